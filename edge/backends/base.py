@@ -1,0 +1,268 @@
+"""The contract that every engine keeps. tests/contract/ holds all of them to it.
+
+A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (decode/engine.py) owns it,
+everything else talks to that thread through a queue. Only `close` and the read-only attributes may be used elsewhere.
+
+A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`; position i of it holds the key and value of
+its i-th token. `prefill` and `decode` append at the end; `rewind` cuts the tail off. The caller keeps the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import BackendUnavailableError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge.plan import Plan
+    from edge.types import Sampling
+
+__all__ = ["BACKENDS", "Backend", "Capabilities", "ModelInfo", "Sampler", "open_backend"]
+
+BACKENDS = {"llamacpp": "edge.backends.llamacpp:LlamaCppBackend", "fake": "edge.backends.fake:FakeBackend"}
+"""Name of a backend -> where its class is. The factory imports it when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. Callers ask, and refuse by name what it cannot (UnsupportedError).
+
+    Attributes:
+        rewind: the tail of a sequence can be cut at any token (false for recurrent and some sliding-window models).
+        export_kv: ranges of the KV cache can be written out and read back.
+        n_seq: how many sequences fit side by side.
+        grammar: output can be held to a grammar.
+        embeddings: the model gives sentence embeddings.
+    """
+
+    rewind: bool
+    export_kv: bool
+    n_seq: int
+    grammar: bool
+    embeddings: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a backend knows of the model it loaded.
+
+    Attributes:
+        name: as the file calls it.
+        architecture: llama.cpp's name of it: "llama", "qwen2", ...
+        n_params: number of weights.
+        size_bytes: of the weights.
+        n_vocab: size of the vocabulary.
+        n_ctx_train: longest context the model was trained for, in tokens.
+        chat_template: Jinja source from the model file, or None.
+        bos_text, eos_text: text of these special tokens, "" where the model has none.
+        adds_bos: the tokenizer puts the beginning-of-sequence token in front by itself.
+        details: what else is worth showing in `edge models show`, as short texts.
+    """
+
+    name: str
+    architecture: str
+    n_params: int
+    size_bytes: int
+    n_vocab: int
+    n_ctx_train: int
+    chat_template: str | None
+    bos_text: str
+    eos_text: str
+    adds_bos: bool
+    details: dict[str, str]
+
+
+class Sampler(ABC):
+    """Chooses tokens for one reply; holds the state of penalties, of the random draw and of a grammar."""
+
+    @abstractmethod
+    def sample(self, seq_id: int) -> int:
+        """Choose the next token of a sequence from its newest logits, and remember the choice.
+
+        Args:
+            seq_id: the sequence; its last `prefill` or `decode` must have succeeded.
+
+        Returns:
+            A token id.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the sampler holds. May be called twice."""
+
+
+class Backend(ABC):
+    """One loaded model. Made by `open_backend`.
+
+    Attributes:
+        name: key in BACKENDS.
+        capabilities: what it can do.
+        info: the model.
+        n_ctx: cells of the KV cache; the sum of all sequences' lengths stays at or below it.
+        chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
+            position 0; cancelling and progress happen between chunks.
+    """
+
+    name: str
+    capabilities: Capabilities
+    info: ModelInfo
+    n_ctx: int
+    chunk_size: int
+
+    @abstractmethod
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Text to token ids.
+
+        Args:
+            text: any text.
+            add_special: put the beginning-of-sequence token in front where the model wants one.
+            parse_special: read "<|im_end|>" and the like as the special tokens they name. Only for text that comes from
+                a template: what a user typed must not be able to speak as the system.
+        """
+
+    @abstractmethod
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The UTF-8 bytes of one token; a character may be spread over several tokens.
+
+        Args:
+            token: a token id.
+            special: give the text of special tokens too; otherwise they are b"".
+        """
+
+    @abstractmethod
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends a reply (end of sequence, end of turn)."""
+
+    @abstractmethod
+    def length(self, seq_id: int) -> int:
+        """How many positions of a sequence are in the KV cache."""
+
+    @abstractmethod
+    def prefill(
+        self,
+        seq_id: int,
+        tokens: Sequence[int],
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append tokens to a sequence and compute the logits after the last one.
+
+        Args:
+            seq_id: the sequence; tokens go to positions `length(seq_id)` and up.
+            tokens: at least one.
+            should_stop: asked before every chunk; True ends the call early, with the chunks so far in the cache.
+            on_progress: called after every chunk with (tokens done, tokens in all).
+
+        Returns:
+            How many of `tokens` are now in the cache: all of them, unless should_stop said True.
+
+        Raises:
+            ContextFullError: they do not fit; the cache is as it was.
+            BackendError: the engine failed; the cache holds the chunks before the failure.
+        """
+
+    @abstractmethod
+    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+        """Append one token to each of several sequences, in one pass, and compute their logits.
+
+        Args:
+            steps: (seq_id, token), every sequence at most once.
+
+        Raises:
+            ContextFullError: no cell is free; the cache is as it was.
+            BackendError: the engine failed; the sequences are as they were.
+        """
+
+    @abstractmethod
+    def rewind(self, seq_id: int, n_keep: int) -> None:
+        """Cut a sequence down to its first `n_keep` positions. 0 empties it, which every backend can.
+
+        Raises:
+            UnsupportedError: the backend cannot cut there (`capabilities.rewind` is false and n_keep is neither 0 nor the
+                current length); the cache is as it was.
+        """
+
+    @abstractmethod
+    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        """A copy of the newest logits of a sequence, shape (n_vocab,), float32."""
+
+    @abstractmethod
+    def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
+        """Start choosing tokens.
+
+        Args:
+            sampling: the settings.
+            history: tokens before the reply, which penalties look back at.
+        """
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Make the first `n_tokens` of `source` the whole of `target`, sharing memory where the backend can.
+
+        Raises:
+            UnsupportedError: the backend has one sequence only, or cannot share.
+        """
+        raise UnsupportedError(f"The {self.name} backend cannot copy one sequence to another.")
+
+    def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
+        """The keys and values of positions [start, end), as an opaque block.
+
+        Raises:
+            UnsupportedError: `capabilities.export_kv` is false.
+        """
+        raise UnsupportedError(f"The {self.name} backend cannot export its KV cache.")
+
+    def import_kv(self, seq_id: int, block: bytes) -> None:
+        """Append an exported block to a sequence; its first position must be `length(seq_id)`.
+
+        The caller has checked where the block comes from and that it is whole: engines trust what they are given.
+
+        Raises:
+            UnsupportedError: `capabilities.export_kv` is false.
+            BackendError: the engine refused the block; the sequence is as it was.
+        """
+        raise UnsupportedError(f"The {self.name} backend cannot import a KV cache.")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model. May be called twice; every other call afterwards raises BackendError."""
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_backend(plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> Backend:
+    """Load the model of a plan.
+
+    Args:
+        plan: what to load and how; `plan.backend` names the backend.
+        on_progress: called while loading with the share that is done (0 to 1); returning False stops the load.
+
+    Raises:
+        BackendUnavailableError: there is no backend of that name, or its package is not installed.
+        ModelFileError: the file cannot be used.
+        CancelledError: on_progress said False.
+    """
+    try:
+        module_name, class_name = BACKENDS[plan.backend].split(":")
+    except KeyError:
+        known = ", ".join(sorted(BACKENDS))
+        raise BackendUnavailableError(f"There is no backend {plan.backend!r}.", f"Known here: {known}.") from None
+    try:
+        backend_class: Any = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"The {plan.backend} backend needs a package that is not installed ({error}).", "Run: make install"
+        ) from error
+    backend: Backend = backend_class(plan, on_progress=on_progress)
+    return backend
