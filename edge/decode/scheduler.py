@@ -1,0 +1,391 @@
+"""The thread that owns the backend: it reads prompts chunk by chunk and decodes all running replies in one pass.
+
+Everybody else talks to it through a queue. Each round does one chunk of the oldest prompt that is still being read, then one
+decode step for every reply that is being written, so a long prompt never stops a reply that is under way for longer than one
+chunk. Events go to the listener of a generation from this thread; listeners must be quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edge.errors import BackendError, ContextFullError, EdgeError
+from edge.kv.slots import Slot, Slots
+from edge.tokenizer import StopMatcher, TextStream
+from edge.types import FinishReason, Sampling, Timing, Usage
+
+if TYPE_CHECKING:
+    from edge.backends.base import Backend, Sampler
+
+__all__ = ["Failed", "Finished", "Generation", "Prefilled", "Scheduler", "Wrote"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Part of the prompt is read: `done` of `total` tokens, reused ones included."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """Text that can be shown: whole characters, and no part of a stop text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The reply is over.
+
+    Attributes:
+        reason: why.
+        usage, timing: what it took.
+        tokens: the token ids of the reply, without the one that ended it.
+    """
+
+    reason: FinishReason
+    usage: Usage
+    timing: Timing
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The reply broke off with an error; text that was written before it stands."""
+
+    error: EdgeError
+
+
+Event = Prefilled | Wrote | Finished | Failed
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One reply that was asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
+
+    Attributes:
+        tokens: the prompt.
+        sampling: how to choose tokens.
+        listener: called with each event, in order; the last one is Finished or Failed.
+    """
+
+    tokens: list[int]
+    sampling: Sampling
+    listener: Callable[[Event], None]
+    asked_at: float = field(default_factory=time.perf_counter)
+    slot: Slot | None = None
+    sampler: Sampler | None = None
+    n_reused: int = 0
+    written: list[int] = field(default_factory=list)
+    started_at: float = 0.0
+    prefilled_at: float = 0.0
+    first_text_at: float = 0.0
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _stream: TextStream = field(default_factory=TextStream)
+    _matcher: StopMatcher | None = None
+
+    def cancel(self) -> None:
+        """Stop at the next chance: after the current chunk or token. Asking twice does nothing more."""
+        self._cancelled.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancel() was called."""
+        return self._cancelled.is_set()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether part of the prompt is still to be computed."""
+        return self.slot is not None and self.prefilled_at == 0.0
+
+    def show(self, data: bytes, *, is_last: bool = False) -> bool:
+        """Turn bytes of tokens into text for the listener; True when a stop text came up."""
+        if self._matcher is None:
+            self._matcher = StopMatcher(self.sampling.stop)
+        text = self._stream.feed(data)
+        if is_last:
+            text += self._stream.final()
+        shown, is_stopped = self._matcher.feed(text)
+        if is_last and not is_stopped:
+            shown += self._matcher.flush()
+        if shown:
+            if not self.first_text_at:
+                self.first_text_at = time.perf_counter()
+            self.listener(Wrote(shown))
+        return is_stopped
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A function that wants the backend for itself for a moment."""
+
+    function: Callable[[Backend], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self, backend: Backend) -> None:
+        try:
+            self.future.set_result(self.function(backend))
+        except Exception as error:  # noqa: BLE001 (handed to the caller, who waits for it)
+            self.future.set_exception(error)
+
+
+class Scheduler:
+    """Runs generations on a backend, in a thread of its own.
+
+    Args:
+        backend: an open backend; the scheduler closes it.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._slots = Slots(backend)
+        self._inbox: queue.SimpleQueue[Generation | _Call | None] = queue.SimpleQueue()
+        self._waiting: list[Generation] = []
+        self._running: list[Generation] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a generation. Its listener hears of everything else, errors included.
+
+        Raises:
+            BackendError: the scheduler is closed.
+        """
+        self._put(generation)
+
+    def call(self, function: Callable[[Backend], T]) -> T:
+        """Run a function on the engine thread, between two steps, and give back what it returns or raises.
+
+        Raises:
+            BackendError: the scheduler is closed.
+        """
+        call = _Call(function)
+        self._put(call)
+        result: T = call.future.result()
+        return result
+
+    def close(self) -> None:
+        """Cancel what runs, stop the thread and close the backend. May be called twice."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _put(self, item: Generation | _Call) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise BackendError("This assistant is closed.", "Load the model again.")
+            self._inbox.put(item)
+
+    # Everything below runs on the engine thread.
+
+    def _run(self) -> None:
+        reason = BackendError("The assistant was closed while it was answering.")
+        try:
+            while self._take_in():
+                self._admit()
+                self._read_one_chunk()
+                self._write_one_token_each()
+        except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding: nobody may wait for ever because of it)
+            reason = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
+            reason.__cause__ = error
+        finally:
+            with self._lock:
+                self._is_closed = True
+            self._abandon(reason)
+            self._backend.close()
+
+    def _abandon(self, reason: EdgeError) -> None:
+        for generation in [*self._running, *self._waiting]:
+            self._fail(generation, reason)
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, Generation):
+                self._fail(item, reason)
+            elif item is not None:
+                item.future.set_exception(reason)
+
+    def _take_in(self) -> bool:
+        """Move what arrived to where it belongs; wait when there is nothing else to do. False means stop."""
+        while True:
+            is_idle = not self._running and not self._waiting
+            try:
+                item = self._inbox.get(block=is_idle)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, Generation):
+                self._waiting.append(item)
+            else:
+                item.run(self._backend)
+
+    def _admit(self) -> None:
+        """Give waiting generations a sequence, oldest first."""
+        while self._waiting:
+            generation = self._waiting[0]
+            n_prompt, n_ctx = len(generation.tokens), self._backend.n_ctx
+            if generation.is_cancelled or n_prompt == 0 or n_prompt >= n_ctx:
+                self._waiting.pop(0)
+                if generation.is_cancelled:
+                    self._finish(generation, "cancelled")
+                elif n_prompt == 0:
+                    self._fail(generation, BackendError("The prompt is empty.", "Send at least one token."))
+                else:
+                    self._fail(
+                        generation,
+                        ContextFullError(
+                            f"The prompt has {n_prompt:,} tokens, the context window {n_ctx:,}, and a reply needs room too.",
+                            "Shorten it, or load the model with a larger context.",
+                        ),
+                    )
+                continue
+            try:
+                slot = self._slots.acquire(generation.tokens)
+                if slot is None:
+                    return  # every sequence is busy
+                generation.slot = slot
+                generation.n_reused = len(slot.tokens)
+                generation.sampler = self._backend.open_sampler(generation.sampling, generation.tokens)
+            except EdgeError as error:
+                self._waiting.pop(0)
+                self._fail(generation, error)
+                continue
+            self._waiting.pop(0)
+            generation.started_at = time.perf_counter()
+            self._running.append(generation)
+            generation.listener(Prefilled(generation.n_reused, n_prompt))
+
+    def _read_one_chunk(self) -> None:
+        generation = next((one for one in self._running if one.is_reading), None)
+        if generation is None:
+            return
+        slot = generation.slot
+        assert slot is not None
+        if generation.is_cancelled:
+            self._finish(generation, "cancelled")
+            return
+        start, chunk = len(slot.tokens), self._backend.chunk_size
+        tokens = generation.tokens[start : (start // chunk + 1) * chunk]
+        try:
+            n_read = self._with_room(
+                lambda: self._backend.prefill(slot.seq_id, tokens, should_stop=lambda: generation.is_cancelled)
+            )
+        except EdgeError as error:
+            self._slots.resync(slot)
+            self._fail(generation, error)
+            return
+        slot.tokens.extend(tokens[:n_read])
+        generation.listener(Prefilled(len(slot.tokens), len(generation.tokens)))
+        if len(slot.tokens) == len(generation.tokens):
+            generation.prefilled_at = time.perf_counter()
+
+    def _write_one_token_each(self) -> None:
+        steps: list[tuple[Generation, int]] = []
+        for generation in [one for one in self._running if not one.is_reading]:
+            try:
+                token = self._next_token(generation)
+            except EdgeError as error:
+                self._fail(generation, error)
+                continue
+            if token is not None:
+                steps.append((generation, token))
+        while steps:
+            pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
+            try:
+                self._with_room(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
+                break
+            except ContextFullError:
+                # Together the replies have filled the window: the longest ends here, which makes room for the others.
+                longest = max(steps, key=lambda step: len(step[0].slot.tokens) if step[0].slot else 0)
+                steps.remove(longest)
+                self._finish(longest[0], "length")
+            except EdgeError as error:
+                for generation, _ in steps:
+                    self._fail(generation, error)
+                return
+        for generation, token in steps:
+            if generation.slot:
+                generation.slot.tokens.append(token)
+
+    def _next_token(self, generation: Generation) -> int | None:
+        """Choose and show one token; None when that ended the reply."""
+        slot, sampler = generation.slot, generation.sampler
+        assert slot is not None and sampler is not None
+        if generation.is_cancelled:
+            self._finish(generation, "cancelled")
+            return None
+        token = sampler.sample(slot.seq_id)
+        if self._backend.is_end(token):
+            self._finish(generation, "stop")
+            return None
+        generation.written.append(token)
+        if generation.show(self._backend.token_bytes(token)):
+            self._finish(generation, "stop", is_matched=True)
+            return None
+        limit = generation.sampling.max_tokens
+        is_full = len(slot.tokens) + 1 >= self._backend.n_ctx
+        if is_full or (limit is not None and len(generation.written) >= limit):
+            self._finish(generation, "length")
+            return None
+        return token
+
+    def _with_room(self, step: Callable[[], T]) -> T:
+        """Run a step; when the cache is full, drop idle sequences, oldest first, and try again."""
+        while True:
+            try:
+                return step()
+            except ContextFullError:
+                if not self._slots.evict_one():
+                    raise
+
+    def _finish(self, generation: Generation, reason: FinishReason, *, is_matched: bool = False) -> None:
+        if not is_matched and generation.written:
+            generation.show(b"", is_last=True)
+        now = time.perf_counter()
+        started = generation.started_at or now
+        prefilled = generation.prefilled_at or now
+        first = generation.first_text_at or now
+        usage = Usage(len(generation.tokens), generation.n_reused, len(generation.written))
+        timing = Timing(
+            queue_ms=(started - generation.asked_at) * 1000,
+            prefill_ms=(prefilled - started) * 1000,
+            first_token_ms=(first - generation.asked_at) * 1000,
+            decode_ms=(now - first) * 1000,
+            total_ms=(now - generation.asked_at) * 1000,
+        )
+        self._let_go(generation)
+        generation.listener(Finished(reason, usage, timing, tuple(generation.written)))
+
+    def _fail(self, generation: Generation, error: EdgeError) -> None:
+        self._let_go(generation)
+        generation.listener(Failed(error))
+
+    def _let_go(self, generation: Generation) -> None:
+        if generation in self._running:
+            self._running.remove(generation)
+        if generation.sampler is not None:
+            with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
+                generation.sampler.close()
+            generation.sampler = None
+        if generation.slot is not None:
+            self._slots.release(generation.slot)
+            generation.slot = None
