@@ -1,0 +1,251 @@
+"""llama.cpp's sampler chain in numpy, for engines that hand out logits and leave the choice to us.
+
+Each stage is a pure function over candidates: token ids and their logits, both shape (n,). `narrow` applies them in the
+order that edge/types.py Sampling promises, `NumpySampler` adds the memory (tokens so far, random draw).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.backends.base import Sampler
+from edge.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    from edge.types import Sampling
+
+__all__ = ["Breakers", "NumpySampler", "find_breakers", "narrow", "probabilities", "seed_of"]
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float64]
+Breakers = dict[int, list[tuple[int, ...]]]
+"""First token of a DRY sequence breaker -> the token sequences that may follow it ((): the first token is enough)."""
+
+MAX_BREAKER_CHARS = 40
+MAX_BREAKER_TAIL = 20
+_FLOAT_MAX_LOG = 88.7228391
+
+
+def seed_of(seed: int | None) -> int:
+    """The 32-bit seed to use: the one asked for, or a fresh one. Never 2**32 - 1, which means "random" to llama.cpp."""
+    return (secrets.randbits(64) if seed is None else seed) % 0xFFFFFFFF
+
+
+def probabilities(logits: Logits) -> Logits:
+    """Softmax, shape (n,)."""
+    weights = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def narrow(
+    logits: npt.NDArray[np.float32],
+    sampling: Sampling,
+    history: Sequence[int],
+    *,
+    breakers: Breakers | None = None,
+    xtc_draw: float = 1.0,
+) -> tuple[Ids, Logits]:
+    """Apply every stage before the draw.
+
+    Args:
+        logits: shape (n_vocab,).
+        sampling: the settings.
+        history: all tokens so far, oldest first; a setting of -1 for "how far back" means all of these.
+        breakers: DRY's sequence breakers as `find_breakers` gives them.
+        xtc_draw: a uniform random number in [0, 1); XTC acts when it is at most `xtc_probability`.
+
+    Returns:
+        (ids, logits) of the tokens that remain, both shape (n,), n >= 1; softmax of the logits is the distribution.
+
+    Raises:
+        BackendError: the engine computed something that is not a number.
+    """
+    values = logits.astype(np.float64)
+    if np.isnan(values).any():
+        raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
+    for token, bias in sampling.logit_bias.items():
+        values[token] += bias
+    values = _penalise(values, sampling, history)
+    values = _dry(values, sampling, history, breakers or {})
+    ids: Ids = np.arange(len(values), dtype=np.int64)
+    if sampling.temperature == 0:
+        best = int(values.argmax())
+        return ids[best : best + 1], values[best : best + 1]
+    order = np.argsort(-values, kind="stable")
+    if sampling.top_k > 0:
+        order = order[: sampling.top_k]
+    ids, values = ids[order], values[order]
+    ids, values = _typical(ids, values, sampling.typical_p)
+    ids, values = _top_p(ids, values, sampling.top_p)
+    ids, values = _min_p(ids, values, sampling.min_p)
+    if sampling.xtc_probability > 0 and xtc_draw <= sampling.xtc_probability:
+        ids, values = _xtc(ids, values, sampling.xtc_threshold)
+    return ids, values / sampling.temperature
+
+
+def _penalise(values: Logits, sampling: Sampling, history: Sequence[int]) -> Logits:
+    last_n = sampling.repeat_last_n if sampling.repeat_last_n >= 0 else len(history)
+    is_off = sampling.repeat_penalty == 1 and sampling.frequency_penalty == 0 and sampling.presence_penalty == 0
+    if last_n == 0 or is_off:
+        return values
+    counts = Counter(history[-last_n:])
+    seen = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
+    times = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+    old = values[seen]
+    scaled = np.where(old <= 0, old * sampling.repeat_penalty, old / sampling.repeat_penalty)
+    values[seen] = scaled - times * sampling.frequency_penalty - sampling.presence_penalty
+    return values
+
+
+def _dry(values: Logits, sampling: Sampling, history: Sequence[int], breakers: Breakers) -> Logits:
+    """Punish every token that would continue a repeat. The plain quadratic form of what llama.cpp does with a Z-array."""
+    last_n = sampling.dry_penalty_last_n if sampling.dry_penalty_last_n >= 0 else len(history)
+    allowed = sampling.dry_allowed_length
+    if sampling.dry_multiplier == 0 or last_n == 0:
+        return values
+    recent = list(history[-last_n:])
+    if len(recent) <= allowed:
+        return values
+    limit = _repeat_limit(recent, breakers)
+    if limit < allowed:
+        return values
+    longest: dict[int, int] = {}
+    for end in range(len(recent) - 1):  # a repeat that ends at `end` would be continued by the token after it
+        length = 0
+        while length < limit and length <= end and recent[end - length] == recent[-1 - length]:
+            length += 1
+        if length >= allowed:
+            follower = recent[end + 1]
+            longest[follower] = max(longest.get(follower, 0), length)
+    max_exponent = int(_FLOAT_MAX_LOG / np.log(sampling.dry_base)) if sampling.dry_base > 1.000001 else 0
+    for token, length in longest.items():
+        if () in breakers.get(token, ()):
+            continue
+        exponent = length - allowed
+        if max_exponent > 0:
+            exponent = min(exponent, max_exponent)
+        values[token] -= sampling.dry_multiplier * sampling.dry_base**exponent
+    return values
+
+
+def _repeat_limit(recent: Sequence[int], breakers: Breakers) -> int:
+    """How many tokens back the newest sequence breaker ends; repeats do not reach across it."""
+    for back in range(len(recent)):
+        matched = [
+            len(tail)
+            for tail in breakers.get(recent[-1 - back], ())
+            if len(tail) <= back and all(tail[i] == recent[-1 - back + i + 1] for i in range(len(tail)))
+        ]
+        if matched:
+            return back - max(matched)
+    return len(recent)
+
+
+def _typical(ids: Ids, values: Logits, p: float) -> tuple[Ids, Logits]:
+    if p >= 1:
+        return ids, values
+    shares = probabilities(values)
+    surprise = -np.log(shares, where=shares > 0, out=np.full_like(shares, -np.inf))
+    entropy = float((shares * np.where(shares > 0, surprise, 0.0)).sum())
+    order = np.argsort(np.abs(surprise - entropy), kind="stable")
+    n_keep = int(np.searchsorted(np.cumsum(shares[order]), p, side="right")) + 1
+    kept = order[:n_keep]
+    kept = kept[np.argsort(-values[kept], kind="stable")]
+    return ids[kept], values[kept]
+
+
+def _top_p(ids: Ids, values: Logits, p: float) -> tuple[Ids, Logits]:
+    if p >= 1:
+        return ids, values
+    n_keep = int(np.searchsorted(np.cumsum(probabilities(values)), p, side="left")) + 1
+    return ids[:n_keep], values[:n_keep]
+
+
+def _min_p(ids: Ids, values: Logits, p: float) -> tuple[Ids, Logits]:
+    if p <= 0:
+        return ids, values
+    kept = values >= values.max() + np.log(p)
+    return ids[kept], values[kept]
+
+
+def _xtc(ids: Ids, values: Logits, threshold: float) -> tuple[Ids, Logits]:
+    if threshold > 0.5:
+        return ids, values
+    n_top = int((probabilities(values) >= threshold).sum())
+    return (ids[n_top - 1 :], values[n_top - 1 :]) if n_top > 1 else (ids, values)
+
+
+def find_breakers(texts: Sequence[str], pieces: Sequence[bytes], tokenize: Callable[[str], Sequence[int]]) -> Breakers:
+    """Which tokens begin a DRY sequence breaker.
+
+    Args:
+        texts: the breakers.
+        pieces: bytes of every token of the vocabulary.
+        tokenize: text to ids, for what of a breaker is left after its first token.
+
+    Source: llama.cpp `get_overlapping_token_sequences`, after koboldcpp pull 982 by pi6am.
+    """
+    found: Breakers = {}
+    for text in texts:
+        breaker = text.encode()[:MAX_BREAKER_CHARS]
+        for token, piece in enumerate(pieces):
+            tails = found.setdefault(token, [])
+            if breaker in piece:
+                tails.append(())
+                continue
+            for n_inside in range(1, len(breaker)):
+                if piece.endswith(breaker[:n_inside]):
+                    rest = breaker[n_inside:].decode(errors="ignore")
+                    tails.append(tuple(tokenize(rest))[:MAX_BREAKER_TAIL])
+    return {token: tails for token, tails in found.items() if tails}
+
+
+class NumpySampler(Sampler):
+    """`narrow`, then a draw.
+
+    Args:
+        sampling: the settings.
+        history: tokens before the reply.
+        logits_of: gives the newest logits of a sequence, shape (n_vocab,).
+        n_vocab: size of the vocabulary, to check logit_bias against.
+        breakers: DRY's sequence breakers.
+
+    Raises:
+        UsageError: logit_bias names a token that the vocabulary does not have.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        history: Sequence[int],
+        logits_of: Callable[[int], npt.NDArray[np.float32]],
+        n_vocab: int,
+        breakers: Breakers | None = None,
+    ) -> None:
+        unknown = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
+        if unknown:
+            raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
+        self._sampling = sampling
+        self._history = list(history)
+        self._logits_of = logits_of
+        self._breakers = breakers
+        self._random = np.random.default_rng(seed_of(sampling.seed))
+        self._is_open = True
+
+    def sample(self, seq_id: int) -> int:
+        if not self._is_open:
+            raise BackendError("The sampler is closed.", "Open another one.")
+        xtc_draw = self._random.random() if self._sampling.xtc_probability > 0 else 1.0
+        ids, values = narrow(self._logits_of(seq_id), self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
+        token = int(ids[0]) if len(ids) == 1 else int(self._random.choice(ids, p=probabilities(values)))
+        self._history.append(token)
+        return token
+
+    def close(self) -> None:
+        self._is_open = False
