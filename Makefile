@@ -1,0 +1,70 @@
+# Two commands matter: `make chat` sets everything up and opens a chat; `make test` sets everything up and runs the tests.
+# Everything lands in .venv; the model and the built engine land in your user cache, so a second clone starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Arguments for the tests, for example: make test ARGS="-k catalog"
+ARGS ?=
+
+.PHONY: help chat test check lint format install install-dev model lock snapshots bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+chat: install  ## Set up everything and open a terminal chat with the embedded model.
+	@$(BIN)/edge models pull smollm2-135m --quiet
+	@$(BIN)/edge chat
+
+test: install-dev model  ## Set up everything, check the code and run all tests.
+	@$(MAKE) --no-print-directory lint
+	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --path)" \
+		$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+
+lint: install-dev  ## Style, types and import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed  ## Set up the runtime and the chat app.
+
+install-dev: $(VENV)/.installed-dev  ## Set up everything that contributors need.
+
+model: install
+	@$(BIN)/edge models pull smollm2-135m --quiet
+
+$(VENV)/bin/python:
+	@sh tools/bootstrap.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/build_llama.py
+	@sh tools/bootstrap.sh $(PYTHON)
+	$(BIN)/python tools/build_llama.py
+	$(PIP) --editable '.[chat]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@sh tools/bootstrap.sh $(PYTHON) tmux
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+lock: install-dev  ## Resolve exact versions anew into constraints.txt.
+	$(PIP) uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet \
+		--custom-compile-command "make lock" --output-file constraints.txt
+
+snapshots: install-dev  ## Accept the chat app's new look; read the differences first.
+	$(BIN)/python -m pytest tests/snapshot --snapshot-update -p no:randomly
+
+bench: install-dev model  ## Measure; results go to docs/.
+	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --path)" $(BIN)/python benchmarks/decode_loop.py
+
+clean:  ## Remove what make built here (models and caches in your home stay).
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .coverage htmlcov

@@ -1,0 +1,200 @@
+"""A reply while it is being written: what `send` and `generate` give back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from edge.types import FinishReason, Timing, Usage
+
+if TYPE_CHECKING:
+    from edge.conversation import Node
+    from edge.errors import EdgeError
+
+__all__ = ["Reply"]
+
+
+class Reply:
+    """Text as it comes, for `for`, `async for` and `await`; safe to use from several threads and event loops at once.
+
+        for piece in reply: ...            # or: async for piece in reply
+        text = reply.wait()                # or: text = await reply
+        with conversation.send("hi") as reply: ...      # leaving the block cancels what is still running
+
+    Attributes:
+        notices: what the user should know of how this reply came about, for example what no longer fits the window.
+        progress: (tokens of the prompt that are read, tokens of the prompt); (0, 0) before that is known.
+        finish_reason: "stop", "length", "cancelled" or "error"; None while it is being written.
+        usage, timing: what the turn took; complete when the reply is.
+        node: the saved message, once there is one; None for replies outside a conversation.
+        tokens: ids of the reply's tokens, once it is over.
+    """
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.progress: tuple[int, int] = (0, 0)
+        self.finish_reason: FinishReason | None = None
+        self.usage = Usage()
+        self.timing = Timing()
+        self.node: Node | None = None
+        self.tokens: tuple[int, ...] = ()
+        self._pieces: list[str] = []
+        self._error: EdgeError | None = None
+        self._is_cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+        self._changed = threading.Condition()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    @property
+    def text(self) -> str:
+        """What has been written so far."""
+        return "".join(self._pieces)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancel() was called."""
+        return self._is_cancelled
+
+    @property
+    def error(self) -> EdgeError | None:
+        """What broke it off, if anything did; iterating or waiting raises it."""
+        return self._error
+
+    def cancel(self) -> None:
+        """Stop writing. What was written stays; does nothing once the reply is done."""
+        with self._changed:
+            self._is_cancelled = True
+            on_cancel = self._on_cancel
+        if on_cancel is not None:
+            on_cancel()
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Wait until the reply is over.
+
+        Args:
+            timeout_s: give up after so many seconds; None waits as long as it takes.
+
+        Returns:
+            The whole text.
+
+        Raises:
+            TimeoutError: it is still being written.
+            EdgeError: what broke it off.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.is_done, timeout_s):
+                raise TimeoutError("The reply is still being written.")
+        if self._error is not None:
+            raise self._error
+        return self.text
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the text in pieces, from its beginning.
+
+        Raises:
+            EdgeError: what broke it off, after the pieces before it.
+        """
+        position = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._pieces) > position or self.is_done)  # noqa: B023 (called right here)
+                new = self._pieces[position:]
+            if not new:
+                break
+            position += len(new)
+            yield from new
+        if self._error is not None:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the text in pieces, from its beginning, without blocking the event loop.
+
+        Raises:
+            EdgeError: what broke it off, after the pieces before it.
+        """
+        position = 0
+        while True:
+            new = await self._next_pieces(position)
+            if not new:
+                break
+            position += len(new)
+            for piece in new:
+                yield piece
+        if self._error is not None:
+            raise self._error
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self._wait_async().__await__()
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Reply:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.finish_reason or 'running'}: {self.text[:60]!r}>"
+
+    async def _wait_async(self) -> str:
+        async for _ in self:
+            pass
+        return self.text
+
+    async def _next_pieces(self, position: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._changed:
+                if len(self._pieces) > position or self.is_done:
+                    return self._pieces[position:]
+                future: asyncio.Future[None] = loop.create_future()
+                self._waiters.append((loop, future))
+            await future
+
+    # The turn that writes the reply calls these, from its own thread.
+
+    def _bind(self, on_cancel: Callable[[], None]) -> None:
+        """Say how to cancel; done at once when that was asked for already."""
+        with self._changed:
+            self._on_cancel = on_cancel
+            is_cancelled = self._is_cancelled
+        if is_cancelled:
+            on_cancel()
+
+    def _write(self, piece: str) -> None:
+        with self._changed:
+            self._pieces.append(piece)
+            self._wake()
+
+    def _end(self, reason: FinishReason, error: EdgeError | None = None) -> None:
+        with self._changed:
+            self._error = error
+            self.finish_reason = reason
+            self._on_cancel = None
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        waiters, self._waiters = self._waiters, []
+        for loop, future in waiters:
+            try:
+                loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:
+                pass  # that event loop is closed, so nobody waits there any more
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
