@@ -236,8 +236,10 @@ class _Reader:
         raise self._error("is not a GGUF file", "Give a file that ends in .gguf.")
 
     def _check_count(self, count: int, least_bytes: int, limit: int, what: str) -> None:
-        if count > limit or count * least_bytes > self.size:
-            raise self._error(f"claims {count:,} {what}, more than a file of {self.size:,} bytes can have: it is damaged")
+        if count > limit:
+            raise self._error(f"claims {count:,} {what}, more than any model has: it is damaged")
+        if count * least_bytes > self.size:
+            raise self._cut_off()
 
     def _value(self, key: str) -> Value:
         code: int = self._unpack(_UINT32)[0]
