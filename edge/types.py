@@ -107,8 +107,8 @@ class Sampling:
             # NaN fails every comparison, so the test is for being inside, not outside.
             is_inside = (low is None or value >= low) and (high is None or value <= high)
             if not is_inside:
-                top = "up" if high is None else f"{high:g}"
-                raise UsageError(f"{name} is {value}, which is out of range.", f"Use a value from {low:g} to {top}.")
+                top = "up" if high is None else f"to {high:g}"
+                raise UsageError(f"{name} is {value}, which is out of range.", f"Use a value from {low:g} {top}.")
         if not self.repeat_penalty > 0:
             raise UsageError(f"repeat_penalty is {self.repeat_penalty}, which is out of range.", "1 turns it off.")
         if self.max_tokens is not None and self.max_tokens < 1:
