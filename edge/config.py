@@ -109,10 +109,16 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         theme: name of a theme; None lets the app choose.
         keys: action -> key, replacing the app's own binding: {"quit": "ctrl+q"}.
+        plain: no box drawing, spinners or colour-only signals, for screen readers and bare terminals.
+        paste_chars: a pasted text of more characters than this becomes an attachment.
+        attachment_bytes: larger files are refused as attachments.
     """
 
     theme: str | None = None
     keys: dict[str, str] = {}
+    plain: bool = False
+    paste_chars: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    attachment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
