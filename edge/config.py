@@ -35,6 +35,7 @@ __all__ = [
     "load_settings",
     "parse_text",
     "setting_keys",
+    "split_key",
 ]
 
 APP_NAME = "edge-assistant"
@@ -78,6 +79,11 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_dir: Path
     models_dir: Path
     config_file: Path
+
+    @property
+    def conversations_file(self) -> Path:
+        """Where conversations are kept; the chat app and `edge run --continue` share it."""
+        return self.data_dir / "conversations.db"
 
 
 def default_paths(environ: Mapping[str, str] | None = None) -> Paths:
@@ -232,6 +238,16 @@ def find_key(name: str) -> Key:
         if key.is_free and name.startswith(key.name + ".") and len(name) > len(key.name) + 1:
             return key
     raise ConfigError(f"There is no setting {name!r}.", _nearest(name, keys))
+
+
+def split_key(name: str) -> tuple[str, ...]:
+    """A dotted name as the names of its tables and its own; an entry of a free table keeps its dots.
+
+    Raises:
+        ConfigError: there is no such setting.
+    """
+    key = find_key(name)
+    return (*key.name.split("."), *([name[len(key.name) + 1 :]] if name != key.name else []))
 
 
 def get_value(settings: Settings, name: str) -> Any:

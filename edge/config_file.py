@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def read_toml(path: Path, *, must_exist: bool = False) -> Document:
     return Document(values, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
 
 
-def set_in_file(path: Path, name: str, value: object) -> None:
+def set_in_file(path: Path, parts: Sequence[str], value: object) -> None:
     """Set one key, keeping the rest of the file, comments included, as it is.
 
     Args:
         path: the file; made, readable by its owner only, where it is missing.
-        name: dotted key, already checked.
+        parts: names of the tables and of the key, already checked.
         value: what TOML can hold: text, number, true or false, list, table.
 
     Raises:
@@ -70,20 +70,24 @@ def set_in_file(path: Path, name: str, value: object) -> None:
     import tomlkit
 
     document = _edit(path)
-    *tables, last = name.split(".")
+    *tables, last = parts
     table: Any = document
     for part in tables:
         if part not in table:
             table[part] = tomlkit.table()
         table = table[part]
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {part} is not a table, so {name} has no place there.", "Remove it first.")
+            raise ConfigError(f"{path}: {part} is not a table, so {'.'.join(parts)} has no place there.", "Remove it first.")
     table[last] = value
     write_private(path, tomlkit.dumps(document).encode())
 
 
-def unset_in_file(path: Path, name: str) -> bool:
+def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
     """Remove one key. Tables that are then empty go too.
+
+    Args:
+        path: the file.
+        parts: names of the tables and of the key.
 
     Returns:
         Whether the key was there.
@@ -97,7 +101,7 @@ def unset_in_file(path: Path, name: str) -> bool:
     document = _edit(path)
     parents: list[tuple[Any, str]] = []
     table: Any = document
-    for part in name.split("."):
+    for part in parts:
         if not isinstance(table, dict) or part not in table:
             return False
         parents.append((table, part))

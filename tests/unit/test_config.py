@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.config import Settings, find_key, get_value, load_settings, parse_text, setting_keys
+from edge.config import Settings, find_key, get_value, load_settings, parse_text, setting_keys, split_key
 from edge.config_file import make_private_dir, read_toml, set_in_file, unset_in_file, write_private
 from edge.errors import ConfigError, StorageError, UsageError
 from edge.types import Sampling
@@ -288,10 +288,10 @@ def test_any_value_of_a_flag_is_taken_or_refused_by_name(value: object) -> None:
 def test_setting_a_key_keeps_comments_and_order(config: Path) -> None:
     before = '# mine\nmodel = "a"  # the small one\n\n[sampling]\n# calm\ntemperature = 0.2\n'
     write(config, before)
-    set_in_file(config, "sampling.temperature", 0.5)
+    set_in_file(config, split_key("sampling.temperature"), 0.5)
     assert config.read_text() == before.replace("0.2", "0.5")
-    set_in_file(config, "context", 512)
-    set_in_file(config, "chat.keys.quit", "ctrl+q")
+    set_in_file(config, split_key("context"), 512)
+    set_in_file(config, split_key("chat.keys.quit"), "ctrl+q")
     settings = load_settings(path=config, environ={})
     assert (settings.model, settings.context, settings.chat.keys) == ("a", 512, {"quit": "ctrl+q"})
     assert "# mine" in config.read_text() and "# calm" in config.read_text()
@@ -299,15 +299,15 @@ def test_setting_a_key_keeps_comments_and_order(config: Path) -> None:
 
 def test_unsetting_removes_the_key_and_empty_tables(config: Path) -> None:
     write(config, 'model = "a"\n\n[chat.keys]\nquit = "x"\n')
-    assert unset_in_file(config, "chat.keys.quit")
-    assert not unset_in_file(config, "chat.keys.quit")
-    assert not unset_in_file(config, "model.name")
+    assert unset_in_file(config, split_key("chat.keys.quit"))
+    assert not unset_in_file(config, split_key("chat.keys.quit"))
+    assert not unset_in_file(config, ("model", "name"))
     assert config.read_text().strip() == 'model = "a"'
 
 
 def test_a_new_file_is_private_and_so_is_its_directory(tmp_path: Path) -> None:
     path = tmp_path / "new" / "config.toml"
-    set_in_file(path, "model", "a")
+    set_in_file(path, split_key("model"), "a")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert list(path.parent.iterdir()) == [path]
@@ -317,7 +317,7 @@ def test_a_linked_file_stays_a_link(tmp_path: Path) -> None:
     real, link = tmp_path / "real.toml", tmp_path / "link.toml"
     write(real, 'model = "a"\n')
     link.symlink_to(real)
-    set_in_file(link, "model", "b")
+    set_in_file(link, split_key("model"), "b")
     assert link.is_symlink()
     assert real.read_text() == 'model = "b"\n'
 
@@ -338,10 +338,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(config: Path, monkeypat
 def test_editing_a_broken_file_is_refused(config: Path) -> None:
     write(config, "= broken")
     with pytest.raises(ConfigError, match="not a TOML file"):
-        set_in_file(config, "model", "a")
+        set_in_file(config, split_key("model"), "a")
     write(config, "sampling = 3\n")
     with pytest.raises(ConfigError, match="not a table"):
-        set_in_file(config, "sampling.top_k", 3)
+        set_in_file(config, split_key("sampling.top_k"), 3)
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
@@ -352,6 +352,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_find_key() -> None:
     assert find_key("chat.keys.quit").name == "chat.keys"
+    assert split_key("chat.keys.a.b") == ("chat", "keys", "a.b")
     assert find_key("context").is_optional
     assert not find_key("model").is_optional
     with pytest.raises(ConfigError, match=r"no setting 'chat\.keys\.'"):
