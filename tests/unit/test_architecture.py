@@ -1,0 +1,67 @@
+"""The import rules of design.md, checked where they matter: in a fresh interpreter, and by import-linter's contracts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["llama_cpp", "numpy", "torch", "transformers", "huggingface_hub", "textual", "jinja2", "fastapi", "sounddevice"]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that are loaded after running some code in a fresh interpreter."""
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import edge",
+        "import edge; edge.Sampling(), edge.errors.EdgeError",
+        "import edge.config",
+        "import edge.backends.base",
+        "import edge_cli.main",
+    ],
+)
+def test_the_light_doors_load_nothing_heavy(code: str) -> None:
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_the_facade_loads_no_engine_before_a_model() -> None:
+    loaded = modules_after("import edge; edge.load; edge.Assistant; edge.ConversationStore")
+    assert not loaded & {"llama_cpp", "torch", "transformers", "textual", "huggingface_hub"}
+
+
+def test_every_public_name_exists() -> None:
+    import edge
+
+    for name in edge.__all__:
+        assert getattr(edge, name) is not None
+    assert set(edge.__all__) <= set(dir(edge))
+    with pytest.raises(AttributeError):
+        _ = edge.nonsense
+
+
+def test_import_contracts_hold() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_errors_carry_their_exit_codes() -> None:
+    from edge import errors
+
+    codes = {name: getattr(errors, name).exit_code for name in errors.__all__}
+    assert {codes[name] for name in ("UsageError", "ConfigError")} == {2}
+    assert (codes["ModelNotFoundError"], codes["BackendUnavailableError"], codes["QualityGateError"]) == (3, 4, 5)
+    assert codes["CancelledError"] == 130
+    assert set(codes.values()) == {1, 2, 3, 4, 5, 130}
+    assert set(errors.__all__) == {name for name in vars(errors) if name.endswith("Error")}

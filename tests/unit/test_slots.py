@@ -1,0 +1,128 @@
+"""Slots against an obvious model: what they say is in the cache is in the cache, and the longest beginning is reused."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.backends.fake import FakeBackend
+from edge.kv.slots import Slot, Slots, common_prefix
+
+
+@given(st.lists(st.integers(0, 2), max_size=600), st.lists(st.integers(0, 2), max_size=600), st.integers(0, 600))
+def test_common_prefix_is_the_obvious_one(a: list[int], b: list[int], n_shared: int) -> None:
+    b = a[:n_shared] + b
+    obvious = 0
+    while obvious < min(len(a), len(b)) and a[obvious] == b[obvious]:
+        obvious += 1
+    assert common_prefix(a, b) == obvious
+
+
+def read(backend: FakeBackend, slot: Slot, prompt: list[int]) -> None:
+    """Do what a turn does with a slot."""
+    rest = prompt[len(slot.tokens) :]
+    backend.prefill(slot.seq_id, rest)
+    slot.tokens.extend(rest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_reuse_is_never_wrong_and_never_shorter_than_in_place(seed: int, n_seq: int) -> None:
+    rng = random.Random(seed)
+    backend = FakeBackend(n_ctx=4096, n_seq=n_seq)
+    slots = Slots(backend)
+    prompts: list[list[int]] = []
+    busy: list[Slot] = []
+    for _ in range(25):
+        if busy and (len(busy) == n_seq or rng.random() < 0.5):
+            slots.release(busy.pop(rng.randrange(len(busy))))
+        start = rng.choice(prompts) if prompts and rng.random() < 0.8 else []
+        prompt = start[: rng.randrange(len(start) + 1)] + [rng.randrange(97, 100) for _ in range(rng.randrange(1, 30))]
+        resident = [list(slot.tokens) for slot in slots._slots]
+        slot = slots.acquire(prompt)
+        assert slot is not None
+        best = max(common_prefix(tokens, prompt[:-1]) for tokens in resident)
+        assert len(slot.tokens) == best, "the longest beginning in the cache is reused"
+        assert backend.length(slot.seq_id) == len(slot.tokens) < len(prompt)
+        read(backend, slot, prompt)
+        fresh = FakeBackend(n_ctx=4096, n_seq=1)
+        fresh.prefill(0, prompt)
+        assert (backend.logits(slot.seq_id) == fresh.logits(0)).all(), "a reused beginning gives the same logits"
+        busy.append(slot)
+        prompts.append(prompt)
+
+
+def test_every_sequence_busy_means_none() -> None:
+    slots = Slots(FakeBackend(n_seq=1))
+    first = slots.acquire([1, 2])
+    assert first is not None
+    assert slots.acquire([1, 2]) is None
+    slots.release(first)
+    assert slots.acquire([1, 2]) is first
+
+
+def test_going_back_keeps_the_tail_when_a_sequence_is_free() -> None:
+    backend = FakeBackend(n_seq=2)
+    slots = Slots(backend)
+    long, other = list(range(100)), [*range(50), 200]
+    for prompt in (long, other, long):
+        slot = slots.acquire(prompt)
+        assert slot is not None
+        read(backend, slot, prompt)
+        slots.release(slot)
+    again = slots.acquire(long)
+    assert again is not None
+    assert len(again.tokens) == 99, "the branch that was left is still there"
+
+
+def test_eviction_frees_the_oldest_idle_one_and_says_when_there_is_none() -> None:
+    backend = FakeBackend(n_seq=3)
+    slots = Slots(backend)
+    taken = []
+    for first in (1, 2, 3):
+        slot = slots.acquire([first, 0, 0])
+        assert slot is not None
+        read(backend, slot, [first, 0, 0])
+        taken.append(slot)
+    slots.release(taken[1])
+    slots.release(taken[0])
+    assert slots.evict_one()
+    assert (backend.length(taken[0].seq_id), backend.length(taken[1].seq_id)) == (0, 3)
+    assert slots.evict_one()
+    assert not slots.evict_one(), "the busy one stays"
+    assert backend.length(taken[2].seq_id) == 3
+
+
+class NoRewind(FakeBackend):
+    """A recurrent model: goes on where it stopped, or from the start."""
+
+    def __init__(self) -> None:
+        super().__init__(n_seq=2)
+        from dataclasses import replace
+
+        self.capabilities = replace(self.capabilities, rewind=False)
+
+    def rewind(self, seq_id: int, n_keep: int) -> None:
+        if n_keep not in (0, self.length(seq_id)):
+            pytest.fail("a recurrent model was asked to go back")
+        super().rewind(seq_id, n_keep)
+
+
+def test_a_model_that_cannot_go_back_is_only_continued() -> None:
+    backend = NoRewind()
+    slots = Slots(backend)
+    slot = slots.acquire([1, 2, 3])
+    assert slot is not None
+    read(backend, slot, [1, 2, 3])
+    slots.release(slot)
+    longer = slots.acquire([1, 2, 3, 4])
+    assert longer is slot
+    assert len(longer.tokens) == 3
+    read(backend, longer, [1, 2, 3, 4])
+    slots.release(longer)
+    back = slots.acquire([1, 2, 9])
+    assert back is not None
+    assert back.tokens == []
