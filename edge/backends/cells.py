@@ -1,0 +1,74 @@
+"""Book-keeping of a KV cache whose cells sequences can share."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from edge.errors import ContextFullError, UsageError
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Which cells each sequence uses, so that what does not fit is refused before anything is computed.
+
+    Args:
+        n_cells: size of the cache.
+        n_seq: number of sequences, numbered from 0.
+    """
+
+    def __init__(self, n_cells: int, n_seq: int) -> None:
+        self._n_cells = n_cells
+        self._sequences: list[list[int]] = [[] for _ in range(n_seq)]
+        self._users: Counter[int] = Counter()
+        self._next_cell = 0
+
+    @property
+    def n_free(self) -> int:
+        """Cells that no sequence uses."""
+        return self._n_cells - len(self._users)
+
+    def length(self, seq_id: int) -> int:
+        """Tokens of a sequence.
+
+        Raises:
+            UsageError: there is no such sequence.
+        """
+        if not 0 <= seq_id < len(self._sequences):
+            raise UsageError(f"There is no sequence {seq_id}.", f"There are {len(self._sequences)}, counted from 0.")
+        return len(self._sequences[seq_id])
+
+    def check_room(self, n_tokens: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            ContextFullError: fewer than `n_tokens` cells are free.
+        """
+        if n_tokens > self.n_free:
+            raise ContextFullError(
+                f"{n_tokens:,} tokens do not fit: {self._n_cells - self.n_free:,} of the {self._n_cells:,} cells of the "
+                "context window are in use.",
+                "Shorten the conversation, or load the model with a larger context.",
+            )
+
+    def append(self, seq_id: int, n_tokens: int) -> None:
+        """Put tokens at the end of a sequence; `check_room` came before."""
+        cells = range(self._next_cell, self._next_cell + n_tokens)
+        self._next_cell += n_tokens
+        self._sequences[seq_id].extend(cells)
+        self._users.update(cells)
+
+    def cut(self, seq_id: int, n_keep: int) -> None:
+        """Drop everything behind the first `n_keep` tokens of a sequence."""
+        sequence = self._sequences[seq_id]
+        for cell in sequence[n_keep:]:
+            self._users[cell] -= 1
+            if not self._users[cell]:
+                del self._users[cell]
+        del sequence[n_keep:]
+
+    def share(self, source: int, target: int, n_tokens: int) -> None:
+        """Make the first `n_tokens` of `source` the whole of the empty sequence `target`."""
+        shared = self._sequences[source][:n_tokens]
+        self._sequences[target] = shared
+        self._users.update(shared)

@@ -1,0 +1,150 @@
+"""llama.cpp as a library: imported once, its log kept away from the terminal, its results turned into our errors."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
+
+__all__ = ["AbortFlag", "forget_log", "load_failure", "load_library", "recent_log"]
+
+_WARN, _ERROR, _CONTINUED = 2, 3, 5
+_log: deque[str] = deque(maxlen=40)
+_lock = threading.Lock()
+_library: Any = None
+_callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
+
+
+def load_library() -> Any:
+    """The module with llama.cpp's C functions, ready to use. The first call takes about 0.3 s.
+
+    Raises:
+        BackendUnavailableError: the package is not installed, or its shared library cannot be loaded here.
+    """
+    global _library
+    with _lock:
+        if _library is None:
+            try:
+                library = importlib.import_module("llama_cpp.llama_cpp")
+            except (ImportError, OSError, RuntimeError) as error:
+                raise BackendUnavailableError(
+                    f"llama.cpp cannot be loaded: {error}.", "Install it with: python tools/build_llama.py"
+                ) from error
+            _silence(library)
+            library.llama_backend_init()
+            _library = library
+    return _library
+
+
+def _silence(library: Any) -> None:
+    """Keep warnings and errors of llama.cpp for our messages; it would write them over the chat otherwise."""
+    global _callback
+    is_kept = False
+
+    def keep(level: int, text: bytes, _user_data: object) -> None:
+        nonlocal is_kept
+        if level != _CONTINUED:
+            is_kept = level in (_WARN, _ERROR)
+        if is_kept and text:
+            _log.append(text.decode("utf-8", "replace").rstrip("\n"))
+
+    _callback = library.llama_log_callback(keep)
+    library.llama_log_set(_callback, None)
+
+
+def forget_log() -> None:
+    """Drop older lines of llama.cpp's log, so that `recent_log` tells of the next call only."""
+    _log.clear()
+
+
+def recent_log(n_lines: int = 3) -> str:
+    """The last warnings and errors of llama.cpp, without its function names, as one line."""
+    lines = [line.split(": ", 1)[-1].strip() for line in _log if line.strip(" .\n")]
+    return "; ".join(lines[-n_lines:])
+
+
+def load_failure(action: str, path: object, architecture: str) -> EdgeError:
+    """Which of our errors a failed load is, from what llama.cpp wrote about it.
+
+    Args:
+        action: what failed ("load the model", "make room for the context").
+        path: the file.
+        architecture: what the file says it is.
+    """
+    text = recent_log()
+    lowered = text.lower()
+    if "unknown model architecture" in lowered:
+        return ModelFileError(
+            f"{path} is a model of the architecture {architecture!r}, which this build of llama.cpp does not know.",
+            "A newer edge may know it; otherwise choose another model.",
+        )
+    if any(sign in lowered for sign in ("failed to allocate", "unable to allocate", "out of memory", "bad_alloc")):
+        return ModelTooLargeError(
+            f"There is not enough memory to {action} of {path} ({text}).",
+            "Use a smaller context or a smaller model, or close other programs.",
+        )
+    if "error loading model" in lowered or "failed to load model" in lowered or "tensor" in lowered:
+        return ModelFileError(
+            f"llama.cpp cannot use {path} (architecture {architecture!r}): {text}.", "Download or convert it again."
+        )
+    return BackendError(f"llama.cpp could not {action} of {path}: {text or 'it gave no reason'}.")
+
+
+class AbortFlag:
+    """Lets another thread stop a pass of llama.cpp half-way, without the engine ever taking Python's lock.
+
+    llama.cpp asks an abort callback before every operation, about a thousand times a pass. A callback in Python would
+    take the interpreter's lock as often and stall behind a busy user interface. C's `strlen` over a buffer of ours
+    answers the same question natively: 0 for an empty string, 1 after `set`.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        runtime = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+        self.callback = ctypes.cast(runtime.strlen, library.ggml_abort_callback)
+        self.user_data = ctypes.cast(self._buffer, ctypes.c_void_p)
+
+    def set(self) -> None:
+        """Ask the pass that is running to stop."""
+        self._buffer[0] = b"x"
+
+    def clear(self) -> None:
+        """Let the next pass run."""
+        self._buffer[0] = b"\0"
+
+    @contextmanager
+    def watching(self, should_stop: Callable[[], bool] | None, poll_s: float = 0.02) -> Iterator[None]:
+        """Ask `should_stop` from a thread of its own while the body runs, and set the flag when it says True."""
+        if should_stop is None:
+            yield
+            return
+        is_done = threading.Event()
+        failures: list[Exception] = []
+
+        def watch() -> None:
+            try:
+                while not is_done.wait(poll_s):
+                    if should_stop():
+                        self.set()
+                        return
+            except Exception as error:  # noqa: BLE001 (raised again below, in the thread of the caller)
+                failures.append(error)
+                self.set()
+
+        watcher = threading.Thread(target=watch, name="edge-stop-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            watcher.join()
+            self.clear()
+        if failures:
+            raise failures[0]
