@@ -1,0 +1,79 @@
+"""What commands get from outside: settings, and models. Tests put their own in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.config import Settings
+    from edge.conversation import ConversationStore
+    from edge.plan import Plan
+
+__all__ = ["App", "pass_app"]
+
+
+def _load(**options: Any) -> Assistant:
+    import edge
+
+    return edge.load(**options)
+
+
+def _plan(**options: Any) -> Plan:
+    import edge
+
+    return edge.plan_model(**options)
+
+
+@dataclass(frozen=True)
+class App:
+    """The runtime as commands see it.
+
+    Attributes:
+        load: `edge.load`.
+        plan: `edge.plan_model`.
+    """
+
+    load: Callable[..., Assistant] = _load
+    plan: Callable[..., Plan] = _plan
+
+    def settings(self, flags: Mapping[str, object] | None = None) -> Settings:
+        """The merged settings.
+
+        Args:
+            flags: dotted key -> value; None is not given.
+
+        Raises:
+            ConfigError: one of them is wrong.
+        """
+        from edge.config import load_settings
+
+        return load_settings(flags)
+
+    def store(self, settings: Settings) -> ConversationStore:
+        """The user's conversations; the caller closes it.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        from edge.config_file import make_private_dir
+        from edge.conversation import ConversationStore
+
+        make_private_dir(settings.paths.data_dir)
+        return ConversationStore(settings.paths.conversations_file)
+
+
+def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the App as its first argument."""
+    import functools
+
+    import click
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        app = click.get_current_context().find_root().obj or App()
+        return function(app, *args, **options)
+
+    return wrapped

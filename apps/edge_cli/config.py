@@ -1,0 +1,171 @@
+"""`edge config`: show and change settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_setting_name
+from edge_cli.group import CONTEXT_SETTINGS, SuggestingGroup, examples
+from edge_cli.options import json_option
+
+__all__ = ["config"]
+
+
+@click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
+def config() -> None:
+    """Show and change settings.
+
+    A flag wins over an EDGE_* variable, that over the settings file, and that over the default.
+    """
+
+
+@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config ls", "edge config ls --changed --json"))
+@click.option("--changed", is_flag=True, help="Only what is not at its default.")
+@json_option
+@pass_app
+def ls(app: App, changed: bool, as_json: bool) -> None:
+    """Every setting, its value and where that comes from."""
+    from edge.config import DEFAULT, get_value, setting_keys
+
+    settings = app.settings()
+    names = [name for name in setting_keys() if not changed or settings.sources[name] != DEFAULT]
+    if as_json:
+        keys = setting_keys()
+        output.json_object(
+            {
+                name: {
+                    "value": _plain(get_value(settings, name)),
+                    "source": settings.sources[name],
+                    "allowed": keys[name].allowed,
+                    "variable": keys[name].variable,
+                }
+                for name in names
+            }
+        )
+        return
+    rows = [(name, _show(get_value(settings, name)), settings.sources[name]) for name in names]
+    output.table(rows, ("setting", "value", "from"))
+
+
+@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config get sampling.temperature"))
+@click.argument("key", shell_complete=complete_setting_name)
+@json_option
+@pass_app
+def get(app: App, key: str, as_json: bool) -> None:
+    """The value of one setting."""
+    from edge.config import find_key, get_value
+
+    settings = app.settings()
+    value = get_value(settings, key)
+    if as_json:
+        output.json_object({"value": _plain(value), "source": settings.sources[find_key(key).name]})
+    else:
+        output.line(_show(value))
+
+
+@config.command(
+    "set",
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples(
+        "edge config set model smollm2-135m",
+        "edge config set sampling.temperature 0.2",
+        'edge config set sampling.stop \'["###", "END"]\'',
+        "edge config set chat.keys.quit ctrl+x",
+    ),
+)
+@click.argument("key", shell_complete=complete_setting_name)
+@click.argument("value")
+def set_(key: str, value: str) -> None:
+    """Write a setting to the settings file. Comments and order stay as they are."""
+    from edge.config import default_paths, parse_text, split_key
+    from edge.config_file import set_in_file
+    from edge.errors import ConfigError
+
+    if key == "paths.config_file":
+        raise ConfigError("A settings file cannot say where it is.", "Set the variable EDGE_CONFIG instead.")
+    parsed = parse_text(key, value, "edge config set")
+    parts = split_key(key)
+    if isinstance(parsed, dict):
+        (parsed,) = parsed.values()
+    path = default_paths().config_file
+    set_in_file(path, parts, "auto" if parsed is None else _plain(parsed))
+    output.note(f"{key} is {_show(parsed)} in {path}")
+    _say_what_wins(key)
+
+
+@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config unset sampling.temperature"))
+@click.argument("key", shell_complete=complete_setting_name)
+def unset(key: str) -> None:
+    """Remove a setting from the settings file. Also one that is not known, so that a broken file can be mended."""
+    from edge.config import default_paths, find_key, split_key
+    from edge.config_file import unset_in_file
+    from edge.errors import ConfigError
+
+    path = default_paths().config_file
+    try:
+        parts = split_key(key)
+    except ConfigError:
+        if not unset_in_file(path, key.split(".")):
+            raise
+        output.note(f"{key} is no longer in {path}")
+        return
+    if not unset_in_file(path, parts):
+        output.note(f"{find_key(key).name} is not set in {path}")
+        return
+    output.note(f"{key} is no longer in {path}")
+    _say_what_wins(key)
+
+
+@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples('$EDITOR "$(edge config path)"', "edge config path --json"))
+@json_option
+@pass_app
+def path(app: App, as_json: bool) -> None:
+    """The path of the settings file. With --json, every directory too."""
+    from edge.config import default_paths
+
+    # Only --json needs the file's content: its path must be printed even when what is in it is broken.
+    paths = app.settings().paths if as_json else default_paths()
+    if as_json:
+        names = ("config_file", "data_dir", "cache_dir", "models_dir", "conversations_file")
+        output.json_object({name: str(getattr(paths, name)) for name in names})
+    else:
+        output.line(str(paths.config_file))
+
+
+def _say_what_wins(key: str) -> None:
+    """Warn when a variable hides what the file says."""
+    import os
+
+    from edge.config import find_key
+
+    found = find_key(key)
+    entry = key[len(found.name) + 1 :]
+    variable = f"{found.variable}_{entry.upper()}" if entry else found.variable
+    if os.environ.get(variable):
+        output.note(f"The variable {variable} is set and wins over the file.")
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as TOML and JSON know it."""
+    from pathlib import Path
+
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, dict):
+        return {str(name): below for name, below in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _show(value: Any) -> str:
+    """A setting's value the way `edge config set` takes it."""
+    value = _plain(value)
+    if value is None:
+        return "auto"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,64 @@
+"""Command groups that import a command when it is called, and that suggest the nearest one to a name they do not know."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import click
+
+__all__ = ["CONTEXT_SETTINGS", "Entry", "LazyGroup", "SuggestingGroup", "examples"]
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Entry(NamedTuple):
+    """Where a command is, and its line in the list of commands."""
+
+    home: str
+    help: str
+
+
+class SuggestingGroup(click.Group):
+    """A group that says which command was probably meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in known:
+            found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            guess = f" Did you mean {ctx.command_path} {found[0]}?" if found else ""
+            raise click.UsageError(f"There is no command {ctx.command_path} {name}.{guess}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(SuggestingGroup):
+    """A group whose commands are imported on use.
+
+    Args:
+        entries: name -> where the command is ("module:attribute") and what it does, in a line.
+    """
+
+    def __init__(self, *args: Any, entries: Mapping[str, Entry], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._entries:
+            return None
+        module, _, attribute = self._entries[cmd_name].home.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self._entries.items()])
+
+
+def examples(*lines: str) -> str:
+    """Examples for the end of a help page, one a line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,181 @@
+"""`edge run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_conversation
+from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.options import flags_from, model_options, sampling_options
+from edge_cli.text import memory_lines, stats_line
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant, Conversation
+    from edge.config import Settings
+    from edge.conversation import ConversationStore
+    from edge.reply import Reply
+
+__all__ = ["run"]
+
+EXAMPLES = examples(
+    'edge run "What is the capital of France?"',
+    'echo "text" | edge run "Summarise"',
+    "edge run < question.txt",
+    'edge run -f notes.md "List the open points" --temperature 0',
+    'edge run --json --seed 1 --max-tokens 50 "Tell a joke"',
+    'edge run --continue "And in one sentence?"',
+    "edge run --estimate-only -m smollm2-135m --context 2048",
+)
+
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=EXAMPLES)
+@click.argument("prompt", nargs=-1)
+@model_options
+@sampling_options
+@click.option("-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, help="Attach a text file.")
+@click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object for every piece, and one at the end.")
+@click.option("--explain", is_flag=True, help="Print the placement receipt: every choice with its reason.")
+@click.option("--estimate-only", is_flag=True, help="Print what the model would take in memory, and exit.")
+@click.option("--continue", "is_continued", is_flag=True, help="Go on with the newest conversation, and keep this turn.")
+@click.option(
+    "--conversation",
+    metavar="ID",
+    shell_complete=complete_conversation,
+    help="Go on with that conversation, and keep this turn.",
+)
+@click.option("--stats", is_flag=True, help="Print time to first token, speed and reuse.")
+@click.option("-v", "--verbose", is_flag=True, help="Print notices even where stderr is not a terminal.")
+@pass_app
+def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
+    """Answer one prompt and exit.
+
+    The words are the prompt. Without words stdin is; with both, stdin goes along as an attachment. Only the answer goes to
+    stdout, as it is written; everything else goes to stderr.
+    """
+    from edge_cli.prompt import read_prompt
+
+    _check(options)
+    settings = app.settings(flags_from(options))
+    if options["estimate_only"]:
+        return _estimate(app, settings, options)
+    is_chatty = options["verbose"] or output.is_terminal(_stderr())
+    text, attachments = read_prompt(prompt, options["files"], use_stdin=not options["no_stdin"], is_chatty=is_chatty)
+    keeps = options["is_continued"] or options["conversation"] is not None
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(app.store(settings)) if keeps else None
+        status = stack.enter_context(output.Status())
+        assistant = stack.enter_context(_open(app, settings, store, status))
+        if options["explain"] and assistant.plan is not None:
+            status.clear()
+            output.note(assistant.plan.explain())
+        conversation = _conversation(assistant, store, settings, options)
+        reply = stack.enter_context(conversation.send(text, attachments=attachments))
+        _show(reply, status, options)
+        for notice in [*assistant.notices, *reply.notices] if is_chatty else []:
+            output.note(notice)
+        if is_chatty and reply.finish_reason == "length":
+            output.note("The answer stops here because it reached its longest allowed length (--max-tokens, --context).")
+        if options["as_json"] or options["as_lines"]:
+            kept = conversation.id if keeps else None
+            _show_result(assistant, reply, kept, as_lines=options["as_lines"])
+        if options["stats"]:
+            output.note(stats_line(reply.usage, reply.timing))
+    return 0
+
+
+def _check(options: dict[str, Any]) -> None:
+    for one, other in (("as_json", "as_lines"), ("is_continued", "conversation")):
+        if options[one] and options[other]:
+            names = {"as_json": "--json and --jsonl", "is_continued": "--continue and --conversation"}
+            raise click.UsageError(f"{names[one]} exclude each other.", click.get_current_context())
+
+
+def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
+    plan = app.plan(settings=settings, download=False)
+    if options["as_json"] or options["as_lines"]:
+        output.json_object(plan.to_dict(), compact=options["as_lines"])
+        return 0
+    output.table(memory_lines(plan))
+    if options["explain"]:
+        output.note(plan.explain())
+    return 0
+
+
+def _open(app: App, settings: Settings, store: ConversationStore | None, status: output.Status) -> Assistant:
+    def report(stage: str, share: float) -> bool:
+        status.show(f"{stage} {settings.model} {share:4.0%}" if share > 0 else f"{stage} {settings.model}")
+        return True
+
+    return app.load(settings=settings, store=store, on_progress=report)
+
+
+def _conversation(
+    assistant: Assistant, store: ConversationStore | None, settings: Settings, options: dict[str, Any]
+) -> Conversation:
+    chosen = options["conversation"]
+    if options["is_continued"] and store is not None:
+        newest = store.list(limit=1)
+        chosen = newest[0].id if newest else None
+    # A kept conversation keeps its system prompt unless a new one is given right here.
+    system = settings.system if chosen is None else options["system"]
+    return assistant.conversation(chosen, system=system)
+
+
+def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
+    """Write the answer as it comes."""
+
+    def describe() -> str:
+        done, total = reply.progress
+        return f"reading the prompt: {done:,} of {total:,} tokens" if total else ""
+
+    status.watch(describe)
+    last = "\n"
+    for piece in _pieces(reply, status):
+        if options["as_lines"]:
+            output.json_object({"type": "text", "text": piece}, compact=True)
+        elif not options["as_json"] and (shown := output.plain(piece)):
+            output.piece(shown)
+            last = shown[-1]
+    if last != "\n":
+        output.line()
+
+
+def _pieces(reply: Reply, status: output.Status) -> Iterator[str]:
+    try:
+        for piece in reply:
+            status.close()
+            yield piece
+    finally:
+        status.close()
+
+
+def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:
+    usage, timing = reply.usage, reply.timing
+    result: dict[str, Any] = {"type": "done"} if as_lines else {}
+    result |= {
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        "model": assistant.info.name,
+        "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
+        "timing": {**dataclasses.asdict(timing), "tokens_per_s": timing.tokens_per_s(usage.n_generated)},
+        "plan": assistant.plan.to_dict() if assistant.plan is not None else None,
+        "conversation": conversation_id,
+        "notices": [*assistant.notices, *reply.notices],
+    }
+    output.json_object(result, compact=as_lines)
+
+
+def _stderr() -> Any:
+    import sys
+
+    return sys.stderr

@@ -1,0 +1,44 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.plan import Plan
+    from edge.types import Timing, Usage
+
+__all__ = ["memory_lines", "size", "stats_line"]
+
+
+def size(n_bytes: float) -> str:
+    """Bytes with a unit of 1,000: 98.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n_bytes) < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def stats_line(usage: Usage, timing: Timing) -> str:
+    """What one reply took, on one line."""
+    parts = [
+        f"first token after {timing.first_token_ms / 1000:.2f} s",
+        f"{timing.tokens_per_s(usage.n_generated):.1f} tokens/s",
+        f"{usage.n_generated:,} tokens written",
+        f"{usage.n_prompt:,} tokens read ({usage.n_reused:,} reused)",
+        f"{timing.total_ms / 1000:.2f} s in all",
+    ]
+    return ", ".join(parts)
+
+
+def memory_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The memory estimate of a plan as rows of name and size."""
+    memory = plan.memory
+    return [
+        ("weights", size(memory.weights_bytes)),
+        (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", size(memory.kv_bytes)),
+        ("working buffers", size(memory.compute_bytes)),
+        ("total", size(memory.total_bytes)),
+        ("available", size(memory.available_bytes)),
+    ]
