@@ -1,0 +1,56 @@
+"""`edge chat`: open the terminal chat."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_conversation
+from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.options import flags_from, model_options, sampling_options
+
+__all__ = ["chat"]
+
+EXAMPLES = examples(
+    "edge chat",
+    "edge chat -m ~/models/other.gguf --context 4096",
+    'edge chat --system "Answer in French" --temperature 0.3',
+    "edge chat --conversation 01JC",
+    "edge chat --plain",
+)
+
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=EXAMPLES)
+@click.option(
+    "--conversation",
+    metavar="ID",
+    shell_complete=complete_conversation,
+    help="Open this conversation; the beginning of its ID will do.",
+)
+@click.option("--plain", is_flag=True, help="No drawing and no colour: for screen readers and bare terminals.")
+@model_options
+@sampling_options
+@pass_app
+def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int:
+    """Chat with a model in the terminal.
+
+    Conversations are kept. F1 or /help says what can be done in it.
+    """
+    from edge.errors import EdgeError, UsageError
+
+    settings = app.settings({**flags_from(options), "chat.plain": plain or None})
+    if importlib.util.find_spec("textual") is None:
+        raise EdgeError(
+            "The chat app is not installed: it needs the package textual.",
+            "Run: pip install 'edge-assistant[chat]'   or use: edge run \"your question\"",
+        )
+    if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
+        raise UsageError("The chat app needs a terminal.", 'For pipes and scripts use: edge run "your question"')
+    from edge_chat import run as run_chat
+
+    return run_chat(settings, conversation=conversation)
