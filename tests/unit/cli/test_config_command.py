@@ -1,0 +1,113 @@
+"""`edge config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.config import setting_keys
+
+
+@pytest.fixture
+def config(own_home: Path) -> Path:
+    return own_home / "config.toml"
+
+
+def test_ls_shows_every_setting_with_its_origin(call: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("context = 512\n")
+    monkeypatch.setenv("EDGE_SAMPLING_TOP_K", "7")
+    result = call("config", "ls")
+    rows = {line.split()[0]: line for line in result.out.splitlines()}
+    assert list(rows) == list(setting_keys())
+    assert rows["context"].split() == ["context", "512", f"{config}:1"]
+    assert rows["sampling.top_k"].endswith("EDGE_SAMPLING_TOP_K")
+    changed = call("config", "ls", "--changed", "--json")
+    values = json.loads(changed.out)
+    assert values["context"]["value"] == 512
+    assert "model" not in values
+
+
+def test_set_get_unset(call: Any, config: Path) -> None:
+    assert call("config", "set", "sampling.temperature", "0.2").code == 0
+    assert config.read_text() == "[sampling]\ntemperature = 0.2\n"
+    assert call("config", "get", "sampling.temperature").out == "0.2\n"
+    assert json.loads(call("config", "get", "sampling.temperature", "--json").out) == {
+        "value": 0.2,
+        "source": f"{config}:2",
+    }
+    assert call("config", "unset", "sampling.temperature").code == 0
+    assert config.read_text().strip() == ""
+    assert "is not set" in call("config", "unset", "sampling.temperature").err
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown"),
+    [
+        ("sampling.stop", '["a", "b"]', '["a", "b"]'),
+        ("context", "auto", "auto"),
+        ("chat.keys.new.one", "ctrl+n", "ctrl+n"),
+        ("sampling.logit_bias.5", "-inf", "-Infinity"),
+        ("hub.offline", "yes", "true"),
+        ("paths.models_dir", "/m", "/m"),
+        ("system", 'Say "hi"\n# and more', 'Say "hi"\n# and more'),
+    ],
+)
+def test_what_was_set_is_what_is_read(call: Any, key: str, text: str, shown: str) -> None:
+    assert call("config", "set", key, text).code == 0
+    result = call("config", "get", key)
+    assert (result.code, result.out) == (0, shown + "\n")
+
+
+def test_json_has_no_infinity(call: Any) -> None:
+    call("config", "set", "sampling.logit_bias.5", "-inf")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    values = json.loads(call("config", "ls", "--json").out, parse_constant=refuse)
+    assert values["sampling.logit_bias"]["value"] == {"5": "-inf"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("set", "contxt", "5"), "Did you mean context?"),
+        (("set", "context", "many"), "a whole number, 1 or more"),
+        (("set", "sampling.top_p", "3"), "from 0 to 1"),
+        (("set", "chat.keys", "x"), "chat.keys.NAME"),
+        (("set", "paths.config_file", "x"), "EDGE_CONFIG"),
+        (("get", "contxt"), "Did you mean context?"),
+        (("unset", "contxt"), "Did you mean context?"),
+    ],
+)
+def test_refusals_change_nothing(call: Any, config: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = call("config", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert not config.exists()
+
+
+def test_a_broken_file_can_be_mended(call: Any, config: Path) -> None:
+    config.write_text("modle = 1  # oops\ncontext = 5\n")
+    assert call("config", "ls").code == 2
+    assert call("config", "path").out == f"{config}\n"
+    assert call("config", "unset", "modle").code == 0
+    assert config.read_text() == "context = 5\n"
+    assert call("config", "ls").code == 0
+
+
+def test_a_variable_that_wins_is_named(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_CONTEXT", "9")
+    monkeypatch.setenv("EDGE_CHAT_KEYS_QUIT", "q")
+    assert "EDGE_CONTEXT is set and wins" in call("config", "set", "context", "5").err
+    assert "EDGE_CHAT_KEYS_QUIT is set and wins" in call("config", "set", "chat.keys.quit", "x").err
+    assert "wins" not in call("config", "set", "threads", "1").err
+
+
+def test_paths_as_json(call: Any, own_home: Path) -> None:
+    paths = json.loads(call("config", "path", "--json").out)
+    assert paths["data_dir"] == str(own_home / "data")
+    assert paths["conversations_file"] == str(own_home / "data" / "conversations.db")

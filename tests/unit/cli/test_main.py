@@ -1,0 +1,244 @@
+"""The entry: help, exit codes, errors, and how little it imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import edge
+from edge import errors
+from edge_cli.app import App
+from edge_cli.main import COMMANDS, EXIT_CODES, cli
+
+HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "httpx", "textual", "jinja2", "rich", "psutil", "sqlite3", "tomlkit")
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group."""
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+ALL = dict(commands())
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh interpreter has imported after some code."""
+    script = f"{code}\nimport json, sys\nprint()\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["config", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    loaded = modules_after(f"from edge_cli.main import run\nassert run({arguments!r}) == 0")
+    assert not loaded.intersection(HEAVY)
+    if arguments[0].startswith("--"):
+        assert not loaded.intersection({"msgspec", "platformdirs", "dataclasses", "edge.config", "asyncio"})
+
+
+def test_import_edge_imports_nothing_else() -> None:
+    loaded = modules_after("import edge")
+    assert {name for name in loaded if name.partition(".")[0] == "edge"} == {"edge"}
+    assert not loaded.intersection((*HEAVY, "msgspec", "click", "dataclasses"))
+
+
+def test_version(call: Any) -> None:
+    assert call("--version").out == f"edge {edge.__version__}\n"
+
+
+def test_help_lists_commands_and_exit_codes(call: Any) -> None:
+    result = call("--help")
+    assert result.code == 0
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} ", result.out, re.MULTILINE)
+    for code in EXIT_CODES:
+        assert re.search(rf"^    {code} +\w", result.out, re.MULTILINE)
+
+
+def test_every_exit_code_of_an_error_is_documented() -> None:
+    codes = {getattr(errors, name).exit_code for name in errors.__all__}
+    assert codes <= set(EXIT_CODES)
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_has_help_with_examples_that_parse(path: tuple[str, ...], call: Any) -> None:
+    result = call(*path, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: edge {' '.join(path)}")
+    if isinstance(ALL[path], click.Group):
+        return
+    lines = re.findall(r"^ +(.*\bedge .*)$", result.out[result.out.index("Examples:") :], re.MULTILINE)
+    assert lines
+    used = 0
+    for line in lines:
+        for part in re.split(r'\s[|<>]\s|"\$\(|\)"', line):
+            words = shlex.split(part)
+            if words[:1] == ["edge"]:
+                parse(words[1:])
+                used += tuple(words[1 : 1 + len(path)]) == path
+    assert used
+
+
+def parse(words: list[str]) -> None:
+    """Let click read a command line without running it; what it does not understand raises."""
+    ctx = cli.make_context("edge", list(words))
+    while isinstance(ctx.command, click.Group) and ctx._protected_args + ctx.args:
+        rest = [*ctx._protected_args, *ctx.args]
+        name, command, rest = ctx.command.resolve_command(ctx, rest)
+        assert command is not None
+        ctx = command.make_context(name, rest, parent=ctx)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
+    assert ALL[(name,)].get_short_help_str(200).rstrip(".") in COMMANDS[name].help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chta"], "There is no command edge chta. Did you mean edge chat?"),
+        (["config", "gte", "x"], "Did you mean edge config get?"),
+        (["run", "--temprature", "1", "x"], "--temperature"),
+        (["run", "--require", "gpu", "x"], "cuda"),
+        (["config", "get"], "Missing argument"),
+        (["--versoin"], "--version"),
+    ],
+)
+def test_wrong_usage_names_the_nearest(call: Any, arguments: list[str], said: str) -> None:
+    result = call(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Error: ")
+    assert said in result.err
+    assert "--help" in result.err
+
+
+def test_no_command_is_a_usage_error_with_the_help(call: Any) -> None:
+    result = call()
+    assert (result.code, result.out) == (2, "")
+    assert "Commands:" in result.err
+
+
+def failing(error: BaseException) -> App:
+    def load(**_: object) -> Any:
+        raise error
+
+    return App(load=load)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.BackendError("It failed.", "Try again."), 1),
+        (errors.ModelNotFoundError("No such model.", "Pull it."), 3),
+        (errors.BackendUnavailableError("No CUDA.", "Leave it out."), 4),
+        (errors.QualityGateError("Worse.", "Use more bits."), 5),
+        (errors.CancelledError("Stopped.", "Again."), 130),
+    ],
+)
+def test_errors_become_a_message_a_hint_and_an_exit_code(call: Any, error: errors.EdgeError, code: int) -> None:
+    result = call("run", "hi", app=failing(error))
+    assert (result.code, result.out) == (code, "")
+    assert result.err == f"Error: {error.message}\n{error.hint}\n"
+
+
+def test_control_characters_in_an_error_do_not_reach_the_terminal(call: Any) -> None:
+    result = call("run", "hi", app=failing(errors.BackendError("bad \x1b[31mname\x07", "\x1b]0;title\x07again")))
+    assert result.err == "Error: bad name\nagain\n"
+
+
+def test_an_interrupt_is_130_without_a_traceback(call: Any) -> None:
+    result = call("run", "hi", app=failing(KeyboardInterrupt()))
+    assert (result.code, result.out, result.err.strip()) == (130, "", "")
+
+
+def test_a_bug_is_reported_to_a_private_file(call: Any, own_home: Path) -> None:
+    result = call("run", "hi", app=failing(ZeroDivisionError("oh no")))
+    assert (result.code, result.out) == (1, "")
+    assert "This is a bug in edge: ZeroDivisionError: oh no" in result.err
+    assert "Traceback" not in result.err
+    (report,) = (own_home / "data" / "reports").iterdir()
+    assert str(report) in result.err
+    assert "Traceback" in report.read_text()
+    assert report.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_bug_is_shown_when_debugging(call: Any, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DEBUG", "1")
+    result = call("run", "hi", app=failing(ZeroDivisionError("oh no")))
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert not (own_home / "data" / "reports").exists()
+
+
+def test_a_bug_is_shown_when_it_cannot_be_kept(call: Any, own_home: Path) -> None:
+    (own_home / "data").write_text("a file in the way")
+    result = call("run", "hi", app=failing(ZeroDivisionError("oh no")))
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "could not be kept" in result.err
+
+
+def test_a_wrong_setting_stops_everything_with_2(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_MODLE", "x")
+    result = call("run", "hi")
+    assert result.code == 2
+    assert "Did you mean EDGE_MODEL?" in result.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_with_how_to_install_it(call: Any, shell: str) -> None:
+    result = call("completion", shell)
+    assert result.code == 0
+    assert f"edge completion {shell} >" in result.out
+    assert f"_EDGE_COMPLETE={shell}_complete" in result.out
+    if shell == "zsh":
+        assert result.out.startswith("#compdef edge\n")
+
+
+def complete(line: str) -> list[str]:
+    """What the shell offers at the end of a command line."""
+    words = line.split(" ")
+    environ = {
+        **os.environ,
+        "_EDGE_COMPLETE": "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = "from edge_cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=60)
+    assert done.stderr == ""
+    return [answer.partition(",")[2] for answer in done.stdout.splitlines()]
+
+
+def test_completion_offers_commands_options_and_settings() -> None:
+    assert complete("edge mo") == ["models"]
+    assert "--temperature" in complete("edge run --te")
+    assert "sampling.top_k" in complete("edge config get sampling.top")
+    assert "sampling.top_k=" in complete("edge run -s sampling.top_")
+    assert complete("edge run --require c") == ["cuda", "cpu"]
+
+
+def test_completion_offers_models() -> None:
+    assert "smollm2-135m" in complete("edge run -m smol")
+
+
+def test_completion_is_silent_with_broken_settings(own_home: Path) -> None:
+    (own_home / "config.toml").write_text("= broken")
+    assert complete("edge run --conversation x") == []

@@ -1,0 +1,250 @@
+"""`edge run` with a fake model: what goes in, what comes out, and on which stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.config import load_settings
+from edge.conversation import ConversationStore
+from edge_cli.app import App
+
+
+def echo(message: str) -> str:
+    return f"<{message}>"
+
+
+@pytest.fixture
+def app(fake_app: Callable[..., App]) -> App:
+    return fake_app(script=echo)
+
+
+def test_the_answer_and_nothing_else_goes_to_stdout(call: Any, app: App) -> None:
+    result = call("run", "hello", "there", app=app)
+    assert (result.code, result.out, result.err) == (0, "<hello there>\n", "")
+
+
+def test_stdin_is_the_prompt(call: Any, app: App) -> None:
+    assert call("run", stdin=b"from a pipe\n", app=app).out == "<from a pipe>\n"
+    assert call("run", "-", stdin=b"from a pipe\n", app=app).out == "<from a pipe>\n"
+
+
+def test_a_prompt_with_stdin_takes_it_along(call: Any, app: App) -> None:
+    result = call("run", "Summarise", stdin="größe\n".encode(), app=app)
+    assert result.code == 0
+    assert "Summarise" in result.out
+    assert "größe" in result.out
+    assert "stdin" in result.out
+
+
+def test_an_empty_stdin_adds_nothing(call: Any, app: App) -> None:
+    assert call("run", "hi", stdin=b"", app=app).out == "<hi>\n"
+    assert call("run", "hi", "--no-stdin", stdin=b"never read", app=app).out == "<hi>\n"
+
+
+def test_files_are_attached(call: Any, app: App, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("milk")
+    out = call("run", "-f", str(notes), "List", app=app).out
+    assert "notes.md" in out
+    assert "milk" in out
+    assert str(tmp_path) not in out
+
+
+@pytest.mark.parametrize("stdin", [None, b"", b" \n\n"])
+def test_nothing_to_say_is_a_usage_error_with_an_example(call: Any, app: App, stdin: bytes | None) -> None:
+    result = call("run", stdin=stdin, app=app)
+    assert (result.code, result.out) == (2, "")
+    assert 'edge run "What is the capital of France?"' in result.err
+
+
+def test_what_is_not_text_is_refused(call: Any, app: App, tmp_path: Path) -> None:
+    result = call("run", stdin=b"\xff\xfe", app=app)
+    assert (result.code, result.out) == (2, "")
+    assert "stdin is not UTF-8 text" in result.err
+    binary = tmp_path / "b"
+    binary.write_bytes(b"a\0b")
+    assert "not UTF-8 text" in call("run", "x", "-f", str(binary), app=app).err
+    result = call("run", "x", "-f", str(tmp_path / "missing"), app=app)
+    assert result.code == 2
+    assert "No such file" in result.err
+
+
+def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> None:
+    loads: list[dict[str, Any]] = []
+    arguments = shlex.split("-m other --context 100 --threads 1 --kv-type q8_0 --gpu-layers -1 --require cpu --backend fake")
+    arguments += shlex.split("--temperature 0 --top-p 0.5 --top-k 3 --min-p 0.1 --seed 4 --max-tokens 5 --stop a --stop b")
+    arguments += shlex.split("--system 'Be brief' -s sampling.repeat_penalty=1.2 --set window=refuse")
+    assert call("run", *arguments, "hi", app=fake_app(loads)).code == 0
+    settings = loads[0]["settings"]
+    expected = {
+        "model": "other",
+        "context": 100,
+        "threads": 1,
+        "kv_type_k": "q8_0",
+        "kv_type_v": "q8_0",
+        "gpu_layers": -1,
+        "require": "cpu",
+        "backend": "fake",
+        "system": "Be brief",
+        "window": "refuse",
+    }
+    assert {name: getattr(settings, name) for name in expected} == expected
+    sampling = settings.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 0.5, 3, 0.1)
+    assert (sampling.seed, sampling.max_tokens, sampling.stop) == (4, 5, ("a", "b"))
+    assert sampling.repeat_penalty == 1.2
+    assert loads[0]["store"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--temperature", "hot"], "command line: sampling.temperature cannot be"),
+        (["--top-p", "2"], "from 0 to 1"),
+        (["--context", "0"], "1 or more"),
+        (["--kv-type", "q3"], "q4_0"),
+        (["--max-tokens", "0"], "at least one token"),
+        (["--stop", ""], "empty"),
+        (["-s", "sampling.tempo=1"], "Did you mean sampling.temperature?"),
+        (["-s", "context"], "KEY=VALUE"),
+        (["--json", "--jsonl"], "exclude each other"),
+        (["--continue", "--conversation", "x"], "exclude each other"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_loaded(
+    call: Any, fake_app: Callable[..., App], arguments: list[str], said: str
+) -> None:
+    loads: list[dict[str, Any]] = []
+    result = call("run", *arguments, "hi", app=fake_app(loads))
+    assert (result.code, result.out, loads) == (2, "", [])
+    assert said in result.err
+
+
+def test_json_is_one_object(call: Any, app: App) -> None:
+    result = call("run", "--json", "hi", app=app)
+    assert result.err == ""
+    answer = json.loads(result.out)
+    assert (answer["text"], answer["finish_reason"]) == ("<hi>", "stop")
+    assert answer["usage"]["n_generated"] > 0
+    assert answer["usage"]["n_prompt"] == answer["usage"]["n_reused"] + answer["usage"]["n_computed"]
+    assert answer["timing"]["total_ms"] >= answer["timing"]["first_token_ms"] > 0
+    assert answer["conversation"] is None
+
+
+def test_jsonl_is_an_object_a_piece(call: Any, app: App) -> None:
+    lines = [json.loads(line) for line in call("run", "--jsonl", "hi", app=app).out.splitlines()]
+    assert [line["type"] for line in lines] == ["text"] * (len(lines) - 1) + ["done"]
+    assert "".join(line["text"] for line in lines[:-1]) == lines[-1]["text"] == "<hi>"
+
+
+def test_stats_go_to_stderr(call: Any, app: App) -> None:
+    result = call("run", "--stats", "hi", app=app)
+    assert result.out == "<hi>\n"
+    assert "tokens/s" in result.err
+    assert "reused" in result.err
+
+
+def test_control_characters_stay_out_of_plain_output_and_are_escaped_in_json(call: Any, fake_app: Callable[..., App]) -> None:
+    app = fake_app(script=lambda _: "a\x1b[31mb\x07\tc\n")
+    out = call("run", "hi", app=app).out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert out.endswith("b\tc\n")
+    out = call("run", "--json", "hi", app=app).out
+    assert "\x1b" not in out
+    assert json.loads(out)["text"] == "a\x1b[31mb\x07\tc\n"
+
+
+def test_continue_keeps_and_goes_on(call: Any, fake_app: Callable[..., App]) -> None:
+    app = fake_app(script=echo)
+    assert call("run", "--continue", "--system", "Be brief", "one", app=app).code == 0
+    second = json.loads(call("run", "--continue", "--json", "two", app=app).out)
+    third = call("run", "--conversation", second["conversation"], "three", app=app)
+    assert third.out == "<three>\n"
+    with ConversationStore(load_settings().paths.conversations_file) as store:
+        (info,) = store.list()
+        assert info.id == second["conversation"]
+        assert info.system == "Be brief"
+        assert [node.content for node in store.path(info.id)] == ["one", "<one>", "two", "<two>", "three", "<three>"]
+
+
+def test_without_continue_nothing_is_kept(call: Any, app: App, own_home: Path) -> None:
+    assert call("run", "hi", app=app).code == 0
+    assert not (own_home / "data").exists()
+
+
+def test_an_unknown_conversation_is_a_usage_error(call: Any, app: App) -> None:
+    result = call("run", "--conversation", "nope", "hi", app=app)
+    assert (result.code, result.out) == (2, "")
+    assert "nope" in result.err
+
+
+def test_reaching_the_longest_length_is_said_when_asked(call: Any, app: App) -> None:
+    result = call("run", "--max-tokens", "3", "hello", app=app)
+    assert (result.out, result.err) == ("<he\n", "")
+    assert "longest allowed length" in call("run", "-v", "--max-tokens", "3", "hello", app=app).err
+
+
+def test_progress_shows_on_a_terminal_only_and_is_gone_at_the_end(
+    call: Any, app: App, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TERM", raising=False)
+    stderr = terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    result = call("run", "hi", app=app)
+    assert result.out == "<hi>\n"
+    written = stderr.written()
+    assert "loading smollm2-135m" in written
+    assert written.endswith("\r\x1b[K")
+
+
+class BrokenPipe(io.TextIOBase):
+    """A stdout whose reader leaves after a few characters."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        if len(self.text) > 3:
+            raise BrokenPipeError
+        self.text += text
+        return len(text)
+
+
+@pytest.mark.parametrize("option", [[], ["--jsonl"], ["--json"]])
+def test_a_reader_that_leaves_ends_it_quietly(call: Any, app: App, option: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", BrokenPipe())
+    result = call("run", *option, "a long enough message", app=app)
+    assert (result.code, result.err) == (0, "")
+
+
+def test_an_interrupt_keeps_what_was_said(call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(io.TextIOBase):
+        """Ctrl-C after a few characters."""
+
+        text = ""
+
+        def write(self, text: str) -> int:
+            self.text += text
+            if len(self.text) > 5:
+                raise KeyboardInterrupt
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Interrupting())
+    result = call("run", "--continue", "hi", app=fake_app(script=lambda _: "word " * 200, delay_s=0.002))
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    with ConversationStore(load_settings().paths.conversations_file) as store:
+        answer = store.path(store.list()[0].id)[-1]
+    assert answer.role == "assistant"
+    assert answer.status == "stopped"
+    assert answer.content.startswith("word ")
+    assert len(answer.content) < 1000
