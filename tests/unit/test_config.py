@@ -357,3 +357,18 @@ def test_find_key() -> None:
     assert not find_key("model").is_optional
     with pytest.raises(ConfigError, match=r"no setting 'chat\.keys\.'"):
         find_key("chat.keys.")
+
+
+def test_the_page_on_settings_has_every_one_with_its_variable_and_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
+    lines = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    rows = {cells[1].strip(" `"): cells for cells in lines}
+    settings = load_settings(environ={})
+    assert list(rows) == list(setting_keys())
+    for name, key in setting_keys().items():
+        assert f"`{key.variable}" in rows[name][2]
+        value = get_value(settings, name)
+        if value is None:
+            assert rows[name][4].strip() == "`auto`"
+        elif isinstance(value, (bool, int, float)):
+            assert rows[name][4].strip(" `") == str(value).lower()

@@ -1,0 +1,178 @@
+"""The installed command `edge run`, as a child process, with the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.model
+
+EDGE = Path(sys.executable).with_name("edge")
+# A stall anywhere in here is a failure, not a wait for ever. Far more than any of this takes.
+LIMIT_S = 240
+
+Edge = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is found out about this machine once is found out for all of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def environ(model_path: Path, shared_cache: Path) -> dict[str, str]:
+    return {**os.environ, "EDGE_MODEL": str(model_path), "EDGE_CACHE_DIR": str(shared_cache), "EDGE_CONTEXT": "1024"}
+
+
+@pytest.fixture
+def edge(environ: dict[str, str]) -> Edge:
+    """Run `edge ARGS` to its end. stdin is empty unless given."""
+
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run([EDGE, *arguments], input=stdin, capture_output=True, text=True, env=environ, timeout=LIMIT_S)
+
+    return run
+
+
+def start(arguments: Sequence[str], environ: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [EDGE, *arguments], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, bufsize=0
+    )
+
+
+STORY = ("run", "--max-tokens", "900", "--seed", "1", "Write a very long story about a lighthouse.")
+
+
+def test_a_question_is_answered(edge: Edge) -> None:
+    done = edge("run", "--temperature", "0", "--max-tokens", "60", "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout.endswith("\n")
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+
+
+def test_stdin_is_the_prompt(edge: Edge) -> None:
+    done = edge("run", "--temperature", "0", "--max-tokens", "60", stdin="What is the capital of France?\n")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_a_pipe_goes_along_with_the_prompt(edge: Edge) -> None:
+    text = "The lighthouse of Ploumanac'h is built of pink granite.\n"
+    question = "What is the lighthouse built of? Answer in one sentence."
+    done = edge("run", "--temperature", "0", "--max-tokens", "80", "--json", question, stdin=text)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert "granite" in answer["text"]
+    without = json.loads(edge("run", "--temperature", "0", "--max-tokens", "1", "--json", question).stdout)
+    assert answer["usage"]["n_prompt"] > without["usage"]["n_prompt"] + 10
+
+
+def test_json_holds_the_turn_and_its_receipt(edge: Edge, model_path: Path) -> None:
+    arguments = ("run", "--json", "--seed", "7", "--max-tokens", "20", "Tell me a fact.")
+    first, second = (json.loads(edge(*arguments).stdout) for _ in range(2))
+    assert first["text"] == second["text"]
+    assert first["usage"]["n_generated"] <= 20
+    assert first["timing"]["tokens_per_s"] > 0
+    plan = first["plan"]
+    assert plan["artifact"]["path"] == str(model_path)
+    assert plan["n_ctx"] >= 1024
+    assert all(choice["reason"] for choice in plan["choices"])
+
+
+def test_explain_and_stats_go_to_stderr(edge: Edge) -> None:
+    done = edge("run", "--explain", "--stats", "--temperature", "0", "--max-tokens", "5", "Say yes.")
+    assert done.returncode == 0, done.stderr
+    assert "context" in done.stderr
+    assert "tokens/s" in done.stderr
+    assert "tokens/s" not in done.stdout
+
+
+def test_estimate_only_loads_nothing(edge: Edge, model_path: Path) -> None:
+    done = edge("run", "--estimate-only", "--json")
+    assert done.returncode == 0, done.stderr
+    memory = json.loads(done.stdout)["memory"]
+    assert memory["weights_bytes"] == pytest.approx(model_path.stat().st_size, rel=0.1)
+    assert memory["total_bytes"] == sum(memory[part] for part in ("weights_bytes", "kv_bytes", "compute_bytes"))
+    table = edge("run", "--estimate-only")
+    assert "total" in table.stdout
+
+
+def test_a_conversation_goes_on_in_another_process(edge: Edge) -> None:
+    first = edge("run", "--continue", "--temperature", "0", "--max-tokens", "30", "My name is Ada. Say hello to me.")
+    assert first.returncode == 0, first.stderr
+    done = edge("run", "--continue", "--json", "--temperature", "0", "--max-tokens", "30", "What is my name?")
+    assert done.returncode == 0, done.stderr
+    assert "Ada" in json.loads(done.stdout)["text"]
+
+
+def test_a_reader_that_leaves_ends_it_quietly(environ: dict[str, str]) -> None:
+    child = start(STORY, environ)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdout.read(8)
+    child.stdout.close()
+    errors = child.stderr.read()
+    assert child.wait(LIMIT_S) == 0
+    assert errors == b""
+    child.stderr.close()
+
+
+def test_ctrl_c_stops_the_answer(environ: dict[str, str], edge: Edge) -> None:
+    child = start(("run", "--continue", *STORY[1:]), environ)
+    assert child.stdout is not None
+    beginning = child.stdout.read(8)
+    child.send_signal(signal.SIGINT)
+    rest, errors = child.communicate(timeout=LIMIT_S)
+    assert child.returncode == 130
+    assert b"Traceback" not in errors
+    assert len(beginning + rest) < 4000
+    # What was said is kept, and the conversation can go on.
+    done = edge("run", "--continue", "--json", "--max-tokens", "5", "Go on.")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["usage"]["n_prompt"] > 20
+
+
+def test_ctrl_c_while_stdin_is_awaited(environ: dict[str, str]) -> None:
+    read_end, write_end = os.pipe()
+    child = start(("run", "-v", "Summarise"), environ, stdin=read_end)
+    os.close(read_end)
+    assert child.stderr is not None
+    assert b"Waiting for the end of stdin" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    out, errors = child.communicate(timeout=LIMIT_S)
+    os.close(write_end)
+    assert (child.returncode, out) == (130, b"")
+    assert b"Traceback" not in errors
+
+
+def test_ctrl_c_while_the_model_is_being_loaded(environ: dict[str, str]) -> None:
+    """stderr is a terminal here, so that the status line says when loading has begun."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [EDGE, *STORY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, env={**environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    seen = os.read(ours, 1000)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=LIMIT_S)
+    assert len(out) < 4000
+    try:
+        while more := os.read(ours, 1000):
+            seen += more
+    except OSError:
+        pass  # the other end is closed, which is how a terminal says that there is no more
+    os.close(ours)
+    assert child.returncode == 130, seen
+    assert b"Traceback" not in seen
+    assert b"ignored" not in seen
