@@ -161,12 +161,16 @@ class ConversationStore:
                 tree.check_member(db, key, node_id, id)
             db.execute("UPDATE conversation SET head = ? WHERE key = ?", (node_id, key))
 
-    def delete(self, id: str) -> None:
-        """Delete a conversation for good: its text is overwritten in the file and in the search index."""
+    def delete(self, *ids: str) -> None:
+        """Delete conversations for good: their text is overwritten in the file and in the search index.
+
+        Raises:
+            UsageError: one of them is not there; none is deleted.
+        """
         with self._db.write() as db:
-            key = tree.find_key(db, id)
-            db.execute("DELETE FROM node WHERE conversation = ?", (key,))
-            db.execute("DELETE FROM conversation WHERE key = ?", (key,))
+            for key in [tree.find_key(db, id) for id in ids]:
+                db.execute("DELETE FROM node WHERE conversation = ?", (key,))
+                db.execute("DELETE FROM conversation WHERE key = ?", (key,))
             tree.purge_index(db)
         self._db.forget_deleted()
 
@@ -400,6 +404,13 @@ class ConversationStore:
         from edge.conversation_files import from_markdown
 
         return self._save(from_markdown(text))
+
+    def check(self) -> list[str]:
+        """What is wrong with the file, a line each: pages, keys, the trees, the search index. Reads all of it."""
+        from edge.conversation_rescue import find_problems
+
+        with self._db.write(undo=True) as db:
+            return find_problems(db)
 
     def _save(self, file: ConversationFile) -> ConversationInfo:
         with self._db.write() as db:

@@ -7,6 +7,7 @@ message is being flushed to a slow card. Other processes have theirs; SQLite's w
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import stat
 import sys
@@ -121,9 +122,9 @@ _FAULTS = (
 )
 
 _ASIDE = (
-    "It was left as it is. Close edge and move it aside: mv {path} {path}.damaged (and {path}-wal, if there is one, to "
-    "{path}.damaged-wal); edge then starts a new one. What can still be read comes back with: "
-    'sqlite3 {path}.damaged ".recover" | sqlite3 {path}'
+    "It was left as it is. Close edge and move it aside: mv {path} {damaged}; if there is {path}-wal, move it to "
+    "{damaged}-wal. Edge then starts a new one, and what can still be read is brought back by: "
+    "python -m edge.conversation_rescue {damaged} {path}"
 )
 
 _creation_lock = threading.Lock()
@@ -178,8 +179,11 @@ class Database:
                     connection.execute("ROLLBACK")
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, undo: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection to change things with. When the block ends they are on the disk, all of them; if it raises, none.
+
+        Args:
+            undo: leave everything as it was at the end.
 
         Raises:
             StorageError: they could not be saved, or the store is closed.
@@ -189,16 +193,27 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("COMMIT")
+                connection.execute("ROLLBACK" if undo else "COMMIT")
             finally:
                 # A COMMIT that failed (disk full) leaves the transaction open.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
     def forget_deleted(self) -> None:
-        """Empty the write-ahead log, which still holds pages from before a deletion. Others who read just now delay it."""
+        """Empty the write-ahead log, which still holds pages from before a deletion. Others who read just now delay it.
+
+        Raises:
+            StorageError: it could not be emptied; what was deleted stays deleted.
+        """
         with self._translated(), self._write_lock, self._read_lock:
-            self._usable(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection = self._usable(self._writer)
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise StorageError(
+                    f"It was deleted, but {self._name}-wal still holds traces of it, since that could not be emptied: {error}.",
+                    "They go when edge next writes there; free some space if the disk is full.",
+                ) from error
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -307,7 +322,8 @@ class Database:
         text = str(error).lower()
         for part, message, hint in _FAULTS:
             if part in text:
-                hint = hint.format(aside=_ASIDE.format(path=self._name))
+                paths = {"path": shlex.quote(self._name), "damaged": shlex.quote(f"{self._name}.damaged")}
+                hint = hint.format(aside=_ASIDE.format_map(paths))
                 return StorageError(message.format(path=self._name), hint)
         return StorageError(f"SQLite refused to work on {self._name}: {error}.", "Nothing of this change was saved.")
 

@@ -233,7 +233,7 @@ def read_info(db: sqlite3.Connection, key: int) -> ConversationInfo:
 
 def read_nodes(db: sqlite3.Connection, sql: str, values: Sequence[object]) -> list[Node]:
     """The nodes that a query for the columns NODE finds."""
-    return [_to_node(row) for row in db.execute(sql, values)]
+    return [to_node(row) for row in db.execute(sql, values)]
 
 
 def read_node(db: sqlite3.Connection, node_id: int) -> Node:
@@ -298,7 +298,8 @@ def purge_index(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO title_fts(title_fts) VALUES ('optimize')")
 
 
-def _to_node(row: tuple[Any, ...]) -> Node:
+def to_node(row: tuple[Any, ...]) -> Node:
+    """A row of the columns NODE as a node."""
     id, parent, role, content, attached, spans, status, created, model, record, name, conversation_id, writer = row
     attachments, at = [], 0
     for name_length, text_length in msgspec.json.decode(spans, type=list[tuple[int, int]]):
