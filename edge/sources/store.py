@@ -1,0 +1,266 @@
+"""The folder of models that edge owns: where files are put, under which lock, and what is remembered of each.
+
+    models_dir/
+        hf/OWNER/REPO/COMMIT/model.gguf             the file
+        hf/OWNER/REPO/COMMIT/model.gguf.edge.json   its record: references, hash, licence, where it came from
+        pypi/PACKAGE/VERSION/...
+        .partial/                                   downloads under way, resumed by the next pull
+        .locks/                                     one process at a time pulls one file
+
+A file gets its final name only when it is whole and its hash was checked. Nothing outside this folder is ever removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edge.config_file import make_private_dir, write_private
+from edge.errors import StorageError
+
+__all__ = ["MARGIN_BYTES", "Record", "Store", "human_bytes", "storage_error"]
+
+MARGIN_BYTES = 64 << 20
+"""What a download leaves free: a disk that is full to the last byte breaks more than the download."""
+
+_RECORD_SUFFIX = ".edge.json"
+_PARTIAL, _LOCKS = ".partial", ".locks"
+_MAX_RECORD_BYTES = 1 << 20
+_WAIT_S = 0.2
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of one file. It lies beside the file as JSON.
+
+    Attributes:
+        references: every reference that led here.
+        file: its name.
+        size_bytes, mtime_ns: as they were when its hash was checked.
+        sha256: of the file.
+        promised: who promised that hash: "catalogue", "hub", or "" where nobody did and it was only computed.
+        licence: where it is known.
+        origin: for people: the address or package.
+        revision: commit or version it belongs to.
+        fetched: when, in seconds since 1970.
+    """
+
+    references: tuple[str, ...]
+    file: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    promised: str = ""
+    licence: str | None = None
+    origin: str = ""
+    revision: str = ""
+    fetched: float = 0.0
+
+
+class Store:
+    """The models folder. Made for every use; holds no state."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def records(self, *below: str) -> list[tuple[Path, Record]]:
+        """Files and their records, below one folder or all, newest first. What has no whole record is not a model."""
+        found: list[tuple[Path, Record]] = []
+        folder = self.root.joinpath(*below)
+        try:
+            paths = sorted(folder.rglob("*" + _RECORD_SUFFIX)) if folder.is_dir() else []
+        except OSError as error:
+            raise storage_error(error, folder, "read") from error
+        for path in paths:
+            record = _read_record(path)
+            file = path.with_name(path.name[: -len(_RECORD_SUFFIX)])
+            # The name inside must be that of the file beside it: a record never points anywhere else.
+            if record is not None and record.file == file.name and file.is_file():
+                found.append((file, record))
+        return sorted(found, key=lambda item: -item[1].fetched)
+
+    def add_reference(self, path: Path, record: Record, reference: str) -> Record:
+        """Remember that one more reference leads to a file."""
+        if reference in record.references:
+            return record
+        record = msgspec.structs.replace(record, references=(*record.references, reference))
+        self._write(path, record)
+        return record
+
+    def drop_reference(self, path: Path, record: Record, reference: str) -> None:
+        """Forget that a reference leads to a file."""
+        rest = tuple(known for known in record.references if known != reference)
+        self._write(path, msgspec.structs.replace(record, references=rest))
+
+    def is_unchanged(self, path: Path, record: Record) -> bool:
+        """Whether a file still is what it was when its hash was checked, as far as its size and time of change tell."""
+        state = path.stat()
+        return (state.st_size, state.st_mtime_ns) == (record.size_bytes, record.mtime_ns)
+
+    def partial(self, *identity: str) -> Path:
+        """Where a download is kept while it is under way: the same identity (source, hash, size) gives the same file."""
+        key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+        return make_private_dir(make_private_dir(self.root) / _PARTIAL) / f"{key}.part"
+
+    @contextmanager
+    def lock(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the lock of one file; the kernel lets go of it when the process dies.
+
+        Args:
+            key: what is locked; any text.
+            on_wait: called about five times a second while another process holds it; may raise to give up.
+
+        Raises:
+            StorageError: the folder cannot be written or does not know locks.
+        """
+        import fcntl
+
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = make_private_dir(make_private_dir(self.root) / _LOCKS) / name
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise storage_error(error, path, "written") from error
+        try:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if on_wait:
+                        on_wait()
+                    time.sleep(_WAIT_S)
+                except OSError as error:
+                    raise storage_error(error, path, "locked") from error
+            yield
+        finally:
+            os.close(handle)
+
+    def check_space(self, needed_bytes: int) -> None:
+        """Refuse what would not fit.
+
+        Args:
+            needed_bytes: still to be written.
+
+        Raises:
+            StorageError: there is less free, with both numbers.
+        """
+        folder = make_private_dir(self.root)
+        free = shutil.disk_usage(folder).free
+        if needed_bytes + MARGIN_BYTES > free:
+            raise StorageError(
+                f"The disk of {folder} has {human_bytes(free)} free; this needs {human_bytes(needed_bytes)}, and "
+                f"{human_bytes(MARGIN_BYTES)} are left free for everything else.",
+                "Free some space (edge models ls, edge models rm NAME), or set paths.models_dir to another disk.",
+            )
+
+    def install(self, partial: Path, folder: tuple[str, ...], record: Record) -> Path:
+        """Give a whole and checked file its final name, and write its record.
+
+        Args:
+            partial: the file; on the same disk, since it is in `.partial`.
+            folder: names of folders below the root.
+            record: its file name, hash and origin; size and time of change are filled in here.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        target_dir = self.root
+        for name in folder:
+            target_dir = make_private_dir(target_dir / name)
+        target = target_dir / record.file
+        try:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.chmod(0o600)
+            state = partial.stat()
+            # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull
+            # finds the whole partial and only has to name it.
+            record = msgspec.structs.replace(record, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, fetched=time.time())
+            self._write(target, record)
+            partial.replace(target)
+            _sync_folder(target_dir)
+        except OSError as error:
+            raise storage_error(error, target, "written") from error
+        return target
+
+    def remove(self, path: Path) -> int:
+        """Remove a model with its record, and the folders that are empty then.
+
+        Returns:
+            The bytes it took.
+
+        Raises:
+            StorageError: it is not below the models folder, or cannot be removed.
+        """
+        root = self.root.resolve()
+        real = path.parent.resolve() / path.name
+        if root not in real.parents or path.is_dir():
+            raise StorageError(f"{path} is not in the models folder {self.root}.", "It is not removed.")
+        try:
+            size = path.lstat().st_size
+            path.unlink()
+            _record_path(path).unlink(missing_ok=True)
+            folder = real.parent
+            while folder != root and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+        except OSError as error:
+            raise storage_error(error, path, "removed") from error
+        return size
+
+    def _write(self, path: Path, record: Record) -> None:
+        write_private(_record_path(path), msgspec.json.format(msgspec.json.encode(record)))
+
+    def partials(self) -> list[Path]:
+        """Downloads that were broken off."""
+        folder = self.root / _PARTIAL
+        return sorted(folder.glob("*.part")) if folder.is_dir() else []
+
+
+def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
+    """An operating system's error about a file, as ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Free some space (edge models ls, edge models rm NAME) and run the same command again: it resumes."
+        return StorageError(f"The disk of {path.parent} is full.", hint)
+    if error.errno == errno.EROFS:
+        return StorageError(f"{path} cannot be {verb}: the disk is read-only.", "Set paths.models_dir to another disk.")
+    return StorageError(f"{path} cannot be {verb}: {error.strerror or error}.", "Check its owner and permissions.")
+
+
+def human_bytes(size: int) -> str:
+    """A size for people, in decimal units as disks are sold: "98.4 MB"."""
+    value = float(size)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + _RECORD_SUFFIX)
+
+
+def _read_record(path: Path) -> Record | None:
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Record)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
