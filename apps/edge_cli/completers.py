@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["complete_conversation", "complete_model", "complete_setting", "complete_setting_name"]
+__all__ = ["complete_conversation", "complete_local_model", "complete_model", "complete_setting", "complete_setting_name"]
 
 
 def _offer(incomplete: str, find: Callable[[], Iterable[tuple[str, str]]]) -> list[CompletionItem]:
@@ -19,15 +19,26 @@ def _offer(incomplete: str, find: Callable[[], Iterable[tuple[str, str]]]) -> li
 
 
 def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
-    """Names of the catalogue, and files."""
+    """Names of the catalogue, else files."""
 
     def find() -> Iterable[tuple[str, str]]:
         from edge.catalog import load_catalog
 
-        return ((name, "") for name in load_catalog())
+        return ((name, entry.description) for name, entry in load_catalog().items())
 
-    offered = _offer(incomplete, find)
-    return offered or [CompletionItem(incomplete, type="file")]
+    return _offer(incomplete, find) or [CompletionItem(incomplete, type="file")]
+
+
+def complete_local_model(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Models that edge fetched and could remove."""
+
+    def find() -> Iterable[tuple[str, str]]:
+        from edge.catalog import list_models
+        from edge.config import load_settings
+
+        return ((model.name, model.origin) for model in list_models(load_settings()) if model.owner == "edge")
+
+    return _offer(incomplete, find)
 
 
 def complete_setting_name(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
