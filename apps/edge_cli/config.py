@@ -70,12 +70,14 @@ def get(app: App, key: str, as_json: bool) -> None:
 
 @config.command(
     "set",
-    context_settings=CONTEXT_SETTINGS,
+    # So that -1 and -inf are values, not options.
+    context_settings={**CONTEXT_SETTINGS, "ignore_unknown_options": True},
     epilog=examples(
         "edge config set model smollm2-135m",
         "edge config set sampling.temperature 0.2",
         'edge config set sampling.stop \'["###", "END"]\'',
         "edge config set chat.keys.quit ctrl+x",
+        "edge config set gpu_layers -1",
     ),
 )
 @click.argument("key", shell_complete=complete_setting_name)
@@ -166,6 +168,6 @@ def _show(value: Any) -> str:
     value = _plain(value)
     if value is None:
         return "auto"
-    if isinstance(value, str):
-        return value
+    if isinstance(value, (str, float)):
+        return str(value)
     return json.dumps(value, ensure_ascii=False)

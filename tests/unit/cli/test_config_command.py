@@ -49,13 +49,15 @@ def test_set_get_unset(call: Any, config: Path) -> None:
         ("sampling.stop", '["a", "b"]', '["a", "b"]'),
         ("context", "auto", "auto"),
         ("chat.keys.new.one", "ctrl+n", "ctrl+n"),
-        ("sampling.logit_bias.5", "-inf", "-Infinity"),
+        ("sampling.logit_bias.5", "-inf", "-inf"),
+        ("gpu_layers", "-1", "-1"),
         ("hub.offline", "yes", "true"),
         ("paths.models_dir", "/m", "/m"),
         ("system", 'Say "hi"\n# and more', 'Say "hi"\n# and more'),
     ],
 )
-def test_what_was_set_is_what_is_read(call: Any, key: str, text: str, shown: str) -> None:
+def test_what_was_set_is_what_is_read(call: Any, key: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGE_MODELS_DIR")
     assert call("config", "set", key, text).code == 0
     result = call("config", "get", key)
     assert (result.code, result.out) == (0, shown + "\n")

@@ -1,0 +1,149 @@
+"""`edge models`: what is shown of models that are here and of those that are not, and how a pull is reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+import edge.catalog
+from edge.artifact import open_artifact
+from edge.catalog import DownloadProgress, load_catalog
+from edge.errors import ChecksumError
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """A GGUF file of a few hundred bytes."""
+    path = tmp_path / "small.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("Small")
+    writer.add_license("MIT")
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_file_type(0)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_ls_offers_the_catalogue(call: Any) -> None:
+    result = call("models", "ls")
+    assert (result.code, result.err) == (0, "")
+    for name in load_catalog():
+        assert f"edge models pull {name}\n" in result.out
+    listed = json.loads(call("models", "ls", "--json").out)
+    assert [model["name"] for model in listed] == list(load_catalog())
+    assert not any(model["is_here"] for model in listed)
+
+
+def test_ls_here_with_nothing_here_says_what_to_do(call: Any) -> None:
+    result = call("models", "ls", "--here")
+    assert (result.code, result.out) == (0, "")
+    assert "edge models pull" in result.err
+    assert json.loads(call("models", "ls", "--here", "--json").out) == []
+
+
+def test_show_a_model_of_the_catalogue_that_is_not_here(call: Any) -> None:
+    result = call("models", "show", "smollm2-135m")
+    assert result.code == 0
+    assert "edge models pull smollm2-135m" in result.out
+    assert json.loads(call("models", "show", "smollm2-135m", "--json").out)["is_here"] is False
+    for option in ("--path", "--verify"):
+        result = call("models", "show", "smollm2-135m", option)
+        assert (result.code, result.out) == (3, "")
+        assert "edge models pull smollm2-135m" in result.err
+
+
+def test_show_a_file(call: Any, small_model: Path) -> None:
+    result = call("models", "show", str(small_model))
+    rows = dict(line.split(None, 1) for line in result.out.splitlines() if not line.startswith("chat"))
+    assert (rows["model"], rows["licence"], rows["architecture"]) == ("Small", "MIT", "llama")
+    assert rows["weights"].startswith("32, ")
+    about = json.loads(call("models", "show", str(small_model), "--json").out)
+    assert (about["n_layer"], about["n_head_kv"], about["size_bytes"]) == (2, 1, small_model.stat().st_size)
+    assert call("models", "show", str(small_model), "--path").out == f"{small_model}\n"
+    assert len(json.loads(call("models", "show", str(small_model), "--verify", "--json").out)["sha256"]) == 64
+
+
+def test_unknown_names(call: Any) -> None:
+    for command in ("show", "pull", "rm"):
+        result = call("models", command, "smollm2-135n")
+        assert (result.code, result.out) == (3, "")
+        assert "smollm2-135m" in result.err
+
+
+def test_rm_leaves_other_peoples_files_alone(call: Any, small_model: Path) -> None:
+    result = call("models", "rm", str(small_model))
+    assert result.code == 2
+    assert small_model.is_file()
+
+
+class Pull:
+    """In the place of `edge.catalog.pull`: reports and then does what it is told."""
+
+    def __init__(self, path: Path, failure: BaseException | None = None) -> None:
+        self.path = path
+        self.failure = failure
+        self.references: list[str] = []
+
+    def __call__(self, reference: str, *, settings: Any, on_progress: Any, accept_licence: bool) -> Any:
+        self.references.append(reference)
+        on_progress(DownloadProgress(reference, 0, None, "connect"))
+        for done in range(0, 1001, 10):
+            on_progress(DownloadProgress(reference, done * 1000, 1_000_000, "download"))
+        if self.failure is not None:
+            raise self.failure
+        return open_artifact(self.path)
+
+
+def test_pull_prints_the_path_and_a_line_every_tenth(call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge.catalog, "pull", Pull(small_model))
+    result = call("models", "pull", "x")
+    assert (result.code, result.out) == (0, f"{small_model}\n")
+    lines = result.err.splitlines()
+    assert lines[0] == "Asking for x"
+    assert lines[1] == "Fetching x: 0 B of 1.0 MB"
+    assert len(lines) == 1 + 11 + 1
+    assert "\x1b" not in result.err
+    assert json.loads(call("models", "pull", "x", "--json").out)["path"] == str(small_model)
+
+
+def test_pull_quietly_prints_nothing(call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pull = Pull(small_model)
+    monkeypatch.setattr(edge.catalog, "pull", pull)
+    assert call("models", "pull", "--quiet") == call("models", "pull", "-q", "smollm2-135m")
+    assert call("models", "pull", "-q").out == call("models", "pull", "-q").err == ""
+    assert set(pull.references) == {"smollm2-135m"}
+
+
+@pytest.mark.parametrize("has_terminal", [False, True])
+def test_an_interrupted_pull_says_how_to_go_on(
+    call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch, terminal: Any, has_terminal: bool
+) -> None:
+    monkeypatch.setattr(edge.catalog, "pull", Pull(small_model, KeyboardInterrupt()))
+    stderr = terminal()
+    if has_terminal:
+        monkeypatch.setattr(sys, "stderr", stderr)
+    result = call("models", "pull", "x")
+    assert (result.code, result.out) == (130, "")
+    said = stderr.written() if has_terminal else result.err
+    assert "run the same command again to resume" in said
+
+
+def test_a_failed_pull_is_an_error(call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge.catalog, "pull", Pull(small_model, ChecksumError("It lied.", "Try later.")))
+    result = call("models", "pull", "x")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith("Error: It lied.\nTry later.\n")
