@@ -1,0 +1,116 @@
+"""Commands of the composer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.errors import StorageError, UsageError
+from edge_chat.attachments import FileIndex
+from edge_chat.commands import Command, Completion
+
+if TYPE_CHECKING:
+    from edge_chat.screens.chat import ChatScreen
+
+__all__ = ["COMMANDS", "editor_command"]
+
+
+async def attach(screen: ChatScreen, argument: str) -> None:
+    """/attach path"""
+    if not argument:
+        raise UsageError("Which file?", "Type its path behind /attach, or @ and a part of its name in the message.")
+    screen.composer.attach_file(argument.strip("\"'"))
+
+
+def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
+    """Paths as they are typed. Only lists one directory, since this runs on the event loop."""
+    start = typed if typed.startswith(("/", "~", "./", "../")) else f"./{typed}"
+    found = FileIndex(screen.composer.cwd).search(start, limit=50)
+    names = [path[2:] if start != typed else path for path in found]
+    return [Completion(name, name) for name in names]
+
+
+def editor_command(environ: Mapping[str, str]) -> list[str]:
+    """The user's editor as a command line: $VISUAL, $EDITOR, or what is there on most machines.
+
+    Args:
+        environ: the environment.
+
+    Raises:
+        UsageError: the variable cannot be read as a command line.
+    """
+    text = environ.get("VISUAL") or environ.get("EDITOR") or "nano"
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"$VISUAL or $EDITOR is {text!r}, which is no command ({error}).", "Mend the variable.") from None
+
+
+async def editor(screen: ChatScreen, argument: str) -> None:
+    """Ctrl+G: the message in the user's editor."""
+    from textual.app import SuspendNotSupported
+
+    command = editor_command(os.environ)
+    try:
+        path = await asyncio.to_thread(_write_temporary, screen.composer.text)
+        try:
+            with screen.app.suspend():
+                result = await asyncio.to_thread(_run_editor, command, path)
+            text = await asyncio.to_thread(path.read_text, "utf-8")
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+    except SuspendNotSupported:
+        raise UsageError("This terminal cannot be handed over to an editor.", "Write the message here.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"The message could not be handed to the editor ({error}).", "Check the disk.") from error
+    screen.app.refresh(layout=True)
+    if result != 0:
+        raise UsageError(f"{command[0]} ended with an error ({result}).", "The message was left as it was.")
+    screen.composer.load(text.rstrip("\n"), screen.composer.attachments)
+    screen.composer.input.focus()
+
+
+def _write_temporary(text: str) -> Path:
+    file, name = tempfile.mkstemp(prefix="edge-message-", suffix=".md")
+    with os.fdopen(file, "w", encoding="utf-8") as writer:
+        writer.write(text)
+    return Path(name)
+
+
+def _run_editor(command: Sequence[str], path: Path) -> int:
+    try:
+        return subprocess.run([*command, str(path)], check=False).returncode
+    except OSError as error:
+        hint = "Set $VISUAL or $EDITOR to an editor that is installed."
+        raise UsageError(f"The editor {command[0]!r} cannot be started ({error}).", hint) from None
+
+
+COMMANDS = (
+    Command("send", "Send", "Send the message, or run the command.", "Writing", keys="enter", scope="composer"),
+    Command("newline", "New line", "Begin a new line.", "Writing", keys="shift+enter,ctrl+j,alt+enter", scope="composer"),
+    Command(
+        "editor",
+        "Write in your editor",
+        "Open the message in $VISUAL or $EDITOR.",
+        "Writing",
+        editor,
+        keys="ctrl+g",
+    ),
+    Command(
+        "attach",
+        "Attach a file",
+        "Send a text file along. `@path` inside a message does the same.",
+        "Writing",
+        attach,
+        argument="path",
+        needs_argument=True,
+        complete=complete_path,
+        example="/attach notes.md",
+    ),
+)

@@ -1,0 +1,237 @@
+"""Files and pasted texts that go along with a message: reading them, `@path` mentions, proposals while typing, drafts."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.conversation import Attachment
+from edge.errors import StorageError, UsageError
+from edge_chat import format as fmt
+
+__all__ = [
+    "FileIndex",
+    "Mention",
+    "find_mentions",
+    "mention_before",
+    "pack_draft",
+    "paste_name",
+    "read_attachment",
+    "unpack_draft",
+]
+
+_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
+_OPEN_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]*)|([^\s"]*))\Z')
+_TRAILING = ".,;:!?)]}'"
+_SKIPPED_DIRS = {"node_modules", "__pycache__", "venv", "target", "dist", "build", "site-packages"}
+_MAX_FILES = 5000
+_MAX_SCAN_S = 1.0
+_MAX_AGE_S = 10.0
+_DRAFT_MARK = "\x1eedge-draft "
+
+
+def resolve(path_text: str, cwd: Path) -> Path:
+    """The path that was typed, `~` expanded, relative ones below `cwd`."""
+    try:
+        path = Path(path_text).expanduser()
+    except RuntimeError:  # "~nobody/x": there is no such user, so it is a plain name
+        path = Path(path_text)
+    return path if path.is_absolute() else cwd / path
+
+
+def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
+    """Read a text file to send along.
+
+    Args:
+        path_text: as typed; it names the attachment.
+        cwd: what relative paths are relative to.
+        max_bytes: refuse larger files.
+
+    Raises:
+        UsageError: it is not there, no plain file, too large, or not text.
+        StorageError: it cannot be read.
+    """
+    path = resolve(path_text, cwd)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{path_text} is a directory.", "Attach files one by one.")
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path_text} is no plain file.", "Only text files can be attached.")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"There is no file {path_text}.", f"Paths are relative to {cwd}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StorageError(f"{path_text} cannot be read ({error}).", "Check the file.") from error
+    if len(data) > max_bytes:
+        size = fmt.n_bytes(max(status.st_size, len(data)))
+        hint = f"The limit is {fmt.n_bytes(max_bytes)}; `chat.attachment_bytes` raises it."
+        raise UsageError(f"{path_text} is too large to attach ({size}).", hint)
+    return Attachment(name=path_text, text=_decode(data, path_text))
+
+
+def _decode(data: bytes, name: str) -> str:
+    encoding = "utf-8-sig"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in data:
+        raise UsageError(f"{name} is a binary file.", "Only text files can be attached.")
+    try:
+        return data.decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text.", "Convert it first, for example with: iconv -t UTF-8") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """An `@path` in a text: the path, and the characters [start, end) that it takes up, the @ included."""
+
+    path: str
+    start: int
+    end: int
+
+
+def find_mentions(text: str, cwd: Path) -> list[Mention]:
+    """All `@path` in a text that name something that exists; an @ in front of anything else is just an @.
+
+    A sign such as a full stop at the end belongs to the sentence when the path exists without it.
+    """
+    found = []
+    for match in _MENTION.finditer(text):
+        path, end = match[1] or match[2], match.end()
+        if not _exists(path, cwd) and match[1] is None:
+            shorter = path.rstrip(_TRAILING)
+            end -= len(path) - len(shorter)
+            path = shorter
+        if path and _exists(path, cwd):
+            found.append(Mention(path, match.start(), end))
+    return found
+
+
+def mention_before(text: str) -> tuple[int, str] | None:
+    """The `@path` that is being typed at the end of `text`: where its @ is, and what there is of the path."""
+    match = _OPEN_MENTION.search(text)
+    return (match.start(), match[1] if match[1] is not None else match[2]) if match else None
+
+
+def _exists(path_text: str, cwd: Path) -> bool:
+    try:
+        return resolve(path_text, cwd).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path_text: str) -> bool:
+    """Whether an absolute path names a plain file."""
+    try:
+        return Path(path_text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL: pasted text, not a path
+        return False
+
+
+def quote(path: str) -> str:
+    """A mention of the path, in quotes if it has blanks."""
+    return f'@"{path}"' if any(c.isspace() for c in path) else f"@{path}"
+
+
+class FileIndex:
+    """Files below the working directory, to propose while an `@path` is typed. Blocking: use it in a thread.
+
+    Args:
+        cwd: the directory. Hidden files and directories of build products are left out until they are typed.
+    """
+
+    def __init__(self, cwd: Path) -> None:
+        self._cwd = cwd
+        self._files: list[str] = []
+        self._read_at = -_MAX_AGE_S
+
+    def search(self, typed: str, limit: int = 20) -> list[str]:
+        """Paths that match what was typed, best first. Directories end in a slash.
+
+        Args:
+            typed: part of a path; one that begins with "/", "~" or "." lists that directory.
+            limit: at most so many.
+        """
+        if typed.startswith(("/", "~", ".")) or "/." in typed:
+            return self._list_directory(typed)[:limit]
+        now = time.monotonic()
+        if now - self._read_at > _MAX_AGE_S:
+            self._files = list(self._walk(now + _MAX_SCAN_S))
+            self._read_at = now
+        scored = [(score, len(path), path) for path in self._files if (score := _score(typed.lower(), path.lower())) >= 0]
+        return [path for _, _, path in sorted(scored)[:limit]]
+
+    def _walk(self, deadline: float) -> Iterator[str]:
+        n_found = 0
+        for folder, directories, names in os.walk(self._cwd):
+            directories[:] = sorted(d for d in directories if not d.startswith(".") and d not in _SKIPPED_DIRS)
+            relative = Path(folder).relative_to(self._cwd)
+            for name in sorted(names):
+                if not name.startswith("."):
+                    yield (relative / name).as_posix()
+                    n_found += 1
+            if n_found >= _MAX_FILES or time.monotonic() > deadline:
+                return
+
+    def _list_directory(self, typed: str) -> list[str]:
+        head, slash, start = typed.rpartition("/")
+        folder = resolve(head + slash, self._cwd) if slash else self._cwd
+        try:
+            with os.scandir(folder) as entries:
+                found = [
+                    f"{head}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+                    for entry in entries
+                    if entry.name.lower().startswith(start.lower()) and (start or not entry.name.startswith("."))
+                ]
+        except (OSError, ValueError):
+            return []  # not a directory, or not ours to read: there is nothing to propose
+        return sorted(found)
+
+
+def _score(typed: str, path: str) -> int:
+    """0 is best; -1 is no match: begins the name, is in the name, is in the path, is spread over the path."""
+    name = path.rpartition("/")[2]
+    if name.startswith(typed):
+        return 0
+    if typed in name:
+        return 1
+    if typed in path:
+        return 2
+    letters = iter(path)
+    return 3 if all(letter in letters for letter in typed) else -1
+
+
+def paste_name(taken: Iterable[str]) -> str:
+    """A name for a pasted text that is not taken yet: "pasted text 1"."""
+    names = set(taken)
+    number = 1
+    while f"pasted text {number}" in names:
+        number += 1
+    return f"pasted text {number}"
+
+
+def pack_draft(text: str, attachments: Sequence[Attachment]) -> str:
+    """A draft as the store keeps it: the plain text, or JSON behind a mark when attachments go with it."""
+    if not attachments:
+        return text
+    return _DRAFT_MARK + json.dumps({"text": text, "attachments": [[a.name, a.text] for a in attachments]})
+
+
+def unpack_draft(draft: str) -> tuple[str, list[Attachment]]:
+    """The reverse of `pack_draft`. Something that only looks like a packed draft comes back as the text it is."""
+    if draft.startswith(_DRAFT_MARK):
+        try:
+            content = json.loads(draft[len(_DRAFT_MARK) :])
+            return str(content["text"]), [Attachment(name=str(n), text=str(t)) for n, t in content["attachments"]]
+        except (ValueError, KeyError, TypeError):
+            pass  # typed or pasted by somebody, mark and all; it is shown as it is
+    return draft, []

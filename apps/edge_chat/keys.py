@@ -1,0 +1,141 @@
+"""Keys: the default bindings of the command table, changed by the user's `chat.keys`."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from textual.binding import Binding
+from textual.keys import Keys
+
+from edge.errors import ConfigError
+from edge_chat.commands import Command, Registry, Scope
+
+__all__ = ["bindings", "display_key", "display_keys", "make_keymap", "teach_terminal_keys"]
+
+_MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
+_NAMED = {key.value.rpartition("+")[2] for key in Keys} - {"<any>", "<bracketed-paste>", "<ignore>", "<sigint>"}
+_SYMBOLS = {"up": "Up", "down": "Down", "left": "Left", "right": "Right", "escape": "Esc", "pageup": "PgUp"}
+_SYMBOLS |= {"pagedown": "PgDn", "delete": "Del", "enter": "Enter", "space": "Space", "backspace": "Backspace"}
+
+# Keys that insert text or that the text editor takes for itself must be asked for before the focused widget sees them.
+_PRIORITY_SCOPES = ("everywhere", "chat", "composer")
+# These two are for the focused widget first: Esc closes what is open there, Ctrl+C copies what is marked there.
+_LAST_RESORT = ("stop", "interrupt")
+_HEARD_WITH: dict[Scope, tuple[Scope, ...]] = {
+    "everywhere": ("everywhere", "chat", "composer", "message", "sidebar"),
+    "chat": ("everywhere", "chat", "composer", "message", "sidebar"),
+    "composer": ("everywhere", "chat", "composer"),
+    "message": ("everywhere", "chat", "message"),
+    "sidebar": ("everywhere", "chat", "sidebar"),
+}
+
+
+def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
+    """Textual's bindings for the commands of one scope. Their id is the command's name, which a keymap refers to.
+
+    Args:
+        commands: the table.
+        scope: only commands of this scope.
+    """
+    return [
+        Binding(
+            command.keys,
+            # A key action is carried out by the widget it belongs to, a command by the screen.
+            f"screen.command({command.name!r})" if command.run is not None else command.name.replace("-", "_"),
+            command.title,
+            show=False,
+            priority=scope in _PRIORITY_SCOPES and command.name not in _LAST_RESORT,
+            id=command.name,
+        )
+        for command in commands
+        if command.scope == scope and command.keys
+    ]
+
+
+def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Check the user's keys and give them as a keymap for textual.
+
+    Args:
+        registry: the table.
+        wanted: `chat.keys`: command name -> keys, comma-separated.
+
+    Raises:
+        ConfigError: no such command, a command that takes no key, no such key, or two commands on one key.
+    """
+    rebindable = {command.name: command for command in registry if command.keys}
+    keymap: dict[str, str] = {}
+    for name, keys in wanted.items():
+        if name not in rebindable:
+            near = difflib.get_close_matches(name, list(rebindable), n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"chat.keys: there is no action {name!r}.", f"{hint}`/keys` in the chat lists them all.")
+        keymap[name] = ",".join(_check_key(name, key) for key in keys.split(","))
+    _refuse_clashes(rebindable, keymap)
+    return keymap
+
+
+def _check_key(name: str, text: str) -> str:
+    key = text.strip()
+    *modifiers, last = key.split("+") if key != "+" else ["+"]
+    bad = [part for part in modifiers if part not in _MODIFIERS]
+    if bad or not last or not (len(last) == 1 or last in _NAMED or _is_character_name(last)):
+        wrong = bad[0] if bad else last
+        near = difflib.get_close_matches(wrong, [*_MODIFIERS, *_NAMED], n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"chat.keys: {name} = {text!r} is not a key.", f"{hint}Write keys like ctrl+s, f5 or alt+enter.")
+    return key
+
+
+def _is_character_name(name: str) -> bool:
+    """Textual names signs by their Unicode names: "question_mark"."""
+    try:
+        unicodedata.lookup(name.replace("_", " "))
+    except KeyError:
+        return False
+    return True
+
+
+def _refuse_clashes(commands: Mapping[str, Command], keymap: Mapping[str, str]) -> None:
+    """Two commands on one key clash when both are heard at once, unless both are as we made them."""
+    for name, keys in keymap.items():
+        scopes = _HEARD_WITH[commands[name].scope]
+        for other, command in commands.items():
+            shared = set(keys.split(",")) & set(keymap.get(other, command.keys).split(","))
+            if other != name and command.scope in scopes and shared:
+                raise ConfigError(
+                    f"chat.keys: {min(shared)} would be both {name!r} and {other!r}.",
+                    "Give one of them another key in [chat.keys] of the settings file.",
+                )
+
+
+def teach_terminal_keys() -> None:
+    """Let textual know what terminals without the kitty protocol send for Alt+Enter, and xterm for Shift+Enter when asked to
+    tell: it takes them for Enter, so that a message would be sent that was not finished."""
+    from enum import Enum
+
+    from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
+
+    class Extra(str, Enum):
+        ALT_ENTER = "alt+enter"
+
+    table: dict[str, Any] = ANSI_SEQUENCES_KEYS  # type: ignore[assignment]
+    for sequence in ("\x1b\r", "\x1b\n"):
+        table[sequence] = (Extra.ALT_ENTER,)
+
+
+def display_key(key: str) -> str:
+    """A key as people write it: "ctrl+j" -> "Ctrl+J"."""
+    *modifiers, last = key.split("+") if key != "+" else ["+"]
+    name = _SYMBOLS.get(last, last.upper() if len(last) == 1 and modifiers else last)
+    if len(name) > 1 and name[0] == "f" and name[1:].isdigit():
+        name = name.upper()
+    return "+".join([*(part.capitalize() for part in modifiers), name])
+
+
+def display_keys(keys: str) -> str:
+    """Comma-separated keys as people write them: "shift+enter,ctrl+j" -> "Shift+Enter or Ctrl+J"."""
+    names = [display_key(key.strip()) for key in keys.split(",") if key.strip()]
+    return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else "".join(names)

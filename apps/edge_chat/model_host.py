@@ -1,0 +1,146 @@
+"""Loading models in the background, and holding the one in use while the next is being loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from edge.errors import CancelledError, EdgeError, ModelTooLargeError
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.conversation import ConversationStore
+
+__all__ = ["Loader", "ModelHost", "ModelState"]
+
+
+class Loader(Protocol):
+    """`edge.load`, as far as the app needs it; tests put a fake model in its place."""
+
+    def __call__(self, model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What the host is doing.
+
+    Attributes:
+        phase: "idle" before the first load; "loading"; "ready"; "failed", with or without an older model in use.
+        wanted: the reference being loaded, or that was last asked for.
+        stage: while loading: what is happening ("downloading", "loading").
+        share: while loading: how much of that stage is done, 0 to 1.
+        error: why the last load failed.
+    """
+
+    phase: Literal["idle", "loading", "ready", "failed"] = "idle"
+    wanted: str = ""
+    stage: str = ""
+    share: float = 0.0
+    error: EdgeError | None = None
+
+
+class ModelHost:
+    """The loaded model, if any. All methods are for the event loop; loading happens in a thread.
+
+    Args:
+        loader: loads a model.
+        get_store: the store that the model's conversations live in.
+        on_change: called on the event loop whenever `state` has changed.
+    """
+
+    def __init__(self, loader: Loader, get_store: Callable[[], Any], on_change: Callable[[], None]) -> None:
+        self.assistant: Assistant | None = None
+        self.reference = ""
+        self.state = ModelState()
+        self._loader = loader
+        self._get_store = get_store
+        self._on_change = on_change
+        self._is_cancelled = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a load is under way."""
+        return self.state.phase == "loading"
+
+    def start(self, reference: str) -> asyncio.Task[None]:
+        """Load a model in the background and put it in the place of the one in use. A load under way is given up."""
+        self.cancel()
+        before = self._task
+        self._task = asyncio.create_task(self._load(reference, before), name=f"load {reference}")
+        return self._task
+
+    def cancel(self) -> None:
+        """Give up the load under way; the model in use stays."""
+        self._is_cancelled = True
+
+    async def close(self) -> None:
+        """Stop loading and free the model."""
+        self.cancel()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self.assistant is not None:
+            assistant, self.assistant = self.assistant, None
+            await asyncio.to_thread(assistant.close)
+
+    async def _load(self, reference: str, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._is_cancelled = False
+        self._set(ModelState("loading", reference, "starting"))
+        try:
+            assistant = await self._call_loader(reference)
+        except CancelledError as error:
+            self._set(ModelState("ready" if self.assistant else "failed", reference, error=error))
+            return
+        except EdgeError as error:
+            self._set(ModelState("failed", reference, error=error))
+            return
+        except Exception as unexpected:  # noqa: BLE001 (a bug below us; the app must stay usable and say so)
+            broken = EdgeError(f"Loading {reference} broke down: {unexpected!r}.", "Please report this.")
+            broken.__cause__ = unexpected
+            self._set(ModelState("failed", reference, error=broken))
+            return
+        old, self.assistant, self.reference = self.assistant, assistant, reference
+        self._set(ModelState("ready", reference))
+        if old is not None:
+            await asyncio.to_thread(old.close)
+
+    async def _call_loader(self, reference: str) -> Assistant:
+        """Load beside the model in use; where both do not fit, free that one first and fall back to it on failure."""
+        store = await self._get_store()
+        loop = asyncio.get_running_loop()
+        last = ("", -1)
+
+        def report(stage: str, share: float) -> bool:
+            nonlocal last
+            percent = int(share * 100)
+            if (stage, percent) != last:
+                last = (stage, percent)
+                loop.call_soon_threadsafe(self._set, ModelState("loading", reference, stage, share))
+            return not self._is_cancelled
+
+        def call(wanted: str) -> Assistant:
+            return self._loader(wanted, store=store, on_progress=report)
+
+        try:
+            return await asyncio.to_thread(call, reference)
+        except ModelTooLargeError:
+            if self.assistant is None:
+                raise
+            old_reference, old = self.reference, self.assistant
+            self.assistant = None
+            await asyncio.to_thread(old.close)
+            try:
+                return await asyncio.to_thread(call, reference)
+            except EdgeError:
+                self.assistant = await asyncio.to_thread(call, old_reference)
+                raise
+
+    def _set(self, state: ModelState) -> None:
+        if state.phase == "loading" and self.state.phase != "loading" and state.stage != "starting":
+            return  # a report that was still on its way when the load had ended
+        self.state = state
+        self._on_change()

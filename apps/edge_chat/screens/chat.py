@@ -1,0 +1,434 @@
+"""The main screen: side bar, conversation, composer and status line, and where keys and commands arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widgets import Static
+
+from edge.errors import EdgeError, UsageError
+from edge_chat import format as fmt
+from edge_chat.actions import REGISTRY
+from edge_chat.actions.conversations import ask_title, delete_one
+from edge_chat.commands import Command, parse_slash
+from edge_chat.controller import ChatController
+from edge_chat.keys import bindings, display_keys
+from edge_chat.model_host import ModelState
+from edge_chat.widgets.cards import EmptyState, ErrorCard
+from edge_chat.widgets.composer import Composer
+from edge_chat.widgets.message import MessageView
+from edge_chat.widgets.sidebar import Sidebar
+from edge_chat.widgets.status import StatusLine, StatusValues
+from edge_chat.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from edge_chat.app import ChatApp
+
+__all__ = ["ChatScreen"]
+
+_DRAFT_DELAY_S = 0.3
+_NARROW = 100  # below so many columns the side bar lies over the conversation instead of beside it
+
+
+class ChatScreen(Screen[None]):
+    """See the module."""
+
+    BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "chat"))
+
+    def __init__(self, app: ChatApp) -> None:
+        super().__init__(id="chat")
+        self.controller = ChatController(app, self)
+        self._draft_timer: Timer | None = None
+        self._wants_sidebar: bool | None = None
+        self._load_error: ErrorCard | None = None
+
+    @property
+    def app(self) -> ChatApp:  # type: ignore[override]
+        """The app."""
+        return cast("ChatApp", super().app)
+
+    def compose(self) -> ComposeResult:
+        settings = self.app.settings
+        yield Static("", id="title", markup=False)
+        with Horizontal(id="body"):
+            yield Sidebar()
+            with Vertical(id="main"):
+                yield Transcript()
+                yield Composer(
+                    self.app.history,
+                    self.app.cwd,
+                    paste_chars=settings.chat.paste_chars,
+                    attachment_bytes=settings.chat.attachment_bytes,
+                )
+        yield StatusLine()
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation."""
+        return self.query_one(Transcript)
+
+    @property
+    def composer(self) -> Composer:
+        """Where messages are written."""
+        return self.query_one(Composer)
+
+    @property
+    def sidebar(self) -> Sidebar:
+        """The list of conversations."""
+        return self.query_one(Sidebar)
+
+    @property
+    def status(self) -> StatusLine:
+        """The line at the bottom."""
+        return self.query_one(StatusLine)
+
+    @property
+    def chosen_view(self) -> MessageView | None:
+        """The message that has the focus."""
+        return self.focused if isinstance(self.focused, MessageView) else None
+
+    def on_mount(self) -> None:
+        """Ready for typing before anything is read from the disk."""
+        self.composer.complain("")
+        self.composer.show_mode("")
+        self._show_hints()
+        self._place_sidebar()
+        self.composer.input.focus()
+        self.call_after_refresh(self.app.begin)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The side bar goes where there is room for it."""
+        self.set_class(event.size.width < _NARROW, "-narrow")
+        self.set_class(event.size.height < 20, "-low")
+        self._place_sidebar()
+        self._show_hints()
+
+    # What commands use
+
+    def tell(self, text: str) -> None:
+        """A short message that goes away by itself."""
+        self.notify(fmt.clean(text), markup=False)
+
+    def complain(self, error: EdgeError) -> None:
+        """Say above the text being written what did not work."""
+        self.composer.complain(error.message, error.hint)
+
+    def copy(self, text: str, what: str) -> None:
+        """Put a text on the clipboard (OSC 52, which works over ssh) and say so."""
+        self.app.copy_to_clipboard(text)
+        self.tell(f"Copied {what} ({fmt.plural(len(text), 'character')}).")
+
+    def toggle_sidebar(self, *, show: bool | None = None) -> None:
+        """Show or hide the list of conversations."""
+        visible = not self.sidebar.display if show is None else show
+        self._wants_sidebar = visible
+        self._place_sidebar()
+        if visible:
+            self.refresh_sidebar()
+            self.sidebar.listing.focus()
+        else:
+            self.composer.input.focus()
+
+    def choose_message(self, step: int) -> None:
+        """Choose the message above or below the chosen one; below the last one is the composer."""
+        targets = [w for w in self.transcript.children if isinstance(w, (MessageView, ErrorCard))]
+        position = targets.index(self.focused) if self.focused in targets else len(targets)
+        position += step
+        if position >= len(targets):
+            self.composer.input.focus()
+            self.transcript.anchor()
+            self.transcript.scroll_end(animate=False)
+        elif targets:
+            self.transcript.release_anchor()
+            targets[max(0, position)].focus()
+
+    def reveal(self, node_id: int, *, focus: bool = False) -> None:
+        """Scroll to a message."""
+        view = self.transcript.view_of(node_id)
+        if view is None:
+            return
+        self.transcript.release_anchor()
+        if focus:
+            view.focus(scroll_visible=False)
+        self.call_after_refresh(self.transcript.scroll_to_widget, view, animate=False, top=not focus)
+
+    async def redraw(self) -> None:
+        """Build the conversation anew, as after switching plain mode."""
+        if self.controller.active_id is not None:
+            await self.controller.open(self.controller.active_id)
+        else:
+            await self.controller.new()
+        self.refresh_sidebar()
+
+    async def escape(self) -> None:
+        """What Esc does, the nearest thing first."""
+        if self.has_class("-narrow") and self.sidebar.display:
+            return self.toggle_sidebar(show=False)
+        if not self.composer.input.has_focus:
+            self.composer.input.focus()
+            return None
+        if await self.controller.stop() or self.controller.cancel_edit():
+            return None
+        return self.composer.complain("")
+
+    # Commands and messages
+
+    async def action_command(self, name: str) -> None:
+        """A key of a command was pressed."""
+        self.start_command(self.app.registry[name], "")
+
+    def start_command(self, command: Command, argument: str) -> None:
+        """Carry a command out; what it refuses is said above the text being written."""
+        assert command.run is not None
+        self.run_guarded(command.run(self, argument))
+
+    def run_guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside what is going on; errors are shown in place, bugs are logged and shown in place."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except EdgeError as error:
+                self.complain(error)
+            except Exception as bug:  # noqa: BLE001 (a bug in one command must not take the conversation down)
+                self.complain(self.app.report_bug(bug))
+
+        self.run_worker(guarded(), exit_on_error=False)
+
+    @on(Composer.Submitted)
+    def _submitted(self, event: Composer.Submitted) -> None:
+        event.stop()
+        line = parse_slash(event.text)
+        self.run_guarded(self._carry_out(line.name, line.argument, event) if line is not None else self._send(event))
+
+    async def _carry_out(self, name: str, argument: str, event: Composer.Submitted) -> None:
+        command = self.app.registry.find(name)
+        if command.needs_argument and not argument:
+            raise UsageError(f"/{command.name} needs something behind it.", f"Like this: {command.example or command.usage}")
+        assert command.run is not None
+        self.composer.load("", event.attachments)
+        self.composer.remember(event.text)
+        try:
+            await command.run(self, argument)
+        except EdgeError:
+            if not self.composer.text:
+                self.composer.load(event.text, self.composer.attachments)
+            raise
+
+    async def _send(self, event: Composer.Submitted) -> None:
+        text = event.text.strip()
+        said = text[1:] if text.startswith("//") else text
+        attachments = await self.composer.read_mentions(said)
+        complaint = self.composer.remember(text)
+        self.transcript.anchor()
+        await self.controller.submit(said, attachments)
+        if complaint:
+            self.composer.complain(complaint)
+
+    @on(Composer.Changed)
+    def _draft_changed(self, event: Composer.Changed) -> None:
+        event.stop()
+        if self._draft_timer is not None:
+            self._draft_timer.stop()
+        self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft()))
+
+    async def _save_draft(self) -> None:
+        composer = self.composer
+        if self.controller.page is None:
+            if not (composer.text.strip() or composer.attachments) or composer.text.startswith("/"):
+                return
+            await self.controller.ensure_saved()
+        self.controller.save_draft()
+
+    @on(ErrorCard.Chosen)
+    def _card_chosen(self, event: ErrorCard.Chosen) -> None:
+        event.stop()
+        if event.command == "reload-model":
+            self.app.load_model(self.app.host.state.wanted)
+        else:
+            self.start_command(self.app.registry[event.command], "")
+
+    @on(MessageView.BranchClicked)
+    def _branch_clicked(self, event: MessageView.BranchClicked) -> None:
+        event.stop()
+        if event.view.node_id is not None:
+            self.run_guarded(self.controller.step_branch(event.view.node_id, event.step))
+
+    @on(Transcript.EarlierWanted)
+    async def _earlier_wanted(self, event: Transcript.EarlierWanted) -> None:
+        event.stop()
+        await self.transcript.show_earlier()
+
+    def on_code_fence_copy_requested(self, event: Any) -> None:
+        """ "copy" was clicked on a code block."""
+        event.stop()
+        self.copy(event.code, "the code block")
+
+    # Side bar
+
+    def refresh_sidebar(self) -> None:
+        """Read the list again, or search again, if it is on the screen."""
+        if self.sidebar.display:
+            self.run_guarded(self._fill_sidebar(self.sidebar.search.value.strip()))
+
+    async def _fill_sidebar(self, text: str) -> None:
+        if text:
+            hits = await self.app.library.run(lambda store: store.search(text))
+            self.sidebar.show_hits(hits, text)
+            return
+        infos = await self.app.library.run(lambda store: store.list())
+        active = self.controller.active_id
+        listed = [info for info in infos if info.n_messages or info.draft or info.id == active]
+        self.sidebar.show_conversations(listed, active=active, busy=self.controller.busy_ids, now=self.app.clock())
+
+    @on(Sidebar.SearchWanted)
+    def _search_wanted(self, event: Sidebar.SearchWanted) -> None:
+        event.stop()
+        self.run_guarded(self._fill_sidebar(event.text))
+
+    @on(Sidebar.Chosen)
+    def _conversation_chosen(self, event: Sidebar.Chosen) -> None:
+        event.stop()
+        self.run_guarded(self._open(event.conversation_id, event.node_id))
+
+    async def _open(self, conversation_id: str, node_id: int | None) -> None:
+        await self.controller.open(conversation_id, node_id)
+        if self.has_class("-narrow"):
+            self.toggle_sidebar(show=False)
+        self.composer.input.focus()
+
+    @on(Sidebar.Left)
+    def _sidebar_left(self, event: Sidebar.Left) -> None:
+        event.stop()
+        if self.has_class("-narrow"):
+            self.toggle_sidebar(show=False)
+        else:
+            self.composer.input.focus()
+
+    def action_list_rename(self) -> None:
+        """r in the list."""
+        chosen = self.sidebar.listing.chosen_id
+        if chosen is not None:
+            self.run_guarded(ask_title(self, chosen))
+
+    def action_list_delete(self) -> None:
+        """d in the list."""
+        chosen = self.sidebar.listing.chosen_id
+        if chosen is not None:
+            self.run_guarded(delete_one(self, chosen))
+
+    def _place_sidebar(self) -> None:
+        wide_enough = self.size.width >= _NARROW
+        self.sidebar.display = self._wants_sidebar if self._wants_sidebar is not None else wide_enough
+
+    # What is on the screen besides messages
+
+    def page_changed(self) -> None:
+        """Another conversation, or another state of it: title, status, mode of the composer."""
+        page, controller = self.controller.page, self.controller
+        title = fmt.clean(page.info.title) if page is not None else ""
+        self.query_one("#title", Static).update(title or "New conversation")
+        values = StatusValues()
+        for node in reversed(page.nodes if page is not None else ()):
+            if node.role == "assistant" and node.record.get("usage"):
+                values = StatusValues().with_record(node.record)
+                break
+        names = ("used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "has_reply")
+        self.status.change(**{name: getattr(values, name) for name in names})
+        mode = f"Editing an earlier message; sending makes a new branch. {self.app.key_display('stop')} cancels."
+        self.composer.show_mode(mode if controller.editing is not None else "")
+        self.activity_changed()
+
+    def activity_changed(self) -> None:
+        """What runs has changed: status line and marks in the side bar."""
+        state = self.app.host.state
+        self.status.change(activity=_activity(state))
+        self.refresh_sidebar()
+
+    def model_changed(self) -> None:
+        """The model, or how far it is loaded, has changed."""
+        state, assistant = self.app.host.state, self.app.host.assistant
+        changes: dict[str, Any] = {"activity": _activity(state)}
+        if assistant is not None:
+            plan = assistant.plan
+            changes |= {
+                "backend": assistant.backend_name,
+                "accelerator": plan.accelerator if plan is not None else "",
+                "model": assistant.info.name,
+                "total": assistant.n_ctx,
+            }
+        self.status.change(**changes)
+        for empty in self.query(EmptyState):
+            empty.show_model(self._model_text())
+        if state.phase == "ready":
+            self.run_guarded(self._show_load_error(None))
+            self.controller.model_ready()
+        elif state.phase == "failed" and state.error is not None:
+            self.run_guarded(self._show_load_error(state.error))
+            self.controller.model_failed(state.error)
+
+    async def _show_load_error(self, error: EdgeError | None) -> None:
+        if self._load_error is not None:
+            if self._load_error.is_attached:
+                await self._load_error.remove()
+            self._load_error = None
+        if error is not None:
+            actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
+            wanted = self.app.host.state.wanted
+            self._load_error = ErrorCard(f"{wanted} could not be loaded", error, actions)
+            await self.transcript.mount(self._load_error)
+            self.transcript.scroll_end(animate=False)
+
+    def make_empty_state(self) -> EmptyState:
+        """What a conversation without messages shows."""
+        app = self.app
+        tips = [
+            (display_keys(app.keys_of("send")), "send the message"),
+            (display_keys(app.keys_of("newline").rpartition(",")[0] or app.keys_of("newline")), "begin a new line"),
+            ("/", "commands, such as /model and /set"),
+            ("@", "attach a file by its name"),
+            (app.key_display("conversations"), "your conversations"),
+            (app.key_display("palette"), "find any command"),
+            (app.key_display("help"), "help"),
+        ]
+        return EmptyState(tips, self._model_text())
+
+    def _model_text(self) -> str:
+        state, assistant = self.app.host.state, self.app.host.assistant
+        if state.phase == "loading":
+            return _activity(state)[:1].upper() + _activity(state)[1:] + "; you can write already."
+        if assistant is not None:
+            return f"{assistant.info.name} is ready."
+        return "No model is loaded; choose one with /model." if state.phase == "failed" else ""
+
+    def _show_hints(self) -> None:
+        app = self.app
+        names = [
+            ("send", "send"),
+            ("newline", "new line"),
+            ("editor", "editor"),
+            ("palette", "commands"),
+            ("help", "help"),
+        ]
+        hints = [f"{app.key_display(name)} {what}" for name, what in names]
+        hints.insert(2, "@ file")
+        hints.insert(3, "/ command")
+        separator = ", " if app.is_plain else " · "
+        while len(hints) > 2 and len(separator.join(hints)) > self.composer.size.width - 4:
+            hints.pop(-2)
+        self.composer.show_hints(separator.join(hints))
+
+
+def _activity(state: ModelState) -> str:
+    """What the model host is doing, in words."""
+    if state.phase != "loading":
+        return ""
+    share = f", {state.share:.0%}" if state.share > 0 else ""
+    return f"{state.stage} {state.wanted}{share}"

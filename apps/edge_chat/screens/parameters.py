@@ -1,0 +1,127 @@
+"""The editor of sampling parameters: one line each, checked while one types."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from edge.errors import UsageError
+from edge.types import Sampling
+from edge_chat.parameters import PARAMETERS, describe, with_value
+
+__all__ = ["ParameterEditor"]
+
+
+class ParameterLine(Vertical):
+    """Name, value and explanation of one parameter; below them what is wrong with the value.
+
+    Args:
+        name: of the parameter.
+        value: as it can be typed.
+        default: likewise.
+    """
+
+    def __init__(self, name: str, value: str, default: str) -> None:
+        super().__init__(classes="parameter")
+        self.parameter = name
+        self._value = value
+        self._default = default
+
+    def compose(self) -> ComposeResult:
+        with Horizontal():
+            yield Static(self.parameter, classes="parameter-name", markup=False)
+            yield Input(self._value, compact=True, name=self.parameter)
+            yield Static(self._explanation(), classes="parameter-help", markup=False)
+        yield Static("", classes="parameter-error", markup=False)
+
+    def show_error(self, text: str) -> None:
+        """Say what is wrong; "" is nothing."""
+        line = self.query_one(".parameter-error", Static)
+        line.update(text)
+        line.display = bool(text)
+
+    def _explanation(self) -> str:
+        return f"{PARAMETERS[self.parameter].help} (default: {self._default or 'empty'})"
+
+
+class ParameterEditor(ModalScreen["Sampling | None"]):
+    """All sampling parameters. Gives back the changed sampling, or None when it was left with Esc.
+
+    Args:
+        sampling: what is in force.
+        default: what was in force when the app began.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Cancel", show=False),
+        Binding("ctrl+s", "accept", "Save", show=False, priority=True),
+        Binding("enter", "accept", "Save", show=False),
+        Binding("ctrl+r", "restore", "Defaults", show=False, priority=True),
+        Binding("down", "app.focus_next", "Next", show=False),
+        Binding("up", "app.focus_previous", "Previous", show=False),
+    ]
+
+    def __init__(self, sampling: Sampling, default: Sampling) -> None:
+        super().__init__(classes="dialog")
+        self._sampling = sampling
+        self._default = default
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog-box -large"):
+            yield Static("Parameters", classes="dialog-title")
+            with VerticalScroll(can_focus=False):
+                for name in PARAMETERS:
+                    yield ParameterLine(name, describe(self._sampling, name), describe(self._default, name))
+            yield Static("", id="parameter-note", markup=False)
+            yield Static("Enter saves for this session, Ctrl+R restores the defaults, Esc cancels.", classes="dialog-keys")
+
+    def on_mount(self) -> None:
+        """Begin at the top."""
+        self.query(Input).first().focus()
+
+    @on(Input.Changed)
+    def _changed(self, event: Input.Changed) -> None:
+        self._check()
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        self.action_accept()
+
+    def action_accept(self) -> None:
+        """Give the parameters back, or go to the first that cannot be."""
+        sampling = self._check()
+        if sampling is not None:
+            self.dismiss(sampling)
+            return
+        for line in self.query(ParameterLine):
+            if line.has_class("-wrong"):
+                line.query_one(Input).focus()
+                return
+
+    def action_restore(self) -> None:
+        """Put the defaults into the fields."""
+        for line in self.query(ParameterLine):
+            line.query_one(Input).value = describe(self._default, line.parameter)
+
+    def _check(self) -> Sampling | None:
+        """Read all fields; errors are shown below theirs."""
+        sampling: Sampling = self._sampling
+        n_wrong = 0
+        for line in self.query(ParameterLine):
+            error = ""
+            try:
+                sampling = with_value(sampling, line.parameter, line.query_one(Input).value)
+            except UsageError as refused:
+                error = str(refused)
+                n_wrong += 1
+            line.set_class(bool(error), "-wrong")
+            line.show_error(error)
+        note = "" if not n_wrong else f"{n_wrong} of the values cannot be used."
+        self.query_one("#parameter-note", Static).update(note)
+        return sampling if not n_wrong else None

@@ -1,0 +1,113 @@
+"""What stands in the conversation besides messages: errors with what to do, a message that waits, the empty state."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Button, Static
+
+from edge.errors import EdgeError
+from edge_chat import format as fmt
+
+__all__ = ["EmptyState", "ErrorCard", "WaitingCard"]
+
+
+class ErrorCard(Vertical, can_focus=True):
+    """An error where it happened: what it was, what to do next, and keys that do it.
+
+    Args:
+        title: what did not work ("No answer").
+        error: why.
+        actions: (key, name of a command, label), the usual one first.
+    """
+
+    FOCUS_ON_CLICK: ClassVar[bool] = False
+
+    class Chosen(Message):
+        """The user chose what to do."""
+
+        def __init__(self, card: ErrorCard, command: str) -> None:
+            super().__init__()
+            self.card = card
+            self.command = command
+
+    def __init__(self, title: str, error: EdgeError, actions: tuple[tuple[str, str, str], ...] = ()) -> None:
+        super().__init__(classes="error-card")
+        self.title_text = title
+        self.error = error
+        self._actions = actions
+        for key, command, label in actions:
+            self._bindings.bind(key, f"choose({command!r})", label, show=False)
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content.assemble(("Error: ", "bold $text-error"), (self.title_text, "bold")), classes="error-title")
+        yield Static(Content(fmt.clean(self.error.message)))
+        if self.error.hint:
+            yield Static(Content(fmt.clean(self.error.hint)), classes="error-hint")
+        if self._actions:
+            with Horizontal(classes="error-actions"):
+                for key, command, label in self._actions:
+                    yield Button(f"{label} ({key})", name=command, compact=True)
+
+    def copy(self) -> ErrorCard:
+        """The same card once more, to be put on the screen again."""
+        return ErrorCard(self.title_text, self.error, self._actions)
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """A button was pressed."""
+        event.stop()
+        self.action_choose(event.button.name or "")
+
+    def action_choose(self, command: str) -> None:
+        """Do what was chosen."""
+        self.post_message(self.Chosen(self, command))
+
+
+class WaitingCard(Vertical):
+    """A message that will be sent as soon as that is possible.
+
+    Args:
+        text: the message.
+        why: what it waits for.
+    """
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(classes="waiting-card")
+        self._text = text
+        self._why = why
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content.assemble(("You", "bold $primary"), (f"  {self._why}", "$text-warning")), classes="head")
+        yield Static(Content(fmt.clean(self._text)), classes="said")
+
+
+class EmptyState(Vertical):
+    """What a new conversation shows: the model, what it is doing, and how to begin.
+
+    Args:
+        tips: (keys, what they do).
+        model: what the model is doing.
+    """
+
+    def __init__(self, tips: list[tuple[str, str]], model: str) -> None:
+        super().__init__(id="empty")
+        self._tips = tips
+        self._model = model
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content.styled("edge", "bold $primary"), classes="empty-title")
+        yield Static("A language model on this device. Nothing you type leaves it.", classes="empty-line")
+        yield Static(Content(fmt.clean(self._model)), id="empty-model", classes="empty-line")
+        width = max(len(keys) for keys, _ in self._tips)
+        lines: list[Content | str | tuple[str, str]] = []
+        for keys, what in self._tips:
+            lines += [(f"{keys:<{width}}", "bold $text-accent"), ("   ", ""), f"{what}\n"]
+        yield Static(Content.assemble(*lines), classes="empty-tips")
+
+    def show_model(self, text: str) -> None:
+        """Say what the model is doing."""
+        self.query_one("#empty-model", Static).update(Content(fmt.clean(text)))

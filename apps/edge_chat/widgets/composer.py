@@ -1,0 +1,427 @@
+"""Where messages are written: several lines, history, completion, attachments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.style import Style
+from textual.widgets import OptionList, Static, TextArea
+
+from edge.errors import EdgeError, StorageError
+from edge_chat import attachments as att
+from edge_chat import format as fmt
+from edge_chat.actions import REGISTRY
+from edge_chat.commands import Completion, parse_slash
+from edge_chat.history import PromptHistory
+from edge_chat.keys import bindings
+from edge_chat.widgets.completion import CompletionPopup
+
+if TYPE_CHECKING:
+    from edge.conversation import Attachment
+
+__all__ = ["Composer"]
+
+
+class Chip(Static, can_focus=True):
+    """An attachment of the message that is being written."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("delete,backspace,x", "remove", "Remove the attachment", show=False),
+        Binding("escape,enter", "leave", "Back to the text", show=False),
+    ]
+
+    class Removed(Message):
+        """It is not wanted any more."""
+
+        def __init__(self, chip: Chip) -> None:
+            super().__init__()
+            self.chip = chip
+
+    class Left(Message):
+        """The focus should go back to the text."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        name = fmt.one_line(fmt.clean(attachment.name), 40)
+        size = fmt.n_bytes(len(attachment.text.encode()))
+        remove = Style.from_meta({"@click": "remove"})
+        super().__init__(Content.assemble(f"{name} ", (size, "$text-muted"), (" ×", remove)), classes="chip")
+        self.tooltip = "Delete removes this attachment"
+
+    def action_remove(self) -> None:
+        """Take it away."""
+        self.post_message(self.Removed(self))
+
+    def action_leave(self) -> None:
+        """Go back to the text."""
+        self.post_message(self.Left())
+
+
+class ComposerText(TextArea):
+    """The text itself. Keys that mean something to the whole composer are passed on to it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "composer"))
+
+    def __init__(self) -> None:
+        super().__init__(
+            id="text",
+            compact=True,
+            highlight_cursor_line=False,
+            placeholder="Message",
+            soft_wrap=True,
+            show_line_numbers=False,
+        )
+
+    @property
+    def composer(self) -> Composer:
+        """What it is part of."""
+        return self.query_ancestor(Composer)
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "shift+\r":  # what textual makes of xterm's way to say Shift+Enter
+            event.stop()
+            event.prevent_default()
+            self.action_newline()
+        elif self.composer.take_key(event.key):
+            event.stop()
+            event.prevent_default()
+        else:
+            await super()._on_key(event)
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.composer.paste(event.text)
+
+    def action_send(self) -> None:
+        """Send, or take what the popup proposes."""
+        self.composer.send()
+
+    def action_newline(self) -> None:
+        """Begin a new line."""
+        self.insert("\n")
+        self.scroll_cursor_visible()
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        """One line up; from the first line, back through the history."""
+        if select or not self.cursor_at_first_line or not self.composer.walk_history(back=True):
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        """One line down; from the last line, forward through the history."""
+        if select or not self.cursor_at_last_line or not self.composer.walk_history(back=False):
+            super().action_cursor_down(select)
+
+
+class Composer(Vertical):
+    """Text, attachments, popup and what there is to say about them.
+
+    Args:
+        history: what was sent before.
+        cwd: where relative paths of attachments begin.
+        paste_chars: longer pastes become attachments.
+        attachment_bytes: larger files are refused.
+    """
+
+    @dataclass
+    class Submitted(Message):
+        """A message is to be sent, or a command carried out. The text stays until `clear` is called."""
+
+        text: str
+        attachments: tuple[Attachment, ...]
+
+    @dataclass
+    class Changed(Message):
+        """Text or attachments changed."""
+
+    def __init__(self, history: PromptHistory, cwd: Path, *, paste_chars: int, attachment_bytes: int) -> None:
+        super().__init__(id="composer")
+        self.history = history
+        self.cwd = cwd
+        self._paste_chars = paste_chars
+        self._attachment_bytes = attachment_bytes
+        self._files = att.FileIndex(cwd)
+        self._attachments: list[Attachment] = []
+        self._dismissed = ""
+        self._is_loading = False
+
+    def compose(self) -> ComposeResult:
+        yield CompletionPopup()
+        yield Static("", id="complaint", markup=False)
+        yield Static("", id="mode", markup=False)
+        yield Horizontal(id="chips")
+        yield ComposerText()
+        yield Static("", id="hints", markup=False)
+
+    @property
+    def input(self) -> ComposerText:
+        """The text area."""
+        return self.query_one(ComposerText)
+
+    @property
+    def popup(self) -> CompletionPopup:
+        """The popup."""
+        return self.query_one(CompletionPopup)
+
+    @property
+    def text(self) -> str:
+        """What is typed."""
+        return self.input.text
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What goes along."""
+        return tuple(self._attachments)
+
+    def load(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
+        """Put something into the composer in place of what is there, cursor at its end."""
+        self._attachments = list(attachments)
+        self._show_chips()
+        self.input.text = text
+        self.input.move_cursor(self.input.document.end)
+        self.complain("")
+        self.history.reset()
+
+    def clear(self) -> None:
+        """Empty it, as after sending."""
+        self.load("")
+        self.popup.close()
+
+    def complain(self, message: str, hint: str = "") -> None:
+        """Say what is wrong with what is typed, until it changes. "" takes it back."""
+        line = self.query_one("#complaint", Static)
+        line.display = bool(message)
+        line.update(Content.assemble((fmt.clean(message), "$text-error"), f" {fmt.clean(hint)}" if hint else ""))
+
+    def show_mode(self, text: str) -> None:
+        """Say what the composer is for at the moment ("Editing ..."). "" is writing a new message."""
+        line = self.query_one("#mode", Static)
+        line.display = bool(text)
+        line.update(text)
+
+    def show_hints(self, text: str) -> None:
+        """The keys below the text."""
+        self.query_one("#hints", Static).update(text)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Add an attachment; one of the same name is replaced."""
+        self._attachments = [a for a in self._attachments if a.name != attachment.name] + [attachment]
+        self._show_chips()
+        self.post_message(self.Changed())
+
+    @work(group="attach")
+    async def attach_file(self, path_text: str) -> None:
+        """Read a file and attach it; say why not when it cannot be."""
+        try:
+            self.attach(await asyncio.to_thread(att.read_attachment, path_text, self.cwd, self._attachment_bytes))
+        except EdgeError as error:
+            self.complain(error.message, error.hint)
+
+    async def read_mentions(self, text: str) -> tuple[Attachment, ...]:
+        """The attachments and the files that the text mentions.
+
+        Raises:
+            UsageError, StorageError: one of the files cannot be attached.
+        """
+
+        def read() -> list[Attachment]:
+            paths = dict.fromkeys(mention.path for mention in att.find_mentions(text, self.cwd))
+            names = {attachment.name for attachment in self._attachments}
+            return [att.read_attachment(p, self.cwd, self._attachment_bytes) for p in paths if p not in names]
+
+        return (*self._attachments, *await asyncio.to_thread(read))
+
+    def paste(self, text: str) -> None:
+        """Insert pasted text; a long one becomes an attachment, the path of a file a mention of it."""
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if len(text) > self._paste_chars:
+            from edge.conversation import Attachment
+
+            self.attach(Attachment(att.paste_name(a.name for a in self._attachments), text))
+            return
+        path = text.strip().strip("'\"")
+        if "\n" not in path and path.startswith("/") and att.is_file(path):
+            text = att.quote(path) + " "
+        result = self.input.replace(text, *self.input.selection, maintain_selection_offset=False)
+        self.input.move_cursor(result.end_location)
+
+    def remove_last_chip(self) -> bool:
+        """Take the last attachment away. Returns whether there was one."""
+        if not self._attachments:
+            return False
+        self._attachments.pop()
+        self._show_chips()
+        self.post_message(self.Changed())
+        return True
+
+    def send(self) -> None:
+        """What Enter does: take the marked proposal, or hand over what is typed."""
+        chosen = self.popup.chosen
+        if chosen is not None:
+            is_final = self._accept(chosen)
+            if not is_final:
+                return
+        text = self.text
+        if text.strip() or self._attachments:
+            self.popup.close()
+            self.post_message(self.Submitted(text, self.attachments))
+
+    def take_key(self, key: str) -> bool:
+        """Keys that the popup uses while it is open, and Backspace in front of the attachments. Returns whether it was one."""
+        if key == "backspace" and not self.text:
+            return self.remove_last_chip()
+        popup = self.popup
+        if not popup.is_open or key not in ("tab", "up", "down", "escape"):
+            return False
+        if key == "tab" and popup.chosen is not None:
+            self._accept(popup.chosen)
+        elif key == "escape":
+            self._dismissed = self._before_cursor()
+            popup.close()
+        else:
+            popup.move(-1 if key == "up" else 1)
+        return True
+
+    def walk_history(self, *, back: bool) -> bool:
+        """Show an older or newer input. Returns whether there is one."""
+        entry = self.history.previous(self.text) if back else self.history.next()
+        if entry is None:
+            return False
+        self._is_loading = True
+        self.input.text = entry
+        self.input.move_cursor(self.input.document.end if not back else (0, len(self.input.document[0])))
+        return True
+
+    def remember(self, text: str) -> str:
+        """Put an input into the history. Returns what went wrong with that, or ""."""
+        try:
+            self.history.add(text)
+        except StorageError as error:
+            return str(error)
+        return ""
+
+    @on(TextArea.Changed)
+    def _text_changed(self, event: TextArea.Changed) -> None:
+        event.stop()
+        if not self._is_loading:
+            self.history.reset()
+        self._is_loading = False
+        self.complain("")
+        self._propose()
+        self.post_message(self.Changed())
+
+    @on(TextArea.SelectionChanged)
+    def _cursor_moved(self, event: TextArea.SelectionChanged) -> None:
+        event.stop()
+        if self.popup.is_open:
+            self._propose()
+
+    @on(Chip.Removed)
+    def _chip_removed(self, event: Chip.Removed) -> None:
+        event.stop()
+        self._attachments.remove(event.chip.attachment)
+        self._show_chips()
+        self.input.focus()
+        self.post_message(self.Changed())
+
+    @on(Chip.Left)
+    def _chip_left(self, event: Chip.Left) -> None:
+        event.stop()
+        self.input.focus()
+
+    @on(OptionList.OptionSelected, "#completions")
+    def _proposal_clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        chosen = self.popup.chosen
+        if chosen is not None:
+            self._accept(chosen)
+        self.input.focus()
+
+    @work(exclusive=True, group="chips")
+    async def _show_chips(self) -> None:
+        chips = self.query_one("#chips", Horizontal)
+        await chips.remove_children()
+        await chips.mount_all([Chip(attachment) for attachment in self._attachments])
+        chips.display = bool(self._attachments)
+
+    def _before_cursor(self) -> str:
+        return self.input.get_text_range((0, 0), self.input.cursor_location)
+
+    def _propose(self) -> None:
+        """Open, change or close the popup for what stands before the cursor."""
+        before = self._before_cursor()
+        self.workers.cancel_group(self, "files")
+        if not self.input.has_focus or before == self._dismissed:
+            return self.popup.close()
+        self._dismissed = ""
+        if before.startswith("/") and "\n" not in before and not before.startswith("//"):
+            return self.popup.open(self._command_proposals(before))
+        mention = att.mention_before(before)
+        if mention is None:
+            return self.popup.close()
+        self._propose_files(mention[1])
+        return None
+
+    def _command_proposals(self, before: str) -> Sequence[Completion]:
+        name, blank, argument = before[1:].partition(" ")
+        if not blank:
+            return [Completion(f"/{c.name}{' ' if c.argument else ''}", c.usage, c.help) for c in REGISTRY.search(name)]
+        line = parse_slash(before)
+        try:
+            command = REGISTRY.find(line.name) if line is not None else None
+        except EdgeError:
+            return []  # it will be said when it is sent
+        if command is None or command.complete is None:
+            return []
+        found = command.complete(self.screen, argument.lstrip())  # type: ignore[arg-type]
+        return [Completion(f"/{name} {c.value}", c.label, c.detail) for c in found if c.value != argument.strip()]
+
+    @work(exclusive=True, group="files")
+    async def _propose_files(self, typed: str) -> None:
+        found = await asyncio.to_thread(self._files.search, typed)
+        mention = att.mention_before(self._before_cursor())
+        if mention is None or mention[1] != typed:
+            return  # typing went on meanwhile
+        done = [path for path in found if path != typed]
+        self.popup.open([Completion(att.quote(path), path) for path in done])
+
+    def _accept(self, chosen: Completion) -> bool:
+        """Put a proposal into the text. Returns whether the line is complete and may be sent right away."""
+        before = self._before_cursor()
+        end = self.input.cursor_location
+        self.popup.close()
+        if before.startswith("/"):
+            self.input.replace(chosen.value, (0, 0), end)
+            self.input.move_cursor(self.input.document.end)
+            line = parse_slash(chosen.value)
+            if line is None:
+                return False
+            # A proposed argument that ends in a blank wants something behind it, as "temperature " does.
+            return not chosen.value.endswith(" ") if line.argument else not REGISTRY.find(line.name).needs_argument
+        mention = att.mention_before(before)
+        if mention is not None:
+            row, column = end
+            start = (row, column - (len(before) - mention[0]))
+            is_directory = chosen.value.rstrip('"').endswith("/")
+            result = self.input.replace(chosen.value + ("" if is_directory else " "), start, end)
+            self.input.move_cursor(result.end_location)
+            if not is_directory:
+                self._check_file(chosen.label)
+        return False
+
+    @work(group="attach")
+    async def _check_file(self, path_text: str) -> None:
+        try:
+            await asyncio.to_thread(att.read_attachment, path_text, self.cwd, self._attachment_bytes)
+        except EdgeError as error:
+            self.complain(error.message, error.hint)

@@ -1,0 +1,144 @@
+"""Markdown of a reply: made for text that is still arriving, for code that is copied, and for not losing a character."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+from textual.app import ComposeResult
+from textual.content import Content
+from textual.message import Message
+from textual.style import Style
+from textual.widgets import Label, Markdown, Static
+from textual.widgets.markdown import MarkdownFence
+
+from edge_chat import format as fmt
+
+__all__ = ["CodeFence", "ReplyMarkdown"]
+
+
+def make_parser() -> MarkdownIt:
+    """Markdown as language models write it.
+
+    HTML is text: textual would leave it out. A line end is a line end: models rarely mean a blank by it. Only what says it
+    is an address is a link: "setup.py" is not one, although there is a country of that name.
+    """
+    parser = MarkdownIt("gfm-like").disable(["html_block", "html_inline"])
+    if parser.linkify is not None:
+        parser.linkify.set({"fuzzy_link": False, "fuzzy_email": False, "fuzzy_ip": False})
+    parser.core.ruler.push("keep_line_ends", _keep_line_ends)
+    return parser
+
+
+def _keep_line_ends(state: StateCore) -> None:
+    for token in state.tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+
+
+class _FenceHead(Static):
+    """Language of a code block, and a place to click for a copy."""
+
+
+class CodeFence(MarkdownFence):
+    """A code block with its language and a way to copy it."""
+
+    class CopyRequested(Message):
+        """The user clicked on "copy"."""
+
+        def __init__(self, code: str) -> None:
+            super().__init__()
+            self.code = code
+
+    def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
+        # "```python title=x.py" names the language with its first word.
+        token.info = token.info.split(maxsplit=1)[0] if token.info.strip() else ""
+        super().__init__(markdown, token, code)
+
+    def compose(self) -> ComposeResult:
+        yield _FenceHead(self._head())
+        yield Label(self._highlighted_code, id="code-content", expand=True, markup=False)
+
+    def set_content(self, content: Content) -> None:
+        """Show other code; its language may have changed too, while the first line was still arriving."""
+        for head in self.query(_FenceHead):
+            head.update(self._head())
+        super().set_content(content)
+
+    def action_copy(self) -> None:
+        """Ask for this code to be copied."""
+        self.post_message(self.CopyRequested(self.code))
+
+    def _head(self) -> Content:
+        language = self.lexer or "text"
+        if self.app.has_class("-plain"):
+            return Content(f"Code, {language}:")
+        copy = Style.from_meta({"@click": "copy"}) + Style(underline=True)
+        return Content.assemble(language, "  ", ("copy", copy))
+
+
+class ReplyMarkdown(Markdown):
+    """A reply. `extend` while it is being written, `finish` when it is complete."""
+
+    BLOCKS: dict[str, Any] = {**Markdown.BLOCKS, "fence": CodeFence, "code_block": CodeFence}  # noqa: RUF012 (as in the base)
+
+    def __init__(self, text: str = "", *, bullets: bool = True) -> None:
+        self._shown = fmt.clean(text)
+        if not bullets:
+            self.BULLETS = ["- "]
+        super().__init__(self._shown, parser_factory=make_parser, open_links=False)
+
+    @property
+    def codes(self) -> list[str]:
+        """The code blocks, in order."""
+        return [fence.code for fence in self.query(CodeFence)]
+
+    async def extend(self, text: str) -> None:
+        """Show more of a text of which a beginning is shown.
+
+        Args:
+            text: all of it so far.
+        """
+        text = fmt.clean(text)
+        if text.startswith(self._shown):
+            new = text[len(self._shown) :]
+            self._shown = text
+            if new:
+                await self.append(new)
+        else:
+            await self.finish(text)
+
+    async def finish(self, text: str) -> None:
+        """Show the complete text, parsed as a whole: blocks that came in parts keep what they looked like in between
+        (Textualize/textual#6518), and a later line can change what an earlier one means."""
+        self._shown = fmt.clean(text)
+        await self.update(self._shown)
+
+    async def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:  # type: ignore[override]
+        """Open the address where there is a desktop to open it on; a text browser would take over this terminal."""
+        event.prevent_default()
+        event.stop()
+        if has_desktop():
+            self.app.open_url(event.href)
+        self.app.copy_to_clipboard(event.href)
+        self.notify(f"{event.href} copied.", markup=False)
+
+
+def has_desktop(environ: Iterable[str] | None = None, platform: str = sys.platform) -> bool:
+    """Whether a browser would open in a window of its own.
+
+    Args:
+        environ: names of environment variables, instead of the process's own.
+        platform: as sys.platform.
+    """
+    import os
+
+    names = set(os.environ if environ is None else environ)
+    if "SSH_CONNECTION" in names:
+        return False
+    return platform in ("darwin", "win32") or bool(names & {"DISPLAY", "WAYLAND_DISPLAY"})

@@ -1,0 +1,184 @@
+"""One message of the conversation, as it is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.style import Style
+from textual.widgets import Static
+
+from edge_chat import format as fmt
+from edge_chat.actions import REGISTRY
+from edge_chat.keys import bindings
+
+if TYPE_CHECKING:
+    from edge.conversation import Attachment, Node
+    from edge_chat.widgets.markdown import ReplyMarkdown
+
+__all__ = ["MessageView"]
+
+_STATUS_TEXT = {"stopped": "stopped", "failed": "failed", "partial": "unfinished"}
+
+
+class MessageView(Vertical, can_focus=True):
+    """A message with its author, state, branches and attachments. Chosen with Tab or Ctrl+Up; then single keys act on it.
+
+    Args:
+        role: who speaks.
+        text: what is said.
+        author: shown above it.
+        attachments: what goes with it.
+
+    Attributes:
+        node_id: the saved message; None while it is not saved yet.
+    """
+
+    FOCUS_ON_CLICK: ClassVar[bool] = False  # a click marks text; what is typed next still belongs to the composer
+    BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "message"))
+
+    state: reactive[str] = reactive("", init=False)
+    """What is happening to it, in words: "reading 1,024 of 3,000 tokens", "stopped"."""
+
+    branch: reactive[tuple[int, int] | None] = reactive(None, init=False)
+    """(which of the alternatives this is, counted from 1, how many there are); None for no alternatives."""
+
+    notices: reactive[tuple[str, ...]] = reactive((), init=False)
+    """What the user should know of how this reply came about."""
+
+    class BranchClicked(Message):
+        """One of the arrows beside the number of the branch was clicked."""
+
+        def __init__(self, view: MessageView, step: int) -> None:
+            super().__init__()
+            self.view = view
+            self.step = step
+
+    def __init__(self, role: str, text: str, author: str, attachments: tuple[Attachment, ...] = ()) -> None:
+        super().__init__(classes=f"-{role}")
+        self.role = role
+        self.author = author
+        self.text = text
+        self.attachments = attachments
+        self.node_id: int | None = None
+        self._next_code = 0
+
+    @classmethod
+    def of_node(cls, node: Node) -> MessageView:
+        """The view of a saved message."""
+        view = cls(node.role, node.content, "You" if node.role == "user" else node.model or "Assistant", node.attachments)
+        view.adopt(node)
+        return view
+
+    def adopt(self, node: Node) -> None:
+        """Become the view of a saved message whose text is shown already."""
+        self.node_id = node.id
+        self.attachments = node.attachments
+        self.set_reactive(MessageView.state, _STATUS_TEXT.get(node.status, ""))
+        if self.is_mounted:
+            self._show_head()
+
+    def compose(self) -> ComposeResult:
+        yield Static(self._head(), classes="head")
+        yield Static("", classes="notice", markup=False)
+        if self.role == "assistant":
+            # Markdown and the highlighter behind it are not needed for the first frame.
+            from edge_chat.widgets.markdown import ReplyMarkdown
+
+            yield ReplyMarkdown(self.text, bullets=not self.app.has_class("-plain"))
+        else:
+            yield Static(Content(fmt.clean(self.text)), classes="said")
+        if self.attachments:
+            yield Static(self._attached(), classes="attached")
+
+    @property
+    def markdown(self) -> ReplyMarkdown:
+        """The body of a reply."""
+        from edge_chat.widgets.markdown import ReplyMarkdown
+
+        return self.query_one(ReplyMarkdown)
+
+    async def extend(self, text: str) -> None:
+        """Show more of a reply that is being written."""
+        self.text = text
+        await self.markdown.extend(text)
+
+    async def finish(self, text: str) -> None:
+        """Show the whole reply."""
+        self.text = text
+        await self.markdown.finish(text)
+
+    def next_code(self) -> tuple[int, int, str] | None:
+        """The next code block to copy, the last one first: (its number from 1, how many there are, the code)."""
+        codes = self.markdown.codes if self.role == "assistant" else []
+        if not codes:
+            return None
+        self._next_code = (self._next_code - 1) % len(codes)
+        return self._next_code + 1, len(codes), codes[self._next_code]
+
+    def watch_state(self) -> None:
+        """Show the new state."""
+        self._show_head()
+
+    def watch_notices(self) -> None:
+        """Show the notices."""
+        for line in self.query(".notice").results(Static):
+            line.display = bool(self.notices)
+            line.update("\n".join(f"Note: {fmt.clean(notice)}" for notice in self.notices))
+
+    def watch_branch(self) -> None:
+        """Show the new number."""
+        self._show_head()
+
+    def watch_has_focus(self, focused: bool) -> None:
+        """Show the keys that work on a chosen message; say that it is chosen not by colour alone."""
+        super().watch_has_focus(focused)
+        self._show_head()
+
+    def action_branch(self, step: int) -> None:
+        """One of the arrows was clicked."""
+        self.post_message(self.BranchClicked(self, step))
+
+    def _show_head(self) -> None:
+        for head in self.query(".head").results(Static):
+            head.update(self._head())
+
+    def _head(self) -> Content:
+        is_plain = self.app.has_class("-plain")
+        author = fmt.clean(self.author)
+        parts: list[Content | str | tuple[str, str | Style]] = []
+        if self.has_focus:
+            parts.append(("> " if is_plain else "▸ ", "bold"))
+        parts.append((f"{author}:" if is_plain else author, "bold $primary" if self.role == "user" else "bold $secondary"))
+        if self.branch is not None:
+            number, total = self.branch
+            if is_plain:
+                parts.append(f"  branch {number} of {total}")
+            else:
+                click = "@click"
+                parts += [
+                    "  ",
+                    ("‹", Style.from_meta({click: "branch(-1)"}) + Style(bold=True)),
+                    (f" {number}/{total} ", "$text-muted"),
+                    ("›", Style.from_meta({click: "branch(1)"}) + Style(bold=True)),
+                ]
+        if self.state:
+            parts.append((f"  ({self.state})" if is_plain else f"  {self.state}", "$text-warning"))
+        if self.has_focus:
+            parts.append((f"   {self._keys()}", "$text-muted"))
+        return Content.assemble(*parts)
+
+    def _keys(self) -> str:
+        names = ["copy", "copy-code", "regenerate", "fork"] if self.role == "assistant" else ["copy", "edit", "fork"]
+        short = {"copy-code": "copy code"}
+        hints = [f"{self.app.key_display(name)} {short.get(name, name)}" for name in names]  # type: ignore[attr-defined]
+        return " · ".join(hints)
+
+    def _attached(self) -> Content:
+        lines = [f"Attached: {fmt.clean(a.name)}, {fmt.n_bytes(len(a.text.encode()))}" for a in self.attachments]
+        return Content("\n".join(lines))

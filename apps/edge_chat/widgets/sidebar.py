@@ -1,0 +1,189 @@
+"""The list of conversations, with a search that answers as one types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from edge_chat import format as fmt
+from edge_chat.actions import REGISTRY
+from edge_chat.keys import bindings
+
+if TYPE_CHECKING:
+    from edge.conversation import ConversationInfo, SearchHit
+
+__all__ = ["Sidebar"]
+
+_SEARCH_DELAY_S = 0.12
+
+
+class ConversationList(OptionList):
+    """The list itself. An option's id is "conversation" or "conversation/node" for a message that was found."""
+
+    BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "sidebar"))
+
+    @property
+    def chosen_id(self) -> str | None:
+        """Id of the marked conversation."""
+        if self.highlighted is None:
+            return None
+        option_id = self.get_option_at_index(self.highlighted).id
+        return option_id.partition("/")[0] if option_id else None
+
+
+class Sidebar(Vertical):
+    """Search field and list."""
+
+    @dataclass
+    class Chosen(Message):
+        """A conversation, and perhaps a message in it, is to be shown."""
+
+        conversation_id: str
+        node_id: int | None
+
+    @dataclass
+    class SearchWanted(Message):
+        """The text of the search field has been the same for a moment; "" wants the plain list."""
+
+        text: str
+
+    @dataclass
+    class Left(Message):
+        """The user is done here."""
+
+    def __init__(self) -> None:
+        super().__init__(id="sidebar")
+        self._timer: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static("Conversations", id="sidebar-title", markup=False)
+        yield Input(placeholder="Search", id="search", compact=True)
+        yield ConversationList(id="conversations", markup=False, compact=True)
+        yield Static("", id="sidebar-note", markup=False)
+
+    @property
+    def listing(self) -> ConversationList:
+        """The list."""
+        return self.query_one(ConversationList)
+
+    @property
+    def search(self) -> Input:
+        """The search field."""
+        return self.query_one("#search", Input)
+
+    def show_conversations(
+        self, infos: Sequence[ConversationInfo], *, active: str | None, busy: frozenset[str], now: float
+    ) -> None:
+        """List conversations under the days they were last used.
+
+        Args:
+            infos: newest first.
+            active: the one on the screen.
+            busy: those in which a reply is being written.
+            now: the time, as time.time().
+        """
+        options: list[Option | None] = []
+        group = ""
+        for info in infos:
+            this_group = fmt.day_group(info.updated, now)
+            if this_group != group:
+                options += [None] if group and not self._is_plain else []
+                options.append(Option(Content.styled(this_group, "$text-muted bold"), disabled=True))
+                group = this_group
+            options.append(Option(self._title(info, active=active, busy=busy), id=info.id))
+        self._fill(options, active)
+        self.query_one("#sidebar-note", Static).update("" if options else "No conversations yet.")
+
+    def show_hits(self, hits: Sequence[SearchHit], text: str) -> None:
+        """List what was found: the title, and the words around it."""
+        options: list[Option | None] = []
+        for hit in hits:
+            title = fmt.one_line(fmt.clean(hit.conversation.title or "Untitled"), 60)
+            option_id = hit.conversation.id if hit.node_id is None else f"{hit.conversation.id}/{hit.node_id}"
+            prompt = Content(title)
+            if hit.node_id is not None:
+                snippet = Content(fmt.clean(hit.snippet)).stylize("$text-muted")
+                for start, end in hit.matches:
+                    snippet = snippet.stylize("bold underline $text-accent", start, end)
+                prompt = Content("\n").join([prompt, Content("  ") + snippet])
+            options.append(Option(prompt, id=option_id))
+        self._fill(_without_repeats(options), None)
+        note = f"{fmt.plural(len(hits), 'hit')}." if hits else f"Nothing found for “{fmt.one_line(text, 20)}”."
+        self.query_one("#sidebar-note", Static).update(note)
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.app.has_class("-plain")
+
+    def _title(self, info: ConversationInfo, *, active: str | None, busy: frozenset[str]) -> Content:
+        title = fmt.clean(info.title) or (f"Draft: {fmt.one_line(fmt.clean(info.draft), 40)}" if info.draft else "Untitled")
+        marks = ("* " if self._is_plain else "● ") if info.id == active else "  "
+        ending = "  writing" if info.id in busy else ""
+        return Content.assemble(
+            (marks, "$text-accent"), (title, "bold" if info.id == active else ""), (ending, "$text-warning")
+        )
+
+    def _fill(self, options: list[Option | None], active: str | None) -> None:
+        listed = self.listing
+        before = listed.chosen_id or active
+        listed.clear_options()
+        listed.add_options(options)
+        for index in range(listed.option_count):
+            if before is not None and (listed.get_option_at_index(index).id or "").partition("/")[0] == before:
+                listed.highlighted = index
+                break
+        else:
+            listed.action_first()
+
+    @on(Input.Changed, "#search")
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(_SEARCH_DELAY_S, lambda: self.post_message(self.SearchWanted(event.value.strip())))
+
+    @on(Input.Submitted, "#search")
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.listing.focus()
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        conversation_id, _, node_id = (event.option.id or "").partition("/")
+        if conversation_id:
+            self.post_message(self.Chosen(conversation_id, int(node_id) if node_id else None))
+
+    def on_key(self, event: events.Key) -> None:
+        """Down goes from the search field into the list; Esc clears the search, then leaves."""
+        if event.key == "down" and self.search.has_focus:
+            event.stop()
+            self.listing.focus()
+        elif event.key == "escape":
+            event.stop()
+            if self.search.value:
+                self.search.value = ""
+            else:
+                self.post_message(self.Left())
+
+
+def _without_repeats(options: list[Option | None]) -> list[Option | None]:
+    """An OptionList refuses two options of one id: a conversation found by its title is found in its messages too."""
+    seen: set[str] = set()
+    kept = []
+    for option in options:
+        if option is None or option.id is None or option.id not in seen:
+            kept.append(option)
+            seen.add((option.id or "") if option is not None else "")
+    return kept

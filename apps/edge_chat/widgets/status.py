@@ -1,0 +1,126 @@
+"""The line at the bottom: what runs where, how full the context is, how fast it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widgets import Static
+
+from edge_chat import format as fmt
+
+__all__ = ["StatusLine", "StatusValues", "fit_parts"]
+
+_ACCELERATORS = {"cpu": "CPU", "cuda": "CUDA", "metal": "Metal", "ane": "Neural Engine"}
+_BACKENDS = {"llamacpp": "llama.cpp", "fake": "fake"}
+
+
+@dataclass(frozen=True, slots=True)
+class StatusValues:
+    """What the line can show.
+
+    Attributes:
+        activity: what goes on now ("loading smollm2-135m, 40 %"); "" when nothing does.
+        backend, accelerator: keys of the plan; "" before a model is loaded.
+        model: its name.
+        used, total: tokens of the context window.
+        first_token_ms, tokens_per_s: of the last reply; 0 where unknown.
+        n_reused, n_prompt: tokens of the last prompt that came from the cache, and all of it.
+        has_reply: the four values above are of a reply.
+    """
+
+    activity: str = ""
+    backend: str = ""
+    accelerator: str = ""
+    model: str = ""
+    used: int = 0
+    total: int = 0
+    first_token_ms: float = 0.0
+    tokens_per_s: float = 0.0
+    n_reused: int = 0
+    n_prompt: int = 0
+    has_reply: bool = False
+
+    def parts(self) -> list[tuple[int, str]]:
+        """(rank, text) from left to right; where there is no room, the highest rank goes first."""
+        parts = []
+        if self.activity:
+            parts.append((0, self.activity))
+        engine = " ".join(
+            name
+            for name in (
+                _ACCELERATORS.get(self.accelerator, self.accelerator),
+                _BACKENDS.get(self.backend, self.backend),
+            )
+            if name
+        )
+        if engine:
+            parts.append((4, engine))
+        if self.model:
+            parts.append((1, self.model))
+        if self.total:
+            share = round(100 * self.used / self.total)
+            parts.append((2, f"context {fmt.count(self.used)}/{fmt.count(self.total)} ({share} %)"))
+        if self.has_reply:
+            if self.tokens_per_s:
+                parts.append((3, fmt.rate(self.tokens_per_s)))
+            if self.first_token_ms:
+                parts.append((5, f"first token {fmt.seconds(self.first_token_ms)}"))
+            parts.append((6, f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"))
+        return parts
+
+    def with_record(self, record: dict[str, Any]) -> StatusValues:
+        """With what a saved reply's record says; values that are missing or of another shape count as 0."""
+        usage, timing = _numbers(record.get("usage")), _numbers(record.get("timing"))
+        n_generated, decode_ms = usage.get("n_generated", 0), timing.get("decode_ms", 0)
+        return replace(
+            self,
+            used=int(usage.get("n_prompt", 0) + n_generated),
+            first_token_ms=timing.get("first_token_ms", 0),
+            tokens_per_s=(n_generated - 1) * 1000 / decode_ms if n_generated > 1 and decode_ms > 0 else 0.0,
+            n_reused=int(usage.get("n_reused", 0)),
+            n_prompt=int(usage.get("n_prompt", 0)),
+            has_reply=bool(usage),
+        )
+
+
+def _numbers(table: object) -> dict[str, float]:
+    if not isinstance(table, dict):
+        return {}
+    return {str(key): value for key, value in table.items() if isinstance(value, (int, float))}
+
+
+def fit_parts(parts: list[tuple[int, str]], width: int, separator: str) -> str:
+    """Join as many parts as fit, leaving out the least important; the last one standing is cut.
+
+    Args:
+        parts: (rank, text), 0 the most important.
+        width: in terminal cells.
+        separator: between two parts.
+    """
+    kept = list(parts)
+    while len(kept) > 1 and cell_len(separator.join(text for _, text in kept)) > width:
+        kept.remove(max(kept))
+    return fmt.one_line(separator.join(text for _, text in kept), width)
+
+
+class StatusLine(Static):
+    """The line itself."""
+
+    values: reactive[StatusValues] = reactive(StatusValues(), init=False)
+    """What is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(id="status", markup=False)
+
+    def render(self) -> Content:
+        """As many parts as the width allows."""
+        separator = ", " if self.app.has_class("-plain") else " · "
+        return Content(fmt.clean(fit_parts(self.values.parts(), self.content_size.width, separator)))
+
+    def change(self, **changes: Any) -> None:
+        """Change some of the values."""
+        self.values = replace(self.values, **changes)
