@@ -134,14 +134,14 @@ class FakeBackend(Backend):
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         self._check_open()
         if not parse_special:
-            return list(text.encode())
+            return list(text.encode("utf-8", "replace"))
         tokens: list[int] = []
         position = 0
         for match in _SPECIAL_PATTERN.finditer(text):
-            tokens.extend(text[position : match.start()].encode())
+            tokens.extend(text[position : match.start()].encode("utf-8", "replace"))
             tokens.append(_SPECIALS[match.group()])
             position = match.end()
-        tokens.extend(text[position:].encode())
+        tokens.extend(text[position:].encode("utf-8", "replace"))
         return tokens
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
@@ -190,6 +190,8 @@ class FakeBackend(Backend):
 
     def decode(self, steps: Sequence[tuple[int, int]]) -> None:
         self._check_open()
+        if not steps:
+            raise UsageError("There is nothing to decode.", "Give at least one step.")
         if len({seq_id for seq_id, _ in steps}) != len(steps):
             raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
         self._check_tokens([token for _, token in steps])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DryCache", "LlamaCppSampler"]
 
 _MIN_KEEP = 1
+_NO_PROBABILITY = 1e-12
 
 
 class DryCache:
@@ -149,6 +150,9 @@ class LlamaCppSampler(Sampler):
         if sampling.top_k:
             self._add(library.llama_sampler_init_top_k(sampling.top_k))
         if sampling.typical_p < 1:
+            # llama.cpp's entropy is not a number as soon as one token has no probability at all, which a forbidden token
+            # has, and then nothing is cut off. So these go first.
+            self._add(library.llama_sampler_init_min_p(_NO_PROBABILITY, _MIN_KEEP))
             self._add(library.llama_sampler_init_typical(sampling.typical_p, _MIN_KEEP))
         if sampling.top_p < 1:
             self._add(library.llama_sampler_init_top_p(sampling.top_p, _MIN_KEEP))

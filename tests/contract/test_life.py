@@ -1,0 +1,115 @@
+"""The life of a backend: opening, progress, closing, and what is left when it is over."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.backends.base import Backend, open_backend
+from edge.backends.fake import FakeBackend
+from edge.errors import BackendError, BackendUnavailableError, CancelledError
+from edge.types import Sampling
+
+Open = Callable[..., Backend]
+
+CALLS: dict[str, Callable[[Backend], object]] = {
+    "tokenize": lambda backend: backend.tokenize("a"),
+    "token_bytes": lambda backend: backend.token_bytes(50),
+    "is_end": lambda backend: backend.is_end(50),
+    "length": lambda backend: backend.length(0),
+    "prefill": lambda backend: backend.prefill(0, [50]),
+    "decode": lambda backend: backend.decode([(0, 50)]),
+    "rewind": lambda backend: backend.rewind(0, 0),
+    "logits": lambda backend: backend.logits(0),
+    "open_sampler": lambda backend: backend.open_sampler(Sampling()),
+    "copy": lambda backend: backend.copy(0, 1, 0),
+    "export_kv": lambda backend: backend.export_kv(0, 0, 1),
+    "import_kv": lambda backend: backend.import_kv(0, b""),
+}
+
+
+@pytest.fixture(params=["fake", "tiny"])
+def open_one(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], plan_for: Any) -> Open:
+    """Opens a backend of its own for a test."""
+    if request.param == "fake":
+        return FakeBackend
+    from edge.backends.llamacpp import LlamaCppBackend
+
+    return lambda **options: LlamaCppBackend(plan_for(tiny_model("llama")), **options)
+
+
+def test_the_list_of_calls_is_complete() -> None:
+    methods = {name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")}
+    assert methods == {*CALLS, "close"}
+
+
+def test_after_close_every_call_says_so(open_one: Open) -> None:
+    backend = open_one()
+    backend.prefill(0, [50, 51])
+    sampler = backend.open_sampler(Sampling())
+    greedy = backend.open_sampler(Sampling(temperature=0))
+    backend.close()
+    backend.close()
+    for name, call in CALLS.items():
+        with pytest.raises(BackendError, match="closed"):
+            call(backend)
+            pytest.fail(f"{name} did not raise")
+    for one in (sampler, greedy):
+        with pytest.raises(BackendError, match="closed"):
+            one.sample(0)
+        one.close()
+
+
+def test_it_is_a_context_manager(open_one: Open) -> None:
+    with open_one() as backend:
+        assert backend.length(0) == 0
+    with pytest.raises(BackendError):
+        backend.length(0)
+
+
+def test_loading_reports_progress_up_to_the_end(open_one: Open) -> None:
+    seen: list[float] = []
+    open_one(on_progress=lambda share: not seen.append(share)).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert all(0.0 <= share <= 1.0 for share in seen)
+
+
+def test_loading_can_be_stopped(open_one: Open) -> None:
+    with pytest.raises(CancelledError):
+        open_one(on_progress=lambda share: False)
+    open_one().close()
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_on_progress_raises_reaches_the_caller(open_one: Open, raised: type[BaseException]) -> None:
+    def broken(share: float) -> bool:
+        raise raised
+
+    with pytest.raises(raised):
+        open_one(on_progress=broken)
+    open_one().close()
+
+
+def test_two_models_live_side_by_side(open_one: Open) -> None:
+    with open_one() as one, open_one() as other:
+        one.prefill(0, [50, 51, 52])
+        other.prefill(0, [50, 51, 52])
+        assert (one.logits(0) == other.logits(0)).all()
+        one.close()
+        other.decode([(0, 53)])
+        assert other.length(0) == 4
+
+
+def test_the_factory_knows_the_backends(tiny_model: Callable[[str], Path], plan_for: Any) -> None:
+    plan = plan_for(tiny_model("llama"))
+    with open_backend(plan) as backend:
+        assert backend.name == "llamacpp"
+    with open_backend(plan_for(tiny_model("llama"), backend="fake")) as backend:
+        assert (backend.name, backend.n_ctx) == ("fake", plan.n_ctx)
+    with pytest.raises(BackendUnavailableError, match="tpu"):
+        open_backend(plan_for(tiny_model("llama"), backend="tpu"))
