@@ -1,0 +1,214 @@
+"""From the pieces of a prompt to tokens, so that only the template's own words become special tokens.
+
+The unit is the *run*: the text between two control tokens of the template. A tokenizer never joins text across a control
+token, so the runs of a prompt, tokenised one by one without control tokens, give the same ids as the whole prompt tokenised
+at once; and a run that was seen in an earlier turn need not be tokenised again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Control", "Encoder", "KnownReply", "Piece", "Tokenize"]
+
+KnownReply = Callable[[str], "Sequence[int] | None"]
+"""Text of an assistant message -> the tokens it was generated as, or None."""
+
+MARKER = re.compile(r"<[^<>\n]{1,120}>|\[[^\[\]\n]{1,80}\]")
+"""What special tokens look like in nearly all models. Used to find them fast, never to decide."""
+
+
+class Tokenize(Protocol):
+    """`Backend.tokenize`."""
+
+    def __call__(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control token that the template wrote."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text without control tokens.
+
+    Attributes:
+        text: the text.
+        is_foreign: a person or a tool wrote it: what looks like a token of the template's in it is broken up.
+        reply: the whole assistant message whose text, without white space around it, this is.
+    """
+
+    text: str
+    is_foreign: bool = False
+    reply: str | None = None
+
+
+class Encoder:
+    """Tokenises prompts of one template with one tokenizer, and remembers what it found out about the two.
+
+    Args:
+        markers: texts in the template that may be tokens, such as "<tool_call>".
+    """
+
+    def __init__(self, markers: Iterable[str]) -> None:
+        self._markers = tuple(markers)
+        self._split_memo: dict[str, tuple[Control | str, ...]] = {}
+        self._is_token_memo: dict[str, bool] = {}
+        self._eats_memo: dict[tuple[str, bool], bool] = {}
+        self._anew_memo: dict[str, bool] = {}
+        self._adds_prefix: bool | None = None
+
+    def encode(self, items: Iterable[Control | Piece], tokenize: Tokenize, known: KnownReply | None = None) -> list[int]:
+        """Token ids of a prompt."""
+        ids: list[int] = []
+        run: list[Piece] = []
+        before: Control | None = None
+        for item in [*items, None]:
+            if isinstance(item, Piece):
+                run.append(item)
+                continue
+            if run:
+                ids += self._encode_run(run, before, item, tokenize, known)
+                run = []
+            if item is not None:
+                ids += item.ids
+                before = item
+        return ids
+
+    def split(self, text: str, tokenize: Tokenize) -> tuple[Control | str, ...]:
+        """Cut text at the control tokens that are written in it."""
+        parts = self._split_memo.get(text)
+        if parts is None:
+            found: list[Control | str] = []
+            position = 0
+            for match in MARKER.finditer(text):
+                if self._has_control(match.group(), tokenize):
+                    control = tuple(tokenize(match.group(), parse_special=True))
+                    if len(control) == 1:
+                        found += [text[position : match.start()], Control(match.group(), control)]
+                        position = match.end()
+            found.append(text[position:])
+            parts = tuple(
+                part
+                for piece in found
+                for part in (self._search(piece, tokenize) if isinstance(piece, str) else [piece])
+                if part != ""
+            )
+            if len(text) < 4096:  # what templates write between messages; contents would fill the memory
+                self._split_memo[text] = parts
+        return parts
+
+    def tokens_of_template(self, tokenize: Tokenize) -> list[str]:
+        """Texts in the template that this tokenizer always reads as one token, control token or not."""
+        return [marker for marker in self._markers if self._is_token(marker, tokenize)]
+
+    @staticmethod
+    def _has_control(text: str, tokenize: Tokenize) -> bool:
+        return tokenize(text, parse_special=True) != tokenize(text, parse_special=False)
+
+    def _is_token(self, text: str, tokenize: Tokenize) -> bool:
+        known = self._is_token_memo.get(text)
+        if known is None:
+            known = len(tokenize(text, parse_special=False)) == 1
+            self._is_token_memo[text] = known
+        return known
+
+    def _search(self, text: str, tokenize: Tokenize) -> list[Control | str]:
+        """Find control tokens that do not look like any, by bisection: exact, and slow where there are some."""
+        found: list[Control | str] = []
+        while text and self._has_control(text, tokenize):
+            low, high = 1, len(text)  # the shortest beginning that holds a whole control token
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._has_control(text[:middle], tokenize) else (middle + 1, high)
+            end = low
+            low, high = 0, end - 1  # the shortest end of that
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if self._has_control(text[middle:end], tokenize) else (low, middle - 1)
+            found += [text[:low], Control(text[low:end], tuple(tokenize(text[low:end], parse_special=True)))]
+            text = text[end:]
+        return [*found, text]
+
+    def _encode_run(
+        self, run: list[Piece], before: Control | None, after: Control | None, tokenize: Tokenize, known: KnownReply | None
+    ) -> list[int]:
+        text = "".join(piece.text for piece in run)
+        start, end = 0, len(text)
+        # Some tokens swallow the white space beside them (Phi-3).
+        if before is not None and text[:1].isspace() and self._eats(before, tokenize, right=True):
+            start = len(text) - len(text.lstrip())
+        if after is not None and text[-1:].isspace() and self._eats(after, tokenize, right=False):
+            end = max(start, len(text.rstrip()))
+        is_continued = before is not None and not self._starts_anew(before, tokenize)
+        ids: list[int] = []
+        position = start
+        for cut_start, cut_end, tokens in self._cuts(run, text, tokenize, known):
+            if cut_start < position or cut_end > end:
+                continue
+            ids += self._encode_text(text[position:cut_start], tokenize, is_continued=is_continued)
+            ids += tokens
+            position, is_continued = cut_end, True
+        return ids + self._encode_text(text[position:end], tokenize, is_continued=is_continued)
+
+    def _cuts(
+        self, run: list[Piece], text: str, tokenize: Tokenize, known: KnownReply | None
+    ) -> list[tuple[int, int, Sequence[int]]]:
+        """Where a run is not tokenised as a whole: (start, end, the tokens that stand for that part)."""
+        cuts: list[tuple[int, int, Sequence[int]]] = []
+        position = 0
+        for piece in run:
+            if piece.is_foreign and MARKER.search(piece.text):
+                for marker in self._markers:
+                    if marker in piece.text and self._is_token(marker, tokenize):
+                        for match in re.finditer(re.escape(marker), piece.text):
+                            middle = position + match.start() + 1
+                            cuts.append((middle, middle, ()))
+            if piece.reply is not None and known is not None:
+                tokens = known(piece.reply)
+                start = position - (len(piece.reply) - len(piece.reply.lstrip()))
+                if tokens and start >= 0 and text.startswith(piece.reply, start):
+                    cuts.append((start, start + len(piece.reply), tokens))
+            position += len(piece.text)
+        return sorted(cuts, key=lambda cut: cut[:2])
+
+    def _encode_text(self, text: str, tokenize: Tokenize, *, is_continued: bool) -> list[int]:
+        if not text:
+            return []
+        if is_continued and self._prefixes(tokenize):
+            # Tokenizers of the SentencePiece kind put a space before a text; behind a line break they do not.
+            line_break = tokenize("\n", parse_special=False)
+            ids = tokenize("\n" + text, parse_special=False)
+            if ids[: len(line_break)] == line_break:
+                return ids[len(line_break) :]
+        return tokenize(text, parse_special=False)
+
+    def _prefixes(self, tokenize: Tokenize) -> bool:
+        if self._adds_prefix is None:
+            line_break = tokenize("\n", parse_special=False)
+            self._adds_prefix = tokenize("\nx", parse_special=False) != line_break + tokenize("x", parse_special=False)
+        return self._adds_prefix
+
+    def _starts_anew(self, control: Control, tokenize: Tokenize) -> bool:
+        """Whether text behind a control token is tokenised as at the start of a text."""
+        known = self._anew_memo.get(control.text)
+        if known is None:
+            known = tokenize(control.text + "x", parse_special=True) == [*control.ids, *tokenize("x", parse_special=False)]
+            self._anew_memo[control.text] = known
+        return known
+
+    def _eats(self, control: Control, tokenize: Tokenize, *, right: bool) -> bool:
+        key = (control.text, right)
+        known = self._eats_memo.get(key)
+        if known is None:
+            texts = [control.text + space + "x" if right else "x" + space + control.text for space in ("\n\n", "")]
+            known = tokenize(texts[0], parse_special=True) == tokenize(texts[1], parse_special=True)
+            self._eats_memo[key] = known
+        return known

@@ -1,0 +1,139 @@
+"""Fits a conversation to what a chat template accepts. Many refuse a system prompt, tool results or two messages in a row.
+
+What a template can do is found out once, by rendering small conversations. So the same message is always treated the same
+way, whatever follows it, and the tokens of a conversation that grows keep their prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from edge.errors import TemplateError
+from edge.types import Message
+
+__all__ = ["Abilities", "adapt", "probe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a template accepts.
+
+    Attributes:
+        system: a system prompt, which it also shows.
+        late_system: a system message after the first message.
+        tool: a message of the role "tool".
+        repeats: two messages of one role in a row.
+        assistant_first: a conversation that the assistant opens.
+    """
+
+    system: bool
+    late_system: bool
+    tool: bool
+    repeats: bool
+    assistant_first: bool
+
+
+_NOTHING = Abilities(*[False] * len(fields(Abilities)))
+
+
+def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
+    """Find out what a template accepts.
+
+    Args:
+        render: the template, with generation prompt. Raises TemplateError where it refuses.
+    """
+
+    def accepts(*roles: str) -> bool:
+        # Words that no template contains, so that a message which is left out is noticed.
+        messages = [Message(role, f"qwib{number}vex") for number, role in enumerate(roles)]  # type: ignore[arg-type]
+        try:
+            text = render(messages)
+        except TemplateError:
+            return False
+        return all(message.content in text for message in messages)
+
+    return Abilities(
+        system=accepts("system", "user"),
+        late_system=accepts("user", "assistant", "system", "user"),
+        tool=accepts("user", "assistant", "tool"),
+        repeats=accepts("user", "user", "assistant", "assistant", "user"),
+        assistant_first=accepts("assistant", "user"),
+    )
+
+
+def adapt(messages: Sequence[Message], abilities: Abilities = _NOTHING) -> tuple[list[Message], list[str]]:
+    """Rewrite what a template does not accept.
+
+    Args:
+        messages: the conversation.
+        abilities: what the template accepts; the default is nothing but user and assistant in turn.
+
+    Returns:
+        (the messages to render, what the user should know of it).
+    """
+    notices: list[str] = []
+    adapted = list(messages)
+    if not abilities.tool:
+        adapted = _tools_as_user(adapted, notices)
+    adapted = _place_systems(adapted, abilities, notices)
+    if not abilities.assistant_first:
+        first = next((n for n, message in enumerate(adapted) if message.role != "system"), None)
+        if first is not None and adapted[first].role == "assistant":
+            adapted.insert(first, Message("user", ""))
+            notices.append("This model cannot open a conversation; an empty message was put before its first one.")
+    if not abilities.repeats:
+        adapted = _merge_repeats(adapted, notices)
+    return adapted, notices
+
+
+def _tools_as_user(messages: list[Message], notices: list[str]) -> list[Message]:
+    if not any(message.role == "tool" for message in messages):
+        return messages
+    notices.append("This model has no role for tool results; they are given to it as messages of the user.")
+    return [
+        Message("user", f"Result of {message.name or 'the tool'}:\n{message.content}") if message.role == "tool" else message
+        for message in messages
+    ]
+
+
+def _place_systems(messages: list[Message], abilities: Abilities, notices: list[str]) -> list[Message]:
+    """Put system messages where they are accepted: at the start, or in front of what the user says next."""
+    placed: list[Message] = []
+    waiting: list[str] = []
+    moved = False
+    for message in messages:
+        is_first = not placed and not waiting
+        if message.role == "system" and not (abilities.system and (is_first or abilities.late_system)):
+            moved = True
+            if abilities.system and len(placed) == 1 and placed[0].role == "system":
+                placed[0] = replace(placed[0], content=f"{placed[0].content}\n\n{message.content}")
+            else:
+                waiting.append(message.content)
+        elif waiting and message.role == "user":
+            placed.append(replace(message, content="\n\n".join([*waiting, message.content])))
+            waiting = []
+        elif waiting and message.role == "assistant":
+            placed += [Message("user", "\n\n".join(waiting)), message]
+            waiting = []
+        else:
+            placed.append(message)
+    if waiting:
+        placed.append(Message("user", "\n\n".join(waiting)))
+    if moved and not abilities.system:
+        notices.append("This model has no role for a system prompt; it is put in front of the user's message.")
+    elif moved:
+        notices.append("This model takes a system prompt at the start only; later ones are put where it reads them.")
+    return placed
+
+
+def _merge_repeats(messages: list[Message], notices: list[str]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role and message.role != "tool":
+            merged[-1] = replace(merged[-1], content=f"{merged[-1].content}\n\n{message.content}")
+        else:
+            merged.append(message)
+    if len(merged) < len(messages):
+        notices.append("This model wants user and assistant in turn; messages in a row are joined into one.")
+    return merged
