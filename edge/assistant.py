@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edge.context import fit
 from edge.conversation import Attachment, ConversationInfo, ConversationStore, Node
@@ -35,6 +35,7 @@ __all__ = ["Assistant", "Conversation"]
 
 _SAVE_EVERY_S = 1.0
 _MEMO_ENTRIES = 4096
+Key = TypeVar("Key")
 
 
 class Assistant:
@@ -45,6 +46,7 @@ class Assistant:
         plan: how it was loaded, kept with every turn.
         store: where conversations are kept; None keeps them in memory only. The caller closes it.
         sampling: how tokens are chosen where a call does not say.
+        system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
 
     Attributes:
@@ -63,6 +65,7 @@ class Assistant:
         *,
         store: ConversationStore | None = None,
         sampling: Sampling | None = None,
+        system: str | None = None,
         window: str = "drop",
     ) -> None:
         self.plan = plan
@@ -70,13 +73,15 @@ class Assistant:
         self.backend_name = backend.name
         self.n_ctx = backend.n_ctx
         self.sampling = sampling or Sampling()
+        self.system = system
         self.window = window
         self.template = ChatTemplate.from_model(backend.info)
         self.notices = [self.template.notice] if self.template.notice else []
         self._own_store = ConversationStore(None) if store is None else None
         self.store: ConversationStore = store if self._own_store is None else self._own_store  # type: ignore[assignment]
         self._scheduler = Scheduler(backend)
-        self._memo = _TokenMemo()
+        self._memo: _Memo[tuple[str, bool, bool]] = _Memo()
+        self._replies: _Memo[str] = _Memo()
         self._busy: set[str] = set()
         self._busy_lock = threading.Lock()
         # A model that is still open at exit would be freed under the engine thread's feet.
@@ -119,6 +124,8 @@ class Assistant:
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
         if not messages:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
+        if messages[0].role != "system":
+            messages = [*self._system_message(""), *messages]
         return _start_turn(_Turn(self, messages, sampling or self.sampling))
 
     def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
@@ -161,9 +168,13 @@ class Assistant:
     def __repr__(self) -> str:
         return f"<Assistant {self.info.name} on {self.backend_name}, {self.n_ctx:,} tokens>"
 
+    def _system_message(self, system: str) -> list[Message]:
+        """The system prompt of a conversation, or else the assistant's, or else none."""
+        text = system or self.system
+        return [] if text is None else [Message("system", text)]
+
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        prompt = self.template.render(messages)
-        return self.template.encode(prompt, self._tokenize)
+        return self.template.encode(self.template.render(messages), self._tokenize, known=self._replies.get)
 
     def _encode_text(self, text: str, *, trusted: bool) -> list[int]:
         return self._tokenize(text, add_special=trusted, parse_special=trusted)
@@ -180,7 +191,7 @@ class Assistant:
 
     def _remember_reply(self, text: str, tokens: Sequence[int]) -> None:
         """Next turn's prompt shall hold the very tokens that were generated: only those are in the KV cache."""
-        self._memo.put((text, False, False), list(tokens))
+        self._replies.put(text, list(tokens))
 
     def _hold(self, conversation_id: str) -> None:
         with self._busy_lock:
@@ -347,9 +358,7 @@ class Conversation:
         try:
             question = prepare()
             nodes = self._store.path(self.id, question.id)
-            system = self.info.system
-            messages = [Message("system", system)] if system else []
-            messages += [node.message() for node in nodes]
+            messages = [*assistant._system_message(self.info.system), *(node.message() for node in nodes)]
             chosen = sampling or self.sampling or assistant.sampling
             turn = _Turn(assistant, messages, chosen, _Keeper(assistant, self.id, question.id))
             return _start_turn(turn, lambda: assistant._let_go(self.id))
@@ -358,21 +367,21 @@ class Conversation:
             raise
 
 
-class _TokenMemo:
-    """Texts whose tokens are known, least recently used out first: a turn tokenises only what is new in it."""
+class _Memo(Generic[Key]):
+    """Token ids that are known already, least recently used out first."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[str, bool, bool], list[int]] = OrderedDict()
+        self._entries: OrderedDict[Key, list[int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, bool, bool]) -> list[int] | None:
+    def get(self, key: Key) -> list[int] | None:
         with self._lock:
             tokens = self._entries.get(key)
             if tokens is not None:
                 self._entries.move_to_end(key)
             return tokens
 
-    def put(self, key: tuple[str, bool, bool], tokens: list[int]) -> None:
+    def put(self, key: Key, tokens: list[int]) -> None:
         with self._lock:
             self._entries[key] = tokens
             self._entries.move_to_end(key)
@@ -450,7 +459,8 @@ class _Turn:
             return "error", error
         reply.usage, reply.tokens = finished.usage, finished.tokens
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms)
-        self._assistant._remember_reply(reply.text, finished.tokens)
+        if finished.tokens:
+            self._assistant._remember_reply(reply.text, finished.tokens)
         if keeper is not None:
             keeper.keep_end(reply, "stopped" if finished.reason == "cancelled" else "complete")
         return finished.reason, None

@@ -22,6 +22,7 @@ from edge.hashes import file_sha256
 from edge.sources import SOURCES, open_source
 from edge.sources.base import ArtifactEntry, Context, DownloadProgress, Found, OnProgress, Phase, Source
 from edge.sources.store import Store
+from edge.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,9 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         parameters: number of weights; None where that is not known for certain.
         context: what it was trained for, in tokens.
         template: name of its chat format, as a hint for files that carry no template.
+        system: system prompt that serves it best where the user gives none, "" for an empty one; None leaves it to the
+            template.
+        sampling: fields of edge.types.Sampling that its makers advise, for those the user did not set.
         artifacts: its files, best first.
     """
 
@@ -74,6 +78,11 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parameters: int | None = None
     context: int | None = None
     template: str | None = None
+    system: str | None = None
+    sampling: dict[str, int | float] = {}
+
+    def __post_init__(self) -> None:
+        Sampling(**self.sampling)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

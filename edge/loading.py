@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import CancelledError, UsageError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.plan import Plan
+    from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]
 
@@ -77,7 +79,8 @@ def load(
 
     engine = open_backend(plan, on_progress=report)
     try:
-        return Assistant(engine, plan, store=store, sampling=chosen.sampling, window=chosen.window)
+        sampling, system = _advised(chosen, plan.artifact.name)
+        return Assistant(engine, plan, store=store, sampling=sampling, system=system, window=chosen.window)
     except BaseException:
         engine.close()
         raise
@@ -131,6 +134,21 @@ def plan_model(
         kv_type_v=chosen.kv_type_v,
     )
     return make_plan(probe(), artifact, request, safety=load_safety(chosen.paths.cache_dir))
+
+
+def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:
+    """Sampling and system prompt: the user's, else what the catalogue advises for this model, else the defaults."""
+    from edge.catalog import load_catalog
+    from edge.config import DEFAULT
+
+    entry = load_catalog().get(name)
+    if entry is None:
+        return settings.sampling, settings.system or None
+    advice = {
+        field: value for field, value in entry.sampling.items() if settings.sources.get(f"sampling.{field}", DEFAULT) == DEFAULT
+    }
+    sampling = replace(settings.sampling, **advice)  # type: ignore[arg-type]
+    return sampling, settings.system or entry.system
 
 
 def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:

@@ -29,7 +29,7 @@ class Reply:
         finish_reason: "stop", "length", "cancelled" or "error"; None while it is being written.
         usage, timing: what the turn took; complete when the reply is.
         node: the saved message, once there is one; None for replies outside a conversation.
-        tokens: ids of the reply's tokens, once it is over.
+        tokens: ids of the reply's tokens, once it is over; empty when a stop text cut through them.
     """
 
     def __init__(self) -> None:

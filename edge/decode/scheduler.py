@@ -51,7 +51,7 @@ class Finished:
     Attributes:
         reason: why.
         usage, timing: what it took.
-        tokens: the token ids of the reply, without the one that ended it.
+        tokens: the token ids of the reply, without the one that ended it; empty when a stop text cut through them.
     """
 
     reason: FinishReason
@@ -373,7 +373,7 @@ class Scheduler:
             total_ms=(now - generation.asked_at) * 1000,
         )
         self._let_go(generation)
-        generation.listener(Finished(reason, usage, timing, tuple(generation.written)))
+        generation.listener(Finished(reason, usage, timing, () if is_matched else tuple(generation.written)))
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
         self._let_go(generation)

@@ -1,0 +1,286 @@
+"""The facade on the fake model: turns, branches, what is saved when, cancellation, errors, threads, event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.assistant import Assistant
+from edge.backends.fake import FakeBackend
+from edge.conversation import Attachment, ConversationStore
+from edge.errors import BackendError, ContextFullError, StorageError, UsageError
+from edge.types import Message, Sampling
+
+
+def words(message: str) -> str:
+    return f"You wrote {len(message)} letters."
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Assistant]]:
+    """Makes assistants on a fake model and closes them."""
+    made: list[Assistant] = []
+
+    def build(*, store: ConversationStore | None = None, window: str = "drop", **options: Any) -> Assistant:
+        backend = FakeBackend(**{"script": words, **options})
+        made.append(Assistant(backend, store=store, sampling=Sampling(temperature=0), window=window))
+        return made[-1]
+
+    yield build
+    for assistant in made:
+        assistant.close()
+
+
+def test_a_conversation_and_what_is_kept_of_it(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation(system="Be brief")
+    reply = conversation.send("hello")
+    assert "".join(reply) == "You wrote 5 letters."
+    assert reply.finish_reason == "stop"
+    assert [(node.role, node.content, node.status) for node in conversation.messages] == [
+        ("user", "hello", "complete"),
+        ("assistant", "You wrote 5 letters.", "complete"),
+    ]
+    assert reply.node == conversation.messages[-1]
+    assert reply.node is not None
+    assert reply.node.record["usage"]["n_generated"] == reply.usage.n_generated
+    assert conversation.system == "Be brief"
+    assert conversation.title == "hello"
+
+
+def test_a_follow_up_reads_only_what_is_new(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation(system="Be brief")
+    first = conversation.send("hello")
+    first.wait()
+    second = conversation.send("again")
+    assert second.wait() == "You wrote 5 letters."
+    n_new = second.usage.n_prompt - second.usage.n_reused
+    assert second.usage.n_reused == first.usage.n_prompt + first.usage.n_generated
+    assert n_new < 70
+
+
+def test_the_system_prompt_reaches_the_model(make: Callable[..., Assistant]) -> None:
+    assistant = make()
+    a, b = assistant.conversation(system="Be brief").send("x"), assistant.conversation().send("x")
+    for reply in (a, b):
+        reply.wait()
+    assert a.usage.n_prompt - b.usage.n_prompt == len("system\nBe brief\n") + 2
+
+
+def test_attachments_reach_the_model(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda message: f"{'SECRET' in message}").conversation()
+    reply = conversation.send("what is in it?", attachments=[Attachment("notes.txt", "the SECRET word")])
+    assert reply.wait() == "True"
+    assert conversation.messages[0].attachments == (Attachment("notes.txt", "the SECRET word"),)
+
+
+def test_regenerate_edit_and_move_between_branches(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation()
+    conversation.send("one").wait()
+    first_answer = conversation.messages[-1]
+    again = conversation.regenerate()
+    assert again.wait() == "You wrote 3 letters."
+    assert len(conversation.branches(first_answer.id)) == 2
+    conversation.edit(conversation.messages[0].id, "three").wait()
+    assert [node.content for node in conversation.messages] == ["three", "You wrote 5 letters."]
+    conversation.switch(first_answer.id)
+    assert [node.id for node in conversation.messages][-1] == first_answer.id
+    with pytest.raises(UsageError, match="own messages"):
+        conversation.edit(first_answer.id, "no")
+    reused = conversation.send("more")
+    reused.wait()
+    assert reused.usage.n_reused > 0
+
+
+def test_regenerating_a_question_whose_answer_failed(make: Callable[..., Assistant]) -> None:
+    conversation = make(n_ctx=256).conversation()
+    failed = conversation.send("y" * 400)
+    with pytest.raises(ContextFullError):
+        failed.wait()
+    assert [node.role for node in conversation.messages] == ["user"], "what was typed is kept, nothing was said"
+    with pytest.raises(UsageError, match="no message to answer"):
+        make().conversation().regenerate()
+
+
+def test_fork_goes_its_own_way(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation()
+    conversation.send("one").wait()
+    fork = conversation.fork()
+    fork.send("two").wait()
+    assert (len(conversation.messages), len(fork.messages)) == (2, 4)
+    with pytest.raises(UsageError, match="empty"):
+        make().conversation().fork()
+
+
+def test_stopping_keeps_what_was_said(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "z" * 3000, delay_s=0.001).conversation()
+    reply = conversation.send("go")
+    for _ in reply:
+        reply.cancel()
+    assert reply.finish_reason == "cancelled"
+    assert reply.node is not None
+    assert (reply.node.status, reply.node.content) == ("stopped", reply.text)
+    assert 0 < len(reply.text) < 3000
+    assert conversation.send("on").wait(), "and the conversation goes on"
+
+
+def test_one_reply_at_a_time_in_a_conversation(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "z" * 3000, delay_s=0.001).conversation()
+    reply = conversation.send("go")
+    for call in (lambda: conversation.send("too soon"), conversation.regenerate, lambda: conversation.switch(1)):
+        with pytest.raises(UsageError, match="still being answered"):
+            call()
+    assert len(conversation.messages) == 1, "a refused message is not saved"
+    reply.cancel()
+    reply.wait()
+
+
+def test_partial_text_is_saved_while_it_is_written(
+    make: Callable[..., Assistant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.assistant._SAVE_EVERY_S", 0.0)
+    with ConversationStore(tmp_path / "c.db") as store, ConversationStore(tmp_path / "c.db") as other:
+        conversation = make(store=store, script=lambda _: "z" * 3000, delay_s=0.001).conversation()
+        reply = conversation.send("go")
+        next(iter(reply))
+        seen = other.path(conversation.id)
+        while len(seen) < 2:
+            seen = other.path(conversation.id)
+        assert (seen[1].role, seen[1].status) == ("assistant", "partial")
+        assert set(seen[1].content) == {"z"}
+        reply.cancel()
+        reply.wait()
+        assert other.path(conversation.id)[1].status == "stopped"
+
+
+def test_a_message_that_cannot_be_saved_is_not_sent(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise StorageError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant.store, "append", full)
+        with pytest.raises(StorageError):
+            conversation.send("hello")
+    assert conversation.send("hello").wait(), "and it can be sent again"
+
+
+def test_a_reply_that_cannot_be_saved_is_still_shown_and_said_so(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+    append = assistant.store.append
+
+    def only_questions(id: str, message: Message, **options: Any) -> Any:
+        if message.role == "assistant":
+            raise StorageError("The disk is full.")
+        return append(id, message, **options)
+
+    monkeypatch.setattr(assistant.store, "append", only_questions)
+    reply = conversation.send("hello")
+    assert reply.wait() == "You wrote 5 letters."
+    assert any("could not be saved" in notice for notice in reply.notices)
+    assert reply.node is None
+
+
+def test_a_full_window_forgets_the_oldest_and_says_so(make: Callable[..., Assistant]) -> None:
+    conversation = make(n_ctx=600).conversation(system="Be brief")
+    notices: list[str] = []
+    for i in range(12):
+        reply = conversation.send(f"message number {i} " + "w" * 30)
+        assert reply.wait().startswith("You wrote")
+        notices += reply.notices
+    assert notices, "the user is told what the model no longer sees"
+    assert len(conversation.messages) == 24, "nothing is deleted"
+
+
+def test_generate_and_complete_keep_nothing(make: Callable[..., Assistant]) -> None:
+    assistant = make()
+    assert assistant.generate("hello").wait() == "You wrote 5 letters."
+    assert assistant.generate([Message("user", "one"), Message("assistant", "x"), Message("user", "three")]).wait() == (
+        "You wrote 5 letters."
+    )
+    assert assistant.complete("<|im_start|>user\nhey<|im_end|>\n<|im_start|>assistant\n").wait() == "You wrote 3 letters."
+    assert assistant.store.list() == []
+    assert assistant.count_tokens("äb") == 3
+    with pytest.raises(UsageError):
+        assistant.generate([])
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_message_is_refused(make: Callable[..., Assistant], text: str) -> None:
+    conversation = make().conversation()
+    with pytest.raises(UsageError, match="empty"):
+        conversation.send(text)
+    assert conversation.messages == []
+
+
+def test_going_on_with_a_kept_conversation(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "c.db") as store:
+        first = make(store=store).conversation(system="Be brief")
+        first.send("one").wait()
+    with ConversationStore(tmp_path / "c.db") as store:
+        again = make(store=store).conversation(first.id, system="Be long")
+        assert [node.content for node in again.messages] == ["one", "You wrote 3 letters."]
+        assert again.system == "Be long"
+        again.title = "Renamed"
+        assert again.title == "Renamed"
+        assert again.send("three").wait() == "You wrote 5 letters."
+
+
+def test_many_threads_each_with_a_conversation(make: Callable[..., Assistant]) -> None:
+    assistant = make(delay_s=0.0005)
+    answers: dict[int, list[str]] = {}
+
+    def talk(i: int) -> None:
+        conversation = assistant.conversation()
+        answers[i] = [conversation.send("n" * (i + turn + 1)).wait() for turn in range(3)]
+
+    threads = [threading.Thread(target=talk, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {i: [words("n" * (i + turn + 1)) for turn in range(3)] for i in range(8)}
+
+
+async def test_async_use(make: Callable[..., Assistant]) -> None:
+    async with make() as assistant:
+        conversations = [assistant.conversation() for _ in range(3)]
+        texts = await asyncio.gather(*(_collect(conversation.send("hello")) for conversation in conversations))
+        assert texts == ["You wrote 5 letters."] * 3
+        assert await conversations[0].send("hi") == "You wrote 2 letters."
+    with pytest.raises(BackendError, match="closed"):
+        await assistant.generate("too late")
+
+
+async def _collect(reply: Any) -> str:
+    return "".join([piece async for piece in reply])
+
+
+def test_closing_while_it_answers_ends_the_reply(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 3000, delay_s=0.001)
+    reply = assistant.conversation().send("go")
+    next(iter(reply))
+    assistant.close()
+    with pytest.raises(BackendError, match="closed"):
+        reply.wait(timeout_s=30)
+    assert reply.text
+    assert reply.finish_reason == "error"
+
+
+def test_a_bug_in_a_turn_reaches_whoever_waits(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.assistant.fit", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(BackendError, match="broke down"):
+            conversation.send("hello").wait(timeout_s=30)
+    assert conversation.regenerate().wait() == "You wrote 5 letters."
