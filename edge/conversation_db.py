@@ -311,7 +311,7 @@ class Database:
         except sqlite3.Error as error:
             raise self._explained(error) from error
         except OverflowError as error:  # an integer that is no 64-bit number cannot be a key
-            raise UsageError(f"There is no such message or conversation ({error}).") from error
+            raise UsageError("There is no message with a number that large.", "Numbers of messages fit 64 bits.") from error
         except OSError as error:
             raise StorageError(
                 f"{self._name} cannot be used: {error.strerror or error}.",

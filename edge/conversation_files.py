@@ -183,7 +183,7 @@ def to_markdown(file: ConversationFile) -> str:
     about = " · ".join(part for part in (date, _escape_markdown(file.model)) if part)
     lines = [f"{_START}{_comment_json(header)} -->", f"# {_escape_markdown(file.title) or 'Conversation'}", "", about, ""]
     if file.system:
-        lines += _part(marker, "system", "## System prompt", file.system, _TextMeta)
+        lines += _part(marker, "system", "## System prompt", file.system)
     for node in file.nodes:
         heading = f"## {node.role.capitalize()}" + (f" ({_escape_markdown(node.name)})" if node.name else "")
         lines += _part(
@@ -191,16 +191,15 @@ def to_markdown(file: ConversationFile) -> str:
             "message",
             heading,
             node.content,
-            _MessageMeta,
             role=node.role,
             name=node.name,
             status=node.saved_status,
             created=node.created,
-            model=node.model,
+            model=node.model or None,
         )
         for attachment in node.attachments:
             summary = f"<details><summary>{html.escape(' '.join(attachment.name.split()))}</summary>"
-            lines += _part(marker, "attachment", summary, attachment.text, _AttachmentMeta, name=attachment.name)
+            lines += _part(marker, "attachment", summary, attachment.text, name=attachment.name)
             lines[-1:] = ["", "</details>", ""]
     return "\n".join([*lines, f"<!-- {marker}:end {{}} -->", ""])
 
@@ -268,12 +267,12 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     updated: _Seconds
 
 
-class _TextMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class _TextMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fence: Annotated[str, msgspec.Meta(pattern="^`*$")] = ""
     is_escaped: bool = False
 
 
-class _MessageMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class _MessageMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True):
     role: Role
     name: str | None = None
     status: Status = "complete"
@@ -281,20 +280,25 @@ class _MessageMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=T
     model: str = ""
 
 
-class _AttachmentMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class _AttachmentMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
 
 
-def _part(marker: str, kind: str, heading: str, text: str, meta: type[_TextMeta], **about: Any) -> list[str]:
+def _part(marker: str, kind: str, heading: str, text: str, **about: object) -> list[str]:
     """The lines of one part: its comment, heading, blank line, text, blank line."""
     is_escaped = bool(_UNSAFE.search(text))
     if is_escaped:
         text = _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\\", "\\\\"))
-    fence = ""
+        about["is_escaped"] = True
+    lines = [heading, "", text, ""]
     if is_escaped or kind == "attachment" or not _is_tame(text):
         fence = "`" * (max(map(len, re.findall("`{3,}", text)), default=2) + 1)
-    comment = f"<!-- {marker}:{kind} {_comment_json(meta(fence=fence, is_escaped=is_escaped, **about))} -->"
-    return [comment, heading, "", *([fence, text, fence] if fence else [text]), ""]
+        about["fence"] = fence
+        lines[2:3] = [fence, text, fence]
+    return [
+        f"<!-- {marker}:{kind} {_comment_json({key: value for key, value in about.items() if value is not None})} -->",
+        *lines,
+    ]
 
 
 def _parts(lines: list[str], marker: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -343,7 +347,7 @@ def _is_tame(text: str) -> bool:
     return not fence
 
 
-def _comment_json(value: msgspec.Struct) -> str:
+def _comment_json(value: object) -> str:
     """JSON that cannot end the HTML comment it stands in."""
     text = msgspec.json.encode(value).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("--", "-\\u002d")

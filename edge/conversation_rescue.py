@@ -25,6 +25,8 @@ from edge.errors import EdgeError, StorageError
 
 __all__ = ["Rescued", "find_problems", "rescue"]
 
+_LAST_RESORT = "Restore it from a backup, or have SQLite's own tool list what it finds: sqlite3 FILE .recover"
+
 _N_PROBED = 100_000
 """How many row numbers are tried where the largest cannot be read."""
 
@@ -84,12 +86,13 @@ def rescue(damaged: Path, store: ConversationStore) -> Rescued:
     try:
         # Not immutable: a write-ahead log beside it holds the newest messages.
         with closing(sqlite3.connect(f"{damaged.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # without the first page, nothing can be looked up
             db.text_factory = lambda data: data.decode("utf-8", "replace")
             conversations, _ = _read_rows(db, "conversation", "key", "title, system, model, created, updated, head")
             columns = "conversation, parent, role, content, attached, spans, status, created, model, record, name, '', writer"
             nodes, n_lost = _read_rows(db, "node", "id", columns)
     except sqlite3.Error as error:
-        raise StorageError(f"Nothing can be read of {damaged}: {error}.", "Restore it from a backup.") from error
+        raise StorageError(f"Nothing can be read of {damaged}: {error}.", _LAST_RESORT) from error
     members: dict[int, list[tuple[int, int | None, NodeFile]]] = {key: [] for key in conversations}
     for node_id, (key, parent, *values) in sorted(nodes.items()):
         try:
@@ -99,7 +102,7 @@ def rescue(damaged: Path, store: ConversationStore) -> Rescued:
         except (msgspec.MsgspecError, TypeError, ValueError):
             n_lost += 1  # what the row holds is not a message
     if not members:
-        raise StorageError(f"{damaged} holds no conversation that can be read.", "Restore it from a backup.")
+        raise StorageError(f"{damaged} holds no conversation that can be read.", _LAST_RESORT)
     for key, found in members.items():
         store.import_json(to_json(_to_file(conversations.get(key), found)))
     return Rescued(len(members), sum(map(len, members.values())), n_lost)

@@ -9,6 +9,8 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from edge.conversation_tree import CONTROLS
+
 __all__ = ["Found", "search"]
 
 _MAX_WORDS = 32
@@ -90,5 +92,5 @@ def _read_marks(marked: str) -> tuple[str, tuple[tuple[int, int], ...]]:
                 matches.append((start, len(characters)))
             start = None
         else:
-            characters.append(character if character.isprintable() else " ")
+            characters.append(CONTROLS.sub(" ", character))
     return "".join(characters), tuple(matches)

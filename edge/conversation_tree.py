@@ -132,6 +132,9 @@ BELOW = "WITH RECURSIVE below(id) AS (SELECT ? UNION ALL SELECT n.id FROM node n
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: no character in it can be taken for another."""
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, line ends and what turns the direction of writing around: never in a title or a snippet."""
+
 _TITLE_LENGTH = 60
 _FORGOTTEN_S = 24 * 3600.0
 """A partial message this old, of a process that cannot be seen from here, is taken for stopped."""
@@ -153,8 +156,8 @@ def clean(text: str) -> str:
 
 
 def to_line(text: str) -> str:
-    """The text as one line without control characters, which would reach a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in clean(text)).split())
+    """The text as one line without what could steer a terminal."""
+    return " ".join(CONTROLS.sub(" ", clean(text)).split())
 
 
 def to_json(record: Mapping[str, object]) -> str:
