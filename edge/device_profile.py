@@ -1,0 +1,253 @@
+"""What a machine is, as values: made by `edge.device.probe`, read by the plan, `edge devices` and `edge doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Apple", "Cpu", "DeviceProfile", "Engine", "Gpu", "Host", "Jetson", "Memory", "Power", "Thermal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The operating system, and what stands between it and the metal.
+
+    Attributes:
+        os: "Linux 6.8.0-49-generic", "macOS 15.5".
+        python: version of the interpreter.
+        container: "docker", "podman", "kubernetes", ...; "" outside of one.
+        virtual_machine: whose machine it is ("QEMU", "WSL 2", "Amazon EC2"); "" on the metal.
+    """
+
+    os: str
+    python: str
+    container: str
+    virtual_machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Processors: what the machine has, and what this process may use of it.
+
+    Attributes:
+        name: "Cortex-A78AE", "Apple M3 Pro", ...
+        architecture: "x86_64" or "aarch64" (also on a Mac).
+        n_logical: CPUs that are switched on, hardware threads counted.
+        n_offline: CPUs that are switched off.
+        n_performance, n_efficiency: physical cores of the fast and of the slow kind; all are fast where there is one kind.
+        efficiency_speed: speed of a slow core as a share of a fast one; 0 where unknown, 1 where there are none.
+        usable_performance, usable_efficiency: physical cores this process may run on.
+        usable_logical: CPUs this process may run on, and pay for: the most threads that can work at once.
+        quota: CPU time per second of wall clock that the cgroup allows, or None.
+        limits: why less is usable than there is, in words.
+        features: instruction sets that matter here, by the names Linux uses ("avx2", "amx_int8", "neon", "i8mm", ...).
+    """
+
+    name: str
+    architecture: str
+    n_logical: int
+    n_offline: int
+    n_performance: int
+    n_efficiency: int
+    efficiency_speed: float
+    usable_performance: int
+    usable_efficiency: int
+    usable_logical: int
+    quota: float | None
+    limits: tuple[str, ...]
+    features: tuple[str, ...]
+
+    @property
+    def n_physical(self) -> int:
+        """Physical cores that are switched on."""
+        return self.n_performance + self.n_efficiency
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Main memory. All in bytes.
+
+    Attributes:
+        total_bytes: what this process may use at most: the machine's memory, or the cgroup's limit.
+        available_bytes: what of it is free, or could be freed by dropping caches.
+        host_total_bytes: the machine's memory.
+        limit: which limit makes total smaller than host_total, in words; "" where none does.
+        swap_total_bytes, swap_free_bytes: swap space.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    host_total_bytes: int
+    limit: str
+    swap_total_bytes: int
+    swap_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A graphics processor that an engine could use.
+
+    Attributes:
+        name: "NVIDIA GeForce RTX 4060 Laptop GPU".
+        api: "cuda" or "metal".
+        total_bytes: its memory; on a unified one, what it may take of main memory.
+        free_bytes: what of it is free.
+        is_unified: it shares main memory with the CPU.
+        compute_capability: CUDA's, "8.9"; "" otherwise.
+        driver: version of the driver, or of CUDA on a Jetson; "" where unknown.
+    """
+
+    name: str
+    api: str
+    total_bytes: int
+    free_bytes: int
+    is_unified: bool
+    compute_capability: str
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Jetson:
+    """What only a Jetson has.
+
+    Attributes:
+        model: as the device tree names it.
+        soc: "tegra234", ...
+        l4t: release of Jetson Linux, "36.4.3"; "" where it is not installed (some containers).
+        jetpack: the JetPack it belongs to, "6.2"; "" where unknown.
+        power_mode: nvpmodel's name of the mode, "15W", "MAXN"; "" where unknown.
+        power_modes: the modes it could be set to.
+    """
+
+    model: str
+    soc: str
+    l4t: str
+    jetpack: str
+    power_mode: str
+    power_modes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apple:
+    """What only a Mac has.
+
+    Attributes:
+        chip: "Apple M3 Pro".
+        model: "Mac15,6".
+        macos: version, "15.5".
+        has_neural_engine: every Apple chip has one; a virtual machine and an Intel Mac do not.
+    """
+
+    chip: str
+    model: str
+    macos: str
+    has_neural_engine: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Where the current comes from.
+
+    Attributes:
+        source: "mains", "battery", or "unknown".
+        battery_percent: 0 to 100, or None without a battery.
+        is_saving: a low-power mode is on.
+        mode: the platform's name of the mode; "" where there is none.
+    """
+
+    source: str
+    battery_percent: int | None
+    is_saving: bool
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thermal:
+    """Heat.
+
+    Attributes:
+        state: "nominal", "warm" (within 10 degrees of throttling), "throttled", or "unknown".
+        hottest_c: highest temperature in degrees Celsius, or None.
+        detail: which sensor, or what was reported.
+    """
+
+    state: str
+    hottest_c: float | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A package that can run models, found without importing it.
+
+    Attributes:
+        name: key in edge.backends.BACKENDS, or what it will be called there.
+        package: its name in the package index.
+        version: as installed; "" where it is not installed.
+        accelerators: what this build of it can use: "cpu", "cuda", "metal", "ane", ...
+    """
+
+    name: str
+    package: str
+    version: str
+    accelerators: tuple[str, ...]
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there."""
+        return bool(self.accelerators)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """A machine, as found by `edge.device.probe`. Values only; `to_dict` and `from_dict` go to JSON and back.
+
+    Attributes:
+        name: what a person would call it: "NVIDIA Jetson Orin Nano ...", "Apple M3 Pro (Mac15,6)".
+        kind: "jetson", "raspberry-pi", "mac" or "computer".
+        host, cpu, memory, power, thermal: see there.
+        gpus: graphics processors; the plan uses the first API that the engine can use.
+        jetson, apple: only on such a machine.
+        engines: packages that run models, installed or not.
+    """
+
+    name: str
+    kind: str
+    host: Host
+    cpu: Cpu
+    memory: Memory
+    gpus: tuple[Gpu, ...]
+    jetson: Jetson | None
+    apple: Apple | None
+    power: Power
+    thermal: Thermal
+    engines: tuple[Engine, ...]
+
+    def gpus_of(self, api: str) -> tuple[Gpu, ...]:
+        """The graphics processors that speak this API ("cuda" or "metal")."""
+        return tuple(gpu for gpu in self.gpus if gpu.api == api)
+
+    def engine(self, name: str) -> Engine | None:
+        """The engine of this name, installed or not; None where it is not known."""
+        return next((engine for engine in self.engines if engine.name == name), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as values that JSON knows."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DeviceProfile:
+        """A profile back from `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            UsageError: something is missing or has the wrong type.
+        """
+        import msgspec
+
+        from edge.errors import UsageError
+
+        try:
+            return msgspec.convert(dict(values), cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"This is no device profile: {error}.", "Make one with: edge devices --json") from error
