@@ -5,6 +5,12 @@ everything else talks to that thread through a queue. Only `close` and the read-
 
 A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`; position i of it holds the key and value of
 its i-th token. `prefill` and `decode` append at the end; `rewind` cuts the tail off. The caller keeps the tokens themselves.
+
+A sequence has *newest logits* after a `prefill` that was not stopped and after a `decode`. Whatever else changes the
+sequence (rewind, copy, import_kv) takes them away; work on other sequences does not.
+
+Whatever a docstring says of its own errors, every method raises UsageError, and changes nothing, where a sequence, token or
+range does not exist, and BackendError once the backend is closed.
 """
 
 from __future__ import annotations
@@ -91,6 +97,9 @@ class Sampler(ABC):
 
         Returns:
             A token id.
+
+        Raises:
+            BackendError: the sequence has no newest logits, they are not numbers, or the sampler or backend is closed.
         """
 
     @abstractmethod
@@ -105,7 +114,8 @@ class Backend(ABC):
         name: key in BACKENDS.
         capabilities: what it can do.
         info: the model.
-        n_ctx: cells of the KV cache; the sum of all sequences' lengths stays at or below it.
+        n_ctx: cells of the KV cache. Sequences share the cells of what was copied; other than that the sum of their
+            lengths stays at or below it.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
             position 0; cancelling and progress happen between chunks.
     """
@@ -121,7 +131,7 @@ class Backend(ABC):
         """Text to token ids.
 
         Args:
-            text: any text.
+            text: any text; lone surrogates become "?".
             add_special: put the beginning-of-sequence token in front where the model wants one.
             parse_special: read "<|im_end|>" and the like as the special tokens they name. Only for text that comes from
                 a template: what a user typed must not be able to speak as the system.
@@ -158,7 +168,8 @@ class Backend(ABC):
         Args:
             seq_id: the sequence; tokens go to positions `length(seq_id)` and up.
             tokens: at least one.
-            should_stop: asked before every chunk; True ends the call early, with the chunks so far in the cache.
+            should_stop: asked before every chunk, and perhaps from another thread while one is computed; True ends the
+                call early, with the chunks so far in the cache.
             on_progress: called after every chunk with (tokens done, tokens in all).
 
         Returns:
@@ -174,7 +185,7 @@ class Backend(ABC):
         """Append one token to each of several sequences, in one pass, and compute their logits.
 
         Args:
-            steps: (seq_id, token), every sequence at most once.
+            steps: (seq_id, token), at least one, every sequence at most once.
 
         Raises:
             ContextFullError: no cell is free; the cache is as it was.
@@ -192,7 +203,11 @@ class Backend(ABC):
 
     @abstractmethod
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        """A copy of the newest logits of a sequence, shape (n_vocab,), float32."""
+        """A copy of the newest logits of a sequence, shape (n_vocab,), float32.
+
+        Raises:
+            BackendError: the sequence has none.
+        """
 
     @abstractmethod
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
@@ -201,13 +216,16 @@ class Backend(ABC):
         Args:
             sampling: the settings.
             history: tokens before the reply, which penalties look back at.
+
+        Raises:
+            UsageError: logit_bias or history names a token that the vocabulary does not have.
         """
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Make the first `n_tokens` of `source` the whole of `target`, sharing memory where the backend can.
 
         Raises:
-            UnsupportedError: the backend has one sequence only, or cannot share.
+            UnsupportedError: the backend has one sequence only, cannot share, or cannot cut `source` there (see rewind).
         """
         raise UnsupportedError(f"The {self.name} backend cannot copy one sequence to another.")
 
@@ -226,6 +244,7 @@ class Backend(ABC):
 
         Raises:
             UnsupportedError: `capabilities.export_kv` is false.
+            ContextFullError: there is no room; the sequence is as it was.
             BackendError: the engine refused the block; the sequence is as it was.
         """
         raise UnsupportedError(f"The {self.name} backend cannot import a KV cache.")
