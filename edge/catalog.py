@@ -203,7 +203,7 @@ def list_models(settings: Settings) -> list[Installed]:
             found.setdefault(model.path, model)
     listed = []
     for path, model in found.items():
-        used_by = [*names.get(path, []), model.reference]
+        used_by = [*names.get(path, []), model.reference, *model.names]
         if settings.model in used_by:
             used_by.append("default")
         listed.append(

@@ -110,6 +110,7 @@ class Found:
         sha256: what the file's hash is or has to be; None where nobody said.
         verified: the hash was checked when the file was made, and the file has not changed since.
         licence: where it is known.
+        names: every reference that is known to lead to it.
     """
 
     path: Path
@@ -120,6 +121,7 @@ class Found:
     sha256: str | None = None
     verified: bool = False
     licence: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -20,7 +20,7 @@ from edge.sources.store import Record
 from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry, transport_errors
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import ModelInfo
 
 __all__ = ["HubSource", "select"]
 
@@ -50,6 +50,22 @@ class _Reference:
         selector = f":{self.selector}" if self.selector else ""
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf:{self.repo_id}{selector}{revision}"
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file by the hub's listing; what the listing leaves out is None."""
+
+    name: str
+    size_bytes: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class _Listing:
+    commit: str
+    files: dict[str, _File]
+    licence: str | None
 
 
 class HubSource(Source):
@@ -85,28 +101,22 @@ class HubSource(Source):
                 "Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or give the path of a file.",
             )
         self.context.report(0, None, "connect")
-        info = self._listing(wanted)
-        commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
-            raise DownloadError(f"{wanted}: the server names no commit.", "Check that hub.endpoint is a model hub.")
-        files = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        name = select(list(files), wanted.selector, wanted.repo_id)
-        file = files[name]
-        sha256 = file.lfs.sha256 if file.lfs else None
-        size_bytes = file.lfs.size if file.lfs else file.size
-        self.context.check_promise(f"{wanted.repo_id}: {name}", size_bytes, sha256)
+        listing = self._listing(wanted)
+        name = select(list(listing.files), wanted.selector, wanted.repo_id)
+        file = listing.files[name]
+        self.context.check_promise(f"{wanted.repo_id}: {name}", file.size_bytes, file.sha256)
         record = Record(
             references=(str(wanted),),
             file=safe_name(name),
             size_bytes=0,
             mtime_ns=0,
-            sha256=sha256 or "",
-            licence=_licence(info),
+            sha256=file.sha256 or "",
+            licence=listing.licence,
             origin=f"{self._endpoint}/{wanted.repo_id}",
-            revision=commit,
+            revision=listing.commit,
         )
         with self.context.store.lock(f"hf/{wanted.repo_id}/{name}", on_wait=lambda: self.context.report(0, None, "wait")):
-            return self._installed_already(record, reference) or self._download(wanted, file, size_bytes, sha256, record)
+            return self._installed_already(record, reference) or self._download(wanted, file, record)
 
     def installed(self) -> list[Found]:
         return [self._owned(path, record, record.references[0]) for path, record in self.context.store.records("hf")]
@@ -123,18 +133,16 @@ class HubSource(Source):
                 return self._owned(path, store.add_reference(path, known, record.references[0]), reference)
         return None
 
-    def _download(
-        self, wanted: _Reference, file: RepoSibling, size_bytes: int | None, sha256: str | None, record: Record
-    ) -> Found:
-        name, context = file.rfilename, self.context
+    def _download(self, wanted: _Reference, file: _File, record: Record) -> Found:
+        name, sha256, context = file.name, file.sha256, self.context
         url = f"{self._endpoint}/{wanted.repo_id}/resolve/{record.revision}/{quote(name)}"
         token = self._token()
         identity = sha256 or f"{self._endpoint}@{record.revision}"
-        partial = context.store.partial("hf", wanted.repo_id, name, identity, str(size_bytes))
+        partial = context.store.partial("hf", wanted.repo_id, name, identity, str(file.size_bytes))
         download = Download(
             url=url,
             headers={"User-Agent": USER_AGENT, **({"Authorization": f"Bearer {token}"} if token else {})},
-            size_bytes=size_bytes,
+            size_bytes=file.size_bytes,
             sha256=sha256 or (context.entry.sha256 if context.entry else None),
             label=f"{wanted.repo_id}: {name}",
             page=f"{self._endpoint}/{wanted.repo_id}",
@@ -168,6 +176,7 @@ class HubSource(Source):
             sha256=record.sha256 or None,
             verified=is_new or self.context.store.is_unchanged(path, record),
             licence=record.licence,
+            names=record.references,
         )
 
     # -- the hub
@@ -182,20 +191,19 @@ class HubSource(Source):
 
         return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
-    def _listing(self, wanted: _Reference) -> ModelInfo:
-        """Files, sizes and hashes of one revision."""
+    def _listing(self, wanted: _Reference) -> _Listing:
+        """Commit, files, sizes and hashes of one revision."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         page = f"{self._endpoint}/{wanted.repo_id}"
         api = HfApi(endpoint=self._endpoint, token=self._token() or False, library_name=USER_AGENT)
-        found: list[ModelInfo] = []
+        found: list[_Listing] = []
 
         def ask() -> None:
             try:
-                found.append(
-                    api.model_info(wanted.repo_id, revision=wanted.revision, files_metadata=True, timeout=_INFO_TIMEOUT_S)
-                )
+                info = api.model_info(wanted.repo_id, revision=wanted.revision, files_metadata=True, timeout=_INFO_TIMEOUT_S)
+                found.append(_read_listing(info))
             except HfHubHTTPError as error:
                 raise refusal(error.response.status_code, error.response.headers, str(wanted), page) from error
             except OfflineModeIsEnabled as error:
@@ -206,7 +214,7 @@ class HubSource(Source):
                     "Check the network, and hub.endpoint (HF_ENDPOINT) if you set it.",
                 )
                 raise RetryLaterError(unreachable) from error
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DownloadError(
                     f"{self._endpoint} does not answer as a model hub does ({type(error).__name__}).",
                     "Check hub.endpoint (HF_ENDPOINT).",
@@ -318,13 +326,31 @@ def _offer(repo_id: str, names: list[str]) -> str:
     return f"Name one, as in hf:{repo_id}:{choices[0]}. There are: {listed}."
 
 
-def _licence(info: ModelInfo) -> str | None:
-    """The licence by the repository's own card; "license:..." among its tags says the same where there is no card."""
+def _read_listing(info: ModelInfo) -> _Listing:
+    """What the hub answered, held against what it can be: huggingface_hub passes on whatever JSON there was.
+
+    Raises:
+        ValueError, TypeError, AttributeError: this is no listing of a model hub.
+    """
+    commit = info.sha
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise ValueError("no commit")
+    files = {}
+    for sibling in info.siblings or []:
+        name: Any = sibling.rfilename  # the annotations promise types that nobody checked
+        size: Any = sibling.lfs.size if sibling.lfs else sibling.size
+        sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        is_whole = isinstance(name, str) and (size is None or (type(size) is int and size >= 0))
+        if not is_whole or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256)):
+            raise ValueError("a file without a proper name, size or hash")
+        files[name] = _File(name, size, sha256)
+    # By the repository's card; "license:..." among its tags says the same where there is no card.
     card = info.card_data
     licence = (card.get("license_name") or card.get("license")) if card else None
     if not isinstance(licence, str):
         licence = next((tag[8:] for tag in info.tags or [] if str(tag).startswith("license:")), None)
-    return licence if licence and licence.isprintable() and len(licence) <= 100 else None
+    is_showable = licence is not None and licence.isprintable() and len(licence) <= 100
+    return _Listing(commit, files, licence if is_showable else None)
 
 
 def _parse(reference: str) -> _Reference:

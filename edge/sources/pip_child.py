@@ -132,13 +132,16 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 def _largest_wheel(work: Path) -> int:
     """How much pip has so far. It has no progress that could be read in all the versions that are out there."""
-    sizes = [0]
-    for path in work.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue  # moved in between
-    return max(sizes)
+    largest = 0
+    # os.walk and not rglob: folders that pip removes in between are none of its errors.
+    for folder, _, names in os.walk(work):
+        for name in names:
+            if name.endswith(".whl"):
+                try:
+                    largest = max(largest, (Path(folder) / name).stat().st_size)
+                except FileNotFoundError:
+                    continue  # moved in between
+    return largest
 
 
 def _error(requirement: str, name: str, output: str) -> EdgeError:

@@ -148,8 +148,10 @@ class _Transfer:
         with file:
             if not self.is_opened:
                 self._read_earlier(file)
-            if self.size_bytes is not None and self.done == self.size_bytes:
-                return
+            if self.size_bytes is not None:
+                if self.done == self.size_bytes:
+                    return
+                self.store.check_space(self.size_bytes - self.done)
             try:
                 self._receive(file)
             except transport_errors() as error:
