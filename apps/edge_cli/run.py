@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edge.reply import Reply
 
 __all__ = ["run"]
+
+_STOP_WITHIN_S = 10.0
 
 EXAMPLES = examples(
     'edge run "What is the capital of France?"',
@@ -68,7 +70,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     settings = app.settings(flags_from(options))
     if options["estimate_only"]:
         return _estimate(app, settings, options)
-    is_chatty = options["verbose"] or output.is_terminal(_stderr())
+    is_chatty = options["verbose"] or output.is_terminal(sys.stderr)
     text, attachments = read_prompt(prompt, options["files"], use_stdin=not options["no_stdin"], is_chatty=is_chatty)
     keeps = options["is_continued"] or options["conversation"] is not None
     with contextlib.ExitStack() as stack:
@@ -133,6 +135,7 @@ def _conversation(
 
 def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
     """Write the answer as it comes."""
+    from edge.errors import EdgeError
 
     def describe() -> str:
         done, total = reply.progress
@@ -140,23 +143,28 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
 
     status.watch(describe)
     last = "\n"
-    for piece in _pieces(reply, status):
-        if options["as_lines"]:
-            output.json_object({"type": "text", "text": piece}, compact=True)
-        elif not options["as_json"] and (shown := output.plain(piece)):
-            output.piece(shown)
-            last = shown[-1]
-    if last != "\n":
-        output.line()
-
-
-def _pieces(reply: Reply, status: output.Status) -> Iterator[str]:
     try:
         for piece in reply:
             status.close()
-            yield piece
+            if options["as_lines"]:
+                output.json_object({"type": "text", "text": piece}, compact=True)
+            elif not options["as_json"] and (shown := output.plain(piece)):
+                output.piece(shown)
+                last = shown[-1]
+    except EdgeError:
+        if last != "\n":
+            output.line()
+        raise
+    except BaseException:
+        # Ctrl-C, or nobody reads any more: let the engine come to its next stop, so that what was said is kept.
+        reply.cancel()
+        with contextlib.suppress(EdgeError, TimeoutError):
+            reply.wait(timeout_s=_STOP_WITHIN_S)
+        raise
     finally:
         status.close()
+    if last != "\n":
+        output.line()
 
 
 def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:
@@ -173,9 +181,3 @@ def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None
         "notices": [*assistant.notices, *reply.notices],
     }
     output.json_object(result, compact=as_lines)
-
-
-def _stderr() -> Any:
-    import sys
-
-    return sys.stderr

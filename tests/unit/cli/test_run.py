@@ -113,7 +113,7 @@ def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> 
         (["--kv-type", "q3"], "q4_0"),
         (["--max-tokens", "0"], "at least one token"),
         (["--stop", ""], "empty"),
-        (["-s", "sampling.tempo=1"], "Did you mean sampling.temperature?"),
+        (["-s", "sampling.temprature=1"], "Did you mean sampling.temperature?"),
         (["-s", "context"], "KEY=VALUE"),
         (["--json", "--jsonl"], "exclude each other"),
         (["--continue", "--conversation", "x"], "exclude each other"),
