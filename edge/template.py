@@ -47,6 +47,8 @@ CHATML = (
 )
 """The format most models know, for files without a template of their own."""
 
+_PRIVATE = "[\U00100000-\U0010fffd]"
+
 _Transform = Callable[[str, str], str]  # (text, role) -> text
 
 
@@ -268,7 +270,7 @@ class ChatTemplate:
         numbers = {opening: number for number, opening in enumerate(openings)}
         segments: list[Segment] = []
         is_open: int | None = None
-        for part in re.split(f"([{re.escape(closing + ''.join(openings))}])", marked_text):
+        for part in re.split(f"({_PRIVATE})", marked_text):
             if part == closing:
                 if is_open is None:
                     return ()
@@ -326,7 +328,7 @@ class ChatTemplate:
             with_edges = ""
         if with_edges.translate(show) == rendered.translate(show):
             rendered = with_edges
-        for part in re.split(f"([{re.escape(''.join(replaced))}]+)", rendered) if replaced else [rendered]:
+        for part in re.split(f"({_PRIVATE}+)", rendered):
             shown = part.translate(show)
             if shown != part:
                 yield Piece(shown, is_foreign=True)
@@ -390,7 +392,7 @@ def _edges(text: str) -> str:
 
 def _free_chars(count: int, texts: Iterable[str]) -> list[str]:
     """Private characters that are in none of the texts."""
-    used = {char for text in texts for char in re.findall("[\U00100000-\U0010fffd]", text)}
+    used = {char for text in texts for char in re.findall(_PRIVATE, text)}
     codes = range(0x100000, min(0x100000 + count + len(used), 0x10FFFE))
     free = [char for code in codes if (char := chr(code)) not in used]
     if len(free) < count:
