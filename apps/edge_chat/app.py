@@ -56,6 +56,7 @@ class ChatApp(App[int], inherit_bindings=False):
     Attributes:
         breakdown: why the app ended on its own, if it did.
         bugs: what was reported as a bug in this session.
+        has_begun: the first frame has been shown and the model is being loaded.
 
     Raises:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
@@ -90,6 +91,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.host = ModelHost(loader or _default_loader(settings), self.library.store, self._model_changed)
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []
+        self.has_begun = False
         self._conversation = conversation
         self._deleted: list[str] = []
         self._interrupted_at = float("-inf")
@@ -126,6 +128,7 @@ class ChatApp(App[int], inherit_bindings=False):
         """Start what takes time; the first frame is on the screen, and typing works."""
         self.chat_screen.run_guarded(self._open_first())
         self.load_model(self.settings.model)
+        self.has_begun = True
 
     async def _open_first(self) -> None:
         """Show the conversation that was asked for, or one that was left while something was being typed, or a new one."""

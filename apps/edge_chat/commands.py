@@ -25,6 +25,9 @@ Scope = Literal["everywhere", "chat", "composer", "message", "sidebar"]
 GROUPS = ("Writing", "Conversation", "Messages", "Model", "View", "App")
 """Headings of the help screen, in order."""
 
+_FIRST = ("new", "model", "set", "system", "edit", "regenerate", "copy", "help", "search", "save", "stats", "theme")
+"""What is proposed first when nothing but the slash is typed."""
+
 _SLASH = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:[ \t]+(.*))?\Z", re.DOTALL)
 
 
@@ -144,7 +147,7 @@ class Registry:
     def search(self, start: str) -> list[Command]:
         """Slash commands for what was typed of a name: those that begin with it, then those that contain it."""
         start = start.lower()
-        commands = self.slash_commands()
+        commands = sorted(self.slash_commands(), key=lambda c: _FIRST.index(c.name) if c.name in _FIRST else len(_FIRST))
         first = [c for c in commands if c.name.startswith(start)]
         by_alias = [c for c in commands if c not in first and any(a.startswith(start) for a in c.aliases)]
         inside = [c for c in commands if c not in first and c not in by_alias and start and start in c.name]

@@ -89,6 +89,11 @@ class ChatController:
         """Conversations in which a reply is being written."""
         return frozenset(self._runs)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way that nobody waits for."""
+        return bool(self._tasks)
+
     # Opening
 
     async def new(self) -> None:

@@ -44,7 +44,7 @@ def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
         Binding(
             command.keys,
             # A key action is carried out by the widget it belongs to, a command by the screen.
-            f"screen.command({command.name!r})" if command.run is not None else command.name.replace("-", "_"),
+            f"screen.command({command.name!r})" if command.run is not None else _action(command),
             command.title,
             show=False,
             priority=scope in _PRIORITY_SCOPES and command.name not in _LAST_RESORT,
@@ -53,6 +53,11 @@ def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
         for command in commands
         if command.scope == scope and command.keys
     ]
+
+
+def _action(command: Command) -> str:
+    name = command.name.replace("-", "_")
+    return f"screen.{name}" if command.scope == "sidebar" else name
 
 
 def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]:

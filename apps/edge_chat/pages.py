@@ -27,8 +27,8 @@ def help_page(registry: Registry, keys_of: KeysOf) -> str:
     lines = [
         f"Type a message; {display_keys(keys_of('send'))} sends it, {display_keys(keys_of('newline'))} begins a new line.",
         "",
-        "`/` at the beginning is a command, `@` and a part of a name attaches a file. Up and Down at the edges walk through",
-        "what you sent before. A long text that you paste becomes an attachment. Begin with `//` to send a message that",
+        "`/` at the beginning is a command, `@` and a part of a name attaches a file. Up and Down at the edges walk through "
+        "what you sent before. A long text that you paste becomes an attachment. Begin with `//` to send a message that "
         "begins with a slash.",
         "",
         f"{display_keys(keys_of('message-previous'))} chooses a message; then single keys act on it.",

@@ -45,6 +45,7 @@ class ChatScreen(Screen[None]):
     def __init__(self, app: ChatApp) -> None:
         super().__init__(id="chat")
         self.controller = ChatController(app, self)
+        self.blinks = True
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
         self._load_error: ErrorCard | None = None
@@ -98,6 +99,7 @@ class ChatScreen(Screen[None]):
         """Ready for typing before anything is read from the disk."""
         self.composer.complain("")
         self.composer.show_mode("")
+        self.composer.input.cursor_blink = self.blinks and not self.app.is_plain
         self._show_hints()
         self._place_sidebar()
         self.composer.input.focus()
@@ -161,6 +163,7 @@ class ChatScreen(Screen[None]):
 
     async def redraw(self) -> None:
         """Build the conversation anew, as after switching plain mode."""
+        self.composer.input.cursor_blink = self.blinks and not self.app.is_plain
         if self.controller.active_id is not None:
             await self.controller.open(self.controller.active_id)
         else:

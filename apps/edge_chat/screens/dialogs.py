@@ -231,7 +231,8 @@ class Picker(ModalScreen["str | None"]):
         width = min(40, max((len(c.label) for c in shown), default=0))
         listed.clear_options()
         listed.add_options(
-            Option(Content.assemble(f"{c.label:<{width}}  ", (fmt.clean(c.detail), "$text-muted")), id=c.value) for c in shown
+            Option(Content.assemble(f"{c.label:<{width}}  ", (fmt.clean(c.detail), "$foreground 70%")), id=c.value)
+            for c in shown
         )
         if shown:
             values = [c.value for c in shown]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -24,20 +24,18 @@ class ParameterLine(Vertical):
     Args:
         name: of the parameter.
         value: as it can be typed.
-        default: likewise.
     """
 
-    def __init__(self, name: str, value: str, default: str) -> None:
+    def __init__(self, name: str, value: str) -> None:
         super().__init__(classes="parameter")
         self.parameter = name
         self._value = value
-        self._default = default
 
     def compose(self) -> ComposeResult:
         with Horizontal():
             yield Static(self.parameter, classes="parameter-name", markup=False)
             yield Input(self._value, compact=True, name=self.parameter)
-            yield Static(self._explanation(), classes="parameter-help", markup=False)
+            yield Static(PARAMETERS[self.parameter].help, classes="parameter-help", markup=False)
         yield Static("", classes="parameter-error", markup=False)
 
     def show_error(self, text: str) -> None:
@@ -45,9 +43,6 @@ class ParameterLine(Vertical):
         line = self.query_one(".parameter-error", Static)
         line.update(text)
         line.display = bool(text)
-
-    def _explanation(self) -> str:
-        return f"{PARAMETERS[self.parameter].help} (default: {self._default or 'empty'})"
 
 
 class ParameterEditor(ModalScreen["Sampling | None"]):
@@ -77,7 +72,7 @@ class ParameterEditor(ModalScreen["Sampling | None"]):
             yield Static("Parameters", classes="dialog-title")
             with VerticalScroll(can_focus=False):
                 for name in PARAMETERS:
-                    yield ParameterLine(name, describe(self._sampling, name), describe(self._default, name))
+                    yield ParameterLine(name, describe(self._sampling, name))
             yield Static("", id="parameter-note", markup=False)
             yield Static("Enter saves for this session, Ctrl+R restores the defaults, Esc cancels.", classes="dialog-keys")
 
@@ -88,6 +83,11 @@ class ParameterEditor(ModalScreen["Sampling | None"]):
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
         self._check()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Explain the parameter in full; its own line may have no room for that."""
+        if isinstance(event.widget, Input) and event.widget.name is not None:
+            self._note(event.widget.name)
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
@@ -109,6 +109,10 @@ class ParameterEditor(ModalScreen["Sampling | None"]):
         for line in self.query(ParameterLine):
             line.query_one(Input).value = describe(self._default, line.parameter)
 
+    def _note(self, name: str) -> None:
+        text = f"{name}: {PARAMETERS[name].help}. Default: {describe(self._default, name) or 'empty'}."
+        self.query_one("#parameter-note", Static).update(text)
+
     def _check(self) -> Sampling | None:
         """Read all fields; errors are shown below theirs."""
         sampling: Sampling = self._sampling
@@ -122,6 +126,4 @@ class ParameterEditor(ModalScreen["Sampling | None"]):
                 n_wrong += 1
             line.set_class(bool(error), "-wrong")
             line.show_error(error)
-        note = "" if not n_wrong else f"{n_wrong} of the values cannot be used."
-        self.query_one("#parameter-note", Static).update(note)
         return sampling if not n_wrong else None

@@ -110,4 +110,6 @@ class EmptyState(Vertical):
 
     def show_model(self, text: str) -> None:
         """Say what the model is doing."""
-        self.query_one("#empty-model", Static).update(Content(fmt.clean(text)))
+        self._model = text
+        for line in self.query("#empty-model").results(Static):
+            line.update(Content(fmt.clean(text)))

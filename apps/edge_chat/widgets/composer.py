@@ -55,7 +55,7 @@ class Chip(Static, can_focus=True):
         name = fmt.one_line(fmt.clean(attachment.name), 40)
         size = fmt.n_bytes(len(attachment.text.encode()))
         remove = Style.from_meta({"@click": "remove"})
-        super().__init__(Content.assemble(f"{name} ", (size, "$text-muted"), (" ×", remove)), classes="chip")
+        super().__init__(Content.assemble(f"{name} ", (size, "$foreground 70%"), (" ×", remove)), classes="chip")
         self.tooltip = "Delete removes this attachment"
 
     def action_remove(self) -> None:

@@ -164,13 +164,13 @@ class MessageView(Vertical, can_focus=True):
                 parts += [
                     "  ",
                     ("‹", Style.from_meta({click: "branch(-1)"}) + Style(bold=True)),
-                    (f" {number}/{total} ", "$text-muted"),
+                    (f" {number}/{total} ", "$foreground 70%"),
                     ("›", Style.from_meta({click: "branch(1)"}) + Style(bold=True)),
                 ]
         if self.state:
             parts.append((f"  ({self.state})" if is_plain else f"  {self.state}", "$text-warning"))
         if self.has_focus:
-            parts.append((f"   {self._keys()}", "$text-muted"))
+            parts.append((f"   {self._keys()}", "$foreground 70%"))
         return Content.assemble(*parts)
 
     def _keys(self) -> str:

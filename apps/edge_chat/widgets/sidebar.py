@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Sidebar"]
 
 _SEARCH_DELAY_S = 0.12
+_SNIPPET_WIDTH = 26
 
 
 class ConversationList(OptionList):
@@ -99,7 +100,7 @@ class Sidebar(Vertical):
             this_group = fmt.day_group(info.updated, now)
             if this_group != group:
                 options += [None] if group and not self._is_plain else []
-                options.append(Option(Content.styled(this_group, "$text-muted bold"), disabled=True))
+                options.append(Option(Content.styled(this_group, "$foreground 70% bold"), disabled=True))
                 group = this_group
             options.append(Option(self._title(info, active=active, busy=busy), id=info.id))
         self._fill(options, active)
@@ -113,8 +114,9 @@ class Sidebar(Vertical):
             option_id = hit.conversation.id if hit.node_id is None else f"{hit.conversation.id}/{hit.node_id}"
             prompt = Content(title)
             if hit.node_id is not None:
-                snippet = Content(fmt.clean(hit.snippet)).stylize("$text-muted")
-                for start, end in hit.matches:
+                text_around, matches = crop(fmt.clean(hit.snippet), hit.matches, _SNIPPET_WIDTH)
+                snippet = Content(text_around).stylize("$foreground 70%")
+                for start, end in matches:
                     snippet = snippet.stylize("bold underline $text-accent", start, end)
                 prompt = Content("\n").join([prompt, Content("  ") + snippet])
             options.append(Option(prompt, id=option_id))
@@ -176,6 +178,25 @@ class Sidebar(Vertical):
                 self.search.value = ""
             else:
                 self.post_message(self.Left())
+
+
+def crop(text: str, matches: Sequence[tuple[int, int]], width: int) -> tuple[str, list[tuple[int, int]]]:
+    """The part of a snippet around its first match that fits into one line.
+
+    Args:
+        text: the snippet.
+        matches: (start, end) of the words found in it.
+        width: in characters.
+
+    Returns:
+        The part, and the matches within it.
+    """
+    first = matches[0][0] if matches else 0
+    start = 0 if first < width * 2 // 3 else first - width // 3
+    part = ("…" if start else "") + text[start:]
+    shift = start - (1 if start else 0)
+    moved = [(a - shift, min(b - shift, width)) for a, b in matches if 0 <= a - shift < width]
+    return fmt.one_line(part, width) if len(part) > width else part, moved
 
 
 def _without_repeats(options: list[Option | None]) -> list[Option | None]:

@@ -1,0 +1,121 @@
+"""A chat with a fake model, for tests and demonstrations: everything is real but the weights."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_chat.app import ChatApp
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+    from edge.assistant import Assistant
+    from edge.backends.base import Backend
+    from edge.conversation import ConversationStore
+    from edge_chat.widgets.message import MessageView
+
+__all__ = ["eventually", "fake_app", "say", "settle", "texts"]
+
+_TIMEOUT_S = 30.0
+
+
+def fake_app(
+    backend: Callable[[], Backend] | None = None,
+    *,
+    store: ConversationStore | None = None,
+    settings: dict[str, Any] | None = None,
+    conversation: str | None = None,
+    cwd: Path | None = None,
+    loader: Any = None,
+) -> ChatApp:
+    """A chat whose model is fake, whose cursor does not blink and for which everything happened today.
+
+    Args:
+        backend: makes the backend; None is a FakeBackend with 8,192 cells.
+        store: conversations; None keeps them in memory.
+        settings: dotted key -> value.
+        conversation: id of the one to open.
+        cwd: where attachments are looked for.
+        loader: instead of one that opens `backend`.
+    """
+    from edge.backends.fake import FakeBackend
+    from edge.config import load_settings
+    from edge.conversation import ConversationStore
+
+    def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
+        from edge.assistant import Assistant
+
+        on_progress("loading", 0.5)
+        return Assistant(backend() if backend is not None else FakeBackend(n_ctx=8192), store=store)
+
+    app = ChatApp(
+        load_settings(settings or {}),
+        conversation=conversation,
+        loader=loader or load,
+        store=store if store is not None else ConversationStore(None),
+        cwd=cwd,
+        clock=lambda: 0.0,
+    )
+    app.chat_screen.blinks = False
+    return app
+
+
+async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
+    """Wait until something holds, letting the app go on meanwhile.
+
+    Raises:
+        TimeoutError: it does not, for half a minute.
+    """
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError("What was waited for did not happen.")
+        await pilot.pause(0.01)
+
+
+async def settle(pilot: Pilot[Any]) -> None:
+    """Wait until the app has nothing left to do: model loaded, replies written and shown, commands carried out.
+
+    Raises:
+        TimeoutError: it is still busy after half a minute.
+    """
+    app = pilot.app
+    assert isinstance(app, ChatApp)
+
+    def is_quiet() -> bool:
+        controller = app.chat_screen.controller
+        return (
+            app.has_begun
+            and app.host.state.phase in ("ready", "failed")
+            and not controller.busy_ids
+            and not controller.is_busy
+            and not [w for w in app.workers if not w.is_finished]
+        )
+
+    for _ in range(2):  # what ends may start something else
+        await eventually(pilot, is_quiet)
+        await app.library.run(lambda store: None)
+        await pilot.pause()
+        await asyncio.sleep(0)
+    await eventually(pilot, is_quiet)
+
+
+async def say(pilot: Pilot[Any], text: str) -> None:
+    """Type a message, send it, and wait for the answer."""
+    app = pilot.app
+    assert isinstance(app, ChatApp)
+    app.chat_screen.composer.load(text)
+    app.chat_screen.composer.input.focus()
+    await pilot.press("enter")
+    await pilot.pause()
+    await settle(pilot)
+
+
+def texts(app: ChatApp) -> list[str]:
+    """The messages on the screen, as "You: ..." or "Fake: ..."."""
+    views: list[MessageView] = app.chat_screen.transcript.views
+    return [f"{view.author}: {view.text}" for view in views]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+from rich.cells import cell_len
+
+from edge_chat.widgets.status import StatusValues, fit_parts
+
+FULL = StatusValues(
+    activity="",
+    backend="llamacpp",
+    accelerator="cpu",
+    model="SmolLM2-135M-Instruct",
+    used=1204,
+    total=8192,
+    first_token_ms=312,
+    tokens_per_s=34.2,
+    n_reused=1180,
+    n_prompt=1190,
+    has_reply=True,
+)
+
+
+def test_everything_is_shown_where_there_is_room() -> None:
+    assert fit_parts(FULL.parts(), 200, " · ") == (
+        "CPU llama.cpp · SmolLM2-135M-Instruct · context 1,204/8,192 (15 %) · 34.2 tok/s · first token 0.31 s · "
+        "reused 1,180 of 1,190"
+    )
+
+
+@pytest.mark.parametrize("width", range(1, 140))
+def test_it_fits_every_width(width: int) -> None:
+    assert cell_len(fit_parts(FULL.parts(), width, " · ")) <= width
+
+
+def test_the_least_important_goes_first() -> None:
+    line = fit_parts(FULL.parts(), 76, " · ")
+    assert line == "SmolLM2-135M-Instruct · context 1,204/8,192 (15 %) · 34.2 tok/s"
+
+
+def test_values_of_a_saved_reply() -> None:
+    record = {
+        "usage": {"n_prompt": 100, "n_reused": 60, "n_generated": 11},
+        "timing": {"first_token_ms": 50.0, "decode_ms": 500.0},
+        "plan": None,
+    }
+    values = StatusValues().with_record(record)
+    assert (values.used, values.n_reused, values.n_prompt) == (111, 60, 100)
+    assert values.tokens_per_s == pytest.approx(20)
+
+
+@pytest.mark.parametrize("record", [{}, {"usage": None}, {"usage": "x", "timing": []}, {"usage": {"n_prompt": "7"}}])
+def test_strange_records_do_no_harm(record: dict[str, object]) -> None:
+    assert StatusValues().with_record(record).used == 0
+
+
+def test_unknown_values_are_left_out() -> None:
+    assert fit_parts(StatusValues(activity="loading x").parts(), 80, " · ") == "loading x"
+    assert fit_parts(StatusValues().parts(), 80, " · ") == ""
