@@ -192,18 +192,22 @@ def list_models(settings: Settings) -> list[Installed]:
     store = Store(settings.paths.models_dir)
     found: dict[Path, Found] = {}
     names: dict[Path, list[str]] = {}
+
+    def add(model: Found, *known: str) -> None:
+        found.setdefault(model.path, model)
+        names.setdefault(model.path, []).extend([*known, model.reference, *model.names])
+
     for entry in load_catalog().values():
         for artifact in entry.artifacts:
             model = _source(artifact.reference, Context(settings, store, entry.name, artifact)).find(artifact.reference)
             if model:
-                found.setdefault(model.path, replace(model, licence=model.licence or entry.licence))
-                names.setdefault(model.path, []).append(entry.name)
+                add(replace(model, licence=model.licence or entry.licence), entry.name)
     for kind in SOURCES:
         for model in open_source(kind, Context(settings, store)).installed():
-            found.setdefault(model.path, model)
+            add(model)
     listed = []
     for path, model in found.items():
-        used_by = [*names.get(path, []), model.reference, *model.names]
+        used_by = names[path]
         if settings.model in used_by:
             used_by.append("default")
         listed.append(
