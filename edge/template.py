@@ -134,7 +134,7 @@ class ChatTemplate:
         self._jinja = BoundedTemplate(source, limits=limits, now=now)
         self._special = {name: text for name, text in (("bos_token", bos_text), ("eos_token", eos_text)) if text}
         self._encoder = Encoder(sorted(_markers(self._jinja.literals)))
-        self._probe_words = _markers(self._jinja.probes)
+        self._probe_words = {text for text in self._jinja.probes if MARKER.fullmatch(text)}
         self._probes = _any_of(self._probe_words)
 
     @classmethod
