@@ -192,11 +192,11 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     if environ.get("EDGE_CACHE_DIR"):
         base = Path(environ["EDGE_CACHE_DIR"])
     elif platform.system() == "Darwin":
-        base = Path.home() / "Library/Caches/edge"
+        base = Path.home() / "Library/Caches/edge-assistant"
     elif platform.system() == "Windows":
-        base = Path(environ.get("LOCALAPPDATA", str(Path.home()))) / "edge/Cache"
+        base = Path(environ.get("LOCALAPPDATA", str(Path.home()))) / "edge-assistant/edge-assistant/Cache"
     else:
-        base = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge"
+        base = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-assistant"
     return base / "llama-wheels"
 
 
