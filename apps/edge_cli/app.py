@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.config import Settings
     from edge.conversation import ConversationStore
+    from edge.device import DeviceProfile
     from edge.plan import Plan
 
 __all__ = ["App", "pass_app"]
@@ -27,6 +28,12 @@ def _plan(**options: Any) -> Plan:
     return edge.plan_model(**options)
 
 
+def _probe() -> DeviceProfile:
+    from edge.device import probe
+
+    return probe()
+
+
 @dataclass(frozen=True)
 class App:
     """The runtime as commands see it.
@@ -34,10 +41,12 @@ class App:
     Attributes:
         load: `edge.load`.
         plan: `edge.plan_model`.
+        probe: `edge.device.probe`.
     """
 
     load: Callable[..., Assistant] = _load
     plan: Callable[..., Plan] = _plan
+    probe: Callable[[], DeviceProfile] = _probe
 
     def settings(self, flags: Mapping[str, object] | None = None) -> Settings:
         """The merged settings.

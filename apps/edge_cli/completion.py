@@ -39,7 +39,10 @@ _INSTALL = {
 @click.argument("shell", type=click.Choice(sorted(_INSTALL)))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes edge in your shell: commands, options, models and settings."""
+    """Print the script that completes edge in your shell.
+
+    It completes commands, options, models, conversations and settings.
+    """
     from click.shell_completion import get_completion_class
 
     completer = get_completion_class(shell)

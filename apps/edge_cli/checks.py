@@ -1,0 +1,169 @@
+"""What `edge doctor` looks at, one function a thing. None of them changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edge.errors import EdgeError, ModelNotFoundError
+from edge_cli.text import size
+
+if TYPE_CHECKING:
+    from edge.backends.canary import Safety
+    from edge.config import Settings
+    from edge.device import DeviceProfile
+    from edge.plan import Plan
+
+__all__ = ["Check", "check_chat", "check_conversations", "check_directories", "check_engines", "check_model", "guarded"]
+
+LITTLE_SPACE_BYTES = 2_000_000_000
+"""Less than this on the disk of the models is worth a word: a small model and its download take about as much."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        what: the thing.
+        state: "broken" makes the exit code 1; "note" is worth knowing.
+        text: what was found.
+        hint: what to do about it.
+    """
+
+    what: str
+    state: Literal["ok", "note", "broken"]
+    text: str
+    hint: str = ""
+
+
+def guarded(what: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
+    """The findings of one look; an error of ours is one, too."""
+    found: list[Check] = []
+    try:
+        found.extend(look())
+    except EdgeError as error:
+        found.append(Check(what, "broken", error.message, error.hint))
+    return found
+
+
+def check_engines(profile: DeviceProfile) -> Iterator[Check]:
+    """Is there an engine that this version can run a model with?"""
+    from edge.backends.base import BACKENDS
+
+    usable = [engine for engine in profile.engines if engine.name in BACKENDS and engine.is_installed]
+    for engine in usable:
+        text = f"{engine.package} {engine.version}, for {', '.join(engine.accelerators)}"
+        yield Check("engine", "ok", text)
+    if not usable:
+        yield Check("engine", "broken", "No engine is installed that could run a model.", "Run: make install")
+
+
+def check_safety(safety: Safety) -> Iterator[Check]:
+    """What became of the child process that tried the engine's fastest kernels."""
+    if safety.note:
+        yield Check("canary", "note", safety.note)
+    else:
+        yield Check("canary", "ok", "the engine's fastest kernels work on this processor")
+
+
+def check_directories(settings: Settings) -> Iterator[Check]:
+    """Can everything be written that has to be?"""
+    paths = settings.paths
+    for what, path in (
+        ("data", paths.data_dir),
+        ("cache", paths.cache_dir),
+        ("models", paths.models_dir),
+        ("settings", paths.config_file.parent),
+    ):
+        problem = _why_unwritable(path)
+        if problem:
+            hint = "Check its owner and permissions, or choose another place (edge config path --json)."
+            yield Check(f"{what} directory", "broken", f"{path} cannot be written: {problem}.", hint)
+        else:
+            yield Check(f"{what} directory", "ok", str(path))
+    disk = _existing(paths.models_dir)
+    try:
+        free = shutil.disk_usage(disk).free
+    except OSError as error:
+        yield Check("disk space", "broken", f"The disk of {disk} cannot be asked: {error.strerror}.")
+        return
+    if free < LITTLE_SPACE_BYTES:
+        hint = "Remove a model (edge models rm), or set paths.models_dir to another disk."
+        yield Check("disk space", "note", f"only {size(free)} are free for models", hint)
+    else:
+        yield Check("disk space", "ok", f"{size(free)} are free for models")
+
+
+def check_conversations(settings: Settings) -> Iterator[Check]:
+    """Is the file of conversations whole?"""
+    from edge.conversation import ConversationStore
+
+    path = settings.paths.conversations_file
+    if not path.is_file():
+        yield Check("conversations", "ok", "none are kept yet")
+        return
+    with ConversationStore(path) as store:
+        problems = store.check()
+        n_conversations = len(store.list())
+    for problem in problems:
+        yield Check("conversations", "broken", f"{path}: {problem}", "Keep a copy of the file before anything else.")
+    if not problems:
+        yield Check("conversations", "ok", f"{n_conversations:,} in {path}")
+
+
+def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
+    """Is the default model here, and does it fit?"""
+    from edge.catalog import load_catalog
+
+    try:
+        made = plan()
+    except ModelNotFoundError as error:
+        entry = load_catalog().get(settings.model)
+        if entry is None or settings.hub.offline:
+            raise
+        yield Check("model", "note", f"{settings.model} will be fetched when it is first used.", error.hint)
+        return
+    artifact, memory = made.artifact, made.memory
+    yield Check("model", "ok", f"{settings.model}: {size(artifact.size_bytes)} in {artifact.path}")
+    yield Check("memory", "ok", f"it takes {size(memory.total_bytes)} of {size(memory.available_bytes)} that are available")
+
+
+def check_chat() -> Iterator[Check]:
+    """Is the chat app's library here?"""
+    if importlib.util.find_spec("textual") is None:
+        yield Check("chat app", "note", "textual is not installed.", "Run: pip install 'edge-assistant[chat]'")
+    else:
+        yield Check("chat app", "ok", "installed")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _why_unwritable(path: Path) -> str:
+    """Why nothing can be written below a path; "" where it can."""
+    there = _existing(path)
+    if not there.is_dir():
+        return f"{there} is not a directory"
+    if there != path:
+        return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not ours to write"
+    try:
+        # Permissions do not tell of a read-only or full disk; a file does.
+        handle, name = tempfile.mkstemp(prefix=".doctor-", dir=path)
+    except OSError as error:
+        return error.strerror or str(error)
+    os.close(handle)
+    with contextlib.suppress(OSError):
+        Path(name).unlink()
+    return ""

@@ -1,0 +1,109 @@
+"""`edge doctor`: is everything in order, and what would make it faster?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.options import json_option
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge.plan import Plan
+    from edge_cli.checks import Check
+
+__all__ = ["doctor"]
+
+_COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
+
+
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge doctor", "edge doctor --json | jq .is_ok"))
+@json_option
+@pass_app
+def doctor(app: App, as_json: bool) -> int:
+    """Check this device, and say what would make it faster.
+
+    Looks at the machine, the engines, the directories and the default model, and shows how that model would be run and why.
+    Changes nothing. The exit code is 1 when something is broken.
+    """
+    from edge.backends.canary import load_safety
+    from edge_cli import checks
+    from edge_cli.advice import advise
+    from edge_cli.devices import device_rows
+
+    found: list[Check] = []
+    settings = _settings(app, found)
+    plans: list[Plan] = []
+    with output.Status() as status:
+        status.show("looking at this machine")
+        profile = app.probe()
+        found += checks.guarded("engine", lambda: checks.check_engines(profile))
+        status.show("trying the engine")
+        found += checks.guarded("canary", lambda: checks.check_safety(load_safety(settings.paths.cache_dir)))
+        found += checks.guarded("directories", lambda: checks.check_directories(settings))
+        found += checks.guarded("conversations", lambda: checks.check_conversations(settings))
+        status.show("looking at the model")
+
+        def plan() -> Plan:
+            plans.append(app.plan(settings=settings, download=False))
+            return plans[-1]
+
+        found += checks.guarded("model", lambda: checks.check_model(settings, plan))
+        found += checks.guarded("chat app", checks.check_chat)
+    advice = advise(profile, plans[0] if plans else None)
+    is_ok = all(check.state != "broken" for check in found)
+    if as_json:
+        output.json_object(
+            {
+                "is_ok": is_ok,
+                "checks": [asdict(check) for check in found],
+                "device": profile.to_dict(),
+                "plan": plans[0].to_dict() if plans else None,
+                "advice": advice,
+            }
+        )
+        return 0 if is_ok else 1
+    output.table(device_rows(profile))
+    output.line()
+    _show_checks(found)
+    if plans:
+        output.line(f"\nHow {settings.model} is run here, and why:")
+        for row in plans[0].explain().splitlines():
+            output.line("  " + output.plain(row))
+    if advice:
+        output.line("\nWhat would make it faster:")
+        for advised in advice:
+            output.line("  - " + output.plain(advised))
+    output.line("\nEverything is in order." if is_ok else "\nSomething is broken: see above.")
+    return 0 if is_ok else 1
+
+
+def _settings(app: App, found: list[Check]) -> Settings:
+    """The user's settings; where they are broken, that is a finding, and the rest is looked at with the defaults."""
+    from edge.config import Settings
+    from edge.errors import EdgeError
+    from edge_cli.checks import Check
+
+    try:
+        settings = app.settings()
+    except EdgeError as error:
+        found.append(Check("settings", "broken", error.message, error.hint))
+        return Settings()
+    path = settings.paths.config_file
+    found.append(Check("settings", "ok", str(path) if path.is_file() else f"defaults; {path} does not exist"))
+    return settings
+
+
+def _show_checks(found: list[Check]) -> None:
+    width = max(len(check.what) for check in found)
+    for check in found:
+        state = output.paint(f"{check.state:<6}", _COLOURS[check.state], sys.stdout)
+        output.line(f"{state}  {check.what:<{width}}  {output.plain(check.text)}")
+        if check.hint and check.state != "ok":
+            output.line(f"{'':6}  {'':{width}}  {output.plain(check.hint)}")
