@@ -1,0 +1,442 @@
+"""One block of KV cache as one immutable file: its name, its bytes, and how they are proven to be ours and whole.
+
+A block holds the keys and values of a run of tokens that follows its parent block, or nothing. Its key is a keyed hash over
+everything that gives its bytes a meaning: the fingerprint of model and engine, the namespace, the parent's key, the tokens.
+The payload is opaque here: the engine that wrote it reads it. That engine believes what it is given, so a payload leaves this
+module only after AES-256-GCM has verified every byte of the file, header included.
+
+The file (big-endian; sizes in bytes):
+
+      0   8  magic "edgekv\\r\\n"                  64  32  key
+      8   2  format version                      96  32  parent's key, or the root of fingerprint and namespace
+     10   2  flags: 1 encrypted                 128  32  fingerprint
+     12   4  header size, a multiple of 64      160   2  size of namespace
+     16  12  nonce                              162   2  size of owner
+     28   4  number of tokens n                 164   4  zero
+     32   8  payload size                       168      path: n entries
+     40   4  position of the first token                 namespace, owner: UTF-8
+     44   2  size of one path entry: 4 or 6              zeros up to the header size
+     46   2  origin: 0 prefill, 1 decode        then     body
+     48   8  milliseconds of prefill, float     last 16  authentication tag
+     56   8  id of the store's secret
+
+In a plain block the path is the tokens, the body is the payload, and the tag is GMAC: everything before it is associated data.
+In an encrypted block the body is the ciphertext of tokens and payload, the header is associated data, and entry i of the path
+is a keyed hash of the parent and the tokens up to i: blocks that begin alike have paths that begin alike, which is all a search
+needs, and no token can be read from it. Sizes, positions, times, namespace and owner stay readable.
+
+Nonces are 96 random bits; one secret is good for 2**32 files (NIST SP 800-38D, 8.3), more than any disk here will see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_FILE_BYTES",
+    "MAX_LABEL_BYTES",
+    "MAX_TOKENS",
+    "ORIGINS",
+    "Block",
+    "BlockDamaged",
+    "Header",
+    "Keys",
+    "fingerprint",
+    "open_block",
+    "pack_tokens",
+    "parse_header",
+    "seal_block",
+    "unpack_tokens",
+]
+
+FORMAT_VERSION = 1
+MAGIC = b"edgekv\r\n"  # A transfer that rewrites line ends destroys it.
+KEY_BYTES = 32
+TAG_BYTES = 16
+TOKEN_BYTES = 4
+HIDDEN_ENTRY_BYTES = 6
+"""48 bits tell siblings apart; should two ever collide, the tokens inside the block are compared after it is opened."""
+MAX_TOKENS = 1 << 20
+MAX_LABEL_BYTES = 255
+MAX_FILE_BYTES = (1 << 31) - 1
+"""What the cipher takes in one call."""
+ORIGINS = ("prefill", "decode")
+
+_ALIGNMENT = 64
+_FLAG_ENCRYPTED = 1
+_FIXED = struct.Struct(">8sHHI12sIQIHHd8s32s32s32sHHI")
+HEADER_READ_BYTES = 4096
+"""Enough to hold the header of a usual block; `parse_header` says when it was not."""
+
+
+class BlockDamaged(Exception):
+    """The bytes are not a whole block of this store. Its text says in which way."""
+
+
+def fingerprint(fields: Mapping[str, str | int | float | bool]) -> bytes:
+    """Digest of everything that changes what the bytes of a KV cache mean: weights, tokenizer, rope, KV types, engine, ...
+
+    Args:
+        fields: name -> value. Order does not matter; a value's type does (1, 1.0, True and "1" differ).
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        UsageError: a value is of another type, or is no number (NaN).
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"edge-kv model 1")
+    for name in sorted(fields):
+        value = fields[name]
+        if isinstance(value, bool):
+            kind, data = b"b", b"\1" if value else b"\0"
+        elif isinstance(value, int):
+            kind, data = b"i", str(value).encode("ascii")
+        elif isinstance(value, float) and not math.isnan(value):
+            kind, data = b"f", struct.pack(">d", value + 0.0)  # -0.0 becomes 0.0
+        elif isinstance(value, str):
+            kind, data = b"s", value.encode("utf-8")
+        else:
+            raise UsageError(f"The fingerprint field {name!r} is {value!r}.", "Use text, a number, true or false.")
+        for part in (name.encode("utf-8"), kind, data):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as unsigned 32-bit big-endian numbers, so that bytes sort as the numbers do.
+
+    Raises:
+        UsageError: a token id is negative or does not fit into 32 bits.
+    """
+    try:
+        packed = array("I", tokens)
+    except (OverflowError, TypeError) as error:
+        raise UsageError(f"A token id cannot be stored ({error}).", "Token ids are whole numbers from 0 up.") from None
+    if packed.itemsize != TOKEN_BYTES:  # no platform known to Python today
+        return struct.pack(f">{len(tokens)}I", *tokens)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """The inverse of `pack_tokens`."""
+    return list(struct.unpack(f">{len(packed) // TOKEN_BYTES}I", packed))
+
+
+class Keys:
+    """What one secret is good for: naming blocks, hiding their tokens, sealing them.
+
+    Args:
+        secret: 32 random bytes.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            raise UsageError(f"The key of a KV store has {len(secret)} bytes.", f"Use {KEY_BYTES} random bytes.")
+        self._name_key = _derived(secret, b"edge-kv name 1")
+        self._path_key = _derived(secret, b"edge-kv path 1")
+        self._seal_key = _derived(secret, b"edge-kv seal 1")
+        self.id = _derived(secret, b"edge-kv id 1")[:8]
+
+    @cached_property
+    def cipher(self) -> AESGCM:
+        """AES-256-GCM with the sealing key."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        return AESGCM(self._seal_key)
+
+    def root(self, model: bytes, namespace: str, *, encrypted: bool) -> bytes:
+        """What stands where the parent's key would, in blocks that start at position 0 (32 bytes).
+
+        Args:
+            model: the fingerprint.
+            namespace: who shares: blocks of one namespace are never found from another.
+            encrypted: plain and encrypted blocks never follow each other.
+        """
+        return self._name(b"root", b"encrypted" if encrypted else b"plain", model, namespace.encode("utf-8"))
+
+    def block(self, model: bytes, namespace: str, parent: bytes, tokens: bytes) -> bytes:
+        """The key of a block (32 bytes).
+
+        Args:
+            model: the fingerprint.
+            namespace: who shares.
+            parent: the parent block's key, or `root(...)`.
+            tokens: packed.
+        """
+        n_tokens = (len(tokens) // TOKEN_BYTES).to_bytes(4, "big")
+        return self._name(b"block", model, namespace.encode("utf-8"), parent, n_tokens, tokens)
+
+    def path(self, parent: bytes, tokens: bytes, *, encrypted: bool) -> bytes:
+        """What the index sorts by: the tokens, or hashes of them that keep common beginnings common (6 bytes a token).
+
+        Args:
+            parent: the parent block's key, or `root(...)`.
+            tokens: packed.
+            encrypted: hide the tokens.
+        """
+        if not encrypted:
+            return tokens
+        state = hashlib.blake2b(parent, digest_size=HIDDEN_ENTRY_BYTES, key=self._path_key)
+        entries = []
+        for at in range(0, len(tokens), TOKEN_BYTES):
+            state.update(tokens[at : at + TOKEN_BYTES])
+            entries.append(state.copy().digest())
+        return b"".join(entries)
+
+    def _name(self, *parts: bytes) -> bytes:
+        framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+        return hashlib.blake2b(framed, digest_size=KEY_BYTES, key=self._name_key).digest()
+
+
+def _derived(secret: bytes, purpose: bytes) -> bytes:
+    return hashlib.blake2b(digest_size=KEY_BYTES, key=secret, person=purpose).digest()
+
+
+def entry_bytes(*, encrypted: bool) -> int:
+    """Size of one entry of a path."""
+    return HIDDEN_ENTRY_BYTES if encrypted else TOKEN_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a block says of itself. Nothing here is proven before `open_block` has seen the whole file.
+
+    Attributes:
+        key: its own key, 32 bytes.
+        parent: its parent's key, or the root.
+        model: the fingerprint, 32 bytes.
+        namespace: who shares it.
+        owner: who had it written first, "" for nobody.
+        start: position of its first token.
+        n_tokens: how many tokens it holds.
+        path: the tokens, or their hidden form.
+        payload_bytes: size of the payload.
+        encrypted: whether tokens and payload are.
+        origin: "prefill" or "decode": what computed the keys and values.
+        prefill_ms: what computing them took.
+        key_id: which secret it was sealed with, 8 bytes.
+        nonce: 12 bytes.
+        header_bytes: where the body starts.
+    """
+
+    key: bytes
+    parent: bytes
+    model: bytes
+    namespace: str
+    owner: str
+    start: int
+    n_tokens: int
+    path: bytes
+    payload_bytes: int
+    encrypted: bool
+    origin: str
+    prefill_ms: float
+    key_id: bytes
+    nonce: bytes
+    header_bytes: int
+
+    @property
+    def body_bytes(self) -> int:
+        """Size of what stands between header and tag."""
+        return self.payload_bytes + (self.n_tokens * TOKEN_BYTES if self.encrypted else 0)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the whole file."""
+        return self.header_bytes + self.body_bytes + TAG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block whose every byte was verified.
+
+    Attributes:
+        header: what it says of itself.
+        tokens: packed.
+        payload: what the engine exported; a view into the file's bytes as read, not copied.
+    """
+
+    header: Header
+    tokens: bytes
+    payload: memoryview
+
+
+def seal_block(
+    keys: Keys,
+    *,
+    parent: bytes,
+    tokens: bytes,
+    payload: bytes,
+    model: bytes,
+    namespace: str,
+    owner: str = "",
+    start: int,
+    origin: str = "prefill",
+    prefill_ms: float = 0.0,
+    encrypted: bool = False,
+    nonce: bytes | None = None,
+) -> tuple[Header, list[bytes]]:
+    """Make the bytes of a block's file.
+
+    Args:
+        keys: of the store.
+        parent: the parent block's key, or the root.
+        tokens: packed; at least one.
+        payload: what the engine exported.
+        model: the fingerprint, 32 bytes.
+        namespace: who shares it; at most 255 bytes of UTF-8.
+        owner: who has it written, at most 255 bytes of UTF-8.
+        start: position of its first token.
+        origin: one of ORIGINS.
+        prefill_ms: what computing it took.
+        encrypted: hide tokens and payload.
+        nonce: 12 bytes; only tests choose it.
+
+    Returns:
+        The header, and the file in pieces to be written one after the other.
+
+    Raises:
+        UsageError: a value is outside what the format can hold.
+    """
+    path = keys.path(parent, tokens, encrypted=encrypted)
+    labels = namespace.encode("utf-8"), owner.encode("utf-8")
+    n_tokens = len(tokens) // TOKEN_BYTES
+    used = _FIXED.size + len(path) + len(labels[0]) + len(labels[1])
+    header_bytes = -(-used // _ALIGNMENT) * _ALIGNMENT
+    if not 1 <= n_tokens <= MAX_TOKENS or max(map(len, labels)) > MAX_LABEL_BYTES or not 0 <= start < 1 << 32:
+        raise UsageError(f"A block of {n_tokens} tokens at {start}, labelled {labels}, cannot be stored.", "See Header.")
+    if header_bytes + len(payload) + len(tokens) + TAG_BYTES > MAX_FILE_BYTES:
+        raise UsageError(f"A block of {len(payload)} bytes is too large.", "Cut it into smaller ones.")
+    header = Header(
+        key=keys.block(model, namespace, parent, tokens),
+        parent=parent,
+        model=model,
+        namespace=namespace,
+        owner=owner,
+        start=start,
+        n_tokens=n_tokens,
+        path=path,
+        payload_bytes=len(payload),
+        encrypted=encrypted,
+        origin=origin,
+        prefill_ms=prefill_ms,
+        key_id=keys.id,
+        nonce=os.urandom(12) if nonce is None else nonce,
+        header_bytes=header_bytes,
+    )
+    head = _header_bytes(header)
+    if encrypted:
+        return header, [head, keys.cipher.encrypt(header.nonce, tokens + payload, head)]
+    plain = head + payload
+    return header, [plain, keys.cipher.encrypt(header.nonce, b"", plain)]
+
+
+def open_block(keys: Keys, data: bytes) -> Block:
+    """Verify a block's file and take it apart.
+
+    Args:
+        keys: of the store.
+        data: the whole file.
+
+    Raises:
+        BlockDamaged: any byte of it is not what was written, it is not whole, or it is of another store.
+    """
+    from cryptography.exceptions import InvalidTag
+
+    header = parse_header(data, len(data))
+    if header.key_id != keys.id:
+        raise BlockDamaged("it was sealed with another key")
+    view = memoryview(data)
+    body, tag = view[header.header_bytes : -TAG_BYTES], view[-TAG_BYTES:]
+    try:
+        if header.encrypted:
+            opened = memoryview(keys.cipher.decrypt(header.nonce, view[header.header_bytes :], view[: header.header_bytes]))
+            n_bytes = header.n_tokens * TOKEN_BYTES
+            tokens, payload = bytes(opened[:n_bytes]), opened[n_bytes:]
+        else:
+            keys.cipher.decrypt(header.nonce, tag, view[:-TAG_BYTES])
+            tokens, payload = header.path, body
+    except InvalidTag:
+        raise BlockDamaged("its authentication tag does not match its bytes") from None
+    if keys.block(header.model, header.namespace, header.parent, tokens) != header.key:
+        raise BlockDamaged("its key is not that of its tokens")
+    return Block(header, tokens, payload)
+
+
+def parse_header(data: bytes, file_bytes: int) -> Header:
+    """Read what a block says of itself. Not proven: only `open_block` proves it.
+
+    Args:
+        data: the beginning of the file, `HEADER_READ_BYTES` or more; or all of it.
+        file_bytes: size of the whole file.
+
+    Raises:
+        BlockDamaged: not a block, of another format version, cut off, or its sizes contradict each other.
+    """
+    if len(data) < _FIXED.size:
+        raise BlockDamaged(f"it has {file_bytes} bytes")
+    (
+        magic, version, flags, header_bytes, nonce, n_tokens, payload_bytes, start, entry, origin, prefill_ms,
+        key_id, key, parent, model, namespace_bytes, owner_bytes, reserved,
+    ) = _FIXED.unpack_from(data)  # fmt: skip
+    if magic != MAGIC:
+        raise BlockDamaged("it is not a KV block")
+    if version != FORMAT_VERSION:
+        raise BlockDamaged(f"its format is version {version}, this is version {FORMAT_VERSION}")
+    encrypted = flags == _FLAG_ENCRYPTED
+    path_end = _FIXED.size + n_tokens * entry
+    used = path_end + namespace_bytes + owner_bytes
+    if (
+        flags not in (0, _FLAG_ENCRYPTED)
+        or entry != entry_bytes(encrypted=encrypted)
+        or origin >= len(ORIGINS)
+        or reserved
+        or not 1 <= n_tokens <= MAX_TOKENS
+        or max(namespace_bytes, owner_bytes) > MAX_LABEL_BYTES
+        or header_bytes != -(-used // _ALIGNMENT) * _ALIGNMENT
+        or not prefill_ms >= 0
+    ):
+        raise BlockDamaged("its header is not one this version writes")
+    if len(data) < used:
+        raise BlockDamaged("its header is cut off" if len(data) >= file_bytes else "its header is longer than what was read")
+    try:
+        namespace = data[path_end : path_end + namespace_bytes].decode("utf-8")
+        owner = data[path_end + namespace_bytes : used].decode("utf-8")
+    except UnicodeDecodeError:
+        raise BlockDamaged("its header holds text that is not UTF-8") from None
+    header = Header(
+        key, parent, model, namespace, owner, start, n_tokens, bytes(data[_FIXED.size : path_end]), payload_bytes,
+        encrypted, ORIGINS[origin], prefill_ms, key_id, nonce, header_bytes,
+    )  # fmt: skip
+    if header.file_bytes != file_bytes:
+        raise BlockDamaged(f"it has {file_bytes} bytes and should have {header.file_bytes}")
+    return header
+
+
+def _header_bytes(header: Header) -> bytes:
+    labels = header.namespace.encode("utf-8"), header.owner.encode("utf-8")
+    fixed = _FIXED.pack(
+        MAGIC, FORMAT_VERSION, _FLAG_ENCRYPTED if header.encrypted else 0, header.header_bytes, header.nonce,
+        header.n_tokens, header.payload_bytes, header.start, len(header.path) // header.n_tokens,
+        ORIGINS.index(header.origin), header.prefill_ms, header.key_id, header.key, header.parent, header.model,
+        len(labels[0]), len(labels[1]), 0,
+    )  # fmt: skip
+    return b"".join([fixed, header.path, *labels]).ljust(header.header_bytes, b"\0")

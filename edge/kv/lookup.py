@@ -1,0 +1,140 @@
+"""The longest stored prefix of a row of tokens, at the grain of a token.
+
+Blocks form a tree; a walk from the root follows blocks that lie wholly on the query and ends with the part of one more that
+still agrees with it. The children of a block are sorted by their tokens in the index, so a few questions of O(log n) find,
+among any number of them:
+
+- the child that shares the most tokens with the query: it stands next to the query in that order, before or behind it;
+- all children that are whole prefixes of the query, longest first: the last child p at or before the query is one, or
+  it agrees with the query for l tokens only; then every such child is at most l tokens long (a longer one would stand between
+  p and the query), and the next question is for the last child at or before the query's first l tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from edge.kv.blocks import TOKEN_BYTES
+from edge.kv.index import Row, View
+
+__all__ = ["Step", "longest_prefix"]
+
+MAX_VISITS = 4096
+"""Bounds the walk where the same tokens were stored in very many different cuts. A prefix that is long enough is found then,
+perhaps not the longest."""
+_WINDOW_TOKENS = 256
+
+
+class Step(NamedTuple):
+    """One block of a walk and how many of its tokens agree with the query."""
+
+    row: Row
+    n_used: int
+
+
+def longest_prefix(
+    view: View,
+    root: bytes,
+    tokens: bytes,
+    *,
+    path_of: Callable[[bytes, bytes], bytes],
+    entry_bytes: int,
+    is_usable: Callable[[bytes], bool],
+    partial: bool = True,
+) -> list[Step]:
+    """Find the blocks that hold the longest stored beginning of `tokens`.
+
+    Args:
+        view: the index, at one moment.
+        root: of fingerprint and namespace.
+        tokens: packed.
+        path_of: (parent's key, packed tokens) -> what the index sorts by.
+        entry_bytes: bytes of a path per token.
+        is_usable: says of a key whether the block may be used.
+        partial: whether part of a block counts.
+
+    Returns:
+        Blocks from the root on; only the last may be used in part.
+    """
+    search = _Search(view, tokens, path_of, entry_bytes, is_usable, partial)
+    best: list[Step] = []
+    best_depth = 0
+    n_tokens = len(tokens) // TOKEN_BYTES
+    walk = [(0, search.children(root, 0))]  # depth of a node and its children that are still to be looked at
+    trail: list[Step] = []
+    n_visits = 1
+    while walk:
+        depth, children = walk[-1]
+        step = next(children, None)
+        if step is None:
+            walk.pop()
+            if trail:
+                trail.pop()
+            continue
+        end = depth + step.n_used
+        if end > best_depth:
+            best, best_depth = [*trail, step], end
+            if end == n_tokens:
+                break
+        if step.n_used == step.row.n_tokens and n_visits < MAX_VISITS:
+            n_visits += 1
+            trail.append(step)
+            walk.append((end, search.children(step.row.key, end)))
+    return best
+
+
+class _Search:
+    def __init__(
+        self,
+        view: View,
+        tokens: bytes,
+        path_of: Callable[[bytes, bytes], bytes],
+        entry_bytes: int,
+        is_usable: Callable[[bytes], bool],
+        partial: bool,
+    ) -> None:
+        self._view, self._tokens, self._path_of, self._entry = view, tokens, path_of, entry_bytes
+        self._is_usable, self._partial = is_usable, partial
+
+    def children(self, parent: bytes, depth: int) -> Iterator[Step]:
+        """The children of a block that agree with the query from token `depth` on: whole ones, longest first; then, unless it
+        is one of them, the one that agrees furthest."""
+        rest = len(self._tokens) // TOKEN_BYTES - depth
+        window = _WINDOW_TOKENS
+        if rest <= 0:
+            return
+        while True:
+            # Children are mostly shorter than what is left of a long query, so look at its beginning first.
+            query = self._path_of(parent, self._tokens[depth * TOKEN_BYTES : (depth + window) * TOKEN_BYTES])
+            before, behind = self._view.at_or_before(parent, query), self._view.after(parent, query)
+            shared = [(_common(row.path, query, self._entry), row) for row in (before, behind) if row is not None]
+            if window >= rest or all(length < len(query) for length, _ in shared):
+                break
+            window *= 4
+        whole_bytes = 0
+        bound = query
+        while before is not None:
+            length = _common(before.path, bound, self._entry)
+            if length == len(before.path):
+                if self._is_usable(before.key):
+                    whole_bytes = max(whole_bytes, length)
+                    yield Step(before, before.n_tokens)
+                length -= self._entry
+            bound = bound[:length]
+            before = self._view.at_or_before(parent, bound) if bound else None
+        if self._partial:
+            for length, row in sorted(shared, key=lambda pair: -pair[0]):
+                if length > whole_bytes and length < len(row.path) and self._is_usable(row.key):
+                    yield Step(row, length // self._entry)
+                    return
+
+
+def _common(a: bytes, b: bytes, entry_bytes: int) -> int:
+    """How many bytes two paths have in common, in whole entries."""
+    size = min(len(a), len(b))
+    if a[:size] == b[:size]:
+        return size - size % entry_bytes
+    difference = int.from_bytes(a[:size], "big") ^ int.from_bytes(b[:size], "big")
+    same = size - (difference.bit_length() + 7) // 8
+    return same - same % entry_bytes

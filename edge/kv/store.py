@@ -1,0 +1,373 @@
+"""Blocks of KV cache on the disk: found by their tokens, written behind the reply, bounded, verified, private.
+
+A prompt that begins like anything this device has read before finds that beginning here, in this process or another, after a
+restart too. The store knows nothing of engines: payloads are opaque bytes (see blocks.py for what is kept of each, index.py for
+how they are found, disk.py for what happens when processes meet or die).
+
+Nothing that happens to the disk raises into a turn: `match` then finds nothing, `read` gives None, `put` drops, and `problem`
+says why. Calls that people make (`stats`, `ls`, `verify`, `gc`, `forget`, `clear`) raise StorageError instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.errors import StorageError, UsageError
+from edge.kv.background import FAILURES, Background, explain
+from edge.kv.blocks import KEY_BYTES, MAX_FILE_BYTES, MAX_LABEL_BYTES, MAX_TOKENS, ORIGINS, BlockDamaged, pack_tokens
+from edge.kv.disk import Disk
+from edge.kv.records import BlockInfo, BlockRef, ForgetReport, GcReport, Match, Pending, StoreStats, VerifyReport
+from edge.kv.upkeep import scan, verify
+
+__all__ = ["BlockInfo", "BlockRef", "BlockStore", "ForgetReport", "GcReport", "Match", "StoreStats", "VerifyReport"]
+
+_log = logging.getLogger("edge.kv")
+MIN_FREE_BYTES = 1 << 30
+QUEUE_BYTES = 64 << 20
+_HOT_TIMEOUT_S = 0.05
+"""The longest that a turn may wait for another process's change of the index."""
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+class BlockStore:
+    """A directory of blocks. Thread-safe; several processes may use one directory.
+
+    Args:
+        directory: made where it does not exist; private (0700, files 0600).
+        budget_bytes: the most that blocks may take of the disk. The index comes on top, about 1.5 kB a block.
+        min_free_bytes: the store never takes the disk's last so many bytes, and gives them back by evicting.
+        encrypt: encrypt new blocks, and remove plain ones. Blocks are authenticated either way.
+        secret: 32 bytes kept elsewhere, such as in the keyring of the OS; None keeps a random one in a private file.
+        queue_bytes: how much may wait to be written; more is dropped.
+        sync: ask the disk to keep each block before it counts. Off, a power cut loses more of the last ones.
+        retry_s: how long to stay away from a disk that failed.
+        clock: unix seconds; for people and for when to look around, never for what to evict.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        budget_bytes: int,
+        min_free_bytes: int = MIN_FREE_BYTES,
+        encrypt: bool = False,
+        secret: bytes | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        sync: bool = True,
+        retry_s: float = 60.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = Path(directory)
+        self.budget_bytes = budget_bytes
+
+        def open_disk(distrusted: Path | None) -> Disk:
+            return Disk(
+                self.directory,
+                budget_bytes=budget_bytes,
+                min_free_bytes=min_free_bytes,
+                encrypt=encrypt,
+                secret=secret,
+                sync=sync,
+                clock=clock,
+                distrusted=distrusted,
+            )
+
+        self._background = Background(open_disk, queue_bytes=queue_bytes, retry_s=retry_s)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is stored just now, as the end of a sentence; None when all is well."""
+        return self._background.problem
+
+    def match(self, fingerprint: bytes, namespace: str, tokens: Sequence[int], *, partial: bool = True) -> Match:
+        """Find the longest stored beginning of a row of tokens.
+
+        Args:
+            fingerprint: of model and engine, 32 bytes; see `edge.kv.blocks.fingerprint`.
+            namespace: only blocks of this one are found.
+            tokens: token ids from position 0.
+            partial: whether the first tokens of a block count when the rest differs. Off for engines whose states cannot be
+                cut; then only the payload of the last block of a match is of use to them.
+
+        Returns:
+            Blocks to be read one after the other; empty when nothing is found or the store is off.
+        """
+        disk = self._background.disk
+        if disk is None or not tokens:
+            return Match()
+        packed = pack_tokens(tokens)
+        try:
+            return disk.match(fingerprint, namespace, packed, self._background.lost.keys(), partial=partial)
+        except FAILURES as error:
+            self._background.fail(error, disk)
+            return Match()
+
+    def read(self, ref: BlockRef) -> memoryview | None:
+        """The payload of a block, every byte of its file verified.
+
+        Args:
+            ref: from `match`.
+
+        Returns:
+            The bytes that were put; None when they are not to be had: damaged, missing, another's, evicted meanwhile. What was
+            damaged is dropped, with all that hangs below it, and logged once. Compute these tokens and all after them.
+        """
+        disk = self._background.disk
+        if disk is None or ref.key in self._background.lost:
+            return None
+        try:
+            return disk.load(ref)
+        except BlockDamaged as damage:
+            self._lose(disk, ref, str(damage))
+        except OSError as error:
+            if error.errno not in _NOT_ITS_FAULT:
+                self._lose(disk, ref, explain(error))
+        except FAILURES as error:
+            self._background.fail(error, disk)
+        return None
+
+    def put(
+        self,
+        parent: bytes | None,
+        tokens: Sequence[int],
+        payload: bytes,
+        *,
+        fingerprint: bytes,
+        namespace: str,
+        start: int,
+        prefill_ms: float = 0.0,
+        origin: str = "prefill",
+        owner: str | None = None,
+    ) -> bytes | None:
+        """Hand over a block to be written in the background. Never waits for the disk.
+
+        Args:
+            parent: the key of the block that ends where this one starts; None at position 0.
+            tokens: the token ids it holds, at least one.
+            payload: what the engine exported. Not copied if it is `bytes`.
+            fingerprint: as for `match`.
+            namespace: as for `match`.
+            start: position of its first token.
+            prefill_ms: what computing it took; blocks that save more per byte are kept longer.
+            origin: "prefill" or "decode".
+            owner: who uses it, for `forget`; usually a conversation's id.
+
+        Returns:
+            Its key, the parent of what follows; also when it is stored already. None when it was dropped (the store is off,
+            the queue full, the parent None though `start` is not 0): what follows it cannot be stored either.
+
+        Raises:
+            UsageError: an argument is outside what a block can hold.
+        """
+        if not 1 <= len(tokens) <= MAX_TOKENS or start < 0 or start + len(tokens) >= 1 << 32:
+            raise UsageError(f"A block cannot hold {len(tokens)} tokens from position {start}.", "Cut it into smaller ones.")
+        if len(payload) + 16 * len(tokens) + 4096 > MAX_FILE_BYTES:
+            raise UsageError(f"A block of {len(payload)} bytes is too large.", "Cut it into smaller ones.")
+        if len(fingerprint) != KEY_BYTES or origin not in ORIGINS or not prefill_ms >= 0:
+            raise UsageError("The fingerprint, the origin or the time of a block is not one.", "See BlockStore.put.")
+        if max(len(namespace.encode()), len((owner or "").encode())) > MAX_LABEL_BYTES:
+            raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
+        disk = self._background.disk
+        if disk is None or (parent is None and start > 0):
+            self._background.n_dropped += 1
+            return None
+        root = disk.root(fingerprint, namespace)
+        packed = pack_tokens(tokens)
+        before = root if start == 0 else parent or root
+        key = disk.keys.block(fingerprint, namespace, before, packed)
+        pending = Pending(
+            key, before, root, packed, bytes(payload), fingerprint, namespace, owner or "", start, origin, prefill_ms
+        )
+        return key if self._background.put(pending) else None
+
+    def touch(self, keys: Iterable[bytes], *, owner: str | None = None) -> None:
+        """Say that blocks were used, and by whom. Written down in the background, many at a time.
+
+        Args:
+            keys: of blocks, parents first.
+            owner: uses them from now on: others' `forget` leaves them.
+        """
+        self._background.touch(keys, owner or "")
+
+    @contextmanager
+    def lease(self, match: Match) -> Iterator[None]:
+        """Keep the blocks of a match from being evicted, by this or another process, until the block ends.
+
+        It ends with the process, too. It does not keep a block from being forgotten, or dropped as damaged.
+        """
+        disk = self._background.disk
+        if disk is None or not match.blocks:
+            yield
+            return
+        key = match.blocks[-1].key  # Those before it have one that follows, and stay for that.
+        leased = self._background.leased
+        leased[key] += 1
+        is_noted = False
+        try:
+            try:
+                disk.lease(key, 1, _HOT_TIMEOUT_S)
+                is_noted = True
+            except sqlite3.Error as error:
+                # Others may evict it then, and `read` gives None: slower, not wrong.
+                _log.debug("a lease was not noted: %s", error)
+            yield
+        finally:
+            leased[key] -= 1
+            if leased[key] <= 0:
+                del leased[key]
+            if is_noted:
+                self._background.release(key)
+
+    def pin(self, key: bytes) -> None:
+        """Never evict a block, nor what it hangs on. Holds once it is written, in all processes, until `unpin`."""
+        self._background.pin(key, True)
+
+    def unpin(self, key: bytes) -> None:
+        """Let a block be evicted again."""
+        self._background.pin(key, False)
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until all that was put, touched and pinned is on the disk, or was dropped.
+
+        Returns:
+            False when the time was over first.
+        """
+        return self._background.flush(timeout_s)
+
+    def forget(self, owner: str) -> ForgetReport:
+        """Delete the blocks that only this owner used: a conversation is deleted.
+
+        Blocks that somebody else's blocks follow stay, and pinned ones. What was never noted of use by others (`put` with
+        `owner`, `touch` with `owner`) does not count. A flash disk may keep the bytes of deleted files for a while; encrypted
+        blocks are of no use to whoever finds them without the key.
+
+        Raises:
+            StorageError: not all could be deleted.
+        """
+        self._background.discard(owner)
+        with self._maintained() as disk:
+            self._background.flush(30.0)
+            return disk.forget(owner)
+
+    def stats(self) -> StoreStats:
+        """What is in the store.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        background = self._background
+        with self._maintained() as disk, disk.index.read() as view:
+            n_blocks, n_tokens, size, prefill_ms = view.totals()
+            sql = """SELECT model, namespace, count(*), sum(disk) FROM block JOIN space ON space.id = block.space
+                GROUP BY space.id ORDER BY sum(disk) DESC"""
+            spaces = tuple((model.hex(), name, count, total) for model, name, count, total in view.sql.execute(sql))
+            return StoreStats(
+                n_blocks, n_tokens, size, self.budget_bytes, disk.index.file_bytes(), disk.files.free_bytes(), prefill_ms,
+                spaces, background.n_queued(), background.n_written, background.n_known, background.n_dropped,
+                disk.n_evicted, background.n_lost,
+            )  # fmt: skip
+
+    def ls(self, *, owner: str | None = None) -> list[BlockInfo]:
+        """All blocks, or those of one owner, parents before children.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
+            space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
+            WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
+            ORDER BY block.space, start, block.key"""
+        with self._maintained() as disk, disk.index.read() as view:
+            owners: dict[int, list[str]] = {}
+            for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
+                owners.setdefault(block, []).append(name)
+            return [
+                BlockInfo(
+                    key.hex(), parent.hex(), model.hex(), namespace, tuple(owners.get(block, ())), start, n_tokens, size,
+                    prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used,
+                )
+                for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
+                    children, last_used in view.sql.execute(sql, (owner,))
+            ]  # fmt: skip
+
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Read every block; drop those that are not whole, with what hangs below them.
+
+        Args:
+            on_progress: called with (blocks done, blocks in all).
+
+        Raises:
+            StorageError: the store is off, or the disk failed.
+        """
+        with self._maintained() as disk:
+            report = verify(disk, on_progress)
+            self._background.n_lost += len(report.damaged)
+            return report
+
+    def gc(self) -> GcReport:
+        """Make files and index agree, and keep the budget. The store does this by itself after a crash and now and then.
+
+        Raises:
+            StorageError: the store is off, or the disk failed.
+        """
+        with self._maintained() as disk:
+            self._background.flush(30.0)
+            return scan(disk)
+
+    def clear(self) -> int:
+        """Delete every block, pinned or not.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            StorageError: not all could be deleted.
+        """
+        self._background.discard(None)
+        with self._maintained() as disk:
+            self._background.flush(30.0)
+            return disk.clear()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is queued, as far as time allows, and close the store. May be called twice.
+
+        A process that ends without it loses what is queued, nothing else.
+        """
+        self._background.close(timeout_s)
+
+    def __enter__(self) -> BlockStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _lose(self, disk: Disk, ref: BlockRef, reason: str) -> None:
+        self._background.lost[ref.key] = ref  # at once, so that nobody is given it again while it is removed
+        try:
+            found = disk.drop(ref, 1.0)
+            self._background.lost.pop(ref.key, None)
+            if found is None:
+                return  # evicted meanwhile, or whole after all
+        except FAILURES as error:
+            if "locked" not in str(error):  # by somebody busy; the thread removes it later
+                self._background.fail(error, disk)
+        self._background.n_lost += 1
+        _log.warning("KV block %s is dropped and will be computed again: %s", ref.key.hex()[:12], reason)
+
+    @contextmanager
+    def _maintained(self) -> Iterator[Disk]:
+        hint = f"Check the disk and the permissions of {self.directory}."
+        disk = self._background.disk
+        if disk is None:
+            raise StorageError(f"The KV store cannot be used: {self.problem or 'it is closed'}.", hint)
+        try:
+            yield disk
+        except FAILURES as error:
+            self._background.fail(error, disk)
+            raise StorageError(f"The KV store failed: {explain(error)}.", hint) from error

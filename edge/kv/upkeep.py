@@ -1,0 +1,197 @@
+"""Putting a store in order: files the index does not know, rows whose file is gone, and reading everything once.
+
+Both go on while others use the store; they hold the index's write lock for a few files at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from edge.kv.blocks import BlockDamaged, Header, parse_header
+from edge.kv.disk import Disk
+from edge.kv.records import GcReport, VerifyReport
+
+__all__ = ["scan", "verify"]
+
+_log = logging.getLogger("edge.kv")
+_AT_A_TIME = 64
+_T = TypeVar("_T")
+
+
+def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcReport:
+    """Make files and index agree, and keep the budget.
+
+    Headers are believed here; a block is verified when it is read.
+
+    Args:
+        disk: the store.
+        should_stop: asked now and then; True ends the scan early, and it counts as not done.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OSError, sqlite3.Error: the disk failed.
+    """
+    n_missing = n_removed = n_foreign = 0
+    unknown: list[tuple[float, bytes, Header]] = []
+    for first in range(256):
+        if should_stop():
+            return GcReport()
+        names, n_others = disk.files.shard(first)
+        n_foreign += n_others
+        with disk.index.read() as view:
+            rows = view.keys_from(first)
+        for keys in _portions(rows - names):
+            n_missing += _drop_missing(disk, keys)
+        for key in names - rows:
+            header, time = _header_of(disk, key)
+            if header is None:
+                n_removed += _remove_unknown(disk, key)
+            else:
+                unknown.append((time, key, header))
+    n_indexed = 0
+    unknown.sort(key=lambda found: (found[0], found[2].start))  # as they were written, so that the oldest are evicted first
+    for portion in _portions(unknown):
+        if should_stop():
+            return GcReport()
+        n_indexed += _index_unknown(disk, [header for _, _, header in portion])
+    n_missing += _drop_unreachable(disk)
+    if disk.encrypt:
+        n_removed += _drop_plain(disk)
+    before = disk.n_evicted
+    disk.make_room(0)
+    with disk.index.write() as change:
+        change.sql.execute("UPDATE state SET scanned = ?", (disk.clock(),))
+    disk.needs_scan = False
+    return GcReport(n_indexed, n_removed, n_missing, disk.n_evicted - before, n_foreign)
+
+
+def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Read every block and drop those that are not whole, with what hangs below them.
+
+    Args:
+        disk: the store.
+        on_progress: called with (blocks done, blocks in all).
+
+    Raises:
+        OSError, sqlite3.Error: the disk failed.
+    """
+    with disk.index.read() as view:
+        total = view.totals()[0]
+    last_id, n_checked, size = 0, 0, 0
+    damaged: list[tuple[str, str]] = []
+    while True:
+        with disk.index.read() as view:
+            sql = "SELECT id, key FROM block WHERE id > ? ORDER BY id LIMIT ?"
+            found = view.sql.execute(sql, (last_id, _AT_A_TIME)).fetchall()
+        if not found:
+            return VerifyReport(n_checked, size, tuple(damaged))
+        last_id = found[-1][0]
+        for _, key in found:
+            n_checked += 1
+            reason = _why_bad(disk, key)
+            if reason is None:
+                size += disk.files.path(key).stat().st_size if disk.files.path(key).exists() else 0
+                continue
+            with disk.index.write() as change:
+                # Again, under the lock: it may have been evicted meanwhile.
+                if change.get(key) is not None and _why_bad(disk, key) is not None:
+                    disk.remove_below(change, key)
+                    damaged.append((key.hex(), reason))
+                    _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
+        if on_progress is not None:
+            on_progress(n_checked, max(total, n_checked))
+
+
+def _why_bad(disk: Disk, key: bytes) -> str | None:
+    try:
+        header = disk.open(key).header
+    except BlockDamaged as damage:
+        return str(damage)
+    except OSError as error:
+        return f"its file cannot be read ({error.strerror or error})"
+    with disk.index.read() as view:
+        row = view.get(key)
+    if row is not None and (row.parent, row.path, row.start) != (header.parent, header.path, header.start):
+        return "the index says something else of it"
+    return None
+
+
+def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
+    try:
+        head, state = disk.files.head(key)
+        header = parse_header(head, state.st_size)
+    except (BlockDamaged, OSError):
+        return None, 0.0
+    root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
+    is_placed = header.start > 0 or header.parent == root
+    return (header if header.key == key and header.key_id == disk.keys.id and is_placed else None), state.st_mtime
+
+
+def _index_unknown(disk: Disk, headers: Sequence[Header]) -> int:
+    n_indexed = 0
+    with disk.index.write() as change:
+        for header in headers:
+            if change.get(header.key) is None and disk.files.path(header.key).exists():
+                root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
+                change.insert(header, root=root, budget_bytes=disk.budget_bytes, now=disk.clock())
+                n_indexed += 1
+    return n_indexed
+
+
+def _remove_unknown(disk: Disk, key: bytes) -> int:
+    with disk.index.write() as change:
+        if change.get(key) is not None or not os.path.lexists(disk.files.path(key)):
+            return 0  # written or evicted meanwhile
+        disk.files.remove(key)
+    return 1
+
+
+def _drop_missing(disk: Disk, keys: Sequence[bytes]) -> int:
+    with disk.index.write() as change:
+        return sum(
+            disk.remove_below(change, key) for key in keys if change.get(key) is not None and not disk.files.path(key).exists()
+        )
+
+
+def _drop_unreachable(disk: Disk) -> int:
+    """Blocks whose parent is not there, or does not end where they start."""
+    sql = """SELECT block.key FROM block LEFT JOIN block AS parent ON parent.key = block.parent
+        WHERE block.start > 0 AND parent.start + parent.n_tokens IS NOT block.start"""
+    with disk.index.read() as view:
+        found = [key for (key,) in view.sql.execute(sql)]
+    n_missing = 0
+    for portion in _portions(found):
+        with disk.index.write() as change:
+            for key in portion:
+                row = change.get(key)
+                parent = None if row is None else change.get(row.parent)
+                if row is not None and (parent is None or parent.start + parent.n_tokens != row.start):
+                    n_missing += disk.remove_below(change, key)
+    return n_missing
+
+
+def _drop_plain(disk: Disk) -> int:
+    """Whoever turns encryption on does not want yesterday's chats to stay readable."""
+    with disk.index.read() as view:
+        sql = "SELECT key FROM block JOIN space ON space.id = block.space WHERE NOT space.encrypted"
+        found = [key for (key,) in view.sql.execute(sql)]
+    for portion in _portions(found):
+        with disk.index.write() as change:
+            for key in portion:
+                change.remove(key)
+                disk.files.remove(key)
+    if found:
+        disk.index.checkpoint(emptying=True)
+    return len(found)
+
+
+def _portions(items: Iterable[_T]) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while portion := list(islice(iterator, _AT_A_TIME)):
+        yield portion
