@@ -1,0 +1,161 @@
+"""The sampler chain in numpy against llama.cpp's own, stage by stage and all together."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.backends.llamacpp_library import load_library
+from edge.backends.numpy_sampler import NumpySampler, find_breakers, narrow, probabilities, seed_of
+from edge.errors import BackendError
+from edge.types import Sampling
+
+N_VOCAB = 60
+OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def theirs(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[int]) -> dict[int, float]:
+    """What is left after llama.cpp's samplers, and with which probability."""
+    library = load_library()
+    chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+    for sampler in (
+        library.llama_sampler_init_logit_bias(
+            N_VOCAB,
+            len(sampling.logit_bias),
+            (library.llama_logit_bias * max(len(sampling.logit_bias), 1))(*sampling.logit_bias.items()),
+        ),
+        library.llama_sampler_init_penalties(
+            N_VOCAB,
+            sampling.repeat_last_n,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        ),
+        library.llama_sampler_init_top_k(sampling.top_k),
+        library.llama_sampler_init_typical(sampling.typical_p, 1),
+        library.llama_sampler_init_top_p(sampling.top_p, 1),
+        library.llama_sampler_init_min_p(sampling.min_p, 1),
+        library.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, 3),
+        library.llama_sampler_init_temp(sampling.temperature),
+    ):
+        library.llama_sampler_chain_add(chain, sampler)
+    for token in history:
+        library.llama_sampler_accept(chain, token)
+    data = (library.llama_token_data * len(logits))(*((i, float(value), 0.0) for i, value in enumerate(logits)))
+    array = library.llama_token_data_array(ctypes.cast(data, library.llama_token_data_p), len(logits), -1, False)
+    library.llama_sampler_apply(chain, ctypes.byref(array))
+    left = {int(array.data[i].id): float(array.data[i].logit) for i in range(array.size)}
+    library.llama_sampler_free(chain)
+    shares = probabilities(np.array(list(left.values())))
+    return {token: share for token, share in zip(left, shares.tolist(), strict=True) if share > 1e-12}
+
+
+def ours(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[int]) -> dict[int, float]:
+    ids, values = narrow(logits, sampling, history, xtc_draw=0.0)
+    shares = probabilities(values)
+    return {token: share for token, share in zip(ids.tolist(), shares.tolist(), strict=True) if share > 1e-12}
+
+
+def random_logits(seed: int, spread: float = 2.0) -> npt.NDArray[np.float32]:
+    return (np.random.default_rng(seed).standard_normal(N_VOCAB) * spread).astype(np.float32)
+
+
+def share_st(low: float = 0.05) -> st.SearchStrategy[float]:
+    return st.floats(low, 1.0).map(lambda value: round(value, 3))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    history=st.lists(st.integers(0, N_VOCAB - 1), max_size=30),
+    bias=st.dictionaries(st.integers(0, N_VOCAB - 1), st.sampled_from([-5.0, -0.5, 2.0]), max_size=3),
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.sampled_from([0.3, 0.7, 1.0, 2.0]),
+            "top_k": st.integers(1, N_VOCAB + 5),
+            "top_p": share_st(),
+            "min_p": share_st(0.01),
+            "typical_p": share_st(),
+            "repeat_penalty": st.sampled_from([0.8, 1.1, 1.5]),
+            "repeat_last_n": st.integers(0, 40),
+            "frequency_penalty": st.sampled_from([-0.5, 0.3, 1.0]),
+            "presence_penalty": st.sampled_from([-0.5, 0.3, 1.0]),
+            "xtc_probability": st.just(1.0),
+            "xtc_threshold": share_st(),
+        },
+    ),
+)
+def test_any_settings_leave_what_llama_cpp_leaves(
+    seed: int, history: list[int], bias: dict[int, float], values: dict[str, Any]
+) -> None:
+    sampling = Sampling(**{**OFF, **values}, logit_bias=bias)
+    logits = random_logits(seed)
+    expected, found = theirs(logits, sampling, history), ours(logits, sampling, history)
+    # A token that sits exactly on a cut may fall either way, since llama.cpp adds up in float32: forgive one.
+    differing = set(expected) ^ set(found)
+    assert len(differing) <= 1
+    if not differing:
+        for token, share in expected.items():
+            assert found[token] == pytest.approx(share, abs=2e-4)
+
+
+def test_greedy_is_one_token_and_certain() -> None:
+    logits = random_logits(1)
+    ids, values = narrow(logits, Sampling(temperature=0), [])
+    assert ids.tolist() == [int(logits.argmax())]
+    assert probabilities(values).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("forbidden", [1, N_VOCAB - 1])
+def test_typical_sampling_bears_forbidden_tokens(forbidden: int) -> None:
+    bias = dict.fromkeys(range(forbidden), -math.inf)
+    ids, values = narrow(random_logits(2), Sampling(**OFF, typical_p=0.9, logit_bias=bias), [])
+    assert not set(ids.tolist()) & set(bias)
+    assert np.isfinite(probabilities(values)).all()
+
+
+def test_values_that_are_not_numbers_are_an_error() -> None:
+    logits = random_logits(3)
+    logits[7] = np.nan
+    with pytest.raises(BackendError, match="not numbers"):
+        narrow(logits, Sampling(), [])
+
+
+def test_seeds_are_kept_in_range_and_never_mean_random() -> None:
+    assert seed_of(7) == 7
+    assert all(0 <= seed_of(seed) < 2**32 - 1 for seed in (-1, 2**32 - 1, 2**64, None))
+    assert seed_of(None) != seed_of(None)
+
+
+def test_breakers_are_found_whole_and_in_halves() -> None:
+    pieces = [b"a", b"\n", b"a\n", b"b:", b"xEN", b"D", b"END"]
+    tokenize = {"D": [5], "ND": [4, 5]}.__getitem__
+    found = find_breakers(["\n", ":", "END"], pieces, tokenize)
+    assert found == {1: [()], 2: [()], 3: [()], 4: [(5,)], 6: [()]}
+
+
+def test_a_breaker_of_two_tokens_stops_dry() -> None:
+    logits = np.zeros(N_VOCAB, np.float32)
+    logits[9] = 1.0
+    sampling = Sampling(temperature=0, dry_multiplier=5.0)
+    plain = [1, 2, 3, 9, 1, 2, 3]
+    assert narrow(logits, sampling, plain)[0].tolist() != [9]
+    broken = [1, 2, 4, 5, 9, 1, 2, 4, 5]
+    assert narrow(logits, sampling, broken)[0].tolist() != [9]
+    assert narrow(logits, sampling, broken, breakers={4: [(5,)]})[0].tolist() == [9]
+
+
+def test_the_sampler_draws_what_narrow_leaves() -> None:
+    logits = random_logits(4)
+    sampler = NumpySampler(Sampling(seed=5, top_k=3), [], lambda seq_id: logits, N_VOCAB)
+    allowed = set(narrow(logits, Sampling(top_k=3), [])[0].tolist())
+    assert {sampler.sample(0) for _ in range(200)} == allowed
