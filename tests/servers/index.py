@@ -41,12 +41,13 @@ def make_wheel(name: str, version: str, files: dict[str, bytes], *, raw_names: b
 
 
 class Index:
-    """The server. `wheels` is file name -> content; `downloads` counts what was fetched."""
+    """The server. `wheels` is file name -> content; `downloads` says what was fetched; `refuse` gives the status that
+    "simple" (the pages) or "files" are answered with."""
 
     def __init__(self) -> None:
         self.wheels: dict[str, bytes] = {}
         self.downloads: list[str] = []
-        self.status: int | None = None
+        self.refuse: dict[str, int] = {}
         handler = type("Handler", (_Handler,), {"index": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -84,8 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = self.path.strip("/").split("/")
-        if self.index.status is not None:
-            return self.reply(self.index.status, b"")
+        if parts[0] in self.index.refuse:
+            return self.reply(self.index.refuse[parts[0]], b"")
         if parts[0] == "simple" and len(parts) == 2:
             package = parts[1].replace("-", "_")
             names = [name for name in self.index.wheels if name.split("-")[0] == package]
