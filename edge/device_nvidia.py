@@ -54,7 +54,7 @@ def read_jetson(system: System) -> Jetson | None:
         l4t=l4t,
         jetpack=_jetpack(l4t),
         power_mode=_power_mode(system, modes),
-        power_modes=tuple(modes.values()),
+        power_modes=tuple((int(number), name) for number, name in modes.items()),
     )
 
 

@@ -117,7 +117,7 @@ class Jetson:
         l4t: release of Jetson Linux, "36.4.3"; "" where it is not installed (some containers).
         jetpack: the JetPack it belongs to, "6.2"; "" where unknown.
         power_mode: nvpmodel's name of the mode, "15W", "MAXN"; "" where unknown.
-        power_modes: the modes it could be set to.
+        power_modes: number and name of every mode it could be set to.
     """
 
     model: str
@@ -125,7 +125,7 @@ class Jetson:
     l4t: str
     jetpack: str
     power_mode: str
-    power_modes: tuple[str, ...]
+    power_modes: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,12 @@ class System:
 
     def __init__(self) -> None:
         self.os_name = sys.platform
-        uname = os.uname()
-        self.machine = uname.machine
-        self.release = uname.release
+        if hasattr(os, "uname"):
+            self.machine, self.release = os.uname().machine, os.uname().release
+        else:
+            import platform
+
+            self.machine, self.release = platform.machine(), platform.release()
         self.python = ".".join(str(part) for part in sys.version_info[:3])
         self.environ: Mapping[str, str] = os.environ
         self.affinity: frozenset[int] | None = None

@@ -1,144 +1,245 @@
-"""From a device, a model and a request to a plan: a placement receipt in which every choice carries its reason.
+"""From a device, a model and a request to a plan, before anything is loaded: `make_plan`.
 
-A plan is made before anything is loaded, so that what does not fit is refused with numbers and not by the kernel.
+What does not fit is refused with numbers and with the nearest plan that does, not by the kernel. What was asked for is never
+changed in silence: it is done, or refused. The pieces:
+
+    receipt.py      the request and the plan, as values           memory.py   how much a model takes
+    placement.py    which engine, which accelerator               fitting.py  context, KV type and layers that fit
+
+On one accelerator, more free memory never gives a smaller context.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
+
+from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
+from edge.fitting import Fit, Room, describe_shortage, find_fit, room_for
+from edge.memory import KV_TYPES, Layers, model_layers
+from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
+from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
 
 if TYPE_CHECKING:
     from edge.artifact import Artifact
+    from edge.backends.canary import Safety
+    from edge.device_profile import Cpu, DeviceProfile
 
-__all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest"]
+__all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "make_plan"]
 
-Accelerator = Literal["cpu", "cuda", "metal", "ane"]
+_MAX_SEQUENCES = 255
+_DEFAULT_SEQUENCES = 4
+# Efficiency cores join in for prefill where the team gains this much although everybody waits for the slowest.
+_WORTH_THE_SLOW_CORES = 1.25
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What the user asked for. None leaves a choice to the plan.
+def make_plan(
+    device: DeviceProfile, artifact: Artifact, request: PlanRequest | None = None, *, safety: Safety | None = None
+) -> Plan:
+    """Decide how a model runs on a device.
 
-    Attributes:
-        backend: name of a backend ("llamacpp").
-        require: the accelerator that must be used; the plan fails rather than use another.
-        context: cells of the KV cache, in tokens.
-        threads: threads for decode and for prefill.
-        gpu_layers: layers to put on the accelerator; 0 is none, -1 is all.
-        kv_type_k: how keys are kept: "f16", "q8_0" or "q4_0".
-        kv_type_v: how values are kept, likewise.
-        n_seq: sequences side by side in the KV cache.
+    Args:
+        device: from `edge.device.probe`.
+        artifact: the model.
+        request: what was asked for; None leaves everything to the plan.
+        safety: what the canary found out about the engine's build; None counts as safe.
+
+    Returns:
+        The plan, which by its own estimate fits into memory.
+
+    Raises:
+        UsageError: the request has a value that cannot be, or two that exclude each other.
+        BackendUnavailableError: the backend or accelerator asked for is not here, or has no room for a single layer.
+        ModelTooLargeError: the model, with what was asked for, does not fit; the message has the numbers, the hint the
+            nearest plan that fits.
     """
+    request = request or PlanRequest()
+    layers = model_layers(artifact.header) if artifact.header is not None else None
+    _check_request(request, device.cpu, artifact)
+    row, engine_reason = choose_engine(device, artifact, request)
+    targets, missing = find_targets(device, row, request)
+    threads, threads_batch = _threads(device.cpu, request)
+    n_seq = request.n_seq or _DEFAULT_SEQUENCES
+    target, room, fit, passed_over = _place(device, artifact, layers, request, targets, n_seq)
+    use_mmap = not (target.accelerator == "cuda" and target.is_unified)
+    choices = (
+        Choice("backend", row.name, engine_reason),
+        _accelerator_choice(target, missing, passed_over, request),
+        *_layer_choice(layers, target, fit, request),
+        fit.context_choice,
+        fit.kv_choice,
+        _memory_choice(fit, room, device),
+        threads,
+        threads_batch,
+        fit.batch_choice,
+        _flash_choice(fit),
+        _mmap_choice(use_mmap),
+        Choice("memory lock", "off", "locking needs a privilege on most systems, and makes loading read every page first"),
+        *_repacking_choice(row, target, safety),
+        Choice(
+            "sequences", str(n_seq), "asked for" if request.n_seq else "conversations that stay in the KV cache side by side"
+        ),
+    )
+    return Plan(
+        backend=row.name,
+        accelerator=target.accelerator,
+        artifact=artifact,
+        n_ctx=fit.layout.n_ctx,
+        n_seq=n_seq,
+        n_threads=int(threads.value),
+        n_threads_batch=int(threads_batch.value),
+        n_batch=fit.layout.n_ubatch,
+        n_ubatch=fit.layout.n_ubatch,
+        gpu_layers=fit.layout.gpu_layers,
+        kv_type_k=fit.layout.kv_type_k,
+        kv_type_v=fit.layout.kv_type_v,
+        flash_attention=fit.layout.flash_attention,
+        use_mmap=use_mmap,
+        use_mlock=False,
+        use_extra_buffers=safety.use_extra_buffers if safety is not None else True,
+        memory=fit.memory,
+        choices=choices,
+    )
 
-    backend: str | None = None
-    require: Accelerator | None = None
-    context: int | None = None
-    threads: int | None = None
-    gpu_layers: int | None = None
-    kv_type_k: str | None = None
-    kv_type_v: str | None = None
-    n_seq: int | None = None
+
+def _check_request(request: PlanRequest, cpu: Cpu, artifact: Artifact) -> None:
+    """Refuse what cannot be done on any device, or on this one's CPU."""
+    if request.context is not None and request.context < 1:
+        raise UsageError(f"A context of {request.context} tokens is not possible.", "Ask for 512 or more.")
+    if request.n_seq is not None and not 1 <= request.n_seq <= _MAX_SEQUENCES:
+        raise UsageError(f"{request.n_seq} sequences are not possible.", f"Use 1 to {_MAX_SEQUENCES}.")
+    if request.gpu_layers is not None and request.gpu_layers < -1:
+        raise UsageError(f"{request.gpu_layers} layers are not possible.", "Use -1 for all of them, 0 for none.")
+    if request.threads is not None and not 1 <= request.threads <= cpu.usable_logical:
+        why = f" ({'; '.join(cpu.limits)})" if cpu.limits else ""
+        raise UsageError(
+            f"{request.threads} threads are asked for, and this process has {cpu.usable_logical} CPUs{why}. "
+            "Threads beyond that only wait for each other.",
+            f"Use --threads {cpu.usable_logical} or fewer, or leave it out.",
+        )
+    for name in (request.kv_type_k, request.kv_type_v):
+        if name is not None and name not in KV_TYPES:
+            raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_TYPES)}.")
+    header = artifact.header
+    if header is None:
+        return
+    for name, width in ((request.kv_type_k, header.head_dim_k), (request.kv_type_v, header.head_dim_v)):
+        if name is not None and width % KV_TYPES[name][0]:
+            raise UsageError(
+                f"{artifact.name} cannot keep its KV cache as {name}: its heads are {width} numbers wide, and {name} "
+                f"packs {KV_TYPES[name][0]} at a time.",
+                "Use --kv-type f16.",
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One line of the receipt.
-
-    Attributes:
-        what: what was decided ("context").
-        value: the decision, as text ("8,192 tokens").
-        reason: why, in plain words and with the numbers it rests on.
-    """
-
-    what: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """What the model will take, estimated from its header before loading. All in bytes.
-
-    Attributes:
-        weights_bytes: the tensors of the model.
-        kv_bytes: the KV cache (and recurrent state) for the whole context.
-        compute_bytes: scratch buffers of the engine and what it needs besides.
-        total_bytes: the sum.
-        available_bytes: what may be used: free memory less the safety margin.
-    """
-
-    weights_bytes: int
-    kv_bytes: int
-    compute_bytes: int
-    total_bytes: int
-    available_bytes: int
+def _place(
+    device: DeviceProfile,
+    artifact: Artifact,
+    layers: Layers | None,
+    request: PlanRequest,
+    targets: list[Target],
+    n_seq: int,
+) -> tuple[Target, Room, Fit, list[str]]:
+    """The first accelerator on which the model fits, the room there, how it fits, and why others were passed over."""
+    passed_over: list[str] = []
+    for target in targets:
+        room = room_for(device, target)
+        fit = find_fit(artifact, layers, request, target, room, n_seq)
+        if fit is not None:
+            return target, room, fit, passed_over
+        passed_over.append(f"{target.accelerator} has no room for it ({size_text(room.device_bytes)} free)")
+    target = targets[0]
+    room = room_for(device, target)
+    has_room_elsewhere = target.accelerator != "cpu" and not request.gpu_layers
+    if request.require and has_room_elsewhere and find_fit(artifact, layers, request, _CPU, room_for(device, _CPU), n_seq):
+        raise BackendUnavailableError(
+            f"{target.reason} is required, and has no room for a single layer of {artifact.name} beside its buffers: "
+            f"{size_text(room.device_bytes)} may be used.",
+            f"Free memory on it, or leave out --require {request.require}.",
+        )
+    message, hint = describe_shortage(device, artifact, layers, request, targets, n_seq)
+    raise ModelTooLargeError(message, hint)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How one model will be run on this device.
+_CPU = Target("cpu", None, is_unified=False, reason="")
 
-    Attributes:
-        backend: key in edge.backends.base.BACKENDS.
-        accelerator: what computes.
-        artifact: the model file.
-        n_ctx: cells of the KV cache, in tokens, shared by all sequences.
-        n_seq: sequences side by side.
-        n_threads: threads for decode (one token at a time: bound by memory).
-        n_threads_batch: threads for prefill (bound by arithmetic).
-        n_batch: longest prompt chunk handed to the engine at once, in tokens.
-        n_ubatch: tokens computed in one pass.
-        gpu_layers: layers on the accelerator; the output layer counts as one.
-        kv_type_k, kv_type_v: how keys and values are kept.
-        flash_attention: whether the fused attention is used (quantised values need it).
-        use_mmap: map the file rather than read it.
-        use_mlock: keep it from being swapped out.
-        use_extra_buffers: let the engine repack weights for this CPU.
-        memory: the estimate.
-        choices: every choice with its reason.
-    """
 
-    backend: str
-    accelerator: Accelerator
-    artifact: Artifact
-    n_ctx: int
-    n_seq: int
-    n_threads: int
-    n_threads_batch: int
-    n_batch: int
-    n_ubatch: int
-    gpu_layers: int
-    kv_type_k: str
-    kv_type_v: str
-    flash_attention: bool
-    use_mmap: bool
-    use_mlock: bool
-    use_extra_buffers: bool
-    memory: MemoryEstimate
-    choices: tuple[Choice, ...]
+def _threads(cpu: Cpu, request: PlanRequest) -> tuple[Choice, Choice]:
+    """Threads for decode and for prefill."""
+    limits = "".join(f"; {limit}" for limit in cpu.limits)
+    if request.threads is not None:
+        asked = Choice("threads", str(request.threads), f"asked for; {cpu.usable_logical} CPUs may be used{limits}")
+        return asked, Choice("threads, prefill", str(request.threads), "as for decode")
+    fast, slow = cpu.usable_performance, cpu.usable_efficiency
+    n_threads = max(1, fast or slow)
+    kind = "performance cores" if cpu.n_efficiency and fast else "physical cores"
+    has_more_threads = cpu.n_logical > cpu.n_physical
+    reason = f"the {n_threads} {kind} that may be used" + (", one thread each" if has_more_threads else "") + limits
+    decode = Choice("threads", str(n_threads), reason)
+    together = (fast + slow) * cpu.efficiency_speed  # all wait for the slowest
+    if fast and slow and together > _WORTH_THE_SLOW_CORES * fast:
+        reason = f"with the {slow} efficiency cores, {cpu.efficiency_speed:.0%} as fast: prefill is bound by arithmetic"
+        return decode, Choice("threads, prefill", str(fast + slow), reason)
+    reason = "as for decode"
+    if fast and slow:
+        reason = f"as for decode: the {slow} efficiency cores would hold the others up"
+    return decode, Choice("threads, prefill", str(n_threads), reason)
 
-    def explain(self) -> str:
-        """The receipt as plain text: one aligned line a choice."""
-        width_what = max((len(choice.what) for choice in self.choices), default=0)
-        width_value = max((len(choice.value) for choice in self.choices), default=0)
-        lines = [f"{c.what:<{width_what}}  {c.value:<{width_value}}  {c.reason}".rstrip() for c in self.choices]
-        return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as values that JSON knows; the model is given by name, path, size and hash."""
-        result: dict[str, Any] = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in ("artifact", "memory", "choices")
-        }
-        result["artifact"] = {
-            "name": self.artifact.name,
-            "path": str(self.artifact.path),
-            "format": self.artifact.format,
-            "size_bytes": self.artifact.size_bytes,
-            "sha256": self.artifact.sha256,
-        }
-        result["memory"] = asdict(self.memory)
-        result["choices"] = [asdict(choice) for choice in self.choices]
-        return result
+def _accelerator_choice(target: Target, missing: list[Missing], passed_over: list[str], request: PlanRequest) -> Choice:
+    notes = [target.reason]
+    if request.require or (request.gpu_layers == 0 and target.accelerator == "cpu"):
+        notes.append("asked for")
+    elif target.accelerator == "cpu":
+        told = [item.reason.rstrip(".") for item in missing if item.is_worth_a_word]
+        notes += told + passed_over or ["no CUDA or Metal device was found"]
+    return Choice("accelerator", target.accelerator, "; ".join(notes))
+
+
+def _layer_choice(layers: Layers | None, target: Target, fit: Fit, request: PlanRequest) -> tuple[Choice, ...]:
+    """How many layers go to the accelerator; nothing where there is none."""
+    if target.free_bytes is None or layers is None:
+        return ()
+    n_all = layers.n_layer + 1
+    n_device = fit.layout.gpu_layers
+    asked = "asked for; " if request.gpu_layers is not None else ""
+    if n_device >= n_all:
+        return (Choice("layers offloaded", f"{n_device} of {n_all}", f"{asked}all fit, the output layer counted as one"),)
+    reason = f"{asked}as many as fit into {size_text(fit.memory.device_available_bytes)}; the rest is computed on the CPU"
+    if asked:
+        reason = f"{asked}the rest is computed on the CPU"
+    return (Choice("layers offloaded", f"{n_device} of {n_all}", reason),)
+
+
+def _memory_choice(fit: Fit, room: Room, device: DeviceProfile) -> Choice:
+    memory = fit.memory
+    parts = (
+        f"weights {size_text(memory.weights_bytes)}, KV cache {size_text(memory.kv_bytes)}, "
+        f"buffers {size_text(memory.compute_bytes)}"
+    )
+    limit = f", within {device.memory.limit}" if device.memory.limit else ""
+    own = f", {size_text(memory.device_bytes)} of it on the accelerator" if memory.device_bytes else ""
+    free = f"{size_text(memory.available_bytes)} may be used{limit}, with {size_text(room.margin_bytes)} left free"
+    return Choice("memory", size_text(memory.total_bytes), f"{parts}{own}; {free}")
+
+
+def _flash_choice(fit: Fit) -> Choice:
+    if fit.layout.flash_attention:
+        return Choice("flash attention", "on", "needs no memory for the scores of every head, and quantised values need it")
+    return Choice("flash attention", "off", "the accelerator has no kernel for heads as wide as this model's")
+
+
+def _mmap_choice(use_mmap: bool) -> Choice:
+    if use_mmap:
+        return Choice("file mapping", "on", "loads at once, and what is read again comes from the page cache")
+    return Choice("file mapping", "off", "the GPU keeps a copy in the same memory, so a mapped file would take it twice")
+
+
+def _repacking_choice(row: EngineRow, target: Target, safety: Safety | None) -> tuple[Choice, ...]:
+    """Weight repacking, which matters for what the CPU computes."""
+    if row.name != "llamacpp":
+        return ()
+    if safety is None:
+        return (Choice("weight repacking", "on", "not checked on this machine"),)
+    if safety.use_extra_buffers:
+        return (Choice("weight repacking", "on", safety.note or "a trial run with it came through on this CPU"),)
+    return (Choice("weight repacking", "off", safety.note),)
