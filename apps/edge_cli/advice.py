@@ -41,7 +41,7 @@ def _unused_accelerator(profile: DeviceProfile, plan: Plan | None) -> Iterator[s
 def _power(profile: DeviceProfile) -> Iterator[str]:
     jetson, power, thermal = profile.jetson, profile.power, profile.thermal
     if jetson is not None and jetson.power_mode and not jetson.power_mode.upper().startswith("MAXN"):
-        others = f" (it has {', '.join(jetson.power_modes)})" if jetson.power_modes else ""
+        others = f" (it has {', '.join(name for _, name in jetson.power_modes)})" if jetson.power_modes else ""
         yield f"The power mode is {jetson.power_mode}{others}; a higher one is faster: sudo nvpmodel -q, sudo nvpmodel -m ID"
     if power.is_saving:
         yield "A power-saving mode is on; without it the processor runs faster."
