@@ -10,21 +10,18 @@ Everything here may be used from any thread. A turn goes: messages -> window -> 
 from __future__ import annotations
 
 import atexit
-import queue
 import threading
-import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from edge.context import fit
+from edge import turn
 from edge.conversation import Attachment, ConversationInfo, ConversationStore, Node
-from edge.decode.scheduler import Failed, Finished, Generation, Prefilled, Scheduler, Wrote
-from edge.errors import BackendError, EdgeError, StorageError, UsageError
+from edge.decode.scheduler import Scheduler
+from edge.errors import UsageError
+from edge.prompting import Prompting
 from edge.reply import Reply
-from edge.template import ChatTemplate
 from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
@@ -32,10 +29,6 @@ if TYPE_CHECKING:
     from edge.plan import Plan
 
 __all__ = ["Assistant", "Conversation"]
-
-_SAVE_EVERY_S = 1.0
-_MEMO_ENTRIES = 4096
-Key = TypeVar("Key")
 
 
 class Assistant:
@@ -73,15 +66,13 @@ class Assistant:
         self.backend_name = backend.name
         self.n_ctx = backend.n_ctx
         self.sampling = sampling or Sampling()
-        self.system = system
         self.window = window
-        self.template = ChatTemplate.from_model(backend.info)
-        self.notices = [self.template.notice] if self.template.notice else []
         self._own_store = ConversationStore(None) if store is None else None
-        self.store: ConversationStore = store if self._own_store is None else self._own_store  # type: ignore[assignment]
+        self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
         self._scheduler = Scheduler(backend)
-        self._memo: _Memo[tuple[str, bool, bool]] = _Memo()
-        self._replies: _Memo[str] = _Memo()
+        self._prompting = Prompting(backend.info, self._scheduler, system)
+        template = self._prompting.template
+        self.notices = [template.notice] if template.notice else []
         self._busy: set[str] = set()
         self._busy_lock = threading.Lock()
         # A model that is still open at exit would be freed under the engine thread's feet.
@@ -125,8 +116,8 @@ class Assistant:
         if not messages:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
         if messages[0].role != "system":
-            messages = [*self._system_message(""), *messages]
-        return _start_turn(_Turn(self, messages, sampling or self.sampling))
+            messages = [*self._prompting.system_message(""), *messages]
+        return turn.start(self._turn(messages, sampling or self.sampling))
 
     def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
         """Go on writing after a text, without chat template: for base models and for measuring.
@@ -134,7 +125,7 @@ class Assistant:
         Raises:
             BackendError: the assistant is closed. All other errors come from the reply.
         """
-        return _start_turn(_Turn(self, text, sampling or self.sampling))
+        return turn.start(self._turn(text, sampling or self.sampling))
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has for this model, without special ones.
@@ -142,7 +133,7 @@ class Assistant:
         Raises:
             BackendError: the assistant is closed.
         """
-        return len(self._encode_text(text, trusted=False))
+        return len(self._prompting.tokenize(text))
 
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""
@@ -168,30 +159,12 @@ class Assistant:
     def __repr__(self) -> str:
         return f"<Assistant {self.info.name} on {self.backend_name}, {self.n_ctx:,} tokens>"
 
-    def _system_message(self, system: str) -> list[Message]:
-        """The system prompt of a conversation, or else the assistant's, or else none."""
-        text = system or self.system
-        return [] if text is None else [Message("system", text)]
-
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self.template.encode(self.template.render(messages), self._tokenize, known=self._replies.get)
-
-    def _encode_text(self, text: str, *, trusted: bool) -> list[int]:
-        return self._tokenize(text, add_special=trusted, parse_special=trusted)
-
-    def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        key = (text, add_special, parse_special)
-        known = self._memo.get(key)
-        if known is None:
-            known = self._scheduler.call(
-                lambda backend: backend.tokenize(text, add_special=add_special, parse_special=parse_special)
-            )
-            self._memo.put(key, known)
-        return known
-
-    def _remember_reply(self, text: str, tokens: Sequence[int]) -> None:
-        """Next turn's prompt shall hold the very tokens that were generated: only those are in the KV cache."""
-        self._replies.put(text, list(tokens))
+    def _turn(self, prompt: str | Sequence[Message], sampling: Sampling, keeper: turn.Keeper | None = None) -> turn.Turn:
+        chosen = sampling
+        stops = self._prompting.template.stops
+        if stops and not isinstance(prompt, str):
+            chosen = replace(sampling, stop=(*sampling.stop, *stops))
+        return turn.Turn(self._scheduler, self._prompting, prompt, chosen, n_ctx=self.n_ctx, window=self.window, keeper=keeper)
 
     def _hold(self, conversation_id: str) -> None:
         with self._busy_lock:
@@ -358,172 +331,21 @@ class Conversation:
         try:
             question = prepare()
             nodes = self._store.path(self.id, question.id)
-            messages = [*assistant._system_message(self.info.system), *(node.message() for node in nodes)]
+            system = assistant._prompting.system_message(self.info.system)
+            keeper = turn.Keeper(
+                self._store,
+                self.id,
+                question.id,
+                assistant.info.name,
+                assistant.plan.to_dict() if assistant.plan is not None else None,
+                turn.newest_summary(nodes),
+            )
+            messages = [*system, *(node.message() for node in nodes)]
             chosen = sampling or self.sampling or assistant.sampling
-            turn = _Turn(assistant, messages, chosen, _Keeper(assistant, self.id, question.id))
-            return _start_turn(turn, lambda: assistant._let_go(self.id))
+            return turn.start(assistant._turn(messages, chosen, keeper), lambda: assistant._let_go(self.id))
         except BaseException:
             assistant._let_go(self.id)
             raise
-
-
-class _Memo(Generic[Key]):
-    """Token ids that are known already, least recently used out first."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[Key, list[int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key) -> list[int] | None:
-        with self._lock:
-            tokens = self._entries.get(key)
-            if tokens is not None:
-                self._entries.move_to_end(key)
-            return tokens
-
-    def put(self, key: Key, tokens: list[int]) -> None:
-        with self._lock:
-            self._entries[key] = tokens
-            self._entries.move_to_end(key)
-            while len(self._entries) > _MEMO_ENTRIES:
-                self._entries.popitem(last=False)
-
-
-class _Keeper:
-    """Saves a reply while it is written, and its end."""
-
-    def __init__(self, assistant: Assistant, conversation_id: str, question_id: int) -> None:
-        self._assistant = assistant
-        self._conversation_id = conversation_id
-        self._question_id = question_id
-        self._saved_at = time.monotonic()
-        self._has_failed = False
-
-    def keep_part(self, reply: Reply) -> None:
-        if not self._has_failed and time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
-            self._save(reply, "partial", None)
-            self._saved_at = time.monotonic()
-
-    def keep_end(self, reply: Reply, status: str) -> None:
-        if not reply.text and status == "failed":
-            return  # nothing was said; the question stays, to be answered again
-        plan = self._assistant.plan
-        record = {
-            "usage": asdict(reply.usage),
-            "timing": asdict(reply.timing),
-            "plan": plan.to_dict() if plan is not None else None,
-        }
-        self._save(reply, status, record)
-
-    def _save(self, reply: Reply, status: Any, record: dict[str, Any] | None) -> None:
-        store = self._assistant.store
-        try:
-            if reply.node is None:
-                reply.node = store.append(
-                    self._conversation_id,
-                    Message("assistant", reply.text),
-                    parent=self._question_id,
-                    status=status,
-                    model=self._assistant.info.name,
-                    record=record,
-                )
-            else:
-                reply.node = store.update(reply.node.id, content=reply.text, status=status, record=record)
-        except StorageError as error:
-            if not self._has_failed:
-                reply.notices.append(f"This reply could not be saved. {error}")
-            self._has_failed = True
-
-
-class _Turn:
-    """One turn, from messages to the end of the reply; runs in a thread of its own."""
-
-    def __init__(
-        self, assistant: Assistant, prompt: str | list[Message], sampling: Sampling, keeper: _Keeper | None = None
-    ) -> None:
-        self.reply = Reply()
-        self._assistant = assistant
-        self._prompt = prompt
-        self._sampling = sampling
-        self._keeper = keeper
-        self._asked_at = time.perf_counter()
-
-    def run(self) -> tuple[str, EdgeError | None]:
-        """Do all of it. Returns how the reply ended, which the caller tells it last."""
-        reply, keeper = self.reply, self._keeper
-        try:
-            finished = self._generate()
-        except EdgeError as error:
-            if keeper is not None:
-                keeper.keep_end(reply, "failed")
-            return "error", error
-        reply.usage, reply.tokens = finished.usage, finished.tokens
-        reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms)
-        if finished.tokens:
-            self._assistant._remember_reply(reply.text, finished.tokens)
-        if keeper is not None:
-            keeper.keep_end(reply, "stopped" if finished.reason == "cancelled" else "complete")
-        return finished.reason, None
-
-    def _generate(self) -> Finished:
-        reply = self.reply
-        tokens = self._read_prompt()
-        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        generation = Generation(tokens, self._sampling, events.put, asked_at=self._asked_at)
-        reply.progress = (0, len(tokens))
-        reply._bind(generation.cancel)
-        self._assistant._scheduler.submit(generation)
-        while True:
-            event = events.get()
-            if isinstance(event, Wrote):
-                reply._write(event.text)
-                if self._keeper is not None:
-                    self._keeper.keep_part(reply)
-            elif isinstance(event, Prefilled):
-                reply.progress = (event.done, event.total)
-            elif isinstance(event, Finished):
-                return event
-            elif isinstance(event, Failed):
-                raise event.error
-
-    def _read_prompt(self) -> list[int]:
-        assistant = self._assistant
-        if isinstance(self._prompt, str):
-            return assistant._encode_text(self._prompt, trusted=True)
-        window = fit(
-            self._prompt,
-            n_ctx=assistant.n_ctx,
-            reserve=self._reserve(),
-            count=lambda messages: len(assistant._encode(messages)),
-            policy=assistant.window,
-        )
-        if window.notice:
-            self.reply.notices.append(window.notice)
-        return assistant._encode(window.messages)
-
-    def _reserve(self) -> int:
-        """Tokens to keep free for the reply: what it may take, but never more than a quarter of the window."""
-        quarter = self._assistant.n_ctx // 4
-        return quarter if self._sampling.max_tokens is None else min(self._sampling.max_tokens, quarter)
-
-
-def _start_turn(turn: _Turn, at_end: Callable[[], None] | None = None) -> Reply:
-    def run() -> None:
-        reason: Any = "error"
-        error: EdgeError | None = None
-        try:
-            reason, error = turn.run()
-        except Exception as unexpected:  # noqa: BLE001 (a bug; whoever waits for the reply must hear of it)
-            error = BackendError(f"The turn broke down: {unexpected!r}.", "Please report this.")
-            error.__cause__ = unexpected
-        finally:
-            if at_end is not None:
-                at_end()
-            turn.reply._end(reason, error)
-
-    threading.Thread(target=run, name="edge-turn", daemon=True).start()
-    return turn.reply
 
 
 def _closer(reference: weakref.ref[Assistant]) -> Callable[[], None]:

@@ -142,7 +142,7 @@ def test_one_reply_at_a_time_in_a_conversation(make: Callable[..., Assistant]) -
 def test_partial_text_is_saved_while_it_is_written(
     make: Callable[..., Assistant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.assistant._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("edge.turn._SAVE_EVERY_S", 0.0)
     with ConversationStore(tmp_path / "c.db") as store, ConversationStore(tmp_path / "c.db") as other:
         conversation = make(store=store, script=lambda _: "z" * 3000, delay_s=0.001).conversation()
         reply = conversation.send("go")
@@ -199,6 +199,54 @@ def test_a_full_window_forgets_the_oldest_and_says_so(make: Callable[..., Assist
         notices += reply.notices
     assert notices, "the user is told what the model no longer sees"
     assert len(conversation.messages) == 24, "nothing is deleted"
+
+
+def test_a_full_window_is_summarised_once_and_the_summary_is_kept(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def script(message: str) -> str:
+        asked.append(message)
+        return "They counted." if "Summarise this conversation" in message else words(message)
+
+    with ConversationStore(tmp_path / "c.db") as store:
+        conversation = make(store=store, window="summarise", n_ctx=1200, script=script).conversation(system="Be brief")
+        notices: list[str] = []
+        for i in range(14):
+            reply = conversation.send(f"message number {i} " + "w" * 60)
+            reply.wait()
+            notices += reply.notices
+        n_summaries = sum("Summarise this conversation" in message for message in asked)
+        assert 0 < len(notices) < 6
+        assert n_summaries <= 2 * len(notices), "a summary is made when the window is full, not at every turn"
+        assert "summary" in notices[0]
+        kept = conversation.messages[-1].record["summary"]
+        assert kept["text"] == "They counted."
+        asked.clear()
+        make(store=store, window="summarise", n_ctx=1200, script=script).conversation(conversation.id).send("on").wait()
+        assert not any("Summarise this conversation" in message for message in asked), "not even after a restart"
+
+
+def test_stopping_while_older_messages_are_summarised(make: Callable[..., Assistant]) -> None:
+    is_summarising = threading.Event()
+
+    def script(message: str) -> str:
+        if "Summarise this conversation" in message:
+            is_summarising.set()
+            return "long " * 100
+        return "Short."
+
+    conversation = make(window="summarise", n_ctx=1200, script=script, delay_s=0.01).conversation()
+    for i in range(20):
+        reply = conversation.send(f"{i} " + "w" * 60)
+        while not (reply.is_done or is_summarising.wait(0.001)):
+            pass
+        if is_summarising.is_set():
+            break
+        reply.wait()
+    reply.cancel()
+    assert reply.wait(timeout_s=30) == ""
+    assert reply.finish_reason == "cancelled"
+    assert conversation.messages[-1].role == "user"
 
 
 def test_generate_and_complete_keep_nothing(make: Callable[..., Assistant]) -> None:
@@ -280,7 +328,7 @@ def test_a_bug_in_a_turn_reaches_whoever_waits(make: Callable[..., Assistant], m
     assistant = make()
     conversation = assistant.conversation()
     with monkeypatch.context() as patch:
-        patch.setattr("edge.assistant.fit", lambda *args, **kwargs: 1 / 0)
+        patch.setattr("edge.turn.fit", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(BackendError, match="broke down"):
             conversation.send("hello").wait(timeout_s=30)
     assert conversation.regenerate().wait() == "You wrote 5 letters."

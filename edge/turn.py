@@ -1,0 +1,275 @@
+"""One turn: from messages to the end of the reply, saving on the way. Runs in a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.context import Summary, fit
+from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.errors import BackendError, CancelledError, EdgeError, StorageError
+from edge.reply import Reply
+from edge.types import FinishReason, Message, Sampling
+
+if TYPE_CHECKING:
+    from edge.conversation import ConversationStore, Node, Status
+    from edge.prompting import Prompting
+
+__all__ = ["Keeper", "Turn", "newest_summary", "start"]
+
+_SAVE_EVERY_S = 1.0
+_SUMMARY_TOKENS = 256
+_SUMMARY_SO_FAR = "Summary of what was said before:"
+_SUMMARY_TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
+
+
+class Keeper:
+    """Saves a reply while it is written, and its end.
+
+    Args:
+        store: where to.
+        conversation_id: which conversation.
+        question_id: the message that is answered.
+        model: who answers.
+        plan: the placement receipt as JSON values, kept with the reply.
+        summary: what an earlier turn put in place of messages that no longer fit the window.
+
+    Attributes:
+        summary: what stands for them now; kept with the reply for the next turn.
+    """
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        conversation_id: str,
+        question_id: int,
+        model: str,
+        plan: dict[str, Any] | None,
+        summary: Summary | None,
+    ) -> None:
+        self.conversation_id = conversation_id
+        self.summary = summary
+        self._store = store
+        self._question_id = question_id
+        self._model = model
+        self._plan = plan
+        self._saved_at = time.monotonic()
+        self._has_failed = False
+
+    def keep_part(self, reply: Reply) -> None:
+        """Save what is written so far, about once a second."""
+        if not self._has_failed and time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
+            self._save(reply, "partial", None)
+            self._saved_at = time.monotonic()
+
+    def keep_end(self, reply: Reply, status: Status) -> None:
+        """Save the reply as it ended. A failure is told in its notices: what was said is still there to be read."""
+        if not reply.text and status != "complete":
+            return  # nothing was said; the question stays, to be answered again
+        record = {
+            "usage": asdict(reply.usage),
+            "timing": asdict(reply.timing),
+            "plan": self._plan,
+            "summary": asdict(self.summary) if self.summary is not None else None,
+        }
+        self._save(reply, status, record)
+
+    def _save(self, reply: Reply, status: Status, record: dict[str, Any] | None) -> None:
+        try:
+            if reply.node is None:
+                reply.node = self._store.append(
+                    self.conversation_id,
+                    Message("assistant", reply.text),
+                    parent=self._question_id,
+                    status=status,
+                    model=self._model,
+                    record=record,
+                )
+            else:
+                reply.node = self._store.update(reply.node.id, content=reply.text, status=status, record=record)
+        except StorageError as error:
+            if not self._has_failed:
+                reply.notices.append(f"This reply could not be saved. {error}")
+            self._has_failed = True
+
+
+class Turn:
+    """One turn. Made, then given to `start`.
+
+    Args:
+        scheduler: who has the engine.
+        prompting: makes the prompt.
+        prompt: messages, or a text to go on writing after.
+        sampling: how tokens are chosen.
+        n_ctx: context window in tokens.
+        window: what happens to old messages when it is full.
+        keeper: saves the reply; None for replies outside a conversation.
+
+    Attributes:
+        reply: what the caller gets.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        prompting: Prompting,
+        prompt: str | Sequence[Message],
+        sampling: Sampling,
+        *,
+        n_ctx: int,
+        window: str,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self.reply = Reply()
+        self._scheduler = scheduler
+        self._prompting = prompting
+        self._prompt = prompt
+        self._sampling = sampling
+        self._n_ctx = n_ctx
+        self._window = window
+        self._keeper = keeper
+        self._asked_at = time.perf_counter()
+        self._tokenize_ms = 0.0
+
+    def run(self) -> tuple[FinishReason, EdgeError | None]:
+        """Do all of it. Returns how the reply ended, which the caller tells it last."""
+        reply, keeper = self.reply, self._keeper
+        try:
+            finished = self._generate()
+        except CancelledError:
+            return "cancelled", None
+        except EdgeError as error:
+            if keeper is not None:
+                keeper.keep_end(reply, "failed")
+            return "error", error
+        reply.usage, reply.tokens = finished.usage, finished.tokens
+        timing = finished.timing
+        reply.timing = replace(timing, tokenize_ms=self._tokenize_ms, queue_ms=timing.queue_ms - self._tokenize_ms)
+        if finished.tokens:
+            self._prompting.remember_reply(reply.text, finished.tokens)
+        if keeper is not None:
+            keeper.keep_end(reply, "stopped" if finished.reason == "cancelled" else "complete")
+        return finished.reason, None
+
+    def _generate(self) -> Finished:
+        tokens = self._read_prompt()
+        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
+        return self._run(tokens, self._sampling, self._show)
+
+    def _show(self, event: Prefilled | Wrote) -> None:
+        if isinstance(event, Prefilled):
+            self.reply.progress = (event.done, event.total)
+            return
+        self.reply._write(event.text)
+        if self._keeper is not None:
+            self._keeper.keep_part(self.reply)
+
+    def _run(self, tokens: list[int], sampling: Sampling, show: Callable[[Prefilled | Wrote], None]) -> Finished:
+        """Have the engine write, until it has finished; cancelling the reply cancels it."""
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        generation = Generation(tokens, sampling, events.put, asked_at=self._asked_at)
+        self.reply._bind(generation.cancel)
+        self._scheduler.submit(generation)
+        while True:
+            event = events.get()
+            if isinstance(event, Finished):
+                return event
+            if isinstance(event, Failed):
+                raise event.error
+            show(event)
+
+    def _read_prompt(self) -> list[int]:
+        """The tokens to read: of what fits into the window, which is said where it is not everything."""
+        prompting, keeper = self._prompting, self._keeper
+        if isinstance(self._prompt, str):
+            return prompting.tokenize(self._prompt, add_special=True, parse_special=True)
+        tokens: list[int] = []
+
+        def count(messages: Sequence[Message]) -> int:
+            tokens[:] = prompting.encode(messages, self._tell)
+            return len(tokens)
+
+        window = fit(
+            self._prompt,
+            n_ctx=self._n_ctx,
+            reserve=self._reserve(),
+            count=count,
+            policy=self._window,
+            count_one=prompting.count_one,
+            summarise=self._summarise,
+            summary=keeper.summary if keeper is not None else None,
+        )
+        if keeper is not None:
+            keeper.summary = window.summary
+        if window.notice and (keeper is None or prompting.is_news(keeper.conversation_id, window.dropped.stop)):
+            self.reply.notices.append(window.notice)
+        return tokens  # of the last count, which is of window.messages
+
+    def _tell(self, notice: str) -> None:
+        if self._prompting.is_news(notice, True):
+            self.reply.notices.append(notice)
+
+    def _reserve(self) -> int:
+        """Tokens to keep free for the reply: what it may take, but never more than a quarter of the window."""
+        quarter = self._n_ctx // 4
+        return quarter if self._sampling.max_tokens is None else min(self._sampling.max_tokens, quarter)
+
+    def _summarise(self, messages: Sequence[Message]) -> str:
+        """Have the model itself write down what matters of messages that no longer fit, as many at a time as it can read."""
+        room = self._n_ctx // 2
+        summary, part, size = "", list[str](), 0
+        for message in messages:
+            line = f"{message.role}: {message.content}"
+            n_line = len(self._prompting.tokenize(line))
+            if part and size + n_line > room:
+                summary, part, size = self._summarise_part(summary, part), [], 0
+            part.append(line if n_line <= room else line[: room * 2])  # a token is seldom less than two letters
+            size += min(n_line, room)
+        return self._summarise_part(summary, part)
+
+    def _summarise_part(self, summary: str, lines: Sequence[str]) -> str:
+        so_far = f"{_SUMMARY_SO_FAR}\n{summary}\n\n" if summary else ""
+        question = Message("user", so_far + "\n\n".join(lines) + f"\n\n{_SUMMARY_TASK}")
+        tokens = self._prompting.encode([*self._prompting.system_message(""), question])
+        sampling = Sampling(temperature=0, max_tokens=_SUMMARY_TOKENS, repeat_penalty=1.1)
+        text: list[str] = []
+        self._run(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Wrote) else None)
+        if self.reply.is_cancelled:
+            raise CancelledError("The reply was stopped while older messages were being summarised.")
+        return "".join(text)
+
+
+def start(turn: Turn, at_end: Callable[[], None] | None = None) -> Reply:
+    def run() -> None:
+        reason: FinishReason = "error"
+        error: EdgeError | None = None
+        try:
+            reason, error = turn.run()
+        except Exception as unexpected:  # noqa: BLE001 (a bug; whoever waits for the reply must hear of it)
+            error = BackendError(f"The turn broke down: {unexpected!r}.", "Please report this.")
+            error.__cause__ = unexpected
+        finally:
+            if at_end is not None:
+                at_end()
+            turn.reply._end(reason, error)
+
+    threading.Thread(target=run, name="edge-turn", daemon=True).start()
+    return turn.reply
+
+
+def newest_summary(nodes: Sequence[Node]) -> Summary | None:
+    """What an earlier turn kept in its record. The store's file is input from outside, so its shape is checked."""
+    for node in reversed(nodes):
+        kept = node.record.get("summary")
+        if kept is not None:
+            try:
+                return msgspec.convert(kept, Summary)
+            except msgspec.ValidationError:
+                return None  # then the summary is written anew
+    return None
