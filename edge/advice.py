@@ -116,7 +116,19 @@ def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
             f"The KV cache is kept as {plan.kv_type_k}, which saves memory and costs the CPU speed: with 2,000 tokens, "
             "prefill was 2 to 3 times slower. With more free memory it would be f16."
         )
+    memory = plan.memory
+    if memory.available_bytes and memory.total_bytes > 0.9 * memory.available_bytes:
+        yield (
+            f"The model takes {size_text(memory.total_bytes)} of {size_text(memory.available_bytes)} that may be used. Close "
+            "other programs, before the machine starts to swap."
+        )
     layers = next((choice for choice in plan.choices if choice.what == "layers offloaded"), None)
+    if plan.accelerator == "cpu" and plan.gpu_layers == 0:
+        engine = device.engine(plan.backend)
+        idle = [gpu.name for gpu in device.gpus if engine is not None and gpu.api in engine.accelerators]
+        if idle:
+            reason = next((choice.reason for choice in plan.choices if choice.what == "accelerator"), "")
+            yield f"{idle[0]} is not used by this plan ({reason})."
     if layers is not None and plan.artifact.header is not None and plan.gpu_layers <= plan.artifact.header.n_layer:
         yield (
             f"Only {layers.value} layers are on the accelerator. A smaller context (--context), fewer bits a weight or "

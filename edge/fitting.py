@@ -331,7 +331,8 @@ def _nearest(
                 if fits(smaller) is not None:
                     offers.append(f"--kv-type {kv_type}")
                     break
-        layout = _largest_context(request, fits)
+        trained = artifact.header.n_ctx_train if artifact.header else 0
+        layout = _largest_context(request, trained, fits)
         if layout is not None:
             offers.append(f"--context {layout}")
     if not offers and request.gpu_layers and layers is not None:
@@ -345,9 +346,12 @@ def _nearest(
     return f"Close other programs, or use a smaller model or one with fewer bits a weight{raise_limit}."
 
 
-def _largest_context(request: PlanRequest, fits: Callable[[PlanRequest], Layout | None]) -> int | None:
-    """The largest context below the one asked for that fits; None where even the smallest does not."""
+def _largest_context(request: PlanRequest, trained: int, fits: Callable[[PlanRequest], Layout | None]) -> int | None:
+    """The largest context below the one asked for that fits, of what the model was trained for; None where even the
+    smallest does not."""
     low, high = 1, -(-(request.context or 0) // KV_PAD) - 1
+    if trained:
+        high = min(high, max(1, trained // KV_PAD))
     best: int | None = None
     while low <= high:
         middle = (low + high) // 2
