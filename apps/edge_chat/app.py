@@ -49,7 +49,7 @@ class ChatApp(App[int], inherit_bindings=False):
         settings: merged settings.
         conversation: id of the conversation to open, or the beginning of one; None begins a new one.
         loader: loads models, instead of `edge.load`.
-        store: the conversations, instead of those in the data directory.
+        store: the conversations, instead of those in the data directory; the caller closes it.
         cwd: where relative paths of attachments begin, instead of the current directory.
         clock: the time, instead of time.time.
 
@@ -86,7 +86,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.cwd = cwd or Path.cwd()
         self.is_plain = settings.chat.plain
         self.known_models: list[Choice] = []
-        self.library = Library(lambda: store if store is not None else _open_store(settings))
+        self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if store is None else None)
         self.host = ModelHost(loader or _default_loader(settings), self.library.store, self._model_changed)
         self.breakdown: EdgeError | None = None
@@ -140,7 +140,7 @@ class ChatApp(App[int], inherit_bindings=False):
             newest = await self.library.run(lambda store: store.list(limit=1))
             wanted = next((info.id for info in newest if info.draft), None)
         if wanted is None:
-            await chat.controller.new() if not chat.composer.text else None
+            await chat.controller.show_empty()
         else:
             info = await self.library.run(lambda store: store.get(wanted))
             await chat.controller.open(info.id)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ class ChatController:
         self._runs: dict[str, ReplyRun] = {}
         self._waiting: dict[str, Outgoing] = {}
         self._unsaved: dict[str, Outgoing] = {}
+        self._leaving: Outgoing | None = None
+        self._drafts: dict[str, str] = {}
         self._failures: dict[str, ErrorCard] = {}
         self._notices: dict[int, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,11 +101,15 @@ class ChatController:
 
     async def new(self) -> None:
         """Show an empty conversation; it is saved when something is typed."""
-        await self._leave()
+        self._leave()
         self.page = None
         self.editing = None
-        await self.screen.transcript.show(None, self.screen.make_empty_state())
         self.screen.composer.load("")
+        await self.show_empty()
+
+    async def show_empty(self) -> None:
+        """Show that there is no message yet, without touching what is being typed."""
+        await self.screen.transcript.show(None, self.screen.make_empty_state())
         self.screen.page_changed()
 
     async def open(self, conversation_id: str, node_id: int | None = None) -> None:
@@ -116,15 +123,19 @@ class ChatController:
             UsageError: there is no such conversation or message.
             StorageError: it cannot be read.
         """
-        await self._leave()
         if node_id is not None and conversation_id not in self._runs:
             path = await self.app.library.run(lambda store: store.path(conversation_id))
             if node_id not in {node.id for node in path}:
                 await self.app.library.run(lambda store: store.set_head(conversation_id, store.leaf(node_id).id))
         page = await self.app.library.page(conversation_id)
+        # From here to the new draft nothing waits: a key that is pressed meanwhile would be lost with the old one.
+        typed_early = self.screen.composer.text if self.page is None else ""
+        self._leave()
         self.page = page
         self.editing = None
-        self.screen.composer.load(*unpack_draft(page.info.draft))
+        self._drafts[page.info.id] = page.info.draft
+        draft, attachments = unpack_draft(page.info.draft)
+        self.screen.composer.load(draft + typed_early, attachments)
         await self.screen.transcript.show(page, self.screen.make_empty_state())
         await self._show_rest(page.info.id)
         self.screen.page_changed()
@@ -167,7 +178,6 @@ class ChatController:
             raise UsageError("A message is waiting to be sent already.", "Wait, or press Esc to take it back.")
         message = Outgoing(text, attachments, self.editing)
         self.editing = None
-        self.screen.composer.clear()
         self.screen.page_changed()
         if self.app.host.assistant is None or conversation_id in self._runs:
             self._waiting[conversation_id] = message
@@ -177,6 +187,16 @@ class ChatController:
                 self.app.load_model(self.app.host.state.wanted or self.app.settings.model)
             return
         await self._send(conversation_id, message)
+
+    @contextmanager
+    def on_its_way(self, text: str, attachments: tuple[Attachment, ...]) -> Iterator[None]:
+        """While a message is being made ready it stays the draft, so that it outlives the process."""
+        self._leaving = Outgoing(text, attachments)
+        try:
+            yield
+        finally:
+            self._leaving = None
+            self.save_draft()
 
     async def answer_again(self, node_id: int | None = None) -> None:
         """Ask for another answer.
@@ -277,7 +297,7 @@ class ChatController:
         if self.page is None or self.editing is not None:
             return
         conversation_id = self.page.info.id
-        waiting = self._waiting.get(conversation_id) or self._unsaved.get(conversation_id)
+        waiting = self._waiting.get(conversation_id) or self._unsaved.get(conversation_id) or self._leaving
         composer = self.screen.composer
         text, attachments = (waiting.text, waiting.attachments) if waiting else (composer.text, composer.attachments)
         self._post_draft(conversation_id, pack_draft(text, attachments))
@@ -423,16 +443,13 @@ class ChatController:
             self._post_draft(conversation_id, pack_draft(message.text, message.attachments))
 
     def _put_back(self, message: Outgoing) -> None:
-        composer = self.screen.composer
-        typed = composer.text
-        text = message.text if not typed.strip() else f"{message.text}\n{typed}"
-        composer.load(text, (*message.attachments, *composer.attachments))
+        self.screen.composer.put_back(message.text, message.attachments)
         self.editing = message.edited
         self.screen.page_changed()
 
     # Small things
 
-    async def _leave(self) -> None:
+    def _leave(self) -> None:
         """Save the draft of the conversation on the screen; one in which nothing was ever typed is not kept."""
         page = self.page
         if page is None:
@@ -441,7 +458,7 @@ class ChatController:
         composer = self.screen.composer
         is_unused = not page.nodes and not composer.text.strip() and not composer.attachments
         if is_unused and page.info.id not in self._runs and page.info.id not in self._waiting:
-            await self.app.library.run(lambda store: store.delete(page.info.id))
+            self.app.library.post(self._reporting(lambda store: store.delete(page.info.id)))
 
     async def _show_rest(self, conversation_id: str) -> None:
         """What a conversation has besides saved messages: a running reply, a failure, a message that waits."""
@@ -480,13 +497,20 @@ class ChatController:
         return f"will be sent after this reply · {takes_back}"
 
     def _post_draft(self, conversation_id: str, draft: str) -> None:
-        def save(store: ConversationStore) -> None:
+        if self._drafts.get(conversation_id) != draft:
+            self._drafts[conversation_id] = draft
+            self.app.library.post(self._reporting(lambda store: store.set_draft(conversation_id, draft)))
+
+    def _reporting(self, work: Callable[[ConversationStore], object]) -> Callable[[ConversationStore], None]:
+        """Work for the store's thread whose errors are shown."""
+
+        def guarded(store: ConversationStore) -> None:
             try:
-                store.set_draft(conversation_id, draft)
+                work(store)
             except EdgeError as error:
                 self.app.call_later(self.screen.complain, error)
 
-        self.app.library.post(save)
+        return guarded
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside what is going on; its errors are shown."""

@@ -36,10 +36,12 @@ class Library:
 
     Args:
         open_store: opens the store; its errors come out of the first call, and again out of every further one.
+        owns: the store is closed with the library.
     """
 
-    def __init__(self, open_store: Callable[[], ConversationStore]) -> None:
+    def __init__(self, open_store: Callable[[], ConversationStore], *, owns: bool = True) -> None:
         self._open_store = open_store
+        self._owns = owns
         self._store: ConversationStore | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-store")
 
@@ -69,12 +71,12 @@ class Library:
         return await self.run(lambda store: read_page(store, conversation_id))
 
     def close(self) -> None:
-        """Finish what was posted and close the store. Blocks."""
+        """Finish what was posted and close the store, if it is ours. Blocks."""
 
         def close_store() -> None:
-            if self._store is not None:
+            if self._store is not None and self._owns:
                 self._store.close()
-                self._store = None
+            self._store = None
 
         self._thread.submit(close_store)
         self._thread.shutdown(wait=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge_chat.widgets.message import MessageView
 
-__all__ = ["eventually", "fake_app", "say", "settle", "texts"]
+__all__ = ["enter", "eventually", "fake_app", "say", "settle", "texts"]
 
 _TIMEOUT_S = 30.0
 
@@ -104,14 +104,19 @@ async def settle(pilot: Pilot[Any]) -> None:
     await eventually(pilot, is_quiet)
 
 
-async def say(pilot: Pilot[Any], text: str) -> None:
-    """Type a message, send it, and wait for the answer."""
+async def enter(pilot: Pilot[Any], text: str) -> None:
+    """Put a message or a command into the composer and press Enter."""
     app = pilot.app
     assert isinstance(app, ChatApp)
-    app.chat_screen.composer.load(text)
+    app.chat_screen.composer.load(text, app.chat_screen.composer.attachments)
     app.chat_screen.composer.input.focus()
     await pilot.press("enter")
     await pilot.pause()
+
+
+async def say(pilot: Pilot[Any], text: str) -> None:
+    """Like `enter`, and wait for the answer."""
+    await enter(pilot, text)
     await settle(pilot)
 
 

@@ -209,29 +209,31 @@ class ChatScreen(Screen[None]):
     def _submitted(self, event: Composer.Submitted) -> None:
         event.stop()
         line = parse_slash(event.text)
-        self.run_guarded(self._carry_out(line.name, line.argument, event) if line is not None else self._send(event))
+        work = self._carry_out(line.name, line.argument, event) if line is not None else self._send(event)
+        self.run_guarded(self._or_put_back(work, event))
+
+    async def _or_put_back(self, work: Coroutine[Any, Any, None], event: Composer.Submitted) -> None:
+        try:
+            await work
+        except EdgeError:
+            self.composer.put_back(event.text, event.attachments)
+            raise
 
     async def _carry_out(self, name: str, argument: str, event: Composer.Submitted) -> None:
         command = self.app.registry.find(name)
         if command.needs_argument and not argument:
             raise UsageError(f"/{command.name} needs something behind it.", f"Like this: {command.example or command.usage}")
         assert command.run is not None
-        self.composer.load("", event.attachments)
         self.composer.remember(event.text)
-        try:
-            await command.run(self, argument)
-        except EdgeError:
-            if not self.composer.text:
-                self.composer.load(event.text, self.composer.attachments)
-            raise
+        await command.run(self, argument)
 
     async def _send(self, event: Composer.Submitted) -> None:
         text = event.text.strip()
         said = text[1:] if text.startswith("//") else text
-        attachments = await self.composer.read_mentions(said)
-        complaint = self.composer.remember(text)
-        self.transcript.anchor()
-        await self.controller.submit(said, attachments)
+        with self.controller.on_its_way(event.text, event.attachments):
+            attachments = await self.composer.read_mentions(said, event.attachments)
+            complaint = self.composer.remember(text)
+            await self.controller.submit(said, attachments)
         if complaint:
             self.composer.complain(complaint)
 
@@ -245,7 +247,8 @@ class ChatScreen(Screen[None]):
     async def _save_draft(self) -> None:
         composer = self.composer
         if self.controller.page is None:
-            if not (composer.text.strip() or composer.attachments) or composer.text.startswith("/"):
+            is_command = composer.text.startswith("/") and not composer.attachments
+            if is_command or not (composer.text.strip() or composer.attachments):
                 return
             await self.controller.ensure_saved()
         self.controller.save_draft()

@@ -115,6 +115,11 @@ class EditText(ModalScreen["str | None"]):
             yield TextArea(self._value, soft_wrap=True, highlight_cursor_line=False)
             yield Static("Ctrl+S saves, Esc cancels.", classes="dialog-keys")
 
+    def on_mount(self) -> None:
+        """Go on where the text ends."""
+        area = self.query_one(TextArea)
+        area.move_cursor(area.document.end)
+
     def action_accept(self) -> None:
         """Give the text back."""
         self.dismiss(self.query_one(TextArea).text.strip())

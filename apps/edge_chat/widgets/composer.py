@@ -135,7 +135,7 @@ class Composer(Vertical):
 
     @dataclass
     class Submitted(Message):
-        """A message is to be sent, or a command carried out. The text stays until `clear` is called."""
+        """A message is to be sent, or a command carried out. The composer is free for typing on; `put_back` undoes that."""
 
         text: str
         attachments: tuple[Attachment, ...]
@@ -153,7 +153,8 @@ class Composer(Vertical):
         self._files = att.FileIndex(cwd)
         self._attachments: list[Attachment] = []
         self._dismissed = ""
-        self._is_loading = False
+        self._from_history = ""
+        self._loaded = ""
 
     def compose(self) -> ComposeResult:
         yield CompletionPopup()
@@ -187,15 +188,19 @@ class Composer(Vertical):
         """Put something into the composer in place of what is there, cursor at its end."""
         self._attachments = list(attachments)
         self._show_chips()
+        self._loaded = text
         self.input.text = text
         self.input.move_cursor(self.input.document.end)
         self.complain("")
+        self.popup.close()
         self.history.reset()
 
-    def clear(self) -> None:
-        """Empty it, as after sending."""
-        self.load("")
-        self.popup.close()
+    def put_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
+        """Put something that could not be sent in front of what has been typed since."""
+        typed = self.text
+        names = {attachment.name for attachment in attachments}
+        others = [a for a in self._attachments if a.name not in names]
+        self.load(f"{text}\n{typed}" if typed.strip() and text else text or typed, [*attachments, *others])
 
     def complain(self, message: str, hint: str = "") -> None:
         """Say what is wrong with what is typed, until it changes. "" takes it back."""
@@ -227,8 +232,8 @@ class Composer(Vertical):
         except EdgeError as error:
             self.complain(error.message, error.hint)
 
-    async def read_mentions(self, text: str) -> tuple[Attachment, ...]:
-        """The attachments and the files that the text mentions.
+    async def read_mentions(self, text: str, attachments: Sequence[Attachment]) -> tuple[Attachment, ...]:
+        """These attachments and the files that the text mentions.
 
         Raises:
             UsageError, StorageError: one of the files cannot be attached.
@@ -236,10 +241,10 @@ class Composer(Vertical):
 
         def read() -> list[Attachment]:
             paths = dict.fromkeys(mention.path for mention in att.find_mentions(text, self.cwd))
-            names = {attachment.name for attachment in self._attachments}
+            names = {attachment.name for attachment in attachments}
             return [att.read_attachment(p, self.cwd, self._attachment_bytes) for p in paths if p not in names]
 
-        return (*self._attachments, *await asyncio.to_thread(read))
+        return (*attachments, *await asyncio.to_thread(read))
 
     def paste(self, text: str) -> None:
         """Insert pasted text; a long one becomes an attachment, the path of a file a mention of it."""
@@ -272,9 +277,14 @@ class Composer(Vertical):
             if not is_final:
                 return
         text = self.text
-        if text.strip() or self._attachments:
-            self.popup.close()
-            self.post_message(self.Submitted(text, self.attachments))
+        if parse_slash(text) is not None:
+            self.load("", self._attachments)
+            self.post_message(self.Submitted(text, ()))
+        elif text.strip() or self._attachments:
+            attachments = self.attachments
+            # Cleared at once: what is typed from here on belongs to the next message.
+            self.load("")
+            self.post_message(self.Submitted(text, attachments))
 
     def take_key(self, key: str) -> bool:
         """Keys that the popup uses while it is open, and Backspace in front of the attachments. Returns whether it was one."""
@@ -297,7 +307,7 @@ class Composer(Vertical):
         entry = self.history.previous(self.text) if back else self.history.next()
         if entry is None:
             return False
-        self._is_loading = True
+        self._from_history = self._loaded = entry
         self.input.text = entry
         self.input.move_cursor(self.input.document.end if not back else (0, len(self.input.document[0])))
         return True
@@ -313,10 +323,10 @@ class Composer(Vertical):
     @on(TextArea.Changed)
     def _text_changed(self, event: TextArea.Changed) -> None:
         event.stop()
-        if not self._is_loading:
+        if self.text != self._from_history:
             self.history.reset()
-        self._is_loading = False
-        self.complain("")
+        if self.text != self._loaded:
+            self.complain("")
         self._propose()
         self.post_message(self.Changed())
 

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from edge.assistant import Assistant
+from edge.backends.fake import FakeBackend
+from edge.conversation import ConversationStore
+from edge.errors import CancelledError, DownloadError, ModelTooLargeError
+from edge_chat.model_host import ModelHost
+from edge_chat.screens.dialogs import Picker
+from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
+from edge_chat.widgets.cards import ErrorCard, WaitingCard
+
+Progress = Callable[[str, float], bool]
+
+
+def answers(name: str) -> FakeBackend:
+    return FakeBackend(script=lambda message: f"{name}: {message}", n_ctx=8192)
+
+
+class Loader:
+    """Loads fakes; the test decides when, and what fails."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.errors: dict[str, Exception] = {}
+        self.loaded: list[str] = []
+        self.opened: list[Assistant] = []
+
+    def __call__(self, model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        for share in (0.0, 0.25):
+            if not on_progress("downloading", share):
+                raise CancelledError("Stopped.")
+        self.gate.wait(30)
+        if not on_progress("loading", 0.5):
+            raise CancelledError("Stopped.")
+        if model in self.errors:
+            raise self.errors[model]
+        self.loaded.append(model)
+        assistant = Assistant(answers(model), store=store)
+        self.opened.append(assistant)
+        return assistant
+
+
+async def test_one_can_write_and_send_while_the_model_is_loaded() -> None:
+    loader = Loader()
+    store = ConversationStore(None)
+    app = fake_app(loader=loader, store=store, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await eventually(pilot, lambda: app.chat_screen.status.values.activity == "downloading small, 25%")
+        await pilot.press(*"hello", "enter")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        await eventually(pilot, lambda: store.list() and store.list()[0].draft == "hello")
+        loader.gate.set()
+        await settle(pilot)
+        assert texts(app) == ["You: hello", "Fake: small: hello"]
+        assert not app.chat_screen.query(WaitingCard)
+        await eventually(pilot, lambda: store.list()[0].draft == "")
+
+
+async def test_a_model_that_cannot_be_loaded_is_explained_and_the_message_comes_back() -> None:
+    loader = Loader()
+    loader.errors["small"] = DownloadError("The hub does not answer.", "Check the network.")
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await eventually(pilot, lambda: app.has_begun)
+        await pilot.press(*"hello", "enter")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        loader.gate.set()
+        await settle(pilot)
+        card = app.chat_screen.query_one(ErrorCard)
+        assert card.error.message == "The hub does not answer."
+        assert app.chat_screen.composer.text == "hello"
+        loader.errors.clear()
+        await pilot.press("ctrl+up", "r")
+        await eventually(pilot, lambda: app.host.assistant is not None)
+        await settle(pilot)
+        assert not app.chat_screen.query(ErrorCard)
+        await pilot.press("ctrl+down", "enter")
+        await settle(pilot)
+        assert texts(app) == ["You: hello", "Fake: small: hello"]
+
+
+async def test_switching_goes_on_with_the_conversation() -> None:
+    loader = Loader()
+    loader.gate.set()
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "a")
+        loader.gate.clear()
+        await enter(pilot, "/model large")
+        await eventually(pilot, lambda: app.host.is_loading)
+        await pilot.press(*"b", "enter")
+        await eventually(pilot, lambda: len(texts(app)) == 4)
+        assert texts(app)[3] == "Fake: small: b", "the old model answers until the new one is there"
+        loader.gate.set()
+        await eventually(pilot, lambda: app.host.reference == "large")
+        await settle(pilot)
+        await say(pilot, "c")
+        assert texts(app)[5] == "Fake: large: c"
+        assert loader.loaded == ["small", "large"]
+
+
+async def test_a_switch_that_fails_keeps_the_old_model() -> None:
+    loader = Loader()
+    loader.gate.set()
+    loader.errors["large"] = DownloadError("No.", "Try later.")
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/model large")
+        await eventually(pilot, lambda: app.chat_screen.query(ErrorCard))
+        await say(pilot, "a")
+        assert texts(app)[1] == "Fake: small: a"
+
+
+async def test_where_two_models_do_not_fit_the_old_one_makes_room() -> None:
+    loader = Loader()
+    loader.gate.set()
+    seen: list[str] = []
+
+    class Tight(Loader):
+        def __call__(self, model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+            seen.append(model)
+            if model == "large" and seen.count("large") == 1:
+                raise ModelTooLargeError("Too large.", "Free memory.")
+            return loader(model, store=store, on_progress=on_progress)
+
+    app = fake_app(loader=Tight(), settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/model large")
+        await eventually(pilot, lambda: app.host.reference == "large")
+        await settle(pilot)
+        await say(pilot, "a")
+        assert texts(app)[1] == "Fake: large: a"
+    assert seen == ["small", "large", "large"]
+
+
+async def test_where_the_new_model_never_fits_the_old_one_comes_back() -> None:
+    loader = Loader()
+    loader.gate.set()
+    loader.errors["large"] = ModelTooLargeError("Too large.", "Free memory.")
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/model large")
+        await eventually(pilot, lambda: app.chat_screen.query(ErrorCard))
+        await settle(pilot)
+        await say(pilot, "a")
+        assert texts(app)[1] == "Fake: small: a"
+    assert loader.loaded == ["small", "small"]
+
+
+async def test_a_newer_choice_gives_up_the_load_under_way() -> None:
+    loader = Loader()
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await eventually(pilot, lambda: app.host.is_loading)
+        app.load_model("large")
+        loader.gate.set()
+        await eventually(pilot, lambda: app.host.reference == "large")
+        assert loader.loaded == ["large"]
+
+
+async def test_models_are_closed_with_the_app() -> None:
+    loader = Loader()
+    loader.gate.set()
+    app = fake_app(loader=loader, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/model large")
+        await eventually(pilot, lambda: app.host.reference == "large")
+        await settle(pilot)
+    for assistant in loader.opened:
+        with pytest.raises(Exception, match="closed"):
+            assistant.count_tokens("never asked before")
+
+
+async def test_the_picker_lists_the_catalogue() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press("f3")
+        await eventually(pilot, lambda: isinstance(app.screen, Picker))
+        picker = app.screen
+        assert isinstance(picker, Picker)
+        await eventually(pilot, lambda: app.known_models)
+        await pilot.pause()
+        await pilot.press(*"smollm2-360m", "enter")
+        await eventually(pilot, lambda: app.host.state.wanted == "smollm2-360m")
+        await settle(pilot)
+
+
+async def test_a_bug_in_loading_is_an_error_not_a_crash() -> None:
+    changes: list[str] = []
+
+    def broken(model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        raise RuntimeError("bug")
+
+    async def no_store() -> None:
+        return None
+
+    host = ModelHost(broken, no_store, lambda: changes.append(host.state.phase))
+    await host.start("x")
+    assert host.state.phase == "failed" and "bug" in str(host.state.error)
+    assert changes == ["loading", "failed"]
+    await host.close()

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from edge.backends.fake import FakeBackend
+from edge.conversation import ConversationStore
+from edge.errors import BackendError, StorageError
+from edge.types import Message
+from edge_chat.testing import eventually, fake_app, say, settle, texts
+from edge_chat.widgets.cards import EmptyState, ErrorCard, WaitingCard
+
+ANSWERS = {"hi": "Hello.", "code": "Look:\n\n```python title=x\nprint(1)\n```\n\nDone.", "long": "word " * 60}
+
+
+class GatedBackend(FakeBackend):
+    """Stops after some tokens of every reply until the gate is opened."""
+
+    def __init__(self, gate: threading.Event, n_free: int = 5) -> None:
+        super().__init__(script=ANSWERS, n_ctx=8192)
+        self.gate, self.n_free, self.n_steps = gate, n_free, 0
+
+    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+        self.n_steps += 1
+        if self.n_steps > self.n_free:
+            self.gate.wait(30)
+        super().decode(steps)
+
+
+class BrokenBackend(FakeBackend):
+    """Fails in the middle of a reply as long as it is told to."""
+
+    def __init__(self, n_good: int) -> None:
+        super().__init__(script=ANSWERS, n_ctx=8192)
+        self.n_good = n_good
+
+    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+        self.n_good -= 1
+        if self.n_good < 0:
+            raise BackendError("The engine ran out of luck.", "Try again later.")
+        super().decode(steps)
+
+
+def scripted() -> FakeBackend:
+    return FakeBackend(script=ANSWERS, n_ctx=8192)
+
+
+async def test_a_message_is_answered_and_saved() -> None:
+    store = ConversationStore(None)
+    app = fake_app(scripted, store=store)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        assert app.chat_screen.query(EmptyState)
+        await say(pilot, "hi")
+        assert texts(app) == ["You: hi", "Fake: Hello."]
+        assert not app.chat_screen.query(EmptyState)
+        assert app.chat_screen.composer.text == ""
+        values = app.chat_screen.status.values
+        assert values.used > 0 and values.total == 8192 and values.has_reply
+    [info] = store.list()
+    assert info.title == "hi" and info.draft == ""
+    assert [node.content for node in store.path(info.id)] == ["hi", "Hello."]
+
+
+async def test_code_blocks_have_a_language_and_can_be_copied() -> None:
+    app = fake_app(scripted)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "code")
+        await say(pilot, "/copy code")
+        assert app.clipboard == "print(1)"
+        await say(pilot, "/copy")
+        assert app.clipboard == ANSWERS["code"]
+        await say(pilot, "/copy all")
+        assert "print(1)" in app.clipboard and "code" in app.clipboard
+
+
+async def test_stopping_keeps_what_was_said() -> None:
+    gate = threading.Event()
+    store = ConversationStore(None)
+    app = fake_app(lambda: GatedBackend(gate), store=store)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("long")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: any(text.startswith("Fake: word") for text in texts(app)))
+        await pilot.press("escape")
+        gate.set()
+        await settle(pilot)
+        view = app.chat_screen.transcript.views[-1]
+        assert view.state == "stopped" and "word".startswith(view.text[:4])
+    [info] = store.list()
+    answer = store.path(info.id)[-1]
+    assert answer.status == "stopped" and answer.content and len(answer.content) < len(ANSWERS["long"])
+
+
+async def test_typing_goes_on_while_a_reply_is_written_and_the_next_message_waits() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: GatedBackend(gate))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("long")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.chat_screen.controller.run is not None)
+        await pilot.press(*"hi")
+        assert app.chat_screen.composer.text == "hi"
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        gate.set()
+        await settle(pilot)
+        assert not app.chat_screen.query(WaitingCard)
+        assert texts(app)[2:] == ["You: hi", "Fake: Hello."]
+
+
+async def test_a_waiting_message_can_be_taken_back() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: GatedBackend(gate))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("long")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.chat_screen.controller.run is not None)
+        await pilot.press(*"hi", "enter")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        await pilot.press("escape")
+        await eventually(pilot, lambda: not app.chat_screen.query(WaitingCard))
+        assert app.chat_screen.composer.text == "hi"
+        assert app.chat_screen.controller.run is not None, "the reply goes on"
+        gate.set()
+        await settle(pilot)
+        assert len(texts(app)) == 2
+
+
+async def test_a_reply_goes_on_in_the_background() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: GatedBackend(gate))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("long")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: any(text.startswith("Fake: w") for text in texts(app)))
+        busy = app.chat_screen.controller.active_id
+        assert busy is not None
+        await pilot.press("ctrl+n")
+        await eventually(pilot, lambda: app.chat_screen.controller.active_id is None)
+        assert texts(app) == []
+        await app.chat_screen.controller.open(busy)
+        await eventually(pilot, lambda: any(text.startswith("Fake: w") for text in texts(app)))
+        assert len(texts(app)) == 2
+        gate.set()
+        await settle(pilot)
+        assert texts(app) == ["You: long", f"Fake: {ANSWERS['long'].strip()} "]
+
+
+async def test_a_reply_that_ends_elsewhere_is_there_later() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: GatedBackend(gate))
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("long")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: any(text.startswith("Fake: w") for text in texts(app)))
+        busy = app.chat_screen.controller.active_id
+        assert busy is not None
+        await pilot.press("ctrl+n")
+        gate.set()
+        await settle(pilot)
+        assert texts(app) == []
+        await app.chat_screen.controller.open(busy)
+        await settle(pilot)
+        assert texts(app)[1] == f"Fake: {ANSWERS['long']}"
+
+
+async def test_an_error_in_the_middle_is_shown_in_place_and_can_be_tried_again() -> None:
+    backend = BrokenBackend(3)
+    app = fake_app(lambda: backend)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        card = app.chat_screen.query_one(ErrorCard)
+        assert card.error.message == "The engine ran out of luck." and card.error.hint == "Try again later."
+        assert texts(app) == ["You: hi", "Fake: Hell"]
+        assert app.chat_screen.transcript.views[-1].state == "failed"
+        backend.n_good = 1000
+        await pilot.press("ctrl+up")
+        assert card.has_focus
+        await pilot.press("r")
+        await settle(pilot)
+        assert not app.chat_screen.query(ErrorCard)
+        assert texts(app) == ["You: hi", "Fake: Hello."]
+
+
+async def test_an_error_before_the_first_token_leaves_the_question() -> None:
+    backend = BrokenBackend(1000)
+    app = fake_app(lambda: backend)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "x" * 20_000)
+        card = app.chat_screen.query_one(ErrorCard)
+        assert card.title_text == "There is no reply"
+        assert [text[:6] for text in texts(app)] == ["You: x"]
+
+
+async def test_a_message_that_cannot_be_saved_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ConversationStore(None)
+    app = fake_app(scripted, store=store)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+
+        def refuse(*args: object, **options: object) -> None:
+            raise StorageError("The disk is full.", "Free some space.")
+
+        append = store.append
+        monkeypatch.setattr(store, "append", refuse)
+        await say(pilot, "hi\nagain")
+        assert app.chat_screen.composer.text == "hi\nagain"
+        assert app.chat_screen.query_one(ErrorCard).error.message == "The disk is full."
+        assert texts(app) == ["You: hi", "Fake: Hello."]
+        monkeypatch.setattr(store, "append", append)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert not app.chat_screen.query(ErrorCard)
+        assert texts(app)[2] == "You: hi\nagain"
+
+
+async def test_two_slashes_send_one() -> None:
+    app = fake_app(scripted)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "//new")
+        assert texts(app)[0] == "You: /new"
+
+
+async def test_blank_messages_are_not_sent() -> None:
+    app = fake_app(scripted)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "  \n ")
+        assert texts(app) == [] and app.chat_screen.controller.active_id is None
+
+
+async def test_mentioned_files_go_along(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes")
+    store = ConversationStore(None)
+    app = fake_app(scripted, store=store, cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "what is in @notes.md?")
+    node = store.path(store.list()[0].id)[0]
+    assert node.content == "what is in @notes.md?"
+    assert [(a.name, a.text) for a in node.attachments] == [("notes.md", "# Notes")]
+
+
+async def test_a_mentioned_file_that_cannot_go_along_stops_the_message(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"\0\0")
+    app = fake_app(scripted, cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "see @image.png")
+        assert app.chat_screen.composer.text == "see @image.png"
+        assert "binary" in str(app.chat_screen.query_one("#complaint").render())
+        assert texts(app) == []
+
+
+async def test_a_long_conversation_opens_at_its_end_and_shows_more_on_demand() -> None:
+    store = ConversationStore(None)
+    info = store.create(title="long")
+    parent = None
+    for number in range(100):
+        role = "user" if number % 2 == 0 else "assistant"
+        parent = store.append(info.id, Message(role, f"message {number}"), parent=parent).id  # type: ignore[arg-type]
+    app = fake_app(scripted, store=store, conversation=info.id)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        shown = app.chat_screen.transcript.views
+        assert shown[-1].text == "message 99" and len(shown) == 30
+        await app.chat_screen.transcript.show_earlier()
+        assert [view.text for view in app.chat_screen.transcript.views] == [f"message {i}" for i in range(40, 100)]
+        await say(pilot, "hi")
+        assert texts(app)[-1] == "Fake: Hello."
+        await app.chat_screen.transcript.show_earlier()
+        await app.chat_screen.transcript.show_earlier()
+        assert [view.text for view in app.chat_screen.transcript.views][:100] == [f"message {i}" for i in range(100)]

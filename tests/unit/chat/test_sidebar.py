@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge.conversation import ConversationStore
+from edge.types import Message
+from edge_chat.app import ChatApp
+from edge_chat.screens.dialogs import AskText, Confirm
+from edge_chat.testing import eventually, fake_app, say, settle, texts
+from edge_chat.widgets.sidebar import crop
+
+
+def filled() -> ConversationStore:
+    store = ConversationStore(None)
+    for title, said in (("Whales", "How deep do whales dive?"), ("Cooking", "How long do eggs take?"), ("Bread", "Rye flour")):
+        info = store.create(title=title)
+        question = store.append(info.id, Message("user", said), parent=None)
+        store.append(info.id, Message("assistant", f"About {title.lower()}."), parent=question.id)
+    return store
+
+
+def listed(app: ChatApp) -> list[str]:
+    options = app.chat_screen.sidebar.listing
+    prompts = [options.get_option_at_index(i) for i in range(options.option_count)]
+    return [str(option.prompt).strip() for option in prompts if option.id]
+
+
+async def test_conversations_are_listed_and_opened() -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        assert listed(app) == ["Bread", "Cooking", "Whales"]
+        await pilot.press("ctrl+o")
+        await settle(pilot)
+        assert not app.chat_screen.sidebar.display
+        await pilot.press("ctrl+o")
+        await settle(pilot)
+        await pilot.press("down", "enter")
+        await settle(pilot)
+        assert texts(app) == ["You: How long do eggs take?", "Assistant: About cooking."]
+        assert app.chat_screen.composer.input.has_focus
+        assert listed(app)[1] == "● Cooking"
+
+
+async def test_search_answers_as_one_types_and_opens_the_message() -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+f", *"div")
+        await eventually(pilot, lambda: len(listed(app)) == 1)
+        assert "Whales" in listed(app)[0] and "dive" in listed(app)[0]
+        await pilot.press("enter", "enter")
+        await settle(pilot)
+        assert texts(app)[0] == "You: How deep do whales dive?"
+        await pilot.press("ctrl+f")
+        await pilot.press("escape")
+        await eventually(pilot, lambda: len(listed(app)) == 3)
+
+
+async def test_search_finds_other_branches_and_shows_them() -> None:
+    store = ConversationStore(None)
+    info = store.create(title="t")
+    one = store.append(info.id, Message("user", "first version"), parent=None)
+    store.append(info.id, Message("assistant", "answer"), parent=one.id)
+    store.append(info.id, Message("user", "second version"), parent=None)
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await app.chat_screen.controller.open(info.id, one.id)
+        assert texts(app) == ["You: first version", "Assistant: answer"]
+
+
+async def test_nothing_found_is_said() -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/search xyzzy")
+        await eventually(pilot, lambda: "Nothing found" in str(app.chat_screen.query_one("#sidebar-note").render()))
+
+
+@pytest.mark.parametrize("text", ['"', "a AND", "*", "(", "a:b", "'", "\\", "NEAR(", "-"])
+async def test_signs_of_a_query_language_do_no_harm(text: str) -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.sidebar.search.value = text
+        await settle(pilot)
+        assert not app.chat_screen.query_one("#complaint").display
+
+
+async def test_rename_in_the_list() -> None:
+    store = filled()
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.sidebar.listing.focus()
+        await pilot.press("r")
+        await eventually(pilot, lambda: isinstance(app.screen, AskText))
+        await pilot.press("end", *"!", "enter")
+        await settle(pilot)
+        assert store.list()[0].title == "Bread!"
+        assert "Bread!" in listed(app)[0]
+
+
+async def test_delete_asks_and_can_be_undone() -> None:
+    store = filled()
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.sidebar.listing.focus()
+        await pilot.press("d")
+        await eventually(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("escape")
+        await settle(pilot)
+        assert len(store.list()) == 3
+        await pilot.press("d")
+        await eventually(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("enter")
+        await settle(pilot)
+        assert len(store.list()) == 3, "Enter answers with the harmless button"
+        await pilot.press("d")
+        await eventually(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await settle(pilot)
+        assert [info.title for info in store.list()] == ["Cooking", "Whales"]
+        await say(pilot, "/undo")
+        assert [info.title for info in store.list()] == ["Bread", "Cooking", "Whales"]
+        assert texts(app) == ["You: Rye flour", "Assistant: About bread."]
+        await say(pilot, "/undo")
+        assert "Nothing was deleted" in str(app.chat_screen.query_one("#complaint").render())
+
+
+async def test_deleting_the_conversation_on_the_screen_shows_a_new_one() -> None:
+    store = filled()
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        app.chat_screen.composer.load("/delete")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await settle(pilot)
+        assert texts(app) == [] and len(store.list()) == 3
+
+
+async def test_narrow_terminals_get_it_as_an_overlay() -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        screen = app.chat_screen
+        assert not screen.sidebar.display
+        width = screen.transcript.size.width
+        await pilot.press("ctrl+o")
+        await settle(pilot)
+        assert screen.sidebar.display and screen.transcript.size.width == width
+        await pilot.press("enter")
+        await settle(pilot)
+        assert not screen.sidebar.display and texts(app)[0] == "You: Rye flour"
+        await pilot.press("ctrl+o", "escape")
+        await settle(pilot)
+        assert not screen.sidebar.display
+        await pilot.resize_terminal(140, 40)
+        await pilot.press("ctrl+o")
+        await settle(pilot)
+        assert screen.sidebar.display and screen.transcript.size.width < 140 - 30
+
+
+async def test_save_and_import(tmp_path: Path) -> None:
+    store = filled()
+    app = fake_app(store=store, cwd=tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        before = texts(app)
+        for command, file in (("/save", "hello.md"), ("/save json", "hello.json"), ("/save md other.md", "other.md")):
+            await say(pilot, command)
+            assert (tmp_path / file).is_file(), command
+            await say(pilot, f"/import {file}")
+            assert [text.partition(": ")[2] for text in texts(app)] == [text.partition(": ")[2] for text in before]
+        kept = (tmp_path / "hello.md").read_text()
+        await say(pilot, "/save")
+        assert "exists already" in str(app.chat_screen.query_one("#complaint").render())
+        assert (tmp_path / "hello.md").read_text() == kept
+        (tmp_path / "bad.json").write_text('{"no": 1}')
+        await say(pilot, "/import bad.json")
+        assert app.chat_screen.query_one("#complaint").display
+
+
+async def test_title_and_system_prompt() -> None:
+    store = ConversationStore(None)
+    app = fake_app(store=store, settings={"system": "Be kind."})
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        assert store.list()[0].system == "Be kind."
+        await say(pilot, "/title Greetings")
+        assert str(app.chat_screen.query_one("#title").render()) == "Greetings"
+        await say(pilot, "/system Be brief.")
+        assert store.list()[0].system == "Be brief."
+        app.chat_screen.composer.load("/system")
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.screen is not app.chat_screen)
+        await pilot.press(*" Yes.", "ctrl+s")
+        await settle(pilot)
+        assert store.list()[0].system == "Be brief. Yes."
+
+
+@pytest.mark.parametrize(
+    ("text", "matches", "shown"),
+    [
+        ("short text", ((0, 5),), "short text"),
+        ("x" * 40 + " match", ((41, 46),), "match"),
+        ("match" + " y" * 40, ((0, 5),), "match"),
+        ("a " * 20 + "match" + " b" * 20, ((40, 45),), "match"),
+    ],
+)
+def test_snippets_are_cut_around_the_match(text: str, matches: tuple[tuple[int, int], ...], shown: str) -> None:
+    part, moved = crop(text, matches, 26)
+    assert len(part) <= 26 and shown in part
+    assert [part[a:b] for a, b in moved] == [text[a:b] for a, b in matches]
