@@ -15,8 +15,8 @@ from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelF
 
 __all__ = ["AbortFlag", "forget_log", "load_failure", "load_library", "recent_log"]
 
-_WARN, _ERROR, _CONTINUED = 2, 3, 5
-_log: deque[str] = deque(maxlen=40)
+_WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
+_log: deque[tuple[int, str]] = deque(maxlen=40)
 _lock = threading.Lock()
 _library: Any = None
 _callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
@@ -46,14 +46,14 @@ def load_library() -> Any:
 def _silence(library: Any) -> None:
     """Keep warnings and errors of llama.cpp for our messages; it would write them over the chat otherwise."""
     global _callback
-    is_kept = False
+    last_level = 0
 
     def keep(level: int, text: bytes, _user_data: object) -> None:
-        nonlocal is_kept
+        nonlocal last_level
         if level != _CONTINUED:
-            is_kept = level in (_WARN, _ERROR)
-        if is_kept and text:
-            _log.append(text.decode("utf-8", "replace").rstrip("\n"))
+            last_level = level
+        if last_level in (_WARN, _ERROR) and text:
+            _log.append((last_level, text.decode("utf-8", "replace")))
 
     _callback = library.llama_log_callback(keep)
     library.llama_log_set(_callback, None)
@@ -65,9 +65,10 @@ def forget_log() -> None:
 
 
 def recent_log(n_lines: int = 3) -> str:
-    """The last warnings and errors of llama.cpp, without its function names, as one line."""
-    lines = [line.split(": ", 1)[-1].strip() for line in _log if line.strip(" .\n")]
-    return "; ".join(lines[-n_lines:])
+    """The last errors of llama.cpp, or the last warnings where there is no error, without its function names, as one line."""
+    worst = max((level for level, _ in _log), default=0)
+    lines = [" ".join(text.split(": ", 1)[-1].split()) for level, text in _log if level == worst]
+    return "; ".join([line for line in lines if line.strip(".") and line != "failed to load model"][-n_lines:])
 
 
 def load_failure(action: str, path: object, architecture: str) -> EdgeError:
@@ -90,7 +91,7 @@ def load_failure(action: str, path: object, architecture: str) -> EdgeError:
             f"There is not enough memory to {action} of {path} ({text}).",
             "Use a smaller context or a smaller model, or close other programs.",
         )
-    if "error loading model" in lowered or "failed to load model" in lowered or "tensor" in lowered:
+    if "error loading model" in lowered:
         return ModelFileError(
             f"llama.cpp cannot use {path} (architecture {architecture!r}): {text}.", "Download or convert it again."
         )

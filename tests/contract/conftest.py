@@ -247,6 +247,7 @@ def write_lfm2(path: Path) -> Path:
 
 _WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama": write_llama,
+    "llama without tokenizer": lambda path: write_llama(path, with_tokenizer=False),
     "gemma3": write_gemma3,
     "mamba": write_mamba,
     "lfm2": write_lfm2,
