@@ -136,7 +136,7 @@ def _thermal(heat: str) -> Thermal:
     speed = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", heat)
     if speed and int(speed[1]) < 100:
         return Thermal("throttled", None, f"pmset gives a CPU speed limit of {speed[1]} %")
-    warning = re.search(r"thermal warning level\D*?(\d+)", heat, re.IGNORECASE)
+    warning = re.search(r"^(?!Note: No).*thermal warning level\D*(\d+)", heat, re.IGNORECASE | re.MULTILINE)
     if warning and int(warning[1]) > 0:
         return Thermal("throttled", None, f"pmset gives thermal warning level {warning[1]}")
     if speed or "No thermal warning level" in heat:

@@ -74,7 +74,7 @@ def make_plan(
         _flash_choice(fit),
         _mmap_choice(use_mmap),
         Choice("memory lock", "off", "locking needs a privilege on most systems, and makes loading read every page first"),
-        *_repacking_choice(row, target, safety),
+        *_repacking_choice(row, layers, fit, safety),
         Choice(
             "sequences", str(n_seq), "asked for" if request.n_seq else "conversations that stay in the KV cache side by side"
         ),
@@ -171,9 +171,10 @@ def _threads(cpu: Cpu, request: PlanRequest) -> tuple[Choice, Choice]:
         return asked, Choice("threads, prefill", str(request.threads), "as for decode")
     fast, slow = cpu.usable_performance, cpu.usable_efficiency
     n_threads = max(1, fast or slow)
-    kind = "performance cores" if cpu.n_efficiency and fast else "physical cores"
-    has_more_threads = cpu.n_logical > cpu.n_physical
-    reason = f"the {n_threads} {kind} that may be used" + (", one thread each" if has_more_threads else "") + limits
+    kind = "performance" if cpu.n_efficiency and fast else "physical"
+    cores = f"the one {kind} core" if n_threads == 1 else f"the {n_threads} {kind} cores"
+    each = ", one thread each" if cpu.n_logical > cpu.n_physical and n_threads > 1 else ""
+    reason = f"{cores} that may be used{each}{limits}"
     decode = Choice("threads", str(n_threads), reason)
     together = (fast + slow) * cpu.efficiency_speed  # all wait for the slowest
     if fast and slow and together > _WORTH_THE_SLOW_CORES * fast:
@@ -234,9 +235,9 @@ def _mmap_choice(use_mmap: bool) -> Choice:
     return Choice("file mapping", "off", "the GPU keeps a copy in the same memory, so a mapped file would take it twice")
 
 
-def _repacking_choice(row: EngineRow, target: Target, safety: Safety | None) -> tuple[Choice, ...]:
+def _repacking_choice(row: EngineRow, layers: Layers | None, fit: Fit, safety: Safety | None) -> tuple[Choice, ...]:
     """Weight repacking, which matters for what the CPU computes."""
-    if row.name != "llamacpp":
+    if row.name != "llamacpp" or (layers is not None and fit.layout.gpu_layers > layers.n_layer):
         return ()
     if safety is None:
         return (Choice("weight repacking", "on", "not checked on this machine"),)
