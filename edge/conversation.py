@@ -43,6 +43,7 @@ class ConversationStore:
     Raises:
         StorageError: here, the file cannot be opened, is not ours, is damaged, or was written by a newer edge; in every
             method, the disk is full, read-only or failing, the file stays locked, or the store was closed.
+        UsageError: in every method that takes an id, there is no such conversation or message (any more).
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -85,9 +86,7 @@ class ConversationStore:
                 raise UsageError(f"There is a conversation {id!r} already.", "Choose another id, or open that one.")
             now = time.time()
             new_id = id or self._new_id(db)
-            key = tree.insert_conversation(
-                db, new_id, title=tree.to_line(title), system=system, model=model, created=now, updated=now
-            )
+            key = tree.insert_conversation(db, new_id, title=title, system=system, model=model, created=now, updated=now)
             return tree.read_info(db, key)
 
     def get(self, id: str) -> ConversationInfo:
@@ -213,7 +212,7 @@ class ConversationStore:
         model: str = "",
         record: Mapping[str, object] | None = None,
     ) -> Node:
-        """Add a message, move the head to it, and clear nothing else. It is on the disk when this returns.
+        """Add a message and move the head to it. It is on the disk when this returns.
 
         Args:
             conversation_id: the whole id.
