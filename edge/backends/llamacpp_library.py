@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 import threading
 from collections import deque
@@ -31,6 +32,9 @@ def load_library() -> Any:
     global _library
     with _lock:
         if _library is None:
+            # OpenMP reads this once, when it is loaded. Its default lets a thread that waits for another spin; when anything
+            # else runs on a core that the others wait for, decoding becomes ten times slower and more (docs/builds.md).
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 library = importlib.import_module("llama_cpp.llama_cpp")
             except (ImportError, OSError, RuntimeError) as error:
