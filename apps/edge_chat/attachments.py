@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge.conversation import Attachment
 from edge.errors import StorageError, UsageError
 from edge_chat import format as fmt
+
+if TYPE_CHECKING:
+    from edge.conversation import Attachment
 
 __all__ = [
     "FileIndex",
@@ -75,7 +78,14 @@ def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
         size = fmt.n_bytes(max(status.st_size, len(data)))
         hint = f"The limit is {fmt.n_bytes(max_bytes)}; `chat.attachment_bytes` raises it."
         raise UsageError(f"{path_text} is too large to attach ({size}).", hint)
-    return Attachment(name=path_text, text=_decode(data, path_text))
+    return make_attachment(path_text, _decode(data, path_text))
+
+
+def make_attachment(name: str, text: str) -> Attachment:
+    """An attachment. The store's module is not needed before the first one."""
+    from edge.conversation import Attachment
+
+    return Attachment(name=name, text=text)
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -231,7 +241,7 @@ def unpack_draft(draft: str) -> tuple[str, list[Attachment]]:
     if draft.startswith(_DRAFT_MARK):
         try:
             content = json.loads(draft[len(_DRAFT_MARK) :])
-            return str(content["text"]), [Attachment(name=str(n), text=str(t)) for n, t in content["attachments"]]
+            return str(content["text"]), [make_attachment(str(n), str(t)) for n, t in content["attachments"]]
         except (ValueError, KeyError, TypeError):
             pass  # typed or pasted by somebody, mark and all; it is shown as it is
     return draft, []

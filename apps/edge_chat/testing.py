@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["enter", "eventually", "fake_app", "say", "settle", "texts"]
 
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 120.0
 
 
 def fake_app(
@@ -68,7 +68,7 @@ async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
     """Wait until something holds, letting the app go on meanwhile.
 
     Raises:
-        TimeoutError: it does not, for half a minute.
+        TimeoutError: it does not, for two minutes.
     """
     deadline = time.monotonic() + _TIMEOUT_S
     while not is_true():
@@ -81,7 +81,7 @@ async def settle(pilot: Pilot[Any]) -> None:
     """Wait until the app has nothing left to do: model loaded, replies written and shown, commands carried out.
 
     Raises:
-        TimeoutError: it is still busy after half a minute.
+        TimeoutError: it is still busy after two minutes.
     """
     app = pilot.app
     assert isinstance(app, ChatApp)

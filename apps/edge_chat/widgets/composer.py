@@ -250,9 +250,7 @@ class Composer(Vertical):
         """Insert pasted text; a long one becomes an attachment, the path of a file a mention of it."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if len(text) > self._paste_chars:
-            from edge.conversation import Attachment
-
-            self.attach(Attachment(att.paste_name(a.name for a in self._attachments), text))
+            self.attach(att.make_attachment(att.paste_name(a.name for a in self._attachments), text))
             return
         path = text.strip().strip("'\"")
         if "\n" not in path and path.startswith("/") and att.is_file(path):
