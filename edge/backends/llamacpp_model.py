@@ -14,7 +14,7 @@ from edge.errors import BackendUnavailableError, CancelledError, ModelFileError,
 if TYPE_CHECKING:
     from edge.plan import Plan
 
-__all__ = ["KV_TYPES", "capabilities_of", "describe", "load_model", "meta", "open_context"]
+__all__ = ["KV_TYPES", "capabilities_of", "check_usable", "describe", "load_model", "meta", "open_context"]
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 """Name -> ggml type, for the KV cache."""
@@ -99,6 +99,7 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
     Raises:
         UsageError: the plan names a KV type that does not exist, or too many sequences.
         ModelTooLargeError, BackendError: llama.cpp refused; see `load_failure`.
+        ModelFileError: the model reads text as a whole, so it has no use for a KV cache and cannot go on writing.
     """
     params = library.llama_context_default_params()
     for name in (plan.kv_type_k, plan.kv_type_v):
@@ -129,6 +130,9 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
     context = library.llama_init_from_model(model, params)
     if not context:
         raise load_failure("make room for the context", plan.artifact.path, architecture)
+    if not library.llama_get_memory(context) or not library.llama_get_causal_attn(context):
+        library.llama_free(context)
+        raise _encoder_error(plan.artifact.path)
     return context
 
 
@@ -142,9 +146,13 @@ def check_usable(library: Any, model: Any, path: object) -> None:
     if library.llama_vocab_type(vocab) == library.LLAMA_VOCAB_TYPE_NONE:
         raise ModelFileError(f"{path} has no tokenizer.", "Convert the model again, with its tokenizer beside it.")
     if library.llama_model_has_encoder(model) or not library.llama_model_has_decoder(model):
-        raise ModelFileError(f"{path} is an encoder: it reads text but cannot chat.", "Choose a chat model.")
+        raise _encoder_error(path)
     if library.llama_model_is_diffusion(model):
         raise ModelFileError(f"{path} is a diffusion model, which edge cannot run.", "Choose a chat model.")
+
+
+def _encoder_error(path: object) -> ModelFileError:
+    return ModelFileError(f"{path} is an encoder: it reads text but cannot chat.", "Choose a chat model.")
 
 
 def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:

@@ -245,9 +245,35 @@ def write_lfm2(path: Path) -> Path:
     return model.write()
 
 
+def write_bert(path: Path) -> Path:
+    """A tiny encoder."""
+    model = TinyModel(path, "bert")
+    model.writer.add_head_count(HEADS)
+    model.writer.add_layer_norm_eps(1e-5)
+    model.writer.add_causal_attention(False)
+    model.writer.add_token_type_count(2)
+    model.add_tokenizer()
+    model.tensor("token_embd.weight", 259, WIDTH)
+    model.tensor("token_types.weight", 2, WIDTH)
+    model.tensor("position_embd.weight", 4096, WIDTH)
+    norms = ["token_embd_norm"]
+    for layer in range(model.n_layer):
+        block = f"blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            model.tensor(f"{block}.{name}.weight", WIDTH, WIDTH)
+        model.tensor(f"{block}.ffn_up.weight", FFN, WIDTH)
+        model.tensor(f"{block}.ffn_down.weight", WIDTH, FFN)
+        norms += [f"{block}.attn_output_norm", f"{block}.layer_output_norm"]
+    for name in norms:
+        model.norm(f"{name}.weight")
+        model.norm(f"{name}.bias")
+    return model.write()
+
+
 _WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama": write_llama,
     "llama without tokenizer": lambda path: write_llama(path, with_tokenizer=False),
+    "bert": write_bert,
     "gemma3": write_gemma3,
     "mamba": write_mamba,
     "lfm2": write_lfm2,

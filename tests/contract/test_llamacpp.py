@@ -148,6 +148,11 @@ def test_a_model_without_a_tokenizer_is_refused(tiny_model: TinyModel, plan_for:
         LlamaCppBackend(plan_for(tiny_model("llama without tokenizer")))
 
 
+def test_an_encoder_is_refused(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+    with pytest.raises(ModelFileError, match="encoder"):
+        LlamaCppBackend(plan_for(tiny_model("bert")))
+
+
 def test_an_accelerator_that_is_not_in_this_build_is_refused(tiny_model: TinyModel, plan_for: PlanFor) -> None:
     if load_library().llama_supports_gpu_offload():
         with LlamaCppBackend(plan_for(tiny_model("llama"), accelerator="cuda", gpu_layers=-1)) as backend:
