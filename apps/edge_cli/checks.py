@@ -122,6 +122,7 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
 def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
     """Is the default model here, and does it fit?"""
     from edge.catalog import load_catalog
+    from edge.receipt import size_text
 
     try:
         made = plan()
@@ -133,7 +134,8 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
         return
     artifact, memory = made.artifact, made.memory
     yield Check("model", "ok", f"{settings.model}: {size(artifact.size_bytes)} in {artifact.path}")
-    yield Check("memory", "ok", f"it takes {size(memory.total_bytes)} of {size(memory.available_bytes)} that are available")
+    total, available = size_text(memory.total_bytes), size_text(memory.available_bytes)
+    yield Check("memory", "ok", f"it takes {total} of {available} that are available")
 
 
 def check_chat() -> Iterator[Check]:

@@ -10,7 +10,6 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.group import CONTEXT_SETTINGS, examples
 from edge_cli.options import json_option
-from edge_cli.text import size
 
 if TYPE_CHECKING:
     from edge.device import Cpu, DeviceProfile
@@ -32,6 +31,8 @@ def devices(app: App, as_json: bool) -> None:
 
 def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
     """A profile as rows of what and value; what is not known is left out."""
+    from edge.receipt import size_text
+
     host, memory, power, thermal = profile.host, profile.memory, profile.power, profile.thermal
     around = [f"in {host.container}" if host.container else "", "on a virtual machine" if host.virtual_machine else ""]
     rows = [
@@ -41,14 +42,14 @@ def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
         ("processor", _cores(profile.cpu)),
         *(("", limit) for limit in profile.cpu.limits),
         ("instructions", " ".join(profile.cpu.features)),
-        ("memory", f"{size(memory.total_bytes)}, of which {size(memory.available_bytes)} are available"),
-        ("", f"{memory.limit} (the machine has {size(memory.host_total_bytes)})" if memory.limit else ""),
+        ("memory", f"{size_text(memory.total_bytes)}, of which {size_text(memory.available_bytes)} are available"),
+        ("", f"{memory.limit} (the machine has {size_text(memory.host_total_bytes)})" if memory.limit else ""),
     ]
     if memory.swap_total_bytes:
-        rows.append(("swap", f"{size(memory.swap_total_bytes)}, of which {size(memory.swap_free_bytes)} are free"))
+        rows.append(("swap", f"{size_text(memory.swap_total_bytes)}, of which {size_text(memory.swap_free_bytes)} are free"))
     for gpu in profile.gpus:
         kind = "shared with the processor" if gpu.is_unified else "of its own"
-        details = [gpu.api, f"{size(gpu.total_bytes)} {kind}", f"{size(gpu.free_bytes)} free", f"driver {gpu.driver}"]
+        details = [gpu.api, f"{size_text(gpu.total_bytes)} {kind}", f"{size_text(gpu.free_bytes)} free", f"driver {gpu.driver}"]
         rows.append(("graphics", f"{gpu.name} ({', '.join(details if gpu.driver else details[:-1])})"))
     if not profile.gpus:
         rows.append(("graphics", "none that an engine could use"))

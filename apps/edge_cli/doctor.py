@@ -32,9 +32,9 @@ def doctor(app: App, as_json: bool) -> int:
     Looks at the machine, the engines, the directories and the default model, and shows how that model would be run and why.
     Changes nothing. The exit code is 1 when something is broken.
     """
+    from edge.advice import advice
     from edge.backends.canary import load_safety
     from edge_cli import checks
-    from edge_cli.advice import advise
     from edge_cli.devices import device_rows
 
     found: list[Check] = []
@@ -56,7 +56,7 @@ def doctor(app: App, as_json: bool) -> int:
 
         found += checks.guarded("model", lambda: checks.check_model(settings, plan))
         found += checks.guarded("chat app", checks.check_chat)
-    advice = advise(profile, plans[0] if plans else None)
+    advised = advice(profile, plans[0] if plans else None)
     is_ok = all(check.state != "broken" for check in found)
     if as_json:
         output.json_object(
@@ -65,7 +65,7 @@ def doctor(app: App, as_json: bool) -> int:
                 "checks": [asdict(check) for check in found],
                 "device": profile.to_dict(),
                 "plan": plans[0].to_dict() if plans else None,
-                "advice": advice,
+                "advice": advised,
             }
         )
         return 0 if is_ok else 1
@@ -76,10 +76,10 @@ def doctor(app: App, as_json: bool) -> int:
         output.line(f"\nHow {settings.model} is run here, and why:")
         for row in plans[0].explain().splitlines():
             output.line("  " + output.plain(row))
-    if advice:
+    if advised:
         output.line("\nWhat would make it faster:")
-        for advised in advice:
-            output.line("  - " + output.plain(advised))
+        for text in advised:
+            output.line("  - " + output.plain(text))
     output.line("\nEverything is in order." if is_ok else "\nSomething is broken: see above.")
     return 0 if is_ok else 1
 

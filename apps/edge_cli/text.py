@@ -12,7 +12,7 @@ __all__ = ["memory_lines", "size", "stats_line"]
 
 
 def size(n_bytes: float) -> str:
-    """Bytes with a unit of 1,000: 98.4 MB."""
+    """Bytes of files and disks, with a unit of 1,000 as they are sold: 98.4 MB. Memory goes by edge.receipt.size_text."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(n_bytes) < 1000:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -34,11 +34,13 @@ def stats_line(usage: Usage, timing: Timing) -> str:
 
 def memory_lines(plan: Plan) -> list[tuple[str, str]]:
     """The memory estimate of a plan as rows of name and size."""
+    from edge.receipt import size_text
+
     memory = plan.memory
     return [
-        ("weights", size(memory.weights_bytes)),
-        (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", size(memory.kv_bytes)),
-        ("working buffers", size(memory.compute_bytes)),
-        ("total", size(memory.total_bytes)),
-        ("available", size(memory.available_bytes)),
+        ("weights", size_text(memory.weights_bytes)),
+        (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", size_text(memory.kv_bytes)),
+        ("working buffers", size_text(memory.compute_bytes)),
+        ("total", size_text(memory.total_bytes)),
+        ("available", size_text(memory.available_bytes)),
     ]
