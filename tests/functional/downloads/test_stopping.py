@@ -66,10 +66,8 @@ print("path", artifact.path, flush=True)
 
 
 def start_child() -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, REFERENCE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root
-    )
+    root = Path(__file__).parents[3]
+    return subprocess.Popen([sys.executable, "-c", CHILD, REFERENCE], stdout=subprocess.PIPE, text=True, cwd=root)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
