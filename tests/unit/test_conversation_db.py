@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil  # noqa: F401 -- before a test changes sys.platform
 import pytest
 
 from edge import conversation_db, conversation_tree
@@ -158,6 +159,56 @@ def test_a_lock_that_stays_is_an_error_and_one_that_goes_is_waited_for(tmp_path:
         other.close()
 
 
+def test_opening_waits_for_a_reader_of_a_file_that_has_no_log_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself gives up at once here, whatever the timeout is."""
+    path = tmp_path / "c.db"
+    id = make(path)
+    raw(path, "PRAGMA journal_mode = DELETE")
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM node").fetchall()
+        with monkeypatch.context() as patch:
+            patch.setattr(conversation_db, "BUSY_TIMEOUT_S", 0.05)
+            with pytest.raises(StorageError, match="locked"):
+                ConversationStore(path)
+        timer = threading.Timer(0.1, other.execute, ["COMMIT"])
+        timer.start()
+        with ConversationStore(path) as store:
+            timer.join()
+            assert [node.content for node in store.path(id)] == ["hello"]
+            assert raw(path, "PRAGMA journal_mode") == [("wal",)]
+    finally:
+        other.close()
+
+
+class NoCheckpoint:
+    """A connection on a disk that fails when the log is to be emptied."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.connection, name)
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if "wal_checkpoint" in sql:
+            raise sqlite3.OperationalError("disk I/O error")
+        return self.connection.execute(sql, *values)
+
+
+def test_a_log_that_cannot_be_emptied_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = make(tmp_path / "c.db")
+    with ConversationStore(tmp_path / "c.db") as store:
+        writer = store._db._writer
+        assert writer is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(store._db, "_writer", NoCheckpoint(writer))
+            with pytest.raises(StorageError, match=r"It was deleted, but .* still holds traces"):
+                store.delete(id)
+        assert store.list() == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_store_is_not_used_across_a_fork(tmp_path: Path) -> None:
     code = """
@@ -211,13 +262,33 @@ def test_what_a_dead_process_left_half_written_is_shown_as_stopped(tmp_path: Pat
         assert {node.status for node in store.children("streaming", None)} == {"partial", "stopped"}
 
 
+@pytest.mark.parametrize("platform", [sys.platform, "darwin"])
+def test_a_mark_lives_as_long_as_its_process(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)  # elsewhere than on Linux, psutil is asked
+    conversation_db._own_mark.cache_clear()
+    try:
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            mark = conversation_db._mark(child.pid)
+            assert mark is not None
+            assert mark != process_mark()
+            assert is_alive(mark) is True
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert is_alive(mark) is False  # a zombie writes nothing
+        assert is_alive(mark) is False
+    finally:
+        monkeypatch.undo()
+        conversation_db._own_mark.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a mark names neither boot nor container")
 def test_marks_of_processes() -> None:
     own = process_mark()
     assert is_alive(own) is True
     boot, namespace, pid, start = own.split(" ")
     assert is_alive(f"{boot} {namespace} {pid} {start}0") is False  # another process that got the same number
     assert is_alive(f"other {namespace} {pid} {start}") is False  # before the machine was started again
-    assert is_alive(f"{boot} other {pid} {start}") is (None if namespace != "other" else True)  # in another container
+    assert is_alive(f"{boot} other {pid} {start}") is None  # in another container
     assert is_alive("garbage") is None
 
 

@@ -110,7 +110,7 @@ def one(content: str, *attachments: AttachmentFile) -> ConversationFile:
     return ConversationFile(title="T", system="", model="", created=0.0, updated=0.0, head=0, nodes=[node])
 
 
-some = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @some

@@ -98,6 +98,26 @@ def test_messages_come_back_without_their_conversations(tmp_path: Path) -> None:
         assert {info.n_messages for info in store.list()} == {3}
 
 
+def test_rows_of_nonsense_do_not_stop_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    fill(path)
+    connection = sqlite3.connect(path)
+    connection.executescript("""
+        UPDATE node SET role = 'root' WHERE id = 1; UPDATE node SET record = '{' WHERE id = 5;
+        UPDATE node SET spans = x'ff00' WHERE id = 9; UPDATE node SET conversation = 'none' WHERE id = 90;
+        UPDATE conversation SET created = 'noon' WHERE key = 7; UPDATE conversation SET head = 'top' WHERE key = 8;
+        DELETE FROM node WHERE id = 20""")
+    connection.close()
+    with ConversationStore(tmp_path / "new.db") as store:
+        result = rescue(path, store)
+        assert (result.n_messages, result.n_lost) == (86, 3)
+        titles = sorted(info.title for info in store.list())
+        assert titles == sorted([f"talk {number}" for number in range(30) if number != 6] + ["Rescued conversation"] * 2)
+        first = next(info for info in store.list() if info.title == "talk 0")
+        assert [node.content[:5] for node in store.path(first.id)] == ["other", "reply"]  # their parent is lost
+        assert store.check() == []
+
+
 def test_nothing_to_rescue_says_so(tmp_path: Path) -> None:
     (tmp_path / "junk.db").write_bytes(b"junk" * 5000)
     with ConversationStore(tmp_path / "new.db") as store:
