@@ -92,7 +92,8 @@ class Background:
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._work = _Work()  # but for its batch, which is the queue
-        self._is_busy = self._is_closing = self._is_hurried = self._wants_open = False
+        self._is_busy = self._is_closing = self._wants_open = False
+        self._n_flushing = 0
         self._disk: Disk | None = None
         self._retry_at = self._distrusted_at = 0.0
         self._distrusted: Path | None = None
@@ -171,12 +172,12 @@ class Background:
             False when the time was over first.
         """
         with self._wake:
-            self._is_hurried = True
+            self._n_flushing += 1
             self._wake.notify_all()
             try:
                 return self._wake.wait_for(lambda: not self._is_busy and not self._has_work(), timeout_s)
             finally:
-                self._is_hurried = False
+                self._n_flushing -= 1
 
     def fail(self, error: BaseException, disk: Disk | None = None) -> None:
         """Stay away from the disk for a while, and say why.
@@ -209,8 +210,8 @@ class Background:
 
     def close(self, timeout_s: float) -> None:
         """Write what is queued, as far as time allows, and close the store. May be called twice."""
-        if os.getpid() != self._pid:
-            return  # the store is the parent's
+        if os.getpid() != self._pid or self._is_closing:
+            return  # the store is the parent's, or closed
         if not self.flush(timeout_s):
             self.discard(None)
         with self._wake:
@@ -245,7 +246,8 @@ class Background:
         return self.problem is None or time.monotonic() >= self._retry_at
 
     def _is_urgent(self) -> bool:
-        if self._is_closing or self._wants_open:
+        """There is something to do that should not wait."""
+        if self._wants_open:
             return True
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self.problem is None
@@ -259,9 +261,9 @@ class Background:
             with self._wake:
                 self._is_busy = False
                 self._wake.notify_all()
-                self._wake.wait_for(self._has_work)
+                self._wake.wait_for(lambda: self._has_work() or self._is_closing)
                 # Touches come in crowds and are in no hurry.
-                self._wake.wait_for(lambda: self._is_urgent() or self._is_hurried, TOUCH_DELAY_S)
+                self._wake.wait_for(lambda: self._is_urgent() or self._n_flushing or self._is_closing, TOUCH_DELAY_S)
                 if self._is_closing:
                     return
                 self._is_busy = True

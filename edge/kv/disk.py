@@ -177,15 +177,17 @@ class Disk:
         finally:
             for _, _, draft in drafts:
                 self.files.discard(draft)
-        self.make_room(0, stay | {header.key for header, _, _ in drafts})  # another process may have written meanwhile
+        # Another process may have written meanwhile.
+        self.make_room(0, stay | {header.key for header, _, _ in drafts}, leave_free=False)
         return WriteReport(n_written, len(known), n_dropped + len(wanted) - n_written, shortage)
 
-    def make_room(self, n_bytes: int, kept: Set[bytes] = frozenset()) -> bool:
+    def make_room(self, n_bytes: int, kept: Set[bytes] = frozenset(), *, leave_free: bool = True) -> bool:
         """Evict until so many bytes more keep within the budget and leave the disk its free space.
 
         Args:
             n_bytes: of disk, about to be written.
             kept: keys that stay.
+            leave_free: look at the free space of the disk, too, not only at the budget.
 
         Returns:
             False when that much cannot be freed.
@@ -197,7 +199,7 @@ class Disk:
         if n_bytes > self.budget_bytes:
             return False
         # Asked once: some file systems give space back late, and asking again would evict everything.
-        short = self.min_free_bytes + n_bytes - self.files.free_bytes()
+        short = self.min_free_bytes + n_bytes - self.files.free_bytes() if leave_free else 0
         with self.index.read() as view:
             if view.disk() + n_bytes <= self.budget_bytes and short <= 0:
                 return True

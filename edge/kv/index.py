@@ -382,6 +382,7 @@ class Index:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
+            connection.execute("PRAGMA synchronous = OFF")  # after a power cut now, the next one makes it anew
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN")

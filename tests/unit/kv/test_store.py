@@ -1,0 +1,644 @@
+"""The block store as its callers see it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.errors import StorageError, UsageError
+from edge.kv.blocks import fingerprint
+from edge.kv.store import BlockStore, Match
+
+MODEL = fingerprint({"weights": "a"})
+OTHER = fingerprint({"weights": "b"})
+KIB4 = 4096
+MakeStore = Callable[..., BlockStore]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Iterator[MakeStore]:
+    opened: list[BlockStore] = []
+
+    def make(name: str = "kv", **options: object) -> BlockStore:
+        values = {"budget_bytes": 1 << 24, "min_free_bytes": 0, "sync": False, "retry_s": 0.0} | options
+        opened.append(BlockStore(tmp_path / name, **values))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def put_row(
+    store: BlockStore,
+    tokens: list[int],
+    *,
+    cut: int = 4,
+    namespace: str = "ns",
+    model: bytes = MODEL,
+    owner: str | None = None,
+    prefill_ms: float = 0.0,
+    payload: bytes = b"",
+) -> list[bytes]:
+    """Store a row of tokens, cut into blocks, and wait for it."""
+    keys: list[bytes] = []
+    for start in range(0, len(tokens), cut):
+        key = store.put(
+            keys[-1] if keys else None,
+            tokens[start : start + cut],
+            payload or b"kv of %r" % tokens[: start + cut],
+            fingerprint=model,
+            namespace=namespace,
+            start=start,
+            owner=owner,
+            prefill_ms=prefill_ms,
+        )
+        assert key is not None
+        keys.append(key)
+    assert store.flush()
+    return keys
+
+
+def restored(store: BlockStore, tokens: list[int], namespace: str = "ns", model: bytes = MODEL) -> list[bytes | None]:
+    payloads = [store.read(ref) for ref in store.match(model, namespace, tokens).blocks]
+    return [None if payload is None else bytes(payload) for payload in payloads]
+
+
+def path_of(store: BlockStore, key: bytes) -> Path:
+    return store.directory / "blocks" / key.hex()[:2] / key.hex()[2:]
+
+
+def is_stored(store: BlockStore, key: bytes) -> bool:
+    return key.hex() in {info.key for info in store.ls()}
+
+
+def test_what_is_put_is_found_by_its_tokens_and_read_back(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(10)), prefill_ms=8.0)
+    match = store.match(MODEL, "ns", [*range(9), 77])
+    assert (match.n_tokens, [ref.key for ref in match.blocks]) == (9, keys)
+    assert [(ref.start, ref.n_tokens, ref.n_used) for ref in match.blocks] == [(0, 4, 4), (4, 4, 4), (8, 2, 1)]
+    assert match.prefill_ms == pytest.approx(8.0 + 8.0 + 4.0)
+    assert match.size_bytes == sum(path_of(store, key).stat().st_size for key in keys)
+    assert restored(store, list(range(10))) == [b"kv of %r" % list(range(end)) for end in (4, 8, 10)]
+
+
+def test_models_and_namespaces_do_not_see_each_other(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, [1, 2, 3])
+    assert store.match(MODEL, "ns", [1, 2, 3]).n_tokens == 3
+    assert store.match(OTHER, "ns", [1, 2, 3]) == Match()
+    assert store.match(MODEL, "other", [1, 2, 3]) == Match()
+    put_row(store, [1, 2, 3], namespace="other", payload=b"theirs")
+    assert restored(store, [1, 2, 3], "other") == [b"theirs"]
+    assert restored(store, [1, 2, 3]) == [b"kv of [1, 2, 3]"]
+
+
+def test_whole_blocks_only_for_engines_that_cannot_cut(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    assert store.match(MODEL, "ns", [*range(6)], partial=False).n_tokens == 4
+    assert store.match(MODEL, "ns", [*range(3)], partial=False) == Match()
+
+
+def test_another_process_and_a_later_one_find_it(make_store: MakeStore) -> None:
+    first, second = make_store(), make_store()
+    put_row(first, [1, 2, 3])
+    assert restored(second, [1, 2, 3]) == [b"kv of [1, 2, 3]"]
+    first.close()
+    second.close()
+    assert restored(make_store(), [1, 2, 3]) == [b"kv of [1, 2, 3]"]
+
+
+def test_the_same_block_is_written_once(make_store: MakeStore) -> None:
+    store = make_store()
+    (key,) = put_row(store, [1, 2], owner="ann")
+    before = path_of(store, key).stat()
+    assert put_row(store, [1, 2], owner="bob") == [key]
+    assert path_of(store, key).stat().st_ino == before.st_ino
+    assert (store.stats().n_written, store.stats().n_known) == (1, 1)
+    assert store.ls()[0].owners == ("ann", "bob")
+
+
+def test_a_block_without_its_parent_is_not_stored(make_store: MakeStore) -> None:
+    store = make_store()
+    assert store.put(None, [1], b"x", fingerprint=MODEL, namespace="ns", start=5) is None
+    key = store.put(b"k" * 32, [1], b"x", fingerprint=MODEL, namespace="ns", start=5)
+    assert key is not None and store.flush()
+    (parent,) = put_row(store, [1, 2, 3])
+    store.put(parent, [4], b"x", fingerprint=MODEL, namespace="ns", start=2)  # the parent ends at 3
+    assert store.flush()
+    assert [info.key for info in store.ls()] == [parent.hex()]
+    assert store.stats().n_dropped == 3
+
+
+def test_a_full_queue_drops_and_does_not_wait(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(queue_bytes=10_000)
+    put_row(store, [0])
+    may_go_on, has_begun = threading.Event(), threading.Event()
+    disk = store._background.disk
+    assert disk is not None
+    write = disk.files.write
+
+    def slow_write(pieces: list[bytes]) -> Path:
+        has_begun.set()
+        assert may_go_on.wait(30)
+        return write(pieces)
+
+    monkeypatch.setattr(disk.files, "write", slow_write)
+    keys = []
+    for token in range(1, 6):
+        keys.append(store.put(None, [token], bytes(4000), fingerprint=MODEL, namespace="ns", start=0))
+        if token == 1:
+            assert has_begun.wait(30)
+    assert [key is not None for key in keys] == [True, True, False, False, False] or keys[3:] == [None, None]
+    assert store.stats().n_queued == 1
+    may_go_on.set()
+    assert store.flush()
+    assert store.stats().n_blocks == 1 + sum(key is not None for key in keys)
+
+
+def test_the_payload_may_be_changed_after_put_unless_it_cannot(make_store: MakeStore) -> None:
+    store = make_store()
+    buffer = bytearray(b"before")
+    store.put(None, [1], buffer, fingerprint=MODEL, namespace="ns", start=0)  # type: ignore[arg-type]
+    buffer[:] = b"AFTER!"
+    assert store.flush()
+    assert restored(store, [1]) == [b"before"]
+
+
+def test_bad_arguments_are_refused(make_store: MakeStore) -> None:
+    store = make_store()
+    good = {"parent": None, "tokens": [1], "payload": b"", "fingerprint": MODEL, "namespace": "ns", "start": 0}
+    bad: list[dict[str, object]] = [
+        {"tokens": []}, {"start": -1}, {"fingerprint": b"short"}, {"namespace": "n" * 256}, {"owner": "o" * 256},
+        {"origin": "guess"}, {"prefill_ms": float("nan")}, {"prefill_ms": -1.0}, {"tokens": [-1]}, {"start": 2**32 - 1},
+    ]  # fmt: skip
+    for change in bad:
+        with pytest.raises(UsageError):
+            store.put(**(good | change))  # type: ignore[arg-type]
+    assert store.flush() and store.ls() == []
+
+
+# Room
+
+
+def test_the_budget_is_kept_and_what_was_used_longest_ago_goes_first(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=4 * KIB4)
+    keys = [put_row(store, [token])[0] for token in range(4)]
+    store.touch([keys[0]])
+    assert store.flush()
+    put_row(store, [10])
+    assert [is_stored(store, key) for key in keys] == [True, False, True, True]
+    assert store.stats().size_bytes == 4 * KIB4
+    assert not path_of(store, keys[1]).exists()
+
+
+def test_what_saves_more_per_byte_is_kept_longer(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=8 * KIB4)
+    dear = put_row(store, [0], prefill_ms=400.0)[0]
+    cheap = [put_row(store, [token], prefill_ms=50.0)[0] for token in range(1, 8)]
+    put_row(store, [20], prefill_ms=50.0)
+    put_row(store, [21], prefill_ms=50.0)
+    assert is_stored(store, dear) and [is_stored(store, key) for key in cheap[:2]] == [False, False]
+    for token in range(30, 45):  # cost does not keep what nobody uses for ever
+        put_row(store, [token], prefill_ms=50.0)
+    assert not is_stored(store, dear)
+
+
+def test_a_parent_stays_as_long_as_something_follows_it(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=4 * KIB4)
+    chain = put_row(store, list(range(12)))
+    store.touch(chain[:1])
+    for token in range(100, 103):
+        put_row(store, [token])
+    assert [is_stored(store, key) for key in chain] == [True, False, False]
+
+
+def test_a_row_longer_than_the_budget_keeps_its_beginning(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=4 * KIB4)
+    keys = put_row(store, list(range(40)))
+    assert [is_stored(store, key) for key in keys] == [True] * 4 + [False] * 6
+    assert store.problem is None
+
+
+def test_a_block_larger_than_the_budget_evicts_nothing(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=4 * KIB4)
+    keys = put_row(store, list(range(8)))
+    put_row(store, [99], payload=bytes(5 * KIB4))
+    assert [is_stored(store, key) for key in keys] == [True, True] and store.stats().n_blocks == 2
+
+
+def test_pinned_blocks_and_what_they_hang_on_are_not_evicted(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=4 * KIB4)
+    system = put_row(store, list(range(8)))
+    store.pin(system[-1])
+    for token in range(100, 110):
+        put_row(store, [token])
+    assert [is_stored(store, key) for key in system] == [True, True]
+    store.unpin(system[-1])
+    for token in range(110, 114):
+        put_row(store, [token])
+    assert [is_stored(store, key) for key in system] == [False, False]
+
+
+def test_a_pin_may_be_asked_for_before_the_block_is_written(make_store: MakeStore) -> None:
+    store = make_store(budget_bytes=2 * KIB4)
+    key = store.put(None, [1], b"x", fingerprint=MODEL, namespace="ns", start=0)
+    assert key is not None
+    store.pin(key)
+    for token in range(2, 9):
+        put_row(store, [token])
+    assert is_stored(store, key)
+
+
+def test_blocks_in_use_are_not_evicted_here_or_elsewhere(make_store: MakeStore) -> None:
+    store, other = make_store(budget_bytes=4 * KIB4), make_store(budget_bytes=4 * KIB4)
+    keys = put_row(store, list(range(8)))
+    with store.lease(store.match(MODEL, "ns", list(range(8)))):
+        for token in range(100, 106):
+            put_row(other, [token])
+        assert restored(store, list(range(8))) == [b"kv of [0, 1, 2, 3]", b"kv of [0, 1, 2, 3, 4, 5, 6, 7]"]
+    assert store.flush()
+    for token in range(106, 110):
+        put_row(other, [token])
+    assert not any(is_stored(store, key) for key in keys)
+
+
+def test_leases_of_a_store_that_was_closed_hold_nothing(make_store: MakeStore) -> None:
+    store, other = make_store(budget_bytes=4 * KIB4), make_store(budget_bytes=4 * KIB4)
+    keys = put_row(store, list(range(8)))
+    lease = store.lease(store.match(MODEL, "ns", list(range(8))))
+    lease.__enter__()
+    store.close()
+    for token in range(100, 104):
+        put_row(other, [token])
+    assert not any(is_stored(other, key) for key in keys)
+    lease.__exit__(None, None, None)
+
+
+def test_free_space_is_left_and_given_back(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(min_free_bytes=100 * KIB4, retry_s=3600.0)
+    disk = store._background.disk
+    assert disk is not None
+    free = [1000 * KIB4]
+    monkeypatch.setattr(disk.files, "free_bytes", lambda: free[0])
+    keys = put_row(store, [0]) + put_row(store, [1]) + put_row(store, [2])
+    free[0] = 99 * KIB4
+    put_row(store, [3])  # two short: one for the floor, one for itself
+    assert [is_stored(store, key) for key in keys] == [False, False, True] and store.problem is None
+    free[0] = 10 * KIB4
+    put_row(store, [4])
+    assert store.ls() == []
+    assert store.problem is not None and "of the disk are free" in store.problem
+    assert store.put(None, [5], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+
+
+# Forgetting
+
+
+def test_forgetting_deletes_what_only_that_owner_used(make_store: MakeStore) -> None:
+    store = make_store()
+    system = put_row(store, [1, 2, 3, 4], owner="ann")
+    anns = put_row(store, [1, 2, 3, 4, 5, 6], owner="ann")[1:]
+    bobs = put_row(store, [1, 2, 3, 4, 7, 8], owner="bob")[1:]
+    nobodys = put_row(store, [1, 2, 3, 4, 5, 6, 9], cut=2)
+    report = store.forget("ann")
+    assert not is_stored(store, anns[0]) and is_stored(store, bobs[0]) and is_stored(store, nobodys[-1])
+    assert is_stored(store, system[0])  # bob claimed it by putting it again
+    assert (report.n_blocks, report.size_bytes) == (1, KIB4)
+    store.forget("bob")
+    assert {info.key for info in store.ls()} == {key.hex() for key in nobodys}
+
+
+def test_a_block_that_others_follow_is_not_forgotten(make_store: MakeStore) -> None:
+    store = make_store()
+    (system,) = put_row(store, [1, 2, 3, 4], owner="ann")
+    key = store.put(system, [5], b"x", fingerprint=MODEL, namespace="ns", start=4, owner="bob")
+    assert key is not None and store.flush()
+    assert store.forget("ann").n_blocks == 0
+    assert store.forget("bob").n_blocks == 1
+    assert is_stored(store, system)  # nobody owns it now: it goes when room is needed
+
+
+def test_a_touch_can_claim(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)), owner="ann")
+    store.touch(keys, owner="bob")
+    assert store.forget("ann").n_blocks == 0
+    assert store.forget("bob").n_blocks == 2
+
+
+def test_what_waits_to_be_written_is_forgotten_too(make_store: MakeStore) -> None:
+    store = make_store()
+    for token in range(50):
+        store.put(None, [token], bytes(1000), fingerprint=MODEL, namespace="ns", start=0, owner="ann")
+    store.forget("ann")
+    assert store.flush() and store.ls() == []
+    assert not list(store.directory.glob("blocks/*/*")) and not list(store.directory.glob("tmp/*"))
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_nothing_of_a_forgotten_chat_is_left_in_the_directory(make_store: MakeStore, encrypt: bool) -> None:
+    store = make_store(encrypt=encrypt)
+    tokens = [0x41424344, 0x45464748]
+    put_row(store, tokens, namespace="namespace-of-ann", owner="owner-ann", payload=b"payload-of-ann")
+    store.forget("owner-ann")
+    for path in store.directory.rglob("*"):
+        if path.is_file() and not path.name.endswith("-shm"):
+            content = path.read_bytes()
+            for trace in (b"ABCDEFGH", b"owner-ann", b"namespace-of-ann", b"payload-of-ann"):
+                assert trace not in content, (path, trace)
+
+
+def test_clear_removes_everything(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(12)), owner="ann")
+    store.pin(keys[-1])
+    assert store.clear() == 3
+    assert store.ls() == [] and store.stats().size_bytes == 0 and not list(store.directory.glob("blocks/*/*"))
+    put_row(store, [1])
+    assert store.stats().n_blocks == 1
+
+
+# Privacy
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_everything_is_private(make_store: MakeStore, encrypt: bool) -> None:
+    old = os.umask(0)
+    try:
+        store = make_store(encrypt=encrypt)
+        put_row(store, list(range(12)), owner="ann")
+        with store.lease(store.match(MODEL, "ns", [1])):
+            for path in [store.directory, *store.directory.rglob("*")]:
+                assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    finally:
+        os.umask(old)
+
+
+def test_encrypted_blocks_show_nothing(make_store: MakeStore) -> None:
+    store = make_store(encrypt=True)
+    put_row(store, [0x41424344, 0x45464748, 0x494A4B4C], payload=b"values that are secret")
+    assert restored(store, [0x41424344, 0x45464748, 0x494A4B4C]) == [b"values that are secret"]
+    for path in store.directory.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for trace in (b"ABCD", b"DCBA", b"EFGH", b"HGFE", b"secret"):
+                assert trace not in content, (path, trace)
+
+
+def test_turning_encryption_on_removes_what_is_plain(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    store.close()
+    store = make_store(encrypt=True)
+    assert store.flush() and store.ls() == [] and not list(store.directory.glob("blocks/*/*"))
+    put_row(store, list(range(8)))
+    store.close()
+    store = make_store()
+    assert store.flush() and store.match(MODEL, "ns", list(range(8))) == Match()
+    assert [info.is_encrypted for info in store.ls()] == [True, True]
+
+
+def test_a_secret_kept_elsewhere_is_not_in_the_directory(make_store: MakeStore) -> None:
+    secret = bytes(range(100, 132))
+    store = make_store(encrypt=True, secret=secret)
+    put_row(store, [1, 2])
+    store.close()
+    assert not any(secret in path.read_bytes() for path in store.directory.rglob("*") if path.is_file())
+    assert restored(make_store(encrypt=True, secret=secret), [1, 2]) == [b"kv of [1, 2]"]
+
+
+@pytest.mark.parametrize("secret", [None, b"x" * 32])
+def test_the_wrong_secret_turns_the_store_off_and_destroys_nothing(make_store: MakeStore, secret: bytes | None) -> None:
+    store = make_store(secret=b"s" * 32)
+    put_row(store, [1, 2])
+    store.close()
+    wrong = make_store(secret=secret, retry_s=3600.0)
+    assert wrong.problem is not None and "another key" in wrong.problem
+    assert wrong.match(MODEL, "ns", [1, 2]) == Match()
+    with pytest.raises(StorageError, match="another key"):
+        wrong.ls()
+    wrong.close()
+    assert restored(make_store(secret=b"s" * 32), [1, 2]) == [b"kv of [1, 2]"]
+
+
+def test_a_lost_key_file_makes_a_new_store(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    store.close()
+    for content in (None, b"", b"edgekv key own\r\n" + b"short"):
+        key_file = store.directory / "key"
+        if content is None:
+            key_file.unlink()
+        else:
+            key_file.write_bytes(content)
+        again = make_store()
+        assert again.flush() and again.match(MODEL, "ns", list(range(8))) == Match()
+        assert not list(store.directory.glob("blocks/*/*"))
+        put_row(again, [1, 2, 3])
+        assert restored(again, [1, 2, 3]) == [b"kv of [1, 2, 3]"]
+        again.close()
+
+
+# Damage
+
+
+def test_damage_is_logged_once_and_what_hangs_below_goes_too(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(12)))
+    beside = put_row(store, [0, 1, 2, 3, 50])
+    match = store.match(MODEL, "ns", list(range(12)))
+    damaged = path_of(store, keys[1])
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING, "edge.kv"):
+        assert store.read(match.blocks[0]) is not None
+        assert store.read(match.blocks[1]) is None
+        assert store.read(match.blocks[1]) is None
+        assert store.read(match.blocks[2]) is None
+    assert len(caplog.records) == 1 and keys[1].hex()[:12] in caplog.text
+    assert {info.key for info in store.ls()} == {keys[0].hex(), beside[1].hex()}
+    assert store.match(MODEL, "ns", list(range(12))).n_tokens == 4
+    assert not damaged.exists() and store.stats().n_lost == 1
+    put_row(store, list(range(12)))
+    assert store.match(MODEL, "ns", list(range(12))).n_tokens == 12
+
+
+def test_an_evicted_block_is_no_damage(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    store, other = make_store(), make_store()
+    put_row(store, [1, 2], owner="ann")
+    match = store.match(MODEL, "ns", [1, 2])
+    other.forget("ann")
+    with caplog.at_level(logging.WARNING, "edge.kv"):
+        assert store.read(match.blocks[0]) is None
+    assert caplog.records == [] and store.stats().n_lost == 0
+
+
+def test_verify_reads_every_block(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(40))) + put_row(store, [100, 101])
+    swapped = [path_of(store, key) for key in (keys[8], keys[10])]
+    contents = [path.read_bytes() for path in swapped]
+    for path, content in zip(swapped, reversed(contents), strict=True):
+        path.write_bytes(content)
+    seen: list[tuple[int, int]] = []
+    report = store.verify(lambda done, total: seen.append((done, total)))
+    assert {key for key, _ in report.damaged} == {keys[8].hex(), keys[10].hex()}
+    assert report.n_checked == 11 and seen[-1] == (11, 11)
+    assert {info.key for info in store.ls()} == {key.hex() for key in keys[:8]}
+    assert store.verify().damaged == ()
+
+
+def test_the_index_is_made_anew_when_it_is_gone_or_bad(make_store: MakeStore) -> None:
+    for content in (None, b"", b"SQLite format 3\0 but then nonsense" * 500):
+        store = make_store()
+        keys = put_row(store, list(range(12)), owner="ann", prefill_ms=3.0)
+        before = store.ls()
+        store.close()
+        for path in store.directory.glob("index-*"):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+        again = make_store()
+        assert again.flush()
+        assert restored(again, list(range(12)))[2] == b"kv of %r" % list(range(12))
+        assert [(i.key, i.owners, i.n_children, i.prefill_ms) for i in again.ls()] == [
+            (i.key, i.owners, i.n_children, i.prefill_ms) for i in before
+        ]
+        assert len(keys) == again.stats().n_blocks
+        again.clear()
+        again.close()
+
+
+def test_an_index_that_goes_bad_while_it_is_open_is_replaced(make_store: MakeStore) -> None:
+    store, other = make_store(), make_store()
+    put_row(store, list(range(12)))
+    disk = store._background.disk
+    assert disk is not None
+    old = disk.index.path
+    with disk.index.write() as change:  # what bad bytes in a page do: SQLite finds no such thing
+        change.sql.execute("DROP TABLE state")
+    put_row(store, [50, 51])
+    assert store.flush()
+    assert store.match(MODEL, "ns", [50, 51]) == Match() or store.problem is None
+    assert store.flush() and store.problem is None
+    assert restored(store, list(range(12)))[2] == b"kv of %r" % list(range(12))
+    assert not old.exists()
+    put_row(store, [60, 61])
+    put_row(other, [70, 71])  # still had the old one open
+    assert other.flush()
+    put_row(other, [72, 73])
+    for query in ([60, 61], [72, 73], list(range(12))):
+        assert other.match(MODEL, "ns", query).n_tokens == store.match(MODEL, "ns", query).n_tokens == len(query)
+
+
+def test_files_that_are_none_of_ours_are_left_alone(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    notes = path_of(store, keys[0]).with_name("notes.txt")
+    notes.write_text("mine")
+    stray = path_of(store, keys[0]).with_name("f" * 62)
+    stray.write_text("named like a block")
+    report = store.gc()
+    assert (report.n_foreign, report.n_removed, report.n_missing) == (1, 1, 0)
+    assert notes.read_text() == "mine" and not stray.exists()
+
+
+# The disk fails
+
+
+def test_a_failing_disk_turns_the_store_off_until_it_works_again(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(retry_s=3600.0)
+    put_row(store, [1, 2])
+    disk = store._background.disk
+    assert disk is not None
+    write = disk.files.write
+
+    def full(pieces: list[bytes]) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.files, "write", full)
+    with caplog.at_level(logging.WARNING, "edge.kv"):
+        assert store.put(None, [3], b"", fingerprint=MODEL, namespace="ns", start=0) is not None
+        assert store.flush()
+        assert store.put(None, [4], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+    assert store.problem == "the disk is full" and len(caplog.records) == 1
+    assert restored(store, [1, 2]) == [b"kv of [1, 2]"]  # what is there can still be read
+    monkeypatch.setattr(disk.files, "write", write)
+    monkeypatch.setattr(store._background, "_retry_at", 0.0)
+    put_row(store, [5])
+    assert store.problem is None and store.match(MODEL, "ns", [5]).n_tokens == 1
+
+
+def test_a_store_that_cannot_be_opened_is_off_and_comes_back(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "kv").write_text("a file where the directory should be")
+    store = make_store(retry_s=3600.0)
+    assert store.problem is not None
+    assert store.put(None, [1], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+    store.touch([b"k" * 32])
+    store.pin(b"k" * 32)
+    with store.lease(store.match(MODEL, "ns", [1])):
+        pass
+    assert store.flush()
+    for call in (store.stats, store.ls, store.verify, store.gc, store.clear, lambda: store.forget("ann")):
+        with pytest.raises(StorageError, match="cannot be used"):
+            call()
+    (tmp_path / "kv").unlink()
+    store._background._retry_at = 0.0
+    assert store.match(MODEL, "ns", [1]) == Match() and store.flush()
+    assert store.problem is None
+    put_row(store, [1])
+    assert store.match(MODEL, "ns", [1]).n_tokens == 1
+
+
+def test_a_directory_of_somebody_else_is_refused(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    store = make_store(retry_s=3600.0)
+    assert store.problem is not None and "another user" in store.problem
+
+
+def test_too_open_permissions_are_put_right(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir(mode=0o755)
+    store = make_store()
+    put_row(store, [1])
+    store.close()
+    for path in (store.directory, store.directory / "blocks", store.directory / "key"):
+        path.chmod(0o777)
+    store = make_store()
+    assert restored(store, [1]) == [b"kv of [1]"]
+    for path in (store.directory, store.directory / "blocks", store.directory / "key"):
+        assert not path.stat().st_mode & 0o077
+
+
+def test_a_closed_store_finds_nothing_and_says_so(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, [1])
+    match = store.match(MODEL, "ns", [1])
+    store.close()
+    store.close()
+    assert store.match(MODEL, "ns", [1]) == Match() and store.read(match.blocks[0]) is None
+    assert store.put(None, [2], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+    with pytest.raises(StorageError, match="closed"):
+        store.stats()
+    assert not list(store.directory.glob("live/*"))
+
+
+def test_a_forked_child_keeps_its_hands_off(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, [1])
+    store._background._pid += 1  # what the child of a fork sees
+    assert store.match(MODEL, "ns", [1]) == Match()
+    assert store.problem is not None and "forked" in store.problem
+    store.close()
+    store._background._pid -= 1
+    store._background.problem = None
+    assert store.match(MODEL, "ns", [1]).n_tokens == 1
