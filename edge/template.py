@@ -10,9 +10,9 @@ would end the message and begin a system prompt. So template and contents are to
    that trimming works; in assistant messages also around what the template looks for, such as "</think>", so that cutting
    works). If the second rendering without these characters is the first one, they say exactly which text is the template's.
    Only that is searched for control tokens; contents are tokenised as plain text.
-2. Otherwise the template looks into contents in some other way. Then each control token written in a content is replaced,
-   letter by letter, by private characters before rendering, and put back as plain text after it. That cannot be undone by
-   anything a template does to the text: the worst is that it does not recognise the word.
+2. Where a control token is written in a content, or the marks of 1 change what the template writes (it looks into contents in
+   some other way), each such word is replaced, letter by letter, by private characters before rendering, and put back as
+   plain text after it. Whatever a template does to the text cannot undo that; the worst is that it does not find the word.
 
 Tokens that a tokenizer reads even in plain text ("<tool_call>" in some models) are broken into two where a user or a tool
 wrote them and the template writes them too. Templates that mark roles with ordinary words ("User:") cannot be protected.
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import TemplateError, UsageError
+from edge.template_contents import Guard, Segment, any_of, segment, texts_of
 from edge.template_encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
 from edge.template_roles import Abilities, adapt, probe
 from edge.types import Message
@@ -47,24 +48,7 @@ CHATML = (
 )
 """The format most models know, for files without a template of their own."""
 
-_PRIVATE = "[\U00100000-\U0010fffd]"
-
-_Transform = Callable[[str, str], str]  # (text, role) -> text
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A part of a prompt.
-
-    Attributes:
-        text: the text.
-        is_trusted: the template wrote it, so control tokens in it are meant.
-        message: index into `Prompt.messages` of the message whose content it is; None in the template's parts.
-    """
-
-    text: str
-    is_trusted: bool
-    message: int | None = None
+_PROBE = "Hello, qwibvex"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +118,8 @@ class ChatTemplate:
         self._jinja = BoundedTemplate(source, limits=limits, now=now)
         self._special = {name: text for name, text in (("bos_token", bos_text), ("eos_token", eos_text)) if text}
         self._encoder = Encoder(sorted(_markers(self._jinja.literals)))
-        self._probe_words = {text for text in self._jinja.probes if MARKER.fullmatch(text)}
-        self._probes = _any_of(self._probe_words)
+        self._own_words = {text for text in self._jinja.probes if MARKER.fullmatch(text)}
+        self._own_pattern = any_of(self._own_words)
 
     @classmethod
     def from_model(cls, info: ModelInfo, *, now: Callable[[], datetime] = datetime.now) -> ChatTemplate:
@@ -144,16 +128,21 @@ class ChatTemplate:
         A file without a template, or with one that cannot render even a single message, gets ChatML; `notice` says so.
         """
         options: dict[str, Any] = {"bos_text": info.bos_text, "eos_text": info.eos_text, "now": now}
-        source = (info.chat_template or "").strip()
-        if not source:
+        source = info.chat_template or ""
+        if not source.strip():
             problem = "This model file has no chat template"
-        elif "{" not in source and (named := _load_named(source)) is not None:
-            return cls(named, **{**options, "bos_text": info.bos_text if info.adds_bos else ""})
+        elif "{" not in source:
+            name = source.strip()
+            named = _load_named(name)
+            if named is not None:
+                return cls(named, **{**options, "bos_text": info.bos_text if info.adds_bos else ""})
+            problem = f"This model file names a chat format that edge does not know ({name[:40]!r})"
         else:
             try:
-                template = cls(info.chat_template or "", **options)
-                template.render([Message("user", "Hello")])
-                return template
+                template = cls(source, **options)
+                if _PROBE in template._run([Message("user", _PROBE)], template._plain_options):
+                    return template
+                problem = "This model file's chat template leaves the messages out"
             except TemplateError as error:
                 problem = f"This model file's chat template cannot be used ({error.message})"
         if not info.adds_bos:
@@ -190,18 +179,25 @@ class ChatTemplate:
             options = plain_data({**self._special, **variables})
         except TypeError as error:
             raise UsageError(str(error)) from None
-        fitted, notices = adapt(messages, self.abilities)
-        try:
-            text = self._run(fitted, options)
-        except TemplateError as refusal:
-            fitted, more = adapt(messages)
+        except RecursionError:
+            raise UsageError("What is given to the template is nested too deeply.") from None
+        first: Prompt | None = None
+        refusal: TemplateError | None = None
+        # An order of messages that was not tried out may still fail; then user and assistant take turns.
+        for fitted, notices in (adapt(messages, self.abilities), adapt(messages)):
             try:
                 text = self._run(fitted, options)
-            except TemplateError:
-                raise refusal from None
-            notices = more
-        segments = self._segment(fitted, options, text)
-        return Prompt(text, tuple(fitted), segments, tuple(notices), options)
+            except TemplateError as error:
+                refusal = refusal or error
+                continue
+            segments = segment(self._run, fitted, options, text, self._own_pattern)
+            prompt = Prompt(text, tuple(fitted), segments, tuple(notices), options)
+            if not _has_lost_some(prompt):
+                return prompt
+            first = first or prompt
+        if first is not None:
+            return first
+        raise refusal or TemplateError("The model's chat template renders nothing.")
 
     def encode(self, prompt: Prompt, tokenize: Tokenize, *, known: KnownReply | None = None) -> list[int]:
         """Tokenise a prompt, special tokens only where the template wrote them (see the module).
@@ -216,125 +212,59 @@ class ChatTemplate:
             Token ids; for contents without special tokens in them (and without `known`) those of transformers'
             `apply_chat_template`.
         """
-        is_safe = bool(prompt.segments) and not any(
-            isinstance(part, Control)
-            for text, role in _texts(prompt)
-            if role != "content"
-            for part in self._encoder.split(text, tokenize)
-        )
-        items = self._items(prompt, tokenize) if is_safe else self._guarded_items(prompt, tokenize)
-        return self._encoder.encode(items, tokenize, known)
+        return self._encoder.encode(self._items(prompt, tokenize), tokenize, known)
 
     @cached_property
     def abilities(self) -> Abilities:
         """Which roles and orders of messages the template accepts."""
-        options = {**self._special, "tools": None, "documents": None, "add_generation_prompt": True}
-        return probe(lambda messages: self._run(messages, options))
+        return probe(lambda messages: self._run(messages, self._plain_options))
 
-    def _run(self, messages: Sequence[Message], options: Mapping[str, Any], transform: _Transform | None = None) -> str:
-        def change(value: Any) -> Any:
-            if isinstance(value, str):
-                return transform(value, "option") if transform is not None else value
-            if isinstance(value, dict):
-                return {key: change(item) for key, item in value.items()}
-            return [change(item) for item in value] if isinstance(value, list) else value
+    @property
+    def _plain_options(self) -> dict[str, Any]:
+        return {**self._special, "tools": None, "documents": None, "add_generation_prompt": True}
 
-        rows = []
-        for message in messages:
-            content = transform(message.content, message.role) if transform is not None else message.content
-            row = {"role": message.role, "content": content}
-            if message.name is not None:
-                row["name"] = change(message.name)
-            rows.append(row)
-        own = {**options, **{key: change(value) for key, value in options.items() if key not in self._special}}
-        return self._jinja.render({**own, "messages": rows})
-
-    # -- telling template and contents apart
-
-    def _segment(self, messages: Sequence[Message], options: Mapping[str, Any], text: str) -> tuple[Segment, ...]:
-        """The text in parts by who wrote them, or () where marks around the contents change what the template writes."""
-        try:
-            closing, *openings = _free_chars(len(messages) + 1, [text, *(message.content for message in messages)])
-        except TemplateError:
-            return ()
-        marked_messages = []
-        for message, opening in zip(messages, openings, strict=True):
-            cuts = self._probes.split(message.content) if message.role == "assistant" else [message.content]
-            found = [*self._probes.findall(message.content), ""] if message.role == "assistant" else [""]
-            marked = "".join(_mark(cut, opening, closing) + word for cut, word in zip(cuts, found, strict=True))
-            marked_messages.append(Message(message.role, marked, message.name))
-        try:
-            marked_text = self._run(marked_messages, options)
-        except TemplateError:
-            return ()
-        numbers = {opening: number for number, opening in enumerate(openings)}
-        segments: list[Segment] = []
-        is_open: int | None = None
-        for part in re.split(f"({_PRIVATE})", marked_text):
-            if part == closing:
-                if is_open is None:
-                    return ()
-                is_open = None
-            elif part in numbers:
-                if is_open is not None:
-                    return ()
-                is_open = numbers[part]
-            elif part:
-                segments.append(Segment(part, is_open is None, is_open))
-        if is_open is not None or "".join(segment.text for segment in segments) != text:
-            return ()
-        return tuple(segments)
+    def _run(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+        rows = [
+            {"role": message.role, "content": message.content} | ({"name": message.name} if message.name is not None else {})
+            for message in messages
+        ]
+        return self._jinja.render({**options, "messages": rows})
 
     def _items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
-        for segment in prompt.segments:
-            if segment.message is None:
-                for part in self._encoder.split(segment.text, tokenize):
-                    yield part if isinstance(part, Control) else Piece(part)
+        """What a prompt consists of, control tokens only where the template wrote them."""
+        split, options = self._encoder.split, prompt._options
+        texts = texts_of(prompt.messages, options)
+        written = {part.text for text in texts for part in split(text, tokenize) if isinstance(part, Control)}
+        segments, foreign = (
+            prompt.segments,
+            self._encoder.tokens_of_template(tokenize) if written or not prompt.segments else [],
+        )
+        guard = Guard(written, foreign, self._own_words, [prompt.text, *texts])
+        if written or not segments:
+            segments = self._guarded_segments(prompt, guard)
+        for part in segments:
+            if part.message is None:
+                for text, was_hidden in guard.parts(part.text):
+                    for item in [text] if was_hidden else split(text, tokenize):
+                        yield item if isinstance(item, Control) else Piece(item, is_foreign=was_hidden)
                 continue
-            message = prompt.messages[segment.message]
-            reply = message.content if message.role == "assistant" and segment.text == message.content.strip() else None
-            yield Piece(segment.text, is_foreign=message.role in ("user", "tool"), reply=reply)
+            message, text = prompt.messages[part.message], guard.show(part.text)
+            reply = message.content if message.role == "assistant" and text == message.content.strip() else None
+            yield Piece(text, is_foreign=message.role in ("user", "tool"), reply=reply)
 
-    def _guarded_items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
-        """The second way of the module's docstring."""
-        split = self._encoder.split
-        controls = {part.text for text, _ in _texts(prompt) for part in split(text, tokenize) if isinstance(part, Control)}
-        foreign = controls.union(self._encoder.tokens_of_template(tokenize))
-        own_words = self._probe_words
-        chars = sorted(set("".join(foreign)).union(*(_edges(text) for text, _ in _texts(prompt))))
-        replaced = _free_chars(len(chars), [prompt.text, *(text for text, _ in _texts(prompt))])
-        hide = str.maketrans(dict(zip(chars, replaced, strict=True)))
-        show = str.maketrans(dict(zip(replaced, chars, strict=True)))
-
-        def guard(text: str, role: str) -> str:
-            # The model's own way of writing, such as "</think>", stays readable for the template.
-            words = controls - own_words if role == "assistant" else controls if role == "system" else foreign
-            return _any_of(words).sub(lambda match: match.group().translate(hide), text)
-
-        def guard_edges(text: str, role: str) -> str:
-            # A content could also begin or end with half a control token whose other half is in a neighbouring one.
-            guarded = guard(text, role)
-            body = guarded.strip()
-            if not body or role == "option":
-                return guarded
-            start = guarded.index(body)
-            body = body[0].translate(hide) + body[1:-1] + (body[-1].translate(hide) if len(body) > 1 else "")
-            return guarded[:start] + body + guarded[start + len(body) :]
-
-        rendered = self._run(prompt.messages, prompt._options, guard)
+    def _guarded_segments(self, prompt: Prompt, guard: Guard) -> tuple[Segment, ...]:
+        """The prompt rendered with control tokens in contents hidden from the template, in parts by who wrote them."""
+        options = guard.options(prompt._options)
+        messages = [guard.message(message) for message in prompt.messages]
+        text = self._run(messages, options)
+        found = segment(self._run, messages, options, text, self._own_pattern)
+        if found:
+            return found
         try:
-            with_edges = self._run(prompt.messages, prompt._options, guard_edges)
+            with_edges = self._run([guard.edges(message) for message in messages], options)
         except TemplateError:
-            with_edges = ""
-        if with_edges.translate(show) == rendered.translate(show):
-            rendered = with_edges
-        for part in re.split(f"({_PRIVATE}+)", rendered):
-            shown = part.translate(show)
-            if shown != part:
-                yield Piece(shown, is_foreign=True)
-                continue
-            for item in split(part, tokenize):
-                yield item if isinstance(item, Control) else Piece(item)
+            with_edges = text
+        return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text, is_trusted=True),)
 
 
 def check_prefix(template: ChatTemplate) -> PrefixReport:
@@ -353,51 +283,18 @@ def check_prefix(template: ChatTemplate) -> PrefixReport:
     return PrefixReport(history, reply)
 
 
-def _texts(prompt: Prompt) -> Iterable[tuple[str, str]]:
-    """Every text that did not come from the template, as (text, "content", "name" or "option")."""
-    for message in prompt.messages:
-        yield message.content, "content"
-        if message.name is not None:
-            yield message.name, "name"
-    todo: list[Any] = [value for key, value in prompt._options.items() if key not in ("bos_token", "eos_token")]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, str):
-            yield value, "option"
-        elif isinstance(value, (list, dict)):
-            todo.extend(value.values() if isinstance(value, dict) else value)
+def _has_lost_some(prompt: Prompt) -> bool:
+    """Whether a message is nowhere in a prompt that asks for an answer. (Of the assistant's, thinking is left out on purpose,
+    and some Mistral templates show the system prompt only together with a question.)"""
+    shown = {segment.message for segment in prompt.segments}
+    return prompt.messages[-1].role != "assistant" and any(
+        number not in shown and message.role != "assistant" and message.content.strip() not in prompt.text
+        for number, message in enumerate(prompt.messages)
+    )
 
 
 def _markers(texts: Iterable[str]) -> set[str]:
     return {match.group() for text in texts for match in MARKER.finditer(text)}
-
-
-def _any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the words, the longest first; nothing where there are none."""
-    return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or "(?!)")
-
-
-def _mark(text: str, opening: str, closing: str) -> str:
-    body = text.strip()
-    if not body:
-        return text
-    start = text.index(body)
-    return f"{text[:start]}{opening}{body}{closing}{text[start + len(body) :]}"
-
-
-def _edges(text: str) -> str:
-    body = text.strip()
-    return body[:1] + body[-1:]
-
-
-def _free_chars(count: int, texts: Iterable[str]) -> list[str]:
-    """Private characters that are in none of the texts."""
-    used = {char for text in texts for char in re.findall(_PRIVATE, text)}
-    codes = range(0x100000, min(0x100000 + count + len(used), 0x10FFFE))
-    free = [char for code in codes if (char := chr(code)) not in used]
-    if len(free) < count:
-        raise TemplateError("The messages use up all private characters of Unicode, which edge needs some of.")
-    return free[:count]
 
 
 def _load_named(name: str) -> str | None:

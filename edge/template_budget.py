@@ -44,10 +44,10 @@ class Limits:
     """
 
     source_chars: int = 500_000
-    steps: int = 2_000_000
+    steps: int = 1_000_000
     chars: int = 50_000_000
     chars_per_input_char: int = 200
-    seconds: float = 10.0
+    seconds: float = 5.0
 
 
 class LimitError(Exception):
@@ -58,22 +58,29 @@ _MAX_NUMBER = 100_000  # the sandbox's own limit on ranges; no template needs a 
 _MAX_BITS = 4096
 _MAX_NEEDLE = 4096  # longest text to search for or to strip: some of Python's searches take len(text) * len(needle)
 _FORWARD_METHODS = frozenset(("endswith", "find", "index", "partition", "split", "startswith", "removeprefix", "removesuffix"))
+_CONTAINERS = (list, tuple, Mapping, set, frozenset, KeysView, ValuesView, ItemsView)
 
 
 class Budget:
     """What is left of the limits in one rendering."""
 
     def __init__(self, limits: Limits, n_input_chars: int = 0) -> None:
-        self.steps = limits.steps
         self.chars = limits.chars + limits.chars_per_input_char * n_input_chars
-        self.deadline = time.monotonic() + limits.seconds
+        self._steps = limits.steps
+        self._steps_to_clock = 0
+        self._deadline = time.monotonic() + limits.seconds
+        # Sizes of containers, by identity. Templates cannot change them, and being held here they cannot go away either.
+        self._sizes: dict[int, tuple[object, int]] = {}
 
-    def step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
+    def step(self, count: int = 1) -> None:
+        self._steps -= count
+        if self._steps < 0:
             raise LimitError("it runs too many steps")
-        if self.steps % 64 == 0 and time.monotonic() > self.deadline:
-            raise LimitError("it runs too long")
+        self._steps_to_clock -= count
+        if self._steps_to_clock < 0:
+            self._steps_to_clock = 64
+            if time.monotonic() > self._deadline:
+                raise LimitError("it runs too long")
 
     def spend(self, n_chars: int) -> None:
         """Pay for text that is about to be made, or was just made."""
@@ -82,28 +89,27 @@ class Budget:
             raise LimitError("it makes too much text")
 
     def measure(self, value: object) -> int:
-        """Length of `value` as text, roughly, counting what is in it as often as it is in it; costs a step per 16 values."""
-        total, n_values, todo = 0, 0, [value]
-        while todo:
-            item = todo.pop()
-            n_values += 1
-            if n_values % 16 == 0:
-                self.step()
-            if isinstance(item, str):
-                total += len(item)
-            elif isinstance(item, Mapping):
-                todo.extend(item.keys())
-                todo.extend(item.values())
-            elif isinstance(item, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
-                todo.extend(item)
-            elif isinstance(item, int):
-                total += item.bit_length() // 3
-            elif isinstance(item, Namespace):
-                # Namespaces can be changed after they were measured, and could then hold themselves.
-                raise LimitError("it puts a namespace into a value")
-            if total > self.chars:
-                raise LimitError("it makes too much text")
-        return total + n_values
+        """Length of `value` as text, roughly, counting what is in it as often as it is in it."""
+        if isinstance(value, str):
+            return len(value) + 1
+        if isinstance(value, int):
+            return value.bit_length() // 3 + 1
+        if isinstance(value, Namespace):
+            # Namespaces can be changed after they were measured, and could then hold themselves.
+            raise LimitError("it puts a namespace into a value")
+        if not isinstance(value, _CONTAINERS):
+            return 1
+        known = self._sizes.get(id(value))
+        if known is not None:
+            return known[1]
+        self.step(1 + len(value) // 16)
+        size = 1 + sum(map(self.measure, value))
+        if isinstance(value, Mapping):
+            size += sum(map(self.measure, value.values()))
+        if size > self.chars:
+            raise LimitError("it makes too much text")
+        self._sizes[id(value)] = (value, size)
+        return size
 
 
 budget: ContextVar[Budget] = ContextVar("edge_template_budget")
@@ -115,7 +121,7 @@ def pay(value: Any) -> Any:
     left = budget.get()
     if isinstance(value, str):
         left.spend(len(value))
-    elif isinstance(value, (list, tuple, Mapping, set, frozenset)):
+    elif isinstance(value, _CONTAINERS):
         left.measure(value)
         left.spend(len(value))
     return value
@@ -143,7 +149,9 @@ def check_binop(operator: str, left: Any, right: Any) -> None:
     elif operator == "+" and isinstance(left, str):
         purse.spend(len(left) + (len(right) if isinstance(right, str) else 0))
     elif operator == "+" and isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        purse.spend((purse.measure(left) + purse.measure(right)) // 64)
+        purse.spend(len(left) + len(right))
+        if purse.measure(left) + purse.measure(right) > purse.chars:
+            raise LimitError("it makes too much text")
     elif operator == "*":
         for value, times in ((left, right), (right, left)):
             if isinstance(value, (str, list, tuple)) and isinstance(times, int):

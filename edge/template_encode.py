@@ -21,6 +21,10 @@ MARKER = re.compile(r"<[^<>\n]{1,120}>|\[[^\[\]\n]{1,80}\]")
 """What special tokens look like in nearly all models. Used to find them fast, never to decide."""
 
 
+_MAX_MEMO = 4096
+_LEADS = ("\n", "x", ".")
+
+
 class Tokenize(Protocol):
     """`Backend.tokenize`."""
 
@@ -101,7 +105,9 @@ class Encoder:
                 for part in (self._search(piece, tokenize) if isinstance(piece, str) else [piece])
                 if part != ""
             )
-            if len(text) < 4096:  # what templates write between messages; contents would fill the memory
+            if len(self._split_memo) >= _MAX_MEMO:
+                self._split_memo.clear()
+            if len(text) < 4096:
                 self._split_memo[text] = parts
         return parts
 
@@ -147,16 +153,16 @@ class Encoder:
             start = len(text) - len(text.lstrip())
         if after is not None and text[-1:].isspace() and self._eats(after, tokenize, right=False):
             end = max(start, len(text.rstrip()))
-        is_continued = before is not None and not self._starts_anew(before, tokenize)
+        leads = self._leads(before, tokenize)
         ids: list[int] = []
         position = start
         for cut_start, cut_end, tokens in self._cuts(run, text, tokenize, known):
             if cut_start < position or cut_end > end:
                 continue
-            ids += self._encode_text(text[position:cut_start], tokenize, is_continued=is_continued)
+            ids += self._encode_text(text[position:cut_start], tokenize, leads)
             ids += tokens
-            position, is_continued = cut_end, True
-        return ids + self._encode_text(text[position:end], tokenize, is_continued=is_continued)
+            position, leads = cut_end, _LEADS
+        return ids + self._encode_text(text[position:end], tokenize, leads)
 
     def _cuts(
         self, run: list[Piece], text: str, tokenize: Tokenize, known: KnownReply | None
@@ -179,16 +185,22 @@ class Encoder:
             position += len(piece.text)
         return sorted(cuts, key=lambda cut: cut[:2])
 
-    def _encode_text(self, text: str, tokenize: Tokenize, *, is_continued: bool) -> list[int]:
-        if not text:
-            return []
-        if is_continued and self._prefixes(tokenize):
-            # Tokenizers of the SentencePiece kind put a space before a text; behind a line break they do not.
-            line_break = tokenize("\n", parse_special=False)
-            ids = tokenize("\n" + text, parse_special=False)
-            if ids[: len(line_break)] == line_break:
-                return ids[len(line_break) :]
-        return tokenize(text, parse_special=False)
+    def _leads(self, before: Control | None, tokenize: Tokenize) -> tuple[str, ...]:
+        """Texts that stand for what is in front of a run; none where a run is tokenised as at the start of a text."""
+        return () if before is None or self._starts_anew(before, tokenize) else (before.text, *_LEADS)
+
+    def _encode_text(self, text: str, tokenize: Tokenize, leads: Sequence[str]) -> list[int]:
+        if text and leads and self._prefixes(tokenize):
+            # Tokenizers of the SentencePiece kind put a space before a text, but not before what follows other text.
+            is_plain = not self._has_control(text, tokenize)
+            for lead in leads:
+                if lead not in _LEADS and not is_plain:
+                    continue
+                front = tokenize(lead, parse_special=is_plain)
+                ids = tokenize(lead + text, parse_special=is_plain)
+                if ids[: len(front)] == front:
+                    return ids[len(front) :]
+        return tokenize(text, parse_special=False) if text else []
 
     def _prefixes(self, tokenize: Tokenize) -> bool:
         if self._adds_prefix is None:

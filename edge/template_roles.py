@@ -53,9 +53,10 @@ def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
             return False
         return all(message.content in text for message in messages)
 
+    system = accepts("system", "user")
     return Abilities(
-        system=accepts("system", "user"),
-        late_system=accepts("user", "assistant", "system", "user"),
+        system=system,
+        late_system=accepts(*["system"] * system, "user", "assistant", "system", "user"),
         tool=accepts("user", "assistant", "tool"),
         repeats=accepts("user", "user", "assistant", "assistant", "user"),
         assistant_first=accepts("assistant", "user"),
