@@ -13,6 +13,7 @@ __all__ = ["Limits", "parse_cpu_list", "read_limits"]
 
 # Version 1 says "no limit" with the largest multiple of the page size; nothing real comes near it.
 _UNLIMITED_BYTES = 1 << 60
+_MAX_CPUS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def parse_cpu_list(text: str) -> frozenset[int]:
     cpus: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if first.isdecimal() and (last.isdecimal() or not last):
+        if first.isdecimal() and (last.isdecimal() or not last) and int(last or first) < _MAX_CPUS:
             cpus.update(range(int(first), int(last or first) + 1))
     return frozenset(cpus)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge.device_profile import DeviceProfile
     from edge.placement import Target
 
-__all__ = ["Fit", "Room", "describe_shortage", "find_fit", "room_for"]
+__all__ = ["Fit", "Room", "can_quantise_values", "describe_shortage", "find_fit", "room_for"]
 
 MAX_DEFAULT_CONTEXT = 8192
 """The context nobody asked for is at most this: longer ones cost memory that other programs may want."""
@@ -144,6 +144,11 @@ def _has_flash(artifact: Artifact, target: Target) -> bool:
     if header is None or target.free_bytes is None:
         return True
     return header.head_dim_k == header.head_dim_v and header.head_dim_k in _GPU_FLASH_WIDTHS
+
+
+def can_quantise_values(artifact: Artifact, request: PlanRequest, target: Target) -> bool:
+    """Whether the values can be kept as asked for: anything but f16 needs the fused attention."""
+    return request.kv_type_v in (None, "f16") or _has_flash(artifact, target)
 
 
 def _layout(artifact: Artifact, target: Target, n_seq: int, step: _Step) -> Layout:

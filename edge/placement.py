@@ -148,6 +148,8 @@ def find_targets(device: DeviceProfile, row: EngineRow, request: PlanRequest) ->
             f"{_layers(request.gpu_layers)} on an accelerator cannot be had. {reason}",
             item.hint if item else "Leave out --gpu-layers.",
         )
+    if request.gpu_layers:
+        targets = [target for target in targets if target.free_bytes is not None]
     if not targets:
         raise BackendUnavailableError(missing[0].reason, missing[0].hint)
     return targets, missing

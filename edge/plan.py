@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
-from edge.fitting import Fit, Room, describe_shortage, find_fit, room_for
+from edge.fitting import Fit, Room, can_quantise_values, describe_shortage, find_fit, room_for
 from edge.memory import KV_TYPES, Layers, model_layers
 from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
 from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
@@ -47,7 +47,8 @@ def make_plan(
         The plan, which by its own estimate fits into memory.
 
     Raises:
-        UsageError: the request has a value that cannot be, or two that exclude each other.
+        UsageError: the request has a value that cannot be, or two that exclude each other, or one that this model or
+            accelerator rules out.
         BackendUnavailableError: the backend or accelerator asked for is not here, or has no room for a single layer.
         ModelTooLargeError: the model, with what was asked for, does not fit; the message has the numbers, the hint the
             nearest plan that fits.
@@ -141,13 +142,26 @@ def _place(
 ) -> tuple[Target, Room, Fit, list[str]]:
     """The first accelerator on which the model fits, the room there, how it fits, and why others were passed over."""
     passed_over: list[str] = []
+    able = [target for target in targets if can_quantise_values(artifact, request, target)]
     for target in targets:
+        if target not in able:
+            passed_over.append(
+                f"{target.accelerator} cannot keep values as {request.kv_type_v} for heads as wide as this model's"
+            )
+            continue
         room = room_for(device, target)
         fit = find_fit(artifact, layers, request, target, room, n_seq)
         if fit is not None:
             return target, room, fit, passed_over
         passed_over.append(f"{target.accelerator} has no room for it ({size_text(room.device_bytes)} free)")
-    target = targets[0]
+    if not able:
+        width = artifact.header.head_dim_v if artifact.header else 0
+        raise UsageError(
+            f"{targets[0].reason} cannot keep the values of {artifact.name} as {request.kv_type_v}: that needs fused "
+            f"attention, for which llama.cpp has no kernel there when heads are {width} numbers wide.",
+            "Use --kv-type f16.",
+        )
+    target = able[0]
     room = room_for(device, target)
     has_room_elsewhere = target.accelerator != "cpu" and not request.gpu_layers
     if request.require and has_room_elsewhere and find_fit(artifact, layers, request, _CPU, room_for(device, _CPU), n_seq):
@@ -156,7 +170,7 @@ def _place(
             f"{size_text(room.device_bytes)} may be used.",
             f"Free memory on it, or leave out --require {request.require}.",
         )
-    message, hint = describe_shortage(device, artifact, layers, request, targets, n_seq)
+    message, hint = describe_shortage(device, artifact, layers, request, able, n_seq)
     raise ModelTooLargeError(message, hint)
 
 
