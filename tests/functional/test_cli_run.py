@@ -30,7 +30,14 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environ(model_path: Path, shared_cache: Path) -> dict[str, str]:
-    return {**os.environ, "EDGE_MODEL": str(model_path), "EDGE_CACHE_DIR": str(shared_cache), "EDGE_CONTEXT": "1024"}
+    return {
+        **os.environ,
+        "EDGE_MODEL": str(model_path),
+        "EDGE_CACHE_DIR": str(shared_cache),
+        "EDGE_CONTEXT": "1024",
+        # The one in the template of this file leads the 4-bit model astray on short questions; see models/catalog.toml.
+        "EDGE_SYSTEM": "You are a helpful assistant.",
+    }
 
 
 @pytest.fixture
@@ -109,11 +116,13 @@ def test_estimate_only_loads_nothing(edge: Edge, model_path: Path) -> None:
 
 
 def test_a_conversation_goes_on_in_another_process(edge: Edge) -> None:
-    first = edge("run", "--continue", "--temperature", "0", "--max-tokens", "30", "My name is Ada. Say hello to me.")
-    assert first.returncode == 0, first.stderr
-    done = edge("run", "--continue", "--json", "--temperature", "0", "--max-tokens", "30", "What is my name?")
-    assert done.returncode == 0, done.stderr
-    assert "Ada" in json.loads(done.stdout)["text"]
+    first = edge("run", "--continue", "--json", "--max-tokens", "20", "My name is Ada. Say hello to me.")
+    second = edge("run", "--continue", "--json", "--max-tokens", "20", "What is my name?")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    before, after = json.loads(first.stdout), json.loads(second.stdout)
+    assert before["conversation"] == after["conversation"]
+    # The second prompt holds the whole first turn.
+    assert after["usage"]["n_prompt"] > before["usage"]["n_prompt"] + before["usage"]["n_generated"]
 
 
 def test_a_reader_that_leaves_ends_it_quietly(environ: dict[str, str]) -> None:
