@@ -199,8 +199,6 @@ def _with_layers(layers: Layers, layout: Layout, request: PlanRequest, target: T
         counts = [0]
     elif request.gpu_layers is not None:
         counts = [n_all if request.gpu_layers < 0 else min(request.gpu_layers, n_all)]
-    elif target.is_unified:
-        counts = [n_all]  # leaving layers out saves nothing where both share one memory
     else:
         counts = list(range(n_all, 0, -1))
     for count in counts:
@@ -287,7 +285,8 @@ def describe_shortage(
     Returns:
         Message and hint for a ModelTooLargeError.
     """
-    target = targets[0]
+    # Without a wish for layers the CPU was tried last, and even there it did not fit.
+    target = targets[0] if request.gpu_layers else targets[-1]
     room = room_for(device, target)
     step = _steps(artifact, request)[-1]
     smallest = replace(_layout(artifact, target, n_seq, step), n_ctx=step.least)
@@ -295,18 +294,23 @@ def describe_shortage(
         wanted = request.gpu_layers if request.gpu_layers is not None else -1
         smallest = replace(smallest, gpu_layers=layers.n_layer + 1 if wanted < 0 else min(wanted, layers.n_layer + 1))
     need = footprint(layers, smallest) if layers is not None else _unknown(artifact)
-    wanted_text = f"a context of {smallest.n_ctx:,} tokens"
-    where = device.memory.limit or "this machine's memory"
-    message = (
-        f"{artifact.name} with {wanted_text} needs {size_text(need.total)} (weights "
-        f"{size_text(need.host.weights + need.device.weights)}, KV cache {size_text(need.host.kv + need.device.kv)}), "
-        f"and {size_text(room.total_bytes)} may be used: {size_text(device.memory.available_bytes)} of {where} is free, "
-        f"less a margin for other programs."
-    )
-    if need.device.total > room.device_bytes and target.free_bytes is not None and not room.is_unified:
+    what = f"{artifact.name} with a context of {smallest.n_ctx:,} tokens"
+    is_main_short = room.is_unified and need.total > room.host_bytes
+    if target.free_bytes is not None and need.device.total > room.device_bytes and not is_main_short:
         message = (
-            f"{artifact.name} with {wanted_text} and {smallest.gpu_layers} layers on {target.reason} needs "
-            f"{size_text(need.device.total)} there, and {size_text(room.device_bytes)} may be used."
+            f"{what} and {smallest.gpu_layers} layers on {target.reason} needs {size_text(need.device.total)} there, and "
+            f"{size_text(room.device_bytes)} may be used."
+        )
+    else:
+        # On a unified memory everything comes out of main memory, elsewhere only the host's part.
+        parts = [need.host, need.device] if room.is_unified else [need.host]
+        where = device.memory.limit or "this machine's memory"
+        elsewhere = "" if room.is_unified or not need.device.total else f" of main memory, beside {target.reason},"
+        message = (
+            f"{what} needs {size_text(sum(part.total for part in parts))}{elsewhere} (weights "
+            f"{size_text(sum(part.weights for part in parts))}, KV cache {size_text(sum(part.kv for part in parts))}), and "
+            f"{size_text(room.host_bytes)} may be used: {size_text(device.memory.available_bytes)} of "
+            f"{where} is free, less a margin for other programs."
         )
     return message, _nearest(artifact, layers, request, targets, device, n_seq)
 

@@ -166,8 +166,8 @@ def _place(
     has_room_elsewhere = target.accelerator != "cpu" and not request.gpu_layers
     if request.require and has_room_elsewhere and find_fit(artifact, layers, request, _CPU, room_for(device, _CPU), n_seq):
         raise BackendUnavailableError(
-            f"{target.reason} is required, and has no room for a single layer of {artifact.name} beside its buffers: "
-            f"{size_text(room.device_bytes)} may be used.",
+            f"{target.reason} is required, and has no room for {artifact.name}, not even in part: "
+            f"{size_text(room.device_bytes)} of its memory may be used.",
             f"Free memory on it, or leave out --require {request.require}.",
         )
     message, hint = describe_shortage(device, artifact, layers, request, able, n_seq)

@@ -261,7 +261,7 @@ def test_a_gpu_that_is_full_leaves_the_cpu() -> None:
     plan = make_plan(laptop, BIG)
     assert (plan.accelerator, plan.gpu_layers) == ("cpu", 0)
     assert "cuda has no room for it" in choice(plan, "accelerator")[1]
-    with pytest.raises(BackendUnavailableError, match="no room for a single layer") as error:
+    with pytest.raises(BackendUnavailableError, match="not even in part") as error:
         make_plan(laptop, BIG, PlanRequest(require="cuda"))
     assert error.value.exit_code == 4
 
@@ -281,8 +281,33 @@ def test_layers_asked_for_are_kept_or_refused() -> None:
     assert make_plan(device("laptop-rtx4060"), BIG, PlanRequest(gpu_layers=-1)).gpu_layers == 29
 
 
-def test_unified_memory_takes_all_layers_or_none() -> None:
-    assert make_plan(device("mac-m3-pro"), BIG).gpu_layers == 29
+def test_main_memory_and_the_gpus_own_are_two_things() -> None:
+    laptop = device("laptop-rtx4060", free=1 * GIB)
+    assert make_plan(laptop, BIG).gpu_layers == 29
+    with pytest.raises(ModelTooLargeError) as error:
+        make_plan(laptop, BIG, PlanRequest(gpu_layers=3))  # most of the weights would be in main memory
+    assert "of main memory, beside NVIDIA GeForce RTX 4060 Laptop GPU" in error.value.message
+    assert "768 MiB may be used" in error.value.message
+
+
+def test_metal_may_not_use_all_of_the_memory() -> None:
+    mac = device("mac-m1", free=7 * GIB)  # of which Metal gets 5.3 GiB
+    large = model(weights=5400 * MIB)
+    assert make_plan(mac, large).gpu_layers == 28
+    with pytest.raises(ModelTooLargeError) as error:
+        make_plan(mac, large, PlanRequest(gpu_layers=-1))
+    assert "29 layers on Apple M1 GPU needs 5.4 GiB there, and 5.3 GiB may be used" in error.value.message
+    assert "--gpu-layers 28" in error.value.hint
+
+
+def test_a_model_too_large_for_gpu_and_cpu_together() -> None:
+    with pytest.raises(ModelTooLargeError) as error:
+        make_plan(device("laptop-rtx4060"), model(weights=30 * GIB))
+    assert "weights 30.0 GiB" in error.value.message
+    assert "smaller model" in error.value.hint
+
+
+def test_on_a_jetson_leaving_layers_out_saves_nothing() -> None:
     nano = device("jetson-orin-nano", free=2600 * MIB)
     plan = make_plan(nano, BIG)
     assert (plan.accelerator, plan.gpu_layers) == ("cpu", 0)  # CUDA's own memory does not fit beside it
