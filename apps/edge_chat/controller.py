@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError, UsageError
@@ -57,7 +57,6 @@ class ChatController:
 
     Attributes:
         page: the conversation on the screen as it is saved; None for a new one that is not saved yet.
-        sampling: how tokens are chosen in this session.
         editing: the message that the composer replaces; None for a new one.
     """
 
@@ -65,7 +64,7 @@ class ChatController:
         self.app = app
         self.screen = screen
         self.page: Page | None = None
-        self.sampling: Sampling = app.settings.sampling
+        self._chosen: Sampling | None = None
         self.editing: int | None = None
         self._runs: dict[str, ReplyRun] = {}
         self._waiting: dict[str, Outgoing] = {}
@@ -76,6 +75,21 @@ class ChatController:
         self._notices: dict[int, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Lock()
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen: as set in this session, or as the settings and the model's makers advise."""
+        return self._chosen or self.default_sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self._chosen = sampling
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """How tokens are chosen where nothing was set in this session."""
+        assistant = self.app.host.assistant
+        return assistant.sampling if assistant is not None else self.app.settings.sampling
 
     @property
     def active_id(self) -> str | None:
@@ -389,12 +403,21 @@ class ChatController:
 
     def _accepted(self, run: ReplyRun) -> None:
         """The message is saved, so the draft must not bring it back; what has been typed since stays."""
+        self._start(self._show_title(run.conversation_id))
         if self._unsaved.pop(run.conversation_id, None) is None:
             return
         if run.conversation_id == self.active_id:
             self.save_draft()
         else:
             self._post_draft(run.conversation_id, "")
+
+    async def _show_title(self, conversation_id: str) -> None:
+        """The first message gives a conversation its title."""
+        info = await self.app.library.run(lambda store: store.get(conversation_id))
+        if self.page is not None and self.page.info.id == conversation_id:
+            self.page = replace(self.page, info=info)
+            self.screen.title_changed()
+        self.screen.refresh_sidebar()
 
     async def _ended(self, run: ReplyRun, message: Outgoing | None) -> None:
         conversation_id = run.conversation_id

@@ -96,7 +96,7 @@ async def parameters(screen: ChatScreen, argument: str) -> None:
     """/parameters"""
     from edge_chat.screens.parameters import ParameterEditor
 
-    editor = ParameterEditor(screen.controller.sampling, screen.app.settings.sampling)
+    editor = ParameterEditor(screen.controller.sampling, screen.controller.default_sampling)
     changed = await screen.app.push_screen_wait(editor)
     if changed is not None and changed != screen.controller.sampling:
         screen.controller.sampling = changed
