@@ -11,7 +11,6 @@ conversation never moves it back, and another branch of the conversation moves o
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +111,7 @@ def fit(
         messages: the conversation up to the message that is to be answered.
         n_ctx: context window in tokens.
         reserve: tokens to keep free for the reply.
-        count: tokens of the prompt made of some messages, exactly.
+        count: tokens of the prompt made of some messages, exactly. The last call is for the messages of the window.
         policy: "drop" leaves old turns out, "summarise" replaces them by a summary, "refuse" raises.
         count_one: tokens that one message adds to a prompt, and no fewer; a `MessageCounter` that is kept from turn to turn
             saves counting every message again. None makes one for this call.
@@ -125,43 +124,35 @@ def fit(
         ContextFullError: the last turn alone does not fit, or the policy is to refuse.
         UsageError: there is no message, an unknown policy, or no room at all beside the reply.
     """
-    if policy not in _POLICIES:
-        raise UsageError(f"There is no way {policy!r} to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
-    if not messages:
-        raise UsageError("There is no message to answer.", "Give at least one message.")
-    room = n_ctx - reserve
-    if room < 1:
-        raise UsageError(
-            f"A reply of {reserve:,} tokens leaves no room in a context window of {n_ctx:,}.", "Ask for a shorter reply."
-        )
-    counter = count_one or MessageCounter(count)
+    room = _check(messages, n_ctx, reserve, policy)
     if policy == "refuse" or not _is_far_above(messages, room, count_one):
         n_tokens = count(messages)
         if n_tokens <= room:
             return Window(list(messages), range(0), n_tokens)
-    if policy == "refuse":
-        raise ContextFullError(
-            f"This conversation has {n_tokens:,} tokens; the context window of {n_ctx:,} holds {room:,} besides the reply.",
-            'Start a new conversation, load the model with a larger context, or set window = "drop".',
-        )
+        if policy == "refuse":
+            raise ContextFullError(
+                f"This conversation has {n_tokens:,} tokens; the context window of {n_ctx:,} holds {room:,} besides the reply.",
+                'Start a new conversation, load the model with a larger context, or set window = "drop".',
+            )
+    counter = count_one or MessageCounter(count)
     n_head = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
     head, rest = list(messages[:n_head]), list(messages[n_head:])
     starts = _turn_starts(rest)
     if not starts:
         raise _too_long("The system prompt has", count(messages), n_ctx, reserve)
-    wants_summary = policy == "summarise" and summarise is not None
-    n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if wants_summary else 0
+    if policy == "drop":
+        summarise = None
+    n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
     n_fixed = max(0, count([*head, rest[0]]) - counter(rest[0]))
     kept, is_new = _replay(rest, starts, [counter(message) for message in rest], n_fixed, room, n_summary)
     earlier = messages[: n_head + _last_request(rest)]
     if kept and not is_new and not _is_far_above(earlier, room, counter):
         is_new = count(earlier) <= room  # the replay counts a little too much, and emptied a window that still had room
 
-    made: Summary | None = None
     while True:
-        kept_messages = rest[starts[kept] :]
-        front = head
-        if wants_summary and summarise is not None and kept > 0:
+        made: Summary | None = None
+        front, kept_messages = head, rest[starts[kept] :]
+        if summarise is not None and kept > 0:
             made = _summarise(rest[: starts[kept]], summarise, summary, n_summary, counter)
             front = _with_summary(head, made.text)
         n_tokens = count([*front, *kept_messages])
@@ -170,13 +161,26 @@ def fit(
         # Only where count_one promised too little: go on, turn by turn, and at last without the summary.
         if kept + 1 < len(starts):
             kept, is_new = kept + 1, True
-        elif made is not None and wants_summary:
-            wants_summary, made = False, None
+        elif made is not None:
+            summarise = None
         else:
             raise _too_long(_subject(kept_messages), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
     dropped = range(n_head, n_head + starts[kept])
     notice = _notice(dropped, sum(map(counter, rest[: starts[kept]])), n_ctx, made) if dropped else None
     return Window([*front, *kept_messages], dropped, n_tokens, notice, is_new, made)
+
+
+def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -> int:
+    """The room that a prompt has, in tokens."""
+    if policy not in _POLICIES:
+        raise UsageError(f"There is no way {policy!r} to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
+    if not messages:
+        raise UsageError("There is no message to answer.", "Give at least one message.")
+    if reserve >= n_ctx:
+        raise UsageError(
+            f"A reply of {reserve:,} tokens leaves no room in a context window of {n_ctx:,}.", "Ask for a shorter reply."
+        )
+    return n_ctx - reserve
 
 
 def _is_far_above(messages: Sequence[Message], room: int, count_one: Callable[[Message], int] | None) -> bool:
@@ -260,6 +264,8 @@ def _with_summary(head: Sequence[Message], text: str) -> list[Message]:
 
 
 def _digest(messages: Sequence[Message]) -> str:
+    import hashlib  # slow to import, and rarely needed
+
     digest = hashlib.sha256()
     for message in messages:
         for text in (message.role, message.name or "", message.content):

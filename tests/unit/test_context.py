@@ -38,7 +38,7 @@ def requests(messages):
 
 
 def choose(messages, n_ctx=400, reserve=100, **kwargs):
-    return fit(messages, n_ctx=n_ctx, reserve=reserve, count=count, **{"count_one": count_one, **kwargs})
+    return fit(messages, **{"n_ctx": n_ctx, "reserve": reserve, "count": count, "count_one": count_one, **kwargs})
 
 
 def test_everything_stays_while_it_fits():
@@ -158,6 +158,19 @@ def test_refuse_refuses():
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(UsageError):
         choose(**{"messages": talk([10]), **arguments})
+
+
+@given(sizes, st.sampled_from(["drop", "summarise"]))
+def test_the_last_count_is_that_of_the_window(message_sizes, policy):
+    counted = []
+
+    def remembered(messages):
+        counted.append(list(messages))
+        return count(messages)
+
+    messages = talk(message_sizes, system=20)
+    window = choose(messages, count=remembered, policy=policy, summarise=Summariser())
+    assert counted[-1] == window.messages
 
 
 # -- summaries
