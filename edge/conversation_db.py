@@ -385,11 +385,12 @@ def _mark(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in (b"Z", b"X") else f"{boot} {namespace} {pid} {int(fields[19])}"
-    import psutil
+    else:  # not after the block: the type checker takes that for unreachable on Linux
+        import psutil
 
-    try:
-        process = psutil.Process(pid)
-        is_zombie = process.status() == psutil.STATUS_ZOMBIE
-        return None if is_zombie else f"- - {pid} {process.create_time()}"
-    except psutil.Error:
-        return None
+        try:
+            process = psutil.Process(pid)
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            return None if is_zombie else f"- - {pid} {process.create_time()}"
+        except psutil.Error:
+            return None

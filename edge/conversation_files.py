@@ -28,7 +28,7 @@ from edge.types import Role
 
 __all__ = ["ConversationFile", "NodeFile", "from_json", "from_markdown", "to_json", "to_markdown"]
 
-FORMAT = "edge-conversation"
+FORMAT: Literal["edge-conversation"] = "edge-conversation"
 VERSION = 1
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]  # until the end of 9999, where datetime ends

@@ -13,7 +13,7 @@ import msgspec
 
 from edge.context import Summary, fit
 from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
-from edge.errors import BackendError, CancelledError, EdgeError, StorageError
+from edge.errors import BackendError, CancelledError, EdgeError, StorageError, UsageError
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling
 
@@ -93,7 +93,7 @@ class Keeper:
                 )
             else:
                 reply.node = self._store.update(reply.node.id, content=reply.text, status=status, record=record)
-        except StorageError as error:
+        except (StorageError, UsageError) as error:  # UsageError: somebody deleted the conversation meanwhile
             if not self._has_failed:
                 reply.notices.append(f"This reply could not be saved. {error}")
             self._has_failed = True

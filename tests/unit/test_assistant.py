@@ -332,3 +332,13 @@ def test_a_bug_in_a_turn_reaches_whoever_waits(make: Callable[..., Assistant], m
         with pytest.raises(BackendError, match="broke down"):
             conversation.send("hello").wait(timeout_s=30)
     assert conversation.regenerate().wait() == "You wrote 5 letters."
+
+
+def test_a_conversation_deleted_while_it_is_answered(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 300, delay_s=0.001)
+    conversation = assistant.conversation()
+    reply = conversation.send("go")
+    next(iter(reply))
+    assistant.store.delete(conversation.id)
+    assert reply.wait() == "z" * 300
+    assert any("could not be saved" in notice for notice in reply.notices)
