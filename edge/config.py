@@ -51,7 +51,7 @@ RESERVED_VARIABLES = {
     "EDGE_DEBUG": "1 shows the traceback of an unexpected error",
     "EDGE_TEST_MODEL": "the model file that the tests use",
 }
-"""EDGE_ variables that are no settings."""
+"""EDGE_ variables that are no settings. Others that begin with EDGE_TEST_ belong to tests and are left alone, too."""
 
 _PATH_VARIABLES = {
     "paths.data_dir": "EDGE_DATA_DIR",
@@ -351,7 +351,7 @@ class _Merged:
         by_variable = {key.variable: key for key in setting_keys().values()}
         free = {variable: key for variable, key in by_variable.items() if key.is_free}
         for variable in sorted(environ):
-            if not variable.startswith("EDGE_") or variable in RESERVED_VARIABLES:
+            if not variable.startswith("EDGE_") or variable.startswith("EDGE_TEST_") or variable in RESERVED_VARIABLES:
                 continue
             key = by_variable.get(variable)
             entry = ""

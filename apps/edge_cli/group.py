@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from edge_cli import output
+
 __all__ = ["CONTEXT_SETTINGS", "Entry", "LazyGroup", "SuggestingGroup", "examples"]
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -22,7 +24,13 @@ class Entry(NamedTuple):
 
 
 class SuggestingGroup(click.Group):
-    """A group that says which command was probably meant."""
+    """A group that says which command was probably meant, and shows its help where none was named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            output.note(ctx.get_help())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name, known = args[0], self.list_commands(ctx)

@@ -48,19 +48,13 @@ EPILOG = (
     entries=COMMANDS,
     context_settings=CONTEXT_SETTINGS,
     epilog=EPILOG,
-    invoke_without_command=True,
 )
 @click.version_option(edge.__version__, prog_name="edge", message="%(prog)s %(version)s")
-@click.pass_context
-def cli(ctx: click.Context) -> int:
+def cli() -> None:
     """Small language models on this device: chat, prompts from the shell, and the models themselves.
 
     Settings come from flags, EDGE_* variables and the settings file, in this order; see edge config ls.
     """
-    if ctx.invoked_subcommand is None:
-        output.note(ctx.get_help())
-        return 2
-    return 0
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def test_the_hubs_own_variables_count_below_ours() -> None:
 
 
 def test_reserved_variables_are_tolerated() -> None:
-    load_settings(environ={"EDGE_TEST_MODEL": "/m.gguf", "EDGE_DEBUG": "1"})
+    load_settings(environ={"EDGE_TEST_MODEL": "/m.gguf", "EDGE_TEST_ANYTHING": "x", "EDGE_DEBUG": "1"})
 
 
 def test_a_whole_number_is_a_number(config: Path) -> None:

@@ -97,12 +97,16 @@ def test_every_command_has_help_with_examples_that_parse(path: tuple[str, ...], 
 
 def parse(words: list[str]) -> None:
     """Let click read a command line without running it; what it does not understand raises."""
-    ctx = cli.make_context("edge", list(words))
-    while isinstance(ctx.command, click.Group) and ctx._protected_args + ctx.args:
-        rest = [*ctx._protected_args, *ctx.args]
-        name, command, rest = ctx.command.resolve_command(ctx, rest)
-        assert command is not None
-        ctx = command.make_context(name, rest, parent=ctx)
+    command: click.Command = cli
+    ctx: click.Context | None = None
+    name = "edge"
+    while isinstance(command, click.Group):
+        ctx = click.Context(command, info_name=name, parent=ctx)
+        name, *words = words
+        found = command.get_command(ctx, name)
+        assert found is not None
+        command = found
+    command.make_context(name, words, parent=ctx)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -129,8 +133,9 @@ def test_wrong_usage_names_the_nearest(call: Any, arguments: list[str], said: st
     assert "--help" in result.err
 
 
-def test_no_command_is_a_usage_error_with_the_help(call: Any) -> None:
-    result = call()
+@pytest.mark.parametrize("arguments", [(), ("config",), ("models",)])
+def test_no_command_is_a_usage_error_with_the_help(call: Any, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
     assert (result.code, result.out) == (2, "")
     assert "Commands:" in result.err
 

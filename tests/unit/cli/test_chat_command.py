@@ -1,0 +1,53 @@
+"""`edge chat`: what is handed to the chat app, and what happens where it cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+
+import edge_chat
+
+
+def test_without_a_terminal(call: Any) -> None:
+    result = call("chat", stdin=b"")
+    assert (result.code, result.out) == (2, "")
+    assert "needs a terminal" in result.err
+    assert "edge run" in result.err
+
+
+def test_without_textual(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "textual" else real(name))
+    result = call("chat")
+    assert (result.code, result.out) == (1, "")
+    assert "pip install 'edge-assistant[chat]'" in result.err
+
+
+def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, Any]] = []
+
+    def run(settings: Any, *, conversation: str | None = None) -> int:
+        calls.append((settings, conversation))
+        return 7
+
+    monkeypatch.setattr(edge_chat, "run", run)
+    monkeypatch.setattr(sys, "stdout", terminal())
+    arguments = ("--conversation", "01J", "--plain", "-m", "other", "--temperature", "0", "-s", "chat.theme=nord")
+    assert call("chat", *arguments).code == 7
+    ((settings, conversation),) = calls
+    assert conversation == "01J"
+    assert (settings.model, settings.sampling.temperature) == ("other", 0.0)
+    assert (settings.chat.plain, settings.chat.theme) == (True, "nord")
+    monkeypatch.setenv("EDGE_CHAT_PLAIN", "1")
+    assert call("chat").code == 7
+    assert calls[1][0].chat.plain is True
+    assert calls[1][1] is None
+
+
+def test_a_wrong_setting_stops_it(call: Any) -> None:
+    result = call("chat", "--context", "none")
+    assert result.code == 2
+    assert "a whole number" in result.err
