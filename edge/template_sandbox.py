@@ -43,11 +43,7 @@ from edge.template_budget import (
     price_format,
 )
 
-__all__ = ["BoundedTemplate", "Limits", "RefusedError", "plain_data"]
-
-
-class RefusedError(TemplateError):
-    """The template called raise_exception: it is sound but will not render these messages."""
+__all__ = ["BoundedTemplate", "Limits", "plain_data"]
 
 
 _TEXT_METHODS = """capitalize casefold count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit
@@ -102,7 +98,10 @@ def _to_json(
 
 
 def _raise_exception(message: object) -> None:
-    raise RefusedError(f"The model's chat template does not accept these messages: {message}")
+    raise TemplateError(
+        f"The model's chat template does not accept these messages: {message}",
+        "Start a new conversation, or use another model.",
+    )
 
 
 class _PlainDict:
@@ -309,8 +308,7 @@ class BoundedTemplate:
             variables: what it sees, as plain_data() makes it.
 
         Raises:
-            RefusedError: the template called raise_exception; the message holds its words.
-            TemplateError: it failed, or went beyond the limits.
+            TemplateError: the template called raise_exception (the message holds its words), failed, or went beyond the limits.
         """
         n_input_chars = Budget(Limits(chars=2**62, steps=2**62)).measure(variables)
         left = Budget(self._limits, n_input_chars)
@@ -321,7 +319,7 @@ class BoundedTemplate:
                 left.step()
                 left.spend(len(piece))
                 pieces.append(piece)
-        except RefusedError:
+        except TemplateError:
             raise
         except LimitError as error:
             raise TemplateError(f"The model's chat template was stopped: {error}.") from error

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from edge.errors import TemplateError
-from edge.template_sandbox import BoundedTemplate, Limits, RefusedError, plain_data
+from edge.template_sandbox import BoundedTemplate, Limits, plain_data
 
 # Small, so that the tests end fast; a template that needs much is refused whatever the limits.
 SMALL = Limits(steps=200_000, chars=1_000_000, chars_per_input_char=8, seconds=60.0)
@@ -54,7 +54,7 @@ def test_what_transformers_offers(source, expected):
 
 
 def test_a_refusal_says_the_templates_words():
-    with pytest.raises(RefusedError, match="Conversation roles must alternate"):
+    with pytest.raises(TemplateError, match="Conversation roles must alternate"):
         run("{{ raise_exception('Conversation roles must alternate') }}")
 
 
