@@ -385,7 +385,7 @@ def _mark(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in (b"Z", b"X") else f"{boot} {namespace} {pid} {int(fields[19])}"
-    else:  # not after the block: the type checker takes that for unreachable on Linux
+    else:  # noqa: RET505 (after the block the type checker would take it for unreachable on Linux)
         import psutil
 
         try:
