@@ -17,6 +17,7 @@ from edge.device import CapturedSystem, DeviceProfile, Engine, probe
 from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError, UsageError
 from edge.gguf import GGUFHeader, TensorInfo
 from edge.memory import Layout, footprint, model_layers
+from edge.placement import EngineRow, find_targets
 from edge.plan import Plan, PlanRequest, make_plan
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "devices"
@@ -348,6 +349,17 @@ def test_what_is_required_and_missing(name: str, built_for: tuple[str, ...], req
 @pytest.mark.parametrize(("name", "require"), [("laptop-rtx4060", "cuda"), ("mac-m1", "metal"), ("laptop-rtx4060", "cpu")])
 def test_what_is_required_and_there(name: str, require: Any) -> None:
     assert make_plan(device(name), SMALL, PlanRequest(require=require)).accelerator == require
+
+
+def test_the_neural_engine_needs_core_ml() -> None:
+    """No backend uses it yet; what there is to find is found."""
+    row = EngineRow("coreml", ("coreml",), ("ane", "cpu"))
+    targets, missing = find_targets(device("mac-m1"), row, PlanRequest())
+    assert [target.accelerator for target in targets] == ["ane", "cpu"]
+    assert (targets[0].reason, missing) == ("Apple M1", [])
+    for name, message in (("mac-m3-pro", "not installed with Core ML"), ("raspberry-pi-5", "no Neural Engine here")):
+        with pytest.raises(BackendUnavailableError, match=message):
+            find_targets(device(name), row, PlanRequest(require="ane"))
 
 
 def test_backends() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.gguf import read_header
+from edge.gguf import GGUFHeader, read_header
 from edge.memory import KV_TYPES, Layers, Layout, footprint, model_layers
 
 MIB = 2**20
@@ -250,6 +251,62 @@ def test_the_real_model_grows_by_the_estimate(layout: Layout, model_path: Path) 
     assert estimate.total == pytest.approx(grown, rel=0.1)
     assert estimate.host.kv / MIB == pytest.approx(logged(log, "CPU KV buffer size"), abs=0.01)
     assert logged(log, "CPU compute buffer size") < estimate.host.compute / MIB
+
+
+def header(arch: str, n_layer: int, n_head_kv: int | tuple[int, ...], **metadata: Any) -> GGUFHeader:
+    """A header of 8 heads of 64 numbers, without tensors."""
+    return GGUFHeader(
+        version=3, metadata={f"{arch}.{key.replace('__', '.')}": value for key, value in metadata.items()}, tensors=(),
+        data_offset=0, file_bytes=0, architecture=arch, name="", n_layer=n_layer, n_head=8, n_head_kv=n_head_kv, head_dim_k=64,
+        head_dim_v=64, n_embd=512, n_ctx_train=8192, n_vocab=1000, sliding_window=None, chat_template=None, file_type="",
+        n_params=0, tensors_bytes=0, is_recurrent=any(k.startswith("wkv") for k in metadata),
+        is_hybrid=any(k.startswith(("ssm", "kda", "shortconv")) for k in metadata),
+    )  # fmt: skip
+
+
+KV_2 = 2 * 64  # two heads of keys
+SSM = {"ssm__conv_kernel": 4, "ssm__inner_size": 1024, "ssm__state_size": 16, "ssm__group_count": 2}
+SSM_STATE = 4 * (3 * (1024 + 2 * 2 * 16) + 16 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("model", "key_width", "states"),
+    [
+        # Every layer attends and has a state.
+        (header("falcon-h1", 2, 2, **SSM), (KV_2, KV_2), (SSM_STATE, SSM_STATE)),
+        # Every fourth layer attends, the others have a state; the interval may be in the file.
+        (header("qwen3next", 4, 2, **SSM), (0, 0, 0, KV_2), (SSM_STATE,) * 3 + (0,)),
+        (header("qwen3next", 4, 2, full_attention_interval=2, **SSM), (0, KV_2, 0, KV_2), (SSM_STATE, 0, SSM_STATE, 0)),
+        (header("qwen35", 3, 2, attention__recurrent_layers=(1, 0, 1), **SSM), (0, KV_2, 0), (SSM_STATE, 0, SSM_STATE)),
+        # Layers without key-value heads are the recurrent ones.
+        (header("jamba", 3, (0, 2, 0), **SSM), (0, KV_2, 0), (SSM_STATE, 0, SSM_STATE)),
+        (
+            header("kimi-linear", 2, (0, 2), kda__head_dim=32, ssm__conv_kernel=4),
+            (0, KV_2),
+            (4 * (3 * 3 * 8 * 32 + 32 * 32 * 8), 0),
+        ),
+        (header("rwkv7", 2, 0, wkv__head_size=64), (0, 0), (4 * (2 * 512 + 512 * 64),) * 2),
+        # The last layers look into the cache of earlier ones.
+        (header("gemma4", 4, 2, attention__shared_kv_layers=3), (KV_2, 0, 0, 0), (0,) * 4),
+        (header("gemma3n", 22, 2), (KV_2,) * 20 + (0, 0), (0,) * 22),
+        # Sliding-window layers may have heads of another width.
+        (
+            header("gemma4", 2, 2, attention__sliding_window_pattern=(True, False), attention__key_length_swa=32),
+            (2 * 32, KV_2),
+            (0, 0),
+        ),
+        (header("deci", 3, (2, 0, 4)), (KV_2, 0, 2 * KV_2), (0,) * 3),
+    ],
+    ids=lambda value: value.architecture if isinstance(value, GGUFHeader) else "",
+)
+def test_families_that_llama_cpp_treats_specially(model: GGUFHeader, key_width: Any, states: Any) -> None:
+    """By hand after llama-hparams.cpp and src/models/; the families above are checked against llama.cpp itself."""
+    layers = model_layers(model)
+    assert layers.key_width == key_width
+    assert layers.state_bytes == states
+    # One state a sequence, and one for the sequence that export and import use.
+    empty = footprint(layers, replace(BASE, n_ctx=1, n_seq=3))
+    assert empty.host.kv == 4 * sum(states) + 256 * layers.cell_bytes("f16", "f16")
 
 
 LAYERS = Layers(
