@@ -314,6 +314,7 @@ class _Request:
         if here is None:
             self._check_licence(entry)
         if here is None or (artifact.reference.startswith("hf:") and not self.settings.hub.offline):
+            self.store.sweep()
             here = source.fetch(artifact.reference)
         return self._open(here)
 

