@@ -352,13 +352,17 @@ class _Reader:
     def _skip_strings(self, count: int) -> None:
         """Walk over texts without making them. Vocabularies have 50,000 and more, so the inner loop does nothing else."""
         length_at = _UINT64.unpack_from
-        while count:
+        walked = 0
+        while walked < count:
             if self.pos + 8 > len(self.chunk):
                 self._fill(8)
-            chunk, pos, last = self.chunk, self.pos, len(self.chunk) - 8
-            while count and pos <= last:
-                pos += length_at(chunk, pos)[0] + 8
-                count -= 1
+            chunk, pos = self.chunk, self.pos
+            try:
+                for walked in range(walked, count):  # noqa: B007, B020  (goes on where the last chunk ended)
+                    pos += length_at(chunk, pos)[0] + 8
+                walked = count
+            except (struct.error, OverflowError):
+                pass  # ran over the end of the chunk: the next one starts at `pos`
             self.pos = pos
         if self.base + self.pos > self.size:
             raise self._cut_off()
