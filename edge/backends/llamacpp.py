@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Backend, Sampler
 from edge.backends.cells import Ledger
-from edge.backends.llamacpp_library import AbortFlag, forget_log, load_library, recent_log
+from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, load_library, recent_log
 from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
 from edge.errors import BackendError, ContextFullError, UnsupportedError, UsageError
@@ -32,28 +32,6 @@ _OK, _NO_ROOM, _ABORTED = 0, 1, 2  # what llama_decode returns; below 0 it faile
 _BLOCK = struct.Struct("<8siiQ")
 _BLOCK_MAGIC = b"EDGEKV1\0"
 _WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
-
-
-class _Batch:
-    """A llama_batch over arrays of ours, filled anew for every pass so that no pass allocates."""
-
-    def __init__(self, library: Any, n_max: int) -> None:
-        import numpy as np
-
-        self.tokens = np.zeros(n_max, np.int32)
-        self.positions = np.zeros(n_max, np.int32)
-        self.seq_ids = np.zeros(n_max, np.int32)
-        self.wants_logits = np.zeros(n_max, np.int8)
-        ones = np.ones(n_max, np.int32)
-        pointers = (self.seq_ids.ctypes.data + 4 * np.arange(n_max, dtype=np.uintp)).astype(np.uintp)
-        self._kept_alive = (ones, pointers)
-        self.native = library.llama_batch()
-        int_pointer = ctypes.POINTER(ctypes.c_int32)
-        self.native.token = self.tokens.ctypes.data_as(int_pointer)
-        self.native.pos = self.positions.ctypes.data_as(int_pointer)
-        self.native.n_seq_id = ones.ctypes.data_as(int_pointer)
-        self.native.seq_id = pointers.ctypes.data_as(ctypes.POINTER(int_pointer))
-        self.native.logits = self.wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
 
 class LlamaCppBackend(Backend):
@@ -100,7 +78,7 @@ class LlamaCppBackend(Backend):
         self.n_ctx = library.llama_n_ctx(self._context)
         self.chunk_size = min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context))
         self._ledger = Ledger(self.n_ctx, plan.n_seq)
-        self._batch = _Batch(library, max(self.chunk_size, plan.n_seq))
+        self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
         self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
         self._kept: dict[int, npt.NDArray[np.float32]] = {}  # newest logits that a later pass would have overwritten
         self._views: dict[int, npt.NDArray[np.float32]] = {}  # address of an output row -> the same memory as an array

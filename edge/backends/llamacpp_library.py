@@ -14,7 +14,7 @@ from typing import Any
 
 from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
-__all__ = ["AbortFlag", "forget_log", "load_failure", "load_library", "recent_log"]
+__all__ = ["AbortFlag", "Batch", "forget_log", "load_failure", "load_library", "recent_log"]
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _log: deque[tuple[int, str]] = deque(maxlen=40)
@@ -153,3 +153,30 @@ class AbortFlag:
             self.clear()
         if failures:
             raise failures[0]
+
+
+class Batch:
+    """A llama_batch over arrays of ours, filled anew for every pass so that no pass allocates.
+
+    Args:
+        library: from `load_library`.
+        n_max: most tokens of a pass.
+    """
+
+    def __init__(self, library: Any, n_max: int) -> None:
+        import numpy as np
+
+        self.tokens = np.zeros(n_max, np.int32)
+        self.positions = np.zeros(n_max, np.int32)
+        self.seq_ids = np.zeros(n_max, np.int32)
+        self.wants_logits = np.zeros(n_max, np.int8)
+        ones = np.ones(n_max, np.int32)
+        pointers = (self.seq_ids.ctypes.data + 4 * np.arange(n_max, dtype=np.uintp)).astype(np.uintp)
+        self._kept_alive = (ones, pointers)
+        self.native = library.llama_batch()
+        int_pointer = ctypes.POINTER(ctypes.c_int32)
+        self.native.token = self.tokens.ctypes.data_as(int_pointer)
+        self.native.pos = self.positions.ctypes.data_as(int_pointer)
+        self.native.n_seq_id = ones.ctypes.data_as(int_pointer)
+        self.native.seq_id = pointers.ctypes.data_as(ctypes.POINTER(int_pointer))
+        self.native.logits = self.wants_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
