@@ -163,7 +163,7 @@ class CapturedSystem(System):
         text: the capture, in the form given at the top of this file.
 
     Raises:
-        ValueError: its @system part is missing or is not JSON.
+        ValueError: its @system part is missing, is not JSON, or names no system.
     """
 
     def __init__(self, text: str) -> None:
@@ -171,6 +171,8 @@ class CapturedSystem(System):
         pieces = _HEADING.split(text)
         self.parts = {pieces[i]: pieces[i + 1].strip("\n") for i in range(1, len(pieces), 2)}
         facts = json.loads(self.parts.get("@system", ""))
+        if not isinstance(facts, dict) or not {"os", "machine"} <= facts.keys():
+            raise ValueError("The capture does not say which system it is of.")
         self.os_name = facts["os"]
         self.machine = facts["machine"]
         self.release = facts.get("release", "")

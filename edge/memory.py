@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge.gguf import GGUFHeader
 
-__all__ = ["KV_TYPES", "Footprint", "Layout", "Parts", "footprint", "model_layers"]
+__all__ = ["KV_PAD", "KV_TYPES", "Footprint", "Layers", "Layout", "Parts", "footprint", "model_layers"]
 
 KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 """How keys and values can be kept -> numbers in a block, bytes of a block."""

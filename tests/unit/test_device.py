@@ -376,6 +376,14 @@ def test_garbage_is_never_an_error(parts: dict[str, str], os_name: str) -> None:
     assert device.memory.available_bytes >= 0
 
 
+@pytest.mark.parametrize(
+    "text", ["", "==> /proc/cpuinfo <==\nx", "==> @system <==\nno json", "==> @system <==\n{}", "==> @system <==\n3"]
+)
+def test_what_is_no_capture(text: str) -> None:
+    with pytest.raises(ValueError):  # json has an error of its own, which is one, too
+        CapturedSystem(text)
+
+
 # -- this machine
 
 
