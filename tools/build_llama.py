@@ -255,7 +255,13 @@ def build_wheel(build: Build, version: str, target: Path, jobs: int) -> Path:
         code = run_with_progress(command, environ, log)
         wheels = list(Path(folder).glob("*.whl"))
         if code != 0 or not wheels:
-            raise BuildError(f"Building {PACKAGE} failed:\n\n{tail(log)}\n\nThe whole log: {log}")
+            told = tail(log)
+            cure = (
+                "A compiler was killed, most likely because memory ran out. Try again with: --jobs 1\n"
+                if "Killed" in told
+                else ""
+            )
+            raise BuildError(f"Building {PACKAGE} failed:\n\n{told}\n\n{cure}The whole log: {log}")
         target.mkdir(exist_ok=True)
         return wheels[0].replace(target / wheels[0].name)
 

@@ -193,6 +193,12 @@ def test_a_build_that_fails_shows_the_first_error_and_keeps_nothing(tool: Module
     assert not list(log.parent.rglob("*.whl"))
 
 
+def test_a_compiler_that_was_killed_points_at_memory(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_pip(tool, monkeypatch, "print('g++: fatal error: Killed signal terminated program cc1plus'); sys.exit(1)")
+    with pytest.raises(tool.BuildError, match="--jobs 1"):
+        tool.main(["--wheel-only"])
+
+
 def test_a_success_without_a_wheel_is_a_failure(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_pip(tool, monkeypatch, "pass")
     with pytest.raises(tool.BuildError, match="failed"):
