@@ -56,6 +56,7 @@ class ChatApp(App[int], inherit_bindings=False):
     Attributes:
         breakdown: why the app ended on its own, if it did.
         bugs: what was reported as a bug in this session.
+        is_still: the cursor never blinks, as pictures of the screen need it.
         has_begun: the first frame has been shown and the model is being loaded.
 
     Raises:
@@ -92,6 +93,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []
         self.has_begun = False
+        self.is_still = False
         self._conversation = conversation
         self._deleted: list[str] = []
         self._interrupted_at = float("-inf")
@@ -109,6 +111,11 @@ class ChatApp(App[int], inherit_bindings=False):
     def get_default_screen(self) -> ChatScreen:
         """The only screen that is not a dialog."""
         return self.chat_screen
+
+    @property
+    def blinks(self) -> bool:
+        """Whether cursors blink."""
+        return not (self.is_plain or self.is_still)
 
     def keys_of(self, name: str) -> str:
         """The keys of a command as the user set them, comma-separated."""

@@ -60,7 +60,7 @@ def fake_app(
         cwd=cwd,
         clock=lambda: 0.0,
     )
-    app.chat_screen.blinks = False
+    app.is_still = True
     return app
 
 

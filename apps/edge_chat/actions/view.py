@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ async def theme(screen: ChatScreen, argument: str) -> None:
     app = screen.app
     if argument:
         app.theme = choose_theme(argument, app.available_themes, {})
-        return
+        return await _keep_theme(screen)
     from edge_chat.screens.dialogs import Choice, Picker
 
     before = app.theme
@@ -30,9 +31,18 @@ async def theme(screen: ChatScreen, argument: str) -> None:
     def preview(name: str) -> None:
         app.theme = name
 
-    note = "The app shows the marked theme. To keep one: edge config set chat.theme NAME"
+    note = "The app shows the marked theme; the one you choose is kept in the settings file."
     chosen = await app.push_screen_wait(Picker("Theme", choices, before, note=note, on_highlight=preview))
     app.theme = chosen or before
+    return await _keep_theme(screen) if chosen else None
+
+
+async def _keep_theme(screen: ChatScreen) -> None:
+    from edge.config_file import set_in_file
+
+    name, path = screen.app.theme, screen.app.settings.paths.config_file
+    await asyncio.to_thread(set_in_file, path, ("chat", "theme"), name)
+    screen.tell(f"The theme {name} is kept in {path}.")
 
 
 def complete_theme(screen: ChatScreen, typed: str) -> Sequence[Completion]:

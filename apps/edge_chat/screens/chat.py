@@ -45,7 +45,6 @@ class ChatScreen(Screen[None]):
     def __init__(self, app: ChatApp) -> None:
         super().__init__(id="chat")
         self.controller = ChatController(app, self)
-        self.blinks = True
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
         self._load_error: ErrorCard | None = None
@@ -99,7 +98,7 @@ class ChatScreen(Screen[None]):
         """Ready for typing before anything is read from the disk."""
         self.composer.complain("")
         self.composer.show_mode("")
-        self.composer.input.cursor_blink = self.blinks and not self.app.is_plain
+        self.composer.input.cursor_blink = self.app.blinks
         self._show_hints()
         self._place_sidebar()
         self.composer.input.focus()
@@ -163,7 +162,7 @@ class ChatScreen(Screen[None]):
 
     async def redraw(self) -> None:
         """Build the conversation anew, as after switching plain mode."""
-        self.composer.input.cursor_blink = self.blinks and not self.app.is_plain
+        self.composer.input.cursor_blink = self.app.blinks
         if self.controller.active_id is not None:
             await self.controller.open(self.controller.active_id)
         else:
@@ -339,8 +338,7 @@ class ChatScreen(Screen[None]):
     def page_changed(self) -> None:
         """Another conversation, or another state of it: title, status, mode of the composer."""
         page, controller = self.controller.page, self.controller
-        title = fmt.clean(page.info.title) if page is not None else ""
-        self.query_one("#title", Static).update(title or "New conversation")
+        self.title_changed()
         values = StatusValues()
         for node in reversed(page.nodes if page is not None else ()):
             if node.role == "assistant" and node.record.get("usage"):
@@ -351,6 +349,12 @@ class ChatScreen(Screen[None]):
         mode = f"Editing an earlier message; sending makes a new branch. {self.app.key_display('stop')} cancels."
         self.composer.show_mode(mode if controller.editing is not None else "")
         self.activity_changed()
+
+    def title_changed(self) -> None:
+        """Show the title of the conversation."""
+        page = self.controller.page
+        title = fmt.clean(page.info.title) if page is not None else ""
+        self.query_one("#title", Static).update(title or "New conversation")
 
     def activity_changed(self) -> None:
         """What runs has changed: status line and marks in the side bar."""

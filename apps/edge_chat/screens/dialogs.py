@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -19,10 +19,29 @@ from textual.widgets.option_list import Option
 
 from edge_chat import format as fmt
 
-__all__ = ["AskText", "Choice", "Confirm", "EditText", "Picker", "ReadPage"]
+if TYPE_CHECKING:
+    from edge_chat.app import ChatApp
+
+__all__ = ["AskText", "Choice", "Confirm", "Dialog", "EditText", "Picker", "ReadPage"]
 
 
-class Confirm(ModalScreen[bool]):
+T = TypeVar("T")
+
+
+class Dialog(ModalScreen[T]):
+    """What all dialogs have in common."""
+
+    def __init__(self) -> None:
+        super().__init__(classes="dialog")
+
+    def on_mount(self) -> None:
+        """Cursors blink in dialogs as they do in the chat. (Textual calls this besides the on_mount of each dialog.)"""
+        blinks = cast("ChatApp", self.app).blinks
+        for field in [*self.query(Input), *self.query(TextArea)]:
+            field.cursor_blink = blinks
+
+
+class Confirm(Dialog[bool]):
     """A question that is answered with a verb or not at all.
 
     Args:
@@ -38,7 +57,7 @@ class Confirm(ModalScreen[bool]):
     ]
 
     def __init__(self, question: str, verb: str, detail: str = "") -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._question = question
         self._verb = verb
         self._detail = detail
@@ -61,7 +80,7 @@ class Confirm(ModalScreen[bool]):
         self.dismiss(event.button.id == "yes")
 
 
-class AskText(ModalScreen["str | None"]):
+class AskText(Dialog["str | None"]):
     """One line of text. None when it was left with Esc.
 
     Args:
@@ -72,7 +91,7 @@ class AskText(ModalScreen["str | None"]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel", show=False)]
 
     def __init__(self, title: str, value: str = "") -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._title_text = title
         self._value = value
 
@@ -87,7 +106,7 @@ class AskText(ModalScreen["str | None"]):
         self.dismiss(event.value.strip())
 
 
-class EditText(ModalScreen["str | None"]):
+class EditText(Dialog["str | None"]):
     """Several lines of text. None when it was left with Esc.
 
     Args:
@@ -102,7 +121,7 @@ class EditText(ModalScreen["str | None"]):
     ]
 
     def __init__(self, title: str, value: str, note: str = "") -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._title_text = title
         self._value = value
         self._note = note
@@ -134,7 +153,7 @@ class Choice:
     detail: str = ""
 
 
-class Picker(ModalScreen["str | None"]):
+class Picker(Dialog["str | None"]):
     """A list to choose from, narrowed down by typing. None when it was left with Esc.
 
     Args:
@@ -162,7 +181,7 @@ class Picker(ModalScreen["str | None"]):
         on_highlight: Callable[[str], None] | None = None,
         free_text: bool = False,
     ) -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._title_text = title
         self._choices = list(choices)
         self._current = current
@@ -244,7 +263,7 @@ class Picker(ModalScreen["str | None"]):
             listed.highlighted = values.index(self._current) if not typed and self._current in values else 0
 
 
-class ReadPage(ModalScreen[None]):
+class ReadPage(Dialog[None]):
     """A page of Markdown to read.
 
     Args:
@@ -259,7 +278,7 @@ class ReadPage(ModalScreen[None]):
     ]
 
     def __init__(self, title: str, text: str) -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._title_text = title
         self._text = text
 

@@ -8,12 +8,12 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from edge.errors import UsageError
 from edge.types import Sampling
 from edge_chat.parameters import PARAMETERS, describe, with_value
+from edge_chat.screens.dialogs import Dialog
 
 __all__ = ["ParameterEditor"]
 
@@ -45,7 +45,7 @@ class ParameterLine(Vertical):
         line.display = bool(text)
 
 
-class ParameterEditor(ModalScreen["Sampling | None"]):
+class ParameterEditor(Dialog["Sampling | None"]):
     """All sampling parameters. Gives back the changed sampling, or None when it was left with Esc.
 
     Args:
@@ -58,12 +58,12 @@ class ParameterEditor(ModalScreen["Sampling | None"]):
         Binding("ctrl+s", "accept", "Save", show=False, priority=True),
         Binding("enter", "accept", "Save", show=False),
         Binding("ctrl+r", "restore", "Defaults", show=False, priority=True),
-        Binding("down", "app.focus_next", "Next", show=False),
-        Binding("up", "app.focus_previous", "Previous", show=False),
+        Binding("down", "app.focus_next", "Next", show=False, priority=True),
+        Binding("up", "app.focus_previous", "Previous", show=False, priority=True),
     ]
 
     def __init__(self, sampling: Sampling, default: Sampling) -> None:
-        super().__init__(classes="dialog")
+        super().__init__()
         self._sampling = sampling
         self._default = default
 

@@ -161,6 +161,7 @@ class Composer(Vertical):
         yield Static("", id="complaint", markup=False)
         yield Static("", id="mode", markup=False)
         yield Horizontal(id="chips")
+        yield Static("Your message:", id="composer-label", markup=False)
         yield ComposerText()
         yield Static("", id="hints", markup=False)
 

@@ -9,8 +9,10 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
+from pygments.token import Token as Token_  # type: ignore[import-untyped]
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.highlight import HighlightTheme, highlight
 from textual.message import Message
 from textual.style import Style
 from textual.widgets import Label, Markdown, Static
@@ -41,6 +43,16 @@ def _keep_line_ends(state: StateCore) -> None:
                 child.type = "hardbreak"
 
 
+class _CodeColors(HighlightTheme):
+    """Textual's colours for code, without underlining every function."""
+
+    STYLES: dict[Any, str] = {  # noqa: RUF012 (as in the base)
+        **HighlightTheme.STYLES,
+        Token_.Name.Function: "$text-warning",
+        Token_.Name.Function.Magic: "$text-warning",
+    }
+
+
 class _FenceHead(Static):
     """Language of a code block, and a place to click for a copy."""
 
@@ -59,6 +71,11 @@ class CodeFence(MarkdownFence):
         # "```python title=x.py" names the language with its first word.
         token.info = token.info.split(maxsplit=1)[0] if token.info.strip() else ""
         super().__init__(markdown, token, code)
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        """Code in colours; they come from the theme, so dark and light need no telling apart."""
+        return highlight(code, language=language or None, theme=_CodeColors)
 
     def compose(self) -> ComposeResult:
         yield _FenceHead(self._head())

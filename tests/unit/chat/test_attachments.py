@@ -71,7 +71,14 @@ def test_mentions_are_of_files_that_exist(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "expected"),
-    [("@", (0, "")), ("see @src/ma", (4, "src/ma")), ('see @"with bl', (4, "with bl")), ("me@host", None), ("@done ", None), ("", None)],
+    [
+        ("@", (0, "")),
+        ("see @src/ma", (4, "src/ma")),
+        ('see @"with bl', (4, "with bl")),
+        ("me@host", None),
+        ("@done ", None),
+        ("", None),
+    ],
 )
 def test_the_mention_being_typed(before: str, expected: tuple[int, str] | None) -> None:
     assert att.mention_before(before) == expected

@@ -7,8 +7,9 @@ from edge_chat.actions import REGISTRY
 from edge_chat.commands import GROUPS, Command, Registry, SlashLine, parse_slash
 
 WANTED = (
-    "model new system set save import stats title search copy regenerate edit fork attach theme keys context plan help quit"
-).split()
+    *("model", "new", "system", "set", "save", "import", "stats", "title", "search", "copy", "regenerate", "edit"),
+    *("fork", "attach", "theme", "keys", "context", "plan", "help", "quit"),
+)
 
 
 @pytest.mark.parametrize(

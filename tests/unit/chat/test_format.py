@@ -34,7 +34,15 @@ def test_one_line_is_never_longer_than_asked() -> None:
 
 @pytest.mark.parametrize(
     ("days", "group"),
-    [(0, "Today"), (1, "Yesterday"), (3, "Last 7 days"), (6, "Last 7 days"), (7, "Last 30 days"), (29, "Last 30 days"), (400, "Older")],
+    [
+        (0, "Today"),
+        (1, "Yesterday"),
+        (3, "Last 7 days"),
+        (6, "Last 7 days"),
+        (7, "Last 30 days"),
+        (29, "Last 30 days"),
+        (400, "Older"),
+    ],
 )
 def test_days(days: int, group: str) -> None:
     now = datetime(2026, 3, 5, 12, 0)

@@ -14,7 +14,9 @@ from edge_chat.keys import bindings, display_key, display_keys, make_keymap, tea
 def test_defaults_do_not_clash() -> None:
     together = {"everywhere": {"chat", "composer", "message", "sidebar"}, "chat": {"composer", "message", "sidebar"}}
     for one, other in itertools.combinations([c for c in REGISTRY if c.keys], 2):
-        both = one.scope == other.scope or other.scope in together.get(one.scope, ()) or one.scope in together.get(other.scope, ())
+        both = (
+            one.scope == other.scope or other.scope in together.get(one.scope, ()) or one.scope in together.get(other.scope, ())
+        )
         assert not both or not set(one.keys.split(",")) & set(other.keys.split(",")), (one.name, other.name)
 
 

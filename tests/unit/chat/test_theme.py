@@ -31,7 +31,11 @@ def test_contrast_of_black_and_white_is_21() -> None:
 
 @pytest.mark.parametrize("theme", THEMES, ids=NAMES)
 def test_text_can_be_read_on_everything_it_stands_on(theme: Theme) -> None:
-    colors = {name: Color.parse(value) for name, value in theme.to_color_system().generate().items() if value.startswith("#") and " " not in value}
+    colors = {
+        name: Color.parse(value)
+        for name, value in theme.to_color_system().generate().items()
+        if value.startswith("#") and " " not in value
+    }
     backgrounds = [colors[name] for name in ("background", "surface", "panel")]
     for background in backgrounds:
         faint = background.blend(colors["foreground"], 0.7)
@@ -54,7 +58,7 @@ def test_theme_by_name() -> None:
     assert choose_theme("nord", known, {}) == "nord"
     assert choose_theme("dark", known, {"COLORFGBG": "0;15"}) == DARK.name
     assert choose_theme("light", known, {}) == LIGHT.name
-    with pytest.raises(ConfigError, match="no theme 'nrod'.*Did you mean nord"):
+    with pytest.raises(ConfigError, match=r"no theme 'nrod'.*Did you mean nord"):
         choose_theme("nrod", known, {})
 
 
