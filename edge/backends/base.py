@@ -177,7 +177,8 @@ class Backend(ABC):
 
         Raises:
             ContextFullError: they do not fit; the cache is as it was.
-            BackendError: the engine failed; the cache holds the chunks before the failure.
+            BackendError: the engine failed; the cache holds the chunks before the failure, or nothing of this sequence
+                where it cannot be cut (see rewind): ask `length`.
         """
 
     @abstractmethod
@@ -189,7 +190,8 @@ class Backend(ABC):
 
         Raises:
             ContextFullError: no cell is free; the cache is as it was.
-            BackendError: the engine failed; the sequences are as they were.
+            BackendError: the engine failed; the sequences are as they were, or empty where they cannot be cut (see rewind):
+                ask `length`.
         """
 
     @abstractmethod

@@ -316,7 +316,7 @@ class LlamaCppBackend(Backend):
         try:
             with self._abort.watching(should_stop if is_stoppable else None):
                 code = self._run(n_chunk, (seq_id,))
-        except Exception:
+        except BaseException:  # also Ctrl-C: the pass may be done, but nobody is told
             self._restore(seq_id, start)
             raise
         if code == _OK:

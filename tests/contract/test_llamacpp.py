@@ -94,6 +94,28 @@ def test_a_sliding_window_can_be_rewound_but_not_exported(tiny_model: TinyModel,
             backend.export_kv(0, 0, 10)
 
 
+def test_a_window_whose_cells_were_reused_says_so_and_does_not_compute_nonsense(
+    tiny_model: TinyModel, plan_for: PlanFor
+) -> None:
+    prompt, tail = tokens(190), tokens(5, seed=3)
+    with LlamaCppBackend(plan_for(tiny_model("gemma3"))) as backend:
+        backend.prefill(0, prompt[:100])
+        backend.prefill(1, tokens(10, seed=4))
+        backend.prefill(0, prompt[100:])
+        backend.rewind(1, 0)
+        backend.prefill(2, tokens(30, seed=5))  # takes cells that sequence 0 no longer attends to
+        for call in (lambda: backend.rewind(0, 130), lambda: backend.copy(0, 3, 130)):
+            with pytest.raises(UnsupportedError, match="moved on"):
+                call()
+        assert backend.length(0) == 190
+        backend.prefill(0, tail)
+        after_reuse = backend.logits(0)
+        for seq_id in (0, 2):
+            backend.rewind(seq_id, 0)
+        backend.prefill(0, prompt + tail)
+        np.testing.assert_allclose(after_reuse, backend.logits(0), atol=0.05)
+
+
 # -- files that cannot be used
 
 
@@ -320,6 +342,65 @@ def test_several_threads_compute_the_same(tiny_model: TinyModel, plan_for: PlanF
             backend.decode([(0, 50)])
             results.append(backend.logits(0))
     np.testing.assert_allclose(results[0], results[1], atol=1e-3)
+
+
+# -- failures of the engine
+
+
+def fail_after(backend: LlamaCppBackend, n_good: int, code: int) -> None:
+    """Let some passes succeed; the next one computes, and then reports failure."""
+    real, left = backend._run, [n_good]
+
+    def run(n_tokens: int, changing: Any) -> int:
+        result = real(n_tokens, changing)
+        left[0] -= 1
+        if left[0] < 0:
+            backend._run = real  # type: ignore[method-assign]
+            return code
+        return result
+
+    backend._run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("code", "error"), [(-3, BackendError), (-1, BackendError), (1, ContextFullError)])
+def test_a_failed_pass_leaves_what_was_there_before(
+    tiny_model: TinyModel, plan_for: PlanFor, code: int, error: type[Exception]
+) -> None:
+    prompt = tokens(80)
+    with LlamaCppBackend(plan_for(tiny_model("llama"))) as backend:
+        backend.prefill(0, prompt)
+        expected = backend.logits(0)
+        backend.rewind(0, 0)
+        fail_after(backend, 1, code)
+        with pytest.raises(error):
+            backend.prefill(0, prompt)
+        assert backend.length(0) == 32
+        with pytest.raises(BackendError, match="no newest logits"):
+            backend.logits(0)
+        backend.prefill(0, prompt[32:])
+        np.testing.assert_array_equal(backend.logits(0), expected)
+        backend.prefill(1, prompt[:3])
+        fail_after(backend, 0, code)
+        with pytest.raises(error):
+            backend.decode([(0, 50), (1, 51)])
+        assert (backend.length(0), backend.length(1)) == (80, 3)
+        backend.decode([(1, 51), (0, 50)])
+        assert backend.length(0) == 81
+
+
+def test_a_recurrent_model_loses_the_sequence_whose_pass_failed_and_no_other(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+    prompt = tokens(40)
+    with LlamaCppBackend(plan_for(tiny_model("mamba"))) as backend:
+        backend.prefill(0, prompt)
+        expected = backend.logits(0)
+        backend.prefill(1, prompt)
+        fail_after(backend, 0, -3)
+        with pytest.raises(BackendError):
+            backend.decode([(1, 50)])
+        assert (backend.length(0), backend.length(1)) == (40, 0)
+        backend.prefill(1, prompt)
+        np.testing.assert_array_equal(backend.logits(1), expected)
+        np.testing.assert_array_equal(backend.logits(0), expected)
 
 
 # -- against others
