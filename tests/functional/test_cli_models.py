@@ -66,7 +66,7 @@ def test_pull_list_show_and_remove(edge: Edge, hub: Hub) -> None:
 
 
 def test_ctrl_c_keeps_what_has_arrived_and_the_next_pull_resumes(edge: Edge, hub: Hub, environ: dict[str, str]) -> None:
-    hub.fail("content", stall_after=1000)
+    hub.fail("content", stall_after=1_000_000)
     child = subprocess.Popen(
         [EDGE, "models", "pull", REFERENCE],
         stdin=subprocess.DEVNULL,
@@ -74,7 +74,11 @@ def test_ctrl_c_keeps_what_has_arrived_and_the_next_pull_resumes(edge: Edge, hub
         stderr=subprocess.PIPE,
         env=environ,
     )
-    assert hub.stalled.wait(LIMIT_S)
+    assert child.stderr is not None
+    # A line every tenth: two of them, and something has arrived.
+    seen = [child.stderr.readline()]
+    while seen[-1] and sum(line.startswith(b"Fetching") for line in seen) < 2:
+        seen.append(child.stderr.readline())
     child.send_signal(signal.SIGINT)
     out, errors = child.communicate(timeout=LIMIT_S)
     assert (child.returncode, out) == (130, b"")
@@ -82,7 +86,7 @@ def test_ctrl_c_keeps_what_has_arrived_and_the_next_pull_resumes(edge: Edge, hub
     assert b"Traceback" not in errors
     done = edge("pull", REFERENCE)
     assert done.returncode == 0, done.stderr
-    assert hub.of("content")[-1].range_start == 1000
+    assert hub.of("content")[-1].range_start > 0
     assert Path(done.stdout.rstrip("\n")).read_bytes() == hub.repos["acme/tiny"].files["tiny.gguf"]
 
 

@@ -172,7 +172,9 @@ def test_ctrl_c_while_the_model_is_being_loaded(environ: dict[str, str]) -> None
         [EDGE, *STORY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, env={**environ, "TERM": "xterm"}
     )
     os.close(theirs)
-    seen = os.read(ours, 1000)
+    seen = b""
+    while b"loading" not in seen:
+        seen += os.read(ours, 1000)
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=LIMIT_S)
     assert len(out) < 4000
