@@ -276,29 +276,26 @@ class Background:
                 _log.exception("The KV store's thread met an error that it does not know")
                 self.fail(sqlite3.DatabaseError(f"malformed: {error}"))
 
-    def _take(self) -> _Work:
+    def _take_batch(self) -> list[Pending]:
         batch: list[Pending] = []
         n_bytes = 0
         while self._queue and len(batch) < _BATCH_BLOCKS and (not batch or n_bytes < _BATCH_BYTES):
             batch.append(self._queue.popleft())
             n_bytes += batch[-1].size_bytes
         self._queued_bytes -= n_bytes
+        return batch
+
+    def _take(self) -> _Work:
+        batch = self._take_batch()
         if self._queue:
-            return _Work(batch)
+            return _Work(batch)  # touches and pins may mean blocks that still wait
         work, self._work = self._work, _Work()
         work.batch = batch
         return work
 
     def _do(self, work: _Work) -> None:
         disk = self._ensure_open()
-        if work.batch:
-            report = disk.write(work.batch, self.leased.copy())
-            with self._wake:
-                self.n_written += report.n_written
-                self.n_known += report.n_known
-                self.n_dropped += report.n_dropped
-            if report.shortage:
-                raise StorageError(report.shortage, "Free some space.")
+        self._write(disk, work.batch)
         if work.touched or work.pins or work.released:
             self._note(disk, work)
         for ref in list(self.lost.values()):
@@ -306,9 +303,31 @@ class Background:
             self.lost.pop(ref.key, None)
         self.problem = None
         if disk.needs_scan and not self._queue:
-            _log.debug("KV store put in order: %s", scan(disk, lambda: self._is_closing))
+            _log.debug("KV store put in order: %s", scan(disk, lambda: self._go_between(disk)))
         if disk.index.log_bytes() > _LOG_BYTES:
             disk.index.checkpoint()
+
+    def _write(self, disk: Disk, batch: list[Pending]) -> None:
+        if not batch:
+            return
+        try:
+            report = disk.write(batch, self.leased.copy())
+        except BaseException:
+            self.n_dropped += len(batch)
+            raise
+        with self._wake:
+            self.n_written += report.n_written
+            self.n_known += report.n_known
+            self.n_dropped += report.n_dropped
+        if report.shortage:
+            raise StorageError(report.shortage, "Free some space.")
+
+    def _go_between(self, disk: Disk) -> bool:
+        """What turns leave behind is written while a scan goes on, which can take long; and closing ends it."""
+        with self._wake:
+            batch = self._take_batch()
+        self._write(disk, batch)
+        return self._is_closing
 
     def _note(self, disk: Disk, work: _Work) -> None:
         now = disk.clock()

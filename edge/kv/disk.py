@@ -173,21 +173,18 @@ class Disk:
                     encrypted=self.encrypt,
                 )
                 drafts.append((header, pending.root, self.files.write(pieces)))
-            n_written = self._publish(drafts, known) if drafts or known else 0
+            n_written = self._publish(drafts, known, stay) if drafts or known else 0
         finally:
             for _, _, draft in drafts:
                 self.files.discard(draft)
-        # Another process may have written meanwhile.
-        self.make_room(0, stay | {header.key for header, _, _ in drafts}, leave_free=False)
         return WriteReport(n_written, len(known), n_dropped + len(wanted) - n_written, shortage)
 
-    def make_room(self, n_bytes: int, kept: Set[bytes] = frozenset(), *, leave_free: bool = True) -> bool:
+    def make_room(self, n_bytes: int, kept: Set[bytes] = frozenset()) -> bool:
         """Evict until so many bytes more keep within the budget and leave the disk its free space.
 
         Args:
             n_bytes: of disk, about to be written.
             kept: keys that stay.
-            leave_free: look at the free space of the disk, too, not only at the budget.
 
         Returns:
             False when that much cannot be freed.
@@ -199,7 +196,7 @@ class Disk:
         if n_bytes > self.budget_bytes:
             return False
         # Asked once: some file systems give space back late, and asking again would evict everything.
-        short = self.min_free_bytes + n_bytes - self.files.free_bytes() if leave_free else 0
+        short = self.min_free_bytes + n_bytes - self.files.free_bytes()
         with self.index.read() as view:
             if view.disk() + n_bytes <= self.budget_bytes and short <= 0:
                 return True
@@ -209,15 +206,12 @@ class Disk:
                 for _ in range(_AT_A_TIME):
                     if change.disk() + n_bytes <= self.budget_bytes and short <= 0:
                         return True
-                    victim = change.next_victim(stay)
-                    if victim is None:
+                    freed = self._evict_one(change, stay)
+                    if freed is None:
                         if short > 0:
                             self.shortage = f"less than {(self.min_free_bytes + n_bytes) >> 20} MiB of the disk are free"
                         return False
-                    key, size = victim
-                    self._remove(change, key)
-                    self.n_evicted += 1
-                    short -= size
+                    short -= freed
 
     def drop(self, ref: BlockRef, timeout_s: float = BUSY_TIMEOUT_S) -> str | None:
         """Look again at a block that could not be read and, if it is still bad, remove it and what hangs below it.
@@ -364,20 +358,38 @@ class Disk:
                     n_dropped += 1
         return list(wanted.values()), known, n_dropped
 
-    def _publish(self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending]) -> int:
-        """Give drafts their names and rows. The others on this disk may have changed it since `_wanted`."""
+    def _evict_one(self, change: Change, stay: Set[bytes]) -> int | None:
+        """Evict the next block that is not in `stay`: bytes of disk it took, or None when there is none."""
+        victim = change.next_victim(stay)
+        if victim is None:
+            return None
+        self._remove(change, victim[0])
+        self.n_evicted += 1
+        return victim[1]
+
+    def _fits(self, change: Change, n_bytes: int, stay: Set[bytes]) -> bool:
+        """Whether so much more keeps within the budget, after evicting what must go for that."""
+        while change.disk() + n_bytes > self.budget_bytes:
+            if self._evict_one(change, stay) is None:
+                return False
+        return True
+
+    def _publish(self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending], kept: Set[bytes]) -> int:
+        """Give drafts their names and rows. Other processes may have changed the store since `_wanted` and `make_room`."""
         published: list[bytes] = []
         now = self.clock()
         try:
             with self.index.write() as change:
+                stay = change.leased(self.files.is_live) | kept
                 for header, root, draft in drafts:
-                    is_there = change.get(header.key) is not None
-                    if not is_there and header.start and change.get(header.parent) is None:
-                        continue
-                    if not is_there:
+                    if change.get(header.key) is None:
+                        has_parent = header.start == 0 or change.get(header.parent) is not None
+                        if not has_parent or not self._fits(change, disk_bytes(header.file_bytes), stay):
+                            continue
                         published.append(header.key)
                         self.files.publish(draft, header.key)
                     change.insert(header, root=root, budget_bytes=self.budget_bytes, now=now)
+                    stay.add(header.key)
                 for pending in known:
                     change.touch([pending.key], budget_bytes=self.budget_bytes, now=now, owner=pending.owner)
         except BaseException:

@@ -142,7 +142,13 @@ class StoreFiles:
         Raises:
             OSError: it is there and stays there.
         """
-        self.path(key).unlink(missing_ok=True)
+        path = self.path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):
+            if not path.is_dir():
+                raise
+            path.rmdir()
 
     def load(self, key: bytes) -> bytes:
         """All bytes of a block file. Not verified.
@@ -196,7 +202,7 @@ class StoreFiles:
         """
         name = f"{first:02x}"
         try:
-            entries = [entry.name for entry in os.scandir(self._blocks / name)]
+            entries = [entry.name for entry in os.scandir(f"{self._blocks}/{name}")]
         except FileNotFoundError:
             return set(), 0
         keys = {bytes.fromhex(name + entry) for entry in entries if _NAME.fullmatch(entry)}

@@ -1,8 +1,8 @@
 """Which blocks there are, in a SQLite file: to find the longest stored prefix, to know what to evict, who owns what.
 
 The index proves nothing and may be thrown away: blocks are files that describe themselves, and a scan of them makes a new one
-(owners other than a block's first, pins and recency are lost with it). What it says is checked against the file when a block
-is read.
+(pins, recency, and owners other than who had a block written are lost with it). What it says is checked against the file when
+a block is read.
 
 Two connections a process, one to read and one to write, each under its own lock, so that a search never waits for a write; in
 other processes neither waits for a reader. An index is never repaired in place, nor its name used twice: a new one gets the
@@ -15,7 +15,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -233,7 +233,7 @@ class Change(View):
                 self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (owner, found[0]))
         self.sql.execute("UPDATE state SET work = ?", (work,))
 
-    def next_victim(self, kept: set[bytes]) -> tuple[bytes, int] | None:
+    def next_victim(self, kept: Set[bytes]) -> tuple[bytes, int] | None:
         """The block to evict next, with its bytes of disk: nothing hangs below it, it is not pinned and not in `kept`."""
         cursor = self.sql.execute("SELECT key, disk FROM block WHERE children = 0 AND pinned = 0 ORDER BY rank")
         try:

@@ -29,7 +29,8 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
 
     Args:
         disk: the store.
-        should_stop: asked now and then; True ends the scan early, and it counts as not done.
+        should_stop: asked every few milliseconds, outside of any transaction, so that it may do something else in between;
+            True ends the scan early, and it counts as not done.
 
     Returns:
         What was found.

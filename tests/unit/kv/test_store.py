@@ -579,6 +579,35 @@ def test_a_failing_disk_turns_the_store_off_until_it_works_again(
     assert store.problem is None and store.match(MODEL, "ns", [5]).n_tokens == 1
 
 
+def test_damage_that_cannot_be_removed_is_logged_once_and_not_given_again(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(retry_s=3600.0)
+    keys = put_row(store, list(range(8)))
+    match = store.match(MODEL, "ns", list(range(8)))
+    path_of(store, keys[1]).write_bytes(b"damage")
+    disk = store._background.disk
+    assert disk is not None
+    remove = disk.files.remove
+
+    def refuse(key: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(disk.files, "remove", refuse)
+    with caplog.at_level(logging.WARNING, "edge.kv"):
+        for _ in range(3):
+            assert store.read(match.blocks[1]) is None
+            assert store.match(MODEL, "ns", list(range(8))).n_tokens == 4
+    assert sum("computed again" in record.message for record in caplog.records) == 1
+    assert store.problem == "the disk is read-only" and is_stored(store, keys[1])
+    monkeypatch.setattr(disk.files, "remove", remove)
+    monkeypatch.setattr(store._background, "_retry_at", 0.0)
+    put_row(store, [50])
+    assert store.problem is None and not is_stored(store, keys[1])
+    put_row(store, list(range(8)))
+    assert restored(store, list(range(8)))[1] == b"kv of %r" % list(range(8))
+
+
 def test_a_store_that_cannot_be_opened_is_off_and_comes_back(make_store: MakeStore, tmp_path: Path) -> None:
     (tmp_path / "kv").write_text("a file where the directory should be")
     store = make_store(retry_s=3600.0)

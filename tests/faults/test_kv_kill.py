@@ -1,0 +1,32 @@
+"""kill -9 while blocks are written: 500 times, and never a wrong block afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("kv_kills.py")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks and kills")
+@pytest.mark.parametrize(
+    ("n_kills", "budget_blocks", "encrypt"), [(300, 3000, "plain"), (100, 60, "plain"), (100, 300, "encrypt")]
+)
+def test_every_block_is_right_after_a_kill(tmp_path: Path, n_kills: int, budget_blocks: int, encrypt: str) -> None:
+    """With room for everything, with hardly any (evicting all the time), and encrypted: 500 kills."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "kv"), str(n_kills), "7", str(budget_blocks), encrypt],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["problems"] == [], done.stderr
+    assert result["n_said"] > n_kills / 4 and result["n_looks"] > n_kills / 8  # they had the time to write something
+    assert result["n_blocks"] > 5
