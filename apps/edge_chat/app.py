@@ -17,7 +17,7 @@ from edge.errors import EdgeError, UsageError
 from edge_chat.actions import REGISTRY
 from edge_chat.commands import Registry
 from edge_chat.history import PromptHistory
-from edge_chat.keys import bindings, display_key, make_keymap, teach_terminal_keys
+from edge_chat.keys import bindings, composer_actions, display_key, make_keymap, teach_terminal_keys
 from edge_chat.library import Library
 from edge_chat.model_host import Loader, ModelHost
 from edge_chat.screens.chat import ChatScreen
@@ -57,6 +57,7 @@ class ChatApp(App[int], inherit_bindings=False):
         breakdown: why the app ended on its own, if it did.
         bugs: what was reported as a bug in this session.
         is_still: the cursor never blinks, as pictures of the screen need it.
+        composer_actions: key -> what it does while writing, "send" or "newline".
         has_begun: the first frame has been shown and the model is being loaded.
 
     Raises:
@@ -105,6 +106,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.unregister_theme(name)
         self.theme = choose_theme(settings.chat.theme, self.available_themes, os.environ)
         self.set_keymap(self._keymap_wanted)
+        self.composer_actions = composer_actions(REGISTRY, self._keymap_wanted)
         self.chat_screen = ChatScreen(self)
         self.set_plain(self.is_plain)
 

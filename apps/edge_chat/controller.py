@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError, UsageError
@@ -64,7 +64,7 @@ class ChatController:
         self.app = app
         self.screen = screen
         self.page: Page | None = None
-        self._chosen: Sampling | None = None
+        self._changed: dict[str, Any] = {}
         self.editing: int | None = None
         self._runs: dict[str, ReplyRun] = {}
         self._waiting: dict[str, Outgoing] = {}
@@ -78,12 +78,14 @@ class ChatController:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen: as set in this session, or as the settings and the model's makers advise."""
-        return self._chosen or self.default_sampling
+        """How tokens are chosen in this session. What was changed stays so when the model is changed."""
+        return replace(self.default_sampling, **self._changed)
 
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
-        self._chosen = sampling
+        default = self.default_sampling
+        values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        self._changed = {name: value for name, value in values.items() if value != getattr(default, name)}
 
     @property
     def default_sampling(self) -> Sampling:
@@ -378,7 +380,7 @@ class ChatController:
         view = transcript.view_of(saved.id) if saved is not None else None
         if view is None:
             assistant = self.app.host.assistant
-            view = MessageView("assistant", run.text, assistant.info.name if assistant is not None else "Assistant")
+            view = MessageView("assistant", run.text, assistant.model_name if assistant is not None else "Assistant")
             await transcript.add(view)
         transcript.anchor()
         self._start(self._follow(run, view))
@@ -404,6 +406,8 @@ class ChatController:
     def _accepted(self, run: ReplyRun) -> None:
         """The message is saved, so the draft must not bring it back; what has been typed since stays."""
         self._start(self._show_title(run.conversation_id))
+        reference = self.app.host.reference
+        self.app.library.post(self._reporting(lambda store: store.set_model(run.conversation_id, reference)))
         if self._unsaved.pop(run.conversation_id, None) is None:
             return
         if run.conversation_id == self.active_id:

@@ -13,15 +13,15 @@ from textual.keys import Keys
 from edge.errors import ConfigError
 from edge_chat.commands import Command, Registry, Scope
 
-__all__ = ["bindings", "display_key", "display_keys", "make_keymap", "teach_terminal_keys"]
+__all__ = ["bindings", "composer_actions", "display_key", "display_keys", "make_keymap", "teach_terminal_keys"]
 
 _MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 _NAMED = {key.value.rpartition("+")[2] for key in Keys} - {"<any>", "<bracketed-paste>", "<ignore>", "<sigint>"}
 _SYMBOLS = {"up": "Up", "down": "Down", "left": "Left", "right": "Right", "escape": "Esc", "pageup": "PgUp"}
 _SYMBOLS |= {"pagedown": "PgDn", "delete": "Del", "enter": "Enter", "space": "Space", "backspace": "Backspace"}
 
-# Keys that insert text or that the text editor takes for itself must be asked for before the focused widget sees them.
-_PRIORITY_SCOPES = ("everywhere", "chat", "composer")
+# Keys that the text area takes for itself must be asked for before it sees them.
+_PRIORITY_SCOPES = ("everywhere", "chat")
 # These two are for the focused widget first: Esc closes what is open there, Ctrl+C copies what is marked there.
 _LAST_RESORT = ("stop", "interrupt")
 _HEARD_WITH: dict[Scope, tuple[Scope, ...]] = {
@@ -55,6 +55,24 @@ def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
     ]
 
 
+def composer_actions(registry: Registry, keymap: Mapping[str, str]) -> dict[str, str]:
+    """Key -> name of the key action, for the keys of the composer.
+
+    Args:
+        registry: the table.
+        keymap: checked changes of the user.
+    """
+    actions = {
+        key: command.name
+        for command in registry
+        if command.scope == "composer"
+        for key in keymap.get(command.name, command.keys).split(",")
+    }
+    if "shift+enter" in actions:
+        actions["shift+\r"] = actions["shift+enter"]  # what textual makes of xterm's way to say Shift+Enter
+    return actions
+
+
 def _action(command: Command) -> str:
     name = command.name.replace("-", "_")
     return f"screen.{name}" if command.scope == "sidebar" else name
@@ -78,6 +96,8 @@ def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"chat.keys: there is no action {name!r}.", f"{hint}`/keys` in the chat lists them all.")
         keymap[name] = ",".join(_check_key(name, key) for key in keys.split(","))
+        if rebindable[name].scope == "composer" and any(len(key) == 1 for key in keymap[name].split(",")):
+            raise ConfigError(f"chat.keys: {name} = {keys!r} could not be typed any more.", "Add ctrl+ or alt+ to it.")
     _refuse_clashes(rebindable, keymap)
     return keymap
 

@@ -40,6 +40,7 @@ _NARROW = 100  # below so many columns the side bar lies over the conversation i
 class ChatScreen(Screen[None]):
     """See the module."""
 
+    AUTO_FOCUS: ClassVar[str] = "#text"
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "chat"))
 
     def __init__(self, app: ChatApp) -> None:
@@ -371,7 +372,7 @@ class ChatScreen(Screen[None]):
             changes |= {
                 "backend": assistant.backend_name,
                 "accelerator": plan.accelerator if plan is not None else "",
-                "model": assistant.info.name,
+                "model": assistant.model_name,
                 "total": assistant.n_ctx,
             }
         self.status.change(**changes)
@@ -415,7 +416,7 @@ class ChatScreen(Screen[None]):
         if state.phase == "loading":
             return _activity(state)[:1].upper() + _activity(state)[1:] + "; you can write already."
         if assistant is not None:
-            return f"{assistant.info.name} is ready."
+            return f"{assistant.model_name} is ready."
         return "No model is loaded; choose one with /model." if state.phase == "failed" else ""
 
     def _show_hints(self) -> None:

@@ -68,7 +68,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
         self._default = default
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog-box -large"):
+        with Vertical(classes="dialog-box -tall"):
             yield Static("Parameters", classes="dialog-title")
             with VerticalScroll(can_focus=False):
                 for name in PARAMETERS:

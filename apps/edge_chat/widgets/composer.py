@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -23,11 +23,11 @@ from edge_chat import format as fmt
 from edge_chat.actions import REGISTRY
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.history import PromptHistory
-from edge_chat.keys import bindings
 from edge_chat.widgets.completion import CompletionPopup
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
+    from edge_chat.app import ChatApp
 
 __all__ = ["Composer"]
 
@@ -70,8 +70,6 @@ class Chip(Static, can_focus=True):
 class ComposerText(TextArea):
     """The text itself. Keys that mean something to the whole composer are passed on to it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "composer"))
-
     def __init__(self) -> None:
         super().__init__(
             id="text",
@@ -88,10 +86,13 @@ class ComposerText(TextArea):
         return self.query_ancestor(Composer)
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "shift+\r":  # what textual makes of xterm's way to say Shift+Enter
+        # Not as bindings: those that come before the text area's own keys are carried out while letters that were typed
+        # faster are still on their way, and would send half a message.
+        action = cast("ChatApp", self.app).composer_actions.get(event.key)
+        if action is not None:
             event.stop()
             event.prevent_default()
-            self.action_newline()
+            getattr(self, f"action_{action}")()
         elif self.composer.take_key(event.key):
             event.stop()
             event.prevent_default()

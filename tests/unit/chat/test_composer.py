@@ -33,6 +33,19 @@ async def test_new_lines_and_growth() -> None:
         assert composer.size.height == low
 
 
+async def test_a_message_typed_faster_than_it_is_drawn_is_sent_whole() -> None:
+    app = fake_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        for character in "as fast as a paste":
+            app.post_message(events.Key("space" if character == " " else character, character))
+        app.post_message(events.Key("enter", "\r"))
+        await eventually(pilot, lambda: texts(app))
+        await settle(pilot)
+        assert texts(app)[0] == "You: as fast as a paste"
+        assert app.chat_screen.composer.text == ""
+
+
 async def test_keys_can_be_changed() -> None:
     app = fake_app(settings={"chat.keys.send": "ctrl+s", "chat.keys.newline": "enter", "chat.keys.new": "f8"})
     async with app.run_test(size=(100, 30)) as pilot:

@@ -8,7 +8,7 @@ from textual._xterm_parser import XTermParser
 
 from edge.errors import ConfigError
 from edge_chat.actions import REGISTRY
-from edge_chat.keys import bindings, display_key, display_keys, make_keymap, teach_terminal_keys
+from edge_chat.keys import bindings, composer_actions, display_key, display_keys, make_keymap, teach_terminal_keys
 
 
 def test_defaults_do_not_clash() -> None:
@@ -38,6 +38,7 @@ def test_keys_may_be_swapped() -> None:
         ({"send": "crtl+s"}, "not a key. Did you mean 'ctrl'"),
         ({"send": "ctrl+"}, "not a key"),
         ({"send": ""}, "not a key"),
+        ({"send": "s"}, "could not be typed"),
         ({"send": "entre"}, "Did you mean 'enter'"),
         ({"send": "ctrl+j"}, "ctrl\\+j would be both 'send' and 'newline'"),
         ({"new": "ctrl+q"}, "both 'new' and 'quit-now'"),
@@ -54,10 +55,17 @@ def test_the_same_key_in_two_places_is_fine() -> None:
 
 
 def test_bindings_carry_ids_for_the_keymap() -> None:
-    found = {binding.id: binding for binding in bindings(REGISTRY, "composer")}
-    assert found["send"].key == "enter" and found["send"].priority
-    assert found["newline"].action == "newline"
+    found = {binding.id: binding for binding in bindings(REGISTRY, "chat")}
+    assert found["new"].key == "ctrl+n" and found["new"].priority and found["new"].action == "screen.command('new')"
+    assert not found["stop"].priority
     assert {binding.action for binding in bindings(REGISTRY, "sidebar")} == {"screen.list_rename", "screen.list_delete"}
+
+
+def test_keys_of_the_composer() -> None:
+    assert composer_actions(REGISTRY, {})["enter"] == "send"
+    assert composer_actions(REGISTRY, {})["shift+\r"] == "newline"
+    changed = composer_actions(REGISTRY, {"send": "ctrl+s", "newline": "enter"})
+    assert changed == {"ctrl+s": "send", "enter": "newline"}
 
 
 def test_names_of_keys() -> None:
