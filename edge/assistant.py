@@ -45,6 +45,7 @@ class Assistant:
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
         info: the model.
+        model_name: what the model is called, for people; kept with every reply.
         n_ctx: context window in tokens.
         store: where conversations are kept.
         sampling: the default sampling; may be replaced at any time.
@@ -64,6 +65,8 @@ class Assistant:
         self.plan = plan
         self.info: ModelInfo = backend.info
         self.backend_name = backend.name
+        # Files often call themselves by the name of a training run; the artifact has the name that people know.
+        self.model_name = plan.artifact.name if plan is not None else backend.info.name
         self.n_ctx = backend.n_ctx
         self.sampling = sampling or Sampling()
         self.window = window
@@ -94,7 +97,7 @@ class Assistant:
             StorageError: the store cannot be read or written.
         """
         if id is None:
-            info = self.store.create(system=system or "", model=self.info.name)
+            info = self.store.create(system=system or "", model=self.model_name)
         else:
             info = self.store.get(id)
             if system is not None and system != info.system:
@@ -157,7 +160,7 @@ class Assistant:
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
-        return f"<Assistant {self.info.name} on {self.backend_name}, {self.n_ctx:,} tokens>"
+        return f"<Assistant {self.model_name} on {self.backend_name}, {self.n_ctx:,} tokens>"
 
     def _turn(self, prompt: str | Sequence[Message], sampling: Sampling, keeper: turn.Keeper | None = None) -> turn.Turn:
         chosen = sampling
@@ -336,7 +339,7 @@ class Conversation:
                 self._store,
                 self.id,
                 question.id,
-                assistant.info.name,
+                assistant.model_name,
                 assistant.plan.to_dict() if assistant.plan is not None else None,
                 turn.newest_summary(nodes),
             )
