@@ -89,7 +89,7 @@ class ModelHost:
         if before is not None:
             await asyncio.wait([before])
         self._is_cancelled = False
-        self._set(ModelState("loading", reference, "starting"))
+        self._set(ModelState("loading", reference, "preparing"))
         try:
             assistant = await self._call_loader(reference)
         except CancelledError as error:
@@ -140,7 +140,7 @@ class ModelHost:
                 raise
 
     def _set(self, state: ModelState) -> None:
-        if state.phase == "loading" and self.state.phase != "loading" and state.stage != "starting":
+        if state.phase == "loading" and self.state.phase != "loading" and state.stage != "preparing":
             return  # a report that was still on its way when the load had ended
         self.state = state
         self._on_change()

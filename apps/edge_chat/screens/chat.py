@@ -392,7 +392,7 @@ class ChatScreen(Screen[None]):
             self._load_error = None
         if error is not None:
             actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-            wanted = self.app.host.state.wanted
+            wanted = short_name(self.app.host.state.wanted)
             self._load_error = ErrorCard(f"{wanted} could not be loaded", error, actions)
             await self.transcript.mount(self._load_error)
             self.transcript.scroll_end(animate=False)
@@ -442,4 +442,9 @@ def _activity(state: ModelState) -> str:
     if state.phase != "loading":
         return ""
     share = f", {state.share:.0%}" if state.share > 0 else ""
-    return f"{state.stage} {state.wanted}{share}"
+    return f"{state.stage} {short_name(state.wanted)}{share}"
+
+
+def short_name(reference: str) -> str:
+    """A model's reference as short as it can be told apart: the file's name of a path."""
+    return reference.rpartition("/")[2] or reference
