@@ -114,11 +114,37 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
 
 
 def _open(app: App, settings: Settings, store: ConversationStore | None, status: output.Status) -> Assistant:
+    """Load the model in a thread of its own.
+
+    Python raises Ctrl-C in the main thread. Inside one of the engine's callbacks, which C calls, it would be lost.
+    """
+    import threading
+    from concurrent.futures import Future
+
+    is_stopped = threading.Event()
+    loaded: Future[Assistant] = Future()
+
     def report(stage: str, share: float) -> bool:
         status.show(f"{stage} {settings.model} {share:4.0%}" if share > 0 else f"{stage} {settings.model}")
-        return True
+        return not is_stopped.is_set()
 
-    return app.load(settings=settings, store=store, on_progress=report)
+    def load() -> None:
+        try:
+            loaded.set_result(app.load(settings=settings, store=store, on_progress=report))
+        except BaseException as error:  # noqa: BLE001 (it is raised again by the thread that waits)
+            loaded.set_exception(error)
+
+    thread = threading.Thread(target=load, name="edge-load", daemon=True)
+    try:
+        thread.start()
+        return loaded.result()
+    except KeyboardInterrupt:
+        is_stopped.set()
+        if thread.is_alive():
+            thread.join(_STOP_WITHIN_S)
+        if loaded.done() and loaded.exception() is None:
+            loaded.result().close()
+        raise
 
 
 def _conversation(

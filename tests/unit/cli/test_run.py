@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from edge.config import load_settings
 from edge.conversation import ConversationStore
+from edge.errors import BackendError, CancelledError
 from edge_cli.app import App
 
 
@@ -224,6 +227,36 @@ def test_a_reader_that_leaves_ends_it_quietly(call: Any, app: App, option: list[
     monkeypatch.setattr(sys, "stdout", BrokenPipe())
     result = call("run", *option, "a long enough message", app=app)
     assert (result.code, result.err) == (0, "")
+
+
+def test_an_interrupt_while_loading_stops_the_load(call: Any) -> None:
+    asked: list[bool] = []
+
+    def load(*, on_progress: Callable[[str, float], bool], **_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        while on_progress("loading", 0.1):
+            asked.append(True)
+        asked.append(False)
+        raise CancelledError("Loading was stopped.")
+
+    result = call("run", "hi", app=App(load=load))
+    assert (result.code, result.out, result.err.strip()) == (130, "", "")
+    assert asked[-1] is False
+
+
+def test_an_interrupt_at_the_end_of_loading_closes_the_model(call: Any, fake_app: Callable[..., App]) -> None:
+    opened: list[Any] = []
+
+    def load(*, on_progress: Callable[[str, float], bool], **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        while on_progress("loading", 1.0):
+            pass
+        opened.append(fake_app().load(on_progress=on_progress, **options))
+        return opened[-1]
+
+    assert call("run", "hi", app=App(load=load)).code == 130
+    with pytest.raises(BackendError):
+        opened[0].count_tokens("closed?")
 
 
 def test_an_interrupt_keeps_what_was_said(call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:
