@@ -32,7 +32,9 @@ class Terminal:
 
     def _run(self, *arguments: str) -> str:
         command = ["tmux", "-S", str(self._socket), "-f", os.devnull, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        # Without env= the child would get what readline put behind Python's back: COLUMNS and LINES of another terminal.
+        environ = dict(os.environ)
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environ).stdout
 
     def type(self, text: str) -> None:
         """Letters, as fast as they come."""
