@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from edge.errors import BUILD_HINT
 from edge.receipt import Plan, size_text
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["advice"]
 
-_BUILD = "python tools/build_llama.py"
+_BUILD = BUILD_HINT
 # Weight types that llama.cpp has no repacked layout for, so that the CPU computes them at about half the speed of Q4_0.
 _NOT_REPACKED = ("Q4_1", "Q5_0", "Q5_1")
 

@@ -9,7 +9,6 @@ Everything here may be used from any thread. A turn goes: messages -> window -> 
 
 from __future__ import annotations
 
-import atexit
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -73,14 +72,13 @@ class Assistant:
         self._own_store = ConversationStore(None) if store is None else None
         self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
         self._scheduler = Scheduler(backend)
+        # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
+        self._finalizer = weakref.finalize(self, _close, self._scheduler, self._own_store)
         self._prompting = Prompting(backend.info, self._scheduler, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
         self._busy: set[str] = set()
         self._busy_lock = threading.Lock()
-        # A model that is still open at exit would be freed under the engine thread's feet.
-        self._close_at_exit = _closer(weakref.ref(self))
-        atexit.register(self._close_at_exit)
 
     def conversation(
         self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
@@ -120,7 +118,7 @@ class Assistant:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return turn.start(self._turn(messages, sampling or self.sampling))
+        return turn.start(self._turn(messages, sampling or self.sampling), self._turn_is_over)
 
     def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
         """Go on writing after a text, without chat template: for base models and for measuring.
@@ -128,7 +126,7 @@ class Assistant:
         Raises:
             BackendError: the assistant is closed. All other errors come from the reply.
         """
-        return turn.start(self._turn(text, sampling or self.sampling))
+        return turn.start(self._turn(text, sampling or self.sampling), self._turn_is_over)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has for this model, without special ones.
@@ -140,10 +138,7 @@ class Assistant:
 
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""
-        atexit.unregister(self._close_at_exit)
-        self._scheduler.close()
-        if self._own_store is not None:
-            self._own_store.close()
+        self._finalizer()
 
     def __enter__(self) -> Assistant:
         return self
@@ -168,6 +163,9 @@ class Assistant:
         if stops and not isinstance(prompt, str):
             chosen = replace(sampling, stop=(*sampling.stop, *stops))
         return turn.Turn(self._scheduler, self._prompting, prompt, chosen, n_ctx=self.n_ctx, window=self.window, keeper=keeper)
+
+    def _turn_is_over(self) -> None:
+        """Nothing to do: that a running turn holds on to this method is what keeps the assistant open until then."""
 
     def _hold(self, conversation_id: str) -> None:
         with self._busy_lock:
@@ -263,11 +261,13 @@ class Conversation:
         if question is None:
             raise UsageError("There is no message to answer yet.", "Send one first.")
 
+        old_head = self.info.head
+
         def go_back() -> Node:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, sampling)
+        return self._answer(go_back, sampling, fallback=old_head)
 
     def edit(
         self,
@@ -327,7 +327,7 @@ class Conversation:
     def __repr__(self) -> str:
         return f"<Conversation {self.id}>"
 
-    def _answer(self, prepare: Callable[[], Node], sampling: Sampling | None) -> Reply:
+    def _answer(self, prepare: Callable[[], Node], sampling: Sampling | None, fallback: int | None = None) -> Reply:
         """Hold the conversation, make the message to be answered, and start a turn that lets go at its end."""
         assistant = self._assistant
         assistant._hold(self.id)
@@ -342,6 +342,7 @@ class Conversation:
                 assistant.model_name,
                 assistant.plan.to_dict() if assistant.plan is not None else None,
                 turn.newest_summary(nodes),
+                fallback,
             )
             messages = [*system, *(node.message() for node in nodes)]
             chosen = sampling or self.sampling or assistant.sampling
@@ -351,10 +352,7 @@ class Conversation:
             raise
 
 
-def _closer(reference: weakref.ref[Assistant]) -> Callable[[], None]:
-    def close() -> None:
-        assistant = reference()
-        if assistant is not None:
-            assistant.close()
-
-    return close
+def _close(scheduler: Scheduler, own_store: ConversationStore | None) -> None:
+    scheduler.close()
+    if own_store is not None:
+        own_store.close()

@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 
+BUILD_HINT = "make install in a checkout; otherwise see docs/install.md"
+"""How to get an engine that was built for this machine."""
+
+
 class EdgeError(Exception):
     """Base of every error of this package.
 

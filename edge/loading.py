@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from edge.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
+    from edge.backends import Backend
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.plan import Plan
@@ -59,7 +62,6 @@ def load(
         CancelledError: on_progress said False.
     """
     from edge.assistant import Assistant
-    from edge.backends import open_backend
 
     arguments: dict[str, object] = {
         "model": model,
@@ -74,10 +76,7 @@ def load(
     chosen = _merge(settings, arguments)
     plan = plan_model(settings=chosen, on_progress=on_progress)
 
-    def report(share: float) -> bool:
-        return on_progress is None or on_progress("loading", share) is not False
-
-    engine = open_backend(plan, on_progress=report)
+    engine = _open(plan, on_progress)
     try:
         sampling, system = _advised(chosen, plan.artifact.name)
         return Assistant(engine, plan, store=store, sampling=sampling, system=system, window=chosen.window)
@@ -112,6 +111,7 @@ def plan_model(
     from edge.backends.canary import load_safety
     from edge.catalog import DownloadProgress, resolve
     from edge.device import probe
+    from edge.placement import check_request
     from edge.plan import PlanRequest, make_plan
 
     chosen = _merge(settings, {"model": model})
@@ -121,9 +121,6 @@ def plan_model(
         if on_progress is not None and on_progress(progress.phase, share) is False:
             raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
 
-    artifact = resolve(chosen.model, settings=chosen, download=download, on_progress=report)
-    if on_progress is not None:
-        on_progress("planning", 0.0)
     request = PlanRequest(
         backend=chosen.backend,
         require=chosen.require,
@@ -133,7 +130,34 @@ def plan_model(
         kv_type_k=chosen.kv_type_k,
         kv_type_v=chosen.kv_type_v,
     )
-    return make_plan(probe(), artifact, request, safety=load_safety(chosen.paths.cache_dir))
+    device = probe()
+    check_request(device, request)  # before gigabytes are fetched for nothing
+    artifact = resolve(chosen.model, settings=chosen, download=download, on_progress=report)
+    if on_progress is not None and on_progress("planning", 0.0) is False:
+        raise CancelledError("Loading was stopped.")
+    return make_plan(device, artifact, request, safety=load_safety(chosen.paths.cache_dir))
+
+
+def _open(plan: Plan, on_progress: Progress | None) -> Backend:
+    """Load in a thread of its own. Ctrl-C would be lost otherwise: engines call back into Python while they load, and an
+    exception raised there ends nowhere.
+    """
+    from edge.backends import open_backend
+
+    stop = threading.Event()
+
+    def report(share: float) -> bool:
+        return not stop.is_set() and (on_progress is None or on_progress("loading", share) is not False)
+
+    with ThreadPoolExecutor(1, "edge-load") as pool:
+        future = pool.submit(open_backend, plan, on_progress=report)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            stop.set()
+            if future.exception() is None:  # it was done already
+                future.result().close()
+            raise
 
 
 def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:

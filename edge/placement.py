@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge.errors import BackendUnavailableError, UsageError
+from edge.errors import BUILD_HINT, BackendUnavailableError, UsageError
 from edge.receipt import Accelerator, PlanRequest
 
 if TYPE_CHECKING:
     from edge.artifact import Artifact
     from edge.device_profile import DeviceProfile, Engine, Gpu
 
-__all__ = ["ENGINES", "EngineRow", "Missing", "Target", "choose_engine", "find_targets"]
+__all__ = ["ENGINES", "EngineRow", "Missing", "Target", "check_request", "choose_engine", "find_targets"]
 
-_BUILD_HINT = "Build llama.cpp for this machine with: python tools/build_llama.py"
+_BUILD_HINT = f"Build llama.cpp for this machine: {BUILD_HINT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,26 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
     package = missing.package if missing else able[0].name
     raise BackendUnavailableError(
         f"The {able[0].name} backend needs the package {package}, which is not installed.",
-        "Install it with: python tools/build_llama.py" if package == "llama-cpp-python" else f"pip install {package}",
+        f"Install it: {BUILD_HINT}" if package == "llama-cpp-python" else f"pip install {package}",
     )
+
+
+def check_request(device: DeviceProfile, request: PlanRequest) -> None:
+    """Fail early, before anything is fetched, when no engine here could do what is asked for whatever the model.
+
+    Raises:
+        BackendUnavailableError, UsageError: as `find_targets`, of the first engine that might have been used.
+    """
+    first: BackendUnavailableError | None = None
+    for row in ENGINES:
+        if row.name == request.backend or (request.backend is None and row.is_automatic):
+            try:
+                find_targets(device, row, request)
+                return
+            except BackendUnavailableError as error:
+                first = first or error
+    if first is not None:
+        raise first
 
 
 def find_targets(device: DeviceProfile, row: EngineRow, request: PlanRequest) -> tuple[list[Target], list[Missing]]:

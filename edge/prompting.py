@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prompting"]
 
-_MEMO_ENTRIES = 4096
+_MEMO_TOKENS = 400_000
 Key = TypeVar("Key")
 
 
@@ -104,6 +104,7 @@ class _Memo(Generic[Key]):
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Key, list[int]] = OrderedDict()
+        self._n_tokens = 0  # of all entries, and one for each
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> list[int] | None:
@@ -115,7 +116,11 @@ class _Memo(Generic[Key]):
 
     def put(self, key: Key, tokens: list[int]) -> None:
         with self._lock:
+            self._n_tokens += len(tokens) + 1 - self._size(key)
             self._entries[key] = tokens
             self._entries.move_to_end(key)
-            while len(self._entries) > _MEMO_ENTRIES:
-                self._entries.popitem(last=False)
+            while self._n_tokens > _MEMO_TOKENS:
+                self._n_tokens -= len(self._entries.popitem(last=False)[1]) + 1
+
+    def _size(self, key: Key) -> int:
+        return len(self._entries[key]) + 1 if key in self._entries else 0

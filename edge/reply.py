@@ -21,7 +21,7 @@ class Reply:
 
         for piece in reply: ...            # or: async for piece in reply
         text = reply.wait()                # or: text = await reply
-        with conversation.send("hi") as reply: ...      # leaving the block cancels what is still running
+        with conversation.send("hi") as reply: ...      # leaving the block stops what is still running, and waits for that
 
     Attributes:
         notices: what the user should know of how this reply came about, for example what no longer fits the window.
@@ -138,12 +138,16 @@ class Reply:
 
     def __exit__(self, *exc: object) -> None:
         self.cancel()
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_done)
 
     async def __aenter__(self) -> Reply:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
+        while await self._next_pieces(len(self._pieces)):
+            pass
 
     def __repr__(self) -> str:
         return f"<Reply {self.finish_reason or 'running'}: {self.text[:60]!r}>"

@@ -39,6 +39,7 @@ class Keeper:
         model: who answers.
         plan: the placement receipt as JSON values, kept with the reply.
         summary: what an earlier turn put in place of messages that no longer fit the window.
+        fallback: the message that becomes the head again when nothing is said; None leaves it at the question.
 
     Attributes:
         summary: what stands for them now; kept with the reply for the next turn.
@@ -52,6 +53,7 @@ class Keeper:
         model: str,
         plan: dict[str, Any] | None,
         summary: Summary | None,
+        fallback: int | None = None,
     ) -> None:
         self.conversation_id = conversation_id
         self.summary = summary
@@ -59,6 +61,7 @@ class Keeper:
         self._question_id = question_id
         self._model = model
         self._plan = plan
+        self._fallback = fallback
         self._saved_at = time.monotonic()
         self._has_failed = False
 
@@ -71,7 +74,8 @@ class Keeper:
     def keep_end(self, reply: Reply, status: Status) -> None:
         """Save the reply as it ended. A failure is told in its notices: what was said is still there to be read."""
         if not reply.text and status != "complete":
-            return  # nothing was said; the question stays, to be answered again
+            self._go_back()  # nothing was said; the question stays, to be answered again
+            return
         record = {
             "usage": asdict(reply.usage),
             "timing": asdict(reply.timing),
@@ -79,6 +83,13 @@ class Keeper:
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
         self._save(reply, status, record)
+
+    def _go_back(self) -> None:
+        if self._fallback is not None:
+            try:
+                self._store.set_head(self.conversation_id, self._fallback)
+            except (StorageError, UsageError):
+                pass  # the disk fails or the conversation is gone; the reply tells of what matters then
 
     def _save(self, reply: Reply, status: Status, record: dict[str, Any] | None) -> None:
         try:
@@ -143,10 +154,16 @@ class Turn:
         try:
             finished = self._generate()
         except CancelledError:
+            if keeper is not None:
+                keeper.keep_end(reply, "stopped")
             return "cancelled", None
-        except EdgeError as error:
+        except Exception as failure:  # noqa: BLE001 (what is no EdgeError is a bug; whoever waits must hear of it)
             if keeper is not None:
                 keeper.keep_end(reply, "failed")
+            if isinstance(failure, EdgeError):
+                return "error", failure
+            error = BackendError(f"The turn broke down: {failure!r}.", "Please report this.")
+            error.__cause__ = failure
             return "error", error
         reply.usage, reply.tokens = finished.usage, finished.tokens
         timing = finished.timing
@@ -245,18 +262,21 @@ class Turn:
         return "".join(text)
 
 
-def start(turn: Turn, at_end: Callable[[], None] | None = None) -> Reply:
+def start(turn: Turn, at_end: Callable[[], None]) -> Reply:
+    """Run a turn in a thread of its own.
+
+    Args:
+        turn: the turn.
+        at_end: called when it is over, just before the reply says so. Whatever it holds on to stays alive until then.
+    """
+
     def run() -> None:
         reason: FinishReason = "error"
-        error: EdgeError | None = None
+        error: EdgeError | None = BackendError("The turn broke down.", "Please report this.")
         try:
             reason, error = turn.run()
-        except Exception as unexpected:  # noqa: BLE001 (a bug; whoever waits for the reply must hear of it)
-            error = BackendError(f"The turn broke down: {unexpected!r}.", "Please report this.")
-            error.__cause__ = unexpected
         finally:
-            if at_end is not None:
-                at_end()
+            at_end()
             turn.reply._end(reason, error)
 
     threading.Thread(target=run, name="edge-turn", daemon=True).start()

@@ -145,7 +145,7 @@ class Timing:
         queue_ms: waiting for the engine, which another turn was using.
         tokenize_ms: template and tokenizer.
         prefill_ms: computing the part of the prompt that was not in the cache.
-        first_token_ms: from the request to the first text that can be shown.
+        first_token_ms: from the request to the first text that can be shown; 0 when there was none.
         decode_ms: from the first token to the last.
         total_ms: from the request to the end.
     """

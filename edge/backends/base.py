@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import BackendUnavailableError, UnsupportedError
+from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,7 +283,7 @@ def open_backend(plan: Plan, *, on_progress: Callable[[float], bool] | None = No
         backend_class: Any = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"The {plan.backend} backend needs a package that is not installed ({error}).", "Run: make install"
+            f"The {plan.backend} backend needs a package that is not installed ({error}).", f"Install it: {BUILD_HINT}"
         ) from error
     backend: Backend = backend_class(plan, on_progress=on_progress)
     return backend

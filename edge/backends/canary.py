@@ -21,13 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import BackendUnavailableError
+from edge.errors import BUILD_HINT, BackendUnavailableError
 
 __all__ = ["Safety", "cpu_identity", "library_identity", "load_safety"]
 
 _FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
 _TIMEOUT_S = 60.0
-_REBUILD = "python tools/build_llama.py"
+_NOT_ITS_FAULT = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGKILL", "SIGHUP")]
+_REBUILD = BUILD_HINT
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from edge.backends.canary_child import main; main(sys.argv[2], sys.argv[3] == 'True')"
@@ -154,13 +155,19 @@ def _command(model: Path, use_extra_buffers: bool) -> list[str]:
 
 
 def _run(arguments: list[str], timeout_s: float) -> str | None:
-    """Run a child to its end; None when it went well, otherwise what became of it."""
+    """Run a child to its end; None when it went well, otherwise what became of it.
+
+    Raises:
+        OSError: that says nothing about llama.cpp: a machine too busy to answer in time, or out of memory.
+    """
     try:
         done = subprocess.run(arguments, capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return f"gave no answer within {timeout_s:g} s"
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
     if done.returncode == 0:
         return None
+    if -done.returncode in _NOT_ITS_FAULT:
+        raise InterruptedError(f"somebody stopped it with {signal.Signals(-done.returncode).name}")
     if done.returncode < 0:
         try:
             return f"died of {signal.Signals(-done.returncode).name}"

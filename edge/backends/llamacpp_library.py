@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
+from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
 __all__ = ["AbortFlag", "Batch", "forget_log", "load_failure", "load_library", "recent_log"]
 
@@ -38,9 +38,7 @@ def load_library() -> Any:
             try:
                 library = importlib.import_module("llama_cpp.llama_cpp")
             except (ImportError, OSError, RuntimeError) as error:
-                raise BackendUnavailableError(
-                    f"llama.cpp cannot be loaded: {error}.", "Install it with: python tools/build_llama.py"
-                ) from error
+                raise BackendUnavailableError(f"llama.cpp cannot be loaded: {error}.", f"Install it: {BUILD_HINT}") from error
             _silence(library)
             library.llama_backend_init()
             _library = library

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Capabilities, ModelInfo
 from edge.backends.llamacpp_library import forget_log, load_failure
-from edge.errors import BackendUnavailableError, CancelledError, ModelFileError, UsageError
+from edge.errors import BUILD_HINT, BackendUnavailableError, CancelledError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from edge.plan import Plan
@@ -43,7 +43,7 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
     if plan.accelerator != "cpu" and not library.llama_supports_gpu_offload():
         raise BackendUnavailableError(
             f"This build of llama.cpp cannot use {plan.accelerator}: it is compiled for the CPU only.",
-            "Build it for this machine with: python tools/build_llama.py",
+            f"Build it for this machine: {BUILD_HINT}",
         )
     params = library.llama_model_default_params()
     params.n_gpu_layers = plan.gpu_layers

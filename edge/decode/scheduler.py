@@ -107,7 +107,7 @@ class Generation:
     @property
     def is_reading(self) -> bool:
         """Whether part of the prompt is still to be computed."""
-        return self.slot is not None and self.prefilled_at == 0.0
+        return self.slot is not None and len(self.slot.tokens) < len(self.tokens) + len(self.written)
 
     def show(self, data: bytes, *, is_last: bool = False) -> bool:
         """Turn bytes of tokens into text for the listener; True when a stop text came up."""
@@ -153,6 +153,7 @@ class Scheduler:
         self._inbox: queue.SimpleQueue[Generation | _Call | None] = queue.SimpleQueue()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
+        self._is_full = False  # a prompt gave up its place and waits until a running reply ends
         self._lock = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
@@ -212,7 +213,10 @@ class Scheduler:
 
     def _abandon(self, reason: EdgeError) -> None:
         for generation in [*self._running, *self._waiting]:
-            self._fail(generation, reason)
+            if generation.is_cancelled:
+                self._finish(generation, "cancelled")
+            else:
+                self._fail(generation, reason)
         while True:
             try:
                 item = self._inbox.get_nowait()
@@ -240,13 +244,17 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give waiting generations a sequence, oldest first."""
-        while self._waiting:
+        for generation in [one for one in self._waiting if one.is_cancelled]:
+            self._waiting.remove(generation)
+            self._finish(generation, "cancelled")
+        while self._waiting and not self._is_full:
             generation = self._waiting[0]
-            n_prompt, n_ctx = len(generation.tokens), self._backend.n_ctx
-            if generation.is_cancelled or n_prompt == 0 or n_prompt >= n_ctx:
+            to_read = [*generation.tokens, *generation.written]  # written before only when it gave way to another
+            n_prompt, n_ctx = len(to_read), self._backend.n_ctx
+            if n_prompt == 0 or n_prompt >= n_ctx:
                 self._waiting.pop(0)
-                if generation.is_cancelled:
-                    self._finish(generation, "cancelled")
+                if generation.written:
+                    self._finish(generation, "length")
                 elif n_prompt == 0:
                     self._fail(generation, BackendError("The prompt is empty.", "Send at least one token."))
                 else:
@@ -259,20 +267,22 @@ class Scheduler:
                     )
                 continue
             try:
-                slot = self._slots.acquire(generation.tokens)
+                slot = self._slots.acquire(to_read)
                 if slot is None:
                     return  # every sequence is busy
                 generation.slot = slot
-                generation.n_reused = len(slot.tokens)
-                generation.sampler = self._backend.open_sampler(generation.sampling, generation.tokens)
+                if generation.sampler is None:
+                    generation.sampler = self._backend.open_sampler(generation.sampling, generation.tokens)
             except EdgeError as error:
                 self._waiting.pop(0)
                 self._fail(generation, error)
                 continue
             self._waiting.pop(0)
-            generation.started_at = time.perf_counter()
             self._running.append(generation)
-            generation.listener(Prefilled(generation.n_reused, n_prompt))
+            if not generation.started_at:
+                generation.started_at = time.perf_counter()
+                generation.n_reused = len(slot.tokens)
+            generation.listener(Prefilled(len(slot.tokens), n_prompt))
 
     def _read_one_chunk(self) -> None:
         generation = next((one for one in self._running if one.is_reading), None)
@@ -284,19 +294,37 @@ class Scheduler:
             self._finish(generation, "cancelled")
             return
         start, chunk = len(slot.tokens), self._backend.chunk_size
-        tokens = generation.tokens[start : (start // chunk + 1) * chunk]
+        to_read = [*generation.tokens, *generation.written]
+        tokens = to_read[start : (start // chunk + 1) * chunk]
         try:
             n_read = self._with_room(
                 lambda: self._backend.prefill(slot.seq_id, tokens, should_stop=lambda: generation.is_cancelled)
             )
+        except ContextFullError as error:
+            if len(self._running) == 1:
+                self._fail(generation, error)
+            else:
+                self._give_way()
+            return
         except EdgeError as error:
-            self._slots.resync(slot)
             self._fail(generation, error)
             return
         slot.tokens.extend(tokens[:n_read])
-        generation.listener(Prefilled(len(slot.tokens), len(generation.tokens)))
-        if len(slot.tokens) == len(generation.tokens):
+        generation.listener(Prefilled(len(slot.tokens), len(to_read)))
+        if len(slot.tokens) == len(to_read) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
+
+    def _give_way(self) -> Generation:
+        """The cells do not suffice for all that runs: the youngest waits until another has ended, and is read again then."""
+        youngest = self._running.pop()
+        slot = youngest.slot
+        assert slot is not None
+        youngest.slot = None
+        self._slots.release(slot)
+        self._slots.clear(slot)
+        self._waiting.insert(0, youngest)
+        self._is_full = True
+        return youngest
 
     def _write_one_token_each(self) -> None:
         steps: list[tuple[Generation, int]] = []
@@ -314,10 +342,11 @@ class Scheduler:
                 self._with_room(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
                 break
             except ContextFullError:
-                # Together the replies have filled the window: the longest ends here, which makes room for the others.
-                longest = max(steps, key=lambda step: len(step[0].slot.tokens) if step[0].slot else 0)
-                steps.remove(longest)
-                self._finish(longest[0], "length")
+                if len(self._running) > 1:
+                    youngest = self._give_way()
+                    steps = [step for step in steps if step[0] is not youngest]
+                else:
+                    self._finish(steps.pop()[0], "length")
             except EdgeError as error:
                 for generation, _ in steps:
                     self._fail(generation, error)
@@ -363,25 +392,29 @@ class Scheduler:
         now = time.perf_counter()
         started = generation.started_at or now
         prefilled = generation.prefilled_at or now
-        first = generation.first_text_at or now
+        first = generation.first_text_at
         usage = Usage(len(generation.tokens), generation.n_reused, len(generation.written))
         timing = Timing(
             queue_ms=(started - generation.asked_at) * 1000,
             prefill_ms=(prefilled - started) * 1000,
-            first_token_ms=(first - generation.asked_at) * 1000,
-            decode_ms=(now - first) * 1000,
+            first_token_ms=(first - generation.asked_at) * 1000 if first else 0.0,
+            decode_ms=(now - first) * 1000 if first else 0.0,
             total_ms=(now - generation.asked_at) * 1000,
         )
         self._let_go(generation)
         generation.listener(Finished(reason, usage, timing, () if is_matched else tuple(generation.written)))
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
+        if generation.slot is not None:
+            with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
+                self._slots.resync(generation.slot)
         self._let_go(generation)
         generation.listener(Failed(error))
 
     def _let_go(self, generation: Generation) -> None:
         if generation in self._running:
             self._running.remove(generation)
+            self._is_full = False
         if generation.sampler is not None:
             with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
                 generation.sampler.close()

@@ -112,6 +112,10 @@ class Slots:
         self._cut(min(candidates, key=lambda slot: slot.last_used), 0)
         return True
 
+    def clear(self, slot: Slot) -> None:
+        """Empty a slot that nothing is to be reused of."""
+        self._cut(slot, 0)
+
     def resync(self, slot: Slot) -> None:
         """After a failure: believe the backend about how much of the sequence is there."""
         del slot.tokens[self._backend.length(slot.seq_id) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge.conversation import Attachment, ConversationStore
-from edge.errors import BackendError, ContextFullError, StorageError, UsageError
+from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
 from edge.types import Message, Sampling
 
 
@@ -104,6 +105,62 @@ def test_regenerating_a_question_whose_answer_failed(make: Callable[..., Assista
     assert [node.role for node in conversation.messages] == ["user"], "what was typed is kept, nothing was said"
     with pytest.raises(UsageError, match="no message to answer"):
         make().conversation().regenerate()
+
+
+@pytest.mark.parametrize("how", ["stopped", "failed"])
+def test_regenerating_without_a_word_brings_the_old_answer_back(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+    conversation.send("one").wait()
+    before = [node.id for node in conversation.messages]
+
+    def end_early(*args: object, **kwargs: object) -> None:
+        raise (CancelledError if how == "stopped" else BackendError)("before the first word")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.turn.fit", end_early)
+        reply = conversation.regenerate()
+        if how == "stopped":
+            assert reply.wait() == ""
+        else:
+            with pytest.raises(BackendError):
+                reply.wait()
+    assert reply.finish_reason == ("cancelled" if how == "stopped" else "error")
+    assert [node.id for node in conversation.messages] == before
+
+
+def test_leaving_the_block_of_a_reply_frees_the_conversation(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "z" * 3000, delay_s=0.001).conversation()
+    with conversation.send("go") as reply:
+        next(iter(reply))
+    assert reply.finish_reason == "cancelled"
+    with conversation.send("on"):
+        pass
+    assert [node.role for node in conversation.messages][:3] == ["user", "assistant", "user"]
+
+
+async def test_leaving_the_async_block_of_a_reply_frees_the_conversation(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "z" * 3000, delay_s=0.001).conversation()
+    async with conversation.send("go") as reply:
+        async for _ in reply:
+            break
+    assert reply.finish_reason == "cancelled"
+    async with conversation.send("on"):
+        pass
+
+
+def test_an_assistant_that_is_dropped_frees_its_model() -> None:
+    backend = FakeBackend(script=words)
+    text = Assistant(backend, sampling=Sampling(temperature=0)).generate("hello").wait()
+    assert text == "You wrote 5 letters.", "a running turn keeps the assistant"
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "edge-engine":
+            thread.join(30)
+    with pytest.raises(BackendError):
+        backend.length(0)
 
 
 def test_fork_goes_its_own_way(make: Callable[..., Assistant]) -> None:

@@ -190,13 +190,71 @@ def test_idle_sequences_make_room() -> None:
     scheduler.close()
 
 
-def test_two_replies_that_fill_the_window_together_both_end_well() -> None:
+def test_replies_that_fill_the_window_together_take_turns() -> None:
+    backend = FakeBackend(n_ctx=160, n_seq=3, script=lambda message: message * 90)
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, letter))[1] for letter in "abc"]
+    for letter, listener in zip("abc", running, strict=True):
+        end = listener.until(Finished)
+        assert (end.reason, listener.text) == ("stop", letter * 90)
+        assert end.usage.n_prompt == len(ask(backend, letter))
+        assert end.usage.n_generated == 90
+    scheduler.close()
+
+
+def test_replies_that_each_need_the_whole_window_end_at_its_end() -> None:
     backend = FakeBackend(n_ctx=160, n_seq=2, script=lambda message: message * 500)
     scheduler = Scheduler(backend)
     running = [start(scheduler, ask(backend, letter))[1] for letter in "ab"]
-    ends = [listener.until(Finished) for listener in running]
-    assert [end.reason for end in ends] == ["length", "length"]
-    assert [set(listener.text) for listener in running] == [{"a"}, {"b"}]
+    for letter, listener in zip("ab", running, strict=True):
+        end = listener.until(Finished)
+        assert (end.reason, end.usage.n_prompt + end.usage.n_generated) == ("length", 160)
+        assert set(listener.text) == {letter}
+    scheduler.close()
+
+
+def test_a_prompt_that_finds_no_room_waits_for_a_running_reply() -> None:
+    backend = FakeBackend(n_ctx=400, n_seq=3, chunk_size=32, script=lambda message: message[0] * 60)
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, letter * 180))[1] for letter in "abc"]
+    for letter, listener in zip("abc", running, strict=True):
+        assert listener.until(Finished).reason == "stop"
+        assert listener.text == letter * 60
+    scheduler.close()
+
+
+def test_cancelling_a_prompt_that_waits_for_room() -> None:
+    backend = FakeBackend(n_ctx=400, n_seq=2, chunk_size=32, script=lambda message: message[0] * 100, delay_s=0.005)
+    scheduler = Scheduler(backend)
+    _, first = start(scheduler, ask(backend, "a" * 200))
+    first.until(Wrote)
+    waiting, second = start(scheduler, ask(backend, "b" * 200))
+    second.until(Prefilled)
+    waiting.cancel()
+    assert second.until(Finished).reason == "cancelled"
+    assert first.until(Finished).reason == "stop"
+    scheduler.close()
+
+
+def test_after_a_failure_the_backend_is_believed_about_what_is_left() -> None:
+    backend = FakeBackend(script=lambda message: f"Answer to {message}")
+    decode, is_broken = backend.decode, [True]
+
+    def lose_everything(steps: Any) -> None:
+        if is_broken.pop() if is_broken else False:
+            for seq_id, _ in steps:
+                backend.rewind(seq_id, 0)  # what a recurrent model does: it cannot take one step back
+            raise BackendError("out of luck")
+        decode(steps)
+
+    backend.decode = lose_everything  # type: ignore[method-assign]
+    scheduler = Scheduler(backend)
+    prompt = ask(backend, "one")
+    _, listener = start(scheduler, prompt)
+    listener.until(Failed)
+    _, again = start(scheduler, prompt)
+    end = again.until(Finished)
+    assert (again.text, end.usage.n_reused) == ("Answer to one", 0)
     scheduler.close()
 
 
