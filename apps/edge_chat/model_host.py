@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from edge.errors import CancelledError, EdgeError, ModelTooLargeError
 
@@ -14,6 +17,10 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
 
 __all__ = ["Loader", "ModelHost", "ModelState"]
+
+T = TypeVar("T")
+
+_NICENESS = 5
 
 
 class Loader(Protocol):
@@ -39,6 +46,43 @@ class ModelState:
     stage: str = ""
     share: float = 0.0
     error: EdgeError | None = None
+
+
+async def in_background(function: Callable[[str], T], argument: str) -> T:
+    """Call a function in a thread that steps back for the one that draws the screen.
+
+    On Linux a thread has a niceness of its own and hands it on to threads that it starts. The engine and its workers are
+    started while the model is loaded, so they inherit it: they take all that is left of the machine, but a key that is
+    pressed while they compute is drawn first. Elsewhere niceness belongs to the whole process, so it is left alone.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        if sys.platform == "linux":
+            try:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            except OSError:
+                pass  # a sandbox that forbids it; typing is a little less smooth then
+        try:
+            result = function(argument)
+        except BaseException as error:  # noqa: BLE001 (handed over to whoever waits)
+            loop.call_soon_threadsafe(_set_exception, future, error)
+        else:
+            loop.call_soon_threadsafe(_set_result, future, result)
+
+    threading.Thread(target=run, name="edge-load", daemon=True).start()
+    return await future
+
+
+def _set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 class ModelHost:
@@ -126,7 +170,7 @@ class ModelHost:
             return self._loader(wanted, store=store, on_progress=report)
 
         try:
-            return await asyncio.to_thread(call, reference)
+            return await in_background(call, reference)
         except ModelTooLargeError:
             if self.assistant is None:
                 raise
@@ -134,9 +178,9 @@ class ModelHost:
             self.assistant = None
             await asyncio.to_thread(old.close)
             try:
-                return await asyncio.to_thread(call, reference)
+                return await in_background(call, reference)
             except EdgeError:
-                self.assistant = await asyncio.to_thread(call, old_reference)
+                self.assistant = await in_background(call, old_reference)
                 raise
 
     def _set(self, state: ModelState) -> None:
