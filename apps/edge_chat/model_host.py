@@ -101,7 +101,7 @@ class ModelHost:
         self._loader = loader
         self._get_store = get_store
         self._on_change = on_change
-        self._is_cancelled = False
+        self._cancelled = threading.Event()  # of the load that was started last; each has its own
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -112,13 +112,13 @@ class ModelHost:
     def start(self, reference: str) -> asyncio.Task[None]:
         """Load a model in the background and put it in the place of the one in use. A load under way is given up."""
         self.cancel()
-        before = self._task
-        self._task = asyncio.create_task(self._load(reference, before), name=f"load {reference}")
+        before, self._cancelled = self._task, threading.Event()
+        self._task = asyncio.create_task(self._load(reference, before, self._cancelled), name=f"load {reference}")
         return self._task
 
     def cancel(self) -> None:
         """Give up the load under way; the model in use stays."""
-        self._is_cancelled = True
+        self._cancelled.set()
 
     async def close(self) -> None:
         """Stop loading and free the model."""
@@ -129,14 +129,17 @@ class ModelHost:
             assistant, self.assistant = self.assistant, None
             await asyncio.to_thread(assistant.close)
 
-    async def _load(self, reference: str, before: asyncio.Task[None] | None) -> None:
+    async def _load(self, reference: str, before: asyncio.Task[None] | None, cancelled: threading.Event) -> None:
         if before is not None:
             await asyncio.wait([before])
-        self._is_cancelled = False
+        if cancelled.is_set():
+            return  # given up while it waited its turn
         self._set(ModelState("loading", reference, "preparing"))
         try:
-            assistant = await self._call_loader(reference)
+            assistant = await self._call_loader(reference, cancelled)
         except CancelledError as error:
+            if cancelled is not self._cancelled:
+                return  # a newer choice is next; what waits to be sent waits for that
             self._set(ModelState("ready" if self.assistant else "failed", reference, error=error))
             return
         except EdgeError as error:
@@ -152,7 +155,7 @@ class ModelHost:
         if old is not None:
             await asyncio.to_thread(old.close)
 
-    async def _call_loader(self, reference: str) -> Assistant:
+    async def _call_loader(self, reference: str, cancelled: threading.Event) -> Assistant:
         """Load beside the model in use; where both do not fit, free that one first and fall back to it on failure."""
         store = await self._get_store()
         loop = asyncio.get_running_loop()
@@ -164,7 +167,7 @@ class ModelHost:
             if (stage, percent) != last:
                 last = (stage, percent)
                 loop.call_soon_threadsafe(self._set, ModelState("loading", reference, stage, share))
-            return not self._is_cancelled
+            return not cancelled.is_set()
 
         def call(wanted: str) -> Assistant:
             return self._loader(wanted, store=store, on_progress=report)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
@@ -165,6 +166,32 @@ async def test_a_newer_choice_gives_up_the_load_under_way() -> None:
         loader.gate.set()
         await eventually(pilot, lambda: app.host.reference == "large")
         assert loader.loaded == ["large"]
+
+
+async def test_a_load_that_was_given_up_while_it_waited_its_turn_never_begins() -> None:
+    loader, asked = Loader(), []
+
+    def load(model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        asked.append(model)
+        return loader(model, store=store, on_progress=on_progress)
+
+    app = fake_app(loader=load, settings={"model": "a"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await eventually(pilot, lambda: asked)
+        app.load_model("b")
+        app.load_model("c")
+        loader.gate.set()
+        await eventually(pilot, lambda: app.host.reference == "c")
+        assert asked == ["a", "c"]
+        loader.gate.clear()
+        app.load_model("d")
+        await eventually(pilot, lambda: asked[-1] == "d")
+        app.load_model("e")
+        closing = asyncio.create_task(app.host.close())
+        await asyncio.sleep(0)
+        loader.gate.set()
+        await closing
+        assert asked == ["a", "c", "d"] and loader.loaded == ["c"]
 
 
 async def test_models_are_closed_with_the_app() -> None:
