@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,15 +149,25 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
     def report(share: float) -> bool:
         return not stop.is_set() and (on_progress is None or on_progress("loading", share) is not False)
 
-    with ThreadPoolExecutor(1, "edge-load") as pool:
-        future = pool.submit(open_backend, plan, on_progress=report)
+    opened: Future[Backend] = Future()
+
+    def run() -> None:
         try:
-            return future.result()
-        except KeyboardInterrupt:
-            stop.set()
-            if future.exception() is None:  # it was done already
-                future.result().close()
-            raise
+            opened.set_result(open_backend(plan, on_progress=report))
+        except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits)
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=run, name="edge-load", daemon=True)
+    try:
+        thread.start()
+        return opened.result()
+    except KeyboardInterrupt:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+        if opened.done() and opened.exception() is None:  # it came too late to stop it
+            opened.result().close()
+        raise
 
 
 def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:

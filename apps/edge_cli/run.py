@@ -56,7 +56,7 @@ EXAMPLES = examples(
     help="Go on with that conversation, and keep this turn.",
 )
 @click.option("--stats", is_flag=True, help="Print time to first token, speed and reuse.")
-@click.option("-v", "--verbose", is_flag=True, help="Print notices even where stderr is not a terminal.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is read from stdin even where stderr is not a terminal.")
 @pass_app
 def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     """Answer one prompt and exit.
@@ -83,16 +83,16 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
         conversation = _conversation(assistant, store, settings, options)
         reply = stack.enter_context(conversation.send(text, attachments=attachments))
         _show(reply, status, options)
-        for notice in [*assistant.notices, *reply.notices] if is_chatty else []:
+        for notice in [*assistant.notices, *reply.notices]:
             output.note(notice)
-        if is_chatty and reply.finish_reason == "length":
+        if reply.finish_reason == "length":
             output.note("The answer stops here because it reached its longest allowed length (--max-tokens, --context).")
         if options["as_json"] or options["as_lines"]:
             kept = conversation.id if keeps else None
             _show_result(assistant, reply, kept, as_lines=options["as_lines"])
         if options["stats"]:
             output.note(stats_line(reply.usage, reply.timing))
-    return 0
+    return 1 if keeps and reply.node is None else 0  # a notice has said why it is not kept
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -114,37 +114,11 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
 
 
 def _open(app: App, settings: Settings, store: ConversationStore | None, status: output.Status) -> Assistant:
-    """Load the model in a thread of its own.
-
-    Python raises Ctrl-C in the main thread. Inside one of the engine's callbacks, which C calls, it would be lost.
-    """
-    import threading
-    from concurrent.futures import Future
-
-    is_stopped = threading.Event()
-    loaded: Future[Assistant] = Future()
-
     def report(stage: str, share: float) -> bool:
         status.show(f"{stage} {settings.model} {share:4.0%}" if share > 0 else f"{stage} {settings.model}")
-        return not is_stopped.is_set()
+        return True
 
-    def load() -> None:
-        try:
-            loaded.set_result(app.load(settings=settings, store=store, on_progress=report))
-        except BaseException as error:  # noqa: BLE001 (it is raised again by the thread that waits)
-            loaded.set_exception(error)
-
-    thread = threading.Thread(target=load, name="edge-load", daemon=True)
-    try:
-        thread.start()
-        return loaded.result()
-    except KeyboardInterrupt:
-        is_stopped.set()
-        if thread.is_alive():
-            thread.join(_STOP_WITHIN_S)
-        if loaded.done() and loaded.exception() is None:
-            loaded.result().close()
-        raise
+    return app.load(settings=settings, store=store, on_progress=report)
 
 
 def _conversation(

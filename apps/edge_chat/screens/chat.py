@@ -201,6 +201,8 @@ class ChatScreen(Screen[None]):
             except EdgeError as error:
                 self.complain(error)
             except Exception as bug:  # noqa: BLE001 (a bug in one command must not take the conversation down)
+                if not self.is_attached or not self.app.is_running:
+                    return  # the app is being left, and what the work wanted to change is gone from the screen
                 self.complain(self.app.report_bug(bug))
 
         self.run_worker(guarded(), exit_on_error=False)

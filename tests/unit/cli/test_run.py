@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from edge.config import load_settings
 from edge.conversation import ConversationStore
-from edge.errors import BackendError, CancelledError
+from edge.errors import StorageError
 from edge_cli.app import App
 
 
@@ -190,10 +188,25 @@ def test_an_unknown_conversation_is_a_usage_error(call: Any, app: App) -> None:
     assert "nope" in result.err
 
 
-def test_reaching_the_longest_length_is_said_when_asked(call: Any, app: App) -> None:
+def test_reaching_the_longest_length_is_said(call: Any, app: App) -> None:
     result = call("run", "--max-tokens", "3", "hello", app=app)
-    assert (result.out, result.err) == ("<he\n", "")
-    assert "longest allowed length" in call("run", "-v", "--max-tokens", "3", "hello", app=app).err
+    assert result.out == "<he\n"
+    assert "longest allowed length" in result.err
+
+
+def test_a_reply_that_could_not_be_kept_is_a_failure(call: Any, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = ConversationStore.append
+
+    def only_questions(self: ConversationStore, id: str, message: Any, **options: Any) -> Any:
+        if message.role == "assistant":
+            raise StorageError("The disk is full.")
+        return append(self, id, message, **options)
+
+    monkeypatch.setattr(ConversationStore, "append", only_questions)
+    assert call("run", "hi", app=app).code == 0, "without a conversation nothing was to be kept"
+    result = call("run", "--continue", "hi", app=app)
+    assert (result.code, result.out) == (1, "<hi>\n")
+    assert "could not be saved" in result.err
 
 
 def test_progress_shows_on_a_terminal_only_and_is_gone_at_the_end(
@@ -227,36 +240,6 @@ def test_a_reader_that_leaves_ends_it_quietly(call: Any, app: App, option: list[
     monkeypatch.setattr(sys, "stdout", BrokenPipe())
     result = call("run", *option, "a long enough message", app=app)
     assert (result.code, result.err) == (0, "")
-
-
-def test_an_interrupt_while_loading_stops_the_load(call: Any) -> None:
-    asked: list[bool] = []
-
-    def load(*, on_progress: Callable[[str, float], bool], **_: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        while on_progress("loading", 0.1):
-            asked.append(True)
-        asked.append(False)
-        raise CancelledError("Loading was stopped.")
-
-    result = call("run", "hi", app=App(load=load))
-    assert (result.code, result.out, result.err.strip()) == (130, "", "")
-    assert asked[-1] is False
-
-
-def test_an_interrupt_at_the_end_of_loading_closes_the_model(call: Any, fake_app: Callable[..., App]) -> None:
-    opened: list[Any] = []
-
-    def load(*, on_progress: Callable[[str, float], bool], **options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        while on_progress("loading", 1.0):
-            pass
-        opened.append(fake_app().load(on_progress=on_progress, **options))
-        return opened[-1]
-
-    assert call("run", "hi", app=App(load=load)).code == 130
-    with pytest.raises(BackendError):
-        opened[0].count_tokens("closed?")
 
 
 def test_an_interrupt_keeps_what_was_said(call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:

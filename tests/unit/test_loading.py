@@ -1,0 +1,79 @@
+"""From a name to an assistant: what arguments and advice do, and Ctrl-C while the engine loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge import loading
+from edge.backends.fake import FakeBackend
+from edge.config import load_settings
+from edge.errors import BackendError, BackendUnavailableError, CancelledError, UsageError
+
+
+def test_an_interrupt_while_the_engine_loads_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bool] = []
+
+    def open_backend(plan: Any, *, on_progress: Callable[[float], bool]) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        while on_progress(0.1):
+            answers.append(True)
+        answers.append(False)
+        raise CancelledError("Loading was stopped.")
+
+    monkeypatch.setattr("edge.backends.open_backend", open_backend)
+    with pytest.raises(KeyboardInterrupt):
+        loading._open(None, None)  # type: ignore[arg-type]
+    assert answers[-1] is False
+
+
+def test_an_interrupt_at_the_end_of_loading_closes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend()
+
+    def open_backend(plan: Any, *, on_progress: Callable[[float], bool]) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        while on_progress(1.0):
+            pass
+        return backend
+
+    monkeypatch.setattr("edge.backends.open_backend", open_backend)
+    with pytest.raises(KeyboardInterrupt):
+        loading._open(None, None)  # type: ignore[arg-type]
+    with pytest.raises(BackendError):
+        backend.length(0)
+
+
+def test_progress_that_says_no_stops_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.backends.open_backend", lambda plan, *, on_progress: on_progress(0.5))
+    seen: list[tuple[str, float]] = []
+    assert loading._open(None, lambda stage, share: seen.append((stage, share))) is True  # type: ignore[arg-type,comparison-overlap]
+    assert loading._open(None, lambda stage, share: False) is False  # type: ignore[arg-type,comparison-overlap]
+    assert seen == [("loading", 0.5)]
+
+
+def test_what_the_catalogue_advises_yields_to_what_the_user_set() -> None:
+    sampling, system = loading._advised(load_settings({}), "smollm2-135m")
+    assert (sampling.temperature, sampling.top_p, system) == (0.2, 0.9, "")
+    sampling, system = loading._advised(load_settings({"sampling.temperature": 0.7, "system": "Be brief"}), "smollm2-135m")
+    assert (sampling.temperature, sampling.top_p, system) == (0.7, 0.9, "Be brief")
+    sampling, system = loading._advised(load_settings({}), "a file of mine")
+    assert (sampling.temperature, system) == (0.7, None)
+
+
+def test_arguments_win_over_settings_and_are_checked() -> None:
+    settings = load_settings({"context": 1024, "threads": 2})
+    merged = loading._merge(settings, {"context": 2048, "threads": None})
+    assert (merged.context, merged.threads) == (2048, 2)
+    for wrong in ({"context": "many"}, {"require": "abacus"}, {"context": 0}):
+        with pytest.raises(UsageError):
+            loading._merge(settings, wrong)  # type: ignore[arg-type]
+
+
+def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.catalog.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
+    with pytest.raises(BackendUnavailableError):
+        loading.plan_model("smollm2-135m", settings=load_settings({"require": "ane"}))
