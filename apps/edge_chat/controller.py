@@ -48,6 +48,21 @@ class Outgoing:
     edited: int | None = None
 
 
+@dataclass(eq=False, slots=True)
+class Departure:
+    """A message from Enter until it is sent or waits. It belongs where it was written, whatever is on the screen by then.
+
+    Attributes:
+        message: as it was typed.
+        visit: the visit to a page in which it was written.
+        conversation_id: whose it is; None as long as that conversation is not saved.
+    """
+
+    message: Outgoing
+    visit: int
+    conversation_id: str | None
+
+
 class ChatController:
     """State of the chat and the operations on it.
 
@@ -69,7 +84,8 @@ class ChatController:
         self._runs: dict[str, ReplyRun] = {}
         self._waiting: dict[str, Outgoing] = {}
         self._unsaved: dict[str, Outgoing] = {}
-        self._leaving: Outgoing | None = None
+        self._departures: list[Departure] = []
+        self._visit = 0  # counts what has been on the screen, to tell one unsaved conversation from the next
         self._drafts: dict[str, str] = {}
         self._failures: dict[str, ErrorCard] = {}
         self._notices: dict[int, list[str]] = {}
@@ -118,6 +134,7 @@ class ChatController:
     async def new(self) -> None:
         """Show an empty conversation; it is saved when something is typed."""
         self._leave()
+        self._visit += 1
         self.page = None
         self.editing = None
         self.screen.composer.load("")
@@ -147,6 +164,7 @@ class ChatController:
         # From here to the new draft nothing waits: a key that is pressed meanwhile would be lost with the old one.
         typed_early = self.screen.composer.text if self.page is None else ""
         self._leave()
+        self._visit += 1
         self.page = page
         self.editing = None
         self._drafts[page.info.id] = page.info.draft
@@ -173,45 +191,82 @@ class ChatController:
             StorageError: it cannot be saved.
         """
         async with self._creating:
-            if self.page is None:
-                settings = self.app.settings
-                info = await self.app.library.run(lambda store: store.create(system=settings.system))
+            if self.page is not None:
+                return self.page.info.id
+            visit, system = self._visit, self.app.settings.system
+            info = await self.app.library.run(lambda store: store.create(system=system))
+            for departure in self._departures:
+                if departure.visit == visit:
+                    departure.conversation_id = info.id
+            if visit == self._visit:  # otherwise something else has been opened meanwhile
                 self.page = Page(info, (), {})
                 self.screen.page_changed()
-            return self.page.info.id
+            return info.id
+
+    async def _destination(self, departure: Departure) -> str:
+        """The id of the conversation that a message was written in, which is saved first if it is new."""
+        if departure.conversation_id is None and departure.visit == self._visit:
+            await self.ensure_saved()
+        async with self._creating:
+            if departure.conversation_id is None:
+                system = self.app.settings.system
+                info = await self.app.library.run(lambda store: store.create(system=system))
+                departure.conversation_id = info.id
+            return departure.conversation_id
 
     # Writing
 
-    async def submit(self, text: str, attachments: tuple[Attachment, ...]) -> None:
-        """Send what is in the composer, now or as soon as the model is free.
+    def depart(self, text: str, attachments: tuple[Attachment, ...]) -> Departure:
+        """Enter was pressed: keep hold of a message that leaves the composer, until `on_its_way` is over."""
+        departure = Departure(Outgoing(text, attachments, self.editing), self._visit, self.active_id)
+        self._departures.append(departure)
+        return departure
+
+    async def submit(self, departure: Departure, text: str, attachments: tuple[Attachment, ...]) -> None:
+        """Send a message, now or as soon as the model is free.
+
+        Args:
+            departure: where it comes from.
+            text, attachments: what is said.
 
         Raises:
             StorageError: it cannot be saved; nothing was sent.
             UsageError: another message is waiting already.
         """
-        conversation_id = await self.ensure_saved()
+        conversation_id = await self._destination(departure)
         if conversation_id in self._waiting:
             raise UsageError("A message is waiting to be sent already.", "Wait, or press Esc to take it back.")
-        message = Outgoing(text, attachments, self.editing)
-        self.editing = None
-        self.screen.page_changed()
+        message = Outgoing(text, attachments, departure.message.edited)
+        is_active = conversation_id == self.active_id
+        if is_active:
+            self.editing = None
+            self.screen.page_changed()
         if self.app.host.assistant is None or conversation_id in self._runs:
             self._waiting[conversation_id] = message
-            self.save_draft()
-            await self.screen.transcript.add(WaitingCard(text or "(attachment)", self._why_waiting()))
+            self._post_draft(conversation_id, pack_draft(text, attachments))
+            if is_active:
+                await self.screen.transcript.add(WaitingCard(text or "(attachment)", self._why_waiting()))
             if self.app.host.state.phase in ("failed", "idle") and self.app.host.assistant is None:
                 self.app.load_model(self.app.host.state.wanted or self.app.settings.model)
             return
         await self._send(conversation_id, message)
 
     @contextmanager
-    def on_its_way(self, text: str, attachments: tuple[Attachment, ...]) -> Iterator[None]:
-        """While a message is being made ready it stays the draft, so that it outlives the process."""
-        self._leaving = Outgoing(text, attachments)
+    def on_its_way(self, departure: Departure) -> Iterator[None]:
+        """While a message is being made ready it stays the draft, so that it outlives the process. What goes wrong with it
+        brings it back to where it was written."""
+        message, is_refused = departure.message, False
         try:
             yield
+        except EdgeError:
+            is_refused = True
+            raise
         finally:
-            self._leaving = None
+            self._departures.remove(departure)
+            if is_refused and departure.visit == self._visit:
+                self.screen.composer.put_back(message.text, message.attachments)
+            elif is_refused and departure.conversation_id is not None and departure.conversation_id not in self._waiting:
+                self._post_draft(departure.conversation_id, pack_draft(message.text, message.attachments))
             self.save_draft()
 
     async def answer_again(self, node_id: int | None = None) -> None:
@@ -313,16 +368,34 @@ class ChatController:
         if self.page is None or self.editing is not None:
             return
         conversation_id = self.page.info.id
-        waiting = self._waiting.get(conversation_id) or self._unsaved.get(conversation_id) or self._leaving
+        waiting = self._on_hold(conversation_id)
         composer = self.screen.composer
         text, attachments = (waiting.text, waiting.attachments) if waiting else (composer.text, composer.attachments)
         self._post_draft(conversation_id, pack_draft(text, attachments))
+
+    def _on_hold(self, conversation_id: str) -> Outgoing | None:
+        """The message of a conversation that was sent, but is not saved as one yet."""
+        departing = (d.message for d in self._departures if d.conversation_id == conversation_id)
+        return self._waiting.get(conversation_id) or self._unsaved.get(conversation_id) or next(departing, None)
+
+    async def forget(self, conversation_id: str) -> None:
+        """Let go of a conversation that is about to be deleted: what waits in it is not sent, and it leaves the screen."""
+        self._waiting.pop(conversation_id, None)
+        if conversation_id == self.active_id:
+            self.save_draft()
+            self.page = None  # so that it is not left as one that is kept, or deleted for being empty
+            await self.new()
+        self._failures.pop(conversation_id, None)
+        self._drafts.pop(conversation_id, None)
 
     def model_ready(self) -> None:
         """A model can be used: send what waits."""
         for conversation_id in list(self._waiting):
             if conversation_id not in self._runs:
-                self._start(self._send(conversation_id, self._waiting.pop(conversation_id)))
+                message = self._waiting.pop(conversation_id)
+                if message.edited is None:
+                    self._unsaved[conversation_id] = message
+                self._start(self._send(conversation_id, message))
 
     def model_failed(self, error: EdgeError) -> None:
         """No model can be used: give back what waits."""
@@ -346,6 +419,7 @@ class ChatController:
     async def _send(self, conversation_id: str, message: Outgoing) -> None:
         assistant = self.app.host.assistant
         if assistant is None:
+            self._unsaved.pop(conversation_id, None)
             self._waiting[conversation_id] = message
             return
 
@@ -484,7 +558,7 @@ class ChatController:
         self.save_draft()
         composer = self.screen.composer
         is_unused = not page.nodes and not composer.text.strip() and not composer.attachments
-        if is_unused and page.info.id not in self._runs and page.info.id not in self._waiting:
+        if is_unused and page.info.id not in self._runs and self._on_hold(page.info.id) is None:
             self.app.library.post(self._reporting(lambda store: store.delete(page.info.id)))
 
     async def _show_rest(self, conversation_id: str) -> None:

@@ -83,8 +83,9 @@ async def delete_one(screen: ChatScreen, conversation_id: str) -> None:
     detail = f"{fmt.plural(info.n_messages, 'message')}. /undo brings it back until you quit."
     if not await screen.app.push_screen_wait(Confirm(f"Delete “{fmt.one_line(name, 60)}”?", "Delete", detail)):
         return
-    if conversation_id == screen.controller.active_id:
-        await screen.controller.new()
+    if conversation_id in screen.controller.busy_ids:  # what waited in it may have been sent meanwhile
+        raise UsageError("A reply is being written in this conversation.", "Stop it first.")
+    await screen.controller.forget(conversation_id)
     await screen.app.delete_conversation(conversation_id)
     screen.refresh_sidebar()
     screen.tell(f"Deleted “{fmt.one_line(name, 40)}”. /undo brings it back.")

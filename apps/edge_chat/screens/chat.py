@@ -18,7 +18,7 @@ from edge_chat import format as fmt
 from edge_chat.actions import REGISTRY
 from edge_chat.actions.conversations import ask_title, delete_one
 from edge_chat.commands import Command, parse_slash
-from edge_chat.controller import ChatController
+from edge_chat.controller import ChatController, Departure
 from edge_chat.keys import bindings, display_keys
 from edge_chat.model_host import ModelState
 from edge_chat.widgets.cards import EmptyState, ErrorCard
@@ -67,6 +67,7 @@ class ChatScreen(Screen[None]):
                     self.app.cwd,
                     paste_chars=settings.chat.paste_chars,
                     attachment_bytes=settings.chat.attachment_bytes,
+                    depart=self.controller.depart,
                 )
         yield StatusLine()
 
@@ -211,8 +212,10 @@ class ChatScreen(Screen[None]):
     def _submitted(self, event: Composer.Submitted) -> None:
         event.stop()
         line = parse_slash(event.text)
-        work = self._carry_out(line.name, line.argument, event) if line is not None else self._send(event)
-        self.run_guarded(self._or_put_back(work, event))
+        if event.departure is not None:
+            self.run_guarded(self._send(event, event.departure))
+        elif line is not None:
+            self.run_guarded(self._or_put_back(self._carry_out(line.name, line.argument, event), event))
 
     async def _or_put_back(self, work: Coroutine[Any, Any, None], event: Composer.Submitted) -> None:
         try:
@@ -229,13 +232,13 @@ class ChatScreen(Screen[None]):
         self.composer.remember(event.text)
         await command.run(self, argument)
 
-    async def _send(self, event: Composer.Submitted) -> None:
+    async def _send(self, event: Composer.Submitted, departure: Departure) -> None:
         text = event.text.strip()
         said = text[1:] if text.startswith("//") else text
-        with self.controller.on_its_way(event.text, event.attachments):
+        with self.controller.on_its_way(departure):
             attachments = await self.composer.read_mentions(said, event.attachments)
             complaint = self.composer.remember(text)
-            await self.controller.submit(said, attachments)
+            await self.controller.submit(departure, said, attachments)
         if complaint:
             self.composer.complain(complaint)
 

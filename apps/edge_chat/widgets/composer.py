@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -28,6 +28,7 @@ from edge_chat.widgets.completion import CompletionPopup
 if TYPE_CHECKING:
     from edge.conversation import Attachment
     from edge_chat.app import ChatApp
+    from edge_chat.controller import Departure
 
 __all__ = ["Composer"]
 
@@ -132,21 +133,33 @@ class Composer(Vertical):
         cwd: where relative paths of attachments begin.
         paste_chars: longer pastes become attachments.
         attachment_bytes: larger files are refused.
+        depart: told of a message at the moment it leaves the composer.
     """
 
     @dataclass
     class Submitted(Message):
-        """A message is to be sent, or a command carried out. The composer is free for typing on; `put_back` undoes that."""
+        """A message is to be sent, or (without a departure) a command carried out. The composer is free for typing on;
+        `put_back` undoes that."""
 
         text: str
         attachments: tuple[Attachment, ...]
+        departure: Departure | None = None
 
     @dataclass
     class Changed(Message):
         """Text or attachments changed."""
 
-    def __init__(self, history: PromptHistory, cwd: Path, *, paste_chars: int, attachment_bytes: int) -> None:
+    def __init__(
+        self,
+        history: PromptHistory,
+        cwd: Path,
+        *,
+        paste_chars: int,
+        attachment_bytes: int,
+        depart: Callable[[str, tuple[Attachment, ...]], Departure],
+    ) -> None:
         super().__init__(id="composer")
+        self._depart = depart
         self.history = history
         self.cwd = cwd
         self._paste_chars = paste_chars
@@ -282,9 +295,10 @@ class Composer(Vertical):
             self.post_message(self.Submitted(text, ()))
         elif text.strip() or self._attachments:
             attachments = self.attachments
+            departure = self._depart(text, attachments)
             # Cleared at once: what is typed from here on belongs to the next message.
             self.load("")
-            self.post_message(self.Submitted(text, attachments))
+            self.post_message(self.Submitted(text, attachments, departure))
 
     def take_key(self, key: str) -> bool:
         """Keys that the popup uses while it is open, and Backspace in front of the attachments. Returns whether it was one."""

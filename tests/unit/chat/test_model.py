@@ -11,7 +11,7 @@ from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.errors import CancelledError, DownloadError, ModelTooLargeError
 from edge_chat.model_host import ModelHost
-from edge_chat.screens.dialogs import Picker
+from edge_chat.screens.dialogs import Confirm, Picker
 from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
 
@@ -83,6 +83,24 @@ async def test_a_model_that_cannot_be_loaded_is_explained_and_the_message_comes_
         await pilot.press("ctrl+down", "enter")
         await settle(pilot)
         assert texts(app) == ["You: hello", "Fake: small: hello"]
+
+
+async def test_a_message_that_waits_is_deleted_with_its_conversation() -> None:
+    loader = Loader()
+    store = ConversationStore(None)
+    app = fake_app(loader=loader, store=store, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await eventually(pilot, lambda: app.has_begun)
+        await pilot.press(*"hello", "enter")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        await enter(pilot, "/delete")
+        await eventually(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await eventually(pilot, lambda: not store.list())
+        loader.gate.set()
+        await settle(pilot)
+        assert store.list() == [] and texts(app) == []
+        assert not app.chat_screen.query(ErrorCard)
 
 
 async def test_switching_goes_on_with_the_conversation() -> None:

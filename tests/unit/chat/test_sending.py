@@ -155,6 +155,49 @@ async def test_a_reply_goes_on_in_the_background() -> None:
         assert texts(app) == ["You: long", f"Fake: {ANSWERS['long'].strip()} "]
 
 
+async def test_leaving_right_after_enter_sends_the_message_where_it_was_written() -> None:
+    store = ConversationStore(None)
+    other = store.create(title="other")
+    store.append(other.id, Message("user", "before"), parent=None)
+    app = fake_app(scripted, store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        controller, composer = app.chat_screen.controller, app.chat_screen.composer
+        # A conversation of which only the draft is saved, and one of which nothing is.
+        for message, is_saved, leave in (
+            ("hi", True, controller.new),
+            ("code", False, lambda: controller.open(other.id)),
+        ):
+            composer.load(message)
+            if is_saved:
+                await controller.ensure_saved()
+            composer.send()
+            await leave()
+            await settle(pilot)
+        assert controller.active_id == other.id
+    said = sorted(store.path(info.id)[0].content for info in store.list())
+    assert said == ["before", "code", "hi"]
+    assert all(info.draft == "" for info in store.list())
+    assert len(store.path(other.id)) == 1
+
+
+async def test_a_refused_message_comes_back_where_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"\0\0")
+    store = ConversationStore(None)
+    app = fake_app(scripted, store=store, cwd=tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        controller, composer = app.chat_screen.controller, app.chat_screen.composer
+        composer.load("see @image.png")
+        await controller.ensure_saved()
+        composer.send()
+        await controller.new()
+        await settle(pilot)
+        assert composer.text == ""
+        [info] = store.list()
+        assert info.draft == "see @image.png"
+
+
 async def test_a_reply_that_ends_elsewhere_is_there_later() -> None:
     gate = threading.Event()
     app = fake_app(lambda: GatedBackend(gate))
