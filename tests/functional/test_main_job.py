@@ -22,7 +22,7 @@ def shipped(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("shipped")
 def test_the_question_of_the_readme_is_answered() -> None:
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("edge")), "run", "--seed", "1", QUESTION],
+        [str(Path(sys.executable).with_name("edge")), "run", "--temperature", "0", QUESTION],
         capture_output=True,
         text=True,
         timeout=300,
