@@ -90,7 +90,12 @@ class ChatApp(App[int], inherit_bindings=False):
         self.known_models: list[Choice] = []
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if store is None else None)
-        self.host = ModelHost(loader or _default_loader(settings), self.library.store, self._model_changed)
+        self.host = ModelHost(
+            loader or _default_loader(settings),
+            self.library.store,
+            self._model_changed,
+            lambda: self.chat_screen.controller.replies,
+        )
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []
         self.has_begun = False
@@ -159,6 +164,8 @@ class ChatApp(App[int], inherit_bindings=False):
         import asyncio
 
         await asyncio.to_thread(self.history.load)
+        # The first reply shall not wait for the Markdown parser and the highlighter to be imported.
+        await asyncio.to_thread(_import_ahead)
 
     # Model
 
@@ -274,3 +281,11 @@ def _default_loader(settings: Settings) -> Loader:
         return assistant
 
     return load
+
+
+def _import_ahead() -> None:
+    import pygments.lexers  # type: ignore[import-untyped]
+
+    import edge_chat.widgets.markdown  # noqa: F401 (imported for later)
+
+    pygments.lexers.get_lexer_by_name("python")

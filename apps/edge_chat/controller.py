@@ -22,6 +22,7 @@ from edge_chat.widgets.cards import ErrorCard, WaitingCard
 from edge_chat.widgets.message import MessageView
 
 if TYPE_CHECKING:
+    from edge.assistant import Assistant
     from edge.conversation import Attachment, ConversationStore
     from edge.reply import Reply
     from edge.types import Sampling
@@ -123,6 +124,11 @@ class ChatController:
     def busy_ids(self) -> frozenset[str]:
         """Conversations in which a reply is being written."""
         return frozenset(self._runs)
+
+    @property
+    def replies(self) -> list[asyncio.Task[None]]:
+        """The replies that are being written, as tasks that end with them."""
+        return [run.task for run in self._runs.values()]
 
     @property
     def is_busy(self) -> bool:
@@ -279,9 +285,7 @@ class ChatController:
             UsageError: there is nothing to answer, no model, or a reply is being written.
         """
         conversation_id = self._idle_conversation()
-        assistant = self.app.host.assistant
-        if assistant is None:
-            raise UsageError("The model is not loaded yet.", "Wait until it is, or choose one with /model.")
+        self._assistant()
         nodes = self.page.nodes if self.page is not None else ()
         target = node_id if node_id is not None else (nodes[-1].id if nodes else None)
         answer = next((node for node in nodes if node.id == target), None)
@@ -294,7 +298,8 @@ class ChatController:
             if following is not None:
                 await self.screen.transcript.cut(following.id)
         await self._begin(
-            conversation_id, lambda: assistant.conversation(conversation_id, sampling=self.sampling).regenerate(target)
+            conversation_id,
+            lambda: self._assistant().conversation(conversation_id, sampling=self.sampling).regenerate(target),
         )
 
     def start_edit(self, node_id: int) -> None:
@@ -417,14 +422,13 @@ class ChatController:
     # How a message gets its reply
 
     async def _send(self, conversation_id: str, message: Outgoing) -> None:
-        assistant = self.app.host.assistant
-        if assistant is None:
+        if self.app.host.assistant is None:
             self._unsaved.pop(conversation_id, None)
             self._waiting[conversation_id] = message
             return
 
         def start() -> Reply:
-            conversation = assistant.conversation(conversation_id, sampling=self.sampling)
+            conversation = self._assistant().conversation(conversation_id, sampling=self.sampling)
             if message.edited is not None:
                 return conversation.edit(message.edited, message.text, attachments=message.attachments)
             return conversation.send(message.text, attachments=message.attachments)
@@ -590,6 +594,13 @@ class ChatController:
         if self.page.info.id in self._runs:
             raise UsageError("A reply is being written.", f"Wait for it, or stop it with {self.app.key_display('stop')}.")
         return self.page.info.id
+
+    def _assistant(self) -> Assistant:
+        """The model in use. Asked for when a reply begins, not before: it may be changed at any time until then."""
+        assistant = self.app.host.assistant
+        if assistant is None:
+            raise UsageError("The model is not loaded yet.", "Wait until it is, or choose one with /model.")
+        return assistant
 
     def _why_waiting(self) -> str:
         takes_back = f"{self.app.key_display('stop')} takes it back"

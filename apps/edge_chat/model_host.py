@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -92,16 +92,26 @@ class ModelHost:
         loader: loads a model.
         get_store: the store that the model's conversations live in.
         on_change: called on the event loop whenever `state` has changed.
+        get_replies: the replies that are being written; a model is freed when those that it may be writing have ended.
     """
 
-    def __init__(self, loader: Loader, get_store: Callable[[], Any], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        get_store: Callable[[], Any],
+        on_change: Callable[[], None],
+        get_replies: Callable[[], Iterable[asyncio.Task[None]]] = tuple,
+    ) -> None:
         self.assistant: Assistant | None = None
         self.reference = ""
         self.state = ModelState()
         self._loader = loader
         self._get_store = get_store
         self._on_change = on_change
+        self._get_replies = get_replies
+        self._retiring: dict[asyncio.Task[None], Assistant] = {}
         self._cancelled = threading.Event()  # of the load that was started last; each has its own
+        self._is_closed = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -123,8 +133,13 @@ class ModelHost:
     async def close(self) -> None:
         """Stop loading and free the model."""
         self.cancel()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        self._is_closed.set()
+        retiring = dict(self._retiring)
+        for old in retiring.values():  # which ends what they write, so that nothing is left to wait for
+            await asyncio.to_thread(old.close)
+        tasks = [*retiring, *([self._task] if self._task is not None else [])]
+        if tasks:
+            await asyncio.wait(tasks)
         if self.assistant is not None:
             assistant, self.assistant = self.assistant, None
             await asyncio.to_thread(assistant.close)
@@ -153,11 +168,44 @@ class ModelHost:
         old, self.assistant, self.reference = self.assistant, assistant, reference
         self._set(ModelState("ready", reference))
         if old is not None:
+            self._retire(old)
+
+    def _retire(self, old: Assistant) -> asyncio.Task[None]:
+        """Free a model that is not used any more, once the replies have ended that it is writing."""
+
+        async def retire() -> None:
+            replies = list(self._get_replies())
+            if replies:
+                await asyncio.wait(replies)
             await asyncio.to_thread(old.close)
+
+        task = asyncio.create_task(retire(), name="free a model")
+        self._retiring[task] = old
+        task.add_done_callback(lambda done: self._retiring.pop(done, None))
+        return task
 
     async def _call_loader(self, reference: str, cancelled: threading.Event) -> Assistant:
         """Load beside the model in use; where both do not fit, free that one first and fall back to it on failure."""
         store = await self._get_store()
+        try:
+            return await self._call_once(reference, store, cancelled)
+        except ModelTooLargeError:
+            old_reference, old = self.reference, self.assistant
+            if old is None and not self._retiring:
+                raise
+            # No further reply is begun with the old model: messages wait for the new one.
+            self.assistant = None
+            if old is not None:
+                self._retire(old)
+            await asyncio.wait(list(self._retiring))
+            try:
+                return await self._call_once(reference, store, cancelled)
+            except Exception:
+                if old is not None:  # giving up the new model is no wish to have none
+                    self.assistant = await self._call_once(old_reference, store, self._is_closed)
+                raise
+
+    async def _call_once(self, reference: str, store: ConversationStore, cancelled: threading.Event) -> Assistant:
         loop = asyncio.get_running_loop()
         last = ("", -1)
 
@@ -169,22 +217,7 @@ class ModelHost:
                 loop.call_soon_threadsafe(self._set, ModelState("loading", reference, stage, share))
             return not cancelled.is_set()
 
-        def call(wanted: str) -> Assistant:
-            return self._loader(wanted, store=store, on_progress=report)
-
-        try:
-            return await in_background(call, reference)
-        except ModelTooLargeError:
-            if self.assistant is None:
-                raise
-            old_reference, old = self.reference, self.assistant
-            self.assistant = None
-            await asyncio.to_thread(old.close)
-            try:
-                return await in_background(call, reference)
-            except EdgeError:
-                self.assistant = await in_background(call, old_reference)
-                raise
+        return await in_background(lambda wanted: self._loader(wanted, store=store, on_progress=report), reference)
 
     def _set(self, state: ModelState) -> None:
         if state.phase == "loading" and self.state.phase != "loading" and state.stage != "preparing":

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -158,6 +158,87 @@ async def test_where_two_models_do_not_fit_the_old_one_makes_room() -> None:
         await say(pilot, "a")
         assert texts(app)[1] == "Fake: large: a"
     assert seen == ["small", "large", "large"]
+
+
+class SlowBackend(FakeBackend):
+    """Stops after some tokens until the gate is opened."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__(script=lambda message: "word " * 40, n_ctx=8192)
+        self.gate, self.n_free = gate, 5
+
+    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+        self.n_free -= 1
+        if self.n_free < 0:
+            self.gate.wait(30)
+        super().decode(steps)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_a_switch_lets_the_reply_that_is_being_written_end(fits: bool) -> None:
+    gate = threading.Event()
+    asked: list[str] = []
+
+    def load(model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        asked.append(model)
+        if model == "large" and not fits and asked.count("large") == 1:
+            raise ModelTooLargeError("Too large.", "Free memory.")
+        return Assistant(SlowBackend(gate) if model == "small" else answers(model), store=store)
+
+    store = ConversationStore(None)
+    app = fake_app(loader=load, store=store, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await enter(pilot, "a")
+        await eventually(pilot, lambda: any(text.startswith("Fake: word") for text in texts(app)))
+        small = app.host.assistant
+        await enter(pilot, "/model large")
+        await eventually(pilot, lambda: app.host.assistant is not small)
+        await enter(pilot, "b")
+        await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
+        gate.set()
+        await settle(pilot)
+        await eventually(pilot, lambda: app.host.reference == "large")
+        await settle(pilot)
+        assert asked == (["small", "large"] if fits else ["small", "large", "large"])
+        assert small is not None
+        await eventually(pilot, lambda: not app.host._retiring)
+        with pytest.raises(Exception, match="closed"):
+            small.count_tokens("never asked before")
+    nodes = store.path(store.list()[0].id)
+    assert [(node.content, node.status) for node in nodes] == [
+        ("a", "complete"),
+        ("word " * 40, "complete"),
+        ("b", "complete"),
+        ("large: b", "complete"),
+    ]
+
+
+async def test_giving_up_a_model_that_needed_room_brings_the_old_one_back() -> None:
+    loader = Loader()
+    loader.gate.set()
+    loader.errors["broken"] = DownloadError("No.", "Try later.")
+    asked: list[str] = []
+
+    def load(model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        asked.append(model)
+        if model == "large" and asked.count("large") == 1:
+            loader.gate.clear()
+            raise ModelTooLargeError("Too large.", "Free memory.")
+        return loader(model, store=store, on_progress=on_progress)
+
+    app = fake_app(loader=load, settings={"model": "small"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        app.load_model("large")
+        await eventually(pilot, lambda: asked.count("large") == 2)
+        app.load_model("broken")
+        loader.gate.set()
+        await eventually(pilot, lambda: app.chat_screen.query(ErrorCard))
+        await settle(pilot)
+        await say(pilot, "a")
+        assert texts(app) == ["You: a", "Fake: small: a"]
+    assert asked == ["small", "large", "large", "small", "broken"]
 
 
 async def test_where_the_new_model_never_fits_the_old_one_comes_back() -> None:
