@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -137,13 +138,25 @@ class ReplyMarkdown(Markdown):
         await self.update(self._shown)
 
     async def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:  # type: ignore[override]
-        """Open the address where there is a desktop to open it on; a text browser would take over this terminal."""
+        """Open the address where there is a desktop to open it on; a text browser would take over this terminal.
+
+        A model wrote the address, perhaps after a document that it read, so only what leads to a page or a letter is
+        opened: never a file, a program, or what the opener would take for one of its options.
+        """
         event.prevent_default()
         event.stop()
-        if has_desktop():
-            self.app.open_url(event.href)
-        self.app.copy_to_clipboard(event.href)
-        self.notify(f"{event.href} copied.", markup=False)
+        address = fmt.clean(event.href)
+        is_safe = is_web_address(address)
+        if is_safe and has_desktop():
+            self.app.open_url(address)
+        self.app.copy_to_clipboard(address)
+        why = "" if is_safe else " It was not opened: only http, https and mailto addresses are."
+        self.notify(f"{address} copied.{why}", markup=False)
+
+
+def is_web_address(address: str) -> bool:
+    """Whether an address may be opened when it is clicked on, whoever wrote it."""
+    return re.match(r"(https?://|mailto:)[^\s-]", address, re.IGNORECASE) is not None
 
 
 def has_desktop(environ: Iterable[str] | None = None, platform: str = sys.platform) -> bool:
