@@ -149,5 +149,10 @@ class Slots:
 
     def _cut(self, slot: Slot, n_keep: int) -> None:
         if n_keep != len(slot.tokens):
-            self._backend.rewind(slot.seq_id, n_keep)
+            try:
+                self._backend.rewind(slot.seq_id, n_keep)
+            except UnsupportedError:
+                # A sliding window has moved on, so what comes before the cut is gone: start again.
+                n_keep = 0
+                self._backend.rewind(slot.seq_id, 0)
             del slot.tokens[n_keep:]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.backends.fake import FakeBackend
+from edge.errors import UnsupportedError
 from edge.kv.slots import Slot, Slots, common_prefix
 
 
@@ -126,3 +127,23 @@ def test_a_model_that_cannot_go_back_is_only_continued() -> None:
     back = slots.acquire([1, 2, 9])
     assert back is not None
     assert back.tokens == []
+
+
+def test_a_cut_that_is_refused_starts_again() -> None:
+    backend = FakeBackend(n_seq=1)
+    rewind = backend.rewind
+
+    def only_to_nothing(seq_id: int, n_keep: int) -> None:
+        if n_keep not in (0, backend.length(seq_id)):
+            raise UnsupportedError("the window has moved on")
+        rewind(seq_id, n_keep)
+
+    backend.rewind = only_to_nothing  # type: ignore[method-assign]
+    slots = Slots(backend)
+    first = slots.acquire([1, 2, 3, 4])
+    assert first is not None
+    read(backend, first, [1, 2, 3, 4])
+    slots.release(first)
+    again = slots.acquire([1, 2, 9])
+    assert again is first
+    assert (again.tokens, backend.length(0)) == ([], 0)
