@@ -263,7 +263,7 @@ class FakeBackend(Backend):
         return values
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        from edge.backends.numpy_sampler import NumpySampler, find_breakers
+        from edge.decode.sampling import NumpySampler, find_breakers
 
         self._check_open()
         self._check_tokens(history)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Sampler
-from edge.backends.numpy_sampler import seed_of
+from edge.decode.sampling import seed_of
 from edge.errors import BackendError, UsageError
 
 if TYPE_CHECKING:

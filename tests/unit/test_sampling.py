@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.backends.llamacpp_library import load_library
-from edge.backends.numpy_sampler import NumpySampler, find_breakers, narrow, probabilities, seed_of
+from edge.decode.sampling import NumpySampler, find_breakers, narrow, probabilities, seed_of
 from edge.errors import BackendError
 from edge.types import Sampling
 
