@@ -22,8 +22,9 @@ The file (big-endian; sizes in bytes):
 
 In a plain block the path is the tokens, the body is the payload, and the tag is GMAC: everything before it is associated data.
 In an encrypted block the body is the ciphertext of tokens and payload, the header is associated data, and entry i of the path
-is a keyed hash of the parent and the tokens up to i: blocks that begin alike have paths that begin alike, which is all a search
-needs, and no token can be read from it. Sizes, positions, times, namespace and owner stay readable.
+is the beginning of block i of AES-256-CBC over the tokens, each padded to 16 bytes, that starts from a keyed hash of
+the parent. It depends on the parent and all tokens up to i: children of one block that begin alike have paths that begin alike,
+which is all a search needs, and nothing else can be read from it. Sizes, positions, times, namespace and owner stay readable.
 
 Nonces are 96 random bits; one secret is good for 2**32 files (NIST SP 800-38D, 8.3), more than any disk here will see.
 """
@@ -152,6 +153,7 @@ class Keys:
             raise UsageError(f"The key of a KV store has {len(secret)} bytes.", f"Use {KEY_BYTES} random bytes.")
         self._name_key = _derived(secret, b"edge-kv name 1")
         self._path_key = _derived(secret, b"edge-kv path 1")
+        self._start_key = _derived(secret, b"edge-kv start 1")
         self._seal_key = _derived(secret, b"edge-kv seal 1")
         self.id = _derived(secret, b"edge-kv id 1")[:8]
 
@@ -185,7 +187,7 @@ class Keys:
         return self._name(b"block", model, namespace.encode("utf-8"), parent, n_tokens, tokens)
 
     def path(self, parent: bytes, tokens: bytes, *, encrypted: bool) -> bytes:
-        """What the index sorts by: the tokens, or hashes of them that keep common beginnings common (6 bytes a token).
+        """What the index sorts by: the tokens (4 bytes each), or what hides them and keeps common beginnings common (6 each).
 
         Args:
             parent: the parent block's key, or `root(...)`.
@@ -194,12 +196,19 @@ class Keys:
         """
         if not encrypted:
             return tokens
-        state = hashlib.blake2b(parent, digest_size=HIDDEN_ENTRY_BYTES, key=self._path_key)
-        entries = []
-        for at in range(0, len(tokens), TOKEN_BYTES):
-            state.update(tokens[at : at + TOKEN_BYTES])
-            entries.append(state.copy().digest())
-        return b"".join(entries)
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+        # AES-CBC with a starting value that follows from the parent: a block of its output depends on all tokens so far.
+        start = hashlib.blake2b(parent, digest_size=16, key=self._start_key).digest()
+        n_tokens = len(tokens) // TOKEN_BYTES
+        padded = bytearray(16 * n_tokens)
+        for at in range(TOKEN_BYTES):
+            padded[at::16] = tokens[at::TOKEN_BYTES]
+        hidden = Cipher(algorithms.AES(self._path_key), modes.CBC(start)).encryptor().update(padded)
+        entries = bytearray(HIDDEN_ENTRY_BYTES * n_tokens)
+        for at in range(HIDDEN_ENTRY_BYTES):
+            entries[at::HIDDEN_ENTRY_BYTES] = hidden[at::16]
+        return bytes(entries)
 
     def _name(self, *parts: bytes) -> bytes:
         framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])

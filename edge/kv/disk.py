@@ -8,7 +8,6 @@ another name first and are verified whenever they are read.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -78,14 +77,12 @@ class Disk:
         try:
             with self.files.opening():
                 self.index = Index(directory, self.keys.id, distrusted)
-            with self.index.read() as view:
-                scanned = view.sql.execute("SELECT scanned FROM state").fetchone()[0]
-                has_plain = view.has_plain()
         except BaseException:
             self.files.close()
             raise
+        scanned = self.index.scanned
         is_old = scanned is None or abs(clock() - scanned) > _SCAN_EVERY_S
-        self.needs_scan = self.files.found_crash or self.index.is_new or is_old or (encrypt and has_plain)
+        self.needs_scan = self.files.found_crash or is_old or (encrypt and self.index.has_plain)
 
     def root(self, model: bytes, namespace: str) -> bytes:
         """What stands where the parent's key would, in first blocks."""
@@ -98,19 +95,16 @@ class Disk:
             sqlite3.Error: the index cannot be read, or what it says makes no sense.
         """
         parent = self.root(model, namespace)
-        try:
-            with self.index.read() as view:
-                steps = longest_prefix(
-                    view,
-                    parent,
-                    tokens,
-                    path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.encrypt),
-                    entry_bytes=entry_bytes(encrypted=self.encrypt),
-                    is_usable=lambda key: key not in lost,
-                    partial=partial,
-                )
-        except (TypeError, ValueError, OverflowError) as error:
-            raise sqlite3.DatabaseError(f"malformed row: {error}") from error
+        with self.index.read() as view:
+            steps = longest_prefix(
+                view,
+                parent,
+                tokens,
+                path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.encrypt),
+                entry_bytes=entry_bytes(encrypted=self.encrypt),
+                is_usable=lambda key: key not in lost,
+                partial=partial,
+            )
         blocks = []
         start = 0
         for row, n_used in steps:

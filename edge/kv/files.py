@@ -92,8 +92,7 @@ class StoreFiles:
 
     def path(self, key: bytes) -> Path:
         """Where the file of a block is."""
-        name = key.hex()
-        return self._blocks / name[:2] / name[2:]
+        return Path(self._name(key))
 
     def write(self, pieces: Sequence[bytes]) -> Path:
         """Write a block file that has no name yet.
@@ -159,7 +158,7 @@ class StoreFiles:
         Raises:
             OSError: it cannot be read.
         """
-        fd = os.open(self.path(key), os.O_RDONLY | _CAREFUL)
+        fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
         try:
             size = _regular_size(fd)
             data = os.read(fd, size)
@@ -175,7 +174,7 @@ class StoreFiles:
         Raises:
             OSError: it cannot be read.
         """
-        fd = os.open(self.path(key), os.O_RDONLY | _CAREFUL)
+        fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
         try:
             _regular_size(fd)
             head = os.read(fd, HEADER_READ_BYTES)
@@ -238,6 +237,10 @@ class StoreFiles:
             except OSError:
                 pass  # Then it looks like a crash, and the next one who opens the store has a look around.
             os.close(fd)
+
+    def _name(self, key: bytes) -> str:
+        name = key.hex()
+        return f"{self._blocks}/{name[:2]}/{name[2:]}"
 
     def _enter(self) -> None:
         path = self._live / self.live_id

@@ -32,6 +32,8 @@ DISK_BLOCK_BYTES = 4096
 COST_SHARE = 0.5
 """How far cost per byte can move a block in the order of eviction, as a share of the budget: see `Change.touch`."""
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
+_NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
+"""What comes of a value whose type a flipped bit has changed."""
 _PATTERN = "index-*.sqlite"
 
 _SCHEMA = """
@@ -76,6 +78,14 @@ _SCHEMA = """
         DELETE FROM owner WHERE block = old.id;
         DELETE FROM space WHERE id = old.space AND NOT EXISTS (SELECT 1 FROM block WHERE space = old.space); END
 """
+
+_CONTRADICTIONS = (
+    """SELECT 1 FROM state WHERE (n_blocks, n_tokens, disk) IS NOT
+        (SELECT count(*), total(block.n_tokens), total(block.disk) FROM block)""",
+    """SELECT 1 FROM block LEFT JOIN (SELECT parent, count(*) AS n FROM block GROUP BY parent) AS below
+        ON below.parent = block.key WHERE children <> coalesce(n, 0)""",
+    "SELECT 1 FROM block WHERE space NOT IN (SELECT id FROM space)",
+)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -146,6 +156,11 @@ class View:
             UNION SELECT block.key FROM below JOIN block ON block.parent = below.key)
             SELECT key FROM below"""
         return [found for (found,) in self.sql.execute(sql, (key,))]
+
+    def scanned(self) -> float | None:
+        """When the index was last compared with the files, in unix seconds."""
+        found = self.sql.execute("SELECT scanned FROM state").fetchone()[0]
+        return None if found is None else float(found)
 
     def has_plain(self) -> bool:
         """Whether there are blocks that are not encrypted."""
@@ -265,6 +280,8 @@ class Index:
 
     Attributes:
         is_new: it was made just now and knows nothing of the blocks there are.
+        scanned: when, in unix seconds, it was last compared with the files; None for never.
+        has_plain: there were blocks that are not encrypted when it was opened.
 
     Raises:
         sqlite3.Error, OSError: it can neither be opened nor made.
@@ -274,7 +291,8 @@ class Index:
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
-        self.is_new = False
+        self.is_new, self.has_plain = False, False
+        self.scanned: float | None = None
         known = sorted(directory.glob(_PATTERN))
         self.path = known[-1] if known else directory / "index-000000.sqlite"
         if not known or self.path == distrusted or not self._opens(key_id):
@@ -295,6 +313,8 @@ class Index:
             connection.execute("BEGIN")
             try:
                 yield View(connection)
+            except _NONSENSE as error:
+                raise sqlite3.DatabaseError(f"malformed row: {error}") from error
             finally:
                 _roll_back(connection)
 
@@ -319,10 +339,29 @@ class Index:
             try:
                 yield Change(connection)
                 connection.execute("COMMIT")
+            except _NONSENSE as error:
+                raise sqlite3.DatabaseError(f"malformed row: {error}") from error
             finally:
                 _roll_back(connection)
         finally:
             self._write_lock.release()
+
+    def check(self) -> None:
+        """Read all of it. A flipped bit can hide a block, or make it look as if it could not be evicted.
+
+        Takes about 10 us a block, on a connection of its own, so that nobody waits.
+
+        Raises:
+            sqlite3.Error: it is damaged, or contradicts itself.
+        """
+        connection = _connect(self.path)
+        try:
+            connection.execute("BEGIN")
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+            if found != ["ok"] or any(connection.execute(sql).fetchone() is not None for sql in _CONTRADICTIONS):
+                raise sqlite3.DatabaseError(f"malformed: {found[0]}")
+        finally:
+            connection.close()
 
     def is_current(self) -> bool:
         """False when another process has put a new index in this one's place."""
@@ -365,10 +404,11 @@ class Index:
             if (application, version) == (APPLICATION_ID, SCHEMA_VERSION):
                 row = self._writer.execute("SELECT key_id FROM state").fetchone()
                 if row is not None and row[0] == key_id:
+                    self.scanned, self.has_plain = View(self._writer).scanned(), View(self._writer).has_plain()
                     return True
-        except sqlite3.Error as error:
+        except (sqlite3.Error, *_NONSENSE) as error:
             self.close()
-            if not is_damage(error):
+            if isinstance(error, sqlite3.Error) and not is_damage(error):
                 raise
         except BaseException:
             self.close()

@@ -23,7 +23,7 @@ __all__ = ["Step", "longest_prefix"]
 MAX_VISITS = 4096
 """Bounds the walk where the same tokens were stored in very many different cuts. A prefix that is long enough is found then,
 perhaps not the longest."""
-_WINDOW_TOKENS = 256
+_WINDOW_TOKENS = 160  # a little more than the usual block
 
 
 class Step(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -38,6 +39,8 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     Raises:
         OSError, sqlite3.Error: the disk failed.
     """
+    disk.index.check()
+    _check_roots(disk)
     n_missing = n_removed = n_foreign = 0
     unknown: list[tuple[float, bytes, Header]] = []
     for first in range(256):
@@ -107,6 +110,13 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
                     _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
         if on_progress is not None:
             on_progress(n_checked, max(total, n_checked))
+
+
+def _check_roots(disk: Disk) -> None:
+    with disk.index.read() as view:
+        for root, model, namespace, encrypted in view.sql.execute("SELECT root, model, namespace, encrypted FROM space"):
+            if disk.keys.root(model, namespace, encrypted=bool(encrypted)) != root:
+                raise sqlite3.DatabaseError("malformed: a namespace is not what it says")
 
 
 def _why_bad(disk: Disk, key: bytes) -> str | None:

@@ -6,14 +6,16 @@ import hashlib
 import logging
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
-from edge.kv.store import BlockRef, BlockStore, Match
+from edge.kv.store import BlockRef, BlockStore, GcReport, Match
 
 MODEL = fingerprint({"weights": "a"})
 N_MUTATED = 10_000
@@ -187,3 +189,55 @@ def test_no_mutated_file_gives_wrong_bytes(
     assert len(counts) == 13 and min(counts.values()) > 50, counts
     assert store.problem is None
     assert store.match(MODEL, "other", [0, 0, 7]) == Match()
+
+
+def damage_index(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    kind = rng.randrange(4)
+    if kind == 0:  # bits that rot
+        for _ in range(rng.choice([1, 3, 30, 300])):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:  # a sector that was never written
+        at = rng.randrange(0, len(data), 512)
+        data[at : at + 512] = bytes(512)
+    elif kind == 2:
+        del data[rng.randrange(len(data)) :]
+    else:  # two pages in each other's place
+        one, two = (rng.randrange(0, len(data), 8192) for _ in range(2))
+        data[one : one + 8192], data[two : two + 8192] = data[two : two + 8192], data[one : one + 8192]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("encrypt", "seed"), [(False, 3), (True, 4)])
+def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt: bool, seed: int) -> None:
+    rng = random.Random(seed)
+    pristine = tmp_path / "pristine"
+    with BlockStore(pristine, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False) as store:
+        fill(store)
+    n_found = 0
+    for number in range(25):
+        directory = tmp_path / f"kv{number}"
+        shutil.copytree(pristine, directory)
+        damage_index(next(directory.glob("index-*.sqlite")), rng)
+        with BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0) as store:
+            for row in rng.sample(range(N_ROWS), 40):
+                tokens = [row, 0, 7, row, 3, 7]
+                match = store.match(MODEL, "ns", tokens)
+                for ref in match.blocks:
+                    payload = store.read(ref)
+                    assert payload is None or bytes(payload) == payload_of(tokens[: ref.start + ref.n_tokens])
+                    n_found += payload is not None
+            fill(store)
+            assert store.flush(30.0)
+            for ask in (store.stats, store.ls, store.verify, store.gc, store.gc):
+                try:
+                    ask()
+                except StorageError:
+                    assert store.flush(30.0)
+            assert store.flush(30.0) and store.problem is None
+            fill(store)
+            assert all(len(row) == 2 for row in rows_of(store))
+            assert store.stats().n_blocks == 2 * N_ROWS == len(store.ls())
+            assert store.gc() == GcReport()
+        shutil.rmtree(directory)
+    assert n_found > 300

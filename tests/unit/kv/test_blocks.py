@@ -6,6 +6,7 @@ import hashlib
 import struct
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,9 +42,9 @@ GOLDEN = {
         "656467656b760d0a00010001000001006e6f6e63652d31322d62797400000003000000000000000b000000000006000140290000000000"
         "00424b4fbe645cc390c4b1b5d9daa47a3604c774b28c17bb8bcc19211a832aa082e5316b9d1745912dfec430951eb1b53d811ab4169cb8"
         "71fb1791903cf6c3ba617e044beebd4e0ce5987cb279d294eada060dcc1329b27dcfd40a8839128ed7c1738d6da3f7971ec90006000e00"
-        "000000b747b32b4fc40c9eb39f9abe388095984bbe736861726564636f6e766572736174696f6e2d310000000000000000000000000000"
+        "000000213243830cd0c00a6e483094560d8c9e648e736861726564636f6e766572736174696f6e2d310000000000000000000000000000"
         "00000000000000000000000000000000000000000000000000000000000000000000000019f585fa01f071bac5c4fcc337cb1438a56b81"
-        "57b2b2c6aa30ac672308d14482c95faac0480067"
+        "57b2b2c672f230ae2ce22fa5ab037f68b6a63613"
     ),
 }
 
@@ -166,6 +167,21 @@ def test_paths_share_what_tokens_share(a: list[int], b: list[int], shared: list[
     assert [len(path) for path in paths] == [len(a) * entry, len(b) * entry]
     for n_tokens in range(min(len(a), len(b)) + 1):
         assert (paths[0][: n_tokens * entry] == paths[1][: n_tokens * entry]) == (a[:n_tokens] == b[:n_tokens])
+
+
+def test_another_implementation_of_hidden_paths_agrees() -> None:
+    start_key, path_key = (
+        hashlib.blake2b(digest_size=32, key=SECRET, person=person).digest()
+        for person in (b"edge-kv start 1", b"edge-kv path 1")
+    )
+    state = hashlib.blake2b(b"p" * 32, digest_size=16, key=start_key).digest()
+    expected = b""
+    for token in (5, 70000, 2**32 - 1):
+        block = struct.pack(">I12x", token)
+        mixed = bytes(a ^ b for a, b in zip(state, block, strict=True))
+        state = Cipher(algorithms.AES(path_key), modes.ECB()).encryptor().update(mixed)
+        expected += state[:6]
+    assert Keys(SECRET).path(b"p" * 32, pack_tokens([5, 70000, 2**32 - 1]), encrypted=True) == expected
 
 
 def test_hidden_paths_say_nothing_across_parents() -> None:

@@ -127,11 +127,11 @@ def test_blocks_longer_than_the_first_look(encrypted: bool) -> None:
     rng = random.Random(1)
     long = [rng.randrange(1000) for _ in range(3000)]
     with forest(encrypted=encrypted) as grown, grown.index.write() as change:
-        for cut in (1, 255, 256, 257, 300, 1024, 1025, 2999):
+        for cut in (1, 159, 160, 161, 300, 640, 641, 2560, 2999):
             grown.add(change, grown.root, [*long[:cut], 5000 + cut])
         below = grown.add(change, grown.root, long[:2000])
         grown.add(change, below, long[2000:2700])
-        for length in (0, 1, 200, 255, 256, 257, 299, 1023, 1024, 1025, 1999, 2000, 2001, 2300, 2700, 3000):
+        for length in (0, 1, 100, 159, 160, 161, 299, 639, 640, 641, 1999, 2000, 2001, 2300, 2559, 2560, 2700, 3000):
             assert grown.check(change, long[:length]) == min(length, 2999)
             grown.check(change, [*long[:length], 7], partial=False)
 
