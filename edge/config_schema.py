@@ -80,6 +80,7 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         plain: no box drawing, spinners or colour-only signals, for screen readers and bare terminals.
         paste_chars: a pasted text of more characters than this becomes an attachment.
         attachment_bytes: larger files are refused as attachments.
+        history: what is sent is kept for Up and Down in later sessions.
     """
 
     theme: str | None = None
@@ -87,6 +88,7 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     plain: bool = False
     paste_chars: Annotated[int, msgspec.Meta(ge=1)] = 2000
     attachment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
+    history: bool = True
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from textual.binding import BindingType
 
 from edge.errors import EdgeError, UsageError
 from edge_chat.actions import REGISTRY
+from edge_chat.attachments import unpack_draft
 from edge_chat.commands import Registry
 from edge_chat.history import PromptHistory
 from edge_chat.keys import bindings, composer_actions, display_key, make_keymap, teach_terminal_keys
@@ -89,7 +91,8 @@ class ChatApp(App[int], inherit_bindings=False):
         self.is_plain = settings.chat.plain
         self.known_models: list[Choice] = []
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
-        self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if store is None else None)
+        is_kept = store is None and settings.chat.history
+        self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_kept else None)
         self.host = ModelHost(
             loader or _default_loader(settings),
             self.library.store,
@@ -193,14 +196,23 @@ class ChatApp(App[int], inherit_bindings=False):
     # Deleting and bringing back
 
     async def delete_conversation(self, conversation_id: str) -> None:
-        """Delete a conversation, keeping a copy in memory for `undelete_conversation`."""
+        """Delete a conversation, keeping a copy in memory for `undelete_conversation`. What was said in it leaves the input
+        history too."""
 
-        def delete(store: ConversationStore) -> str:
-            copy = store.export_json(conversation_id)
+        def delete(store: ConversationStore) -> tuple[str, str]:
+            copy, draft = store.export_json(conversation_id), store.get(conversation_id).draft
             store.delete(conversation_id)
-            return copy
+            return copy, draft
 
-        self._deleted.append(await self.library.run(delete))
+        copy, draft = await self.library.run(delete)
+        self._deleted.append(copy)
+        said = [node["content"] for node in json.loads(copy)["nodes"] if node["role"] == "user"]
+        self.chat_screen.run_guarded(self._forget_inputs([*said, unpack_draft(draft)[0]]))
+
+    async def _forget_inputs(self, texts: list[str]) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.history.forget, texts)
 
     async def undelete_conversation(self) -> ConversationInfo:
         """Bring back the conversation that was deleted last.

@@ -1,13 +1,18 @@
 """What was sent before, across sessions: Up and Down in the composer walk through it.
 
-One JSON string a line, newest last, in a private file that several chats append to at once.
+One JSON string a line, newest last, in a private file that several chats append to at once. Whoever touches the file locks it,
+and it is always changed in place: a file put in its place would lose what others append to the old one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from edge.errors import StorageError
 
@@ -39,7 +44,9 @@ class PromptHistory:
         if self._path is None:
             return
         try:
-            lines = self._path.read_text("utf-8", errors="replace").splitlines()
+            with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                lines = _lines(file)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -48,7 +55,7 @@ class PromptHistory:
         self._entries = (loaded + self._entries)[-MAX_ENTRIES:]
         self.reset()
         if len(lines) > 2 * MAX_ENTRIES:
-            self._rewrite()
+            self._rewrite(lambda entries: entries[-MAX_ENTRIES:])
 
     def add(self, text: str) -> None:
         """Remember an input, unless it repeats the newest one.
@@ -65,13 +72,22 @@ class PromptHistory:
         if is_new and self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(file, json.dumps(text).encode() + b"\n")
-                finally:
-                    os.close(file)
+                with self._locked() as file:
+                    file.write(json.dumps(text).encode() + b"\n")
             except OSError as error:
                 raise StorageError(f"The input history cannot be written ({error}).", f"Check {self._path}.") from error
+
+    def forget(self, texts: Collection[str]) -> None:
+        """Drop inputs, here and in the file, as when the conversation that they belong to is deleted.
+
+        Raises:
+            StorageError: the file cannot be changed; they are forgotten for this session all the same.
+        """
+        unwanted = {text.strip() for text in texts}
+        unwanted |= {f"/{text}" for text in unwanted if text.startswith("/")}  # a message "/x" is typed as "//x"
+        self._entries = [entry for entry in self._entries if entry not in unwanted]
+        self.reset()
+        self._rewrite(lambda entries: [entry for entry in entries if entry not in unwanted])
 
     def previous(self, current: str) -> str | None:
         """The next older entry that differs from `current`; None at the oldest. What was being typed is kept."""
@@ -97,16 +113,32 @@ class PromptHistory:
         self._position = len(self._entries)
         self._unsent = ""
 
-    def _rewrite(self) -> None:
-        assert self._path is not None
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+    def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
+        """Replace the entries of the file, those that other chats have appended among them."""
+        if self._path is None or not self._path.exists():
+            return
         try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(file, "w", encoding="utf-8") as writer:
-                writer.writelines(json.dumps(entry) + "\n" for entry in self._entries)
-            temporary.replace(self._path)
+            with self._locked() as file:
+                entries = [entry for line in _lines(file) if (entry := _parse(line)) is not None]
+                kept = change(entries)
+                if kept != entries:
+                    file.truncate(0)  # what is written to a file that is open for appending goes to its end
+                    file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
         except OSError as error:
-            raise StorageError(f"The input history cannot be trimmed ({error}).", f"Check {self._path}.") from error
+            raise StorageError(f"The input history cannot be changed ({error}).", f"Check {self._path}.") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        assert self._path is not None
+        with open(self._path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            yield file
+            file.flush()  # before the lock goes, which closing the file gives back
+
+
+def _lines(file: BinaryIO) -> list[str]:
+    return file.read().decode("utf-8", errors="replace").splitlines()
 
 
 def _parse(line: str) -> str | None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from edge.config import load_settings
+from edge.conversation import ConversationStore
 from edge.errors import StorageError
+from edge_chat.app import ChatApp
 from edge_chat.history import MAX_ENTRIES, PromptHistory
+from edge_chat.testing import fake_app, say, settle
 
 
 def filled(*entries: str) -> PromptHistory:
@@ -76,6 +82,74 @@ def test_a_long_file_is_cut(tmp_path: Path) -> None:
     history.load()
     assert len(path.read_text().splitlines()) == MAX_ENTRIES
     assert history.previous("") == str(3 * MAX_ENTRIES - 1)
+
+
+def test_trimming_keeps_what_another_chat_appends_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(f'"{i}"\n' for i in range(3 * MAX_ENTRIES)))
+    other = PromptHistory(path)
+
+    class Overtaken(PromptHistory):
+        def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
+            other.add("said elsewhere")
+            super()._rewrite(change)
+
+    Overtaken(path).load()
+    lines = path.read_text().splitlines()
+    assert lines[-2:] == [f'"{3 * MAX_ENTRIES - 1}"', '"said elsewhere"'] and len(lines) == MAX_ENTRIES
+
+
+def test_many_chats_write_and_forget_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('"secret"\n')
+
+    def chat(number: int) -> None:
+        history = PromptHistory(path)
+        for i in range(20):
+            history.add(f"{number} {i}")
+            history.forget([f"{number} {i - 1}", "secret"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(chat, range(4)))
+    assert sorted(path.read_text().splitlines()) == [f'"{number} 19"' for number in range(4)]
+
+
+def test_what_is_forgotten_is_gone_from_memory_and_file(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    history = PromptHistory(path)
+    for text in ("a", "secret", "//cmd", "secret", "b"):
+        history.add(text)
+    history.forget([" secret\n", "/cmd"])
+    assert [history.previous(""), history.previous("b"), history.previous("a")] == ["b", "a", None]
+    assert path.read_text() == '"a"\n"b"\n' and stat.S_IMODE(path.stat().st_mode) == 0o600
+    absent = PromptHistory(tmp_path / "none")
+    absent.forget(["x"])
+    assert not (tmp_path / "none").exists()
+
+
+async def test_deleting_a_conversation_drops_what_was_said_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    store = ConversationStore(None)
+    app = fake_app(store=store)
+    app.history = PromptHistory(path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "keep this")
+        await app.chat_screen.controller.new()
+        await say(pilot, "first secret")
+        await say(pilot, "/edit")
+        await say(pilot, "second secret")
+        assert "first secret" in path.read_text() and "second secret" in path.read_text()
+        await app.delete_conversation(store.list()[0].id)
+        await settle(pilot)
+    assert path.read_text() == '"keep this"\n"/edit"\n'
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_it_can_be_switched_off(keep: bool, tmp_path: Path) -> None:
+    settings = load_settings({"chat.history": keep, "paths.data_dir": str(tmp_path)})
+    ChatApp(settings).history.add("x")
+    assert (tmp_path / "chat-history.jsonl").exists() is keep
 
 
 def test_no_file_is_an_empty_history(tmp_path: Path) -> None:
