@@ -229,11 +229,15 @@ def paste_name(taken: Iterable[str]) -> str:
     return f"pasted text {number}"
 
 
-def pack_draft(text: str, attachments: Sequence[Attachment]) -> str:
-    """A draft as the store keeps it: the plain text, or JSON behind a mark when attachments go with it."""
-    if not attachments:
+def pack_draft(text: str, attachments: Sequence[Attachment], edited: int | None = None) -> str:
+    """A draft as the store keeps it: the plain text, or JSON behind a mark when attachments go with it or when it is to
+    replace a message."""
+    if not attachments and (edited is None or not text.strip()):
         return text
-    return _DRAFT_MARK + json.dumps({"text": text, "attachments": [[a.name, a.text] for a in attachments]})
+    content: dict[str, object] = {"text": text, "attachments": [[a.name, a.text] for a in attachments]}
+    if edited is not None:
+        content["edited"] = edited
+    return _DRAFT_MARK + json.dumps(content)
 
 
 def unpack_draft(draft: str) -> tuple[str, list[Attachment]]:
@@ -245,3 +249,14 @@ def unpack_draft(draft: str) -> tuple[str, list[Attachment]]:
         except (ValueError, KeyError, TypeError):
             pass  # typed or pasted by somebody, mark and all; it is shown as it is
     return draft, []
+
+
+def edited_by_draft(draft: str) -> int | None:
+    """The message that a draft is to replace; None for a new one."""
+    if draft.startswith(_DRAFT_MARK):
+        try:
+            edited = json.loads(draft[len(_DRAFT_MARK) :])["edited"]
+            return edited if isinstance(edited, int) else None
+        except (ValueError, KeyError, TypeError):
+            pass  # as in `unpack_draft`
+    return None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError, UsageError
 from edge_chat import format as fmt
-from edge_chat.attachments import pack_draft, unpack_draft
+from edge_chat.attachments import edited_by_draft, pack_draft, unpack_draft
 from edge_chat.library import Page
 from edge_chat.replies import ReplyRun
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
@@ -47,6 +47,10 @@ class Outgoing:
     text: str
     attachments: tuple[Attachment, ...]
     edited: int | None = None
+
+    def as_draft(self) -> str:
+        """As the store keeps it until it is sent."""
+        return pack_draft(self.text, self.attachments, self.edited)
 
 
 @dataclass(eq=False, slots=True)
@@ -172,7 +176,8 @@ class ChatController:
         self._leave()
         self._visit += 1
         self.page = page
-        self.editing = None
+        edited = edited_by_draft(page.info.draft)
+        self.editing = edited if any(node.id == edited and node.role == "user" for node in page.nodes) else None
         self._drafts[page.info.id] = page.info.draft
         draft, attachments = unpack_draft(page.info.draft)
         self.screen.composer.load(draft + typed_early, attachments)
@@ -249,7 +254,7 @@ class ChatController:
             self.screen.page_changed()
         if self.app.host.assistant is None or conversation_id in self._runs:
             self._waiting[conversation_id] = message
-            self._post_draft(conversation_id, pack_draft(text, attachments))
+            self._post_draft(conversation_id, message.as_draft())
             if is_active:
                 await self.screen.transcript.add(WaitingCard(text or "(attachment)", self._why_waiting()))
             if self.app.host.state.phase in ("failed", "idle") and self.app.host.assistant is None:
@@ -272,7 +277,7 @@ class ChatController:
             if is_refused and departure.visit == self._visit:
                 self.screen.composer.put_back(message.text, message.attachments)
             elif is_refused and departure.conversation_id is not None and departure.conversation_id not in self._waiting:
-                self._post_draft(departure.conversation_id, pack_draft(message.text, message.attachments))
+                self._post_draft(departure.conversation_id, message.as_draft())
             self.save_draft()
 
     async def answer_again(self, node_id: int | None = None) -> None:
@@ -325,6 +330,7 @@ class ChatController:
         self.screen.composer.load("")
         self.screen.page_changed()
         return True
+        self.save_draft()
 
     async def stop(self) -> bool:
         """Stop the reply, or take back the message that waits. Returns whether there was either."""
@@ -370,13 +376,12 @@ class ChatController:
 
     def save_draft(self) -> None:
         """Save what is typed, or what waits to be sent; until it is saved as a message it must not get lost."""
-        if self.page is None or self.editing is not None:
+        if self.page is None:
             return
         conversation_id = self.page.info.id
-        waiting = self._on_hold(conversation_id)
         composer = self.screen.composer
-        text, attachments = (waiting.text, waiting.attachments) if waiting else (composer.text, composer.attachments)
-        self._post_draft(conversation_id, pack_draft(text, attachments))
+        message = self._on_hold(conversation_id) or Outgoing(composer.text, composer.attachments, self.editing)
+        self._post_draft(conversation_id, message.as_draft())
 
     def _on_hold(self, conversation_id: str) -> Outgoing | None:
         """The message of a conversation that was sent, but is not saved as one yet."""
@@ -398,8 +403,7 @@ class ChatController:
         for conversation_id in list(self._waiting):
             if conversation_id not in self._runs:
                 message = self._waiting.pop(conversation_id)
-                if message.edited is None:
-                    self._unsaved[conversation_id] = message
+                self._unsaved[conversation_id] = message
                 self._start(self._send(conversation_id, message))
 
     def model_failed(self, error: EdgeError) -> None:
@@ -443,7 +447,7 @@ class ChatController:
 
     async def _begin(self, conversation_id: str, start: Callable[[], Reply], message: Outgoing | None = None) -> None:
         await self._drop_failure(conversation_id)
-        if message is not None and message.edited is None:
+        if message is not None:
             self._unsaved[conversation_id] = message
         run = ReplyRun(conversation_id, start, self._accepted, lambda run: self._start(self._ended(run, message)))
         self._runs[conversation_id] = run
@@ -545,7 +549,7 @@ class ChatController:
                 await view.remove()
             self._put_back(message)
         else:
-            self._post_draft(conversation_id, pack_draft(message.text, message.attachments))
+            self._post_draft(conversation_id, message.as_draft())
 
     def _put_back(self, message: Outgoing) -> None:
         self.screen.composer.put_back(message.text, message.attachments)
@@ -578,6 +582,7 @@ class ChatController:
             self.screen.composer.load("")
             waiting = self._waiting[conversation_id]
             await self.screen.transcript.add(WaitingCard(waiting.text, self._why_waiting()))
+            self.editing = None
 
     def _show_notices(self) -> None:
         for view in self.screen.transcript.views:

@@ -168,7 +168,8 @@ class ChatScreen(Screen[None]):
         if self.controller.active_id is not None:
             await self.controller.open(self.controller.active_id)
         else:
-            await self.controller.new()
+            self.controller.save_draft()  # it comes back from there
+            await self.controller.show_empty()
         self.refresh_sidebar()
 
     async def escape(self) -> None:

@@ -78,6 +78,49 @@ async def test_editing_can_be_given_up() -> None:
         assert branches(app) == [None] * 4
 
 
+async def test_an_edit_outlives_quitting_and_plain_mode_and_another_conversation() -> None:
+    store = ConversationStore(None)
+    app = fake_app(echo, store=store)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settle(pilot)
+        await say(pilot, "a")
+        await say(pilot, "/edit")
+        controller, composer = app.chat_screen.controller, app.chat_screen.composer
+        edited, conversation_id = controller.editing, controller.active_id
+        assert edited is not None and conversation_id is not None
+        composer.load("aa")
+        app.set_plain(True)
+        await app.chat_screen.redraw()
+        assert (composer.text, controller.editing) == ("aa", edited)
+        composer.load("aaa")
+        await controller.new()
+        assert (composer.text, controller.editing) == ("", None)
+        await controller.open(conversation_id)
+        assert (composer.text, controller.editing) == ("aaa", edited)
+        composer.load("b")
+        await controller.close()
+        await settle(pilot)
+    app = fake_app(echo, store=store)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settle(pilot)
+        controller, composer = app.chat_screen.controller, app.chat_screen.composer
+        assert (composer.text, controller.editing) == ("b", edited)
+        assert app.chat_screen.query_one("#mode").display
+        await pilot.press("enter")
+        await settle(pilot)
+        assert branches(app)[0] == (2, 2) and texts(app)[0] == "You: b"
+    assert store.list()[0].draft == ""
+
+
+async def test_plain_mode_keeps_what_is_typed_in_a_new_conversation() -> None:
+    app = fake_app(echo)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settle(pilot)
+        app.chat_screen.composer.load("typed")
+        await app.chat_screen.redraw()
+        assert app.chat_screen.composer.text == "typed"
+
+
 async def test_forking_copies_up_to_the_chosen_message() -> None:
     store = ConversationStore(None)
     app = fake_app(echo, store=store)
