@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileIndex",
     "Mention",
+    "edited_by_draft",
     "find_mentions",
     "mention_before",
     "pack_draft",

@@ -153,6 +153,7 @@ class ChatController:
     async def show_empty(self) -> None:
         """Show that there is no message yet, without touching what is being typed."""
         await self.screen.transcript.show(None, self.screen.make_empty_state())
+        await self.screen.show_load_error()
         self.screen.page_changed()
 
     async def open(self, conversation_id: str, node_id: int | None = None) -> None:
@@ -183,6 +184,7 @@ class ChatController:
         self.screen.composer.load(draft + typed_early, attachments)
         await self.screen.transcript.show(page, self.screen.make_empty_state())
         await self._show_rest(page.info.id)
+        await self.screen.show_load_error()
         self.screen.page_changed()
         if node_id is not None:
             self.screen.reveal(node_id)
@@ -328,15 +330,15 @@ class ChatController:
             return False
         self.editing = None
         self.screen.composer.load("")
+        self.save_draft()
         self.screen.page_changed()
         return True
-        self.save_draft()
 
     async def stop(self) -> bool:
         """Stop the reply, or take back the message that waits. Returns whether there was either."""
         waiting = self._waiting.pop(self.active_id or "", None)
         if waiting is not None:
-            await self.screen.transcript.clear_cards(WaitingCard)
+            await self.screen.transcript.clear_waiting()
             self._put_back(waiting)
             return True
         if self.run is not None:
@@ -411,7 +413,7 @@ class ChatController:
         for conversation_id, message in list(self._waiting.items()):
             del self._waiting[conversation_id]
             if conversation_id == self.active_id:
-                self._start(self.screen.transcript.clear_cards(WaitingCard))
+                self._start(self.screen.transcript.clear_waiting())
                 self._put_back(message)
 
     async def close(self) -> None:
@@ -439,7 +441,7 @@ class ChatController:
 
         if conversation_id == self.active_id:
             transcript = self.screen.transcript
-            await transcript.clear_cards(WaitingCard)
+            await transcript.clear_waiting()
             if message.edited is not None:
                 await transcript.cut(message.edited)
             await transcript.add(MessageView("user", message.text, "You", message.attachments))
@@ -580,9 +582,9 @@ class ChatController:
             await self.screen.transcript.add(fresh)
         if conversation_id in self._waiting:
             self.screen.composer.load("")
+            self.editing = None
             waiting = self._waiting[conversation_id]
             await self.screen.transcript.add(WaitingCard(waiting.text, self._why_waiting()))
-            self.editing = None
 
     def _show_notices(self) -> None:
         for view in self.screen.transcript.views:
@@ -591,7 +593,7 @@ class ChatController:
 
     async def _drop_failure(self, conversation_id: str) -> None:
         if self._failures.pop(conversation_id, None) is not None and conversation_id == self.active_id:
-            await self.screen.transcript.clear_cards(ErrorCard)
+            await self.screen.transcript.clear_failure()
 
     def _idle_conversation(self) -> str:
         if self.page is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -21,7 +22,7 @@ from edge_chat.commands import Command, parse_slash
 from edge_chat.controller import ChatController, Departure
 from edge_chat.keys import bindings, display_keys
 from edge_chat.model_host import ModelState
-from edge_chat.widgets.cards import EmptyState, ErrorCard
+from edge_chat.widgets.cards import EmptyState, ErrorCard, LoadErrorCard
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
@@ -48,7 +49,8 @@ class ChatScreen(Screen[None]):
         self.controller = ChatController(app, self)
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
-        self._load_error: ErrorCard | None = None
+        self._card_lock = asyncio.Lock()
+        self._load_error: EdgeError | None = None
 
     @property
     def app(self) -> ChatApp:  # type: ignore[override]
@@ -166,9 +168,9 @@ class ChatScreen(Screen[None]):
         """Build the conversation anew, as after switching plain mode."""
         self.composer.input.cursor_blink = self.app.blinks
         if self.controller.active_id is not None:
+            self.controller.save_draft()  # it comes back from there
             await self.controller.open(self.controller.active_id)
         else:
-            self.controller.save_draft()  # it comes back from there
             await self.controller.show_empty()
         self.refresh_sidebar()
 
@@ -392,16 +394,19 @@ class ChatScreen(Screen[None]):
             self.controller.model_failed(state.error)
 
     async def _show_load_error(self, error: EdgeError | None) -> None:
-        if self._load_error is not None:
-            if self._load_error.is_attached:
-                await self._load_error.remove()
-            self._load_error = None
-        if error is not None:
-            actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-            wanted = short_name(self.app.host.state.wanted)
-            self._load_error = ErrorCard(f"{wanted} could not be loaded", error, actions)
-            await self.transcript.mount(self._load_error)
-            self.transcript.scroll_end(animate=False)
+        self._load_error = error
+        await self.show_load_error()
+
+    async def show_load_error(self) -> None:
+        """Show why the model could not be loaded below whatever conversation is on the screen; nothing if it could."""
+        error = self._load_error
+        async with self._card_lock:
+            await self.transcript.query_children(LoadErrorCard).remove()
+            if error is not None:
+                actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
+                wanted = short_name(self.app.host.state.wanted)
+                await self.transcript.mount(LoadErrorCard(f"{wanted} could not be loaded", error, actions))
+                self.transcript.scroll_end(animate=False)
 
     def make_empty_state(self) -> EmptyState:
         """What a conversation without messages shows."""

@@ -13,7 +13,7 @@ from textual.widgets import Button, Static
 from edge.errors import EdgeError
 from edge_chat import format as fmt
 
-__all__ = ["EmptyState", "ErrorCard", "WaitingCard"]
+__all__ = ["EmptyState", "ErrorCard", "LoadErrorCard", "WaitingCard"]
 
 
 class ErrorCard(Vertical, can_focus=True):
@@ -65,6 +65,10 @@ class ErrorCard(Vertical, can_focus=True):
     def action_choose(self, command: str) -> None:
         """Do what was chosen."""
         self.post_message(self.Chosen(self, command))
+
+
+class LoadErrorCard(ErrorCard):
+    """An error that belongs to the model, not to a conversation."""
 
 
 class WaitingCard(Vertical):

@@ -146,7 +146,7 @@ class MessageView(Vertical, can_focus=True):
 
     def _show_head(self) -> None:
         for head in self.query(".head").results(Static):
-            head.update(self._head())
+            head.update(self._head(), layout=False)  # one line, whatever it says
 
     def _head(self) -> Content:
         is_plain = self.app.has_class("-plain")

@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from edge_chat import format as fmt
 from edge_chat.library import Page
-from edge_chat.widgets.cards import EmptyState, ErrorCard, WaitingCard
+from edge_chat.widgets.cards import EmptyState, ErrorCard, LoadErrorCard, WaitingCard
 from edge_chat.widgets.message import MessageView
 
 __all__ = ["Transcript"]
@@ -112,9 +112,15 @@ class Transcript(VerticalScroll, can_focus=False):
         for view in views[position:]:
             await view.remove()
 
-    async def clear_cards(self, kind: type[ErrorCard] | type[WaitingCard]) -> None:
-        """Take cards of one kind off the screen."""
-        await self.query_children(kind).remove()
+    async def clear_waiting(self) -> None:
+        """Take the message that waits off the screen."""
+        await self.query_children(WaitingCard).remove()
+
+    async def clear_failure(self) -> None:
+        """Take the error of the last reply off the screen; one of the model stays."""
+        for card in self.query_children(ErrorCard):
+            if not isinstance(card, LoadErrorCard):
+                await card.remove()
 
     async def show_earlier(self) -> None:
         """Show more of the beginning, without moving what is on the screen."""
