@@ -144,9 +144,19 @@ class Background:
                 self._work.pins[key] = is_pinned
         self._poke()
 
-    def release(self, key: bytes) -> None:
-        """End a lease that is in the index."""
+    def hold(self, key: bytes) -> None:
+        """Begin a lease in this process."""
         with self._wake:
+            self.leased[key] += 1
+
+    def release(self, key: bytes, *, is_noted: bool) -> None:
+        """End a lease, and take it out of the index if it was noted there."""
+        with self._wake:
+            self.leased[key] -= 1
+            if self.leased[key] <= 0:
+                del self.leased[key]
+            if not is_noted:
+                return
             self._work.released.append(key)
         self._poke()
 

@@ -51,6 +51,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_FILE_BYTES",
     "MAX_LABEL_BYTES",
+    "MAX_PREFILL_MS",
     "MAX_TOKENS",
     "ORIGINS",
     "Block",
@@ -74,6 +75,7 @@ HIDDEN_ENTRY_BYTES = 6
 """48 bits tell siblings apart; should two ever collide, the tokens inside the block are compared after it is opened."""
 MAX_TOKENS = 1 << 20
 MAX_LABEL_BYTES = 255
+MAX_PREFILL_MS = 1e9
 MAX_FILE_BYTES = (1 << 31) - 1
 """What the cipher takes in one call."""
 ORIGINS = ("prefill", "decode")
@@ -421,7 +423,7 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
         or not 1 <= n_tokens <= MAX_TOKENS
         or max(namespace_bytes, owner_bytes) > MAX_LABEL_BYTES
         or header_bytes != -(-used // _ALIGNMENT) * _ALIGNMENT
-        or not prefill_ms >= 0
+        or not 0 <= prefill_ms <= MAX_PREFILL_MS
     ):
         raise BlockDamaged("its header is not one this version writes")
     if len(data) < used:

@@ -303,20 +303,28 @@ class Index:
 
     @contextmanager
     def read(self) -> Iterator[View]:
-        """One unchanging view of the index until the block ends.
+        """One unchanging view of the index until the block ends. For short questions: searches of other threads wait.
 
         Raises:
             sqlite3.Error: it cannot be read.
         """
-        with self._read_lock:
-            connection = self._usable(self._reader)
-            connection.execute("BEGIN")
-            try:
-                yield View(connection)
-            except _NONSENSE as error:
-                raise sqlite3.DatabaseError(f"malformed row: {error}") from error
-            finally:
-                _roll_back(connection)
+        with self._read_lock, _viewing(self._usable(self._reader)) as view:
+            yield view
+
+    @contextmanager
+    def look_through(self) -> Iterator[View]:
+        """The same on a connection of its own, for what takes long.
+
+        Raises:
+            sqlite3.Error: it cannot be read.
+        """
+        self._usable(self._reader)
+        connection = _connect(self.path)
+        try:
+            with _viewing(connection) as view:
+                yield view
+        finally:
+            connection.close()
 
     @contextmanager
     def write(self, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[Change]:
@@ -349,19 +357,15 @@ class Index:
     def check(self) -> None:
         """Read all of it. A flipped bit can hide a block, or make it look as if it could not be evicted.
 
-        Takes about 10 us a block, on a connection of its own, so that nobody waits.
+        Takes about 10 us a block.
 
         Raises:
             sqlite3.Error: it is damaged, or contradicts itself.
         """
-        connection = _connect(self.path)
-        try:
-            connection.execute("BEGIN")
-            found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
-            if found != ["ok"] or any(connection.execute(sql).fetchone() is not None for sql in _CONTRADICTIONS):
+        with self.look_through() as view:
+            found = [row[0] for row in view.sql.execute("PRAGMA integrity_check(1)")]
+            if found != ["ok"] or any(view.sql.execute(sql).fetchone() is not None for sql in _CONTRADICTIONS):
                 raise sqlite3.DatabaseError(f"malformed: {found[0]}")
-        finally:
-            connection.close()
 
     def is_current(self) -> bool:
         """False when another process has put a new index in this one's place."""
@@ -378,13 +382,11 @@ class Index:
 
     def log_bytes(self) -> int:
         """Size of the log that a checkpoint would empty."""
-        log = self.path.with_name(self.path.name + "-wal")
-        return log.stat().st_size if log.exists() else 0
+        return _size(self.path, "-wal")
 
     def file_bytes(self) -> int:
         """Size of the index on disk."""
-        names = [self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))]
-        return sum(name.stat().st_size for name in names if name.exists())
+        return sum(_size(self.path, end) for end in ("", "-wal", "-shm"))
 
     def close(self) -> None:
         """Close it. May be called twice."""
@@ -465,6 +467,24 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def _viewing(connection: sqlite3.Connection) -> Iterator[View]:
+    connection.execute("BEGIN")
+    try:
+        yield View(connection)
+    except _NONSENSE as error:
+        raise sqlite3.DatabaseError(f"malformed row: {error}") from error
+    finally:
+        _roll_back(connection)
+
+
+def _size(path: Path, end: str) -> int:
+    try:
+        return path.with_name(path.name + end).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -20,7 +20,16 @@ from pathlib import Path
 
 from edge.errors import StorageError, UsageError
 from edge.kv.background import FAILURES, Background, explain
-from edge.kv.blocks import KEY_BYTES, MAX_FILE_BYTES, MAX_LABEL_BYTES, MAX_TOKENS, ORIGINS, BlockDamaged, pack_tokens
+from edge.kv.blocks import (
+    KEY_BYTES,
+    MAX_FILE_BYTES,
+    MAX_LABEL_BYTES,
+    MAX_PREFILL_MS,
+    MAX_TOKENS,
+    ORIGINS,
+    BlockDamaged,
+    pack_tokens,
+)
 from edge.kv.disk import Disk
 from edge.kv.records import BlockInfo, BlockRef, ForgetReport, GcReport, Match, Pending, StoreStats, VerifyReport
 from edge.kv.upkeep import scan, verify
@@ -169,7 +178,7 @@ class BlockStore:
             raise UsageError(f"A block cannot hold {len(tokens)} tokens from position {start}.", "Cut it into smaller ones.")
         if len(payload) + 16 * len(tokens) + 4096 > MAX_FILE_BYTES:
             raise UsageError(f"A block of {len(payload)} bytes is too large.", "Cut it into smaller ones.")
-        if len(fingerprint) != KEY_BYTES or origin not in ORIGINS or not prefill_ms >= 0:
+        if len(fingerprint) != KEY_BYTES or origin not in ORIGINS or not 0 <= prefill_ms <= MAX_PREFILL_MS:
             raise UsageError("The fingerprint, the origin or the time of a block is not one.", "See BlockStore.put.")
         if max(len(namespace.encode()), len((owner or "").encode())) > MAX_LABEL_BYTES:
             raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
@@ -206,8 +215,7 @@ class BlockStore:
             yield
             return
         key = match.blocks[-1].key  # Those before it have one that follows, and stay for that.
-        leased = self._background.leased
-        leased[key] += 1
+        self._background.hold(key)
         is_noted = False
         try:
             try:
@@ -218,11 +226,7 @@ class BlockStore:
                 _log.debug("a lease was not noted: %s", error)
             yield
         finally:
-            leased[key] -= 1
-            if leased[key] <= 0:
-                del leased[key]
-            if is_noted:
-                self._background.release(key)
+            self._background.release(key, is_noted=is_noted)
 
     def pin(self, key: bytes) -> None:
         """Never evict a block, nor what it hangs on. Holds once it is written, in all processes, until `unpin`."""
@@ -262,7 +266,7 @@ class BlockStore:
             StorageError: the store is off.
         """
         background = self._background
-        with self._maintained() as disk, disk.index.read() as view:
+        with self._maintained() as disk, disk.index.look_through() as view:
             n_blocks, n_tokens, size, prefill_ms = view.totals()
             sql = """SELECT model, namespace, count(*), sum(disk) FROM block JOIN space ON space.id = block.space
                 GROUP BY space.id ORDER BY sum(disk) DESC"""
@@ -283,7 +287,7 @@ class BlockStore:
             space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
             WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
             ORDER BY block.space, start, block.key"""
-        with self._maintained() as disk, disk.index.read() as view:
+        with self._maintained() as disk, disk.index.look_through() as view:
             owners: dict[int, list[str]] = {}
             for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
                 owners.setdefault(block, []).append(name)

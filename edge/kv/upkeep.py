@@ -63,7 +63,8 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
-        n_indexed += _index_unknown(disk, [header for _, _, header in portion])
+        indexed, removed = _index_unknown(disk, [header for _, _, header in portion])
+        n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
     if disk.encrypt:
         n_removed += _drop_plain(disk)
@@ -90,7 +91,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
     last_id, n_checked, size = 0, 0, 0
     damaged: list[tuple[str, str]] = []
     while True:
-        with disk.index.read() as view:
+        with disk.index.look_through() as view:
             sql = "SELECT id, key FROM block WHERE id > ? ORDER BY id LIMIT ?"
             found = view.sql.execute(sql, (last_id, _AT_A_TIME)).fetchall()
         if not found:
@@ -144,15 +145,21 @@ def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
     return (header if header.key == key and header.key_id == disk.keys.id and is_placed else None), state.st_mtime
 
 
-def _index_unknown(disk: Disk, headers: Sequence[Header]) -> int:
-    n_indexed = 0
+def _index_unknown(disk: Disk, headers: Sequence[Header]) -> tuple[int, int]:
+    """How many were indexed and how many removed."""
+    n_indexed = n_removed = 0
     with disk.index.write() as change:
         for header in headers:
-            if change.get(header.key) is None and disk.files.path(header.key).exists():
-                root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
+            if change.get(header.key) is not None or not disk.files.path(header.key).exists():
+                continue
+            root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
+            try:
                 change.insert(header, root=root, budget_bytes=disk.budget_bytes, now=disk.clock())
                 n_indexed += 1
-    return n_indexed
+            except sqlite3.IntegrityError:  # it says that it holds the tokens that another block holds
+                disk.files.remove(header.key)
+                n_removed += 1
+    return n_indexed, n_removed
 
 
 def _remove_unknown(disk: Disk, key: bytes) -> int:
@@ -174,7 +181,7 @@ def _drop_unreachable(disk: Disk) -> int:
     """Blocks whose parent is not there, or does not end where they start."""
     sql = """SELECT block.key FROM block LEFT JOIN block AS parent ON parent.key = block.parent
         WHERE block.start > 0 AND parent.start + parent.n_tokens IS NOT block.start"""
-    with disk.index.read() as view:
+    with disk.index.look_through() as view:
         found = [key for (key,) in view.sql.execute(sql)]
     n_missing = 0
     for portion in _portions(found):
@@ -189,7 +196,7 @@ def _drop_unreachable(disk: Disk) -> int:
 
 def _drop_plain(disk: Disk) -> int:
     """Whoever turns encryption on does not want yesterday's chats to stay readable."""
-    with disk.index.read() as view:
+    with disk.index.look_through() as view:
         sql = "SELECT key FROM block JOIN space ON space.id = block.space WHERE NOT space.encrypted"
         found = [key for (key,) in view.sql.execute(sql)]
     for portion in _portions(found):

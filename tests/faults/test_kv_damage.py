@@ -191,6 +191,40 @@ def test_no_mutated_file_gives_wrong_bytes(
     assert store.match(MODEL, "other", [0, 0, 7]) == Match()
 
 
+@pytest.mark.parametrize(("encrypt", "seed"), [(False, 5), (True, 6)])
+def test_an_index_is_made_anew_from_files_with_damaged_headers(tmp_path: Path, encrypt: bool, seed: int) -> None:
+    """The scan believes headers: whatever they say, it comes to an end, and reading finds out."""
+    rng = random.Random(seed)
+    directory = tmp_path / "kv"
+
+    def open_store() -> BlockStore:
+        return BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0)
+
+    with open_store() as store:
+        fill(store)
+    for _ in range(6):
+        files = sorted(directory.glob("blocks/*/*"))
+        for path in rng.sample(files, 300):
+            data = bytearray(path.read_bytes())
+            for _ in range(rng.choice([1, 1, 2, 20])):
+                data[rng.randrange(192)] = rng.randrange(256)
+            path.write_bytes(data)
+        for path in directory.glob("index-*"):
+            path.unlink()
+        with open_store() as store:
+            assert store.flush(60.0) and store.problem is None
+            for row in range(N_ROWS):
+                tokens = [row, 0, 7, row, 3, 7]
+                for ref in store.match(MODEL, "ns", tokens).blocks:
+                    payload = store.read(ref)
+                    assert payload is None or bytes(payload) == payload_of(tokens[: ref.start + ref.n_tokens])
+            assert store.gc() == GcReport()
+            store.verify()
+            assert store.problem is None and store.gc() == GcReport()
+            fill(store)
+            assert all(len(row) == 2 for row in rows_of(store))
+
+
 def damage_index(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     kind = rng.randrange(4)

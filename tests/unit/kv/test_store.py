@@ -178,7 +178,8 @@ def test_bad_arguments_are_refused(make_store: MakeStore) -> None:
     good = {"parent": None, "tokens": [1], "payload": b"", "fingerprint": MODEL, "namespace": "ns", "start": 0}
     bad: list[dict[str, object]] = [
         {"tokens": []}, {"start": -1}, {"fingerprint": b"short"}, {"namespace": "n" * 256}, {"owner": "o" * 256},
-        {"origin": "guess"}, {"prefill_ms": float("nan")}, {"prefill_ms": -1.0}, {"tokens": [-1]}, {"start": 2**32 - 1},
+        {"origin": "guess"}, {"prefill_ms": float("nan")}, {"prefill_ms": -1.0}, {"prefill_ms": float("inf")},
+        {"tokens": [-1]}, {"start": 2**32 - 1},
     ]  # fmt: skip
     for change in bad:
         with pytest.raises(UsageError):
