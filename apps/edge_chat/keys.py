@@ -94,7 +94,10 @@ def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]
         if name not in rebindable:
             near = difflib.get_close_matches(name, list(rebindable), n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"chat.keys: there is no action {name!r}.", f"{hint}`/keys` in the chat lists them all.")
+            raise ConfigError(
+                f"chat.keys: there is no action {name!r}.",
+                f"{hint}Known are: {', '.join(rebindable)}. To go back: edge config unset chat.keys.{name}",
+            )
         keymap[name] = ",".join(_check_key(name, key) for key in keys.split(","))
         if rebindable[name].scope == "composer" and any(len(key) == 1 for key in keymap[name].split(",")):
             raise ConfigError(f"chat.keys: {name} = {keys!r} could not be typed any more.", "Add ctrl+ or alt+ to it.")

@@ -138,7 +138,8 @@ class Sidebar(Vertical):
 
     def _fill(self, options: list[Option | None], active: str | None) -> None:
         listed = self.listing
-        before = listed.chosen_id or active
+        # Somebody who walks through the list keeps the place; otherwise the mark is on the conversation that is shown.
+        before = (listed.chosen_id if listed.has_focus else None) or active
         listed.clear_options()
         listed.add_options(options)
         for index in range(listed.option_count):
