@@ -114,7 +114,8 @@ def _choose(path: Path) -> Path:
         raise ModelFileError(f"{path} holds {len(models)} models: {listed}.", "Give the path of one of them.")
     if any(name in _CHECKPOINT_FILES or name.endswith(".safetensors") for name in names):
         raise ModelFileError(
-            f"{path} is a checkpoint, which no engine here reads as it is.", f"Convert it with: edge convert {path}"
+            f"{path} is a checkpoint, which no engine here reads as it is.",
+            "Look for a GGUF version of it, for example in a repository whose name ends in -GGUF.",
         )
     raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file.")
 

@@ -392,7 +392,7 @@ class _Request:
             usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.format == form]
             if not usable:
                 raise ModelNotFoundError(
-                    f"{entry.name} is not published as {' or '.join(self.formats)}.", "Convert it with: edge convert"
+                    f"{entry.name} is not published as {' or '.join(self.formats)}.", "Choose another model: edge models ls"
                 )
             return entry, usable
         if not _is_reference(self.reference):

@@ -47,10 +47,11 @@ _SCALARS = {
     )
 }  # fmt: skip
 
+_NEEDS_GGUF = "Look for a GGUF version of it, for example in a repository whose name ends in -GGUF."
 _OTHER_FORMATS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the model itself", "Fetch the file with: git lfs pull"),
     (b"<", "a web page, not a model", "Download it again; the address may need a login."),
-    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or a wheel)", "Convert it with: edge convert"),
+    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or a wheel)", _NEEDS_GGUF),
     (b"ggjt", "in the old GGML format, from before GGUF", "Download a GGUF file of this model."),
     (b"ggml", "in the old GGML format, from before GGUF", "Download a GGUF file of this model."),
 )
@@ -232,8 +233,8 @@ class _Reader:
             if start.lstrip().startswith(prefix):
                 raise self._error(f"is {what}", hint)
         if start[8:9] == b"{":
-            raise self._error("is a safetensors file, not GGUF", "Convert it with: edge convert")
-        raise self._error("is not a GGUF file", "Give a file that ends in .gguf.")
+            raise self._error("is a safetensors file, not GGUF", _NEEDS_GGUF)
+        raise self._error("is not a GGUF file, whatever its name says", "Download the model again, or give another file.")
 
     def _check_count(self, count: int, least_bytes: int, limit: int, what: str) -> None:
         if count > limit:

@@ -88,7 +88,7 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
     """
     rows = [row for row in ENGINES if row.name == request.backend or (request.backend is None and row.is_automatic)]
     if not rows:
-        known = ", ".join(row.name for row in ENGINES)
+        known = ", ".join(row.name for row in ENGINES if row.is_automatic)
         raise BackendUnavailableError(f"There is no backend {request.backend!r}.", f"Known here: {known}.")
     able = [row for row in rows if artifact.format in row.formats]
     if not able:

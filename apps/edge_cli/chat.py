@@ -53,4 +53,7 @@ def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int
         raise UsageError("The chat app needs a terminal.", 'For pipes and scripts use: edge run "your question"')
     from edge_chat import run as run_chat
 
+    if conversation is not None:
+        with app.store(settings) as store:
+            conversation = store.get(conversation).id
     return run_chat(settings, conversation=conversation)

@@ -76,7 +76,7 @@ def get(app: App, key: str, as_json: bool) -> None:
         "edge config set model smollm2-135m",
         "edge config set sampling.temperature 0.2",
         'edge config set sampling.stop \'["###", "END"]\'',
-        "edge config set chat.keys.quit ctrl+x",
+        "edge config set chat.keys.quit-now ctrl+x",
         "edge config set gpu_layers -1",
     ),
 )

@@ -173,7 +173,7 @@ def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None
     result |= {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
-        "model": assistant.info.name,
+        "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
         "timing": {**dataclasses.asdict(timing), "tokens_per_s": timing.tokens_per_s(usage.n_generated)},
         "plan": assistant.plan.to_dict() if assistant.plan is not None else None,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import edge_chat
+from edge.config import load_settings
+from edge.conversation import ConversationStore
 
 
 def test_without_a_terminal(call: Any) -> None:
@@ -35,16 +37,26 @@ def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(edge_chat, "run", run)
     monkeypatch.setattr(sys, "stdout", terminal())
-    arguments = ("--conversation", "01J", "--plain", "-m", "other", "--temperature", "0", "-s", "chat.theme=nord")
+    with ConversationStore(load_settings({}).paths.conversations_file) as store:
+        kept = store.create(title="Kept").id
+    arguments = ("--conversation", kept[:6], "--plain", "-m", "other", "--temperature", "0", "-s", "chat.theme=nord")
     assert call("chat", *arguments).code == 7
     ((settings, conversation),) = calls
-    assert conversation == "01J"
+    assert conversation == kept
     assert (settings.model, settings.sampling.temperature) == ("other", 0.0)
     assert (settings.chat.plain, settings.chat.theme) == (True, "nord")
     monkeypatch.setenv("EDGE_CHAT_PLAIN", "1")
     assert call("chat").code == 7
     assert calls[1][0].chat.plain is True
     assert calls[1][1] is None
+
+
+def test_a_conversation_that_is_not_there_stops_it(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_chat, "run", lambda *args, **options: pytest.fail("the chat was opened"))
+    monkeypatch.setattr(sys, "stdout", terminal())
+    result = call("chat", "--conversation", "zz")
+    assert result.code == 2
+    assert "no conversation 'zz'" in result.err
 
 
 def test_a_wrong_setting_stops_it(call: Any) -> None:
