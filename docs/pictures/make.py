@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ EARLIER = ("Names for a sailing boat", "Explain recursion to a child", "A packin
 SIZE = (120, 36)
 
 
-async def take(output: Path, model: str, seed: int, data_dir: Path) -> None:
+async def take(model: str, seed: int, data_dir: Path) -> str:
     """Start the app, ask, and draw what is on the screen."""
     from edge.config import load_settings
     from edge.conversation import ConversationStore
@@ -39,7 +40,7 @@ async def take(output: Path, model: str, seed: int, data_dir: Path) -> None:
         for question in QUESTIONS:
             await say(pilot, question)
         await pilot.pause(0.2)
-        output.write_text(app.export_screenshot(title="edge chat", simplify=True))
+        return app.export_screenshot(title="edge chat", simplify=True)
 
 
 def main() -> None:
@@ -50,8 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.pop("EDGE_TEST_MODEL", None)
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(take(options.output, options.model, options.seed, Path(folder)))
-    print(f"{options.output} is drawn.")
+        picture = asyncio.run(take(options.model, options.seed, Path(folder)))
+    options.output.write_text(picture)
+    sys.stdout.write(f"{options.output} is drawn.\n")
 
 
 if __name__ == "__main__":

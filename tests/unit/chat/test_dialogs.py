@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import pytest
+
+from edge.conversation import ConversationStore, Node
+from edge_chat import pages
+from edge_chat.actions import REGISTRY
+from edge_chat.app import ChatApp
+from edge_chat.screens.dialogs import Choice, Picker, ReadPage
+from edge_chat.screens.parameters import ParameterEditor, ParameterLine
+from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
+
+
+def complaint(app: ChatApp) -> str:
+    line = app.chat_screen.query_one("#complaint")
+    return str(line.render()) if line.display else ""
+
+
+async def test_parameters_are_checked_in_place_and_saved() -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("f4")
+        await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
+        editor = app.screen
+        first = editor.query(ParameterLine).first()
+        await pilot.press("backspace", *"9x")
+        await eventually(pilot, lambda: first.has_class("-wrong"))
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.screen is editor, "a wrong value keeps the dialog open"
+        assert "no number" in str(first.query_one(".parameter-error").render())
+        await pilot.press("backspace", "enter")
+        await settle(pilot)
+        assert app.chat_screen.controller.sampling.temperature == 9.0
+        assert app.chat_screen.controller.sampling.top_k == app.settings.sampling.top_k
+
+
+async def test_parameters_can_be_put_back_and_given_up() -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/set temperature 1.5")
+        await say(pilot, "/set top_k=7")
+        assert app.chat_screen.controller.sampling.top_k == 7
+        await pilot.press("f4")
+        await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
+        await pilot.press("ctrl+r", "escape")
+        await settle(pilot)
+        assert app.chat_screen.controller.sampling.temperature == 1.5, "Esc changes nothing"
+        await pilot.press("f4")
+        await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
+        await pilot.press("ctrl+r", "ctrl+s")
+        await settle(pilot)
+        assert app.chat_screen.controller.sampling == app.settings.sampling
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("/set temprature 1", "Did you mean temperature"), ("/set top_p 3", "out of range"), ("/set seed x", "no whole number")],
+)
+async def test_bad_parameters_are_refused_by_the_command(command: str, message: str) -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await say(pilot, command)
+        assert message in complaint(app) and app.chat_screen.composer.text == command
+
+
+async def test_sampling_reaches_the_model() -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/set max_tokens 5")
+        await say(pilot, "hello")
+        assert texts(app)[1] == "Fake: You s"
+
+
+async def test_themes_are_previewed_kept_and_given_up() -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        before = app.theme
+        await enter(pilot, "/theme")
+        await eventually(pilot, lambda: isinstance(app.screen, Picker))
+        await pilot.press(*"nord")
+        await eventually(pilot, lambda: app.theme == "nord")
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.theme == before
+        await say(pilot, "/theme light")
+        assert app.theme == "edge-light"
+        assert 'theme = "edge-light"' in app.settings.paths.config_file.read_text()
+        await say(pilot, "/theme nrod")
+        assert "Did you mean nord" in complaint(app)
+
+
+async def test_every_theme_can_show_code() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        for name in sorted(app.available_themes):
+            app.theme = name
+            await pilot.pause()
+        assert app.return_code is None
+
+
+async def test_a_picker_gives_back_what_is_typed_where_that_is_allowed() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        given: list[str | None] = []
+        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")], free_text=True), given.append)
+        await pilot.pause()
+        await pilot.press(*"hf:owner/repo", "enter")
+        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")], current="b"), given.append)
+        await pilot.pause()
+        await pilot.press("enter")
+        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")]), given.append)
+        await pilot.pause()
+        await pilot.press("down", "enter")
+        app.push_screen(Picker("T", [Choice("a", "alpha")]), given.append)
+        await pilot.pause()
+        await pilot.press(*"zzz", "enter", "escape")
+        assert given == ["hf:owner/repo", "b", "b", None]
+
+
+@pytest.mark.parametrize("command", ["/help", "/keys", "/stats", "/context", "/help regenerate", "/help /model"])
+async def test_pages_open_and_close(command: str) -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        await enter(pilot, command)
+        await eventually(pilot, lambda: isinstance(app.screen, ReadPage))
+        await pilot.press("down", "space", "b", "escape")
+        await settle(pilot)
+        assert app.screen is app.chat_screen
+
+
+async def test_the_palette_offers_the_same_commands() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        await pilot.press("ctrl+p")
+        await eventually(pilot, lambda: app.screen is not app.chat_screen)
+        await pilot.press(*"new conversation")
+        await eventually(pilot, lambda: app.screen.query_one("CommandList").option_count)  # type: ignore[attr-defined]
+        await pilot.pause()
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.screen is app.chat_screen)
+        await settle(pilot)
+        assert texts(app) == []
+        await pilot.press("ctrl+p", *"import from")
+        await eventually(pilot, lambda: app.screen.query_one("CommandList").option_count)  # type: ignore[attr-defined]
+        await pilot.pause()
+        await pilot.press("enter")
+        await eventually(pilot, lambda: app.chat_screen.composer.text == "/import ")
+
+
+async def test_plain_mode_says_in_words_what_is_drawn_otherwise() -> None:
+    store = ConversationStore(None)
+    app = fake_app(store=store)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        await say(pilot, "/regenerate")
+        await say(pilot, "/plain")
+        heads = [str(view.query_one(".head").render()) for view in app.chat_screen.transcript.views]
+        assert heads == ["You:", "Fake:  branch 2 of 2"]
+        strips = [strip.text for strip in app.screen._compositor.render_strips()]
+        assert not any(0x2500 <= ord(char) <= 0x25FF for line in strips for char in line), "box drawing"
+        assert any("Code, python:" in line for line in strips)
+        assert not app.chat_screen.composer.input.cursor_blink
+        await say(pilot, "/plain")
+        assert str(app.chat_screen.transcript.views[0].query_one(".head").render()) == "You"
+
+
+async def test_ctrl_c_copies_stops_and_quits() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press(*"mark me")
+        app.chat_screen.composer.input.select_all()
+        await pilot.press("ctrl+c")
+        assert app.clipboard == "mark me" and app.return_code is None
+        app.chat_screen.composer.load("")
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert app.return_code is None
+        await pilot.press("ctrl+c")
+        await eventually(pilot, lambda: app.return_code is not None)
+    assert app.return_value == 0
+
+
+@pytest.mark.parametrize("way", ["ctrl+q", "/quit"])
+async def test_ways_out(way: str) -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        if way.startswith("/"):
+            await enter(pilot, way)
+        else:
+            await pilot.press("f1")
+            await eventually(pilot, lambda: isinstance(app.screen, ReadPage))
+            await pilot.press(way)
+        await eventually(pilot, lambda: app.return_code is not None)
+    assert app.return_value == 0
+
+
+async def test_a_bug_in_a_command_is_logged_and_does_not_end_the_chat(no_bugs: list[BaseException]) -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+
+        async def broken() -> None:
+            raise RuntimeError("a bug")
+
+        app.chat_screen.run_guarded(broken())
+        await eventually(pilot, lambda: complaint(app))
+        assert "a bug" in complaint(app)
+        await say(pilot, "still here")
+        assert texts(app)[0] == "You: still here"
+    log = app.settings.paths.data_dir / "chat-errors.log"
+    assert "RuntimeError: a bug" in log.read_text() and log.stat().st_mode & 0o077 == 0
+    no_bugs.clear()
+
+
+def test_help_covers_every_command() -> None:
+    text = pages.help_page(REGISTRY, lambda name: REGISTRY[name].keys)
+    for command in REGISTRY.slash_commands():
+        assert f"`/{command.name}" in text, command.name
+
+
+def test_keys_covers_every_key() -> None:
+    text = pages.keys(REGISTRY, lambda name: REGISTRY[name].keys)
+    for command in REGISTRY:
+        assert not command.keys or f"| `{command.name}` |" in text, command.name
+
+
+def test_numbers_of_a_conversation() -> None:
+    record = {
+        "usage": {"n_prompt": 100, "n_reused": 50, "n_generated": 21},
+        "timing": {"first_token_ms": 10, "decode_ms": 1000},
+    }
+    nodes = [Node(1, None, "user", "q"), Node(2, 1, "assistant", "a | b", record=record), Node(3, 2, "assistant", "no record")]
+    text = pages.stats(nodes)
+    assert "| 1 | a \\| b | 21 | 0.01 s | 20.0 tok/s | 50/100 |" in text
+    assert "1 answer, 21 tokens written" in text and "50 (50 %)" in text
+    assert "No answer" in pages.stats([nodes[0]])
+
+
+def test_context_page() -> None:
+    nodes = [(Node(1, None, "user", "question"), 10), (Node(2, 1, "assistant", "answer"), 30)]
+    text = pages.context(nodes, n_system=5, n_ctx=100, policy="drop")
+    assert "45 of 100 tokens (45 %)" in text and "System prompt" in text and "oldest messages" in text
