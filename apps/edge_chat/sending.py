@@ -220,8 +220,12 @@ class Sending:
         conversation_id = run.conversation_id
         self.runs.pop(conversation_id, None)
         self._outbox.unsaved.pop(conversation_id, None)
-        if run.reply is not None and run.reply.node is not None and run.notices:
-            self._notices[run.reply.node.id] = run.notices
+        if run.reply is not None and run.reply.node is not None:
+            notices = run.notices
+            if run.reply.finish_reason == "length":
+                notices.append("This answer is cut off: it reached the longest length allowed, or the context window is full.")
+            if notices:
+                self._notices[run.reply.node.id] = notices
         is_active = conversation_id == self.chat.active_id
         if run.error is not None:
             if not run.was_accepted and message is not None:

@@ -13,12 +13,24 @@ if TYPE_CHECKING:
 __all__ = ["activity", "hints", "model_text", "short_name", "tips"]
 
 
+# What `edge.load` calls its stages, as something that is being done to a model.
+_STAGES = {
+    "connect": "looking for",
+    "wait": "waiting for another process to fetch",
+    "download": "downloading",
+    "unpack": "unpacking",
+    "verify": "checking",
+    "planning": "planning",
+    "loading": "loading",
+}
+
+
 def activity(state: ModelState) -> str:
     """What the model host is doing, in words."""
     if state.phase != "loading":
         return ""
     share = f", {state.share:.0%}" if state.share > 0 else ""
-    return f"{state.stage} {short_name(state.wanted)}{share}"
+    return f"{_STAGES.get(state.stage, state.stage)} {short_name(state.wanted)}{share}"
 
 
 def short_name(reference: str) -> str:

@@ -51,6 +51,7 @@ class ChatScreen(Screen[None]):
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
         self._card_lock = asyncio.Lock()
+        self._greeted: object = None  # the model whose notices have been told
         self._load_error: EdgeError | None = None
 
     @property
@@ -388,6 +389,10 @@ class ChatScreen(Screen[None]):
         for empty in self.query(EmptyState):
             empty.show_model(wording.model_text(self.app.host))
         if state.phase == "ready":
+            if assistant is not None and assistant is not self._greeted:
+                self._greeted = assistant
+                for notice in assistant.notices:
+                    self.tell(notice)
             self.run_guarded(self._show_load_error(None))
             self.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
