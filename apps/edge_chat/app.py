@@ -230,7 +230,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     async def action_interrupt(self) -> None:
         """Ctrl+C where nothing is marked: stop the reply; pressed twice, quit."""
-        if self.screen is self.chat_screen and await self.chat_screen.controller.stop():
+        if self.screen is self.chat_screen and await self.chat_screen.controller.sending.stop():
             return
         now = time.monotonic()
         if now - self._interrupted_at < _INTERRUPT_TWICE_S:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from edge_chat.app import ChatApp
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge_chat.widgets.message import MessageView
 
-__all__ = ["enter", "eventually", "fake_app", "say", "settle", "texts"]
+__all__ = ["closing_stores", "enter", "eventually", "fake_app", "say", "settle", "texts"]
 
 _TIMEOUT_S = 120.0
 
@@ -62,6 +64,24 @@ def fake_app(
     )
     app.is_still = True
     return app
+
+
+@contextmanager
+def closing_stores() -> Iterator[None]:
+    """Close every conversation store that is opened inside the block, so that tests need not."""
+    from edge.conversation import ConversationStore
+
+    opened: list[ConversationStore] = []
+    original = ConversationStore.__init__
+
+    def remember(self: ConversationStore, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        opened.append(self)
+
+    with patch.object(ConversationStore, "__init__", remember):
+        yield
+    for store in opened:
+        store.close()
 
 
 async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:

@@ -60,7 +60,7 @@ async def copy_code(screen: ChatScreen, argument: str) -> None:
 async def regenerate(screen: ChatScreen, argument: str) -> None:
     """/regenerate"""
     view = screen.chosen_view
-    await screen.controller.answer_again(view.node_id if view is not None else None)
+    await screen.controller.sending.answer_again(view.node_id if view is not None else None)
     screen.composer.input.focus()
 
 

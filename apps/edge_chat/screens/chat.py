@@ -16,12 +16,13 @@ from textual.widgets import Static
 
 from edge.errors import EdgeError, UsageError
 from edge_chat import format as fmt
+from edge_chat import wording
 from edge_chat.actions import REGISTRY
 from edge_chat.actions.conversations import ask_title, delete_one
 from edge_chat.commands import Command, parse_slash
-from edge_chat.controller import ChatController, Departure
-from edge_chat.keys import bindings, display_keys
-from edge_chat.model_host import ModelState
+from edge_chat.controller import ChatController
+from edge_chat.keys import bindings
+from edge_chat.outbox import Departure
 from edge_chat.widgets.cards import EmptyState, ErrorCard, LoadErrorCard
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.message import MessageView
@@ -50,6 +51,7 @@ class ChatScreen(Screen[None]):
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
         self._card_lock = asyncio.Lock()
+        self._greeted: object = None  # the model whose notices have been told
         self._load_error: EdgeError | None = None
 
     @property
@@ -181,7 +183,7 @@ class ChatScreen(Screen[None]):
         if not self.composer.input.has_focus:
             self.composer.input.focus()
             return None
-        if await self.controller.stop() or self.controller.cancel_edit():
+        if await self.controller.sending.stop() or self.controller.cancel_edit():
             return None
         return self.composer.complain("")
 
@@ -241,7 +243,7 @@ class ChatScreen(Screen[None]):
         with self.controller.on_its_way(departure):
             attachments = await self.composer.read_mentions(said, event.attachments)
             complaint = self.composer.remember(text)
-            await self.controller.submit(departure, said, attachments)
+            await self.controller.sending.submit(departure, said, attachments)
         if complaint:
             self.composer.complain(complaint)
 
@@ -368,13 +370,13 @@ class ChatScreen(Screen[None]):
     def activity_changed(self) -> None:
         """What runs has changed: status line and marks in the side bar."""
         state = self.app.host.state
-        self.status.change(activity=_activity(state))
+        self.status.change(activity=wording.activity(state))
         self.refresh_sidebar()
 
     def model_changed(self) -> None:
         """The model, or how far it is loaded, has changed."""
         state, assistant = self.app.host.state, self.app.host.assistant
-        changes: dict[str, Any] = {"activity": _activity(state)}
+        changes: dict[str, Any] = {"activity": wording.activity(state)}
         if assistant is not None:
             plan = assistant.plan
             changes |= {
@@ -385,13 +387,17 @@ class ChatScreen(Screen[None]):
             }
         self.status.change(**changes)
         for empty in self.query(EmptyState):
-            empty.show_model(self._model_text())
+            empty.show_model(wording.model_text(self.app.host))
         if state.phase == "ready":
+            if assistant is not None and assistant is not self._greeted:
+                self._greeted = assistant
+                for notice in assistant.notices:
+                    self.tell(notice)
             self.run_guarded(self._show_load_error(None))
-            self.controller.model_ready()
+            self.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
             self.run_guarded(self._show_load_error(state.error))
-            self.controller.model_failed(state.error)
+            self.controller.sending.model_failed(state.error)
 
     async def _show_load_error(self, error: EdgeError | None) -> None:
         self._load_error = error
@@ -404,58 +410,13 @@ class ChatScreen(Screen[None]):
             await self.transcript.query_children(LoadErrorCard).remove()
             if error is not None:
                 actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-                wanted = short_name(self.app.host.state.wanted)
+                wanted = wording.short_name(self.app.host.state.wanted)
                 await self.transcript.mount(LoadErrorCard(f"{wanted} could not be loaded", error, actions))
                 self.transcript.scroll_end(animate=False)
 
     def make_empty_state(self) -> EmptyState:
         """What a conversation without messages shows."""
-        app = self.app
-        tips = [
-            (display_keys(app.keys_of("send")), "send the message"),
-            (display_keys(app.keys_of("newline").rpartition(",")[0] or app.keys_of("newline")), "begin a new line"),
-            ("/", "commands, such as /model and /set"),
-            ("@", "attach a file by its name"),
-            (app.key_display("conversations"), "your conversations"),
-            (app.key_display("palette"), "find any command"),
-            (app.key_display("help"), "help"),
-        ]
-        return EmptyState(tips, self._model_text())
-
-    def _model_text(self) -> str:
-        state, assistant = self.app.host.state, self.app.host.assistant
-        if state.phase == "loading":
-            return _activity(state)[:1].upper() + _activity(state)[1:] + "; you can write already."
-        if assistant is not None:
-            return f"{assistant.model_name} is ready."
-        return "No model is loaded; choose one with /model." if state.phase == "failed" else ""
+        return EmptyState(wording.tips(self.app), wording.model_text(self.app.host))
 
     def _show_hints(self) -> None:
-        app = self.app
-        names = [
-            ("send", "send"),
-            ("newline", "new line"),
-            ("editor", "editor"),
-            ("palette", "commands"),
-            ("help", "help"),
-        ]
-        hints = [f"{app.key_display(name)} {what}" for name, what in names]
-        hints.insert(2, "@ file")
-        hints.insert(3, "/ command")
-        separator = ", " if app.is_plain else " · "
-        while len(hints) > 2 and len(separator.join(hints)) > self.composer.size.width - 4:
-            hints.pop(-2)
-        self.composer.show_hints(separator.join(hints))
-
-
-def _activity(state: ModelState) -> str:
-    """What the model host is doing, in words."""
-    if state.phase != "loading":
-        return ""
-    share = f", {state.share:.0%}" if state.share > 0 else ""
-    return f"{state.stage} {short_name(state.wanted)}{share}"
-
-
-def short_name(reference: str) -> str:
-    """A model's reference as short as it can be told apart: the file's name of a path."""
-    return reference.rpartition("/")[2] or reference
+        self.composer.show_hints(wording.hints(self.app, self.composer.size.width - 4))

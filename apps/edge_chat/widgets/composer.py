@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, cast
 
 from textual import events, on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.style import Style
 from textual.widgets import OptionList, Static, TextArea
 
 from edge.errors import EdgeError, StorageError
@@ -23,49 +21,15 @@ from edge_chat import format as fmt
 from edge_chat.actions import REGISTRY
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.history import PromptHistory
+from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.completion import CompletionPopup
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
     from edge_chat.app import ChatApp
-    from edge_chat.controller import Departure
+    from edge_chat.outbox import Departure
 
 __all__ = ["Composer"]
-
-
-class Chip(Static, can_focus=True):
-    """An attachment of the message that is being written."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("delete,backspace,x", "remove", "Remove the attachment", show=False),
-        Binding("escape,enter", "leave", "Back to the text", show=False),
-    ]
-
-    class Removed(Message):
-        """It is not wanted any more."""
-
-        def __init__(self, chip: Chip) -> None:
-            super().__init__()
-            self.chip = chip
-
-    class Left(Message):
-        """The focus should go back to the text."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self.attachment = attachment
-        name = fmt.one_line(fmt.clean(attachment.name), 40)
-        size = fmt.n_bytes(len(attachment.text.encode()))
-        remove = Style.from_meta({"@click": "remove"})
-        super().__init__(Content.assemble(f"{name} ", (size, "$foreground 70%"), (" ×", remove)), classes="chip")
-        self.tooltip = "Delete removes this attachment"
-
-    def action_remove(self) -> None:
-        """Take it away."""
-        self.post_message(self.Removed(self))
-
-    def action_leave(self) -> None:
-        """Go back to the text."""
-        self.post_message(self.Left())
 
 
 class ComposerText(TextArea):

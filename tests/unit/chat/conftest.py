@@ -8,6 +8,13 @@ import pytest
 
 from edge.errors import EdgeError
 from edge_chat.app import ChatApp
+from edge_chat.testing import closing_stores
+
+
+@pytest.fixture(autouse=True)
+def closed_stores() -> Iterator[None]:
+    with closing_stores():
+        yield
 
 
 @pytest.fixture(autouse=True)

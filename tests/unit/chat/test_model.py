@@ -100,7 +100,7 @@ async def test_a_message_that_waits_is_deleted_with_its_conversation() -> None:
         loader.gate.set()
         await settle(pilot)
         assert store.list() == [] and texts(app) == []
-        assert app.chat_screen.controller._failures == {}, "nothing was sent to where it cannot be saved"
+        assert app.chat_screen.controller.sending.failures == {}, "nothing was sent to where it cannot be saved"
         assert not app.chat_screen.query_one("#complaint").display
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -328,3 +329,29 @@ async def test_a_long_conversation_opens_at_its_end_and_shows_more_on_demand() -
         await app.chat_screen.transcript.show_earlier()
         await app.chat_screen.transcript.show_earlier()
         assert [view.text for view in app.chat_screen.transcript.views][:100] == [f"message {i}" for i in range(100)]
+
+
+async def test_an_answer_that_was_cut_off_says_so() -> None:
+    app = fake_app(scripted)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/set max_tokens 3")
+        await say(pilot, "hi")
+        view = app.chat_screen.transcript.views[-1]
+        assert view.text == "Hel" and "cut off" in view.notices[0]
+        assert "cut off" in str(view.query_one(".notice").render())
+
+
+async def test_what_is_to_be_known_of_a_model_is_told_once() -> None:
+    class Untemplated(FakeBackend):
+        def __init__(self) -> None:
+            super().__init__(script=ANSWERS, n_ctx=8192)
+            self.info = dataclasses.replace(self.info, chat_template=None)
+
+    app = fake_app(Untemplated)
+    told: list[str] = []
+    app.chat_screen.tell = told.append  # type: ignore[method-assign]
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        assert len(told) == 1 and "template" in told[0]

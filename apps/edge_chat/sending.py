@@ -1,0 +1,316 @@
+"""How a message gets its reply: sent now or when the model is free, followed on the screen, stopped, failing in place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge.errors import EdgeError, UsageError
+from edge_chat import format as fmt
+from edge_chat.outbox import Departure, Outgoing
+from edge_chat.replies import ReplyRun
+from edge_chat.widgets.cards import ErrorCard, WaitingCard
+from edge_chat.widgets.message import MessageView
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.conversation import Attachment
+    from edge.reply import Reply
+    from edge_chat.controller import ChatController
+
+__all__ = ["Sending"]
+
+_FOLLOW_S = 0.05  # how often new text is put on the screen; the event loop is free for keys in between
+_FOLLOW_PLAIN_S = 1.0  # a screen reader reads every change, so it gets fewer and larger ones
+
+
+class Sending:
+    """Replies of all conversations, and what became of them.
+
+    Args:
+        chat: the conversation on the screen.
+
+    Attributes:
+        runs: conversation -> the reply that is being written in it.
+        failures: conversation -> why its last reply failed, as it is shown.
+    """
+
+    def __init__(self, chat: ChatController) -> None:
+        self.chat = chat
+        self._app = chat.app
+        self._screen = chat.screen
+        self._outbox = chat.outbox
+        self.runs: dict[str, ReplyRun] = {}
+        self.failures: dict[str, ErrorCard] = {}
+        self._notices: dict[int, list[str]] = {}
+
+    @property
+    def run(self) -> ReplyRun | None:
+        """The reply that is being written on the screen."""
+        return self.runs.get(self.chat.active_id or "")
+
+    async def submit(self, departure: Departure, text: str, attachments: tuple[Attachment, ...]) -> None:
+        """Send a message, now or as soon as the model is free.
+
+        Args:
+            departure: where it comes from.
+            text, attachments: what is said.
+
+        Raises:
+            StorageError: it cannot be saved; nothing was sent.
+            UsageError: another message is waiting already.
+        """
+        conversation_id = await self.chat.destination(departure)
+        if conversation_id in self._outbox.waiting:
+            raise UsageError("A message is waiting to be sent already.", "Wait, or press Esc to take it back.")
+        message = Outgoing(text, attachments, departure.message.edited)
+        is_active = conversation_id == self.chat.active_id
+        if is_active:
+            self.chat.editing = None
+            self._screen.page_changed()
+        if self._app.host.assistant is None or conversation_id in self.runs:
+            self._outbox.waiting[conversation_id] = message
+            self._outbox.keep_draft(conversation_id, message.as_draft())
+            if is_active:
+                await self._screen.transcript.add(WaitingCard(text or "(attachment)", self._why_waiting()))
+            if self._app.host.state.phase in ("failed", "idle") and self._app.host.assistant is None:
+                self._app.load_model(self._app.host.state.wanted or self._app.settings.model)
+            return
+        await self._send(conversation_id, message)
+
+    async def answer_again(self, node_id: int | None = None) -> None:
+        """Ask for another answer.
+
+        Args:
+            node_id: an answer or a question; None is the last one.
+
+        Raises:
+            UsageError: there is nothing to answer, no model, or a reply is being written.
+        """
+        conversation_id = self.idle_conversation()
+        self._assistant()
+        nodes = self.chat.page.nodes if self.chat.page is not None else ()
+        target = node_id if node_id is not None else (nodes[-1].id if nodes else None)
+        answer = next((node for node in nodes if node.id == target), None)
+        if answer is None or not any(node.role == "user" for node in nodes):
+            raise UsageError("There is no message to answer yet.", "Send one first.")
+        if answer.role == "assistant":
+            await self._screen.transcript.cut(answer.id)
+        else:
+            following = next((node for node in nodes if node.parent == answer.id), None)
+            if following is not None:
+                await self._screen.transcript.cut(following.id)
+        await self._begin(
+            conversation_id,
+            lambda: self._assistant().conversation(conversation_id, sampling=self.chat.sampling).regenerate(target),
+        )
+
+    async def stop(self) -> bool:
+        """Stop the reply, or take back the message that waits. Returns whether there was either."""
+        waiting = self._outbox.waiting.pop(self.chat.active_id or "", None)
+        if waiting is not None:
+            await self._screen.transcript.clear_waiting()
+            self._put_back(waiting)
+            return True
+        if self.run is not None:
+            self.run.stop()
+            return True
+        return False
+
+    def model_ready(self) -> None:
+        """A model can be used: send what waits."""
+        for conversation_id in list(self._outbox.waiting):
+            if conversation_id not in self.runs:
+                message = self._outbox.waiting.pop(conversation_id)
+                self._outbox.unsaved[conversation_id] = message
+                self.chat.start(self._send(conversation_id, message))
+
+    def model_failed(self, error: EdgeError) -> None:
+        """No model can be used: give back what waits."""
+        for conversation_id, message in list(self._outbox.waiting.items()):
+            del self._outbox.waiting[conversation_id]
+            if conversation_id == self.chat.active_id:
+                self.chat.start(self._screen.transcript.clear_waiting())
+                self._put_back(message)
+
+    async def _send(self, conversation_id: str, message: Outgoing) -> None:
+        if self._app.host.assistant is None:
+            self._outbox.unsaved.pop(conversation_id, None)
+            self._outbox.waiting[conversation_id] = message
+            return
+
+        def start() -> Reply:
+            conversation = self._assistant().conversation(conversation_id, sampling=self.chat.sampling)
+            if message.edited is not None:
+                return conversation.edit(message.edited, message.text, attachments=message.attachments)
+            return conversation.send(message.text, attachments=message.attachments)
+
+        if conversation_id == self.chat.active_id:
+            transcript = self._screen.transcript
+            await transcript.clear_waiting()
+            if message.edited is not None:
+                await transcript.cut(message.edited)
+            await transcript.add(MessageView("user", message.text, "You", message.attachments))
+        await self._begin(conversation_id, start, message)
+
+    async def _begin(self, conversation_id: str, start: Callable[[], Reply], message: Outgoing | None = None) -> None:
+        await self.drop_failure(conversation_id)
+        if message is not None:
+            self._outbox.unsaved[conversation_id] = message
+        run = ReplyRun(conversation_id, start, self._accepted, lambda run: self.chat.start(self._ended(run, message)))
+        self.runs[conversation_id] = run
+        if conversation_id == self.chat.active_id:
+            await self._show_run(run)
+        self._screen.activity_changed()
+
+    async def _show_run(self, run: ReplyRun) -> None:
+        """Put the reply on the screen and keep it up to date there."""
+        transcript = self._screen.transcript
+        saved = run.reply.node if run.reply is not None else None
+        view = transcript.view_of(saved.id) if saved is not None else None
+        if view is None:
+            assistant = self._app.host.assistant
+            view = MessageView("assistant", run.text, assistant.model_name if assistant is not None else "Assistant")
+            await transcript.add(view)
+        transcript.anchor()
+        self.chat.start(self._follow(run, view))
+
+    async def _follow(self, run: ReplyRun, view: MessageView) -> None:
+        pause = _FOLLOW_PLAIN_S if self._app.is_plain else _FOLLOW_S
+        while not run.is_over and view.is_attached:
+            began = time.perf_counter()
+            view.state = self._run_state(run)
+            if run.notices:
+                view.notices = tuple(run.notices)
+            await view.extend(run.text)
+            # A long reply takes longer to lay out; most of the time must stay free for keys all the same.
+            await asyncio.wait([run.task], timeout=max(pause, 2 * (time.perf_counter() - began)))
+
+    def _run_state(self, run: ReplyRun) -> str:
+        stop = f"{self._app.key_display('stop')} stops"
+        if run.phase == "reading":
+            done, total = run.progress
+            return f"reading {fmt.count(done)} of {fmt.count(total)} tokens · {stop}"
+        return f"writing · {stop}" if run.phase == "writing" else f"waiting · {stop}"
+
+    def _accepted(self, run: ReplyRun) -> None:
+        """The message is saved, so the draft must not bring it back; what has been typed since stays."""
+        self.chat.start(self._show_title(run.conversation_id))
+        reference = self._app.host.reference
+        self._outbox.post(lambda store: store.set_model(run.conversation_id, reference))
+        if self._outbox.unsaved.pop(run.conversation_id, None) is None:
+            return
+        if run.conversation_id == self.chat.active_id:
+            self.chat.save_draft()
+        else:
+            self._outbox.keep_draft(run.conversation_id, "")
+
+    async def _show_title(self, conversation_id: str) -> None:
+        """The first message gives a conversation its title."""
+        info = await self._app.library.run(lambda store: store.get(conversation_id))
+        if self.chat.page is not None and self.chat.page.info.id == conversation_id:
+            self.chat.page = replace(self.chat.page, info=info)
+            self._screen.title_changed()
+        self._screen.refresh_sidebar()
+
+    async def _ended(self, run: ReplyRun, message: Outgoing | None) -> None:
+        conversation_id = run.conversation_id
+        self.runs.pop(conversation_id, None)
+        self._outbox.unsaved.pop(conversation_id, None)
+        if run.reply is not None and run.reply.node is not None:
+            notices = run.notices
+            if run.reply.finish_reason == "length":
+                notices.append("This answer is cut off: it reached the longest length allowed, or the context window is full.")
+            if notices:
+                self._notices[run.reply.node.id] = notices
+        is_active = conversation_id == self.chat.active_id
+        if run.error is not None:
+            if not run.was_accepted and message is not None:
+                await self._give_back(conversation_id, message)
+            again = ((("r", "regenerate", "Try again"),) if run.was_accepted else ()) + (("m", "model", "Other model"),)
+            title = "The reply broke off" if run.text else "There is no reply"
+            self.failures[conversation_id] = ErrorCard(title, run.error, again)
+        if is_active:
+            await self._show_end(run)
+        self._screen.activity_changed()
+        waiting = self._outbox.waiting.pop(conversation_id, None)
+        if waiting is not None:
+            await self._send(conversation_id, waiting)
+
+    async def _show_end(self, run: ReplyRun) -> None:
+        """Show the reply as it was saved; a reply of which nothing was saved leaves the screen."""
+        view = next((v for v in reversed(self._screen.transcript.views) if v.role == "assistant" and v.node_id is None), None)
+        if view is not None:
+            if run.text:
+                await view.finish(run.text)
+            else:
+                await view.remove()
+        try:
+            await self.chat.reload()
+        except EdgeError as error:
+            self._screen.complain(error)
+        failure = self.failures.get(run.conversation_id)
+        if failure is not None:
+            await self._screen.transcript.add(failure)
+
+    async def _give_back(self, conversation_id: str, message: Outgoing) -> None:
+        """What was not accepted goes back to where it was typed."""
+        if conversation_id == self.chat.active_id:
+            view = next((v for v in reversed(self._screen.transcript.views) if v.role == "user" and v.node_id is None), None)
+            if view is not None:
+                await view.remove()
+            self._put_back(message)
+        else:
+            self._outbox.keep_draft(conversation_id, message.as_draft())
+
+    def _put_back(self, message: Outgoing) -> None:
+        self._screen.composer.put_back(message.text, message.attachments)
+        self.chat.editing = message.edited
+        self._screen.page_changed()
+
+    async def show_rest(self, conversation_id: str) -> None:
+        """What a conversation has besides saved messages: a running reply, a failure, a message that waits."""
+        self.show_notices()
+        if conversation_id in self.runs:
+            await self._show_run(self.runs[conversation_id])
+        failure = self.failures.get(conversation_id)
+        if failure is not None:
+            self.failures[conversation_id] = fresh = failure.copy()
+            await self._screen.transcript.add(fresh)
+        if conversation_id in self._outbox.waiting:
+            self._screen.composer.load("")
+            self.chat.editing = None
+            waiting = self._outbox.waiting[conversation_id]
+            await self._screen.transcript.add(WaitingCard(waiting.text, self._why_waiting()))
+
+    def show_notices(self) -> None:
+        for view in self._screen.transcript.views:
+            if view.node_id in self._notices:
+                view.notices = tuple(self._notices[view.node_id])
+
+    async def drop_failure(self, conversation_id: str) -> None:
+        if self.failures.pop(conversation_id, None) is not None and conversation_id == self.chat.active_id:
+            await self._screen.transcript.clear_failure()
+
+    def idle_conversation(self) -> str:
+        if self.chat.page is None:
+            raise UsageError("This conversation is empty.", "Send a message first.")
+        if self.chat.page.info.id in self.runs:
+            raise UsageError("A reply is being written.", f"Wait for it, or stop it with {self._app.key_display('stop')}.")
+        return self.chat.page.info.id
+
+    def _assistant(self) -> Assistant:
+        """The model in use. Asked for when a reply begins, not before: it may be changed at any time until then."""
+        assistant = self._app.host.assistant
+        if assistant is None:
+            raise UsageError("The model is not loaded yet.", "Wait until it is, or choose one with /model.")
+        return assistant
+
+    def _why_waiting(self) -> str:
+        takes_back = f"{self._app.key_display('stop')} takes it back"
+        if self._app.host.assistant is None:
+            return f"will be sent when the model is ready · {takes_back}"
+        return f"will be sent after this reply · {takes_back}"
