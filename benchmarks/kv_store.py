@@ -27,7 +27,7 @@ from typing import Any
 
 from edge.kv.blocks import fingerprint, pack_tokens, seal_block
 from edge.kv.disk import Disk
-from edge.kv.index import Change
+from edge.kv.rows import Change
 from edge.kv.store import BlockStore
 from edge.kv.upkeep import scan
 

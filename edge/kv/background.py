@@ -201,10 +201,11 @@ class Background:
             if disk is not None and disk is not self._disk:
                 return
             reason = explain(error)
+            if self._may_try():  # else it is staying away already, and must not do so for ever
+                self._retry_at = now + self._retry_s
             if self.problem is None:
                 _log.warning("The KV store does without the disk for now: %s", reason)
             self.problem = reason
-            self._retry_at = now + self._retry_s
             self.n_dropped += len(self._queue)
             self._queue.clear()
             self._queued_bytes = 0

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, entry_bytes, open_block, seal_block
 from edge.kv.files import StoreFiles
-from edge.kv.index import BUSY_TIMEOUT_S, Change, Index, disk_bytes
+from edge.kv.index import BUSY_TIMEOUT_S, Index
 from edge.kv.lookup import longest_prefix
 from edge.kv.records import BlockRef, ForgetReport, Match, Pending
+from edge.kv.rows import Change, disk_bytes
 
 __all__ = ["Disk", "WriteReport"]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from edge.kv.blocks import TOKEN_BYTES
-from edge.kv.index import Row, View
+from edge.kv.rows import Row, View
 
 __all__ = ["Step", "longest_prefix"]
 

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from edge.kv.blocks import fingerprint
-from edge.kv.index import DISK_BLOCK_BYTES
+from edge.kv.rows import DISK_BLOCK_BYTES
 from edge.kv.store import BlockStore
 
 MODEL = fingerprint({"weights": "a"})

@@ -23,7 +23,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: F401  loaded once, before the forks
 
 from edge.kv.blocks import fingerprint, unpack_tokens
-from edge.kv.index import DISK_BLOCK_BYTES
+from edge.kv.rows import DISK_BLOCK_BYTES
 from edge.kv.store import BlockStore
 
 MODEL = fingerprint({"weights": "a"})
@@ -157,7 +157,9 @@ def main() -> None:
         if rng.random() < 0.75:  # the others die while the store is opened and put in order
             n_lines = rng.randint(1, 6)
             while heard.count(b"\n") < n_lines and select.select([read_end], [], [], 10.0)[0]:
-                heard += os.read(read_end, 1 << 16)
+                if not (more := os.read(read_end, 1 << 16)):
+                    break
+                heard += more
         time.sleep(rng.uniform(0.0, 0.02))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.kv.index import DISK_BLOCK_BYTES
+from edge.kv.rows import DISK_BLOCK_BYTES
 from edge.kv.store import BlockStore
 
 SCRIPT = Path(__file__).with_name("kv_hammer.py")

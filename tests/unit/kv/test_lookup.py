@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from edge.kv import lookup
 from edge.kv.blocks import Header, Keys, entry_bytes, pack_tokens
-from edge.kv.index import Change, Index, View
+from edge.kv.index import Index
 from edge.kv.lookup import Step, longest_prefix
+from edge.kv.rows import Change, View
 
 MODEL = b"m" * 32
 KEYS = Keys(b"s" * 32)

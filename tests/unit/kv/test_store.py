@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import StorageError, UsageError
-from edge.kv.blocks import fingerprint
+from edge.kv.blocks import fingerprint, pack_tokens
 from edge.kv.store import BlockStore, Match
 
 MODEL = fingerprint({"weights": "a"})
@@ -482,6 +482,19 @@ def test_an_evicted_block_is_no_damage(make_store: MakeStore, caplog: pytest.Log
     assert caplog.records == [] and store.stats().n_lost == 0
 
 
+def test_what_the_index_says_is_checked_against_the_file(make_store: MakeStore) -> None:
+    store = make_store()
+    (key,) = put_row(store, [1, 2, 3])
+    disk = store._background.disk
+    assert disk is not None
+    with disk.index.write() as change:
+        change.sql.execute("UPDATE block SET path = ? WHERE key = ?", (pack_tokens([1, 2, 9]), key))
+    match = store.match(MODEL, "ns", [1, 2, 9])
+    assert match.n_tokens == 3  # so the index says
+    assert store.read(match.blocks[0]) is None
+    assert not is_stored(store, key)
+
+
 def test_verify_reads_every_block(make_store: MakeStore) -> None:
     store = make_store()
     keys = put_row(store, list(range(40))) + put_row(store, [100, 101])
@@ -516,6 +529,18 @@ def test_the_index_is_made_anew_when_it_is_gone_or_bad(make_store: MakeStore) ->
         assert len(keys) == again.stats().n_blocks
         again.clear()
         again.close()
+
+
+def test_blocks_that_nothing_leads_to_are_removed(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(16)))
+    store.close()
+    for path in (*store.directory.glob("index-*"), path_of(store, keys[1])):
+        path.unlink()
+    again = make_store()
+    assert again.flush()
+    assert [info.key for info in again.ls()] == [keys[0].hex()]
+    assert [path.name for path in again.directory.glob("blocks/*/*")] == [keys[0].hex()[2:]]
 
 
 def test_an_index_that_goes_bad_while_it_is_open_is_replaced(make_store: MakeStore) -> None:
@@ -578,6 +603,16 @@ def test_a_failing_disk_turns_the_store_off_until_it_works_again(
     monkeypatch.setattr(store._background, "_retry_at", 0.0)
     put_row(store, [5])
     assert store.problem is None and store.match(MODEL, "ns", [5]).n_tokens == 1
+
+
+def test_failures_while_it_stays_away_do_not_keep_it_away_for_ever(make_store: MakeStore) -> None:
+    store = make_store(retry_s=3600.0)
+    background = store._background
+    background.fail(OSError(5, "Input/output error"))
+    until = background._retry_at
+    background.fail(OSError(5, "Input/output error"))
+    assert background._retry_at == until
+    assert store.put(None, [1], b"", fingerprint=MODEL, namespace="ns", start=0) is None
 
 
 def test_damage_that_cannot_be_removed_is_logged_once_and_not_given_again(

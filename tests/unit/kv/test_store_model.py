@@ -51,8 +51,8 @@ class Known:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    @initialize(encrypt=st.booleans(), n_blocks=st.integers(3, 14))
-    def begin(self, encrypt: bool, n_blocks: int) -> None:
+    @initialize(encrypt=st.booleans(), n_blocks=st.integers(3, 10), parents=st.lists(choices, min_size=10, max_size=10))
+    def begin(self, encrypt: bool, n_blocks: int, parents: list[int]) -> None:
         logging.getLogger("edge.kv").setLevel(logging.ERROR)  # damage is reported, and damaging is what a rule does
         self.directory = Path(tempfile.mkdtemp())
         self.encrypt, self.n_blocks = encrypt, n_blocks
@@ -60,6 +60,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.model: dict[bytes, Known] = {}
         self.leases: list[tuple[bytes, ExitStack]] = []
         self.open()
+        for number, choice in enumerate(parents[:n_blocks]):  # begin with a full store, so that what follows evicts
+            parent = self.pick(choice) if self.model and choice % 3 else None
+            space = self.model[parent].space if parent else (MODELS[0], NAMESPACES[0])
+            self.put_block(space, parent, [number % 3, number // 3], None)
 
     def open(self) -> None:
         self.store = BlockStore(
