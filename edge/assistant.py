@@ -24,6 +24,8 @@ from edge.reply import Reply
 from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
+    import asyncio
+
     from edge.backends.base import Backend, ModelInfo
     from edge.plan import Plan
 
@@ -247,6 +249,20 @@ class Conversation:
             sampling,
         )
 
+    async def asend(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
+        """`send` without blocking the event loop while the message goes to the disk. Same arguments, same errors.
+
+        A task that is cancelled meanwhile leaves the message saved and its reply stopped.
+        """
+        import asyncio
+
+        sending = asyncio.ensure_future(asyncio.to_thread(self.send, text, attachments=attachments, sampling=sampling))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            sending.add_done_callback(_stop_reply)
+            raise
+
     def regenerate(self, node_id: int | None = None, *, sampling: Sampling | None = None) -> Reply:
         """Answer once more, as a new branch beside the old answer.
 
@@ -356,3 +372,9 @@ def _close(scheduler: Scheduler, own_store: ConversationStore | None) -> None:
     scheduler.close()
     if own_store is not None:
         own_store.close()
+
+
+def _stop_reply(sending: asyncio.Future[Reply]) -> None:
+    """Nobody waits for this reply any more."""
+    if not sending.cancelled() and sending.exception() is None:
+        sending.result().cancel()

@@ -366,6 +366,52 @@ async def test_async_use(make: Callable[..., Assistant]) -> None:
         await assistant.generate("too late")
 
 
+async def test_sending_leaves_the_event_loop_free(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = make().conversation()
+    may_save, is_saving, loop_thread = threading.Event(), threading.Event(), threading.get_ident()
+    append, threads = conversation._store.append, list[int]()
+
+    def wait_and_append(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        is_saving.set()
+        may_save.wait()  # for ever, if the loop were blocked here
+        return append(*arguments, **options)
+
+    monkeypatch.setattr(conversation._store, "append", wait_and_append)
+    sending = asyncio.create_task(conversation.asend("hello"))
+    await asyncio.to_thread(is_saving.wait)
+    may_save.set()
+    assert await (await sending) == "You wrote 5 letters."
+    assert threads[0] != loop_thread
+    with pytest.raises(UsageError, match="empty"):
+        await conversation.asend("")
+
+
+async def test_a_cancelled_send_stops_its_reply(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = make(script=lambda message: "word " * 100_000, delay_s=0.05).conversation()
+    may_save, is_saving, is_sent, replies = threading.Event(), threading.Event(), threading.Event(), list[Any]()
+    send = conversation.send
+
+    def wait_and_send(*arguments: Any, **options: Any) -> Any:
+        is_saving.set()
+        may_save.wait()
+        replies.append(send(*arguments, **options))
+        is_sent.set()
+        return replies[-1]
+
+    monkeypatch.setattr(conversation, "send", wait_and_send)
+    sending = asyncio.create_task(conversation.asend("hello"))
+    await asyncio.to_thread(is_saving.wait)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    may_save.set()
+    await asyncio.to_thread(is_sent.wait)
+    await replies[0]
+    assert replies[0].is_cancelled
+    assert [node.content for node in conversation.messages if node.role == "user"] == ["hello"]
+
+
 async def _collect(reply: Any) -> str:
     return "".join([piece async for piece in reply])
 
