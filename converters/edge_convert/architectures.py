@@ -1,0 +1,125 @@
+"""The table of model architectures: which are known, which formats each can become, and which tensors it has to hold.
+
+docs/convert.md shows this table, and tests/unit/convert proves every cell of it with a tiny random checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge.errors import ModelFileError
+
+__all__ = ["ARCHITECTURES", "FORMATS", "Architecture", "Format", "expected_tensors", "find_architecture", "markdown_table"]
+
+Format = Literal["gguf", "onnx", "coreml"]
+FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
+
+_FORMAT_TITLES: dict[Format, str] = {"gguf": "GGUF", "onnx": "ONNX", "coreml": "Core ML"}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One family of models that share their arithmetic.
+
+    Attributes:
+        name: the class in config.json's `architectures`.
+        title: for people, with well-known members.
+        gguf: llama.cpp's name for it.
+        formats: what it can become.
+        block_tensors: per layer, without "model.layers.N." and ".weight".
+        biased: of those, which also have a bias.
+    """
+
+    name: str
+    title: str
+    gguf: str
+    formats: frozenset[Format]
+    block_tensors: tuple[str, ...]
+    biased: tuple[str, ...] = ()
+
+
+_SPLIT_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_SPLIT_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_GEMMA_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_LLAMA_BLOCK = (*_SPLIT_ATTENTION, *_SPLIT_MLP, *_NORMS)
+_ALL: frozenset[Format] = frozenset(FORMATS)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("LlamaForCausalLM", "Llama (SmolLM2, TinyLlama, Llama 2 and 3)", "llama", _ALL, _LLAMA_BLOCK),
+        Architecture("Qwen2ForCausalLM", "Qwen2, Qwen2.5", "qwen2", _ALL, _LLAMA_BLOCK, _SPLIT_ATTENTION[:3]),
+        Architecture("Qwen3ForCausalLM", "Qwen3", "qwen3", _ALL, (*_LLAMA_BLOCK, *_QK_NORMS)),
+        Architecture("MistralForCausalLM", "Mistral", "llama", _ALL, _LLAMA_BLOCK),
+        Architecture("Gemma2ForCausalLM", "Gemma 2", "gemma2", _ALL, (*_SPLIT_ATTENTION, *_SPLIT_MLP, *_GEMMA_NORMS)),
+        Architecture(
+            "Gemma3ForCausalLM", "Gemma 3 (text)", "gemma3", _ALL, (*_SPLIT_ATTENTION, *_SPLIT_MLP, *_GEMMA_NORMS, *_QK_NORMS)
+        ),
+        Architecture(
+            "Phi3ForCausalLM",
+            "Phi-3, Phi-4",
+            "phi3",
+            _ALL,
+            ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", *_NORMS),
+        ),
+    )
+}
+"""Class name in config.json -> what is known of it."""
+
+_NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
+    """The architecture that a config.json names.
+
+    Args:
+        config: the content of config.json.
+        where: what is being read, for messages.
+
+    Raises:
+        ModelFileError: it names none or an unknown one, is already quantised, or lacks a size.
+    """
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+    known = ", ".join(ARCHITECTURES)
+    if name is None:
+        raise ModelFileError(f"{where}: config.json names no architecture.", f"Known are: {known}.")
+    if name not in ARCHITECTURES:
+        raise ModelFileError(f"{where} is a {name}, an architecture that edge does not convert.", f"Known are: {known}.")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelFileError(
+            f"{where} is already quantised ({method}).", "Convert the checkpoint that it was made from, in 16 or 32 bits."
+        )
+    for key in _NUMBERS:
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise ModelFileError(f"{where}: config.json has no usable {key} ({value!r}).", "Download the checkpoint again.")
+    return ARCHITECTURES[name]
+
+
+def expected_tensors(architecture: Architecture, config: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that a checkpoint must hold, but for lm_head.weight, which tied checkpoints may leave out."""
+    names = ["model.embed_tokens.weight", "model.norm.weight"]
+    has_attention_bias = bool(config.get("attention_bias", False)) and architecture.gguf == "llama"
+    for layer in range(config["num_hidden_layers"]):
+        names += [f"model.layers.{layer}.{part}.weight" for part in architecture.block_tensors]
+        biased = _SPLIT_ATTENTION if has_attention_bias else architecture.biased
+        names += [f"model.layers.{layer}.{part}.bias" for part in biased]
+    return names
+
+
+def markdown_table() -> str:
+    """The table for docs/convert.md."""
+    lines = [
+        "| architecture | in config.json | " + " | ".join(_FORMAT_TITLES[form] for form in FORMATS) + " |",
+        "|---|---|" + "---|" * len(FORMATS),
+    ]
+    for architecture in ARCHITECTURES.values():
+        cells = " | ".join("yes" if form in architecture.formats else "no" for form in FORMATS)
+        lines.append(f"| {architecture.title} | `{architecture.name}` | {cells} |")
+    return "\n".join(lines) + "\n"

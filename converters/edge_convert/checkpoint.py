@@ -1,0 +1,307 @@
+"""A checkpoint: a folder in the layout of Hugging Face, opened and checked without reading its weights into memory.
+
+Weights are safetensors, in one file or in shards. Pickle is refused: opening one runs code that is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import ModelFileError, ModelNotFoundError
+from edge_convert.architectures import Architecture, expected_tensors, find_architecture
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_json"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SOURCE_NOTE = "edge_source.json"
+"""Written beside a checkpoint that was made from a GGUF: where it comes from and what its weights were."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_MAX_HEADER_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        shard: the file.
+        offset: of its first byte in the file.
+        dtype: "F64", "F32", "F16" or "BF16".
+        shape: as torch writes it: rows first.
+        size_bytes: in the file.
+    """
+
+    shard: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder.
+
+    Attributes:
+        folder: where it is.
+        source: the reference the user gave, or the folder.
+        architecture: what config.json says it is.
+        config: the content of config.json.
+        tensors: name -> where it lies.
+        tokenizer_files: names of the tokenizer's and template's files that are there.
+        chat_template: Jinja source; None where the checkpoint has none.
+        licence: where it is known.
+        source_quantised: the weight mix of the GGUF this was made from ("Q4_1"), None for an original.
+    """
+
+    folder: Path
+    source: str
+    architecture: Architecture
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    tokenizer_files: tuple[str, ...]
+    chat_template: str | None = field(repr=False)
+    licence: str | None
+    source_quantised: str | None
+
+    @property
+    def name(self) -> str:
+        """For people and file names: the last part of the folder or reference."""
+        return self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0] or self.folder.name
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The weight files, in order of their names."""
+        return tuple(sorted({info.shard for info in self.tensors.values()}))
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head shares the embedding's weights."""
+        return "lm_head.weight" not in self.tensors
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights; a shared head counts once."""
+        return sum(info.size_bytes // _ITEM_BYTES[info.dtype] for info in self.tensors.values())
+
+    @property
+    def f16_bytes(self) -> int:
+        """What the weights take in 16 bits."""
+        return 2 * self.n_params
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """Read one tensor from the disk.
+
+        Args:
+            name: a key of `tensors`.
+
+        Returns:
+            The tensor as stored: float64, float32, float16 or ml_dtypes.bfloat16, of the shape in `tensors`.
+
+        Raises:
+            ModelFileError: the file ended early.
+        """
+        import ml_dtypes
+        import numpy as np
+
+        dtypes: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+        info = self.tensors[name]
+        with info.shard.open("rb") as file:
+            file.seek(info.offset)
+            values = np.fromfile(file, dtype=np.uint8, count=info.size_bytes)
+        if values.size != info.size_bytes:
+            raise ModelFileError(f"{info.shard.name} ends inside of {name}.", "Download that file again.")
+        tensor: NDArray[np.generic] = values.view(dtypes[info.dtype]).reshape(info.shape)
+        return tensor
+
+    def load_f32(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor as float32."""
+        import numpy as np
+
+        return self.load(name).astype(np.float32, copy=False)
+
+
+def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | None = None) -> Checkpoint:
+    """Open a checkpoint folder and check that it is whole, as far as that is possible without reading the weights.
+
+    Args:
+        folder: with config.json, safetensors and tokenizer files.
+        source: the reference it came from; the folder where it is None.
+        licence: instead of what the folder says.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+        ModelFileError: a file is missing, damaged or a pickle, or the architecture is unknown.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"There is no folder {folder}.", "Give the folder of a checkpoint, with its config.json.")
+    if not (folder / "config.json").is_file():
+        raise ModelFileError(f"{folder} has no config.json, so it is no checkpoint.", "Download the checkpoint again.")
+    config = read_json(folder / "config.json")
+    architecture = find_architecture(config, folder.name)
+    tensors = _find_tensors(folder)
+    _check_complete(tensors, architecture, config)
+    if "tokenizer.json" not in (files := _present(folder, _TOKENIZER_FILES)):
+        raise ModelFileError(
+            f"{folder} has no tokenizer.json.",
+            "Make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    note = read_json(folder / SOURCE_NOTE) if (folder / SOURCE_NOTE).is_file() else {}
+    return Checkpoint(
+        folder=folder,
+        source=source or note.get("source") or str(folder),
+        architecture=architecture,
+        config=config,
+        tensors=tensors,
+        tokenizer_files=files,
+        chat_template=_chat_template(folder),
+        licence=licence or note.get("licence") or _licence_in_card(folder / "README.md"),
+        source_quantised=note.get("source_quantised"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelFileError: it cannot be read, or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} holds no JSON object.", "Download it again.")
+    return value
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if (folder / name).is_file())
+
+
+def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelFileError(f"{folder / INDEX} has no weight_map.", "Download it again.")
+        return _read_shards(folder, weight_map)
+    if (folder / SINGLE).is_file():
+        return _read_shard(folder / SINGLE)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelFileError(
+            f"{folder} holds its weights as pickle ({pickles[0]}), which can run any code when it is opened.",
+            "Use a safetensors version of this checkpoint.",
+        )
+    raise ModelFileError(f"{folder} holds no weights: there is neither {SINGLE} nor {INDEX}.", "Download it again.")
+
+
+def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
+    names = sorted(set(weight_map.values()))
+    strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if strange:
+        raise ModelFileError(f"{INDEX} names {strange[0]!r}, which is no safetensors file beside it.", "Download it again.")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelFileError(
+            f"{folder} is not whole: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
+            "Download what is missing into that folder.",
+        )
+    shards = {name: _read_shard(folder / name) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name]:
+            raise ModelFileError(f"{name} does not hold {tensor}, which {INDEX} says it does.", f"Download {name} again.")
+    return {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
+
+
+def _read_shard(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file. The library checks the header against the file; we only need the offsets."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np"):
+            pass
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(header_bytes, _MAX_HEADER_BYTES)))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelFileError(f"{path.name} is damaged or cut off: {error}.", f"Download {path.name} again.") from error
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _ITEM_BYTES:
+            raise ModelFileError(
+                f"{path.name}: {name} is stored as {entry['dtype']}, which is no 16 or 32-bit float.",
+                "Convert the checkpoint that it was made from.",
+            )
+        start, end = entry["data_offsets"]
+        tensors[name] = TensorInfo(path, 8 + header_bytes + start, entry["dtype"], tuple(entry["shape"]), end - start)
+    return tensors
+
+
+def _check_complete(tensors: Mapping[str, TensorInfo], architecture: Architecture, config: Mapping[str, Any]) -> None:
+    expected = expected_tensors(architecture, config)
+    missing = [name for name in expected if name not in tensors]
+    if not config.get("tie_word_embeddings", True) and "lm_head.weight" not in tensors:
+        missing.append("lm_head.weight")
+    if missing:
+        rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelFileError(f"The checkpoint lacks the tensor {missing[0]}{rest}.", "Download it again.")
+    unknown = sorted(set(tensors) - set(expected) - {"lm_head.weight"})
+    unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
+    if unknown:
+        raise ModelFileError(
+            f"The checkpoint holds {unknown[0]}, which a {architecture.name} does not have.",
+            "It is a variant that edge does not know; merge adapters into it first, if it has any.",
+        )
+
+
+def _chat_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several by name: the one that is used where nobody names one
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _licence_in_card(card: Path) -> str | None:
+    """The licence in the front matter of a model card. A card without one is no error."""
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return None
+    found: dict[str, str] = {}
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if colon:
+            found[key.strip()] = value.strip().strip("'\"")
+    return found.get("license_name") or found.get("license")

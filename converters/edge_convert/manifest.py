@@ -1,0 +1,149 @@
+"""manifest.json: what a converted model was made from, how, and with which tools. It lies beside the artifact.
+
+The same input, recipe and tools give the same bytes: no times, no paths of the machine, keys in one order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelFileError
+
+__all__ = ["FileEntry", "Manifest", "digest_file", "make_manifest", "read_manifest", "tool_versions", "write_manifest"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of an artifact or of its source.
+
+    Attributes:
+        name: relative to the artifact's or the checkpoint's folder, with forward slashes.
+        size_bytes: of the file.
+        sha256: of the file.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of one artifact.
+
+    Attributes:
+        version: of this layout.
+        format: "gguf", "onnx" or "coreml".
+        name: of the model.
+        architecture: the class in config.json.
+        quantisation: what the mix of weight types is called.
+        source: the reference or file name that the user gave.
+        source_quantised: what the source's weights were, if it was quantised already.
+        source_files: of the checkpoint, weights and tokenizer.
+        licence: where it is known.
+        recipe: options that decided what came out, as text.
+        tools: package -> version.
+        files: of the artifact.
+        fingerprint: SHA-256 over everything above.
+    """
+
+    version: int = 1
+    format: str
+    name: str
+    architecture: str
+    quantisation: str
+    source: str
+    source_quantised: str | None = None
+    source_files: tuple[FileEntry, ...]
+    licence: str | None = None
+    recipe: dict[str, str]
+    tools: dict[str, str]
+    files: tuple[FileEntry, ...]
+    fingerprint: str = ""
+
+
+def make_manifest(
+    *,
+    format: str,
+    name: str,
+    architecture: str,
+    quantisation: str,
+    source: str,
+    source_files: tuple[FileEntry, ...],
+    recipe: Mapping[str, str],
+    tools: Mapping[str, str],
+    files: tuple[FileEntry, ...],
+    licence: str | None = None,
+    source_quantised: str | None = None,
+) -> Manifest:
+    """A manifest with its fingerprint. See `Manifest` for the arguments."""
+    manifest = Manifest(
+        format=format,
+        name=name,
+        architecture=architecture,
+        quantisation=quantisation,
+        source=source,
+        source_quantised=source_quantised,
+        source_files=tuple(sorted(source_files, key=lambda entry: entry.name)),
+        licence=licence,
+        recipe=dict(sorted(recipe.items())),
+        tools=dict(sorted(tools.items())),
+        files=tuple(sorted(files, key=lambda entry: entry.name)),
+    )
+    return msgspec.structs.replace(manifest, fingerprint=hashlib.sha256(msgspec.json.encode(manifest)).hexdigest())
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write it as JSON that people can read."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest and check that nobody changed it.
+
+    Raises:
+        ModelFileError: it is missing, malformed, or does not fit its fingerprint.
+    """
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelFileError(f"{path} is no manifest of edge: {error}.", "Convert the model again.") from error
+    bare = msgspec.structs.replace(manifest, fingerprint="")
+    if hashlib.sha256(msgspec.json.encode(bare)).hexdigest() != manifest.fingerprint:
+        raise ModelFileError(f"{path} was changed: its fingerprint does not fit.", "Convert the model again.")
+    return manifest
+
+
+def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int], None] | None = None) -> FileEntry:
+    """Size and SHA-256 of a file.
+
+    Args:
+        path: the file.
+        name: in the manifest; the file's own where it is None.
+        on_bytes: told how many bytes have been read so far; may raise to stop.
+    """
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if on_bytes:
+                on_bytes(done)
+    return FileEntry(name=name or path.name, size_bytes=done, sha256=digest.hexdigest())
+
+
+def tool_versions(*packages: str) -> dict[str, str]:
+    """Versions of installed packages, edge's own included; what is not installed is left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("edge-assistant", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
