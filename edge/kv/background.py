@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
-from edge.kv.index import is_damage
+from edge.kv.index import is_busy, is_damage
 from edge.kv.records import BlockRef, Pending
 from edge.kv.upkeep import scan
 
@@ -32,6 +32,8 @@ TOUCH_DELAY_S = 2.0
 _BATCH_BYTES = 16 << 20
 _BATCH_BLOCKS = 64
 _LOG_BYTES = 4 << 20
+_RETRY_BUSY_S = 1.0
+_BUSY_PAUSE_S = 0.05
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -50,7 +52,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, EdgeError):
         return error.message.rstrip(".")
     if isinstance(error, OSError):
-        return _REASONS.get(error.errno or 0, error.strerror or str(error))
+        if error.errno in _REASONS:
+            return _REASONS[error.errno]
+        return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+    if isinstance(error, sqlite3.Error) and is_busy(error):
+        return "other processes have kept its index busy for too long"
     if isinstance(error, sqlite3.Error):
         for part, reason in (("disk is full", "the disk is full"), ("readonly", "its files may not be changed")):
             if part in str(error):
@@ -190,19 +196,22 @@ class Background:
                 self._n_flushing -= 1
 
     def fail(self, error: BaseException, disk: Disk | None = None) -> None:
-        """Stay away from the disk for a while, and say why.
+        """Stay away from the disk for a while, and say why. That others are busy with it is no reason to.
 
         Args:
             error: what happened.
             disk: what it happened to; nothing is done if that is not in use any more.
         """
         now = time.monotonic()
+        reason = explain(error)
         with self._wake:
             if disk is not None and disk is not self._disk:
                 return
-            reason = explain(error)
+            if is_busy(error) and self._disk is not None:
+                _log.debug("KV store: %s", reason)
+                return
             if self._may_try():  # else it is staying away already, and must not do so for ever
-                self._retry_at = now + self._retry_s
+                self._retry_at = now + (min(self._retry_s, _RETRY_BUSY_S) if is_busy(error) else self._retry_s)
             if self.problem is None:
                 _log.warning("The KV store does without the disk for now: %s", reason)
             self.problem = reason
@@ -282,9 +291,14 @@ class Background:
             try:
                 self._do(work)
             except FAILURES as error:
+                self._put_back(work, is_busy(error))
                 self.fail(error)
+                if is_busy(error):
+                    with self._wake:
+                        self._wake.wait_for(lambda: self._is_closing, _BUSY_PAUSE_S)
             except Exception as error:  # noqa: BLE001  the thread must go on; the traceback says what to mend
                 _log.exception("The KV store's thread met an error that it does not know")
+                self._put_back(work, False)
                 self.fail(sqlite3.DatabaseError(f"malformed: {error}"))
 
     def _take_batch(self) -> list[Pending]:
@@ -304,11 +318,25 @@ class Background:
         work.batch = batch
         return work
 
+    def _put_back(self, work: _Work, is_busy: bool) -> None:
+        """Keep what was not done: all of it if others only were busy, or else the ends of leases, which nobody repeats."""
+        with self._wake:
+            self._work.released[:0] = work.released
+            if not is_busy:
+                self.n_dropped += len(work.batch)
+                return
+            self._queue.extendleft(reversed(work.batch))
+            self._queued_bytes += sum(pending.size_bytes for pending in work.batch)
+            self._work.touched = {**work.touched, **self._work.touched}
+            self._work.pins = {**work.pins, **self._work.pins}
+
     def _do(self, work: _Work) -> None:
+        """Do it, and take out of it what is done."""
         disk = self._ensure_open()
         self._write(disk, work.batch)
         if work.touched or work.pins or work.released:
             self._note(disk, work)
+            work.touched, work.pins, work.released = {}, {}, []
         for ref in list(self.lost.values()):
             disk.drop(ref)
             self.lost.pop(ref.key, None)
@@ -321,11 +349,8 @@ class Background:
     def _write(self, disk: Disk, batch: list[Pending]) -> None:
         if not batch:
             return
-        try:
-            report = disk.write(batch, self.leased.copy())
-        except BaseException:
-            self.n_dropped += len(batch)
-            raise
+        report = disk.write(batch, self.leased.copy())
+        batch.clear()
         with self._wake:
             self.n_written += report.n_written
             self.n_known += report.n_known
@@ -336,8 +361,12 @@ class Background:
     def _go_between(self, disk: Disk) -> bool:
         """What turns leave behind is written while a scan goes on, which can take long; and closing ends it."""
         with self._wake:
-            batch = self._take_batch()
-        self._write(disk, batch)
+            work = _Work(self._take_batch())
+        try:
+            self._write(disk, work.batch)
+        except BaseException as error:
+            self._put_back(work, is_busy(error))
+            raise
         return self._is_closing
 
     def _note(self, disk: Disk, work: _Work) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, entry_bytes, open_block, seal_block
-from edge.kv.files import StoreFiles
-from edge.kv.index import BUSY_TIMEOUT_S, Index
+from edge.kv.files import StoreFiles, is_passing
+from edge.kv.index import Index
 from edge.kv.lookup import longest_prefix
 from edge.kv.records import BlockRef, ForgetReport, Match, Pending
 from edge.kv.rows import Change, disk_bytes
@@ -49,7 +49,8 @@ class Disk:
         distrusted: see `Index`.
 
     Attributes:
-        needs_scan: files and index may disagree, since somebody crashed or the index is new; or plain blocks are to go.
+        needs_scan: files and index may disagree, since somebody crashed or the index is new; or blocks are to go: plain
+            ones, or more of them than there may be now.
         n_evicted: how many blocks this object evicted.
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
@@ -81,9 +82,10 @@ class Disk:
         except BaseException:
             self.files.close()
             raise
-        scanned = self.index.scanned
+        scanned, taken = self.index.scanned, self.index.taken_bytes
         is_old = scanned is None or abs(clock() - scanned) > _SCAN_EVERY_S
-        self.needs_scan = self.files.found_crash or is_old or (encrypt and self.index.has_plain)
+        is_over = taken > budget_bytes or (taken > 0 and self.files.free_bytes() < min_free_bytes)
+        self.needs_scan = self.files.found_crash or is_old or is_over or (encrypt and self.index.has_plain)
 
     def root(self, model: bytes, namespace: str) -> bytes:
         """What stands where the parent's key would, in first blocks."""
@@ -208,12 +210,12 @@ class Disk:
                         return False
                     short -= freed
 
-    def drop(self, ref: BlockRef, timeout_s: float = BUSY_TIMEOUT_S) -> str | None:
+    def drop(self, ref: BlockRef, timeout_s: float | None = None) -> str | None:
         """Look again at a block that could not be read and, if it is still bad, remove it and what hangs below it.
 
         Args:
             ref: the block.
-            timeout_s: how long to wait for others that change the index.
+            timeout_s: as for `Index.write`.
 
         Returns:
             What is wrong with it; None when it is whole after all or was evicted meanwhile.
@@ -230,6 +232,8 @@ class Disk:
             except BlockDamaged as damage:
                 reason = str(damage)
             except OSError as error:
+                if is_passing(error):
+                    raise
                 reason = f"its file cannot be read ({error.strerror or error})"
             self.remove_below(change, ref.key)
             return reason

@@ -14,6 +14,7 @@ that nobody has locked tells of a crash.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -27,7 +28,7 @@ from pathlib import Path
 from edge.errors import StorageError
 from edge.kv.blocks import HEADER_READ_BYTES, KEY_BYTES, Keys
 
-__all__ = ["StoreFiles"]
+__all__ = ["StoreBusyError", "StoreFiles", "is_passing"]
 
 OPENING_TIMEOUT_S = 10.0
 _OWN_SECRET = b"edgekv key own\r\n"
@@ -36,6 +37,15 @@ _NAME = re.compile(r"[0-9a-f]{62}")
 _WRITE_BYTES = 1 << 20
 # No symbolic links, no waiting for whoever put a pipe there, nothing inherited by child processes.
 _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether a file that could not be read is not to blame: this process has no more room for open files or memory."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+class StoreBusyError(StorageError):
+    """Another process is opening the store, for longer than one was ready to wait."""
 
 
 class StoreFiles:
@@ -53,7 +63,8 @@ class StoreFiles:
         found_crash: a process that had the store open died without closing it.
 
     Raises:
-        StorageError: the directory is not ours, or was made with another secret, or is locked for too long.
+        StorageError: the directory is not ours, or was made with another secret.
+        StoreBusyError: another process is opening it, for too long.
         OSError: it cannot be used.
     """
 
@@ -77,14 +88,15 @@ class StoreFiles:
         """Be alone among those who open this store.
 
         Raises:
-            StorageError: somebody else stays in there.
+            StoreBusyError: somebody else stays in there.
         """
         fd = os.open(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR | _CAREFUL, 0o600)
         try:
             deadline = time.monotonic() + OPENING_TIMEOUT_S
             while not _try_lock(fd):
                 if time.monotonic() > deadline:
-                    raise StorageError(f"Another process has kept {self.directory} locked.", "End it, or wait for it.")
+                    waited = f"has been opening it for {OPENING_TIMEOUT_S:.0f} seconds"
+                    raise StoreBusyError(f"Another process {waited} ({self.directory}).", "Try again when that has ended.")
                 time.sleep(0.005)
             yield
         finally:

@@ -18,13 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edge.kv.files import StoreBusyError
 from edge.kv.rows import CONTRADICTIONS, SCHEMA, Change, View
 
-__all__ = ["BUSY_TIMEOUT_S", "Index", "is_damage"]
+__all__ = ["BUSY_TIMEOUT_S", "Index", "is_busy", "is_damage"]
 
 APPLICATION_ID = 0x65646B76
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 60.0
+"""How long to wait for other processes. They hold it for milliseconds, but a loaded machine may stop them right there."""
+_READ_TIMEOUT_S = 1.0
+"""The same for searches, which wait for nobody but a process that repairs the log after a crash."""
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
 _NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
 """What comes of a value whose type a flipped bit has changed."""
@@ -38,6 +42,13 @@ def is_damage(error: sqlite3.Error) -> bool:
     return any(part in str(error) for part in ("malformed", "not a database", "no such table", "no such column", "UTF-8"))
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether an error says that others keep the store, for longer than one was ready to wait, and nothing else."""
+    if isinstance(error, sqlite3.OperationalError):
+        return any(part in str(error) for part in ("locked", "locking protocol"))
+    return isinstance(error, StoreBusyError)
+
+
 class Index:
     """The index file of a store, opened or made. Whoever makes one holds the store's opening lock.
 
@@ -47,9 +58,9 @@ class Index:
         distrusted: an index file that turned out to be damaged; another one takes its place.
 
     Attributes:
-        is_new: it was made just now and knows nothing of the blocks there are.
         scanned: when, in unix seconds, it was last compared with the files; None for never.
         has_plain: there were blocks that are not encrypted when it was opened.
+        taken_bytes: what blocks took of the disk when it was opened.
 
     Raises:
         sqlite3.Error, OSError: it can neither be opened nor made.
@@ -59,7 +70,7 @@ class Index:
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
-        self.is_new, self.has_plain = False, False
+        self.has_plain, self.taken_bytes = False, 0
         self.scanned: float | None = None
         known = sorted(directory.glob(_PATTERN))
         self.path = known[-1] if known else directory / "index-000000.sqlite"
@@ -95,17 +106,18 @@ class Index:
             connection.close()
 
     @contextmanager
-    def write(self, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[Change]:
+    def write(self, timeout_s: float | None = None) -> Iterator[Change]:
         """Change the index; alone, in all processes. When the block ends all of it holds; if it raises, nothing.
 
         Files of blocks are given their names, and lose them, only in here: names and rows never disagree for long.
 
         Args:
-            timeout_s: how long to wait for others that change it.
+            timeout_s: how long to wait for others that change it; None is BUSY_TIMEOUT_S.
 
         Raises:
             sqlite3.Error: it cannot be changed, or the time is over.
         """
+        timeout_s = BUSY_TIMEOUT_S if timeout_s is None else timeout_s
         if not self._write_lock.acquire(timeout=timeout_s):
             raise sqlite3.OperationalError("the index is locked by another thread")
         try:
@@ -169,12 +181,14 @@ class Index:
         try:
             self._reader, self._writer = _connect(self.path), _connect(self.path)
             self._reader.execute("PRAGMA query_only = ON")
+            self._reader.execute(f"PRAGMA busy_timeout = {int(_READ_TIMEOUT_S * 1000)}")
             application = self._writer.execute("PRAGMA application_id").fetchone()[0]
             version = self._writer.execute("PRAGMA user_version").fetchone()[0]
             if (application, version) == (APPLICATION_ID, SCHEMA_VERSION):
                 row = self._writer.execute("SELECT key_id FROM state").fetchone()
                 if row is not None and row[0] == key_id:
-                    self.scanned, self.has_plain = View(self._writer).scanned(), View(self._writer).has_plain()
+                    view = View(self._writer)
+                    self.scanned, self.has_plain, self.taken_bytes = view.scanned(), view.has_plain(), view.disk()
                     return True
         except (sqlite3.Error, *_NONSENSE) as error:
             self.close()
@@ -205,7 +219,6 @@ class Index:
         finally:
             connection.close()
         self.path = draft.rename(draft.with_suffix(".sqlite"))
-        self.is_new = True
         if not self._opens(key_id):
             raise sqlite3.DatabaseError(f"{self.path} cannot be read back")
 

@@ -10,7 +10,6 @@ says why. Calls that people make (`stats`, `ls`, `verify`, `gc`, `forget`, `clea
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge.errors import StorageError, UsageError
+from edge.errors import EdgeError, StorageError, UsageError
 from edge.kv.background import FAILURES, Background, explain
 from edge.kv.blocks import (
     KEY_BYTES,
@@ -31,6 +30,8 @@ from edge.kv.blocks import (
     pack_tokens,
 )
 from edge.kv.disk import Disk
+from edge.kv.files import StoreBusyError, is_passing
+from edge.kv.index import BUSY_TIMEOUT_S, is_busy
 from edge.kv.records import BlockInfo, BlockRef, ForgetReport, GcReport, Match, Pending, StoreStats, VerifyReport
 from edge.kv.upkeep import scan, verify
 
@@ -41,7 +42,6 @@ MIN_FREE_BYTES = 1 << 30
 QUEUE_BYTES = 64 << 20
 _HOT_TIMEOUT_S = 0.05
 """The longest that a turn may wait for another process's change of the index."""
-_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
 class BlockStore:
@@ -135,7 +135,7 @@ class BlockStore:
         except BlockDamaged as damage:
             self._lose(disk, ref, str(damage))
         except OSError as error:
-            if error.errno not in _NOT_ITS_FAULT:
+            if not is_passing(error):
                 self._lose(disk, ref, explain(error))
         except FAILURES as error:
             self._background.fail(error, disk)
@@ -256,7 +256,7 @@ class BlockStore:
         """
         self._background.discard(owner)
         with self._maintained() as disk:
-            self._background.flush(30.0)
+            self._settle()
             return disk.forget(owner)
 
     def stats(self) -> StoreStats:
@@ -321,7 +321,7 @@ class BlockStore:
             StorageError: the store is off, or the disk failed.
         """
         with self._maintained() as disk:
-            self._background.flush(30.0)
+            self._settle()
             return scan(disk)
 
     def clear(self) -> int:
@@ -335,7 +335,7 @@ class BlockStore:
         """
         self._background.discard(None)
         with self._maintained() as disk:
-            self._background.flush(30.0)
+            self._settle()
             return disk.clear()
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -359,10 +359,15 @@ class BlockStore:
             if found is None:
                 return  # evicted meanwhile, or whole after all
         except FAILURES as error:
-            if "locked" not in str(error):  # by somebody busy; the thread removes it later
-                self._background.fail(error, disk)
+            self._background.fail(error, disk)  # the thread removes it later
         self._background.n_lost += 1
         _log.warning("KV block %s is dropped and will be computed again: %s", ref.key.hex()[:12], reason)
+
+    def _settle(self) -> None:
+        """Let the background thread end what it is at, which could otherwise come after what is done now."""
+        if not self._background.flush(BUSY_TIMEOUT_S):
+            waited = f"has not come to an end with what was put for {BUSY_TIMEOUT_S:.0f} seconds"
+            raise StoreBusyError(f"Its background thread {waited}.", "Try again.")
 
     @contextmanager
     def _maintained(self) -> Iterator[Disk]:
@@ -374,4 +379,8 @@ class BlockStore:
             yield disk
         except FAILURES as error:
             self._background.fail(error, disk)
+            if is_busy(error):
+                hint = f"Nothing is lost. Try again when others that use {self.directory} have less to do."
+            elif isinstance(error, EdgeError) and error.hint:
+                hint = error.hint
             raise StorageError(f"The KV store failed: {explain(error)}.", hint) from error

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
+from edge.kv.files import is_passing
 from edge.kv.records import GcReport, VerifyReport
 
 __all__ = ["scan", "verify"]
@@ -88,7 +89,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
     """
     with disk.index.read() as view:
         total = view.totals()[0]
-    last_id, n_checked, size = 0, 0, 0
+    last_id = n_checked = size = 0
     damaged: list[tuple[str, str]] = []
     while True:
         with disk.index.look_through() as view:
@@ -99,13 +100,13 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
         last_id = found[-1][0]
         for _, key in found:
             n_checked += 1
-            reason = _why_bad(disk, key)
+            n_bytes, reason = _examine(disk, key)
+            size += n_bytes
             if reason is None:
-                size += disk.files.path(key).stat().st_size if disk.files.path(key).exists() else 0
                 continue
             with disk.index.write() as change:
                 # Again, under the lock: it may have been evicted meanwhile.
-                if change.get(key) is not None and _why_bad(disk, key) is not None:
+                if change.get(key) is not None and _examine(disk, key)[1] is not None:
                     disk.remove_below(change, key)
                     damaged.append((key.hex(), reason))
                     _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
@@ -120,25 +121,32 @@ def _check_roots(disk: Disk) -> None:
                 raise sqlite3.DatabaseError("malformed: a namespace is not what it says")
 
 
-def _why_bad(disk: Disk, key: bytes) -> str | None:
+def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:
+    """The size of a block's file, and what is wrong with it."""
     try:
         header = disk.open(key).header
     except BlockDamaged as damage:
-        return str(damage)
+        return 0, str(damage)
     except OSError as error:
-        return f"its file cannot be read ({error.strerror or error})"
+        if is_passing(error):
+            raise
+        return 0, f"its file cannot be read ({error.strerror or error})"
     with disk.index.read() as view:
         row = view.get(key)
     if row is not None and (row.parent, row.path, row.start) != (header.parent, header.path, header.start):
-        return "the index says something else of it"
-    return None
+        return 0, "the index says something else of it"
+    return header.file_bytes, None
 
 
 def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
     try:
         head, state = disk.files.head(key)
         header = parse_header(head, state.st_size)
-    except (BlockDamaged, OSError):
+    except BlockDamaged:
+        return None, 0.0
+    except OSError as error:
+        if is_passing(error):
+            raise
         return None, 0.0
     root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
     is_placed = header.start > 0 or header.parent == root

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.errors import StorageError, UsageError
 from edge.kv.blocks import fingerprint, pack_tokens
+from edge.kv.files import StoreFiles
 from edge.kv.store import BlockStore, Match
 
 MODEL = fingerprint({"weights": "a"})
@@ -508,6 +513,133 @@ def test_verify_reads_every_block(make_store: MakeStore) -> None:
     assert report.n_checked == 11 and seen[-1] == (11, 11)
     assert {info.key for info in store.ls()} == {key.hex() for key in keys[:8]}
     assert store.verify().damaged == ()
+
+
+def test_verify_passes_over_what_others_evict_meanwhile(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every point: before a block is read, after it, and so on."""
+    for moment in ("before", "after"):
+        store = make_store()
+        keys = put_row(store, list(range(8)), owner="ann")
+        other = make_store()
+        disk = store._background.disk
+        assert disk is not None
+        load = disk.files.load
+
+        def load_and_lose(key: bytes, moment: str = moment, load: Any = load, other: BlockStore = other) -> bytes:
+            if moment == "before":
+                other.clear()
+            data: bytes = load(key)
+            other.clear()
+            return data
+
+        monkeypatch.setattr(disk.files, "load", load_and_lose)
+        report = store.verify()
+        assert report.damaged == () and report.n_checked == len(keys)
+        assert store.problem is None and store.stats().n_lost == 0
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+def test_running_out_of_files_or_memory_loses_no_block(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    disk = store._background.disk
+    assert disk is not None
+    for path in store.directory.glob("index-*"):
+        path.unlink()  # so that gc has to read headers
+
+    def fail(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreFiles, "load", fail)
+        patch.setattr(StoreFiles, "head", fail)
+        match = store.match(MODEL, "ns", list(range(8)))
+        assert store.read(match.blocks[0]) is None and store.problem is None
+        with pytest.raises(StorageError):
+            store.verify()
+        again = make_store()
+        assert again.flush() and again.problem is not None
+    again = make_store()
+    assert again.flush()
+    assert len(restored(again, list(range(8)))) == 2
+
+
+# Others are busy
+
+
+@pytest.fixture
+def hold_index(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BlockStore], Any]]:
+    """Change the index of a store from outside, for as long as a `with` block lasts; nobody waits long for that."""
+    monkeypatch.setattr("edge.kv.index.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("edge.kv.store.BUSY_TIMEOUT_S", 0.2)
+
+    @contextmanager
+    def hold(store: BlockStore) -> Iterator[None]:
+        connection = sqlite3.connect(next(store.directory.glob("index-*.sqlite")), isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            connection.execute("ROLLBACK")
+            connection.close()
+
+    yield hold
+
+
+def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
+    make_store: MakeStore, hold_index: Callable[[BlockStore], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(retry_s=3600.0, sync=False)
+    (key,) = put_row(store, [1, 2])
+    with caplog.at_level(logging.WARNING, "edge.kv"):
+        with hold_index(store):
+            match = store.match(MODEL, "ns", [1, 2])
+            with store.lease(match):
+                assert restored(store, [1, 2]) == [b"kv of [1, 2]"]
+            assert store.put(None, [3], b"three", fingerprint=MODEL, namespace="ns", start=0, owner="ann") is not None
+            store.touch([key], owner="bob")
+            store.pin(key)
+            assert not store.flush(0.3) and store.problem is None
+            for call in (store.gc, lambda: store.forget("nobody")):
+                with pytest.raises(StorageError, match="has not come to an end") as caught:
+                    call()
+                assert "Nothing is lost" in caught.value.hint and "permissions" not in str(caught.value)
+        assert store.flush(30.0)
+    assert store.problem is None and not caplog.records
+    infos = {info.key: info for info in store.ls()}
+    assert infos[key.hex()].is_pinned and infos[key.hex()].owners == ("bob",)
+    assert restored(store, [3]) == [b"three"] and store.stats().n_dropped == 0
+    with hold_index(store):
+        for call in (store.verify, store.stats, store.ls):
+            call()  # those who read wait for nobody
+
+
+def test_a_store_that_others_keep_opening_is_opened_soon_after(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_store()
+    put_row(first, [1, 2])
+    monkeypatch.setattr("edge.kv.files.OPENING_TIMEOUT_S", 0.05)
+    disk = first._background.disk
+    assert disk is not None
+    with disk.files.opening():
+        store = make_store(retry_s=3600.0)
+        assert store.problem is not None and "has been opening it" in store.problem
+        with pytest.raises(StorageError, match="has been opening it"):
+            store.stats()
+    store._background._retry_at -= 1.0  # it tries again after a second, not after an hour
+    assert store.match(MODEL, "ns", [1, 2]) == Match() and store.flush(30.0)
+    assert store.problem is None and restored(store, [1, 2]) == [b"kv of [1, 2]"]
+
+
+def test_a_smaller_budget_is_kept_from_the_start(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, list(range(40)))
+    assert store.stats().n_blocks == 10
+    store.close()
+    store = make_store(budget_bytes=3 * KIB4)
+    assert store.flush(30.0)
+    assert store.stats().n_blocks == 3 and len(restored(store, list(range(40)))) == 3
 
 
 def test_the_index_is_made_anew_when_it_is_gone_or_bad(make_store: MakeStore) -> None:
