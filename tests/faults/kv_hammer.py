@@ -88,15 +88,15 @@ def main() -> None:
         chance = rng.random()
         if chance < 0.01:
             counts["forgotten"] += store.forget(f"owner {seed}-{rng.randrange(5)}").n_blocks
-        elif chance < 0.013:
+        elif chance < 0.04:
             counts["damaged"] += len(store.verify().damaged)
-        elif chance < 0.016:
+        elif chance < 0.05:
             report = store.gc()
             counts["disagreed"] += report.n_indexed + report.n_removed + report.n_missing
-        elif chance < 0.02:
+        elif chance < 0.055:
             store.close()
             store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False)
-        elif chance < 0.1:
+        elif chance < 0.13:
             assert store.flush(30.0), "a flush hangs"
         elif chance < 0.6:
             counts["most_bytes"] = max(counts["most_bytes"], store.stats().size_bytes)

@@ -20,6 +20,7 @@ from edge.kv.store import BlockRef, BlockStore, GcReport, Match
 MODEL = fingerprint({"weights": "a"})
 N_MUTATED = 10_000
 N_ROWS = 250
+N_INDEX_ROWS = 80
 
 
 def payload_of(tokens: list[int]) -> bytes:
@@ -40,9 +41,9 @@ def stores(tmp_path: Path) -> Iterator[Callable[..., BlockStore]]:
         store.close()
 
 
-def fill(store: BlockStore) -> None:
+def fill(store: BlockStore, n_rows: int = N_ROWS) -> None:
     """Rows of two blocks: one to be damaged, and one above or below it."""
-    for row in range(N_ROWS):
+    for row in range(n_rows):
         parent, tokens = None, list[int]()
         for start in (0, 3):
             tokens += [row, start, 7]
@@ -139,10 +140,8 @@ def path_of(store: BlockStore, ref: BlockRef) -> Path:
     return store.directory / "blocks" / ref.key.hex()[:2] / ref.key.hex()[2:]
 
 
-def rows_of(store: BlockStore) -> list[list[BlockRef]]:
-    return [
-        list(store.match(MODEL, "ns", [row, 0, 7, row, 3, 7]).blocks) for row in range(N_ROWS)
-    ]  # fmt: skip
+def rows_of(store: BlockStore, n_rows: int = N_ROWS) -> list[list[BlockRef]]:
+    return [list(store.match(MODEL, "ns", [row, 0, 7, row, 3, 7]).blocks) for row in range(n_rows)]
 
 
 @pytest.mark.parametrize(("encrypt", "seed"), [(False, 1), (True, 2)])
@@ -247,21 +246,21 @@ def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt:
     rng = random.Random(seed)
     pristine = tmp_path / "pristine"
     with BlockStore(pristine, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False) as store:
-        fill(store)
+        fill(store, N_INDEX_ROWS)
     n_found = 0
     for number in range(25):
         directory = tmp_path / f"kv{number}"
         shutil.copytree(pristine, directory)
         damage_index(next(directory.glob("index-*.sqlite")), rng)
         with BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0) as store:
-            for row in rng.sample(range(N_ROWS), 40):
+            for row in rng.sample(range(N_INDEX_ROWS), 40):
                 tokens = [row, 0, 7, row, 3, 7]
                 match = store.match(MODEL, "ns", tokens)
                 for ref in match.blocks:
                     payload = store.read(ref)
                     assert payload is None or bytes(payload) == payload_of(tokens[: ref.start + ref.n_tokens])
                     n_found += payload is not None
-            fill(store)
+            fill(store, N_INDEX_ROWS)
             assert store.flush(30.0)
             for ask in (store.stats, store.ls, store.verify, store.gc, store.gc):
                 try:
@@ -269,9 +268,9 @@ def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt:
                 except StorageError:
                     assert store.flush(30.0)
             assert store.flush(30.0) and store.problem is None
-            fill(store)
-            assert all(len(row) == 2 for row in rows_of(store))
-            assert store.stats().n_blocks == 2 * N_ROWS == len(store.ls())
+            fill(store, N_INDEX_ROWS)
+            assert all(len(row) == 2 for row in rows_of(store, N_INDEX_ROWS))
+            assert store.stats().n_blocks == 2 * N_INDEX_ROWS == len(store.ls())
             assert store.gc() == GcReport()
         shutil.rmtree(directory)
     assert n_found > 300
