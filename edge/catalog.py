@@ -343,14 +343,7 @@ class _Request:
             return found.sha256
         if found.sha256 is None and not fresh:
             return None
-        digest = file_sha256(
-            found.path,
-            cache_dir=self.settings.paths.cache_dir,
-            fresh=fresh,
-            on_bytes=lambda done: Context(self.settings, self.store, self.reference, None, self.on_progress).report(
-                done, found.size_bytes, "verify"
-            ),
-        )
+        digest = self._hash(found, fresh=fresh)
         if found.sha256 is not None and digest != found.sha256:
             repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
             raise ModelFileError(
@@ -362,6 +355,8 @@ class _Request:
     def _open(self, found: Found) -> Artifact:
         entry, _ = self._candidates()
         sha256 = self.check(found)
+        if entry is None:
+            entry, sha256 = self._recognise(found, sha256)
         try:
             return open_artifact(
                 found.path,
@@ -376,6 +371,29 @@ class _Request:
             raise ModelFileError(
                 error.message, f"{error.hint} This one is removed with: edge models rm {self.reference}"
             ) from error
+
+    def _recognise(self, found: Found, sha256: str | None) -> tuple[CatalogEntry | None, str | None]:
+        """The catalogue's entry of a file that came another way, told by size and then by hash, and its hash if known.
+
+        Only a file of exactly the size of one of the catalogue's is read for it, once.
+        """
+        for entry in load_catalog().values():
+            for artifact in entry.artifacts:
+                if artifact.sha256 is not None and artifact.size_bytes == found.size_bytes and found.path.is_file():
+                    sha256 = sha256 or self._hash(found)
+                    if sha256 == artifact.sha256:
+                        return entry, sha256
+        return None, sha256
+
+    def _hash(self, found: Found, *, fresh: bool = False) -> str:
+        return file_sha256(
+            found.path,
+            cache_dir=self.settings.paths.cache_dir,
+            fresh=fresh,
+            on_bytes=lambda done: Context(self.settings, self.store, self.reference, None, self.on_progress).report(
+                done, found.size_bytes, "verify"
+            ),
+        )
 
     def _check_licence(self, entry: CatalogEntry | None) -> None:
         if entry and entry.accept_licence and not self.accept_licence:

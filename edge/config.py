@@ -58,11 +58,13 @@ def load_settings(
     *,
     environ: Mapping[str, str] | None = None,
     path: str | os.PathLike[str] | None = None,
+    flag_names: Mapping[str, str] | None = None,
 ) -> Settings:
     """Merge flags, environment, file and defaults.
 
     Args:
         flags: dotted key -> value; a value of None counts as not given, the text "auto" stands for None.
+        flag_names: dotted key -> what the user typed for it, such as "--kv-type", for errors.
         environ: instead of the process's own. A variable that is empty counts as not set.
         path: the settings file, which must exist; without it EDGE_CONFIG or the user's own, which need not.
 
@@ -82,7 +84,7 @@ def load_settings(
     merged.add_environment(environ)
     for name, value in (flags or {}).items():
         if value is not None:
-            merged.add(name, value, COMMAND_LINE)
+            merged.add_flag(name, value, (flag_names or {}).get(name, COMMAND_LINE))
     return merged.build(paths, config_file)
 
 
@@ -98,8 +100,6 @@ class _Merged:
             key = find_key(name)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error.message}", error.hint) from None
-        if isinstance(value, str) and source == COMMAND_LINE:
-            return self.add_text(name, value, source)
         if name != key.name:
             value = {name[len(key.name) + 1 :]: value}
         converted = convert(key, value, source, base=base)
@@ -107,7 +107,14 @@ class _Merged:
             converted = {**self.values.get(key.name, {}), **converted}
         self.values[key.name] = converted
         self.sources[key.name] = source
-        return None
+
+    def add_flag(self, name: str, value: object, typed: str) -> None:
+        """A value of the command line; errors name it as it was typed."""
+        if isinstance(value, str):
+            self.add_text(name, value, typed)
+        else:
+            self.add(name, value, typed)
+        self.sources[find_key(name).name] = COMMAND_LINE
 
     def add_text(self, name: str, text: str, source: str) -> None:
         key = find_key(name)

@@ -133,7 +133,7 @@ def parse_text(name: str, text: str, source: str) -> Any:
                 value = json.loads(text)
             except ValueError as error:
                 hint = 'Write a list as JSON: ["one", "two"].'
-                raise ConfigError(f"{source}: {name} is not a list ({error}).", hint) from None
+                raise ConfigError(f"{_subject(source, name)} is not a list ({error}).", hint) from None
     elif key.type is bool:
         word = text.strip().lower()
         value = {"yes": True, "on": True, "no": False, "off": False}.get(word, word)
@@ -147,7 +147,7 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
     if key.type is Path and isinstance(value, (str, os.PathLike)) and str(value):
         given = Path(value).expanduser()
         return given if given.is_absolute() else (base or Path.cwd()) / given
-    refused = ConfigError(f"{source}: {key.name} cannot be {_show(value)}.", f"Allowed: {key.allowed}.")
+    refused = ConfigError(f"{_subject(source, key.name)} cannot be {_show(value)}.", f"Allowed: {key.allowed}.")
     if key.type is Path:
         raise refused
     try:
@@ -161,6 +161,11 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
         except UsageError as error:
             raise ConfigError(f"{source}: {error.message}", error.hint) from None
     return converted
+
+
+def _subject(source: str, name: str) -> str:
+    """What was wrong, as the user wrote it: a flag says it all, any other source needs the name of the setting."""
+    return source if source.startswith("--") else f"{source}: {name}"
 
 
 def _show(value: object) -> str:

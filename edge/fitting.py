@@ -294,7 +294,8 @@ def describe_shortage(
         wanted = request.gpu_layers if request.gpu_layers is not None else -1
         smallest = replace(smallest, gpu_layers=layers.n_layer + 1 if wanted < 0 else min(wanted, layers.n_layer + 1))
     need = footprint(layers, smallest) if layers is not None else _unknown(artifact)
-    what = f"{artifact.name} with a context of {smallest.n_ctx:,} tokens"
+    n_tokens = request.context or smallest.n_ctx  # as asked for, though cells come in steps
+    what = f"{artifact.name} with a context of {n_tokens:,} tokens"
     is_main_short = room.is_unified and need.total > room.host_bytes
     if target.free_bytes is not None and need.device.total > room.device_bytes and not is_main_short:
         message = (

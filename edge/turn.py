@@ -13,7 +13,7 @@ import msgspec
 
 from edge.context import Summary, fit
 from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
-from edge.errors import BackendError, CancelledError, EdgeError, StorageError, UsageError
+from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Keeper", "Turn", "newest_summary", "start"]
 
 _SAVE_EVERY_S = 1.0
+_USUAL_TOKEN_BYTES = 4
 _SUMMARY_TOKENS = 256
 _SUMMARY_SO_FAR = "Summary of what was said before:"
 _SUMMARY_TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
@@ -204,6 +205,7 @@ class Turn:
     def _read_prompt(self) -> list[int]:
         """The tokens to read: of what fits into the window, which is said where it is not everything."""
         prompting, keeper = self._prompting, self._keeper
+        self._refuse_far_too_long(self._prompt if isinstance(self._prompt, str) else self._prompt[-1].content)
         if isinstance(self._prompt, str):
             return prompting.tokenize(self._prompt, add_special=True, parse_special=True)
         tokens: list[int] = []
@@ -228,6 +230,26 @@ class Turn:
             self.reply.notices.append(window.notice)
         return tokens  # of the last count, which is of window.messages
 
+    def _refuse_far_too_long(self, text: str) -> None:
+        """Before megabytes are tokenised in vain: no token stands for more bytes than the longest of the vocabulary.
+
+        Raises:
+            ContextFullError: the text cannot fit, however it is tokenised.
+        """
+        n_bytes = len(text.encode("utf-8", "surrogatepass"))
+        if n_bytes <= self._n_ctx * _USUAL_TOKEN_BYTES:
+            return
+        longest = self._scheduler.call(
+            lambda backend: max(len(backend.token_bytes(token)) for token in range(backend.info.n_vocab))
+        )
+        n_least = n_bytes // max(1, longest)
+        if n_least > self._n_ctx:
+            raise ContextFullError(
+                f"This message has {n_bytes:,} bytes, which is {n_least:,} tokens at the very least. "
+                f"The context window has {self._n_ctx:,}.",
+                "Send a part of it.",
+            )
+
     def _tell(self, notice: str) -> None:
         if self._prompting.is_news(notice, True):
             self.reply.notices.append(notice)
@@ -246,9 +268,19 @@ class Turn:
             n_line = len(self._prompting.tokenize(line))
             if part and size + n_line > room:
                 summary, part, size = self._summarise_part(summary, part), [], 0
-            part.append(line if n_line <= room else line[: room * 2])  # a token is seldom less than two letters
+            part.append(line if n_line <= room else self._cut(message, line, n_line, room))
             size += min(n_line, room)
         return self._summarise_part(summary, part)
+
+    def _cut(self, message: Message, line: str, n_tokens: int, room: int) -> str:
+        """The beginning of a message that cannot be read as a whole; both the user and the model are told."""
+        n_letters = len(line) * room // n_tokens
+        whose = "of yours" if message.role == "user" else "of the model" if message.role == "assistant" else f"({message.role})"
+        self.reply.notices.append(
+            f"A message {whose} has {n_tokens:,} tokens, too many to be summarised as a whole: of its "
+            f"{len(message.content):,} letters only about the first {n_letters:,} are. It stays in the conversation."
+        )
+        return f"{line[:n_letters]} [the rest of this message is left out]"
 
     def _summarise_part(self, summary: str, lines: Sequence[str]) -> str:
         so_far = f"{_SUMMARY_SO_FAR}\n{summary}\n\n" if summary else ""

@@ -311,15 +311,14 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def stage(log: Path) -> str:
-    """What the build is doing, from the end of its log."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        text = file.read().decode("utf-8", "replace")
-    steps = re.findall(r"\[(\d+)/(\d+)\]", text)
-    if steps:
-        done, total = steps[-1]
-        return f"compiling, {done} of {total}"
-    return "fetching and preparing"
+    """What the build is doing, from its log."""
+    text = log.read_text("utf-8", "replace")
+    steps = [(int(done), int(total)) for done, total in re.findall(r"\[(\d+)/(\d+)\]", text)]
+    if not steps:
+        return "fetching and preparing"
+    done, total = max(steps, key=lambda step: (step[1], step[0]))  # installing counts its own few steps
+    # Behind the last step: what was compiled is copied and packed into the wheel.
+    return "putting the wheel together" if done == total else f"compiling, {done} of {total}"
 
 
 def tail(log: Path, n_lines: int = 25) -> str:

@@ -48,18 +48,19 @@ class App:
     plan: Callable[..., Plan] = _plan
     probe: Callable[[], DeviceProfile] = _probe
 
-    def settings(self, flags: Mapping[str, object] | None = None) -> Settings:
+    def settings(self, flags: Mapping[str, object] | None = None, flag_names: Mapping[str, str] | None = None) -> Settings:
         """The merged settings.
 
         Args:
             flags: dotted key -> value; None is not given.
+            flag_names: dotted key -> the flag it came with, for errors.
 
         Raises:
             ConfigError: one of them is wrong.
         """
         from edge.config import load_settings
 
-        return load_settings(flags)
+        return load_settings(flags, flag_names=flag_names)
 
     def store(self, settings: Settings) -> ConversationStore:
         """The user's conversations; the caller closes it.

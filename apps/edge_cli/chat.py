@@ -12,7 +12,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import CONTEXT_SETTINGS, examples
-from edge_cli.options import flags_from, model_options, sampling_options
+from edge_cli.options import flag_names, flags_from, model_options, sampling_options
 
 __all__ = ["chat"]
 
@@ -43,7 +43,7 @@ def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int
     """
     from edge.errors import EdgeError, UsageError
 
-    settings = app.settings({**flags_from(options), "chat.plain": plain or None})
+    settings = app.settings({**flags_from(options), "chat.plain": plain or None}, flag_names(options))
     if importlib.util.find_spec("textual") is None:
         raise EdgeError(
             "The chat app is not installed: it needs the package textual.",

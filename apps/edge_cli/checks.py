@@ -1,4 +1,4 @@
-"""What `edge doctor` looks at, one function a thing. None of them changes anything."""
+"""What `edge doctor` looks at, one function a thing. None of them leaves anything behind."""
 
 from __future__ import annotations
 

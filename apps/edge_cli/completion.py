@@ -28,6 +28,10 @@ _INSTALL = {
 }
 
 
+def _offer_shells(ctx: click.Context, param: object, incomplete: str) -> list[str]:
+    return [shell for shell in _INSTALL if shell.startswith(incomplete)]
+
+
 @click.command(
     context_settings=CONTEXT_SETTINGS,
     epilog=examples(
@@ -36,15 +40,19 @@ _INSTALL = {
         "edge completion fish > ~/.config/fish/completions/edge.fish",
     ),
 )
-@click.argument("shell", type=click.Choice(sorted(_INSTALL)))
+@click.argument("shell", metavar="bash|zsh|fish", shell_complete=_offer_shells)
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes edge in your shell.
 
-    It completes commands, options, models, conversations and settings.
+    There is one for bash, zsh and fish. It completes commands, options, models, conversations and settings.
     """
     from click.shell_completion import get_completion_class
 
+    from edge.errors import UsageError
+
+    if shell not in _INSTALL:
+        raise UsageError(f"There is no completion for {shell!r}.", "There is one for bash, zsh and fish: edge completion bash")
     completer = get_completion_class(shell)
     if completer is None:
         raise click.UsageError(f"This version of click does not know {shell}.", ctx)

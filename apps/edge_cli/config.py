@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_setting_name
 from edge_cli.group import CONTEXT_SETTINGS, SuggestingGroup, examples
 from edge_cli.options import json_option
+
+if TYPE_CHECKING:
+    from edge.config import Settings
 
 __all__ = ["config"]
 
@@ -52,15 +55,22 @@ def ls(app: App, changed: bool, as_json: bool) -> None:
     output.table(rows, ("setting", "value", "from"))
 
 
-@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config get sampling.temperature"))
+@config.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples("edge config get sampling.temperature", "edge config get sampling", "edge config get paths --json"),
+)
 @click.argument("key", shell_complete=complete_setting_name)
 @json_option
 @pass_app
 def get(app: App, key: str, as_json: bool) -> None:
-    """The value of one setting."""
-    from edge.config import find_key, get_value
+    """The value of one setting, or every setting of a section."""
+    from edge.config import find_key, get_value, setting_keys
 
     settings = app.settings()
+    section = [name for name in setting_keys() if name.startswith(f"{key}.")]
+    if section:
+        _show_section(settings, section, as_json)
+        return
     value = get_value(settings, key)
     if as_json:
         output.json_object({"value": _plain(value), "source": settings.sources[find_key(key).name]})
@@ -137,6 +147,16 @@ def path(app: App, as_json: bool) -> None:
         output.json_object({name: str(getattr(paths, name)) for name in names})
     else:
         output.line(str(paths.config_file))
+
+
+def _show_section(settings: Settings, names: list[str], as_json: bool) -> None:
+    from edge.config import get_value
+
+    values = {name: get_value(settings, name) for name in names}
+    if as_json:
+        output.json_object({name: {"value": _plain(value), "source": settings.sources[name]} for name, value in values.items()})
+    else:
+        output.table([(name, _show(value)) for name, value in values.items()])
 
 
 def _say_what_wins(key: str) -> None:

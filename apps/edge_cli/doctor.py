@@ -30,7 +30,8 @@ def doctor(app: App, as_json: bool) -> int:
     """Check this device, and say what would make it faster.
 
     Looks at the machine, the engines, the directories and the default model, and shows how that model would be run and why.
-    Changes nothing. The exit code is 1 when something is broken.
+    Changes no settings, models or conversations; whether the engine's fastest kernels work here is tried once and remembered
+    in the cache directory. The exit code is 1 when something is broken.
     """
     from edge.advice import advice
     from edge.backends.canary import load_safety

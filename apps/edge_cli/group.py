@@ -40,6 +40,12 @@ class SuggestingGroup(click.Group):
             raise click.UsageError(f"There is no command {ctx.command_path} {name}.{guess}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with the whole first sentence of their help: click would cut it at the width of the screen."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in commands if command])
+
 
 class LazyGroup(SuggestingGroup):
     """A group whose commands are imported on use.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +15,15 @@ from edge_cli.options import json_option
 from edge_cli.text import size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge.artifact import Artifact
-    from edge.catalog import CatalogEntry
+    from edge.catalog import CatalogEntry, Installed
 
 __all__ = ["models"]
+
+_UNKNOWN = "-"
+_TOLD_BY_HUB = "from the hub's listing at download"
 
 
 @click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
@@ -68,10 +74,12 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
         )
         for model in installed
     ]
-    rows += [(entry.name, _entry_size(entry), entry.licence, f"edge models pull {entry.name}") for entry in rest]
+    rows += [(entry.name, _entry_size(entry, _UNKNOWN), entry.licence, f"edge models pull {entry.name}") for entry in rest]
     if not rows:
         output.note("There is no model on this device. Fetch one with: edge models pull smollm2-135m")
     output.table(rows, ("model", "size", "licence", "where"))
+    if rows and output.is_terminal(sys.stdout):
+        _say_sizes(installed, rest)
 
 
 @models.command(
@@ -145,7 +153,7 @@ def show(app: App, model: str, is_path_only: bool, is_verified: bool, as_json: b
         return
     digest = artifact.sha256
     if is_verified:
-        with PullProgress() as progress:
+        with PullProgress(is_silent=not output.is_terminal(sys.stderr)) as progress:
             digest = verify(model, settings=settings, on_progress=progress.report)
     if is_path_only:
         output.line(str(artifact.path))
@@ -162,22 +170,41 @@ def show(app: App, model: str, is_path_only: bool, is_verified: bool, as_json: b
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_local_model, metavar="MODEL...")
 @json_option
 @pass_app
-def rm(app: App, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove models that edge fetched. Files of Ollama, of pip and your own are never touched."""
+def rm(app: App, names: tuple[str, ...], as_json: bool) -> int:
+    """Remove models that edge fetched. Files of Ollama, of pip and your own are never touched.
+
+    One that cannot be removed does not keep the others; the exit code is that of the first that failed.
+    """
     from edge.catalog import remove
+    from edge.errors import EdgeError
 
     settings = app.settings()
-    removed = [(name, remove(name, settings)) for name in names]
+    results: list[dict[str, Any]] = []
+    exit_codes: list[int] = []
+    for name in dict.fromkeys(names):
+        try:
+            removed = remove(name, settings)
+        except EdgeError as error:
+            exit_codes.append(error.exit_code)
+            output.error(error.message, error.hint)
+            results.append({"name": name, "is_removed": False, "error": error.message, "hint": error.hint})
+            continue
+        paths = [str(path) for path in removed.paths]
+        results.append({"name": name, "is_removed": True, "paths": paths, "freed_bytes": removed.freed_bytes})
+        if not as_json:
+            output.note(f"{name} is removed, {size(removed.freed_bytes)} are free again.")
     if as_json:
-        output.json_object(
-            [
-                {"name": name, "paths": [str(path) for path in what.paths], "freed_bytes": what.freed_bytes}
-                for name, what in removed
-            ]
-        )
-        return
-    for name, what in removed:
-        output.note(f"{name} is removed, {size(what.freed_bytes)} are free again.")
+        output.json_object(results)
+    return exit_codes[0] if exit_codes else 0
+
+
+def _say_sizes(installed: Sequence[Installed], rest: Sequence[CatalogEntry]) -> None:
+    """What the models here take together, and what a missing size means."""
+    if installed:
+        models = "1 model" if len(installed) == 1 else f"{len(installed)} models"
+        output.note(f"\n{models} on this device, {size(sum(model.size_bytes for model in installed))} in all.")
+    if any(entry.artifacts[0].size_bytes is None for entry in rest):
+        output.note(f"{_UNKNOWN}: known {_TOLD_BY_HUB}.")
 
 
 def _entry_json(entry: CatalogEntry) -> dict[str, Any]:
@@ -193,6 +220,7 @@ def _entry_json(entry: CatalogEntry) -> dict[str, Any]:
         "context": entry.context,
         "references": [artifact.reference for artifact in entry.artifacts],
         "size_bytes": entry.artifacts[0].size_bytes,
+        "sha256": entry.artifacts[0].sha256,
     }
 
 
@@ -202,7 +230,8 @@ def _entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
         ("title", entry.title),
         ("good for", entry.description),
         ("licence", f"{entry.licence}, {entry.licence_url}" + (" (has to be accepted)" if entry.accept_licence else "")),
-        ("size", _entry_size(entry)),
+        ("size", _entry_size(entry, _TOLD_BY_HUB)),
+        ("sha256", entry.artifacts[0].sha256 or _TOLD_BY_HUB),
         ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
         ("context", f"{entry.context:,} tokens" if entry.context else ""),
         ("comes from", ", ".join(artifact.reference for artifact in entry.artifacts)),
@@ -211,9 +240,9 @@ def _entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def _entry_size(entry: CatalogEntry) -> str:
+def _entry_size(entry: CatalogEntry, unknown: str) -> str:
     known = entry.artifacts[0].size_bytes
-    return size(known) if known else ""
+    return size(known) if known else unknown
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:

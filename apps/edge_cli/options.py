@@ -9,7 +9,7 @@ import click
 
 from edge_cli.completers import complete_model, complete_setting
 
-__all__ = ["flags_from", "json_option", "model_options", "sampling_options"]
+__all__ = ["flag_names", "flags_from", "json_option", "model_options", "sampling_options"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -101,10 +101,25 @@ def flags_from(options: Mapping[str, Any]) -> dict[str, object]:
             raise click.UsageError(f"--set {assignment} is not KEY=VALUE.", click.get_current_context())
         flags[name.strip()] = value
     for option, names in _SETTINGS.items():
-        value = options.get(option)
-        if value is not None and value != ():
-            flags.update(dict.fromkeys(names, value))
+        if _is_given(options, option):
+            flags.update(dict.fromkeys(names, options[option]))
     return flags
+
+
+def flag_names(options: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> what was typed for it, for the errors of `load_settings`."""
+    typed: dict[str, str] = {}
+    for assignment in options.get("assignments", ()):
+        name = assignment.partition("=")[0].strip()
+        typed[name] = f"--set {name}"
+    for option, names in _SETTINGS.items():
+        if _is_given(options, option):
+            typed.update(dict.fromkeys(names, "--" + option.replace("_", "-")))
+    return typed
+
+
+def _is_given(options: Mapping[str, Any], option: str) -> bool:
+    return options.get(option) not in (None, ())
 
 
 def _apply(decorators: list[Callable[[Any], Any]], function: Function) -> Function:

@@ -14,7 +14,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import CONTEXT_SETTINGS, examples
-from edge_cli.options import flags_from, model_options, sampling_options
+from edge_cli.options import flag_names, flags_from, model_options, sampling_options
 from edge_cli.text import memory_lines, stats_line
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     from edge_cli.prompt import read_prompt
 
     _check(options)
-    settings = app.settings(flags_from(options))
+    settings = app.settings(flags_from(options), flag_names(options))
     if options["estimate_only"]:
         return _estimate(app, settings, options)
     is_chatty = options["verbose"] or output.is_terminal(sys.stderr)
@@ -85,8 +85,8 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
         _show(reply, status, options)
         for notice in [*assistant.notices, *reply.notices]:
             output.note(notice)
-        if reply.finish_reason == "length":
-            output.note("The answer stops here because it reached its longest allowed length (--max-tokens, --context).")
+        if reply.finish_reason == "length" and (why := _why_cut(reply, assistant, settings)):
+            output.note(why)
         if options["as_json"] or options["as_lines"]:
             kept = conversation.id if keeps else None
             _show_result(assistant, reply, kept, as_lines=options["as_lines"])
@@ -165,6 +165,18 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
         status.close()
     if last != "\n":
         output.line()
+
+
+def _why_cut(reply: Reply, assistant: Assistant, settings: Settings) -> str:
+    """Why the answer ends where it does; "" where the user said in this very command how long it may be."""
+    from edge.config import COMMAND_LINE
+
+    allowed = assistant.sampling.max_tokens
+    if allowed is None or reply.usage.n_generated < allowed:
+        return f"The answer stops here because the context window of {assistant.n_ctx:,} tokens is full (--context)."
+    if settings.sources.get("sampling.max_tokens") == COMMAND_LINE:
+        return ""
+    return f"The answer stops here because it may have {allowed:,} tokens (the setting sampling.max_tokens, or --max-tokens)."
 
 
 def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:

@@ -70,7 +70,10 @@ def load_safety(
     Raises:
         BackendUnavailableError: llama.cpp is not installed, or dies here whatever the settings.
     """
-    library = library_identity() if library is None else library
+    try:
+        library = library_identity() if library is None else library
+    except OSError as error:
+        return _untried(error)
     cpu = cpu_identity() if cpu is None else cpu
     key = hashlib.sha256(json.dumps([_FORMAT, library, cpu]).encode()).hexdigest()
     path = cache_dir / f"canary-{key[:16]}.json"
@@ -80,9 +83,7 @@ def load_safety(
     try:
         safety = _measure(command or _command, timeout_s, has_amx="amx_tile" in cpu)
     except OSError as error:
-        # Not remembered: the next start may be able to try it.
-        note = f"Repacked and AMX weights are off: whether they work could not be tried ({error}). Prefill may be slower."
-        return Safety(use_extra_buffers=False, note=note)
+        return _untried(error)
     _write(path, key, safety, library)
     return safety
 
@@ -92,6 +93,7 @@ def library_identity() -> str:
 
     Raises:
         BackendUnavailableError: llama-cpp-python is not installed.
+        OSError: its files cannot be read.
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
@@ -122,6 +124,12 @@ def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if name.strip().lower() in wanted or name.strip() == "model name":
             lines.append(f"{name.strip()}:{value.strip()}")
     return "\n".join(lines)
+
+
+def _untried(error: OSError) -> Safety:
+    """The careful answer. Not remembered: the next start may be able to try it."""
+    note = f"Repacked and AMX weights are off: whether they work could not be tried ({error}). Prefill may be slower."
+    return Safety(use_extra_buffers=False, note=note)
 
 
 def _measure(command: Command, timeout_s: float, has_amx: bool) -> Safety:

@@ -55,7 +55,8 @@ class OllamaSource(Source):
 
     def find(self, reference: str) -> Found | None:
         wanted = _parse(reference)
-        for folder in self._folders():
+        closed: list[Path] = []
+        for folder in self._folders(closed):
             manifest = wanted.manifest(folder)
             try:
                 if not manifest.is_file():
@@ -67,12 +68,13 @@ class OllamaSource(Source):
             except OSError as error:
                 raise StorageError(f"{manifest} cannot be read: {error.strerror}.", "Check the disk.") from error
             return self._model(wanted, folder, content)
+        if closed:
+            raise _unreadable(closed[0], f"Whether {wanted} is on this device cannot be told: ")
         return None
 
     def fetch(self, reference: str) -> Found:
         wanted = _parse(reference)
-        folders = self._folders()
-        if not folders:
+        if not self._folders():
             raise ModelNotFoundError(
                 f"{wanted} is not here: this device has no models of Ollama.",
                 "If Ollama keeps them elsewhere, set OLLAMA_MODELS to that folder.",
@@ -97,7 +99,8 @@ class OllamaSource(Source):
                 found.append(model)
         return found
 
-    def _folders(self) -> list[Path]:
+    def _folders(self, closed: list[Path] | None = None) -> list[Path]:
+        """Folders of Ollama that can be read; those that cannot are added to `closed`."""
         own = os.environ.get("OLLAMA_MODELS")
         candidates = [Path(own).expanduser()] if own else [Path.home() / ".ollama" / "models", *map(Path, _SYSTEM_FOLDERS)]
         folders = []
@@ -107,7 +110,8 @@ class OllamaSource(Source):
                     folders.append(folder)
             except PermissionError:
                 # The service's folder is closed to others by default; only asking for a model there is an error.
-                continue
+                if closed is not None:
+                    closed.append(folder)
         return folders
 
     def _tags(self) -> list[_Tag]:
@@ -188,9 +192,9 @@ def _blob(wanted: _Tag, layer: dict[str, Any]) -> tuple[str, int | None]:
     return found[1], size if type(size) is int else None
 
 
-def _unreadable(path: Path) -> StorageError:
+def _unreadable(path: Path, about: str = "") -> StorageError:
     return StorageError(
-        f"{path} belongs to Ollama and cannot be read by you.",
+        f"{about}{path} belongs to Ollama and cannot be read by you.",
         "Join Ollama's group (sudo usermod -aG ollama $USER, then log in again), or give OLLAMA_MODELS a folder of yours.",
     )
 

@@ -283,6 +283,46 @@ def test_a_full_window_is_summarised_once_and_the_summary_is_kept(make: Callable
         assert not any("Summarise this conversation" in message for message in asked), "not even after a restart"
 
 
+def test_a_message_too_long_for_the_summary_is_not_cut_in_silence(make: Callable[..., Assistant]) -> None:
+    asked: list[str] = []
+
+    def script(message: str) -> str:
+        asked.append(message)
+        return "Ok."
+
+    conversation = make(window="summarise", n_ctx=1200, script=script).conversation()
+    conversation.send("beginning " + "w" * 750 + " end").wait()
+    notices: list[str] = []
+    while not any("Summarise this conversation" in message for message in asked):
+        reply = conversation.send("w" * 100)
+        reply.wait()
+        notices += reply.notices
+    (told,) = [notice for notice in notices if "too many to be summarised as a whole" in notice]
+    assert "A message of yours has 770 tokens" in told
+    assert "of its 764 letters" in told
+    (summarised,) = [message for message in asked if "Summarise this conversation" in message and "beginning" in message]
+    assert " end" not in summarised
+    assert "[the rest of this message is left out]" in summarised
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = make(n_ctx=256)
+    tokenize, sizes = FakeBackend.tokenize, list[int]()
+
+    def watch(self: FakeBackend, text: str, **options: Any) -> list[int]:
+        sizes.append(len(text))
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(FakeBackend, "tokenize", watch)
+    for reply in (assistant.conversation().send("é" * 1_000_000), assistant.complete("é" * 1_000_000)):
+        with pytest.raises(ContextFullError, match=r"2,000,000 bytes, which is [0-9,]+ tokens at the very least") as caught:
+            reply.wait()
+        assert "The context window has 256." in caught.value.message
+    assert max(sizes, default=0) < 1000
+
+
 def test_stopping_while_older_messages_are_summarised(make: Callable[..., Assistant]) -> None:
     is_summarising = threading.Event()
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,9 +95,35 @@ def test_the_default_model_is_the_one_the_catalogue_pins(model_path: Path) -> No
     assert hashlib.sha256(model_path.read_bytes()).hexdigest() == artifact.sha256
     opened = resolve(str(model_path), settings=load_settings())
     assert opened.header
+    assert (opened.name, opened.sha256) == ("smollm2-135m", artifact.sha256), "so that its advice holds for a path, too"
     assert opened.header.n_params == entry.parameters
     assert opened.header.n_ctx_train == entry.context
     assert opened.header.file_type == artifact.quantisation
+
+
+def test_a_file_of_the_catalogue_is_known_wherever_it_lies(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_model(tmp_path / "copy.gguf", name="Checkpoint 500")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = load_catalog()["smollm2-135m"]
+    [artifact] = known.artifacts
+    pinned = msgspec.structs.replace(artifact, size_bytes=path.stat().st_size, sha256=digest)
+    entry = msgspec.structs.replace(known, artifacts=(pinned,))
+    monkeypatch.setattr(catalog, "load_catalog", lambda: {"smollm2-135m": entry})
+    opened = resolve(str(path), settings=settings)
+    assert (opened.name, opened.licence, opened.sha256, opened.source) == ("smollm2-135m", "Apache-2.0", digest, str(path))
+
+    reads: list[Path] = []
+    monkeypatch.setattr("edge.hashes._read", lambda path, on_bytes: reads.append(path) or "0" * 64)
+    assert resolve(str(path), settings=settings).name == "smollm2-135m"
+    assert reads == [], "the hash is remembered"
+    other = write_model(tmp_path / "other.gguf", name="Checkpoint 501")
+    assert resolve(str(other), settings=settings).name == "Checkpoint 501"
+    assert reads == [other], "same size, other content"
+    longer = write_model(tmp_path / "longer.gguf", name="A name of another length " + "x" * 100)
+    assert resolve(str(longer), settings=settings).sha256 is None
+    assert reads == [other], "what has another size is not read"
 
 
 @pytest.mark.parametrize(
@@ -382,6 +409,24 @@ def test_a_model_that_ollama_does_not_have(settings: Settings, ollama: Ollama, t
     with pytest.raises(ModelNotFoundError, match="no model named") as bare:
         resolve("llama3.2:1b", settings=settings)
     assert "Did you mean ollama:llama3.2:1b?" in bare.value.hint
+
+
+def test_a_folder_of_ollama_that_is_closed_to_us_is_said(
+    settings: Settings, ollama: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:  # whatever user runs the tests
+        if path == tmp_path / "ollama" / "manifests":
+            raise PermissionError(13, "Permission denied")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for download in (False, True):
+        with pytest.raises(StorageError, match=r"Whether ollama:tiny:latest is on this device cannot be told") as caught:
+            resolve("ollama:tiny", settings=settings, download=download)
+        assert "usermod -aG ollama" in caught.value.hint
+    assert list_models(settings) == []
 
 
 def test_damaged_models_of_ollama(settings: Settings, ollama: Ollama, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_context_asked_for_is_kept_or_refused() -> None:
     assert "3,000 asked for" in choice(plan, "context")[1]
     with pytest.raises(ModelTooLargeError) as error:
         make_plan(pi, BIG, PlanRequest(context=7000))
-    assert "7,168 tokens needs" in error.value.message
+    assert "7,000 tokens needs" in error.value.message
     assert "GiB may be used" in error.value.message
     assert "--kv-type q8_0" in error.value.hint
     assert "--context " in error.value.hint

@@ -211,6 +211,8 @@ def test_the_stage_is_read_from_the_log(tool: ModuleType, tmp_path: Path) -> Non
     assert tool.stage(log) == "fetching and preparing"
     log.write_text("x" * 9000 + "\n[3/95] Building CXX\n[12/95] Building CXX object\n")
     assert tool.stage(log) == "compiling, 12 of 95"
+    log.write_text("[12/95] Building CXX object\n[95/95] Linking\n[0/1] Install\n" + "-- Installing: a file\n" * 900)
+    assert tool.stage(log) == "putting the wheel together"
 
 
 def test_without_a_compiler_it_says_what_to_install(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

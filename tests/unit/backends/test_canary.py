@@ -181,6 +181,16 @@ def test_the_identities_follow_the_files_and_the_cpu(tmp_path: Path, monkeypatch
     assert cpu_identity(tmp_path / "missing")
 
 
+def test_a_library_that_cannot_be_looked_at_gets_the_careful_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libllama.so").symlink_to(tmp_path / "gone")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    cache = tmp_path / "cache"
+    safety = load_safety(cache)
+    assert not safety.use_extra_buffers
+    assert "could not be tried" in safety.note
+    assert not cache.exists()
+
+
 def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "nowhere"))
     with pytest.raises(BackendUnavailableError, match="missing"):

@@ -43,6 +43,26 @@ def test_set_get_unset(call: Any, config: Path) -> None:
     assert "is not set" in call("config", "unset", "sampling.temperature").err
 
 
+def test_get_a_section(call: Any, config: Path) -> None:
+    config.write_text("[hub]\noffline = true\n")
+    result = call("config", "get", "hub")
+    assert (result.code, result.out) == (0, "hub.endpoint  auto\nhub.offline   true\n")
+    assert json.loads(call("config", "get", "hub", "--json").out) == {
+        "hub.endpoint": {"value": None, "source": "default"},
+        "hub.offline": {"value": True, "source": f"{config}:2"},
+    }
+    assert call("config", "get", "chat.keys").out == "{}\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[hub]\noffline = true\n", "hub.offline = true\n", "hub = { offline = true }\n", "[hub]\n# note\noffline = true\n"]
+)
+def test_unset_leaves_no_empty_section(call: Any, config: Path, text: str) -> None:
+    config.write_text(f"context = 512\n{text}")
+    assert call("config", "unset", "hub.offline").code == 0
+    assert config.read_text() == "context = 512\n"
+
+
 @pytest.mark.parametrize(
     ("key", "text", "shown"),
     [

@@ -240,6 +240,33 @@ def test_completion_offers_commands_options_and_settings() -> None:
     assert complete("edge run --require c") == ["cuda", "cpu"]
 
 
+def test_a_shell_without_completion_is_told_which_have_one(call: Any) -> None:
+    result = call("completion", "powershell")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines() == [
+        "Error: There is no completion for 'powershell'.",
+        "There is one for bash, zsh and fish: edge completion bash",
+    ]
+
+
+def help_texts(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    """Every help page below a command as an 80-column terminal shows it."""
+    ctx = click.Context(command, info_name=path, terminal_width=80)
+    yield path, command.get_help(ctx)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            assert below is not None
+            yield from help_texts(below, f"{path} {name}")
+
+
+def test_no_help_line_is_cut_or_too_long_for_80_columns() -> None:
+    for path, text in help_texts(cli, "edge"):
+        for line in text.splitlines()[1:]:
+            assert len(line) <= 80, (path, line)
+            assert not line.endswith("..."), (path, line)
+
+
 def test_completion_offers_models() -> None:
     assert "smollm2-135m" in complete("edge run -m smol")
 

@@ -14,7 +14,7 @@ import pytest
 import edge.catalog
 from edge.artifact import open_artifact
 from edge.catalog import DownloadProgress, load_catalog
-from edge.errors import ChecksumError
+from edge.errors import ChecksumError, ModelNotFoundError
 
 
 @pytest.fixture
@@ -88,6 +88,61 @@ def test_rm_leaves_other_peoples_files_alone(call: Any, small_model: Path) -> No
     result = call("models", "rm", str(small_model))
     assert result.code == 2
     assert small_model.is_file()
+
+
+def test_rm_goes_on_after_one_that_cannot_be_removed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove(name: str, settings: Any) -> Any:
+        if name == "bad":
+            raise ModelNotFoundError("bad is not on this device.", "See what is: edge models ls")
+        return edge.catalog.Removed((Path(f"/m/{name}"),), 2_000_000)
+
+    monkeypatch.setattr(edge.catalog, "remove", remove)
+    result = call("models", "rm", "a", "bad", "b", "a")
+    assert result.code == 3
+    assert result.err.splitlines() == [
+        "a is removed, 2.0 MB are free again.",
+        "Error: bad is not on this device.",
+        "See what is: edge models ls",
+        "b is removed, 2.0 MB are free again.",
+    ]
+    results = json.loads(call("models", "rm", "bad", "b", "--json").out)
+    assert [(one["name"], one["is_removed"]) for one in results] == [("bad", False), ("b", True)]
+
+
+def test_sizes_that_only_the_hub_knows_are_said(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {line.split()[0]: line.split() for line in call("models", "ls").out.splitlines()}
+    assert rows["smollm2-360m"][1:3] == ["-", "Apache-2.0"]
+    assert rows["smollm2-135m"][1:3] == ["98.4", "MB"]
+    told = "from the hub's listing at download"
+    shown = call("models", "show", "smollm2-360m").out
+    assert [line for line in shown.splitlines() if told in line and line.split()[0] in ("size", "sha256")] != []
+    assert shown.count(told) == 2
+    stdout = terminal()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert told in call("models", "ls").err
+
+
+def test_ls_on_a_terminal_says_what_the_models_here_take(
+    call: Any, terminal: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = edge.catalog.Installed("small", "hf:a/small", small_model, 1_500_000, "hub", "edge", ("small",), None, "MIT")
+    monkeypatch.setattr(edge.catalog, "list_models", lambda settings: [installed, installed])
+    assert "in all" not in call("models", "ls").err
+    monkeypatch.setattr(sys, "stdout", terminal())
+    assert "2 models on this device, 3.0 MB in all." in call("models", "ls").err
+
+
+def test_verifying_is_quiet_unless_a_person_watches(call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+
+    def verify(model: str, *, settings: Any, on_progress: Any) -> str:
+        on_progress(DownloadProgress(model, 5, 10, "verify"))
+        reported.append(model)
+        return "0" * 64
+
+    monkeypatch.setattr(edge.catalog, "verify", verify)
+    assert call("models", "show", "--verify", str(small_model)).err == ""
+    assert reported == [str(small_model)]
 
 
 class Pull:

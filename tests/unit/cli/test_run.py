@@ -108,7 +108,9 @@ def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--temperature", "hot"], "command line: sampling.temperature cannot be"),
+        (["--temperature", "hot"], '--temperature cannot be "hot"'),
+        (["--kv-type", "q9"], '--kv-type cannot be "q9"'),
+        (["-s", "kv_type_v=q9"], '--set kv_type_v cannot be "q9"'),
         (["--top-p", "2"], "from 0 to 1"),
         (["--context", "0"], "1 or more"),
         (["--kv-type", "q3"], "q4_0"),
@@ -188,10 +190,22 @@ def test_an_unknown_conversation_is_a_usage_error(call: Any, app: App) -> None:
     assert "nope" in result.err
 
 
-def test_reaching_the_longest_length_is_said(call: Any, app: App) -> None:
-    result = call("run", "--max-tokens", "3", "hello", app=app)
+def test_reaching_the_longest_length_is_said_unless_it_was_asked_for_here(
+    call: Any, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_SAMPLING_MAX_TOKENS", "3")
+    result = call("run", "hello", app=app)
     assert result.out == "<he\n"
-    assert "longest allowed length" in result.err
+    assert "it may have 3 tokens (the setting sampling.max_tokens" in result.err
+    for asked in (("--max-tokens", "3"), ("-s", "sampling.max_tokens=3")):
+        result = call("run", *asked, "hello", app=app)
+        assert (result.out, result.err) == ("<he\n", "")
+
+
+def test_a_full_window_is_said(call: Any, fake_app: Callable[..., App]) -> None:
+    app = fake_app(script=lambda message: "word " * 100, n_ctx=80)
+    result = call("run", "--max-tokens", "1000", "hello", app=app)
+    assert "the context window of 80 tokens is full" in result.err
 
 
 def test_a_reply_that_could_not_be_kept_is_a_failure(call: Any, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
