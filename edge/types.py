@@ -123,13 +123,19 @@ class Usage:
 
     Attributes:
         n_prompt: tokens of the whole prompt.
-        n_reused: of these, how many were still in the KV cache and were not computed again.
+        n_reused: of these, how many did not have to be computed: they were in the KV cache or on the disk.
         n_generated: tokens of the reply.
+        n_restored: of the reused ones, how many came from the disk.
+        saved_ms: about what computing the reused ones would have taken, less what restoring them took.
+        is_answer_cached: nothing was computed at all: the same request had been answered before.
     """
 
     n_prompt: int = 0
     n_reused: int = 0
     n_generated: int = 0
+    n_restored: int = 0
+    saved_ms: float = 0.0
+    is_answer_cached: bool = False
 
     @property
     def n_computed(self) -> int:

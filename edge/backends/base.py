@@ -42,7 +42,9 @@ class Capabilities:
 
     Attributes:
         rewind: the tail of a sequence can be cut at any token (false for recurrent and some sliding-window models).
-        export_kv: ranges of the KV cache can be written out and read back.
+        export_kv: any range of the KV cache can be written out and read back.
+        checkpoints: the state of a whole sequence can be written out and read back into an empty one. Where export_kv is false
+            (recurrent models), this is all that `Backend.export_kv` and `import_kv` do.
         n_seq: how many sequences fit side by side.
         grammar: output can be held to a grammar.
         embeddings: the model gives sentence embeddings.
@@ -50,6 +52,7 @@ class Capabilities:
 
     rewind: bool
     export_kv: bool
+    checkpoints: bool
     n_seq: int
     grammar: bool
     embeddings: bool
@@ -234,22 +237,34 @@ class Backend(ABC):
     def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
         """The keys and values of positions [start, end), as an opaque block.
 
+        Args:
+            seq_id: the sequence.
+            start, end: positions; 0 and the length of the sequence where `capabilities.export_kv` is false.
+
         Raises:
-            UnsupportedError: `capabilities.export_kv` is false.
+            UnsupportedError: this range cannot be written out; see Capabilities. A sliding window may have passed over it.
         """
         raise UnsupportedError(f"The {self.name} backend cannot export its KV cache.")
 
-    def import_kv(self, seq_id: int, block: bytes) -> None:
+    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
         """Append an exported block to a sequence; its first position must be `length(seq_id)`.
 
         The caller has checked where the block comes from and that it is whole: engines trust what they are given.
 
         Raises:
-            UnsupportedError: `capabilities.export_kv` is false.
+            UnsupportedError: neither `capabilities.export_kv` nor `checkpoints` is true.
             ContextFullError: there is no room; the sequence is as it was.
             BackendError: the engine refused the block; the sequence is as it was.
         """
         raise UnsupportedError(f"The {self.name} backend cannot import a KV cache.")
+
+    def kv_identity(self) -> dict[str, str | int | float | bool]:
+        """Everything but the weights that changes what an exported block means or how its numbers came out.
+
+        Blocks may only be given to `import_kv` of a backend that says the same and has the same weights. Empty where nothing
+        can be exported.
+        """
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -103,6 +103,7 @@ class FakeBackend(Backend):
         self.capabilities = Capabilities(
             rewind=True,
             export_kv=True,
+            checkpoints=True,
             n_seq=n_seq if plan is None else plan.n_seq,
             grammar=False,
             embeddings=False,
@@ -232,8 +233,9 @@ class FakeBackend(Backend):
         body = b"".join(_CELL.pack(cell.token, cell.digest) for cell in cells[start:end])
         return _BLOCK_MAGIC + struct.pack("<ii", start, end - start) + body
 
-    def import_kv(self, seq_id: int, block: bytes) -> None:
+    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
         cells = self._cells(seq_id)
+        block = bytes(block)
         header = len(_BLOCK_MAGIC) + 8
         if len(block) < header or not block.startswith(_BLOCK_MAGIC):
             raise BackendError("This is not a block of the fake backend's KV cache.")
@@ -246,6 +248,10 @@ class FakeBackend(Backend):
         cells.extend(_Cell(token, digest) for token, digest in _CELL.iter_unpack(block[header:]))
         self._n_used += count
         self._has_logits.discard(seq_id)
+
+    def kv_identity(self) -> dict[str, str | int | float | bool]:
+        self._check_open()
+        return {"backend": self.name, "version": 1}
 
     # -- choosing
 

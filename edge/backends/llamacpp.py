@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Backend, Sampler
 from edge.backends.cells import Ledger
-from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, load_library, recent_log
+from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, library_version, load_library, recent_log
 from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
 from edge.errors import BackendError, ContextFullError, UnsupportedError, UsageError
@@ -77,6 +77,17 @@ class LlamaCppBackend(Backend):
         self.info = describe(library, self._model)
         self.n_ctx = library.llama_n_ctx(self._context)
         self.chunk_size = min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context))
+        self._identity: dict[str, str | int | float | bool] = {
+            "kv_type_k": plan.kv_type_k,
+            "kv_type_v": plan.kv_type_v,
+            "flash_attention": plan.flash_attention,
+            "n_ubatch": plan.n_ubatch,
+            "accelerator": plan.accelerator,
+            "gpu_layers": plan.gpu_layers,
+            "extra_buffers": plan.use_extra_buffers,
+            "unified": True,
+            "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
+        }
         self._ledger = Ledger(self.n_ctx, plan.n_seq)
         self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
         self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
@@ -209,29 +220,24 @@ class LlamaCppBackend(Backend):
     def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
         with self._lock:
             n_now = self.length(seq_id)
-            self._check_can_export("exported")
             if not 0 <= start < end <= n_now:
                 raise UsageError(f"Sequence {seq_id} has {n_now} tokens; [{start}, {end}) cannot be exported.")
-            library, memory = self._library, self._memory
+            if not self.capabilities.export_kv:
+                if (start, end) != (0, n_now):
+                    raise UnsupportedError(f"The state of this model ({self.info.architecture}) is exported as a whole only.")
+                return self._export(seq_id, start, end)
+            if self._window:
+                self._check_window(seq_id, start, end)
             # The spare sequence shares just these cells for a moment, and is what gets written out.
-            library.llama_memory_seq_cp(memory, seq_id, self._spare, start, end)
+            self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
             try:
-                size = library.llama_state_seq_get_size(self._context, self._spare)
-                buffer = ctypes.create_string_buffer(_BLOCK.size + size)
-                payload = (ctypes.c_uint8 * size).from_buffer(buffer, _BLOCK.size)
-                forget_log()
-                written = library.llama_state_seq_get_data(self._context, payload, size, self._spare)
+                return self._export(self._spare, start, end)
             finally:
-                library.llama_memory_seq_rm(memory, self._spare, -1, -1)
-            if written != size:
-                raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
-            _BLOCK.pack_into(buffer, 0, _BLOCK_MAGIC, start, end, size)
-            return buffer.raw
+                self._library.llama_memory_seq_rm(self._memory, self._spare, -1, -1)
 
-    def import_kv(self, seq_id: int, block: bytes) -> None:
+    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
         with self._lock:
             n_now = self.length(seq_id)
-            self._check_can_export("imported")
             if len(block) < _BLOCK.size:
                 raise BackendError("The KV block is cut off.")
             magic, start, end, size = _BLOCK.unpack_from(block)
@@ -241,20 +247,28 @@ class LlamaCppBackend(Backend):
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
             self._ledger.check_room(end - start)
             library, memory = self._library, self._memory
-            payload = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value or 0
-            data = ctypes.cast(payload + _BLOCK.size, ctypes.POINTER(ctypes.c_uint8))
-            forget_log()
+            # llama.cpp clears the sequence that it reads into, so what is to be appended goes through the spare one.
+            target = self._spare if self.capabilities.export_kv else seq_id
+            is_taken = False
             try:
-                read = library.llama_state_seq_set_data(self._context, data, size, self._spare)
-                first = library.llama_memory_seq_pos_min(memory, self._spare)
-                last = library.llama_memory_seq_pos_max(memory, self._spare)
-                if read != size or (first, last) != (start, end - 1):
-                    raise BackendError(f"llama.cpp refused the KV block: {recent_log() or 'it is of another model'}.")
-                library.llama_memory_seq_cp(memory, self._spare, seq_id, start, end)
+                self._import(target, block, start, end)
+                if target != seq_id:
+                    library.llama_memory_seq_cp(memory, target, seq_id, start, end)
+                is_taken = True
             finally:
-                library.llama_memory_seq_rm(memory, self._spare, -1, -1)
+                if target != seq_id or not is_taken:
+                    library.llama_memory_seq_rm(memory, target, -1, -1)
             self._ledger.append(seq_id, end - start)
             self._forget_logits(seq_id)
+
+    def kv_identity(self) -> dict[str, str | int | float | bool]:
+        self._check_open()
+        return {
+            "backend": self.name,
+            "version": library_version(),
+            "instructions": self._library.llama_print_system_info().decode("utf-8", "replace"),
+            **self._identity,
+        }
 
     # -- choosing
 
@@ -384,11 +398,41 @@ class LlamaCppBackend(Backend):
             wrong = next(token for token in tokens if not 0 <= token < n_vocab)
             raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
 
-    def _check_can_export(self, what: str) -> None:
+    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+        """All that llama.cpp has of a sequence, behind a header that says which positions it is."""
+        library = self._library
+        size = library.llama_state_seq_get_size(self._context, seq_id)
+        buffer = ctypes.create_string_buffer(_BLOCK.size + size)
+        payload = (ctypes.c_uint8 * size).from_buffer(buffer, _BLOCK.size)
+        forget_log()
+        if library.llama_state_seq_get_data(self._context, payload, size, seq_id) != size:
+            raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
+        _BLOCK.pack_into(buffer, 0, _BLOCK_MAGIC, start, end, size)
+        return buffer.raw
+
+    def _import(self, seq_id: int, block: bytes | memoryview, start: int, end: int) -> None:
+        """Give a block to llama.cpp, which empties the sequence first."""
+        import numpy as np
+
+        library = self._library
+        payload = np.frombuffer(block, np.uint8)[_BLOCK.size :]  # the address of the bytes, without a copy
+        data = payload.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        forget_log()
+        n_read = library.llama_state_seq_set_data(self._context, data, len(payload), seq_id)
+        first = library.llama_memory_seq_pos_min(self._memory, seq_id)
+        last = library.llama_memory_seq_pos_max(self._memory, seq_id)
         if not self.capabilities.export_kv:
+            first = start  # a recurrent state has no first position
+        if n_read != len(payload) or (first, last) != (start, end - 1):
+            raise BackendError(f"llama.cpp refused the KV block: {recent_log() or 'it is of another model'}.")
+
+    def _check_window(self, seq_id: int, start: int, end: int) -> None:
+        """llama.cpp leaves out of a state what its window has passed over, and may give those cells away in any later pass."""
+        oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id)
+        is_recent = self.length(seq_id) - start <= self._window + self.chunk_size
+        if end - start >= self._window or start < oldest or not is_recent:
             raise UnsupportedError(
-                f"The KV cache of this model ({self.info.architecture}) cannot be {what} in ranges: "
-                "it is recurrent or has a sliding window."
+                f"The sliding window of this model has moved on: [{start}, {end}) of sequence {seq_id} cannot be exported."
             )
 
     def _check_cut(self, seq_id: int, n_keep: int) -> None:

@@ -45,6 +45,11 @@ def load_library() -> Any:
     return _library
 
 
+def library_version() -> str:
+    """Which llama.cpp this is. Its state format may change from one version to the next."""
+    return str(importlib.import_module("llama_cpp").__version__)
+
+
 def _silence(library: Any) -> None:
     """Keep warnings and errors of llama.cpp for our messages; it would write them over the chat otherwise."""
     global _callback

@@ -158,14 +158,13 @@ def _encoder_error(path: object) -> ModelFileError:
 def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
     """What this model allows.
 
-    A recurrent state has no tail to cut off and no range to export. The cells of sliding-window layers may be reused
-    once they are out of the window, so ranges of those are not exported either.
+    A recurrent state has no tail to cut off and no range to export, only itself as a whole.
     """
     is_recurrent = library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model)
-    has_window = library.llama_model_n_swa(model) > 0
     return Capabilities(
         rewind=not is_recurrent,
-        export_kv=not (is_recurrent or has_window),
+        export_kv=not is_recurrent,
+        checkpoints=True,
         n_seq=n_seq,
         grammar=False,
         embeddings=False,

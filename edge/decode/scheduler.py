@@ -11,13 +11,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.errors import BackendError, ContextFullError, EdgeError
-from edge.kv.slots import Slot, Slots
+from edge.kv.cache import KVCache, Reuse
+from edge.kv.slots import Slot
 from edge.tokenizer import StopMatcher, TextStream
 from edge.types import FinishReason, Sampling, Timing, Usage
 
@@ -78,15 +79,20 @@ class Generation:
         tokens: the prompt.
         sampling: how to choose tokens.
         listener: called with each event, in order; the last one is Finished or Failed.
+        owner: the conversation that this is a turn of, "" for none: whose blocks on the disk its tokens become.
+        boundaries: positions inside the prompt that later prompts are likely to share, in order. Models whose state can only be
+            kept as a whole are kept there.
     """
 
     tokens: list[int]
     sampling: Sampling
     listener: Callable[[Event], None]
+    owner: str = ""
+    boundaries: Sequence[int] = ()
     asked_at: float = field(default_factory=time.perf_counter)
     slot: Slot | None = None
     sampler: Sampler | None = None
-    n_reused: int = 0
+    reuse: Reuse = field(default_factory=Reuse)
     written: list[int] = field(default_factory=list)
     started_at: float = 0.0
     prefilled_at: float = 0.0
@@ -107,7 +113,7 @@ class Generation:
     @property
     def is_reading(self) -> bool:
         """Whether part of the prompt is still to be computed."""
-        return self.slot is not None and len(self.slot.tokens) < len(self.tokens) + len(self.written)
+        return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.written)
 
     def show(self, data: bytes, *, is_last: bool = False) -> bool:
         """Turn bytes of tokens into text for the listener; True when a stop text came up."""
@@ -145,11 +151,12 @@ class Scheduler:
 
     Args:
         backend: an open backend; the scheduler closes it.
+        cache: of that backend; None is one without a disk.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
         self._backend = backend
-        self._slots = Slots(backend)
+        self._cache = cache or KVCache(backend)
         self._inbox: queue.SimpleQueue[Generation | _Call | None] = queue.SimpleQueue()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -266,10 +273,12 @@ class Scheduler:
                         ),
                     )
                 continue
+            started = time.perf_counter()
             try:
-                slot = self._slots.acquire(to_read)
-                if slot is None:
+                taken = self._cache.acquire(to_read, generation.owner)
+                if taken is None:
                     return  # every sequence is busy
+                slot, reuse = taken
                 generation.slot = slot
                 if generation.sampler is None:
                     generation.sampler = self._backend.open_sampler(generation.sampling, generation.tokens)
@@ -280,9 +289,9 @@ class Scheduler:
             self._waiting.pop(0)
             self._running.append(generation)
             if not generation.started_at:
-                generation.started_at = time.perf_counter()
-                generation.n_reused = len(slot.tokens)
-            generation.listener(Prefilled(len(slot.tokens), n_prompt))
+                generation.started_at = started
+                generation.reuse = reuse
+            generation.listener(Prefilled(slot.n_tokens, n_prompt))
 
     def _read_one_chunk(self) -> None:
         generation = next((one for one in self._running if one.is_reading), None)
@@ -293,11 +302,11 @@ class Scheduler:
         if generation.is_cancelled:
             self._finish(generation, "cancelled")
             return
-        start, chunk = len(slot.tokens), self._backend.chunk_size
         to_read = [*generation.tokens, *generation.written]
-        tokens = to_read[start : (start // chunk + 1) * chunk]
+        tokens = to_read[slot.n_tokens : self._end_of_chunk(generation, slot.n_tokens)]
+        started = time.perf_counter()
         try:
-            n_read = self._with_room(
+            n_read = self._cache.with_room(
                 lambda: self._backend.prefill(slot.seq_id, tokens, should_stop=lambda: generation.is_cancelled)
             )
         except ContextFullError as error:
@@ -309,10 +318,21 @@ class Scheduler:
         except EdgeError as error:
             self._fail(generation, error)
             return
-        slot.tokens.extend(tokens[:n_read])
-        generation.listener(Prefilled(len(slot.tokens), len(to_read)))
-        if len(slot.tokens) == len(to_read) and not generation.prefilled_at:
+        if n_read:
+            self._cache.read(slot, tokens[:n_read], (time.perf_counter() - started) * 1000)
+        if slot.n_tokens in generation.boundaries:
+            self._cache.checkpoint(slot)
+        generation.listener(Prefilled(slot.n_tokens, len(to_read)))
+        if slot.n_tokens == len(to_read) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
+
+    def _end_of_chunk(self, generation: Generation, start: int) -> int:
+        """Where the chunk that begins at a position ends: on the grid, or before, where a state is to be kept."""
+        chunk = self._cache.chunk_size
+        end = (start // chunk + 1) * chunk
+        if not self._cache.wants_checkpoints:
+            return end
+        return min([end, *(boundary for boundary in generation.boundaries if boundary > start)])
 
     def _give_way(self) -> Generation:
         """The cells do not suffice for all that runs: the youngest waits until another has ended, and is read again then."""
@@ -320,8 +340,7 @@ class Scheduler:
         slot = youngest.slot
         assert slot is not None
         youngest.slot = None
-        self._slots.release(slot)
-        self._slots.clear(slot)
+        self._cache.give_up(slot)
         self._waiting.insert(0, youngest)
         self._is_full = True
         return youngest
@@ -339,7 +358,7 @@ class Scheduler:
         while steps:
             pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
             try:
-                self._with_room(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
+                self._cache.with_room(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
                 break
             except ContextFullError:
                 if len(self._running) > 1:
@@ -353,7 +372,7 @@ class Scheduler:
                 return
         for generation, token in steps:
             if generation.slot:
-                generation.slot.tokens.append(token)
+                self._cache.wrote(generation.slot, token)
 
     def _next_token(self, generation: Generation) -> int | None:
         """Choose and show one token; None when that ended the reply."""
@@ -371,20 +390,11 @@ class Scheduler:
             self._finish(generation, "stop", is_matched=True)
             return None
         limit = generation.sampling.max_tokens
-        is_full = len(slot.tokens) + 1 >= self._backend.n_ctx
+        is_full = slot.n_tokens + 1 >= self._backend.n_ctx
         if is_full or (limit is not None and len(generation.written) >= limit):
             self._finish(generation, "length")
             return None
         return token
-
-    def _with_room(self, step: Callable[[], T]) -> T:
-        """Run a step; when the cache is full, drop idle sequences, oldest first, and try again."""
-        while True:
-            try:
-                return step()
-            except ContextFullError:
-                if not self._slots.evict_one():
-                    raise
 
     def _finish(self, generation: Generation, reason: FinishReason, *, is_matched: bool = False) -> None:
         if not is_matched and generation.written:
@@ -393,7 +403,14 @@ class Scheduler:
         started = generation.started_at or now
         prefilled = generation.prefilled_at or now
         first = generation.first_text_at
-        usage = Usage(len(generation.tokens), generation.n_reused, len(generation.written))
+        reuse = generation.reuse
+        usage = Usage(
+            n_prompt=len(generation.tokens),
+            n_reused=reuse.n_memory + reuse.n_disk,
+            n_generated=len(generation.written),
+            n_restored=reuse.n_disk,
+            saved_ms=round(reuse.saved_ms, 1),
+        )
         timing = Timing(
             queue_ms=(started - generation.asked_at) * 1000,
             prefill_ms=(prefilled - started) * 1000,
@@ -401,13 +418,13 @@ class Scheduler:
             decode_ms=(now - first) * 1000 if first else 0.0,
             total_ms=(now - generation.asked_at) * 1000,
         )
-        self._let_go(generation)
         generation.listener(Finished(reason, usage, timing, () if is_matched else tuple(generation.written)))
+        self._let_go(generation)  # what it computed is kept after the reply, not before its end is told
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
         if generation.slot is not None:
             with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
-                self._slots.resync(generation.slot)
+                self._cache.resync(generation.slot)
         self._let_go(generation)
         generation.listener(Failed(error))
 
@@ -420,5 +437,5 @@ class Scheduler:
                 generation.sampler.close()
             generation.sampler = None
         if generation.slot is not None:
-            self._slots.release(generation.slot)
-            generation.slot = None
+            slot, generation.slot = generation.slot, None
+            self._cache.release(slot)

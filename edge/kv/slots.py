@@ -1,4 +1,4 @@
-"""Which tokens each sequence of a backend holds, and which sequence a new prompt should go to.
+"""The sequences of a backend: what each of them holds, and which one a new prompt should go to.
 
 A turn takes the sequence that shares the longest beginning with its prompt, so that only the rest is computed. The tail it
 replaces is kept in another sequence when one is free and the backend can share the common part (`Capabilities.rewind` and
@@ -8,33 +8,16 @@ replaces is kept in another sequence when one is free and the backend can share 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge.errors import UnsupportedError
+from edge.kv.tree import PrefixTree
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
 
-__all__ = ["Slot", "Slots", "common_prefix"]
-
-_BLOCK = 256
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the start.
-
-    Compares whole blocks first: list comparison runs in C, a loop over 8,192 tokens does not.
-    """
-    end = min(len(a), len(b))
-    start = 0
-    while start < end and a[start : start + _BLOCK] == b[start : start + _BLOCK]:
-        start += _BLOCK
-    stop = min(start + _BLOCK, end)
-    for index in range(min(start, end), stop):
-        if a[index] != b[index]:
-            return index
-    return stop
+__all__ = ["Slot", "Slots"]
 
 
 @dataclass(slots=True)
@@ -43,13 +26,13 @@ class Slot:
 
     Attributes:
         seq_id: its number.
-        tokens: what the KV cache holds for it, position by position.
+        n_tokens: how many tokens the KV cache holds for it.
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
     """
 
     seq_id: int
-    tokens: list[int] = field(default_factory=list)
+    n_tokens: int = 0
     is_busy: bool = False
     last_used: int = 0
 
@@ -59,12 +42,18 @@ class Slots:
 
     Args:
         backend: an open backend whose sequences are empty.
+        grid: only whole multiples of so many tokens are reused; 1 is every token.
+
+    Attributes:
+        tree: the tokens that may be reused. It is shorter than the slot where a grid cuts off the rest.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, grid: int = 1) -> None:
         self._backend = backend
+        self._grid = grid
         self._slots = [Slot(seq_id) for seq_id in range(backend.capabilities.n_seq)]
         self._clock = 0
+        self.tree = PrefixTree(len(self._slots))
 
     def acquire(self, prompt: Sequence[int]) -> Slot | None:
         """Take a sequence for a prompt, with as much of its beginning as possible already in the cache.
@@ -73,7 +62,7 @@ class Slots:
             prompt: token ids, at least one. At least the last one is left to compute, since its logits are needed.
 
         Returns:
-            A busy slot whose `tokens` are the reused beginning of the prompt, or None when every sequence is busy.
+            A busy slot which holds the reused beginning of the prompt, or None when every sequence is busy.
 
         Raises:
             BackendError: the engine failed; no slot was taken.
@@ -81,23 +70,42 @@ class Slots:
         idle = [slot for slot in self._slots if not slot.is_busy]
         if not idle:
             return None
-        usable = prompt[: len(prompt) - 1]
-        shared = {slot.seq_id: self._reusable(slot, usable) for slot in self._slots}
-        source = max(self._slots, key=lambda slot: (shared[slot.seq_id], not slot.is_busy))
-        n_shared = shared[source.seq_id]
+        source, n_shared = self._longest(prompt[: self.reusable(len(prompt) - 1)])
         target = self._choose_target(idle, source, n_shared)
         if target is source:
-            self._cut(target, n_shared)
+            self.cut(target, n_shared)
         else:
-            self._cut(target, 0)
-            self._share(source, target, n_shared)
+            self.cut(target, 0)
+            if source is not None:
+                self._share(source, target, n_shared)
         target.is_busy = True
         self._clock += 1
         target.last_used = self._clock
         return target
 
+    def reusable(self, n_tokens: int) -> int:
+        """How many of so many tokens may be reused: all, or those on the grid."""
+        return n_tokens // self._grid * self._grid
+
+    def append(self, slot: Slot, tokens: Sequence[int], *, is_read: bool) -> None:
+        """Note that the backend has computed or taken in more tokens.
+
+        Args:
+            slot: a busy one.
+            tokens: what follows what it holds.
+            is_read: they were read as a prompt and not decoded one by one. Only what was read counts on a grid.
+        """
+        start = self.tree.length(slot.seq_id)
+        slot.n_tokens += len(tokens)
+        if self._grid == 1:
+            self.tree.extend(slot.seq_id, tokens)
+        elif is_read and start == slot.n_tokens - len(tokens):
+            self.tree.extend(slot.seq_id, tokens[: self.reusable(slot.n_tokens) - start])
+
     def release(self, slot: Slot) -> None:
         """Give a slot back; what it holds stays, for the next prompt that begins the same."""
+        if slot.n_tokens > self.tree.length(slot.seq_id):
+            self.cut(slot, self.tree.length(slot.seq_id))
         slot.is_busy = False
 
     def evict_one(self) -> bool:
@@ -106,53 +114,62 @@ class Slots:
         Returns:
             False when there was nothing to free.
         """
-        candidates = [slot for slot in self._slots if not slot.is_busy and slot.tokens]
+        candidates = [slot for slot in self._slots if not slot.is_busy and slot.n_tokens]
         if not candidates:
             return False
-        self._cut(min(candidates, key=lambda slot: slot.last_used), 0)
+        self.cut(min(candidates, key=lambda slot: slot.last_used), 0)
         return True
 
-    def clear(self, slot: Slot) -> None:
-        """Empty a slot that nothing is to be reused of."""
-        self._cut(slot, 0)
-
-    def resync(self, slot: Slot) -> None:
-        """After a failure: believe the backend about how much of the sequence is there."""
-        del slot.tokens[self._backend.length(slot.seq_id) :]
-
-    def _reusable(self, slot: Slot, prompt: Sequence[int]) -> int:
-        n_shared = common_prefix(slot.tokens, prompt)
-        if self._backend.capabilities.rewind or (n_shared == len(slot.tokens) and not slot.is_busy):
-            return n_shared
-        return 0  # this model can only go on where it stopped
-
-    def _choose_target(self, idle: list[Slot], source: Slot, n_shared: int) -> Slot:
-        """Go on in place when nothing, or not much, is lost by it; otherwise leave the other tail where it is."""
-        empty = [slot for slot in idle if not slot.tokens]
-        oldest = min(idle, key=lambda slot: slot.last_used)
-        if n_shared == 0:
-            return empty[0] if empty else oldest
-        if not source.is_busy:
-            loses_little = n_shared * 2 >= len(source.tokens)
-            if n_shared == len(source.tokens) or (loses_little and not empty) or not self._backend.capabilities.rewind:
-                return source
-        return empty[0] if empty else oldest
-
-    def _share(self, source: Slot, target: Slot, n_tokens: int) -> None:
-        if n_tokens == 0:
-            return
-        try:
-            self._backend.copy(source.seq_id, target.seq_id, n_tokens)
-        except UnsupportedError:
-            return  # then the beginning is computed once more
-        target.tokens = list(source.tokens[:n_tokens])
-
-    def _cut(self, slot: Slot, n_keep: int) -> None:
-        if n_keep != len(slot.tokens):
+    def cut(self, slot: Slot, n_keep: int) -> None:
+        """Shorten a slot; to nothing where the engine cannot cut there."""
+        if n_keep != slot.n_tokens:
             try:
                 self._backend.rewind(slot.seq_id, n_keep)
             except UnsupportedError:
                 # A sliding window has moved on, so what comes before the cut is gone: start again.
                 n_keep = 0
                 self._backend.rewind(slot.seq_id, 0)
-            del slot.tokens[n_keep:]
+        self._note_length(slot, n_keep)
+
+    def resync(self, slot: Slot) -> None:
+        """After a failure: believe the backend about how much of the sequence is there."""
+        self._note_length(slot, self._backend.length(slot.seq_id))
+
+    def _note_length(self, slot: Slot, n_tokens: int) -> None:
+        slot.n_tokens = n_tokens
+        if self.tree.length(slot.seq_id) > n_tokens:
+            self.tree.cut(slot.seq_id, n_tokens)
+
+    def _longest(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
+        """The slot that holds the longest usable beginning of a prompt, an idle one if possible."""
+        if self._backend.capabilities.rewind:
+            found = self.tree.match(prompt)
+            n_shared = self.reusable(found.n_tokens)
+            holders = [self._slots[seq_id] for seq_id in found.holders] if n_shared else []
+            return min(holders, key=lambda slot: slot.is_busy, default=None), n_shared
+        # This model can only go on where it stopped.
+        whole = [slot for slot in self._slots if not slot.is_busy and self._is_beginning(slot, prompt)]
+        longest = max(whole, key=lambda slot: slot.n_tokens, default=None)
+        return longest, longest.n_tokens if longest else 0
+
+    def _is_beginning(self, slot: Slot, prompt: Sequence[int]) -> bool:
+        tokens = self.tree.tokens(slot.seq_id)
+        return bool(tokens) and list(prompt[: len(tokens)]) == tokens
+
+    def _choose_target(self, idle: list[Slot], source: Slot | None, n_shared: int) -> Slot:
+        """Go on in place when nothing, or not much, is lost by it; otherwise leave the other tail where it is."""
+        empty = [slot for slot in idle if not slot.n_tokens]
+        oldest = min(idle, key=lambda slot: slot.last_used)
+        if source is not None and not source.is_busy:
+            loses_little = n_shared * 2 >= source.n_tokens
+            if n_shared == source.n_tokens or (loses_little and not empty) or not self._backend.capabilities.rewind:
+                return source
+        return empty[0] if empty else oldest
+
+    def _share(self, source: Slot, target: Slot, n_tokens: int) -> None:
+        try:
+            self._backend.copy(source.seq_id, target.seq_id, n_tokens)
+        except UnsupportedError:
+            return  # then the beginning is computed once more
+        self.tree.share(source.seq_id, target.seq_id, n_tokens)
+        target.n_tokens = n_tokens

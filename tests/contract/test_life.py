@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Backend], object]] = {
     "copy": lambda backend: backend.copy(0, 1, 0),
     "export_kv": lambda backend: backend.export_kv(0, 0, 1),
     "import_kv": lambda backend: backend.import_kv(0, b""),
+    "kv_identity": lambda backend: backend.kv_identity(),
 }
 
 

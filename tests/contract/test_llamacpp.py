@@ -44,13 +44,14 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny_model: TinyModel, plan_fo
         with LlamaCppBackend(plan_for(tiny_model(architecture))) as backend:
             assert not backend.capabilities.rewind
             assert not backend.capabilities.export_kv
+            assert backend.capabilities.checkpoints
             backend.prefill(0, tokens(50))
             expected = backend.logits(0)
             for call in (
                 lambda backend=backend: backend.rewind(0, 20),
                 lambda backend=backend: backend.copy(0, 1, 20),
-                lambda backend=backend: backend.export_kv(0, 0, 50),
-                lambda backend=backend: backend.import_kv(1, b""),
+                lambda backend=backend: backend.export_kv(0, 0, 20),
+                lambda backend=backend: backend.export_kv(0, 10, 50),
             ):
                 with pytest.raises(UnsupportedError, match=architecture):
                     call()
@@ -78,7 +79,54 @@ def test_other_architectures_keep_the_rest_of_the_contract(tiny_model: TinyModel
         backend.decode([(1, 50)])
 
 
-def test_a_sliding_window_can_be_rewound_but_not_exported(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+@pytest.mark.parametrize("architecture", ["mamba", "lfm2"])
+def test_a_recurrent_state_is_exported_and_imported_whole(
+    tiny_model: TinyModel, plan_for: PlanFor, architecture: str
+) -> None:
+    prompt, tail = tokens(40), tokens(10, seed=2)
+    with LlamaCppBackend(plan_for(tiny_model(architecture))) as backend:
+        backend.prefill(0, prompt)
+        state = backend.export_kv(0, 0, len(prompt))
+        backend.prefill(0, tail)
+        expected = backend.logits(0)
+        for seq_id in (1, 2):
+            backend.import_kv(seq_id, memoryview(state))
+            assert backend.length(seq_id) == len(prompt)
+            backend.prefill(seq_id, tail)
+            np.testing.assert_array_equal(backend.logits(seq_id), expected)
+        np.testing.assert_array_equal(backend.logits(0), expected)
+        with pytest.raises(BackendError, match="position 0"):
+            backend.import_kv(1, state)
+        with pytest.raises(BackendError):
+            backend.import_kv(3, state[:-1])
+        broken = bytearray(state)
+        broken[24:28] = b"\0\0\0\0"  # llama.cpp's own magic
+        with pytest.raises(BackendError, match=r"refused"):
+            backend.import_kv(3, bytes(broken))
+        assert backend.length(3) == 0
+        backend.import_kv(3, state)
+
+
+def test_blocks_of_a_sliding_window_give_the_same_bits(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+    prompt, tail = tokens(192), tokens(20, seed=2)
+    with LlamaCppBackend(plan_for(tiny_model("gemma3"))) as backend:
+        blocks = []
+        for start in range(0, len(prompt), 32):
+            backend.prefill(0, prompt[start : start + 32])
+            blocks.append(backend.export_kv(0, start, start + 32))
+        backend.prefill(0, tail)
+        expected = backend.logits(0)
+        backend.rewind(0, 0)
+        for block in blocks:
+            backend.import_kv(1, block)
+        backend.prefill(1, tail)
+        np.testing.assert_array_equal(backend.logits(1), expected)
+        backend.rewind(1, 50)  # what its window had passed over was imported too
+        backend.prefill(1, prompt[50:] + tail)
+        np.testing.assert_allclose(backend.logits(1), expected, atol=0.05)
+
+
+def test_a_sliding_window_can_be_rewound_and_exports_what_it_has(tiny_model: TinyModel, plan_for: PlanFor) -> None:
     prompt, tail = tokens(200), tokens(5, seed=3)
     with LlamaCppBackend(plan_for(tiny_model("gemma3"))) as backend:
         assert backend.info.details["sliding window"] == "64 tokens"
@@ -90,8 +138,10 @@ def test_a_sliding_window_can_be_rewound_but_not_exported(tiny_model: TinyModel,
         backend.rewind(0, 96)  # far behind the window of 64
         backend.prefill(0, tail)
         np.testing.assert_allclose(backend.logits(0), expected, atol=0.05)
-        with pytest.raises(UnsupportedError, match="gemma3"):
-            backend.export_kv(0, 0, 10)
+        backend.prefill(0, prompt[96:])
+        for span in ((0, 10), (90, 180)):  # passed over; wider than the window
+            with pytest.raises(UnsupportedError, match="moved on"):
+                backend.export_kv(0, *span)
 
 
 def test_a_window_whose_cells_were_reused_says_so_and_does_not_compute_nonsense(

@@ -10,23 +10,15 @@ from hypothesis import strategies as st
 
 from edge.backends.fake import FakeBackend
 from edge.errors import UnsupportedError
-from edge.kv.slots import Slot, Slots, common_prefix
+from edge.kv.slots import Slot, Slots
+from edge.kv.tree import common_prefix
 
 
-@given(st.lists(st.integers(0, 2), max_size=600), st.lists(st.integers(0, 2), max_size=600), st.integers(0, 600))
-def test_common_prefix_is_the_obvious_one(a: list[int], b: list[int], n_shared: int) -> None:
-    b = a[:n_shared] + b
-    obvious = 0
-    while obvious < min(len(a), len(b)) and a[obvious] == b[obvious]:
-        obvious += 1
-    assert common_prefix(a, b) == obvious
-
-
-def read(backend: FakeBackend, slot: Slot, prompt: list[int]) -> None:
+def read(backend: FakeBackend, slots: Slots, slot: Slot, prompt: list[int]) -> None:
     """Do what a turn does with a slot."""
-    rest = prompt[len(slot.tokens) :]
+    rest = prompt[slot.n_tokens :]
     backend.prefill(slot.seq_id, rest)
-    slot.tokens.extend(rest)
+    slots.append(slot, rest, is_read=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,13 +34,13 @@ def test_reuse_is_never_wrong_and_never_shorter_than_in_place(seed: int, n_seq: 
             slots.release(busy.pop(rng.randrange(len(busy))))
         start = rng.choice(prompts) if prompts and rng.random() < 0.8 else []
         prompt = start[: rng.randrange(len(start) + 1)] + [rng.randrange(97, 100) for _ in range(rng.randrange(1, 30))]
-        resident = [list(slot.tokens) for slot in slots._slots]
+        resident = [slots.tree.tokens(slot.seq_id) for slot in slots._slots]
         slot = slots.acquire(prompt)
         assert slot is not None
         best = max(common_prefix(tokens, prompt[:-1]) for tokens in resident)
-        assert len(slot.tokens) == best, "the longest beginning in the cache is reused"
-        assert backend.length(slot.seq_id) == len(slot.tokens) < len(prompt)
-        read(backend, slot, prompt)
+        assert slot.n_tokens == best, "the longest beginning in the cache is reused"
+        assert backend.length(slot.seq_id) == slot.n_tokens < len(prompt)
+        read(backend, slots, slot, prompt)
         fresh = FakeBackend(n_ctx=4096, n_seq=1)
         fresh.prefill(0, prompt)
         assert (backend.logits(slot.seq_id) == fresh.logits(0)).all(), "a reused beginning gives the same logits"
@@ -72,11 +64,11 @@ def test_going_back_keeps_the_tail_when_a_sequence_is_free() -> None:
     for prompt in (long, other, long):
         slot = slots.acquire(prompt)
         assert slot is not None
-        read(backend, slot, prompt)
+        read(backend, slots, slot, prompt)
         slots.release(slot)
     again = slots.acquire(long)
     assert again is not None
-    assert len(again.tokens) == 99, "the branch that was left is still there"
+    assert again.n_tokens == 99, "the branch that was left is still there"
 
 
 def test_eviction_frees_the_oldest_idle_one_and_says_when_there_is_none() -> None:
@@ -86,7 +78,7 @@ def test_eviction_frees_the_oldest_idle_one_and_says_when_there_is_none() -> Non
     for first in (1, 2, 3):
         slot = slots.acquire([first, 0, 0])
         assert slot is not None
-        read(backend, slot, [first, 0, 0])
+        read(backend, slots, slot, [first, 0, 0])
         taken.append(slot)
     slots.release(taken[1])
     slots.release(taken[0])
@@ -117,16 +109,16 @@ def test_a_model_that_cannot_go_back_is_only_continued() -> None:
     slots = Slots(backend)
     slot = slots.acquire([1, 2, 3])
     assert slot is not None
-    read(backend, slot, [1, 2, 3])
+    read(backend, slots, slot, [1, 2, 3])
     slots.release(slot)
     longer = slots.acquire([1, 2, 3, 4])
     assert longer is slot
-    assert len(longer.tokens) == 3
-    read(backend, longer, [1, 2, 3, 4])
+    assert longer.n_tokens == 3
+    read(backend, slots, longer, [1, 2, 3, 4])
     slots.release(longer)
     back = slots.acquire([1, 2, 9])
     assert back is not None
-    assert back.tokens == []
+    assert back.n_tokens == 0
 
 
 def test_a_cut_that_is_refused_starts_again() -> None:
@@ -142,8 +134,8 @@ def test_a_cut_that_is_refused_starts_again() -> None:
     slots = Slots(backend)
     first = slots.acquire([1, 2, 3, 4])
     assert first is not None
-    read(backend, first, [1, 2, 3, 4])
+    read(backend, slots, first, [1, 2, 3, 4])
     slots.release(first)
     again = slots.acquire([1, 2, 9])
     assert again is first
-    assert (again.tokens, backend.length(0)) == ([], 0)
+    assert (again.n_tokens, backend.length(0)) == (0, 0)

@@ -1,0 +1,194 @@
+"""The radix tree over what is resident in the KV cache: which sequence holds which tokens, and up to where they are on the disk.
+
+Sequences that begin alike share the nodes of their common beginning, so one walk along a prompt finds the sequence that has most
+of it. A node ends where sequences part, where one of them ends, or where a block on the disk ends (its *mark*, the block's key).
+What is on the disk and not resident is not mirrored here: other processes change it, and the store's own index finds it.
+
+The engine thread owns the tree.
+
+Source: the radix attention of SGLang (Zheng et al., 2024), here with a handful of sequences and marks for a disk below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+__all__ = ["Mark", "PrefixTree", "Resident", "common_prefix"]
+
+_STRIDE = 256
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
+    """How many tokens `a` and `b[start:]` have in common from their beginnings.
+
+    Compares whole slices first: list comparison runs in C, a loop over thousands of tokens does not.
+    """
+    end = min(len(a), len(b) - start)
+    at = 0
+    while at < end and a[at : at + _STRIDE] == b[start + at : start + min(at + _STRIDE, len(a))]:
+        at += _STRIDE
+    stop = min(at + _STRIDE, end)
+    for index in range(min(at, end), stop):
+        if a[index] != b[start + index]:
+            return index
+    return stop
+
+
+class Resident(NamedTuple):
+    """The longest resident beginning of a query: how many tokens, and the sequences that hold all of them."""
+
+    n_tokens: int
+    holders: frozenset[int]
+
+
+class Mark(NamedTuple):
+    """A stored block: the position at which it ends, and its key."""
+
+    position: int
+    key: bytes
+
+
+class _Node:
+    """A run of tokens. `end` is the position after its last one; `holders` are the sequences that go through it."""
+
+    __slots__ = ("children", "end", "holders", "mark", "parent", "tokens")
+
+    def __init__(self, parent: _Node | None, tokens: list[int], end: int, holders: set[int]) -> None:
+        self.parent = parent
+        self.tokens = tokens
+        self.end = end
+        self.holders = holders
+        self.children: dict[int, _Node] = {}
+        self.mark: bytes | None = None
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.tokens)
+
+
+class PrefixTree:
+    """See the module. Every sequence starts empty.
+
+    Args:
+        n_seq: how many sequences there are, numbered from 0.
+    """
+
+    def __init__(self, n_seq: int) -> None:
+        self._root = _Node(None, [], 0, set())
+        self._ends = [self._root] * n_seq  # the node that each sequence ends with
+
+    def length(self, seq_id: int) -> int:
+        """How many tokens a sequence holds."""
+        return self._ends[seq_id].end
+
+    def tokens(self, seq_id: int, start: int = 0) -> list[int]:
+        """The tokens of a sequence from a position on."""
+        runs: list[list[int]] = []
+        node = self._ends[seq_id]
+        while node.parent is not None and node.end > start:
+            runs.append(node.tokens[max(0, start - node.start) :])
+            node = node.parent
+        return [token for run in reversed(runs) for token in run]
+
+    def match(self, tokens: Sequence[int]) -> Resident:
+        """The longest beginning of `tokens` that some sequence holds."""
+        node, position = self._root, 0
+        holders: set[int] = set()
+        while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
+            n_same = common_prefix(child.tokens, tokens, position)
+            position += n_same
+            holders = child.holders
+            if n_same < len(child.tokens):
+                break
+            node = child
+        return Resident(position, frozenset(holders))
+
+    def extend(self, seq_id: int, tokens: Sequence[int]) -> None:
+        """Append tokens to a sequence."""
+        end = self._ends[seq_id]
+        rest = list(tokens)
+        while rest:
+            child = end.children.get(rest[0])
+            if child is not None:
+                n_same = common_prefix(child.tokens, rest)
+                end = self._split(child, n_same)
+                end.holders.add(seq_id)
+                rest = rest[n_same:]
+            elif end.holders == {seq_id} and end is self._ends[seq_id] and not end.children and end.mark is None:
+                end.tokens += rest
+                end.end += len(rest)
+                rest = []
+            else:
+                node = _Node(end, rest, end.end + len(rest), {seq_id})
+                end.children[rest[0]] = node
+                end, rest = node, []
+        self._ends[seq_id] = end
+
+    def cut(self, seq_id: int, n_keep: int) -> None:
+        """Shorten a sequence to its first `n_keep` tokens; what no sequence holds any more is dropped, marks too."""
+        node = self._ends[seq_id]
+        while node.parent is not None and node.start >= n_keep:
+            parent = node.parent
+            self._leave(node, seq_id)
+            node = parent
+        if node.end > n_keep:
+            kept = self._split(node, n_keep - node.start)
+            self._leave(node, seq_id)
+            node = kept
+        self._ends[seq_id] = node
+
+    def share(self, source: int, target: int, n_tokens: int) -> None:
+        """Make the first `n_tokens` of `source` the whole of `target`."""
+        self.cut(target, 0)
+        self.extend(target, self.tokens(source)[:n_tokens])
+
+    def set_mark(self, seq_id: int, mark: Mark) -> None:
+        """Note that the block that ends at a position of a sequence is stored."""
+        node = self._ends[seq_id]
+        while node.parent is not None and node.start >= mark.position:
+            node = node.parent
+        if node.parent is not None and node.start < mark.position <= node.end:
+            self._split(node, mark.position - node.start).mark = mark.key
+
+    def last_mark(self, seq_id: int) -> Mark | None:
+        """The last stored block on a sequence; None when nothing of it is stored."""
+        node = self._ends[seq_id]
+        while node.parent is not None:
+            if node.mark is not None:
+                return Mark(node.end, node.mark)
+            node = node.parent
+        return None
+
+    def forget_marks(self, keys: Collection[bytes] | None = None) -> None:
+        """Drop marks of blocks that are not on the disk any more, and those below them; None drops all."""
+        for node in list(self._nodes()):
+            if node.mark is not None and (keys is None or node.mark in keys):
+                for below in self._nodes(node):
+                    below.mark = None
+
+    def _nodes(self, top: _Node | None = None) -> Iterator[_Node]:
+        """A node and all below it."""
+        stack = [top or self._root]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _split(self, node: _Node, n_tokens: int) -> _Node:
+        """Cut a run in two; gives the node of its first `n_tokens`. The old object stays the lower one, with end and mark."""
+        if n_tokens == len(node.tokens):
+            return node
+        parent = node.parent
+        assert parent is not None and 0 < n_tokens < len(node.tokens)
+        upper = _Node(parent, node.tokens[:n_tokens], node.start + n_tokens, set(node.holders))
+        parent.children[upper.tokens[0]] = upper
+        del node.tokens[:n_tokens]
+        node.parent = upper
+        upper.children[node.tokens[0]] = node
+        return upper
+
+    def _leave(self, node: _Node, seq_id: int) -> None:
+        node.holders.discard(seq_id)
+        if not node.holders and node.parent is not None:
+            del node.parent.children[node.tokens[0]]
