@@ -12,13 +12,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge import turn
 from edge.conversation import Attachment, ConversationInfo, ConversationStore, Node
 from edge.decode.scheduler import Scheduler
 from edge.errors import UsageError
+from edge.kv.answers import Answers
+from edge.kv.cache import KVCache
 from edge.prompting import Prompting
 from edge.reply import Reply
 from edge.types import Message, Sampling
@@ -27,9 +29,27 @@ if TYPE_CHECKING:
     import asyncio
 
     from edge.backends.base import Backend, ModelInfo
+    from edge.kv.store import BlockStore
     from edge.plan import Plan
 
-__all__ = ["Assistant", "Conversation"]
+__all__ = ["Assistant", "Conversation", "DiskCache"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCache:
+    """What an assistant keeps on the disk of what it reads.
+
+    Attributes:
+        blocks: where.
+        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.opening`.
+        exact: reuse only what equals a cold run bit for bit.
+        answers: give the same answer to an exact repeat of a request at temperature 0.
+    """
+
+    blocks: BlockStore
+    model: bytes
+    exact: bool = False
+    answers: bool = False
 
 
 class Assistant:
@@ -42,6 +62,7 @@ class Assistant:
         sampling: how tokens are chosen where a call does not say.
         system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
+        disk: what this device has read before; None keeps nothing on the disk. The assistant closes it.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -62,6 +83,7 @@ class Assistant:
         sampling: Sampling | None = None,
         system: str | None = None,
         window: str = "drop",
+        disk: DiskCache | None = None,
     ) -> None:
         self.plan = plan
         self.info: ModelInfo = backend.info
@@ -73,9 +95,15 @@ class Assistant:
         self.window = window
         self._own_store = ConversationStore(None) if store is None else None
         self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
-        self._scheduler = Scheduler(backend)
+        self._disk = disk
+        self._answers: Answers | None = None
+        cache = None
+        if disk is not None:
+            cache = KVCache(backend, disk.blocks, model=disk.model, exact=disk.exact)
+            self._answers = Answers(disk.blocks, disk.model) if disk.answers else None
+        self._scheduler = Scheduler(backend, cache)
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, self._own_store)
+        self._finalizer = weakref.finalize(self, _close, self._scheduler, disk, self._own_store)
         self._prompting = Prompting(backend.info, self._scheduler, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
@@ -138,6 +166,11 @@ class Assistant:
         """
         return len(self._prompting.tokenize(text))
 
+    @property
+    def disk_problem(self) -> str | None:
+        """Why nothing is kept on the disk just now, as the end of a sentence; None when all is well."""
+        return self._disk.blocks.problem if self._disk is not None else None
+
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""
         self._finalizer()
@@ -164,7 +197,16 @@ class Assistant:
         stops = self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(sampling, stop=(*sampling.stop, *stops))
-        return turn.Turn(self._scheduler, self._prompting, prompt, chosen, n_ctx=self.n_ctx, window=self.window, keeper=keeper)
+        return turn.Turn(
+            self._scheduler,
+            self._prompting,
+            prompt,
+            chosen,
+            n_ctx=self.n_ctx,
+            window=self.window,
+            keeper=keeper,
+            answers=self._answers,
+        )
 
     def _turn_is_over(self) -> None:
         """Nothing to do: that a running turn holds on to this method is what keeps the assistant open until then."""
@@ -350,6 +392,7 @@ class Conversation:
         try:
             question = prepare()
             nodes = self._store.path(self.id, question.id)
+            assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
             system = assistant._prompting.system_message(self.info.system)
             keeper = turn.Keeper(
                 self._store,
@@ -368,8 +411,10 @@ class Conversation:
             raise
 
 
-def _close(scheduler: Scheduler, own_store: ConversationStore | None) -> None:
+def _close(scheduler: Scheduler, disk: DiskCache | None, own_store: ConversationStore | None) -> None:
     scheduler.close()
+    if disk is not None:
+        disk.blocks.close()
     if own_store is not None:
         own_store.close()
 

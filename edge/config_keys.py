@@ -189,6 +189,8 @@ def describe(info: Any) -> str:
         return f"a list, each {describe(info.item_type)}"
     if isinstance(info, kinds.DictType):
         return f"a table, each entry {describe(info.value_type)}"
+    if isinstance(info, kinds.FloatType) and info.ge is not None:
+        return f"a number, {info.ge} or more"
     words: dict[type, str] = {kinds.FloatType: "a number", kinds.BoolType: "true or false", kinds.StrType: "a text"}
     return words[type(info)]
 

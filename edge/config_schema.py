@@ -11,7 +11,7 @@ import msgspec
 
 from edge.types import Sampling
 
-__all__ = ["PATH_VARIABLES", "TABLES", "ChatSettings", "HubSettings", "Paths", "Settings", "default_paths"]
+__all__ = ["PATH_VARIABLES", "TABLES", "ChatSettings", "HubSettings", "KVSettings", "Paths", "Settings", "default_paths"]
 
 APP_NAME = "edge-assistant"
 """Folder below the user's configuration, data and cache directories."""
@@ -41,6 +41,11 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache_dir: Path
     models_dir: Path
     config_file: Path
+
+    @property
+    def kv_dir(self) -> Path:
+        """Where KV blocks are kept."""
+        return self.cache_dir / "kv"
 
     @property
     def conversations_file(self) -> Path:
@@ -91,6 +96,26 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     history: bool = True
 
 
+class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The KV cache on the disk: what this device has read, so that it need not be read again.
+
+    Attributes:
+        enabled: whether there is one. Off, conversations are read again after a restart.
+        budget_gb: the most it may take of the disk, in GB (10^9 bytes).
+        min_free_gb: space that it leaves free on the disk, in GB.
+        encrypt: encrypt what is kept; it is authenticated either way.
+        exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
+        answers: give the same answer at once to an exact repeat of a request at temperature 0.
+    """
+
+    enabled: bool = True
+    budget_gb: Annotated[float, msgspec.Meta(ge=0)] = 4.0
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    encrypt: bool = False
+    exact: bool = False
+    answers: bool = False
+
+
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where models are fetched from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
@@ -120,6 +145,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         chat: the terminal chat.
         paths: where files are.
         hub: where models come from.
+        kv: the KV cache on the disk.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -137,7 +163,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat: ChatSettings = msgspec.field(default_factory=ChatSettings)
     paths: Paths = msgspec.field(default_factory=default_paths)
     hub: HubSettings = msgspec.field(default_factory=HubSettings)
+    kv: KVSettings = msgspec.field(default_factory=KVSettings)
     sources: dict[str, str] = {}
 
 
-TABLES: dict[str, type] = {"sampling": Sampling, "chat": ChatSettings, "paths": Paths, "hub": HubSettings}
+TABLES: dict[str, type] = {"sampling": Sampling, "chat": ChatSettings, "paths": Paths, "hub": HubSettings, "kv": KVSettings}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
-    from edge.assistant import Assistant
+    from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
     from edge.config import Settings
     from edge.conversation import ConversationStore
@@ -79,7 +79,8 @@ def load(
     engine = _open(plan, on_progress)
     try:
         sampling, system = _advised(chosen, plan.artifact.name)
-        return Assistant(engine, plan, store=store, sampling=sampling, system=system, window=chosen.window)
+        disk = _open_disk(chosen, plan, engine)
+        return Assistant(engine, plan, store=store, sampling=sampling, system=system, window=chosen.window, disk=disk)
     except BaseException:
         engine.close()
         raise
@@ -129,6 +130,7 @@ def plan_model(
         gpu_layers=chosen.gpu_layers,
         kv_type_k=chosen.kv_type_k,
         kv_type_v=chosen.kv_type_v,
+        n_seq=1 if chosen.kv.exact else None,  # other sequences' cells could change the last bits
     )
     device = probe()
     check_request(device, request)  # before gigabytes are fetched for nothing
@@ -168,6 +170,18 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
         if opened.done() and opened.exception() is None:  # it came too late to stop it
             opened.result().close()
         raise
+
+
+def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:
+    """What this device has read before, as far as the settings want it kept."""
+    from edge.assistant import DiskCache
+    from edge.kv.opening import model_fingerprint, open_block_store
+
+    kv = settings.kv
+    if not kv.enabled or not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
+        return None
+    model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
+    return DiskCache(open_block_store(settings), model, kv.exact, kv.answers)
 
 
 def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge.context import MessageCounter
+from edge.errors import TemplateError
+from edge.kv.tree import common_prefix
 from edge.template import ChatTemplate
 from edge.types import Message
 
 if TYPE_CHECKING:
-    from edge.backends.base import ModelInfo
+    from edge.backends.base import Backend, ModelInfo
     from edge.decode.scheduler import Scheduler
 
 __all__ = ["Prompting"]
@@ -91,12 +93,59 @@ class Prompting:
         """The next prompt shall hold the very tokens that were generated: only those are in the KV cache."""
         self._replies.put(text, list(tokens))
 
+    def recall_replies(self, kept: Iterable[tuple[str, object]]) -> None:
+        """Remember replies of an earlier run of the program.
+
+        Args:
+            kept: texts and what was kept as their tokens. That came from a file, so tokens that do not make up the text, or are
+                none, are left out.
+        """
+        unknown = {text: tokens for text, tokens in kept if tokens and self._replies.get(text) is None}
+
+        def checked(backend: Backend) -> list[tuple[str, list[int]]]:
+            return [
+                (text, tokens)
+                for text, tokens in unknown.items()
+                if isinstance(tokens, list) and _says(backend, tokens, text.encode("utf-8", "replace"))
+            ]
+
+        if unknown:
+            for text, tokens in self._scheduler.call(checked):
+                self._replies.put(text, tokens)
+
+    def shared_end(self, messages: Sequence[Message], tokens: Sequence[int]) -> int:
+        """Up to where a prompt is what every conversation with the same system prompt begins with; 0 where that is nothing.
+
+        Args:
+            messages: of the prompt.
+            tokens: of the prompt.
+        """
+        if not messages or messages[0].role != "system":
+            return 0
+        try:
+            return common_prefix(self.encode([messages[0], Message("user", "")]), tokens)
+        except TemplateError:
+            return 0
+
     def is_news(self, about: str, what: object) -> bool:
         """Whether this was not the last thing told about that: a notice comes when it becomes true, not at every turn."""
         with self._told_lock:
             is_new = self._told.get(about) != what
             self._told[about] = what
             return is_new
+
+
+def _says(backend: Backend, tokens: list[object], text: bytes) -> bool:
+    """Whether these are tokens of this model that make up this text."""
+    n_vocab = backend.info.n_vocab
+    said = b""
+    for token in tokens:
+        if not isinstance(token, int) or not 0 <= token < n_vocab:
+            return False
+        said += backend.token_bytes(token)
+        if len(said) > len(text):
+            return False
+    return said == text
 
 
 class _Memo(Generic[Key]):

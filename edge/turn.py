@@ -14,8 +14,9 @@ import msgspec
 from edge.context import Summary, fit
 from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
+from edge.kv.answers import Answer, Answers
 from edge.reply import Reply
-from edge.types import FinishReason, Message, Sampling
+from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.conversation import ConversationStore, Node, Status
@@ -79,6 +80,7 @@ class Keeper:
             return
         record = {
             "usage": asdict(reply.usage),
+            "tokens": list(reply.tokens),  # so that the prompt after a restart holds what is in the KV cache
             "timing": asdict(reply.timing),
             "plan": self._plan,
             "summary": asdict(self.summary) if self.summary is not None else None,
@@ -122,6 +124,7 @@ class Turn:
         n_ctx: context window in tokens.
         window: what happens to old messages when it is full.
         keeper: saves the reply; None for replies outside a conversation.
+        answers: what was answered before; None computes every reply.
 
     Attributes:
         reply: what the caller gets.
@@ -137,8 +140,10 @@ class Turn:
         n_ctx: int,
         window: str,
         keeper: Keeper | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.reply = Reply()
+        self._answers = answers
         self._scheduler = scheduler
         self._prompting = prompting
         self._prompt = prompt
@@ -148,6 +153,7 @@ class Turn:
         self._keeper = keeper
         self._asked_at = time.perf_counter()
         self._tokenize_ms = 0.0
+        self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
 
     def run(self) -> tuple[FinishReason, EdgeError | None]:
         """Do all of it. Returns how the reply ended, which the caller tells it last."""
@@ -168,7 +174,8 @@ class Turn:
             return "error", error
         reply.usage, reply.tokens = finished.usage, finished.tokens
         timing = finished.timing
-        reply.timing = replace(timing, tokenize_ms=self._tokenize_ms, queue_ms=timing.queue_ms - self._tokenize_ms)
+        waited_ms = max(0.0, timing.queue_ms - self._tokenize_ms)
+        reply.timing = replace(timing, tokenize_ms=self._tokenize_ms, queue_ms=waited_ms)
         if finished.tokens:
             self._prompting.remember_reply(reply.text, finished.tokens)
         if keeper is not None:
@@ -178,7 +185,35 @@ class Turn:
     def _generate(self) -> Finished:
         tokens = self._read_prompt()
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        return self._run(tokens, self._sampling, self._show)
+        known = self._answers.find(tokens, self._sampling) if self._answers else None
+        if known is not None:
+            return self._repeat(known, len(tokens))
+        finished = self._run(tokens, self._sampling, self._show, self._boundaries(tokens))
+        if self._answers:
+            answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms)
+            self._answers.keep(tokens, self._sampling, answer, self._owner)
+        return finished
+
+    @property
+    def _owner(self) -> str:
+        return self._keeper.conversation_id if self._keeper is not None else ""
+
+    def _boundaries(self, tokens: list[int]) -> list[int]:
+        """Where a state is worth keeping, if it can only be kept as a whole: the end of the system prompt, and of the question
+        but for the last token, which has to be computed for its logits.
+        """
+        if not self._scheduler.wants_checkpoints:
+            return []
+        shared = self._prompting.shared_end(self._messages, tokens)
+        return sorted({end for end in (shared, len(tokens) - 1) if 0 < end < len(tokens)})
+
+    def _repeat(self, known: Answer, n_prompt: int) -> Finished:
+        """Give an answer that was given before."""
+        if known.text:
+            self._show(Wrote(known.text))
+        ms = (time.perf_counter() - self._asked_at) * 1000
+        usage = Usage(n_prompt, n_prompt, len(known.tokens), saved_ms=known.total_ms, is_answer_cached=True)
+        return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens)
 
     def _show(self, event: Prefilled | Wrote) -> None:
         if isinstance(event, Prefilled):
@@ -188,10 +223,16 @@ class Turn:
         if self._keeper is not None:
             self._keeper.keep_part(self.reply)
 
-    def _run(self, tokens: list[int], sampling: Sampling, show: Callable[[Prefilled | Wrote], None]) -> Finished:
+    def _run(
+        self,
+        tokens: list[int],
+        sampling: Sampling,
+        show: Callable[[Prefilled | Wrote], None],
+        boundaries: Sequence[int] = (),
+    ) -> Finished:
         """Have the engine write, until it has finished; cancelling the reply cancels it."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        generation = Generation(tokens, sampling, events.put, asked_at=self._asked_at)
+        generation = Generation(tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at)
         self.reply._bind(generation.cancel)
         self._scheduler.submit(generation)
         while True:
@@ -228,6 +269,7 @@ class Turn:
             keeper.summary = window.summary
         if window.notice and (keeper is None or prompting.is_news(keeper.conversation_id, window.dropped.stop)):
             self.reply.notices.append(window.notice)
+        self._messages = window.messages
         return tokens  # of the last count, which is of window.messages
 
     def _refuse_far_too_long(self, text: str) -> None:

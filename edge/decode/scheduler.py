@@ -166,6 +166,11 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def wants_checkpoints(self) -> bool:
+        """Whether `Generation.boundaries` are of use."""
+        return self._cache.wants_checkpoints
+
     def submit(self, generation: Generation) -> None:
         """Queue a generation. Its listener hears of everything else, errors included.
 

@@ -1,19 +1,19 @@
 """What is resident in the KV cache and what is on the disk, together: the one thing that the scheduler asks.
 
-A prompt's beginning comes from memory as far as it is there, then from the disk, and only the rest is computed. What is computed
-is handed to the block store on the way: whole blocks as soon as they are full, the shorter last one at the end of the turn. The
-next turn's blocks follow that one, so each token's keys and values are written once.
+A prompt's beginning comes from memory as far as it is there, then from the disk, and only the rest is computed. What is
+computed is handed to the block store on the way: whole blocks as soon as they are full, the shorter last one at the end of
+the turn. The next turn's blocks follow that one, so each token's keys and values are written once.
 
 What is promised of the numbers:
 
-- What comes from the disk is, bit for bit, what was handed to it: a conversation goes on after a restart exactly as it would have
-  gone on without one.
+- What comes from the disk is, bit for bit, what was handed to it: a conversation goes on after a restart exactly as it would
+  have gone on without one.
 - Keys and values that were made while decoding, or that end inside a chunk, differ in the last bits from what reading the same
   tokens in one go gives. With `exact`, only what was computed as whole chunks, counted from position 0, is reused: then a reply
   equals that of a cold run, and the rest of the last chunk and earlier replies are read again for it.
 
-Models whose state cannot be cut into ranges (recurrent and hybrid ones) are kept as checkpoints of the whole state, at positions
-that the scheduler chooses; blocks without bytes lead to them.
+Models whose state cannot be cut into ranges (recurrent and hybrid ones) are kept as checkpoints of the whole state, at
+positions that the scheduler chooses; blocks without bytes lead to them.
 
 The engine thread owns this, like the backend itself.
 
@@ -219,9 +219,7 @@ class KVCache:
         n_memory = min(n_memory, slot.n_tokens)
         return n_memory, slot.n_tokens - n_memory
 
-    def _bring_ranges(
-        self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match
-    ) -> tuple[int, set[bytes]]:
+    def _bring_ranges(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
         """Append the blocks behind what is resident. Returns how many tokens stayed from memory, and keys that are lost."""
         refs = [ref for ref in match.blocks if ref.start + ref.n_used > slot.n_tokens]
         if refs[0].start < slot.n_tokens:
@@ -237,9 +235,7 @@ class KVCache:
                 break
         return n_memory, set()
 
-    def _bring_state(
-        self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match
-    ) -> tuple[int, set[bytes]]:
+    def _bring_state(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
         """As `_bring_ranges`, for states that are kept as a whole: the newest that goes further than what is resident."""
         lost: set[bytes] = set()
         for ref in reversed(match.blocks):

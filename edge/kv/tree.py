@@ -1,8 +1,9 @@
-"""The radix tree over what is resident in the KV cache: which sequence holds which tokens, and up to where they are on the disk.
+"""The radix tree over what is resident in the KV cache: which sequence holds which tokens, and what of them is on the disk.
 
-Sequences that begin alike share the nodes of their common beginning, so one walk along a prompt finds the sequence that has most
-of it. A node ends where sequences part, where one of them ends, or where a block on the disk ends (its *mark*, the block's key).
-What is on the disk and not resident is not mirrored here: other processes change it, and the store's own index finds it.
+Sequences that begin alike share the nodes of their common beginning, so one walk along a prompt finds the sequence that has
+most of it. A node ends where sequences part, where one of them ends, or where a block on the disk ends (its *mark*, the
+block's key). What is on the disk and not resident is not mirrored here: other processes change it, and the store's own index
+finds it.
 
 The engine thread owns the tree.
 

@@ -80,9 +80,7 @@ def test_other_architectures_keep_the_rest_of_the_contract(tiny_model: TinyModel
 
 
 @pytest.mark.parametrize("architecture", ["mamba", "lfm2"])
-def test_a_recurrent_state_is_exported_and_imported_whole(
-    tiny_model: TinyModel, plan_for: PlanFor, architecture: str
-) -> None:
+def test_a_recurrent_state_is_exported_and_imported_whole(tiny_model: TinyModel, plan_for: PlanFor, architecture: str) -> None:
     prompt, tail = tokens(40), tokens(10, seed=2)
     with LlamaCppBackend(plan_for(tiny_model(architecture))) as backend:
         backend.prefill(0, prompt)

@@ -1,0 +1,75 @@
+"""Opens the block store that the settings describe, and says which blocks of it a loaded model may use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.errors import StorageError
+
+if TYPE_CHECKING:
+    from edge.artifact import Artifact
+    from edge.backends.base import Backend
+    from edge.config import Settings
+    from edge.kv.store import BlockStore
+
+__all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]
+
+_log = logging.getLogger("edge.kv")
+_GB = 1_000_000_000
+
+
+def open_block_store(settings: Settings) -> BlockStore:
+    """The KV blocks on this device's disk, in `kv` below the cache directory. Never fails: see `BlockStore.problem`.
+
+    Args:
+        settings: `kv.*` and `paths.cache_dir` count.
+    """
+    from edge.kv.store import BlockStore
+
+    kv = settings.kv
+    return BlockStore(
+        settings.paths.kv_dir,
+        budget_bytes=int(kv.budget_gb * _GB),
+        min_free_bytes=int(kv.min_free_gb * _GB),
+        encrypt=kv.encrypt,
+    )
+
+
+def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path | None = None, exact: bool = False) -> bytes:
+    """Digest of the weights and of everything else that changes what the bytes of a KV block mean.
+
+    Args:
+        backend: an open backend.
+        artifact: the model it has loaded. Its file is read through once where its hash is not known yet.
+        cache_dir: where the hash is remembered.
+        exact: blocks made under that promise are kept apart, see `edge.kv.cache`.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    from edge.hashes import file_sha256
+    from edge.kv.blocks import fingerprint
+
+    weights = artifact.sha256 or file_sha256(artifact.path, cache_dir=cache_dir)
+    return fingerprint({**backend.kv_identity(), "weights": weights, "exact": exact})
+
+
+def forget_conversations(settings: Settings, ids: Sequence[str]) -> None:
+    """Delete the blocks that only these conversations used: they are deleted.
+
+    A disk that fails leaves them to be evicted some day; that is logged, as the conversations themselves are gone already.
+    """
+    if not settings.paths.kv_dir.is_dir():
+        return
+    with open_block_store(settings) as store:
+        for id in ids:
+            try:
+                store.forget(id)
+            except StorageError as error:
+                _log.warning("The KV blocks of conversation %s could not be deleted: %s", id, error)
