@@ -325,7 +325,7 @@ class Scheduler:
             return
         if n_read:
             self._cache.read(slot, tokens[:n_read], (time.perf_counter() - started) * 1000)
-        if slot.n_tokens in generation.boundaries:
+        if slot.n_tokens in self._cache.checkpoints(generation.boundaries):
             self._cache.checkpoint(slot)
         generation.listener(Prefilled(slot.n_tokens, len(to_read)))
         if slot.n_tokens == len(to_read) and not generation.prefilled_at:
@@ -334,10 +334,8 @@ class Scheduler:
     def _end_of_chunk(self, generation: Generation, start: int) -> int:
         """Where the chunk that begins at a position ends: on the grid, or before, where a state is to be kept."""
         chunk = self._cache.chunk_size
-        end = (start // chunk + 1) * chunk
-        if not self._cache.wants_checkpoints:
-            return end
-        return min([end, *(boundary for boundary in generation.boundaries if boundary > start)])
+        ends = [(start // chunk + 1) * chunk, *self._cache.checkpoints(generation.boundaries)]
+        return min(end for end in ends if end > start)
 
     def _give_way(self) -> Generation:
         """The cells do not suffice for all that runs: the youngest waits until another has ended, and is read again then."""

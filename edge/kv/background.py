@@ -97,6 +97,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
+        self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
         self._work = _Work()  # but for its batch, which is the queue
         self._is_busy = self._is_closing = self._wants_open = False
         self._n_flushing = 0
@@ -132,6 +133,7 @@ class Background:
                 self.n_dropped += 1
                 return False
             self._queue.append(pending)
+            self._unwritten.add(pending.key)
             self._queued_bytes += pending.size_bytes
         self._poke()
         return True
@@ -173,8 +175,14 @@ class Background:
             self.n_dropped += len(self._queue) - len(kept)
             self._queue = deque(kept)
             self._queued_bytes = sum(pending.size_bytes for pending in kept)
+            self._unwritten = {pending.key for pending in kept}
             for item in [item for item in self._work.touched if owner in (None, item[1])]:
                 del self._work.touched[item]
+
+    def is_waiting(self, key: bytes) -> bool:
+        """Whether a block waits to be written."""
+        with self._wake:
+            return key in self._unwritten
 
     def n_queued(self) -> int:
         """How many blocks wait to be written."""
@@ -216,6 +224,7 @@ class Background:
                 _log.warning("The KV store does without the disk for now: %s", reason)
             self.problem = reason
             self.n_dropped += len(self._queue)
+            self._unwritten.clear()
             self._queue.clear()
             self._queued_bytes = 0
             self._work = _Work(released=self._work.released)
@@ -324,6 +333,7 @@ class Background:
             self._work.released[:0] = work.released
             if not is_busy:
                 self.n_dropped += len(work.batch)
+                self._unwritten.difference_update(pending.key for pending in work.batch)
                 return
             self._queue.extendleft(reversed(work.batch))
             self._queued_bytes += sum(pending.size_bytes for pending in work.batch)
@@ -350,8 +360,9 @@ class Background:
         if not batch:
             return
         report = disk.write(batch, self.leased.copy())
-        batch.clear()
         with self._wake:
+            self._unwritten.difference_update(pending.key for pending in batch)
+            batch.clear()
             self.n_written += report.n_written
             self.n_known += report.n_known
             self.n_dropped += report.n_dropped

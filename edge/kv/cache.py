@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -95,6 +95,12 @@ class KVCache:
     def wants_checkpoints(self) -> bool:
         """Whether states are kept as a whole, so that somebody has to say where."""
         return self._store is not None and not self._backend.capabilities.export_kv
+
+    def checkpoints(self, boundaries: Iterable[int]) -> frozenset[int]:
+        """Where chunks have to end, and `checkpoint` be called, so that states are kept at or before these positions."""
+        if not self.wants_checkpoints:
+            return frozenset()
+        return frozenset(self._slots.reusable(boundary) for boundary in boundaries) - {0}
 
     def acquire(self, prompt: Sequence[int], owner: str = "") -> tuple[Slot, Reuse] | None:
         """Take a sequence for a prompt, with as much of its beginning as memory and disk have.
@@ -173,10 +179,6 @@ class KVCache:
     def resync(self, slot: Slot) -> None:
         """After a failure: believe the backend about how much of the sequence is there."""
         self._slots.resync(slot)
-
-    def forget_stored(self) -> None:
-        """Blocks were deleted from the store: what is still resident counts as not stored."""
-        self._slots.tree.forget_marks()
 
     def with_room(self, step: Callable[[], T]) -> T:
         """Run a step of the engine; when the cache is full, drop idle sequences, oldest first, and try again.
@@ -272,7 +274,7 @@ class KVCache:
 
     def _keep_ranges(self, store: BlockStore, slot: Slot, least: int) -> None:
         tree = self._slots.tree
-        start, parent = tree.last_mark(slot.seq_id) or (0, None)
+        start, parent = self._stored_end(store, slot)
         n_new = tree.length(slot.seq_id) - start
         if n_new < least:
             return
@@ -287,12 +289,18 @@ class KVCache:
             start, tokens = start + size, tokens[size:]
             tree.set_mark(slot.seq_id, Mark(start, parent))
 
+    def _stored_end(self, store: BlockStore, slot: Slot) -> tuple[int, bytes | None]:
+        """Up to where a sequence is on the disk, and the key of the block there. Others may have deleted what was stored."""
+        tree = self._slots.tree
+        while (mark := tree.last_mark(slot.seq_id)) is not None and not store.has(mark.key):
+            tree.forget_marks({mark.key})
+        return mark or (0, None)
+
     def _keep_state(self, store: BlockStore, slot: Slot) -> None:
         tree, end = self._slots.tree, slot.n_tokens
-        if end < _MIN_STORE_TOKENS:
+        if end < _MIN_STORE_TOKENS or end > tree.length(slot.seq_id):
             return
-        last = tree.last_mark(slot.seq_id)
-        start, parent = last or (0, None)
+        start, parent = self._stored_end(store, slot)
         if end == start:
             return
         tokens = tree.tokens(slot.seq_id, start)

@@ -120,6 +120,15 @@ class Disk:
             parent, start = row.key, start + n_used
         return Match(tuple(blocks), start)
 
+    def has(self, key: bytes) -> bool:
+        """Whether the index has a block.
+
+        Raises:
+            sqlite3.Error: the index cannot be read.
+        """
+        with self.index.read() as view:
+            return view.sql.execute("SELECT 1 FROM block WHERE key = ?", (key,)).fetchone() is not None
+
     def load(self, ref: BlockRef) -> memoryview:
         """The payload of a block, every byte verified, and the block the one that was asked for.
 

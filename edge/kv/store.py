@@ -141,6 +141,17 @@ class BlockStore:
             self._background.fail(error, disk)
         return None
 
+    def has(self, key: bytes) -> bool:
+        """Whether a block is stored or waits to be written. What follows one that is neither cannot be stored."""
+        disk = self._background.disk
+        if disk is None or self._background.is_waiting(key):
+            return disk is not None
+        try:
+            return disk.has(key)
+        except FAILURES as error:
+            self._background.fail(error, disk)
+            return False
+
     def put(
         self,
         parent: bytes | None,

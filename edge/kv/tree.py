@@ -161,10 +161,10 @@ class PrefixTree:
             node = node.parent
         return None
 
-    def forget_marks(self, keys: Collection[bytes] | None = None) -> None:
-        """Drop marks of blocks that are not on the disk any more, and those below them; None drops all."""
-        for node in list(self._nodes()):
-            if node.mark is not None and (keys is None or node.mark in keys):
+    def forget_marks(self, keys: Collection[bytes]) -> None:
+        """Drop marks of blocks that are not on the disk any more, and those below them."""
+        for node in list(self._nodes()) if keys else ():
+            if node.mark is not None and node.mark in keys:
                 for below in self._nodes(node):
                     below.mark = None
 

@@ -79,11 +79,6 @@ class TreeAgainstLists(RuleBasedStateMachine):
             self.tree.forget_marks({mark.key})
             self.marks = {prefix: key for prefix, key in self.marks.items() if prefix[: len(lost)] != lost}
 
-    @rule()
-    def forget_all(self) -> None:
-        self.tree.forget_marks()
-        self.marks = {}
-
     @rule(source=SEQUENCES, share=SHARES, tokens=RUNS)
     def match(self, source: int, share: float, tokens: list[int]) -> None:
         query = [*self.lists[source][: round(len(self.lists[source]) * share)], *tokens]
