@@ -37,6 +37,7 @@ __all__ = [
     "Installed",
     "Phase",
     "Removed",
+    "check_reference",
     "list_models",
     "load_catalog",
     "pull",
@@ -181,6 +182,17 @@ def pull(
     Args and errors are those of `resolve`.
     """
     return _Request(reference, settings, on_progress, accept_licence, formats).pull()
+
+
+def check_reference(reference: str, settings: Settings) -> None:
+    """Refuse what no model can be called; whether it is on this device does not matter. Needs no network.
+
+    Raises:
+        UsageError: the reference is malformed.
+        ModelNotFoundError: there is no such name or file; the nearest name is in the hint.
+        ModelFileError, StorageError: it is here and cannot be used.
+    """
+    _Request(reference, settings).find()
 
 
 def list_models(settings: Settings) -> list[Installed]:

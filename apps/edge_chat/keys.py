@@ -96,7 +96,7 @@ def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
                 f"chat.keys: there is no action {name!r}.",
-                f"{hint}Known are: {', '.join(rebindable)}. To go back: edge config unset chat.keys.{name}",
+                f"{hint}Known are: {', '.join(rebindable)}.",
             )
         keymap[name] = ",".join(_check_key(name, key) for key in keys.split(","))
         if rebindable[name].scope == "composer" and any(len(key) == 1 for key in keymap[name].split(",")):

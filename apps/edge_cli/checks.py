@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from edge.device import DeviceProfile
     from edge.plan import Plan
 
-__all__ = ["Check", "check_chat", "check_conversations", "check_directories", "check_engines", "check_model", "guarded"]
+__all__ = [
+    "Check",
+    "check_chat",
+    "check_conversations",
+    "check_directories",
+    "check_engines",
+    "check_model",
+    "check_names",
+    "guarded",
+]
 
 LITTLE_SPACE_BYTES = 2_000_000_000
 """Less than this on the disk of the models is worth a word: a small model and its download take about as much."""
@@ -52,6 +61,24 @@ def guarded(what: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
     except EdgeError as error:
         found.append(Check(what, "broken", error.message, error.hint))
     return found
+
+
+def check_names(settings: Settings) -> Iterator[Check]:
+    """Do the settings name backends, themes and keys that exist? (The model has a check of its own.)"""
+    from edge.config import DEFAULT
+    from edge_cli.settings_check import CHECKED, check_setting
+
+    for name in CHECKED:
+        source = settings.sources.get(name, DEFAULT)
+        if name == "model" or source == DEFAULT:
+            continue
+        try:
+            why = check_setting(name, settings)
+        except EdgeError as error:
+            yield Check("settings", "broken", f"{source}: {name}: {error.message}", error.hint)
+        else:
+            if why:
+                yield Check("settings", "note", f"{name} could not be checked: {why}")
 
 
 def check_engines(profile: DeviceProfile) -> Iterator[Check]:

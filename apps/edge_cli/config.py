@@ -92,7 +92,8 @@ def get(app: App, key: str, as_json: bool) -> None:
 )
 @click.argument("key", shell_complete=complete_setting_name)
 @click.argument("value")
-def set_(key: str, value: str) -> None:
+@pass_app
+def set_(app: App, key: str, value: str) -> None:
     """Write a setting to the settings file. Comments and order stay as they are."""
     from edge.config import default_paths, parse_text, split_key
     from edge.config_file import set_in_file
@@ -104,6 +105,7 @@ def set_(key: str, value: str) -> None:
     parts = split_key(key)
     if isinstance(parsed, dict):
         (parsed,) = parsed.values()
+    _check_name(app, key, value)
     path = default_paths().config_file
     set_in_file(path, parts, "auto" if parsed is None else _plain(parsed))
     output.note(f"{key} is {_show(parsed)} in {path}")
@@ -147,6 +149,25 @@ def path(app: App, as_json: bool) -> None:
         output.json_object({name: str(getattr(paths, name)) for name in names})
     else:
         output.line(str(paths.config_file))
+
+
+def _check_name(app: App, key: str, value: str) -> None:
+    """Refuse the name of something that does not exist."""
+    from edge.config import find_key
+    from edge.errors import ConfigError
+    from edge_cli.settings_check import CHECKED, check_setting
+
+    name = find_key(key).name
+    if name not in CHECKED:
+        return
+    try:
+        settings = app.settings({key: value})
+    except ConfigError:
+        # Something else in there is broken, and perhaps this very command mends it.
+        output.note(f"{key} was not checked, since the settings cannot be read as a whole: see edge doctor")
+        return
+    if why := check_setting(name, settings):
+        output.note(f"{key} could not be checked: {why}")
 
 
 def _show_section(settings: Settings, names: list[str], as_json: bool) -> None:

@@ -40,6 +40,7 @@ def doctor(app: App, as_json: bool) -> int:
 
     found: list[Check] = []
     settings = _settings(app, found)
+    found += checks.guarded("settings", lambda: checks.check_names(settings))
     plans: list[Plan] = []
     with output.Status() as status:
         status.show("looking at this machine")

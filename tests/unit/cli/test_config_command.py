@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def test_unset_leaves_no_empty_section(call: Any, config: Path, text: str) -> No
     [
         ("sampling.stop", '["a", "b"]', '["a", "b"]'),
         ("context", "auto", "auto"),
-        ("chat.keys.new.one", "ctrl+n", "ctrl+n"),
+        ("chat.keys.quit-now", "ctrl+x", "ctrl+x"),
+        ("chat.theme", "dark", "dark"),
+        ("backend", "llamacpp", "llamacpp"),
+        ("model", "hf:owner/repo:Q4_K_M", "hf:owner/repo:Q4_K_M"),
         ("sampling.logit_bias.5", "-inf", "-inf"),
         ("gpu_layers", "-1", "-1"),
         ("hub.offline", "yes", "true"),
@@ -101,6 +105,11 @@ def test_json_has_no_infinity(call: Any) -> None:
         (("set", "sampling.top_p", "3"), "from 0 to 1"),
         (("set", "chat.keys", "x"), "chat.keys.NAME"),
         (("set", "paths.config_file", "x"), "EDGE_CONFIG"),
+        (("set", "chat.keys.quit-nwo", "ctrl+x"), "Did you mean 'quit-now'?"),
+        (("set", "chat.keys.quit-now", "crtl+x"), "Did you mean 'ctrl'?"),
+        (("set", "chat.theme", "edge-drak"), "Did you mean edge-dark?"),
+        (("set", "backend", "lamacpp"), "Did you mean llamacpp?"),
+        (("set", "backend", "tensorrt"), "Known: llamacpp"),
         (("get", "contxt"), "Did you mean context?"),
         (("unset", "contxt"), "Did you mean context?"),
     ],
@@ -121,11 +130,40 @@ def test_a_broken_file_can_be_mended(call: Any, config: Path) -> None:
     assert call("config", "ls").code == 0
 
 
+def test_set_refuses_a_model_that_cannot_be(call: Any, config: Path) -> None:
+    result = call("config", "set", "model", "smollm2-135n")
+    assert (result.code, result.out) == (3, "")
+    assert "Did you mean smollm2-135m?" in result.err
+    assert not config.exists()
+
+
+def test_keys_are_checked_with_those_that_are_set_already(call: Any, config: Path) -> None:
+    assert call("config", "set", "chat.keys.quit-now", "ctrl+x").code == 0
+    result = call("config", "set", "chat.keys.new", "ctrl+x")
+    assert result.code == 2
+    assert "ctrl+x would be both" in result.err
+
+
+def test_set_works_in_a_broken_file_and_says_that_it_did_not_look(call: Any, config: Path) -> None:
+    config.write_text("modle = 1\n")
+    result = call("config", "set", "backend", "llamacpp")
+    assert result.code == 0
+    assert "was not checked" in result.err
+
+
+def test_without_the_chat_app_its_names_are_not_checked_and_that_is_said(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "textual" else find(name, *rest))
+    result = call("config", "set", "chat.theme", "whatever")
+    assert result.code == 0
+    assert "chat.theme could not be checked" in result.err
+
+
 def test_a_variable_that_wins_is_named(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_CONTEXT", "9")
-    monkeypatch.setenv("EDGE_CHAT_KEYS_QUIT", "q")
+    monkeypatch.setenv("EDGE_CHAT_KEYS_SEARCH", "f9")
     assert "EDGE_CONTEXT is set and wins" in call("config", "set", "context", "5").err
-    assert "EDGE_CHAT_KEYS_QUIT is set and wins" in call("config", "set", "chat.keys.quit", "x").err
+    assert "EDGE_CHAT_KEYS_SEARCH is set and wins" in call("config", "set", "chat.keys.search", "f8").err
     assert "wins" not in call("config", "set", "threads", "1").err
 
 

@@ -195,6 +195,17 @@ def test_doctor_tells_what_the_canary_turned_off(call: Any, monkeypatch: pytest.
     assert (found["canary"]["state"], found["canary"]["text"]) == ("note", "AMX is off.")
 
 
+def test_doctor_reports_names_that_do_not_exist(call: Any, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_home / "config.toml").write_text('backend = "lamacpp"\n[chat.keys]\nquit-nwo = "ctrl+x"\n')
+    monkeypatch.setenv("EDGE_CHAT_THEME", "edge-drak")
+    result = call("doctor", "--json", app=doctor_app())
+    assert result.code == 1
+    broken = {check["text"]: check["hint"] for check in json.loads(result.out)["checks"] if check["state"] == "broken"}
+    assert broken[f"{own_home / 'config.toml'}:1: backend: There is no backend 'lamacpp'."] == "Did you mean llamacpp?"
+    assert broken["EDGE_CHAT_THEME: chat.theme: There is no theme 'edge-drak'."] == "Did you mean edge-dark?"
+    assert any("quit-nwo" in text and "Did you mean 'quit-now'?" in hint for text, hint in broken.items())
+
+
 def test_doctor_with_broken_settings_looks_at_the_rest(call: Any, own_home: Path) -> None:
     (own_home / "config.toml").write_text("modle = 1\n")
     found = findings(call, doctor_app(), 1)
