@@ -38,7 +38,7 @@ EPILOG = (
     "\b\nExamples:\n"
     "  edge chat\n"
     '  edge run "What is the capital of France?"\n'
-    '  git diff | edge run "Write a commit message"\n'
+    '  cat news.txt | edge run "Summarise"\n'
     "\n\b\nExit codes:\n" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())
 )
 
