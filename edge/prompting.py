@@ -11,6 +11,7 @@ from edge.context import MessageCounter
 from edge.errors import TemplateError
 from edge.kv.tree import common_prefix
 from edge.template import ChatTemplate
+from edge.tokenizer import TextStream
 from edge.types import Message
 
 if TYPE_CHECKING:
@@ -104,9 +105,7 @@ class Prompting:
 
         def checked(backend: Backend) -> list[tuple[str, list[int]]]:
             return [
-                (text, tokens)
-                for text, tokens in unknown.items()
-                if isinstance(tokens, list) and _says(backend, tokens, text.encode("utf-8", "replace"))
+                (text, tokens) for text, tokens in unknown.items() if isinstance(tokens, list) and _says(backend, tokens, text)
             ]
 
         if unknown:
@@ -135,17 +134,14 @@ class Prompting:
             return is_new
 
 
-def _says(backend: Backend, tokens: list[object], text: bytes) -> bool:
+def _says(backend: Backend, tokens: list[object], text: str) -> bool:
     """Whether these are tokens of this model that make up this text."""
-    n_vocab = backend.info.n_vocab
-    said = b""
+    stream, said = TextStream(), ""
     for token in tokens:
-        if not isinstance(token, int) or not 0 <= token < n_vocab:
+        if not isinstance(token, int) or not 0 <= token < backend.info.n_vocab or len(said) > len(text):
             return False
-        said += backend.token_bytes(token)
-        if len(said) > len(text):
-            return False
-    return said == text
+        said += stream.feed(backend.token_bytes(token))
+    return said + stream.final() == text
 
 
 class _Memo(Generic[Key]):

@@ -119,6 +119,7 @@ class Backend(ABC):
         info: the model.
         n_ctx: cells of the KV cache. Sequences share the cells of what was copied; other than that the sum of their
             lengths stays at or below it.
+        kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
             position 0; cancelling and progress happen between chunks.
     """
@@ -128,6 +129,7 @@ class Backend(ABC):
     info: ModelInfo
     n_ctx: int
     chunk_size: int
+    kv_window: int = 0
 
     @abstractmethod
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:

@@ -71,7 +71,7 @@ class LlamaCppBackend(Backend):
             raise
         self._vocab = library.llama_model_get_vocab(self._model)
         self._memory = library.llama_get_memory(self._context)
-        self._window = library.llama_model_n_swa(self._model)
+        self.kv_window = library.llama_model_n_swa(self._model)
         self._spare = plan.n_seq
         self.capabilities = capabilities_of(library, self._model, plan.n_seq)
         self.info = describe(library, self._model)
@@ -226,7 +226,7 @@ class LlamaCppBackend(Backend):
                 if (start, end) != (0, n_now):
                     raise UnsupportedError(f"The state of this model ({self.info.architecture}) is exported as a whole only.")
                 return self._export(seq_id, start, end)
-            if self._window:
+            if self.kv_window:
                 self._check_window(seq_id, start, end)
             # The spare sequence shares just these cells for a moment, and is what gets written out.
             self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
@@ -429,8 +429,8 @@ class LlamaCppBackend(Backend):
     def _check_window(self, seq_id: int, start: int, end: int) -> None:
         """llama.cpp leaves out of a state what its window has passed over, and may give those cells away in any later pass."""
         oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id)
-        is_recent = self.length(seq_id) - start <= self._window + self.chunk_size
-        if end - start >= self._window or start < oldest or not is_recent:
+        is_recent = self.length(seq_id) - start <= self.kv_window + self.chunk_size
+        if end - start >= self.kv_window or start < oldest or not is_recent:
             raise UnsupportedError(
                 f"The sliding window of this model has moved on: [{start}, {end}) of sequence {seq_id} cannot be exported."
             )
@@ -445,8 +445,8 @@ class LlamaCppBackend(Backend):
             raise UnsupportedError(
                 f"This model ({self.info.architecture}) is recurrent: its state cannot be cut at {n_keep} of {n_now} tokens."
             )
-        oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id) if self._window else 0
-        if oldest > max(0, n_keep - self._window):
+        oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id) if self.kv_window else 0
+        if oldest > max(0, n_keep - self.kv_window):
             raise UnsupportedError(
                 f"The sliding window of this model has moved on: sequence {seq_id} cannot be cut at {n_keep} of {n_now}."
             )

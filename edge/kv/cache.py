@@ -86,6 +86,8 @@ class KVCache:
         self._store = store if able.export_kv or able.checkpoints else None
         self._model = model
         self.chunk_size = min(BLOCK_TOKENS, backend.chunk_size) if exact else backend.chunk_size
+        # Blocks of a sliding-window model are exported while the window covers them.
+        self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
         self._owners: dict[int, str] = {}
         self._n_read: dict[int, int] = {}  # up to where a busy sequence was read; what follows was decoded
@@ -147,13 +149,13 @@ class KVCache:
             self._ms_per_token = known + _SMOOTHING * (newest - known)
         self._slots.append(slot, tokens, is_read=True)
         self._n_read[slot.seq_id] = slot.n_tokens
-        self._keep(slot, BLOCK_TOKENS)
+        self._keep(slot, self._block_tokens)
 
     def wrote(self, slot: Slot, token: int) -> None:
         """Note that a token of a reply was decoded, and hand full blocks to the disk."""
         self._slots.append(slot, [token], is_read=False)
-        if slot.n_tokens % BLOCK_TOKENS == 0:
-            self._keep(slot, BLOCK_TOKENS)
+        if slot.n_tokens % self._block_tokens == 0:
+            self._keep(slot, self._block_tokens)
 
     def checkpoint(self, slot: Slot) -> None:
         """Keep the whole state as it is now, where ranges of it cannot be kept."""
@@ -279,7 +281,7 @@ class KVCache:
         if n_new < least:
             return
         tokens = tree.tokens(slot.seq_id, start)
-        for size in _cuts(n_new):
+        for size in self._cuts(n_new):
             if size < least:
                 return
             payload = self._backend.export_kv(slot.seq_id, start, start + size)
@@ -305,7 +307,7 @@ class KVCache:
             return
         tokens = tree.tokens(slot.seq_id, start)
         # The block that carries the state holds one token, so that its key is not that of a block that leads elsewhere.
-        for size in [*_cuts(len(tokens) - 1), 1]:
+        for size in [*self._cuts(len(tokens) - 1), 1]:
             is_last = start + size == end
             payload = self._backend.export_kv(slot.seq_id, 0, end) if is_last else b""
             parent = self._put(store, slot, parent, start, tokens[:size], payload)
@@ -343,8 +345,7 @@ class KVCache:
             owner=self._owners.get(slot.seq_id) or None,
         )
 
-
-def _cuts(n_tokens: int) -> list[int]:
-    """Sizes of the blocks for so many tokens: full ones and the rest."""
-    n_full, rest = divmod(n_tokens, BLOCK_TOKENS)
-    return [BLOCK_TOKENS] * n_full + [rest] * (rest > 0)
+    def _cuts(self, n_tokens: int) -> list[int]:
+        """Sizes of the blocks for so many tokens: full ones and the rest."""
+        n_full, rest = divmod(n_tokens, self._block_tokens)
+        return [self._block_tokens] * n_full + [rest] * (rest > 0)

@@ -79,8 +79,11 @@ def _byte_letters() -> list[str]:
 class TinyModel:
     """Writes a random model of one architecture: two layers, a byte vocabulary, weights in float32."""
 
-    def __init__(self, path: Path, architecture: str, *, n_layer: int = 2, seed: int = 7) -> None:
+    def __init__(
+        self, path: Path, architecture: str, *, n_layer: int = 2, seed: int = 7, kind: gguf.GGMLQuantizationType | None = None
+    ) -> None:
         self.path = path
+        self.kind = kind  # of the matrices; None is float32
         self.n_layer = n_layer
         self.writer = gguf.GGUFWriter(path, architecture)
         self._random = np.random.default_rng(seed)
@@ -118,6 +121,9 @@ class TinyModel:
             values = 1.0 + 0.1 * self._random.standard_normal(shape)
         else:
             values = self._random.standard_normal(shape) * (1.5 / np.sqrt(shape[-1]))
+            if self.kind is not None:
+                self.writer.add_tensor(name, gguf.quants.quantize(values.astype(np.float32), self.kind), raw_dtype=self.kind)
+                return
         self.writer.add_tensor(name, values.astype(np.float32))
 
     def norm(self, name: str, size: int = WIDTH) -> None:
@@ -156,9 +162,9 @@ class TinyModel:
         return self.path
 
 
-def write_llama(path: Path, *, with_tokenizer: bool = True) -> Path:
+def write_llama(path: Path, *, with_tokenizer: bool = True, kind: gguf.GGMLQuantizationType | None = None) -> Path:
     """A tiny model of the architecture "llama"."""
-    model = TinyModel(path, "llama")
+    model = TinyModel(path, "llama", kind=kind)
     model.add_attention()
     if with_tokenizer:
         model.add_tokenizer()
@@ -272,6 +278,8 @@ def write_bert(path: Path) -> Path:
 
 _WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama": write_llama,
+    # In 4 bits the last bits of a result depend on how many tokens were computed together, as they do in real models.
+    "llama q4_0": lambda path: write_llama(path, kind=gguf.GGMLQuantizationType.Q4_0),
     "llama without tokenizer": lambda path: write_llama(path, with_tokenizer=False),
     "bert": write_bert,
     "gemma3": write_gemma3,

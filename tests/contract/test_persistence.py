@@ -1,0 +1,164 @@
+"""Conversations with the disk against conversations without it, on real kernels: the same words, to the last one.
+
+The model of the main test has 4-bit weights: the last bits of its results depend on how a prompt was cut into batches, as those
+of real models do, so a wrong cut shows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.assistant import Assistant, Conversation, DiskCache
+from edge.backends.llamacpp import LlamaCppBackend
+from edge.conversation import ConversationStore
+from edge.kv.opening import model_fingerprint
+from edge.kv.store import BlockStore
+from edge.types import Sampling
+
+PlanFor = Callable[..., Any]
+TinyModel = Callable[[str], Path]
+NO_LETTERS = dict.fromkeys((*range(32), *range(127, 256)), -math.inf)
+GREEDY = Sampling(temperature=0, max_tokens=12, logit_bias=NO_LETTERS)  # random models say bytes that are no text
+WORDS = ("the", "fox", "ran", "over", "a", "hill", "and", "saw", "two", "dogs", "near", "an", "old", "house", "river")
+
+
+@dataclass
+class World:
+    """One way of running the same conversations.
+
+    Attributes:
+        open: makes an assistant on a store of conversations.
+        restarts: whether the assistant is closed and opened anew before each turn.
+    """
+
+    open: Callable[[ConversationStore], Assistant]
+    restarts: bool
+    store: ConversationStore = field(default_factory=lambda: ConversationStore(None))
+    assistant: Assistant | None = None
+    n_restored: int = 0
+
+    def conversation(self, id: str | None, system: str = "") -> Conversation:
+        if self.assistant is None or self.restarts:
+            self.close()
+            self.assistant = self.open(self.store)
+        return self.assistant.conversation(id, system=None if id else system)
+
+    def note(self, reply: Any) -> tuple[str, tuple[int, ...]]:
+        text = reply.wait()
+        self.n_restored += reply.usage.n_restored
+        return text, reply.tokens
+
+    def end(self) -> None:
+        self.close()
+        self.store.close()
+
+    def close(self) -> None:
+        if self.assistant is not None:
+            self.assistant.close()
+            self.assistant = None
+
+
+def text(rng: random.Random, n_words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(n_words))
+
+
+def live(world: World, seed: int) -> list[tuple[str, tuple[int, ...]]]:
+    """One conversation: turns, an edit, a fork, a regenerated answer, and a return to the branch that was left."""
+    rng = random.Random(seed)
+    said = []
+    id = world.conversation(None, system=text(rng, rng.randrange(3, 40))).id
+    said.append(world.note(world.conversation(id).send(text(rng, rng.randrange(3, 40)), sampling=GREEDY)))
+    for _ in range(rng.randrange(2, 4)):
+        conversation = world.conversation(id)
+        path = conversation.messages
+        action = rng.choice(["send", "send", "edit", "fork", "regenerate", "return"])
+        if action == "edit":
+            question = rng.choice([node for node in path if node.role == "user"])
+            said.append(world.note(conversation.edit(question.id, text(rng, rng.randrange(3, 30)), sampling=GREEDY)))
+        elif action == "regenerate":
+            said.append(world.note(conversation.regenerate(sampling=GREEDY)))
+        else:
+            if action == "fork":
+                id = conversation.fork(rng.choice([node for node in path if node.role == "assistant"]).id).id
+                conversation = world.assistant.conversation(id)  # type: ignore[union-attr]
+            elif action == "return":
+                branches = conversation.branches(rng.choice(path).id)
+                conversation.switch(branches[0].id)
+            said.append(world.note(conversation.send(text(rng, rng.randrange(3, 30)), sampling=GREEDY)))
+    return said
+
+
+def compare(world: World, reference: World, seeds: range) -> None:
+    """Live the same conversations twice, and end both."""
+    for seed in seeds:
+        assert live(world, seed) == live(reference, seed)
+    world.end()
+    reference.end()
+
+
+def opener(
+    plan: Any, directory: Path | None, *, exact: bool = False, encrypt: bool = False
+) -> Callable[[ConversationStore], Assistant]:
+    """Makes assistants with the disk, or without."""
+
+    def open(store: ConversationStore) -> Assistant:
+        backend = LlamaCppBackend(plan)
+        disk = None
+        if directory is not None:
+            blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False)
+            disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact), exact)
+        return Assistant(backend, plan, store=store, disk=disk)
+
+    return open
+
+
+def test_exact_replies_are_those_of_a_cold_run_over_50_conversations(
+    tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path
+) -> None:
+    plan = plan_for(tiny_model("llama q4_0"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    cold = World(opener(plan, None), restarts=True)  # a new process each time, and nothing on the disk
+    cached = World(opener(plan, tmp_path / "kv", exact=True), restarts=False)
+    restarted = World(opener(plan, tmp_path / "kv2", exact=True, encrypt=True), restarts=True)
+    expected = {seed: live(cold, seed) for seed in range(50)}
+    for world, seeds in ((cached, range(50)), (restarted, range(25, 50))):
+        for seed in seeds:
+            assert live(world, seed) == expected[seed]
+        world.end()
+    cold.end()
+    assert cold.n_restored == 0
+    assert cached.n_restored > 300, "there is one sequence, so branches that were left come back from the disk"
+    assert restarted.n_restored > 5000
+
+
+@pytest.mark.parametrize("architecture", ["llama q4_0", "mamba", "lfm2"])
+def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path, architecture: str) -> None:
+    """Without `exact`: replies are those of a process that was never stopped."""
+    plan = plan_for(tiny_model(architecture), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    running = World(opener(plan, tmp_path / "running"), restarts=False)
+    restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
+    compare(restarted, running, range(100, 112))
+    assert restarted.n_restored > 2000
+
+
+def test_a_sliding_window_comes_back_as_it_was(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
+    plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    cold = World(opener(plan, None), restarts=True)
+    restarted = World(opener(plan, tmp_path / "kv", exact=True), restarts=True)
+    compare(restarted, cold, range(300, 312))
+    assert restarted.n_restored > 1000
+
+
+def test_several_sequences_and_the_disk_give_what_one_gives(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
+    """Conversations that take turns: what is in memory, shared or restored makes no difference that a reader sees."""
+    one = plan_for(tiny_model("llama"), n_ctx=1024, n_seq=1)
+    four = plan_for(tiny_model("llama"), n_ctx=1024, n_seq=4)
+    alone = World(opener(one, None), restarts=True)
+    together = World(opener(four, tmp_path / "kv"), restarts=False)
+    compare(together, alone, range(200, 210))
