@@ -39,13 +39,9 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from edge.kv.keys import KEY_BYTES, TOKEN_BYTES, Keys, entry_bytes
 
 __all__ = [
     "FORMAT_VERSION",
@@ -57,7 +53,6 @@ __all__ = [
     "Block",
     "BlockDamaged",
     "Header",
-    "Keys",
     "fingerprint",
     "open_block",
     "pack_tokens",
@@ -68,11 +63,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MAGIC = b"edgekv\r\n"  # A transfer that rewrites line ends destroys it.
-KEY_BYTES = 32
 TAG_BYTES = 16
-TOKEN_BYTES = 4
-HIDDEN_ENTRY_BYTES = 6
-"""48 bits tell siblings apart; should two ever collide, the tokens inside the block are compared after it is opened."""
 MAX_TOKENS = 1 << 20
 MAX_LABEL_BYTES = 255
 MAX_PREFILL_MS = 1e9
@@ -141,89 +132,6 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 def unpack_tokens(packed: bytes) -> list[int]:
     """The inverse of `pack_tokens`."""
     return list(struct.unpack(f">{len(packed) // TOKEN_BYTES}I", packed))
-
-
-class Keys:
-    """What one secret is good for: naming blocks, hiding their tokens, sealing them.
-
-    Args:
-        secret: 32 random bytes.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != KEY_BYTES:
-            raise UsageError(f"The key of a KV store has {len(secret)} bytes.", f"Use {KEY_BYTES} random bytes.")
-        self._name_key = _derived(secret, b"edge-kv name 1")
-        self._path_key = _derived(secret, b"edge-kv path 1")
-        self._start_key = _derived(secret, b"edge-kv start 1")
-        self._seal_key = _derived(secret, b"edge-kv seal 1")
-        self.id = _derived(secret, b"edge-kv id 1")[:8]
-
-    @cached_property
-    def cipher(self) -> AESGCM:
-        """AES-256-GCM with the sealing key."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        return AESGCM(self._seal_key)
-
-    def root(self, model: bytes, namespace: str, *, encrypted: bool) -> bytes:
-        """What stands where the parent's key would, in blocks that start at position 0 (32 bytes).
-
-        Args:
-            model: the fingerprint.
-            namespace: who shares: blocks of one namespace are never found from another.
-            encrypted: plain and encrypted blocks never follow each other.
-        """
-        return self._name(b"root", b"encrypted" if encrypted else b"plain", model, namespace.encode("utf-8"))
-
-    def block(self, model: bytes, namespace: str, parent: bytes, tokens: bytes) -> bytes:
-        """The key of a block (32 bytes).
-
-        Args:
-            model: the fingerprint.
-            namespace: who shares.
-            parent: the parent block's key, or `root(...)`.
-            tokens: packed.
-        """
-        n_tokens = (len(tokens) // TOKEN_BYTES).to_bytes(4, "big")
-        return self._name(b"block", model, namespace.encode("utf-8"), parent, n_tokens, tokens)
-
-    def path(self, parent: bytes, tokens: bytes, *, encrypted: bool) -> bytes:
-        """What the index sorts by: the tokens (4 bytes each), or what hides them and keeps common beginnings common (6 each).
-
-        Args:
-            parent: the parent block's key, or `root(...)`.
-            tokens: packed.
-            encrypted: hide the tokens.
-        """
-        if not encrypted:
-            return tokens
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-        # AES-CBC with a starting value that follows from the parent: a block of its output depends on all tokens so far.
-        start = hashlib.blake2b(parent, digest_size=16, key=self._start_key).digest()
-        n_tokens = len(tokens) // TOKEN_BYTES
-        padded = bytearray(16 * n_tokens)
-        for at in range(TOKEN_BYTES):
-            padded[at::16] = tokens[at::TOKEN_BYTES]
-        hidden = Cipher(algorithms.AES(self._path_key), modes.CBC(start)).encryptor().update(padded)
-        entries = bytearray(HIDDEN_ENTRY_BYTES * n_tokens)
-        for at in range(HIDDEN_ENTRY_BYTES):
-            entries[at::HIDDEN_ENTRY_BYTES] = hidden[at::16]
-        return bytes(entries)
-
-    def _name(self, *parts: bytes) -> bytes:
-        framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
-        return hashlib.blake2b(framed, digest_size=KEY_BYTES, key=self._name_key).digest()
-
-
-def _derived(secret: bytes, purpose: bytes) -> bytes:
-    return hashlib.blake2b(digest_size=KEY_BYTES, key=secret, person=purpose).digest()
-
-
-def entry_bytes(*, encrypted: bool) -> int:
-    """Size of one entry of a path."""
-    return HIDDEN_ENTRY_BYTES if encrypted else TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from edge.kv.blocks import Block, BlockDamaged, Header, entry_bytes, open_block, seal_block
-from edge.kv.files import StoreFiles, is_passing
+from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
+from edge.kv.files import Secret, StoreFiles, is_passing
 from edge.kv.index import Index
+from edge.kv.keys import entry_bytes
 from edge.kv.lookup import longest_prefix
-from edge.kv.records import BlockRef, ForgetReport, Match, Pending
+from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
 
 __all__ = ["Disk", "WriteReport"]
@@ -65,7 +66,7 @@ class Disk:
         budget_bytes: int,
         min_free_bytes: int,
         encrypt: bool,
-        secret: bytes | None,
+        secret: Secret,
         sync: bool,
         clock: Callable[[], float],
         distrusted: Path | None = None,
@@ -74,7 +75,7 @@ class Disk:
         self.clock = clock
         self.n_evicted = 0
         self.shortage = ""
-        self.files = StoreFiles(directory, secret=secret, sync=sync)
+        self.files = StoreFiles(directory, secret=secret, make_in_keyring=encrypt, sync=sync)
         self.keys = self.files.keys
         try:
             with self.files.opening():
@@ -247,6 +248,16 @@ class Disk:
             self.remove_below(change, ref.key)
             return reason
 
+    def remove(self, change: Change, key: bytes) -> None:
+        """Remove a block. Only inside `Index.write`.
+
+        Raises:
+            OSError, sqlite3.Error: it cannot be removed; undo the change.
+        """
+        # The row first: if the file stays (read-only disk), the transaction is undone.
+        change.remove(key)
+        self.files.remove(key)
+
     def remove_below(self, change: Change, key: bytes) -> int:
         """Remove a block and all that hangs below it. Only inside `Index.write`.
 
@@ -258,61 +269,8 @@ class Disk:
         """
         found = change.below(key)
         for each in reversed(found):
-            self._remove(change, each)
+            self.remove(change, each)
         return len(found)
-
-    def forget(self, owner: str) -> ForgetReport:
-        """Remove the blocks that only this owner used; not those that others' blocks follow, nor pinned ones.
-
-        Raises:
-            OSError, sqlite3.Error: some are left.
-        """
-        n_blocks = n_bytes = 0
-        with self.index.read() as view:
-            # Children stand behind their parents, so they go first.
-            sql = """SELECT block.key, block.disk FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
-                ORDER BY block.start DESC"""
-            found = view.sql.execute(sql, (owner,)).fetchall()
-        sql = """SELECT block.id FROM block WHERE key = ? AND children = 0 AND pinned = 0
-            AND EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?)
-            AND NOT EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name <> ?)"""
-        for at in range(0, len(found), _AT_A_TIME):
-            with self.index.write() as change:
-                for key, size in found[at : at + _AT_A_TIME]:
-                    if change.sql.execute(sql, (key, owner, owner)).fetchone() is not None:
-                        self._remove(change, key)
-                        n_blocks, n_bytes = n_blocks + 1, n_bytes + size
-        with self.index.write() as change:
-            change.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))
-        self.index.checkpoint(emptying=True)
-        return ForgetReport(n_blocks, n_bytes)
-
-    def clear(self) -> int:
-        """Remove every block.
-
-        Returns:
-            How many there were.
-
-        Raises:
-            OSError, sqlite3.Error: some are left.
-        """
-        n_blocks = 0
-        while True:
-            with self.index.write() as change:
-                keys = [key for (key,) in change.sql.execute("SELECT key FROM block LIMIT ?", (16 * _AT_A_TIME,))]
-                for key in keys:
-                    self._remove(change, key)
-            n_blocks += len(keys)
-            if not keys:
-                break
-        for first in range(256):
-            names, _ = self.files.shard(first)
-            with self.index.write() as change:
-                for key in names:
-                    if change.get(key) is None:
-                        self.files.remove(key)
-        self.index.checkpoint(emptying=True)
-        return n_blocks
 
     def lease(self, key: bytes, change_by: int, timeout_s: float) -> None:
         """Count one use more or fewer of a block by this store.
@@ -340,11 +298,6 @@ class Disk:
         self.index.close()
         self.files.close()
 
-    def _remove(self, change: Change, key: bytes) -> None:
-        # The row first: if the file stays (read-only disk), the transaction is undone.
-        change.remove(key)
-        self.files.remove(key)
-
     def _wanted(self, batch: Sequence[Pending]) -> tuple[list[Pending], list[Pending], int]:
         """Those to be written, those that are stored already, and how many have nothing to follow."""
         wanted: dict[bytes, Pending] = {}
@@ -371,7 +324,7 @@ class Disk:
         victim = change.next_victim(stay)
         if victim is None:
             return None
-        self._remove(change, victim[0])
+        self.remove(change, victim[0])
         self.n_evicted += 1
         return victim[1]
 

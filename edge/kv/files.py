@@ -24,12 +24,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from edge.errors import StorageError
-from edge.kv.blocks import HEADER_READ_BYTES, KEY_BYTES, Keys
+from edge.kv.blocks import HEADER_READ_BYTES
+from edge.kv.keys import KEY_BYTES, Keys, secret_of_keyring
 
-__all__ = ["StoreBusyError", "StoreFiles", "is_passing"]
+__all__ = ["KEYRING", "Secret", "StoreBusyError", "StoreFiles", "is_passing"]
 
+KEYRING: Literal["keyring"] = "keyring"
+Secret = bytes | Literal["keyring"] | None
 OPENING_TIMEOUT_S = 10.0
 _OWN_SECRET = b"edgekv key own\r\n"
 _KEPT_ELSEWHERE = b"edgekv key ext\r\n"
@@ -53,7 +57,9 @@ class StoreFiles:
 
     Args:
         directory: made, with its parents, where it does not exist.
-        secret: 32 bytes kept elsewhere (an OS keyring); None keeps one in the directory, readable by its owner only.
+        secret: 32 bytes kept elsewhere; None keeps them in the directory, readable by its owner only; KEYRING also finds
+            them in the keyring of the operating system.
+        make_in_keyring: with KEYRING, a new store's secret goes there, if there is a keyring.
         sync: wait for the disk before a block file gets its name. Without it a power cut loses more of the last blocks; a
             block that is torn is found when it is read, either way.
 
@@ -68,8 +74,9 @@ class StoreFiles:
         OSError: it cannot be used.
     """
 
-    def __init__(self, directory: Path, *, secret: bytes | None = None, sync: bool = True) -> None:
+    def __init__(self, directory: Path, *, secret: Secret = None, make_in_keyring: bool = False, sync: bool = True) -> None:
         self.directory = directory
+        self._make_in_keyring = make_in_keyring
         self._sync = sync
         self._n_written = 0
         self._shards: set[str] = set()
@@ -272,7 +279,7 @@ class StoreFiles:
             (self._live / name).unlink(missing_ok=True)
         return bool(dead)
 
-    def _load_keys(self, secret: bytes | None) -> Keys:
+    def _load_keys(self, secret: Secret) -> Keys:
         path = self.directory / "key"
         try:
             fd = os.open(path, os.O_RDONLY | _CAREFUL)
@@ -286,18 +293,22 @@ class StoreFiles:
         finally:
             os.close(fd)
         kind, value = content[: len(_OWN_SECRET)], content[len(_OWN_SECRET) :]
-        if kind == _OWN_SECRET and len(value) == KEY_BYTES and secret is None:
+        if kind == _OWN_SECRET and len(value) == KEY_BYTES and not isinstance(secret, bytes):
             return Keys(value)
-        if kind == _KEPT_ELSEWHERE and secret is not None and Keys(secret).id == value:
+        if kind == _KEPT_ELSEWHERE and secret == KEYRING:
+            secret = secret_of_keyring(make=False)
+        if kind == _KEPT_ELSEWHERE and isinstance(secret, bytes) and Keys(secret).id == value:
             return Keys(secret)
         if (kind == _OWN_SECRET and len(value) == KEY_BYTES) or (kind == _KEPT_ELSEWHERE and len(value) == 8):
             raise StorageError(
                 f"The blocks in {self.directory} were sealed with another key.",
-                "Give the key they were made with, or delete that directory: it holds a cache only.",
+                "Give that key (is the package keyring installed?), or delete that directory: it holds a cache only.",
             )
         return self._make_keys(path, secret)  # damaged, and with it every block: the scan removes them
 
-    def _make_keys(self, path: Path, secret: bytes | None) -> Keys:
+    def _make_keys(self, path: Path, secret: Secret) -> Keys:
+        if secret == KEYRING:
+            secret = secret_of_keyring(make=True) if self._make_in_keyring else None
         made = secrets.token_bytes(KEY_BYTES) if secret is None else secret
         keys = Keys(made)
         draft = self._tmp / f"{self.live_id}-key"

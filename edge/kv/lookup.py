@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from edge.kv.blocks import TOKEN_BYTES
+from edge.kv.keys import TOKEN_BYTES
 from edge.kv.rows import Row, View
 
 __all__ = ["Step", "longest_prefix"]

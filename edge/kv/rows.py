@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
-from edge.kv.blocks import KEY_BYTES, Header
+from edge.kv.blocks import Header
+from edge.kv.keys import KEY_BYTES
 
 __all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "Change", "Row", "View", "disk_bytes"]
 

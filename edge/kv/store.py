@@ -20,7 +20,6 @@ from pathlib import Path
 from edge.errors import EdgeError, StorageError, UsageError
 from edge.kv.background import FAILURES, Background, explain
 from edge.kv.blocks import (
-    KEY_BYTES,
     MAX_FILE_BYTES,
     MAX_LABEL_BYTES,
     MAX_PREFILL_MS,
@@ -30,10 +29,11 @@ from edge.kv.blocks import (
     pack_tokens,
 )
 from edge.kv.disk import Disk
-from edge.kv.files import StoreBusyError, is_passing
+from edge.kv.files import Secret, StoreBusyError, is_passing
 from edge.kv.index import BUSY_TIMEOUT_S, is_busy
+from edge.kv.keys import KEY_BYTES
 from edge.kv.records import BlockInfo, BlockRef, ForgetReport, GcReport, Match, Pending, StoreStats, VerifyReport
-from edge.kv.upkeep import scan, verify
+from edge.kv.upkeep import clear, forget, list_blocks, scan, verify
 
 __all__ = ["BlockInfo", "BlockRef", "BlockStore", "ForgetReport", "GcReport", "Match", "StoreStats", "VerifyReport"]
 
@@ -52,7 +52,8 @@ class BlockStore:
         budget_bytes: the most that blocks may take of the disk. The index comes on top, about 1.5 kB a block.
         min_free_bytes: the store never takes the disk's last so many bytes, and gives them back by evicting.
         encrypt: encrypt new blocks, and remove plain ones. Blocks are authenticated either way.
-        secret: 32 bytes kept elsewhere, such as in the keyring of the OS; None keeps a random one in a private file.
+        secret: 32 bytes kept elsewhere; None keeps random ones in a private file of the directory; "keyring" finds them in the
+            keyring of the operating system, and puts those of a new store that encrypts there, if there is one.
         queue_bytes: how much may wait to be written; more is dropped.
         sync: ask the disk to keep each block before it counts. Off, a power cut loses more of the last ones.
         retry_s: how long to stay away from a disk that failed.
@@ -66,7 +67,7 @@ class BlockStore:
         budget_bytes: int,
         min_free_bytes: int = MIN_FREE_BYTES,
         encrypt: bool = False,
-        secret: bytes | None = None,
+        secret: Secret = None,
         queue_bytes: int = QUEUE_BYTES,
         sync: bool = True,
         retry_s: float = 60.0,
@@ -268,7 +269,7 @@ class BlockStore:
         self._background.discard(owner)
         with self._maintained() as disk:
             self._settle()
-            return disk.forget(owner)
+            return forget(disk, owner)
 
     def stats(self) -> StoreStats:
         """What is in the store.
@@ -294,22 +295,8 @@ class BlockStore:
         Raises:
             StorageError: the store is off.
         """
-        sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
-            space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
-            WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
-            ORDER BY block.space, start, block.key"""
-        with self._maintained() as disk, disk.index.look_through() as view:
-            owners: dict[int, list[str]] = {}
-            for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
-                owners.setdefault(block, []).append(name)
-            return [
-                BlockInfo(
-                    key.hex(), parent.hex(), model.hex(), namespace, tuple(owners.get(block, ())), start, n_tokens, size,
-                    prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used,
-                )
-                for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
-                    children, last_used in view.sql.execute(sql, (owner,))
-            ]  # fmt: skip
+        with self._maintained() as disk:
+            return list_blocks(disk, owner)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every block; drop those that are not whole, with what hangs below them.
@@ -347,7 +334,7 @@ class BlockStore:
         self._background.discard(None)
         with self._maintained() as disk:
             self._settle()
-            return disk.clear()
+            return clear(disk)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is queued, as far as time allows, and close the store. May be called twice.

@@ -1,6 +1,6 @@
-"""Putting a store in order: files the index does not know, rows whose file is gone, and reading everything once.
+"""What is done with a whole store: making files and index agree, reading everything once, forgetting, listing.
 
-Both go on while others use the store; they hold the index's write lock for a few files at a time.
+All of it goes on while others use the store: the index's write lock is held for a few files at a time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import TypeVar
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
 from edge.kv.files import is_passing
-from edge.kv.records import GcReport, VerifyReport
+from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
 
-__all__ = ["scan", "verify"]
+__all__ = ["clear", "forget", "list_blocks", "scan", "verify"]
 
 _log = logging.getLogger("edge.kv")
-_AT_A_TIME = 64
+_AT_A_TIME = 32
+"""How many files are removed under the write lock before others get their turn."""
 _T = TypeVar("_T")
 
 
@@ -112,6 +113,85 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
                     _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
         if on_progress is not None:
             on_progress(n_checked, max(total, n_checked))
+
+
+def forget(disk: Disk, owner: str) -> ForgetReport:
+    """Remove the blocks that only this owner used; not those that others' blocks follow, nor pinned ones.
+
+    Raises:
+        OSError, sqlite3.Error: some are left.
+    """
+    n_blocks = n_bytes = 0
+    with disk.index.look_through() as view:
+        # Children stand behind their parents, so they go first.
+        sql = """SELECT block.key, block.disk FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
+            ORDER BY block.start DESC"""
+        found = view.sql.execute(sql, (owner,)).fetchall()
+    sql = """SELECT block.id FROM block WHERE key = ? AND children = 0 AND pinned = 0
+        AND EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?)
+        AND NOT EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name <> ?)"""
+    for portion in _portions(found):
+        with disk.index.write() as change:
+            for key, size in portion:
+                if change.sql.execute(sql, (key, owner, owner)).fetchone() is not None:
+                    disk.remove(change, key)
+                    n_blocks, n_bytes = n_blocks + 1, n_bytes + size
+    with disk.index.write() as change:
+        change.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))
+    disk.index.checkpoint(emptying=True)
+    return ForgetReport(n_blocks, n_bytes)
+
+
+def clear(disk: Disk) -> int:
+    """Remove every block.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError, sqlite3.Error: some are left.
+    """
+    n_blocks = 0
+    while True:
+        with disk.index.write() as change:
+            keys = [key for (key,) in change.sql.execute("SELECT key FROM block LIMIT ?", (_AT_A_TIME,))]
+            for key in keys:
+                disk.remove(change, key)
+        n_blocks += len(keys)
+        if not keys:
+            break
+    for first in range(256):
+        names, _ = disk.files.shard(first)
+        with disk.index.write() as change:
+            for key in names:
+                if change.get(key) is None:
+                    disk.files.remove(key)
+    disk.index.checkpoint(emptying=True)
+    return n_blocks
+
+
+def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
+    """All blocks, or those of one owner, parents before children.
+
+    Raises:
+        sqlite3.Error: the index cannot be read.
+    """
+    sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
+        space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
+        WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
+        ORDER BY block.space, start, block.key"""
+    with disk.index.look_through() as view:
+        owners: dict[int, list[str]] = {}
+        for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
+            owners.setdefault(block, []).append(name)
+        return [
+            BlockInfo(
+                key.hex(), parent.hex(), model.hex(), namespace, tuple(owners.get(block, ())), start, n_tokens, size,
+                prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used,
+            )
+            for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
+                children, last_used in view.sql.execute(sql, (owner,))
+        ]  # fmt: skip
 
 
 def _check_roots(disk: Disk) -> None:

@@ -15,7 +15,6 @@ from edge.errors import UsageError
 from edge.kv.blocks import (
     Block,
     BlockDamaged,
-    Keys,
     fingerprint,
     open_block,
     pack_tokens,
@@ -23,6 +22,7 @@ from edge.kv.blocks import (
     seal_block,
     unpack_tokens,
 )
+from edge.kv.keys import Keys
 
 SECRET = bytes(range(32))
 MODEL = fingerprint({"weights": "abc", "n_ubatch": 512, "rope_base": 10000.0, "flash": True})

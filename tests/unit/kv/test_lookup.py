@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.kv import lookup
-from edge.kv.blocks import Header, Keys, entry_bytes, pack_tokens
+from edge.kv.blocks import Header, pack_tokens
 from edge.kv.index import Index
+from edge.kv.keys import Keys, entry_bytes
 from edge.kv.lookup import Step, longest_prefix
 from edge.kv.rows import Change, View
 
