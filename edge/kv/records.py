@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["BlockInfo", "BlockRef", "ForgetReport", "GcReport", "Match", "Pending", "StoreStats", "VerifyReport"]
+__all__ = [
+    "BlockInfo",
+    "BlockRef",
+    "ForgetReport",
+    "GcReport",
+    "ImportReport",
+    "Match",
+    "Pending",
+    "PlainBlock",
+    "StoreStats",
+    "VerifyReport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,46 @@ class Pending:
     def size_bytes(self) -> int:
         """About what it takes in memory and on the disk."""
         return len(self.payload) + 3 * len(self.tokens) + 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PlainBlock:
+    """A block outside of any store, as it goes into a bundle and comes out of one.
+
+    Attributes:
+        key: what others call it that follow it; another store names it otherwise.
+        parent: the key of the block it follows; None at position 0.
+        tokens: the token ids it holds.
+        payload: what the engine exported.
+        model, namespace, start, origin, prefill_ms: as in `BlockRef`.
+    """
+
+    key: bytes
+    parent: bytes | None
+    model: bytes
+    namespace: str
+    start: int
+    tokens: Sequence[int] = field(repr=False)
+    payload: bytes | memoryview = field(repr=False)
+    origin: str
+    prefill_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What became of blocks that were imported.
+
+    Attributes:
+        n_added: stored now.
+        n_known: stored before.
+        n_dropped: not stored: no room, or what they follow is not there.
+        problem: why the store takes nothing just now, or None.
+    """
+
+    n_added: int
+    n_known: int
+    n_dropped: int
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)

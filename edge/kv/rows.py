@@ -152,6 +152,12 @@ class View:
         row = self.sql.execute("SELECT n_blocks, n_tokens, disk, prefill_ms FROM state").fetchone()
         return int(row[0]), int(row[1]), int(row[2]), float(row[3])
 
+    def spaces(self) -> tuple[tuple[str, str, int, int], ...]:
+        """(fingerprint in hexadecimal, namespace, blocks, bytes of disk), largest first."""
+        sql = """SELECT model, namespace, count(*), sum(disk) FROM block JOIN space ON space.id = block.space
+            GROUP BY space.id ORDER BY sum(disk) DESC"""
+        return tuple((model.hex(), name, count, total) for model, name, count, total in self.sql.execute(sql))
+
     def _row(self, sql: str, *values: bytes) -> Row | None:
         row = self.sql.execute(sql, values).fetchone()
         return None if row is None else Row._make(row)

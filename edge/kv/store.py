@@ -32,10 +32,21 @@ from edge.kv.disk import Disk
 from edge.kv.files import Secret, StoreBusyError, is_passing
 from edge.kv.index import BUSY_TIMEOUT_S, is_busy
 from edge.kv.keys import KEY_BYTES
-from edge.kv.records import BlockInfo, BlockRef, ForgetReport, GcReport, Match, Pending, StoreStats, VerifyReport
+from edge.kv.records import (
+    BlockInfo,
+    BlockRef,
+    ForgetReport,
+    GcReport,
+    ImportReport,
+    Match,
+    Pending,
+    PlainBlock,
+    StoreStats,
+    VerifyReport,
+)
 from edge.kv.upkeep import clear, forget, list_blocks, scan, verify
 
-__all__ = ["BlockInfo", "BlockRef", "BlockStore", "ForgetReport", "GcReport", "Match", "StoreStats", "VerifyReport"]
+__all__ = ["BlockRef", "BlockStore", "GcReport", "Match"]
 
 _log = logging.getLogger("edge.kv")
 MIN_FREE_BYTES = 1 << 30
@@ -280,12 +291,9 @@ class BlockStore:
         background = self._background
         with self._maintained() as disk, disk.index.look_through() as view:
             n_blocks, n_tokens, size, prefill_ms = view.totals()
-            sql = """SELECT model, namespace, count(*), sum(disk) FROM block JOIN space ON space.id = block.space
-                GROUP BY space.id ORDER BY sum(disk) DESC"""
-            spaces = tuple((model.hex(), name, count, total) for model, name, count, total in view.sql.execute(sql))
             return StoreStats(
                 n_blocks, n_tokens, size, self.budget_bytes, disk.index.file_bytes(), disk.files.free_bytes(), prefill_ms,
-                spaces, background.n_queued(), background.n_written, background.n_known, background.n_dropped,
+                view.spaces(), background.n_queued(), background.n_written, background.n_known, background.n_dropped,
                 disk.n_evicted, background.n_lost,
             )  # fmt: skip
 
@@ -336,6 +344,36 @@ class BlockStore:
             self._settle()
             return clear(disk)
 
+    def export_blocks(self, owner: str) -> Iterator[PlainBlock]:
+        """The blocks of an owner and those they follow, parents first, verified and readable; for `write_bundle`.
+
+        Damaged ones are left out, with what follows them.
+
+        Raises:
+            StorageError: the store is off, or the disk failed.
+        """
+        from edge.kv import bundle
+
+        with self._maintained() as disk:
+            self._settle()
+            yield from bundle.plain_blocks(disk, owner)
+
+    def import_blocks(self, blocks: Iterable[PlainBlock], owner: str) -> ImportReport:
+        """Store blocks of another store, sealed with the key of this one, and wait until they are on the disk.
+
+        Args:
+            blocks: parents before children.
+            owner: who uses them here.
+
+        Raises:
+            StorageError: the store is off, the disk failed, or `blocks` cannot be read.
+            UsageError: one is outside what a block can hold.
+        """
+        from edge.kv import bundle
+
+        with self._maintained() as disk:
+            return bundle.add_blocks(self, disk, blocks, owner)
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is queued, as far as time allows, and close the store. May be called twice.
 
@@ -364,8 +402,8 @@ class BlockStore:
     def _settle(self) -> None:
         """Let the background thread end what it is at, which could otherwise come after what is done now."""
         if not self._background.flush(BUSY_TIMEOUT_S):
-            waited = f"has not come to an end with what was put for {BUSY_TIMEOUT_S:.0f} seconds"
-            raise StoreBusyError(f"Its background thread {waited}.", "Try again.")
+            waited = f"did not come to an end with what was put for {BUSY_TIMEOUT_S:.0f} seconds"
+            raise StoreBusyError(f"The KV store's thread {waited}: others keep it busy.", "Nothing is lost. Try again.")
 
     @contextmanager
     def _maintained(self) -> Iterator[Disk]:
@@ -375,10 +413,10 @@ class BlockStore:
             raise StorageError(f"The KV store cannot be used: {self.problem or 'it is closed'}.", hint)
         try:
             yield disk
+        except EdgeError:
+            raise  # not of the disk: it says itself what happened
         except FAILURES as error:
             self._background.fail(error, disk)
             if is_busy(error):
                 hint = f"Nothing is lost. Try again when others that use {self.directory} have less to do."
-            elif isinstance(error, EdgeError) and error.hint:
-                hint = error.hint
             raise StorageError(f"The KV store failed: {explain(error)}.", hint) from error

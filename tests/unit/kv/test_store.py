@@ -603,7 +603,7 @@ def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
             store.pin(key)
             assert not store.flush(0.3) and store.problem is None
             for call in (store.gc, lambda: store.forget("nobody")):
-                with pytest.raises(StorageError, match="has not come to an end") as caught:
+                with pytest.raises(StorageError, match="did not come to an end") as caught:
                     call()
                 assert "Nothing is lost" in caught.value.hint and "permissions" not in str(caught.value)
         assert store.flush(30.0)

@@ -1,0 +1,246 @@
+"""Bundles: what one store exports, another one gives back, byte by byte; what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.errors import StorageError
+from edge.kv.blocks import fingerprint
+from edge.kv.bundle import open_bundle, write_bundle
+from edge.kv.store import BlockStore
+
+MODEL = fingerprint({"weights": "a"})
+OTHER = fingerprint({"weights": "b"})
+CHAT = json.dumps({"title": "Ünïcode", "nodes": ["hello"] * 20})
+MakeStore = Callable[..., BlockStore]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Iterator[MakeStore]:
+    opened: list[BlockStore] = []
+
+    def make(name: str, **options: object) -> BlockStore:
+        values = {"budget_bytes": 1 << 24, "min_free_bytes": 0, "sync": False, "retry_s": 3600.0} | options
+        opened.append(BlockStore(tmp_path / name, **values))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def put_row(store: BlockStore, tokens: list[int], owner: str | None, *, model: bytes = MODEL, cut: int = 3) -> None:
+    parent = None
+    for start in range(0, len(tokens), cut):
+        parent = store.put(
+            parent, tokens[start : start + cut], payload_of(tokens[: start + cut]), fingerprint=model, namespace="ns",
+            start=start, owner=owner, prefill_ms=2.5, origin="decode" if start else "prefill",
+        )  # fmt: skip
+        assert parent is not None
+    assert store.flush(30.0)
+
+
+def payload_of(tokens: list[int]) -> bytes:
+    return random.Random(repr(tokens)).randbytes(100 + len(tokens))
+
+
+def fill(store: BlockStore) -> None:
+    """A system prompt that nobody owns, two branches of Ann's, one of Bob's, one of Ann's with another model."""
+    put_row(store, [1, 2, 3, 4, 5, 6], None)
+    put_row(store, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "ann")
+    put_row(store, [1, 2, 3, 4, 5, 6, 70, 80], "ann")
+    put_row(store, [1, 2, 3, 40], "bob")
+    put_row(store, [1, 2, 3], "ann", model=OTHER)
+
+
+def restored(store: BlockStore, tokens: list[int], model: bytes = MODEL) -> list[bytes | None]:
+    payloads = [store.read(ref) for ref in store.match(model, "ns", tokens).blocks]
+    return [None if payload is None else bytes(payload) for payload in payloads]
+
+
+@pytest.mark.parametrize(("encrypted_here", "encrypted_there"), [(False, True), (True, False)])
+def test_a_bundle_opens_in_another_store(
+    make_store: MakeStore, tmp_path: Path, encrypted_here: bool, encrypted_there: bool
+) -> None:
+    here, there = make_store("here", encrypt=encrypted_here), make_store("there", encrypt=encrypted_there)
+    fill(here)
+    path = tmp_path / "chat.edge.zip"
+    report = write_bundle(path, CHAT, here.export_blocks("ann"), {"title": "Ünïcode"})
+    assert (report.n_blocks, report.n_tokens, report.size_bytes) == (6, 6 + 4 + 2 + 3, path.stat().st_size)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not [entry for entry in tmp_path.iterdir() if entry.suffix == ".tmp"]
+    seen: list[tuple[int, int]] = []
+    with open_bundle(path) as bundle:
+        bundle.verify(lambda done, total: seen.append((done, total)))
+        assert bundle.about == {"title": "Ünïcode"} and bundle.models == {MODEL: 12, OTHER: 3}
+        assert bundle.conversation().decode() == CHAT
+        first = there.import_blocks(bundle.blocks(), "new")
+        again = there.import_blocks(bundle.blocks(), "new")
+    assert seen[-1][0] == seen[-1][1] > 600
+    assert (first.n_added, first.n_known, first.n_dropped, first.problem) == (6, 0, 0, None)
+    assert (again.n_added, again.n_known, again.n_dropped, again.problem) == (0, 6, 0, None)
+    for tokens in ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 70, 80]):
+        assert restored(there, tokens) == restored(here, tokens) and len(restored(there, tokens)) > 2
+    assert restored(there, [1, 2, 3], OTHER) == [payload_of([1, 2, 3])]
+    assert there.match(MODEL, "ns", [1, 2, 3, 40]).n_tokens == 3  # Bob's is not in it
+    infos = there.ls(owner="new")
+    assert {(info.origin, info.prefill_ms, info.is_encrypted) for info in infos} == {
+        ("prefill", 2.5, encrypted_there), ("decode", 2.5, encrypted_there),
+    }  # fmt: skip
+    assert there.forget("new").n_blocks == 6
+
+
+def test_only_what_the_model_here_can_use_is_taken(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
+    fill(here)
+    write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
+    with open_bundle(tmp_path / "b.zip") as bundle:
+        report = there.import_blocks(bundle.blocks(OTHER), "new")
+        assert (report.n_added, there.stats().n_blocks) == (1, 1)
+        assert there.import_blocks(bundle.blocks(b"x" * 32), "new").n_added == 0
+
+
+def test_damaged_blocks_and_what_follows_them_stay_behind(make_store: MakeStore, tmp_path: Path) -> None:
+    here = make_store("here")
+    fill(here)
+    ref = here.match(MODEL, "ns", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).blocks[2]
+    (here.directory / "blocks" / ref.key.hex()[:2] / ref.key.hex()[2:]).write_bytes(b"damage")
+    report = write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
+    assert report.n_blocks == 4
+    with open_bundle(tmp_path / "b.zip") as bundle:
+        assert make_store("there").import_blocks(bundle.blocks(), "new").n_added == 4
+
+
+def test_what_has_no_room_is_dropped_from_the_end(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there", budget_bytes=2 * 4096)
+    put_row(here, list(range(12)), "ann")
+    write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
+    with open_bundle(tmp_path / "b.zip") as bundle:
+        report = there.import_blocks(bundle.blocks(), "new")
+    assert (report.n_added, report.n_dropped, report.problem) == (2, 2, None)
+    assert restored(there, list(range(12))) == [payload_of([0, 1, 2]), payload_of([0, 1, 2, 3, 4, 5])]
+
+
+def test_a_damaged_bundle_is_refused_and_the_store_stays_on(make_store: MakeStore, tmp_path: Path) -> None:
+    """Whatever byte is changed: refused, or (in what nobody reads, such as a date) the same content."""
+    rng = random.Random(1)
+    here, there = make_store("here"), make_store("there")
+    fill(here)
+    path, bad = tmp_path / "b.zip", tmp_path / "bad.zip"
+    write_bundle(path, CHAT, here.export_blocks("ann"), {"n": 1})
+    with open_bundle(path) as bundle:
+        whole = [bundle.conversation(), dict(bundle.about), list(bundle.blocks())]
+    pristine = path.read_bytes()
+    n_refused = 0
+    for number in range(600):
+        data = bytearray(pristine)
+        kind = number % 4
+        if kind == 0:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[rng.randrange(len(data)) :]
+        elif kind == 2:
+            at = rng.randrange(len(data) - 20)
+            data[at : at + 20] = rng.randbytes(20)
+        else:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        bad.write_bytes(data)
+        try:
+            with open_bundle(bad) as bundle:
+                bundle.verify()
+                assert [bundle.conversation(), dict(bundle.about), list(bundle.blocks())] == whole
+        except StorageError as error:
+            n_refused += 1
+            assert "damaged" in error.message or "bundle" in error.message
+    assert n_refused > 400
+    # A payload that is damaged between the check and its use is found all the same.
+    data = bytearray(pristine)
+    at = pristine.index(payload_of([1, 2, 3, 4, 5, 6, 7, 8, 9]))
+    data[at] ^= 1
+    bad.write_bytes(data)
+    with open_bundle(bad) as bundle, pytest.raises(StorageError, match="damaged"):
+        there.import_blocks(bundle.blocks(), "new")
+    assert there.problem is None
+
+
+def rewritten(path: Path, change: Callable[[dict[str, object]], object], **options: int) -> None:
+    """Change the manifest of a bundle, everything else as it was."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(files["manifest.json"])
+    change(manifest)
+    files["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(version=2),
+        lambda manifest: manifest.update(format="zip"),
+        lambda manifest: manifest.pop("blocks"),
+        lambda manifest: manifest["blocks"][-1].update(parent=1),
+        lambda manifest: manifest["blocks"][-1].update(parent=None),
+        lambda manifest: manifest["blocks"][-1].update(start=4),
+        lambda manifest: manifest["blocks"][0].update(tokens=[]),
+        lambda manifest: manifest["blocks"][0].update(tokens=[-1]),
+        lambda manifest: manifest["blocks"][0].update(file="../../key"),
+        lambda manifest: manifest["blocks"][0].update(size=1 << 40),
+        lambda manifest: manifest["blocks"][0].update(sha256="0" * 64),
+        lambda manifest: manifest["blocks"][0].update(namespace="n" * 200),
+        lambda manifest: manifest["conversation"].update(size=3),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(
+    make_store: MakeStore, tmp_path: Path, change: Callable[[dict[str, object]], object]
+) -> None:
+    here = make_store("here")
+    fill(here)
+    path = tmp_path / "b.zip"
+    write_bundle(path, CHAT, here.export_blocks("ann"))
+    rewritten(path, lambda manifest: None)
+    with open_bundle(path) as bundle:
+        bundle.verify()
+    rewritten(path, change)
+    with pytest.raises(StorageError, match="bundle"), open_bundle(path) as bundle:
+        bundle.verify()
+
+
+def test_compressed_files_are_refused(make_store: MakeStore, tmp_path: Path) -> None:
+    """Or a small file could ask for any amount of memory."""
+    path = tmp_path / "b.zip"
+    write_bundle(path, CHAT, [])
+    rewritten(path, lambda manifest: None, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(StorageError, match="compressed"), open_bundle(path) as bundle:
+        bundle.verify()
+
+
+def test_a_bundle_is_written_whole_or_not_at_all(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = make_store("here")
+    fill(here)
+    path = tmp_path / "b.zip"
+    path.write_bytes(b"what was there before")
+
+    def fail(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        write_bundle(path, CHAT, here.export_blocks("ann"))
+    assert path.read_bytes() == b"what was there before"
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["b.zip"]
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_bundle(tmp_path / "none" / "b.zip", CHAT, [])
+    with pytest.raises(StorageError, match="no file"), open_bundle(tmp_path / "none.zip"):
+        pass
