@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 from edge.errors import ModelFileError
 
-__all__ = ["ARCHITECTURES", "FORMATS", "Architecture", "Format", "expected_tensors", "find_architecture", "markdown_table"]
+__all__ = [
+    "ARCHITECTURES",
+    "FORMATS",
+    "Architecture",
+    "Format",
+    "expected_tensors",
+    "find_architecture",
+    "is_tied",
+    "markdown_table",
+]
 
 Format = Literal["gguf", "onnx", "coreml"]
 FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
@@ -111,6 +120,11 @@ def expected_tensors(architecture: Architecture, config: Mapping[str, Any]) -> l
         biased = _SPLIT_ATTENTION if has_attention_bias else architecture.biased
         names += [f"model.layers.{layer}.{part}.bias" for part in biased]
     return names
+
+
+def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether the head shares the embedding's weights; config.json leaves out what is the default of an architecture."""
+    return bool(config.get("tie_word_embeddings", architecture.gguf.startswith("gemma")))
 
 
 def markdown_table() -> str:

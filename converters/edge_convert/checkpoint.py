@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import ModelFileError, ModelNotFoundError
-from edge_convert.architectures import Architecture, expected_tensors, find_architecture
+from edge_convert.architectures import Architecture, expected_tensors, find_architecture, is_tied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ class Checkpoint:
     @property
     def is_tied(self) -> bool:
         """Whether the head shares the embedding's weights."""
-        return "lm_head.weight" not in self.tensors
+        return is_tied(self.architecture, self.config)
 
     @property
     def n_params(self) -> int:
@@ -265,7 +265,7 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
 def _check_complete(tensors: Mapping[str, TensorInfo], architecture: Architecture, config: Mapping[str, Any]) -> None:
     expected = expected_tensors(architecture, config)
     missing = [name for name in expected if name not in tensors]
-    if not config.get("tie_word_embeddings", True) and "lm_head.weight" not in tensors:
+    if not is_tied(architecture, config) and "lm_head.weight" not in tensors:
         missing.append("lm_head.weight")
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -1,0 +1,76 @@
+"""llama.cpp's own work in a conversion (quantising, calibrating, tokenising), each in a process of its own.
+
+A child, because llama.cpp cannot be interrupted, may abort on bad input, and keeps memory; the parent stays in control.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edge.errors import BackendError
+
+__all__ = ["run_task"]
+
+_TAIL_LINES = 8
+
+
+def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[float], None] | None = None) -> Any:
+    """Run one task of edge_convert.engine_child to its end.
+
+    Args:
+        task: its name there.
+        arguments: its arguments; JSON.
+        on_progress: told the share that is done, 0 to 1. What it raises ends the child and goes through.
+
+    Returns:
+        What the task returned; JSON.
+
+    Raises:
+        BackendError: llama.cpp failed, refused or died.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edge_convert.engine_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C goes to us, and we end the child
+    )
+    assert child.stdin and child.stdout and child.stderr
+    result: dict[str, Any] = {}
+    try:
+        try:
+            # It stays open: the child ends when it closes, so a killed parent leaves no child behind.
+            child.stdin.write(json.dumps({"task": task, "arguments": dict(arguments)}) + "\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once; why is read below
+        for line in child.stdout:
+            message = json.loads(line)
+            if "progress" in message and on_progress:
+                on_progress(message["progress"])
+            else:
+                result = message
+        code = child.wait()
+        errors = child.stderr.read()
+    finally:
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout, child.stderr):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass  # what was left to write has no reader any more
+    if "result" in result:
+        return result["result"]
+    if "error" in result:
+        raise BackendError(result["error"], result["hint"])
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    said = "\n".join(errors.strip().splitlines()[-_TAIL_LINES:])
+    raise BackendError(f"llama.cpp {how} while it was to {task}." + (f" It said:\n{said}" if said else ""), "Report this.")

@@ -1,0 +1,173 @@
+"""Runs a model over a text and sums up, for every weight matrix, how strongly each of its inputs is used.
+
+llama.cpp calls us for every matrix product; `ggml_tensor` is read by the layout of ggml.h, and checked against what the library
+itself says of the first tensor before anything of it is believed.
+
+Source: `tools/imatrix` of llama.cpp, whose numbers these are: the mean square of each input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["collect"]
+
+_F32 = 0
+_HINT = "Convert without it: --no-imatrix"
+
+
+class _Tensor(ctypes.Structure):
+    """`struct ggml_tensor`."""
+
+
+_Tensor._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+]
+
+
+class _Collector:
+    """Sums of squares by weight name, filled by llama.cpp's callback."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(str(_library_path()))
+        self._name = library.ggml_get_name
+        self._name.restype, self._name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+        self._op_name = library.ggml_op_name
+        self._op_name.restype, self._op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+        self._n_bytes = library.ggml_nbytes
+        self._n_bytes.restype, self._n_bytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+        self._get = library.ggml_backend_tensor_get
+        self._get.restype = None
+        self._get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        self._is_checked = False
+        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.counts: dict[str, int] = {}
+        self.failure: Exception | None = None
+
+    def __call__(self, address: int, is_question: bool, _: object) -> bool:
+        """llama.cpp asks first whether a tensor is wanted, and calls again when it is computed."""
+        try:
+            tensor = _Tensor.from_address(address)
+            if not self._is_checked:
+                self._check_layout(address, tensor)
+            if self._op_name(tensor.op) != b"MUL_MAT" or not tensor.src[0] or not tensor.src[1]:
+                return not is_question
+            name = tensor.src[0].contents.name.decode("utf-8", "replace")
+            if not name.endswith(".weight"):
+                return not is_question
+            if not is_question:
+                self._add(name, tensor.src[1])
+        except Exception as error:  # noqa: BLE001 (nothing may fly through C code; collect() raises it)
+            self.failure = error
+            return False
+        return True
+
+    def _check_layout(self, address: int, tensor: _Tensor) -> None:
+        expected = 4 * tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3] if tensor.type == _F32 else None
+        if tensor.name != self._name(address) or (expected and expected != self._n_bytes(address)):
+            raise BackendError("This build of llama.cpp lays out its tensors in a way that edge does not know.", _HINT)
+        self._is_checked = True
+
+    def _add(self, name: str, source: Any) -> None:
+        import numpy as np
+
+        inputs = source.contents
+        width, rows = int(inputs.ne[0]), int(inputs.ne[1]) * int(inputs.ne[2]) * int(inputs.ne[3])
+        if inputs.type != _F32 or inputs.nb[1] != 4 * width or inputs.nb[0] != 4:
+            raise BackendError(f"The inputs of {name} are not laid out as expected.", _HINT)
+        values = np.empty((rows, width), dtype=np.float32)
+        self._get(ctypes.addressof(inputs), values.ctypes.data, 0, values.nbytes)
+        if not np.isfinite(values).all():
+            raise BackendError(f"The model computes no finite numbers at {name}.", "The checkpoint is damaged.")
+        squares = np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        self.sums[name] = self.sums.get(name, 0.0) + squares
+        self.counts[name] = self.counts.get(name, 0) + rows
+
+
+def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[int]], out: str, threads: int) -> int:
+    """Run the chunks through the model and save the matrix.
+
+    Args:
+        on_progress: told the share that is done.
+        model: path of a GGUF file in 16 or 32 bits.
+        chunks: token ids; each chunk is a text of its own.
+        out: .npz file: weight name -> float32 [inputs].
+        threads: CPU threads.
+
+    Returns:
+        Number of matrices.
+
+    Raises:
+        BackendError: the model cannot be run, or the engine's tensors cannot be read.
+    """
+    import numpy as np
+    from llama_cpp import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, None)
+    llama_cpp.llama_backend_init()
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.use_extra_bufts = False  # repacked weights would change nothing here, and AMX crashes in some builds
+    loaded = llama_cpp.llama_model_load_from_file(os.fsencode(model), model_params)
+    if not loaded:
+        raise BackendError("llama.cpp cannot load what was converted.", "Report this.")
+    collector = _Collector()
+    callback = llama_cpp.ggml_backend_sched_eval_callback(collector)
+    longest = max(len(chunk) for chunk in chunks)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = longest
+    params.n_threads = params.n_threads_batch = threads
+    params.cb_eval = callback
+    context = llama_cpp.llama_init_from_model(loaded, params)
+    if not context:
+        raise BackendError("llama.cpp cannot run what was converted.", "Report this.")
+    batch = llama_cpp.llama_batch_init(longest, 0, 1)
+    for done, chunk in enumerate(chunks):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        batch.n_tokens = len(chunk)
+        for place, token in enumerate(chunk):
+            batch.token[place], batch.pos[place] = token, place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = 1  # else the last layer would only be computed for the last token
+        code = llama_cpp.llama_decode(context, batch)
+        if collector.failure:
+            raise collector.failure
+        if code != 0:
+            raise BackendError(f"llama.cpp stopped with code {code} while it read the calibration text.", _HINT)
+        on_progress((done + 1) / len(chunks))
+    means = {name: (total / collector.counts[name]).astype(np.float32) for name, total in sorted(collector.sums.items())}
+    with Path(out).open("wb") as file:
+        np.savez(file, **means)  # type: ignore[arg-type]
+    return len(means)
+
+
+def _library_path() -> Path:
+    """The library that holds ggml's tensors, beside llama.cpp's."""
+    import llama_cpp
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    found = sorted([*folder.glob("libggml-base.so"), *folder.glob("libggml-base.dylib"), *folder.glob("ggml-base.dll")])
+    if not found:
+        raise BackendError("This build of llama.cpp has no library of its own for tensors.", _HINT)
+    return found[0]

@@ -1,0 +1,262 @@
+"""Checkpoint to GGUF: llama.cpp computes from it what transformers computes from the checkpoint, for every architecture."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
+
+from edge.errors import ModelFileError, UsageError
+from edge.gguf import read_header
+from edge_convert.architectures import ARCHITECTURES
+from edge_convert.checkpoint import open_checkpoint
+from edge_convert.engine import run_task
+from edge_convert.gguf_export import GgufOptions, check_tokenizer, export_gguf
+from edge_convert.gguf_tensors import gguf_names, write_gguf
+from edge_convert.gguf_tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.strings import varied_strings
+from tests.checkpoints import ARCHITECTURE_OF, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
+
+Make = Callable[[str], Path]
+Logits = NDArray[np.float32]
+
+
+def logits_of_gguf(path: Path, tokens: Sequence[int], n_context: int) -> Logits:
+    """Logits of every token, [n_tokens, n_vocab], by llama.cpp without any of its shortcuts."""
+    from llama_cpp import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, None)
+    llama_cpp.llama_backend_init()
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.use_extra_bufts = False
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+    assert model
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = n_context
+    params.n_threads = params.n_threads_batch = 1
+    params.type_k = params.type_v = 0  # float32
+    params.flash_attn_type = 0
+    context = llama_cpp.llama_init_from_model(model, params)
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for place, token in enumerate(tokens):
+        batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+        batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+    assert llama_cpp.llama_decode(context, batch) == 0
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    rows = [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (n_vocab,)).copy() for i in range(len(tokens))]
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+    llama_cpp.llama_log_set(ctypes.cast(None, llama_cpp.llama_log_callback), None)
+    return np.stack(rows)
+
+
+def logits_of_checkpoint(folder: Path, tokens: Sequence[int]) -> Logits:
+    """The same by transformers, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        logits: Logits = model(torch.tensor([list(tokens)])).logits[0].numpy()
+    return logits
+
+
+def some_tokens(count: int, n_vocab: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(7).integers(3, n_vocab, count)]
+
+
+def test_every_cell_of_the_table_is_tried_here() -> None:
+    wanted = {name for name, architecture in ARCHITECTURES.items() if "gguf" in architecture.formats}
+    assert set(ARCHITECTURE_OF.values()) == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_computes_what_transformers_computes(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(kind)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.architecture.name == ARCHITECTURE_OF[kind]
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    # Gemma's window is 16 here, and phi3-long takes its long factors beyond 128 tokens.
+    lengths = {"phi3-long": ((100, 128), (160, 512))}.get(kind, ((100, 128),))
+    for n_tokens, n_context in lengths:
+        tokens = some_tokens(n_tokens, checkpoint.config["vocab_size"])
+        ours, theirs = logits_of_gguf(path, tokens, n_context), logits_of_checkpoint(folder, tokens)
+        assert theirs.std() > 0.5  # else closeness would mean little
+        # llama.cpp's tables for GELU are in float16.
+        assert np.abs(ours - theirs).max() < (0.02 if kind.startswith("gemma") else 1e-3)
+    header = read_header(path)
+    assert (header.n_layer, header.n_embd) == (checkpoint.config["num_hidden_layers"], checkpoint.config["hidden_size"])
+    assert header.chat_template == checkpoint.chat_template
+    assert header.metadata["general.license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_token_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+    from transformers import AutoTokenizer
+
+    make_tokenizer(tmp_path, kind)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    path = tmp_path / "vocabulary.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("Phi-3" if kind == "phi3" else "x")  # see gguf_tensors._display_name
+    for add in (writer.add_block_count, writer.add_embedding_length, writer.add_head_count, writer.add_context_length):
+        add(1)
+    writer.add_feed_forward_length(1)
+    write_tokenizer(writer, tmp_path, read_vocabulary(tmp_path, len(tokenizer) + 3), None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    # Two things llama.cpp leaves out: Qwen's tokenizer composes characters first (NFC), and Phi-3's special tokens swallow
+    # spaces beyond ASCII.
+    texts = varied_strings(
+        10_000,
+        seed=11,
+        specials=["<|im_start|>", "<|im_end|>", "<tool>"],
+        is_normalised=kind == "qwen2",
+        has_ascii_spaces=kind == "phi3",
+    )
+    ours = run_task("tokenise", {"model": str(path), "texts": texts})
+    different = [text for text, ids, others in zip(texts, ours, tokenizer(texts)["input_ids"], strict=True) if ids != others]
+    assert different == []
+
+
+def test_a_tokenizer_that_differs_is_refused(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    path = write_gguf(open_checkpoint(tiny_checkpoint("llama")), tmp_path / "model.gguf", "F16")
+    make_tokenizer(tmp_path / "other", "gpt2")
+    other = make_checkpoint(tmp_path / "other", "llama")
+    make_tokenizer(tmp_path / "other", "gpt2")
+    assert check_tokenizer(path, open_checkpoint(tiny_checkpoint("llama")), count=200) == 200
+    with pytest.raises(ModelFileError, match="of 200 test strings otherwise"):
+        check_tokenizer(path, open_checkpoint(other), count=200)
+
+
+def test_16_bit_weights_are_kept_exactly(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    folder = make_checkpoint(tmp_path / "checkpoint", "qwen3", dtype="bfloat16", shards=True)
+    checkpoint = open_checkpoint(folder)
+    assert len(checkpoint.shards) > 1
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for name, mapped in gguf_names(checkpoint).items():
+        ours = np.asarray(stored[mapped].data).view(np.uint8)
+        if len(checkpoint.tensors[name].shape) > 1:
+            assert ours.tobytes() == checkpoint.load(name).tobytes(), name
+        else:
+            assert np.array_equal(stored[mapped].data, checkpoint.load_f32(name)), name
+
+
+def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_checkpoint(tmp_path / "checkpoint", "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 70_000.0
+    save_file(weights, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(ModelFileError, match=r"layers\.1\.mlp\.up_proj\.weight has weights too large for float16"):
+        write_gguf(checkpoint, tmp_path / "model.gguf", "F16")
+    write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
+    weights["model.norm.weight"][0] = np.nan
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"model\.norm\.weight holds values that are no numbers"):
+        write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "BF16")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "activation"),
+        ("gemma2", {"query_pre_attn_scalar": 77}, "scaled by 77"),
+        ("gemma3", {"layer_types": ["full_attention"] * 7}, "every 6th layer"),
+        ("qwen2", {"use_sliding_window": True}, "window"),
+    ],
+)
+def test_variants_that_llama_cpp_cannot_run_are_refused(
+    kind: str, changes: dict[str, Any], reason: str, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    checkpoint = open_checkpoint(tiny_checkpoint(kind))
+    other = dataclasses.replace(checkpoint, config={**checkpoint.config, **changes})
+    with pytest.raises(ModelFileError, match=reason):
+        write_gguf(other, tmp_path / "model.gguf", "F16")
+
+
+def test_quantised_files_load_and_stay_near(tmp_path: Path) -> None:
+    # 256 wide, so that the K types apply.
+    folder = make_checkpoint(tmp_path / "wide", "llama", hidden_size=256, intermediate_size=512)
+    names = ("F16", "Q8_0", "Q4_K_M", "Q4_0", "IQ4_NL", "Q2_K")
+    seen: list[tuple[str, float]] = []
+    options = GgufOptions(quantisations=names, calibration_tokens=512, threads=1)
+    made = export_gguf(folder, tmp_path / "out", options, lambda label, share: seen.append((label, share)))
+    assert [path.name for path in made] == [f"wide-{name}.gguf" for name in names]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in made)
+    assert {label for label, _ in seen} >= {"write", "calibrate", *names}
+    assert all(0 <= share <= 1 for _, share in seen)
+    tokens = some_tokens(64, 500)
+    reference = logits_of_checkpoint(folder, tokens)
+    errors = {}
+    for name, path in zip(names, made, strict=True):
+        assert read_header(path).file_type == name
+        errors[name] = float(np.abs(logits_of_gguf(path, tokens, 64) - reference).mean() / reference.std())
+    # llama.cpp rounds activations too: to 8 bits for these types.
+    assert errors["F16"] < 0.01 < errors["Q8_0"] < 0.1 < errors["Q4_K_M"] < errors["Q2_K"], errors
+    assert max(errors["Q4_K_M"], errors["Q4_0"], errors["IQ4_NL"]) < 0.6, errors
+    sizes = [path.stat().st_size for path in made]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_the_importance_matrix_is_the_mean_square_of_the_inputs(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_checkpoint("qwen3")
+    path = write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "F32")
+    chunks = [some_tokens(90, 500), some_tokens(70, 400)]
+    count = run_task("calibrate", {"model": str(path), "chunks": chunks, "out": str(tmp_path / "matrix.npz"), "threads": 1})
+    matrix = np.load(tmp_path / "matrix.npz")
+    assert count == len(matrix.files) == 2 * 7 + 1  # seven matrices a layer, and the head
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sums: dict[str, Any] = {"blk.1.ffn_down.weight": 0.0, "blk.0.attn_k.weight": 0.0}
+    modules = {"blk.1.ffn_down.weight": model.model.layers[1].mlp.down_proj}
+    modules["blk.0.attn_k.weight"] = model.model.layers[0].self_attn.k_proj
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: Any, inputs: Any) -> None:
+            sums[name] = sums[name] + inputs[0][0].double().square().sum(0)
+
+        return hook
+
+    for name, module in modules.items():
+        module.register_forward_pre_hook(watch(name))
+    with torch.no_grad():
+        for chunk in chunks:
+            model(torch.tensor([chunk]))
+    for name, total in sums.items():
+        np.testing.assert_allclose(matrix[name], (total / 160).numpy(), rtol=5e-3)
+
+
+def test_same_input_same_bytes(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    options = GgufOptions(quantisations=("Q4_0",), calibration_tokens=512, threads=2)
+    first, second = (export_gguf(tiny_checkpoint("llama"), tmp_path / out, options)[0] for out in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match="no quantisation Q4"):
+        GgufOptions(quantisations=("Q4",))
+    with pytest.raises(UsageError, match="too few bits"):
+        GgufOptions(quantisations=("IQ2_XS",), use_imatrix=False)
