@@ -46,6 +46,7 @@ from edge.types import Sampling
 
 WORDS = Path(__file__).read_text("utf-8").split()
 QUESTION = " Why?"
+WAYS = ("cold", "whole file", "blocks", "from disk", "in memory", "limit")
 
 
 def text_of(backend: LlamaCppBackend, n_tokens: int, seed: int = 0) -> str:
@@ -166,7 +167,7 @@ def read_and_copy(directory: Path) -> float:
 def first_tokens(plan: Plan, n_history: int, question: str, repeats: int, folder: Path) -> dict[str, Any]:
     plan = replace(plan, n_ctx=max(512, n_history + 256))
     blocks, state = folder / f"kv-{n_history}", folder / f"state-{n_history}"
-    times: dict[str, list[float]] = {name: [] for name in ("cold", "whole file", "blocks", "from disk", "in memory", "limit")}
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
     with engine(plan, blocks) as one:
         history = text_of(one.backend, n_history)
         ms, end = one.ask(history)
@@ -285,13 +286,13 @@ def cost_of_a_turn(plan: Plan, folder: Path, n_pairs: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| history, tokens | cold | whole file | blocks | from disk | in memory | limit | cold / blocks | whole file / blocks | blocks / limit |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| " + " | ".join(["history, tokens", *WAYS, "cold / blocks", "whole file / blocks", "blocks / limit"]) + " |",
+        "|" + "---:|" * (4 + len(WAYS)),
     ]
     for row in rows:
         ours = row["blocks"]
         cells = [f"{row['n_tokens']:,}", f"{row['cold'] / 1000:.2f} s"]
-        cells += [f"{row[name]:.0f} ms" for name in ("whole file", "blocks", "from disk", "in memory", "limit")]
+        cells += [f"{row[name]:.0f} ms" for name in WAYS[1:]]
         cells += [f"{row['cold'] / ours:.0f}", f"{row['whole file'] / ours:.2f}", f"{ours / row['limit']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +39,8 @@ class ConversationStore:
 
     Args:
         path: the database file, made where there is none. None keeps everything in memory.
+        on_delete: called with the ids of conversations that were deleted, in the thread that deleted them: whatever else was
+            kept of them has to go too. See `edge.kv.opening.forget_conversations`.
 
     Raises:
         StorageError: here, the file cannot be opened, is not ours, is damaged, or was written by a newer edge; in every
@@ -46,8 +48,9 @@ class ConversationStore:
         UsageError: in every method that takes an id, there is no such conversation or message (any more).
     """
 
-    def __init__(self, path: Path | str | None) -> None:
+    def __init__(self, path: Path | str | None, *, on_delete: Callable[[Sequence[str]], None] | None = None) -> None:
         self._db = Database(Path(path) if path is not None else None)
+        self._on_delete = on_delete
         self._last_ms = 0
 
     @property
@@ -167,11 +170,15 @@ class ConversationStore:
             UsageError: one of them is not there; none is deleted.
         """
         with self._db.write() as db:
-            for key in [tree.find_key(db, id) for id in ids]:
+            keys = [tree.find_key(db, id) for id in ids]
+            deleted = [tree.read_info(db, key).id for key in keys]
+            for key in keys:
                 db.execute("DELETE FROM node WHERE conversation = ?", (key,))
                 db.execute("DELETE FROM conversation WHERE key = ?", (key,))
             tree.purge_index(db)
         self._db.forget_deleted()
+        if self._on_delete is not None and deleted:
+            self._on_delete(deleted)
 
     def fork(self, id: str, node_id: int) -> ConversationInfo:
         """Start a new conversation with a copy of the path that ends at this node.

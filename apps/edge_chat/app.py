@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -281,8 +282,9 @@ def _private(name: str, flags: int) -> int:
 
 def _open_store(settings: Settings) -> ConversationStore:
     from edge.conversation import ConversationStore
+    from edge.kv.opening import forget_conversations
 
-    return ConversationStore(settings.paths.conversations_file)
+    return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
 
 
 def _default_loader(settings: Settings) -> Loader:

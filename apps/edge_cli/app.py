@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ class App:
         """
         from edge.config_file import make_private_dir
         from edge.conversation import ConversationStore
+        from edge.kv.opening import forget_conversations
 
         make_private_dir(settings.paths.data_dir)
-        return ConversationStore(settings.paths.conversations_file)
+        return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
 
 
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:

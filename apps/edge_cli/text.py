@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from edge.plan import Plan
     from edge.types import Timing, Usage
 
-__all__ = ["memory_lines", "size", "stats_line"]
+__all__ = ["memory_lines", "reuse_text", "size", "stats_line"]
 
 
 def size(n_bytes: float) -> str:
@@ -26,10 +26,20 @@ def stats_line(usage: Usage, timing: Timing) -> str:
         f"first token after {timing.first_token_ms / 1000:.2f} s",
         f"{timing.tokens_per_s(usage.n_generated):.1f} tokens/s",
         f"{usage.n_generated:,} tokens written",
-        f"{usage.n_prompt:,} tokens read ({usage.n_reused:,} reused)",
+        f"{usage.n_prompt:,} tokens read ({reuse_text(usage)})",
         f"{timing.total_ms / 1000:.2f} s in all",
     ]
     return ", ".join(parts)
+
+
+def reuse_text(usage: Usage) -> str:
+    """Where the tokens of a prompt came from."""
+    if usage.is_answer_cached:
+        return "answered before: from the answer cache"
+    n_memory = usage.n_reused - usage.n_restored
+    parts = [f"{n:,} from {where}" for n, where in ((n_memory, "memory"), (usage.n_restored, "disk")) if n]
+    saved = f", {usage.saved_ms / 1000:.2f} s saved" if usage.saved_ms >= 10 else ""
+    return " and ".join(parts) + saved if parts else "none reused"
 
 
 def memory_lines(plan: Plan) -> list[tuple[str, str]]:
