@@ -33,6 +33,7 @@ __all__ = [
     "find_key",
     "get_value",
     "load_settings",
+    "nearest",
     "parse_text",
     "setting_keys",
     "split_key",

@@ -78,6 +78,8 @@ def find_key(name: str) -> Key:
     for key in keys.values():
         if key.is_free and name.startswith(key.name + ".") and len(name) > len(key.name) + 1:
             return key
+    if name in TABLES:
+        raise ConfigError(f"{name} is a section, not one setting.", f"See what is in it: edge config get {name}")
     raise ConfigError(f"There is no setting {name!r}.", nearest(name, keys))
 
 

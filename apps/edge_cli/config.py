@@ -64,13 +64,17 @@ def ls(app: App, changed: bool, as_json: bool) -> None:
 @pass_app
 def get(app: App, key: str, as_json: bool) -> None:
     """The value of one setting, or every setting of a section."""
-    from edge.config import find_key, get_value, setting_keys
+    from edge.config import find_key, get_value, nearest, setting_keys
+    from edge.errors import ConfigError
 
     settings = app.settings()
-    section = [name for name in setting_keys() if name.startswith(f"{key}.")]
-    if section:
-        _show_section(settings, section, as_json)
+    sections = {name.rpartition(".")[0] for name in setting_keys()} - {""}
+    if key in sections:
+        _show_section(settings, [name for name in setting_keys() if name.startswith(f"{key}.")], as_json)
         return
+    if "." not in key and key not in setting_keys():
+        # Without a dot a section was meant as likely as a setting.
+        raise ConfigError(f"There is no setting or section {key!r}.", nearest(key, [*sections, *setting_keys()]))
     value = get_value(settings, key)
     if as_json:
         output.json_object({"value": _plain(value), "source": settings.sources[find_key(key).name]})

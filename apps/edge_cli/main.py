@@ -90,7 +90,9 @@ def run(arguments: Sequence[str], app: object = None) -> int:
         output.error(error.message, error.hint)
         return error.exit_code
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "edge"
+        # click does not say where an option without its value stood.
+        named = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+        where = error.ctx.command_path if error.ctx else f"edge {named}".rstrip()
         output.error(error.format_message(), f"Try: {where} --help")
         return 2
     except click.ClickException as error:

@@ -110,6 +110,8 @@ def test_json_has_no_infinity(call: Any) -> None:
         (("set", "chat.theme", "edge-drak"), "Did you mean edge-dark?"),
         (("set", "backend", "lamacpp"), "Did you mean llamacpp?"),
         (("set", "backend", "tensorrt"), "Known: llamacpp"),
+        (("get", "samplng"), "Did you mean sampling?"),
+        (("set", "sampling", "1"), "sampling is a section, not one setting."),
         (("get", "contxt"), "Did you mean context?"),
         (("unset", "contxt"), "Did you mean context?"),
     ],

@@ -240,6 +240,12 @@ def test_completion_offers_commands_options_and_settings() -> None:
     assert complete("edge run --require c") == ["cuda", "cpu"]
 
 
+def test_an_option_without_its_value_points_to_the_help_of_its_command(call: Any) -> None:
+    result = call("run", "--file")
+    assert result.code == 2
+    assert result.err.endswith("Try: edge run --help\n")
+
+
 def test_a_shell_without_completion_is_told_which_have_one(call: Any) -> None:
     result = call("completion", "powershell")
     assert (result.code, result.out) == (2, "")
