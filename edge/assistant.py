@@ -171,6 +171,11 @@ class Assistant:
         """Why nothing is kept on the disk just now, as the end of a sentence; None when all is well."""
         return self._disk.blocks.problem if self._disk is not None else None
 
+    @property
+    def kv_fingerprint(self) -> bytes | None:
+        """What its blocks on the disk are marked with, 32 bytes; None when it keeps none."""
+        return self._disk.model if self._disk is not None else None
+
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""
         self._finalizer()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.device import DeviceProfile
+    from edge.kv.store import BlockStore
     from edge.plan import Plan
 
 __all__ = ["App", "pass_app"]
@@ -75,6 +76,12 @@ class App:
 
         make_private_dir(settings.paths.data_dir)
         return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
+
+    def blocks(self, settings: Settings) -> BlockStore:
+        """What is kept on the disk of what models have read; the caller closes it."""
+        from edge.kv.opening import open_block_store
+
+        return open_block_store(settings)
 
 
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:

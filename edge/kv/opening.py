@@ -27,6 +27,7 @@ def open_block_store(settings: Settings) -> BlockStore:
     Args:
         settings: `kv.*` and `paths.cache_dir` count.
     """
+    from edge.kv.files import KEYRING
     from edge.kv.store import BlockStore
 
     kv = settings.kv
@@ -35,6 +36,7 @@ def open_block_store(settings: Settings) -> BlockStore:
         budget_bytes=int(kv.budget_gb * _GB),
         min_free_bytes=int(kv.min_free_gb * _GB),
         encrypt=kv.encrypt,
+        secret=KEYRING,
     )
 
 

@@ -1,0 +1,206 @@
+"""`edge kv`: what is shown and done, on a real block store with small made-up blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.assistant import Assistant, DiskCache
+from edge.backends.fake import FakeBackend
+from edge.conversation import ConversationStore
+from edge.kv.blocks import fingerprint
+from edge.kv.opening import open_block_store
+from edge.kv.store import BlockStore
+from edge.types import Message
+from edge_cli.app import App
+
+MODEL = fingerprint({"weights": "a"})
+OTHER = fingerprint({"weights": "b"})
+SYSTEM = list(range(100, 110))
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def conversations() -> Iterator[ConversationStore]:
+    app = App()
+    with app.store(app.settings()) as store:
+        yield store
+
+
+@pytest.fixture
+def blocks() -> Iterator[BlockStore]:
+    with open_block_store(App().settings()) as store:
+        yield store
+
+
+def put_row(store: BlockStore, tokens: list[int], owner: str | None) -> list[bytes]:
+    """Blocks of five tokens, 1 s of prefill each."""
+    keys: list[bytes] = []
+    for start in range(0, len(tokens), 5):
+        key = store.put(
+            keys[-1] if keys else None, tokens[start : start + 5], bytes(1000) + bytes(tokens[: start + 5]),
+            fingerprint=MODEL, namespace="", start=start, owner=owner, prefill_ms=1000.0,
+        )  # fmt: skip
+        assert key is not None
+        keys.append(key)
+    assert store.flush(30.0)
+    return keys
+
+
+@pytest.fixture
+def two(conversations: ConversationStore, blocks: BlockStore) -> tuple[str, str]:
+    """Two conversations with the same system prompt, and blocks of one that is not kept. Their ids."""
+    ann, bob = conversations.create(title="Ann's"), conversations.create(title="Bob's")
+    conversations.append(ann.id, Message("user", "hello"), parent=None)
+    put_row(blocks, SYSTEM + list(range(20)), ann.id)
+    put_row(blocks, SYSTEM + list(range(50, 55)), bob.id)
+    put_row(blocks, list(range(5)), "gone")
+    return ann.id, bob.id
+
+
+def app_with(model: bytes | None) -> App:
+    """Its models have this fingerprint."""
+
+    def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
+        disk = None if model is None else DiskCache(open_block_store(settings), model)
+        return Assistant(FakeBackend(), disk=disk)
+
+    return App(load=load)
+
+
+def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    ann, bob = two
+    blocks.pin(put_row(blocks, list(range(5)), None)[0])
+    assert blocks.flush(30.0)
+    result = call("kv", "ls")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0].startswith(f"Ann's ({ann})  ") and "  20  " in lines[0] and "4.0 s" in lines[0]
+    assert lines[1].startswith(f"shared: Ann's ({ann}), Bob's ({bob})") and "  10  " in lines[1]
+    assert any(line.startswith("conversations that are not kept") and line.endswith("pinned") for line in lines[2:])
+    groups = json.loads(call("kv", "ls", "--json").out)
+    assert sum(group["n_blocks"] for group in groups) == len(blocks.ls()) == 8
+    assert [group["conversations"] for group in groups[:2]] == [[ann], sorted([ann, bob])]
+    listed = json.loads(call("kv", "ls", "--blocks", "--json").out)
+    assert {block["key"] for block in listed} == {block.key for block in blocks.ls()}
+    assert len(call("kv", "ls", "--blocks").out.splitlines()) == 8
+
+
+def test_an_empty_store_says_so(call: Call) -> None:
+    result = call("kv", "ls")
+    assert (result.code, result.out) == (0, "") and "Nothing is kept yet" in result.err
+    assert json.loads(call("kv", "ls", "--json").out) == []
+
+
+def test_stats(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    figures = json.loads(call("kv", "stats", "--json").out)
+    assert (figures["n_blocks"], figures["n_tokens"], figures["prefill_ms"]) == (8, 40, 8000.0)
+    assert figures["directory"] == str(blocks.directory) and not figures["is_encrypted"]
+    assert figures["models"] == [{"fingerprint": MODEL.hex(), "namespace": "", "n_blocks": 8, "size_bytes": 8 * 4096}]
+    text = call("kv", "stats").out
+    assert "40 tokens in 8 blocks" in text and "8.0 s" in text and MODEL.hex()[:8] in text
+
+
+def test_verify_finds_damage_and_exits_with_1(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    result = call("kv", "verify")
+    assert (result.code, result.out) == (0, "") and "8 blocks checked" in result.err
+    last = max(blocks.ls(owner=two[0]), key=lambda block: block.start)
+    (blocks.directory / "blocks" / last.key[:2] / last.key[2:]).write_bytes(b"damage")
+    result = call("kv", "verify")
+    assert result.code == 1 and last.key[:12] in result.out and "1 were damaged" in result.err
+    again = call("kv", "verify", "--json")
+    assert again.code == 0 and json.loads(again.out)["n_checked"] == 7
+
+
+def test_gc_and_what_belongs_to_nobody(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    assert "Everything is in order" in call("kv", "gc").err
+    assert json.loads(call("kv", "gc", "--gone", "--json").out)["n_gone"] == 1
+    assert {owner for block in blocks.ls() for owner in block.owners} == set(two)
+
+
+def test_forget_by_the_beginning_of_an_id(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    ann, bob = two
+    assert "4 blocks deleted" in call("kv", "forget", ann).err
+    assert all(ann not in block.owners for block in blocks.ls())
+    assert len(blocks.ls(owner=bob)) == 3  # with the system prompt
+    assert json.loads(call("kv", "forget", "gon", "--json").out) == [{"id": "gone", "n_blocks": 1, "size_bytes": 4096}]
+    wrong = call("kv", "forget", "nobody")
+    assert wrong.code == 2 and "no conversation nobody" in wrong.err
+    assert call("kv", "forget").code == 2 and call("kv", "forget", bob, "--all").code == 2
+    assert call("kv", "forget", "--all").code == 0 and blocks.ls() == []
+
+
+def test_clear(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    assert json.loads(call("kv", "clear", "--json").out) == {"n_blocks": 8, "size_bytes": 8 * 4096}
+    assert blocks.ls() == []
+
+
+def test_pin_a_conversation_or_a_block(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    ann, bob = two
+    assert "6 blocks are pinned" in call("kv", "pin", ann).err
+    assert {block.key for block in blocks.ls() if block.is_pinned} == {block.key for block in blocks.ls(owner=ann)}
+    assert call("kv", "unpin", ann).code == 0 and not any(block.is_pinned for block in blocks.ls())
+    key = max(blocks.ls(owner=bob), key=lambda block: block.start).key
+    assert json.loads(call("kv", "pin", key[:16], "--json").out) == {"keys": [key], "is_pinned": True}
+    assert [block.key for block in blocks.ls() if block.is_pinned] == [key]
+    for target in ("0" * 16, "nobody"):
+        assert call("kv", "pin", target).code == 2
+
+
+def test_a_bundle_goes_round(call: Call, two: tuple[str, str], blocks: BlockStore, tmp_path: Path) -> None:
+    ann, _ = two
+    path = tmp_path / "chat.zip"
+    written = json.loads(call("kv", "export", ann, str(path), "--json").out)
+    assert (written["n_blocks"], written["n_tokens"], written["path"]) == (6, 30, str(path))
+    refused = call("kv", "export", ann, str(path))
+    assert refused.code == 2 and "--force" in refused.err
+    assert "readable form" in call("kv", "export", ann, str(path), "--force").err
+    blocks.clear()
+    result = call("kv", "import", str(path), app=app_with(MODEL))
+    assert result.code == 0 and "30 tokens need not be read again" in result.err
+    new = result.out.strip()
+    assert new != ann and len(blocks.ls(owner=new)) == 6
+    match = blocks.match(MODEL, "", SYSTEM + list(range(20)))
+    assert match.n_tokens == 30 and all(blocks.read(ref) is not None for ref in match.blocks)
+
+
+@pytest.mark.parametrize(("model", "reason"), [(OTHER, "fingerprints differ"), (None, "kv.enabled")], ids=["other", "off"])
+def test_a_bundle_of_another_model_is_read_again_and_that_is_said(
+    call: Call, two: tuple[str, str], blocks: BlockStore, conversations: ConversationStore, tmp_path: Path, model: bytes | None,
+    reason: str,
+) -> None:  # fmt: skip
+    path = tmp_path / "chat.zip"
+    call("kv", "export", two[0], str(path))
+    blocks.clear()
+    result = call("kv", "import", str(path), app=app_with(model))
+    assert result.code == 0 and reason in result.err and "30 tokens are left out" in result.err
+    assert blocks.ls() == [] and conversations.get(result.out.strip()).title == "Ann's"
+    as_json = json.loads(call("kv", "import", str(path), "--json", app=app_with(model)).out)
+    assert (as_json["n_tokens"], as_json["n_left_out"], len(as_json["notices"])) == (0, 30, 2)
+
+
+def test_a_damaged_bundle_changes_nothing(
+    call: Call, two: tuple[str, str], blocks: BlockStore, conversations: ConversationStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.zip"
+    call("kv", "export", two[0], str(path))
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(900)) + 500] ^= 1
+    path.write_bytes(data)
+    result = call("kv", "import", str(path), app=app_with(MODEL))
+    assert result.code == 1 and "damaged" in result.err and len(conversations.list()) == 2
+    assert len(blocks.ls()) == 8
+
+
+def test_a_store_that_cannot_be_used_is_an_error(call: Call, blocks: BlockStore, tmp_path: Path) -> None:
+    directory = blocks.directory
+    blocks.close()
+    directory.rename(tmp_path / "elsewhere")
+    directory.write_text("a file")
+    for command in (["ls"], ["stats"], ["verify"], ["gc"], ["clear"], ["forget", "--all"]):
+        result = call("kv", *command)
+        assert (result.code, result.out) == (1, "") and "The KV store cannot be used" in result.err, command
