@@ -37,7 +37,7 @@ def kv() -> None:
 
 @kv.command(
     context_settings=CONTEXT_SETTINGS,
-    epilog=examples("edge kv ls", "edge kv ls --blocks", "edge kv ls --json | jq '.[] | select(.size_bytes > 1e8)'"),
+    epilog=examples("edge kv ls", "edge kv ls --blocks", "edge kv ls --json | jq -r '.[].title'"),
 )
 @click.option("--blocks", "by_block", is_flag=True, help="Every block, with its key.")
 @json_option

@@ -20,7 +20,7 @@ COMMANDS = {
     "models": Entry("edge_cli.models:models", "List, fetch, show and remove models."),
     "doctor": Entry("edge_cli.doctor:doctor", "Check this device, and say what would make it faster."),
     "devices": Entry("edge_cli.devices:devices", "Show what this machine is and what can compute on it."),
-    "kv": Entry("edge_cli.kv:kv", "Show and tidy what models have read and the disk keeps."),
+    "kv": Entry("edge_cli.kv:kv", "What models have read, kept on the disk so that they need not read it again."),
     "config": Entry("edge_cli.config:config", "Show and change settings."),
     "completion": Entry("edge_cli.completion:completion", "Print the script that completes edge in your shell."),
 }
