@@ -3,7 +3,8 @@
 kv_hammer.py DIRECTORY SECONDS SEED BUDGET_BLOCKS
 
 Conversations are drawn from few tokens, so that the processes share blocks, write the same ones at the same time, evict what
-others read, forget, verify and put in order. What a block must hold follows from its tokens; anything else is counted.
+others read, pin, forget, clear, verify and put in order. What a block must hold follows from its tokens; anything else is
+counted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Caught(logging.Handler):
         self.messages.append(self.format(record))
 
 
-def turn(store: BlockStore, rng: random.Random, me: str, counts: Counter[str]) -> None:
+def turn(store: BlockStore, rng: random.Random, me: str, counts: Counter[str], pins: list[bytes]) -> None:
     """What a turn does: find, restore, compute the rest, store it."""
     query = [rng.randrange(3) for _ in range(rng.randint(1, 24))]
     match = store.match(MODEL, "ns", query)
@@ -69,6 +70,11 @@ def turn(store: BlockStore, rng: random.Random, me: str, counts: Counter[str]) -
                 prefill_ms=rng.random() * 10, owner=me if rng.random() < 0.5 else None,
             )  # fmt: skip
             counts["put"] += parent is not None
+        if match.blocks and rng.random() < 0.05:
+            pins.append(match.blocks[-1].key)
+            store.pin(pins[-1])
+        if len(pins) > 3:
+            store.unpin(pins.pop(0))
 
 
 def main() -> None:
@@ -77,12 +83,13 @@ def main() -> None:
     caught = Caught()
     logging.getLogger("edge.kv").addHandler(caught)
     counts: Counter[str] = Counter()
+    pins: list[bytes] = []
     longest = 0.0
     end = time.monotonic() + seconds
     store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False, retry_s=1.0)
     while time.monotonic() < end:
         began = time.monotonic()
-        turn(store, rng, f"owner {seed}-{rng.randrange(5)}", counts)
+        turn(store, rng, f"owner {seed}-{rng.randrange(5)}", counts, pins)
         longest = max(longest, time.monotonic() - began)
         counts["turns"] += 1
         chance = rng.random()
@@ -93,13 +100,18 @@ def main() -> None:
         elif chance < 0.05:
             report = store.gc()
             counts["disagreed"] += report.n_indexed + report.n_removed + report.n_missing
-        elif chance < 0.055:
+        elif chance < 0.053:
+            counts["cleared"] += store.clear()
+        elif chance < 0.058:
             store.close()
             store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False)
         elif chance < 0.13:
             assert store.flush(30.0), "a flush hangs"
         elif chance < 0.6:
             counts["most_bytes"] = max(counts["most_bytes"], store.stats().size_bytes)
+    for key in pins:
+        store.unpin(key)
+    assert store.flush(30.0), "a flush hangs"
     stats = store.stats()
     counts["evicted"], counts["lost"] = stats.n_evicted, stats.n_lost
     store.close()

@@ -3,7 +3,7 @@
 kv_kills.py DIRECTORY N_KILLS SEED BUDGET_BLOCKS ENCRYPT
 
 Every life is a fork of this process (so that 500 of them take seconds): it opens the store, writes chains of blocks, reads,
-touches, pins, leases and forgets, says after each flush what is on the disk now, and is killed with SIGKILL at a random moment.
+touches, leases and forgets, says after each flush what is on the disk now, and is killed with SIGKILL at a random moment.
 Another fork then opens the store and checks all of it against what the blocks must contain.
 """
 

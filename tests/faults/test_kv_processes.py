@@ -41,7 +41,8 @@ def test_processes_do_not_harm_each_other(tmp_path: Path, n_processes: int, budg
     results = [json.loads(out) for out, _ in finished]
     for result in results:
         assert (result["messages"], result["problem"]) == ([], None)
-        assert (result["wrong"], result["lost"], result.get("damaged", 0)) == (0, 0, 0), result
+        for bad in ("wrong", "lost", "damaged", "disagreed"):
+            assert result.get(bad, 0) == 0, result
         assert result["read"] > 10 and result["put"] > 10, result
         assert result["most_bytes"] <= budget_blocks * DISK_BLOCK_BYTES
     if budget_blocks < 1000:
@@ -49,5 +50,5 @@ def test_processes_do_not_harm_each_other(tmp_path: Path, n_processes: int, budg
     with BlockStore(tmp_path / "kv", budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0) as store:
         report = store.gc()
         assert (report.n_indexed, report.n_removed, report.n_missing) == (0, 0, 0)
-        assert store.verify().damaged == () and store.stats().n_blocks > 0
+        assert store.verify().damaged == ()
     assert not list((tmp_path / "kv").glob("tmp/*")) and not list((tmp_path / "kv").glob("live/*"))
