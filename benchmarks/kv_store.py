@@ -392,8 +392,8 @@ def show(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    plt.rcParams |= {"svg.hashsalt": "edge", "font.size": 9}
-    figure, axes = plt.subplots(figsize=(6, 3.2))
+    plt.rcParams |= {"svg.hashsalt": "edge", "svg.fonttype": "none", "font.size": 9}
+    figure, axes = plt.subplots(figsize=(8, 3))
     lines = (
         ("match_conversation", "find 2,048 tokens in 16 blocks", "#2b6cb0"),
         ("match_sibling", "find the nearest of many siblings", "#c05621"),
@@ -406,10 +406,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 marker="o", linestyle="--" if encrypted else "-", label=label + (", encrypted" if encrypted else ""),
             )  # fmt: skip
     axes.set(xscale="log", xlabel="blocks in the store", ylabel="milliseconds (median)", ylim=(0, None))
-    axes.set_title("Finding what is stored takes as long in a large store as in a small one", fontsize=9, loc="left")
+    axes.set_title("Finding what is stored, in small and large stores", fontsize=9, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
