@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.config_file import read_toml
-from edge.config_keys import Key, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
+from edge.config_keys import Key, Typed, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
 from edge.config_schema import TABLES, ChatSettings, HubSettings, KVSettings, Paths, Settings, default_paths
 from edge.errors import ConfigError
 
@@ -29,6 +29,8 @@ __all__ = [
     "Key",
     "Paths",
     "Settings",
+    "Typed",
+    "convert",
     "default_paths",
     "find_key",
     "get_value",
@@ -86,7 +88,8 @@ def load_settings(
     merged.add_environment(environ)
     for name, value in (flags or {}).items():
         if value is not None:
-            merged.add_flag(name, value, (flag_names or {}).get(name, COMMAND_LINE))
+            typed = (flag_names or {}).get(name)
+            merged.add_flag(name, value, COMMAND_LINE if typed is None else Typed(typed))
     return merged.build(paths, config_file)
 
 

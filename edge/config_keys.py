@@ -17,7 +17,7 @@ from edge.config_schema import PATH_VARIABLES, TABLES, Settings
 from edge.errors import ConfigError, UsageError
 from edge.types import Sampling
 
-__all__ = ["Key", "convert", "find_key", "get_value", "nearest", "parse_text", "setting_keys", "split_key"]
+__all__ = ["Key", "Typed", "convert", "find_key", "get_value", "nearest", "parse_text", "setting_keys", "split_key"]
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -165,9 +165,15 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
     return converted
 
 
+class Typed(str):
+    """What a user typed for a setting, such as "--kv-type": the source of a value, and its name at the same time."""
+
+    __slots__ = ()
+
+
 def _subject(source: str, name: str) -> str:
-    """What was wrong, as the user wrote it: a flag says it all, any other source needs the name of the setting."""
-    return source if source.startswith("--") else f"{source}: {name}"
+    """What was wrong, as the user wrote it."""
+    return source if isinstance(source, Typed) else f"{source}: {name}"
 
 
 def _show(value: object) -> str:

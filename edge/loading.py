@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import CancelledError, UsageError
+from edge.errors import CancelledError
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant, DiskCache
@@ -203,13 +203,11 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
     """Arguments over settings, checked the way flags are."""
     import msgspec
 
-    from edge.config import Settings, load_settings
+    from edge.config import Typed, convert, find_key, load_settings
 
     given = {name: value for name, value in arguments.items() if value is not None}
+    arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}
     if settings is None:
-        return load_settings(given)
-    try:
-        checked = msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"An argument cannot be used: {error}.", "See help(edge.load).") from error
-    return msgspec.structs.replace(settings, **{name: getattr(checked, name) for name in given})
+        return load_settings(given, flag_names=arguments_of)
+    checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
+    return msgspec.structs.replace(settings, **checked)

@@ -73,6 +73,13 @@ def test_arguments_win_over_settings_and_are_checked() -> None:
             loading._merge(settings, wrong)  # type: ignore[arg-type]
 
 
+def test_a_wrong_argument_is_named_as_it_was_given() -> None:
+    for settings in (None, load_settings({})):
+        with pytest.raises(UsageError) as caught:
+            loading.load("smollm2-135m", settings=settings, kv_type="q9")
+        assert caught.value.message == 'kv_type cannot be "q9".'
+
+
 def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.catalog.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
     with pytest.raises(BackendUnavailableError):
