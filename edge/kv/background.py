@@ -336,6 +336,7 @@ class Background:
                 self._unwritten.difference_update(pending.key for pending in work.batch)
                 return
             self._queue.extendleft(reversed(work.batch))
+            self._unwritten.update(pending.key for pending in work.batch)
             self._queued_bytes += sum(pending.size_bytes for pending in work.batch)
             self._work.touched = {**work.touched, **self._work.touched}
             self._work.pins = {**work.pins, **self._work.pins}

@@ -53,6 +53,7 @@ __all__ = [
     "Block",
     "BlockDamaged",
     "Header",
+    "check_block",
     "fingerprint",
     "open_block",
     "pack_tokens",
@@ -198,6 +199,25 @@ class Block:
     payload: memoryview
 
 
+def check_block(
+    *, model: bytes, namespace: str, owner: str, start: int, n_tokens: int, payload_bytes: int, origin: str, prefill_ms: float
+) -> None:
+    """Make sure that the format can hold a block. Arguments as for `seal_block`.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    smaller = "Cut it into smaller ones."
+    if not 1 <= n_tokens <= MAX_TOKENS or start < 0 or start + n_tokens >= 1 << 32:
+        raise UsageError(f"A block cannot hold {n_tokens} tokens from position {start}.", smaller)
+    if payload_bytes + 16 * n_tokens + 4096 > MAX_FILE_BYTES:
+        raise UsageError(f"A block of {payload_bytes} bytes is too large.", smaller)
+    if len(model) != KEY_BYTES or origin not in ORIGINS or not 0 <= prefill_ms <= MAX_PREFILL_MS:
+        raise UsageError("The fingerprint, the origin or the time of a block is not one.", "See BlockStore.put.")
+    if max(len(namespace.encode("utf-8")), len(owner.encode("utf-8"))) > MAX_LABEL_BYTES:
+        raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
+
+
 def seal_block(
     keys: Keys,
     *,
@@ -235,15 +255,15 @@ def seal_block(
     Raises:
         UsageError: a value is outside what the format can hold.
     """
+    n_tokens = len(tokens) // TOKEN_BYTES
+    check_block(
+        model=model, namespace=namespace, owner=owner, start=start, n_tokens=n_tokens, payload_bytes=len(payload),
+        origin=origin, prefill_ms=prefill_ms,
+    )  # fmt: skip
     path = keys.path(parent, tokens, encrypted=encrypted)
     labels = namespace.encode("utf-8"), owner.encode("utf-8")
-    n_tokens = len(tokens) // TOKEN_BYTES
     used = _FIXED.size + len(path) + len(labels[0]) + len(labels[1])
     header_bytes = -(-used // _ALIGNMENT) * _ALIGNMENT
-    if not 1 <= n_tokens <= MAX_TOKENS or max(map(len, labels)) > MAX_LABEL_BYTES or not 0 <= start < 1 << 32:
-        raise UsageError(f"A block of {n_tokens} tokens at {start}, labelled {labels}, cannot be stored.", "See Header.")
-    if header_bytes + len(payload) + len(tokens) + TAG_BYTES > MAX_FILE_BYTES:
-        raise UsageError(f"A block of {len(payload)} bytes is too large.", "Cut it into smaller ones.")
     header = Header(
         key=keys.block(model, namespace, parent, tokens),
         parent=parent,

@@ -268,8 +268,7 @@ def add_blocks(store: BlockStore, disk: Disk, blocks: Iterable[PlainBlock], owne
         n_waiting += len(block.payload)
         root = disk.root(block.model, block.namespace)
         known = disk.keys.block(block.model, block.namespace, parent or root, pack_tokens(block.tokens))
-        with disk.index.read() as view:
-            is_known = view.get(known) is not None
+        is_known = disk.has(known)
         key = store.put(
             parent, block.tokens, bytes(block.payload), fingerprint=block.model, namespace=block.namespace,
             start=block.start, prefill_ms=block.prefill_ms, origin=block.origin, owner=owner,
@@ -278,8 +277,7 @@ def add_blocks(store: BlockStore, disk: Disk, blocks: Iterable[PlainBlock], owne
             keys[block.key] = key
             n_known += is_known
     store.flush(_FLUSH_TIMEOUT_S)
-    with disk.index.look_through() as view:
-        n_there = sum(view.get(key) is not None for key in keys.values())
+    n_there = sum(disk.has(key) for key in keys.values())
     return ImportReport(n_there - n_known, n_known, n_blocks - n_there, store.problem)
 
 

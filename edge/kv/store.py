@@ -17,21 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge.errors import EdgeError, StorageError, UsageError
+from edge.errors import EdgeError, StorageError
 from edge.kv.background import FAILURES, Background, explain
-from edge.kv.blocks import (
-    MAX_FILE_BYTES,
-    MAX_LABEL_BYTES,
-    MAX_PREFILL_MS,
-    MAX_TOKENS,
-    ORIGINS,
-    BlockDamaged,
-    pack_tokens,
-)
+from edge.kv.blocks import BlockDamaged, check_block, pack_tokens
 from edge.kv.disk import Disk
 from edge.kv.files import Secret, StoreBusyError, is_passing
 from edge.kv.index import BUSY_TIMEOUT_S, is_busy
-from edge.kv.keys import KEY_BYTES
 from edge.kv.records import (
     BlockInfo,
     BlockRef,
@@ -197,14 +188,10 @@ class BlockStore:
         Raises:
             UsageError: an argument is outside what a block can hold.
         """
-        if not 1 <= len(tokens) <= MAX_TOKENS or start < 0 or start + len(tokens) >= 1 << 32:
-            raise UsageError(f"A block cannot hold {len(tokens)} tokens from position {start}.", "Cut it into smaller ones.")
-        if len(payload) + 16 * len(tokens) + 4096 > MAX_FILE_BYTES:
-            raise UsageError(f"A block of {len(payload)} bytes is too large.", "Cut it into smaller ones.")
-        if len(fingerprint) != KEY_BYTES or origin not in ORIGINS or not 0 <= prefill_ms <= MAX_PREFILL_MS:
-            raise UsageError("The fingerprint, the origin or the time of a block is not one.", "See BlockStore.put.")
-        if max(len(namespace.encode()), len((owner or "").encode())) > MAX_LABEL_BYTES:
-            raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
+        check_block(
+            model=fingerprint, namespace=namespace, owner=owner or "", start=start, n_tokens=len(tokens),
+            payload_bytes=len(payload), origin=origin, prefill_ms=prefill_ms,
+        )  # fmt: skip
         disk = self._background.disk
         if disk is None or (parent is None and start > 0):
             self._background.n_dropped += 1
