@@ -85,6 +85,7 @@ class Background:
 
     Attributes:
         problem: why nothing is stored just now, or None.
+        hint: what to do about it, where the failure said so.
         leased: keys in use in this process, with how often.
         lost: blocks found bad whose rows could not be removed yet.
         n_written, n_known, n_dropped, n_lost: see StoreStats.
@@ -105,6 +106,7 @@ class Background:
         self._retry_at = self._distrusted_at = 0.0
         self._distrusted: Path | None = None
         self.problem: str | None = None
+        self.hint = ""
         self.leased: Counter[bytes] = Counter()
         self.lost: dict[bytes, BlockRef] = {}
         self.n_written = self.n_known = self.n_dropped = self.n_lost = 0
@@ -222,7 +224,7 @@ class Background:
                 self._retry_at = now + (min(self._retry_s, _RETRY_BUSY_S) if is_busy(error) else self._retry_s)
             if self.problem is None:
                 _log.warning("The KV store does without the disk for now: %s", reason)
-            self.problem = reason
+            self.problem, self.hint = reason, error.hint if isinstance(error, EdgeError) else ""
             self.n_dropped += len(self._queue)
             self._unwritten.clear()
             self._queue.clear()

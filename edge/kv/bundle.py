@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,10 @@ _CONVERSATION, _MANIFEST = "conversation.json", "manifest.json"
 _MAX_TEXT_BYTES = 1 << 30
 _FLUSH_BYTES = 32 << 20
 _FLUSH_TIMEOUT_S = 600.0
+_NONSENSE = (
+    zipfile.BadZipFile, msgspec.MsgspecError, struct.error, KeyError, ValueError, OverflowError, RuntimeError, EOFError,
+)  # fmt: skip
+"""What a file that is no bundle, or a damaged one, makes the libraries raise."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -327,7 +332,7 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise StorageError(f"There is no file {path}.", "Check the name.") from error
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+    except _NONSENSE as error:
         reason = f"{error.args[0] if error.args else error}"
         raise StorageError(f"{path} is no bundle of edge, or it is damaged: {reason}.", hint) from error
     except OSError as error:

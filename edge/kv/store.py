@@ -397,7 +397,8 @@ class BlockStore:
         hint = f"Check the disk and the permissions of {self.directory}."
         disk = self._background.disk
         if disk is None:
-            raise StorageError(f"The KV store cannot be used: {self.problem or 'it is closed'}.", hint)
+            background = self._background
+            raise StorageError(f"The KV store cannot be used: {background.problem or 'it is closed'}.", background.hint or hint)
         try:
             yield disk
         except EdgeError:

@@ -115,6 +115,8 @@ def test_a_keyring_that_is_locked_or_gone_turns_the_store_off(
     keyring.is_locked = True
     assert "keyring does not give" in str(use(tmp_path / "kv", encrypt=True)[1])
     assert "keyring does not give" in str(use(tmp_path / "new", encrypt=True)[1])
+    with open_store(tmp_path / "kv", encrypt=True) as store, pytest.raises(StorageError, match="Unlock it"):
+        store.stats()
     keyring.is_locked = False
     with monkeypatch.context() as patch:
         install(patch, None)
