@@ -20,7 +20,9 @@ chat: install  ## Set up everything and open a terminal chat with the embedded m
 
 test: install-dev model  ## Set up everything, check the code and run all tests.
 	@$(MAKE) --no-print-directory lint
+	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --path)" \
+	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --path)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
 lint: install-dev  ## Style, types and import rules.

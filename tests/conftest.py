@@ -19,7 +19,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Point every directory that edge uses into a temporary folder, and drop settings of the person running the tests."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if name.startswith(("EDGE_", "HF_", "HUGGING_FACE_", "OLLAMA_")) and name != "EDGE_TEST_MODEL":
+        if name.startswith(("EDGE_", "HF_", "HUGGING_FACE_", "OLLAMA_")) and name not in ("EDGE_TEST_MODEL", "EDGE_TEST_GEMMA"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     for name in ("DATA", "CACHE", "MODELS"):

@@ -1,0 +1,76 @@
+"""Restarts with real models: SmolLM2, and Gemma 3 270M with its sliding window of 512 tokens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edge
+from edge.config import load_settings
+from edge.reply import Reply
+
+pytestmark = pytest.mark.model
+GREEDY = edge.Sampling(temperature=0, max_tokens=16)
+STORY = " ".join(f"On day {n} the ship passed an island with {n % 7} palm trees and {n % 5} huts." for n in range(1, 36))
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M, 253 MB. `make test` pulls it and sets EDGE_TEST_GEMMA; without it the tests that need it fail."""
+    path = Path(os.environ.get("EDGE_TEST_GEMMA", ""))
+    if not path.is_file():
+        pytest.fail("EDGE_TEST_GEMMA does not name the model file. Run the tests with: make test")
+    return path
+
+
+def go_on(model: Path, text: str, *, exact: bool = False, enabled: bool = True) -> tuple[str, Reply]:
+    """Load the model, write on after a text, and close it: a process of its own, as far as KV cache and disk go."""
+    settings = load_settings({"model": str(model), "context": 1024, "kv.exact": exact, "kv.enabled": enabled})
+    with edge.load(settings=settings) as ai:
+        reply = ai.complete(text, GREEDY)
+        return reply.wait(), reply
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_a_restored_run_writes_what_a_cold_one_writes(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue("model_path" if name == "smollm2" else "gemma_path")
+    question = STORY + " In the end the captain said:"
+    cold, reply = go_on(model, question, enabled=False)
+    assert reply.usage.n_reused == 0
+    assert reply.usage.n_prompt > 600
+    go_on(model, STORY, exact=True)
+    restored, reply = go_on(model, question, exact=True)
+    assert reply.usage.n_restored >= 512
+    assert restored == cold
+    # The usual mode restores to the token, what was decoded too.
+    written, _ = go_on(model, question)
+    again, reply = go_on(model, question)
+    assert reply.usage.n_restored == reply.usage.n_prompt - 1
+    assert again == written
+    longer, reply = go_on(model, question + written + " Then")
+    assert reply.usage.n_restored >= reply.usage.n_prompt - 6
+    assert longer
+
+
+def test_a_killed_process_leaves_what_it_had_read(model_path: Path) -> None:
+    """kill -9 while the reply is written: the prompt that was read comes back, and the words that follow are the right ones."""
+    script = (
+        "import edge, os, signal, sys\n"
+        "from edge.config import load_settings\n"
+        "ai = edge.load(settings=load_settings({'model': sys.argv[1], 'context': 1024}))\n"
+        "reply = ai.complete(sys.argv[2], edge.Sampling(temperature=0, max_tokens=200))\n"
+        "for number, piece in enumerate(reply):\n"
+        "    if number == 3:\n"
+        "        assert ai._disk.blocks.flush(60)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(model_path), STORY], timeout=300, env=dict(os.environ))
+    assert done.returncode == -9
+    cold, _ = go_on(model_path, STORY, enabled=False)
+    restored, reply = go_on(model_path, STORY)
+    assert reply.usage.n_restored >= 512, "whole blocks go to the disk while the prompt is read"
+    assert restored == cold
