@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from edge.backends.base import Backend, ModelInfo
+    from edge.kv.proof import CacheCheck
     from edge.kv.store import BlockStore
     from edge.plan import Plan
 
@@ -175,6 +176,46 @@ class Assistant:
     def kv_fingerprint(self) -> bytes | None:
         """What its blocks on the disk are marked with, 32 bytes; None when it keeps none."""
         return self._disk.model if self._disk is not None else None
+
+    def check_cache(self, n: int = 3, *, on_progress: Callable[[int, int], None] | None = None) -> list[CacheCheck]:
+        """Restore the newest conversations of the disk and compare what the model says next with a cold run.
+
+        What is resident in memory is given up for it, and every reply waits until it is done.
+
+        Args:
+            n: of how many conversations at most.
+            on_progress: called with (conversations done, conversations in all).
+
+        Raises:
+            UsageError: this assistant keeps nothing on the disk, or there is nothing of its model there.
+            StorageError: the disk cannot be read.
+            BackendError: the engine refuses what is there, or is closed.
+        """
+        from edge.kv.proof import compare, longest_path
+
+        disk = self._disk
+        if disk is None:
+            raise UsageError("Nothing is kept on the disk for this model.", "Turn it on: edge config set kv.enabled true")
+        newest: dict[str, float] = {}
+        for info in disk.blocks.ls():
+            if info.model == disk.model.hex() and not info.namespace:
+                newest.update({owner: max(info.last_used, newest.get(owner, 0.0)) for owner in info.owners})
+        owners = sorted(newest, key=lambda owner: newest[owner], reverse=True)[:n]
+        checks: list[CacheCheck] = []
+        for number, owner in enumerate(owners):
+            if on_progress is not None:
+                on_progress(number, len(owners))
+            path = longest_path(disk.blocks.export_blocks(owner), disk.model, self.n_ctx - 1)
+            if path:
+                found = self._scheduler.alone(
+                    lambda backend, chunk_size, path=path, owner=owner: compare(  # type: ignore[misc]
+                        backend, path, owner, chunk_size=chunk_size
+                    )
+                )
+                checks += [found] if found is not None else []
+        if not checks:
+            raise UsageError("The disk has nothing of this model and these settings.", "Chat a little first: edge chat")
+        return checks
 
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""

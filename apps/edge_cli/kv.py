@@ -21,6 +21,7 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.kv.bundle import Bundle
+    from edge.kv.proof import CacheCheck
 
 __all__ = ["kv"]
 
@@ -101,22 +102,40 @@ def stats(app: App, as_json: bool) -> None:
     output.table(rows)
 
 
-@kv.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge kv verify", "edge kv verify --json"))
+@kv.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples("edge kv verify", "edge kv verify --logits 3", "edge kv verify --json"),
+)
+@click.option(
+    "--logits",
+    "n_checks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also load the model, restore the N newest conversations and compare what it says next with reading them again.",
+)
+@model_options
 @json_option
 @pass_app
-def verify(app: App, as_json: bool) -> int:
+def verify(app: App, n_checks: int | None, as_json: bool, **options: Any) -> int:
     """Read every block and check that it is, byte for byte, what was written.
 
     What is damaged is dropped, and computed again when it is needed; then the exit code is 1.
+
+    With --logits the exit code is 1, too, if the model would have chosen another word, or with kv.exact if any number differs.
+    Reading conversations again takes as long as it takes without the cache.
     """
-    with app.blocks(app.settings()) as store, output.Status() as status:
+    settings = app.settings(flags_from(options), flag_names(options))
+    with app.blocks(settings) as store, output.Status() as status:
         report = store.verify(lambda done, total: status.show(f"Checking block {done:,} of {total:,}"))
+    checks = _compare_logits(settings, n_checks) if n_checks else []
+    are_bad = [not check.is_same_choice or (settings.kv.exact and check.max_difference > 0) for check in checks]
     if as_json:
         output.json_object(
             {
                 "n_checked": report.n_checked,
                 "size_bytes": report.size_bytes,
                 "damaged": [{"key": key, "reason": reason} for key, reason in report.damaged],
+                "logits": [dataclasses.asdict(check) for check in checks],
             }
         )
     else:
@@ -124,7 +143,22 @@ def verify(app: App, as_json: bool) -> int:
             output.line(f"{key[:12]}  dropped: {reason}")
         bad = f"{len(report.damaged):,} were damaged and are dropped" if report.damaged else "all of them are whole"
         output.note(f"{report.n_checked:,} blocks checked, {size(report.size_bytes)}: {bad}.")
-    return 1 if report.damaged else 0
+        for check, is_bad in zip(checks, are_bad, strict=True):
+            verdict = "another word" if not check.is_same_choice else "differs" if is_bad else "the same word"
+            output.line(
+                f"{check.owner}  {check.n_tokens:,} tokens ({check.n_decoded:,} decoded)  "
+                f"largest difference {check.max_difference:.4g}  KL {check.kl:.2g}  {verdict}"
+            )
+    return 1 if report.damaged or any(are_bad) else 0
+
+
+def _compare_logits(settings: Settings, n_checks: int) -> list[CacheCheck]:
+    import edge
+
+    with output.Status() as status, edge.load(settings=settings, on_progress=lambda *_: status.show("Loading the model")) as ai:
+        return ai.check_cache(
+            n_checks, on_progress=lambda done, total: status.show(f"Reading conversation {done + 1} of {total} again")
+        )
 
 
 @kv.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge kv gc", "edge kv gc --gone"))

@@ -190,6 +190,22 @@ class Scheduler:
         result: T = call.future.result()
         return result
 
+    def alone(self, function: Callable[[Backend, int], T]) -> T:
+        """`call`, with every idle sequence emptied first; the function also gets the size of the chunks prompts are read in.
+
+        Raises:
+            BackendError: the scheduler is closed, or replies are being written.
+        """
+
+        def run(backend: Backend) -> T:
+            if self._running:
+                raise BackendError("Replies are being written.", "Wait until they are done.")
+            while self._cache.evict_one():
+                pass
+            return function(backend, self._cache.chunk_size)
+
+        return self.call(run)
+
     def close(self) -> None:
         """Cancel what runs, stop the thread and close the backend. May be called twice."""
         with self._lock:
