@@ -118,7 +118,7 @@ def _request(options: dict[str, Any]) -> Request:
             calibration_tokens=options["calibration_tokens"],
             threads=options["threads"],
         ),
-        coreml_variants=variants,  # type: ignore[arg-type]  # checked there
+        coreml_variants=variants,
         coreml_context=options["context"],
         force=options["force"],
     )
@@ -205,9 +205,9 @@ def _about(seconds: float) -> str:
 
 def _verify(path: Path, *, as_json: bool) -> int:
     """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere."""
-    from edge_convert.coreml.verify import verify
+    from importlib import import_module
 
-    report = verify(path)
+    report = import_module("edge_convert.coreml.verify").verify(path)
     if as_json:
         output.json_object(report)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ __all__ = ["Request", "make_plan"]
 _BY_BITS = {4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "F16"}
 _BASE_MEMORY = 350 << 20  # the interpreter with numpy, transformers' tokenizers and llama.cpp
 _CORE_BYTES_S = 40e6  # weights a core quantises in a second, in 16 bits; measured on a slow one
-_CORE_CALIBRATION_S = 2.5e-9  # seconds a weight and token
+_CORE_CALIBRATION_S = 6e-11  # seconds a weight and token
 _TOOLS: dict[Format, tuple[str, ...]] = {
     "gguf": ("gguf", "llama_cpp_python", "numpy"),
     "onnx": ("onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
@@ -304,10 +305,9 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
         raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")
 
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        from edge_convert.onnx_export import OnnxOptions, export_onnx
-
-        options = OnnxOptions(precision=precision, source_gguf=_carried(facts))  # type: ignore[arg-type]
-        export_onnx(_open(facts, done).folder, folder, options, told)
+        exporter = import_module("edge_convert.onnx_export")
+        options = exporter.OnnxOptions(precision=precision, source_gguf=_carried(facts))
+        exporter.export_onnx(_open(facts, done).folder, folder, options, told)
         recipe = {"precision": precision, "algorithm": options.algorithm, "mixed": options.mixed}
         _write_manifest(folder, facts, done, "onnx", precision, recipe)
 
@@ -330,15 +330,14 @@ def _coreml_steps(facts: _Facts, request: Request) -> list[Step]:
 
 def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane", "fp16"]) -> Step:
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        from edge_convert.coreml.export import CoreMLOptions, export_coreml
-
-        options = CoreMLOptions(
+        exporter = import_module("edge_convert.coreml.export")
+        options = exporter.CoreMLOptions(
             variant=variant,
             context=request.coreml_context,
             source_gguf=_carried(facts),
             calibration=request.gguf.calibration,
         )
-        export_coreml(_open(facts, done).folder, folder, options, told)
+        exporter.export_coreml(_open(facts, done).folder, folder, options, told)
         recipe = {"variant": variant, "context": str(request.coreml_context)}
         _write_manifest(folder, facts, done, "coreml", variant, recipe)
 
