@@ -1,0 +1,177 @@
+"""`edge convert` from the command line to files that load, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
+
+from edge.artifact import open_artifact
+from edge.gguf import read_header
+from edge_cli.main import run
+from edge_convert.manifest import digest_file, read_manifest
+from tests.servers.hub import Repo, run_hub
+
+Make = Callable[[str], Path]
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def convert(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run `edge convert ARGS` in this process."""
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = run(["convert", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_becomes_gguf(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    folder, out = tiny_checkpoint("qwen3"), tmp_path / "out"
+    options = ("--quant", "q4_0,F16", "--calibration-tokens", 256, "--no-card")
+    shown = convert(folder, "--out", out, *options, "--dry-run")
+    assert (shown.code, shown.out, out.exists()) == (0, "", False)
+    assert "Quantise to Q4_0" in shown.err
+    assert "of disk and" in shown.err
+    made = convert(folder, "--out", out, *options)
+    assert made.code == 0, made.err
+    assert "5/5 Write F16" in made.err
+    assert [line.split()[0] for line in made.out.splitlines()] == [str(out / "gguf-Q4_0"), str(out / "gguf-F16")]
+    assert tree(out) == [
+        "gguf-F16/manifest.json",
+        "gguf-F16/qwen3-F16.gguf",
+        "gguf-Q4_0/manifest.json",
+        "gguf-Q4_0/qwen3-Q4_0.gguf",
+    ]
+    artifact = open_artifact(out / "gguf-Q4_0")
+    assert (artifact.format, artifact.name, artifact.licence) == ("gguf", "qwen3", "apache-2.0")
+    manifest = read_manifest(out / "gguf-Q4_0/manifest.json")
+    assert (manifest.format, manifest.quantisation, manifest.licence) == ("gguf", "Q4_0", "apache-2.0")
+    assert manifest.files == (digest_file(out / "gguf-Q4_0/qwen3-Q4_0.gguf"),)
+    assert digest_file(folder / "model.safetensors") in manifest.source_files
+    assert manifest.recipe["importance matrix"].startswith("256 tokens")
+    assert str(tmp_path) not in (out / "gguf-Q4_0/manifest.json").read_text()
+    again = convert(folder, "--out", out, *options)
+    assert again.code == 2
+    assert "--force" in again.err
+    before = {name: (out / name).read_bytes() for name in tree(out)}
+    assert convert(folder, "--out", out, *options, "--force").code == 0
+    assert {name: (out / name).read_bytes() for name in tree(out)} == before
+
+
+def test_a_gguf_is_copied_where_its_type_is_wanted_and_read_back_otherwise(
+    convert: Call, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    assert convert(tiny_checkpoint("llama"), "--quant", "Q8_0", "--out", tmp_path / "first", "--no-card").code == 0
+    source = tmp_path / "first/gguf-Q8_0/llama-Q8_0.gguf"
+    out = tmp_path / "second"
+    options = ("--quant", "Q8_0,Q5_1", "--no-imatrix", "--no-card")
+    made = convert(source, "--out", out, *options)
+    assert made.code == 0, made.err
+    assert "The source is quantised already (Q8_0)" in made.err
+    assert (out / "gguf-Q8_0/llama-Q8_0.gguf").read_bytes() == source.read_bytes()
+    header = read_header(out / "gguf-Q5_1/llama-Q5_1.gguf")
+    assert (header.file_type, header.name, header.metadata["general.license"]) == ("Q5_1", "llama", "apache-2.0")
+    manifest = read_manifest(out / "gguf-Q5_1/manifest.json")
+    assert (manifest.source, manifest.source_quantised) == ("llama-Q8_0.gguf", "Q8_0")
+
+
+def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_checkpoint("qwen2").iterdir()}
+    with run_hub(**{"owner/tiny": Repo(files), "owner/old": Repo({"pytorch_model.bin": b"x", "config.json": b"{}"})}) as hub:
+        monkeypatch.setenv("EDGE_HUB_ENDPOINT", hub.url)
+        made = convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "out", "--no-card")
+        assert made.code == 0, made.err
+        refused = convert("hf:owner/old", "--out", tmp_path / "old")
+        assert (refused.code, "as pickle (pytorch_model.bin)" in refused.err) == (1, True)
+        assert convert("hf:owner/missing", "--out", tmp_path / "old").code == 3
+    manifest = read_manifest(tmp_path / "out/gguf-F16/manifest.json")
+    assert (manifest.source, manifest.name) == ("hf:owner/tiny", "tiny")
+    # It is kept, so the second time needs no network.
+    assert convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "again", "--no-card").code == 0
+    first, second = ((tmp_path / name / "gguf-F16/tiny-F16.gguf").read_bytes() for name in ("out", "again"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--to", "gguf,tflite"), 2, "no format tflite"),
+        (("--bits", "3"), 2, "3 bits a weight is not offered"),
+        (("--quant", "Q4"), 2, "no quantisation Q4"),
+        (("--quant", "IQ2_XS", "--no-imatrix"), 2, "too few bits"),
+        (("--calibration", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
+        (("extra",), 2, "one source too many"),
+    ],
+)
+def test_wrong_options(
+    arguments: tuple[str, ...], code: int, said: str, convert: Call, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    result = convert(tiny_checkpoint("llama"), *arguments, "--out", tmp_path / "out")
+    assert (result.code, said in result.err) == (code, True), result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_sources(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy"))
+    out = ("--out", tmp_path / "out")
+    weights = folder / "model.safetensors"
+    one = convert(weights, *out)
+    assert (one.code, "is one file of a checkpoint" in one.err) == (2, True)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    cut = convert(folder, *out)
+    assert (cut.code, "model.safetensors is damaged or cut off" in cut.err) == (1, True)
+    weights.rename(folder / "pytorch_model.bin")
+    pickled = convert(folder, *out)
+    assert (pickled.code, "as pickle (pytorch_model.bin)" in pickled.err) == (1, True)
+    assert convert(folder / "pytorch_model.bin", *out).code == 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    unknown = convert(folder, *out)
+    assert (unknown.code, "is a MambaForCausalLM" in unknown.err, "Qwen3ForCausalLM" in unknown.err) == (1, True, True)
+    assert convert(tmp_path / "nowhere/at/all", *out).code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named(
+    convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return None if name == "transformers" else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    result = convert(tiny_checkpoint("llama"), "--out", tmp_path / "out")
+    assert (result.code, "not installed: transformers" in result.err) == (4, True)
+    assert "edge-assistant[convert]" in result.err
+
+
+def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    result = convert(tiny_checkpoint("llama3"), "--out", tmp_path / "out", "--dry-run", "--json", "--bits", 8, "--no-card")
+    plan = json.loads(result.out)
+    assert [step["name"] for step in plan["steps"]] == ["source", "gguf-base", "gguf-Q8_0"]
+    assert plan["artifacts"] == [str(tmp_path / "out/gguf-Q8_0")]
+    assert plan["disk_bytes"] > 0
