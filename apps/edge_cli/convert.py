@@ -1,4 +1,4 @@
-"""`edge convert`: a checkpoint becomes GGUF, ONNX or Core ML, with a card that says what each is worth."""
+"""`edge convert`: a checkpoint becomes GGUF, ONNX or Core ML."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.command(
     context_settings=CONTEXT_SETTINGS,
     epilog=examples(
-        "edge convert ~/checkpoints/SmolLM2-135M-Instruct --dry-run",
+        "edge convert ~/checkpoints/SmolLM2 --dry-run",
         "edge convert hf:Qwen/Qwen2.5-0.5B-Instruct --out qwen",
         "edge convert smollm2-135m --to gguf --quant Q4_K_M,Q4_0 --out smollm2",
-        "edge convert hf:HuggingFaceTB/SmolLM2-135M-Instruct --to gguf,onnx,coreml --gate top1=0.9,kl=0.1",
         "edge convert verify smollm2/coreml-gpu/gpu.mlpackage",
     ),
 )
@@ -49,7 +48,6 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option("--threads", type=click.IntRange(0), default=0, metavar="N", help="CPU threads [all].")
 @click.option("--variants", default="gpu,ane", show_default=True, metavar="NAMES", help="Core ML: gpu, ane, fp16.")
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
-@click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
 @click.option(
     "--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these, such as top1=0.9,kl=0.1,ppl=+5%."
 )
@@ -57,9 +55,9 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @json_option
 @pass_app
 def convert(app: App, source: str, package: str | None, **options: Any) -> int:
-    """Convert SOURCE: a checkpoint folder, hf:OWNER/REPO, a GGUF file, or a name of the catalogue.
+    """Convert a checkpoint to GGUF, ONNX or Core ML.
 
-    The plan is shown first. A run that was interrupted goes on where it stopped when you give the same command again.
+    SOURCE is the folder of a checkpoint, hf:OWNER/REPO, a GGUF file, or a name of the catalogue. The plan is shown first. A run that was interrupted goes on where it stopped when you give the same command again.
     `edge convert verify PACKAGE` checks a Core ML package.
     """
     if source == "verify" and package is not None:
