@@ -57,7 +57,8 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     """Convert a checkpoint to GGUF, ONNX or Core ML.
 
-    SOURCE is the folder of a checkpoint, hf:OWNER/REPO, a GGUF file, or a name of the catalogue. The plan is shown first. A run that was interrupted goes on where it stopped when you give the same command again.
+    SOURCE is the folder of a checkpoint, hf:OWNER/REPO, a GGUF file, or a name of the catalogue. The plan is shown first. A run
+    that was interrupted goes on where it stopped when you give the same command again.
     `edge convert verify PACKAGE` checks a Core ML package.
     """
     if source == "verify" and package is not None:
