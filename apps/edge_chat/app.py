@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import events
 from textual.app import App
 from textual.binding import BindingType
 
@@ -118,6 +119,13 @@ class ChatApp(App[int], inherit_bindings=False):
         self.composer_actions = composer_actions(REGISTRY, self._keymap_wanted)
         self.chat_screen = ChatScreen(self)
         self.set_plain(self.is_plain)
+
+    async def on_event(self, event: events.Event) -> None:
+        """What is typed where nothing can be typed belongs to the message box. It gets the focus before the key is handed
+        on: moved later, letters that are typed fast would overtake each other."""
+        if isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded and self.screen is self.chat_screen:
+            self.chat_screen.claim(event)
+        await super().on_event(event)
 
     def get_default_screen(self) -> ChatScreen:
         """The only screen that is not a dialog."""

@@ -63,6 +63,7 @@ class Command:
         keys: default keys, comma-separated; "" for none.
         scope: where the keys work.
         example: a line to learn from.
+        keys_of: commands whose keys do the same; the help shows them with its own.
         is_slash: can be typed behind a slash and is in the palette, given that it has `run`.
     """
 
@@ -79,6 +80,7 @@ class Command:
     scope: Scope = "chat"
     example: str = ""
     is_slash: bool = True
+    keys_of: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:

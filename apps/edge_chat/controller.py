@@ -18,6 +18,7 @@ from edge_chat.library import Page
 from edge_chat.outbox import Departure, Outbox, Outgoing
 from edge_chat.replies import ReplyRun
 from edge_chat.sending import Sending
+from edge_chat.wording import Unanswered
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
@@ -41,6 +42,7 @@ class ChatController:
         visit: counts what has been on the screen, to tell one unsaved conversation from the next.
         outbox: what was typed and is no saved message yet.
         sending: replies that are being written.
+        moving: held while messages that are not saved yet are put on the screen, or what is saved is made to agree with it.
     """
 
     def __init__(self, app: ChatApp, screen: ChatScreen) -> None:
@@ -52,6 +54,8 @@ class ChatController:
         self.visit = 0
         self.outbox = Outbox(app.library, lambda error: app.call_later(screen.complain, error))
         self.sending = Sending(self)
+        self.moving = asyncio.Lock()
+        self._lost: Page | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Lock()
 
@@ -150,10 +154,42 @@ class ChatController:
     async def reload(self) -> None:
         """Read the conversation on the screen again and show what has changed."""
         if self.page is not None:
-            self.page = await self.app.library.page(self.page.info.id)
-            await self.screen.transcript.follow(self.page)
-            self.sending.show_notices()
-            self.screen.page_changed()
+            await self._follow(await self.app.library.page(self.page.info.id))
+
+    async def catch_up(self) -> None:
+        """Show what another process has added to the conversation on the screen. What is being typed stays.
+
+        Raises:
+            UsageError: the conversation is not there any more.
+            StorageError: it cannot be read.
+        """
+        page = self.page
+        if page is None or page is self._lost or self._is_in_motion(page.info.id):
+            return
+        try:
+            info = await self.app.library.run(lambda store: store.get(page.info.id))
+        except EdgeError:
+            self._lost = page  # said once
+            raise
+        is_growing = bool(page.nodes) and page.nodes[-1].status == "partial"
+        if (info.updated, info.head) == (page.info.updated, page.info.head) and not is_growing:
+            return
+        fresh = await self.app.library.page(page.info.id)
+        async with self.moving:
+            if self.page is page and not self._is_in_motion(page.info.id):
+                await self._follow(fresh, "elsewhere")
+                self.screen.refresh_sidebar()
+
+    def _is_in_motion(self, conversation_id: str) -> bool:
+        """Whether this process is changing the conversation itself, and shows that itself."""
+        return self.is_busy or conversation_id in self.sending.runs or bool(self.outbox.departures)
+
+    async def _follow(self, page: Page, why_unanswered: Unanswered = "left") -> None:
+        self.page = page
+        await self.screen.transcript.follow(page)
+        self.sending.show_notices()
+        await self.sending.show_unanswered(why_unanswered)
+        self.screen.page_changed()
 
     async def ensure_saved(self) -> str:
         """The id of the conversation on the screen, which is saved first if it is new.

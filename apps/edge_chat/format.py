@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-__all__ = ["ago", "clean", "count", "day_group", "n_bytes", "one_line", "plural", "rate", "seconds"]
+__all__ = [
+    "clean",
+    "count",
+    "day_group",
+    "exact_time",
+    "n_bytes",
+    "one_line",
+    "plural",
+    "rate",
+    "seconds",
+    "short_time",
+]
 
 
 def count(number: int) -> str:
@@ -64,18 +75,30 @@ def day_group(when: float, now: float) -> str:
     return "Older"
 
 
-def ago(when: float, now: float) -> str:
-    """How long ago something was, roughly: "now", "5 min", "3 h", "2 d", then the date.
+def short_time(when: float, now: float) -> str:
+    """When something was, as short as it can be told apart under the headings of `day_group`: "14:05", "Mon", "3 Nov".
 
     Args:
-        when: Unix time in seconds.
+        when: Unix time in seconds; what lies ahead of `now`, as with a clock that was set back, is "now".
         now: likewise.
     """
-    passed = max(0.0, now - when)
-    for limit_s, unit_s, unit in ((60, 60, ""), (3600, 60, "min"), (86400, 3600, "h"), (7 * 86400, 86400, "d")):
-        if passed < limit_s:
-            return f"{int(passed // unit_s)} {unit}" if unit else "now"
-    return datetime.fromtimestamp(when).date().isoformat()
+    if when > now:
+        return "now"
+    time = datetime.fromtimestamp(when)
+    group = day_group(when, now)
+    if group in ("Today", "Yesterday"):
+        return f"{time:%H:%M}"
+    if group == "Last 7 days":
+        return f"{time:%a}"
+    return f"{time.day} {time:%b}" if time.year == datetime.fromtimestamp(now).year else f"{time:%Y-%m-%d}"
+
+
+def exact_time(when: float, now: float) -> str:
+    """Like `short_time`, for two that would look the same: with seconds, or with the time of that day."""
+    if when > now:
+        return "now"
+    time = datetime.fromtimestamp(when)
+    return f"{time:%H:%M:%S}" if day_group(when, now) in ("Today", "Yesterday") else f"{time.day} {time:%b %H:%M:%S}"
 
 
 # Control characters are shown, not sent: a model, a file or a title must not be able to steer the terminal. Line ends that

@@ -38,16 +38,27 @@ def help_page(registry: Registry, keys_of: KeysOf) -> str:
         commands = [c for c in registry.slash_commands() if c.group == group]
         if commands:
             lines += [f"## {group}", "", "| Command | Keys | |", "| --- | --- | --- |"]
-            lines += [f"| `{_cell(c.usage)}` | {display_keys(keys_of(c.name))} | {_cell(c.help)} |" for c in commands]
+            lines += [f"| `{_cell(c.usage)}` | {display_keys(_keys(c, keys_of))} | {_cell(c.help)} |" for c in commands]
             lines.append("")
     return "\n".join(lines)
 
 
-def command_help(command: Command, keys: str) -> str:
-    """Help on one command."""
+def _keys(command: Command, keys_of: KeysOf) -> str:
+    return ",".join(filter(None, (keys_of(name) for name in (command.name, *command.keys_of))))
+
+
+def command_help(command: Command, keys_of: KeysOf, scope: str) -> str:
+    """Help on one command.
+
+    Args:
+        command: which.
+        keys_of: as for `help_page`.
+        scope: where its keys work.
+    """
+    keys = _keys(command, keys_of)
     lines = [f"`{command.usage}`", "", command.help, ""]
     if keys:
-        lines += [f"Keys: {display_keys(keys)} {_SCOPES.get(command.scope, '')}".rstrip() + ".", ""]
+        lines += [f"Keys: {display_keys(keys)} {_SCOPES.get(scope, '')}".rstrip() + ".", ""]
     if command.aliases:
         lines += ["Also: " + ", ".join(f"`/{alias}`" for alias in command.aliases) + ".", ""]
     if command.example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +31,7 @@ class ReplyRun:
         reply: the reply, once it has begun.
         error: why it failed.
         was_accepted: the message that it answers has been saved.
+        n_written: about how many tokens have been written: pieces of text, which are tokens but for parts of characters.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class ReplyRun:
         self._on_end = on_end
         self._is_stopped = False
         self._is_over = False
+        self.n_written = 0
+        self._times = (time.perf_counter(), 0.0, 0.0)  # of asking, of the first piece, of the last one
         self.task = asyncio.create_task(self._run(), name=f"reply in {conversation_id}")
 
     @property
@@ -73,6 +77,17 @@ class ReplyRun:
         return self.reply.progress if self.reply is not None else (0, 0)
 
     @property
+    def first_token_s(self) -> float:
+        """Seconds from asking to the first piece; 0 before that."""
+        asked, first, _ = self._times
+        return first - asked if first else 0.0
+
+    @property
+    def writing_s(self) -> float:
+        """Seconds from the first to the last piece."""
+        return self._times[2] - self._times[1]
+
+    @property
     def notices(self) -> list[str]:
         """What the user should know about this reply."""
         return list(self.reply.notices) if self.reply is not None else []
@@ -92,6 +107,10 @@ class ReplyRun:
                 self.reply.cancel()
             async for piece in self.reply:
                 self.text += piece
+                self.n_written += 1
+                asked, first, _ = self._times
+                now = time.perf_counter()
+                self._times = (asked, first or now, now)
         except EdgeError as error:
             self.error = error
         except Exception as unexpected:  # noqa: BLE001 (a bug below us; it is shown in place, and the app goes on)

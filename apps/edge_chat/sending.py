@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
 from edge_chat import format as fmt
+from edge_chat import wording
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
 from edge_chat.widgets.message import MessageView
+from edge_chat.wording import Unanswered
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.conversation import Attachment
     from edge.reply import Reply
+    from edge.types import Sampling
     from edge_chat.controller import ChatController
 
 __all__ = ["Sending"]
 
 _FOLLOW_S = 0.05  # how often new text is put on the screen; the event loop is free for keys in between
+_FIGURES_S = 0.5  # how often the status line changes; faster could not be read
 _FOLLOW_PLAIN_S = 1.0  # a screen reader reads every change, so it gets fewer and larger ones
 
 
@@ -97,16 +101,16 @@ class Sending:
         answer = next((node for node in nodes if node.id == target), None)
         if answer is None or not any(node.role == "user" for node in nodes):
             raise UsageError("There is no message to answer yet.", "Send one first.")
-        if answer.role == "assistant":
-            await self._screen.transcript.cut(answer.id)
-        else:
-            following = next((node for node in nodes if node.parent == answer.id), None)
-            if following is not None:
-                await self._screen.transcript.cut(following.id)
-        await self._begin(
-            conversation_id,
-            lambda: self._assistant().conversation(conversation_id, sampling=self.chat.sampling).regenerate(target),
-        )
+        if answer.role != "assistant":
+            answer = next((node for node in nodes if node.parent == target), None)
+        async with self.chat.moving:
+            if answer is not None:
+                await self._screen.transcript.cut(answer.id)
+            await self._begin(
+                conversation_id,
+                lambda sampling: self._assistant().conversation(conversation_id, sampling=sampling).regenerate(target),
+                before=answer.content if answer is not None else None,
+            )
 
     async def stop(self) -> bool:
         """Stop the reply, or take back the message that waits. Returns whether there was either."""
@@ -142,27 +146,41 @@ class Sending:
             self._outbox.waiting[conversation_id] = message
             return
 
-        def start() -> Reply:
-            conversation = self._assistant().conversation(conversation_id, sampling=self.chat.sampling)
+        def start(sampling: Sampling) -> Reply:
+            conversation = self._assistant().conversation(conversation_id, sampling=sampling)
             if message.edited is not None:
                 return conversation.edit(message.edited, message.text, attachments=message.attachments)
             return conversation.send(message.text, attachments=message.attachments)
 
-        if conversation_id == self.chat.active_id:
-            transcript = self._screen.transcript
-            await transcript.clear_waiting()
-            if message.edited is not None:
-                await transcript.cut(message.edited)
-            await transcript.add(MessageView("user", message.text, "You", message.attachments))
-        await self._begin(conversation_id, start, message)
+        async with self.chat.moving:
+            if conversation_id == self.chat.active_id:
+                transcript = self._screen.transcript
+                await transcript.clear_waiting()
+                if message.edited is not None:
+                    await transcript.cut(message.edited)
+                await transcript.add(MessageView("user", message.text, "You", message.attachments))
+            await self._begin(conversation_id, start, message)
 
-    async def _begin(self, conversation_id: str, start: Callable[[], Reply], message: Outgoing | None = None) -> None:
+    async def _begin(
+        self,
+        conversation_id: str,
+        start: Callable[[Sampling], Reply],
+        message: Outgoing | None = None,
+        before: str | None = None,
+    ) -> None:
         await self.drop_failure(conversation_id)
         if message is not None:
             self._outbox.unsaved[conversation_id] = message
-        run = ReplyRun(conversation_id, start, self._accepted, lambda run: self.chat.start(self._ended(run, message)))
+        sampling = self.chat.sampling
+        run = ReplyRun(
+            conversation_id,
+            lambda: start(sampling),
+            self._accepted,
+            lambda run: self.chat.start(self._ended(run, message, wording.about_reply(run, sampling, before))),
+        )
         self.runs[conversation_id] = run
         if conversation_id == self.chat.active_id:
+            await self._screen.transcript.show_note("")
             await self._show_run(run)
         self._screen.activity_changed()
 
@@ -180,9 +198,14 @@ class Sending:
 
     async def _follow(self, run: ReplyRun, view: MessageView) -> None:
         pause = _FOLLOW_PLAIN_S if self._app.is_plain else _FOLLOW_S
+        shown, next_figures = (0, 0), 0.0
         while not run.is_over and view.is_attached:
             began = time.perf_counter()
             view.state = self._run_state(run)
+            figures = (run.progress[0], run.n_written)
+            if figures != shown and began >= next_figures:
+                shown, next_figures = figures, began + _FIGURES_S
+                self._screen.status.show_progress(*figures, run.first_token_s, run.writing_s)
             if run.notices:
                 view.notices = tuple(run.notices)
             await view.extend(run.text)
@@ -216,16 +239,13 @@ class Sending:
             self._screen.title_changed()
         self._screen.refresh_sidebar()
 
-    async def _ended(self, run: ReplyRun, message: Outgoing | None) -> None:
+    async def _ended(self, run: ReplyRun, message: Outgoing | None, notices: list[str]) -> None:
         conversation_id = run.conversation_id
         self.runs.pop(conversation_id, None)
         self._outbox.unsaved.pop(conversation_id, None)
-        if run.reply is not None and run.reply.node is not None:
-            notices = run.notices
-            if run.reply.finish_reason == "length":
-                notices.append("This answer is cut off: it reached the longest length allowed, or the context window is full.")
-            if notices:
-                self._notices[run.reply.node.id] = notices
+        notices = [*run.notices, *notices]
+        if run.reply is not None and run.reply.node is not None and notices:
+            self._notices[run.reply.node.id] = notices
         is_active = conversation_id == self.chat.active_id
         if run.error is not None:
             if not run.was_accepted and message is not None:
@@ -255,6 +275,8 @@ class Sending:
         failure = self.failures.get(run.conversation_id)
         if failure is not None:
             await self._screen.transcript.add(failure)
+        elif not run.text:
+            await self.show_unanswered("stopped")
 
     async def _give_back(self, conversation_id: str, message: Outgoing) -> None:
         """What was not accepted goes back to where it was typed."""
@@ -285,6 +307,16 @@ class Sending:
             self.chat.editing = None
             waiting = self._outbox.waiting[conversation_id]
             await self._screen.transcript.add(WaitingCard(waiting.text, self._why_waiting()))
+        await self.show_unanswered("left")
+
+    async def show_unanswered(self, why: Unanswered) -> None:
+        """Say that the last message has no answer and will get none by itself, and how to get one; or take that back."""
+        page = self.chat.page
+        is_last = page is not None and bool(page.nodes) and page.nodes[-1].role == "user"
+        is_coming = page is not None and (
+            page.info.id in self.runs or page.info.id in self.failures or self._outbox.on_hold(page.info.id) is not None
+        )
+        await self._screen.transcript.show_note(wording.unanswered(self._app, why) if is_last and not is_coming else "")
 
     def show_notices(self) -> None:
         for view in self._screen.transcript.views:

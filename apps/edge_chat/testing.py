@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from unittest.mock import patch
 from edge_chat.app import ChatApp
 
 if TYPE_CHECKING:
+    from textual.message_pump import MessagePump
     from textual.pilot import Pilot
 
     from edge.assistant import Assistant
@@ -98,30 +98,46 @@ async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
 
 
 async def settle(pilot: Pilot[Any]) -> None:
-    """Wait until the app has nothing left to do: model loaded, replies written and shown, commands carried out.
+    """Wait until the app has nothing left to do: model loaded, replies written and shown, commands carried out, screen drawn.
 
     Raises:
         TimeoutError: it is still busy after two minutes.
     """
     app = pilot.app
     assert isinstance(app, ChatApp)
-
-    def is_quiet() -> bool:
-        controller = app.chat_screen.controller
-        return (
-            app.has_begun
-            and app.host.state.phase in ("ready", "failed")
-            and not controller.busy_ids
-            and not controller.is_busy
-            and not [w for w in app.workers if not w.is_finished]
-        )
-
-    for _ in range(2):  # what ends may start something else
-        await eventually(pilot, is_quiet)
+    deadline = time.monotonic() + _TIMEOUT_S
+    n_quiet = 0
+    while n_quiet < 2:  # what ends may start something else
         await app.library.run(lambda store: None)
-        await pilot.pause()
-        await asyncio.sleep(0)
-    await eventually(pilot, is_quiet)
+        await pilot.pause(0)
+        n_quiet = n_quiet + 1 if _is_quiet(app) else 0
+        if time.monotonic() > deadline:
+            raise TimeoutError("The app did not come to rest.")
+
+
+def _is_quiet(app: ChatApp) -> bool:
+    """Whether nothing goes on that could still change the screen. pilot.pause() is no help in this: it goes by how much
+    processor time is used, so on a busy machine it takes an app that gets no time for one that has nothing to do."""
+    chat, controller = app.chat_screen, app.chat_screen.controller
+    has_ended = (
+        app.has_begun
+        and app.host.state.phase in ("ready", "failed")
+        and not (controller.busy_ids or controller.is_busy or controller.outbox.departures or chat.is_waiting_to_save)
+        and all(worker.is_finished for worker in app.workers)
+    )
+    screens = app.screen_stack
+    is_drawn = not any(
+        screen._layout_required or screen._repaint_required or screen._dirty_widgets or screen._callbacks for screen in screens
+    )
+    pumps = [app, *(widget for screen in screens for widget in screen.walk_children(with_self=True))]
+    return has_ended and is_drawn and all(_waits_for_messages(pump) for pump in pumps)
+
+
+def _waits_for_messages(pump: MessagePump) -> bool:
+    """Whether a part of the app has worked off its messages. One that is still at one does not wait at its queue."""
+    queue: Any = pump._message_queue
+    waiters = queue.ready_event._waiters  # of asyncio.Event, which says it no other way
+    return bool(queue.empty() and any(not waiter.done() for waiter in waiters) and not pump._next_callbacks)
 
 
 async def enter(pilot: Pilot[Any], text: str) -> None:

@@ -262,6 +262,13 @@ COMMANDS = (
     ),
     Command("delete", "Delete the conversation", "Delete this conversation, after a question.", "Conversation", delete),
     Command("undo", "Undo deleting", "Bring back the conversation that was deleted last.", "Conversation", undo),
-    Command("list-rename", "Rename", "Rename the marked conversation.", "Conversation", keys="r", scope="sidebar"),
-    Command("list-delete", "Delete", "Delete the marked conversation.", "Conversation", keys="d,delete", scope="sidebar"),
+    Command("list-rename", "Rename", "Rename the marked conversation.", "Conversation", keys="ctrl+t", scope="sidebar"),
+    Command(
+        "list-delete",
+        "Delete",
+        "Delete the marked conversation, after a question.",
+        "Conversation",
+        keys="delete,ctrl+d",
+        scope="sidebar",
+    ),
 )

@@ -205,7 +205,14 @@ COMMANDS = (
         keys="f",
         scope="message",
     ),
-    Command("branch", "Next branch", "Go to the next branch of the chosen or last branched message.", "Messages", branch),
+    Command(
+        "branch",
+        "Next branch",
+        "Go to the next branch of the chosen or last branched message.",
+        "Messages",
+        branch,
+        keys_of=("branch-previous", "branch-next"),
+    ),
     Command(
         "branch-previous",
         "Previous branch",

@@ -67,7 +67,8 @@ async def help_page(screen: ChatScreen, argument: str) -> None:
     """/help [command]"""
     if argument:
         command = screen.app.registry.find(argument.lstrip("/").lower())
-        await _read(screen, command.usage, pages.command_help(command, screen.app.keys_of(command.name)))
+        scope = screen.app.registry[(command.name, *command.keys_of)[-1]].scope
+        await _read(screen, command.usage, pages.command_help(command, screen.app.keys_of, scope))
         return
     await _read(screen, "Help", pages.help_page(screen.app.registry, screen.app.keys_of))
 
@@ -192,7 +193,15 @@ COMMANDS = (
         keys="ctrl+c",
         scope="everywhere",
     ),
-    Command("quit", "Quit", "Leave; everything is saved.", "App", quit_app, aliases=("exit", "q", "bye")),
+    Command(
+        "quit",
+        "Quit",
+        "Leave; everything is saved.",
+        "App",
+        quit_app,
+        aliases=("exit", "q", "bye"),
+        keys_of=("quit-now",),
+    ),
     Command(
         "quit-now",
         "Quit at once",

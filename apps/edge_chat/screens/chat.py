@@ -12,7 +12,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Static
+from textual.widgets import Input, Static, TextArea
 
 from edge.errors import EdgeError, UsageError
 from edge_chat import format as fmt
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatScreen"]
 
 _DRAFT_DELAY_S = 0.3
+_LOOK_S = 1.0  # how often another process's messages are looked for: one row is read by its key
 _NARROW = 100  # below so many columns the side bar lies over the conversation instead of beside it
 
 
@@ -53,6 +54,7 @@ class ChatScreen(Screen[None]):
         self._card_lock = asyncio.Lock()
         self._greeted: object = None  # the model whose notices have been told
         self._load_error: EdgeError | None = None
+        self._is_looking = False
 
     @property
     def app(self) -> ChatApp:  # type: ignore[override]
@@ -105,9 +107,11 @@ class ChatScreen(Screen[None]):
         self.composer.complain("")
         self.composer.show_mode("")
         self.composer.input.cursor_blink = self.app.blinks
+        self.sidebar.show_keys(wording.hints(wording.list_keys(self.app), 1000, is_plain=self.app.is_plain))
         self._show_hints()
         self._place_sidebar()
         self.composer.input.focus()
+        self.set_interval(_LOOK_S, self._look)
         self.call_after_refresh(self.app.begin)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -116,6 +120,30 @@ class ChatScreen(Screen[None]):
         self.set_class(event.size.height < 20, "-low")
         self._place_sidebar()
         self._show_hints()
+
+    def claim(self, event: events.Key | events.Paste) -> None:
+        """Give the message box the focus if a letter or a paste would be lost on what has it; a letter that does something
+        there is not."""
+        if isinstance(self.focused, (Input, TextArea)):
+            return
+        if isinstance(event, events.Paste) or (event.is_printable and event.key not in self.active_bindings):
+            self.set_focus(self.composer.input)
+
+    def on_descendant_focus(self) -> None:
+        """The keys that are shown are those that work now."""
+        self._show_hints()
+
+    def _look(self) -> None:
+        """Look for what another process has added, unless the last look still goes on."""
+        if self.app.has_begun and self.app.app_focus and self.controller.page is not None and not self._is_looking:
+            self._is_looking = True
+            self.run_guarded(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        try:
+            await self.controller.catch_up()
+        finally:
+            self._is_looking = False
 
     # What commands use
 
@@ -254,7 +282,13 @@ class ChatScreen(Screen[None]):
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft()))
 
+    @property
+    def is_waiting_to_save(self) -> bool:
+        """Whether a draft will be saved when typing has stopped for a moment."""
+        return self._draft_timer is not None
+
     async def _save_draft(self) -> None:
+        self._draft_timer = None
         composer = self.composer
         if self.controller.page is None:
             is_command = composer.text.startswith("/") and not composer.attachments
@@ -297,7 +331,7 @@ class ChatScreen(Screen[None]):
     async def _fill_sidebar(self, text: str) -> None:
         if text:
             hits = await self.app.library.run(lambda store: store.search(text))
-            self.sidebar.show_hits(hits, text)
+            self.sidebar.show_hits(hits, text, now=self.app.clock())
             return
         infos = await self.app.library.run(lambda store: store.list())
         active = self.controller.active_id
@@ -419,4 +453,13 @@ class ChatScreen(Screen[None]):
         return EmptyState(wording.tips(self.app), wording.model_text(self.app.host))
 
     def _show_hints(self) -> None:
-        self.composer.show_hints(wording.hints(self.app, self.composer.size.width - 4))
+        width = self.composer.size.width - 4
+        if isinstance(self.focused, MessageView):
+            keys = wording.message_keys(self.app, self.focused)
+        elif isinstance(self.focused, ErrorCard):
+            keys = wording.card_keys(self.app, self.focused)
+        elif self.focused is self.sidebar.listing:
+            keys = wording.list_keys(self.app)
+        else:
+            keys = wording.writing_keys(self.app)
+        self.composer.show_hints(wording.hints(keys, width, is_plain=self.app.is_plain))

@@ -39,7 +39,7 @@ class ErrorCard(Vertical, can_focus=True):
         super().__init__(classes="error-card")
         self.title_text = title
         self.error = error
-        self._actions = actions
+        self.actions = actions
         for key, command, label in actions:
             self._bindings.bind(key, f"choose({command!r})", label, show=False)
 
@@ -48,14 +48,14 @@ class ErrorCard(Vertical, can_focus=True):
         yield Static(Content(fmt.clean(self.error.message)))
         if self.error.hint:
             yield Static(Content(fmt.clean(self.error.hint)), classes="error-hint")
-        if self._actions:
+        if self.actions:
             with Horizontal(classes="error-actions"):
-                for key, command, label in self._actions:
+                for key, command, label in self.actions:
                     yield Button(f"{label} ({key})", name=command, compact=True)
 
     def copy(self) -> ErrorCard:
         """The same card once more, to be put on the screen again."""
-        return ErrorCard(self.title_text, self.error, self._actions)
+        return ErrorCard(self.title_text, self.error, self.actions)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """A button was pressed."""

@@ -136,7 +136,7 @@ class MessageView(Vertical, can_focus=True):
         self._show_head()
 
     def watch_has_focus(self, focused: bool) -> None:
-        """Show the keys that work on a chosen message; say that it is chosen not by colour alone."""
+        """Say that it is chosen, not by colour alone."""
         super().watch_has_focus(focused)
         self._show_head()
 
@@ -169,15 +169,7 @@ class MessageView(Vertical, can_focus=True):
                 ]
         if self.state:
             parts.append((f"  ({self.state})" if is_plain else f"  {self.state}", "$text-warning"))
-        if self.has_focus:
-            parts.append((f"   {self._keys()}", "$foreground 70%"))
         return Content.assemble(*parts)
-
-    def _keys(self) -> str:
-        names = ["copy", "copy-code", "regenerate", "fork"] if self.role == "assistant" else ["copy", "edit", "fork"]
-        short = {"copy-code": "copy code"}
-        hints = [f"{self.app.key_display(name)} {short.get(name, name)}" for name in names]  # type: ignore[attr-defined]
-        return " · ".join(hints)
 
     def _attached(self) -> Content:
         lines = [f"Attached: {fmt.clean(a.name)}, {fmt.n_bytes(len(a.text.encode()))}" for a in self.attachments]

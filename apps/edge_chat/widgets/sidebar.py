@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -19,6 +20,7 @@ from textual.widgets.option_list import Option
 from edge_chat import format as fmt
 from edge_chat.actions import REGISTRY
 from edge_chat.keys import bindings
+from edge_chat.widgets.rows import Row, fit, make_rows
 
 if TYPE_CHECKING:
     from edge.conversation import ConversationInfo, SearchHit
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Sidebar"]
 
 _SEARCH_DELAY_S = 0.12
-_SNIPPET_WIDTH = 26
+_MARK = 2  # cells in front of each row, for the mark of the one on the screen
+_WIDTH = 27  # cells of a row before the list has been laid out
 
 
 class ConversationList(OptionList):
@@ -66,17 +69,24 @@ class Sidebar(Vertical):
     def __init__(self) -> None:
         super().__init__(id="sidebar")
         self._timer: Timer | None = None
+        self._fill_again: Callable[[], None] = lambda: None
+        self._filled_width = 0
 
     def compose(self) -> ComposeResult:
         yield Static("Conversations", id="sidebar-title", markup=False)
         yield Input(placeholder="Search", id="search", compact=True)
         yield ConversationList(id="conversations", markup=False, compact=True)
         yield Static("", id="sidebar-note", markup=False)
+        yield Static("", id="sidebar-keys", markup=False)
 
     @property
     def listing(self) -> ConversationList:
         """The list."""
         return self.query_one(ConversationList)
+
+    def show_keys(self, text: str) -> None:
+        """The keys of the list, where the line below the composer is covered."""
+        self.query_one("#sidebar-keys", Static).update(text)
 
     @property
     def search(self) -> Input:
@@ -94,6 +104,8 @@ class Sidebar(Vertical):
             busy: those in which a reply is being written.
             now: the time, as time.time().
         """
+        self._fill_again = lambda: self.show_conversations(infos, active=active, busy=busy, now=now)
+        rows = make_rows(infos, now=now, width=self._room, is_plain=self._is_plain)
         options: list[Option | None] = []
         group = ""
         for info in infos:
@@ -102,23 +114,24 @@ class Sidebar(Vertical):
                 options += [None] if group and not self._is_plain else []
                 options.append(Option(Content.styled(this_group, "$foreground 70% bold"), disabled=True))
                 group = this_group
-            options.append(Option(self._title(info, active=active, busy=busy), id=info.id))
+            options.append(Option(self._line(rows[info.id], is_active=info.id == active, is_busy=info.id in busy), id=info.id))
         self._fill(options, active)
         self.query_one("#sidebar-note", Static).update("" if options else "No conversations yet.")
 
-    def show_hits(self, hits: Sequence[SearchHit], text: str) -> None:
+    def show_hits(self, hits: Sequence[SearchHit], text: str, *, now: float) -> None:
         """List what was found: the title, and the words around it."""
+        self._fill_again = lambda: self.show_hits(hits, text, now=now)
+        rows = make_rows((hit.conversation for hit in hits), now=now, width=self._room, is_plain=self._is_plain)
         options: list[Option | None] = []
         for hit in hits:
-            title = fmt.one_line(fmt.clean(hit.conversation.title or "Untitled"), 60)
             option_id = hit.conversation.id if hit.node_id is None else f"{hit.conversation.id}/{hit.node_id}"
-            prompt = Content(title)
+            prompt = self._line(rows[hit.conversation.id])
             if hit.node_id is not None:
-                text_around, matches = crop(fmt.clean(hit.snippet), hit.matches, _SNIPPET_WIDTH)
+                text_around, matches = crop(fmt.clean(hit.snippet), hit.matches, self._room - 2)
                 snippet = Content(text_around).stylize("$foreground 70%")
                 for start, end in matches:
                     snippet = snippet.stylize("bold underline $text-accent", start, end)
-                prompt = Content("\n").join([prompt, Content("  ") + snippet])
+                prompt = Content("\n").join([prompt, Content("    ") + snippet])
             options.append(Option(prompt, id=option_id))
         self._fill(_without_repeats(options), None)
         note = f"{fmt.plural(len(hits), 'hit')}." if hits else f"Nothing found for “{fmt.one_line(text, 20)}”."
@@ -128,16 +141,32 @@ class Sidebar(Vertical):
     def _is_plain(self) -> bool:
         return self.app.has_class("-plain")
 
-    def _title(self, info: ConversationInfo, *, active: str | None, busy: frozenset[str]) -> Content:
-        title = fmt.clean(info.title) or (f"Draft: {fmt.one_line(fmt.clean(info.draft), 40)}" if info.draft else "Untitled")
-        marks = ("* " if self._is_plain else "● ") if info.id == active else "  "
-        ending = "  writing" if info.id in busy else ""
+    @property
+    def _room(self) -> int:
+        """Cells for a row behind its mark."""
+        return (self.listing.scrollable_content_region.width or _WIDTH + _MARK) - _MARK
+
+    def _line(self, row: Row, *, is_active: bool = False, is_busy: bool = False) -> Content:
+        marks = ("* " if self._is_plain else "● ") if is_active else "  "
+        ending = "writing" if is_busy else row.when
+        room = self._room - cell_len(row.fork) - cell_len(ending) - 1
+        title = fit(row.title, room)
         return Content.assemble(
-            (marks, "$text-accent"), (title, "bold" if info.id == active else ""), (ending, "$text-warning")
+            (marks, "$text-accent"),
+            (row.fork, "$text-accent"),
+            (title, "bold" if is_active else ""),
+            " " * (1 + max(0, room - cell_len(title))),
+            (ending, "$text-warning" if is_busy else "$foreground 70%"),
         )
+
+    def on_resize(self) -> None:
+        """Rows are cut to the width there is."""
+        if self._room != self._filled_width:
+            self._fill_again()
 
     def _fill(self, options: list[Option | None], active: str | None) -> None:
         listed = self.listing
+        self._filled_width = self._room
         # Somebody who walks through the list keeps the place; otherwise the mark is on the conversation that is shown.
         before = (listed.chosen_id if listed.has_focus else None) or active
         listed.clear_options()

@@ -29,7 +29,7 @@ class StatusValues:
         used, total: tokens of the context window.
         first_token_ms, tokens_per_s: of the last reply; 0 where unknown.
         n_reused, n_prompt: tokens of the last prompt that came from the cache, and all of it.
-        has_reply: the four values above are of a reply.
+        has_reply: the four values above are of a reply, which may still be written.
     """
 
     activity: str = ""
@@ -69,8 +69,31 @@ class StatusValues:
                 parts.append((3, fmt.rate(self.tokens_per_s)))
             if self.first_token_ms:
                 parts.append((5, f"first token {fmt.seconds(self.first_token_ms)}"))
-            parts.append((6, f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"))
+            if self.n_prompt:
+                parts.append((6, self._reuse()))
         return parts
+
+    def _reuse(self) -> str:
+        return f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"
+
+    def while_running(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> StatusValues:
+        """With what is known of a reply that is being written.
+
+        Args:
+            n_read: tokens of the prompt that are in the context.
+            n_written: tokens of the reply so far.
+            first_token_s: how long the first one took; 0 before it is there.
+            writing_s: seconds since then.
+        """
+        return replace(
+            self,
+            used=n_read + n_written,
+            first_token_ms=first_token_s * 1000,
+            tokens_per_s=(n_written - 1) / writing_s if n_written > 1 and writing_s > 0 else 0.0,
+            n_reused=0,
+            n_prompt=0,  # what was reused is said when the reply is there
+            has_reply=n_written > 0,
+        )
 
     def with_record(self, record: dict[str, Any]) -> StatusValues:
         """With what a saved reply's record says; values that are missing or of another shape count as 0."""
@@ -120,6 +143,10 @@ class StatusLine(Static):
         """As many parts as the width allows."""
         separator = ", " if self.app.has_class("-plain") else " · "
         return Content(fmt.clean(fit_parts(self.values.parts(), self.content_size.width, separator)))
+
+    def show_progress(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> None:
+        """Show how a reply comes along; see `StatusValues.while_running`."""
+        self.values = self.values.while_running(n_read, n_written, first_token_s, writing_s)
 
     def change(self, **changes: Any) -> None:
         """Change some of the values."""

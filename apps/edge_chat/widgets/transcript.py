@@ -35,6 +35,13 @@ class _Earlier(Static):
         self.post_message(Transcript.EarlierWanted())
 
 
+class _Note(Static):
+    """Something to know about the end of the conversation."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, classes="note", markup=False)
+
+
 class Transcript(VerticalScroll, can_focus=False):
     """A list of message views that follows a `Page`; it stays at the bottom until the user scrolls up."""
 
@@ -88,6 +95,8 @@ class Transcript(VerticalScroll, can_focus=False):
             if view.node_id != node.id and not is_unsaved:
                 break
             view.adopt(node)
+            if view.text != node.content:  # another process goes on writing it
+                await view.finish(node.content)
             n_same += 1
         with self.app.batch_update():
             for view in views[n_same:]:
@@ -111,6 +120,12 @@ class Transcript(VerticalScroll, can_focus=False):
         position = next((i for i, view in enumerate(views) if view.node_id == node_id), len(views))
         for view in views[position:]:
             await view.remove()
+
+    async def show_note(self, text: str) -> None:
+        """Say something below the last message; "" takes it away."""
+        await self.query_children(_Note).remove()
+        if text:
+            await self.add(_Note(text))
 
     async def clear_waiting(self) -> None:
         """Take the message that waits off the screen."""

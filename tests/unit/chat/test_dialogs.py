@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from textual.widgets import Static
 
 from edge.conversation import ConversationStore, Node
 from edge_chat import pages
@@ -232,6 +235,51 @@ def test_help_covers_every_command() -> None:
     text = pages.help_page(REGISTRY, lambda name: REGISTRY[name].keys)
     for command in REGISTRY.slash_commands():
         assert f"`/{command.name}" in text, command.name
+
+
+def test_help_shows_the_keys_that_do_what_a_command_does() -> None:
+    lines = pages.help_page(REGISTRY, lambda name: REGISTRY[name].keys).splitlines()
+    assert any("`/quit`" in line and "Ctrl+Q" in line for line in lines)
+    assert any("`/branch`" in line and "Left or Right" in line for line in lines)
+    about = pages.command_help(REGISTRY["branch"], lambda name: REGISTRY[name].keys, "message")
+    assert "Keys: Left or Right on a chosen message." in about
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_parameters_are_explained_in_full(size: tuple[int, int]) -> None:
+    app = fake_app()
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        await pilot.press("f4")
+        await eventually(pilot, lambda: getattr(pilot.app.focused, "name", "") == "temperature")
+        await pilot.pause()
+        for shown in app.screen.query(".parameter-help").results(Static):
+            lines = shown.render_lines(shown.size.region)
+            text = " ".join(line.text.strip() for line in lines).strip()
+            assert text == str(shown.render()), "the end of it is cut off"
+
+
+async def test_saving_names_the_whole_path(tmp_path: Path) -> None:
+    app = fake_app(cwd=tmp_path)
+    told: list[str] = []
+    app.chat_screen.tell = told.append  # type: ignore[method-assign]
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        await say(pilot, "/save md")
+    assert told == [f"Saved the messages on the screen to {tmp_path / 'hi.md'}."]
+
+
+async def test_short_messages_cover_neither_what_is_typed_nor_the_keys() -> None:
+    app = fake_app()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(pilot)
+        app.chat_screen.tell("Saved the messages to /a/path/that/is/rather/long/for/a/terminal/of/eighty/columns.md.")
+        await eventually(pilot, lambda: app.screen.query("Toast"))
+        await settle(pilot)
+        toast = app.screen.query_one("Toast").region
+        assert toast.height > 0 and not toast.overlaps(app.chat_screen.composer.region)
+        assert not toast.overlaps(app.chat_screen.status.region)
 
 
 def test_keys_covers_every_key() -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from edge.assistant import Assistant
+from edge.backends.base import Sampler
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
+from edge.decode.sampling import seed_of
 from edge.errors import BackendError, StorageError
-from edge.types import Message
-from edge_chat.testing import eventually, fake_app, say, settle, texts
+from edge.types import Message, Sampling
+from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
 from edge_chat.widgets.cards import EmptyState, ErrorCard, WaitingCard
 
 ANSWERS = {"hi": "Hello.", "code": "Look:\n\n```python title=x\nprint(1)\n```\n\nDone.", "long": "word " * 60}
@@ -331,15 +334,84 @@ async def test_a_long_conversation_opens_at_its_end_and_shows_more_on_demand() -
         assert [view.text for view in app.chat_screen.transcript.views][:100] == [f"message {i}" for i in range(100)]
 
 
-async def test_an_answer_that_was_cut_off_says_so() -> None:
+async def test_an_answer_that_ends_at_the_limit_of_the_user_says_so() -> None:
     app = fake_app(scripted)
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
         await say(pilot, "/set max_tokens 3")
         await say(pilot, "hi")
         view = app.chat_screen.transcript.views[-1]
-        assert view.text == "Hel" and "cut off" in view.notices[0]
-        assert "cut off" in str(view.query_one(".notice").render())
+        assert view.text == "Hel" and "the limit you set, 3 tokens" in view.notices[0]
+        assert "the limit you set" in str(view.query_one(".notice").render())
+
+
+async def test_an_answer_that_fills_the_window_says_so() -> None:
+    app = fake_app(lambda: FakeBackend(script=lambda message: "word " * 200, n_ctx=128))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        notices = app.chat_screen.transcript.views[-1].notices
+        assert "context window is full" in notices[0] and "you set" not in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "why"),
+    [
+        (Sampling(temperature=0), "temperature 0 always takes the likeliest"),
+        (Sampling(seed=7), "the seed is fixed at 7"),
+        (Sampling(temperature=0.1), "temperature 0.1 leaves little to chance"),
+    ],
+)
+async def test_the_same_answer_again_says_why(sampling: Sampling, why: str) -> None:
+    def load(model: str, *, store: ConversationStore, on_progress: object) -> Assistant:
+        return Assistant(scripted(), store=store, sampling=sampling)
+
+    app = fake_app(loader=load)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        assert app.chat_screen.transcript.views[-1].notices == ()
+        await pilot.press("ctrl+r")
+        await settle(pilot)
+        assert why in app.chat_screen.transcript.views[-1].notices[0]
+
+
+async def test_regenerating_draws_with_another_seed_each_time() -> None:
+    """The engine takes a fresh seed where none is set, so the app must not set one."""
+    seeds: list[int] = []
+
+    class Drawn(FakeBackend):
+        def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
+            seeds.append(seed_of(sampling.seed))
+            return super().open_sampler(sampling, history)
+
+    app = fake_app(lambda: Drawn(script=ANSWERS, n_ctx=8192))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        for _ in range(3):
+            await pilot.press("ctrl+r")
+            await settle(pilot)
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+async def test_the_status_line_keeps_up_with_the_reply() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: GatedBackend(gate, n_free=40))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        before = app.chat_screen.status.values
+        await enter(pilot, "long")
+        await eventually(pilot, lambda: app.chat_screen.status.values.used > before.used + 10)
+        values = app.chat_screen.status.values
+        line = str(app.chat_screen.status.render())
+        assert values.has_reply and values.tokens_per_s > 0 and "tok/s" in line
+        assert "reused" not in line, "that is known when the reply is there"
+        gate.set()
+        await settle(pilot)
+        assert app.chat_screen.status.values.used > values.used
+        assert "reused" in str(app.chat_screen.status.render())
 
 
 async def test_what_is_to_be_known_of_a_model_is_told_once() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def filled() -> ConversationStore:
 def listed(app: ChatApp) -> list[str]:
     options = app.chat_screen.sidebar.listing
     prompts = [options.get_option_at_index(i) for i in range(options.option_count)]
-    return [str(option.prompt).strip() for option in prompts if option.id]
+    return [re.sub(" +now", "", str(option.prompt)).strip() for option in prompts if option.id]
 
 
 async def test_conversations_are_listed_and_opened() -> None:
@@ -96,7 +97,7 @@ async def test_rename_in_the_list() -> None:
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
         app.chat_screen.sidebar.listing.focus()
-        await pilot.press("r")
+        await pilot.press("ctrl+t")
         await eventually(pilot, lambda: isinstance(app.screen, AskText))
         await pilot.press("end", *"!", "enter")
         await settle(pilot)
@@ -110,17 +111,17 @@ async def test_delete_asks_and_can_be_undone() -> None:
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
         app.chat_screen.sidebar.listing.focus()
-        await pilot.press("d")
+        await pilot.press("delete")
         await eventually(pilot, lambda: isinstance(app.screen, Confirm))
         await pilot.press("escape")
         await settle(pilot)
         assert len(store.list()) == 3
-        await pilot.press("d")
+        await pilot.press("delete")
         await eventually(pilot, lambda: isinstance(app.screen, Confirm))
         await pilot.press("enter")
         await settle(pilot)
         assert len(store.list()) == 3, "Enter answers with the harmless button"
-        await pilot.press("d")
+        await pilot.press("delete")
         await eventually(pilot, lambda: isinstance(app.screen, Confirm))
         await pilot.press("y")
         await settle(pilot)

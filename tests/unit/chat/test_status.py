@@ -53,6 +53,15 @@ def test_strange_records_do_no_harm(record: dict[str, object]) -> None:
     assert StatusValues().with_record(record).used == 0
 
 
+def test_values_while_a_reply_is_written() -> None:
+    assert fit_parts(FULL.while_running(500, 0, 0.0, 0.0).parts(), 200, " · ") == (
+        "CPU llama.cpp · SmolLM2-135M-Instruct · context 500/8,192 (6 %)"
+    )
+    writing = FULL.while_running(1190, 21, 0.5, 2.0)
+    assert fit_parts(writing.parts(), 200, " · ").endswith("context 1,211/8,192 (15 %) · 10.0 tok/s · first token 0.50 s")
+    assert FULL.while_running(1190, 1, 0.5, 0.0).tokens_per_s == 0
+
+
 def test_unknown_values_are_left_out() -> None:
     assert fit_parts(StatusValues(activity="loading x").parts(), 80, " · ") == "loading x"
     assert fit_parts(StatusValues().parts(), 80, " · ") == ""
