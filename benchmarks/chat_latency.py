@@ -45,11 +45,11 @@ class Chat:
 
     @classmethod
     def start(cls, environ: dict[str, str], arguments: list[str]) -> Chat:
-        """Run `edge chat` in a terminal of 100 by 30."""
+        """Run `edge chat` in a terminal of 140 by 40, wide enough for the side bar and the whole status line."""
         pid, fd = pty.fork()
         if pid == 0:
             os.execve(EDGE, [str(EDGE), "chat", *arguments], environ)
-        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
         return cls(fd, pid)
 
     def send(self, text: str) -> None:
@@ -166,7 +166,7 @@ def measure(folder: Path, model: str, n_tokens: int) -> list[str]:
     chat.wait_for("writing", start)
     chat.clear_line()
     position = len(chat.output)
-    writing = chat.key_times(LETTERS[2 * half :], "tok/s", position)
+    writing = chat.key_times(LETTERS[2 * half :], "reused", position)
     chat.close()
     load = os.getloadavg()[0]
     return [

@@ -200,7 +200,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def _model_changed(self) -> None:
         if self.is_running and self.chat_screen.is_mounted:
-            self.chat_screen.model_changed()
+            self.chat_screen.model_view.update()
 
     # Deleting and bringing back
 

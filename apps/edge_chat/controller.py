@@ -115,7 +115,7 @@ class ChatController:
     async def show_empty(self) -> None:
         """Show that there is no message yet, without touching what is being typed."""
         await self.screen.transcript.show(None, self.screen.make_empty_state())
-        await self.screen.show_load_error()
+        await self.screen.model_view.show_error()
         self.screen.page_changed()
 
     async def open(self, conversation_id: str, node_id: int | None = None) -> None:
@@ -146,7 +146,7 @@ class ChatController:
         self.screen.composer.load(draft + typed_early, attachments)
         await self.screen.transcript.show(page, self.screen.make_empty_state())
         await self.sending.show_rest(page.info.id)
-        await self.screen.show_load_error()
+        await self.screen.model_view.show_error()
         self.screen.page_changed()
         if node_id is not None:
             self.screen.reveal(node_id)

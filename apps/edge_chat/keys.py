@@ -74,8 +74,7 @@ def composer_actions(registry: Registry, keymap: Mapping[str, str]) -> dict[str,
 
 
 def _action(command: Command) -> str:
-    name = command.name.replace("-", "_")
-    return f"screen.{name}" if command.scope == "sidebar" else name
+    return command.name.replace("-", "_")
 
 
 def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]:

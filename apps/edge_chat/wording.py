@@ -8,6 +8,8 @@ from edge_chat import format as fmt
 from edge_chat.keys import display_key, display_keys
 
 if TYPE_CHECKING:
+    from textual.widget import Widget
+
     from edge.types import Sampling
     from edge_chat.app import ChatApp
     from edge_chat.model_host import ModelHost, ModelState
@@ -19,15 +21,13 @@ __all__ = [
     "Unanswered",
     "about_reply",
     "activity",
-    "card_keys",
+    "focus_keys",
     "hints",
     "list_keys",
-    "message_keys",
     "model_text",
     "short_name",
     "tips",
     "unanswered",
-    "writing_keys",
 ]
 
 
@@ -123,7 +123,17 @@ def tips(app: ChatApp) -> list[tuple[str, str]]:
     ]
 
 
-def writing_keys(app: ChatApp) -> list[str]:
+def focus_keys(app: ChatApp, focused: Widget | None) -> list[str]:
+    """The keys that work on what has the focus; while one writes where that has none of its own."""
+    from edge_chat.widgets.cards import ErrorCard
+    from edge_chat.widgets.message import MessageView
+
+    if isinstance(focused, MessageView):
+        return _message_keys(app, focused)
+    return _card_keys(app, focused) if isinstance(focused, ErrorCard) else _writing_keys(app)
+
+
+def _writing_keys(app: ChatApp) -> list[str]:
     """The keys that work while one writes."""
     return [
         f"{app.key_display('send')} send",
@@ -136,7 +146,7 @@ def writing_keys(app: ChatApp) -> list[str]:
     ]
 
 
-def message_keys(app: ChatApp, view: MessageView) -> list[str]:
+def _message_keys(app: ChatApp, view: MessageView) -> list[str]:
     """The keys that work on a chosen message."""
     names = ["copy", "copy-code", "regenerate", "fork"] if view.role == "assistant" else ["copy", "edit", "regenerate", "fork"]
     short = {"copy-code": "copy code"}
@@ -146,7 +156,7 @@ def message_keys(app: ChatApp, view: MessageView) -> list[str]:
     return [*shown, f"{app.key_display('stop')} write"]
 
 
-def card_keys(app: ChatApp, card: ErrorCard) -> list[str]:
+def _card_keys(app: ChatApp, card: ErrorCard) -> list[str]:
     """The keys that work on a chosen error."""
     return [*(f"{key} {label[:1].lower()}{label[1:]}" for key, _, label in card.actions), f"{app.key_display('stop')} write"]
 

@@ -91,6 +91,20 @@ async def delete_one(screen: ChatScreen, conversation_id: str) -> None:
     screen.tell(f"Deleted “{fmt.one_line(name, 40)}”. /undo brings it back.")
 
 
+async def list_rename(screen: ChatScreen, argument: str) -> None:
+    """Ctrl+T in the list."""
+    chosen = screen.sidebar.listing.chosen_id
+    if chosen is not None:
+        await ask_title(screen, chosen)
+
+
+async def list_delete(screen: ChatScreen, argument: str) -> None:
+    """Delete in the list."""
+    chosen = screen.sidebar.listing.chosen_id
+    if chosen is not None:
+        await delete_one(screen, chosen)
+
+
 async def undo(screen: ChatScreen, argument: str) -> None:
     """/undo"""
     info = await screen.app.undelete_conversation()
@@ -262,13 +276,24 @@ COMMANDS = (
     ),
     Command("delete", "Delete the conversation", "Delete this conversation, after a question.", "Conversation", delete),
     Command("undo", "Undo deleting", "Bring back the conversation that was deleted last.", "Conversation", undo),
-    Command("list-rename", "Rename", "Rename the marked conversation.", "Conversation", keys="ctrl+t", scope="sidebar"),
+    Command(
+        "list-rename",
+        "Rename",
+        "Rename the marked conversation.",
+        "Conversation",
+        list_rename,
+        keys="ctrl+t",
+        scope="sidebar",
+        is_slash=False,
+    ),
     Command(
         "list-delete",
         "Delete",
         "Delete the marked conversation, after a question.",
         "Conversation",
+        list_delete,
         keys="delete,ctrl+d",
         scope="sidebar",
+        is_slash=False,
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -18,12 +17,12 @@ from edge.errors import EdgeError, UsageError
 from edge_chat import format as fmt
 from edge_chat import wording
 from edge_chat.actions import REGISTRY
-from edge_chat.actions.conversations import ask_title, delete_one
 from edge_chat.commands import Command, parse_slash
 from edge_chat.controller import ChatController
 from edge_chat.keys import bindings
 from edge_chat.outbox import Departure
-from edge_chat.widgets.cards import EmptyState, ErrorCard, LoadErrorCard
+from edge_chat.screens.model_view import ModelView
+from edge_chat.widgets.cards import EmptyState, ErrorCard
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
@@ -51,9 +50,7 @@ class ChatScreen(Screen[None]):
         self.controller = ChatController(app, self)
         self._draft_timer: Timer | None = None
         self._wants_sidebar: bool | None = None
-        self._card_lock = asyncio.Lock()
-        self._greeted: object = None  # the model whose notices have been told
-        self._load_error: EdgeError | None = None
+        self.model_view = ModelView(self)
         self._is_looking = False
 
     @property
@@ -107,7 +104,6 @@ class ChatScreen(Screen[None]):
         self.composer.complain("")
         self.composer.show_mode("")
         self.composer.input.cursor_blink = self.app.blinks
-        self.sidebar.show_keys(wording.hints(wording.list_keys(self.app), 1000, is_plain=self.app.is_plain))
         self._show_hints()
         self._place_sidebar()
         self.composer.input.focus()
@@ -134,7 +130,7 @@ class ChatScreen(Screen[None]):
         self._show_hints()
 
     def _look(self) -> None:
-        """Look for what another process has added, unless the last look still goes on."""
+        """Look for what another process has added."""
         if self.app.has_begun and self.app.app_focus and self.controller.page is not None and not self._is_looking:
             self._is_looking = True
             self.run_guarded(self._catch_up())
@@ -362,18 +358,6 @@ class ChatScreen(Screen[None]):
         else:
             self.composer.input.focus()
 
-    def action_list_rename(self) -> None:
-        """r in the list."""
-        chosen = self.sidebar.listing.chosen_id
-        if chosen is not None:
-            self.run_guarded(ask_title(self, chosen))
-
-    def action_list_delete(self) -> None:
-        """d in the list."""
-        chosen = self.sidebar.listing.chosen_id
-        if chosen is not None:
-            self.run_guarded(delete_one(self, chosen))
-
     def _place_sidebar(self) -> None:
         wide_enough = self.size.width >= _NARROW
         self.sidebar.display = self._wants_sidebar if self._wants_sidebar is not None else wide_enough
@@ -407,59 +391,14 @@ class ChatScreen(Screen[None]):
         self.status.change(activity=wording.activity(state))
         self.refresh_sidebar()
 
-    def model_changed(self) -> None:
-        """The model, or how far it is loaded, has changed."""
-        state, assistant = self.app.host.state, self.app.host.assistant
-        changes: dict[str, Any] = {"activity": wording.activity(state)}
-        if assistant is not None:
-            plan = assistant.plan
-            changes |= {
-                "backend": assistant.backend_name,
-                "accelerator": plan.accelerator if plan is not None else "",
-                "model": assistant.model_name,
-                "total": assistant.n_ctx,
-            }
-        self.status.change(**changes)
-        for empty in self.query(EmptyState):
-            empty.show_model(wording.model_text(self.app.host))
-        if state.phase == "ready":
-            if assistant is not None and assistant is not self._greeted:
-                self._greeted = assistant
-                for notice in assistant.notices:
-                    self.tell(notice)
-            self.run_guarded(self._show_load_error(None))
-            self.controller.sending.model_ready()
-        elif state.phase == "failed" and state.error is not None:
-            self.run_guarded(self._show_load_error(state.error))
-            self.controller.sending.model_failed(state.error)
-
-    async def _show_load_error(self, error: EdgeError | None) -> None:
-        self._load_error = error
-        await self.show_load_error()
-
-    async def show_load_error(self) -> None:
-        """Show why the model could not be loaded below whatever conversation is on the screen; nothing if it could."""
-        error = self._load_error
-        async with self._card_lock:
-            await self.transcript.query_children(LoadErrorCard).remove()
-            if error is not None:
-                actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-                wanted = wording.short_name(self.app.host.state.wanted)
-                await self.transcript.mount(LoadErrorCard(f"{wanted} could not be loaded", error, actions))
-                self.transcript.scroll_end(animate=False)
-
     def make_empty_state(self) -> EmptyState:
         """What a conversation without messages shows."""
         return EmptyState(wording.tips(self.app), wording.model_text(self.app.host))
 
     def _show_hints(self) -> None:
         width = self.composer.size.width - 4
-        if isinstance(self.focused, MessageView):
-            keys = wording.message_keys(self.app, self.focused)
-        elif isinstance(self.focused, ErrorCard):
-            keys = wording.card_keys(self.app, self.focused)
-        elif self.focused is self.sidebar.listing:
-            keys = wording.list_keys(self.app)
-        else:
-            keys = wording.writing_keys(self.app)
+        is_listing = self.focused is self.sidebar.listing
+        is_covered = self.has_class("-narrow")
+        self.sidebar.show_keys("\n".join(wording.list_keys(self.app)) if is_listing and is_covered else "")
+        keys = wording.list_keys(self.app) if is_listing else wording.focus_keys(self.app, self.focused)
         self.composer.show_hints(wording.hints(keys, width, is_plain=self.app.is_plain))

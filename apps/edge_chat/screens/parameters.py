@@ -74,7 +74,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
                 for name in PARAMETERS:
                     yield ParameterLine(name, describe(self._sampling, name))
             yield Static("", id="parameter-note", markup=False)
-            yield Static("Enter saves for this session, Ctrl+R restores the defaults, Esc cancels.", classes="dialog-keys")
+            yield Static("Enter saves for this session, Ctrl+R restores defaults, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:
         """Begin at the top."""
@@ -85,7 +85,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
         self._check()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """Explain the parameter in full; its own line may have no room for that."""
+        """Say what the default is."""
         if isinstance(event.widget, Input) and event.widget.name is not None:
             self._note(event.widget.name)
 
@@ -110,8 +110,8 @@ class ParameterEditor(Dialog["Sampling | None"]):
             line.query_one(Input).value = describe(self._default, line.parameter)
 
     def _note(self, name: str) -> None:
-        text = f"{name}: {PARAMETERS[name].help}. Default: {describe(self._default, name) or 'empty'}."
-        self.query_one("#parameter-note", Static).update(text)
+        default = describe(self._default, name) or "empty"
+        self.query_one("#parameter-note", Static).update(f"{name}: the default is {default}.")
 
     def _check(self) -> Sampling | None:
         """Read all fields; errors are shown below theirs."""

@@ -85,8 +85,10 @@ class Sidebar(Vertical):
         return self.query_one(ConversationList)
 
     def show_keys(self, text: str) -> None:
-        """The keys of the list, where the line below the composer is covered."""
-        self.query_one("#sidebar-keys", Static).update(text)
+        """The keys of the list, where the line below the composer is covered; "" hides them."""
+        line = self.query_one("#sidebar-keys", Static)
+        line.update(text)
+        line.display = bool(text)
 
     @property
     def search(self) -> Input:
