@@ -28,6 +28,7 @@ EDGE = Path(sys.executable).with_name("edge")
 WORDS = ["the", "river", "runs", "over", "stones", "and", "under", "old", "bridges", "while", "people", "walk", "along", "it"]
 LETTERS = [chr(code) for start, end in ((0x3B1, 0x3C9), (0x430, 0x44F), (0x561, 0x586)) for code in range(start, end)]
 LIMIT_S = 600.0
+IS_WRITING = "writing · Esc"  # above the reply; the side bar says "writing" as soon as the prompt is read
 PAUSE_S = 0.15  # between two keys, as of somebody who types fast
 
 
@@ -162,8 +163,8 @@ def measure(folder: Path, model: str, n_tokens: int) -> list[str]:
     time.sleep(0.5)
     chat.send("\r")
     chat.wait_for("reading", start)
-    reading = chat.key_times(LETTERS[half : 2 * half], "writing", start)
-    chat.wait_for("writing", start)
+    reading = chat.key_times(LETTERS[half : 2 * half], IS_WRITING, start)
+    chat.wait_for(IS_WRITING, start)
     chat.clear_line()
     position = len(chat.output)
     writing = chat.key_times(LETTERS[2 * half :], "reused", position)

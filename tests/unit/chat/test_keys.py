@@ -58,7 +58,10 @@ def test_bindings_carry_ids_for_the_keymap() -> None:
     found = {binding.id: binding for binding in bindings(REGISTRY, "chat")}
     assert found["new"].key == "ctrl+n" and found["new"].priority and found["new"].action == "screen.command('new')"
     assert not found["stop"].priority
-    assert {binding.action for binding in bindings(REGISTRY, "sidebar")} == {"screen.list_rename", "screen.list_delete"}
+    assert {binding.action for binding in bindings(REGISTRY, "sidebar")} == {
+        "screen.command('list-rename')",
+        "screen.command('list-delete')",
+    }
 
 
 def test_keys_of_the_composer() -> None:
