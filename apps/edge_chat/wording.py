@@ -78,7 +78,7 @@ def unanswered(app: ChatApp, why: Unanswered) -> str:
         return f"No answer was written: it was stopped before its first word. {key} asks again."
     if why == "elsewhere":
         return f"No answer yet; the program that asked may be writing it. {key} asks here."
-    return f"No answer was written (the app was stopped). {key} asks again."
+    return f"No answer was written (the app may have been stopped). {key} asks again."
 
 
 def about_reply(run: ReplyRun, sampling: Sampling, before: str | None) -> list[str]:
