@@ -33,7 +33,7 @@ def put(store: BlockStore, token: int) -> bool:
     """Store a block of two tokens; whether it is there afterwards."""
     tokens = [token, 7]
     store.put(None, tokens, payload_of(tokens), fingerprint=MODEL, namespace="ns", start=0)
-    assert store.flush(30.0)
+    assert store.flush(60.0)
     return store.match(MODEL, "ns", tokens).n_tokens == 2
 
 
@@ -66,7 +66,7 @@ def fill(directory: Path, ballast: Path | None) -> dict[str, object]:
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     store.match(MODEL, "ns", [0])  # a store that could not be opened tries again when it is asked something
-    assert store.flush(30.0)
+    assert store.flush(60.0)
     result |= {"after": put(store, 1000), "after_problem": store.problem, "at_last": check(store, n_put)}
     result["report"] = [store.gc().n_indexed, store.gc().n_removed, len(store.verify().damaged)]
     store.close()
@@ -115,7 +115,7 @@ def forbidden(directory: Path, mode: int) -> dict[str, object]:
     for path in sorted(everything):
         path.chmod(0o700 if path.is_dir() else 0o600)
     store.match(MODEL, "ns", [0])
-    assert store.flush(30.0)
+    assert store.flush(60.0)
     result |= {"after": put(store, 3), "after_problem": store.problem, "at_last": check(store, 2)}
     store.close()
     return result

@@ -106,12 +106,12 @@ def main() -> None:
             store.close()
             store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False)
         elif chance < 0.13:
-            assert store.flush(30.0), "a flush hangs"
+            assert store.flush(60.0), "a flush hangs"
         elif chance < 0.6:
             counts["most_bytes"] = max(counts["most_bytes"], store.stats().size_bytes)
     for key in pins:
         store.unpin(key)
-    assert store.flush(30.0), "a flush hangs"
+    assert store.flush(60.0), "a flush hangs"
     stats = store.stats()
     counts["evicted"], counts["lost"] = stats.n_evicted, stats.n_lost
     store.close()

@@ -68,7 +68,7 @@ def live(directory: Path, budget_blocks: int, encrypt: bool, life: int, out: int
                 store.touch([ref.key for ref in match.blocks], owner=f"life {life}")
             if rng.random() < 0.05:
                 store.forget(f"life {life - 3}")
-        if rng.random() < 0.5 and store.flush(10.0) and store.problem is None:
+        if rng.random() < 0.5 and store.flush(60.0) and store.problem is None:
             os.write(out, json.dumps(tokens).encode() + b"\n")
             rows.append(tokens)
         if rng.random() < 0.02:
@@ -79,7 +79,7 @@ def examine(directory: Path, budget_blocks: int, encrypt: bool, said: list[list[
     """Open the store after a kill and check everything in it."""
     problems: list[str] = []
     store = open_store(directory, budget_blocks, encrypt)
-    if not store.flush(30.0) or store.problem is not None:
+    if not store.flush(60.0) or store.problem is not None:
         problems.append(f"the store does not work: {store.problem}")
     disk = store._background.disk
     assert disk is not None

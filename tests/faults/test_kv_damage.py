@@ -261,13 +261,13 @@ def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt:
                     assert payload is None or bytes(payload) == payload_of(tokens[: ref.start + ref.n_tokens])
                     n_found += payload is not None
             fill(store, N_INDEX_ROWS)
-            assert store.flush(30.0)
+            assert store.flush(60.0)
             for ask in (store.stats, store.ls, store.verify, store.gc, store.gc):
                 try:
                     ask()
                 except StorageError:
-                    assert store.flush(30.0)
-            assert store.flush(30.0) and store.problem is None
+                    assert store.flush(60.0)
+            assert store.flush(60.0) and store.problem is None
             fill(store, N_INDEX_ROWS)
             assert all(len(row) == 2 for row in rows_of(store, N_INDEX_ROWS))
             assert store.stats().n_blocks == 2 * N_INDEX_ROWS == len(store.ls())

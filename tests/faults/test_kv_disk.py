@@ -21,7 +21,7 @@ MODEL = fingerprint({"weights": "a"})
 
 
 def run(*command: str) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -89,12 +89,12 @@ def test_writes_that_stop_in_the_middle(tmp_path: Path, monkeypatch: pytest.Monk
         for quota in range(0, 720, 40):
             left[0] = quota
             assert store.put(None, [quota, 1], bytes(500), fingerprint=MODEL, namespace="ns", start=0) is not None
-            assert store.flush() and store.problem == "the disk is full"
+            assert store.flush(60.0) and store.problem == "the disk is full"
             assert store.match(MODEL, "ns", [quota, 1]).n_tokens == 0
             assert not list((tmp_path / "kv").glob("tmp/*")) and not list((tmp_path / "kv").glob("blocks/*/*"))
         left[0] = 10_000
         store.put(None, [9, 1], bytes(500), fingerprint=MODEL, namespace="ns", start=0)
-        assert store.flush() and store.problem is None
+        assert store.flush(60.0) and store.problem is None
         (ref,) = store.match(MODEL, "ns", [9, 1]).blocks
         assert store.read(ref) == bytes(500)
         assert store.stats().n_dropped == 18
@@ -110,8 +110,8 @@ def test_a_failing_fsync_or_rename_leaves_nothing_behind(tmp_path: Path, monkeyp
                 patch.setattr(owner, name, fail)
                 for token in range(3):
                     store.put(None, [token], bytes(500), fingerprint=MODEL, namespace="ns", start=0)
-                assert store.flush() and store.problem == "the disk has errors"
+                assert store.flush(60.0) and store.problem == "the disk has errors"
             assert not list((tmp_path / "kv").glob("tmp/*")) and not list((tmp_path / "kv").glob("blocks/*/*"))
         store.put(None, [9], bytes(500), fingerprint=MODEL, namespace="ns", start=0)
-        assert store.flush() and store.problem is None and store.stats().n_blocks == 1
+        assert store.flush(60.0) and store.problem is None and store.stats().n_blocks == 1
         assert store.gc().n_indexed == 0

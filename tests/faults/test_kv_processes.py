@@ -33,7 +33,7 @@ def test_processes_do_not_harm_each_other(tmp_path: Path, n_processes: int, budg
         for seed in range(n_processes)
     ]
     try:
-        finished = [process.communicate(timeout=SECONDS + 120) for process in processes]
+        finished = [process.communicate(timeout=SECONDS + 300) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -47,7 +47,7 @@ def put_row(store: BlockStore, tokens: list[int], owner: str | None) -> list[byt
         )  # fmt: skip
         assert key is not None
         keys.append(key)
-    assert store.flush(30.0)
+    assert store.flush(60.0)
     return keys
 
 
@@ -75,7 +75,7 @@ def app_with(model: bytes | None) -> App:
 def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
     ann, bob = two
     blocks.pin(put_row(blocks, list(range(5)), None)[0])
-    assert blocks.flush(30.0)
+    assert blocks.flush(60.0)
     result = call("kv", "ls")
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()

@@ -44,7 +44,7 @@ def put_row(store: BlockStore, tokens: list[int], owner: str | None, *, model: b
             start=start, owner=owner, prefill_ms=2.5, origin="decode" if start else "prefill",
         )  # fmt: skip
         assert parent is not None
-    assert store.flush(30.0)
+    assert store.flush(60.0)
 
 
 def payload_of(tokens: list[int]) -> bytes:

@@ -68,12 +68,12 @@ def open_store(directory: Path, *, encrypt: bool) -> BlockStore:
 def use(directory: Path, *, encrypt: bool) -> tuple[int, str | None]:
     """Open a store, see whether what was put once is there, put it again."""
     with open_store(directory, encrypt=encrypt) as store:
-        store.flush()
+        store.flush(60.0)
         found = store.match(MODEL, "ns", [1, 2, 3])
         if found.blocks:
             assert store.read(found.blocks[0]) == b"payload"
         store.put(None, [1, 2, 3], b"payload", fingerprint=MODEL, namespace="ns", start=0)
-        store.flush()
+        store.flush(60.0)
         return found.n_tokens, store.problem
 
 

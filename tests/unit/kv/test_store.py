@@ -66,7 +66,7 @@ def put_row(
         )
         assert key is not None
         keys.append(key)
-    assert store.flush()
+    assert store.flush(60.0)
     return keys
 
 
@@ -135,10 +135,10 @@ def test_a_block_without_its_parent_is_not_stored(make_store: MakeStore) -> None
     store = make_store()
     assert store.put(None, [1], b"x", fingerprint=MODEL, namespace="ns", start=5) is None
     key = store.put(b"k" * 32, [1], b"x", fingerprint=MODEL, namespace="ns", start=5)
-    assert key is not None and store.flush()
+    assert key is not None and store.flush(60.0)
     (parent,) = put_row(store, [1, 2, 3])
     store.put(parent, [4], b"x", fingerprint=MODEL, namespace="ns", start=2)  # the parent ends at 3
-    assert store.flush()
+    assert store.flush(60.0)
     assert [info.key for info in store.ls()] == [parent.hex()]
     assert store.stats().n_dropped == 3
 
@@ -165,7 +165,7 @@ def test_a_full_queue_drops_and_does_not_wait(make_store: MakeStore, monkeypatch
     assert [key is not None for key in keys] == [True, True, False, False, False] or keys[3:] == [None, None]
     assert store.stats().n_queued == 1
     may_go_on.set()
-    assert store.flush()
+    assert store.flush(60.0)
     assert store.stats().n_blocks == 1 + sum(key is not None for key in keys)
 
 
@@ -174,7 +174,7 @@ def test_the_payload_may_be_changed_after_put_unless_it_cannot(make_store: MakeS
     buffer = bytearray(b"before")
     store.put(None, [1], buffer, fingerprint=MODEL, namespace="ns", start=0)  # type: ignore[arg-type]
     buffer[:] = b"AFTER!"
-    assert store.flush()
+    assert store.flush(60.0)
     assert restored(store, [1]) == [b"before"]
 
 
@@ -189,7 +189,7 @@ def test_bad_arguments_are_refused(make_store: MakeStore) -> None:
     for change in bad:
         with pytest.raises(UsageError):
             store.put(**(good | change))  # type: ignore[arg-type]
-    assert store.flush() and store.ls() == []
+    assert store.flush(60.0) and store.ls() == []
 
 
 # Room
@@ -199,7 +199,7 @@ def test_the_budget_is_kept_and_what_was_used_longest_ago_goes_first(make_store:
     store = make_store(budget_bytes=4 * KIB4)
     keys = [put_row(store, [token])[0] for token in range(4)]
     store.touch([keys[0]])
-    assert store.flush()
+    assert store.flush(60.0)
     put_row(store, [10])
     assert [is_stored(store, key) for key in keys] == [True, False, True, True]
     assert store.stats().size_bytes == 4 * KIB4
@@ -271,7 +271,7 @@ def test_blocks_in_use_are_not_evicted_here_or_elsewhere(make_store: MakeStore) 
         for token in range(100, 106):
             put_row(other, [token])
         assert restored(store, list(range(8))) == [b"kv of [0, 1, 2, 3]", b"kv of [0, 1, 2, 3, 4, 5, 6, 7]"]
-    assert store.flush()
+    assert store.flush(60.0)
     for token in range(106, 110):
         put_row(other, [token])
     assert not any(is_stored(store, key) for key in keys)
@@ -327,7 +327,7 @@ def test_a_block_that_others_follow_is_not_forgotten(make_store: MakeStore) -> N
     store = make_store()
     (system,) = put_row(store, [1, 2, 3, 4], owner="ann")
     key = store.put(system, [5], b"x", fingerprint=MODEL, namespace="ns", start=4, owner="bob")
-    assert key is not None and store.flush()
+    assert key is not None and store.flush(60.0)
     assert store.forget("ann").n_blocks == 0
     assert store.forget("bob").n_blocks == 1
     assert is_stored(store, system)  # nobody owns it now: it goes when room is needed
@@ -346,7 +346,7 @@ def test_what_waits_to_be_written_is_forgotten_too(make_store: MakeStore) -> Non
     for token in range(50):
         store.put(None, [token], bytes(1000), fingerprint=MODEL, namespace="ns", start=0, owner="ann")
     store.forget("ann")
-    assert store.flush() and store.ls() == []
+    assert store.flush(60.0) and store.ls() == []
     assert not list(store.directory.glob("blocks/*/*")) and not list(store.directory.glob("tmp/*"))
 
 
@@ -405,11 +405,11 @@ def test_turning_encryption_on_removes_what_is_plain(make_store: MakeStore) -> N
     put_row(store, list(range(8)))
     store.close()
     store = make_store(encrypt=True)
-    assert store.flush() and store.ls() == [] and not list(store.directory.glob("blocks/*/*"))
+    assert store.flush(60.0) and store.ls() == [] and not list(store.directory.glob("blocks/*/*"))
     put_row(store, list(range(8)))
     store.close()
     store = make_store()
-    assert store.flush() and store.match(MODEL, "ns", list(range(8))) == Match()
+    assert store.flush(60.0) and store.match(MODEL, "ns", list(range(8))) == Match()
     assert [info.is_encrypted for info in store.ls()] == [True, True]
 
 
@@ -447,7 +447,7 @@ def test_a_lost_key_file_makes_a_new_store(make_store: MakeStore, caplog: pytest
         else:
             key_file.write_bytes(content)
         again = make_store()
-        assert again.flush() and again.match(MODEL, "ns", list(range(8))) == Match()
+        assert again.flush(60.0) and again.match(MODEL, "ns", list(range(8))) == Match()
         assert not list(store.directory.glob("blocks/*/*"))
         put_row(again, [1, 2, 3])
         assert restored(again, [1, 2, 3]) == [b"kv of [1, 2, 3]"]
@@ -560,9 +560,9 @@ def test_running_out_of_files_or_memory_loses_no_block(
         with pytest.raises(StorageError):
             store.verify()
         again = make_store()
-        assert again.flush() and again.problem is not None
+        assert again.flush(60.0) and again.problem is not None
     again = make_store()
-    assert again.flush()
+    assert again.flush(60.0)
     assert len(restored(again, list(range(8)))) == 2
 
 
@@ -606,7 +606,7 @@ def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
                 with pytest.raises(StorageError, match="did not come to an end") as caught:
                     call()
                 assert "Nothing is lost" in caught.value.hint and "permissions" not in str(caught.value)
-        assert store.flush(30.0)
+        assert store.flush(60.0)
     assert store.problem is None and not caplog.records
     infos = {info.key: info for info in store.ls()}
     assert infos[key.hex()].is_pinned and infos[key.hex()].owners == ("bob",)
@@ -628,7 +628,7 @@ def test_a_store_that_others_keep_opening_is_opened_soon_after(make_store: MakeS
         with pytest.raises(StorageError, match="has been opening it"):
             store.stats()
     store._background._retry_at -= 1.0  # it tries again after a second, not after an hour
-    assert store.match(MODEL, "ns", [1, 2]) == Match() and store.flush(30.0)
+    assert store.match(MODEL, "ns", [1, 2]) == Match() and store.flush(60.0)
     assert store.problem is None and restored(store, [1, 2]) == [b"kv of [1, 2]"]
 
 
@@ -638,7 +638,7 @@ def test_a_smaller_budget_is_kept_from_the_start(make_store: MakeStore) -> None:
     assert store.stats().n_blocks == 10
     store.close()
     store = make_store(budget_bytes=3 * KIB4)
-    assert store.flush(30.0)
+    assert store.flush(60.0)
     assert store.stats().n_blocks == 3 and len(restored(store, list(range(40)))) == 3
 
 
@@ -653,7 +653,7 @@ def test_the_index_is_made_anew_when_it_is_gone_or_bad(make_store: MakeStore) ->
             if content is not None:
                 path.write_bytes(content)
         again = make_store()
-        assert again.flush()
+        assert again.flush(60.0)
         assert restored(again, list(range(12)))[2] == b"kv of %r" % list(range(12))
         assert [(i.key, i.owners, i.n_children, i.prefill_ms) for i in again.ls()] == [
             (i.key, i.owners, i.n_children, i.prefill_ms) for i in before
@@ -670,7 +670,7 @@ def test_blocks_that_nothing_leads_to_are_removed(make_store: MakeStore) -> None
     for path in (*store.directory.glob("index-*"), path_of(store, keys[1])):
         path.unlink()
     again = make_store()
-    assert again.flush()
+    assert again.flush(60.0)
     assert [info.key for info in again.ls()] == [keys[0].hex()]
     assert [path.name for path in again.directory.glob("blocks/*/*")] == [keys[0].hex()[2:]]
 
@@ -684,14 +684,14 @@ def test_an_index_that_goes_bad_while_it_is_open_is_replaced(make_store: MakeSto
     with disk.index.write() as change:  # what bad bytes in a page do: SQLite finds no such thing
         change.sql.execute("DROP TABLE state")
     put_row(store, [50, 51])
-    assert store.flush()
+    assert store.flush(60.0)
     assert store.match(MODEL, "ns", [50, 51]) == Match() or store.problem is None
-    assert store.flush() and store.problem is None
+    assert store.flush(60.0) and store.problem is None
     assert restored(store, list(range(12)))[2] == b"kv of %r" % list(range(12))
     assert not old.exists()
     put_row(store, [60, 61])
     put_row(other, [70, 71])  # still had the old one open
-    assert other.flush()
+    assert other.flush(60.0)
     put_row(other, [72, 73])
     for query in ([60, 61], [72, 73], list(range(12))):
         assert other.match(MODEL, "ns", query).n_tokens == store.match(MODEL, "ns", query).n_tokens == len(query)
@@ -727,7 +727,7 @@ def test_a_failing_disk_turns_the_store_off_until_it_works_again(
     monkeypatch.setattr(disk.files, "write", full)
     with caplog.at_level(logging.WARNING, "edge.kv"):
         assert store.put(None, [3], b"", fingerprint=MODEL, namespace="ns", start=0) is not None
-        assert store.flush()
+        assert store.flush(60.0)
         assert store.put(None, [4], b"", fingerprint=MODEL, namespace="ns", start=0) is None
     assert store.problem == "the disk is full" and len(caplog.records) == 1
     assert restored(store, [1, 2]) == [b"kv of [1, 2]"]  # what is there can still be read
@@ -785,13 +785,13 @@ def test_a_store_that_cannot_be_opened_is_off_and_comes_back(make_store: MakeSto
     store.pin(b"k" * 32)
     with store.lease(store.match(MODEL, "ns", [1])):
         pass
-    assert store.flush()
+    assert store.flush(60.0)
     for call in (store.stats, store.ls, store.verify, store.gc, store.clear, lambda: store.forget("ann")):
         with pytest.raises(StorageError, match="cannot be used"):
             call()
     (tmp_path / "kv").unlink()
     store._background._retry_at = 0.0
-    assert store.match(MODEL, "ns", [1]) == Match() and store.flush()
+    assert store.match(MODEL, "ns", [1]) == Match() and store.flush(60.0)
     assert store.problem is None
     put_row(store, [1])
     assert store.match(MODEL, "ns", [1]).n_tokens == 1

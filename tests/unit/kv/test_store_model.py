@@ -82,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def settle(self) -> None:
-        assert self.store.flush(30.0)
+        assert self.store.flush(60.0)
         assert self.store.problem is None
 
     def pick(self, choice: int) -> bytes:
