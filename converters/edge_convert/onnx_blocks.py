@@ -1,9 +1,9 @@
 """Carry the int4 and int8 blocks of a GGUF over into an ONNX model, so that nothing is quantised a second time.
 
-A GGUF block of 32 weights is w = d * q + m (Q4_1), d * (q - 8) (Q4_0) or d * q with a signed q (Q8_0). ONNX Runtime's MatMulNBits
-computes d * (q - z) with one scale per block, z = 8 for 4 bits and 128 for 8 bits. Q4_0 and Q8_0 therefore fit as they are. For Q4_1
-the zero point -m/d is no integer, and MatMulNBits's fast kernels take integers only; so the rest, c = m + 8 d per block, is added
-beside it as a small MatMul over the sums of each 32 inputs:
+A GGUF block of 32 weights is w = d * q + m (Q4_1), d * (q - 8) (Q4_0) or d * q with a signed q (Q8_0). MatMulNBits of ONNX
+Runtime computes d * (q - z) with one scale per block, z = 8 for 4 bits and 128 for 8 bits. Q4_0 and Q8_0 therefore fit as they
+are. For Q4_1 the zero point -m/d is no integer, and the fast kernels of MatMulNBits take integers only; so the rest, c = m + 8
+d per block, is added beside it as a small MatMul over the sums of each 32 inputs:
 
     x . w = sum_b d_b * (x_b . (q_b - 8)) + sum_b c_b * sum(x_b)
 
@@ -64,15 +64,19 @@ class Blocks:
 
     def packed(self) -> NDArray[np.uint8]:
         """The codes as MatMulNBits stores them: uint8 [n_rows, n_columns / 32, 4 * bits], the low half of a byte first."""
+        import numpy as np
+
         rows = self.codes.reshape(len(self.codes), -1, BLOCK)
-        return rows if self.bits == 8 else rows[..., 0::2] | (rows[..., 1::2] << 4)
+        if self.bits == 8:
+            return rows
+        return np.bitwise_or(rows[..., 0::2], np.left_shift(rows[..., 1::2], 4), dtype=np.uint8)
 
     def dequantised(self) -> NDArray[np.float32]:
         """The weights: float32 [n_rows, n_columns]."""
         import numpy as np
 
         codes = self.codes.reshape(len(self.codes), -1, BLOCK).astype(np.float32) - 2 ** (self.bits - 1)
-        values = codes * self.scale[..., None]
+        values: NDArray[np.float32] = codes * self.scale[..., None]
         if self.rest is not None:
             values += self.rest[..., None]
         return values.reshape(self.codes.shape)
@@ -115,7 +119,9 @@ def read_blocks(kind: str, data: NDArray[np.uint8]) -> Blocks:
     return Blocks(4, codes, scale, least + 8 * scale)
 
 
-def carry_blocks(model: Path, source: Path, out: Path, on_progress: Callable[[str, float], None], *, accuracy_level: int) -> None:
+def carry_blocks(
+    model: Path, source: Path, out: Path, on_progress: Callable[[str, float], None], *, accuracy_level: int
+) -> None:
     """Replace the float matrices of an ONNX model by the blocks of the GGUF that its checkpoint was read from.
 
     Args:
@@ -214,7 +220,8 @@ def _unpermuted(n_rows: int, n_head: int) -> NDArray[np.int64]:
     """
     import numpy as np
 
-    return np.arange(n_rows).reshape(n_head, n_rows // n_head // 2, 2).swapaxes(1, 2).reshape(-1)
+    order: NDArray[np.int64] = np.arange(n_rows).reshape(n_head, n_rows // n_head // 2, 2).swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def _check_same(name: str, weight: Any, blocks: Blocks) -> None:

@@ -1,0 +1,187 @@
+"""The card: models side by side, and how it is written down (Markdown and JSON here, HTML in page.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelFileError
+from edge_convert.evaluate.gate import Failure
+from edge_convert.evaluate.metrics import Quality
+
+__all__ = ["COLUMNS", "Card", "Row", "Speed", "cells", "markdown", "notes", "read_card", "to_json"]
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """Medians over the rounds.
+
+    Attributes:
+        load_s: from opening the file to the end of a first step.
+        prefill_tokens_per_s: reading.
+        decode_tokens_per_s: writing.
+        peak_bytes: memory of the process, its libraries included.
+    """
+
+    load_s: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_bytes: int
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One model.
+
+    Attributes:
+        name: for people.
+        format: "checkpoint", "gguf", "onnx" or "coreml".
+        size_bytes: on disk, all files.
+        tool: what computed it.
+        is_reference: whether the others are held to it.
+        quality: against the reference.
+        speed: None where it was not measured.
+        splits_alike: whether its tokenizer gives the reference's tokens; None where it brings none.
+        failures: what of the gate it does not meet.
+    """
+
+    name: str
+    format: str
+    size_bytes: int
+    tool: str
+    is_reference: bool
+    quality: Quality
+    speed: Speed | None = None
+    splits_alike: bool | None = None
+    failures: tuple[Failure, ...] = ()
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """What models are worth.
+
+    Attributes:
+        version: of this layout.
+        reference: the name of the model that the others are held to.
+        n_prose: positions of prose that count.
+        n_prompts: chat prompts.
+        n_answer: tokens of each answer.
+        n_rounds: rounds of the speed measurement; 0 without.
+        n_prefill: tokens read in a round.
+        n_decode: tokens written in a round.
+        machine: where speed was measured.
+        gate: the conditions, as they were given.
+        rows: the reference first.
+    """
+
+    version: int = 1
+    reference: str
+    n_prose: int
+    n_prompts: int
+    n_answer: int
+    n_rounds: int
+    n_prefill: int
+    n_decode: int
+    machine: str
+    gate: str = ""
+    rows: tuple[Row, ...]
+
+
+COLUMNS = (
+    "model",
+    "size",
+    "perplexity",
+    "KL mean",
+    "KL p99",
+    "top-1",
+    "same greedy tokens",
+    "load",
+    "prefill",
+    "decode",
+    "peak memory",
+)
+"""Headings of what `cells` gives."""
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as texts, one for each of COLUMNS."""
+    quality, speed = row.quality, row.speed
+    if row.is_reference:
+        kl, p99, top1, same = "reference", "", "", ""
+    else:
+        kl, p99 = _kl(quality.all.kl_mean), _kl(quality.all.kl_p99)
+        top1 = f"{100 * quality.all.top1:.1f}%"
+        same = f"{quality.mean_divergence:.1f} of {quality.n_answer}" if quality.divergence else ""
+    measured = ("", "", "", "")
+    if speed is not None:
+        measured = (
+            f"{speed.load_s:.2f} s",
+            f"{speed.prefill_tokens_per_s:.0f} tok/s",
+            f"{speed.decode_tokens_per_s:.1f} tok/s",
+            f"{speed.peak_bytes / 1e6:.0f} MB",
+        )
+    return (row.name, f"{row.size_bytes / 1e6:.1f} MB", f"{quality.prose.perplexity:.2f}", kl, p99, top1, same, *measured)
+
+
+def _kl(value: float) -> str:
+    return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+
+
+def notes(card: Card) -> list[str]:
+    """What a reader has to know to understand the numbers, a sentence or two each."""
+    found = [
+        f"Held to {card.reference} over the same tokens: {card.n_prose} of prose (Jane Austen, Emma, chapter II) and the "
+        f"greedy answers to {card.n_prompts} chat prompts, {card.n_answer} tokens each. Perplexity is that of the prose.",
+        "KL is the Kullback-Leibler divergence from the reference's distribution in nats, mean and 99th percentile over all "
+        "positions; top-1 is how often both prefer the same token; same greedy tokens is how many of an answer are the "
+        "reference's before the first other one, mean over the prompts.",
+    ]
+    if card.n_rounds:
+        found.append(
+            f"Speed: medians of {card.n_rounds} alternating rounds, each in a fresh process: {card.n_prefill} tokens read, "
+            f"{card.n_decode} written, on {card.machine}. Peak memory is that of the process and includes its libraries."
+        )
+    odd = [row.name for row in card.rows if row.splits_alike is False]
+    if odd:
+        found.append(
+            f"These split the text otherwise than the reference: {', '.join(odd)}. Their tokenizer should be looked at."
+        )
+    if card.gate:
+        failed = sum(bool(row.failures) for row in card.rows)
+        found.append(f"Gate {card.gate}: {f'{failed} failed' if failed else 'passed by all'}.")
+        found += [f"{row.name}: {failure}." for row in card.rows for failure in row.failures]
+    return found
+
+
+def markdown(card: Card, title: str = "What the converted models are worth") -> str:
+    """The card as Markdown."""
+    used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
+    lines = [f"# {title}", "", "| " + " | ".join(COLUMNS[index] for index in used) + " |", "|---|" + "---:|" * (len(used) - 1)]
+    for row in card.rows:
+        texts = cells(row)
+        lines.append("| " + " | ".join(texts[index].replace("|", "\\|") for index in used) + " |")
+    lines += ["", "By kind of text (KL mean / top-1), and what computed each model:", ""]
+    lines += ["| model | prose | chat | computed by |", "|---|---:|---:|---|"]
+    for row in card.rows:
+        chat = row.quality.chat
+        kinds = [row.quality.prose, chat] if chat else [row.quality.prose]
+        texts = tuple(f"{_kl(scores.kl_mean)} / {100 * scores.top1:.1f}%" for scores in kinds)
+        prose, talk = ("", "") if row.is_reference else (texts[0], texts[1] if len(texts) > 1 else "")
+        lines.append(f"| {row.name} | {prose} | {talk} | {row.tool} |")
+    lines += ["", *(f"- {note}" for note in notes(card)), ""]
+    return "\n".join(lines)
+
+
+def to_json(card: Card) -> bytes:
+    """The card as indented JSON. A number that is none (no prompts, no divergence) does not occur in it."""
+    return msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n"
+
+
+def read_card(path: Path) -> Card:
+    """Read a card that `to_json` wrote.
+
+    Raises:
+        ModelFileError: it is missing or no card.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Card)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelFileError(f"{path} is no card: {error}.", "Make it with: edge eval MODEL... --json") from error

@@ -1,0 +1,265 @@
+"""Cells (a model and a measure) in processes of their own on this machine, or as tasks of an existing Ray engine.
+
+Quality cells run side by side; speed is measured alone, one model after the other and round by round, so that what else the
+machine does meets all models alike. An engine that crashes takes its child with it and nothing else; it is tried once more on
+its safe path.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from edge import errors
+from edge.errors import BackendError, BackendUnavailableError, EdgeError
+from edge_convert.evaluate.child import Problem, QualityRequest, ReferenceRequest, Reply, SpeedRequest
+from edge_convert.evaluate.measure import QualityResult, SpeedSample, load_reference, measure_quality
+from edge_convert.evaluate.passages import TextOptions, Window
+
+__all__ = ["Cells", "LocalCells", "RayCells", "run_child"]
+
+Paths = Mapping[str, Path]
+Done = Callable[[str], None]
+AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
+
+
+class Cells(Protocol):
+    """Where cells run."""
+
+    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+        """Hold each model to the reference.
+
+        Args:
+            models: name -> path.
+            windows: the tokens.
+            folder: the reference's logits, see `measure_reference`.
+            on_done: told the name of each model that is finished.
+
+        Returns:
+            For each name its result.
+
+        Raises:
+            EdgeError: a model could not be measured; the others are stopped.
+        """
+
+    def speeds(
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+    ) -> dict[str, list[SpeedSample]]:
+        """Measure speed in rounds, one model after the other in each; see `qualities`."""
+
+
+class LocalCells:
+    """Child processes on this machine.
+
+    Args:
+        n_threads: CPU threads of one model.
+        n_jobs: quality cells at a time.
+    """
+
+    def __init__(self, n_threads: int, n_jobs: int) -> None:
+        self._n_threads, self._n_jobs = n_threads, n_jobs
+
+    def reference(self, path: Path, texts: TextOptions, folder: Path) -> QualityResult:
+        """Run `measure_reference` in a child."""
+        request = ReferenceRequest(path=str(path), n_threads=self._n_threads, texts=texts, folder=str(folder))
+        reply = run_child(request)
+        assert reply.quality is not None
+        return reply.quality
+
+    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+        """See `Cells`."""
+        found: dict[str, QualityResult] = {}
+        running: list[subprocess.Popen[bytes]] = []
+        with ThreadPoolExecutor(max(1, self._n_jobs)) as pool:
+            waiting: dict[Future[Reply], str] = {}
+            for name, path in models.items():
+                request = QualityRequest(path=str(path), n_threads=self._n_threads, windows=tuple(windows), folder=str(folder))
+                waiting[pool.submit(run_child, request, running)] = name
+            try:
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        name = waiting.pop(future)
+                        reply = future.result()
+                        assert reply.quality is not None
+                        found[name] = reply.quality
+                        on_done(name)
+            except BaseException:
+                for future in waiting:
+                    future.cancel()
+                for process in tuple(running):  # threads take theirs out
+                    process.kill()
+                raise
+        return {name: found[name] for name in models}
+
+    def speeds(
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+    ) -> dict[str, list[SpeedSample]]:
+        """See `Cells`."""
+        found: dict[str, list[SpeedSample]] = {name: [] for name in models}
+        for _ in range(n_rounds):
+            for name, path in models.items():
+                request = SpeedRequest(path=str(path), n_threads=self._n_threads, n_prefill=n_prefill, n_decode=n_decode)
+                reply = run_child(request)
+                assert reply.speed is not None
+                found[name].append(reply.speed)
+                on_done(name)
+        return found
+
+
+def run_child(request: AnyRequest, running: list[subprocess.Popen[bytes]] | None = None) -> Reply:
+    """Run one cell in a process of its own.
+
+    Args:
+        request: what to measure.
+        running: the process is in this list while it runs, so that another thread can end it.
+
+    Raises:
+        EdgeError: what the child raised.
+        BackendError: it died twice, the second time on the safe path.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-cell-") as work:
+        asked, result = Path(work) / "request.json", Path(work) / "result.json"
+        for attempt in (request, msgspec.structs.replace(request, is_safe=True)):
+            asked.write_bytes(msgspec.json.encode(attempt))
+            code, said = _spawn([sys.executable, "-m", "edge_convert.evaluate.child", str(asked), str(result)], running)
+            if code >= 0 or code == -9:  # not a crash; -9 is the kernel short of memory, or somebody who stops us
+                break
+        if result.is_file():
+            return _unpack(msgspec.json.decode(result.read_bytes(), type=Reply))
+    what = f"signal {-code}" if code < 0 else f"exit code {code}"
+    raise BackendError(
+        f"The process that measures {Path(request.path).name} ended with {what}{': ' + said if said else '.'}",
+        "If memory is short, close other programs, or evaluate fewer models at a time: --jobs 1",
+    )
+
+
+def _spawn(arguments: list[str], running: list[subprocess.Popen[bytes]] | None) -> tuple[int, str]:
+    """Run to the end. Returns the exit code and the last line of stderr."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    if running is not None:
+        running.append(process)
+    try:
+        _, said = process.communicate()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+        if running is not None:
+            running.remove(process)
+    lines = said.decode(errors="replace").strip().splitlines()
+    return process.returncode, lines[-1] if lines else ""
+
+
+def _unpack(reply: Reply) -> Reply:
+    if reply.problem is not None:
+        raise _as_error(reply.problem)
+    return reply
+
+
+def _as_error(problem: Problem) -> EdgeError:
+    kind = getattr(errors, problem.kind) if problem.kind in errors.__all__ else BackendError
+    error: EdgeError = kind(problem.message, problem.hint)
+    return error
+
+
+class RayCells:
+    """Tasks of a Ray engine that runs already. Each machine of it needs this package and the models at the same paths.
+
+    Args:
+        address: of the engine: HOST:PORT, "auto", or ray://HOST:PORT.
+        n_threads: CPU threads of one model, which is also what a task asks the engine for.
+
+    Raises:
+        BackendUnavailableError: Ray is not installed, or there is no engine at that address.
+    """
+
+    def __init__(self, address: str, n_threads: int) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise BackendUnavailableError("Ray is not installed.", "pip install 'edge-assistant[ray]'") from error
+        self._ray: Any = ray
+        self._n_threads = n_threads
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise BackendUnavailableError(
+                    f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
+                ) from error
+
+    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+        """See `Cells`."""
+        reference = self._ray.put([array[:] for array in load_reference(folder, len(windows))])
+        task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_quality_task)
+
+        def submit(name: str, is_safe: bool) -> Any:
+            return task.remote(str(models[name]), list(windows), reference, self._n_threads, is_safe)
+
+        names = {submit(name, False): (name, False) for name in models}
+        found: dict[str, QualityResult] = {}
+        while names:
+            done, _ = self._ray.wait(list(names), num_returns=1)
+            name, is_safe = names.pop(done[0])
+            try:
+                reply = msgspec.json.decode(self._ray.get(done[0]), type=Reply)
+            except self._ray.exceptions.RayError as error:
+                if is_safe:
+                    raise BackendError(
+                        f"The Ray task that measures {name} failed: {error}", "See the log of its worker."
+                    ) from error
+                again = submit(name, True)
+                names[again] = (name, True)
+                continue
+            result = _unpack(reply).quality
+            assert result is not None
+            found[name] = result
+            on_done(name)
+        return {name: found[name] for name in models}
+
+    def speeds(
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+    ) -> dict[str, list[SpeedSample]]:
+        """See `Cells`. All rounds are one task: they have to run on one machine to be compared."""
+        task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_speed_task)
+        paths = {name: str(path) for name, path in models.items()}
+        try:
+            data = self._ray.get(task.remote(paths, n_rounds, n_prefill, n_decode, self._n_threads))
+        except self._ray.exceptions.RayError as error:
+            raise BackendError(f"The Ray task that measures speed failed: {error}", "See the log of its worker.") from error
+        for name in models:
+            for _ in range(n_rounds):
+                on_done(name)
+        return msgspec.json.decode(data, type=dict[str, list[SpeedSample]])
+
+    def close(self) -> None:
+        """Leave the engine; it goes on running."""
+        if self._is_ours:
+            self._ray.shutdown()
+
+
+def _quality_task(path: str, windows: list[Window], reference: list[Any], n_threads: int, is_safe: bool) -> bytes:
+    try:
+        found = measure_quality(Path(path), windows, reference, n_threads=n_threads, is_safe=is_safe)
+        return msgspec.json.encode(Reply(quality=found))
+    except EdgeError as error:
+        problem = Problem(kind=type(error).__name__, message=error.message, hint=error.hint)
+        return msgspec.json.encode(Reply(problem=problem))
+
+
+def _speed_task(paths: dict[str, str], n_rounds: int, n_prefill: int, n_decode: int, n_threads: int) -> bytes:
+    local = LocalCells(n_threads, 1)
+    models = {name: Path(path) for name, path in paths.items()}
+    return msgspec.json.encode(local.speeds(models, n_rounds, n_prefill, n_decode, lambda name: None))

@@ -1,0 +1,170 @@
+"""From models to a card: the reference first, then quality side by side, then speed in rounds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import StorageError, UsageError
+from edge_convert.evaluate.card import Card, Row, Speed
+from edge_convert.evaluate.cells import Cells, LocalCells, RayCells
+from edge_convert.evaluate.gate import check, parse_gate
+from edge_convert.evaluate.logits import find_format, size_on_disk
+from edge_convert.evaluate.measure import QualityResult, SpeedSample
+from edge_convert.evaluate.passages import TextOptions
+
+__all__ = ["EvaluateOptions", "evaluate"]
+
+Progress = Callable[[str, float], None]
+
+
+class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How models are evaluated.
+
+    Attributes:
+        texts: how much is read.
+        n_rounds: of the speed measurement; 0 measures no speed.
+        n_prefill: tokens read in a round.
+        n_decode: tokens written in a round.
+        n_threads: CPU threads of one model; 0 is half of the machine's, at least 1.
+        n_jobs: models at a time, where quality is measured; 0 is as many as the threads allow.
+        gate: conditions such as "top1=0.9,kl=0.1,ppl=+5%"; "" is none.
+        ray: address of a Ray engine that runs the cells; "" uses processes of this machine.
+    """
+
+    texts: TextOptions = TextOptions()
+    n_rounds: int = 3
+    n_prefill: int = 128
+    n_decode: int = 32
+    n_threads: int = 0
+    n_jobs: int = 0
+    gate: str = ""
+    ray: str = ""
+
+
+def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOptions, on_progress: Progress) -> Card:
+    """Measure models side by side.
+
+    Args:
+        models: checkpoint folders, .gguf files, ONNX folders or .mlpackages.
+        reference: what they are held to; where it is None, the first checkpoint folder among them, else the first of them.
+        options: see there.
+        on_progress: told what is being done and which part of the whole is done (0 to 1); may raise to stop.
+
+    Raises:
+        UsageError: no model is given, or an option is out of range.
+        ModelNotFoundError, ModelFileError: a path is no model, or damaged.
+        BackendUnavailableError: a package is missing, or there is no Ray engine at that address.
+        BackendError: an engine refused a model or crashed.
+        StorageError: there is not enough room for the reference's logits.
+    """
+    if not models:
+        raise UsageError("There is no model to evaluate.", "Name one: edge eval MODEL")
+    if options.n_rounds < 0 or options.n_prefill < 1 or options.n_decode < 1 or options.n_threads < 0 or options.n_jobs < 0:
+        raise UsageError("Rounds, tokens, threads and jobs are counted from 0 or 1.", "Use positive numbers.")
+    gate = parse_gate(options.gate) if options.gate else ()
+    chosen = _choose_reference(models, reference)
+    paths = _names([chosen, *(path for path in models if path.resolve() != chosen.resolve())])
+    n_cpus = os.cpu_count() or 2
+    n_threads = options.n_threads or max(1, n_cpus // 2)
+    local = LocalCells(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
+    remote = RayCells(options.ray, n_threads) if options.ray else None
+    try:
+        results, samples = _measure(paths, local, remote or local, options, on_progress)
+    finally:
+        if remote is not None:
+            remote.close()
+    rows = []
+    for index, (name, path) in enumerate(paths.items()):
+        result = results[name]
+        rows.append(
+            Row(
+                name=name,
+                format=find_format(path),
+                size_bytes=size_on_disk(path),
+                tool=result.tool,
+                is_reference=index == 0,
+                quality=result.quality,
+                speed=_median(samples[name]) if samples else None,
+                splits_alike=result.splits_alike,
+                failures=check(result.quality, gate) if index else (),
+            )
+        )
+    quality = rows[0].quality
+    return Card(
+        reference=rows[0].name,
+        n_prose=quality.prose.n_tokens,
+        n_prompts=len(quality.divergence),
+        n_answer=quality.n_answer,
+        n_rounds=options.n_rounds,
+        n_prefill=options.n_prefill,
+        n_decode=options.n_decode,
+        machine=f"{platform.system()} {platform.machine()}, {n_threads} of {n_cpus} CPU threads",
+        gate=options.gate,
+        rows=tuple(rows),
+    )
+
+
+def _measure(
+    paths: dict[str, Path], local: LocalCells, cells: Cells, options: EvaluateOptions, on_progress: Progress
+) -> tuple[dict[str, QualityResult], dict[str, list[SpeedSample]]]:
+    first, *others = paths
+    n_steps = 2 + len(others) + options.n_rounds * len(paths)  # the reference also answers the prompts
+    done = 0
+
+    def advance(text: str, n: int = 1) -> None:
+        nonlocal done
+        done += n
+        on_progress(text, done / n_steps)
+
+    on_progress(f"reference: {first}", 0.0)
+    with tempfile.TemporaryDirectory(prefix="edge-eval-") as folder:
+        try:
+            result = local.reference(paths[first], options.texts, Path(folder))
+        except OSError as error:
+            raise StorageError(
+                f"The reference's logits cannot be kept: {error}.", "Free some disk, or read less text."
+            ) from error
+        advance(f"quality of {len(others)} models" if others else "speed", 2)
+        results = {first: result}
+        if others:
+            rest = {name: paths[name] for name in others}
+            results |= cells.qualities(rest, result.windows, Path(folder), lambda name: advance(f"quality: {name}"))
+    if not options.n_rounds:
+        return results, {}
+    speed = cells.speeds(paths, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
+    return results, speed
+
+
+def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:
+    formats = {path: find_format(path) for path in models}
+    if reference is not None:
+        find_format(reference)
+        return reference
+    return next((path for path, form in formats.items() if form == "checkpoint"), models[0])
+
+
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Names for people: the last part of each path, with the folder before it where that is not enough."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        full = path.resolve()
+        stem = full.name.removesuffix(".gguf")
+        name = stem if sum(other.resolve().name.removesuffix(".gguf") == stem for other in paths) == 1 else str(full)
+        named[name] = path
+    return named
+
+
+def _median(samples: Sequence[SpeedSample]) -> Speed:
+    return Speed(
+        load_s=statistics.median(sample.load_s for sample in samples),
+        prefill_tokens_per_s=statistics.median(sample.prefill_tokens_per_s for sample in samples),
+        decode_tokens_per_s=statistics.median(sample.decode_tokens_per_s for sample in samples),
+        peak_bytes=int(statistics.median(sample.peak_bytes for sample in samples)),
+    )

@@ -1,0 +1,121 @@
+"""The quality gate: how much worse than its source a converted model may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge.errors import QualityGateError, UsageError
+
+if TYPE_CHECKING:
+    from edge_convert.evaluate.card import Card
+    from edge_convert.evaluate.metrics import Quality
+
+__all__ = ["MEASURES", "Failure", "Limit", "check", "enforce", "parse_gate"]
+
+MEASURES = {
+    "top1": "top-1 agreement with the reference, at least",
+    "kl": "mean KL divergence in nats, at most",
+    "kl99": "99th percentile of the KL divergence, at most",
+    "ppl": "perplexity on prose, at most; with + and % relative to the reference",
+    "divergence": "mean number of tokens before a greedy answer leaves the reference's, at least",
+}
+_AT_LEAST = ("top1", "divergence")
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """One condition.
+
+    Attributes:
+        measure: a key of MEASURES.
+        value: the limit; for a relative one, 0.05 means 5% above the reference.
+        is_relative: whether it is a part of the reference's value rather than a value.
+    """
+
+    measure: str
+    value: float
+    is_relative: bool = False
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A condition that a model does not meet.
+
+    Attributes:
+        measure: a key of MEASURES.
+        value: what was measured.
+        limit: what was allowed.
+    """
+
+    measure: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        side = "below" if self.measure in _AT_LEAST else "above"
+        return f"{self.measure} is {self.value:.4g}, {abs(self.value - self.limit):.4g} {side} the limit of {self.limit:.4g}"
+
+
+def parse_gate(text: str) -> tuple[Limit, ...]:
+    """Read a gate such as "top1=0.9,kl=0.1,ppl=+5%".
+
+    Raises:
+        UsageError: a measure is unknown or given twice, or a value is no number.
+    """
+    limits: dict[str, Limit] = {}
+    for part in (piece.strip() for piece in text.split(",")):
+        measure, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or measure not in MEASURES:
+            known = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
+            raise UsageError(f"{part!r} is no condition of a gate.", f"Write MEASURE=VALUE,... with these measures: {known}.")
+        if measure in limits:
+            raise UsageError(f"The gate names {measure} twice.", "Name each measure once.")
+        limits[measure] = _limit(measure, value)
+    return tuple(limits.values())
+
+
+def _limit(measure: str, value: str) -> Limit:
+    is_relative = value.startswith("+") and value.endswith("%")
+    if is_relative and measure != "ppl":
+        raise UsageError(f"{measure}={value}: only ppl can be relative to the reference.", f"Write {measure}=NUMBER.")
+    try:
+        number = float(value[1:-1]) / 100 if is_relative else float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf") or (measure == "top1" and number > 1):
+        raise UsageError(f"{measure}={value}: that is no usable limit.", "For example: --gate top1=0.9,kl=0.1,ppl=+5%")
+    return Limit(measure, number, is_relative)
+
+
+def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
+    """The conditions that a model does not meet."""
+    values = {
+        "top1": quality.all.top1,
+        "kl": quality.all.kl_mean,
+        "kl99": quality.all.kl_p99,
+        "ppl": quality.prose.perplexity,
+        "divergence": quality.mean_divergence,
+    }
+    failures = []
+    for limit in limits:
+        value = values[limit.measure]
+        allowed = quality.prose.reference_perplexity * (1 + limit.value) if limit.is_relative else limit.value
+        is_met = value >= allowed if limit.measure in _AT_LEAST else value <= allowed
+        if not is_met:  # a value that is no number meets nothing
+            failures.append(Failure(limit.measure, value, allowed))
+    return tuple(failures)
+
+
+def enforce(card: Card) -> None:
+    """Raise where a model of the card failed its gate.
+
+    Raises:
+        QualityGateError: with each such model, and what failed by how much.
+    """
+    failed = [row for row in card.rows if row.failures]
+    if failed:
+        listed = "; ".join(f"{row.name}: {', '.join(map(str, row.failures))}" for row in failed)
+        raise QualityGateError(
+            f"The quality gate failed. {listed}.", "Use a closer quantisation (more bits, mixed precision), or a wider gate."
+        )

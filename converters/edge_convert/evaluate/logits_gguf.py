@@ -1,0 +1,109 @@
+"""Logits of a GGUF: llama.cpp through llama-cpp-python's low-level functions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import BackendError, ModelFileError
+from edge.gguf import read_header
+from edge_convert.evaluate.logits import CONTEXT
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Logits = NDArray[np.float32]
+
+__all__ = ["open_model"]
+
+
+# llama.cpp's log goes nowhere: what fails is raised. Kept here because llama.cpp keeps only its address.
+_be_quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
+
+
+class _LlamaModel:
+    def __init__(self, path: Path, n_threads: int, is_safe: bool) -> None:
+        import llama_cpp
+        from llama_cpp import llama_cpp as library
+
+        read_header(path)  # llama.cpp sees no file that this has not passed
+        library.llama_log_set(_be_quiet, ctypes.c_void_p(0))
+        library.llama_backend_init()
+        self._library, self._model, self._context = library, None, None
+        parameters = library.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = not is_safe
+        self._model = library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise ModelFileError(f"llama.cpp cannot load {path}.", "Its version may not know this architecture.")
+        settings = library.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = CONTEXT
+        settings.n_threads = settings.n_threads_batch = n_threads
+        settings.swa_full = True
+        self._context = library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            self.close()
+            raise BackendError(f"llama.cpp cannot make a context for {path}.", "Free some memory and try again.")
+        self._vocabulary: Any = library.llama_model_get_vocab(self._model)
+        self._n_past = 0
+        self.tool = f"llama.cpp (llama-cpp-python {llama_cpp.__version__}{', without weight repacking' if is_safe else ''})"
+        self.n_vocab = int(library.llama_vocab_n_tokens(self._vocabulary))
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        self._forget()
+        return self._read(tokens, wants_all=True)
+
+    def start(self, tokens: Sequence[int]) -> Logits:
+        self._forget()
+        found: Logits = self._read(tokens, wants_all=False)[0]
+        return found
+
+    def step(self, token: int) -> Logits:
+        found: Logits = self._read([token], wants_all=False)[0]
+        return found
+
+    def _forget(self) -> None:
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._n_past = 0
+
+    def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
+        import numpy as np
+
+        batch = self._library.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for index, token in enumerate(tokens):
+                batch.token[index] = token
+                batch.pos[index] = self._n_past + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = wants_all or index == len(tokens) - 1
+            code = self._library.llama_decode(self._context, batch)
+        finally:
+            self._library.llama_batch_free(batch)
+        if code != 0:
+            raise BackendError(f"llama.cpp stopped with code {code}.", "Free some memory and try again.")
+        self._n_past += len(tokens)
+        shape = (len(tokens) if wants_all else 1, self.n_vocab)
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), shape).astype(np.float32, copy=True)
+
+    def tokenise(self, text: str) -> list[int] | None:
+        data = text.encode()
+        found = (ctypes.c_int32 * (len(data) + 8))()
+        n = self._library.llama_tokenize(self._vocabulary, data, len(data), found, len(found), True, True)
+        return list(found[:n])
+
+    def close(self) -> None:
+        if self._context:
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+
+def open_model(path: Path, *, n_threads: int, is_safe: bool) -> _LlamaModel:
+    """Load a GGUF file; see `open_logits`."""
+    return _LlamaModel(path, n_threads, is_safe)

@@ -1,0 +1,150 @@
+"""How far a model is from its reference, over the same tokens.
+
+Source: KL divergence and top-1 agreement as llama.cpp's llama-perplexity --kl-divergence defines them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from edge_convert.evaluate.passages import Window
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Positions", "Quality", "Scores", "compare", "summarise"]
+
+_CHUNK = 32
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """Over one kind of text.
+
+    Attributes:
+        n_tokens: positions that count.
+        perplexity: of what really follows (for chat: of the reference's answer).
+        reference_perplexity: the same by the reference.
+        kl_mean: Kullback-Leibler divergence from the reference's distribution, in nats, mean over the positions.
+        kl_p99: its 99th percentile.
+        top1: part of the positions where both prefer the same token.
+    """
+
+    n_tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_p99: float
+    top1: float
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """One model against the reference.
+
+    Attributes:
+        all: over all positions.
+        prose: over the novel.
+        chat: over the answers; None without prompts.
+        divergence: for each prompt, how many tokens of the reference's greedy answer the model writes before it leaves it;
+            None where it writes all of them.
+        n_answer: tokens of such an answer.
+    """
+
+    all: Scores
+    prose: Scores
+    chat: Scores | None
+    divergence: tuple[int | None, ...]
+    n_answer: int
+
+    @property
+    def n_identical(self) -> int:
+        """Prompts whose whole answer is the reference's."""
+        return sum(found is None for found in self.divergence)
+
+    @property
+    def mean_divergence(self) -> float:
+        """Tokens written before the first difference, mean over the prompts; a full answer counts n_answer."""
+        lengths = [self.n_answer if found is None else found for found in self.divergence]
+        return sum(lengths) / len(lengths) if lengths else math.nan
+
+
+class Positions(NamedTuple):
+    """Per position of one window, float64 or bool [n_positions].
+
+    Attributes:
+        nll: negative log-likelihood of the token that follows.
+        reference_nll: the same by the reference.
+        kl: divergence from the reference, in nats.
+        same: whether both prefer the same token.
+    """
+
+    nll: NDArray[np.float64]
+    reference_nll: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    same: NDArray[np.bool_]
+
+
+def compare(window: Window, reference: NDArray[np.float32], logits: NDArray[np.float32]) -> Positions:
+    """Compare two models over one window.
+
+    Args:
+        window: the tokens.
+        reference: float32 [n_tokens, n_vocab], the reference's logits.
+        logits: the same of the model. Where one of them is padded with tokens that do not exist, the shorter vocabulary counts.
+    """
+    import numpy as np
+
+    n_vocab = min(reference.shape[1], logits.shape[1])
+    targets = np.array(window.tokens[window.first + 1 :])
+    parts: list[Positions] = []
+    for start in range(0, len(targets), _CHUNK):
+        target = targets[start : start + _CHUNK]
+        rows = slice(window.first + start, window.first + start + len(target))
+        theirs, ours = _log_softmax(reference[rows, :n_vocab]), _log_softmax(logits[rows, :n_vocab])
+        at = np.arange(len(target)), target
+        kl = np.einsum("tv,tv->t", np.exp(theirs), theirs - ours)
+        same = theirs.argmax(axis=1) == ours.argmax(axis=1)
+        parts.append(Positions(-ours[at], -theirs[at], np.maximum(kl, 0.0), same))  # rounding can take it below 0
+    return Positions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def summarise(windows: Sequence[Window], positions: Iterable[Positions]) -> Quality:
+    """What `compare` found, window by window, as numbers for a card."""
+    found = list(zip(windows, positions, strict=True))
+    prose = [part for window, part in found if window.kind == "prose"]
+    chat = [part for window, part in found if window.kind == "chat"]
+    lengths = [len(part.kl) for part in chat]
+    return Quality(
+        all=_scores(prose + chat),
+        prose=_scores(prose),
+        chat=_scores(chat) if chat else None,
+        divergence=tuple(None if part.same.all() else int(part.same.argmin()) for part in chat),
+        n_answer=max(lengths, default=0),
+    )
+
+
+def _scores(parts: Sequence[Positions]) -> Scores:
+    import numpy as np
+
+    nll, reference_nll, kl, same = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Scores(
+        n_tokens=len(kl),
+        perplexity=float(np.exp(nll.mean())),
+        reference_perplexity=float(np.exp(reference_nll.mean())),
+        kl_mean=float(kl.mean()),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        top1=float(same.mean()),
+    )
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    import numpy as np
+
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

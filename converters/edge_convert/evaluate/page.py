@@ -1,0 +1,140 @@
+"""The card as one HTML file that needs nothing else: tables, and plots drawn as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from edge_convert.evaluate.card import COLUMNS, Card, Row, cells, notes
+
+__all__ = ["html_page"]
+
+_COLOURS = {"checkpoint": "#6b7280", "gguf": "#2563eb", "onnx": "#d97706", "coreml": "#059669"}
+_TITLES = {"checkpoint": "checkpoint", "gguf": "GGUF", "onnx": "ONNX", "coreml": "Core ML"}
+_STYLE = """
+:root { color-scheme: light dark; --text: #1f2937; --dim: #6b7280; --line: #e5e7eb; --back: #ffffff; --bad: #b91c1c; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e5e7eb; --dim: #9ca3af; --line: #374151; --back: #111827; --bad: #f87171; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 0 0 .5rem; font-weight: 600; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--dim); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
+tr.failed td { color: var(--bad); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem 2.5rem; margin: 2rem 0; }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--text); font: 13px system-ui, sans-serif; }
+svg .dim { fill: var(--dim); } svg .grid { stroke: var(--line); } ul { color: var(--dim); padding-left: 1.2rem; }
+.key span { margin-right: 1.2rem; } .key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
+  margin-right: .4em; vertical-align: -1px; }
+"""
+
+
+def html_page(card: Card, title: str = "What the converted models are worth") -> str:
+    """The card as a self-contained page: no scripts, nothing is loaded."""
+    used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
+    head = "".join(f"<th>{escape(COLUMNS[index])}</th>" for index in used)
+    body = ""
+    for row in card.rows:
+        texts = cells(row)
+        kind = ' class="failed"' if row.failures else ""
+        body += f"<tr{kind}>" + "".join(f"<td>{escape(texts[index])}</td>" for index in used) + "</tr>\n"
+    formats = dict.fromkeys(row.format for row in card.rows)
+    key = "".join(f'<span><i style="background:{_COLOURS[form]}"></i>{_TITLES[form]}</span>' for form in formats)
+    plots = "".join(f"<section><h2>{escape(name)}</h2>{svg}</section>\n" for name, svg in _plots(card) if svg)
+    listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes(card))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n'
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+        f'<div class="plots">\n{plots}</div>\n<p class="key">{key}</p>\n<ul>\n{listed}</ul>\n</body>\n</html>\n'
+    )
+
+
+def _plots(card: Card) -> list[tuple[str, str]]:
+    others = [row for row in card.rows if not row.is_reference]
+    timed = [row for row in card.rows if row.speed is not None]
+    found = []
+    if others:
+        found.append(("Size against divergence (KL mean, nats; lower left is better)", _scatter(others)))
+        found.append(
+            ("KL divergence, 99th percentile (shorter is better)", _bars(others, lambda row: row.quality.all.kl_p99, "{:.3g}"))
+        )
+        found.append(("Top-1 agreement (longer is better)", _bars(others, lambda row: 100 * row.quality.all.top1, "{:.1f}%")))
+    if timed:
+        found.append(
+            ("Decode, tokens/s", _bars(timed, lambda row: row.speed.decode_tokens_per_s if row.speed else 0, "{:.1f}"))
+        )
+        found.append(
+            ("Prefill, tokens/s", _bars(timed, lambda row: row.speed.prefill_tokens_per_s if row.speed else 0, "{:.0f}"))
+        )
+        found.append(("Peak memory, MB", _bars(timed, lambda row: row.speed.peak_bytes / 1e6 if row.speed else 0, "{:.0f}")))
+    return found
+
+
+def _bars(rows: Sequence[Row], value: Callable[[Row], float], form: str) -> str:
+    """Horizontal bars from 0, a name above each."""
+    width, step = 480, 42
+    largest = max((value(row) for row in rows), default=0) or 1
+    parts = []
+    for index, row in enumerate(rows):
+        top, length = index * step, (width - 80) * value(row) / largest
+        parts.append(
+            f'<text x="0" y="{top + 14}">{escape(_short(row.name))}</text>'
+            f'<rect x="0" y="{top + 20}" width="{max(length, 1):.1f}" height="13" rx="2" fill="{_COLOURS[row.format]}"/>'
+            f'<text class="dim" x="{max(length, 1) + 6:.1f}" y="{top + 31}">{form.format(value(row))}</text>'
+        )
+    return f'<svg viewBox="0 0 {width} {len(rows) * step}" role="img">{"".join(parts)}</svg>'
+
+
+def _scatter(rows: Sequence[Row]) -> str:
+    """Size on the x axis from 0, KL on a logarithmic y axis."""
+    width, height, left, bottom = 480, 300, 52, 34
+    largest = max(row.size_bytes for row in rows) / 1e6 * 1.15
+    values = [max(row.quality.all.kl_mean, 1e-6) for row in rows]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
+    high = max(high, low + 1)
+
+    def place(size_mb: float, kl: float) -> tuple[float, float]:
+        x = left + (width - left - 10) * size_mb / largest
+        y = (height - bottom) - (height - bottom - 12) * (math.log10(kl) - low) / (high - low)
+        return x, y
+
+    parts = []
+    for power in range(low, high + 1):
+        _, y = place(0, 10.0**power)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="dim" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+    for tick in _ticks(largest):
+        x, _ = place(tick, 10.0**low)
+        parts.append(f'<text class="dim" x="{x:.1f}" y="{height - 12}" text-anchor="middle">{tick:g} MB</text>')
+    taken: list[tuple[float, float]] = []
+    for row, kl in sorted(zip(rows, values, strict=True), key=lambda pair: -pair[1]):
+        x, y = place(row.size_bytes / 1e6, kl)
+        label_y = y
+        while any(abs(label_y - other_y) < 15 and abs(x - other_x) < 200 for other_x, other_y in taken):
+            label_y += 15
+        taken.append((x, label_y))
+        is_right = x > width * 0.55
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[row.format]}"/>')
+        parts.append(
+            f'<text x="{x + (-9 if is_right else 9):.1f}" y="{label_y + 4:.1f}" text-anchor="{"end" if is_right else "start"}">'
+            f"{escape(_short(row.name))}</text>"
+        )
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _ticks(largest: float) -> list[float]:
+    """Three to six round numbers from 0 up to the largest."""
+    step = 10.0 ** math.floor(math.log10(largest))
+    while largest / step < 3:
+        step /= 2
+    while largest / step > 6:
+        step *= 2
+    return [step * index for index in range(int(largest / step) + 1)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 44 else "…" + name[-43:]

@@ -1,0 +1,109 @@
+"""The texts of the evaluation as tokens: windows of prose, and chat prompts with the reference's own answers.
+
+Every model of a card reads the same tokens. Where a model answers differently from the reference shows without letting it
+write: as long as both choose the same token they have read the same text, so the first position at which the model prefers
+another token is where its greedy answer would have left the reference's.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelFileError, UsageError
+from edge_convert.evaluate.logits import CONTEXT, LogitModel, chat_template, greedy
+
+__all__ = ["TextOptions", "Window", "make_windows", "read_texts"]
+
+
+class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is read.
+
+    Attributes:
+        n_prose: tokens of the novel, over all windows.
+        window: tokens of one window; each is read from an empty KV.
+        n_prompts: chat prompts.
+        n_answer: tokens of the reference's answer to each.
+    """
+
+    n_prose: int = 1024
+    window: int = 256
+    n_prompts: int = 8
+    n_answer: int = 32
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that are read in one go.
+
+    Attributes:
+        kind: "prose" or "chat".
+        tokens: at most CONTEXT.
+        first: the first position that counts, as an index into tokens: what is predicted there is tokens[first + 1].
+    """
+
+    kind: str
+    tokens: tuple[int, ...]
+    first: int
+
+
+def read_texts() -> tuple[str, list[str]]:
+    """The novel's chapter and the chat prompts that come with this package."""
+    folder = files("edge_convert.evaluate") / "texts"
+    prompts: list[str] = json.loads((folder / "chat.json").read_text(encoding="utf-8"))
+    return (folder / "novel.txt").read_text(encoding="utf-8"), prompts
+
+
+def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Window]:
+    """Split the texts as the reference does, and let it answer the prompts.
+
+    Args:
+        model: the reference.
+        path: where it came from; its chat template is read there.
+        options: how much.
+
+    Raises:
+        UsageError: a window is too short or longer than CONTEXT.
+        ModelFileError: the reference has no tokenizer, or its template fails.
+    """
+    if not 8 <= options.window <= CONTEXT or options.n_answer + 8 > CONTEXT:
+        raise UsageError(f"A window has 8 to {CONTEXT} tokens.", "Use fewer.")
+    novel, prompts = read_texts()
+    tokens = model.tokenise(novel)
+    if not tokens:
+        raise ModelFileError(f"{path.name} brings no tokenizer.", "Give another reference: --against")
+    end = min(options.n_prose, len(tokens))
+    found = [
+        Window(kind="prose", tokens=tuple(tokens[start : start + options.window]), first=0)
+        for start in range(0, end, options.window)
+        if min(end, start + options.window) - start >= 8
+    ]
+    template = chat_template(path)
+    for prompt in prompts[: options.n_prompts]:
+        asked = (model.tokenise(_render(template, prompt, path)) or [])[: CONTEXT - options.n_answer]
+        answer = greedy(model, asked, options.n_answer)
+        found.append(Window(kind="chat", tokens=tuple(asked + answer), first=len(asked) - 1))
+    return found
+
+
+def _render(template: str | None, prompt: str, path: Path) -> str:
+    """A prompt in the model's own form; as it is where the model has no template."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if template is None:
+        return prompt
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["strftime_now"] = lambda form: "2025-01-01"  # templates that name the day must not change with it
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        # No bos_token: the tokenizer puts it first.
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, bos_token="", eos_token=""
+        )
+    except TemplateError as error:
+        raise ModelFileError(
+            f"The chat template of {path.name} fails: {error}.", "Give another reference: --against"
+        ) from error
