@@ -44,8 +44,8 @@ class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
         algorithm: how int4 codes are chosen: "k_quant" (llama.cpp's search for scale and zero point, the closest of the three),
             "rtn" or "default" (plain rounding).
         block_size: weights that share a scale.
-        mixed: what stays at 8 bits: "none", "head" (the last matrix, which a tied embedding shares) or "sensitive" (also the qkv
-            and down projections of the first and last eighth of the layers and of each third between).
+        mixed: what stays at 8 bits: "none", "head" (the last matrix, which a tied embedding shares) or "sensitive" (also the
+            qkv and down projections of the first and last eighth of the layers and of each third between).
         accuracy_level: 4 computes with activations rounded to int8 per block, 1 with float32: closer and slower.
         source_gguf: the GGUF that the checkpoint was read from. Where its types fit (Q4_0, Q4_1, Q8_0), its blocks are taken as
             they are, and algorithm, block_size and mixed have no effect.

@@ -10,7 +10,7 @@ from edge.errors import ModelFileError
 from edge_convert.evaluate.gate import Failure
 from edge_convert.evaluate.metrics import Quality
 
-__all__ = ["COLUMNS", "Card", "Row", "Speed", "cells", "markdown", "notes", "read_card", "to_json"]
+__all__ = ["COLUMNS", "Card", "Row", "Speed", "cells", "failures", "markdown", "notes", "read_card", "to_json"]
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,8 +147,12 @@ def notes(card: Card) -> list[str]:
     if card.gate:
         failed = sum(bool(row.failures) for row in card.rows)
         found.append(f"Gate {card.gate}: {f'{failed} failed' if failed else 'passed by all'}.")
-        found += [f"{row.name}: {failure}." for row in card.rows for failure in row.failures]
     return found
+
+
+def failures(card: Card) -> list[str]:
+    """What of the gate is not met, a sentence each."""
+    return [f"{row.name}: {failure}." for row in card.rows for failure in row.failures]
 
 
 def markdown(card: Card, title: str = "What the converted models are worth") -> str:
@@ -166,7 +170,7 @@ def markdown(card: Card, title: str = "What the converted models are worth") -> 
         texts = tuple(f"{_kl(scores.kl_mean)} / {100 * scores.top1:.1f}%" for scores in kinds)
         prose, talk = ("", "") if row.is_reference else (texts[0], texts[1] if len(texts) > 1 else "")
         lines.append(f"| {row.name} | {prose} | {talk} | {row.tool} |")
-    lines += ["", *(f"- {note}" for note in notes(card)), ""]
+    lines += ["", *(f"- {note}" for note in notes(card) + failures(card)), ""]
     return "\n".join(lines)
 
 

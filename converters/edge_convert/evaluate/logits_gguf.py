@@ -91,6 +91,8 @@ class _LlamaModel:
         return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), shape).astype(np.float32, copy=True)
 
     def tokenise(self, text: str) -> list[int] | None:
+        if self._library.llama_vocab_type(self._vocabulary) == self._library.LLAMA_VOCAB_TYPE_NONE:
+            return None
         data = text.encode()
         found = (ctypes.c_int32 * (len(data) + 8))()
         n = self._library.llama_tokenize(self._vocabulary, data, len(data), found, len(found), True, True)

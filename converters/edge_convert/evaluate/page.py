@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from edge_convert.evaluate.card import COLUMNS, Card, Row, cells, notes
+from edge_convert.evaluate.card import COLUMNS, Card, Row, cells, failures, notes
 
 __all__ = ["html_page"]
 
@@ -44,7 +44,7 @@ def html_page(card: Card, title: str = "What the converted models are worth") ->
     formats = dict.fromkeys(row.format for row in card.rows)
     key = "".join(f'<span><i style="background:{_COLOURS[form]}"></i>{_TITLES[form]}</span>' for form in formats)
     plots = "".join(f"<section><h2>{escape(name)}</h2>{svg}</section>\n" for name, svg in _plots(card) if svg)
-    listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes(card))
+    listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes(card) + failures(card))
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n'

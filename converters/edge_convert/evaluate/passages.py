@@ -76,7 +76,7 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
         raise ModelFileError(f"{path.name} brings no tokenizer.", "Give another reference: --against")
     end = min(options.n_prose, len(tokens))
     found = [
-        Window(kind="prose", tokens=tuple(tokens[start : start + options.window]), first=0)
+        Window(kind="prose", tokens=tuple(tokens[start : min(end, start + options.window)]), first=0)
         for start in range(0, end, options.window)
         if min(end, start + options.window) - start >= 8
     ]

@@ -23,3 +23,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return made if (made / "config.json").is_file() else make_checkpoint(made, kind)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Give the ONNX folder of a tiny checkpoint: of a kind, in "fp32" or in "int4" that is computed in float32."""
+    for package in ("onnx_ir", "onnxruntime_genai"):
+        pytest.importorskip(package, reason="needs the extra [convert], and Python 3.11 or newer")
+    from edge_convert.onnx_export import OnnxOptions, export_onnx
+
+    folder = tmp_path_factory.mktemp("onnx")
+
+    def make(kind: str, precision: str) -> Path:
+        made = folder / f"{kind}-{precision}"
+        if not made.is_dir():
+            options = OnnxOptions(precision="fp32" if precision == "fp32" else "int4", accuracy_level=1)
+            export_onnx(tiny_checkpoint(kind), made, options, lambda text, done: None)
+        return made
+
+    return make

@@ -4,7 +4,7 @@ onnxruntime-genai, and held to transformers' logits."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edge_convert.onnx_blocks import read_blocks
 from edge_convert.onnx_export import OnnxOptions, describe_quantisation, export_onnx
 
 Make = Callable[[str], Path]
+MakeOnnx = Callable[[str, str], Path]
 Logits = NDArray[np.float32]
 KINDS = ("llama3", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3")
 N_PROMPT, N_TOKENS = 23, 30
@@ -112,23 +113,14 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_float_model_computes_what_transformers_does(kind: str, tiny_checkpoint: Make, tmp_path: Path) -> None:
-    checkpoint, out = tiny_checkpoint(kind), tmp_path / "onnx"
-    files = export_onnx(checkpoint, out, OnnxOptions(precision="fp32"), ignore)
-    assert {"model.onnx", "genai_config.json", "tokenizer.json"} <= {path.name for path in files}
+def test_float_model_computes_what_transformers_does(kind: str, tiny_checkpoint: Make, tiny_onnx: MakeOnnx) -> None:
+    checkpoint, out = tiny_checkpoint(kind), tiny_onnx(kind, "fp32")
+    assert {"model.onnx", "genai_config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     tokens = tokens_of(checkpoint)
     expected = transformers_logits(load_transformers(checkpoint), tokens)
     size = float(np.abs(expected).max())
     np.testing.assert_allclose(in_steps(out, tokens), expected, atol=2e-4 * size)
     np.testing.assert_allclose(by_genai(out, tokens), expected[N_PROMPT - 1 :], atol=2e-4 * size)
-
-
-@pytest.fixture(scope="module")
-def int4_folder(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A llama in int4, computed in float32, so that nothing but the rounding of weights separates it from its checkpoint."""
-    out = tmp_path_factory.mktemp("int4") / "onnx"
-    export_onnx(tiny_checkpoint("llama3"), out, OnnxOptions(accuracy_level=1), ignore)
-    yield out
 
 
 def dequantised(folder: Path) -> dict[str, Logits]:
@@ -156,8 +148,10 @@ def dequantised(folder: Path) -> dict[str, Logits]:
 
 
 @pytest.mark.slow
-def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(int4_folder: Path, tiny_checkpoint: Make) -> None:
+def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(tiny_onnx: MakeOnnx, tiny_checkpoint: Make) -> None:
     import torch
+
+    int4_folder = tiny_onnx("llama3", "int4")
 
     checkpoint = tiny_checkpoint("llama3")
     model, tokens = load_transformers(checkpoint), tokens_of(checkpoint)
@@ -183,13 +177,13 @@ def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(int4_folder: Pa
 
 
 @pytest.mark.slow
-def test_the_same_checkpoint_gives_the_same_bytes(int4_folder: Path, tiny_checkpoint: Make, tmp_path: Path) -> None:
+def test_the_same_checkpoint_gives_the_same_bytes(tiny_onnx: MakeOnnx, tiny_checkpoint: Make, tmp_path: Path) -> None:
     reports: list[tuple[str, float]] = []
     again = tmp_path / "deeper" / "again"
     export_onnx(
         tiny_checkpoint("llama3"), again, OnnxOptions(accuracy_level=1), lambda text, done: reports.append((text, done))
     )
-    assert bytes_of(again) == bytes_of(int4_folder)
+    assert bytes_of(again) == bytes_of(tiny_onnx("llama3", "int4"))
     assert [done for _, done in reports] == sorted(done for _, done in reports)
     assert reports[-1] == ("done", 1.0)
     assert ("layer 2 of 2") in [text for text, _ in reports]

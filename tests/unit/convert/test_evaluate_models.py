@@ -1,0 +1,251 @@
+"""The evaluation on real engines: tiny models of every format, in child processes and on a Ray cluster of two workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]")
+
+from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge_convert.evaluate import cells
+from edge_convert.evaluate.card import Card, read_card
+from edge_convert.evaluate.child import SpeedRequest
+from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
+from edge_convert.evaluate.logits import greedy, open_logits
+from edge_convert.evaluate.passages import TextOptions
+
+Make = Callable[[str], Path]
+MakeOnnx = Callable[[str, str], Path]
+LITTLE = TextOptions(n_prose=64, window=32, n_prompts=2, n_answer=6)
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama as GGUF: CHECKPOINT-F32.gguf and -Q8_0.gguf in one folder."""
+    from edge_convert.gguf_export import GgufOptions, export_gguf
+
+    out = tmp_path_factory.mktemp("gguf") / "out"
+    export_gguf(tiny_checkpoint("llama"), out, GgufOptions(quantisations=("F32", "Q8_0"), use_imatrix=False))
+    return out
+
+
+def gguf(folder: Path, kind: str) -> Path:
+    return next(folder.glob(f"*-{kind}.gguf"))
+
+
+def nothing(text: str, done: float) -> None:
+    """Progress that nobody watches."""
+
+
+@pytest.mark.slow
+def test_every_format_gives_the_checkpoints_logits(tiny_checkpoint: Make, tiny_onnx: MakeOnnx, tiny_gguf: Path) -> None:
+    checkpoint = tiny_checkpoint("llama")
+    tokens = [int(token) for token in np.random.default_rng(1).integers(3, 500, 40)]
+    reference = open_logits(checkpoint, n_threads=1)
+    expected = reference.logits(tokens)
+    size = float(np.abs(expected).max())
+    for path in (checkpoint, tiny_onnx("llama", "fp32"), gguf(tiny_gguf, "F32")):
+        model = open_logits(path, n_threads=1, is_safe=True)
+        np.testing.assert_allclose(model.logits(tokens), expected, atol=2e-3 * size)
+        np.testing.assert_allclose(model.start(tokens[:30]), expected[29], atol=2e-3 * size)
+        np.testing.assert_allclose(model.step(tokens[30]), expected[30], atol=2e-3 * size)
+        np.testing.assert_allclose(model.start(tokens[:8]), expected[7], atol=2e-3 * size)
+        assert greedy(model, tokens[:20], 4) == greedy(reference, tokens[:20], 4)
+        assert model.n_vocab == expected.shape[1]
+        assert model.tokenise("Licensed under 2 terms.\n") == reference.tokenise("Licensed under 2 terms.\n")
+        model.close()
+
+
+def test_a_model_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(ModelFileError):
+        open_logits(tmp_path / "bad.gguf")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "genai_config.json").write_text(
+        json.dumps({"model": {"vocab_size": 9, "decoder": {"filename": "model.onnx", "head_size": 8}}})
+    )
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(BackendError, match="onnx cannot be loaded"):
+        open_logits(tmp_path / "onnx")
+
+
+@pytest.fixture(scope="module")
+def local_card(tiny_onnx: MakeOnnx, tiny_gguf: Path) -> Card:
+    """Three models in child processes."""
+    models = [gguf(tiny_gguf, "F32"), tiny_onnx("llama", "int4")]
+    options = EvaluateOptions(texts=LITTLE, n_rounds=2, n_prefill=20, n_decode=4, n_threads=1, gate="kl=0.001")
+    reports: list[float] = []
+    card = evaluate(models, tiny_onnx("llama", "fp32"), options, lambda text, done: reports.append(done))
+    assert reports == sorted(reports)
+    assert reports[-1] == 1.0
+    return card
+
+
+@pytest.mark.slow
+def test_a_card_of_three_models(local_card: Card, tiny_onnx: MakeOnnx) -> None:
+    reference, same, rounded = local_card.rows
+    assert (reference.is_reference, reference.format, local_card.reference) == (True, "onnx", reference.name)
+    assert (same.format, rounded.format) == ("gguf", "onnx")
+    assert reference.quality.all.kl_mean == 0.0
+    assert same.quality.all.kl_mean < 1e-4
+    assert same.quality.all.top1 == 1.0
+    assert same.quality.n_identical == 2
+    assert rounded.quality.all.kl_mean > 0.01
+    assert [failure.measure for failure in rounded.failures] == ["kl"]
+    assert not same.failures
+    assert not reference.failures
+    assert rounded.size_bytes == sum(path.stat().st_size for path in tiny_onnx("llama", "int4").iterdir())
+    for row in local_card.rows:
+        assert row.splits_alike is True
+        assert row.speed is not None
+        assert row.speed.peak_bytes > 10_000_000
+        assert min(row.speed.load_s, row.speed.prefill_tokens_per_s, row.speed.decode_tokens_per_s) > 0
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model"):
+        evaluate([], None, EvaluateOptions(), nothing)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="counted"):
+        evaluate([tmp_path], None, EvaluateOptions(n_rounds=-1), nothing)
+
+
+@pytest.mark.slow
+def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
+    tiny_onnx: MakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncat "$3" >>{seen}; echo >>{seen}\n[ $(wc -l <{seen}) = 1 ] && kill -SEGV $$\n{sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(cells.sys, "executable", str(python))
+    request = SpeedRequest(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
+    reply = cells.run_child(request)
+    assert reply.speed is not None
+    assert [json.loads(line)["is_safe"] for line in seen.read_text().splitlines()] == [False, True]
+
+    python.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    with pytest.raises(BackendError, match="ended with signal 11"):
+        cells.run_child(request)
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster on this machine: a head that computes nothing and two workers with one CPU each."""
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **memory)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+_ON_RAY = """
+import sys
+from pathlib import Path
+from edge_convert.evaluate.card import to_json
+from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
+from edge_convert.evaluate.passages import TextOptions
+import ray
+
+address, out, reference, *models = sys.argv[1:]
+options = EvaluateOptions(
+    texts=TextOptions(n_prose=64, window=32, n_prompts=2, n_answer=6), n_rounds=1, n_prefill=20, n_decode=4, n_threads=1, ray=address
+)
+card = evaluate([Path(model) for model in models], Path(reference), options, lambda text, done: None)
+assert not ray.is_initialized(), "the engine was not left"
+Path(out).write_bytes(to_json(card))
+"""
+
+
+@pytest.mark.slow
+def test_two_ray_workers_make_the_same_card(
+    ray_address: str, local_card: Card, tiny_onnx: MakeOnnx, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    paths = [tiny_onnx("llama", "fp32"), gguf(tiny_gguf, "F32"), tiny_onnx("llama", "int4")]
+    out = tmp_path / "card.json"
+    # In a process of its own: Ray's warnings and threads stay out of the tests.
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_RAY, ray_address, str(out), *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = read_card(out)
+    for here, there in zip(local_card.rows, card.rows, strict=True):
+        assert (there.name, there.tool, there.splits_alike) == (here.name, here.tool, here.splits_alike)
+        assert there.quality.divergence == here.quality.divergence
+        assert there.quality.all.kl_mean == pytest.approx(here.quality.all.kl_mean, rel=1e-3, abs=1e-7)
+        assert there.speed is not None
+
+
+def test_no_engine_at_that_address() -> None:
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    code = (
+        "from edge_convert.evaluate.cells import RayCells\n"
+        "from edge.errors import BackendUnavailableError\n"
+        "try: RayCells('127.0.0.1:1', 1)\n"
+        "except BackendUnavailableError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_gcs_rpc_server_connect_timeout_s": "2"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert "no Ray engine at 127.0.0.1:1" in done.stdout, done.stderr[-2000:]
+
+
+def test_without_ray_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BackendUnavailableError, match="Ray is not installed"):
+        cells.RayCells("auto", 1)
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_card_and_fails_the_gate(
+    tiny_onnx: MakeOnnx, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_cli.main import run
+
+    models = [str(tiny_onnx("llama", "int4")), "--against", str(tiny_onnx("llama", "fp32"))]
+    little = ["--tokens", "32", "--prompts", "1", "--rounds", "0", "--threads", "1"]
+    page, text = tmp_path / "card.html", tmp_path / "card.md"
+    assert run(["eval", *models, *little, "--html", str(page), "--markdown", str(text)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["llama-fp32", "llama-int4"]
+    assert "Held to llama-fp32" in err
+    assert page.read_text().startswith("<!doctype html>")
+    assert text.read_text().startswith("# What the converted models are worth")
+
+    assert run(["eval", *models, *little, "--gate", "kl=0.0001", "--json"]) == 5
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"][1]["failures"][0]["measure"] == "kl"
+    assert "The quality gate failed. llama-int4: kl is" in err
+
+    shutil.copytree(tiny_onnx("llama", "int4"), tmp_path / "copy")
+    (tmp_path / "copy" / "model.onnx").write_bytes(b"damaged")
+    assert run(["eval", str(tmp_path / "copy"), *little]) == 1
+    assert "copy cannot be loaded" in capsys.readouterr().err
+    assert run(["eval", str(tmp_path / "nowhere")]) == 3
+    assert run(["eval", str(page), "--gate", "quality=good"]) == 2
