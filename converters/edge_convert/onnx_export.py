@@ -224,6 +224,6 @@ def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: P
 
 def _last_error(tail: list[str], code: int) -> str:
     if code < 0:
-        return f"it was ended by signal {-code}, most likely for lack of memory."
+        return f"it was ended by signal {-code}{', most likely for lack of memory' if code == -9 else ''}."
     errors = [line for line in tail if re.match(r"\w*(Error|Exception)\b", line)]
     return (errors or [line for line in tail if line] or [f"exit code {code}."])[-1]

@@ -192,6 +192,7 @@ class RayCells:
         self._ray: Any = ray
         self._n_threads = n_threads
         self._is_ours = not ray.is_initialized()
+        _check_listens(address)
         if self._is_ours:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
@@ -248,6 +249,21 @@ class RayCells:
         """Leave the engine; it goes on running."""
         if self._is_ours:
             self._ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    import socket
+
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like: Ray looks in its own files
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
+        ) from error
 
 
 def _quality_task(path: str, windows: list[Window], reference: list[Any], n_threads: int, is_safe: bool) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.errors import BackendError
 from edge_convert.evaluate.logits import tokenise_with
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ class _OnnxModel:
         options.intra_op_num_threads = n_threads
         options.log_severity_level = 3  # errors only: warnings go to stderr
         file = folder / model["decoder"]["filename"]
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no class in common but this one
+            raise BackendError(f"{folder} cannot be loaded: {error}.", "Convert it again, or try another format.") from error
         self._folder = folder
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]

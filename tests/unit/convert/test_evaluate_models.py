@@ -53,12 +53,13 @@ def test_every_format_gives_the_checkpoints_logits(tiny_checkpoint: Make, tiny_o
     reference = open_logits(checkpoint, n_threads=1)
     expected = reference.logits(tokens)
     size = float(np.abs(expected).max())
+    # llama.cpp keeps its KV in 16 bits, hence the tolerance
     for path in (checkpoint, tiny_onnx("llama", "fp32"), gguf(tiny_gguf, "F32")):
         model = open_logits(path, n_threads=1, is_safe=True)
-        np.testing.assert_allclose(model.logits(tokens), expected, atol=2e-3 * size)
-        np.testing.assert_allclose(model.start(tokens[:30]), expected[29], atol=2e-3 * size)
-        np.testing.assert_allclose(model.step(tokens[30]), expected[30], atol=2e-3 * size)
-        np.testing.assert_allclose(model.start(tokens[:8]), expected[7], atol=2e-3 * size)
+        np.testing.assert_allclose(model.logits(tokens), expected, atol=5e-3 * size)
+        np.testing.assert_allclose(model.start(tokens[:30]), expected[29], atol=5e-3 * size)
+        np.testing.assert_allclose(model.step(tokens[30]), expected[30], atol=5e-3 * size)
+        np.testing.assert_allclose(model.start(tokens[:8]), expected[7], atol=5e-3 * size)
         assert greedy(model, tokens[:20], 4) == greedy(reference, tokens[:20], 4)
         assert model.n_vocab == expected.shape[1]
         assert model.tokenise("Licensed under 2 terms.\n") == reference.tokenise("Licensed under 2 terms.\n")
@@ -123,14 +124,14 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
 def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
     tiny_onnx: MakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = tmp_path / "seen"
+    model, seen = tiny_onnx("llama", "fp32"), tmp_path / "seen"
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\ncat "$3" >>{seen}; echo >>{seen}\n[ $(wc -l <{seen}) = 1 ] && kill -SEGV $$\n{sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     monkeypatch.setattr(cells.sys, "executable", str(python))
-    request = SpeedRequest(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
+    request = SpeedRequest(path=str(model), n_threads=1, n_prefill=4, n_decode=2)
     reply = cells.run_child(request)
     assert reply.speed is not None
     assert [json.loads(line)["is_safe"] for line in seen.read_text().splitlines()] == [False, True]
@@ -167,7 +168,8 @@ import ray
 
 address, out, reference, *models = sys.argv[1:]
 options = EvaluateOptions(
-    texts=TextOptions(n_prose=64, window=32, n_prompts=2, n_answer=6), n_rounds=1, n_prefill=20, n_decode=4, n_threads=1, ray=address
+    texts=TextOptions(n_prose=64, window=32, n_prompts=2, n_answer=6),
+    n_rounds=1, n_prefill=20, n_decode=4, n_threads=1, ray=address,
 )
 card = evaluate([Path(model) for model in models], Path(reference), options, lambda text, done: None)
 assert not ray.is_initialized(), "the engine was not left"
@@ -200,20 +202,8 @@ def test_two_ray_workers_make_the_same_card(
 
 def test_no_engine_at_that_address() -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
-    code = (
-        "from edge_convert.evaluate.cells import RayCells\n"
-        "from edge.errors import BackendUnavailableError\n"
-        "try: RayCells('127.0.0.1:1', 1)\n"
-        "except BackendUnavailableError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_gcs_rpc_server_connect_timeout_s": "2"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert "no Ray engine at 127.0.0.1:1" in done.stdout, done.stderr[-2000:]
+    with pytest.raises(BackendUnavailableError, match=r"no Ray engine at 127\.0\.0\.1:1"):
+        cells.RayCells("127.0.0.1:1", 1)
 
 
 def test_without_ray_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
