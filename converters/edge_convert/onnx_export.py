@@ -176,9 +176,8 @@ def _builder_arguments(checkpoint: Path, out: Path, cache: Path, precision: str,
         ]
     if precision == "int4" and _MIXES[options.mixed]:
         extra.append(f"matmul_mixed_precision={_MIXES[options.mixed]}")
-    paths = ["-i", str(checkpoint), "-o", str(out), "-c", str(cache)]
-    module = "onnxruntime_genai.models.builder"
-    return [sys.executable, "-m", module, *paths, "-p", precision, "-e", "cpu", "--extra_options", *extra]
+    paths = [str(out), str(cache), precision, str(checkpoint)]
+    return [sys.executable, "-m", "edge_convert.onnx_builder", *paths, *extra]
 
 
 def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
@@ -189,6 +188,7 @@ def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: P
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HOME": str(work / "hf"),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONUNBUFFERED": "1",
     }
     on_progress("starting the model builder", 0.0)
@@ -219,11 +219,11 @@ def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: P
         if process.stdout is not None:
             process.stdout.close()
     if code != 0:
-        raise BackendError(f"onnxruntime-genai's model builder failed: {_last_error(tail, code)}", "Try another --to format.")
+        raise BackendError(f"The model builder of onnxruntime-genai failed. {_last_error(tail, code)}", "Try another format.")
 
 
 def _last_error(tail: list[str], code: int) -> str:
     if code < 0:
-        return f"it was ended by signal {-code}{', most likely for lack of memory' if code == -9 else ''}."
+        return f"It was ended by signal {-code}{', most likely for lack of memory' if code == -9 else ''}."
     errors = [line for line in tail if re.match(r"\w*(Error|Exception)\b", line)]
     return (errors or [line for line in tail if line] or [f"exit code {code}."])[-1]

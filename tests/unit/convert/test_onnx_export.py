@@ -4,8 +4,11 @@ onnxruntime-genai, and held to transformers' logits."""
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,14 @@ pytest.importorskip("onnx_ir", reason="needs the extra [convert]")
 pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and Python 3.11 or newer")
 
 from edge.errors import BackendError, ModelFileError, UsageError
-from edge_convert.onnx_blocks import read_blocks
-from edge_convert.onnx_export import OnnxOptions, describe_quantisation, export_onnx
+from edge_convert.onnx_blocks import can_carry, carry_blocks, read_blocks
+from edge_convert.onnx_builder import adapt_config
+from edge_convert.onnx_export import OnnxOptions, _run_builder, describe_quantisation, export_onnx
 
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]
 Logits = NDArray[np.float32]
-KINDS = ("llama3", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3")
+KINDS = ("llama3", "llama-linear", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi3-long")
 N_PROMPT, N_TOKENS = 23, 30
 
 
@@ -238,7 +242,7 @@ def gguf_and_checkpoint(tiny_checkpoint: Make, tmp_path: Path) -> tuple[Path, Pa
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True)
     )
-    model.half().save_pretrained(read_back)
+    model.float().save_pretrained(read_back)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / name, read_back)
     return source, read_back
@@ -265,18 +269,30 @@ def test_blocks_of_a_gguf_are_carried_over_exactly(gguf_and_checkpoint: tuple[Pa
 
 @pytest.mark.slow
 def test_a_checkpoint_that_was_changed_since_is_not_taken_for_its_source(
-    gguf_and_checkpoint: tuple[Path, Path], tmp_path: Path
+    tiny_onnx: MakeOnnx, tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    from safetensors.numpy import load_file, save_file
+    write_gguf(tmp_path / "other.gguf", tiny_checkpoint("llama"))  # its blocks are rounded, the model's weights are not
+    model = tiny_onnx("llama", "fp32") / "model.onnx"
+    with pytest.raises(UsageError, match=r"qkv_proj.* was changed since"):
+        carry_blocks(model, tmp_path / "other.gguf", tmp_path / "model.onnx", ignore, accuracy_level=4)
+    assert not (tmp_path / "model.onnx").exists()
 
-    source, checkpoint = gguf_and_checkpoint
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"][::-1].copy()
-    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"layers\.1\.mlp\.up_proj.* was changed"):
-        export_onnx(checkpoint, tmp_path / "onnx", OnnxOptions(source_gguf=source), ignore)
-    assert not (tmp_path / "onnx").exists()
-    assert not list(tmp_path.glob(".onnx-*"))
+
+def test_sources_of_other_types_are_quantised_anew(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    values = np.ones((4, 256), np.float32)
+    kind = gguf.GGMLQuantizationType.Q4_1
+    writer.add_tensor("blk.0.ffn_up.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.add_tensor("blk.0.ffn_gate.weight", values.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert not can_carry(tmp_path / "k.gguf")
+    options = OnnxOptions(source_gguf=tmp_path / "k.gguf")
+    assert describe_quantisation(options) == "int4 k_quant, head and sensitive layers int8"
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
@@ -322,21 +338,46 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         export_onnx(tmp_path / "empty", tmp_path / "out", OnnxOptions(), ignore)
 
 
-@pytest.mark.slow
-def test_stopping_and_failing_leave_nothing_behind(tiny_checkpoint: Make, tmp_path: Path) -> None:
+def test_stopping_ends_the_builder_and_failing_says_why(tmp_path: Path) -> None:
     def stop(text: str, done: float) -> None:
-        if text.startswith("layer"):
+        if text == "layer 1 of 2":
             raise KeyboardInterrupt
 
+    started = tmp_path / "pid"
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); print('Reading layer 0', flush=True); time.sleep(600)"
     with pytest.raises(KeyboardInterrupt):
-        export_onnx(tiny_checkpoint("llama"), tmp_path / "out", OnnxOptions(), stop)
+        _run_builder([sys.executable, "-c", code], tmp_path, 2, stop)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+    failing = [sys.executable, "-c", "print('Reading layer 0'); raise ValueError('no such thing')"]
+    with pytest.raises(BackendError, match=r"builder of onnxruntime-genai failed\. ValueError: no such thing"):
+        _run_builder(failing, tmp_path, 2, ignore)
+    with pytest.raises(BackendError, match="ended by signal 9, most likely for lack of memory"):
+        _run_builder([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path, 2, ignore)
+
+
+@pytest.mark.slow
+def test_what_the_builder_would_get_wrong_is_refused(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="Qwen2ForCausalLM with yarn RoPE cannot become ONNX"):
+        export_onnx(tiny_checkpoint("qwen2-yarn"), tmp_path / "out", OnnxOptions(), ignore)
     assert not list(tmp_path.iterdir())
 
-    import shutil
 
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_checkpoint("llama"), broken)
-    (broken / "tokenizer.json").write_text("{}")
-    with pytest.raises(BackendError, match=r"model builder failed: \w+"):
-        export_onnx(broken, tmp_path / "out", OnnxOptions(), ignore)
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+def config_of(name: str, **values: Any) -> Any:
+    return SimpleNamespace(architectures=[name], hidden_size=128, num_attention_heads=2, max_position_embeddings=512, **values)
+
+
+def test_rope_settings_are_laid_out_as_the_builder_reads_them() -> None:
+    layers = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_theta": 1e4},
+    }
+    gemma = adapt_config(config_of("Gemma3ForCausalLM", rope_parameters=layers))
+    assert (gemma.rope_theta, gemma.rope_local_base_freq, gemma.rope_parameters["factor"]) == (1e6, 1e4, 8.0)
+    short = adapt_config(
+        config_of("Phi3ForCausalLM", original_max_position_embeddings=4096, rope_parameters={"rope_theta": 1e4})
+    )
+    assert short.original_max_position_embeddings == 512
+    with pytest.raises(NotImplementedError, match="multiples of 16"):
+        adapt_config(config_of("Phi3ForCausalLM", rope_parameters={"partial_rotary_factor": 0.4}))
