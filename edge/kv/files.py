@@ -66,7 +66,6 @@ class StoreFiles:
     Attributes:
         keys: what the secret is good for.
         live_id: this open store's name among all of them.
-        found_crash: a process that had the store open died without closing it.
 
     Raises:
         StorageError: the directory is not ours, or was made with another secret.
@@ -87,7 +86,7 @@ class StoreFiles:
             _make_private(path)
         with self.opening():
             self.keys = self._load_keys(secret)
-            self.found_crash = self._clear_dead()
+            self._dead = self._find_dead()
             self._enter()
 
     @contextmanager
@@ -247,6 +246,17 @@ class StoreFiles:
         finally:
             os.close(fd)
 
+    @property
+    def found_crash(self) -> bool:
+        """Whether a process that had the store open died without closing it, and nobody has put the store in order since."""
+        return bool(self._dead)
+
+    def bury(self) -> None:
+        """Forget the dead that were found: the store is in order again."""
+        for name in self._dead:
+            (self._live / name).unlink(missing_ok=True)
+        self._dead = []
+
     def close(self) -> None:
         """Leave. May be called twice."""
         if self._live_fd >= 0:
@@ -270,14 +280,12 @@ class StoreFiles:
             raise StorageError(f"Files in {self.directory} cannot be locked.", "Put the cache on a local disk.")
         self._live_fd = fd
 
-    def _clear_dead(self) -> bool:
+    def _find_dead(self) -> list[str]:
         dead = [entry.name for entry in os.scandir(self._live) if not self.is_live(entry.name)]
         for draft in list(os.scandir(self._tmp)):
             if not self.is_live(draft.name.partition("-")[0]):
                 (self._tmp / draft.name).unlink(missing_ok=True)
-        for name in dead:
-            (self._live / name).unlink(missing_ok=True)
-        return bool(dead)
+        return dead
 
     def _load_keys(self, secret: Secret) -> Keys:
         path = self.directory / "key"

@@ -74,6 +74,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     disk.make_room(0)
     with disk.index.write() as change:
         change.sql.execute("UPDATE state SET scanned = ?", (disk.clock(),))
+    disk.files.bury()
     disk.needs_scan = False
     return GcReport(n_indexed, n_removed, n_missing, disk.n_evicted - before, n_foreign)
 

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,10 @@ import pytest
 
 from edge.errors import StorageError, UsageError
 from edge.kv.blocks import fingerprint, pack_tokens
+from edge.kv.disk import Disk
 from edge.kv.files import StoreFiles
 from edge.kv.store import BlockStore, Match
+from edge.kv.upkeep import scan
 
 MODEL = fingerprint({"weights": "a"})
 OTHER = fingerprint({"weights": "b"})
@@ -564,6 +567,35 @@ def test_running_out_of_files_or_memory_loses_no_block(
     again = make_store()
     assert again.flush(60.0)
     assert len(restored(again, list(range(8)))) == 2
+
+
+def test_a_crash_is_known_until_the_store_was_put_in_order(make_store: MakeStore) -> None:
+    """Also when whoever found it was closed, or killed, before that."""
+    make_store().close()
+    directory = make_store().directory
+    for store in (make_store(), make_store()):
+        assert store.flush(60.0)
+        store.close()
+    (directory / "live" / "of somebody killed").touch()
+    for _ in range(2):
+        disk = open_disk(directory)
+        assert disk.needs_scan
+        disk.close()
+    disk = open_disk(directory)
+    scan(disk, lambda: True)  # ended early
+    disk.close()
+    disk = open_disk(directory)
+    assert disk.needs_scan
+    scan(disk)
+    assert not disk.needs_scan
+    disk.close()
+    disk = open_disk(directory)
+    assert not disk.needs_scan and [path.name for path in directory.glob("live/of*")] == []
+    disk.close()
+
+
+def open_disk(directory: Path) -> Disk:
+    return Disk(directory, budget_bytes=1 << 24, min_free_bytes=0, encrypt=False, secret=None, sync=False, clock=time.time)
 
 
 # Others are busy
