@@ -62,7 +62,7 @@ def evaluate(
     ray: str,
     as_json: bool,
 ) -> None:
-    """Measure models side by side: perplexity, divergence from a reference, size, speed and memory.
+    """Measure models side by side: quality, speed and memory.
 
     A MODEL is a checkpoint folder, a .gguf file, an ONNX folder or an .mlpackage. All read the same text and answer the same
     prompts. Quality is measured side by side, speed alone and in turns; see docs/eval.md for what the numbers mean.

@@ -141,6 +141,10 @@ def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
         cells.run_child(request)
 
 
+# Ray replaces 127.0.0.1 by the machine's outer address unless it is told that clusters of several machines are not wanted.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """A Ray cluster on this machine: a head that computes nothing and two workers with one CPU each."""
@@ -186,7 +190,7 @@ def test_two_ray_workers_make_the_same_card(
     # In a process of its own: Ray's warnings and threads stay out of the tests.
     done = subprocess.run(
         [sys.executable, "-c", _ON_RAY, ray_address, str(out), *map(str, paths)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_LOOPBACK},
         capture_output=True,
         text=True,
         timeout=500,
