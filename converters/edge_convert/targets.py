@@ -308,7 +308,11 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
         exporter = import_module("edge_convert.onnx_export")
         options = exporter.OnnxOptions(precision=precision, source_gguf=_carried(facts))
         exporter.export_onnx(_open(facts, done).folder, folder, options, told)
-        recipe = {"precision": precision, "algorithm": options.algorithm, "mixed": options.mixed}
+        recipe = {
+            "quantisation": exporter.describe_quantisation(options),
+            "block size": str(options.block_size),
+            "accuracy level": str(options.accuracy_level),
+        }
         _write_manifest(folder, facts, done, "onnx", precision, recipe)
 
     return [

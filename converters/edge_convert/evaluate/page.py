@@ -58,7 +58,7 @@ def _plots(card: Card) -> list[tuple[str, str]]:
     timed = [row for row in card.rows if row.speed is not None]
     found = []
     if others:
-        found.append(("Size against divergence (KL mean, nats; lower left is better)", _scatter(others)))
+        found.append(("Size and KL divergence (lower left is better)", _scatter(others)))
         found.append(
             ("KL divergence, 99th percentile (shorter is better)", _bars(others, lambda row: row.quality.all.kl_p99, "{:.3g}"))
         )
