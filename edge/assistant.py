@@ -43,13 +43,11 @@ class DiskCache:
     Attributes:
         blocks: where.
         model: fingerprint of weights and engine, 32 bytes; see `edge.kv.opening`.
-        exact: reuse only what equals a cold run bit for bit.
         answers: give the same answer to an exact repeat of a request at temperature 0.
     """
 
     blocks: BlockStore
     model: bytes
-    exact: bool = False
     answers: bool = False
 
 
@@ -64,6 +62,7 @@ class Assistant:
         system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
         disk: what this device has read before; None keeps nothing on the disk. The assistant closes it.
+        exact: reuse only what equals, bit for bit, a run that reuses nothing; see `edge.kv.cache`.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -85,6 +84,7 @@ class Assistant:
         system: str | None = None,
         window: str = "drop",
         disk: DiskCache | None = None,
+        exact: bool = False,
     ) -> None:
         self.plan = plan
         self.info: ModelInfo = backend.info
@@ -98,9 +98,10 @@ class Assistant:
         self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
         self._disk = disk
         self._answers: Answers | None = None
-        cache = None
-        if disk is not None:
-            cache = KVCache(backend, disk.blocks, model=disk.model, exact=disk.exact)
+        if disk is None:
+            cache = KVCache(backend, exact=exact)
+        else:
+            cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
             self._answers = Answers(disk.blocks, disk.model) if disk.answers else None
         self._scheduler = Scheduler(backend, cache)
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.

@@ -80,7 +80,16 @@ def load(
     try:
         sampling, system = _advised(chosen, plan.artifact.name)
         disk = _open_disk(chosen, plan, engine)
-        return Assistant(engine, plan, store=store, sampling=sampling, system=system, window=chosen.window, disk=disk)
+        return Assistant(
+            engine,
+            plan,
+            store=store,
+            sampling=sampling,
+            system=system,
+            window=chosen.window,
+            disk=disk,
+            exact=chosen.kv.exact,
+        )
     except BaseException:
         engine.close()
         raise
@@ -181,7 +190,7 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | N
     if not kv.enabled or not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
         return None
     model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
-    return DiskCache(open_block_store(settings), model, kv.exact, kv.answers)
+    return DiskCache(open_block_store(settings), model, kv.answers)
 
 
 def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:

@@ -113,8 +113,8 @@ def opener(
         disk = None
         if directory is not None:
             blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False)
-            disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact), exact)
-        return Assistant(backend, plan, store=store, disk=disk)
+            disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact))
+        return Assistant(backend, plan, store=store, disk=disk, exact=exact)
 
     return open
 
@@ -123,7 +123,7 @@ def test_exact_replies_are_those_of_a_cold_run_over_50_conversations(
     tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path
 ) -> None:
     plan = plan_for(tiny_model("llama q4_0"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
-    cold = World(opener(plan, None), restarts=True)  # a new process each time, and nothing on the disk
+    cold = World(opener(plan, None, exact=True), restarts=True)  # a new process each time, and nothing on the disk
     cached = World(opener(plan, tmp_path / "kv", exact=True), restarts=False)
     restarted = World(opener(plan, tmp_path / "kv2", exact=True, encrypt=True), restarts=True)
     expected = {seed: live(cold, seed) for seed in range(50)}
@@ -149,7 +149,7 @@ def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp
 
 def test_a_sliding_window_comes_back_as_it_was(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
     plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
-    cold = World(opener(plan, None), restarts=True)
+    cold = World(opener(plan, None, exact=True), restarts=True)
     restarted = World(opener(plan, tmp_path / "kv", exact=True), restarts=True)
     compare(restarted, cold, range(300, 312))
     assert restarted.n_restored > 1000
