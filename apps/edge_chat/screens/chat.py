@@ -26,7 +26,7 @@ from edge_chat.widgets.cards import EmptyState, ErrorCard
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
-from edge_chat.widgets.status import StatusLine, StatusValues
+from edge_chat.widgets.status import OF_A_REPLY, StatusLine, StatusValues
 from edge_chat.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -373,8 +373,7 @@ class ChatScreen(Screen[None]):
             if node.role == "assistant" and node.record.get("usage"):
                 values = StatusValues().with_record(node.record)
                 break
-        names = ("used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "has_reply")
-        self.status.change(**{name: getattr(values, name) for name in names})
+        self.status.change(**{name: getattr(values, name) for name in OF_A_REPLY})
         mode = f"Editing an earlier message; sending makes a new branch. {self.app.key_display('stop')} cancels."
         self.composer.show_mode(mode if controller.editing is not None else "")
         self.activity_changed()

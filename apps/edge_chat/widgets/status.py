@@ -18,6 +18,12 @@ _ACCELERATORS = {"cpu": "CPU", "cuda": "CUDA", "metal": "Metal", "ane": "Neural 
 _BACKENDS = {"llamacpp": "llama.cpp", "fake": "fake"}
 
 
+OF_A_REPLY = (
+    "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "saved_ms", "is_answer_cached", "has_reply",
+)  # fmt: skip
+"""The fields of StatusValues that belong to a conversation and not to the model."""
+
+
 @dataclass(frozen=True, slots=True)
 class StatusValues:
     """What the line can show.
@@ -29,7 +35,9 @@ class StatusValues:
         used, total: tokens of the context window.
         first_token_ms, tokens_per_s: of the last reply; 0 where unknown.
         n_reused, n_prompt: tokens of the last prompt that came from the cache, and all of it.
-        has_reply: the four values above are of a reply, which may still be written.
+        n_restored: of the reused ones, those from the disk; saved_ms: what not computing them saved.
+        is_answer_cached: nothing was computed: the same request had been answered before.
+        has_reply: the values above are of a reply, which may still be written.
     """
 
     activity: str = ""
@@ -42,6 +50,9 @@ class StatusValues:
     tokens_per_s: float = 0.0
     n_reused: int = 0
     n_prompt: int = 0
+    n_restored: int = 0
+    saved_ms: float = 0.0
+    is_answer_cached: bool = False
     has_reply: bool = False
 
     def parts(self) -> list[tuple[int, str]]:
@@ -74,7 +85,13 @@ class StatusValues:
         return parts
 
     def _reuse(self) -> str:
-        return f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"
+        if self.is_answer_cached:
+            return "answered before"
+        text = f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"
+        details = [f"{fmt.count(self.n_restored)} from disk"] if self.n_restored else []
+        if self.saved_ms >= 100:
+            details.append(f"{fmt.seconds(self.saved_ms)} saved")
+        return f"{text} ({', '.join(details)})" if details else text
 
     def while_running(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> StatusValues:
         """With what is known of a reply that is being written.
@@ -106,6 +123,9 @@ class StatusValues:
             tokens_per_s=(n_generated - 1) * 1000 / decode_ms if n_generated > 1 and decode_ms > 0 else 0.0,
             n_reused=int(usage.get("n_reused", 0)),
             n_prompt=int(usage.get("n_prompt", 0)),
+            n_restored=int(usage.get("n_restored", 0)),
+            saved_ms=usage.get("saved_ms", 0),
+            is_answer_cached=bool(usage.get("is_answer_cached", 0)),
             has_reply=bool(usage),
         )
 
