@@ -54,7 +54,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/buil
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@sh tools/bootstrap.sh $(PYTHON) tmux
-	$(PIP) --editable '.[dev]'
+	$(BIN)/python tools/install_torch.py constraints.txt
+	$(PIP) --editable '.[dev,convert]'
 	@touch $@
 
 lock: install-dev  ## Resolve exact versions anew into constraints.txt.
