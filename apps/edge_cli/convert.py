@@ -31,6 +31,8 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
         "edge convert ~/checkpoints/SmolLM2 --dry-run",
         "edge convert hf:Qwen/Qwen2.5-0.5B-Instruct --out qwen",
         "edge convert smollm2-135m --to gguf --quant Q4_K_M,Q4_0 --out smollm2",
+        "edge convert hf:Qwen/Qwen3-0.6B --for this-device",
+        "edge convert ~/checkpoints/SmolLM2 --to gguf,onnx --gate top1=0.9,kl=0.1",
         "edge convert verify smollm2/coreml-gpu/gpu.mlpackage",
     ),
 )
@@ -43,13 +45,15 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
 @click.option("--force", is_flag=True, help="Replace results that are there.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text to find out which weights matter.")
-@click.option("--calibration-tokens", type=click.IntRange(64), default=16_384, show_default=True, metavar="N")
+@click.option("--calibration-tokens", type=click.IntRange(64), default=8_192, show_default=True, metavar="N")
 @click.option("--no-imatrix", is_flag=True, help="Quantise without looking at which weights matter.")
 @click.option("--threads", type=click.IntRange(0), default=0, metavar="N", help="CPU threads [all].")
 @click.option("--variants", default="gpu,ane", show_default=True, metavar="NAMES", help="Core ML: gpu, ane, fp16.")
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
+@click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
+@click.option("--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these: top1=0.9,kl=0.1,ppl=+5%.")
 @click.option(
-    "--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these, such as top1=0.9,kl=0.1,ppl=+5%."
+    "--for", "device", type=click.Choice(["this-device"]), help="Measure candidates here, and keep the fastest good one."
 )
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
 @json_option
@@ -65,7 +69,13 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
         return _verify(Path(package), as_json=options["as_json"])
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
+    if (options["gate"] or options["device"]) and not options["card"]:
+        raise click.UsageError("That needs the card: leave out --no-card.", click.get_current_context())
     request = _request(options)
+    if options["gate"]:
+        from edge_convert.evaluate.gate import parse_gate
+
+        parse_gate(options["gate"])  # a mistake in it is said before the work, not after
     found = _find(app, source, accept_licence=options["accept_licence"])
     from edge_convert.pipeline import check_resources
     from edge_convert.targets import make_plan
@@ -79,16 +89,16 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if not options["as_json"]:
         _show(plan, as_json=False)
     check_resources(plan, free_memory_bytes=_free_memory(app))
-    return _run(plan, as_json=options["as_json"])
+    return _run(plan, options, as_json=options["as_json"])
 
 
-def _run(plan: Plan, *, as_json: bool) -> int:
+def _run(plan: Plan, options: dict[str, Any], *, as_json: bool) -> int:
     from edge_cli.progress import ConvertProgress
     from edge_convert.pipeline import run
 
     try:
         with ConvertProgress() as progress:
-            made = run(plan, progress.report)
+            made = run(plan, progress.report, choose=lambda: _judge(plan, options["gate"], options["device"]))
     except KeyboardInterrupt:
         output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
         return 130
@@ -98,7 +108,31 @@ def _run(plan: Plan, *, as_json: bool) -> int:
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         output.line(f"{path}  {size(total)}")
+    card = plan.out / "card/card.json"
+    if card in [path / "card.json" for path in made]:
+        from edge_cli.evaluate import print_card
+        from edge_convert.evaluate.card import read_card
+
+        output.line()
+        print_card(read_card(card))
     return 0
+
+
+def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:
+    """Which artifacts are kept: all, where they meet the gate, or the best for this device."""
+    from edge_convert.card_step import CARD, apply_gate, measured
+    from edge_convert.choose import DEFAULT_GATE, choose
+    from edge_convert.evaluate.gate import enforce
+
+    names = [path.name for path in plan.artifacts]
+    if device:
+        choice = choose(apply_gate(plan, gate or DEFAULT_GATE))
+        for reason in choice.reasons:
+            output.note(reason)
+        return [measured(plan)[choice.index], CARD]
+    if gate:
+        enforce(apply_gate(plan, gate))
+    return names
 
 
 def _request(options: dict[str, Any]) -> Request:
@@ -107,6 +141,10 @@ def _request(options: dict[str, Any]) -> Request:
     from edge_convert.targets import Request
 
     formats, quantisations, variants = (_names(options[key]) for key in ("formats", "quant", "variants"))
+    if options["device"] and not quantisations:
+        from edge_convert.choose import CANDIDATES
+
+        quantisations = CANDIDATES
     request = Request(
         formats=formats,
         bits=options["bits"],
@@ -119,6 +157,7 @@ def _request(options: dict[str, Any]) -> Request:
         ),
         coreml_variants=variants,
         coreml_context=options["context"],
+        card=options["card"],
         force=options["force"],
     )
     _check_packages(request)

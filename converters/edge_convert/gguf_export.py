@@ -44,7 +44,7 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
     quantisations: tuple[str, ...] = ("Q4_K_M",)
     use_imatrix: bool = True
     calibration: Path | None = None
-    calibration_tokens: int = 16_384
+    calibration_tokens: int = 8_192
     threads: int = 0
     max_buffer_bytes: int = 0
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,16 +167,19 @@ def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None
         )
 
 
-def run(plan: Plan, on_progress: OnProgress | None = None, *, before_publish: Callable[[], None] | None = None) -> list[Path]:
+def run(
+    plan: Plan, on_progress: OnProgress | None = None, *, choose: Callable[[], Collection[str]] | None = None
+) -> list[Path]:
     """Do what a plan says. What an earlier run of the same plan finished is not done again.
 
     Args:
         plan: from `edge_convert.targets.make_plan`.
         on_progress: told how far it is; what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
-        before_publish: called when all steps are done; what it raises keeps the artifacts out of `plan.out`.
+        choose: called when all steps are done, gives the names of the artifacts to keep; all of them without it. What it
+            raises keeps the artifacts out of `plan.out`, and the finished steps for another run.
 
     Returns:
-        The folders of the artifacts.
+        The folders of the artifacts that are kept.
 
     Raises:
         UsageError: another process runs the same conversion, or an artifact appeared meanwhile.
@@ -189,16 +192,15 @@ def run(plan: Plan, on_progress: OnProgress | None = None, *, before_publish: Ca
         with _lock(plan.work):
             try:
                 _run_steps(plan, on_progress)
-                if before_publish:
-                    before_publish()
-                _publish(plan)
+                kept = set(choose()) if choose else {path.name for path in plan.artifacts}
+                _publish(plan, kept)
             except BaseException:
                 _tidy(plan, is_new)
                 raise
             shutil.rmtree(plan.work)
     except OSError as error:
         raise _storage_error(error, plan.out) from error
-    return list(plan.artifacts)
+    return [path for path in plan.artifacts if path.name in kept]
 
 
 def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
@@ -254,10 +256,10 @@ class _Clock:
         )
 
 
-def _publish(plan: Plan) -> None:
-    """Give every artifact its final name. A run that is killed in between goes on here."""
+def _publish(plan: Plan, kept: Collection[str]) -> None:
+    """Give the artifacts their final names. A run that is killed in between goes on here."""
     for step in plan.steps:
-        if not step.artifact or _is_published(plan, step.name):
+        if not step.artifact or step.name not in kept or _is_published(plan, step.name):
             continue
         target = plan.out / step.name
         if target.exists():

@@ -14,6 +14,7 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.gguf import read_header
 from edge_convert.architectures import FORMATS, Architecture, Format
+from edge_convert.card_step import can_measure, card_step
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.from_gguf import checkpoint_from_gguf, find_gguf_architecture
 from edge_convert.gguf_export import GgufOptions, check_tokenizer, needs_imatrix, quantise
@@ -45,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         gguf: quantisations and calibration; its quantisations are chosen by `bits` where none are named.
         coreml_variants: see edge_convert.coreml.export.CoreMLOptions.
         coreml_context: cache rows of a Core ML package.
+        card: measure what came out against the source.
         force: replace artifacts that are there.
     """
 
@@ -53,6 +55,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     gguf: GgufOptions = GgufOptions(quantisations=())
     coreml_variants: tuple[Literal["gpu", "ane", "fp16"], ...] = ("gpu", "ane")
     coreml_context: int = 2048
+    card: bool = True
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -98,11 +101,14 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         gguf = msgspec.structs.replace(request.gguf, quantisations=(_BY_BITS[request.bits],))
         request = msgspec.structs.replace(request, gguf=gguf)
     steps = [_hash_step(facts)]
-    only_copies = request.formats == ("gguf",) and set(request.gguf.quantisations) == {facts.quantised}
+    only_copies = request.formats == ("gguf",) and set(request.gguf.quantisations) == {facts.quantised} and not request.card
     if source.kind == "gguf" and not only_copies:
         steps.append(_read_step(facts))
     for form in dict.fromkeys(request.formats):
         steps += _STEPS[form](facts, request)
+    measured = [step for step in steps if step.artifact and can_measure(step.name.partition("-")[0])]
+    if request.card and measured:
+        steps.append(card_step(lambda done: _open(facts, done).folder, measured, facts.n_params))
     packages = [package for form in request.formats for package in _TOOLS[form]]
     digest = digest_of(_identity(source), request_key(request), tool_versions(*packages))
     return Plan(
@@ -160,6 +166,8 @@ def _notes(facts: _Facts, request: Request) -> Iterator[str]:
             + ("What stays in that type is copied as it is. " if kept else "")
             + "Quantising it again costs quality that an original checkpoint would not."
         )
+    if request.card and not all(can_measure(form) for form in request.formats):
+        yield "Core ML runs on a Mac only, so its packages are not on the card. edge convert verify PACKAGE checks them here."
 
 
 def _identity(source: Input) -> list[tuple[str, int, int]]:

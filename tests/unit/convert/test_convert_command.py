@@ -48,7 +48,7 @@ def tree(folder: Path) -> list[str]:
 
 def test_a_checkpoint_becomes_gguf(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
     folder, out = tiny_checkpoint("qwen3"), tmp_path / "out"
-    options = ("--quant", "q4_0,F16", "--calibration-tokens", 256)
+    options = ("--quant", "q4_0,F16", "--calibration-tokens", 256, "--no-card")
     shown = convert(folder, "--out", out, *options, "--dry-run")
     assert (shown.code, shown.out, out.exists()) == (0, "", False)
     assert "Quantise to Q4_0" in shown.err
@@ -82,10 +82,10 @@ def test_a_checkpoint_becomes_gguf(convert: Call, tiny_checkpoint: Make, tmp_pat
 def test_a_gguf_is_copied_where_its_type_is_wanted_and_read_back_otherwise(
     convert: Call, tiny_checkpoint: Make, tmp_path: Path
 ) -> None:
-    assert convert(tiny_checkpoint("llama"), "--quant", "Q8_0", "--out", tmp_path / "first").code == 0
+    assert convert(tiny_checkpoint("llama"), "--quant", "Q8_0", "--out", tmp_path / "first", "--no-card").code == 0
     source = tmp_path / "first/gguf-Q8_0/llama-Q8_0.gguf"
     out = tmp_path / "second"
-    options = ("--quant", "Q8_0,Q5_1", "--no-imatrix")
+    options = ("--quant", "Q8_0,Q5_1", "--no-imatrix", "--no-card")
     made = convert(source, "--out", out, *options)
     assert made.code == 0, made.err
     assert "The source is quantised already (Q8_0)" in made.err
@@ -100,7 +100,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
     files = {path.name: path.read_bytes() for path in tiny_checkpoint("qwen2").iterdir()}
     with run_hub(**{"owner/tiny": Repo(files), "owner/old": Repo({"pytorch_model.bin": b"x", "config.json": b"{}"})}) as hub:
         monkeypatch.setenv("EDGE_HUB_ENDPOINT", hub.url)
-        made = convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "out")
+        made = convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "out", "--no-card")
         assert made.code == 0, made.err
         refused = convert("hf:owner/old", "--out", tmp_path / "old")
         assert (refused.code, "as pickle (pytorch_model.bin)" in refused.err) == (1, True)
@@ -108,7 +108,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
     manifest = read_manifest(tmp_path / "out/gguf-F16/manifest.json")
     assert (manifest.source, manifest.name) == ("hf:owner/tiny", "tiny")
     # It is kept, so the second time needs no network.
-    assert convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "again").code == 0
+    assert convert("hf:owner/tiny", "--quant", "F16", "--out", tmp_path / "again", "--no-card").code == 0
     first, second = ((tmp_path / name / "gguf-F16/tiny-F16.gguf").read_bytes() for name in ("out", "again"))
     assert first == second
 
@@ -122,6 +122,8 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--quant", "IQ2_XS", "--no-imatrix"), 2, "too few bits"),
         (("--calibration", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
         (("extra",), 2, "one source too many"),
+        (("--gate", "top2=1"), 2, "no condition of a gate"),
+        (("--gate", "top1=0.9", "--no-card"), 2, "leave out --no-card"),
     ],
 )
 def test_wrong_options(
@@ -170,8 +172,26 @@ def test_missing_packages_are_named(
 
 
 def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
-    result = convert(tiny_checkpoint("llama3"), "--out", tmp_path / "out", "--dry-run", "--json", "--bits", 8)
+    result = convert(tiny_checkpoint("llama3"), "--out", tmp_path / "out", "--dry-run", "--json", "--bits", 8, "--no-card")
     plan = json.loads(result.out)
     assert [step["name"] for step in plan["steps"]] == ["source", "gguf-base", "gguf-Q8_0"]
     assert plan["artifacts"] == [str(tmp_path / "out/gguf-Q8_0")]
     assert plan["disk_bytes"] > 0
+
+
+def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (tiny_checkpoint("llama"), "--quant", "F16,Q2_K", "--no-imatrix", "--out", out)
+    failed = convert(*arguments, "--gate", "top1=0.999,kl=0.001")
+    assert failed.code == 5, failed.err
+    assert "llama-Q2_K: top1 is" in failed.err
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".work-")] == []
+    # Another gate is tried on what was measured: nothing is made or measured again.
+    passed = convert(*arguments, "--gate", "top1=0.01")
+    assert passed.code == 0, passed.err
+    assert passed.err.count("(done already)") == 2 * 5  # in the plan and on the way
+    assert "llama-Q2_K" in passed.out.split("perplexity")[-1]
+    card = json.loads((out / "card/card.json").read_text())
+    assert [row["name"] for row in card["rows"]] == ["llama", "llama-F16", "llama-Q2_K"]
+    assert card["gate"] == "top1=0.01"
+    assert (out / "card/card.md").stat().st_size > 100 < (out / "card/card.html").stat().st_size

@@ -144,16 +144,22 @@ def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
 def test_a_refused_result_stays_out_and_is_not_made_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def refuse() -> None:
+    def refuse() -> list[str]:
         raise ModelFileError("too bad")
 
     with pytest.raises(ModelFileError, match="too bad"):
-        run(Bench(out).plan, before_publish=refuse)
+        run(Bench(out).plan, choose=refuse)
     assert not (out / "gguf-A").exists()
     again = Bench(out)
     run(again.plan)
     assert again.calls == []
     assert tree(out) == ARTIFACTS
+
+
+def test_only_what_is_chosen_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(Bench(out).plan, choose=lambda: ["gguf-B"]) == [out / "gguf-B"]
+    assert tree(out) == ["gguf-B", "gguf-B/half.txt", "gguf-B/whole.txt"]
 
 
 def test_two_at_a_time_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""The last step of a conversion: what came out is measured against its source, and held to a gate.
+
+The measurement does not depend on the gate, so a run that failed one can be repeated with another at once.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge_convert.evaluate.card import Card, markdown, read_card, to_json
+from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
+from edge_convert.evaluate.gate import check, parse_gate
+from edge_convert.evaluate.page import html_page
+from edge_convert.pipeline import Plan, Step
+
+__all__ = ["CARD", "apply_gate", "can_measure", "card_step", "measured"]
+
+CARD = "card"
+_READ_S = 1.5e-8  # seconds a weight takes for all texts, on one core
+_MODEL_S = 12.0
+
+
+def can_measure(form: str) -> bool:
+    """Whether a format can be measured on this machine in reasonable time: Core ML runs on a Mac only."""
+    return form != "coreml" or platform.system() == "Darwin"
+
+
+def card_step(
+    reference: Callable[[Callable[[str], Path]], Path],
+    steps: Sequence[Step],
+    n_params: int,
+    options: EvaluateOptions | None = None,
+) -> Step:
+    """The step that measures artifacts.
+
+    Args:
+        reference: gives the checkpoint's folder, from the folders of finished steps.
+        steps: that make the artifacts.
+        n_params: weights of the model, for the estimates.
+        options: how to measure.
+    """
+
+    def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
+        models = [_model(done(step.name)) for step in steps]
+        card = evaluate(models, reference(done), options or EvaluateOptions(), told)
+        _write(folder, card)
+
+    return Step(
+        name=CARD,
+        title="Measure what came out against the source",
+        work=work,
+        artifact=True,
+        seconds=(len(steps) + 2) * (_MODEL_S + n_params * _READ_S),
+        disk_bytes=1 << 20,
+        memory_bytes=(350 << 20) + 6 * n_params,
+    )
+
+
+def apply_gate(plan: Plan, gate: str) -> Card:
+    """Hold the card of a plan, whose steps are done, to a gate, and write the verdict into it.
+
+    Raises:
+        UsageError: the gate is malformed.
+        ModelFileError: there is no card.
+    """
+    limits = parse_gate(gate)
+    folder = next((path for path in (plan.work / CARD, plan.out / CARD) if path.exists()), plan.work / CARD)
+    card = read_card(folder / "card.json")
+    rows = tuple(
+        row if row.is_reference else msgspec.structs.replace(row, failures=check(row.quality, limits)) for row in card.rows
+    )
+    card = msgspec.structs.replace(card, gate=gate, rows=rows)
+    _write(folder, card)
+    return card
+
+
+def measured(plan: Plan) -> list[str]:
+    """Names of the artifacts that are on the card, in its order."""
+    names = [step.name for step in plan.steps if step.artifact and step.name != CARD]
+    return [name for name in names if can_measure(name.partition("-")[0])]
+
+
+def _write(folder: Path, card: Card) -> None:
+    (folder / "card.json").write_bytes(to_json(card))
+    (folder / "card.md").write_text(markdown(card), encoding="utf-8")
+    (folder / "card.html").write_text(html_page(card), encoding="utf-8")
+
+
+def _model(folder: Path) -> Path:
+    """What of an artifact's folder is the model: its only GGUF or package, or the folder itself."""
+    found = sorted([*folder.glob("*.gguf"), *folder.glob("*.mlpackage")])
+    return found[0] if found else folder

@@ -1,0 +1,67 @@
+"""Which of several conversions is the best for this device: the fastest here of those that are good enough."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edge.errors import QualityGateError, UsageError
+from edge_convert.evaluate.card import Card, Row
+
+__all__ = ["CANDIDATES", "DEFAULT_GATE", "Choice", "choose"]
+
+CANDIDATES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_K_M", "Q8_0")
+"""GGUF quantisations worth trying: the first two have repacked kernels on many CPUs, the others keep more quality."""
+
+DEFAULT_GATE = "top1=0.9,kl=0.1"
+_READ_TOKENS, _WRITTEN_TOKENS = 256, 128
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What was chosen, and why.
+
+    Attributes:
+        index: of the artifact among those that were measured.
+        reasons: a sentence for each candidate, the chosen one first.
+    """
+
+    index: int
+    reasons: tuple[str, ...]
+
+
+def choose(card: Card) -> Choice:
+    """Choose by the time of a typical turn: 256 tokens read, 128 written.
+
+    Args:
+        card: with speed, and with the failures of the gate in its rows.
+
+    Raises:
+        QualityGateError: no candidate meets the gate.
+        UsageError: speed was not measured.
+    """
+    rows = [(index, row) for index, row in enumerate(row for row in card.rows if not row.is_reference)]
+    if any(row.speed is None for _, row in rows):
+        raise UsageError("The card has no speeds to choose by.", "Measure at least one round.")
+    good = sorted((turn_s(row), index) for index, row in rows if not row.failures)
+    if not good:
+        listed = "; ".join(f"{row.name}: {row.failures[0]}" for _, row in rows)
+        raise QualityGateError(
+            f"No candidate meets the gate ({card.gate}). {listed}.", "Use a wider gate, or more bits: --quant Q8_0"
+        )
+    best = good[0][1]
+    ordered = sorted(rows, key=lambda entry: (entry[0] != best, bool(entry[1].failures), turn_s(entry[1])))
+    return Choice(best, tuple(_reason(row, index == best, len(good), card.gate) for index, row in ordered))
+
+
+def turn_s(row: Row) -> float:
+    """Seconds of a typical turn."""
+    assert row.speed is not None
+    return _READ_TOKENS / row.speed.prefill_tokens_per_s + _WRITTEN_TOKENS / row.speed.decode_tokens_per_s
+
+
+def _reason(row: Row, is_best: bool, n_good: int, gate: str) -> str:
+    took = f"{turn_s(row):.1f} s for {_READ_TOKENS} tokens read and {_WRITTEN_TOKENS} written"
+    if is_best:
+        return f"{row.name} is chosen: {took}, the fastest here of the {n_good} that meet {gate}."
+    if row.failures:
+        return f"{row.name} is not good enough: {row.failures[0]}."
+    return f"{row.name} is slower: {took}."

@@ -1,0 +1,67 @@
+"""The choice for this device: the fastest of those that are good enough, with a reason for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge.errors import QualityGateError, UsageError
+from edge_convert.choose import choose
+from edge_convert.evaluate.card import Card, Row, Speed
+from edge_convert.evaluate.gate import Failure
+from edge_convert.evaluate.metrics import Quality, Scores
+
+SCORES = Scores(n_tokens=10, perplexity=10.0, reference_perplexity=10.0, kl_mean=0.05, kl_p99=0.2, top1=0.95)
+
+
+def row(name: str, prefill: float, decode: float, *failures: Failure, is_reference: bool = False) -> Row:
+    return Row(
+        name=name,
+        format="gguf",
+        size_bytes=1,
+        tool="test",
+        is_reference=is_reference,
+        quality=Quality(prose=SCORES, chat=None, all=SCORES, divergence=(), n_answer=0),
+        speed=Speed(load_s=1.0, prefill_tokens_per_s=prefill, decode_tokens_per_s=decode, peak_bytes=1),
+        failures=failures,
+    )
+
+
+def card(*rows: Row) -> Card:
+    return Card(
+        reference="source",
+        n_prose=1,
+        n_prompts=0,
+        n_answer=0,
+        n_rounds=1,
+        n_prefill=1,
+        n_decode=1,
+        machine="test",
+        gate="kl=0.1",
+        rows=(row("source", 9_999, 9_999, is_reference=True), *rows),
+    )
+
+
+BAD = Failure("kl", 0.4, 0.1)
+
+
+def test_the_fastest_that_meets_the_gate() -> None:
+    choice = choose(card(row("slow", 100, 20), row("bad", 400, 40, BAD), row("fast", 200, 32), row("reader", 500, 10)))
+    assert choice.index == 2
+    assert choice.reasons == (
+        "fast is chosen: 5.3 s for 256 tokens read and 128 written, the fastest here of the 3 that meet kl=0.1.",
+        "slow is slower: 9.0 s for 256 tokens read and 128 written.",
+        "reader is slower: 13.3 s for 256 tokens read and 128 written.",
+        "bad is not good enough: kl is 0.4, 0.3 above the limit of 0.1.",
+    )
+
+
+def test_nothing_good_enough() -> None:
+    with pytest.raises(QualityGateError, match=r"No candidate meets the gate \(kl=0.1\). bad: kl is 0.4"):
+        choose(card(row("bad", 400, 40, BAD)))
+
+
+def test_without_speeds() -> None:
+    import msgspec
+
+    with pytest.raises(UsageError, match="no speeds"):
+        choose(card(msgspec.structs.replace(row("x", 1, 1), speed=None)))
