@@ -69,7 +69,8 @@ class Blocks:
         rows = self.codes.reshape(len(self.codes), -1, BLOCK)
         if self.bits == 8:
             return rows
-        return np.bitwise_or(rows[..., 0::2], np.left_shift(rows[..., 1::2], 4), dtype=np.uint8)
+        packed: NDArray[np.uint8] = np.bitwise_or(rows[..., 0::2], np.left_shift(rows[..., 1::2], 4), dtype=np.uint8)
+        return packed
 
     def dequantised(self) -> NDArray[np.float32]:
         """The weights: float32 [n_rows, n_columns]."""

@@ -179,7 +179,13 @@ def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) 
     assert plan["disk_bytes"] > 0
 
 
-def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_convert import card_step
+    from edge_convert.evaluate.evaluation import EvaluateOptions
+    from edge_convert.evaluate.passages import TextOptions
+
+    little = EvaluateOptions(texts=TextOptions(n_prose=128, window=64, n_prompts=1, n_answer=4), n_rounds=0)
+    monkeypatch.setattr(card_step, "EvaluateOptions", lambda: little)
     out = tmp_path / "out"
     arguments = (tiny_checkpoint("llama"), "--quant", "F16,Q2_K", "--no-imatrix", "--out", out)
     failed = convert(*arguments, "--gate", "top1=0.999,kl=0.001")
