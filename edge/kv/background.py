@@ -100,7 +100,7 @@ class Background:
         self._queued_bytes = 0
         self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
         self._work = _Work()  # but for its batch, which is the queue
-        self._is_busy = self._is_closing = self._wants_open = False
+        self._is_busy = self._is_closing = self._wants_open = self._wants_drop = False
         self._n_flushing = 0
         self._disk: Disk | None = None
         self._retry_at = self._distrusted_at = 0.0
@@ -185,6 +185,12 @@ class Background:
         """Whether a block waits to be written."""
         with self._wake:
             return key in self._unwritten
+
+    def drop_lost(self) -> None:
+        """Have the blocks in `lost` removed as soon as others let go of the index."""
+        with self._wake:
+            self._wants_drop = True
+        self._poke()
 
     def n_queued(self) -> int:
         """How many blocks wait to be written."""
@@ -282,7 +288,7 @@ class Background:
             return True
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self.problem is None
-        return self._may_try() and bool(self._queue or work.pins or work.released or needs_scan)
+        return self._may_try() and bool(self._queue or work.pins or work.released or needs_scan or self._wants_drop)
 
     def _has_work(self) -> bool:
         return self._is_urgent() or (bool(self._work.touched) and self._may_try())
@@ -350,9 +356,14 @@ class Background:
         if work.touched or work.pins or work.released:
             self._note(disk, work)
             work.touched, work.pins, work.released = {}, {}, []
-        for ref in list(self.lost.values()):
-            disk.drop(ref)
-            self.lost.pop(ref.key, None)
+        self._wants_drop = False
+        try:
+            for ref in list(self.lost.values()):
+                disk.drop(ref)
+                self.lost.pop(ref.key, None)
+        except sqlite3.OperationalError as error:
+            self._wants_drop = is_busy(error)
+            raise
         self.problem = None
         if disk.needs_scan and not self._queue:
             _log.debug("KV store put in order: %s", scan(disk, lambda: self._go_between(disk)))

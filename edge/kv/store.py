@@ -44,6 +44,8 @@ MIN_FREE_BYTES = 1 << 30
 QUEUE_BYTES = 64 << 20
 _HOT_TIMEOUT_S = 0.05
 """The longest that a turn may wait for another process's change of the index."""
+_DROP_TIMEOUT_S = 1.0
+"""The same for removing a damaged block, which happens once for each; the thread does it later where that is not enough."""
 
 
 class BlockStore:
@@ -377,12 +379,14 @@ class BlockStore:
     def _lose(self, disk: Disk, ref: BlockRef, reason: str) -> None:
         self._background.lost[ref.key] = ref  # at once, so that nobody is given it again while it is removed
         try:
-            found = disk.drop(ref, 1.0)
+            found = disk.drop(ref, _DROP_TIMEOUT_S)
             self._background.lost.pop(ref.key, None)
             if found is None:
                 return  # evicted meanwhile, or whole after all
         except FAILURES as error:
-            self._background.fail(error, disk)  # the thread removes it later
+            self._background.fail(error, disk)
+            if is_busy(error):
+                self._background.drop_lost()
         self._background.n_lost += 1
         _log.warning("KV block %s is dropped and will be computed again: %s", ref.key.hex()[:12], reason)
 

@@ -648,6 +648,21 @@ def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
             call()  # those who read wait for nobody
 
 
+def test_a_damaged_block_is_removed_when_others_let_go_of_the_index(
+    make_store: MakeStore, hold_index: Callable[[BlockStore], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(retry_s=3600.0)
+    (key,) = put_row(store, [1, 2])
+    match = store.match(MODEL, "ns", [1, 2])
+    path_of(store, key).write_bytes(b"damage")
+    monkeypatch.setattr("edge.kv.store._DROP_TIMEOUT_S", 0.05)
+    with hold_index(store):
+        assert store.read(match.blocks[0]) is None and store.match(MODEL, "ns", [1, 2]) == Match()
+        assert path_of(store, key).exists() and store.problem is None
+    assert store.flush(60.0) and not path_of(store, key).exists()
+    assert store.ls() == [] and store.stats().n_lost == 1 and not store._background.lost
+
+
 def test_a_store_that_others_keep_opening_is_opened_soon_after(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_store()
     put_row(first, [1, 2])
