@@ -6,7 +6,6 @@ what is wrong, stays away from the disk for a while and then tries again by itse
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
@@ -19,50 +18,19 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
-from edge.kv.index import is_busy, is_damage
+from edge.kv.index import FAILURES, explain, is_busy, is_damage
 from edge.kv.records import BlockRef, Pending
 from edge.kv.upkeep import scan
 
-__all__ = ["FAILURES", "Background", "explain"]
+__all__ = ["Background"]
 
 _log = logging.getLogger("edge.kv")
-FAILURES = (OSError, sqlite3.Error, EdgeError, ImportError)
-"""What a disk, an index or a missing `cryptography` can raise."""
 TOUCH_DELAY_S = 2.0
 _BATCH_BYTES = 16 << 20
 _BATCH_BLOCKS = 64
 _LOG_BYTES = 4 << 20
 _RETRY_BUSY_S = 1.0
 _BUSY_PAUSE_S = 0.05
-
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "files may not grow that large here",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "its files may not be used by this user",
-    errno.EPERM: "its files may not be used by this user",
-    errno.EIO: "the disk has errors",
-    errno.EMFILE: "too many files are open",
-}
-
-
-def explain(error: BaseException) -> str:
-    """What a failure means, as the end of a sentence."""
-    if isinstance(error, EdgeError):
-        return error.message.rstrip(".")
-    if isinstance(error, OSError):
-        if error.errno in _REASONS:
-            return _REASONS[error.errno]
-        return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
-    if isinstance(error, sqlite3.Error) and is_busy(error):
-        return "other processes have kept its index busy for too long"
-    if isinstance(error, sqlite3.Error):
-        for part, reason in (("disk is full", "the disk is full"), ("readonly", "its files may not be changed")):
-            if part in str(error):
-                return reason
-        return f"its index cannot be used ({error})"
-    return str(error)
 
 
 @dataclass(slots=True)

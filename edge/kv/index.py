@@ -11,6 +11,7 @@ next number, so that a process that still has the old one open can harm nothing 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -18,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edge.errors import EdgeError
 from edge.kv.files import StoreBusyError
 from edge.kv.rows import CONTRADICTIONS, SCHEMA, Change, View
 
-__all__ = ["BUSY_TIMEOUT_S", "Index", "is_busy", "is_damage"]
+__all__ = ["BUSY_TIMEOUT_S", "FAILURES", "Index", "explain", "is_busy", "is_damage"]
 
 APPLICATION_ID = 0x65646B76
 SCHEMA_VERSION = 1
@@ -33,6 +35,19 @@ _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
 _NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
 """What comes of a value whose type a flipped bit has changed."""
 _PATTERN = "index-*.sqlite"
+FAILURES = (OSError, sqlite3.Error, EdgeError, ImportError)
+"""What a disk, an index or a missing `cryptography` can raise."""
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files may not grow that large here",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "its files may not be used by this user",
+    errno.EPERM: "its files may not be used by this user",
+    errno.EIO: "the disk has errors",
+    errno.EMFILE: "too many files are open",
+}
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -47,6 +62,24 @@ def is_busy(error: BaseException) -> bool:
     if isinstance(error, sqlite3.OperationalError):
         return any(part in str(error) for part in ("locked", "locking protocol"))
     return isinstance(error, StoreBusyError)
+
+
+def explain(error: BaseException) -> str:
+    """What a failure means, as the end of a sentence."""
+    if isinstance(error, EdgeError):
+        return error.message.rstrip(".")
+    if isinstance(error, OSError):
+        if error.errno in _REASONS:
+            return _REASONS[error.errno]
+        return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+    if isinstance(error, sqlite3.Error) and is_busy(error):
+        return "other processes have kept its index busy for too long"
+    if isinstance(error, sqlite3.Error):
+        for part, reason in (("disk is full", "the disk is full"), ("readonly", "its files may not be changed")):
+            if part in str(error):
+                return reason
+        return f"its index cannot be used ({error})"
+    return str(error)
 
 
 class Index:

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
-from edge.kv.background import FAILURES, Background, explain
+from edge.kv.background import Background
 from edge.kv.blocks import BlockDamaged, check_block, pack_tokens
 from edge.kv.disk import Disk
 from edge.kv.files import Secret, StoreBusyError, is_passing
-from edge.kv.index import BUSY_TIMEOUT_S, is_busy
+from edge.kv.index import BUSY_TIMEOUT_S, FAILURES, explain, is_busy
 from edge.kv.records import (
     BlockInfo,
     BlockRef,
