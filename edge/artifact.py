@@ -115,7 +115,7 @@ def _choose(path: Path) -> Path:
     if any(name in _CHECKPOINT_FILES or name.endswith(".safetensors") for name in names):
         raise ModelFileError(
             f"{path} is a checkpoint, which no engine here reads as it is.",
-            "Look for a GGUF version of it, for example in a repository whose name ends in -GGUF.",
+            f"Convert it with: edge convert {path}",
         )
     raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file.")
 

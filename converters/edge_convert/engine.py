@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,21 +34,36 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
     Raises:
         BackendError: llama.cpp failed, refused or died.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "edge_convert.engine_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C goes to us, and we end the child
-    )
-    assert child.stdin and child.stdout and child.stderr
+    with tempfile.TemporaryFile() as errors:  # no pipe: nobody reads it while the child works, and a full one would stop it
+        child = subprocess.Popen(
+            [sys.executable, "-m", "edge_convert.engine_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C goes to us, and we end the child
+        )
+        code, result = _converse(child, {"task": task, "arguments": dict(arguments)}, on_progress)
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace")
+    if "result" in result:
+        return result["result"]
+    if "error" in result:
+        raise BackendError(result["error"], result["hint"])
+    raise _died(task, code, said)
+
+
+def _converse(
+    child: subprocess.Popen[str], request: dict[str, Any], on_progress: Callable[[float], None] | None
+) -> tuple[int, dict[str, Any]]:
+    """Hand the child its task and listen to it. Returns its exit code and its last message."""
+    assert child.stdin and child.stdout
     result: dict[str, Any] = {}
     try:
         try:
             # It stays open: the child ends when it closes, so a killed parent leaves no child behind.
-            child.stdin.write(json.dumps({"task": task, "arguments": dict(arguments)}) + "\n")
+            child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
         except BrokenPipeError:
             pass  # it died at once; why is read below
@@ -57,20 +73,21 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
                 on_progress(message["progress"])
             else:
                 result = message
-        code = child.wait()
-        errors = child.stderr.read()
+        return child.wait(), result
     finally:
         child.kill()
         child.wait()
-        for stream in (child.stdin, child.stdout, child.stderr):
+        for stream in (child.stdin, child.stdout):
             try:
                 stream.close()
             except BrokenPipeError:
                 pass  # what was left to write has no reader any more
-    if "result" in result:
-        return result["result"]
-    if "error" in result:
-        raise BackendError(result["error"], result["hint"])
+
+
+def _died(task: str, code: int, said: str) -> BackendError:
+    tail = "\n".join(said.strip().splitlines()[-_TAIL_LINES:])
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    said = "\n".join(errors.strip().splitlines()[-_TAIL_LINES:])
-    raise BackendError(f"llama.cpp {how} while it was to {task}." + (f" It said:\n{said}" if said else ""), "Report this.")
+    hint = "If you did not end it, report this."
+    if code == -signal.SIGKILL:
+        hint = "The system may have run out of memory. Close other programs, and run the same command again: it resumes."
+    return BackendError(f"llama.cpp {how} while it was to {task}." + (f" It said:\n{tail}" if tail else ""), hint)

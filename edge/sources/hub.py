@@ -270,7 +270,7 @@ def select(names: list[str], selector: str | None, repo_id: str) -> str:
         if any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
             raise ModelNotFoundError(
                 f"hf:{repo_id} holds a checkpoint and no GGUF file.",
-                "Look for a GGUF version of it, for example in a repository whose name ends in -GGUF.",
+                f"Convert it with: edge convert hf:{repo_id}, or look for a repository whose name ends in -GGUF.",
             )
         raise ModelNotFoundError(f"hf:{repo_id} holds no GGUF file.", "Look for a repository whose name ends in -GGUF.")
     whole = [name for name in models if not _SPLIT.search(name)]
