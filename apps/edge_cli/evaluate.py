@@ -109,10 +109,28 @@ def print_card(card: Card) -> None:
 
 
 def _rich_table(card: Card, used: list[int]) -> str:
+    """The card as a table; as two, quality and speed, where the terminal is too narrow for one."""
     import io
     import os
 
     from rich.console import Console
+
+    from edge_convert.evaluate.card import N_QUALITY_COLUMNS
+
+    shown = io.StringIO()
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    console = Console(file=shown, force_terminal=True, no_color=is_plain)
+    speed = [index for index in used if index >= N_QUALITY_COLUMNS]
+    if console.measure(_columns(card, used), options=console.options.update(width=500)).maximum <= console.width or not speed:
+        console.print(_columns(card, used))
+    else:
+        console.print(_columns(card, [index for index in used if index < N_QUALITY_COLUMNS]))
+        console.print()
+        console.print(_columns(card, [0, *speed]))
+    return shown.getvalue()
+
+
+def _columns(card: Card, used: list[int]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
@@ -120,14 +138,15 @@ def _rich_table(card: Card, used: list[int]) -> str:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index in used:
-        table.add_column(COLUMNS[index], justify="left" if index == 0 else "right", overflow="fold")
+        width = max(len(heading) for heading in (COLUMNS[index], *(cells(row)[index] for row in card.rows)))
+        is_name = index == 0  # names give way where it gets narrow, numbers do not
+        table.add_column(
+            COLUMNS[index], justify="left" if is_name else "right", overflow="fold", min_width=10 if is_name else width
+        )
     for row in card.rows:
-        texts: list[Any] = [Text(output.plain(cells(row)[index])) for index in used]
+        texts = [Text(output.plain(cells(row)[index])) for index in used]
         table.add_row(*texts, style="red" if row.failures else None)
-    shown = io.StringIO()
-    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    Console(file=shown, force_terminal=True, no_color=is_plain).print(table)
-    return shown.getvalue()
+    return table
 
 
 def _write(path: Path, text: str) -> None:

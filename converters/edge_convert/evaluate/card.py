@@ -10,7 +10,19 @@ from edge.errors import ModelFileError
 from edge_convert.evaluate.gate import Failure
 from edge_convert.evaluate.metrics import Quality
 
-__all__ = ["COLUMNS", "Card", "Row", "Speed", "cells", "failures", "markdown", "notes", "read_card", "to_json"]
+__all__ = [
+    "COLUMNS",
+    "N_QUALITY_COLUMNS",
+    "Card",
+    "Row",
+    "Speed",
+    "cells",
+    "failures",
+    "markdown",
+    "notes",
+    "read_card",
+    "to_json",
+]
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,13 +104,16 @@ COLUMNS = (
     "KL mean",
     "KL p99",
     "top-1",
-    "same greedy tokens",
+    "same greedy",
     "load",
     "prefill",
     "decode",
     "peak memory",
 )
 """Headings of what `cells` gives."""
+
+N_QUALITY_COLUMNS = 7
+"""The first of them, up to the greedy tokens; the rest is speed."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -131,7 +146,7 @@ def notes(card: Card) -> list[str]:
         f"Held to {card.reference} over the same tokens: {card.n_prose} of prose (Jane Austen, Emma, chapter II) and the "
         f"greedy answers to {card.n_prompts} chat prompts, {card.n_answer} tokens each. Perplexity is that of the prose.",
         "KL is the Kullback-Leibler divergence from the reference's distribution in nats, mean and 99th percentile over all "
-        "positions; top-1 is how often both prefer the same token; same greedy tokens is how many of an answer are the "
+        "positions; top-1 is how often both prefer the same token; same greedy is how many tokens of an answer are the "
         "reference's before the first other one, mean over the prompts.",
     ]
     if card.n_rounds:

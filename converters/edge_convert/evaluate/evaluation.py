@@ -152,12 +152,13 @@ def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
     """Names for people: the last part of each path, with the folder before it where that is not enough."""
+    full = [path.absolute() for path in paths]
+    stems = [path.name.removesuffix(".gguf") for path in full]
     named: dict[str, Path] = {}
-    for path in paths:
-        full = path.resolve()
-        stem = full.name.removesuffix(".gguf")
-        name = stem if sum(other.resolve().name.removesuffix(".gguf") == stem for other in paths) == 1 else str(full)
-        named[name] = path
+    for path, whole, stem in zip(paths, full, stems, strict=True):
+        named[stem if stems.count(stem) == 1 else f"{whole.parent.name}/{whole.name}"] = path
+    if len(named) < len(paths):
+        raise UsageError("Two models have the same name and folder name.", "Name each model once, or rename a folder.")
     return named
 
 

@@ -19,7 +19,7 @@ from edge.errors import BackendError, BackendUnavailableError, ModelFileError, U
 from edge_convert.evaluate import cells
 from edge_convert.evaluate.card import Card, read_card
 from edge_convert.evaluate.child import SpeedRequest
-from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
+from edge_convert.evaluate.evaluation import EvaluateOptions, _names, evaluate
 from edge_convert.evaluate.logits import greedy, open_logits
 from edge_convert.evaluate.passages import TextOptions
 
@@ -110,6 +110,13 @@ def test_a_card_of_three_models(local_card: Card, tiny_onnx: MakeOnnx) -> None:
         assert row.speed is not None
         assert row.speed.peak_bytes > 10_000_000
         assert min(row.speed.load_s, row.speed.prefill_tokens_per_s, row.speed.decode_tokens_per_s) > 0
+
+
+def test_models_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.gguf", "x/onnx-int4", "y/onnx-int4")]
+    assert list(_names(paths)) == ["a", "x/onnx-int4", "y/onnx-int4"]
+    with pytest.raises(UsageError, match="same name"):
+        _names([tmp_path / "a.gguf", tmp_path / "a.gguf"])
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
