@@ -8,6 +8,7 @@ its safe path.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,13 @@ AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
 
 
 class Cells(Protocol):
-    """Where cells run."""
+    """Where cells run.
+
+    Attributes:
+        machine: what speed is measured on; known once it has been.
+    """
+
+    machine: str
 
     def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
         """Hold each model to the reference.
@@ -66,6 +73,7 @@ class LocalCells:
 
     def __init__(self, n_threads: int, n_jobs: int) -> None:
         self._n_threads, self._n_jobs = n_threads, n_jobs
+        self.machine = f"{platform.system()} {platform.machine()}, {n_threads} of {os.cpu_count() or 1} CPU threads"
 
     def reference(self, path: Path, texts: TextOptions, folder: Path) -> QualityResult:
         """Run `measure_reference` in a child."""
@@ -191,6 +199,7 @@ class RayCells:
             raise BackendUnavailableError("Ray is not installed.", "pip install 'edge-assistant[ray]'") from error
         self._ray: Any = ray
         self._n_threads = n_threads
+        self.machine = ""
         self._is_ours = not ray.is_initialized()
         _check_listens(address)
         if self._is_ours:
@@ -243,7 +252,8 @@ class RayCells:
         for name in models:
             for _ in range(n_rounds):
                 on_done(name)
-        return msgspec.json.decode(data, type=dict[str, list[SpeedSample]])
+        self.machine, found = msgspec.json.decode(data, type=tuple[str, dict[str, list[SpeedSample]]])
+        return found
 
     def close(self) -> None:
         """Leave the engine; it goes on running."""
@@ -278,4 +288,4 @@ def _quality_task(path: str, windows: list[Window], reference: list[Any], n_thre
 def _speed_task(paths: dict[str, str], n_rounds: int, n_prefill: int, n_decode: int, n_threads: int) -> bytes:
     local = LocalCells(n_threads, 1)
     models = {name: Path(path) for name, path in paths.items()}
-    return msgspec.json.encode(local.speeds(models, n_rounds, n_prefill, n_decode, lambda name: None))
+    return msgspec.json.encode((local.machine, local.speeds(models, n_rounds, n_prefill, n_decode, lambda name: None)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -75,8 +74,9 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
     n_threads = options.n_threads or max(1, n_cpus // 2)
     local = LocalCells(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
     remote = RayCells(options.ray, n_threads) if options.ray else None
+    cells: Cells = remote or local
     try:
-        results, samples = _measure(paths, local, remote or local, options, on_progress)
+        results, samples = _measure(paths, local, cells, options, on_progress)
     finally:
         if remote is not None:
             remote.close()
@@ -105,7 +105,7 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
         n_rounds=options.n_rounds,
         n_prefill=options.n_prefill,
         n_decode=options.n_decode,
-        machine=f"{platform.system()} {platform.machine()}, {n_threads} of {n_cpus} CPU threads",
+        machine=cells.machine,
         gate=options.gate,
         rows=tuple(rows),
     )
