@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "can_carry", "carry_blocks", "read_blocks"]
+__all__ = ["BLOCK", "Blocks", "can_carry", "carry_blocks", "read_blocks", "shrink_embedding"]
 
 BLOCK = 32
 """Weights in a block."""
@@ -147,10 +147,31 @@ def carry_blocks(
         blocks = reader.matrix(weight.name)
         _check_same(weight.name, weight.const_value, blocks)
         editor.replace(node, blocks)
-    editor.replace_embedding(reader)
-    editor.drop_unused()
-    graph_model.graph.sort()
-    ir.save(graph_model, out, external_data=out.name + ".data", size_threshold_bytes=256)
+    editor.replace_embedding(reader.embedding())
+    editor.save(out)
+
+
+def shrink_embedding(model: Path, out: Path) -> bool:
+    """Give an embedding that the head does not share 8 bits a weight, where the builder leaves it in float32.
+
+    Args:
+        model: model.onnx.
+        out: the new one; its weights go beside it as model.onnx.data.
+
+    Returns:
+        Whether there was such an embedding; if not, nothing is written.
+    """
+    import gguf
+    import onnx_ir as ir
+
+    editor = _Editor(ir.load(model), accuracy_level=0)
+    gather = editor.find_embedding()
+    weight = gather.inputs[0].const_value if gather is not None else None
+    if weight is None or weight.shape[1] % BLOCK:
+        return False
+    editor.replace_embedding(read_blocks("Q8_0", gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)))
+    editor.save(out)
+    return True
 
 
 def _is_weight(node: Any) -> bool:
@@ -240,7 +261,7 @@ class _Editor:
     """Puts blocks in the place of float matrices in a graph of onnx_ir."""
 
     def __init__(self, model: Any, accuracy_level: int) -> None:
-        self._graph = model.graph
+        self._model, self._graph = model, model.graph
         self._accuracy_level = accuracy_level
         self._sums: dict[str, Any] = {}
         self._heads: dict[str, tuple[Any, Any, Blocks]] = {}
@@ -302,12 +323,15 @@ class _Editor:
             self._sums[source.name] = self._node("ReduceSum", f"{source.name}/block_sums", [split, axes], before, keepdims=0)
         return self._sums[source.name]
 
-    def replace_embedding(self, source: _Source) -> None:
+    def find_embedding(self) -> Any:
+        """The node that looks tokens up in float weights; None where there is none."""
+        return next((node for node in self._graph if node.op_type == "Gather" and "embed_tokens" in (node.name or "")), None)
+
+    def replace_embedding(self, blocks: Blocks) -> None:
         """Look tokens up in the blocks where those need no rest; a tied embedding reads the blocks of the head."""
         import numpy as np
 
-        gather = next((node for node in self._graph if node.op_type == "Gather" and "embed_tokens" in (node.name or "")), None)
-        blocks = source.embedding()
+        gather = self.find_embedding()
         if gather is None or blocks.rest is not None:
             return
         n_rows, n_columns = blocks.codes.shape
@@ -343,11 +367,15 @@ class _Editor:
             old.name, result.name = f"{old.name}/superseded", old.name
         self._graph.remove(node, safe=True)
 
-    def drop_unused(self) -> None:
-        """Forget float matrices that nothing reads any more, so that they are not written."""
+    def save(self, out: Path) -> None:
+        """Write the graph without the float matrices that nothing reads any more."""
+        import onnx_ir as ir
+
         for node in reversed(list(self._graph)):
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 self._graph.remove(node, safe=True)
         for name, value in list(self._graph.initializers.items()):
             if not value.uses():
                 del self._graph.initializers[name]
+        self._graph.sort()
+        ir.save(self._model, out, external_data=out.name + ".data", size_threshold_bytes=256)

@@ -107,28 +107,30 @@ def describe_quantisation(options: OnnxOptions) -> str:
 
 
 def _export(checkpoint: Path, work: Path, options: OnnxOptions, on_progress: Progress) -> Path:
+    from edge_convert.onnx_blocks import carry_blocks, shrink_embedding
+
     is_carried = _is_carried(options)
-    built = work / "model"
+    built, other = work / "model", work / "other"
     part = 0.6 if is_carried else 1.0
     n_layers = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     # A block-wise copy starts from the float graph, so that no weight is rounded on its way.
     precision = "fp32" if is_carried else options.precision
     arguments = _builder_arguments(checkpoint, built, work / "cache", precision, options)
     _run_builder(arguments, work, n_layers, lambda text, done: on_progress(text, part * done))
+    other.mkdir()
     if is_carried and options.source_gguf is not None:
-        from edge_convert.onnx_blocks import carry_blocks
-
-        floats = work / "float"
-        floats.mkdir()
         for path in built.glob("model.onnx*"):
-            path.rename(floats / path.name)
+            path.rename(other / path.name)
         carry_blocks(
-            floats / "model.onnx",
+            other / "model.onnx",
             options.source_gguf,
             built / "model.onnx",
             lambda text, done: on_progress(text, part + (1 - part) * done),
             accuracy_level=options.accuracy_level,
         )
+    elif precision != "fp32" and shrink_embedding(built / "model.onnx", other / "model.onnx"):
+        for path in other.iterdir():
+            path.replace(built / path.name)
     return built
 
 

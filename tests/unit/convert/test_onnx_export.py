@@ -153,6 +153,8 @@ def dequantised(folder: Path) -> dict[str, Logits]:
 
 @pytest.mark.slow
 def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(tiny_onnx: MakeOnnx, tiny_checkpoint: Make) -> None:
+    import gguf
+    import onnx_ir
     import torch
 
     int4_folder = tiny_onnx("llama3", "int4")
@@ -174,8 +176,13 @@ def test_int4_is_its_dequantised_weights_and_near_the_checkpoint(tiny_onnx: Make
         for linear, weights in pairs:
             linear.weight.data = torch.from_numpy(weights.copy())
     model.lm_head.weight = torch.nn.Parameter(torch.from_numpy(matrices["lm_head"].copy()))
+    weights = gguf.quants.quantize(model.model.embed_tokens.weight.detach().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    rounded = gguf.quants.dequantize(weights, gguf.GGMLQuantizationType.Q8_0)
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.from_numpy(rounded))
     expected, found = transformers_logits(model, tokens), in_steps(int4_folder, tokens)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(np.abs(expected).max()))
+    floats = [value.const_value.nbytes for value in onnx_ir.load(int4_folder / "model.onnx").graph.initializers.values()]
+    assert sum(floats) < (checkpoint / "model.safetensors").stat().st_size / 2, "something was left in float32"
     # Loose: the rounding itself. A wrong layout gives logits that have nothing to do with the checkpoint's.
     assert np.corrcoef(found.ravel(), original.ravel())[0, 1] > 0.95
 
