@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a follow-up waits for its first word after a restart: read again, from llama.cpp's state file, from our blocks.
 
-    python benchmarks/kv_restart.py --model path/to/model.gguf [--lengths 256,1024,2048,4096,8192] [--json kv_restart.json]
+    python benchmarks/kv_restart.py --model model.gguf [--lengths 256,1024,2048,4096,8192] [--json FILE] [--plot FILE.svg]
 
 Every figure is the whole first token: tokenise the text, bring in what was read before, compute the rest, choose a token.
 The ways take turns within one run, each with a KV cache that is empty at the start:
@@ -298,6 +298,33 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time to the first token over the length of the history, both on logarithmic scales."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "edge", "svg.fonttype": "none", "font.size": 9}
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    lines = (
+        ("cold", "read again", "#c05621", "-"),
+        ("whole file", "llama.cpp's file of the whole sequence", "#718096", "-"),
+        ("from disk", "edge, after a restart of the machine", "#2b6cb0", "--"),
+        ("blocks", "edge, after a restart of the program", "#2b6cb0", "-"),
+        ("limit", "limit: read and copy the bytes, compute the last tokens", "#38a169", ":"),
+    )
+    lengths = [row["n_tokens"] for row in rows]
+    for name, label, colour, style in lines:
+        axes.plot(lengths, [row[name] / 1000 for row in rows], color=colour, linestyle=style, marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="tokens of history", ylabel="seconds to the first token (median)")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set_title("A conversation goes on after a restart", fontsize=9, loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=os.environ.get("EDGE_TEST_MODEL"), help="GGUF file")
@@ -308,6 +335,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="where the stores go; a temporary folder otherwise")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here")
+    parser.add_argument("--plot", type=Path, default=None, help="draw the first tokens here (needs matplotlib)")
     parser.add_argument("--only", choices=["restart", "rest"], default=None)
     options = parser.parse_args()
     if not options.model:
@@ -325,6 +353,8 @@ def main() -> int:
                 rows.append(first_tokens(plan, length, options.question, options.repeats, folder))
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr)
             print(table(rows))
+            if options.plot:
+                plot(rows, options.plot)
         if options.only != "restart":
             rest: list[tuple[str, Callable[[], dict[str, Any]]]] = [
                 ("bytes written", lambda: bytes_per_token(plan, folder)),

@@ -24,8 +24,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
@@ -34,7 +37,7 @@ from edge.kv.tree import Mark
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
-    from edge.kv.store import BlockStore, Match
+    from edge.kv.store import BlockRef, BlockStore, Match
 
 __all__ = ["BLOCK_TOKENS", "NAMESPACE", "KVCache", "Reuse"]
 
@@ -48,6 +51,8 @@ _MIN_RESTORE_TOKENS = 4
 """Fewer are computed: asking the disk takes as long."""
 _MIN_STORE_TOKENS = 32
 """A prompt that is shorter, reply included, is not worth a file."""
+_READ_AHEAD = 3
+"""Blocks that are read before the engine has taken in the one before."""
 _SMOOTHING = 0.3
 
 
@@ -231,8 +236,7 @@ class KVCache:
         n_memory = slot.n_tokens
         if n_memory < refs[0].start:  # the engine could not cut there and let go of everything
             n_memory, refs = 0, list(match.blocks)
-        for ref in refs:
-            payload = store.read(ref)
+        for ref, payload in _read_ahead(store, refs):
             if payload is None:
                 return n_memory, {ref.key}
             if not self._bring_in(slot, payload, prompt[ref.start : ref.start + ref.n_used], ref.start + ref.n_used):
@@ -349,3 +353,21 @@ class KVCache:
         """Sizes of the blocks for so many tokens: full ones and the rest."""
         n_full, rest = divmod(n_tokens, self._block_tokens)
         return [self._block_tokens] * n_full + [rest] * (rest > 0)
+
+
+def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:
+    """Blocks and their verified bytes; the next ones are read and verified while the engine takes one in."""
+    with ThreadPoolExecutor(1, thread_name_prefix="edge-kv-read") as reader:
+        waiting: deque[tuple[BlockRef, Future[memoryview | None]]] = deque()
+        coming = iter(refs)
+        try:
+            while True:
+                for ref in islice(coming, _READ_AHEAD - len(waiting)):
+                    waiting.append((ref, reader.submit(store.read, ref)))
+                if not waiting:
+                    return
+                ref, payload = waiting.popleft()
+                yield ref, payload.result()
+        finally:
+            for _, unused in waiting:
+                unused.cancel()

@@ -339,7 +339,7 @@ def test_any_life_gives_the_logits_of_reading_from_the_start(tmp_path: Path, kin
     )
     lives = [tokens(rng.randrange(1, 300), seed)]
     n_reused = 0
-    for step in range(60):
+    for step in range(40):
         before = rng.choice(lives)
         kept = before[: rng.choice([len(before), rng.randrange(len(before) + 1)])]
         prompt = [*kept, *(rng.randrange(3) for _ in range(rng.randrange(1, 200)))]
