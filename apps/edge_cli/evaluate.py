@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_local_model
 from edge_cli.group import CONTEXT_SETTINGS, examples
 from edge_cli.options import json_option
 
@@ -29,10 +31,9 @@ _PATH = click.Path(exists=False, path_type=Path)
         "edge eval *.gguf --html card.html --markdown card.md",
     ),
 )
-@click.argument("models", nargs=-1, required=True, type=_PATH, metavar="MODEL...")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete_local_model)
 @click.option(
     "--against",
-    type=_PATH,
     metavar="MODEL",
     help="The reference; otherwise the first checkpoint folder named, else the first model.",
 )
@@ -48,9 +49,11 @@ _PATH = click.Path(exists=False, path_type=Path)
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time, for quality.")
 @click.option("--ray", default="", metavar="ADDRESS", help="Run on this Ray engine: HOST:PORT, ray://HOST:PORT or auto.")
 @json_option
+@pass_app
 def evaluate(
-    models: tuple[Path, ...],
-    against: Path | None,
+    app: App,
+    models: tuple[str, ...],
+    against: str | None,
     gate: str,
     html: Path | None,
     markdown_file: Path | None,
@@ -64,8 +67,9 @@ def evaluate(
 ) -> None:
     """Measure models side by side: quality, speed and memory.
 
-    A MODEL is a checkpoint folder, a .gguf file, an ONNX folder or an .mlpackage. All read the same text and answer the same
-    prompts. Quality is measured side by side, speed alone and in turns; see docs/eval.md for what the numbers mean.
+    A MODEL is a checkpoint folder, a .gguf file, an ONNX folder, an .mlpackage, or the name of a model on this device. All read
+    the same text and answer the same prompts. Quality is measured side by side, speed alone and in turns; see docs/eval.md for
+    what the numbers mean.
     """
     from edge_convert.evaluate.card import markdown, to_json
     from edge_convert.evaluate.evaluation import EvaluateOptions
@@ -82,8 +86,10 @@ def evaluate(
         gate=gate,
         ray=ray,
     )
+    paths = [_find(app, model) for model in models]
+    reference = _find(app, against) if against else None
     with output.Status() as status:
-        card = run_evaluation(models, against, options, lambda text, done: status.show(f"{100 * done:3.0f}%  {text}"))
+        card = run_evaluation(paths, reference, options, lambda text, done: status.show(f"{100 * done:3.0f}%  {text}"))
     if html:
         _write(html, html_page(card))
     if markdown_file:
@@ -147,6 +153,14 @@ def _columns(card: Card, used: list[int]) -> Any:
         texts = [Text(output.plain(cells(row)[index])) for index in used]
         table.add_row(*texts, style="red" if row.failures else None)
     return table
+
+
+def _find(app: App, model: str) -> Path:
+    """The path itself, or where the model of that name is on this device."""
+    from edge.catalog import resolve
+
+    path = Path(model).expanduser()
+    return path if path.exists() else resolve(model, settings=app.settings(), download=False).path
 
 
 def _write(path: Path, text: str) -> None:
