@@ -1,0 +1,210 @@
+"""What the exporter needs to know of a decoder: sizes, switches, rotary tables and where each weight comes from."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ARCHITECTURES", "Decoder", "Linear", "layer_linears", "read_decoder", "rotary_tables"]
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Phi3ForCausalLM": "phi3",
+}
+"""Architectures that this exporter builds, and the folder of transformers that holds their reference code."""
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
+
+
+class Linear(msgspec.Struct, frozen=True):
+    """Where one matrix comes from: rows [start, stop) of a tensor of the checkpoint (Phi-3 stores several in one)."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class Decoder(msgspec.Struct, frozen=True):
+    """A decoder-only transformer as the Core ML program sees it. Sizes are numbers of elements."""
+
+    architecture: str
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    activation: str
+    attention_scale: float
+    tied: bool
+    windows: tuple[int | None, ...]
+    """Per layer: how many tokens back a token sees, itself included. None: all."""
+    layer_types: tuple[str, ...]
+    """Per layer: which rotary table it uses."""
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    embed_scale: float = 1.0
+    norm_plus_one: bool = False
+    """The checkpoint stores norm weights minus one (Gemma)."""
+    sandwich: bool = False
+    """Norms after attention and MLP too (Gemma)."""
+    residual_scale: float = 1.0
+    """Power of two that the residual stream is kept scaled by, so that fp16 does not overflow."""
+    fused: bool = False
+    """q, k, v in one tensor, gate and up in another (Phi-3)."""
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key head."""
+        return self.n_heads // self.n_kv_heads
+
+    def window(self, layer: int, context: int) -> int | None:
+        """The sliding window of a layer, or None where it is never shorter than `context`."""
+        window = self.windows[layer]
+        return None if window is None or window >= context else window
+
+
+def read_decoder(folder: Path) -> Decoder:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        ModelFileError: the architecture is unknown here, or its config holds something this exporter does not build.
+    """
+    config = _config(folder)
+    names = list(getattr(config, "architectures", None) or [])
+    architecture = next((name for name in names if name in ARCHITECTURES), None)
+    if architecture is None:
+        found = ", ".join(names) or getattr(config, "model_type", "none")
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ModelFileError(
+            f"This checkpoint's architecture ({found}) cannot be exported to Core ML.", f"Known architectures: {known}."
+        )
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ACTIVATIONS:
+        raise ModelFileError(
+            f"The activation {activation!r} of this checkpoint is not built by the Core ML exporter.",
+            f"It builds {', '.join(sorted(ACTIVATIONS))}. Convert to GGUF or ONNX instead.",
+        )
+    gemma = architecture.startswith("Gemma")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    query_scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
+    types = _layer_types(config)
+    window = getattr(config, "sliding_window", None)
+    return Decoder(
+        architecture=architecture,
+        n_layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab=config.vocab_size,
+        norm_eps=config.rms_norm_eps,
+        activation=ACTIVATIONS[activation],
+        attention_scale=float(query_scalar) ** -0.5,
+        tied=bool(config.tie_word_embeddings),
+        windows=tuple(window if kind == "sliding_attention" else None for kind in types),
+        layer_types=types,
+        attention_softcap=getattr(config, "attn_logit_softcapping", None) if gemma else None,
+        final_softcap=getattr(config, "final_logit_softcapping", None) if gemma else None,
+        embed_scale=float(config.hidden_size) ** 0.5 if gemma else 1.0,
+        norm_plus_one=gemma,
+        sandwich=gemma,
+        residual_scale=1 / 16 if gemma else 1.0,
+        fused=architecture == "Phi3ForCausalLM",
+    )
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelFileError(
+            f"The configuration in {folder} cannot be read: {error}",
+            "The folder must hold a config.json as transformers writes it.",
+        ) from error
+
+
+def _layer_types(config: Any) -> tuple[str, ...]:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kind = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+        kinds = [kind] * config.num_hidden_layers
+    if getattr(config, "use_bidirectional_attention", False) or set(kinds) - {"full_attention", "sliding_attention"}:
+        raise ModelFileError(
+            f"This checkpoint uses attention that the Core ML exporter does not build ({', '.join(sorted(set(kinds)))}).",
+            "Convert to GGUF instead.",
+        )
+    return tuple(kinds)
+
+
+def rotary_tables(folder: Path, decoder: Decoder, context: int) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Cosines and sines by the reference code of transformers, so every kind of rope scaling is the reference's.
+
+    Returns:
+        For each layer type in use: (cos, sin), each [context, rotated dims / 2].
+    """
+    import torch
+
+    config = _config(folder)
+    limit = config.max_position_embeddings
+    if context > limit:
+        raise UsageError(
+            f"A context of {context} tokens was asked for, but this model knows positions up to {limit}.",
+            f"Choose a context of at most {limit}.",
+        )
+    module_name = ARCHITECTURES[decoder.architecture]
+    module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
+    rotary = getattr(module, f"{module_name.capitalize()}RotaryEmbedding")(config)
+    per_type = module_name == "gemma3"
+    tables = {}
+    for kind in sorted(set(decoder.layer_types)):
+        with torch.no_grad():
+            positions = torch.arange(context)[None]
+            cos, sin = rotary(torch.zeros(1), positions, *([kind] if per_type else []))
+        half = cos.shape[-1] // 2
+        tables[kind] = (cos[0, :, :half].float().numpy(), sin[0, :, :half].float().numpy())
+    return tables
+
+
+def layer_linears(decoder: Decoder, layer: int) -> dict[str, Linear]:
+    """The seven matrices of a layer by their usual names (q, k, v, o, gate, up, down)."""
+    attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+    n_q, n_kv, wide = decoder.n_heads * decoder.head_dim, decoder.n_kv_heads * decoder.head_dim, decoder.intermediate
+    linears = {"o": Linear(attention + "o_proj", 0, decoder.hidden), "down": Linear(mlp + "down_proj", 0, decoder.hidden)}
+    if decoder.fused:
+        qkv, gate_up = attention + "qkv_proj", mlp + "gate_up_proj"
+        linears |= {
+            "q": Linear(qkv, 0, n_q),
+            "k": Linear(qkv, n_q, n_q + n_kv),
+            "v": Linear(qkv, n_q + n_kv, n_q + 2 * n_kv),
+            "gate": Linear(gate_up, 0, wide),
+            "up": Linear(gate_up, wide, 2 * wide),
+        }
+    else:
+        linears |= {
+            "q": Linear(attention + "q_proj", 0, n_q),
+            "k": Linear(attention + "k_proj", 0, n_kv),
+            "v": Linear(attention + "v_proj", 0, n_kv),
+            "gate": Linear(mlp + "gate_proj", 0, wide),
+            "up": Linear(mlp + "up_proj", 0, wide),
+        }
+    return linears

@@ -1,0 +1,154 @@
+"""Checkpoint folder -> Core ML package: an ML program with the functions `decode` and `prefill`, which share their weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.errors import UsageError
+from edge_convert.checkpoint import open_checkpoint
+
+from .calibrate import load_reference
+from .decoder import Decoder, read_decoder, rotary_tables
+from .golden import evaluate_golden, source_golden
+from .info import METADATA_KEY, PackageInfo
+from .join import join_functions
+from .model import DecoderProgram
+from .normalise import normalise_package
+from .quantise import Encoder, Variant
+from .tools import quiet_coremltools
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["CoreMLOptions", "export_coreml"]
+
+Progress = Callable[[str, float], None]
+
+
+class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of package to make.
+
+    Attributes:
+        variant: "gpu": int4 in blocks; "ane": palettes per row, as the Neural Engine takes them; "fp16": not quantised.
+        context: cache rows, a multiple of 32.
+        chunk: tokens that one call of `prefill` reads.
+        stateful: keys and values in a Core ML state. Otherwise they are an input and an output (explicit KV).
+        source_gguf: the GGUF that the checkpoint was made from. The gpu variant carries its Q4_0, Q4_1 and Q8_0 blocks over
+            instead of quantising a second time.
+        calibration: a text to weigh the quantisation by; the one that comes with edge where it is None.
+    """
+
+    variant: Variant = "gpu"
+    context: int = 2048
+    chunk: int = 64
+    stateful: bool = True
+    source_gguf: Path | None = None
+    calibration: Path | None = None
+
+
+def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progress: Progress) -> list[Path]:
+    """Make a Core ML package.
+
+    Args:
+        checkpoint: folder with config.json, safetensors and tokenizer.
+        out: folder to write into; the package is called after the variant.
+        options: what kind of package.
+        on_progress: told what is done and the share of all work that is behind, 0 to 1.
+
+    Returns:
+        The package (a folder).
+
+    Raises:
+        UsageError: an option does not fit the model.
+        ModelFileError: the checkpoint is damaged, or its architecture or something in its config is not built here.
+        BackendUnavailableError: coremltools is not installed.
+    """
+    opened = open_checkpoint(checkpoint)
+    decoder = read_decoder(checkpoint)
+    _check_options(options)
+    ct = quiet_coremltools()
+    on_progress("reading", 0.0)
+    model = load_reference(checkpoint)
+    golden = source_golden(checkpoint, model, options.context)
+    encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration)
+    encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
+    del model  # its memory is needed
+    tables = rotary_tables(checkpoint, decoder, options.context)
+    program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
+    package = out / f"{opened.name}-{options.variant}.mlpackage"
+    with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as work:
+        parts = {}
+        for share, (name, n_tokens) in enumerate({"decode": 1, "prefill": options.chunk}.items()):
+            on_progress(f"building {name}", 0.5 + 0.15 * share)
+            parts[name] = Path(work) / f"{name}.mlpackage"
+            _convert(ct, program.build(n_tokens, with_logits=name == "decode"), parts[name])
+        on_progress("joining functions", 0.8)
+        joined = Path(work) / "joined.mlpackage"
+        join_functions(parts, joined)
+        on_progress("checking", 0.9)
+        info = PackageInfo(
+            variant=options.variant,
+            context=options.context,
+            chunk=options.chunk,
+            stateful=options.stateful,
+            n_layers=decoder.n_layers,
+            n_kv_heads=decoder.n_kv_heads,
+            head_dim=decoder.head_dim,
+            vocab=decoder.vocab,
+            window=_window(decoder, options.context),
+            encodings=encoder.summary(),
+            golden=golden,
+        )
+        del encoder, program
+        info = evaluate_golden(joined, info)
+        normalise_package(joined, {METADATA_KEY: msgspec.json.encode(info).decode()})
+        if package.exists():
+            shutil.rmtree(package)
+        joined.rename(package)
+    on_progress("done", 1.0)
+    return [package]
+
+
+def _check_options(options: CoreMLOptions) -> None:
+    if options.context < 32 or options.context % 32:
+        raise UsageError(f"A context of {options.context} tokens cannot be laid out.", "Choose a multiple of 32.")
+    if not 1 < options.chunk <= options.context:
+        raise UsageError(
+            f"A prefill chunk of {options.chunk} tokens does not fit a context of {options.context}.",
+            "Choose a chunk of 2 tokens or more, up to the context.",
+        )
+
+
+def _window(decoder: Decoder, context: int) -> int | None:
+    windows = {decoder.window(layer, context) for layer in range(decoder.n_layers)} - {None}
+    return windows.pop() if windows else None
+
+
+def _convert(ct: Any, program: Any, path: Path) -> None:
+    with _quiet():
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS18,
+            skip_model_load=True,
+            # the program is built lean; coremltools' hundred passes find little in it, and check all of it after each
+            pass_pipeline=ct.PassPipeline.EMPTY,
+        )
+        model.save(str(path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without coremltools' progress bars and warnings about what it does not find on this system."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

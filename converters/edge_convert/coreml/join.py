@@ -1,0 +1,98 @@
+"""Joins packages of one function each into one package whose functions share their weights.
+
+coremltools' save_multifunction does the same by reading both programs back and writing them anew, which takes several times as
+long as everything else together; here the protobufs are joined as they are, and equal records of the weight files become one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .blobs import RECORD_BYTES, Record, read_record, write_record, write_record_count
+from .program import find_spec, read_spec
+
+__all__ = ["join_functions"]
+
+
+def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
+    """Write a package with one function for each part.
+
+    Args:
+        parts: function name -> package with the single function `main`. The first becomes the default.
+        joined: the new package. The first part is moved there.
+
+    Raises:
+        ModelFileError: a part is damaged.
+    """
+    names = list(parts)
+    shutil.move(parts[names[0]], joined)
+    spec_path, weight_path = find_spec(joined)
+    spec = read_spec(spec_path)
+    description, program = spec.description, spec.mlProgram
+    with weight_path.open("r+b") as weights:
+        known: dict[bytes, int] = {}
+        for value in _blobs(program.functions["main"]):
+            record, digest = _identify(weights, value.offset)
+            del record
+            known.setdefault(digest, value.offset)
+        _describe(description, names[0], description)
+        program.functions[names[0]].CopyFrom(program.functions["main"])
+        for name in names[1:]:
+            other_path, other_weights = find_spec(parts[name])
+            other = read_spec(other_path)
+            _describe(description, name, other.description)
+            program.functions[name].CopyFrom(other.mlProgram.functions["main"])
+            with other_weights.open("rb") as source:
+                for value in _blobs(program.functions[name]):
+                    record, digest = _identify(source, value.offset)
+                    if digest not in known:
+                        known[digest] = _append(weights, source, record)
+                    value.offset = known[digest]
+        write_record_count(weights, len(known))
+    del program.functions["main"]
+    for field in ("input", "output", "state"):
+        description.ClearField(field)
+    description.defaultFunctionName = names[0]
+    spec_path.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def _describe(description: Any, name: str, source: Any) -> None:
+    function = description.functions.add()
+    function.name = name
+    function.input.extend(source.input)
+    function.output.extend(source.output)
+    function.state.extend(source.state)
+
+
+def _blobs(function: Any) -> Iterator[Any]:
+    """Every reference of a function into the weight file."""
+    for block in function.block_specializations.values():
+        for operation in block.operations:
+            values = list(operation.attributes.values())
+            values += [binding.value for argument in operation.inputs.values() for binding in argument.arguments]
+            yield from (value.blobFileValue for value in values if value.WhichOneof("value") == "blobFileValue")
+
+
+def _identify(file: BinaryIO, offset: int) -> tuple[Record, bytes]:
+    """A record, and a digest of its type and content."""
+    record = read_record(file, offset)
+    file.seek(record.start)
+    digest = hashlib.sha256(f"{record.kind}:{record.padding_bits}:".encode())
+    digest.update(file.read(record.size))
+    return record, digest.digest()
+
+
+def _append(file: BinaryIO, source: BinaryIO, record: Record) -> int:
+    """Copy a record from another weight file to the end of this one; returns its offset."""
+    source.seek(record.start)
+    content = source.read(record.size)
+    end = file.seek(0, 2)
+    offset = -(-end // RECORD_BYTES) * RECORD_BYTES
+    file.write(bytes(offset - end))
+    write_record(file, record, offset)
+    file.write(content)
+    return offset

@@ -1,0 +1,120 @@
+"""Chooses how each matrix is stored, for the unit of the device that a variant is made for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edge_convert.checkpoint import Checkpoint
+
+from .calibrate import calibration_tokens, walk_layers
+from .carried import CarriedWeights
+from .decoder import Decoder
+from .grids import BLOCK, int4_blocks, int8_rows, palettes
+from .weights import Blocks, Dense, Weight
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Encoder", "Variant"]
+
+Variant = Literal["fp16", "gpu", "ane"]
+
+SENSITIVE = ("down_proj", "v_proj")
+"""Matrices that the ane variant keeps in 8 bits: quantised to 4 they cost the most."""
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+
+
+class Encoder:
+    """Gives the exporter each matrix in its encoding.
+
+    Args:
+        checkpoint: the model.
+        decoder: what was read from its config.
+        variant: what it is made for.
+        source_gguf: whose blocks the gpu variant may carry over.
+        calibration: a text file, or None for the text that comes with edge.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, decoder: Decoder, variant: Variant, source_gguf: Path | None, calibration: Path | None
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._decoder = decoder
+        self._variant = variant
+        self._source_gguf = source_gguf
+        self._calibration = calibration
+        self._weights: dict[str, Weight] = {}
+
+    def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
+        """Quantise what has to be quantised.
+
+        Args:
+            model: the checkpoint from `load_reference`; where weights are chosen by calibration, they are replaced in it.
+            on_progress: told the share of the work done.
+        """
+        if self._variant == "fp16":
+            return
+        if self._variant == "gpu" and self._source_gguf is not None:
+            self._carry(self._source_gguf)
+        for name in (_EMBEDDING, _HEAD):
+            if name not in self._weights and f"{name}.weight" in self._checkpoint.tensors:
+                self._weights[name] = int8_rows(self._load(name))
+        if all(name in self._weights for name in self._matrices()):
+            return
+        tokens = calibration_tokens(self._checkpoint.folder, model, self._calibration)
+        on_progress(0.2)
+        walk_layers(model, tokens, self._quantise, lambda share: on_progress(0.2 + 0.8 * share))
+
+    def weight(self, name: str) -> Weight:
+        """The encoding of a matrix, by its name in the checkpoint without ".weight"."""
+        if name not in self._weights:  # fp16: nothing was prepared
+            self._weights[name] = Dense(self._load(name).astype(np.float16))
+        return self._weights[name]
+
+    def vector(self, name: str) -> NDArray[np.float32] | None:
+        """A norm's weights or a bias, float32 [n]; None if the checkpoint has none of that name."""
+        return self._checkpoint.load_f32(name) if name in self._checkpoint.tensors else None
+
+    def summary(self) -> dict[str, int]:
+        """How many matrices are stored in which way."""
+        return dict(sorted(Counter(_kind(weight) for weight in self._weights.values()).items()))
+
+    def _matrices(self) -> list[str]:
+        names = (name.removesuffix(".weight") for name in self._checkpoint.tensors if name.endswith(".weight"))
+        return [name for name in names if len(self._checkpoint.tensors[f"{name}.weight"].shape) == 2]
+
+    def _load(self, name: str) -> NDArray[np.float32]:
+        return self._checkpoint.load_f32(f"{name}.weight")
+
+    def _carry(self, path: Path) -> None:
+        source = CarriedWeights(path, self._decoder, self._checkpoint.architecture.gguf)
+        for name in self._matrices():
+            blocks = source.find(name, self._load(name))
+            if blocks is not None:
+                self._weights[name] = blocks
+
+    def _quantise(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
+        if name not in self._weights:
+            self._weights[name] = self._encode(name, weight, hessian)
+        return self._weights[name]
+
+    def _encode(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
+        if self._variant == "ane":
+            return int8_rows(weight) if name.endswith(SENSITIVE) else palettes(weight, hessian, bits=4)
+        if weight.shape[1] % BLOCK:
+            return int8_rows(weight)
+        return int4_blocks(weight, hessian)
+
+
+def _kind(weight: Weight) -> str:
+    if isinstance(weight, Dense):
+        return "fp16"
+    if isinstance(weight, Blocks):
+        per_row = weight.scale.shape[1] == 1
+        return f"int{weight.bits} per row" if per_row else f"int{weight.bits} in blocks"
+    return f"palette of {1 << weight.bits} values per row"

@@ -1,0 +1,130 @@
+"""Feeds tokens to a package through the prediction interface of coremltools: the host's half of the program.
+
+Works the same with a real MLModel on a Mac and with the evaluator (mil.MilModel) elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edge.errors import ContextFullError
+
+from .info import PackageInfo
+from .model import MASKED, STATE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PackageRunner", "Predictor", "causal_mask", "chunk_start"]
+
+
+class Predictor(Protocol):
+    """The part of coremltools' MLModel that is used."""
+
+    def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, NDArray[Any]]:
+        """Run once."""
+        ...
+
+    def make_state(self) -> Any:
+        """A new state."""
+        ...
+
+
+class PackageRunner:
+    """One sequence of tokens and its cache.
+
+    Args:
+        decode, prefill: the two functions of a package.
+        info: what the package says about itself.
+    """
+
+    def __init__(self, decode: Predictor, prefill: Predictor, info: PackageInfo) -> None:
+        self._decode = decode
+        self._prefill = prefill
+        self._info = info
+        self._tokens: list[int] = []
+        self._state: Any = decode.make_state() if info.stateful else None
+        self._cache = None if info.stateful else np.zeros(info.cache_shape, np.float16)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache."""
+        return len(self._tokens)
+
+    def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read tokens: all but the last in chunks, the last with its logits.
+
+        Args:
+            tokens: at least one.
+
+        Returns:
+            Logits after the last token, float32 [vocab].
+
+        Raises:
+            ContextFullError: they do not fit.
+        """
+        end = len(self._tokens) + len(tokens)
+        if end > self._info.context:
+            raise ContextFullError(
+                f"{end} tokens do not fit the package's context of {self._info.context}.", "Convert with a larger --context."
+            )
+        done = len(self._tokens)
+        self._tokens += [int(token) for token in tokens]
+        while done < end - 1:
+            done = self._read_chunk(done, end - 1)
+        return self._call(self._decode, end - 1, 1)["logits"].reshape(-1).astype(np.float32)
+
+    def _read_chunk(self, done: int, end: int) -> int:
+        """Bring up to `chunk` more tokens into the cache; returns how far it is filled."""
+        start = chunk_start(done, self._info.chunk, self._info.context)
+        self._call(self._prefill, start, self._info.chunk)
+        return min(start + self._info.chunk, end)
+
+    def _call(self, model: Predictor, start: int, n_rows: int) -> dict[str, NDArray[Any]]:
+        info = self._info
+        tokens = np.zeros((1, n_rows), np.int32)  # rows after the last token are filled with token 0 and overwritten later
+        known = self._tokens[start : start + n_rows]
+        tokens[0, : len(known)] = known
+        data: dict[str, Any] = {
+            "tokens": tokens,
+            "position": np.array([start], np.int32),
+            "mask": causal_mask(start, n_rows, info.context, None),
+        }
+        if info.window is not None:
+            data["window_mask"] = causal_mask(start, n_rows, info.context, info.window)
+        if self._cache is None:
+            return model.predict(data, self._state)
+        data[STATE] = self._cache.copy()  # coremltools changes fp16 inputs in place
+        result = model.predict(data)
+        self._cache[:, :, start : start + len(known)] = result["new_rows"][:, :, : len(known)]
+        return result
+
+
+def chunk_start(done: int, chunk: int, context: int) -> int:
+    """Where the next chunk starts: after what is done, but never so late that it would run past the context.
+
+    A chunk that is shifted back computes some tokens again, with the same result.
+    """
+    return min(done, context - chunk)
+
+
+def causal_mask(start: int, n_rows: int, context: int, window: int | None) -> NDArray[np.float16]:
+    """What each of `n_rows` tokens from position `start` may look at.
+
+    Args:
+        start: position of the first.
+        n_rows: how many.
+        context: cache rows.
+        window: tokens a token sees, itself included; None for all before it.
+
+    Returns:
+        float16 [1, 1, n_rows, context]: 0 where it may look, -10000 elsewhere.
+    """
+    rows, columns = np.arange(start, start + n_rows)[:, None], np.arange(context)[None, :]
+    seen = columns <= rows
+    if window is not None:
+        seen &= columns > rows - window
+    return np.where(seen, 0.0, MASKED).astype(np.float16)[None, None]

@@ -1,0 +1,209 @@
+"""`edge convert verify PACKAGE`: does a Core ML package compute what it should, on this machine?
+
+On a Mac by real prediction, in a child process since a compute unit that refuses a program may take the process with it;
+elsewhere by the evaluator. Both are held to the logits that the exporter stored in the package.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from edge.errors import BackendError, BackendUnavailableError, UsageError
+
+from .golden import golden_logits
+from .info import PackageInfo, read_info
+from .mil import MilModel
+from .runner import PackageRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+__all__ = ["ComputeUnits", "Engine", "VerifyReport", "verify"]
+
+Engine = Literal["coreml", "evaluator"]
+ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
+COMPUTE_UNITS: tuple[ComputeUnits, ...] = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+
+_SAME = 0.02
+"""KL divergence in nats up to which two units of a device may differ by rounding; wrong weights or a lost cache give more."""
+_TIMEOUT_S = 1800.0
+_CHILD = "import sys; from edge_convert.coreml.verify import _child; _child(sys.argv[1:])"
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification found.
+
+    Attributes:
+        engine: "coreml" (real prediction) or "evaluator".
+        compute_units: what Core ML was allowed to use; None with the evaluator.
+        variant: of the package.
+        n_positions: places where logits were compared.
+        divergence: mean KL in nats to what the exporter's evaluation of this package gave.
+        source_divergence: mean KL in nats to the checkpoint in float32.
+        source_expected: the same, as the exporter measured it.
+        source_agreement: share of places where the likeliest token is the checkpoint's.
+        seconds_per_token: mean time of a decode step.
+        placement: share of operations that Core ML plans for each unit; empty where there is no plan.
+        is_good: whether the divergence is what rounding explains.
+    """
+
+    engine: Engine
+    compute_units: ComputeUnits | None
+    variant: str
+    n_positions: int
+    divergence: float
+    source_divergence: float
+    source_expected: float
+    source_agreement: float
+    seconds_per_token: float
+    placement: dict[str, float]
+    is_good: bool
+
+
+def verify(
+    package: Path, *, engine: Engine | None = None, compute_units: ComputeUnits = "ALL", timeout_s: float = _TIMEOUT_S
+) -> VerifyReport:
+    """Run a package's golden prompt and compare.
+
+    Args:
+        package: an .mlpackage made by `edge convert`.
+        engine: "coreml" or "evaluator"; real prediction on a Mac and the evaluator elsewhere where it is None.
+        compute_units: what Core ML may use. The evaluator has no units.
+        timeout_s: how long real prediction may take, loading and compiling included.
+
+    Raises:
+        ModelFileError: the package is damaged, or not made by `edge convert`.
+        BackendUnavailableError: real prediction was asked for and this is no Mac, or coremltools is missing.
+        BackendError: Core ML refused the program, or crashed on it.
+        UsageError: an argument is none of those named above.
+    """
+    on_mac = platform.system() == "Darwin"
+    engine = engine or ("coreml" if on_mac else "evaluator")
+    if engine not in ("coreml", "evaluator") or compute_units not in COMPUTE_UNITS:
+        raise UsageError(
+            f"There is no engine {engine!r} with compute units {compute_units!r}.",
+            f"Engines are coreml and evaluator, compute units {', '.join(COMPUTE_UNITS)}.",
+        )
+    decode = MilModel(package, function_name="decode")
+    info = read_info(decode.user_defined_metadata, package.name)
+    if engine == "evaluator":
+        runner = PackageRunner(decode, MilModel(package, function_name="prefill"), info)
+        return _compare(runner, info, engine, None, {})
+    if not on_mac:
+        raise BackendUnavailableError("Core ML predicts on a Mac only.", "Leave the engine out to use the evaluator here.")
+    del decode
+    return _in_child(package, compute_units, timeout_s)
+
+
+def _compare(
+    runner: PackageRunner, info: PackageInfo, engine: Engine, units: ComputeUnits | None, placement: dict[str, float]
+) -> VerifyReport:
+    times, found = [], []
+    began = time.perf_counter()
+    for logits in golden_logits(runner, info.golden):
+        now = time.perf_counter()
+        times.append(now - began)
+        began = now
+        found.append(logits)
+    steps = times[1:] or times  # the first reads the prompt
+    divergence = _mean([top.divergence(logits) for top, logits in zip(info.golden.package, found, strict=True)])
+    agreement = [float(logits.argmax() == top.tokens[0]) for top, logits in zip(info.golden.source, found, strict=True)]
+    return VerifyReport(
+        engine=engine,
+        compute_units=units,
+        variant=info.variant,
+        n_positions=len(found),
+        divergence=divergence,
+        source_divergence=_mean([top.divergence(logits) for top, logits in zip(info.golden.source, found, strict=True)]),
+        source_expected=_expected(info),
+        source_agreement=_mean(agreement),
+        seconds_per_token=_mean(steps),
+        placement=placement,
+        is_good=divergence <= _SAME,
+    )
+
+
+def _expected(info: PackageInfo) -> float:
+    """KL from the checkpoint to the exporter's evaluation. Both are stored as their likeliest tokens only."""
+    import numpy as np
+
+    found = []
+    for source, package in zip(info.golden.source, info.golden.package, strict=True):
+        rest = np.log(
+            max(1.0 - float(np.exp(package.log_probabilities).sum()), 1e-9) / max(info.vocab - len(package.tokens), 1)
+        )
+        logits = np.full(info.vocab, rest)
+        logits[package.tokens] = package.log_probabilities
+        found.append(source.divergence(logits))
+    return _mean(found)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# -- real prediction, in a process of its own ----------------------------------------------------------------------
+
+
+def _in_child(package: Path, units: ComputeUnits, timeout_s: float) -> VerifyReport:
+    command = [sys.executable, "-c", _CHILD, str(package), units]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(
+            f"Core ML did not finish {package.name} on {units} within {timeout_s:.0f} s.", "Try another --compute-units."
+        ) from error
+    lines = done.stdout.decode(errors="replace").splitlines()
+    try:
+        return msgspec.json.decode(lines[-1], type=VerifyReport)
+    except (IndexError, msgspec.MsgspecError) as error:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        how = f"died of signal {-done.returncode}" if done.returncode < 0 else "refused the program"
+        reason = f": {said[-1]}" if said else ""
+        raise BackendError(
+            f"Core ML {how} ({package.name} on {units}){reason}",
+            "Try --compute-units CPU_AND_GPU or CPU_ONLY, or convert without a state (--explicit-kv).",
+        ) from error
+
+
+def _child(arguments: list[str]) -> None:
+    """What the child process does: predict, and write the report as the last line of its output."""
+    package, units = Path(arguments[0]), arguments[1]
+    report = _predict(package, units)
+    sys.stdout.write("\n" + json.dumps(msgspec.to_builtins(report)) + "\n")
+
+
+def _predict(package: Path, units: Any) -> VerifyReport:
+    import coremltools as ct
+
+    def load(function: str) -> Any:
+        return ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[units], function_name=function)
+
+    decode, prefill = load("decode"), load("prefill")
+    info = read_info(dict(decode.user_defined_metadata), package.name)
+    runner = PackageRunner(decode, prefill, info)
+    return _compare(runner, info, "coreml", units, _placement(ct, decode, units))
+
+
+def _placement(ct: Any, model: Any, units: Any) -> dict[str, float]:
+    """Share of the decode function's operations that Core ML prefers on each unit. Reported, never relied on."""
+    plan = ct.models.compute_plan.MLComputePlan.load_from_path(
+        path=model.get_compiled_model_path(), compute_units=ct.ComputeUnit[units]
+    )
+    counts: dict[str, int] = {}
+    for operation in plan.model_structure.program.functions["decode"].block.operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+        if usage is not None:
+            name = type(usage.preferred_compute_device).__name__
+            counts[name] = counts.get(name, 0) + 1
+    total = sum(counts.values())
+    return {name: count / total for name, count in sorted(counts.items())}

@@ -1,0 +1,76 @@
+"""Encoded matrices: how a weight is stored in the package, whatever chose its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Blocks", "Dense", "Palette", "Weight"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A matrix as it is. values: float16 [rows, columns]."""
+
+    values: NDArray[np.float16]
+
+    def rows(self, start: int, stop: int) -> Dense:
+        """Rows [start, stop)."""
+        return Dense(self.values[start:stop])
+
+    def dequantise(self) -> NDArray[np.float32]:
+        """The numbers that the device computes with, float32 [rows, columns]."""
+        return self.values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Integers with a scale, and possibly an offset, for each block of columns: scale * (codes - offset).
+
+    codes: uint8 [rows, columns] below 16 when `bits` is 4, int8 when it is 8. scale, offset: float16 [rows, blocks].
+    One block a row is per-channel quantisation.
+    """
+
+    codes: NDArray[np.uint8] | NDArray[np.int8]
+    scale: NDArray[np.float16]
+    offset: NDArray[np.float16] | None
+    bits: int
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        """Rows [start, stop)."""
+        offset = None if self.offset is None else self.offset[start:stop]
+        return Blocks(self.codes[start:stop], self.scale[start:stop], offset, self.bits)
+
+    def dequantise(self) -> NDArray[np.float32]:
+        """The numbers that the device computes with, float32 [rows, columns]."""
+        n_rows, n_blocks = self.scale.shape
+        values = self.codes.astype(np.float32).reshape(n_rows, n_blocks, -1)
+        if self.offset is not None:
+            values -= self.offset.astype(np.float32)[..., None]
+        values *= self.scale.astype(np.float32)[..., None]
+        return values.reshape(n_rows, -1)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """A table of 2**bits values for each row. indices: uint8 [rows, columns]; lut: float16 [rows, 2**bits]."""
+
+    indices: NDArray[np.uint8]
+    lut: NDArray[np.float16]
+    bits: int
+
+    def rows(self, start: int, stop: int) -> Palette:
+        """Rows [start, stop)."""
+        return Palette(self.indices[start:stop], self.lut[start:stop], self.bits)
+
+    def dequantise(self) -> NDArray[np.float32]:
+        """The numbers that the device computes with, float32 [rows, columns]."""
+        return np.take_along_axis(self.lut.astype(np.float32), self.indices.astype(np.intp), axis=1)
+
+
+Weight = Dense | Blocks | Palette

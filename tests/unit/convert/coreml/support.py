@@ -1,0 +1,54 @@
+"""What several tests of the Core ML exporter need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_convert.coreml.export import CoreMLOptions, export_coreml
+from edge_convert.coreml.info import PackageInfo, read_info
+from edge_convert.coreml.mil import MilModel, Precision
+from edge_convert.coreml.runner import PackageRunner
+
+CONTEXT, CHUNK = 96, 16
+
+
+def export_tiny(checkpoint: Path, out: Path, **options: Any) -> Path:
+    """A package with a small context."""
+    chosen = CoreMLOptions(**({"context": CONTEXT, "chunk": CHUNK} | options))
+    (package,) = export_coreml(checkpoint, out, chosen, lambda what, share: None)
+    return package
+
+
+def open_runner(package: Path, precision: Precision = "fp16") -> PackageRunner:
+    """The evaluator on both functions."""
+    decode = MilModel(package, function_name="decode", precision=precision)
+    return PackageRunner(decode, MilModel(package, function_name="prefill", precision=precision), info_of(package))
+
+
+def info_of(package: Path) -> PackageInfo:
+    """What a package says about itself."""
+    return read_info(MilModel(package, function_name="decode").user_defined_metadata, package.name)
+
+
+def log_softmax(logits: Any) -> Any:
+    """Over the last axis, float64."""
+    values = np.asarray(logits, np.float64)
+    values = values - values.max(axis=-1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
+
+
+def divergence(reference: Any, logits: Any) -> float:
+    """Mean KL in nats of softmax(logits) from softmax(reference)."""
+    log_p, log_q = log_softmax(reference), log_softmax(logits)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+
+
+def reference_logits(model: Any, tokens: Any) -> Any:
+    """transformers' logits [tokens, vocab]."""
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.tensor(np.asarray(tokens)[None])).logits[0].numpy()

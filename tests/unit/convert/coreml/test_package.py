@@ -1,0 +1,225 @@
+"""Damaged packages, verification, and joining functions, with coremltools' own joining as the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]")
+pytest.importorskip("coremltools", reason="needs the extra [convert]")
+
+from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge_convert.coreml import export
+from edge_convert.coreml import verify as verify_module
+from edge_convert.coreml.info import METADATA_KEY, TopLogits, read_info
+from edge_convert.coreml.mil import MilModel
+from edge_convert.coreml.normalise import normalise_package
+from edge_convert.coreml.program import Package, find_spec, read_spec
+from edge_convert.coreml.verify import verify
+from tests.unit.convert.coreml.support import divergence, export_tiny, log_softmax
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Make) -> Path:
+    """A package that tests copy before they damage it."""
+    return export_tiny(tiny_checkpoint("llama"), tmp_path_factory.mktemp("package"), variant="gpu")
+
+
+@pytest.fixture
+def package(original: Path, tmp_path: Path) -> Path:
+    """A copy of the package, to be damaged."""
+    return shutil.copytree(original, tmp_path / "copy.mlpackage")
+
+
+def _weights(package: Path) -> Path:
+    return find_spec(package)[1]
+
+
+def test_verify_finds_a_good_package_good(original: Path) -> None:
+    report = verify(original, engine="evaluator")
+    assert report.is_good and report.divergence < 1e-4
+    assert report.n_positions == 8 and report.compute_units is None
+    assert report.source_divergence == pytest.approx(report.source_expected, abs=0.02)
+
+
+def test_verify_finds_changed_weights(package: Path) -> None:
+    path = _weights(package)
+    raw = bytearray(path.read_bytes())
+    half = len(raw) // 2
+    raw[half : half + 4096] = bytes(
+        byte ^ 0x77 if index % 64 > 40 else byte for index, byte in enumerate(raw[half : half + 4096])
+    )
+    path.write_bytes(bytes(raw))
+    try:
+        assert not verify(package, engine="evaluator").is_good
+    except ModelFileError:
+        pass  # the damage hit a record's description, which is as good
+
+
+def _cut(package: Path) -> None:
+    path = _weights(package)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _unmark(package: Path) -> None:
+    raw = bytearray(_weights(package).read_bytes())
+    raw[64:68] = b"\0\0\0\0"
+    _weights(package).write_bytes(bytes(raw))
+
+
+def _garble(package: Path) -> None:
+    path = find_spec(package)[0]
+    path.write_bytes(b"\xff" * 100 + path.read_bytes()[100:])
+
+
+def _point_outside(package: Path) -> None:
+    manifest = json.loads((package / "Manifest.json").read_text())
+    manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = "../../../etc/hostname"
+    (package / "Manifest.json").write_text(json.dumps(manifest))
+
+
+def _lie_about_a_shape(package: Path) -> None:
+    path, _ = find_spec(package)
+    spec = read_spec(path)
+    for operation in spec.mlProgram.functions["decode"].block_specializations["CoreML8"].operations:
+        if operation.type == "softmax":
+            operation.outputs[0].type.tensorType.dimensions[0].constant.size += 1
+    path.write_bytes(spec.SerializeToString())
+
+
+def _use_an_unknown_operation(package: Path) -> None:
+    path, _ = find_spec(package)
+    spec = read_spec(path)
+    for operation in spec.mlProgram.functions["decode"].block_specializations["CoreML8"].operations:
+        if operation.type == "softmax":
+            operation.type = "topk"
+    path.write_bytes(spec.SerializeToString())
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no manifest": (lambda package: (package / "Manifest.json").unlink(), "no Core ML package"),
+    "manifest is no JSON": (lambda package: (package / "Manifest.json").write_text("{"), "damaged"),
+    "manifest points outside": (_point_outside, "does not hold"),
+    "no model": (lambda package: find_spec(package)[0].unlink(), "does not hold"),
+    "model garbled": (_garble, "damaged|no ML program"),
+    "no weights": (lambda package: _weights(package).unlink(), "cannot be opened"),
+    "weights cut": (_cut, "damaged"),
+    "record without mark": (_unmark, "no mark"),
+    "a false shape": (_lie_about_a_shape, "declared"),
+    "an unknown operation": (_use_an_unknown_operation, "topk"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DAMAGES))
+def test_a_damaged_package_is_a_clear_error(name: str, package: Path) -> None:
+    damage, message = DAMAGES[name]
+    damage(package)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        verify(package, engine="evaluator")
+    assert caught.value.hint
+
+
+def test_a_package_of_others_is_named_as_such(package: Path) -> None:
+    normalise_package(package, {METADATA_KEY: ""})
+    with pytest.raises(ModelFileError, match="damaged"):
+        verify(package, engine="evaluator")
+    with pytest.raises(ModelFileError, match="not made by"):
+        read_info({}, "some.mlpackage")
+    with pytest.raises(ModelFileError, match="no function 'main'"):
+        MilModel(package, function_name="main")
+
+
+def test_real_prediction_needs_a_mac(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module.platform, "system", lambda: "Linux")
+    with pytest.raises(BackendUnavailableError):
+        verify(original, engine="coreml")
+    with pytest.raises(UsageError):
+        verify(original, engine="coreml", compute_units="TPU")  # type: ignore[arg-type]
+
+
+def test_a_crash_of_core_ml_stays_in_its_child(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(verify_module, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGABRT)")
+    with pytest.raises(BackendError, match="died of signal 6"):
+        verify(original)
+    monkeypatch.setattr(verify_module, "_CHILD", "import sys; sys.exit('unsupported operation')")
+    with pytest.raises(BackendError, match=r"refused the program.*unsupported operation"):
+        verify(original)
+    monkeypatch.setattr(verify_module, "_CHILD", "import time; time.sleep(60)")
+    with pytest.raises(BackendError, match="did not finish"):
+        verify(original, timeout_s=0.5)
+
+
+STAND_IN = """
+import sys
+import coremltools as ct
+from edge_convert.coreml import verify
+from edge_convert.coreml.mil import MilModel
+ct.models.MLModel = lambda path, compute_units, function_name: MilModel(path, function_name=function_name)
+verify._placement = lambda ct, model, units: {"MLCPUComputeDevice": 1.0}
+verify._child(sys.argv[1:])
+"""
+
+
+def test_the_mac_path_with_the_evaluator_in_core_mls_place(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but Core ML itself: the child, the prediction interface, the report that comes back."""
+    monkeypatch.setattr(verify_module.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(verify_module, "_CHILD", STAND_IN)
+    report = verify(original, compute_units="CPU_AND_NE")
+    assert report.engine == "coreml" and report.compute_units == "CPU_AND_NE" and report.is_good
+    assert report.placement == {"MLCPUComputeDevice": 1.0}
+
+
+def test_joining_is_what_coremltools_does(tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import coremltools as ct
+
+    kept: dict[str, Path] = {}
+    join = export.join_functions
+
+    def keep(parts: dict[str, Path], joined: Path) -> None:
+        kept.update({name: Path(shutil.copytree(path, tmp_path / f"{name}.mlpackage")) for name, path in parts.items()})
+        join(parts, joined)
+
+    monkeypatch.setattr(export, "join_functions", keep)
+    ours = export_tiny(tiny_checkpoint("qwen2"), tmp_path, variant="gpu")
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, path in kept.items():
+        descriptor.add_function(str(path), "main", name)
+    descriptor.default_function_name = "decode"
+    theirs = tmp_path / "theirs.mlpackage"
+    with export._quiet():
+        ct.utils.save_multifunction(descriptor, str(theirs))
+    specs = [read_spec(find_spec(path)[0]) for path in (ours, theirs)]
+    assert specs[0].description.defaultFunctionName == specs[1].description.defaultFunctionName
+    functions = [sorted(spec.description.functions, key=lambda function: function.name) for spec in specs]
+    assert functions[0] == functions[1]
+    assert specs[0].specificationVersion == specs[1].specificationVersion
+    sizes = [find_spec(path)[1].stat().st_size for path in (ours, theirs)]
+    assert sizes[0] <= sizes[1] * 1.01  # nothing is stored twice that coremltools stores once
+    for name in ("decode", "prefill"):
+        steps = [[step.operation for step in Package(path).function(name).steps] for path in (ours, theirs)]
+        assert steps[0] == steps[1]
+
+
+def test_top_logits_are_a_good_measure_of_divergence() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=1000) * 3
+    other = logits + rng.normal(size=1000) * 0.3
+    assert TopLogits.of(logits).divergence(other) == pytest.approx(divergence(logits, other), rel=0.2)
+    assert TopLogits.of(logits).divergence(logits) < 1e-6
+    assert TopLogits.of(logits).tokens[0] == int(logits.argmax())
+    assert TopLogits.of(logits).log_probabilities[0] == pytest.approx(float(log_softmax(logits).max()), abs=1e-5)
+
+
+def test_the_child_process_prints_a_report_that_is_read_back(original: Path) -> None:
+    report = verify(original, engine="evaluator")
+    done = subprocess.CompletedProcess([], 0, b"noise\n" + verify_module.msgspec.json.encode(report), b"")
+    assert verify_module.msgspec.json.decode(done.stdout.splitlines()[-1], type=verify_module.VerifyReport) == report
