@@ -11,7 +11,7 @@ import numpy as np
 
 from .info import Golden, PackageInfo, TopLogits
 from .mil import MilModel
-from .runner import PackageRunner
+from .runner import Functions, PackageRunner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +58,9 @@ def golden_logits(runner: PackageRunner, golden: Golden) -> Iterator[NDArray[np.
 
 def evaluate_golden(package: Path, info: PackageInfo) -> PackageInfo:
     """The same info with what the package itself gives, evaluated with rounding to fp16."""
-    runner = PackageRunner(MilModel(package, function_name="decode"), MilModel(package, function_name="prefill"), info)
+    functions = Functions(
+        MilModel(package, function_name="decode"), MilModel(package, function_name="prefill"), info, "evaluator"
+    )
+    runner = PackageRunner(functions)
     found = [TopLogits.of(logits) for logits in golden_logits(runner, info.golden)]
     return msgspec.structs.replace(info, golden=msgspec.structs.replace(info.golden, package=found))

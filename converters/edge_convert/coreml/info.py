@@ -13,10 +13,11 @@ from edge.errors import ModelFileError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METADATA_KEY", "Golden", "PackageInfo", "TopLogits", "read_info"]
+__all__ = ["METADATA_KEY", "NO_NUMBERS", "Golden", "PackageInfo", "TopLogits", "read_info"]
 
 METADATA_KEY = "io.edge.package"
 """Under this name the model's user-defined metadata holds a PackageInfo as JSON."""
+NO_NUMBERS = 100.0
 _N_TOP = 64
 
 
@@ -34,7 +35,12 @@ class TopLogits(msgspec.Struct, frozen=True):
         return cls([int(token) for token in top], [round(float(log_p[token]), 5) for token in top])
 
     def divergence(self, logits: NDArray[np.floating]) -> float:
-        """KL divergence in nats from these to logits [vocab], over the tokens here and all others as one."""
+        """KL divergence in nats from these to logits [vocab], over the tokens here and all others as one.
+
+        Logits that are no numbers count as NO_NUMBERS.
+        """
+        if not np.isfinite(logits).all():
+            return NO_NUMBERS
         log_q = log_softmax(logits)[self.tokens]
         log_p = np.array(self.log_probabilities)
         p, q = np.exp(log_p), np.exp(log_q)

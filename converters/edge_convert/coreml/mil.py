@@ -124,8 +124,9 @@ class MilModel:
         """
         values = self._check_inputs(data)
         states = self._check_state(state)
-        for step in self._code.steps:
-            self._run(step, values, states)
+        with np.errstate(all="ignore"):  # what overflows becomes infinite or no number, as it does in hardware
+            for step in self._code.steps:
+                self._run(step, values, states)
         return {name: self._output(values[name], kind) for name, kind in self._code.outputs.items()}
 
     def _check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,8 +205,7 @@ class MilModel:
 def _rounded(array: NDArray[Any], kind: TensorType, precision: Precision) -> NDArray[Any]:
     if kind.dtype != np.float16 or precision == "fp32":
         return array.astype(np.float32, copy=False) if kind.is_float else array
-    with np.errstate(over="ignore"):  # fp16 goes to infinity, and so do we
-        return array.astype(np.float16).astype(np.float32)
+    return array.astype(np.float16).astype(np.float32)
 
 
 def _open_package(folder: Path) -> Package:

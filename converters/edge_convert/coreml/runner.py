@@ -5,20 +5,28 @@ Works the same with a real MLModel on a Mac and with the evaluator (mil.MilModel
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from edge.errors import ContextFullError
+from edge.errors import BackendUnavailableError, ContextFullError
 
-from .info import PackageInfo
+from .info import PackageInfo, read_info
+from .mil import MilModel
 from .model import MASKED, STATE
+from .tools import quiet_coremltools
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PackageRunner", "Predictor", "causal_mask", "chunk_start"]
+__all__ = ["ComputeUnits", "Engine", "Functions", "PackageRunner", "Predictor", "causal_mask", "chunk_start", "load_functions"]
+
+Engine = Literal["coreml", "evaluator"]
+ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 
 
 class Predictor(Protocol):
@@ -33,20 +41,58 @@ class Predictor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Functions:
+    """The two functions of a package, loaded, and what the package says about itself."""
+
+    decode: Predictor
+    prefill: Predictor
+    info: PackageInfo
+    engine: Engine
+
+
+def load_functions(package: Path, engine: Engine | None = None, compute_units: ComputeUnits = "ALL") -> Functions:
+    """Load a package for prediction.
+
+    Args:
+        package: an .mlpackage made by `edge convert`.
+        engine: real prediction or the evaluator; where it is None, real prediction on a Mac and the evaluator elsewhere.
+        compute_units: what Core ML may use. The evaluator has no units.
+
+    Raises:
+        ModelFileError: the package is damaged, or not made by `edge convert`.
+        BackendUnavailableError: real prediction was asked for and this is no Mac, or coremltools is missing.
+    """
+    on_mac = platform.system() == "Darwin"
+    if engine == "evaluator" or (engine is None and not on_mac):
+        decode = MilModel(package, function_name="decode")
+        info = read_info(decode.user_defined_metadata, package.name)
+        return Functions(decode, MilModel(package, function_name="prefill"), info, "evaluator")
+    if not on_mac:
+        raise BackendUnavailableError("Core ML predicts on a Mac only.", "Leave the engine out to use the evaluator here.")
+    ct = quiet_coremltools()
+
+    def load(name: str) -> Any:
+        return ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[compute_units], function_name=name)
+
+    real = load("decode")
+    return Functions(real, load("prefill"), read_info(dict(real.user_defined_metadata), package.name), "coreml")
+
+
 class PackageRunner:
     """One sequence of tokens and its cache.
 
     Args:
-        decode, prefill: the two functions of a package.
-        info: what the package says about itself.
+        functions: of a package.
     """
 
-    def __init__(self, decode: Predictor, prefill: Predictor, info: PackageInfo) -> None:
-        self._decode = decode
-        self._prefill = prefill
+    def __init__(self, functions: Functions) -> None:
+        info = functions.info
+        self._decode = functions.decode
+        self._prefill = functions.prefill
         self._info = info
         self._tokens: list[int] = []
-        self._state: Any = decode.make_state() if info.stateful else None
+        self._state: Any = functions.decode.make_state() if info.stateful else None
         self._cache = None if info.stateful else np.zeros(info.cache_shape, np.float16)
 
     @property

@@ -12,16 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.errors import BackendError, BackendUnavailableError, UsageError
+from edge.errors import BackendError, UsageError
 
 from .golden import golden_logits
-from .info import PackageInfo, read_info
-from .mil import MilModel
-from .runner import PackageRunner
+from .info import PackageInfo
+from .program import find_spec
+from .runner import ComputeUnits, Engine, Functions, PackageRunner, load_functions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ComputeUnits", "Engine", "VerifyReport", "verify"]
 
-Engine = Literal["coreml", "evaluator"]
-ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 COMPUTE_UNITS: tuple[ComputeUnits, ...] = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 
 _SAME = 0.02
@@ -93,23 +91,17 @@ def verify(
             f"There is no engine {engine!r} with compute units {compute_units!r}.",
             f"Engines are coreml and evaluator, compute units {', '.join(COMPUTE_UNITS)}.",
         )
-    decode = MilModel(package, function_name="decode")
-    info = read_info(decode.user_defined_metadata, package.name)
-    if engine == "evaluator":
-        runner = PackageRunner(decode, MilModel(package, function_name="prefill"), info)
-        return _compare(runner, info, engine, None, {})
-    if not on_mac:
-        raise BackendUnavailableError("Core ML predicts on a Mac only.", "Leave the engine out to use the evaluator here.")
-    del decode
-    return _in_child(package, compute_units, timeout_s)
+    if engine == "coreml" and on_mac:
+        find_spec(package)  # a package that is not there is no crash of Core ML
+        return _in_child(package, compute_units, timeout_s)
+    return _compare(load_functions(package, engine), None, {})
 
 
-def _compare(
-    runner: PackageRunner, info: PackageInfo, engine: Engine, units: ComputeUnits | None, placement: dict[str, float]
-) -> VerifyReport:
+def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[str, float]) -> VerifyReport:
+    info = functions.info
     times, found = [], []
     began = time.perf_counter()
-    for logits in golden_logits(runner, info.golden):
+    for logits in golden_logits(PackageRunner(functions), info.golden):
         now = time.perf_counter()
         times.append(now - began)
         began = now
@@ -118,7 +110,7 @@ def _compare(
     divergence = _mean([top.divergence(logits) for top, logits in zip(info.golden.package, found, strict=True)])
     agreement = [float(logits.argmax() == top.tokens[0]) for top, logits in zip(info.golden.source, found, strict=True)]
     return VerifyReport(
-        engine=engine,
+        engine=functions.engine,
         compute_units=units,
         variant=info.variant,
         n_positions=len(found),
@@ -183,19 +175,14 @@ def _child(arguments: list[str]) -> None:
 
 
 def _predict(package: Path, units: Any) -> VerifyReport:
+    functions = load_functions(package, "coreml", units)
+    return _compare(functions, units, _placement(functions.decode, units))
+
+
+def _placement(model: Any, units: Any) -> dict[str, float]:
+    """Share of the decode function's operations that Core ML prefers on each unit. Reported, never relied on."""
     import coremltools as ct
 
-    def load(function: str) -> Any:
-        return ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[units], function_name=function)
-
-    decode, prefill = load("decode"), load("prefill")
-    info = read_info(dict(decode.user_defined_metadata), package.name)
-    runner = PackageRunner(decode, prefill, info)
-    return _compare(runner, info, "coreml", units, _placement(ct, decode, units))
-
-
-def _placement(ct: Any, model: Any, units: Any) -> dict[str, float]:
-    """Share of the decode function's operations that Core ML prefers on each unit. Reported, never relied on."""
     plan = ct.models.compute_plan.MLComputePlan.load_from_path(
         path=model.get_compiled_model_path(), compute_units=ct.ComputeUnit[units]
     )

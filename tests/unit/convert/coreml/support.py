@@ -10,7 +10,7 @@ import numpy as np
 from edge_convert.coreml.export import CoreMLOptions, export_coreml
 from edge_convert.coreml.info import PackageInfo, read_info
 from edge_convert.coreml.mil import MilModel, Precision
-from edge_convert.coreml.runner import PackageRunner
+from edge_convert.coreml.runner import Functions, PackageRunner
 
 CONTEXT, CHUNK = 96, 16
 
@@ -25,7 +25,8 @@ def export_tiny(checkpoint: Path, out: Path, **options: Any) -> Path:
 def open_runner(package: Path, precision: Precision = "fp16") -> PackageRunner:
     """The evaluator on both functions."""
     decode = MilModel(package, function_name="decode", precision=precision)
-    return PackageRunner(decode, MilModel(package, function_name="prefill", precision=precision), info_of(package))
+    prefill = MilModel(package, function_name="prefill", precision=precision)
+    return PackageRunner(Functions(decode, prefill, info_of(package), "evaluator"))
 
 
 def info_of(package: Path) -> PackageInfo:

@@ -161,10 +161,11 @@ def test_a_crash_of_core_ml_stays_in_its_child(original: Path, monkeypatch: pyte
 STAND_IN = """
 import sys
 import coremltools as ct
-from edge_convert.coreml import verify
+from edge_convert.coreml import runner, verify
 from edge_convert.coreml.mil import MilModel
+runner.platform.system = lambda: "Darwin"
 ct.models.MLModel = lambda path, compute_units, function_name: MilModel(path, function_name=function_name)
-verify._placement = lambda ct, model, units: {"MLCPUComputeDevice": 1.0}
+verify._placement = lambda model, units: {"MLCPUComputeDevice": 1.0}
 verify._child(sys.argv[1:])
 """
 
