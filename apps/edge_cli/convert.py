@@ -33,7 +33,7 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
         "edge convert smollm2-135m --to gguf --quant Q4_K_M,Q4_0 --out smollm2",
         "edge convert hf:Qwen/Qwen3-0.6B --for this-device",
         "edge convert ~/checkpoints/SmolLM2 --to gguf,onnx --gate top1=0.9,kl=0.1",
-        "edge convert verify smollm2/coreml-gpu/gpu.mlpackage",
+        "edge convert verify smollm2/coreml-gpu/model.mlpackage",
     ),
 )
 @click.argument("source", shell_complete=complete_model)
@@ -52,6 +52,14 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
 @click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
 @click.option("--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these: top1=0.9,kl=0.1,ppl=+5%.")
+@click.option("--explicit-kv", is_flag=True, help="Core ML: keys and values as input and output instead of a state.")
+@click.option(
+    "--compute-units",
+    default="ALL",
+    show_default=True,
+    metavar="UNITS",
+    help="Core ML, verify: ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE.",
+)
 @click.option(
     "--for", "device", type=click.Choice(["this-device"]), help="Measure candidates here, and keep the fastest good one."
 )
@@ -66,7 +74,7 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     `edge convert verify PACKAGE` checks a Core ML package.
     """
     if source == "verify" and package is not None:
-        return _verify(Path(package), as_json=options["as_json"])
+        return _verify(Path(package), options["compute_units"], as_json=options["as_json"])
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     if (options["gate"] or options["device"]) and not options["card"]:
@@ -158,6 +166,7 @@ def _request(options: dict[str, Any]) -> Request:
         coreml_variants=variants,
         coreml_context=options["context"],
         card=options["card"],
+        coreml_stateful=not options["explicit_kv"],
         force=options["force"],
     )
     _check_packages(request)
@@ -241,13 +250,30 @@ def _about(seconds: float) -> str:
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
-def _verify(path: Path, *, as_json: bool) -> int:
+def _verify(path: Path, compute_units: str, *, as_json: bool) -> int:
     """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere."""
-    from importlib import import_module
+    from msgspec.structs import asdict
 
-    report = import_module("edge_convert.coreml.verify").verify(path)
+    from edge.errors import QualityGateError
+    from edge_convert.coreml.verify import verify
+
+    report = verify(path, compute_units=compute_units)  # type: ignore[arg-type]  # checked there
     if as_json:
-        output.json_object(report)
+        output.json_object(asdict(report))
+    else:
+        where = f"Core ML ({report.compute_units})" if report.engine == "coreml" else "edge's evaluator (this is no Mac)"
+        output.line(f"Computed by                 {where}, {report.seconds_per_token:.2f} s a token")
+        output.line(f"Divergence from the export  {report.divergence:.5f} nats at {report.n_positions} positions")
+        output.line(
+            f"Divergence from the source  {report.source_divergence:.4f} nats ({report.source_expected:.4f} at the export)"
+        )
+        for unit, share in report.placement.items():
+            output.line(f"Planned on {unit:<17}{share:.0%} of the operations")
+    if not report.is_good:
+        raise QualityGateError(
+            f"{path.name} does not compute here what it computed at the export.",
+            "Try other --compute-units or another variant; if none helps, copy or convert it again.",
+        )
     return 0
 
 

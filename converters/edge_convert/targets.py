@@ -47,6 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         coreml_variants: see edge_convert.coreml.export.CoreMLOptions.
         coreml_context: cache rows of a Core ML package.
         card: measure what came out against the source.
+        coreml_stateful: whether it keeps them in a state.
         force: replace artifacts that are there.
     """
 
@@ -56,6 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     coreml_variants: tuple[Literal["gpu", "ane", "fp16"], ...] = ("gpu", "ane")
     coreml_context: int = 2048
     card: bool = True
+    coreml_stateful: bool = True
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -346,11 +348,12 @@ def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane",
         options = exporter.CoreMLOptions(
             variant=variant,
             context=request.coreml_context,
+            stateful=request.coreml_stateful,
             source_gguf=_carried(facts),
             calibration=request.gguf.calibration,
         )
         exporter.export_coreml(_open(facts, done).folder, folder, options, told)
-        recipe = {"variant": variant, "context": str(request.coreml_context)}
+        recipe = {"variant": variant, "context": str(request.coreml_context), "stateful": str(request.coreml_stateful)}
         _write_manifest(folder, facts, done, "coreml", variant, recipe)
 
     return Step(

@@ -60,12 +60,12 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
 
     Args:
         checkpoint: folder with config.json, safetensors and tokenizer.
-        out: folder to write into; the package is called after the variant.
+        out: folder to write into; made if it is not there.
         options: what kind of package.
         on_progress: told what is done and the share of all work that is behind, 0 to 1.
 
     Returns:
-        The package (a folder).
+        The package (a folder, model.mlpackage) and the tokenizer files beside it.
 
     Raises:
         UsageError: an option does not fit the model.
@@ -84,7 +84,8 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     del model  # its memory is needed
     tables = rotary_tables(checkpoint, decoder, options.context)
     program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
-    package = out / f"{opened.name}-{options.variant}.mlpackage"
+    out.mkdir(parents=True, exist_ok=True)
+    package = out / "model.mlpackage"
     with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as work:
         parts = {}
         for share, (name, n_tokens) in enumerate({"decode": 1, "prefill": options.chunk}.items()):
@@ -114,8 +115,11 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         if package.exists():
             shutil.rmtree(package)
         joined.rename(package)
+    tokenizer = [out / name for name in opened.tokenizer_files]
+    for path in tokenizer:
+        shutil.copyfile(checkpoint / path.name, path)
     on_progress("done", 1.0)
-    return [package]
+    return [package, *tokenizer]
 
 
 def _check_options(options: CoreMLOptions) -> None:

@@ -18,7 +18,7 @@ CONTEXT, CHUNK = 96, 16
 def export_tiny(checkpoint: Path, out: Path, **options: Any) -> Path:
     """A package with a small context."""
     chosen = CoreMLOptions(**({"context": CONTEXT, "chunk": CHUNK} | options))
-    (package,) = export_coreml(checkpoint, out, chosen, lambda what, share: None)
+    package, *_ = export_coreml(checkpoint, out, chosen, lambda what, share: None)
     return package
 
 
