@@ -77,8 +77,8 @@ def test_int4_gives_the_logits_of_its_own_weights(kind: str, variant: Any, tiny_
         for name, module in reference.named_modules():
             if f"{name}.weight" in opened.tensors and len(opened.tensors[f"{name}.weight"].shape) == 2:
                 module.weight = torch.nn.Parameter(torch.from_numpy(encoder.weight(name).dequantise()))
-        if not opened.is_tied:
-            reference.lm_head.weight = torch.nn.Parameter(torch.from_numpy(encoder.weight("lm_head").dequantise()))
+        if opened.is_tied:
+            reference.lm_head.weight = reference.model.embed_tokens.weight
     tokens = _tokens(reference.config.vocab_size)
     expected = reference_logits(reference, tokens)[LAST]
     difference = _feed(package, tokens, "fp32") - expected
