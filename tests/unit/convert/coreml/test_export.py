@@ -69,9 +69,11 @@ def test_prefill_and_decode_give_the_checkpoints_logits(kind: str, tiny_checkpoi
 def test_int4_gives_the_logits_of_its_own_weights(kind: str, variant: Any, tiny_checkpoint: Make, tmp_path: Path) -> None:
     """The oracle is transformers with the weights that were chosen, so only the program can be wrong."""
     folder = tiny_checkpoint(kind)
-    package = export_tiny(folder, tmp_path, variant=variant)
+    text = tmp_path / "calibration.txt"
+    text.write_text((Path(__file__).parents[4] / "LICENSE").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    package = export_tiny(folder, tmp_path, variant=variant, calibration=text)
     opened, reference = open_checkpoint(folder), load_reference(folder)
-    encoder = Encoder(opened, read_decoder(folder), variant, None, None)
+    encoder = Encoder(opened, read_decoder(folder), variant, None, text)
     encoder.prepare(reference, lambda share: None)
     with torch.no_grad():
         for name, module in reference.named_modules():
@@ -84,7 +86,8 @@ def test_int4_gives_the_logits_of_its_own_weights(kind: str, variant: Any, tiny_
     difference = _feed(package, tokens, "fp32") - expected
     assert np.sqrt((difference**2).mean()) < 0.005 * expected.std()
     original = reference_logits(load_reference(folder), tokens)[LAST]
-    assert divergence(original, _feed(package, tokens, "fp16")) < 0.5
+    # random weights are hard to quantise; what comes out must still be much nearer than another position's logits
+    assert divergence(original, _feed(package, tokens, "fp16")) < 0.3 * divergence(original, np.roll(original, 1, axis=0))
     encodings = info_of(package).encodings
     assert ("int4 in blocks" if variant == "gpu" else "palette of 16 values per row") in encodings
 
@@ -104,7 +107,8 @@ def test_the_same_input_gives_the_same_bytes(tiny_checkpoint: Make, tmp_path: Pa
     digests = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        package = export_tiny(tiny_checkpoint("llama"), tmp_path / name, variant="ane")
+        text = Path(__file__).parents[4] / "CONTRIBUTING.md"
+        package = export_tiny(tiny_checkpoint("llama"), tmp_path / name, variant="ane", calibration=text)
         files = sorted(path for path in package.rglob("*") if path.is_file())
         digests.append({str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
     assert digests[0] == digests[1]
