@@ -129,15 +129,20 @@ def quantise(
     Raises:
         BackendError: llama.cpp failed.
     """
+    partial = out.with_name(f".{out.name}.part")
     arguments = {
         "source": str(base),
-        "out": str(out),
+        "out": str(partial),
         "file_type": _FILE_TYPE[name],
         "threads": options.n_threads,
         "imatrix": str(imatrix) if imatrix and name not in FLOATS else None,
         "max_buffer_bytes": options.max_buffer_bytes,
     }
-    run_task("quantise", arguments, on_progress)
+    try:
+        run_task("quantise", arguments, on_progress)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
     return out
 
 
