@@ -74,13 +74,17 @@ class Engine:
             model = model_fingerprint(self.backend, plan.artifact, exact=exact)
         self.scheduler = Scheduler(self.backend, KVCache(self.backend, self.store, model=model, exact=exact))
 
-    def ask(self, text: str, n_tokens: int = 1) -> tuple[float, Finished]:
-        """Tokenise a text and write a reply. Returns the milliseconds until its last token, and the end."""
+    def ask(self, text: str, n_tokens: int = 1, *, shared: str = "") -> tuple[float, Finished]:
+        """Tokenise a text and write a reply. Returns the milliseconds until its last token, and the end.
+
+        `shared` is what other texts begin with, too: a conversation's system prompt.
+        """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         started = time.perf_counter()
         tokens = self.scheduler.call(lambda backend: backend.tokenize(text))
         sampling = Sampling(temperature=0, max_tokens=n_tokens)
-        self.scheduler.submit(Generation(tokens, sampling, events.put, asked_at=started))
+        ends = [len(self.scheduler.call(lambda backend: backend.tokenize(shared)))] if shared else []
+        self.scheduler.submit(Generation(tokens, sampling, events.put, boundaries=ends, asked_at=started))
         while True:
             event = events.get()
             if isinstance(event, Failed):
@@ -233,7 +237,7 @@ def shared_prompt(plan: Plan, folder: Path) -> dict[str, float]:
         questions = [" " + text_of(one.backend, 30, 100 + number) for number in range(10)]
     for question in questions:
         with engine(plan, directory) as one:
-            ms, _ = one.ask(system + question)
+            ms, _ = one.ask(system + question, shared=system)
             later.append(ms)
         first = first or ms
     with engine(plan, directory) as one:

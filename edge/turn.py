@@ -199,13 +199,13 @@ class Turn:
         return self._keeper.conversation_id if self._keeper is not None else ""
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
-        """Where a state is worth keeping, if it can only be kept as a whole: the end of the system prompt, and of the question
-        but for the last token, which has to be computed for its logits.
+        """What later prompts are likely to share: the system prompt, known by the first turn; and where a state can only be
+        kept as a whole, the question but for its last token, which has to be computed for its logits.
         """
-        if not self._scheduler.wants_checkpoints:
-            return []
-        shared = self._prompting.shared_end(self._messages, tokens)
-        return sorted({end for end in (shared, len(tokens) - 1) if 0 < end < len(tokens)})
+        is_whole = self._scheduler.wants_checkpoints
+        is_first = not any(message.role == "assistant" for message in self._messages)
+        shared = self._prompting.shared_end(self._messages, tokens) if is_first or is_whole else 0
+        return sorted({end for end in (shared, len(tokens) - 1 if is_whole else 0) if 0 < end < len(tokens)})
 
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an answer that was given before."""

@@ -80,8 +80,8 @@ class Generation:
         sampling: how to choose tokens.
         listener: called with each event, in order; the last one is Finished or Failed.
         owner: the conversation that this is a turn of, "" for none: whose blocks on the disk its tokens become.
-        boundaries: positions inside the prompt that later prompts are likely to share, in order. Models whose state can only be
-            kept as a whole are kept there.
+        boundaries: positions inside the prompt that later prompts are likely to share. Blocks on the disk end there, and models
+            whose state can only be kept as a whole are kept there.
     """
 
     tokens: list[int]
@@ -168,7 +168,7 @@ class Scheduler:
 
     @property
     def wants_checkpoints(self) -> bool:
-        """Whether `Generation.boundaries` are of use."""
+        """Whether states are only kept at `Generation.boundaries`."""
         return self._cache.wants_checkpoints
 
     def submit(self, generation: Generation) -> None:
@@ -296,7 +296,7 @@ class Scheduler:
                 continue
             started = time.perf_counter()
             try:
-                taken = self._cache.acquire(to_read, generation.owner)
+                taken = self._cache.acquire(to_read, generation.owner, generation.boundaries)
                 if taken is None:
                     return  # every sequence is busy
                 slot, reuse = taken

@@ -94,8 +94,6 @@ class KVCache:
         # Blocks of a sliding-window model are exported while the window covers them.
         self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
-        self._owners: dict[int, str] = {}
-        self._n_read: dict[int, int] = {}  # up to where a busy sequence was read; what follows was decoded
         self._ms_per_token = 0.0
 
     @property
@@ -109,12 +107,13 @@ class KVCache:
             return frozenset()
         return frozenset(self._slots.reusable(boundary) for boundary in boundaries) - {0}
 
-    def acquire(self, prompt: Sequence[int], owner: str = "") -> tuple[Slot, Reuse] | None:
+    def acquire(self, prompt: Sequence[int], owner: str = "", boundaries: Iterable[int] = ()) -> tuple[Slot, Reuse] | None:
         """Take a sequence for a prompt, with as much of its beginning as memory and disk have.
 
         Args:
             prompt: token ids, at least one. At least the last one is left to compute, since its logits are needed.
             owner: who uses what will be stored: a conversation's id, or "" for nobody.
+            boundaries: positions that later prompts are likely to share: blocks end there, so that this is stored once.
 
         Returns:
             The slot and what was reused, or None when every sequence is busy.
@@ -135,8 +134,7 @@ class KVCache:
         except BaseException:
             self._slots.release(slot)
             raise
-        self._owners[slot.seq_id] = owner
-        self._n_read[slot.seq_id] = slot.n_tokens
+        slot.owner, slot.n_read, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
         saved_ms = max(0.0, (n_memory + n_disk) * self._ms_per_token - restore_ms)
         return slot, Reuse(n_memory, n_disk, saved_ms)
 
@@ -153,7 +151,7 @@ class KVCache:
             known = self._ms_per_token or newest
             self._ms_per_token = known + _SMOOTHING * (newest - known)
         self._slots.append(slot, tokens, is_read=True)
-        self._n_read[slot.seq_id] = slot.n_tokens
+        slot.n_read = slot.n_tokens
         self._keep(slot, self._block_tokens)
 
     def wrote(self, slot: Slot, token: int) -> None:
@@ -281,13 +279,13 @@ class KVCache:
     def _keep_ranges(self, store: BlockStore, slot: Slot, least: int) -> None:
         tree = self._slots.tree
         start, parent = self._stored_end(store, slot)
-        n_new = tree.length(slot.seq_id) - start
-        if n_new < least:
+        end = tree.length(slot.seq_id)
+        if end - start < least:
             return
         tokens = tree.tokens(slot.seq_id, start)
-        for size in self._cuts(n_new):
-            if size < least:
-                return
+        for size in self._cuts(start, end, slot.boundaries):
+            if size < least and start + size == end:
+                return  # the next tokens will fill it
             payload = self._backend.export_kv(slot.seq_id, start, start + size)
             parent = self._put(store, slot, parent, start, tokens[:size], payload)
             if parent is None:
@@ -311,7 +309,7 @@ class KVCache:
             return
         tokens = tree.tokens(slot.seq_id, start)
         # The block that carries the state holds one token, so that its key is not that of a block that leads elsewhere.
-        for size in [*self._cuts(len(tokens) - 1), 1]:
+        for size in [*self._cuts(start, end - 1), 1]:
             is_last = start + size == end
             payload = self._backend.export_kv(slot.seq_id, 0, end) if is_last else b""
             parent = self._put(store, slot, parent, start, tokens[:size], payload)
@@ -336,7 +334,7 @@ class KVCache:
     def _put(
         self, store: BlockStore, slot: Slot, parent: bytes | None, start: int, tokens: list[int], payload: bytes
     ) -> bytes | None:
-        is_read = start + len(tokens) <= self._n_read.get(slot.seq_id, 0)
+        is_read = start + len(tokens) <= slot.n_read
         return store.put(
             parent,
             tokens,
@@ -346,13 +344,17 @@ class KVCache:
             start=start,
             prefill_ms=self._ms_per_token * len(tokens),
             origin="prefill" if is_read else "decode",
-            owner=self._owners.get(slot.seq_id) or None,
+            owner=slot.owner or None,
         )
 
-    def _cuts(self, n_tokens: int) -> list[int]:
-        """Sizes of the blocks for so many tokens: full ones and the rest."""
-        n_full, rest = divmod(n_tokens, self._block_tokens)
-        return [self._block_tokens] * n_full + [rest] * (rest > 0)
+    def _cuts(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
+        """Sizes of the blocks for a range of positions: full ones, and shorter ones before a boundary and the end."""
+        sizes = []
+        for stop in [*(boundary for boundary in boundaries if start < boundary < end), end]:
+            n_full, rest = divmod(stop - start, self._block_tokens)
+            sizes += [self._block_tokens] * n_full + [rest] * (rest > 0)
+            start = stop
+        return sizes
 
 
 def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:

@@ -29,12 +29,18 @@ class Slot:
         n_tokens: how many tokens the KV cache holds for it.
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
+        owner: the conversation whose turn uses it, "" for none.
+        n_read: up to where it was read as a prompt; what follows was decoded.
+        boundaries: positions that later prompts are likely to share, in order.
     """
 
     seq_id: int
     n_tokens: int = 0
     is_busy: bool = False
     last_used: int = 0
+    owner: str = ""
+    n_read: int = 0
+    boundaries: tuple[int, ...] = ()
 
 
 class Slots:
