@@ -1,0 +1,47 @@
+"""The real SmolLM2, its first layers only: from the packaged GGUF to a Core ML package with the same blocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]")
+pytest.importorskip("coremltools", reason="needs the extra [convert]")
+
+from edge_convert.coreml.calibrate import load_reference
+from edge_convert.from_gguf import checkpoint_from_gguf
+from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, open_runner, reference_logits
+
+N_LAYERS = 3
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_blocks_of_the_gguf_give_the_logits_of_its_weights(model_path: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = checkpoint_from_gguf(model_path, tmp_path / "checkpoint")
+    kept: dict[str, np.ndarray] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        names = load_file(shard).items()
+        kept |= {name: tensor for name, tensor in names if ".layers." not in name or int(name.split(".")[2]) < N_LAYERS}
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": N_LAYERS}))
+
+    package = export_tiny(folder, tmp_path / "out", variant="gpu", source_gguf=model_path)
+    # q, k, v, o, gate, up and down of each layer; the embedding, which is the head too
+    assert info_of(package).encodings == {"int4 in blocks": 7 * N_LAYERS, "int8 in blocks": 1}
+    tokens = np.array(
+        [504, 3575, 282, 4649, 314, 7042, 30, 378, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 979, 504, 282, 30]
+    )
+    expected = reference_logits(load_reference(folder), tokens)
+    runner = open_runner(package)
+    found = np.stack([runner.feed(tokens[:18]), runner.feed(tokens[18:19]), runner.feed(tokens[19:])])
+    assert divergence(expected[[17, 18, 19]], found) < 0.01
+    assert (expected[[17, 18, 19]].argmax(axis=1) == found.argmax(axis=1)).all()
