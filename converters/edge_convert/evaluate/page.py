@@ -110,20 +110,31 @@ def _scatter(rows: Sequence[Row]) -> str:
     for tick in _ticks(largest):
         x, _ = place(tick, 10.0**low)
         parts.append(f'<text class="dim" x="{x:.1f}" y="{height - 12}" text-anchor="middle">{tick:g} MB</text>')
-    taken: list[tuple[float, float]] = []
-    for row, kl in sorted(zip(rows, values, strict=True), key=lambda pair: -pair[1]):
-        x, y = place(row.size_bytes / 1e6, kl)
-        label_y = y
-        while any(abs(label_y - other_y) < 15 and abs(x - other_x) < 200 for other_x, other_y in taken):
-            label_y += 15
-        taken.append((x, label_y))
-        is_right = x > width * 0.55
+    points = [place(row.size_bytes / 1e6, kl) for row, kl in zip(rows, values, strict=True)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    for row, (x, y) in zip(rows, points, strict=True):
+        left_edge, base = _free_place(x, y, 7.8 * len(_short(row.name)), width, taken)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[row.format]}"/>')
-        parts.append(
-            f'<text x="{x + (-9 if is_right else 9):.1f}" y="{label_y + 4:.1f}" text-anchor="{"end" if is_right else "start"}">'
-            f"{escape(_short(row.name))}</text>"
-        )
+        parts.append(f'<text x="{left_edge:.1f}" y="{base:.1f}">{escape(_short(row.name))}</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _free_place(
+    x: float, y: float, length: float, width: float, taken: list[tuple[float, float, float, float]]
+) -> tuple[float, float]:
+    """Where a label of some length goes beside its point without covering others; its box is added to those taken."""
+    beside = [(x + 9, y + 4), (x - 9 - length, y + 4)]
+    around = [(min(x - length / 2, width - length), y + step) for step in (-11, 20, -27, 36, -43, 52)]
+    boxes = [(left, base - 12, left + length, base + 3) for left, base in (*beside, *around)]
+    inside = [box for box in boxes if box[0] >= 52 and box[2] <= width and box[1] >= 0]
+    free = (
+        box
+        for box in inside
+        if not any(box[0] < right and box[2] > left and box[1] < low and box[3] > top for left, top, right, low in taken)
+    )
+    box = next(free, boxes[1])
+    taken.append(box)
+    return box[0], box[3] - 3
 
 
 def _ticks(largest: float) -> list[float]:
