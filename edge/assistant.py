@@ -102,7 +102,7 @@ class Assistant:
             cache = KVCache(backend, exact=exact)
         else:
             cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
-            self._answers = Answers(disk.blocks, disk.model) if disk.answers else None
+            self._answers = Answers(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
         self._scheduler = Scheduler(backend, cache)
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         self._finalizer = weakref.finalize(self, _close, self._scheduler, disk, self._own_store)

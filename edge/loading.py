@@ -77,6 +77,7 @@ def load(
     plan = plan_model(settings=chosen, on_progress=on_progress)
 
     engine = _open(plan, on_progress)
+    disk = None
     try:
         sampling, system = _advised(chosen, plan.artifact.name)
         disk = _open_disk(chosen, plan, engine)
@@ -92,6 +93,8 @@ def load(
         )
     except BaseException:
         engine.close()
+        if disk is not None:
+            disk.blocks.close()
         raise
 
 

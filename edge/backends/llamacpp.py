@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge.backends.base import Backend, Sampler
 from edge.backends.cells import Ledger
 from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, library_version, load_library, recent_log
-from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context
+from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
 from edge.errors import BackendError, ContextFullError, UnsupportedError, UsageError
 
@@ -87,6 +87,7 @@ class LlamaCppBackend(Backend):
             "extra_buffers": plan.use_extra_buffers,
             "unified": True,
             "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
+            "rope": rope_variant(library, self._model, self.n_ctx),
         }
         self._ledger = Ledger(self.n_ctx, plan.n_seq)
         self._batch = Batch(library, max(self.chunk_size, plan.n_seq))

@@ -14,7 +14,7 @@ from edge.errors import BUILD_HINT, BackendUnavailableError, CancelledError, Mod
 if TYPE_CHECKING:
     from edge.plan import Plan
 
-__all__ = ["KV_TYPES", "capabilities_of", "check_usable", "describe", "load_model", "meta", "open_context"]
+__all__ = ["KV_TYPES", "capabilities_of", "check_usable", "describe", "load_model", "meta", "open_context", "rope_variant"]
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 """Name -> ggml type, for the KV cache."""
@@ -179,6 +179,12 @@ def meta(library: Any, model: Any, key: str) -> str:
     buffer = ctypes.create_string_buffer(size + 1)
     library.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace")
+
+
+def rope_variant(library: Any, model: Any, n_ctx: int) -> str:
+    """Which rotation positions get: some models (LongRoPE: Phi-3) have one for short contexts and one for long ones."""
+    original = meta(library, model, f"{meta(library, model, 'general.architecture')}.rope.scaling.original_context_length")
+    return "one" if not original.isdigit() else "long" if n_ctx > int(original) else "short"
 
 
 def describe(library: Any, model: Any) -> ModelInfo:

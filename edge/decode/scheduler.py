@@ -236,8 +236,10 @@ class Scheduler:
         finally:
             with self._lock:
                 self._is_closed = True
-            self._abandon(reason)
-            self._backend.close()
+            try:
+                self._abandon(reason)
+            finally:
+                self._backend.close()
 
     def _abandon(self, reason: EdgeError) -> None:
         for generation in [*self._running, *self._waiting]:
@@ -457,4 +459,5 @@ class Scheduler:
             generation.sampler = None
         if generation.slot is not None:
             slot, generation.slot = generation.slot, None
-            self._cache.release(slot)
+            with contextlib.suppress(BackendError):  # likewise
+                self._cache.release(slot)

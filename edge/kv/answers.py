@@ -45,11 +45,13 @@ class Answers:
     Args:
         store: where they are kept; the caller closes it.
         model: fingerprint of weights and engine, 32 bytes.
+        n_ctx: context window, which may have ended an answer.
     """
 
-    def __init__(self, store: BlockStore, model: bytes) -> None:
+    def __init__(self, store: BlockStore, model: bytes, n_ctx: int) -> None:
         self._store = store
         self._model = model
+        self._n_ctx = n_ctx
 
     def find(self, prompt: Sequence[int], sampling: Sampling) -> Answer | None:
         """What was answered to exactly this; None when it never was, or when chance has a say in the answer."""
@@ -99,4 +101,6 @@ class Answers:
         if sampling.temperature != 0:
             return None
         fields = {name: value for name, value in dataclasses.asdict(sampling).items() if name not in _WITHOUT_CHANCE}
-        return fingerprint({"model": self._model.hex(), **{name: repr(value) for name, value in fields.items()}})
+        return fingerprint(
+            {"model": self._model.hex(), "n_ctx": self._n_ctx, **{name: repr(value) for name, value in fields.items()}}
+        )

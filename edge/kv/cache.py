@@ -95,6 +95,7 @@ class KVCache:
         self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
         self._ms_per_token = 0.0
+        self._told: set[str] = set()
 
     @property
     def wants_checkpoints(self) -> bool:
@@ -126,14 +127,15 @@ class KVCache:
             return None
         n_memory = slot.n_tokens
         n_disk, restore_ms = 0, 0.0
-        try:
-            if self._store is not None:
-                started = time.perf_counter()
-                n_memory, n_disk = self._restore(self._store, slot, prompt, owner)
-                restore_ms = (time.perf_counter() - started) * 1000
-        except BaseException:
-            self._slots.release(slot)
-            raise
+        if self._store is not None:
+            started = time.perf_counter()
+            try:
+                n_memory, n_disk = self._restore(self._store, slot, prompt)
+            except Exception:  # noqa: BLE001 (whatever it was, it must not end the reply: the prompt is computed instead)
+                _log.exception("What is on the disk could not be restored")
+                n_memory = 0
+                self._start_again(slot)
+            restore_ms = (time.perf_counter() - started) * 1000
         slot.owner, slot.n_read, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
         saved_ms = max(0.0, (n_memory + n_disk) * self._ms_per_token - restore_ms)
         return slot, Reuse(n_memory, n_disk, saved_ms)
@@ -170,6 +172,9 @@ class KVCache:
         self.checkpoint(slot)
         if slot.n_tokens >= _MIN_STORE_TOKENS:
             self._keep(slot, 1)
+        if self._store is not None and slot.owner:
+            # All that its turn rests on, also what others wrote: they may be deleted and this one go on.
+            self._store.touch(self._slots.tree.marks(slot.seq_id), owner=slot.owner)
         self._slots.release(slot)
 
     def give_up(self, slot: Slot) -> None:
@@ -198,7 +203,7 @@ class KVCache:
                 if not self.evict_one():
                     raise
 
-    def _restore(self, store: BlockStore, slot: Slot, prompt: Sequence[int], owner: str) -> tuple[int, int]:
+    def _restore(self, store: BlockStore, slot: Slot, prompt: Sequence[int]) -> tuple[int, int]:
         """Bring in what the disk has beyond what is resident. Returns how many tokens came from memory and from the disk."""
         usable = prompt[: self._slots.reusable(len(prompt) - 1)]
         if len(usable) - slot.n_tokens < _MIN_RESTORE_TOKENS:
@@ -207,7 +212,7 @@ class KVCache:
         match = store.match(self._model, NAMESPACE, usable, partial=ranges)
         if not match.blocks:
             return slot.n_tokens, 0
-        store.touch([ref.key for ref in match.blocks], owner=owner or None)
+        store.touch([ref.key for ref in match.blocks])
         n_memory, lost = slot.n_tokens, set[bytes]()
         if match.n_tokens - slot.n_tokens >= _MIN_RESTORE_TOKENS:
             if not self._ms_per_token:
@@ -267,9 +272,27 @@ class KVCache:
             _log.warning("The engine refused a KV block that is whole; its tokens are computed again: %s", error)
             return False
         if self._backend.length(slot.seq_id) > end:
-            self._backend.rewind(slot.seq_id, end)
+            try:
+                self._backend.rewind(slot.seq_id, end)
+            except UnsupportedError:
+                self._start_again(slot)
+                return False
         self._slots.append(slot, tokens, is_read=True)
         return True
+
+    def _start_again(self, slot: Slot) -> None:
+        """Empty a busy slot whose sequence may hold something else than is noted.
+
+        Raises:
+            BackendError: the engine failed; the slot is given back.
+        """
+        try:
+            self._backend.rewind(slot.seq_id, 0)
+        except BaseException:
+            slot.is_busy = False
+            raise
+        finally:
+            self._slots.resync(slot)
 
     def _keep(self, slot: Slot, least: int) -> None:
         """Hand over what is not stored yet, in blocks, as long as there are at least so many tokens for one."""
@@ -328,8 +351,9 @@ class KVCache:
         except UnsupportedError:
             pass  # a sliding window has passed over it
         except EdgeError as error:
-            self._store = None
-            _log.warning("What is read and written is not kept on the disk any more: %s", error)
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                _log.warning("A part of what was read or written is not kept on the disk: %s", error)
 
     def _put(
         self, store: BlockStore, slot: Slot, parent: bytes | None, start: int, tokens: list[int], payload: bytes
@@ -365,7 +389,7 @@ def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[B
         try:
             while True:
                 for ref in islice(coming, _READ_AHEAD - len(waiting)):
-                    waiting.append((ref, reader.submit(store.read, ref)))
+                    waiting.append((ref, _submit(reader, store, ref)))
                 if not waiting:
                     return
                 ref, payload = waiting.popleft()
@@ -373,3 +397,12 @@ def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[B
         finally:
             for _, unused in waiting:
                 unused.cancel()
+
+
+def _submit(reader: ThreadPoolExecutor, store: BlockStore, ref: BlockRef) -> Future[memoryview | None]:
+    try:
+        return reader.submit(store.read, ref)
+    except RuntimeError:  # no thread can be started: the program ends, or the system has none left
+        done: Future[memoryview | None] = Future()
+        done.set_result(store.read(ref))
+        return done

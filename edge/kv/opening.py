@@ -57,9 +57,12 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
     """
     from edge.hashes import file_sha256
     from edge.kv.blocks import fingerprint
+    from edge.kv.cache import BLOCK_TOKENS
 
     weights = artifact.sha256 or file_sha256(artifact.path, cache_dir=cache_dir)
-    return fingerprint({**backend.kv_identity(), "weights": weights, "exact": exact})
+    return fingerprint(
+        {**backend.kv_identity(), "weights": weights, "chunk": min(BLOCK_TOKENS, backend.chunk_size) if exact else 0}
+    )
 
 
 def forget_conversations(settings: Settings, ids: Sequence[str]) -> None:

@@ -110,9 +110,9 @@ class Slots:
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; what it holds stays, for the next prompt that begins the same."""
+        slot.is_busy = False
         if slot.n_tokens > self.tree.length(slot.seq_id):
             self.cut(slot, self.tree.length(slot.seq_id))
-        slot.is_busy = False
 
     def evict_one(self) -> bool:
         """Empty the idle sequence that was used longest ago, to free its cells.

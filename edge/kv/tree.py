@@ -161,6 +161,16 @@ class PrefixTree:
             node = node.parent
         return None
 
+    def marks(self, seq_id: int) -> list[bytes]:
+        """The keys of all stored blocks on a sequence, first block first."""
+        keys: list[bytes] = []
+        node: _Node | None = self._ends[seq_id]
+        while node is not None:
+            if node.mark is not None:
+                keys.append(node.mark)
+            node = node.parent
+        return keys[::-1]
+
     def forget_marks(self, keys: Collection[bytes]) -> None:
         """Drop marks of blocks that are not on the disk any more, and those below them."""
         for node in list(self._nodes()) if keys else ():

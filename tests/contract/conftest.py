@@ -178,6 +178,22 @@ def write_llama(path: Path, *, with_tokenizer: bool = True, kind: gguf.GGMLQuant
     return model.write()
 
 
+def write_longrope(path: Path) -> Path:
+    """A tiny model with one rotation for up to 512 tokens of context and another one beyond."""
+    model = TinyModel(path, "llama")
+    model.add_attention()
+    model.add_tokenizer()
+    model.writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    model.writer.add_rope_scaling_orig_ctx_len(512)
+    for name, factor in (("long", 4.0), ("short", 1.0)):
+        model.writer.add_tensor(f"rope_factors_{name}.weight", np.full(HEAD_DIM // 2, factor, np.float32))
+    model.add_ends()
+    for layer in range(model.n_layer):
+        model.add_attention_tensors(layer)
+        model.add_ffn_tensors(layer)
+    return model.write()
+
+
 def write_gemma3(path: Path) -> Path:
     """A tiny model with a sliding window of 64 tokens in five of six layers."""
     model = TinyModel(path, "gemma3", n_layer=6)
@@ -281,6 +297,7 @@ _WRITERS: dict[str, Callable[[Path], Path]] = {
     # In 4 bits the last bits of a result depend on how many tokens were computed together, as they do in real models.
     "llama q4_0": lambda path: write_llama(path, kind=gguf.GGMLQuantizationType.Q4_0),
     "llama without tokenizer": lambda path: write_llama(path, with_tokenizer=False),
+    "llama longrope": write_longrope,
     "bert": write_bert,
     "gemma3": write_gemma3,
     "mamba": write_mamba,

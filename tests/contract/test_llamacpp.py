@@ -105,6 +105,17 @@ def test_a_recurrent_state_is_exported_and_imported_whole(tiny_model: TinyModel,
         backend.import_kv(3, state)
 
 
+def test_blocks_of_short_and_long_rope_are_told_apart(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+    """LongRoPE turns positions otherwise as soon as the context is longer than the original one: here 512 tokens."""
+    identities = []
+    for n_ctx in (256, 512, 768):
+        with LlamaCppBackend(plan_for(tiny_model("llama longrope"), n_ctx=n_ctx)) as backend:
+            identities.append(backend.kv_identity())
+            backend.prefill(0, tokens(60))
+            identities[-1]["block"] = len(backend.export_kv(0, 0, 60))
+    assert identities[0] == identities[1] != identities[2]
+
+
 def test_blocks_of_a_sliding_window_give_the_same_bits(tiny_model: TinyModel, plan_for: PlanFor) -> None:
     prompt, tail = tokens(192), tokens(20, seed=2)
     with LlamaCppBackend(plan_for(tiny_model("gemma3"))) as backend:

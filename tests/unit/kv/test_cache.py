@@ -223,6 +223,72 @@ def test_a_store_that_is_cleared_under_a_running_model_fills_again(device: Devic
     assert reuse.n_disk == 370
 
 
+def test_text_of_another_conversation_does_not_become_mine(device: Device) -> None:
+    """Both begin with the same words, inside one block: what only looks alike for a while belongs to nobody else."""
+    mine, _ = device.turn([*tokens(60), *tokens(60, 1)], tokens(20, 2), owner="mine")
+    device.restart()
+    device.turn([*mine[:60], *tokens(40, 3)], tokens(20, 4), owner="yours")
+    device.store.flush()
+    stolen = [block for block in device.store.export_blocks("yours") if list(block.tokens) != mine[: len(block.tokens)]]
+    assert [token for block in stolen for token in block.tokens][60:] == [*tokens(40, 3), *tokens(20, 4)]
+    assert len(list(device.store.export_blocks("yours"))) == len(stolen), "nothing of the other one is in there"
+    device.store.forget("mine")
+    assert {owner for info in device.store.ls() for owner in info.owners} == {"yours"}
+    assert device.store.stats().n_tokens == 120
+
+
+def test_a_fork_owns_what_it_rests_on_and_leaves_nothing(device: Device) -> None:
+    said, _ = device.turn(tokens(300), tokens(30, 1), owner="mine")
+    fork, reuse = device.turn([*said[:310], 5], tokens(50, 2), owner="fork")
+    assert reuse.n_memory == 310, "in the same process: the disk was not even asked"
+    device.store.flush()
+    device.store.forget("mine")
+    device.restart()
+    _, reuse = device.turn([*fork, 1], [], owner="fork")
+    assert reuse.n_disk == len(fork)
+    device.store.flush()
+    device.store.forget("fork")
+    assert device.store.stats().n_blocks == 0
+
+
+def test_a_restore_that_breaks_down_costs_only_time(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = device.turn(tokens(300), tokens(30, 1))
+    device.restart()
+    rewind, imports = device.backend.rewind, device.backend.import_kv
+
+    def refuse(seq_id: int, n_keep: int) -> None:
+        if n_keep:
+            raise UnsupportedError("cannot be cut there")
+        rewind(seq_id, 0)
+
+    monkeypatch.setattr(device.backend, "rewind", refuse)
+    device.turn([*said[:200], 7, 7, 7], [])  # needs a part of a block; `turn` checks the logits
+    monkeypatch.setattr(device.backend, "rewind", rewind)
+    n_left = iter([1])
+
+    def break_down(seq_id: int, block: bytes) -> None:
+        if next(n_left, None) is None:
+            raise RuntimeError("a bug")
+        imports(seq_id, block)
+
+    device.restart()
+    imports = device.backend.import_kv
+    monkeypatch.setattr(device.backend, "import_kv", break_down)
+    _, reuse = device.turn([*said, 1], [])
+    assert reuse.n_disk == 0
+
+
+def test_no_thread_to_read_ahead_with(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    said, _ = device.turn(tokens(300), [])
+    device.restart()
+    monkeypatch.setattr("edge.kv.cache.ThreadPoolExecutor.submit", none_left)
+    _, reuse = device.turn([*said, 1], [])
+    assert reuse.n_disk == 300
+
+
 @pytest.mark.parametrize("encrypt", [False, True])
 def test_damaged_and_missing_files_are_computed_again(tmp_path: Path, encrypt: bool) -> None:
     rng = random.Random(5)

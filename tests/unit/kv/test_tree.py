@@ -97,6 +97,7 @@ class TreeAgainstLists(RuleBasedStateMachine):
             ends = [end for end in range(len(tokens), 0, -1) if tuple(tokens[:end]) in self.marks]
             expected = Mark(ends[0], self.marks[tuple(tokens[: ends[0]])]) if ends else None
             assert self.tree.last_mark(seq) == expected
+            assert self.tree.marks(seq) == [self.marks[tuple(tokens[:end])] for end in reversed(ends)]
 
     @invariant()
     def is_well_formed(self) -> None:
