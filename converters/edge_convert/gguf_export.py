@@ -13,6 +13,7 @@ from edge.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.engine import run_task
 from edge_convert.gguf_tensors import lossless_precision, write_gguf
+from edge_convert.gguf_tokenizer import read_vocabulary
 from edge_convert.imatrix import calibration_chunks, compute_imatrix, read_calibration
 from edge_convert.strings import varied_strings
 
@@ -172,6 +173,7 @@ def check_tokenizer(
         specials=sorted(tokenizer.get_added_vocab())[:20],
         is_normalised=tokenizer.backend_tokenizer.normalizer is not None,
         has_ascii_spaces=any(token.rstrip for token in tokenizer.added_tokens_decoder.values()),
+        has_marks=read_vocabulary(checkpoint.folder, checkpoint.config["vocab_size"]).pre not in ("tekken", "gpt-4o"),
     )
     theirs = [list(ids) for ids in tokenizer(texts)["input_ids"]]
     ours = run_task("tokenise", {"model": str(gguf), "texts": texts}, on_progress)
