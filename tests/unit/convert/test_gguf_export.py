@@ -77,8 +77,8 @@ def test_token_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    # What llama.cpp leaves out (docs/convert.md): Qwen's tokenizer composes characters first (NFC), and Phi-3's special tokens swallow
-    # spaces beyond ASCII.
+    # What llama.cpp does not do is left out here, and said in docs/convert.md: composing characters (Qwen), combining marks as
+    # letters (Mistral, Phi-4-mini), special tokens that swallow spaces beyond ASCII (Phi-3).
     texts = varied_strings(
         10_000,
         seed=11,
