@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ __all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]
 
 _log = logging.getLogger("edge.kv")
 _GB = 1_000_000_000
+_opened: weakref.WeakSet[BlockStore] = weakref.WeakSet()
+"""Stores of this process: what waits in them to be written has to be forgotten, too."""
 
 
 def open_block_store(settings: Settings) -> BlockStore:
@@ -31,13 +34,15 @@ def open_block_store(settings: Settings) -> BlockStore:
     from edge.kv.store import BlockStore
 
     kv = settings.kv
-    return BlockStore(
+    store = BlockStore(
         settings.paths.kv_dir,
         budget_bytes=int(kv.budget_gb * _GB),
         min_free_bytes=int(kv.min_free_gb * _GB),
         encrypt=kv.encrypt,
         secret=KEYRING,
     )
+    _opened.add(store)
+    return store
 
 
 def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path | None = None, exact: bool = False) -> bytes:
@@ -72,9 +77,12 @@ def forget_conversations(settings: Settings, ids: Sequence[str]) -> None:
     """
     if not settings.paths.kv_dir.is_dir():
         return
-    with open_block_store(settings) as store:
-        for id in ids:
-            try:
-                store.forget(id)
-            except StorageError as error:
-                _log.warning("The KV blocks of conversation %s could not be deleted: %s", id, error)
+    running = [store for store in _opened if store.directory == settings.paths.kv_dir and store.problem is None]
+    with open_block_store(settings) as last:
+        for store in (*running, last):
+            for id in ids:
+                try:
+                    store.forget(id)
+                except StorageError as error:
+                    if store is last:
+                        _log.warning("The KV blocks of conversation %s could not be deleted: %s", id, error)

@@ -71,6 +71,18 @@ def test_deleting_a_conversation_deletes_its_blocks(tmp_path: Path) -> None:
             assert {owner for info in blocks.ls() for owner in info.owners} == {kept.id}
 
 
+def test_what_waits_to_be_written_is_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"kv.min_free_gb": 0})
+    with open_block_store(settings) as running:
+        monkeypatch.setattr(running._background, "_poke", lambda: None)  # a disk so slow that nothing is written yet
+        for number in range(3):
+            assert running.put(None, [number] * 40, b"x" * 400, fingerprint=b"m" * 32, namespace="", start=0, owner="gone")
+        monkeypatch.undo()
+        forget_conversations(settings, ["gone"])
+        running.flush()
+        assert running.stats().n_blocks == 0
+
+
 def test_forgetting_where_there_is_no_store_makes_none() -> None:
     settings = load_settings()
     forget_conversations(settings, ["a"])
