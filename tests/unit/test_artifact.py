@@ -85,7 +85,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(ModelFileError, match="checkpoint") as caught:
         open_artifact(tmp_path)
-    assert "GGUF version" in caught.value.hint
+    assert "edge convert" in caught.value.hint
     for name in ("a.gguf", "b.gguf"):
         write_model(tmp_path / name)
     with pytest.raises(ModelFileError, match=r"2 models: a\.gguf, b\.gguf"):
