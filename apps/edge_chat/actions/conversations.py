@@ -38,7 +38,7 @@ async def search(screen: ChatScreen, argument: str) -> None:
     """/search [text]"""
     screen.toggle_sidebar(show=True)
     screen.sidebar.search.value = argument
-    screen.sidebar.search.focus()
+    screen.set_focus(screen.sidebar.search)
 
 
 async def title(screen: ChatScreen, argument: str) -> None:

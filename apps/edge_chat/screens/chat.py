@@ -103,7 +103,7 @@ class ChatScreen(Screen[None]):
         """Ready for typing before anything is read from the disk."""
         self.composer.complain("")
         self.composer.show_mode("")
-        self.composer.input.cursor_blink = self.app.blinks
+        self.composer.input.cursor_blink = self.sidebar.search.cursor_blink = self.app.blinks
         self._show_hints()
         self._place_sidebar()
         self.composer.input.focus()

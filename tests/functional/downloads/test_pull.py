@@ -126,7 +126,7 @@ def test_repositories_without_gguf_files(hub: Hub, settings: Settings) -> None:
     hub.repos["acme/checkpoint"] = Repo({"model.safetensors": b"x", "config.json": b"{}"})
     with pytest.raises(ModelNotFoundError, match="checkpoint") as caught:
         pull("hf:acme/checkpoint", settings=settings)
-    assert "GGUF version" in caught.value.hint
+    assert "edge convert" in caught.value.hint
     hub.repos["acme/nothing"] = Repo({"README.md": b"x"})
     with pytest.raises(ModelNotFoundError, match="no GGUF file"):
         pull("hf:acme/nothing", settings=settings)
