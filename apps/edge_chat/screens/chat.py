@@ -163,9 +163,9 @@ class ChatScreen(Screen[None]):
         self._place_sidebar()
         if visible:
             self.refresh_sidebar()
-            self.sidebar.listing.focus()
+            self.set_focus(self.sidebar.listing)  # at once: focus() comes later, and would take it from what is focused next
         else:
-            self.composer.input.focus()
+            self.set_focus(self.composer.input)
 
     def choose_message(self, step: int) -> None:
         """Choose the message above or below the chosen one; below the last one is the composer."""
