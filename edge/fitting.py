@@ -117,18 +117,19 @@ def find_fit(
 def _steps(artifact: Artifact, request: PlanRequest) -> list[_Step]:
     header = artifact.header
     kv_k, kv_v = request.kv_type_k or "f16", request.kv_type_v or "f16"
+    usual, small = (_BATCH, _SMALL_BATCH) if request.n_ubatch is None else (request.n_ubatch, request.n_ubatch)
     if request.context is not None:
         wanted = -(-request.context // KV_PAD) * KV_PAD
-        return [_Step(kv_k, kv_v, batch, wanted, wanted) for batch in (_BATCH, _SMALL_BATCH)]
+        return [_Step(kv_k, kv_v, batch, wanted, wanted) for batch in (usual, small)]
     trained = (header.n_ctx_train if header else 0) or MAX_DEFAULT_CONTEXT
     most = max(KV_PAD, min(trained, MAX_DEFAULT_CONTEXT) // KV_PAD * KV_PAD)
     good, least = min(most, _GOOD_CONTEXT), min(most, MIN_CONTEXT)
-    steps = [_Step(kv_k, kv_v, _BATCH, most, good), _Step(kv_k, kv_v, _SMALL_BATCH, good, good)]
-    is_free = request.kv_type_k is None and request.kv_type_v is None
+    steps = [_Step(kv_k, kv_v, usual, most, good), _Step(kv_k, kv_v, small, good, good)]
+    is_free = request.kv_type_k is None and request.kv_type_v is None and request.flash_attention is not False
     if is_free and header is not None and _can_quantise(artifact):
-        steps.append(_Step("q8_0", "q8_0", _SMALL_BATCH, good, least))
+        steps.append(_Step("q8_0", "q8_0", small, good, least))
     else:
-        steps.append(_Step(kv_k, kv_v, _SMALL_BATCH, good, least))
+        steps.append(_Step(kv_k, kv_v, small, good, least))
     return steps
 
 
@@ -151,14 +152,14 @@ def can_quantise_values(artifact: Artifact, request: PlanRequest, target: Target
     return request.kv_type_v in (None, "f16") or _has_flash(artifact, target)
 
 
-def _layout(artifact: Artifact, target: Target, n_seq: int, step: _Step) -> Layout:
+def _layout(artifact: Artifact, target: Target, request: PlanRequest, n_seq: int, step: _Step) -> Layout:
     return Layout(
         n_ctx=step.most,
         n_seq=n_seq,
         n_ubatch=min(step.n_ubatch, step.most),
         kv_type_k=step.kv_type_k,
         kv_type_v=step.kv_type_v,
-        flash_attention=_has_flash(artifact, target),
+        flash_attention=request.flash_attention is not False and _has_flash(artifact, target),
         gpu_layers=0,
         accelerator=target.accelerator,
     )
@@ -174,7 +175,7 @@ def _largest(
     step: _Step,
 ) -> Layout | None:
     """The step's largest context that fits, with as many layers on the accelerator as go with it."""
-    layout = _layout(artifact, target, n_seq, step)
+    layout = _layout(artifact, target, request, n_seq, step)
     if not layout.flash_attention and step.kv_type_v != "f16":
         return None  # quantised values need the fused attention
     if layers is None:
@@ -231,7 +232,7 @@ def _explain(artifact: Artifact, layers: Layers | None, request: PlanRequest, ro
         memory,
         Choice("context", f"{layout.n_ctx:,} tokens", _context_reason(artifact, request, layout)),
         Choice("KV cache", _kv_text(layout), _kv_reason(layers, request, layout)),
-        Choice("batch", f"{layout.n_ubatch} tokens", _batch_reason(step)),
+        Choice("batch", f"{layout.n_ubatch} tokens", _batch_reason(request, step)),
     )
 
 
@@ -266,7 +267,9 @@ def _kv_reason(layers: Layers | None, request: PlanRequest, layout: Layout) -> s
     return f"to save memory: with f16 less than {_GOOD_CONTEXT:,} tokens fit; it makes the CPU slower{size}"
 
 
-def _batch_reason(step: _Step) -> str:
+def _batch_reason(request: PlanRequest, step: _Step) -> str:
+    if request.n_ubatch is not None:
+        return "asked for"
     if step.n_ubatch == _BATCH:
         return "prompts are computed in pieces of this many tokens"
     return f"smaller than the usual {_BATCH}, to save memory for buffers"
@@ -289,7 +292,7 @@ def describe_shortage(
     target = targets[0] if request.gpu_layers else targets[-1]
     room = room_for(device, target)
     step = _steps(artifact, request)[-1]
-    smallest = replace(_layout(artifact, target, n_seq, step), n_ctx=step.least)
+    smallest = replace(_layout(artifact, target, request, n_seq, step), n_ctx=step.least)
     if target.free_bytes is not None and layers is not None:
         wanted = request.gpu_layers if request.gpu_layers is not None else -1
         smallest = replace(smallest, gpu_layers=layers.n_layer + 1 if wanted < 0 else min(wanted, layers.n_layer + 1))

@@ -126,6 +126,7 @@ def plan_model(
     from edge.device import probe
     from edge.placement import check_request
     from edge.plan import PlanRequest, make_plan
+    from edge.tuning import look_up
 
     chosen = _merge(settings, {"model": model})
 
@@ -149,7 +150,9 @@ def plan_model(
     artifact = resolve(chosen.model, settings=chosen, download=download, on_progress=report)
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
-    return make_plan(device, artifact, request, safety=load_safety(chosen.paths.cache_dir))
+    cache_dir = chosen.paths.cache_dir
+    tuned = look_up(device, artifact, cache_dir=cache_dir)
+    return make_plan(device, artifact, request, safety=load_safety(cache_dir), tuned=tuned)
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:

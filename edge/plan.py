@@ -5,6 +5,7 @@ changed in silence: it is done, or refused. The pieces:
 
     receipt.py      the request and the plan, as values           memory.py   how much a model takes
     placement.py    which engine, which accelerator               fitting.py  context, KV type and layers that fit
+    tuned.py        what edge tune measured, put in the place of the usual choice
 
 On one accelerator, more free memory never gives a smaller context.
 """
@@ -18,22 +19,30 @@ from edge.fitting import Fit, Room, can_quantise_values, describe_shortage, find
 from edge.memory import KV_TYPES, Layers, model_layers
 from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
 from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
+from edge.tuned import apply_tuning, explain_tuning
 
 if TYPE_CHECKING:
     from edge.artifact import Artifact
     from edge.backends.canary import Safety
     from edge.device_profile import Cpu, DeviceProfile
+    from edge.tuning import Lookup
 
 __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "make_plan"]
 
 _MAX_SEQUENCES = 255
 _DEFAULT_SEQUENCES = 4
+_MAX_UBATCH = 16384
 # Efficiency cores join in for prefill where the team gains this much although everybody waits for the slowest.
 _WORTH_THE_SLOW_CORES = 1.25
 
 
 def make_plan(
-    device: DeviceProfile, artifact: Artifact, request: PlanRequest | None = None, *, safety: Safety | None = None
+    device: DeviceProfile,
+    artifact: Artifact,
+    request: PlanRequest | None = None,
+    *,
+    safety: Safety | None = None,
+    tuned: Lookup | None = None,
 ) -> Plan:
     """Decide how a model runs on a device.
 
@@ -42,6 +51,7 @@ def make_plan(
         artifact: the model.
         request: what was asked for; None leaves everything to the plan.
         safety: what the canary found out about the engine's build; None counts as safe.
+        tuned: what `edge tune` measured, from `edge.tuning.look_up`; what was asked for wins over it.
 
     Returns:
         The plan, which by its own estimate fits into memory.
@@ -61,6 +71,13 @@ def make_plan(
     threads, threads_batch = _threads(device.cpu, request)
     n_seq = request.n_seq or _DEFAULT_SEQUENCES
     target, room, fit, passed_over = _place(device, artifact, layers, request, targets, n_seq)
+    usual, tuning = fit, None
+    better = apply_tuning(tuned, row, target, request, device.cpu)
+    if better is not None:
+        faster = find_fit(artifact, layers, better.request, target, room, n_seq)
+        if faster is not None and faster.layout.n_ctx >= fit.layout.n_ctx:
+            tuning, fit = better.tuning, faster
+            threads, threads_batch = _threads(device.cpu, better.request)
     use_mmap = not (target.accelerator == "cuda" and target.is_unified)
     choices = (
         Choice("backend", row.name, engine_reason),
@@ -72,7 +89,7 @@ def make_plan(
         threads,
         threads_batch,
         fit.batch_choice,
-        _flash_choice(fit),
+        _flash_choice(fit, request),
         _mmap_choice(use_mmap),
         Choice("memory lock", "off", "locking needs a privilege on most systems, and makes loading read every page first"),
         *_repacking_choice(row, layers, fit, safety),
@@ -80,6 +97,7 @@ def make_plan(
             "sequences", str(n_seq), "asked for" if request.n_seq else "conversations that stay in the KV cache side by side"
         ),
     )
+    choices = explain_tuning(choices, tuned, tuning, request, usual.layout, _threads(device.cpu, request))
     return Plan(
         backend=row.name,
         accelerator=target.accelerator,
@@ -110,12 +128,21 @@ def _check_request(request: PlanRequest, cpu: Cpu, artifact: Artifact) -> None:
         raise UsageError(f"{request.n_seq} sequences are not possible.", f"Use 1 to {_MAX_SEQUENCES}.")
     if request.gpu_layers is not None and request.gpu_layers < -1:
         raise UsageError(f"{request.gpu_layers} layers are not possible.", "Use -1 for all of them, 0 for none.")
-    if request.threads is not None and not 1 <= request.threads <= cpu.usable_logical:
+    for n_threads in (request.threads, request.threads_batch):
+        if n_threads is None or 1 <= n_threads <= cpu.usable_logical:
+            continue
         why = f" ({'; '.join(cpu.limits)})" if cpu.limits else ""
         raise UsageError(
-            f"{request.threads} threads are asked for, and this process has {cpu.usable_logical} CPUs{why}. "
+            f"{n_threads} threads are asked for, and this process has {cpu.usable_logical} CPUs{why}. "
             "Threads beyond that only wait for each other.",
             f"Use --threads {cpu.usable_logical} or fewer, or leave it out.",
+        )
+    if request.n_ubatch is not None and not 1 <= request.n_ubatch <= _MAX_UBATCH:
+        raise UsageError(f"A batch of {request.n_ubatch} tokens is not possible.", f"Use 1 to {_MAX_UBATCH}; 512 is usual.")
+    if request.flash_attention is False and request.kv_type_v not in (None, "f16"):
+        raise UsageError(
+            f"Values kept as {request.kv_type_v} need the fused attention, which was to be off.",
+            "Use --kv-type f16, or leave flash attention on.",
         )
     for name in (request.kv_type_k, request.kv_type_v):
         if name is not None and name not in KV_TYPES:
@@ -182,6 +209,8 @@ def _threads(cpu: Cpu, request: PlanRequest) -> tuple[Choice, Choice]:
     limits = "".join(f"; {limit}" for limit in cpu.limits)
     if request.threads is not None:
         asked = Choice("threads", str(request.threads), f"asked for; {cpu.usable_logical} CPUs may be used{limits}")
+        if request.threads_batch not in (None, request.threads):
+            return asked, Choice("threads, prefill", str(request.threads_batch), "asked for")
         return asked, Choice("threads, prefill", str(request.threads), "as for decode")
     fast, slow = cpu.usable_performance, cpu.usable_efficiency
     n_threads = max(1, fast or slow)
@@ -190,6 +219,8 @@ def _threads(cpu: Cpu, request: PlanRequest) -> tuple[Choice, Choice]:
     each = ", one thread each" if cpu.n_logical > cpu.n_physical and n_threads > 1 else ""
     reason = f"{cores} that may be used{each}{limits}"
     decode = Choice("threads", str(n_threads), reason)
+    if request.threads_batch is not None:
+        return decode, Choice("threads, prefill", str(request.threads_batch), "asked for")
     together = (fast + slow) * cpu.efficiency_speed  # all wait for the slowest
     if fast and slow and together > _WORTH_THE_SLOW_CORES * fast:
         reason = f"with the {slow} efficiency cores, {cpu.efficiency_speed:.0%} as fast: prefill is bound by arithmetic"
@@ -237,7 +268,9 @@ def _memory_choice(fit: Fit, room: Room, device: DeviceProfile) -> Choice:
     return Choice("memory", size_text(memory.total_bytes), f"{parts}{own}; {free}")
 
 
-def _flash_choice(fit: Fit) -> Choice:
+def _flash_choice(fit: Fit, request: PlanRequest) -> Choice:
+    if request.flash_attention is False:
+        return Choice("flash attention", "off", "asked for")
     if fit.layout.flash_attention:
         return Choice("flash attention", "on", "needs no memory for the scores of every head, and quantised values need it")
     return Choice("flash attention", "off", "the accelerator has no kernel for heads as wide as this model's")

@@ -34,6 +34,9 @@ class PlanRequest:
         kv_type_k: how keys are kept: "f16", "q8_0" or "q4_0".
         kv_type_v: how values are kept, likewise.
         n_seq: sequences side by side in the KV cache.
+        threads_batch: threads for prefill, where they are not those of `threads`.
+        n_ubatch: tokens computed in one pass of prefill.
+        flash_attention: False turns the fused attention off; otherwise it is on where the accelerator has it.
     """
 
     backend: str | None = None
@@ -44,6 +47,9 @@ class PlanRequest:
     kv_type_k: str | None = None
     kv_type_v: str | None = None
     n_seq: int | None = None
+    threads_batch: int | None = None
+    n_ubatch: int | None = None
+    flash_attention: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
