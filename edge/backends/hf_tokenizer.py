@@ -1,0 +1,317 @@
+"""The tokenizer of a folder in Hugging Face's layout, on the `tokenizers` package, as `Backend` promises it.
+
+`tokenizer.json` says how text becomes tokens; which tokens are special, begin and end a text is spread over
+`tokenizer_config.json`, `generation_config.json` and `genai_config.json`. All are files from strangers: bounded, checked, and
+nothing in them is run.
+
+How a token becomes bytes is read from the decoder in `tokenizer.json`, for byte-level BPE (GPT-2 and after) and for the
+SentencePiece kind ("▁" for a space, <0xE2> for a byte). So the bytes of the tokens one after another are the text that
+transformers decodes, with two differences: the space that SentencePiece tokenizers put before a text stays, since a token does
+not know whether it is the first, and bytes that are no UTF-8 are left to who decodes them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.backends.hf_files import parse_json, read_bytes, read_json, read_text
+from edge.errors import BackendError, BackendUnavailableError, ModelFileError
+
+__all__ = ["HFTokenizer"]
+
+_MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's, with 262,144 tokens, has 33 MB
+_MAX_TEMPLATE_BYTES = 1 << 20
+_INSTALL = "Install it: pip install tokenizers"
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Tokens that end a turn whatever the files say; llama.cpp keeps such a list too, as many files forget to say it.
+_TURN_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eot|>", "<|return|>", "<|call|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "_<EOT>",
+)  # fmt: skip
+
+
+class _AddedToken(msgspec.Struct):
+    content: str
+    id: int = -1
+    special: bool = False
+
+
+class _Model(msgspec.Struct):
+    unk_token: str | None = None
+    unk_id: int | None = None
+
+
+class _TokenizerFile(msgspec.Struct):
+    model: _Model
+    added_tokens: list[_AddedToken] = []
+    decoder: dict[str, Any] | None = None
+
+
+class _Template(msgspec.Struct):
+    name: str
+    template: str
+
+
+class _TokenizerConfig(msgspec.Struct):
+    chat_template: str | list[_Template] | None = None
+    bos_token: str | _AddedToken | None = None
+    eos_token: str | _AddedToken | None = None
+    pad_token: str | _AddedToken | None = None
+    add_bos_token: bool | None = None
+    added_tokens_decoder: dict[str, _AddedToken] = {}
+
+
+class _Ids(msgspec.Struct):
+    """What generation_config.json, config.json and the "model" of genai_config.json have in common."""
+
+    bos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+
+
+class _GenaiConfig(msgspec.Struct):
+    model: _Ids
+
+
+class HFTokenizer:
+    """See the module. Thread-safe.
+
+    Args:
+        folder: with `tokenizer.json` and whatever else there is of the files above.
+
+    Attributes:
+        n_tokens: size of the vocabulary; a model may have room for more.
+        chat_template: Jinja source, or None.
+        bos_text, eos_text: text of these tokens, "" where there is none.
+        adds_bos: a text begins with the beginning-of-sequence token.
+
+    Raises:
+        BackendUnavailableError: the `tokenizers` package is not installed.
+        ModelFileError: a file is missing, damaged, or of a kind that is not known here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            library = importlib.import_module("tokenizers")
+        except ImportError as error:
+            raise BackendUnavailableError(f"The package tokenizers cannot be loaded: {error}.", _INSTALL) from error
+        path = folder / "tokenizer.json"
+        data = read_bytes(path, _MAX_TOKENIZER_BYTES)
+        described = parse_json(path, data, _TokenizerFile)
+        config = _optional_json(folder / "tokenizer_config.json", _TokenizerConfig) or _TokenizerConfig()
+        self._piece = _piece_decoder(path, described.decoder)
+        with _errors_of_ours(f"{path} cannot be used"):
+            self._native = library.Tokenizer.from_buffer(data)
+            self._native.no_truncation()
+            self._native.no_padding()
+            self.n_tokens: int = max(
+                [self._native.get_vocab_size(with_added_tokens=True), *(token.id + 1 for token in described.added_tokens)]
+            )
+        self._lock = threading.Lock()  # reading special tokens or not is a switch of the native object
+        self.chat_template = _chat_template(folder, config)
+        ids = _token_ids(folder)
+        bos = self._id_of(config.bos_token, [id for each in ids for id in _listed(each.bos_token_id)])
+        eos = self._id_of(config.eos_token, [id for each in ids for id in _listed(each.eos_token_id)])
+        self.bos_text, self.eos_text = self._text_of(bos), self._text_of(eos)
+        flagged = [token for token in described.added_tokens if token.special]
+        flagged += [token for token in config.added_tokens_decoder.values() if token.special]
+        named = [self._known(token.content) for token in flagged] + [self._known(_text(config.pad_token)), bos, eos]
+        self._specials = frozenset(id for id in named if id is not None)
+        ends = [id for each in ids for id in _listed(each.eos_token_id)] + [self._known(text) for text in _TURN_ENDS] + [eos]
+        self._ends = frozenset(id for id in ends if id is not None and self._native.id_to_token(id) is not None)
+        unknown = self._known(described.model.unk_token or "")
+        if unknown is None:
+            unknown = described.model.unk_id
+        # What a vocabulary lacks becomes the unknown token. That is fine, unless it is one that begins or ends something.
+        self._untypable = self._specials - ({unknown} - self._ends - {bos})
+        texts = sorted((self._text_of(id) for id in self._untypable), key=len, reverse=True)
+        self._untypable_text = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
+        self._leading = self._find_leading(config.add_bos_token, bos)
+        self.adds_bos = bool(self._leading)
+        self._pieces: dict[int, bytes] = {}
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """As `Backend.tokenize`.
+
+        Raises:
+            BackendError: the text cannot be tokenised with this tokenizer.
+        """
+        text = text.encode("utf-8", "replace").decode()
+        ids = self._encode(text, parse_special=True) if parse_special else self._encode_typed(text)
+        return [*self._leading, *ids] if add_special else ids
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """As `Backend.token_bytes`; b"" for ids that the vocabulary has no token for."""
+        if not special and token in self._specials:
+            return b""
+        piece = self._pieces.get(token)
+        if piece is None:
+            text = self._text_of(token)
+            piece = text.encode() if token in self._specials else self._piece(text)
+            self._pieces[token] = piece
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """As `Backend.is_end`."""
+        return token in self._ends
+
+    # -- inside
+
+    def _encode(self, text: str, *, parse_special: bool) -> list[int]:
+        if not text:
+            return []
+        with self._lock, _errors_of_ours("A text could not be tokenised", BackendError):
+            self._native.encode_special_tokens = not parse_special
+            return list(self._native.encode(text, add_special_tokens=False).ids)
+
+    def _encode_typed(self, text: str) -> list[int]:
+        """Tokens of what a person wrote: never special ones, though the vocabulary itself may hold their text."""
+        ids = self._encode(text, parse_special=False)
+        if self._untypable.isdisjoint(ids):
+            return ids
+        # Unigram vocabularies hold the special tokens as words. Cut in two, such a word is two ordinary ones.
+        pieces, position = [], 0
+        for match in self._untypable_text.finditer(text) if self._untypable_text is not None else ():
+            pieces.append(text[position : match.start() + 1])
+            position = match.start() + 1
+        pieces.append(text[position:])
+        return [id for piece in pieces for id in self._encode(piece, parse_special=False) if id not in self._untypable]
+
+    def _known(self, text: str) -> int | None:
+        id: int | None = self._native.token_to_id(text) if text else None
+        return id
+
+    def _text_of(self, id: int | None) -> str:
+        return (self._native.id_to_token(id) or "") if id is not None and id >= 0 else ""
+
+    def _id_of(self, named: str | _AddedToken | None, listed: list[int]) -> int | None:
+        """The token that tokenizer_config.json names, else the first of the ids that the others list."""
+        known = self._known(_text(named))
+        return known if known is not None else next((id for id in listed if self._text_of(id)), None)
+
+    def _find_leading(self, add_bos: bool | None, bos: int | None) -> list[int]:
+        """What the tokenizer puts before a text."""
+        if add_bos is not None:
+            return [bos] if add_bos and bos is not None else []
+        with _errors_of_ours("The tokenizer's post-processor failed"):
+            plain = list(self._native.encode("a", add_special_tokens=False).ids)
+            marked = list(self._native.encode("a", add_special_tokens=True).ids)
+        start = next((i for i in range(len(marked) - len(plain) + 1) if marked[i : i + len(plain)] == plain), 0)
+        return marked[:start]
+
+
+@contextmanager
+def _errors_of_ours(what: str, kind: type[ModelFileError] | type[BackendError] = ModelFileError) -> Iterator[None]:
+    """The library is written in Rust: its errors are plain Exceptions, and its panics no Exceptions at all."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what}: {error}.", "Download or convert the model again.") from error
+
+
+def _optional_json(path: Path, kind: type[Any]) -> Any:
+    return read_json(path, kind) if path.exists() else None
+
+
+def _chat_template(folder: Path, config: _TokenizerConfig) -> str | None:
+    """The file of its own goes before the field, as in transformers; of several named ones the default counts."""
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        return read_text(own, _MAX_TEMPLATE_BYTES)
+    if isinstance(config.chat_template, list):
+        return next((each.template for each in config.chat_template if each.name == "default"), None)
+    return config.chat_template
+
+
+def _token_ids(folder: Path) -> list[_Ids]:
+    found = [_optional_json(folder / name, _Ids) for name in ("generation_config.json", "config.json")]
+    genai: _GenaiConfig | None = _optional_json(folder / "genai_config.json", _GenaiConfig)
+    return [each for each in (found[0], genai.model if genai else None, found[1]) if each is not None]
+
+
+def _listed(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else ids
+
+
+def _text(token: str | _AddedToken | None) -> str:
+    return "" if token is None else token if isinstance(token, str) else token.content
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _byte_level(text: str, letters: dict[str, int]) -> bytes:
+    try:
+        return bytes([letters[letter] for letter in text])
+    except KeyError:  # an added token is written as it is
+        return text.encode()
+
+
+def _piece_decoder(path: Path, decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
+    """What makes bytes of a token's text, from the decoder in tokenizer.json.
+
+    Raises:
+        ModelFileError: the decoder is of a kind whose tokens have no bytes of their own, such as BERT's.
+    """
+    replacements: list[tuple[str, str]] = []
+    has_bytes = False
+    for step in _steps(path, decoder):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            letters = _byte_letters()
+            return lambda text: _byte_level(text, letters)
+        if kind == "Replace":
+            pattern = step.get("pattern")
+            old, new = pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")
+            if not isinstance(old, str) or not old or not isinstance(new, str):
+                raise _unknown(path, "Replace with a regular expression")
+            replacements.append((old, new))
+        elif kind == "Metaspace":
+            replacements.append((str(step.get("replacement", "▁")), " "))
+        elif kind == "ByteFallback":
+            has_bytes = True
+        elif kind not in ("Fuse", "Strip"):  # these only touch whole texts
+            raise _unknown(path, str(kind))
+    if not replacements and not has_bytes:
+        raise _unknown(path, "none")
+
+    def piece(text: str) -> bytes:
+        byte = _BYTE.fullmatch(text) if has_bytes else None
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        for old, new in replacements:
+            text = text.replace(old, new)
+        return text.encode()
+
+    return piece
+
+
+def _steps(path: Path, decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if decoder is None:
+        raise _unknown(path, "none")
+    if decoder.get("type") != "Sequence":
+        return [decoder]
+    steps = decoder.get("decoders")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise _unknown(path, "a damaged sequence")
+    return steps
+
+
+def _unknown(path: Path, kind: str) -> ModelFileError:
+    return ModelFileError(
+        f"The decoder in {path} ({kind}) is none that edge knows: byte-level BPE and the SentencePiece kind.",
+        "Choose another model, or run it as GGUF.",
+    )
