@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from edge.backends.stopping import watching
 from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
 __all__ = ["AbortFlag", "Batch", "forget_log", "load_failure", "load_library", "recent_log"]
@@ -130,32 +131,11 @@ class AbortFlag:
     @contextmanager
     def watching(self, should_stop: Callable[[], bool] | None, poll_s: float = 0.02) -> Iterator[None]:
         """Ask `should_stop` from a thread of its own while the body runs, and set the flag when it says True."""
-        if should_stop is None:
-            yield
-            return
-        is_done = threading.Event()
-        failures: list[Exception] = []
-
-        def watch() -> None:
-            try:
-                while not is_done.wait(poll_s):
-                    if should_stop():
-                        self.set()
-                        return
-            except Exception as error:  # noqa: BLE001 (raised again below, in the thread of the caller)
-                failures.append(error)
-                self.set()
-
-        watcher = threading.Thread(target=watch, name="edge-stop-watch", daemon=True)
-        watcher.start()
         try:
-            yield
+            with watching(should_stop, self.set, poll_s):
+                yield
         finally:
-            is_done.set()
-            watcher.join()
             self.clear()
-        if failures:
-            raise failures[0]
 
 
 class Batch:
