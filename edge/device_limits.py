@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edge.device_system import System
 
-__all__ = ["Limits", "parse_cpu_list", "read_limits"]
+__all__ = ["Limits", "group_folders", "parse_cpu_list", "read_limits"]
 
 # Version 1 says "no limit" with the largest multiple of the page size; nothing real comes near it.
 _UNLIMITED_BYTES = 1 << 60
@@ -48,7 +48,7 @@ def read_limits(system: System) -> Limits:
     memory: list[tuple[int, int]] = []
     quotas: list[float] = []
     cpus: frozenset[int] | None = None
-    for folder, version in _folders(system):
+    for folder, version in group_folders(system):
         read_memory, read_quota, cpu_files = _READERS[version]
         found = read_memory(system, folder)
         if found is not None:
@@ -69,7 +69,7 @@ def read_limits(system: System) -> Limits:
     )
 
 
-def _folders(system: System) -> list[tuple[str, int]]:
+def group_folders(system: System) -> list[tuple[str, int]]:
     """Folders of every group from this process's own up to the mounted root, with the version of their hierarchy."""
     paths: dict[str, str] = {}  # controller -> path; "" is version 2
     for line in system.read("/proc/self/cgroup").splitlines():

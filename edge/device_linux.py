@@ -9,7 +9,7 @@ from edge.device_limits import Limits, parse_cpu_list
 from edge.device_profile import Cpu, Host, Memory, Power, Thermal
 from edge.device_system import System
 
-__all__ = ["read_cpu", "read_host", "read_memory", "read_power", "read_thermal"]
+__all__ = ["find_zones", "parse_temperature", "read_cpu", "read_host", "read_memory", "read_power", "read_thermal"]
 
 _CPUS = "/sys/devices/system/cpu"
 # A core below this share of the fastest one counts as an efficiency core. Between the kinds in use: Cortex-A55 beside A76
@@ -228,15 +228,27 @@ def read_thermal(system: System) -> Thermal:
 
 def _hottest(system: System) -> tuple[float | None, str, str]:
     """Temperature, folder and name of the hottest thermal zone."""
-    folder = "/sys/class/thermal"
     found: list[tuple[float, str, str]] = []
-    for name in system.names(folder):
-        if name.startswith("thermal_zone"):
-            text = system.read(f"{folder}/{name}/temp")
-            # Zones that are switched off answer with 0, with absolute zero or with an error.
-            if text.lstrip("-").isdecimal() and 0 < int(text) < 150_000:
-                found.append((int(text) / 1000, f"{folder}/{name}", system.read(f"{folder}/{name}/type")))
+    for zone in _zone_folders(system):
+        temperature = parse_temperature(system.read(f"{zone}/temp"))
+        if temperature is not None:
+            found.append((temperature, zone, system.read(f"{zone}/type")))
     return max(found, default=(None, "", ""))
+
+
+def _zone_folders(system: System) -> list[str]:
+    folder = "/sys/class/thermal"
+    return [f"{folder}/{name}" for name in system.names(folder) if name.startswith("thermal_zone")]
+
+
+def find_zones(system: System) -> dict[str, float | None]:
+    """Every thermal zone's folder, and the temperature at which the kernel slows the CPU down because of it, if it says so."""
+    return {zone: _passive_trip(system, zone) for zone in _zone_folders(system)}
+
+
+def parse_temperature(text: str) -> float | None:
+    """Degrees Celsius from a zone's `temp`; None where it is switched off: it answers with 0, absolute zero or an error then."""
+    return int(text) / 1000 if text.lstrip("-").isdecimal() and 0 < int(text) < 150_000 else None
 
 
 def _passive_trip(system: System, zone: str) -> float | None:

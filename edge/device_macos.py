@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edge.device_profile import Apple, Cpu, Gpu, Host, Memory, Power, Thermal
 from edge.device_system import System
 
-__all__ = ["MacReadings", "read_mac"]
+__all__ = ["MacReadings", "parse_memory", "parse_power", "parse_sysctl", "parse_thermal", "read_mac"]
 
 _SYSCTL = (
     "sysctl", "hw", "machdep.cpu", "kern.osproductversion", "kern.hv_vmm_present", "vm.swapusage", "iogpu.wired_limit_mb",
@@ -47,13 +47,9 @@ def read_mac(system: System) -> MacReadings:
     sysctl, vm_stat, battery, heat, settings = system.run_all(
         [_SYSCTL, ("vm_stat",), ("pmset", "-g", "batt"), ("pmset", "-g", "therm"), ("pmset", "-g")]
     )
-    values = {}
-    for line in sysctl.splitlines():
-        name, separator, value = line.partition(": ")
-        if separator:
-            values[name.strip()] = value.strip()
+    values = parse_sysctl(sysctl)
     is_virtual = values.get("kern.hv_vmm_present") == "1"
-    memory = _memory(values, vm_stat)
+    memory = parse_memory(values, vm_stat)
     macos = values.get("kern.osproductversion") or system.run("sw_vers", "-productVersion")
     chip = values.get("machdep.cpu.brand_string", "")
     is_apple_chip = values.get("hw.optional.arm64") == "1" or system.machine == "arm64"
@@ -64,9 +60,15 @@ def read_mac(system: System) -> MacReadings:
         memory=memory,
         gpus=(_gpu(values, chip, memory),) if has_gpu else (),
         apple=Apple(chip, values.get("hw.model", ""), macos, has_neural_engine=has_gpu),
-        power=_power(battery, settings),
-        thermal=_thermal(heat),
+        power=parse_power(battery, settings),
+        thermal=parse_thermal(heat),
     )
+
+
+def parse_sysctl(text: str) -> dict[str, str]:
+    """The values that `sysctl` printed, by their names."""
+    pairs = (line.partition(": ") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
 
 def _number(values: dict[str, str], name: str) -> int:
@@ -99,7 +101,8 @@ def _cpu(values: dict[str, str], chip: str, is_apple_chip: bool) -> Cpu:
     )
 
 
-def _memory(values: dict[str, str], vm_stat: str) -> Memory:
+def parse_memory(values: dict[str, str], vm_stat: str) -> Memory:
+    """Memory from what `sysctl` (`parse_sysctl`) and `vm_stat` printed."""
     total = _number(values, "hw.memsize")
     size = re.search(r"page size of (\d+) bytes", vm_stat)
     pages = {name: int(count) for name, count in re.findall(r"^Pages ([a-z ]+):\s+(\d+)\.?$", vm_stat, re.MULTILINE)}
@@ -124,14 +127,15 @@ def _gpu(values: dict[str, str], chip: str, memory: Memory) -> Gpu:
     return Gpu(f"{chip} GPU", "metal", budget, min(budget, memory.available_bytes), True, "", "")
 
 
-def _power(battery: str, settings: str) -> Power:
+def parse_power(battery: str, settings: str) -> Power:
+    """Power from what `pmset -g batt` and `pmset -g` printed."""
     percent = re.search(r"(\d+)%", battery)
     is_saving = bool(re.search(r"^\s*lowpowermode\s+1\b", settings, re.MULTILINE))
     source = "battery" if "'Battery Power'" in battery else "mains" if "'AC Power'" in battery else "unknown"
     return Power(source, int(percent[1]) if percent else None, is_saving, "low power" if is_saving else "")
 
 
-def _thermal(heat: str) -> Thermal:
+def parse_thermal(heat: str) -> Thermal:
     """`pmset -g therm`: a speed limit below 100 or a warning level means the machine is slowed down."""
     speed = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", heat)
     if speed and int(speed[1]) < 100:
