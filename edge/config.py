@@ -16,7 +16,7 @@ from typing import Any
 
 from edge.config_file import read_toml
 from edge.config_keys import Key, Typed, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
-from edge.config_schema import TABLES, ChatSettings, HubSettings, KVSettings, Paths, Settings, default_paths
+from edge.config_schema import TABLES, ChatSettings, GovernorSettings, HubSettings, KVSettings, Paths, Settings, default_paths
 from edge.errors import ConfigError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT",
     "RESERVED_VARIABLES",
     "ChatSettings",
+    "GovernorSettings",
     "HubSettings",
     "KVSettings",
     "Key",

@@ -191,15 +191,16 @@ def describe(info: Any) -> str:
         return text + ', or "auto"' if len(rest) < len(info.types) else text
     if isinstance(info, kinds.LiteralType):
         return ", ".join(sorted(f'"{value}"' for value in info.values))
-    if isinstance(info, kinds.IntType):
-        return "a whole number" + (f", {info.ge} or more" if info.ge is not None else "")
+    if isinstance(info, (kinds.IntType, kinds.FloatType)):
+        kind = "a whole number" if isinstance(info, kinds.IntType) else "a number"
+        if info.ge is not None and info.le is not None:
+            return f"{kind} from {info.ge} to {info.le}"
+        return kind + (f", {info.ge} or more" if info.ge is not None else "")
     if isinstance(info, kinds.VarTupleType):
         return f"a list, each {describe(info.item_type)}"
     if isinstance(info, kinds.DictType):
         return f"a table, each entry {describe(info.value_type)}"
-    if isinstance(info, kinds.FloatType) and info.ge is not None:
-        return f"a number, {info.ge} or more"
-    words: dict[type, str] = {kinds.FloatType: "a number", kinds.BoolType: "true or false", kinds.StrType: "a text"}
+    words: dict[type, str] = {kinds.BoolType: "true or false", kinds.StrType: "a text"}
     return words[type(info)]
 
 

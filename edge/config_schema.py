@@ -11,7 +11,17 @@ import msgspec
 
 from edge.types import Sampling
 
-__all__ = ["PATH_VARIABLES", "TABLES", "ChatSettings", "HubSettings", "KVSettings", "Paths", "Settings", "default_paths"]
+__all__ = [
+    "PATH_VARIABLES",
+    "TABLES",
+    "ChatSettings",
+    "GovernorSettings",
+    "HubSettings",
+    "KVSettings",
+    "Paths",
+    "Settings",
+    "default_paths",
+]
 
 APP_NAME = "edge-assistant"
 """Folder below the user's configuration, data and cache directories."""
@@ -116,6 +126,26 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     answers: bool = False
 
 
+class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When to hold back: while the device is hot, low on battery or short of memory. See `edge.governor`.
+
+    Attributes:
+        enabled: whether to hold back at all.
+        hot_c: temperature that counts as hot, in degrees Celsius; None is 3 below where the system slows the processor down.
+        battery_percent: the level that counts as low while no charger is connected; 0 never does.
+        memory_percent: share of memory that counts as too little when no more is available; 0 never does.
+        stall_percent: share of time in which programs waited for memory that counts as short of it; 0 never does.
+        hold_s: the least time between two changes, and how long all must be well before one is taken back, in seconds.
+    """
+
+    enabled: bool = True
+    hot_c: Annotated[float, msgspec.Meta(ge=20, le=150)] | None = None
+    battery_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
+    memory_percent: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
+    stall_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    hold_s: Annotated[float, msgspec.Meta(ge=1)] = 15.0
+
+
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where models are fetched from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
@@ -146,6 +176,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         paths: where files are.
         hub: where models come from.
         kv: the KV cache on the disk.
+        governor: when to hold back.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -164,7 +195,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     paths: Paths = msgspec.field(default_factory=default_paths)
     hub: HubSettings = msgspec.field(default_factory=HubSettings)
     kv: KVSettings = msgspec.field(default_factory=KVSettings)
+    governor: GovernorSettings = msgspec.field(default_factory=GovernorSettings)
     sources: dict[str, str] = {}
 
 
-TABLES: dict[str, type] = {"sampling": Sampling, "chat": ChatSettings, "paths": Paths, "hub": HubSettings, "kv": KVSettings}
+TABLES: dict[str, type] = {
+    "sampling": Sampling,
+    "chat": ChatSettings,
+    "paths": Paths,
+    "hub": HubSettings,
+    "kv": KVSettings,
+    "governor": GovernorSettings,
+}

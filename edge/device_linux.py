@@ -247,7 +247,7 @@ def find_zones(system: System) -> dict[str, float | None]:
 
 
 def parse_temperature(text: str) -> float | None:
-    """Degrees Celsius from a zone's `temp`; None where it is switched off: it answers with 0, absolute zero or an error then."""
+    """Degrees Celsius from a zone's `temp`; None where it is switched off and answers with 0, absolute zero or an error."""
     return int(text) / 1000 if text.lstrip("-").isdecimal() and 0 < int(text) < 150_000 else None
 
 
