@@ -68,7 +68,7 @@ class Background:
         self._queued_bytes = 0
         self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
         self._work = _Work()  # but for its batch, which is the queue
-        self._is_busy = self._is_closing = self._wants_open = self._wants_drop = False
+        self._is_busy = self._is_closing = self._wants_open = self._wants_drop = self._wants_log = False
         self._n_flushing = 0
         self._disk: Disk | None = None
         self._retry_at = self._distrusted_at = 0.0
@@ -158,6 +158,12 @@ class Background:
         """Have the blocks in `lost` removed as soon as others let go of the index."""
         with self._wake:
             self._wants_drop = True
+        self._poke()
+
+    def prepare(self) -> None:
+        """Have the thread do what the first turn would wait for."""
+        with self._wake:
+            self._wants_log = True
         self._poke()
 
     def n_queued(self) -> int:
@@ -256,7 +262,8 @@ class Background:
             return True
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self.problem is None
-        return self._may_try() and bool(self._queue or work.pins or work.released or needs_scan or self._wants_drop)
+        wants = needs_scan or self._wants_drop or self._wants_log
+        return self._may_try() and bool(self._queue or work.pins or work.released or wants)
 
     def _has_work(self) -> bool:
         return self._is_urgent() or (bool(self._work.touched) and self._may_try())
@@ -320,6 +327,9 @@ class Background:
     def _do(self, work: _Work) -> None:
         """Do it, and take out of it what is done."""
         disk = self._ensure_open()
+        if self._wants_log:
+            self._wants_log = False
+            disk.index.begin_log()
         self._write(disk, work.batch)
         if work.touched or work.pins or work.released:
             self._note(disk, work)
@@ -337,6 +347,7 @@ class Background:
             _log.debug("KV store put in order: %s", scan(disk, lambda: self._go_between(disk)))
         if disk.index.log_bytes() > _LOG_BYTES:
             disk.index.checkpoint()
+            disk.index.begin_log()  # the log begins anew after it
 
     def _write(self, disk: Disk, batch: list[Pending]) -> None:
         if not batch:

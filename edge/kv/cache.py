@@ -24,11 +24,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
@@ -51,8 +48,8 @@ _MIN_RESTORE_TOKENS = 4
 """Fewer are computed: asking the disk takes as long."""
 _MIN_STORE_TOKENS = 32
 """A prompt that is shorter, reply included, is not worth a file."""
-_READ_AHEAD = 3
-"""Blocks that are read before the engine has taken in the one before."""
+_AHEAD = 16
+"""So many blocks ahead of the one that the engine takes in, the system is told what will be read next."""
 _SMOOTHING = 0.3
 
 
@@ -96,6 +93,8 @@ class KVCache:
         self._slots = Slots(backend, self.chunk_size if exact else 1)
         self._ms_per_token = 0.0
         self._told: set[str] = set()
+        if self._store is not None:
+            self._store.prepare()
 
     @property
     def wants_checkpoints(self) -> bool:
@@ -239,7 +238,7 @@ class KVCache:
         n_memory = slot.n_tokens
         if n_memory < refs[0].start:  # the engine could not cut there and let go of everything
             n_memory, refs = 0, list(match.blocks)
-        for ref, payload in _read_ahead(store, refs):
+        for ref, payload in _read_in_turn(store, refs):
             if payload is None:
                 return n_memory, {ref.key}
             if not self._bring_in(slot, payload, prompt[ref.start : ref.start + ref.n_used], ref.start + ref.n_used):
@@ -381,28 +380,9 @@ class KVCache:
         return sizes
 
 
-def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:
-    """Blocks and their verified bytes; the next ones are read and verified while the engine takes one in."""
-    with ThreadPoolExecutor(1, thread_name_prefix="edge-kv-read") as reader:
-        waiting: deque[tuple[BlockRef, Future[memoryview | None]]] = deque()
-        coming = iter(refs)
-        try:
-            while True:
-                for ref in islice(coming, _READ_AHEAD - len(waiting)):
-                    waiting.append((ref, _submit(reader, store, ref)))
-                if not waiting:
-                    return
-                ref, payload = waiting.popleft()
-                yield ref, payload.result()
-        finally:
-            for _, unused in waiting:
-                unused.cancel()
-
-
-def _submit(reader: ThreadPoolExecutor, store: BlockStore, ref: BlockRef) -> Future[memoryview | None]:
-    try:
-        return reader.submit(store.read, ref)
-    except RuntimeError:  # no thread can be started: the program ends, or the system has none left
-        done: Future[memoryview | None] = Future()
-        done.set_result(store.read(ref))
-        return done
+def _read_in_turn(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:
+    """Blocks and their verified bytes. The disk fetches the next ones while the engine takes one in."""
+    store.expect(refs[:_AHEAD])
+    for number, ref in enumerate(refs, _AHEAD):
+        store.expect(refs[number : number + 1])
+        yield ref, store.read(ref)

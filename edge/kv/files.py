@@ -167,6 +167,21 @@ class StoreFiles:
                 raise
             path.rmdir()
 
+    def expect(self, key: bytes) -> None:
+        """Have a block file fetched into the page cache, without waiting for it. Does nothing on systems that cannot."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
+        except OSError:
+            return  # whoever reads it finds out why
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass  # not a file, or not one that can be fetched: as above
+        finally:
+            os.close(fd)
+
     def load(self, key: bytes) -> bytes:
         """All bytes of a block file. Not verified.
 

@@ -193,6 +193,16 @@ class Index:
         with self._write_lock:
             self._usable(self._writer).execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})")
 
+    def begin_log(self) -> None:
+        """Write to the log, changing nothing. SQLite waits for the disk when an empty log gets its first lines, and a turn that
+        notes its lease should not be the one that meets this. For the background thread, like `checkpoint`.
+
+        Raises:
+            sqlite3.Error: it cannot be written to.
+        """
+        with self.write() as change:
+            change.sql.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # a row that stays as it is would not be written
+
     def log_bytes(self) -> int:
         """Size of the log that a checkpoint would empty."""
         return _size(self.path, "-wal")

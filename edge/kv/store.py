@@ -122,6 +122,17 @@ class BlockStore:
             self._background.fail(error, disk)
             return Match()
 
+    def prepare(self) -> None:
+        """Say that turns will come: the background thread does beforehand what the first one would wait for."""
+        self._background.prepare()
+
+    def expect(self, refs: Iterable[BlockRef]) -> None:
+        """Say which blocks will be read soon: where the system can, it fetches them from the disk on the side."""
+        disk = self._background.disk
+        if disk is not None:
+            for ref in refs:
+                disk.files.expect(ref.key)
+
     def read(self, ref: BlockRef) -> memoryview | None:
         """The payload of a block, every byte of its file verified.
 

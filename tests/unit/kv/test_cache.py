@@ -15,6 +15,7 @@ from edge.backends.fake import FakeBackend
 from edge.errors import BackendError, UnsupportedError
 from edge.kv.blocks import fingerprint
 from edge.kv.cache import KVCache, Reuse
+from edge.kv.files import StoreFiles
 from edge.kv.slots import Slot
 from edge.kv.store import BlockStore
 
@@ -278,15 +279,27 @@ def test_a_restore_that_breaks_down_costs_only_time(device: Device, monkeypatch:
     assert reuse.n_disk == 0
 
 
-def test_no_thread_to_read_ahead_with(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*_args: object) -> None:
-        raise RuntimeError("can't start new thread")
+def test_the_disk_hears_early_what_will_be_read(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, bytes]] = []
 
-    said, _ = device.turn(tokens(300), [])
+    def listen(name: str) -> None:
+        real = getattr(StoreFiles, name)
+
+        def hear(files: StoreFiles, key: bytes) -> object:
+            heard.append((name, key))
+            return real(files, key)
+
+        monkeypatch.setattr(StoreFiles, name, hear)
+
+    said, _ = device.turn(tokens(3000), [])
     device.restart()
-    monkeypatch.setattr("edge.kv.cache.ThreadPoolExecutor.submit", none_left)
-    _, reuse = device.turn([*said, 1], [])
-    assert reuse.n_disk == 300
+    listen("expect")
+    listen("load")
+    device.turn([*said, 1], [])
+    read = [key for name, key in heard if name == "load"]
+    assert [key for name, key in heard if name == "expect"] == read
+    ahead = [heard.index(("load", key)) - heard.index(("expect", key)) for key in read]
+    assert min(ahead[1:]) >= 15 and max(ahead) < 35, "early, and not the whole of a long history at once"
 
 
 @pytest.mark.parametrize("encrypt", [False, True])

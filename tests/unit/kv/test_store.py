@@ -292,6 +292,46 @@ def test_leases_of_a_store_that_was_closed_hold_nothing(make_store: MakeStore) -
     lease.__exit__(None, None, None)
 
 
+def test_a_turn_does_not_begin_the_log_of_the_index(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write to an empty log waits for the disk; then it has a new header."""
+
+    def header_of_log() -> bytes:
+        return index.with_name(index.name + "-wal").read_bytes()[:32]
+
+    make_store().close()
+    store = make_store()
+    (index,) = store.directory.glob("index-*.sqlite")
+    assert header_of_log() == b""
+    store.prepare()
+    assert store.flush()
+    headers = [header_of_log()]
+    monkeypatch.setattr("edge.kv.background._LOG_BYTES", 0)  # the log is moved into the file, and begins anew
+    keys = put_row(store, [1, 2, 3])
+    assert store.flush()
+    headers.append(header_of_log())
+    monkeypatch.undo()
+    with store.lease(store.match(MODEL, "ns", [1, 2, 3])):
+        headers.append(header_of_log())
+    assert keys and len(headers[0]) == 32 and headers[1] != headers[0] and headers[2] == headers[1]
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "fifo", "link"])
+def test_what_cannot_be_fetched_early_is_found_out_when_it_is_read(make_store: MakeStore, what: str) -> None:
+    store = make_store()
+    (key,) = put_row(store, [1, 2, 3])
+    path = path_of(store, key)
+    match = store.match(MODEL, "ns", [1, 2, 3])
+    path.unlink()
+    if what == "directory":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)  # opening one waits for a writer, if it is let
+    elif what == "link":
+        path.symlink_to(store.directory / "nowhere")
+    store.expect(match.blocks)
+    assert store.read(match.blocks[0]) is None
+
+
 def test_free_space_is_left_and_given_back(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(min_free_bytes=100 * KIB4, retry_s=3600.0)
     disk = store._background.disk
