@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError
+from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from edge.plan import Plan
     from edge.types import Sampling
 
-__all__ = ["BACKENDS", "Backend", "Capabilities", "ModelInfo", "Sampler", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Capabilities",
+    "ModelInfo",
+    "Sampler",
+    "check_resize",
+    "check_threads",
+    "open_backend",
+]
 
 BACKENDS = {"llamacpp": "edge.backends.llamacpp:LlamaCppBackend", "fake": "edge.backends.fake:FakeBackend"}
 """Name of a backend -> where its class is. The factory imports it when it is asked for."""
@@ -48,6 +57,8 @@ class Capabilities:
         n_seq: how many sequences fit side by side.
         grammar: output can be held to a grammar.
         embeddings: the model gives sentence embeddings.
+        threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
+        resize: the KV cache can be made smaller and larger while the model is open (`Backend.resize`).
     """
 
     rewind: bool
@@ -56,6 +67,8 @@ class Capabilities:
     n_seq: int
     grammar: bool
     embeddings: bool
+    threads: bool = False
+    resize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +130,7 @@ class Backend(ABC):
         name: key in BACKENDS.
         capabilities: what it can do.
         info: the model.
-        n_ctx: cells of the KV cache. Sequences share the cells of what was copied; other than that the sum of their
+        n_ctx: cells of the KV cache; only `resize` changes it. Sequences share the cells of what was copied; other than that the sum of their
             lengths stays at or below it.
         kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
@@ -260,6 +273,36 @@ class Backend(ABC):
         """
         raise UnsupportedError(f"The {self.name} backend cannot import a KV cache.")
 
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        """Compute with another number of CPU threads from the next pass on.
+
+        Where the engine splits sums among threads, the last bits of what is decoded depend on their number.
+
+        Args:
+            n_threads: for passes over one token a sequence; at least 1.
+            n_threads_batch: for chunks of a prompt; at least 1.
+
+        Raises:
+            UnsupportedError: `capabilities.threads` is false.
+            UsageError: there is no such number of threads.
+        """
+        raise UnsupportedError(f"The {self.name} backend cannot change its threads.")
+
+    def resize(self, n_ctx: int) -> None:
+        """Make the KV cache anew, for so many cells, and give the memory of the old one back. All sequences must be empty.
+
+        Args:
+            n_ctx: cells; the engine may round up, `n_ctx` says to what.
+
+        Raises:
+            UnsupportedError: `capabilities.resize` is false, or this model's blocks mean something else in such a window; the
+                cache is as it was.
+            UsageError: a sequence is not empty, or n_ctx is below 1.
+            ModelTooLargeError: there is no memory for it; the cache has the size that it had.
+            BackendError: nor is there for the old one any more; the backend is closed.
+        """
+        raise UnsupportedError(f"The {self.name} backend cannot change the size of its KV cache.")
+
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         """Everything but the weights that changes what an exported block means or how its numbers came out.
 
@@ -277,6 +320,28 @@ class Backend(ABC):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def check_threads(*numbers: int) -> None:
+    """For `Backend.set_threads`: refuse what cannot be.
+
+    Raises:
+        UsageError: one of the numbers is below 1.
+    """
+    if min(numbers) < 1:
+        raise UsageError(f"{min(numbers)} threads are not possible.", "Use at least one.")
+
+
+def check_resize(n_ctx: int, lengths: Sequence[int]) -> None:
+    """For `Backend.resize`: refuse what cannot be.
+
+    Raises:
+        UsageError: the size is below 1, or a sequence is not empty.
+    """
+    if n_ctx < 1:
+        raise UsageError(f"A KV cache of {n_ctx} cells is not possible.", "Ask for 512 or more.")
+    if any(lengths):
+        raise UsageError("A KV cache that is in use cannot be made anew.", "Empty every sequence first: rewind(seq_id, 0).")
 
 
 def open_backend(plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> Backend:

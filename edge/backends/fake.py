@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler
+from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler, check_resize, check_threads
 from edge.errors import BackendError, CancelledError, ContextFullError, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class FakeBackend(Backend):
         n_seq: sequences, unless the plan says.
         chunk_size: tokens a chunk.
 
+    Attributes:
+        threads: what `set_threads` was last told; nothing is computed by them.
+
     Raises:
         CancelledError: on_progress said False.
     """
@@ -107,7 +110,10 @@ class FakeBackend(Backend):
             n_seq=n_seq if plan is None else plan.n_seq,
             grammar=False,
             embeddings=False,
+            threads=True,
+            resize=True,
         )
+        self.threads = (1, 1) if plan is None else (plan.n_threads, plan.n_threads_batch)
         self.info = ModelInfo(
             name="Fake",
             architecture="fake",
@@ -248,6 +254,16 @@ class FakeBackend(Backend):
         cells.extend(_Cell(token, digest) for token, digest in _CELL.iter_unpack(block[header:]))
         self._n_used += count
         self._has_logits.discard(seq_id)
+
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        self._check_open()
+        check_threads(n_threads, n_threads_batch)
+        self.threads = (n_threads, n_threads_batch)
+
+    def resize(self, n_ctx: int) -> None:
+        self._check_open()
+        check_resize(n_ctx, [len(cells) for cells in self._sequences])
+        self.n_ctx = n_ctx
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         self._check_open()

@@ -10,14 +10,15 @@ import ctypes
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import Backend, Sampler
+from edge.backends.base import Backend, Sampler, check_resize, check_threads
 from edge.backends.cells import Ledger
 from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, library_version, load_library, recent_log
 from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
-from edge.errors import BackendError, ContextFullError, UnsupportedError, UsageError
+from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +70,7 @@ class LlamaCppBackend(Backend):
         except BaseException:
             self._free()
             raise
+        self._plan, self._architecture = plan, header.architecture
         self._vocab = library.llama_model_get_vocab(self._model)
         self._memory = library.llama_get_memory(self._context)
         self.kv_window = library.llama_model_n_swa(self._model)
@@ -262,6 +264,32 @@ class LlamaCppBackend(Backend):
             self._ledger.append(seq_id, end - start)
             self._forget_logits(seq_id)
 
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        with self._lock:
+            self._check_open()
+            check_threads(n_threads, n_threads_batch)
+            self._plan = replace(self._plan, n_threads=n_threads, n_threads_batch=n_threads_batch)  # for the next context
+            self._library.llama_set_n_threads(self._context, n_threads, n_threads_batch)
+
+    def resize(self, n_ctx: int) -> None:
+        with self._lock:
+            self._check_open()
+            check_resize(n_ctx, [self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)])
+            library, before = self._library, self._plan.n_ctx
+            if rope_variant(library, self._model, n_ctx) != self._identity["rope"]:
+                raise UnsupportedError(f"This model turns positions another way in a window of {n_ctx:,} tokens.")
+            try:
+                self._reopen(n_ctx)  # the old one goes first: both at once would be what there is no memory for
+            except EdgeError:
+                try:
+                    self._reopen(before)
+                except EdgeError as error:
+                    self._free()
+                    raise BackendError(
+                        f"The KV cache could not be made anew: {error.message}", "Load the model again."
+                    ) from error
+                raise
+
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         self._check_open()
         return {
@@ -316,6 +344,19 @@ class LlamaCppBackend(Backend):
         return None if row is None else (self._context, row)
 
     # -- inside
+
+    def _reopen(self, n_ctx: int) -> None:
+        """Another context of the same model, for so many tokens, in the place of this one."""
+        library = self._library
+        if self._context:
+            library.llama_free(self._context)
+        self._context = self._memory = None
+        self._rows, self._kept, self._views = {}, {}, {}
+        plan = replace(self._plan, n_ctx=n_ctx)
+        self._context = open_context(library, plan, self._model, self._architecture, self._abort)
+        self._plan, self._memory = plan, library.llama_get_memory(self._context)
+        self.n_ctx = library.llama_n_ctx(self._context)
+        self._ledger = Ledger(self.n_ctx, plan.n_seq)
 
     def _prefill_chunk(self, seq_id: int, chunk: npt.NDArray[np.int32], should_stop: Callable[[], bool] | None) -> bool:
         """Compute one chunk; False when it was stopped, and then it left nothing behind."""

@@ -168,6 +168,8 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         n_seq=n_seq,
         grammar=False,
         embeddings=False,
+        threads=True,
+        resize=True,
     )
 
 
