@@ -1,0 +1,147 @@
+"""What can be measured: models times engines times settings, as far as they go together here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.bench.run import Candidate
+from edge.errors import BackendUnavailableError
+from edge.placement import ENGINES
+from edge.plan import make_plan
+from edge.receipt import PlanRequest
+from edge.tuning import look_up
+
+if TYPE_CHECKING:
+    from edge.artifact import Artifact
+    from edge.backends.canary import Safety
+    from edge.device_profile import DeviceProfile
+    from edge.receipt import Accelerator
+
+__all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is tried with every model: each combination. Empty leaves a choice to the plan.
+
+    Attributes:
+        backends: names; empty takes every engine that is installed and reads the model.
+        accelerators, threads, n_ubatch, kv_types, flash_attention: as in a PlanRequest.
+        is_tuned: what `edge tune` measured is used, as it is when a model is loaded.
+    """
+
+    backends: tuple[str, ...] = ()
+    accelerators: tuple[Accelerator, ...] = ()
+    threads: tuple[int, ...] = ()
+    n_ubatch: tuple[int, ...] = ()
+    kv_types: tuple[str, ...] = ()
+    flash_attention: tuple[bool, ...] = ()
+    is_tuned: bool = True
+
+
+def engines_for(device: DeviceProfile, artifact: Artifact) -> list[str]:
+    """Names of the installed engines that read a model."""
+    able = [row for row in ENGINES if row.is_automatic and artifact.format in row.formats]
+    return [row.name for row in able if not row.needs_package or _is_installed(device, row.name)]
+
+
+def safety_here(device: DeviceProfile, cache_dir: Path) -> Safety | None:
+    """How llama.cpp may be loaded here; None where it is not installed."""
+    from edge.backends.canary import load_safety
+
+    return load_safety(cache_dir) if _is_installed(device, "llamacpp") else None
+
+
+def find_candidates(
+    device: DeviceProfile, artifacts: Sequence[Artifact], grid: Grid, *, n_tokens: int, cache_dir: Path
+) -> list[Candidate]:
+    """A candidate for each combination that is possible here.
+
+    Args:
+        device: from `edge.device.probe`.
+        artifacts: the models.
+        grid: what to try.
+        n_tokens: context that is needed.
+        cache_dir: where the canary's verdict and the tunings are.
+
+    Raises:
+        BackendUnavailableError: a model has no engine here, or an engine that was named can run none of the models.
+        UsageError, ModelTooLargeError: as `make_plan`.
+    """
+    safety = safety_here(device, cache_dir)
+    requests = [replace(request, context=n_tokens, n_seq=1) for request in _requests(grid)]
+    found: list[Candidate] = []
+    failures: dict[str, BackendUnavailableError] = {}
+    able: set[str] = set()
+    for artifact in artifacts:
+        tuned = look_up(device, artifact, cache_dir=cache_dir) if grid.is_tuned else None
+        n_before = len(found)
+        for backend in grid.backends or tuple(engines_for(device, artifact)) or (None,):
+            for request in requests:
+                try:
+                    plan = make_plan(device, artifact, replace(request, backend=backend), safety=safety, tuned=tuned)
+                except BackendUnavailableError as error:
+                    failures.setdefault(backend or "", error)
+                    failures.setdefault(str(artifact.path), error)
+                    continue
+                able.add(plan.backend)
+                found.append(Candidate("", plan))
+        if len(found) == n_before:
+            raise failures[str(artifact.path)]
+    for backend in grid.backends:
+        if backend not in able:
+            raise failures[backend]
+    return _named(found, grid)
+
+
+def _requests(grid: Grid) -> list[PlanRequest]:
+    """Every combination but that of engines."""
+    return [
+        PlanRequest(require=accelerator, threads=threads, n_ubatch=n_ubatch, kv_type_k=kv, kv_type_v=kv, flash_attention=flash)
+        for accelerator in grid.accelerators or (None,)
+        for threads in grid.threads or (None,)
+        for n_ubatch in grid.n_ubatch or (None,)
+        for kv in grid.kv_types or (None,)
+        for flash in grid.flash_attention or (None,)
+    ]
+
+
+def _is_installed(device: DeviceProfile, name: str) -> bool:
+    engine = device.engine(name)
+    return engine is not None and engine.is_installed
+
+
+def _named(candidates: list[Candidate], grid: Grid) -> list[Candidate]:
+    """Names that say what the candidates differ in."""
+    models = _model_names(candidates)
+    engines = {(candidate.plan.backend, candidate.plan.accelerator) for candidate in candidates}
+    result = []
+    for candidate, model in zip(candidates, models, strict=True):
+        plan = candidate.plan
+        parts = [model]
+        if len(engines) > 1:
+            parts.append(plan.backend if plan.accelerator == "cpu" else f"{plan.backend} {plan.accelerator}")
+        if len(grid.threads) > 1:
+            parts.append(f"{plan.n_threads} thread{'s' if plan.n_threads > 1 else ''}")
+        if len(grid.n_ubatch) > 1:
+            parts.append(f"batch {plan.n_ubatch}")
+        if len(grid.kv_types) > 1:
+            parts.append(f"KV {plan.kv_type_k}")
+        if len(grid.flash_attention) > 1:
+            parts.append(f"flash attention {'on' if plan.flash_attention else 'off'}")
+        result.append(Candidate(", ".join(parts), plan))
+    return result
+
+
+def _model_names(candidates: list[Candidate]) -> list[str]:
+    """The models' own names; the names of their files and folders where several have the same."""
+    artifacts = {candidate.plan.artifact.path: candidate.plan.artifact for candidate in candidates}
+    own = [artifact.name for artifact in artifacts.values()]
+    names = {}
+    for path, artifact in artifacts.items():
+        is_alone = own.count(artifact.name) == 1
+        names[path] = artifact.name if is_alone else path.stem if path.is_file() else f"{path.parent.name}/{path.name}"
+    return [names[candidate.plan.artifact.path] for candidate in candidates]

@@ -1,0 +1,133 @@
+"""The process in which one model is loaded and measured: requests come in as lines of JSON, answers go out the same way.
+
+A process of its own makes the peak of memory that of this model alone, and keeps what an engine breaks away from the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.bench.values import Sample
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.backends.base import Backend
+    from edge.bench.energy import Meter
+
+__all__ = ["Answer", "Bandwidth", "Open", "Problem", "Run", "main", "serve"]
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Load a model: the fields of a Plan but its artifact, memory and choices, which `path` and nothing stand for."""
+
+    path: str
+    plan: dict[str, Any]
+    with_energy: bool = False
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Measure the loaded model once."""
+
+    n_prompt: int
+    n_decode: int
+
+
+class Bandwidth(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Measure how fast memory can be read."""
+
+    n_threads: int
+    n_bytes: int
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error: its class in edge.errors, and what it says."""
+
+    kind: str
+    message: str
+    hint: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request came to: one of these. `energy` says where energy comes from, or why it is not known."""
+
+    load_s: float | None = None
+    energy: str = ""
+    sample: Sample | None = None
+    bytes_per_s: float | None = None
+    problem: Problem | None = None
+
+
+class _Server:
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._meter: Meter | None = None
+
+    def answer(self, request: Open | Run | Bandwidth) -> Answer:
+        if isinstance(request, Open):
+            return self._open(request)
+        if isinstance(request, Bandwidth):
+            from edge.bench.bandwidth import measure_bandwidth
+
+            return Answer(bytes_per_s=measure_bandwidth(request.n_threads, request.n_bytes))
+        from edge.bench.measure import measure
+
+        assert self._backend is not None  # process.py opens first
+        return Answer(sample=measure(self._backend, request.n_prompt, request.n_decode, meter=self._meter))
+
+    def _open(self, request: Open) -> Answer:
+        from edge.artifact import open_artifact
+        from edge.backends import open_backend
+        from edge.bench.energy import find_meter
+        from edge.bench.measure import warm_up
+        from edge.receipt import MemoryEstimate, Plan
+
+        artifact = open_artifact(Path(request.path))
+        plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
+        started = time.perf_counter()
+        self._backend = open_backend(plan)
+        warm_up(self._backend)
+        load_s = time.perf_counter() - started
+        energy = ""
+        if request.with_energy:
+            self._meter, energy = find_meter()
+        return Answer(load_s=load_s, energy=energy)
+
+    def close(self) -> None:
+        if self._meter is not None:
+            self._meter.close()
+        if self._backend is not None:
+            self._backend.close()
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until there are no more requests."""
+    server = _Server()
+    try:
+        for line in requests:
+            try:
+                answer = server.answer(msgspec.json.decode(line, type=Open | Run | Bandwidth))
+            except EdgeError as error:
+                answer = Answer(problem=Problem(kind=type(error).__name__, message=error.message, hint=error.hint))
+            except MemoryError:
+                answer = Answer(
+                    problem=Problem(kind="ModelTooLargeError", message="Memory ran out.", hint="Close other programs.")
+                )
+            except Exception as error:  # noqa: BLE001 (whatever an engine raises has to reach the parent as one line)
+                answer = Answer(problem=Problem(kind="BackendError", message=f"{type(error).__name__}: {error}"))
+            answers.write(msgspec.json.encode(answer) + b"\n")
+            answers.flush()
+    finally:
+        server.close()
+
+
+def main() -> None:
+    """Serve stdin and stdout. What engines print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, answers)

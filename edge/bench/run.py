@@ -1,0 +1,249 @@
+"""Several candidates, measured in turns.
+
+A round goes over all candidates, the next one over them backwards, so that whatever else the machine does falls on all alike.
+What counts besides the medians is the ratio to the first candidate within a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from edge.bench.bandwidth import decode_bytes, sweep_bytes
+from edge.bench.process import Worker, bandwidth_here, setting_of
+from edge.bench.values import FORMAT, Result, Row, Sample, Stat, ratio_stat, stat
+from edge.errors import EdgeError, UsageError
+
+if TYPE_CHECKING:
+    from edge.device_profile import DeviceProfile
+    from edge.receipt import Plan
+
+__all__ = ["Candidate", "Measuring", "Options", "Progress", "run_bench"]
+
+_MEMORY_SHARE = 0.8  # of what is free; beyond that, models take turns in memory too
+
+Progress = Callable[[str, float], None]
+"""Called with (what is measured, share done from 0 to 1)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model and how it is run.
+
+    Attributes:
+        name: for tables.
+        plan: what to load and how; its context holds the prompt and the reply.
+    """
+
+    name: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured.
+
+    Attributes:
+        n_prompt: tokens read.
+        n_decode: tokens written.
+        n_rounds: rounds over all candidates.
+        with_energy: look for a meter.
+        with_bandwidth: measure how fast memory can be read.
+    """
+
+    n_prompt: int = 512
+    n_decode: int = 128
+    n_rounds: int = 5
+    with_energy: bool = True
+    with_bandwidth: bool = True
+
+
+class Measuring(Protocol):
+    """What is used of a `Worker`; tests put theirs in its place."""
+
+    load_s: float
+    energy: str
+
+    def run(self, n_prompt: int, n_decode: int) -> Sample: ...
+    def close(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@dataclass
+class _Seat:
+    """A candidate on its way through the rounds."""
+
+    candidate: Candidate
+    worker: Measuring | None = None
+    loads_s: list[float] = field(default_factory=list)
+    samples: dict[int, Sample] = field(default_factory=dict)
+    energy: str = ""
+    error: str = ""
+
+
+def run_bench(
+    candidates: Sequence[Candidate],
+    options: Options,
+    device: DeviceProfile,
+    *,
+    on_progress: Progress = lambda text, share: None,
+    open_worker: Callable[..., Measuring] = Worker,
+    measure_bandwidth: Callable[[int, int], float] = bandwidth_here,
+) -> Result:
+    """Measure candidates side by side.
+
+    A candidate that fails is reported and left out of the rounds that follow. After Ctrl-C the result holds what was measured
+    until then, and says that it is not complete.
+
+    Args:
+        candidates: at least one.
+        options: how much.
+        device: from `edge.device.probe`.
+        on_progress: see Progress.
+        open_worker: makes the process of a plan.
+        measure_bandwidth: given threads and bytes to read, says bytes a second.
+
+    Raises:
+        UsageError: there is no candidate, or a number is below 1.
+    """
+    _check(candidates, options)
+    seats = [_Seat(candidate) for candidate in candidates]
+    keeps_all = _fit_together(candidates, device)
+    bandwidths: list[float] = []
+    is_complete = True
+
+    def sweep() -> None:
+        if options.with_bandwidth:
+            n_threads = max(candidate.plan.n_threads for candidate in candidates)
+            bandwidths.append(measure_bandwidth(n_threads, sweep_bytes(device.memory.available_bytes)))
+
+    try:
+        on_progress("memory bandwidth", 0.0)
+        sweep()
+        for n in range(options.n_rounds):
+            for k, seat in enumerate(seats if n % 2 == 0 else reversed(seats)):
+                done = (n * len(seats) + k) / (options.n_rounds * len(seats))
+                on_progress(f"round {n + 1} of {options.n_rounds}: {seat.candidate.name}", done)
+                _take_turn(seat, n, options, open_worker, keeps_open=keeps_all)
+        on_progress("memory bandwidth", 1.0)
+        sweep()  # again, since a loaded machine gives too little at times
+    except KeyboardInterrupt:
+        is_complete = False
+        for seat in seats:
+            if seat.worker is not None:
+                seat.worker.stop()
+    finally:
+        for seat in seats:
+            if seat.worker is not None:
+                seat.worker.close()
+    bandwidth = max(bandwidths, default=None)
+    rows = [_row(seat, seats[0], options, bandwidth) for seat in seats]
+    return Result(
+        format=FORMAT,
+        edge=_version(),
+        device=device.name,
+        processor=f"{device.cpu.name}, {device.cpu.n_physical} cores",
+        measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        n_prompt=options.n_prompt,
+        n_decode=options.n_decode,
+        n_rounds=options.n_rounds,
+        bandwidth_bytes_per_s=bandwidth,
+        energy=next((seat.energy for seat in seats if seat.energy), "not measured"),
+        is_complete=is_complete and not any(row.error for row in rows),
+        rows=tuple(rows),
+    )
+
+
+def _check(candidates: Sequence[Candidate], options: Options) -> None:
+    if not candidates:
+        raise UsageError("There is nothing to measure.", "Name a model.")
+    for name, value in (("prompt", options.n_prompt), ("reply", options.n_decode), ("number of rounds", options.n_rounds)):
+        if value < 1:
+            raise UsageError(f"A {name} of {value} cannot be measured.", "Use 1 or more.")
+    for candidate in candidates:
+        needed = options.n_prompt + options.n_decode + 1
+        if candidate.plan.n_ctx < needed:
+            raise UsageError(
+                f"{candidate.name} has a context of {candidate.plan.n_ctx:,} tokens, less than the {needed:,} to be measured.",
+                "Measure a shorter prompt or reply.",
+            )
+
+
+def _fit_together(candidates: Sequence[Candidate], device: DeviceProfile) -> bool:
+    needed = sum(candidate.plan.memory.total_bytes for candidate in candidates)
+    return needed <= device.memory.available_bytes * _MEMORY_SHARE
+
+
+def _take_turn(seat: _Seat, n: int, options: Options, open_worker: Callable[..., Measuring], *, keeps_open: bool) -> None:
+    """One round of one candidate. Its errors become part of the result: the others go on."""
+    if seat.error:
+        return
+    try:
+        if seat.worker is None:
+            seat.worker = open_worker(seat.candidate.plan, with_energy=options.with_energy)
+            seat.loads_s.append(seat.worker.load_s)
+            seat.energy = seat.worker.energy
+        seat.samples[n] = seat.worker.run(options.n_prompt, options.n_decode)
+    except EdgeError as error:
+        seat.error = str(error)
+    finally:
+        if seat.worker is not None and (seat.error or not keeps_open):
+            seat.worker.close()
+            seat.worker = None
+
+
+def _row(seat: _Seat, first: _Seat, options: Options, bandwidth: float | None) -> Row:
+    plan, samples = seat.candidate.plan, list(seat.samples.values())
+    setting = setting_of(plan)
+    row = Row(
+        name=seat.candidate.name,
+        model=plan.artifact.name,
+        path=str(plan.artifact.path),
+        format=plan.artifact.format,
+        size_bytes=plan.artifact.size_bytes,
+        setting=setting,
+        load_s=statistics.median(seat.loads_s) if seat.loads_s else None,
+        decode_bytes=decode_bytes(plan.artifact, setting, options.n_prompt + options.n_decode / 2),
+        samples=tuple(samples),
+        error=seat.error,
+    )
+    if not samples:
+        return row
+    decode = stat([sample.decode_tokens_per_s for sample in samples])
+    share = None
+    if bandwidth and row.decode_bytes and plan.accelerator == "cpu":  # what was measured is the processor's memory
+        share = decode.median * row.decode_bytes / bandwidth
+    return msgspec.structs.replace(
+        row,
+        first_token_s=stat([sample.first_token_s for sample in samples]),
+        prefill_tokens_per_s=stat([sample.prefill_tokens_per_s for sample in samples]),
+        decode_tokens_per_s=decode,
+        prefill_ratio=_ratio(seat, first, lambda sample: sample.prefill_tokens_per_s),
+        decode_ratio=_ratio(seat, first, lambda sample: sample.decode_tokens_per_s),
+        peak_bytes=max(sample.peak_bytes for sample in samples),
+        prefill_joules=_median([s.prefill_joules / s.n_prompt for s in samples if s.prefill_joules is not None]),
+        decode_joules=_median([s.decode_joules / s.n_decode for s in samples if s.decode_joules is not None]),
+        bandwidth_share=share,
+    )
+
+
+def _ratio(seat: _Seat, first: _Seat, value: Callable[[Sample], float]) -> Stat | None:
+    shared = [n for n in seat.samples if n in first.samples]
+    if seat is first or not shared:
+        return None
+    return ratio_stat([value(seat.samples[n]) for n in shared], [value(first.samples[n]) for n in shared])
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _version() -> str:
+    import edge
+
+    return edge.__version__
