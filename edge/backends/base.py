@@ -41,7 +41,11 @@ __all__ = [
     "open_backend",
 ]
 
-BACKENDS = {"llamacpp": "edge.backends.llamacpp:LlamaCppBackend", "fake": "edge.backends.fake:FakeBackend"}
+BACKENDS = {
+    "llamacpp": "edge.backends.llamacpp:LlamaCppBackend",
+    "coreml": "edge.backends.coreml:CoreMLBackend",
+    "fake": "edge.backends.fake:FakeBackend",
+}
 """Name of a backend -> where its class is. The factory imports it when it is asked for."""
 
 

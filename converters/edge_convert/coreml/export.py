@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 import tempfile
 import warnings
@@ -106,6 +107,8 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             head_dim=decoder.head_dim,
             vocab=decoder.vocab,
             window=_window(decoder, options.context),
+            n_params=sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),
+            n_ctx_train=int(opened.config.get("max_position_embeddings") or 0),
             encodings=encoder.summary(),
             golden=golden,
         )

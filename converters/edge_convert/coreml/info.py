@@ -1,4 +1,7 @@
-"""What a package says about itself: the layout a runtime needs, and logits to hold a prediction to."""
+"""What a package says about itself: the layout a runtime needs, and logits to hold a prediction to.
+
+`edge.mlpackage` reads it again in the runtime; tests/unit/test_mlpackage.py holds the two to each other.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,8 @@ class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
         variant, context, chunk, stateful: as in CoreMLOptions.
         n_layers, n_kv_heads, head_dim, vocab: sizes.
         window: tokens that layers with a sliding window see, themselves included; None where no second mask is needed.
+        n_params: numbers in the checkpoint's tensors.
+        n_ctx_train: longest context of the training, as its config says; 0 where it does not.
         encodings: how many matrices are stored in which way.
         golden: logits to hold a prediction to.
     """
@@ -86,6 +91,8 @@ class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     vocab: int
     window: int | None
+    n_params: int = 0
+    n_ctx_train: int = 0
     encodings: dict[str, int]
     golden: Golden
 
