@@ -23,12 +23,15 @@ from edge.kv.answers import Answers
 from edge.kv.cache import KVCache
 from edge.prompting import Prompting
 from edge.reply import Reply
+from edge.sensors import Sensors
 from edge.types import Message, Sampling
+from edge.watch import Watch
 
 if TYPE_CHECKING:
     import asyncio
 
     from edge.backends.base import Backend, ModelInfo
+    from edge.governor import Governor
     from edge.kv.proof import CacheCheck
     from edge.kv.store import BlockStore
     from edge.plan import Plan
@@ -63,12 +66,13 @@ class Assistant:
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
         disk: what this device has read before; None keeps nothing on the disk. The assistant closes it.
         exact: reuse only what equals, bit for bit, a run that reuses nothing; see `edge.kv.cache`.
+        governor: holds the engine back while the device is hot, low on battery or short of memory; None never does.
+        sensors: what the governor goes by; None are those of this machine.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
         info: the model.
         model_name: what the model is called, for people; kept with every reply.
-        n_ctx: context window in tokens.
         store: where conversations are kept.
         sampling: the default sampling; may be replaced at any time.
         notices: what the user should know of how the model was loaded.
@@ -85,13 +89,15 @@ class Assistant:
         window: str = "drop",
         disk: DiskCache | None = None,
         exact: bool = False,
+        governor: Governor | None = None,
+        sensors: Sensors | None = None,
     ) -> None:
         self.plan = plan
         self.info: ModelInfo = backend.info
         self.backend_name = backend.name
         # Files often call themselves by the name of a training run; the artifact has the name that people know.
         self.model_name = plan.artifact.name if plan is not None else backend.info.name
-        self.n_ctx = backend.n_ctx
+        self._full_n_ctx = backend.n_ctx
         self.sampling = sampling or Sampling()
         self.window = window
         self._own_store = ConversationStore(None) if store is None else None
@@ -104,8 +110,9 @@ class Assistant:
             cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
             self._answers = Answers(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
         self._scheduler = Scheduler(backend, cache)
+        watch = Watch(governor, sensors or Sensors(), self._scheduler.hold_back) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, disk, self._own_store)
+        self._finalizer = weakref.finalize(self, _close, self._scheduler, watch, disk, self._own_store)
         self._prompting = Prompting(backend.info, self._scheduler, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
@@ -167,6 +174,17 @@ class Assistant:
             BackendError: the assistant is closed.
         """
         return len(self._prompting.tokenize(text))
+
+    @property
+    def n_ctx(self) -> int:
+        """Context window in tokens. Smaller than usual while memory is short."""
+        return self._scheduler.n_ctx
+
+    @property
+    def held_back(self) -> str:
+        """What is held back now as the device is hot, low on battery or short of memory: "hot: 2 of 4 threads"; else ""."""
+        limits = self._scheduler.limits
+        return limits.note if limits is not None else ""
 
     @property
     def disk_problem(self) -> str | None:
@@ -250,6 +268,7 @@ class Assistant:
             prompt,
             chosen,
             n_ctx=self.n_ctx,
+            full_n_ctx=self._full_n_ctx,
             window=self.window,
             keeper=keeper,
             answers=self._answers,
@@ -458,7 +477,9 @@ class Conversation:
             raise
 
 
-def _close(scheduler: Scheduler, disk: DiskCache | None, own_store: ConversationStore | None) -> None:
+def _close(scheduler: Scheduler, watch: Watch | None, disk: DiskCache | None, own_store: ConversationStore | None) -> None:
+    if watch is not None:
+        watch.close()
     scheduler.close()
     if disk is not None:
         disk.blocks.close()

@@ -139,7 +139,7 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     enabled: bool = True
-    hot_c: Annotated[float, msgspec.Meta(ge=20, le=150)] | None = None
+    hot_c: Annotated[float, msgspec.Meta(ge=0, le=150)] | None = None
     battery_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
     memory_percent: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
     stall_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edge.backends import Backend
     from edge.config import Settings
     from edge.conversation import ConversationStore
+    from edge.governor import Governor
     from edge.plan import Plan
     from edge.types import Sampling
 
@@ -90,6 +91,7 @@ def load(
             window=chosen.window,
             disk=disk,
             exact=chosen.kv.exact,
+            governor=_make_governor(chosen, plan, engine),
         )
     except BaseException:
         engine.close()
@@ -197,6 +199,24 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | N
         return None
     model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
     return DiskCache(open_block_store(settings), model, kv.answers)
+
+
+def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:
+    """What holds this engine back while the device is hot, low on battery or short of memory; None where that is off."""
+    from edge.governor import Governor, Workload
+
+    if not settings.governor.enabled:
+        return None
+    workload = Workload(
+        n_threads=plan.n_threads,
+        n_threads_batch=plan.n_threads_batch,
+        n_ctx=engine.n_ctx,
+        kv_bytes=plan.memory.kv_bytes,
+        is_on_cpu=plan.accelerator == "cpu" and engine.capabilities.threads,
+        keeps_threads=settings.kv.exact,
+        can_resize=engine.capabilities.resize,
+    )
+    return Governor(workload, settings.governor)
 
 
 def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:

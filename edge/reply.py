@@ -28,6 +28,7 @@ class Reply:
         progress: (tokens of the prompt that are read, tokens of the prompt); (0, 0) before that is known.
         finish_reason: "stop", "length", "cancelled" or "error"; None while it is being written.
         usage, timing: what the turn took; complete when the reply is.
+        held_back: what was held back meanwhile because the device was hot, low on battery or short of memory, in a few words.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: ids of the reply's tokens, once it is over; empty when a stop text cut through them.
     """
@@ -38,6 +39,7 @@ class Reply:
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
         self.timing = Timing()
+        self.held_back = ""
         self.node: Node | None = None
         self.tokens: tuple[int, ...] = ()
         self._pieces: list[str] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.context import Summary, fit
+from edge.context import Summary, Window, fit
 from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
 from edge.kv.answers import Answer, Answers
@@ -27,6 +27,7 @@ __all__ = ["Keeper", "Turn", "newest_summary", "start"]
 _SAVE_EVERY_S = 1.0
 _USUAL_TOKEN_BYTES = 4
 _SUMMARY_TOKENS = 256
+_SHORT_OF_MEMORY = " The window is smaller than usual for now, because the device is short of memory."
 _SUMMARY_SO_FAR = "Summary of what was said before:"
 _SUMMARY_TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
 
@@ -82,6 +83,7 @@ class Keeper:
             "usage": asdict(reply.usage),
             "tokens": list(reply.tokens),  # so that the prompt after a restart holds what is in the KV cache
             "timing": asdict(reply.timing),
+            "held_back": reply.held_back,
             "plan": self._plan,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
@@ -122,6 +124,7 @@ class Turn:
         prompt: messages, or a text to go on writing after.
         sampling: how tokens are chosen.
         n_ctx: context window in tokens.
+        full_n_ctx: what it is when the device has memory enough; for what does not fit otherwise.
         window: what happens to old messages when it is full.
         keeper: saves the reply; None for replies outside a conversation.
         answers: what was answered before; None computes every reply.
@@ -138,6 +141,7 @@ class Turn:
         sampling: Sampling,
         *,
         n_ctx: int,
+        full_n_ctx: int,
         window: str,
         keeper: Keeper | None = None,
         answers: Answers | None = None,
@@ -149,6 +153,7 @@ class Turn:
         self._prompt = prompt
         self._sampling = sampling
         self._n_ctx = n_ctx
+        self._full_n_ctx = full_n_ctx
         self._window = window
         self._keeper = keeper
         self._asked_at = time.perf_counter()
@@ -172,7 +177,7 @@ class Turn:
             error = BackendError(f"The turn broke down: {failure!r}.", "Please report this.")
             error.__cause__ = failure
             return "error", error
-        reply.usage, reply.tokens = finished.usage, finished.tokens
+        reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
         timing = finished.timing
         waited_ms = max(0.0, timing.queue_ms - self._tokenize_ms)
         reply.timing = replace(timing, tokenize_ms=self._tokenize_ms, queue_ms=waited_ms)
@@ -189,7 +194,8 @@ class Turn:
         if known is not None:
             return self._repeat(known, len(tokens))
         finished = self._run(tokens, self._sampling, self._show, self._boundaries(tokens))
-        if self._answers:
+        is_cut_short = finished.reason == "length" and finished.held_back  # a larger window would have held more of it
+        if self._answers and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms)
             self._answers.keep(tokens, self._sampling, answer, self._owner)
         return finished
@@ -255,22 +261,33 @@ class Turn:
             tokens[:] = prompting.encode(messages, self._tell)
             return len(tokens)
 
-        window = fit(
-            self._prompt,
+        try:
+            window = self._fit(count)
+        except ContextFullError:
+            if self._n_ctx == self._full_n_ctx:
+                raise
+            self._n_ctx = self._full_n_ctx  # short of memory, but this cannot be answered with less
+            window = self._fit(count)
+        if keeper is not None:
+            keeper.summary = window.summary
+        if window.notice and (keeper is None or prompting.is_news(keeper.conversation_id, window.dropped.stop)):
+            self.reply.notices.append(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
+        self._messages = window.messages
+        return tokens  # of the last count, which is of window.messages
+
+    def _fit(self, count: Callable[[Sequence[Message]], int]) -> Window:
+        """What of the messages fits into the window."""
+        keeper = self._keeper
+        return fit(
+            self._prompt,  # type: ignore[arg-type]  # a text does not come here
             n_ctx=self._n_ctx,
             reserve=self._reserve(),
             count=count,
             policy=self._window,
-            count_one=prompting.count_one,
+            count_one=self._prompting.count_one,
             summarise=self._summarise,
             summary=keeper.summary if keeper is not None else None,
         )
-        if keeper is not None:
-            keeper.summary = window.summary
-        if window.notice and (keeper is None or prompting.is_news(keeper.conversation_id, window.dropped.stop)):
-            self.reply.notices.append(window.notice)
-        self._messages = window.messages
-        return tokens  # of the last count, which is of window.messages
 
     def _refuse_far_too_long(self, text: str) -> None:
         """Before megabytes are tokenised in vain: no token stands for more bytes than the longest of the vocabulary.
@@ -279,16 +296,16 @@ class Turn:
             ContextFullError: the text cannot fit, however it is tokenised.
         """
         n_bytes = len(text.encode("utf-8", "surrogatepass"))
-        if n_bytes <= self._n_ctx * _USUAL_TOKEN_BYTES:
+        if n_bytes <= self._full_n_ctx * _USUAL_TOKEN_BYTES:
             return
         longest = self._scheduler.call(
             lambda backend: max(len(backend.token_bytes(token)) for token in range(backend.info.n_vocab))
         )
         n_least = n_bytes // max(1, longest)
-        if n_least > self._n_ctx:
+        if n_least > self._full_n_ctx:
             raise ContextFullError(
                 f"This message has {n_bytes:,} bytes, which is {n_least:,} tokens at the very least. "
-                f"The context window has {self._n_ctx:,}.",
+                f"The context window has {self._full_n_ctx:,}.",
                 "Send a part of it.",
             )
 

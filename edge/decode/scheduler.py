@@ -8,6 +8,7 @@ chunk. Events go to the listener of a generation from this thread; listeners mus
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge.errors import BackendError, ContextFullError, EdgeError
+from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
 from edge.kv.cache import KVCache, Reuse
 from edge.kv.slots import Slot
 from edge.tokenizer import StopMatcher, TextStream
@@ -24,10 +25,13 @@ from edge.types import FinishReason, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend, Sampler
+    from edge.governor import Limits
 
 __all__ = ["Failed", "Finished", "Generation", "Prefilled", "Scheduler", "Wrote"]
 
 T = TypeVar("T")
+_log = logging.getLogger("edge.scheduler")
+_LONGEST_REST_S, _REST_SLICE_S = 2.0, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,14 @@ class Finished:
         reason: why.
         usage, timing: what it took.
         tokens: the token ids of the reply, without the one that ended it; empty when a stop text cut through them.
+        held_back: what the governor held back meanwhile, in a few words; "" when nothing.
     """
 
     reason: FinishReason
     usage: Usage
     timing: Timing
     tokens: tuple[int, ...]
+    held_back: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Generation:
     sampler: Sampler | None = None
     reuse: Reuse = field(default_factory=Reuse)
     written: list[int] = field(default_factory=list)
+    held_back: str = ""
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_text_at: float = 0.0
@@ -152,6 +159,9 @@ class Scheduler:
     Args:
         backend: an open backend; the scheduler closes it.
         cache: of that backend; None is one without a disk.
+
+    Attributes:
+        n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
     """
 
     def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
@@ -161,6 +171,8 @@ class Scheduler:
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
         self._is_full = False  # a prompt gave up its place and waits until a running reply ends
+        self._limits: Limits | None = None
+        self._full_n_ctx = self.n_ctx = backend.n_ctx
         self._lock = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
@@ -206,6 +218,19 @@ class Scheduler:
 
         return self.call(run)
 
+    def hold_back(self, limits: Limits) -> None:
+        """Go on within these limits, after the current round. Returns at once.
+
+        Raises:
+            BackendError: the scheduler is closed.
+        """
+        self._put(_Call(lambda _: self._apply(limits)))
+
+    @property
+    def limits(self) -> Limits | None:
+        """The limits that hold now; None before any were set."""
+        return self._limits
+
     def close(self) -> None:
         """Cancel what runs, stop the thread and close the backend. May be called twice."""
         with self._lock:
@@ -227,9 +252,13 @@ class Scheduler:
         reason = BackendError("The assistant was closed while it was answering.")
         try:
             while self._take_in():
+                began = time.perf_counter()
+                self._fit_window()
                 self._admit()
                 self._read_one_chunk()
                 self._write_one_token_each()
+                if self._limits is not None and self._limits.rest:
+                    self._rest(time.perf_counter() - began, self._limits.rest)
         except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding: nobody may wait for ever because of it)
             reason = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
             reason.__cause__ = error
@@ -271,6 +300,50 @@ class Scheduler:
                 self._waiting.append(item)
             else:
                 item.run(self._backend)
+                self._fit_window()
+
+    def _apply(self, limits: Limits) -> None:
+        before, self._limits = self._limits, limits
+        threads = (limits.n_threads, limits.n_threads_batch)
+        if self._backend.capabilities.threads and (before is None or threads != (before.n_threads, before.n_threads_batch)):
+            self._backend.set_threads(*threads)
+        for generation in self._running:
+            generation.held_back = limits.note or generation.held_back
+        self.n_ctx = min(self._full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self._full_n_ctx
+        self._tidy()
+
+    def _fit_window(self) -> None:
+        """Make the KV cache as large as it should be, once nothing runs. What it held comes back from the disk, or is read
+        again. A prompt that was made for a larger window still gets it."""
+        if self._running:
+            return
+        longest = max((len(one.tokens) + len(one.written) for one in self._waiting), default=0)
+        wanted = self.n_ctx if longest < self.n_ctx else self._full_n_ctx
+        if wanted == self._backend.n_ctx:
+            return
+        while self._cache.evict_one():
+            pass
+        try:
+            self._backend.resize(wanted)
+        except (ModelTooLargeError, UnsupportedError) as error:
+            _log.warning("The context window stays at %d tokens: %s", self._backend.n_ctx, error)
+            wanted = self.n_ctx  # until the limits change again
+        if wanted == self.n_ctx:
+            self.n_ctx = self._backend.n_ctx  # engines round up
+
+    def _tidy(self) -> None:
+        """While memory is short, let go of what idle sequences hold, but for the newest."""
+        if self._limits is not None and self._limits.is_alone:
+            self._cache.keep_idle(1)
+
+    def _rest(self, worked_s: float, share: float) -> None:
+        """Do nothing for this share of the time, so that the device cools down. What arrives or is cancelled ends it."""
+        until = time.perf_counter() + min(worked_s * share / (1 - share), _LONGEST_REST_S)
+        while self._inbox.empty() and not any(one.is_cancelled for one in self._running):
+            left = until - time.perf_counter()
+            if left <= 0:
+                return
+            time.sleep(min(left, _REST_SLICE_S))
 
     def _admit(self) -> None:
         """Give waiting generations a sequence, oldest first."""
@@ -278,9 +351,13 @@ class Scheduler:
             self._waiting.remove(generation)
             self._finish(generation, "cancelled")
         while self._waiting and not self._is_full:
+            if self._running and self._limits is not None and self._limits.is_alone:
+                return  # one at a time
             generation = self._waiting[0]
             to_read = [*generation.tokens, *generation.written]  # written before only when it gave way to another
             n_prompt, n_ctx = len(to_read), self._backend.n_ctx
+            if self._running and n_ctx <= n_prompt < self._full_n_ctx:
+                return  # until nothing runs and the window can be made larger
             if n_prompt == 0 or n_prompt >= n_ctx:
                 self._waiting.pop(0)
                 if generation.written:
@@ -314,6 +391,8 @@ class Scheduler:
             if not generation.started_at:
                 generation.started_at = started
                 generation.reuse = reuse
+            if self._limits is not None:
+                generation.held_back = self._limits.note or generation.held_back
             generation.listener(Prefilled(slot.n_tokens, n_prompt))
 
     def _read_one_chunk(self) -> None:
@@ -439,7 +518,8 @@ class Scheduler:
             decode_ms=(now - first) * 1000 if first else 0.0,
             total_ms=(now - generation.asked_at) * 1000,
         )
-        generation.listener(Finished(reason, usage, timing, () if is_matched else tuple(generation.written)))
+        tokens = () if is_matched else tuple(generation.written)
+        generation.listener(Finished(reason, usage, timing, tokens, generation.held_back))
         self._let_go(generation)  # what it computed is kept after the reply, not before its end is told
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
@@ -461,3 +541,4 @@ class Scheduler:
             slot, generation.slot = generation.slot, None
             with contextlib.suppress(BackendError):  # likewise
                 self._cache.release(slot)
+                self._tidy()

@@ -185,6 +185,11 @@ class KVCache:
         """As `Slots.evict_one`. What is on the disk stays there."""
         return self._slots.evict_one()
 
+    def keep_idle(self, n_sequences: int) -> None:
+        """Empty idle sequences until at most so many are left, the newest. What is on the disk stays there."""
+        while self._slots.n_idle > n_sequences and self.evict_one():
+            pass
+
     def resync(self, slot: Slot) -> None:
         """After a failure: believe the backend about how much of the sequence is there."""
         self._slots.resync(slot)

@@ -114,6 +114,11 @@ class Slots:
         if slot.n_tokens > self.tree.length(slot.seq_id):
             self.cut(slot, self.tree.length(slot.seq_id))
 
+    @property
+    def n_idle(self) -> int:
+        """How many sequences nobody uses and hold something all the same."""
+        return sum(not slot.is_busy and slot.n_tokens > 0 for slot in self._slots)
+
     def evict_one(self) -> bool:
         """Empty the idle sequence that was used longest ago, to free its cells.
 
