@@ -152,7 +152,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def begin(self) -> None:
         """Start what takes time; the first frame is on the screen, and typing works."""
-        self.chat_screen.run_guarded(self._open_first())
+        self.chat_screen.run_guarded(self._open_first)
         self.load_model(self.settings.model)
         self.has_begun = True
 
@@ -160,7 +160,7 @@ class ChatApp(App[int], inherit_bindings=False):
         """Show the conversation that was asked for, or one that was left while something was being typed, or a new one."""
         chat = self.chat_screen
         await self.library.run(lambda store: None)
-        chat.run_guarded(self._load_history())
+        chat.run_guarded(self._load_history)
         wanted = self._conversation
         if wanted is None and not chat.composer.text:
             newest = await self.library.run(lambda store: store.list(limit=1))
@@ -216,7 +216,7 @@ class ChatApp(App[int], inherit_bindings=False):
         copy, draft = await self.library.run(delete)
         self._deleted.append(copy)
         said = [node["content"] for node in json.loads(copy)["nodes"] if node["role"] == "user"]
-        self.chat_screen.run_guarded(self._forget_inputs([*said, unpack_draft(draft)[0]]))
+        self.chat_screen.run_guarded(self._forget_inputs, [*said, unpack_draft(draft)[0]])
 
     async def _forget_inputs(self, texts: list[str]) -> None:
         import asyncio

@@ -7,7 +7,7 @@ event loop; whatever blocks goes through `Library` or a thread. Messages get the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -341,12 +341,12 @@ class ChatController:
         if is_unused and page.info.id not in self.sending.runs and self.outbox.on_hold(page.info.id) is None:
             self.outbox.post(lambda store: store.delete(page.info.id))
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside what is going on; its errors are shown, bugs are logged and shown."""
+    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Call something beside what is going on; its errors are shown, bugs are logged and shown."""
 
         async def guarded() -> None:
             try:
-                await work
+                await work(*arguments)
             except EdgeError as error:
                 self.screen.complain(error)
             except Exception as bug:  # noqa: BLE001 (as in ChatScreen.run_guarded)

@@ -130,14 +130,14 @@ class Sending:
             if conversation_id not in self.runs:
                 message = self._outbox.waiting.pop(conversation_id)
                 self._outbox.unsaved[conversation_id] = message
-                self.chat.start(self._send(conversation_id, message))
+                self.chat.start(self._send, conversation_id, message)
 
     def model_failed(self, error: EdgeError) -> None:
         """No model can be used: give back what waits."""
         for conversation_id, message in list(self._outbox.waiting.items()):
             del self._outbox.waiting[conversation_id]
             if conversation_id == self.chat.active_id:
-                self.chat.start(self._screen.transcript.clear_waiting())
+                self.chat.start(self._screen.transcript.clear_waiting)
                 self._put_back(message)
 
     async def _send(self, conversation_id: str, message: Outgoing) -> None:
@@ -176,7 +176,7 @@ class Sending:
             conversation_id,
             lambda: start(sampling),
             self._accepted,
-            lambda run: self.chat.start(self._ended(run, message, wording.about_reply(run, sampling, before))),
+            lambda run: self.chat.start(self._ended, run, message, wording.about_reply(run, sampling, before)),
         )
         self.runs[conversation_id] = run
         if conversation_id == self.chat.active_id:
@@ -194,7 +194,7 @@ class Sending:
             view = MessageView("assistant", run.text, assistant.model_name if assistant is not None else "Assistant")
             await transcript.add(view)
         transcript.anchor()
-        self.chat.start(self._follow(run, view))
+        self.chat.start(self._follow, run, view)
 
     async def _follow(self, run: ReplyRun, view: MessageView) -> None:
         pause = _FOLLOW_PLAIN_S if self._app.is_plain else _FOLLOW_S
@@ -221,7 +221,7 @@ class Sending:
 
     def _accepted(self, run: ReplyRun) -> None:
         """The message is saved, so the draft must not bring it back; what has been typed since stays."""
-        self.chat.start(self._show_title(run.conversation_id))
+        self.chat.start(self._show_title, run.conversation_id)
         reference = self._app.host.reference
         self._outbox.post(lambda store: store.set_model(run.conversation_id, reference))
         if self._outbox.unsaved.pop(run.conversation_id, None) is None:

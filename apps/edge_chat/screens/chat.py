@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import events, on
@@ -30,6 +30,8 @@ from edge_chat.widgets.status import OF_A_REPLY, StatusLine, StatusValues
 from edge_chat.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from textual.worker import Worker
+
     from edge_chat.app import ChatApp
 
 __all__ = ["ChatScreen"]
@@ -133,7 +135,7 @@ class ChatScreen(Screen[None]):
         """Look for what another process has added."""
         if self.app.has_begun and self.app.app_focus and self.controller.page is not None and not self._is_looking:
             self._is_looking = True
-            self.run_guarded(self._catch_up())
+            self.run_guarded(self._catch_up)
 
     async def _catch_up(self) -> None:
         try:
@@ -220,14 +222,19 @@ class ChatScreen(Screen[None]):
     def start_command(self, command: Command, argument: str) -> None:
         """Carry a command out; what it refuses is said above the text being written."""
         assert command.run is not None
-        self.run_guarded(command.run(self, argument))
+        self.run_guarded(command.run, self, argument)
 
-    def run_guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside what is going on; errors are shown in place, bugs are logged and shown in place."""
+    def run_guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Call something beside what is going on; errors are shown in place, bugs are logged and shown in place.
+
+        Args:
+            work: what to call. A coroutine would be left over, with a warning, where the app ends before its turn comes.
+            arguments: for it.
+        """
 
         async def guarded() -> None:
             try:
-                await work
+                await work(*arguments)
             except EdgeError as error:
                 self.complain(error)
             except Exception as bug:  # noqa: BLE001 (a bug in one command must not take the conversation down)
@@ -235,20 +242,20 @@ class ChatScreen(Screen[None]):
                     return  # the app is being left, and what the work wanted to change is gone from the screen
                 self.complain(self.app.report_bug(bug))
 
-        self.run_worker(guarded(), exit_on_error=False)
+        _: Worker[None] = self.run_worker(guarded, exit_on_error=False)  # mypy cannot tell what it runs by itself
 
     @on(Composer.Submitted)
     def _submitted(self, event: Composer.Submitted) -> None:
         event.stop()
         line = parse_slash(event.text)
         if event.departure is not None:
-            self.run_guarded(self._send(event, event.departure))
+            self.run_guarded(self._send, event, event.departure)
         elif line is not None:
-            self.run_guarded(self._or_put_back(self._carry_out(line.name, line.argument, event), event))
+            self.run_guarded(self._carry_out_or_put_back, line.name, line.argument, event)
 
-    async def _or_put_back(self, work: Coroutine[Any, Any, None], event: Composer.Submitted) -> None:
+    async def _carry_out_or_put_back(self, name: str, argument: str, event: Composer.Submitted) -> None:
         try:
-            await work
+            await self._carry_out(name, argument, event)
         except EdgeError:
             self.composer.put_back(event.text, event.attachments)
             raise
@@ -276,7 +283,7 @@ class ChatScreen(Screen[None]):
         event.stop()
         if self._draft_timer is not None:
             self._draft_timer.stop()
-        self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft()))
+        self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft))
 
     @property
     def is_waiting_to_save(self) -> bool:
@@ -305,7 +312,7 @@ class ChatScreen(Screen[None]):
     def _branch_clicked(self, event: MessageView.BranchClicked) -> None:
         event.stop()
         if event.view.node_id is not None:
-            self.run_guarded(self.controller.step_branch(event.view.node_id, event.step))
+            self.run_guarded(self.controller.step_branch, event.view.node_id, event.step)
 
     @on(Transcript.EarlierWanted)
     async def _earlier_wanted(self, event: Transcript.EarlierWanted) -> None:
@@ -322,7 +329,7 @@ class ChatScreen(Screen[None]):
     def refresh_sidebar(self) -> None:
         """Read the list again, or search again, if it is on the screen."""
         if self.sidebar.display:
-            self.run_guarded(self._fill_sidebar(self.sidebar.search.value.strip()))
+            self.run_guarded(self._fill_sidebar, self.sidebar.search.value.strip())
 
     async def _fill_sidebar(self, text: str) -> None:
         if text:
@@ -337,12 +344,12 @@ class ChatScreen(Screen[None]):
     @on(Sidebar.SearchWanted)
     def _search_wanted(self, event: Sidebar.SearchWanted) -> None:
         event.stop()
-        self.run_guarded(self._fill_sidebar(event.text))
+        self.run_guarded(self._fill_sidebar, event.text)
 
     @on(Sidebar.Chosen)
     def _conversation_chosen(self, event: Sidebar.Chosen) -> None:
         event.stop()
-        self.run_guarded(self._open(event.conversation_id, event.node_id))
+        self.run_guarded(self._open, event.conversation_id, event.node_id)
 
     async def _open(self, conversation_id: str, node_id: int | None) -> None:
         await self.controller.open(conversation_id, node_id)

@@ -50,10 +50,10 @@ class ModelView:
                 self._greeted = assistant
                 for notice in assistant.notices:
                     screen.tell(notice)
-            screen.run_guarded(self._show(None))
+            screen.run_guarded(self._show, None)
             screen.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
-            screen.run_guarded(self._show(state.error))
+            screen.run_guarded(self._show, state.error)
             screen.controller.sending.model_failed(state.error)
 
     async def _show(self, error: EdgeError | None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import warnings
 from pathlib import Path
 
 import pytest
@@ -181,7 +183,8 @@ async def test_plain_mode_says_in_words_what_is_drawn_otherwise() -> None:
         assert str(app.chat_screen.transcript.views[0].query_one(".head").render()) == "You"
 
 
-async def test_ctrl_c_copies_stops_and_quits() -> None:
+async def test_ctrl_c_copies_stops_and_quits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_chat.app._INTERRUPT_TWICE_S", 600.0)  # a busy machine may take longer for two keys
     app = fake_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
@@ -221,7 +224,7 @@ async def test_a_bug_in_a_command_is_logged_and_does_not_end_the_chat(no_bugs: l
         async def broken() -> None:
             raise RuntimeError("a bug")
 
-        app.chat_screen.run_guarded(broken())
+        app.chat_screen.run_guarded(broken)
         await eventually(pilot, lambda: complaint(app))
         assert "a bug" in complaint(app)
         await say(pilot, "still here")
@@ -229,6 +232,29 @@ async def test_a_bug_in_a_command_is_logged_and_does_not_end_the_chat(no_bugs: l
     log = app.settings.paths.data_dir / "chat-errors.log"
     assert "RuntimeError: a bug" in log.read_text() and log.stat().st_mode & 0o077 == 0
     no_bugs.clear()
+
+
+async def test_work_whose_turn_never_comes_leaves_nothing_behind() -> None:
+    """As when the app is left at the very moment at which a draft would be saved."""
+    begun: list[str] = []
+
+    async def work(name: str) -> None:
+        begun.append(name)
+
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            app.chat_screen.run_guarded(work, "beside the screen")
+            app.workers.cancel_all()
+            app.chat_screen.controller.start(work, "beside the conversation")
+            for task in app.chat_screen.controller._tasks:
+                task.cancel()
+            await settle(pilot)
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == []
+        assert begun == []
 
 
 def test_help_covers_every_command() -> None:
