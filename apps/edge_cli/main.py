@@ -20,6 +20,8 @@ COMMANDS = {
     "models": Entry("edge_cli.models:models", "List, fetch, show and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),
     "eval": Entry("edge_cli.evaluate:evaluate", "Measure models side by side: quality, speed and memory."),
+    "bench": Entry("edge_cli.bench:bench", "Measure how fast models run here, side by side."),
+    "tune": Entry("edge_cli.tune:tune", "Find the fastest settings for a model here, and remember them."),
     "doctor": Entry("edge_cli.doctor:doctor", "Check this device, and say what would make it faster."),
     "devices": Entry("edge_cli.devices:devices", "Show what this machine is and what can compute on it."),
     "kv": Entry("edge_cli.kv:kv", "What models have read, kept on the disk so that they need not read it again."),

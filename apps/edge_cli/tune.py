@@ -1,0 +1,220 @@
+"""`edge tune`: the fastest settings for a model on this device, found by measuring and kept for the plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.bench import complete_backend, find_models
+from edge_cli.completers import complete_model
+from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.options import json_option
+
+if TYPE_CHECKING:
+    from edge.bench.tune import Report
+    from edge.bench.tuner import Trial
+    from edge.config import Settings
+    from edge.tuning import Tuning
+
+__all__ = ["tune"]
+
+# Measured on SmolLM2-135M, docs/kv.md: share of tokens at which the model still prefers the same one.
+_KV_COSTS = {
+    "q8_0": "half the memory of f16; docs/kv.md measured the same first choice for about 95% of all tokens",
+    "q4_0": "a quarter of the memory of f16; docs/kv.md measured the same first choice for about 88% of all tokens",
+}
+
+
+@click.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples(
+        "edge tune",
+        "edge tune smollm2-135m --minutes 10",
+        "edge tune smollm2-135m --kv-type q8_0",
+        "edge tune --show",
+        "edge tune smollm2-135m --forget",
+    ),
+)
+@click.argument("model", required=False, metavar="[MODEL]", shell_complete=complete_model)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True, max=1440),
+    default=3.0,
+    show_default=True,
+    metavar="N",
+    help="How long it may take, about.",
+)
+@click.option(
+    "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
+)
+@click.option(
+    "--kv-type",
+    "kv_types",
+    type=click.Choice(list(_KV_COSTS)),
+    multiple=True,
+    help="Try this for the KV cache too: it saves memory and loses quality, so it is never tried unasked.",
+)
+@click.option("--show", "is_shown", is_flag=True, help="Show what is remembered, for MODEL or for all.")
+@click.option("--forget", "is_forgotten", is_flag=True, help="Forget what is remembered, for MODEL or for all.")
+@json_option
+@pass_app
+def tune(app: App, model: str | None, **options: Any) -> int:
+    """Find the fastest settings for a model here, and remember them.
+
+    Engine, threads, batch and flash attention are tried one after the other. A change is taken only if it wins by more than the
+    measurements spread; none of them changes what the model says beyond rounding. From then on the model is loaded that way,
+    unless a flag or a setting says otherwise.
+    """
+    if options["is_shown"] and options["is_forgotten"]:
+        raise click.UsageError("--show and --forget exclude each other.", click.get_current_context())
+    settings = app.settings()
+    if options["is_forgotten"]:
+        return _forget(settings, model)
+    if options["is_shown"]:
+        return _show_all(settings, as_json=options["as_json"]) if model is None else _show_one(app, settings, model, options)
+    return _tune(app, settings, model, options)
+
+
+def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
+    from edge.bench.tune import TuneOptions, tune
+
+    artifact = find_models(settings, (model,) if model else ())[0]
+    for kind in options["kv_types"]:
+        output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
+    chosen = TuneOptions(60 * options["minutes"], backends=options["backends"], kv_types=options["kv_types"])
+    with output.Status() as status:
+        report = tune(
+            app.probe(),
+            artifact,
+            chosen,
+            cache_dir=settings.paths.cache_dir,
+            on_progress=lambda text, share: status.show(f"{100 * share:3.0f}%  {text}"),
+        )
+    if options["as_json"]:
+        _show_json(artifact.name, report)
+    else:
+        output.table([_trial_cells(trial) for trial in report.outcome.trials], ("", "tried", "against", "speed", "", ""))
+        output.line()
+        output.table(_rows(report.tuning))
+    for note in _notes(report):
+        output.note(note)
+    return 0
+
+
+def _show_json(name: str, report: Report) -> None:
+    import msgspec
+
+    from edge.bench.tune import trial_rows
+
+    output.json_object(
+        {
+            "model": name,
+            "tuning": msgspec.to_builtins(report.tuning),
+            "is_better": report.is_better,
+            "is_complete": report.outcome.is_complete,
+            "seconds": round(report.seconds, 1),
+            "trials": trial_rows(report.outcome.trials),
+        }
+    )
+
+
+def _trial_cells(trial: Trial) -> tuple[str, ...]:
+    speed = f"{1 + trial.gain:.2f}x" if trial.gain is not None else "-"
+    spread = f"±{50 * trial.spread:.0f}%" if trial.spread is not None and trial.n_rounds > 1 else ""
+    return trial.knob, trial.value, trial.stood, speed, spread, "taken" if trial.is_taken else trial.why
+
+
+def _rows(tuning: Tuning) -> list[tuple[str, str]]:
+    """A tuning as rows of what and value."""
+    kv = tuning.kv_type_k if tuning.kv_type_k == tuning.kv_type_v else f"K {tuning.kv_type_k}, V {tuning.kv_type_v}"
+    return [
+        ("engine", f"{tuning.backend} on {tuning.accelerator}"),
+        ("threads", f"{tuning.threads}, for prefill {tuning.threads_batch}"),
+        ("batch", f"{tuning.n_ubatch} tokens"),
+        ("flash attention", "on" if tuning.flash_attention else "off"),
+        ("KV cache", kv),
+        (
+            "decode",
+            f"{tuning.decode_tokens_per_s:,.1f} tokens/s, with the usual settings {tuning.default_decode_tokens_per_s:,.1f}",
+        ),
+        (
+            "prefill",
+            f"{tuning.prefill_tokens_per_s:,.1f} tokens/s, with the usual settings {tuning.default_prefill_tokens_per_s:,.1f}",
+        ),
+        ("measured", f"{tuning.measured_on}, {tuning.n_prompt:,} tokens read and {tuning.n_decode:,} written each time"),
+    ]
+
+
+def _notes(report: Report) -> list[str]:
+    notes = []
+    if not report.is_better:
+        notes.append("Nothing beat the usual settings by more than the measurements spread, so those are what is kept.")
+    if not report.outcome.is_complete:
+        notes.append("Time ran out before everything was tried; --minutes gives it more.")
+    notes.append("It is used from now on whenever this model is loaded. Take it back with: edge tune --forget")
+    return notes
+
+
+def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any]) -> int:
+    import msgspec
+
+    from edge.catalog import resolve
+    from edge.tuning import look_up
+
+    artifact = resolve(model, settings=settings, download=False)
+    found = look_up(app.probe(), artifact, cache_dir=settings.paths.cache_dir)
+    if options["as_json"]:
+        kept = msgspec.to_builtins(found.tuning) if found.tuning is not None else None
+        output.json_object({"model": artifact.name, "tuning": kept, "ignored": found.ignored})
+    elif found.tuning is not None:
+        output.table(_rows(found.tuning))
+    else:
+        why = f": {found.ignored}" if found.ignored else ""
+        output.note(f"Nothing is remembered that counts for {artifact.name} here{why}. Measure it with: edge tune {model}")
+    return 0 if found.tuning is not None else 1
+
+
+def _show_all(settings: Settings, *, as_json: bool) -> int:
+    import msgspec
+
+    from edge.tuning import records
+
+    known, problem = records(settings.paths.cache_dir)
+    if as_json:
+        rows = [
+            {"model": record.model_name, "device": record.device_name, "tuning": msgspec.to_builtins(record.tuning)}
+            for record in known
+        ]
+        output.json_object({"records": rows, "problem": problem})
+    else:
+        cells = [
+            (
+                record.model_name,
+                f"{record.tuning.backend} on {record.tuning.accelerator}",
+                f"{record.tuning.threads}/{record.tuning.threads_batch} threads",
+                f"batch {record.tuning.n_ubatch}",
+                f"{record.tuning.decode_tokens_per_s:,.1f} tokens/s",
+                record.tuning.measured_on,
+                record.device_name,
+            )
+            for record in known
+        ]
+        output.table(cells, ("model", "engine", "threads", "", "decode", "measured", "device"))
+        if not known:
+            output.note("Nothing is remembered yet. Measure a model with: edge tune MODEL")
+    if problem:
+        output.note(f"Not all of it could be read: {problem}.")
+    return 0
+
+
+def _forget(settings: Settings, model: str | None) -> int:
+    from edge.catalog import resolve
+    from edge.tuning import forget
+
+    artifact = resolve(model, settings=settings, download=False) if model else None
+    count = forget(settings.paths.cache_dir, artifact=artifact)
+    output.note(f"Forgotten: {count}." if count else "There was nothing to forget.")
+    return 0
