@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,6 +18,8 @@ from edge.artifact import Artifact
 from edge.backends.base import Backend
 from edge.backends.fake import FakeBackend
 from edge.plan import MemoryEstimate, Plan
+from tests.contract.coreml import coreml_plan, open_coreml, write_package
+from tests.tiny_onnx import write_onnx
 
 N_CTX, N_SEQ, CHUNK = 256, 4, 32
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN = 64, 4, 2, 32, 128
@@ -323,12 +326,70 @@ def plan_for() -> Callable[..., Plan]:
     return make_plan
 
 
-@pytest.fixture(scope="session", params=["fake", "tiny", pytest.param("smollm2", marks=pytest.mark.model)])
+@pytest.fixture(scope="session")
+def coreml_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the path of a tiny Core ML package: "coreml" keeps its cache in a state, "coreml-explicit" has it passed in."""
+    for package in ("torch", "coremltools"):
+        pytest.importorskip(package, reason="needs the extra [convert]")
+    folder = tmp_path_factory.mktemp("coreml")
+
+    def path_of(kind: str) -> Path:
+        path = folder / kind / "package" / "model.mlpackage"
+        return path if path.exists() else write_package(folder / kind, context=N_CTX, chunk=CHUNK, stateful=kind == "coreml")
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the path of a tiny ONNX folder: "onnx" in floats, "onnx-int4", "onnx-plain" without the fused attention."""
+    pytest.importorskip("onnx", reason="needs the extra [convert]")
+    folder = tmp_path_factory.mktemp("onnx")
+    changes: dict[str, dict[str, Any]] = {"onnx": {}, "onnx-int4": {"kind": "int4"}, "onnx-plain": {"attention": "plain"}}
+
+    def path_of(kind: str) -> Path:
+        path = folder / kind
+        return path if path.exists() else write_onnx(path, **changes[kind])
+
+    return path_of
+
+
+def onnx_plan(path: Path, **changes: object) -> Plan:
+    """A small plan for an ONNX folder."""
+    artifact = Artifact(path=path, format="onnx", name=path.stem, size_bytes=1)
+    values = {"backend": "onnx", "artifact": artifact, "kv_type_k": "f32", "kv_type_v": "f32"}
+    return make_plan(path, **{**values, **changes})
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "fake",
+        "tiny",
+        "coreml",
+        "coreml-explicit",
+        "onnx",
+        "onnx-int4",
+        "onnx-plain",
+        pytest.param("smollm2", marks=pytest.mark.model),
+    ],
+)
 def opened(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Bench]:
     """Each backend once, open for the whole session."""
     kind = request.param
     if kind == "fake":
         bench = Bench(FakeBackend(n_ctx=N_CTX, n_seq=N_SEQ, chunk_size=CHUNK), tolerance=0.0, can_chat=True)
+    elif kind.startswith("coreml"):
+        package = request.getfixturevalue("coreml_package")(kind)
+        backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
+        bench = Bench(backend, tolerance=0.1, can_chat=False)  # logits of about 5, rounded to float16 like all before them
+    elif kind.startswith("onnx"):
+        from edge.backends.onnx import OnnxBackend
+
+        # In int4 the activations are rounded to 8 bits, block by block.
+        tolerance = 0.3 if kind == "onnx-int4" else 1e-3
+        path = request.getfixturevalue("tiny_onnx")(kind)
+        bench = Bench(OnnxBackend(onnx_plan(path)), tolerance=tolerance, can_chat=False)
     else:
         from edge.backends.llamacpp import LlamaCppBackend
 

@@ -13,6 +13,9 @@ from edge.backends.base import Backend, open_backend
 from edge.backends.fake import FakeBackend
 from edge.errors import BackendError, BackendUnavailableError, CancelledError
 from edge.types import Sampling
+from tests.contract.coreml import coreml_plan, open_coreml
+
+from .conftest import onnx_plan
 
 Open = Callable[..., Backend]
 
@@ -39,11 +42,18 @@ OPTIONAL = {"set_threads": "threads", "resize": "resize"}
 """Calls that a backend need not have, and the capability that says so."""
 
 
-@pytest.fixture(params=["fake", "tiny"])
+@pytest.fixture(params=["fake", "tiny", "coreml", "onnx"])
 def open_one(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], plan_for: Any) -> Open:
     """Opens a backend of its own for a test."""
     if request.param == "fake":
         return FakeBackend
+    if request.param == "coreml":
+        package = request.getfixturevalue("coreml_package")("coreml")
+        return lambda **options: open_coreml(coreml_plan(plan_for, package), package.parent / "cache", **options)
+    if request.param == "onnx":
+        from edge.backends.onnx import OnnxBackend
+
+        return lambda **options: OnnxBackend(onnx_plan(request.getfixturevalue("tiny_onnx")("onnx")), **options)
     from edge.backends.llamacpp import LlamaCppBackend
 
     return lambda **options: LlamaCppBackend(plan_for(tiny_model("llama")), **options)
