@@ -43,6 +43,7 @@ __all__ = [
 
 BACKENDS = {
     "llamacpp": "edge.backends.llamacpp:LlamaCppBackend",
+    "onnx": "edge.backends.onnx:OnnxBackend",
     "coreml": "edge.backends.coreml:CoreMLBackend",
     "fake": "edge.backends.fake:FakeBackend",
 }

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler
+from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler, check_resize
 from edge.backends.cells import Ledger
 from edge.errors import BackendError, UsageError
 
@@ -269,6 +269,13 @@ class LogitsBackend(Backend):
                 self._free()
 
     # -- inside
+
+    def _resize_cells(self, n_ctx: int) -> None:
+        """For engines that can `resize`: check, and count other cells from now on. They make their buffers anew themselves."""
+        self._check_open()
+        check_resize(n_ctx, [self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)])
+        self._ledger = Ledger(n_ctx, self.capabilities.n_seq)
+        self.n_ctx = n_ctx
 
     def _append(self, seq_id: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
         """One pass, noted; False when it was given up. Whatever a pass that fails left in the buffers is behind the end."""

@@ -1,0 +1,239 @@
+"""onnxruntime as a library: imported once and kept quiet, providers, sessions, and which provider got which nodes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.stopping import watching
+from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, ModelFileError, ModelTooLargeError
+from edge.onnx_graph import only_last_logits
+from edge.protobuf import ProtobufError
+
+if TYPE_CHECKING:
+    from edge.onnx_folder import OnnxFolder
+    from edge.plan import Plan
+
+__all__ = ["PROVIDERS", "Session", "errors_of_ours", "load_runtime", "placement_text"]
+
+_INSTALL = 'Install it: pip install "edge-assistant[onnx]"'
+_CPU = "CPUExecutionProvider"
+PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
+    "cpu": (),
+    "cuda": (("CUDAExecutionProvider", {}),),
+    "tensorrt": (("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", {})),
+    "ane": (("CoreMLExecutionProvider", {"ModelFormat": "MLProgram", "MLComputeUnits": "CPUAndNeuralEngine"}),),
+    "openvino": (("OpenVINOExecutionProvider", {"device_type": "AUTO"}),),
+    "qnn": (("QNNExecutionProvider", {"backend_type": "htp"}),),
+}
+"""Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options."""
+
+_ON_DEVICE = {"CUDAExecutionProvider": "cuda"}  # providers that keep tensors in memory of their own
+_MOST_EDITED_BYTES = 512 << 20  # a model file larger than this, weights inside, is not copied to be edited
+_FULL, _LAST = "every position", "the last position"
+
+
+def load_runtime() -> Any:
+    """The module onnxruntime, with its log and its telemetry off.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or cannot be loaded here.
+    """
+    try:
+        runtime = importlib.import_module("onnxruntime")
+        runtime.InferenceSession  # noqa: B018 (an empty folder of that name imports, too)
+    except (ImportError, OSError, AttributeError) as error:
+        raise BackendUnavailableError(f"onnxruntime cannot be loaded: {error}.", _INSTALL) from error
+    runtime.disable_telemetry_events()
+    runtime.set_default_logger_severity(4)  # errors come as exceptions; it would write them over the chat, too
+    return runtime
+
+
+@contextmanager
+def errors_of_ours(what: str) -> Iterator[None]:
+    """onnxruntime raises a dozen kinds of plain Exceptions.
+
+    Args:
+        what: what could not be done, after "onnxruntime could not".
+    """
+    try:
+        yield
+    except EdgeError:
+        raise
+    except MemoryError as error:
+        raise ModelTooLargeError(
+            f"There is not enough memory: onnxruntime could not {what}.", "Use a smaller context."
+        ) from error
+    except Exception as error:
+        text = _first_line(error)
+        if any(sign in text.lower() for sign in ("bad_alloc", "failed to allocate", "out of memory", "bad allocation")):
+            raise ModelTooLargeError(
+                f"There is not enough memory: onnxruntime could not {what} ({text}).",
+                "Use a smaller context, or a smaller model.",
+            ) from error
+        raise BackendError(f"onnxruntime could not {what}: {text}", "Load the model again.") from error
+
+
+class Session:
+    """A model that onnxruntime has loaded.
+
+    Args:
+        folder: the model.
+        plan: accelerator and threads.
+        on_progress: as in `open_backend`.
+
+    Attributes:
+        runtime: the module onnxruntime.
+        native: the InferenceSession.
+        providers: those that are active, in order.
+        device: where keys and values live: "cpu" or "cuda".
+        logits_rows: whether a pass gives logits of "every position" or of "the last position".
+
+    Raises:
+        BackendUnavailableError: onnxruntime, or its provider for the accelerator, is not here.
+        ModelFileError: onnxruntime cannot use the model.
+        ModelTooLargeError: memory ran out.
+        CancelledError: on_progress said False.
+    """
+
+    def __init__(self, folder: OnnxFolder, plan: Plan, on_progress: Callable[[float], bool] | None) -> None:
+        self.runtime = load_runtime()
+        wanted = PROVIDERS[plan.accelerator]
+        self._check_available(plan.accelerator, [name for name, _ in wanted])
+        options = self._options(plan, folder)
+        self._can_tell = hasattr(self.runtime.InferenceSession, "get_provider_graph_assignment_info")
+        model, self.logits_rows = _model_of(folder)
+        is_stopped = False
+
+        def should_stop() -> bool:
+            nonlocal is_stopped
+            is_stopped = on_progress is not None and not on_progress(0.5)
+            return is_stopped
+
+        if on_progress is not None and not on_progress(0.0):
+            raise CancelledError("Loading was stopped.")
+        try:
+            with watching(should_stop, lambda: options.set_load_cancellation_flag(True)):
+                self.native = self.runtime.InferenceSession(model, options, providers=[*wanted, (_CPU, {})])
+        except EdgeError:
+            raise
+        except Exception as error:
+            if is_stopped:
+                raise CancelledError("Loading was stopped.") from error
+            raise _load_failure(folder, error) from error
+        if is_stopped:
+            raise CancelledError("Loading was stopped.")
+        self.providers: tuple[str, ...] = tuple(self.native.get_providers())
+        self._check_active(plan.accelerator, [name for name, _ in wanted])
+        self.device = next((_ON_DEVICE[name] for name in self.providers if name in _ON_DEVICE), "cpu")
+
+    def placement(self) -> Counter[str]:
+        """How many nodes each provider got; to be asked once, after the first pass."""
+        if self._can_tell:
+            found: Counter[str] = Counter()
+            for part in self.native.get_provider_graph_assignment_info():
+                found[part.ep_name] += len(part.get_nodes())
+            return found
+        return _profiled(Path(self.native.end_profiling()))
+
+    def _options(self, plan: Plan, folder: OnnxFolder) -> Any:
+        options = self.runtime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = plan.n_threads
+        options.inter_op_num_threads = 1
+        # A pattern would be kept for every length of the sequence that was ever seen.
+        options.enable_mem_pattern = False
+        # A thread that spins while another program has its core makes all others wait (docs/builds.md).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.model.parent))
+        if hasattr(self.runtime.InferenceSession, "get_provider_graph_assignment_info"):
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        else:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
+        return options
+
+    def _check_available(self, accelerator: str, wanted: list[str]) -> None:
+        available = self.runtime.get_available_providers()
+        for name in wanted:
+            if name not in available:
+                raise BackendUnavailableError(
+                    f"The installed onnxruntime {self.runtime.__version__} has no {name}, which {accelerator} needs.",
+                    "Install onnxruntime's build for it; see docs/onnx.md.",
+                )
+
+    def _check_active(self, accelerator: str, wanted: list[str]) -> None:
+        """onnxruntime goes on without a provider whose libraries cannot be loaded, and computes on the CPU."""
+        if wanted and not any(name in self.providers for name in wanted):
+            raise BackendUnavailableError(
+                f"{wanted[0]} could not start, although onnxruntime was built with it: a library of {accelerator} is missing, "
+                "or of another version.",
+                "See docs/onnx.md for what each build needs, or leave out --require.",
+            )
+
+
+def placement_text(placement: Counter[str]) -> str:
+    """Which provider got what share of the nodes: "CUDA 98 % (311 nodes), CPU 2 % (6 nodes)"."""
+    total = sum(placement.values())
+    shares = [
+        f"{_short(name)} {count / total:.0%}".replace("%", " %") + f" ({count:,})" for name, count in placement.most_common()
+    ]
+    if shares:
+        shares[0] = shares[0][:-1] + " nodes)"
+    return ", ".join(shares)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _model_of(folder: OnnxFolder) -> tuple[bytes | str, str]:
+    """What to give to onnxruntime, and which logits it computes then."""
+    path = folder.model
+    if folder.has_last_logits:
+        return str(path), _LAST
+    try:
+        if path.stat().st_size <= _MOST_EDITED_BYTES:
+            edited = only_last_logits(path.read_bytes(), folder.logits)
+            if edited is not None:
+                return edited, _LAST
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
+    except ProtobufError as error:
+        raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
+    return str(path), _FULL
+
+
+def _profiled(path: Path) -> Counter[str]:
+    """The providers of the nodes in a profile of one pass."""
+    try:
+        events = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(f"onnxruntime's profile {path} cannot be read: {error}.", "Check the disk.") from error
+    finally:
+        path.unlink(missing_ok=True)
+    nodes = {(event["name"], event["args"]["provider"]) for event in events if event.get("args", {}).get("provider")}
+    return Counter(provider for _, provider in nodes)
+
+
+def _load_failure(folder: OnnxFolder, error: Exception) -> EdgeError:
+    text = _first_line(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text.lower():
+        return ModelTooLargeError(
+            f"There is not enough memory to load {folder.model} ({text}).", "Use a smaller model, or close other programs."
+        )
+    return ModelFileError(
+        f"onnxruntime cannot use {folder.model}: {text}", "Convert it anew with: edge convert MODEL --to onnx"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:500] if lines else type(error).__name__

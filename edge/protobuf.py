@@ -1,0 +1,109 @@
+"""Reads and writes just enough of the protobuf wire format to look into an ONNX model without its package.
+
+The bytes come from strangers: every length is checked against what is there, and nothing is copied while reading.
+
+Source: protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["ProtobufError", "bytes_field", "fields", "number_field", "varints"]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+_MASK = (1 << 64) - 1
+
+
+class ProtobufError(ValueError):
+    """These bytes are no protobuf message."""
+
+
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]:
+    """The fields of a message, one level deep.
+
+    Args:
+        data: the message.
+
+    Yields:
+        (number, value, start, end): a number for varints and fixed widths (unsigned), the bytes of everything else; where the
+        field stands, tag included, is [start, end).
+
+    Raises:
+        ProtobufError: the message is damaged or cut off.
+    """
+    position, size = 0, len(data)
+    while position < size:
+        start = position
+        tag, position = _read_varint(data, position)
+        number, kind = tag >> 3, tag & 7
+        if number == 0:
+            raise ProtobufError("a field has the number 0")
+        value: int | memoryview
+        if kind == _VARINT:
+            value, position = _read_varint(data, position)
+        elif kind in (_FIXED64, _FIXED32):
+            width = 8 if kind == _FIXED64 else 4
+            value = int.from_bytes(_take(data, position, width), "little")
+            position += width
+        elif kind == _BYTES:
+            length, position = _read_varint(data, position)
+            value = _take(data, position, length)
+            position += length
+        else:
+            raise ProtobufError(f"a field has the unknown kind {kind}")
+        yield number, value, start, position
+
+
+def varints(value: int | memoryview) -> list[int]:
+    """The numbers of a repeated integer field: one, or several packed together. Signed, 64 bits.
+
+    Raises:
+        ProtobufError: the numbers are damaged.
+    """
+    if isinstance(value, int):
+        return [_signed(value)]
+    found, position = [], 0
+    while position < len(value):
+        number, position = _read_varint(value, position)
+        found.append(_signed(number))
+    return found
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field that holds an integer; negative ones as two's complement of 64 bits."""
+    return _varint(number << 3 | _VARINT) + _varint(value & _MASK)
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    """A field that holds bytes, text or a message."""
+    return _varint(number << 3 | _BYTES) + _varint(len(value)) + value
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _take(data: memoryview, position: int, length: int) -> memoryview:
+    if length > len(data) - position:
+        raise ProtobufError("a field is cut off")
+    return data[position : position + length]
+
+
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value & _MASK, position + shift + 1
+    raise ProtobufError("a number is cut off or too long")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
