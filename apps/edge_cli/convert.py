@@ -110,12 +110,17 @@ def _run(plan: Plan, options: dict[str, Any], *, as_json: bool) -> int:
     except KeyboardInterrupt:
         output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
         return 130
+    peaks = progress.peak_bytes
     if as_json:
-        output.json_object({"out": str(plan.out), "artifacts": [str(path) for path in made]})
+        output.json_object({"out": str(plan.out), "artifacts": [str(path) for path in made], "peak_bytes": peaks})
         return 0
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         output.line(f"{path}  {size(total)}")
+    if peaks:
+        title = max(peaks, key=lambda title: peaks[title])
+        times = f", {peaks[title] / plan.f16_bytes:.1f} times the weights in 16 bits" if plan.f16_bytes else ""
+        output.note(f"Most memory at once: {size(peaks[title])}{times} ({title}).")
     card = plan.out / "card/card.json"
     if card in [path / "card.json" for path in made]:
         from edge_cli.evaluate import print_card

@@ -87,9 +87,12 @@ class ConvertProgress:
         self._bar: Any = None
         self._task: Any = None
         self._last = 0
+        self.peak_bytes: dict[str, int] = {}  # title of a step that is done -> the most memory it held
 
     def report(self, progress: Any) -> None:
         """Show one report (an edge_convert.pipeline.Progress)."""
+        if progress.peak_bytes:
+            self.peak_bytes[progress.title] = progress.peak_bytes
         title = f"{progress.step}/{progress.n_steps} {output.plain(progress.title)}"
         if self._bar is not None:
             left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"

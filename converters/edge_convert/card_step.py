@@ -5,7 +5,6 @@ The measurement does not depend on the gate, so a run that failed one can be rep
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,19 +13,17 @@ import msgspec
 from edge_convert.evaluate.card import Card, markdown, read_card, to_json
 from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
 from edge_convert.evaluate.gate import check, parse_gate
+from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.page import html_page
 from edge_convert.pipeline import Plan, Step
 
-__all__ = ["CARD", "apply_gate", "can_measure", "card_step", "measured"]
+__all__ = ["CARD", "apply_gate", "card_step", "measured"]
 
 CARD = "card"
 _READ_S = 1.5e-8  # seconds a weight takes for all texts, on one core
 _MODEL_S = 12.0
-
-
-def can_measure(form: str) -> bool:
-    """Whether a format can be measured on this machine in reasonable time: Core ML runs on a Mac only."""
-    return form != "coreml" or platform.system() == "Darwin"
+_EVALUATOR_S = 7e-9  # seconds a weight and token
+_EVALUATOR_BYTES = 15  # a weight
 
 
 def card_step(
@@ -44,19 +41,22 @@ def card_step(
         options: how to measure.
     """
 
+    how = options or EvaluateOptions()
+    n_slow = sum(is_slow(step.name.partition("-")[0]) for step in steps)
+
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
         models = [_model(done(step.name)) for step in steps]
-        card = evaluate(models, reference(done), options or EvaluateOptions(), told)
-        _write(folder, card)
+        _write(folder, evaluate(models, reference(done), how, told))
 
     return Step(
         name=CARD,
         title="Measure what came out against the source",
         work=work,
         artifact=True,
-        seconds=(len(steps) + 2) * (_MODEL_S + n_params * _READ_S),
+        seconds=(len(steps) - n_slow + 2) * (_MODEL_S + n_params * _READ_S)
+        + n_slow * n_params * _EVALUATOR_S * how.texts.n_slow,
         disk_bytes=1 << 20,
-        memory_bytes=(350 << 20) + 6 * n_params,
+        memory_bytes=(350 << 20) + max(6, min(n_slow, 2) * _EVALUATOR_BYTES) * n_params,
     )
 
 
@@ -80,8 +80,7 @@ def apply_gate(plan: Plan, gate: str) -> Card:
 
 def measured(plan: Plan) -> list[str]:
     """Names of the artifacts that are on the card, in its order."""
-    names = [step.name for step in plan.steps if step.artifact and step.name != CARD]
-    return [name for name in names if can_measure(name.partition("-")[0])]
+    return [step.name for step in plan.steps if step.artifact and step.name != CARD]
 
 
 def _write(folder: Path, card: Card) -> None:

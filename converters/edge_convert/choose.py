@@ -36,11 +36,12 @@ def choose(card: Card) -> Choice:
 
     Raises:
         QualityGateError: no candidate meets the gate.
-        UsageError: speed was not measured.
+        UsageError: speed was not measured, of none of them.
     """
-    rows = [(index, row) for index, row in enumerate(row for row in card.rows if not row.is_reference)]
-    if any(row.speed is None for _, row in rows):
-        raise UsageError("The card has no speeds to choose by.", "Measure at least one round.")
+    others = [row for row in card.rows if not row.is_reference]
+    rows = [(index, row) for index, row in enumerate(others) if row.speed is not None]
+    if not rows:
+        raise UsageError("The card has no speeds to choose by.", "Measure at least one round, of a format that runs here.")
     good = sorted((turn_s(row), index) for index, row in rows if not row.failures)
     if not good:
         listed = "; ".join(f"{row.name}: {row.failures[0]}" for _, row in rows)
@@ -49,7 +50,8 @@ def choose(card: Card) -> Choice:
         )
     best = good[0][1]
     ordered = sorted(rows, key=lambda entry: (entry[0] != best, bool(entry[1].failures), turn_s(entry[1])))
-    return Choice(best, tuple(_reason(row, index == best, len(good), card.gate) for index, row in ordered))
+    untimed = [f"{row.name} does not run here, so it was not timed." for row in others if row.speed is None]
+    return Choice(best, (*(_reason(row, index == best, len(good), card.gate) for index, row in ordered), *untimed))
 
 
 def turn_s(row: Row) -> float:

@@ -2,7 +2,7 @@
 
     OUT/.work-<digest>/          what is under way; the digest is over the source, the recipe and the tools
         gguf-base/               the result of a finished step
-        gguf-base.done           written after it, so a folder without one is not believed
+        gguf-base.done           written after it, so a folder without one is not believed; holds the most memory it took
         gguf-Q4_K_M.tmp/         a step under way; thrown away by the next run
     OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when everything is done
 
@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelTooLargeError, StorageError, UsageError
+from edge_convert.peak import PeakMemory
 
 __all__ = ["OnProgress", "Plan", "Progress", "Step", "check_resources", "digest_of", "is_done", "run"]
 
@@ -63,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         digest: over everything that decides what comes out.
         steps: in order.
         notes: what the user should know before it starts.
+        f16_bytes: what the source's weights take in 16 bits; 0 where that is not known.
         force: replace artifacts that are there.
     """
 
@@ -71,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    f16_bytes: int = 0
     force: bool = False
 
     @property
@@ -111,6 +114,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         total_share: of the whole.
         seconds_left: of the whole; None before that can be said.
         is_resumed: the step was done by an earlier run.
+        peak_bytes: the most memory that the step held at once, its child processes included; 0 before it is done.
     """
 
     step: int
@@ -121,6 +125,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     total_share: float
     seconds_left: float | None
     is_resumed: bool = False
+    peak_bytes: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -206,8 +211,9 @@ def run(
 def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
     clock = _Clock(plan, on_progress)
     for number, step in enumerate(plan.steps, 1):
+        note = plan.work / f"{step.name}.done"
         if is_done(plan, step):
-            clock.tell(number, step, "", 1.0, is_resumed=True)
+            clock.tell(number, step, "", 1.0, is_resumed=True, peak_bytes=_read_number(note))
             continue
         folder, temporary = plan.work / step.name, plan.work / f"{step.name}.tmp"
         for leftover in (folder, temporary):
@@ -215,16 +221,23 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
                 shutil.rmtree(leftover)
         temporary.mkdir()
         clock.tell(number, step, "", 0.0)
-        step.work(
-            temporary,
-            lambda name: plan.work / name,
-            lambda detail, share, number=number, step=step: clock.tell(number, step, detail, share),  # type: ignore[misc]
-        )
+        with PeakMemory() as peak:
+            step.work(
+                temporary,
+                lambda name: plan.work / name,
+                lambda detail, share, number=number, step=step: clock.tell(number, step, detail, share),  # type: ignore[misc]
+            )
         _sync(temporary)
         temporary.rename(folder)
-        (plan.work / f"{step.name}.done").write_bytes(b"")
+        note.write_text(str(peak.n_bytes), encoding="ascii")
         _sync_folder(plan.work)
-        clock.tell(number, step, "", 1.0)
+        clock.tell(number, step, "", 1.0, peak_bytes=peak.n_bytes)
+
+
+def _read_number(path: Path) -> int:
+    """What is written in a small file of ours; 0 where a power cut emptied it."""
+    text = path.read_text(encoding="ascii", errors="replace")
+    return int(text) if text.isdecimal() else 0
 
 
 class _Clock:
@@ -236,7 +249,9 @@ class _Clock:
         self._resumed_s = sum(step.seconds for step in plan.steps if is_done(plan, step))
         self._start = time.monotonic()
 
-    def tell(self, number: int, step: Step, detail: str, share: float, *, is_resumed: bool = False) -> None:
+    def tell(
+        self, number: int, step: Step, detail: str, share: float, *, is_resumed: bool = False, peak_bytes: int = 0
+    ) -> None:
         if self._on_progress is None:
             return
         behind_s = sum(other.seconds for other in self._plan.steps[: number - 1]) + share * step.seconds
@@ -252,6 +267,7 @@ class _Clock:
                 total_share=min(1.0, behind_s / self._total_s),
                 seconds_left=left,
                 is_resumed=is_resumed,
+                peak_bytes=peak_bytes,
             )
         )
 

@@ -14,8 +14,9 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.gguf import read_header
 from edge_convert.architectures import FORMATS, Architecture, Format
-from edge_convert.card_step import can_measure, card_step
+from edge_convert.card_step import card_step
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.evaluate.logits import is_slow
 from edge_convert.from_gguf import checkpoint_from_gguf, find_gguf_architecture
 from edge_convert.gguf_export import GgufOptions, check_tokenizer, needs_imatrix, quantise
 from edge_convert.gguf_tensors import lossless_precision, write_gguf
@@ -108,7 +109,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         steps.append(_read_step(facts))
     for form in dict.fromkeys(request.formats):
         steps += _STEPS[form](facts, request)
-    measured = [step for step in steps if step.artifact and can_measure(step.name.partition("-")[0])]
+    measured = [step for step in steps if step.artifact]
     if request.card and measured:
         steps.append(card_step(lambda done: _open(facts, done).folder, measured, facts.n_params))
     packages = [package for form in request.formats for package in _TOOLS[form]]
@@ -119,6 +120,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         digest=digest,
         steps=tuple(steps),
         notes=tuple(_notes(facts, request)),
+        f16_bytes=facts.f16_bytes,
         force=request.force,
     )
 
@@ -168,8 +170,8 @@ def _notes(facts: _Facts, request: Request) -> Iterator[str]:
             + ("What stays in that type is copied as it is. " if kept else "")
             + "Quantising it again costs quality that an original checkpoint would not."
         )
-    if request.card and not all(can_measure(form) for form in request.formats):
-        yield "Core ML runs on a Mac only, so its packages are not on the card. edge convert verify PACKAGE checks them here."
+    if request.card and any(is_slow(form) for form in request.formats):
+        yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, over the beginning of the texts."
 
 
 def _identity(source: Input) -> list[tuple[str, int, int]]:

@@ -53,6 +53,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         quality: against the reference.
         speed: None where it was not measured.
         splits_alike: whether its tokenizer gives the reference's tokens; None where it brings none.
+        is_part: whether it read the beginnings of the texts only, since it is computed slowly here.
         failures: what of the gate it does not meet.
     """
 
@@ -64,6 +65,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     quality: Quality
     speed: Speed | None = None
     splits_alike: bool | None = None
+    is_part: bool = False
     failures: tuple[Failure, ...] = ()
 
 
@@ -133,7 +135,8 @@ def cells(row: Row) -> tuple[str, ...]:
             f"{speed.decode_tokens_per_s:.1f} tok/s",
             f"{speed.peak_bytes / 1e6:.0f} MB",
         )
-    return (row.name, f"{row.size_bytes / 1e6:.1f} MB", f"{quality.prose.perplexity:.2f}", kl, p99, top1, same, *measured)
+    perplexity = f"{quality.prose.perplexity:.2f}{' *' if row.is_part else ''}"
+    return (row.name, f"{row.size_bytes / 1e6:.1f} MB", perplexity, kl, p99, top1, same, *measured)
 
 
 def _kl(value: float) -> str:
@@ -149,6 +152,16 @@ def notes(card: Card) -> list[str]:
         "positions; top-1 is how often both prefer the same token; same greedy is how many tokens of an answer are the "
         "reference's before the first other one, mean over the prompts.",
     ]
+    parts = [row for row in card.rows if row.is_part]
+    if parts:
+        quality = parts[0].quality
+        n_answers = len(quality.divergence)
+        answers = f" and {n_answers} of the answers" if n_answers > 1 else " and one answer" if n_answers else ""
+        found.append(
+            f"* Computed by edge's evaluator, which is slow, these read only {quality.prose.n_tokens} tokens of the "
+            f"prose{answers}: {', '.join(row.name for row in parts)}. {card.reference}'s perplexity there is "
+            f"{quality.prose.reference_perplexity:.2f}. Their speed was not measured: that of the evaluator says nothing."
+        )
     if card.n_rounds:
         found.append(
             f"Speed: medians of {card.n_rounds} alternating rounds, each in a fresh process: {card.n_prefill} tokens read, "

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from edge_convert.evaluate.passages import TextOptions, Window
 __all__ = ["Cells", "LocalCells", "RayCells", "run_child"]
 
 Paths = Mapping[str, Path]
+Texts = Mapping[str, Mapping[int, Window]]
 Done = Callable[[str], None]
 AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
 
@@ -41,12 +42,12 @@ class Cells(Protocol):
 
     machine: str
 
-    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
         """Hold each model to the reference.
 
         Args:
             models: name -> path.
-            windows: the tokens.
+            texts: name -> what it reads.
             folder: the reference's logits, see `measure_reference`.
             on_done: told the name of each model that is finished.
 
@@ -82,14 +83,15 @@ class LocalCells:
         assert reply.quality is not None
         return reply.quality
 
-    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
         """See `Cells`."""
         found: dict[str, QualityResult] = {}
         running: list[subprocess.Popen[bytes]] = []
         with ThreadPoolExecutor(max(1, self._n_jobs)) as pool:
             waiting: dict[Future[Reply], str] = {}
             for name, path in models.items():
-                request = QualityRequest(path=str(path), n_threads=self._n_threads, windows=tuple(windows), folder=str(folder))
+                windows = dict(texts[name])
+                request = QualityRequest(path=str(path), n_threads=self._n_threads, windows=windows, folder=str(folder))
                 waiting[pool.submit(run_child, request, running)] = name
             try:
                 while waiting:
@@ -210,13 +212,15 @@ class RayCells:
                     f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
                 ) from error
 
-    def qualities(self, models: Paths, windows: Sequence[Window], folder: Path, on_done: Done) -> dict[str, QualityResult]:
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
         """See `Cells`."""
-        reference = self._ray.put([array[:] for array in load_reference(folder, len(windows))])
+        numbers = sorted({number for windows in texts.values() for number in windows})
+        arrays = load_reference(folder, numbers)
+        reference = self._ray.put({number: array[:] for number, array in zip(numbers, arrays, strict=True)})
         task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_quality_task)
 
         def submit(name: str, is_safe: bool) -> Any:
-            return task.remote(str(models[name]), list(windows), reference, self._n_threads, is_safe)
+            return task.remote(str(models[name]), dict(texts[name]), reference, self._n_threads, is_safe)
 
         names = {submit(name, False): (name, False) for name in models}
         found: dict[str, QualityResult] = {}
@@ -276,9 +280,10 @@ def _check_listens(address: str) -> None:
         ) from error
 
 
-def _quality_task(path: str, windows: list[Window], reference: list[Any], n_threads: int, is_safe: bool) -> bytes:
+def _quality_task(path: str, windows: dict[int, Window], reference: dict[int, Any], n_threads: int, is_safe: bool) -> bytes:
+    theirs = [reference[number] for number in windows]
     try:
-        found = measure_quality(Path(path), windows, reference, n_threads=n_threads, is_safe=is_safe)
+        found = measure_quality(Path(path), list(windows.values()), theirs, n_threads=n_threads, is_safe=is_safe)
         return msgspec.json.encode(Reply(quality=found))
     except EdgeError as error:
         problem = Problem(kind=type(error).__name__, message=error.message, hint=error.hint)

@@ -42,9 +42,9 @@ class ReferenceRequest(Request, frozen=True, kw_only=True, tag=True):
 
 
 class QualityRequest(Request, frozen=True, kw_only=True, tag=True):
-    """Run `measure_quality` against the logits in `folder`."""
+    """Run `measure_quality` against the logits in `folder`; windows by their numbers there."""
 
-    windows: tuple[Window, ...]
+    windows: dict[int, Window]
     folder: str
 
 
@@ -94,8 +94,8 @@ def _run(request: ReferenceRequest | QualityRequest | SpeedRequest) -> Reply:
         found = measure_reference(path, request.texts, folder, n_threads=request.n_threads, is_safe=request.is_safe)
         return Reply(quality=found)
     if isinstance(request, QualityRequest):
-        reference = load_reference(Path(request.folder), len(request.windows))
-        found = measure_quality(path, request.windows, reference, n_threads=request.n_threads, is_safe=request.is_safe)
+        windows, reference = list(request.windows.values()), load_reference(Path(request.folder), request.windows)
+        found = measure_quality(path, windows, reference, n_threads=request.n_threads, is_safe=request.is_safe)
         return Reply(quality=found)
     sample = measure_speed(path, request.n_prefill, request.n_decode, n_threads=request.n_threads, is_safe=request.is_safe)
     return Reply(speed=sample)

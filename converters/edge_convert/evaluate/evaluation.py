@@ -14,9 +14,9 @@ from edge.errors import StorageError, UsageError
 from edge_convert.evaluate.card import Card, Row, Speed
 from edge_convert.evaluate.cells import Cells, LocalCells, RayCells
 from edge_convert.evaluate.gate import check, parse_gate
-from edge_convert.evaluate.logits import find_format, size_on_disk
+from edge_convert.evaluate.logits import find_format, is_slow, size_on_disk
 from edge_convert.evaluate.measure import QualityResult, SpeedSample
-from edge_convert.evaluate.passages import TextOptions
+from edge_convert.evaluate.passages import TextOptions, beginnings
 
 __all__ = ["EvaluateOptions", "evaluate"]
 
@@ -28,7 +28,8 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         texts: how much is read.
-        n_rounds: of the speed measurement; 0 measures no speed.
+        n_rounds: of the speed measurement; 0 measures no speed. That of models which are only computed here says nothing of the
+            device that they are for, and is not measured.
         n_prefill: tokens read in a round.
         n_decode: tokens written in a round.
         n_threads: CPU threads of one model; 0 is half of the machine's, at least 1.
@@ -81,6 +82,7 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
         if remote is not None:
             remote.close()
     rows = []
+    n_positions = results[next(iter(paths))].quality.all.n_tokens
     for index, (name, path) in enumerate(paths.items()):
         result = results[name]
         rows.append(
@@ -91,8 +93,9 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
                 tool=result.tool,
                 is_reference=index == 0,
                 quality=result.quality,
-                speed=_median(samples[name]) if samples else None,
+                speed=_median(samples[name]) if name in samples else None,
                 splits_alike=result.splits_alike,
+                is_part=result.quality.all.n_tokens < n_positions,
                 failures=check(result.quality, gate) if index else (),
             )
         )
@@ -115,7 +118,8 @@ def _measure(
     paths: dict[str, Path], local: LocalCells, cells: Cells, options: EvaluateOptions, on_progress: Progress
 ) -> tuple[dict[str, QualityResult], dict[str, list[SpeedSample]]]:
     first, *others = paths
-    n_steps = 2 + len(others) + options.n_rounds * len(paths)  # the reference also answers the prompts
+    timed = {name: path for name, path in paths.items() if not is_slow(find_format(path))}
+    n_steps = 2 + len(others) + options.n_rounds * len(timed)  # the reference also answers the prompts
     done = 0
 
     def advance(text: str, n: int = 1) -> None:
@@ -135,10 +139,13 @@ def _measure(
         results = {first: result}
         if others:
             rest = {name: paths[name] for name in others}
-            results |= cells.qualities(rest, result.windows, Path(folder), lambda name: advance(f"quality: {name}"))
-    if not options.n_rounds:
+            whole = dict(enumerate(result.windows))
+            part = beginnings(result.windows, options.texts.n_slow)
+            texts = {name: whole if name in timed else part for name in others}
+            results |= cells.qualities(rest, texts, Path(folder), lambda name: advance(f"quality: {name}"))
+    if not options.n_rounds or not timed:
         return results, {}
-    speed = cells.speeds(paths, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
+    speed = cells.speeds(timed, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
     return results, speed
 
 
@@ -153,7 +160,8 @@ def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
     """Names for people: the last part of each path, with the folder before it where that is not enough."""
     full = [path.absolute() for path in paths]
-    stems = [path.name.removesuffix(".gguf") for path in full]
+    # Packages of `edge convert` are all called model.mlpackage, in a folder named for the variant.
+    stems = [path.parent.name if path.name == "model.mlpackage" else path.name.removesuffix(".gguf") for path in full]
     named: dict[str, Path] = {}
     for path, whole, stem in zip(paths, full, stems, strict=True):
         named[stem if stems.count(stem) == 1 else f"{whole.parent.name}/{whole.name}"] = path

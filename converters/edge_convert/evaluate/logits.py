@@ -6,6 +6,7 @@ Each format has a module here that makes a `LogitModel` of a path; `open_logits`
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]
 
-__all__ = ["CONTEXT", "LogitModel", "chat_template", "find_format", "greedy", "open_logits", "size_on_disk", "tokenise_with"]
+__all__ = [
+    "CONTEXT",
+    "LogitModel",
+    "chat_template",
+    "find_format",
+    "greedy",
+    "is_slow",
+    "open_logits",
+    "size_on_disk",
+    "tokenise_with",
+]
 
 CONTEXT = 512
 """Tokens that a model is opened for: more than any window of the evaluation."""
@@ -118,6 +129,11 @@ def find_format(path: Path) -> str:
         f"{path} is no model that can be evaluated.",
         "Give a .gguf file, a folder with genai_config.json (ONNX) or config.json (checkpoint), or an .mlpackage.",
     )
+
+
+def is_slow(form: str) -> bool:
+    """Whether models of a format are not run here but computed by edge's evaluator, at seconds a token: Core ML off a Mac."""
+    return form == "coreml" and platform.system() != "Darwin"
 
 
 def greedy(model: LogitModel, tokens: Sequence[int], n: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,11 @@ def measure_reference(path: Path, texts: TextOptions, folder: Path, *, n_threads
     return QualityResult(quality=summarise(windows, positions), tool=model.tool, windows=tuple(windows), splits_alike=True)
 
 
-def load_reference(folder: Path, n_windows: int) -> list[NDArray[np.float32]]:
-    """The logits that `measure_reference` kept, without reading them into memory yet."""
+def load_reference(folder: Path, numbers: Iterable[int]) -> list[NDArray[np.float32]]:
+    """The logits that `measure_reference` kept of these windows, without reading them into memory yet."""
     import numpy as np
 
-    return [np.load(folder / f"{index}.npy", mmap_mode="r") for index in range(n_windows)]
+    return [np.load(folder / f"{number}.npy", mmap_mode="r") for number in numbers]
 
 
 def measure_quality(
@@ -90,7 +90,7 @@ def measure_quality(
     Args:
         path: the model.
         windows: the tokens.
-        reference: for each window float32 [n_tokens, n_vocab].
+        reference: for each window float32 [n_tokens or more, n_vocab].
         n_threads: CPU threads.
         is_safe: see `open_logits`.
     """

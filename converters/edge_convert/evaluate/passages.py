@@ -8,6 +8,7 @@ another token is where its greedy answer would have left the reference's.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge_convert.evaluate.logits import CONTEXT, LogitModel, chat_template, greedy
 
-__all__ = ["TextOptions", "Window", "make_windows", "read_texts"]
+__all__ = ["TextOptions", "Window", "beginnings", "make_windows", "read_texts"]
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,12 +28,14 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
         window: tokens of one window; each is read from an empty KV.
         n_prompts: chat prompts.
         n_answer: tokens of the reference's answer to each.
+        n_slow: tokens in all that models read which are computed slowly here.
     """
 
     n_prose: int = 1024
     window: int = 256
     n_prompts: int = 8
     n_answer: int = 32
+    n_slow: int = 192
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +88,26 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
         asked = (model.tokenise(_render(template, prompt, path)) or [])[: CONTEXT - options.n_answer]
         answer = greedy(model, asked, options.n_answer)
         found.append(Window(kind="chat", tokens=tuple(asked + answer), first=len(asked) - 1))
+    return found
+
+
+def beginnings(windows: Sequence[Window], n_tokens: int) -> dict[int, Window]:
+    """What a slow model reads instead of all windows: half of it prose, then whole answers, as many as fit, at least one.
+
+    Args:
+        windows: of the card.
+        n_tokens: in all.
+
+    Returns:
+        Windows, or their beginnings, by their number.
+    """
+    first = windows[0]
+    found = {0: msgspec.structs.replace(first, tokens=first.tokens[: max(first.first + 2, n_tokens // 2)])}
+    left = n_tokens - len(found[0].tokens)
+    for number, window in enumerate(windows):
+        if window.kind == "chat" and (len(found) == 1 or len(window.tokens) <= left):
+            found[number] = window
+            left -= len(window.tokens)
     return found
 
 

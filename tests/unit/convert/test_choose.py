@@ -60,6 +60,15 @@ def test_nothing_good_enough() -> None:
         choose(card(row("bad", 400, 40, BAD)))
 
 
+def test_what_does_not_run_here_is_said_and_not_chosen() -> None:
+    import msgspec
+
+    package = msgspec.structs.replace(row("package", 1, 1), speed=None)
+    choice = choose(card(package, row("good", 100, 20)))
+    assert choice.index == 1
+    assert choice.reasons[1:] == ("package does not run here, so it was not timed.",)
+
+
 def test_without_speeds() -> None:
     import msgspec
 

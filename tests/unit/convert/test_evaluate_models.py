@@ -112,9 +112,29 @@ def test_a_card_of_three_models(local_card: Card, tiny_onnx: MakeOnnx) -> None:
         assert min(row.speed.load_s, row.speed.prefill_tokens_per_s, row.speed.decode_tokens_per_s) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac runs packages, and at full length")
+def test_a_package_is_evaluated_over_the_beginning_of_the_texts(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="needs the extra [convert]")
+    from tests.unit.convert.coreml.support import export_tiny
+
+    package = export_tiny(tiny_checkpoint("llama"), tmp_path / "coreml-fp16", variant="fp16", context=256)
+    texts = TextOptions(n_prose=64, window=32, n_prompts=3, n_answer=6, n_slow=24)
+    options = EvaluateOptions(texts=texts, n_rounds=1, n_prefill=8, n_decode=2, n_threads=1)
+    card = evaluate([package], tiny_checkpoint("llama"), options, nothing)
+    reference, row = card.rows
+    assert (row.name, row.format, row.is_part, reference.is_part) == ("coreml-fp16", "coreml", True, False)
+    assert (row.quality.prose.n_tokens, len(row.quality.divergence)) == (11, 1)
+    assert row.quality.all.n_tokens == 11 + 6 < reference.quality.all.n_tokens == 62 + 3 * 6
+    assert row.quality.all.kl_mean < 1e-3 and row.quality.all.top1 == 1.0
+    assert row.speed is None and reference.speed is not None
+
+
 def test_models_are_told_apart_by_their_names(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.gguf", "x/onnx-int4", "y/onnx-int4")]
     assert list(_names(paths)) == ["a", "x/onnx-int4", "y/onnx-int4"]
+    packages = [tmp_path / name / "model.mlpackage" for name in ("coreml-gpu", "coreml-ane")]
+    assert list(_names(packages)) == ["coreml-gpu", "coreml-ane"]
     with pytest.raises(UsageError, match="same name"):
         _names([tmp_path / "a.gguf", tmp_path / "a.gguf"])
 

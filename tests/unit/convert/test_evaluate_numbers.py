@@ -18,7 +18,7 @@ from edge_convert.evaluate.gate import Failure, Limit, check, enforce, parse_gat
 from edge_convert.evaluate.logits import find_format, greedy
 from edge_convert.evaluate.metrics import Quality, Scores, compare, summarise
 from edge_convert.evaluate.page import html_page
-from edge_convert.evaluate.passages import TextOptions, Window, make_windows, read_texts
+from edge_convert.evaluate.passages import TextOptions, Window, beginnings, make_windows, read_texts
 
 N_VOCAB = 50
 
@@ -73,6 +73,20 @@ def test_windows_cover_the_prose_and_end_with_the_references_answers(folder: Pat
         asked = TableModel().tokenise(prompt) or []
         assert list(window.tokens) == asked + greedy(TableModel(), asked, 12)
         assert window.first == len(asked) - 1
+
+
+@pytest.mark.parametrize("n_tokens", [16, 70, 150])
+def test_slow_models_read_beginnings(folder: Path, n_tokens: int) -> None:
+    whole = windows(folder)
+    part = beginnings(whole, n_tokens)
+    assert part[0].tokens == whole[0].tokens[: n_tokens // 2]
+    for number, window in part.items():
+        assert number == 0 or (window.kind == "chat" and window == whole[number])
+    assert len(part) > 1, "an answer, even where it does not fit"
+    if len(part) > 2:
+        assert sum(len(window.tokens) for window in part.values()) <= n_tokens
+    left_out = [len(window.tokens) for number, window in enumerate(whole) if window.kind == "chat" and number not in part]
+    assert min(left_out, default=n_tokens) > n_tokens - sum(len(window.tokens) for window in part.values())
 
 
 def test_a_chat_template_is_applied_in_a_sandbox(folder: Path) -> None:
@@ -247,6 +261,12 @@ def test_markdown_has_a_line_a_model_and_only_columns_that_say_something() -> No
     assert "a\\|b" in table[3]
     assert "91.0 MB" in table[3]
     assert "second: kl is 0.05, 0.03 above the limit of 0.02." in text
+    assert "beginnings" not in text and " *" not in text
+    part = msgspec.structs.replace(row("package"), format="coreml", is_part=True, speed=None)
+    text = markdown(card(row("a"), part))
+    assert "21.00 * |" in text and text.count(" * |") == 1
+    assert "* Computed by edge's evaluator, which is slow, these read only 100 tokens of the prose and 2 of the" in text
+    assert "package. source's perplexity there is 20.00." in text
     bare = msgspec.structs.replace(card(), n_rounds=0)
     assert "prefill" not in markdown(bare)
 

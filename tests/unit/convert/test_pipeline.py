@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ModelFileError, ModelTooLargeError, StorageError, UsageError
+from edge_convert.peak import PeakMemory
 from edge_convert.pipeline import Plan, Progress, Step, check_resources, is_done, run
 
 Told = Callable[[str, float], None]
@@ -69,6 +71,33 @@ def test_a_run_leaves_the_artifacts_and_nothing_else(tmp_path: Path) -> None:
         (3, "Do gguf-A"),
         (4, "Do gguf-B"),
     }
+
+
+def test_the_most_memory_of_each_step_is_told_also_after_a_resume(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "out")
+    bench.fail_in["gguf-B"] = KeyboardInterrupt()
+    seen: list[Progress] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(bench.plan, seen.append)
+    first = {progress.title: progress.peak_bytes for progress in seen if progress.share == 1.0}
+    assert list(first) == ["Do prepare", "Do base", "Do gguf-A"] and min(first.values()) > 10 << 20
+    del bench.fail_in["gguf-B"]
+    seen.clear()
+    run(bench.plan, seen.append)
+    assert {progress.title: progress.peak_bytes for progress in seen if progress.is_resumed} == first
+
+
+def test_memory_of_children_counts() -> None:
+    n_held = 100 << 20
+    child = f"held = b'x' * {n_held}; input()"
+    with PeakMemory() as peak:
+        before = peak.n_bytes
+        with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE) as process:
+            while peak.n_bytes < before + n_held:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.communicate(b"\n")
+    assert n_held < peak.n_bytes - before < 2 * n_held
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), ModelFileError("no"), OSError(errno.ENOSPC, "full")])
