@@ -258,7 +258,7 @@ def _describe(plan: Plan, package: CoreMLPackage, tokenizer: HFTokenizer, units:
 
 def placement_text(placement: tuple[Share, ...]) -> str:
     """Where Core ML plans to run a model, for people: "Neural Engine 97 % of the work (1,204 operations), CPU 3 % (26)"."""
-    shares = [f"{share.device} {share.cost:.0%} of the work ({share.n_operations:,} operations)" for share in placement]
+    shares = [f"{share.device} {100 * share.cost:.0f} % of the work ({share.n_operations:,} operations)" for share in placement]
     return ", ".join(shares)
 
 
