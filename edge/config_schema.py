@@ -142,7 +142,7 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     hot_c: Annotated[float, msgspec.Meta(ge=0, le=150)] | None = None
     battery_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
     memory_percent: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
-    stall_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    stall_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 10.0
     hold_s: Annotated[float, msgspec.Meta(ge=1)] = 15.0
 
 

@@ -81,7 +81,7 @@ class Sensors:
             from edge.device_linux import find_zones
 
             self._zones = find_zones(self._system)  # trip points stay as they are; what is read again is the temperature
-            self._groups = group_folders(self._system)[:1]  # its own; the surrounding ones are others' business
+            self._groups = group_folders(self._system)  # its own first, then those around it
 
     def read(self) -> Readings:
         """Look at all of them."""
