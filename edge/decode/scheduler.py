@@ -290,6 +290,8 @@ class Scheduler:
         """Move what arrived to where it belongs; wait when there is nothing else to do. False means stop."""
         while True:
             is_idle = not self._running and not self._waiting
+            if is_idle:
+                self._fit_window()
             try:
                 item = self._inbox.get(block=is_idle)
             except queue.Empty:
@@ -300,7 +302,6 @@ class Scheduler:
                 self._waiting.append(item)
             else:
                 item.run(self._backend)
-                self._fit_window()
 
     def _apply(self, limits: Limits) -> None:
         before, self._limits = self._limits, limits
