@@ -324,7 +324,7 @@ def test_what_does_not_compile_or_load_is_a_clear_error(package_of: PackageOf, p
 
     coremltools = make_coremltools()
     coremltools.models.CompiledMLModel = refuse
-    with pytest.raises(BackendError, match="does not load model.mlpackage on the Neural Engine: .*unsupported"):
+    with pytest.raises(BackendError, match=r"does not load model.mlpackage on the Neural Engine: .*unsupported"):
         open_coreml(plan, tmp_path, coremltools=coremltools)
     coremltools.models.utils.compile_model = refuse
     with pytest.raises(ModelFileError, match=r"cannot compile model.mlpackage: .*unsupported"):

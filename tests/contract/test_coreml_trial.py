@@ -1,0 +1,203 @@
+"""Trying a Core ML package in a child process: what is good, what is not, what is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]")
+pytest.importorskip("coremltools", reason="needs the extra [convert]")
+
+from edge.backends import coreml_trial
+from edge.backends.coreml_trial import Verdict, divergence, load_verdict, main, remembered_verdict
+from edge.errors import BackendError, BackendUnavailableError, CancelledError
+from edge.mlpackage import CoreMLPackage, TopLogits, read_package
+from edge_convert.coreml.info import TopLogits as ConvertersTopLogits
+from tests.contract.coreml import coreml_plan, open_coreml
+from tests.standins.coremltools_predict import make_coremltools
+
+Child = Callable[[str], Callable[..., list[str]]]
+REAL = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from tests.standins.coremltools_predict import make_coremltools
+from edge.backends.coreml_trial import main
+main(*sys.argv[2:], coremltools=make_coremltools())
+"""
+
+
+@pytest.fixture
+def package(coreml_package: Callable[[str], Path]) -> CoreMLPackage:
+    """A package with a state."""
+    return read_package(coreml_package("coreml"))
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Child:
+    """Makes a command that runs a program, and counts how often in `tmp_path / "runs"`."""
+
+    def command_of(program: str) -> Callable[..., list[str]]:
+        counting = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n"
+
+        def command(path: Path, units: str, cache_dir: Path) -> list[str]:
+            return [sys.executable, "-c", counting + program, json.dumps(sys.path), str(path), units, str(cache_dir)]
+
+        return command
+
+    return command_of
+
+
+def n_runs(tmp_path: Path) -> int:
+    path = tmp_path / "runs"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def said(verdict: Verdict) -> str:
+    """A program that answers with a verdict."""
+    return f"print({msgspec.json.encode(verdict).decode()!r})"
+
+
+def test_a_good_package_is_found_good_and_that_is_remembered(package: CoreMLPackage, child: Child, tmp_path: Path) -> None:
+    digest = package.sha256()
+    assert remembered_verdict(digest, "CPU_AND_NE", tmp_path) is None
+    verdict = load_verdict(package, digest, "CPU_AND_NE", tmp_path, command=child(REAL))
+    assert verdict.is_good and verdict.note == ""
+    assert verdict.divergence is not None and verdict.divergence < 1e-3
+    assert verdict.ms_per_token is not None and verdict.ms_per_token > 0
+    assert [share.device for share in verdict.placement] == ["CPU"]
+    assert load_verdict(package, digest, "CPU_AND_NE", tmp_path, command=child("1 / 0")) == verdict
+    assert n_runs(tmp_path) == 1
+    assert list((tmp_path / "coreml").glob("*.mlmodelc")), "the child compiled it where the parent looks"
+    assert remembered_verdict(digest, "CPU_ONLY", tmp_path) is None
+    assert remembered_verdict("0" * 64, "CPU_AND_NE", tmp_path) is None
+
+
+def test_numbers_that_were_not_meant_are_found(
+    package: CoreMLPackage, child: Child, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(function: str, outputs: dict[str, Any]) -> None:
+        if "logits" in outputs:
+            outputs["logits"] *= 0.8
+
+    main(str(package.path), "CPU_AND_NE", str(tmp_path), coremltools=make_coremltools(fault=wrong))
+    answer = msgspec.json.decode(capsys.readouterr().out.splitlines()[-1], type=Verdict)
+    assert answer.divergence is not None and answer.divergence > coreml_trial.SAME_NATS
+    verdict = load_verdict(package, "0" * 64, "CPU_AND_NE", tmp_path, command=child(said(answer)))
+    assert not verdict.is_good
+    assert "something else than was meant" in verdict.note and "nats" in verdict.note
+
+
+@pytest.mark.parametrize(
+    ("program", "note"),
+    [
+        ("import os; os.abort()", f"died of signal {int(signal.SIGABRT)}"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "died of signal 9"),
+        ("import sys; sys.exit('Unable to load the program')", "failed: Unable to load the program"),
+        ("import sys; sys.exit(3)", "ended with code 3"),
+    ],
+)
+def test_what_kills_or_fails_the_child_is_remembered_and_refused(
+    package: CoreMLPackage, child: Child, plan_for: Any, tmp_path: Path, program: str, note: str
+) -> None:
+    digest = package.sha256()
+    verdict = load_verdict(package, digest, "CPU_AND_NE", tmp_path, command=child(program))
+    assert (verdict.is_good, verdict.note) == (False, f"A trial of model.mlpackage {note}")
+    with pytest.raises(BackendUnavailableError, match=note) as caught:
+        open_coreml(coreml_plan(plan_for, package.path), tmp_path, verdict=None)
+    assert caught.value.hint
+    assert n_runs(tmp_path) == 1
+
+
+def test_a_child_that_hangs_counts_as_one_that_fails(package: CoreMLPackage, child: Child, tmp_path: Path) -> None:
+    verdict = load_verdict(
+        package, "0" * 64, "CPU_ONLY", tmp_path, command=child("import time; time.sleep(600)"), timeout_s=0.3
+    )
+    assert not verdict.is_good and "did not end within 0.3 s" in verdict.note
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "somebody else"),
+        ("print('noise')", "no answer that can be read"),
+        ("", "no answer that can be read"),
+    ],
+)
+def test_a_child_that_says_nothing_is_not_remembered(
+    package: CoreMLPackage, child: Child, tmp_path: Path, program: str, message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        load_verdict(package, "0" * 64, "CPU_ONLY", tmp_path, command=child(program))
+    assert remembered_verdict("0" * 64, "CPU_ONLY", tmp_path) is None
+
+
+def test_a_trial_can_be_stopped_and_leaves_no_process(package: CoreMLPackage, child: Child, tmp_path: Path) -> None:
+    written = tmp_path / "pid"
+    program = f"import os, time; open({str(written)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    with pytest.raises(CancelledError):
+        load_verdict(package, "0" * 64, "CPU_ONLY", tmp_path, command=child(program), is_stopped=lambda: _has_text(written))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(written.read_text()), 0)
+
+
+def _has_text(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
+
+
+def test_no_child_can_be_started(package: CoreMLPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="cannot be started"):
+        load_verdict(package, "0" * 64, "CPU_ONLY", tmp_path, command=lambda *a: [str(tmp_path / "nothing")])
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(BackendError, match="no Python interpreter"):
+        load_verdict(package, "0" * 64, "CPU_ONLY", tmp_path)
+
+
+def test_the_real_command_runs_the_module_away_from_a_mac(package: CoreMLPackage, tmp_path: Path) -> None:
+    """On Linux it gets as far as finding out that this is no Mac."""
+    if sys.platform == "darwin":
+        pytest.skip("here the trial would be a real one")
+    verdict = load_verdict(package, package.sha256(), "CPU_ONLY", tmp_path)
+    assert not verdict.is_good and "run on a Mac only" in verdict.note
+
+
+def test_where_nothing_can_be_kept_the_answer_still_counts(package: CoreMLPackage, child: Child, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    good = Verdict(is_good=True, divergence=0.001)
+    assert load_verdict(package, "0" * 64, "CPU_ONLY", tmp_path / "file", command=child(said(good))) == good
+    path = coreml_trial._file("0" * 64, "CPU_ONLY", tmp_path)
+    path.parent.mkdir()
+    path.write_text('{"is_good": "maybe"}')
+    assert remembered_verdict("0" * 64, "CPU_ONLY", tmp_path) is None
+
+
+def test_loading_is_stopped_while_a_trial_runs(
+    package: CoreMLPackage, plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: Child
+) -> None:
+    monkeypatch.setattr(coreml_trial, "_command", child("import time; time.sleep(600)"))
+    started = threading.Event()
+    threading.Thread(target=lambda: (time.sleep(0.3), started.set()), daemon=True).start()
+    with pytest.raises(CancelledError):
+        open_coreml(coreml_plan(plan_for, package.path), tmp_path, verdict=None, on_progress=lambda share: not started.is_set())
+
+
+def test_divergence_is_the_converters(package: CoreMLPackage) -> None:
+    rng = np.random.default_rng(3)
+    for spread in (0.0, 0.3, 2.0):
+        logits = (rng.normal(size=500) * 3).astype(np.float32)
+        other = (logits + rng.normal(size=500) * spread).astype(np.float32)
+        theirs = ConvertersTopLogits.of(logits)
+        ours = TopLogits(theirs.tokens, theirs.log_probabilities)
+        assert divergence(ours, other) == pytest.approx(theirs.divergence(other), abs=1e-9)
+    logits[3] = np.nan
+    assert divergence(ours, logits) == theirs.divergence(logits) == 100.0
