@@ -193,7 +193,7 @@ def test_what_cannot_be_said_in_a_smaller_window_gets_the_usual_one(make: Any) -
     hold(assistant, SHORT)
     text = "w" * 2500
     assert assistant.generate(text).wait() == "2500 letters."
-    assert backend.sizes == [1024, 4096]
+    assert backend.sizes[:2] == [1024, 4096]
     assert assistant.generate("short").wait() == "5 letters."
     assert backend.sizes == [1024, 4096, 1024]
     with pytest.raises(ContextFullError, match="4,096"):
