@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Better", "apply_tuning", "explain_tuning"]
 
-_EXACT = ("f16", "f16")
+_EXACT = ("f32", "f16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def apply_tuning(tuned: Lookup | None, row: EngineRow, target: Target, request: 
         changed = replace(changed, threads=tuning.threads, threads_batch=request.threads_batch or tuning.threads_batch)
     if request.n_ubatch is None:
         changed = replace(changed, n_ubatch=tuning.n_ubatch)
-    if (request.kv_type_k, request.kv_type_v) == (None, None) and (tuning.kv_type_k, tuning.kv_type_v) != _EXACT:
+    if (request.kv_type_k, request.kv_type_v) == (None, None) and not _is_exact(tuning):
         changed = replace(changed, kv_type_k=tuning.kv_type_k, kv_type_v=tuning.kv_type_v)
     is_exact = changed.kv_type_v in (None, "f16")  # anything else needs the fused attention
     if request.flash_attention is None and is_exact and not tuning.flash_attention:
@@ -81,7 +81,7 @@ def explain_tuning(
         "KV cache": (request.kv_type_k or request.kv_type_v, "", f"decode {decode}"),
         "flash attention": (request.flash_attention, "on" if usual.flash_attention else "off", f"decode {decode}"),
     }
-    if (tuning.kv_type_k, tuning.kv_type_v) == _EXACT:
+    if _is_exact(tuning):
         del measured["KV cache"]  # nothing else was tried
     return tuple(_reword(choice, tuning.measured_on, *measured.get(choice.what, ("", "", ""))) for choice in choices)
 
@@ -91,8 +91,12 @@ def _reword(choice: Choice, day: str, asked: object, usual_value: str, figures: 
         return choice
     if choice.value == usual_value:
         return replace(choice, reason=f"edge tune on {day} found nothing faster")
-    return replace(choice, reason=f"measured by edge tune on {day}: {figures} tokens/s")
+    return replace(choice, reason=f"measured by edge tune on {day}: {figures}")
+
+
+def _is_exact(tuning: Tuning) -> bool:
+    return tuning.kv_type_k in _EXACT and tuning.kv_type_v in _EXACT
 
 
 def _compare(ours: float, usual: float) -> str:
-    return f"{ours:,.1f} with its settings against {usual:,.1f}"
+    return f"{ours:,.1f} tokens/s, with the usual settings {usual:,.1f}"

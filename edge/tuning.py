@@ -47,7 +47,7 @@ _Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 _Speed = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_KvType = Literal["f16", "q8_0", "q4_0"]
+_KvType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         threads, threads_batch: for decode and for prefill.
         n_ubatch: tokens computed in one pass of prefill.
         flash_attention: whether the fused attention was on.
-        kv_type_k, kv_type_v: how the KV cache was kept; anything but f16 only if the user let tune try it.
+        kv_type_k, kv_type_v: how the KV cache was kept; q8_0 and q4_0 only if the user let tune try them.
         decode_tokens_per_s, prefill_tokens_per_s: medians with these settings.
         default_decode_tokens_per_s, default_prefill_tokens_per_s: medians with the plan's own choice, in the same run.
         n_prompt, n_decode: tokens that were read and written in each measurement.
@@ -66,7 +66,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     backend: _Name
-    accelerator: Literal["cpu", "cuda", "metal", "ane"]
+    accelerator: Literal["cpu", "cuda", "metal", "ane", "tensorrt", "openvino", "qnn"]
     threads: _Count
     threads_batch: _Count
     n_ubatch: _Batch

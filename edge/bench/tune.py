@@ -253,15 +253,15 @@ class Tuner:
         return self._possible([self._request(msgspec.structs.replace(stands, kv_type_k=k, kv_type_v=k)) for k in kinds])
 
     def _request(self, setting: Setting) -> PlanRequest:
-        plan = self._plans.get(setting)
+        is_quantised = setting.kv_type_k not in ("f32", "f16")
         return PlanRequest(
             backend=setting.backend,
-            require=plan.accelerator if plan is not None else setting.accelerator,  # type: ignore[arg-type]
+            require=setting.accelerator,  # type: ignore[arg-type]
             threads=setting.threads,
             threads_batch=setting.threads_batch,
             n_ubatch=setting.n_ubatch,
-            kv_type_k=setting.kv_type_k,
-            kv_type_v=setting.kv_type_v,
+            kv_type_k=setting.kv_type_k if is_quantised else None,
+            kv_type_v=setting.kv_type_v if is_quantised else None,
             flash_attention=setting.flash_attention,
         )
 

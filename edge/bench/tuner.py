@@ -1,8 +1,8 @@
 """The search for better settings: one knob after the other, and for each knob a contest by successive halving.
 
 The setting that stands takes part in every round, so each round gives a ratio in which whatever else the machine did has
-dropped out. Half of the others leave after each heat, while the number of rounds doubles. The last one takes the place of the setting
-that stands only if it wins by more than the spread of those ratios. Nothing here knows what an engine is, or the time.
+dropped out. Half of the others leave after each heat, while the number of rounds doubles. The last one takes the place of the
+setting that stands only if it wins by more than the spread of those ratios. Nothing here knows what an engine is, or the time.
 
 Source: successive halving as in Jamieson and Talwalkar, 2016; coordinate descent.
 """
