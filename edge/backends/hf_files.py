@@ -72,5 +72,5 @@ def parse_json(path: Path, data: bytes, kind: type[T]) -> T:
     """As `read_json`, of bytes that were read already; `path` is for messages."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
