@@ -4,7 +4,7 @@ A package is a folder: Manifest.json names the program (a protobuf file) and, be
 runtime needs to know into the program's user-defined metadata, as JSON. The folder comes from outside and is not trusted: only
 that metadata is looked for, lengths are held against the file, sizes against what they mean.
 
-Source: coremltools' mlmodel/format/Model.proto and FeatureTypes.proto (field numbers), protobuf's wire format.
+Source: coremltools' mlmodel/format/Model.proto and FeatureTypes.proto (field numbers).
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.hashes import file_sha256
+from edge.protobuf import ProtobufError, fields
 
 __all__ = ["CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "read_package"]
 
 METADATA_KEY = "io.edge.package"
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_INFO_BYTES = 16 << 20
-_MAX_FIELDS = 100_000
+_MAX_PROGRAM_BYTES = 512 << 20  # without its weights; that of 30 layers has 1 MB
 _DESCRIPTION, _METADATA, _USER_DEFINED, _KEY, _VALUE = 2, 100, 100, 1, 2  # field numbers
 _HINT = "Convert or copy the package again."
 
@@ -148,11 +149,10 @@ def read_package(path: Path) -> CoreMLPackage:
         if not path.exists():
             raise ModelNotFoundError(f"There is no package {path}.", "Check the path. See names: edge models ls")
         program, weights = _find_files(path)
-        with program.open("rb") as file:
-            text = _find_info(file, program.stat().st_size)
+        text = _find_info(program)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
-    except _DamagedError as error:
+    except ProtobufError as error:
         raise ModelFileError(f"{program} is damaged: {error}.", _HINT) from error
     if text is None:
         raise ModelFileError(
@@ -161,7 +161,7 @@ def read_package(path: Path) -> CoreMLPackage:
         )
     try:
         info = msgspec.json.decode(text, type=PackageInfo)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"What {path.name} says about itself cannot be used: {error}.", "Convert it again.") from error
     _check(path, info)
     return CoreMLPackage(path, info, program, weights)
@@ -208,60 +208,28 @@ def _find_files(path: Path) -> tuple[Path, Path]:
     return program, program.parent / "weights" / "weight.bin"
 
 
-class _DamagedError(Exception):
-    """The protobuf is not what it should be; the text says where."""
+def _find_info(program: Path) -> bytes | None:
+    """The JSON in Model.description.metadata.userDefined; None where there is none under our name.
 
-
-def _find_info(file: BinaryIO, size: int) -> bytes | None:
-    """The JSON in Model.description.metadata.userDefined; None where there is none under our name."""
-    for description in _fields(file, 0, size, _DESCRIPTION):
-        for metadata in _fields(file, *description, _METADATA):
-            for entry in _fields(file, *metadata, _USER_DEFINED):
-                key = next(_fields(file, *entry, _KEY), (0, 0))
-                if key[1] - key[0] == len(METADATA_KEY) and _read(file, *key) == METADATA_KEY.encode():
-                    value = next(_fields(file, *entry, _VALUE), (0, 0))
-                    if value[1] - value[0] > _MAX_INFO_BYTES:
-                        raise _DamagedError("what it says about itself is larger than any description")
-                    return _read(file, *value)
+    Raises:
+        ProtobufError: the program is damaged, or what it says about itself is larger than any description.
+    """
+    if program.stat().st_size > _MAX_PROGRAM_BYTES:
+        raise ProtobufError("it is larger than any program")
+    for entry in _messages(memoryview(program.read_bytes()), (_DESCRIPTION, _METADATA, _USER_DEFINED)):
+        if next(_messages(entry, (_KEY,)), None) == METADATA_KEY.encode():
+            value = next(_messages(entry, (_VALUE,)), memoryview(b""))
+            if len(value) > _MAX_INFO_BYTES:
+                raise ProtobufError("what it says about itself is larger than any description")
+            return bytes(value)
     return None
 
 
-def _read(file: BinaryIO, start: int, stop: int) -> bytes:
-    file.seek(start)
-    return file.read(stop - start)
-
-
-def _fields(file: BinaryIO, start: int, stop: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Where the fields of one number lie in a message that lies at [start, stop). Only fields with a length are looked at."""
-    position = start
-    for _ in range(_MAX_FIELDS):
-        if position >= stop:
-            return
-        tag, position = _varint(file, position, stop)
-        number, kind = tag >> 3, tag & 7
-        if kind == 0:
-            _, position = _varint(file, position, stop)
-        elif kind in (1, 5):
-            position += 8 if kind == 1 else 4
-        elif kind == 2:
-            length, position = _varint(file, position, stop)
-            if length > stop - position:
-                raise _DamagedError(f"a field at byte {position} is longer than the file")
-            if number == wanted:
-                yield position, position + length
-            position += length
-        else:
-            raise _DamagedError(f"there is no field at byte {position}")
-    raise _DamagedError("it has more fields than any program")
-
-
-def _varint(file: BinaryIO, position: int, stop: int) -> tuple[int, int]:
-    """A number and where it ends."""
-    file.seek(position)
-    raw = file.read(min(10, stop - position))
-    value = 0
-    for index, byte in enumerate(raw):
-        value |= (byte & 127) << (7 * index)
-        if byte < 128:
-            return value, position + index + 1
-    raise _DamagedError(f"a number at byte {position} does not end")
+def _messages(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
+    """The fields with a length that a path of numbers leads to."""
+    for number, value, _, _ in fields(data):
+        if number == path[0] and isinstance(value, memoryview):
+            if len(path) == 1:
+                yield value
+            else:
+                yield from _messages(value, path[1:])

@@ -108,7 +108,7 @@ def remembered_verdict(digest: str, units: str, cache_dir: Path) -> Verdict | No
     """What an earlier trial found; None where there was none, or its answer cannot be read."""
     try:
         return msgspec.json.decode(_file(digest, units, cache_dir).read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

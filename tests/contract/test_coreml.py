@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,8 +21,9 @@ from edge.backends.coreml import CoreMLBackend, placement_text
 from edge.backends.coreml_engine import Share, open_functions, read_placement
 from edge.backends.coreml_sequence import CoreMLSequence
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
-from edge.mlpackage import read_package
+from edge.mlpackage import PackageInfo, read_package
 from edge.types import Sampling
+from edge_convert.coreml.info import read_info
 from edge_convert.coreml.runner import PackageRunner, load_functions
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.standins import coremltools_predict
@@ -63,7 +65,22 @@ def sequence_on(package: Path, cache_dir: Path, coremltools: Any = None) -> Core
     return CoreMLSequence(functions, found.info)
 
 
-# -- against the converters' runner
+# -- against the converters, and Apple
+
+
+def test_coremltools_reads_the_same_of_a_package(coreml_package: PackageOf) -> None:
+    """The protobuf reader against Apple's, and the fields against what the exporter wrote."""
+    import coremltools as ct
+
+    for kind in ("coreml", "coreml-explicit"):
+        path = coreml_package(kind)
+        metadata = dict(ct.utils.load_spec(str(path)).description.metadata.userDefined)
+        ours, theirs = read_package(path).info, read_info(metadata, path.name)
+        written = msgspec.to_builtins(theirs)
+        del written["golden"]["source"]
+        assert msgspec.to_builtins(ours) == written
+        assert (ours.cache_shape, ours.stateful) == (theirs.cache_shape, kind == "coreml")
+    assert {field.name for field in msgspec.structs.fields(PackageInfo)} == set(written)
 
 
 @pytest.mark.parametrize("kind", KINDS)
