@@ -24,8 +24,9 @@ LAPTOP, JETSON = device("laptop-rtx4060"), device("jetson-orin-nano")
 
 def make(**changes: Any) -> Tuning:
     values: dict[str, Any] = {
-        "backend": "llamacpp", "accelerator": "cpu", "threads": 3, "threads_batch": 4, "n_ubatch": 256, "flash_attention": False,
-        "kv_type_k": "f16", "kv_type_v": "f16", "decode_tokens_per_s": 33.1, "prefill_tokens_per_s": 210.5,
+        "backend": "llamacpp", "accelerator": "cpu", "threads": 3, "threads_batch": 4, "n_ubatch": 256,
+        "flash_attention": False, "kv_type_k": "f16", "kv_type_v": "f16", "decode_tokens_per_s": 33.1,
+        "prefill_tokens_per_s": 210.5,
         "default_decode_tokens_per_s": 28.9, "default_prefill_tokens_per_s": 194.0, "n_prompt": 512, "n_decode": 64,
         "measured_on": "2026-11-26",
     }  # fmt: skip

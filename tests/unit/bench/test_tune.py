@@ -1,0 +1,168 @@
+"""A whole run of edge tune, on a machine whose speed is a formula: what is tried, what is kept, what it costs in time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.artifact import Artifact, open_artifact
+from edge.bench.process import setting_of
+from edge.bench.tune import Report, TuneOptions, thread_counts, tune
+from edge.bench.values import Setting
+from edge.device import Engine
+from edge.errors import BackendError, UsageError
+from edge.plan import PlanRequest, make_plan
+from edge.tuning import load_tuning, look_up
+from tests.unit.bench.fakes import Machine, device, write_gguf
+
+LAPTOP = replace(
+    device(),
+    gpus=(),
+    engines=tuple(Engine(e.name, e.package, "1", ("cpu",)) if e.name == "llamacpp" else e for e in device().engines),
+)
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.bench.tune.safety_here", lambda *_: None)
+    monkeypatch.setattr("edge.backends.canary.library_identity", lambda: "a build")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Artifact:
+    return open_artifact(write_gguf(tmp_path / "tiny.gguf"))
+
+
+class Workers:
+    """Workers on a machine; how many are open at a time is counted."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.n_open, self.n_most, self.n_opened = machine, 0, 0, 0
+
+    def __call__(self, plan: Any, *, with_energy: bool) -> Any:
+        assert not with_energy
+        return _Worker(self, plan)
+
+
+class _Worker:
+    load_s, energy = 0.1, ""
+
+    def __init__(self, workers: Workers, plan: Any) -> None:
+        self.workers, self.setting = workers, setting_of(plan)
+        workers.n_open += 1
+        workers.n_opened += 1
+        workers.n_most = max(workers.n_most, workers.n_open)
+
+    def run(self, n_prompt: int, n_decode: int) -> Any:
+        return self.workers.machine.measure(self.setting, n_prompt, n_decode)
+
+    def close(self) -> None:
+        self.workers.n_open -= 1
+
+    stop = close
+
+
+def run(machine: Machine, model: Artifact, cache: Path, options: TuneOptions | None = None) -> tuple[Report, Workers]:
+    workers = Workers(machine)
+    report = tune(LAPTOP, model, options or TuneOptions(600.0), cache_dir=cache, open_worker=workers, clock=machine.clock)
+    assert workers.n_open == 0
+    return report, workers
+
+
+def best_at(**wanted: Any) -> Any:
+    """Costs with 30 % more for each field that is not as wanted."""
+
+    def cost(given: Setting) -> tuple[float, float]:
+        wrong = sum(getattr(given, name) != value for name, value in wanted.items())
+        return 0.2 * 1.3**wrong, 0.2 * 1.3**wrong
+
+    return cost
+
+
+def test_finds_keeps_and_is_used(model: Artifact, tmp_path: Path) -> None:
+    usual = make_plan(LAPTOP, model, PlanRequest())
+    n = thread_counts(LAPTOP.cpu)[0]
+    machine = Machine(best_at(threads=n, threads_batch=n, n_ubatch=256, flash_attention=False), noise=0.02)
+    report, workers = run(machine, model, tmp_path)
+    kept = report.tuning
+    assert (kept.threads, kept.threads_batch, kept.n_ubatch, kept.flash_attention) == (n, n, 256, False)
+    assert report.is_better
+    assert report.outcome.is_complete
+    assert kept.decode_tokens_per_s / kept.default_decode_tokens_per_s == pytest.approx(1.3**4, rel=0.1)
+    assert workers.n_most <= 3
+    assert load_tuning(LAPTOP, model, cache_dir=tmp_path) == kept
+    plan = make_plan(LAPTOP, model, PlanRequest(), tuned=look_up(LAPTOP, model, cache_dir=tmp_path))
+    assert (plan.n_threads, plan.n_ubatch, plan.flash_attention) == (n, 256, False)
+    assert (usual.n_threads, usual.n_ubatch) != (n, 256)
+
+
+def test_where_nothing_matters_the_usual_is_kept(model: Artifact, tmp_path: Path) -> None:
+    usual = make_plan(LAPTOP, model, PlanRequest())
+    report, _ = run(Machine(lambda s: (0.2, 0.2)), model, tmp_path)
+    assert not report.is_better
+    assert (report.tuning.threads, report.tuning.n_ubatch) == (usual.n_threads, usual.n_ubatch)
+    assert report.tuning.decode_tokens_per_s == report.tuning.default_decode_tokens_per_s
+
+
+def test_lossy_kv_types_only_when_asked_for(model: Artifact, tmp_path: Path) -> None:
+    cost = best_at(kv_type_k="q8_0")
+    machine = Machine(cost)
+    report, _ = run(machine, model, tmp_path)
+    assert {given.kv_type_k for given in machine.measured} == {"f16"}
+    assert report.tuning.kv_type_k == "f16"
+    report, _ = run(Machine(cost), model, tmp_path, TuneOptions(600.0, kv_types=("q8_0", "q4_0")))
+    assert (report.tuning.kv_type_k, report.tuning.kv_type_v) == ("q8_0", "q8_0")
+
+
+def test_a_slow_device_reads_less(model: Artifact, tmp_path: Path) -> None:
+    slow, _ = run(Machine(lambda s: (20.0, 10.0)), model, tmp_path)
+    quick, _ = run(Machine(lambda s: (0.05, 0.05)), model, tmp_path)
+    assert (slow.tuning.n_prompt, slow.tuning.n_decode) == (64, 8)
+    assert (quick.tuning.n_prompt, quick.tuning.n_decode) == (1024, 64)
+
+
+def test_time_is_kept(model: Artifact, tmp_path: Path) -> None:
+    report, _ = run(Machine(best_at(threads=1)), model, tmp_path, TuneOptions(8.0))
+    assert not report.outcome.is_complete
+    assert report.seconds < 12.0
+
+
+def test_a_short_context_limits_the_prompt(tmp_path: Path) -> None:
+    model = open_artifact(write_gguf(tmp_path / "short.gguf", n_ctx=512))
+    report, _ = run(Machine(lambda s: (0.01, 0.01)), model, tmp_path)
+    assert report.tuning.n_prompt == 256
+
+
+def test_a_model_that_does_not_run(model: Artifact, tmp_path: Path) -> None:
+    def broken(given: Setting) -> tuple[float, float]:
+        raise BackendError("It died.")
+
+    with pytest.raises(BackendError, match="It died"):
+        run(Machine(broken), model, tmp_path)
+    assert not (tmp_path / "tuning.json").exists()
+
+
+def test_settings_that_do_not_run_are_passed_over(model: Artifact, tmp_path: Path) -> None:
+    def picky(given: Setting) -> tuple[float, float]:
+        if not given.flash_attention or given.n_ubatch > 512:
+            raise BackendError("Not with these settings.")
+        return 0.2, 0.2
+
+    report, _ = run(Machine(picky), model, tmp_path)
+    assert report.outcome.is_complete
+    assert any(trial.why == "Not with these settings." for trial in report.outcome.trials)
+
+
+def test_no_time_at_all(model: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run(Machine(lambda s: (1.0, 1.0)), model, tmp_path, TuneOptions(0.0))
+
+
+def test_threads_worth_trying() -> None:
+    cpu = replace(LAPTOP.cpu, usable_performance=6, usable_efficiency=4, usable_logical=16)
+    assert thread_counts(cpu) == [3, 5, 6, 10, 16]
+    assert thread_counts(replace(cpu, usable_performance=1, usable_efficiency=0, usable_logical=1)) == [1]
+    assert thread_counts(replace(cpu, usable_logical=6)) == [3, 5, 6]
