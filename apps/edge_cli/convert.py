@@ -17,6 +17,8 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from edge_convert.inputs import Input
     from edge_convert.pipeline import Plan
+    from edge_convert.smaller.lora import Adapter
+    from edge_convert.smaller.recipe import Recipe
     from edge_convert.targets import Request
 
 __all__ = ["convert"]
@@ -33,6 +35,9 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
         "edge convert smollm2-135m --to gguf --quant Q4_K_M,Q4_0 --out smollm2",
         "edge convert hf:Qwen/Qwen3-0.6B --for this-device",
         "edge convert ~/checkpoints/SmolLM2 --to gguf,onnx --gate top1=0.9,kl=0.1",
+        "edge convert smollm2-135m --keep-layers 15 --distill-minutes 30",
+        "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
+        "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
         "edge convert verify smollm2/coreml-gpu/model.mlpackage",
     ),
 )
@@ -63,6 +68,18 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option(
     "--for", "device", type=click.Choice(["this-device"]), help="Measure candidates here, and keep the fastest good one."
 )
+@click.option("--keep-layers", type=int, metavar="N", help="Make it smaller first: keep so many layers, and distil them.")
+@click.option("--distill-minutes", type=float, metavar="N", help="How long what is left learns from the whole.")
+@click.option(
+    "--distill-text",
+    "texts",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="What it learns from [answers that the model writes itself].",
+)
+@click.option("--recipe", metavar="NAME", help="All of that from a file, or from a recipe that comes with edge.")
+@click.option("--lora", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA adapter first.")
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
 @json_option
 @pass_app
@@ -173,9 +190,45 @@ def _request(options: dict[str, Any]) -> Request:
         card=options["card"],
         coreml_stateful=not options["explicit_kv"],
         force=options["force"],
+        smaller=_recipe(options),
+        adapter=_adapter(options["lora"]),
     )
     _check_packages(request)
     return request
+
+
+def _recipe(options: dict[str, Any]) -> Recipe | None:
+    """How the model is made smaller first: a recipe, its values replaced by what else was typed."""
+    from msgspec.structs import replace
+
+    from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, default_texts, find_recipe
+
+    keep, minutes, texts = options["keep_layers"], options["distill_minutes"], options["texts"]
+    if options["recipe"]:
+        recipe = find_recipe(options["recipe"])
+    elif keep is None:
+        if minutes is not None or texts:
+            raise click.UsageError("That needs --keep-layers N or --recipe NAME.", click.get_current_context())
+        return None
+    else:
+        recipe = Recipe(keep_layers=keep, texts=default_texts(), training=Training())
+    if keep is not None:
+        recipe = replace(recipe, keep_layers=keep)
+    if minutes is not None:
+        recipe = replace(recipe, training=replace(recipe.training, minutes=minutes, steps=0))
+    if texts:
+        named = [
+            Text(name=f"text-{number}", tokens=1_000_000, held_out_tokens=4096, source=Source(file=str(path)))
+            for number, path in enumerate(texts, 1)
+        ]
+        recipe = replace(recipe, texts=tuple(named))
+    return check_recipe(recipe)
+
+
+def _adapter(folder: Path | None) -> Adapter | None:
+    from edge_convert.smaller.lora import open_adapter
+
+    return None if folder is None else open_adapter(folder)
 
 
 def _check_packages(request: Request) -> None:
@@ -184,11 +237,13 @@ def _check_packages(request: Request) -> None:
     from edge.errors import BackendUnavailableError
 
     wanted = [*_PACKAGES, *(package for form in request.formats for package in _BY_FORMAT[form])]
+    wanted += ["peft"] if request.adapter else []
     missing = [package for package in wanted if find_spec(package) is None]
     if missing:
+        extra = "distill" if "peft" in missing else "convert"
         raise BackendUnavailableError(
             f"Converting needs packages that are not installed: {', '.join(missing)}.",
-            "Install them with: pip install 'edge-assistant[convert]'",
+            f"Install them with: pip install 'edge-assistant[{extra}]'",
         )
 
 

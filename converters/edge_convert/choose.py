@@ -39,7 +39,8 @@ def choose(card: Card) -> Choice:
         UsageError: speed was not measured, of none of them.
     """
     others = [row for row in card.rows if not row.is_reference]
-    rows = [(index, row) for index, row in enumerate(others) if row.speed is not None]
+    # A checkpoint is on the card to show what a distillation cost; nobody runs it on a device.
+    rows = [(index, row) for index, row in enumerate(others) if row.speed is not None and row.format != "checkpoint"]
     if not rows:
         raise UsageError("The card has no speeds to choose by.", "Measure at least one round, of a format that runs here.")
     good = sorted((turn_s(row), index) for index, row in rows if not row.failures)

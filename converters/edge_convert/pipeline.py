@@ -4,6 +4,7 @@
         gguf-base/               the result of a finished step
         gguf-base.done           written after it, so a folder without one is not believed; holds the most memory it took
         gguf-Q4_K_M.tmp/         a step under way; thrown away by the next run
+        hidden.part/             likewise, of a step that goes on where it was stopped; the next run hands it to the step again
     OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when everything is done
 
 A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command goes on from there.
@@ -44,12 +45,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         seconds: estimate.
         disk_bytes: estimate of what it writes.
         memory_bytes: estimate of what it holds in memory at once.
+        resumes: it goes on in its own half-written folder, where it was stopped there.
     """
 
     name: str
     title: str
     work: Callable[[Path, Callable[[str], Path], Told], None]
     artifact: bool = False
+    resumes: bool = False
     seconds: float = 1.0
     disk_bytes: int = 0
     memory_bytes: int = 0
@@ -215,11 +218,11 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
         if is_done(plan, step):
             clock.tell(number, step, "", 1.0, is_resumed=True, peak_bytes=_read_number(note))
             continue
-        folder, temporary = plan.work / step.name, plan.work / f"{step.name}.tmp"
-        for leftover in (folder, temporary):
+        folder, temporary = plan.work / step.name, plan.work / f"{step.name}.{'part' if step.resumes else 'tmp'}"
+        for leftover in (folder,) if step.resumes else (folder, temporary):
             if leftover.exists():
                 shutil.rmtree(leftover)
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=step.resumes)
         clock.tell(number, step, "", 0.0)
         with PeakMemory() as peak:
             step.work(
@@ -292,10 +295,10 @@ def _is_published(plan: Plan, name: str) -> bool:
 
 
 def _tidy(plan: Plan, is_new: bool) -> None:
-    """After a failure: finished steps stay for the next run, anything half-written goes."""
+    """After a failure: finished steps stay for the next run, anything half-written goes unless its step can use it."""
     for leftover in plan.work.glob("*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    if not any(plan.work.glob("*.done")):
+    if not any(plan.work.glob("*.done")) and not any(plan.work.glob("*.part")):
         shutil.rmtree(plan.work, ignore_errors=True)
         if is_new:
             try:

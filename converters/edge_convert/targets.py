@@ -24,6 +24,18 @@ from edge_convert.imatrix import calibration_chunks, compute_imatrix, read_calib
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, digest_file, make_manifest, tool_versions, write_manifest
 from edge_convert.pipeline import Plan, Step, digest_of
+from edge_convert.smaller.lora import Adapter, check_fit
+from edge_convert.smaller.recipe import Recipe
+from edge_convert.smaller.steps import (
+    Sizes,
+    adapter_key,
+    describe,
+    describe_adapter,
+    lora_step,
+    recipe_key,
+    smaller_steps,
+    student_step_name,
+)
 
 __all__ = ["Request", "make_plan"]
 
@@ -36,6 +48,7 @@ _TOOLS: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
     "coreml": ("coremltools", "torch", "numpy"),
 }
+_SMALLER_TOOLS = ("torch", "transformers", "peft", "safetensors")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +63,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         card: measure what came out against the source.
         coreml_stateful: whether it keeps them in a state.
         force: replace artifacts that are there.
+        smaller: make the model smaller first, by this recipe.
+        adapter: merge this adapter first, before anything is made smaller.
     """
 
     formats: tuple[Format, ...] = ("gguf",)
@@ -60,6 +75,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     card: bool = True
     coreml_stateful: bool = True
     force: bool = False
+    smaller: Recipe | None = None
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
@@ -70,7 +87,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan needs to know of its source before a step has run."""
+    """What a plan needs to know of its source before a step has run.
+
+    Where the model is changed first, a second one of these stands for what is exported: `made_by` names the step whose folder
+    is its checkpoint, `describe` says in a manifest how it was made, and there are no blocks of the source any more to carry
+    over.
+    """
 
     input: Input
     architecture: Architecture
@@ -79,7 +101,12 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True):
     largest: int
     f16_bytes: int
     quantised: str | None
+    source_quantised: str | None
     licence: str | None
+    sizes: Sizes
+    shapes: dict[str, tuple[int, ...]]
+    made_by: str = ""
+    describe: tuple[Callable[[Callable[[str], Path]], dict[str, str]], ...] = ()
 
 
 def make_plan(source: Input, out: Path, request: Request) -> Plan:
@@ -104,15 +131,26 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         gguf = msgspec.structs.replace(request.gguf, quantisations=(_BY_BITS[request.bits],))
         request = msgspec.structs.replace(request, gguf=gguf)
     steps = [_hash_step(facts)]
+    is_changed = request.smaller is not None or request.adapter is not None
     only_copies = request.formats == ("gguf",) and set(request.gguf.quantisations) == {facts.quantised} and not request.card
-    if source.kind == "gguf" and not only_copies:
+    if source.kind == "gguf" and (is_changed or not only_copies):
         steps.append(_read_step(facts))
+    packages = [package for form in request.formats for package in _TOOLS[form]]
+    whole = exported = facts
+    if request.adapter:
+        steps.append(_merge_step(facts, request.adapter))
+        whole = exported = _merged(facts, request.adapter)
+    if request.smaller:
+        steps += _smaller_steps(whole, request)
+        exported = _made_smaller(whole, request.smaller)
+    if is_changed:
+        packages += _SMALLER_TOOLS
     for form in dict.fromkeys(request.formats):
-        steps += _STEPS[form](facts, request)
+        steps += _STEPS[form](exported, request)
     measured = [step for step in steps if step.artifact]
     if request.card and measured:
-        steps.append(card_step(lambda done: _open(facts, done).folder, measured, facts.n_params))
-    packages = [package for form in request.formats for package in _TOOLS[form]]
+        # A student is held to its teacher, so that the card shows what dropping layers costs, too.
+        steps.append(card_step(lambda done: _open(whole, done).folder, measured, whole.n_params))
     digest = digest_of(_identity(source), request_key(request), tool_versions(*packages))
     return Plan(
         title=f"{facts.name} ({facts.architecture.title}, {facts.n_params / 1e6:,.0f} million weights)",
@@ -128,43 +166,114 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
 def request_key(request: Request) -> str:
     """What of a request decides the bytes that come out."""
     calibration = read_calibration(request.gguf.calibration) if request.gguf.use_imatrix else ""
-    plain = msgspec.structs.replace(request, force=False)
+    plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None)
+    changes = [recipe_key(request.smaller)] if request.smaller else []
+    changes += [adapter_key(request.adapter)] if request.adapter else []
     gguf = msgspec.structs.replace(plain.gguf, calibration=None, threads=0, max_buffer_bytes=0)
-    return str(msgspec.structs.replace(plain, gguf=gguf)) + digest_of(calibration)
+    return str(msgspec.structs.replace(plain, gguf=gguf)) + digest_of(calibration) + "".join(changes)
 
 
 def _look(source: Input) -> _Facts:
     if source.kind == "checkpoint":
         opened = open_checkpoint(source.path, source=source.source, licence=source.licence)
-        sizes = [math.prod(info.shape) for info in opened.tensors.values()]
+        shapes = {name: info.shape for name, info in opened.tensors.items()}
         return _Facts(
             input=source,
             architecture=opened.architecture,
             name=opened.name,
             n_params=opened.n_params,
-            largest=max(sizes),
+            largest=max(map(math.prod, shapes.values())),
             f16_bytes=opened.f16_bytes,
             quantised=opened.source_quantised,
+            source_quantised=opened.source_quantised,
             licence=opened.licence,
+            sizes=_sizes(opened.name, opened.architecture, opened.config, shapes),
+            shapes=shapes,
         )
     header = read_header(source.path)
     in_file = header.metadata.get("general.license")
     name = source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}")
+    quantised = None if header.file_type in ("F32", "F16", "BF16") else header.file_type
+    architecture = find_gguf_architecture(header, source.path.name)
+    # As a checkpoint names them, rows first; llama.cpp's file writes the sizes the other way round.
+    shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
+    config = {"num_hidden_layers": header.n_layer, "hidden_size": header.n_embd, "vocab_size": header.n_vocab}
     return _Facts(
         input=source,
-        architecture=find_gguf_architecture(header, source.path.name),
+        architecture=architecture,
         name=name,
         n_params=header.n_params,
         largest=max(math.prod(tensor.shape) for tensor in header.tensors),
         f16_bytes=2 * header.n_params,
-        quantised=None if header.file_type in ("F32", "F16", "BF16") else header.file_type,
+        quantised=quantised,
+        source_quantised=quantised,
         licence=source.licence or (in_file if isinstance(in_file, str) else None),
+        sizes=_sizes(name, architecture, config, shapes),
+        shapes={},
     )
 
 
+def _sizes(name: str, architecture: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+    n_layers = config["num_hidden_layers"]
+    in_layers = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor.startswith("model.layers."))
+    return Sizes(
+        title=name,
+        architecture=architecture,
+        config=config,
+        n_layers=n_layers,
+        n_params=sum(map(math.prod, shapes.values())),
+        layer_params=in_layers // n_layers,
+        width=config["hidden_size"],
+        n_vocab=config["vocab_size"],
+    )
+
+
+def _merged(facts: _Facts, adapter: Adapter) -> _Facts:
+    """What there is once an adapter is merged: no block of a GGUF is what it was."""
+    return msgspec.structs.replace(
+        facts,
+        name=f"{facts.name}+{adapter.name}",
+        quantised=None,
+        made_by="merged",
+        describe=(lambda done: describe_adapter(adapter),),
+    )
+
+
+def _made_smaller(facts: _Facts, recipe: Recipe) -> _Facts:
+    """What there is once layers are dropped."""
+    sizes = facts.sizes
+    n_params = facts.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params
+    return msgspec.structs.replace(
+        facts,
+        name=f"{facts.name}-{recipe.keep_layers}-layers",
+        n_params=n_params,
+        f16_bytes=2 * n_params,
+        quantised=None,
+        made_by=student_step_name(recipe),
+        describe=(*facts.describe, lambda done: describe(recipe, done)),
+    )
+
+
+def _merge_step(facts: _Facts, adapter: Adapter) -> Step:
+    if facts.shapes:  # of a GGUF they are known once it has been read
+        check_fit(adapter, facts.shapes)
+    return lora_step(lambda done: _open(facts, done), adapter, facts.sizes)
+
+
+def _smaller_steps(facts: _Facts, request: Request) -> list[Step]:
+    assert request.smaller is not None
+    student = _made_smaller(facts, request.smaller)
+
+    def write(folder: Path, done: Callable[[str], Path]) -> None:
+        _write_manifest(folder, student, done, "checkpoint", "BF16", {})
+
+    return smaller_steps(lambda done: _open(facts, done), request.smaller, facts.sizes, request.gguf.n_threads, write)
+
+
 def _notes(facts: _Facts, request: Request) -> Iterator[str]:
+    is_changed = request.smaller is not None or request.adapter is not None
     if facts.quantised:
-        kept = "gguf" in request.formats and facts.quantised in request.gguf.quantisations
+        kept = "gguf" in request.formats and facts.quantised in request.gguf.quantisations and not is_changed
         yield (
             f"The source is quantised already ({facts.quantised}). "
             + ("What stays in that type is copied as it is. " if kept else "")
@@ -181,8 +290,10 @@ def _identity(source: Input) -> list[tuple[str, int, int]]:
 
 
 def _open(facts: _Facts, done: Callable[[str], Path]) -> Checkpoint:
-    """The checkpoint that the exporters read: the user's, or the one made of the GGUF."""
+    """The checkpoint that the exporters read: the user's, the one made of the GGUF, or the one that a step changed."""
     source = facts.input
+    if facts.made_by:
+        return open_checkpoint(done(facts.made_by), source=facts.name, licence=facts.licence)
     if source.kind == "checkpoint":
         return open_checkpoint(source.path, source=source.source, licence=source.licence)
     return open_checkpoint(done("checkpoint"), source=facts.name, licence=facts.licence)
@@ -233,7 +344,9 @@ def _read_step(facts: _Facts) -> Step:
 
 def _gguf_steps(facts: _Facts, request: Request) -> list[Step]:
     options = request.gguf
-    copied = [name for name in options.quantisations if facts.input.kind == "gguf" and name == facts.quantised]
+    copied = [
+        name for name in options.quantisations if facts.input.kind == "gguf" and not facts.made_by and name == facts.quantised
+    ]
     rest = [name for name in options.quantisations if name not in copied]
     steps = [_copy_step(facts, name) for name in copied]
     if not rest:
@@ -391,22 +504,29 @@ def _bits(name: str) -> float:
 
 
 def _write_manifest(
-    folder: Path, facts: _Facts, done: Callable[[str], Path], form: Format, quantisation: str, recipe: Mapping[str, str]
+    folder: Path,
+    facts: _Facts,
+    done: Callable[[str], Path],
+    form: Format | Literal["checkpoint"],
+    quantisation: str,
+    recipe: Mapping[str, str],
 ) -> None:
     """Put manifest.json beside what a step made."""
     sources = msgspec.json.decode((done("source") / "files.json").read_bytes(), type=list[FileEntry])
     made = sorted(path for path in folder.rglob("*") if path.is_file())
+    changes = {key: value for entry in facts.describe for key, value in entry(done).items()}
+    tools = (*(_TOOLS[form] if form != "checkpoint" else ()), *(_SMALLER_TOOLS if facts.made_by else ()))
     manifest = make_manifest(
         format=form,
         name=facts.name,
         architecture=facts.architecture.name,
         quantisation=quantisation,
         source=facts.input.source,
-        source_quantised=facts.quantised,
+        source_quantised=facts.source_quantised,
         source_files=tuple(sources),
         licence=facts.licence,
-        recipe=recipe,
-        tools=tool_versions(*_TOOLS[form]),
+        recipe={**recipe, **changes},
+        tools=tool_versions(*tools),
         files=tuple(digest_file(path, name=path.relative_to(folder).as_posix()) for path in made),
     )
     write_manifest(folder / "manifest.json", manifest)

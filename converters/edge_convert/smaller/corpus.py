@@ -1,0 +1,170 @@
+"""The texts of a recipe as windows of tokens: some to train on, some held out.
+
+    tokens.npy    int32 [n_windows, window]
+    counted.npy   bool, same shape: whether what follows that token is learned; a prompt is read, its answer is learned
+    held-NAME.npy, held-NAME-counted.npy
+    corpus.json   where all of it comes from
+
+A document is either trained on or held out, never cut between the two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.errors import UsageError
+from edge_convert.smaller.recipe import Text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Corpus", "Document", "Provenance", "load_corpus", "pack", "save_corpus"]
+
+Windows = tuple["NDArray[np.int32]", "NDArray[np.bool_]"]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """One text as tokens.
+
+    Attributes:
+        tokens: of the text.
+        first: the first token that is learned; those before it are a prompt.
+        is_whole: it begins a window of its own (a conversation), instead of following the one before.
+    """
+
+    tokens: tuple[int, ...]
+    first: int = 0
+    is_whole: bool = False
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one ingredient comes from, and how much of it there is.
+
+    Attributes:
+        name: in the recipe.
+        origin: file or package, or that the teacher wrote it.
+        licence: as the recipe says.
+        n_tokens: to train on.
+        n_held_out: tokens that are held out.
+    """
+
+    name: str
+    origin: str
+    licence: str
+    n_tokens: int
+    n_held_out: int
+
+
+class Corpus(msgspec.Struct, frozen=True):
+    """What `load_corpus` found.
+
+    Attributes:
+        tokens: int32 [n_windows, window].
+        counted: bool, same shape.
+        held_out: name -> the same two.
+        provenance: of each ingredient.
+    """
+
+    tokens: Any
+    counted: Any
+    held_out: dict[str, tuple[Any, Any]]
+    provenance: tuple[Provenance, ...]
+
+
+def pack(documents: Sequence[Document], text: Text, window: int, seed: int, filler: int) -> tuple[Windows, Windows]:
+    """Cut documents into windows: those to train on, and those that are held out.
+
+    Args:
+        documents: of one ingredient.
+        text: how many tokens of it are wanted; what there is is not repeated.
+        window: tokens of a window.
+        seed: of the order.
+        filler: token that fills the last window; never learned.
+
+    Raises:
+        UsageError: there is too little to fill one window that is wanted.
+    """
+    import numpy as np
+
+    shuffled = list(documents)
+    random.Random(seed).shuffle(shuffled)  # noqa: S311  # an order, no secret
+    stream = iter(shuffled)
+    parts = []
+    for wanted in (text.held_out_tokens, text.tokens):
+        tokens, counted = _fill(stream, -(-wanted // window), window, filler)
+        if wanted and not len(tokens):
+            raise UsageError(f"The text {text.name} is too short to train on and to hold out a part.", "Give a longer one.")
+        parts.append((np.asarray(tokens, np.int32).reshape(-1, window), np.asarray(counted, np.bool_).reshape(-1, window)))
+    return parts[1], parts[0]
+
+
+def _fill(stream: Iterable[Document], n_windows: int, window: int, filler: int) -> tuple[list[list[int]], list[list[bool]]]:
+    """Up to so many windows. A conversation begins one of its own, and the beginning of the next one fills it up."""
+    tokens: list[list[int]] = []
+    counted: list[list[bool]] = []
+    line: list[int] = []
+    learned: list[bool] = []
+    waiting: tuple[list[int], list[bool]] | None = None
+
+    def close() -> None:
+        n_missing = window - len(line)
+        tokens.append(line[:window] + [filler] * n_missing)
+        counted.append(learned[:window] + [False] * n_missing)
+
+    for document in stream if n_windows else ():
+        ids = list(document.tokens)
+        # What follows token i is token i + 1, so an answer that begins at `first` is learned from first - 1 on.
+        marks = [index >= document.first - 1 for index in range(len(ids))]
+        if document.is_whole:
+            if waiting is not None:
+                line, learned = waiting[0] + ids, waiting[1] + marks
+                close()
+            waiting = ids, marks
+            if len(tokens) >= n_windows:
+                return tokens, counted
+            continue
+        line, learned = line + ids, learned + marks
+        while len(line) >= window:
+            rest = line[window:], learned[window:]
+            line, learned = line[:window], learned[:window]
+            close()
+            line, learned = rest
+            if len(tokens) >= n_windows:
+                return tokens, counted
+    if waiting is not None:
+        line, learned = waiting
+        close()
+    elif len(line) > window // 2 or (line and not tokens):
+        close()
+    return tokens, counted
+
+
+def save_corpus(folder: Path, train: Sequence[Windows], held_out: dict[str, Windows], provenance: Sequence[Provenance]) -> None:
+    """Write windows into a folder."""
+    import numpy as np
+
+    np.save(folder / "tokens.npy", np.concatenate([tokens for tokens, _ in train]))
+    np.save(folder / "counted.npy", np.concatenate([counted for _, counted in train]))
+    for name, (tokens, counted) in held_out.items():
+        np.save(folder / f"held-{name}.npy", tokens)
+        np.save(folder / f"held-{name}-counted.npy", counted)
+    (folder / "corpus.json").write_bytes(msgspec.json.format(msgspec.json.encode(list(provenance))))
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """Read what `save_corpus` wrote."""
+    import numpy as np
+
+    provenance = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=tuple[Provenance, ...])
+    held_out = {
+        entry.name: (np.load(folder / f"held-{entry.name}.npy"), np.load(folder / f"held-{entry.name}-counted.npy"))
+        for entry in provenance
+        if entry.n_held_out
+    }
+    return Corpus(np.load(folder / "tokens.npy"), np.load(folder / "counted.npy"), held_out, provenance)

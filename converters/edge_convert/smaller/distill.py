@@ -1,0 +1,332 @@
+"""Training: the student's distribution over the next token is brought to the teacher's, where the teacher read the same text.
+
+Weights are trained in float32 and computed in bfloat16. The embedding and the head are the teacher's and stay as they are.
+What a stopped run needs to go on exactly where it was (weights, both moments of Adam, the step, the clock) is saved now and
+then and when it is stopped; it is plain tensors and JSON, no pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.errors import ModelFileError
+from edge_convert.smaller.corpus import Corpus
+from edge_convert.smaller.loss import mean_metric, metric_loss
+from edge_convert.smaller.models import head_of, layers_of
+from edge_convert.smaller.recipe import Training
+from edge_convert.smaller.teacher import hidden_rows
+
+__all__ = ["HeldOut", "Report", "distil", "measure"]
+
+_BETAS = (0.9, 0.95)
+_CLIP = 1.0
+_METRIC_TOKENS = 4096
+_PROGRESS_TOKENS = 2048
+_LEAST_RATE = 0.02
+_WEIGHTS = "state.safetensors"
+
+
+class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What a student is worth on one text that it was not trained on.
+
+    Attributes:
+        divergence: mean KL(teacher || student) in nats.
+        top1: how often both prefer the same token.
+    """
+
+    divergence: float
+    top1: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training was.
+
+    Attributes:
+        steps: taken.
+        tokens: read in them; what was read twice counts twice.
+        seconds: of training, without measuring.
+        before, after: held-out text -> what the student was worth on it.
+        course: (seconds, mean held-out divergence) on a part of these texts, along the way.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    before: dict[str, HeldOut]
+    after: dict[str, HeldOut]
+    course: tuple[tuple[float, float], ...]
+
+
+class _State(msgspec.Struct):
+    """Where a training is. The tensors that belong to it are in a file of their own."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    course: list[tuple[float, float]] = []
+    before: dict[str, HeldOut] = {}
+
+
+def distil(
+    student: Any,
+    corpus: Corpus,
+    hidden: Any,
+    held_hidden: dict[str, Any],
+    training: Training,
+    folder: Path,
+    told: Callable[[str, float], None],
+) -> Report:
+    """Train a student. Changes it.
+
+    Args:
+        student: a bfloat16 model from `edge_convert.smaller.models`.
+        corpus: what is read.
+        hidden: the teacher's last hidden states over it, see `edge_convert.smaller.teacher`.
+        held_hidden: likewise over the held-out texts.
+        training: how.
+        folder: keeps the state of a run that is stopped, and goes on from one that is there.
+        told: told how it stands, and the share that is done. What it raises stops the run, as Ctrl-C does; a second call
+        resumes.
+
+    Raises:
+        ModelFileError: training went astray: a value is no number any more.
+    """
+    run = _Run(student, corpus, hidden, held_hidden, training, folder)
+    if not run.resume():
+        told("measuring the student before training", 0.0)
+        run.state.before = measure(student, corpus, held_hidden)
+        run.state.course = [(0.0, run.glance())]
+    try:
+        while run.share < 1:
+            run.step()
+            told(run.describe(), run.share)
+    except BaseException:
+        if run.is_whole:
+            run.save()
+        raise
+    told("measuring the student after training", 1.0)
+    after = measure(student, corpus, held_hidden)
+    (folder / _WEIGHTS).unlink(missing_ok=True)
+    state = run.state
+    return Report(
+        steps=state.step,
+        tokens=state.step * training.batch * training.window,
+        seconds=state.elapsed_s,
+        before=state.before,
+        after=after,
+        course=tuple(state.course),
+    )
+
+
+def measure(student: Any, corpus: Corpus, held_hidden: dict[str, Any]) -> dict[str, HeldOut]:
+    """What a student is worth on each held-out text."""
+    return {
+        name: _measure(student, *corpus.held_out[name], held_hidden[name], len(corpus.held_out[name][0]))
+        for name in corpus.held_out
+    }
+
+
+def _measure(student: Any, tokens: Any, counted: Any, hidden: Any, n_windows: int) -> HeldOut:
+    import numpy as np
+    import torch
+
+    head, _ = head_of(student)
+    divergences, agreements = [], []
+    with torch.inference_mode():
+        for start in range(0, n_windows, 8):
+            rows = np.arange(start, min(start + 8, n_windows))
+            ours = student.base_model(input_ids=torch.from_numpy(tokens[rows].astype(np.int64)), use_cache=False)
+            marks = torch.from_numpy(counted[rows])
+            found = head.divergence(ours.last_hidden_state[marks], hidden_rows(hidden, rows)[marks])
+            divergences.append(found[0])
+            agreements.append(found[1])
+    return HeldOut(divergence=float(torch.cat(divergences).mean()), top1=float(torch.cat(agreements).float().mean()))
+
+
+class _Run:
+    """One training, from its beginning or from where it was stopped."""
+
+    def __init__(
+        self, student: Any, corpus: Corpus, hidden: Any, held_hidden: dict[str, Any], training: Training, folder: Path
+    ) -> None:
+        import torch
+
+        self._student, self._corpus, self._hidden, self._held = student, corpus, hidden, held_hidden
+        self._training, self._folder = training, folder
+        self._head, self._weight = head_of(student)
+        self._metric: Any = None
+        trained = [
+            *layers_of(student).named_parameters(),
+            *((f"norm.{n}", p) for n, p in student.base_model.norm.named_parameters()),
+        ]
+        for _, parameter in trained:
+            parameter.requires_grad_(True)
+        self._names = [name for name, _ in trained]
+        self._parameters = [parameter for _, parameter in trained]
+        self._masters = [parameter.detach().float().clone().requires_grad_(True) for parameter in self._parameters]
+        groups = [
+            {"params": [m for m in self._masters if m.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [m for m in self._masters if m.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=_BETAS, fused=True)
+        self._order: tuple[int, Any] = (-1, None)
+        self._saved_at = time.monotonic()
+        self.state = _State()
+        self.is_whole = True  # False while weights are being changed: what is saved then fits nothing
+
+    @property
+    def share(self) -> float:
+        """Of the training that is done."""
+        training = self._training
+        return self.state.step / training.steps if training.steps else self.state.elapsed_s / (60 * training.minutes)
+
+    def step(self) -> None:
+        """Read a batch and learn from it. Now and then look at the held-out texts and save."""
+        started = time.monotonic()
+        share = self.share
+        gradients = self._gradients(self._rows(), share < self._training.match)
+        self.is_whole = False
+        self._update(gradients, _rate(share, self._training))
+        self.state.step += 1
+        self.state.elapsed_s += time.monotonic() - started
+        self.is_whole = True
+        if int(self.share * 20) > int(share * 20):
+            self.state.course.append((self.state.elapsed_s, self.glance()))
+        if time.monotonic() - self._saved_at >= self._training.save_s:
+            self.save()
+
+    def _rows(self) -> Any:
+        """The windows of this step: all of them once, in a new order, before any comes again."""
+        import numpy as np
+
+        n_windows, batch = len(self._corpus.tokens), self._training.batch
+        positions = np.arange(self.state.step * batch, (self.state.step + 1) * batch)
+        found = []
+        for position in positions:
+            epoch = int(position) // n_windows
+            if self._order[0] != epoch:
+                self._order = epoch, np.random.default_rng([self._training.seed, epoch]).permutation(n_windows)
+            found.append(self._order[1][position % n_windows])
+        return np.sort(np.asarray(found))  # rising: the disk is read in one direction
+
+    def _gradients(self, rows: Any, is_match: bool) -> list[Any]:
+        import numpy as np
+        import torch
+
+        marks = torch.from_numpy(self._corpus.counted[rows])
+        teacher = hidden_rows(self._hidden, rows)[marks]
+        tokens = torch.from_numpy(self._corpus.tokens[rows].astype(np.int64))
+        student = self._student.base_model(input_ids=tokens, use_cache=False).last_hidden_state[marks]
+        if is_match:
+            loss = metric_loss(student, teacher, self._mean_metric())
+            found = torch.autograd.grad(loss, self._parameters)
+        else:
+            slope = self._head.gradient(student.detach(), teacher)
+            found = torch.autograd.grad(student, self._parameters, slope)
+        return [gradient.float() for gradient in found]
+
+    def _mean_metric(self) -> Any:
+        """How much each direction of the last hidden state matters, over the first windows of the corpus."""
+        import numpy as np
+
+        if self._metric is None:
+            n_windows = max(1, _METRIC_TOKENS // self._training.window)
+            rows = np.linspace(0, len(self._corpus.tokens) - 1, min(n_windows, len(self._corpus.tokens))).astype(int)
+            states = hidden_rows(self._hidden, np.unique(rows))
+            self._metric = mean_metric(self._head, self._weight, states.reshape(-1, states.shape[-1]))
+        return self._metric
+
+    def _update(self, gradients: list[Any], rate: float) -> None:
+        import torch
+
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        if not math.isfinite(norm):
+            raise ModelFileError("The training went astray: its gradient is no number any more.", "Use a lower learning rate.")
+        if norm > _CLIP:
+            torch._foreach_mul_(gradients, _CLIP / norm)
+        for master, gradient in zip(self._masters, gradients, strict=True):
+            master.grad = gradient
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._training.lr * rate
+        self._optimiser.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._masters)
+
+    def glance(self) -> float:
+        """Mean divergence on a small part of each held-out text."""
+        if not self._corpus.held_out:
+            return math.nan
+        each = max(1, _PROGRESS_TOKENS // self._training.window // len(self._corpus.held_out))
+        found = [
+            _measure(self._student, tokens, counted, self._held[name], min(each, len(tokens))).divergence
+            for name, (tokens, counted) in self._corpus.held_out.items()
+        ]
+        return sum(found) / len(found)
+
+    def describe(self) -> str:
+        """How it stands, in a few words."""
+        state, training = self.state, self._training
+        speed = state.step * training.batch * training.window / max(state.elapsed_s, 1e-9)
+        text = f"step {state.step:,}, {speed:,.0f} tokens/s"
+        if self._corpus.held_out and state.course:
+            text += f", held-out KL {state.course[-1][1]:.2f} (was {state.course[0][1]:.2f})"
+        return text
+
+    def save(self) -> None:
+        """Write the state. The old one stays until the new one is whole."""
+        import os
+
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, master in zip(self._names, self._masters, strict=True):
+            tensors[f"weight/{name}"] = master.detach()
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                if master in self._optimiser.state:
+                    tensors[f"{key}/{name}"] = (
+                        self._optimiser.state[master][key].reshape(-1) if key == "step" else self._optimiser.state[master][key]
+                    )
+        part = self._folder / f"{_WEIGHTS}.part"
+        # The numbers travel in the header of the tensors' file, so that both are renamed at once.
+        save_file(tensors, part, metadata={"state": msgspec.json.encode(self.state).decode()})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(self._folder / _WEIGHTS)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go on from what an earlier run saved; False where there is nothing."""
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        path = self._folder / _WEIGHTS
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file, torch.no_grad():
+                self.state = msgspec.json.decode((file.metadata() or {})["state"], type=_State)
+                for name, master in zip(self._names, self._masters, strict=True):
+                    master.copy_(file.get_tensor(f"weight/{name}"))
+                    if f"step/{name}" in file.keys():  # noqa: SIM118  # no mapping
+                        self._optimiser.state[master] = {
+                            "step": file.get_tensor(f"step/{name}").reshape(()),
+                            "exp_avg": file.get_tensor(f"exp_avg/{name}"),
+                            "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}"),
+                        }
+                torch._foreach_copy_(self._parameters, self._masters)
+        except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
+            raise ModelFileError(f"The state of the training in {path} is damaged: {error}.", f"Delete it: {path}") from error
+        return True
+
+
+def _rate(share: float, training: Training) -> float:
+    """The learning rate's share of its height: up in a line, down in a cosine."""
+    if share < training.warmup:
+        return max(share / training.warmup, _LEAST_RATE)
+    done = (share - training.warmup) / (1 - training.warmup)
+    return _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

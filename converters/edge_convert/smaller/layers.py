@@ -1,0 +1,169 @@
+"""Which layers of a model stay.
+
+"influence" (the default) ranks layers by how much they turn the hidden state, and takes a few seconds. "divergence" takes out
+one layer after the other, each time the one without which the logits move least. It takes minutes, and after training it is no
+better.
+
+llama.cpp knows which layers of a Gemma look at a window only by their place, so a layer may only move to a place of its own
+kind.
+
+Source: Men et al., ShortGPT (2024), arXiv:2403.03853, for the influence of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edge.errors import UsageError
+from edge_convert.smaller.models import head_of, layer_kinds, layers_of
+
+__all__ = ["best_layers", "check_layers", "layer_influence", "least_divergent"]
+
+_BATCH = 8
+Told = Callable[[float], None]
+
+
+def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], title: str) -> None:
+    """Refuse a choice that no model can have.
+
+    Args:
+        keep: how many layers stay.
+        named: their numbers, where they are given.
+        kinds: of attention, by place.
+        title: of the model.
+
+    Raises:
+        UsageError: there are too many or too few, or the numbers are not right.
+    """
+    n_layers = len(kinds)
+    if not 1 <= keep < n_layers:
+        raise UsageError(f"{title} has {n_layers} layers and cannot keep {keep}.", f"Keep 1 to {n_layers - 1}.")
+    if named is None:
+        if best_layers([1.0] * n_layers, keep, kinds) is None:
+            raise UsageError(
+                f"{title} cannot keep {keep} layers: layers with and without a window follow each other in a fixed pattern.",
+                f"Keep one more, or one less than {keep}.",
+            )
+        return
+    if len(named) != keep or list(named) != sorted(set(named)) or named[0] < 0 or named[-1] >= n_layers:
+        raise UsageError(
+            f"The recipe keeps {keep} layers and does not name as many, rising, from 0 to {n_layers - 1}.", "Name them."
+        )
+    if any(kinds[index] != kinds[place] for place, index in enumerate(named)):
+        raise UsageError("The layers that the recipe names do not fit the model's pattern of windows.", "Name others.")
+
+
+def best_layers(scores: Sequence[float], keep: int, kinds: Sequence[str]) -> tuple[int, ...] | None:
+    """The layers with the highest sum of scores, the first and the last among them.
+
+    Args:
+        scores: what each layer is worth.
+        keep: how many stay.
+        kinds: of attention; the layer that comes to a place must be of the kind that is there now.
+
+    Returns:
+        Their numbers, rising. Without the last layer where the pattern of kinds does not allow it; None where there is no
+        choice.
+    """
+    n_layers = len(scores)
+    # best[j]: the best choice of j layers among those seen so far.
+    best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *([None] * keep)]
+    with_last: tuple[int, ...] | None = None
+    for layer in range(n_layers):
+        for count in range(min(keep, layer + 1), 0, -1):
+            before = best[count - 1]
+            if before is None or kinds[layer] != kinds[count - 1] or (before[1] or (layer,))[0] != 0:
+                continue
+            total = before[0] + scores[layer]
+            if layer == n_layers - 1 and count == keep:
+                with_last = (*before[1], layer)
+            if best[count] is None or total > best[count][0]:  # type: ignore[index]  # not None there
+                best[count] = (total, (*before[1], layer))
+    found = best[keep]
+    return with_last or (found[1] if found else None)
+
+
+def layer_influence(model: Any, windows: Any, told: Told) -> list[float]:
+    """How much each layer turns the hidden state: one minus the mean cosine between what goes in and what comes out.
+
+    Args:
+        model: from `open_model`.
+        windows: int64 [n, window], tokens.
+        told: told the share that is done.
+    """
+    import torch
+
+    totals = torch.zeros(len(layers_of(model)), dtype=torch.float64)
+
+    def watch(place: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, keywords: Any, output: Any) -> None:
+            before = inputs[0] if inputs else keywords["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            totals[place] += torch.cosine_similarity(before.float(), after.float(), dim=-1).sum().double()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(place), with_kwargs=True) for place, layer in enumerate(layers_of(model))]
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(windows), _BATCH):
+                model.base_model(input_ids=windows[start : start + _BATCH], use_cache=False)
+                told(start / len(windows))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [float(1 - value) for value in totals / windows.numel()]
+
+
+def least_divergent(model: Any, windows: Any, keep: int, told: Told) -> tuple[int, ...]:
+    """Take out one layer after the other, each time the one that costs the least divergence. The model is as before at the end.
+
+    Args:
+        model: from `open_model`.
+        windows: int64 [n, window], tokens.
+        keep: how many layers stay.
+        told: told the share that is done.
+
+    Returns:
+        Their numbers, rising.
+    """
+    import torch
+
+    head, _ = head_of(model)
+    layers = layers_of(model)
+    kinds = layer_kinds(model.config)
+    kept = list(range(len(layers)))
+    total = sum(range(keep + 1, len(kept) + 1))
+    done = 0
+
+    def hidden() -> Any:
+        found = model.base_model(input_ids=windows, use_cache=False).last_hidden_state
+        return found.reshape(-1, found.shape[-1])
+
+    try:
+        with torch.inference_mode():
+            teacher = hidden()
+            while len(kept) > keep:
+                costs = []
+                for layer in kept:
+                    rest = [other for other in kept if other != layer]
+                    done += 1
+                    told(done / total)
+                    if not _can_end(rest, keep, kinds):
+                        continue
+                    model.base_model.layers = torch.nn.ModuleList([layers[index] for index in rest])
+                    costs.append((float(head.divergence(hidden(), teacher)[0].mean()), layer))
+                kept.remove(min(costs)[1])
+    finally:
+        model.base_model.layers = layers
+    return tuple(kept)
+
+
+def _can_end(rest: Sequence[int], keep: int, kinds: Sequence[str]) -> bool:
+    """Whether some of these layers can be the ones that stay, each at a place of its kind."""
+    places = 0
+    for layer in rest:
+        if places < keep and kinds[layer] == kinds[places]:
+            places += 1
+    return places == keep

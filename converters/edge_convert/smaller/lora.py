@@ -1,0 +1,154 @@
+"""A LoRA adapter merged into the checkpoint that it was trained on. peft does the arithmetic; this looks first whether the two
+fit.
+
+Only safetensors: an adapter that is a pickle could run any code when it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import BackendUnavailableError, ModelFileError, ModelNotFoundError
+from edge_convert.checkpoint import Checkpoint, open_checkpoint, read_json
+
+__all__ = ["Adapter", "merge", "open_adapter"]
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter's folder that has been looked at.
+
+    Attributes:
+        folder: where it is.
+        rank: of its matrices.
+        shapes: tensor name, as in the file -> shape.
+        n_bytes: of its weights.
+    """
+
+    folder: Path
+    rank: int
+    shapes: dict[str, tuple[int, ...]]
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.folder.resolve().name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it consists of."""
+        return self.folder / _CONFIG, self.folder / _WEIGHTS
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Look at an adapter without loading it.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+        ModelFileError: it is no LoRA adapter, a pickle, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"There is no folder {folder}.", f"Give the folder of an adapter, with its {_CONFIG}.")
+    if not (folder / _CONFIG).is_file():
+        raise ModelFileError(f"{folder} has no {_CONFIG}, so it is no adapter.", "Give the folder that peft saved.")
+    config = read_json(folder / _CONFIG)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ModelFileError(f"{folder.name} is an adapter of the type {kind}.", "Only LoRA adapters can be merged.")
+    if not (folder / _WEIGHTS).is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise ModelFileError(
+                f"{folder.name} holds its weights as pickle, which can run any code when it is opened.",
+                "Save the adapter as safetensors: model.save_pretrained(FOLDER)",
+            )
+        raise ModelFileError(f"{folder.name} lacks {_WEIGHTS}.", "Give the folder that peft saved.")
+    try:
+        with safe_open(str(folder / _WEIGHTS), framework="np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{folder.name}/{_WEIGHTS} is damaged: {error}.", "Copy or save the adapter again.") from error
+    if not shapes:
+        raise ModelFileError(f"{folder.name}/{_WEIGHTS} holds nothing.", "Save the adapter again.")
+    rank = config.get("r")
+    size = (folder / _WEIGHTS).stat().st_size
+    return Adapter(folder=folder, rank=rank if isinstance(rank, int) else 0, shapes=shapes, n_bytes=size)
+
+
+def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter of another model.
+
+    Args:
+        adapter: that is to be merged.
+        shapes: of the checkpoint's tensors, by name.
+
+    Raises:
+        ModelFileError: it changes a matrix that the model does not have, or that has another shape there.
+    """
+    for name, shape in adapter.shapes.items():
+        module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        target = f"{module}.weight" if part else module
+        theirs = shapes.get(target)
+        if theirs is None and target == "lm_head.weight":
+            theirs = shapes.get("model.embed_tokens.weight")
+        if theirs is None:
+            raise ModelFileError(
+                f"{adapter.name} was trained on another model: it changes {module}, which this one does not have.",
+                "Name the model that it was trained on.",
+            )
+        fits = {
+            "A.weight": len(theirs) == 2 and shape[-1] == theirs[-1],
+            "B.weight": shape[0] == theirs[0],
+        }.get(part, bool(part) or shape == theirs)
+        if not fits:
+            raise ModelFileError(
+                f"{adapter.name} was trained on another model: its change of {module} is of the shape {list(shape)}, "
+                f"and the matrix here is {list(theirs)}.",
+                "Name the model that it was trained on.",
+            )
+
+
+def merge(source: Checkpoint, adapter: Adapter, folder: Path, told: Callable[[float], None]) -> Checkpoint:
+    """Write a checkpoint into which an adapter is merged. It is computed in float32 and stored as the source is.
+
+    Args:
+        source: that the adapter was trained on.
+        adapter: from `open_adapter`.
+        folder: for the result.
+        told: told the share that is done.
+
+    Raises:
+        BackendUnavailableError: peft is not installed.
+        ModelFileError: the adapter does not fit, or peft cannot merge it.
+    """
+    import torch
+
+    from edge_convert.smaller.models import open_model, save_model
+
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "Merging an adapter needs the package peft, which is not installed.", "pip install 'edge-assistant[distill]'"
+        ) from error
+    check_fit(adapter, {name: info.shape for name, info in source.tensors.items()})
+    model = open_model(source.folder, "float32")
+    told(0.3)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"peft cannot merge {adapter.name}: {error}.", "Merge it with the tool that trained it."
+        ) from error
+    told(0.7)
+    dtype = source.tensors["model.norm.weight"].dtype
+    save_model(merged.to(getattr(torch, _DTYPES[dtype])), folder, source, f"{source.name}+{adapter.name}")
+    return open_checkpoint(folder)

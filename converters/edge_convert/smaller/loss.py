@@ -1,0 +1,138 @@
+"""Forward KL over a large vocabulary, in pieces, with its gradient worked out by hand.
+
+What the head does with a hidden state h is known (logits = W h), so the gradient of KL(teacher || student) by the student's
+h is W^T (p_student - p_teacher). Written out, no piece keeps more than a few hundred rows of logits, the teacher's logits come
+from its last hidden states, and autograd sees the body of the student only.
+
+Near the teacher, KL is a quadratic form of the difference of the hidden states: 1/2 d^T F d, with F the covariance of the
+head's rows under the teacher's distribution. Its mean over a text (`mean_metric`) makes a loss that needs no head at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Head", "mean_metric", "metric_loss"]
+
+_CHUNK = 256
+
+
+class Head:
+    """The last step of a model: hidden states to logits.
+
+    Args:
+        weight: [n_vocab, width], in the dtype that it is computed in.
+        cap: logits become cap * tanh(logits / cap), as Gemma 2 has it; None leaves them.
+        bias: [n_vocab], or None.
+        chunk: rows of logits that exist at a time.
+    """
+
+    def __init__(self, weight: Any, cap: float | None = None, bias: Any = None, chunk: int = _CHUNK) -> None:
+        self._weight, self._cap, self._bias, self._chunk = weight, cap, bias, chunk
+        self._buffers: tuple[Any, ...] | None = None
+
+    def logits(self, hidden: Any) -> Any:
+        """float32 logits of a few rows."""
+        return self._capped(self._product(hidden)).float()
+
+    def gradient(self, student: Any, teacher: Any) -> Any:
+        """Gradient of the mean KL(teacher || student) by the student's hidden states.
+
+        Args:
+            student: [n, width].
+            teacher: [n, width], the teacher's last hidden states at the same positions.
+
+        Returns:
+            [n, width], in the student's dtype.
+        """
+        import torch
+
+        found = torch.empty_like(student)
+        with torch.no_grad():
+            for start in range(0, len(student), self._chunk):
+                rows = slice(start, start + self._chunk)
+                theirs, ours = self._take(len(student[rows]))
+                self._product(teacher[rows], theirs)
+                self._product(student[rows], ours)
+                slope = None
+                if self._cap is not None:
+                    theirs, ours = self._capped(theirs), self._capped(ours)
+                    slope = 1 - (ours / self._cap).square()
+                torch.softmax(theirs, -1, out=theirs)
+                torch.softmax(ours, -1, out=ours)
+                ours.sub_(theirs)
+                if slope is not None:
+                    ours.mul_(slope)
+                torch.mm(ours, self._weight, out=found[rows])
+        return found.div_(len(student))
+
+    def divergence(self, student: Any, teacher: Any) -> tuple[Any, Any]:
+        """KL(teacher || student) and whether both prefer the same token, for each row.
+
+        Returns:
+            float32 [n] in nats, and bool [n].
+        """
+        import torch
+
+        divergences, agreements = [], []
+        with torch.no_grad():
+            for start in range(0, len(student), self._chunk):
+                rows = slice(start, start + self._chunk)
+                theirs = self.logits(teacher[rows]).log_softmax(-1)
+                ours = self.logits(student[rows]).log_softmax(-1)
+                divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
+                agreements.append(theirs.argmax(-1) == ours.argmax(-1))
+        return torch.cat(divergences), torch.cat(agreements)
+
+    def _product(self, hidden: Any, out: Any = None) -> Any:
+        import torch
+
+        found = torch.mm(hidden, self._weight.T, out=out) if out is not None else hidden @ self._weight.T
+        return found if self._bias is None else found.add_(self._bias)
+
+    def _capped(self, logits: Any) -> Any:
+        return logits if self._cap is None else (logits / self._cap).tanh_().mul_(self._cap)
+
+    def _take(self, n_rows: int) -> tuple[Any, Any]:
+        """Two tables of logits that are used again and again: fresh memory costs more than what is computed in it."""
+        import torch
+
+        if self._buffers is None:
+            shape = (self._chunk, len(self._weight))
+            self._buffers = tuple(torch.empty(shape, dtype=self._weight.dtype) for _ in range(2))
+        return self._buffers[0][:n_rows], self._buffers[1][:n_rows]
+
+
+def mean_metric(head: Head, weight: Any, hidden: Any, told: Callable[[float], None] | None = None) -> Any:
+    """The mean of F (see above) over hidden states.
+
+    Args:
+        head: of the teacher.
+        weight: its matrix, [n_vocab, width].
+        hidden: the teacher's, [n, width].
+        told: told the share that is done.
+
+    Returns:
+        float32 [width, width].
+    """
+    import torch
+
+    wide = weight.float()
+    total, centre = torch.zeros(len(wide)), torch.zeros(wide.shape[1], wide.shape[1])
+    with torch.no_grad():
+        for start in range(0, len(hidden), _CHUNK):
+            p = head.logits(hidden[start : start + _CHUNK]).softmax(-1)
+            total += p.sum(0)
+            mean = p @ wide
+            centre += mean.T @ mean
+            if told:
+                told(start / len(hidden))
+        found = (wide.T * total) @ wide - centre
+    return found / len(hidden)
+
+
+def metric_loss(student: Any, teacher: Any, metric: Any) -> Any:
+    """Mean of 1/2 d^T F d, differentiable by the student's hidden states."""
+    difference = (student - teacher).float()
+    return 0.5 * ((difference @ metric) * difference).sum(-1).mean()

@@ -1,0 +1,105 @@
+"""Checkpoints as torch models: opened, cut to some of their layers, and saved so that every exporter reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ModelFileError
+from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
+from edge_convert.smaller.loss import Head
+
+__all__ = ["head_of", "keep_layers", "layer_kinds", "layers_of", "open_model", "save_model", "tune_memory"]
+
+
+def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
+    """A checkpoint as a transformers model without dropout, that keeps no KV.
+
+    Raises:
+        ModelFileError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"transformers cannot load {folder.name}: {error}.", "Download the checkpoint again.") from error
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def layers_of(model: Any) -> Any:
+    """The list of a model's layers."""
+    return model.base_model.layers
+
+
+def head_of(model: Any) -> tuple[Head, Any]:
+    """The head of a model, and its matrix."""
+    head = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    weight = head.weight.detach()
+    return Head(weight, cap=cap, bias=None if head.bias is None else head.bias.detach()), weight
+
+
+def layer_kinds(config: Any) -> tuple[str, ...]:
+    """What kind of attention each layer has, by the layer's place."""
+    kinds = getattr(config, "layer_types", None)
+    return tuple(kinds) if kinds else ("full_attention",) * int(config.num_hidden_layers)
+
+
+def keep_layers(model: Any, kept: Sequence[int]) -> Any:
+    """Leave only some layers in a model, in their order, and say so in its config. Changes the model.
+
+    Args:
+        model: from `open_model`.
+        kept: numbers of layers, rising.
+    """
+    import torch
+
+    kinds = layer_kinds(model.config)
+    layers = layers_of(model)
+    model.base_model.layers = torch.nn.ModuleList([layers[index] for index in kept])
+    for place, layer in enumerate(layers_of(model)):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [kinds[index] for index in kept]
+    return model
+
+
+def save_model(model: Any, folder: Path, source: Checkpoint, name: str) -> None:
+    """Save a model as a checkpoint folder, with the tokenizer and template of its source.
+
+    Args:
+        model: to be saved, in the dtype that it has.
+        folder: made if it is not there.
+        source: what it was made of.
+        name: of the new model.
+    """
+    model.save_pretrained(folder, max_shard_size="4GB")
+    for file in source.tokenizer_files:
+        shutil.copyfile(source.folder / file, folder / file)
+    config = json.loads((folder / "config.json").read_bytes())
+    config["architectures"] = [source.architecture.name]  # the class that loaded it may be a parent of that
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    note = {"source": name, "licence": source.licence, "source_quantised": None}
+    (folder / SOURCE_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def tune_memory() -> None:
+    """Let the C library keep memory that was freed: handing tables of 100 MB back and forth costs more than filling them."""
+    import ctypes
+    import sys
+
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            library.mallopt(option, value)

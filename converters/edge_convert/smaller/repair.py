@@ -1,0 +1,137 @@
+"""What is left of a model, fitted to the whole by least squares, layer by layer, before any training.
+
+Where layers are missing behind a kept one, its output should be what the teacher hands to the next kept layer. The last matrix
+of a layer (`mlp.down_proj`) adds to that output linearly, so the best one is the solution of a ridge regression on what the
+student itself feeds it: no gradient, one pass over some ten thousand tokens, and later layers make up for what earlier ones
+could not.
+
+Rows are weighted by the size of the target, since the next layer begins with a norm.
+Layers with a norm behind the matrix (Gemma) are left as they are.
+
+Source: the idea of a closed-form fit behind a cut is that of Shopkhoev et al., ReplaceMe (2025), arXiv:2505.02819.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from edge_convert.smaller.models import layers_of
+
+__all__ = ["can_repair", "repair"]
+
+_BATCH = 8
+_RIDGE = 1e-2
+
+
+def can_repair(model: Any) -> bool:
+    """Whether the layers of a model end in a matrix that adds to the hidden state."""
+    layer = layers_of(model)[0]
+    return hasattr(layer.mlp, "down_proj") and not hasattr(layer, "post_feedforward_layernorm")
+
+
+def repair(
+    model: Any, kept: Sequence[int], windows: Any, told: Callable[[float], None], ridge: float = _RIDGE
+) -> dict[int, Any]:
+    """Fit the last matrix of each kept layer.
+
+    Args:
+        model: the teacher, whole; its layers are those of the student before the fit.
+        kept: numbers of the layers that stay, rising.
+        windows: int64 [n, window], tokens.
+        told: told the share that is done.
+        ridge: how strongly the old matrix is held to, as a share of the mean square of its inputs.
+
+    Returns:
+        Layer number -> new weight of its `mlp.down_proj`, in float32. The model is as before.
+    """
+    import torch
+
+    layers = layers_of(model)
+    arguments = _arguments(model, windows[:_BATCH])
+    found: dict[int, Any] = {}
+    with torch.inference_mode():
+        embed = model.base_model.embed_tokens
+        teacher = [embed(windows[start : start + _BATCH]) for start in range(0, len(windows), _BATCH)]
+        student = list(teacher)
+        stops = [*kept[1:], len(layers)]
+        reached = 0
+        for place, (layer, stop) in enumerate(zip(kept, stops, strict=True)):
+            for number in range(reached, stop):
+                teacher = [_run(layers[number], part, arguments[number]) for part in teacher]
+                told((place + (number - reached + 1) / (stop - reached + 2)) / len(kept))
+            reached = stop
+            if stop == place + 1:
+                student = list(teacher)  # nothing is missing so far
+                continue
+            old = layers[layer].mlp.down_proj.weight
+            new = _fit(layers[layer], old, zip(student, teacher, strict=True), arguments[layer], ridge)
+            found[layer] = new
+            layers[layer].mlp.down_proj.weight = torch.nn.Parameter(new.to(old.dtype), requires_grad=False)
+            try:
+                student = [_run(layers[layer], part, arguments[layer]) for part in student]
+            finally:
+                layers[layer].mlp.down_proj.weight = old
+            told((place + 1) / len(kept))
+    return found
+
+
+def _fit(layer: Any, old: Any, parts: Iterator[tuple[Any, Any]], arguments: dict[str, Any], ridge: float) -> Any:
+    """The matrix D that brings rest + inputs D^T nearest to the target."""
+    import torch
+
+    width = old.shape[1]
+    square, mixed = torch.zeros(width, width), torch.zeros(width, old.shape[0])
+    seen: list[Any] = []
+    hook = layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    try:
+        for before, target in parts:
+            seen.clear()
+            after = _run(layer, before, arguments)
+            inputs = seen[0].reshape(-1, width).float()
+            missing = (target.float() - after.float()).reshape(len(inputs), -1)
+            weight = target.float().reshape(len(inputs), -1).square().mean(-1).clamp_min(1e-6).rsqrt()[:, None]
+            inputs = inputs * weight
+            square += inputs.T @ inputs
+            mixed += inputs.T @ (missing * weight)
+    finally:
+        hook.remove()
+    square.diagonal().add_(ridge * square.diagonal().mean())
+    change = torch.linalg.solve(square, mixed)
+    return old.float() + change.T
+
+
+def _run(layer: Any, hidden: Any, arguments: dict[str, Any]) -> Any:
+    output = layer(hidden, **_fitting(arguments, len(hidden)))
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _fitting(keywords: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    """The arguments for a batch of fewer windows than they were recorded with."""
+    import torch
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cut(part) for part in value)
+        return value[:n_rows] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) > n_rows else value
+
+    return {name: cut(value) for name, value in keywords.items()}
+
+
+def _arguments(model: Any, windows: Any) -> list[dict[str, Any]]:
+    """What the model hands to each layer beside the hidden state: masks and positions, which are the same for all windows."""
+    import torch
+
+    found: list[dict[str, Any]] = []
+
+    def hook(module: Any, inputs: Any, keywords: dict[str, Any]) -> None:
+        found.append({name: value for name, value in keywords.items() if name != "hidden_states"})
+
+    hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers_of(model)]
+    try:
+        with torch.inference_mode():
+            model.base_model(input_ids=windows, use_cache=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found

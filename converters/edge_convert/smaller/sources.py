@@ -1,0 +1,66 @@
+"""Where the texts of a recipe are on this machine. Nothing is downloaded, and nothing of a package is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from edge.errors import StorageError, UsageError
+from edge_convert.smaller.recipe import Source
+
+__all__ = ["find_file", "read_documents"]
+
+_MAX_BYTES = 1 << 30
+
+
+def find_file(source: Source) -> Path:
+    """The file of a source.
+
+    Raises:
+        UsageError: the package is not installed, or the file is not there.
+    """
+    if not source.package:
+        path = Path(source.file)
+    else:
+        spec = find_spec(source.package) if source.package.isidentifier() else None
+        places: Sequence[str] = (spec.submodule_search_locations if spec else None) or ()
+        if not places:
+            hint = f"Install it: {source.install}" if source.install else "Install it, or leave that text out of the recipe."
+            raise UsageError(f"The recipe takes a text from the package {source.package}, which is not installed.", hint)
+        path = next(iter(places)) / Path(source.file)
+    if not path.is_file():
+        raise UsageError(f"There is no text {path}.", "Check the recipe, or the path.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise UsageError(f"{path} is larger than 1 GB.", "Give a part of it: a distillation reads some million tokens at most.")
+    return path
+
+
+def read_documents(source: Source) -> list[str]:
+    """The documents of a source, each once, in the file's order.
+
+    Raises:
+        UsageError: it is not there, is no text, or holds none.
+        StorageError: it is another file than the recipe means.
+    """
+    path = find_file(source)
+    content = path.read_bytes()
+    if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
+        raise StorageError(
+            f"{path.name} is another file than the recipe was written for.", source.install or "Look for the version it names."
+        )
+    try:
+        text = content.decode("utf-8")
+        if source.field:
+            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found: list[object] = [line.get(source.field) for line in lines if isinstance(line, dict)]
+        else:
+            found = list(text.split("\n\n\n"))
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as a text: {error}.", "Give a text file or JSON lines in UTF-8.") from error
+    documents = list(dict.fromkeys(part.strip() for part in found if isinstance(part, str) and part.strip()))
+    if not documents:
+        raise UsageError(f"{path} holds no text.", "Give another file" + (", or another field." if source.field else "."))
+    return documents

@@ -1,0 +1,70 @@
+"""The teacher's last hidden states over the corpus, computed once and kept on the disk.
+
+A row of logits is as long as the vocabulary; the hidden state that it comes from takes a hundredth of that, and the head that
+both models share turns it into logits again when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_convert.smaller.models import open_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["hidden_rows", "open_hidden", "write_hidden"]
+
+_BATCH = 8
+_COUNT = "done.txt"
+
+
+def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], told: Callable[[float], None]) -> Path:
+    """Compute the last hidden states (after the last norm) of all windows. Goes on where a run that was stopped left off.
+
+    Args:
+        folder: gets hidden.npy: bfloat16 as uint16 [n_windows, window, width].
+        teacher: checkpoint folder.
+        windows: tokens.
+        told: told the share that is done.
+    """
+    import numpy as np
+    import torch
+
+    model = open_model(teacher)
+    shape = (*windows.shape, model.config.hidden_size)
+    path = folder / "hidden.npy"
+    done = int((folder / _COUNT).read_text()) if (folder / _COUNT).is_file() and path.is_file() else 0
+    if not done:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape).flush()  # type: ignore[no-untyped-call]
+    kept = np.load(path, mmap_mode="r+")
+    with torch.inference_mode():
+        for start in range(done, len(windows), _BATCH):
+            tokens = torch.from_numpy(windows[start : start + _BATCH].astype(np.int64))
+            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            kept[start : start + _BATCH] = hidden.view(torch.uint16).numpy()
+            told(min(1.0, (start + _BATCH) / len(windows)))
+            if start % (64 * _BATCH) == 0:
+                kept.flush()
+                (folder / _COUNT).write_text(str(start + _BATCH))
+    kept.flush()
+    (folder / _COUNT).unlink(missing_ok=True)
+    return path
+
+
+def open_hidden(path: Path) -> Any:
+    """What `write_hidden` wrote, without reading it into memory."""
+    import numpy as np
+
+    return np.load(path, mmap_mode="r")
+
+
+def hidden_rows(kept: Any, rows: Any) -> Any:
+    """Hidden states of some windows, as a bfloat16 tensor [n, window, width]."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(kept[rows])).view(torch.bfloat16)

@@ -1,0 +1,128 @@
+"""The teacher writes what its student learns from: answers to prompts, by sampling.
+
+Text of the teacher's own is free of other people's rights, and it is what the student will be asked to write. Many answers at
+a time: a step over 128 answers costs a CPU little more than one over 16, so that transformers writes faster here than
+llama.cpp one by one.
+
+Answers are kept batch by batch, so that a run that was stopped goes on with the next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.errors import ModelFileError, UsageError
+from edge_convert.smaller.corpus import Document
+from edge_convert.smaller.models import open_model
+from edge_convert.smaller.recipe import Text
+
+__all__ = ["read_written", "write_answers"]
+
+_BATCH = 128
+_MAX_PROMPT_SHARE = 0.6
+
+
+def write_answers(
+    folder: Path, teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int, told: Callable[[str, float], None]
+) -> None:
+    """Let the teacher answer until there are as many tokens as the recipe wants, or no prompts any more.
+
+    Args:
+        folder: gets NAME-NUMBER.json for each batch; those that are there are not written again.
+        teacher: checkpoint folder.
+        text: how much, and how.
+        prompts: what is asked; each once.
+        window: longest conversation in tokens.
+        seed: of the order and the sampling.
+        told: told what is being done, and the share that is done.
+
+    Raises:
+        ModelFileError: the teacher has no chat template, or it fails.
+        UsageError: no prompt fits.
+    """
+    import torch
+
+    wanted = text.tokens + text.held_out_tokens
+    model: Any = None
+    done, number = 0, 0
+    for batch in _batches(teacher, text, prompts, window, seed):
+        path = folder / f"{text.name}-{number:05}.json"
+        number += 1
+        if not path.is_file():
+            model = model or open_model(teacher)
+            torch.manual_seed(seed * 100_003 + number)
+            documents = _answer(model, batch, text)
+            part = path.with_suffix(".part")
+            part.write_bytes(msgspec.json.encode(documents))
+            part.rename(path)
+        # Only whole windows count: a conversation takes one.
+        done += window * len(batch)
+        told(f"{text.name}: {min(done, wanted):,} of {wanted:,} tokens", min(1.0, done / wanted))
+        if done >= wanted:
+            return
+    if not number:
+        raise UsageError(f"No prompt of {text.name} fits into a window of {window} tokens.", "Use a longer window.")
+
+
+def read_written(folder: Path, text: Text) -> list[Document]:
+    """What was written for a text."""
+    files = sorted(folder.glob(f"{text.name}-?????.json"))
+    return [document for file in files for document in msgspec.json.decode(file.read_bytes(), type=list[Document])]
+
+
+def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int) -> Iterator[list[list[int]]]:
+    """Prompts as tokens, in batches of alike lengths."""
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(teacher))
+    if not tokenizer.chat_template:
+        raise ModelFileError(
+            f"{teacher.name} has no chat template, so it cannot be asked to write.", "Train on a text: --distill-text FILE"
+        )
+    asked = list(dict.fromkeys(prompts))
+    random.Random(seed).shuffle(asked)  # noqa: S311  # an order, no secret
+    longest = int(window * _MAX_PROMPT_SHARE)
+    for start in range(0, len(asked), _BATCH):
+        messages = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + _BATCH]]
+        try:
+            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, ValueError) as error:
+            raise ModelFileError(f"The chat template of {teacher.name} fails: {error}.", "Train on a text instead.") from error
+        encoded = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        fitting = [ids for ids in encoded if len(ids) <= min(longest, window - 8)]
+        if fitting:
+            yield fitting
+
+
+def _answer(model: Any, batch: Sequence[Sequence[int]], text: Text) -> list[Document]:
+    import torch
+
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+    longest = max(map(len, batch))
+    filler = min(ends) if ends else 0
+    tokens = torch.tensor([[filler] * (longest - len(ids)) + list(ids) for ids in batch])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch])
+    with torch.inference_mode():
+        written = model.generate(
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=text.answer_tokens,
+            do_sample=True,
+            temperature=text.temperature,
+            top_k=0,
+            top_p=1.0,
+            use_cache=True,
+            pad_token_id=filler,
+        )
+    documents = []
+    for ids, row in zip(batch, written[:, longest:].tolist(), strict=True):
+        end = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+        documents.append(Document(tuple(ids) + tuple(row[:end]), len(ids), is_whole=True))
+    return documents
