@@ -55,7 +55,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/buil
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@sh tools/bootstrap.sh $(PYTHON) tmux
 	$(BIN)/python tools/install_torch.py constraints.txt
-	$(PIP) --editable '.[dev,convert]'
+	$(PIP) --editable '.[dev,convert,ray]'
 	@touch $@
 
 lock: install-dev  ## Resolve exact versions anew into constraints.txt.
