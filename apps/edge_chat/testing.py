@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from unittest.mock import patch
 from edge_chat.app import ChatApp
 
 if TYPE_CHECKING:
+    from textual.app import App
     from textual.message_pump import MessagePump
     from textual.pilot import Pilot
 
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge_chat.widgets.message import MessageView
 
-__all__ = ["closing_stores", "enter", "eventually", "fake_app", "say", "settle", "texts"]
+__all__ = ["closing_stores", "enter", "eventually", "fake_app", "patient_keys", "say", "settle", "texts"]
 
 _TIMEOUT_S = 120.0
+_KEY_TIMEOUT_S = 1.0  # what a part of the app waits for may be held up by the test itself, until after this key
 
 
 def fake_app(
@@ -84,6 +87,42 @@ def closing_stores() -> Iterator[None]:
         store.close()
 
 
+@contextmanager
+def patient_keys() -> Iterator[None]:
+    """Inside the block `pilot.press` and `pilot.pause` wait until the app has worked off what is there, and keys are pressed
+    one by one. Textual's own go by the processor time that is used, so on a busy machine they take an app that gets no
+    time for one that has nothing to do, and what the test does next overtakes the key."""
+    from textual.pilot import Pilot
+
+    press, pause = Pilot.press, Pilot.pause
+
+    async def press_patiently(self: Pilot[Any], *keys: str) -> None:
+        for key in keys:
+            await _work_off(self)
+            await press(self, key)
+        await _work_off(self)
+
+    async def pause_patiently(self: Pilot[Any], delay: float | None = None) -> None:
+        await pause(self, delay)
+        if delay is None:
+            await _work_off(self)
+            await pause(self, 0)  # what has changed meanwhile is drawn
+
+    with patch.object(Pilot, "press", press_patiently), patch.object(Pilot, "pause", pause_patiently):
+        yield
+
+
+async def _work_off(pilot: Pilot[Any]) -> None:
+    """Wait until nothing is queued in the app and no command is being carried out, for a second at most."""
+    app = pilot.app
+    deadline = time.monotonic() + _KEY_TIMEOUT_S
+    n_quiet = 0
+    while n_quiet < 2 and app.is_running and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
+        is_quiet = all(worker.is_finished for worker in app.workers) and all(_waits_for_messages(pump) for pump in _pumps(app))
+        n_quiet = n_quiet + 1 if is_quiet else 0
+
+
 async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
     """Wait until something holds, letting the app go on meanwhile.
 
@@ -122,15 +161,20 @@ def _is_quiet(app: ChatApp) -> bool:
     has_ended = (
         app.has_begun
         and app.host.state.phase in ("ready", "failed")
-        and not (controller.busy_ids or controller.is_busy or controller.outbox.departures or chat.is_waiting_to_save)
+        and not (controller.busy_ids or controller.is_busy or controller.outbox.departures)
+        and not (chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search)
         and all(worker.is_finished for worker in app.workers)
     )
     screens = app.screen_stack
     is_drawn = not any(
         screen._layout_required or screen._repaint_required or screen._dirty_widgets or screen._callbacks for screen in screens
     )
-    pumps = [app, *(widget for screen in screens for widget in screen.walk_children(with_self=True))]
-    return has_ended and is_drawn and all(_waits_for_messages(pump) for pump in pumps)
+    return has_ended and is_drawn and all(_waits_for_messages(pump) for pump in _pumps(app))
+
+
+def _pumps(app: App[Any]) -> list[MessagePump]:
+    """Everything in the app that has a queue of messages."""
+    return [app, *(widget for screen in app.screen_stack for widget in screen.walk_children(with_self=True))]
 
 
 def _waits_for_messages(pump: MessagePump) -> bool:

@@ -127,12 +127,12 @@ def test_ask_see_the_answer_stream_quit_and_find_it_again(terminal: Terminal, ow
 
     def is_answered() -> bool:
         screen = terminal.screen()
-        if not screens or screens[-1] != screen:
+        if "writing ·" in screen and screen not in screens:
             screens.append(screen)
-        return answer(own_home)[1] == "complete" and "tok/s" in screen
+        return answer(own_home)[1] == "complete" and "tok/s" in screen and "writing ·" not in screen
 
     terminal.wait(is_answered)
-    assert len(screens) >= 5, "the answer came in one piece"
+    assert len(screens) >= 2, "the answer came in one piece"
     assert "CPU llama.cpp" in terminal.screen()
     said, _ = answer(own_home)
     assert len(said) > 200
@@ -177,7 +177,8 @@ def test_what_is_typed_survives_kill_9(terminal: Terminal, own_home: Path) -> No
 
 
 def test_stopping_keeps_what_was_said(terminal: Terminal, own_home: Path) -> None:
-    terminal.start_chat()
+    # The answer would take about a minute, so that it does not end before Esc, however late that comes.
+    terminal.start_chat("--context", "4096", "--max-tokens", "3500")
     terminal.wait_for("is ready")
     terminal.type(QUESTION)
     terminal.press("Enter")

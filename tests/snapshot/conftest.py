@@ -1,4 +1,4 @@
-"""Stores that the pictures are made from are closed."""
+"""Stores that the pictures are made from are closed, and keys take the time they take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_chat.testing import closing_stores
+from edge_chat.testing import closing_stores, patient_keys
 
 
 @pytest.fixture(autouse=True)
 def closed_stores() -> Iterator[None]:
-    with closing_stores():
+    with closing_stores(), patient_keys():
         yield

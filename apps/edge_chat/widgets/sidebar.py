@@ -185,7 +185,16 @@ class Sidebar(Vertical):
         event.stop()
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(_SEARCH_DELAY_S, lambda: self.post_message(self.SearchWanted(event.value.strip())))
+        self._timer = self.set_timer(_SEARCH_DELAY_S, lambda: self._want(event.value.strip()))
+
+    @property
+    def is_waiting_to_search(self) -> bool:
+        """Whether a search will begin when typing has stopped for a moment."""
+        return self._timer is not None
+
+    def _want(self, text: str) -> None:
+        self._timer = None
+        self.post_message(self.SearchWanted(text))
 
     @on(Input.Submitted, "#search")
     def _submitted(self, event: Input.Submitted) -> None:

@@ -1,4 +1,4 @@
-"""No test of the chat may pass while the app reports a bug of its own."""
+"""No test of the chat may pass while the app reports a bug of its own, or depend on how fast the machine is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from edge.errors import EdgeError
 from edge_chat.app import ChatApp
-from edge_chat.testing import closing_stores
+from edge_chat.testing import closing_stores, patient_keys
 
 
 @pytest.fixture(autouse=True)
 def closed_stores() -> Iterator[None]:
-    with closing_stores():
+    with closing_stores(), patient_keys():
         yield
 
 
