@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.artifact import Artifact, Format, open_artifact
+from edge.artifact import Artifact, Format, open_artifact, open_artifacts
 from edge.errors import AccessDeniedError, ConfigError, ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.hashes import file_sha256
 from edge.sources import SOURCES, open_source
@@ -44,11 +44,12 @@ __all__ = [
     "pull_checkpoint",
     "remove",
     "resolve",
+    "resolve_all",
     "verify",
 ]
 
 _FORMATS: tuple[Format, ...] = ("gguf",)
-"""Formats that the backends of this version read, best first."""
+"""Formats that are looked for where nobody says what can be run here, best first."""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,6 +169,21 @@ def resolve(
         DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
     """
     return _Request(reference, settings, on_progress, accept_licence, formats).resolve(download)
+
+
+def resolve_all(
+    reference: str,
+    *,
+    settings: Settings,
+    download: bool = True,
+    on_progress: OnProgress | None = None,
+    formats: Sequence[Format] = _FORMATS,
+) -> list[Artifact]:
+    """As `resolve`; a folder that holds the model in several formats gives all of them, for the plan to choose from.
+
+    Args and errors are those of `resolve`.
+    """
+    return _Request(reference, settings, on_progress, formats=formats).resolve_all(download)
 
 
 def pull(
@@ -340,6 +356,13 @@ class _Request:
             )
         return self.pull()
 
+    def resolve_all(self, download: bool) -> list[Artifact]:
+        path = Path(self.reference).expanduser()
+        _, artifacts = self._candidates()
+        if artifacts or not path.is_dir():
+            return [self.resolve(download)]
+        return open_artifacts(path, source=self.reference)
+
     def pull(self) -> Artifact:
         entry, artifacts = self._candidates()
         if not artifacts:
@@ -369,8 +392,9 @@ class _Request:
         path = Path(self.reference).expanduser()
         if not _looks_like_path(self.reference) and not _exists(path):
             raise self._unknown()
-        artifact_here = open_artifact(path)
-        return Found(artifact_here.path, self.reference, artifact_here.size_bytes, str(path.parent), "you")
+        here = open_artifacts(path)
+        place = here[0].path if len(here) == 1 else path
+        return Found(place, self.reference, sum(each.size_bytes for each in here), str(path.parent), "you")
 
     def check(self, found: Found, *, fresh: bool = False) -> str | None:
         """Hold a file against its promised hash.

@@ -101,6 +101,7 @@ def _probe_mac(system: System) -> DeviceProfile:
     )
 
 
+_ON_A_MAC = {"onnx": ("ane", "cpu"), "coreml": ("ane", "metal", "cpu")}  # what the builds for macOS always have
 # name, module to look for, names of its distribution, accelerator -> part of a shared library's name that shows it
 _ENGINES: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (
@@ -112,8 +113,8 @@ _ENGINES: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (
         "onnx",
         "onnxruntime",
-        ("onnxruntime", "onnxruntime-gpu"),
-        {"cuda": "providers_cuda", "tensorrt": "providers_tensorrt"},
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn"),
+        {"cuda": "providers_cuda", "tensorrt": "providers_tensorrt", "openvino": "providers_openvino", "qnn": "providers_qnn"},
     ),
     ("coreml", "coremltools", ("coremltools",), {}),
 )
@@ -122,16 +123,18 @@ _ENGINES: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
 def _engines(system: System) -> tuple[Engine, ...]:
     """Packages that run models; what a build can use is read from the names of its shared libraries."""
     return tuple(
-        Engine(name, distributions[0], *_build(system, system.package(module, *distributions), signs))
+        Engine(name, distributions[0], *_build(system, name, system.package(module, *distributions), signs))
         for name, module, distributions, signs in _ENGINES
     )
 
 
-def _build(system: System, package: Package | None, signs: dict[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Version of a package and the accelerators that its build can use."""
+def _build(system: System, name: str, package: Package | None, signs: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Version of a package and the accelerators that its build can use; none where it can only convert models."""
     if package is None:
         return "", ()
-    found = [name for name, sign in signs.items() if any(sign in library for library in package.libraries)]
-    if not signs and system.os_name == "darwin":
-        found.append("ane")  # Core ML, which predicts on macOS only
+    if system.os_name == "darwin" and name in _ON_A_MAC:
+        return package.version, _ON_A_MAC[name]
+    if name == "coreml":
+        return package.version, ()
+    found = [api for api, sign in signs.items() if any(sign in library for library in package.libraries)]
     return package.version, (*found, "cpu")

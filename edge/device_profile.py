@@ -185,7 +185,7 @@ class Engine:
         name: key in edge.backends.BACKENDS, or what it will be called there.
         package: its name in the package index.
         version: as installed; "" where it is not installed.
-        accelerators: what this build of it can use: "cpu", "cuda", "metal", "ane", ...
+        accelerators: what this build of it can use: "cpu", "cuda", "metal", "ane", ...; none where it only converts models.
     """
 
     name: str
@@ -195,7 +195,7 @@ class Engine:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether the package is there and can run a model on this system."""
         return bool(self.accelerators)
 
 

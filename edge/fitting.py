@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.memory import KV_PAD, KV_TYPES, Footprint, Layers, Layout, Parts, footprint
+from edge.memory import KV_PAD, KV_TYPES, Footprint, Layout, Parts, Sizes
 from edge.receipt import Choice, MemoryEstimate, PlanRequest, size_text
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def room_for(device: DeviceProfile, target: Target) -> Room:
 
 
 def find_fit(
-    artifact: Artifact, layers: Layers | None, request: PlanRequest, target: Target, room: Room, n_seq: int
+    artifact: Artifact, layers: Sizes | None, request: PlanRequest, target: Target, room: Room, n_seq: int
 ) -> Fit | None:
     """The best settings that fit on an accelerator.
 
@@ -115,18 +115,25 @@ def find_fit(
 
 
 def _steps(artifact: Artifact, request: PlanRequest) -> list[_Step]:
-    header = artifact.header
-    kv_k, kv_v = request.kv_type_k or "f16", request.kv_type_v or "f16"
+    facts = artifact.facts
+    only = facts.kv_type if facts else None
+    kv_k, kv_v = request.kv_type_k or only or "f16", request.kv_type_v or only or "f16"
     usual, small = (_BATCH, _SMALL_BATCH) if request.n_ubatch is None else (request.n_ubatch, request.n_ubatch)
+    if facts is not None and facts.chunk is not None:
+        usual = small = facts.chunk
+    limit = facts.n_ctx_max if facts else None
     if request.context is not None:
         wanted = -(-request.context // KV_PAD) * KV_PAD
+        wanted = min(wanted, limit) if limit is not None else wanted
         return [_Step(kv_k, kv_v, batch, wanted, wanted) for batch in (usual, small)]
-    trained = (header.n_ctx_train if header else 0) or MAX_DEFAULT_CONTEXT
+    if limit is not None:  # its buffers are that large, whatever is used of them
+        return [_Step(kv_k, kv_v, usual, limit, limit)]
+    trained = (facts.n_ctx_train if facts else 0) or MAX_DEFAULT_CONTEXT
     most = max(KV_PAD, min(trained, MAX_DEFAULT_CONTEXT) // KV_PAD * KV_PAD)
     good, least = min(most, _GOOD_CONTEXT), min(most, MIN_CONTEXT)
     steps = [_Step(kv_k, kv_v, usual, most, good), _Step(kv_k, kv_v, small, good, good)]
     is_free = request.kv_type_k is None and request.kv_type_v is None and request.flash_attention is not False
-    if is_free and header is not None and _can_quantise(artifact):
+    if is_free and _can_quantise(artifact):
         steps.append(_Step("q8_0", "q8_0", small, good, least))
     else:
         steps.append(_Step(kv_k, kv_v, small, good, least))
@@ -134,9 +141,11 @@ def _steps(artifact: Artifact, request: PlanRequest) -> list[_Step]:
 
 
 def _can_quantise(artifact: Artifact) -> bool:
-    header = artifact.header
+    facts = artifact.facts
+    if facts is None or facts.kv_type is not None:
+        return False
     block = KV_TYPES["q8_0"][0]
-    return header is not None and header.head_dim_k > 0 and header.head_dim_k % block == header.head_dim_v % block == 0
+    return facts.head_dim_k > 0 and facts.head_dim_k % block == facts.head_dim_v % block == 0
 
 
 def _has_flash(artifact: Artifact, target: Target) -> bool:
@@ -166,7 +175,7 @@ def _layout(artifact: Artifact, target: Target, request: PlanRequest, n_seq: int
 
 
 def _largest(
-    layers: Layers | None,
+    layers: Sizes | None,
     artifact: Artifact,
     request: PlanRequest,
     target: Target,
@@ -180,6 +189,8 @@ def _largest(
         return None  # quantised values need the fused attention
     if layers is None:
         return layout if room.holds(_unknown(artifact)) else None
+    if artifact.facts is not None and artifact.facts.n_ctx_max is not None:  # its buffers have one size only
+        return _with_layers(layers, layout, request, target, room)
     # Whether it fits is monotone in the context, so the largest one is found by halving the range.
     low, high = step.least // KV_PAD, step.most // KV_PAD
     best: Layout | None = None
@@ -193,7 +204,7 @@ def _largest(
     return best
 
 
-def _with_layers(layers: Layers, layout: Layout, request: PlanRequest, target: Target, room: Room) -> Layout | None:
+def _with_layers(layers: Sizes, layout: Layout, request: PlanRequest, target: Target, room: Room) -> Layout | None:
     """The layout with the most layers on the accelerator that fit there, if the rest fits into main memory."""
     n_all = layers.n_layer + 1
     if target.free_bytes is None:
@@ -204,7 +215,7 @@ def _with_layers(layers: Layers, layout: Layout, request: PlanRequest, target: T
         counts = list(range(n_all, 0, -1))
     for count in counts:
         tried = replace(layout, gpu_layers=count)
-        need = footprint(layers, tried)
+        need = layers.footprint(tried)
         if need.device.total <= room.device_bytes or not count:
             return tried if room.holds(need) else None
     return None
@@ -215,9 +226,10 @@ def _unknown(artifact: Artifact) -> Footprint:
     return Footprint(Parts(artifact.size_bytes, 0, 0), Parts(0, 0, 0))
 
 
-def _explain(artifact: Artifact, layers: Layers | None, request: PlanRequest, room: Room, step: _Step, layout: Layout) -> Fit:
+def _explain(artifact: Artifact, layers: Sizes | None, request: PlanRequest, room: Room, step: _Step, layout: Layout) -> Fit:
     """A layout that fits, with its estimate and the reasons for it."""
-    need = footprint(layers, layout) if layers is not None else _unknown(artifact)
+    need = layers.footprint(layout) if layers is not None else _unknown(artifact)
+    only = artifact.facts.kv_type if artifact.facts else None
     memory = MemoryEstimate(
         weights_bytes=need.host.weights + need.device.weights,
         kv_bytes=need.host.kv + need.device.kv,
@@ -231,13 +243,16 @@ def _explain(artifact: Artifact, layers: Layers | None, request: PlanRequest, ro
         layout,
         memory,
         Choice("context", f"{layout.n_ctx:,} tokens", _context_reason(artifact, request, layout)),
-        Choice("KV cache", _kv_text(layout), _kv_reason(layers, request, layout)),
-        Choice("batch", f"{layout.n_ubatch} tokens", _batch_reason(request, step)),
+        Choice("KV cache", _kv_text(layout), _kv_reason(layers, request, layout, only)),
+        Choice("batch", f"{layout.n_ubatch} tokens", _batch_reason(artifact, request, step)),
     )
 
 
 def _context_reason(artifact: Artifact, request: PlanRequest, layout: Layout) -> str:
-    trained = artifact.header.n_ctx_train if artifact.header else 0
+    trained = artifact.facts.n_ctx_train if artifact.facts else 0
+    limit = artifact.facts.n_ctx_max if artifact.facts else None
+    if limit is not None and request.context is None:
+        return "all that the model was built for"
     if request.context is not None:
         reason = "asked for"
         if layout.n_ctx != request.context:
@@ -258,16 +273,20 @@ def _kv_text(layout: Layout) -> str:
     return f"K {layout.kv_type_k}, V {layout.kv_type_v}"
 
 
-def _kv_reason(layers: Layers | None, request: PlanRequest, layout: Layout) -> str:
+def _kv_reason(layers: Sizes | None, request: PlanRequest, layout: Layout, only: str | None) -> str:
     size = f"; {layers.cell_bytes(layout.kv_type_k, layout.kv_type_v):,} bytes a token" if layers is not None else ""
     if request.kv_type_k is not None or request.kv_type_v is not None:
         return f"asked for{size}"
+    if only is not None:
+        return f"the one way in which this model keeps it; every sequence has a buffer of its own{size}"
     if layout.kv_type_k == "f16":
         return f"exact, and the fastest{size}"
     return f"to save memory: with f16 less than {_GOOD_CONTEXT:,} tokens fit; it makes the CPU slower{size}"
 
 
-def _batch_reason(request: PlanRequest, step: _Step) -> str:
+def _batch_reason(artifact: Artifact, request: PlanRequest, step: _Step) -> str:
+    if artifact.facts is not None and artifact.facts.chunk is not None:
+        return "what the model was built for"
     if request.n_ubatch is not None:
         return "asked for"
     if step.n_ubatch == _BATCH:
@@ -278,7 +297,7 @@ def _batch_reason(request: PlanRequest, step: _Step) -> str:
 def describe_shortage(
     device: DeviceProfile,
     artifact: Artifact,
-    layers: Layers | None,
+    layers: Sizes | None,
     request: PlanRequest,
     targets: list[Target],
     n_seq: int,
@@ -296,7 +315,7 @@ def describe_shortage(
     if target.free_bytes is not None and layers is not None:
         wanted = request.gpu_layers if request.gpu_layers is not None else -1
         smallest = replace(smallest, gpu_layers=layers.n_layer + 1 if wanted < 0 else min(wanted, layers.n_layer + 1))
-    need = footprint(layers, smallest) if layers is not None else _unknown(artifact)
+    need = layers.footprint(smallest) if layers is not None else _unknown(artifact)
     n_tokens = request.context or smallest.n_ctx  # as asked for, though cells come in steps
     what = f"{artifact.name} with a context of {n_tokens:,} tokens"
     is_main_short = room.is_unified and need.total > room.host_bytes
@@ -321,7 +340,7 @@ def describe_shortage(
 
 def _nearest(
     artifact: Artifact,
-    layers: Layers | None,
+    layers: Sizes | None,
     request: PlanRequest,
     targets: list[Target],
     device: DeviceProfile,
@@ -344,7 +363,7 @@ def _nearest(
                 if fits(smaller) is not None:
                     offers.append(f"--kv-type {kv_type}")
                     break
-        trained = artifact.header.n_ctx_train if artifact.header else 0
+        trained = artifact.facts.n_ctx_train if artifact.facts else 0
         layout = _largest_context(request, trained, fits)
         if layout is not None:
             offers.append(f"--context {layout}")

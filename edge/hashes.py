@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge.config_file import write_private
 from edge.errors import ModelFileError, StorageError
 
-__all__ = ["CHUNK_BYTES", "file_sha256"]
+__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256"]
 
 CHUNK_BYTES = 1 << 20
 _FILE = "hashes.json"
@@ -50,6 +50,23 @@ def file_sha256(
     if cache_dir:
         _remember(cache_dir, str(real), [*stamp, digest])
     return digest
+
+
+def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None) -> str:
+    """One SHA-256 for several files; that of the file where it is only one. Their names and order count.
+
+    Args:
+        paths: at least one.
+        cache_dir: as for `file_sha256`.
+
+    Raises:
+        ModelFileError: a file cannot be read.
+    """
+    digests = [file_sha256(path, cache_dir=cache_dir) for path in paths]
+    if len(paths) == 1:
+        return digests[0]
+    lines = [f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _read(path: Path, on_bytes: Callable[[int], None] | None) -> str:

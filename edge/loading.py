@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import CancelledError
 
 if TYPE_CHECKING:
+    from edge.artifact import Artifact
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
     from edge.config import Settings
@@ -80,7 +81,8 @@ def load(
     engine = _open(plan, on_progress)
     disk = None
     try:
-        sampling, system = _advised(chosen, plan.artifact.name)
+        plan = _with_placement(plan, engine)
+        sampling, system = _advised(chosen, plan.artifact)
         disk = _open_disk(chosen, plan, engine)
         return Assistant(
             engine,
@@ -124,10 +126,11 @@ def plan_model(
         As `load`.
     """
     from edge.backends.canary import load_safety
-    from edge.catalog import DownloadProgress, resolve
+    from edge.catalog import DownloadProgress, resolve_all
+    from edge.choosing import choose_plan, rank_formats
     from edge.device import probe
     from edge.placement import check_request
-    from edge.plan import PlanRequest, make_plan
+    from edge.plan import PlanRequest
     from edge.tuning import look_up
 
     chosen = _merge(settings, {"model": model})
@@ -149,12 +152,16 @@ def plan_model(
     )
     device = probe()
     check_request(device, request)  # before gigabytes are fetched for nothing
-    artifact = resolve(chosen.model, settings=chosen, download=download, on_progress=report)
+    formats = rank_formats(device, request)
+    artifacts = resolve_all(chosen.model, settings=chosen, download=download, on_progress=report, formats=formats)
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
     cache_dir = chosen.paths.cache_dir
-    tuned = look_up(device, artifact, cache_dir=cache_dir)
-    return make_plan(device, artifact, request, safety=load_safety(cache_dir), tuned=tuned)
+    candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
+    engine = device.engine("llamacpp")
+    # The trial of llama.cpp's kernels matters only where it may be used.
+    is_tried = engine is not None and engine.is_installed and any(artifact.format == "gguf" for artifact in artifacts)
+    return choose_plan(device, candidates, request, safety=load_safety(cache_dir) if is_tried else None)
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:
@@ -189,6 +196,16 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
         raise
 
 
+def _with_placement(plan: Plan, engine: Backend) -> Plan:
+    """The receipt with what the engine found out when it loaded the model: which part of it runs where."""
+    from edge.receipt import Choice
+
+    placement = engine.info.details.get("placement")
+    if not placement:
+        return plan
+    return replace(plan, choices=(*plan.choices, Choice("placement", placement, "as the engine says, after loading")))
+
+
 def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:
     """What this device has read before, as far as the settings want it kept."""
     from edge.assistant import DiskCache
@@ -219,12 +236,15 @@ def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor 
     return Governor(workload, settings.governor)
 
 
-def _advised(settings: Settings, name: str) -> tuple[Sampling, str | None]:
-    """Sampling and system prompt: the user's, else what the catalogue advises for this model, else the defaults."""
+def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | None]:
+    """Sampling and system prompt: the user's, else what the catalogue advises for this model or for the one that it was
+    converted from, else the defaults."""
     from edge.catalog import load_catalog
     from edge.config import DEFAULT
 
-    entry = load_catalog().get(name)
+    catalog = load_catalog()
+    origins = [entry for entry in catalog.values() if any(file.sha256 in artifact.made_from for file in entry.artifacts)]
+    entry = catalog.get(artifact.name) or next(iter(origins), None)
     if entry is None:
         return settings.sampling, settings.system or None
     advice = {

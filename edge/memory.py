@@ -11,12 +11,12 @@ Source: llama.cpp (of llama-cpp-python 0.3.36) `llama-kv-cache.cpp`, `llama-memo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge.gguf import GGUFHeader
 
-__all__ = ["KV_PAD", "KV_TYPES", "Footprint", "Layers", "Layout", "Parts", "footprint", "model_layers"]
+__all__ = ["KV_PAD", "KV_TYPES", "Footprint", "Layers", "Layout", "Parts", "Sizes", "footprint", "model_layers"]
 
 KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 """How keys and values can be kept -> numbers in a block, bytes of a block."""
@@ -84,6 +84,20 @@ class Footprint:
         return self.host.total + self.device.total
 
 
+class Sizes(Protocol):
+    """What a plan asks of a model: `Layers` for GGUF, `edge.memory_folders.Whole` for the others."""
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers, without the output."""
+
+    def cell_bytes(self, kv_type_k: str, kv_type_v: str) -> int:
+        """Bytes that one token takes in the KV cache."""
+
+    def footprint(self, layout: Layout) -> Footprint:
+        """Memory that the model takes with these settings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layers:
     """A model, layer by layer.
@@ -131,6 +145,10 @@ class Layers:
             for widths, name in ((self.key_width, kv_type_k), (self.value_width, kv_type_v))
             for width in widths[layers]
         )
+
+    def footprint(self, layout: Layout) -> Footprint:
+        """Memory that the model takes with these settings."""
+        return footprint(self, layout)
 
 
 def _row_bytes(width: int, kv_type: str) -> int:

@@ -80,6 +80,7 @@ class OnnxFolder:
 
     Attributes:
         model: the model file.
+        files: it and the files with its weights.
         architecture: onnxruntime-genai's name of it: "llama", "qwen2", ...
         n_layer, n_head, n_head_kv, head_dim, n_embd, n_vocab, n_ctx_train: sizes; head_dim of keys and of values alike.
         kv_type: how keys and values are kept: "f32", "f16" or "bf16".
@@ -95,6 +96,7 @@ class OnnxFolder:
     """
 
     model: Path
+    files: tuple[Path, ...]
     architecture: str
     n_layer: int
     n_head: int
@@ -172,6 +174,7 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         raise ModelFileError(f"{path} gives logits of the shape {logits.dims}, not of {config.model.vocab_size} tokens.", _HINT)
     return OnnxFolder(
         model=path,
+        files=(path, *(path.parent / name for name in sorted({weight.file for weight in graph.weights} - {""}))),
         architecture=config.model.type,
         n_layer=decoder.num_hidden_layers,
         n_head=decoder.num_attention_heads,

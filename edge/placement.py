@@ -13,12 +13,21 @@ from edge.errors import BUILD_HINT, BackendUnavailableError, UsageError
 from edge.receipt import Accelerator, PlanRequest
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
+    from edge.artifact import Artifact, Format
     from edge.device_profile import DeviceProfile, Engine, Gpu
 
-__all__ = ["ENGINES", "EngineRow", "Missing", "Target", "check_request", "choose_engine", "find_targets"]
+__all__ = ["ENGINES", "EngineRow", "Missing", "Target", "check_request", "choose_engine", "find_targets", "install_hint"]
 
-_BUILD_HINT = f"Build llama.cpp for this machine: {BUILD_HINT}"
+# Engine -> what to do when its build lacks an accelerator, or when it is not there at all.
+_BUILD_HINTS = {
+    "llamacpp": f"Build llama.cpp for this machine: {BUILD_HINT}",
+    "onnx": "Install onnxruntime's build for it in the place of onnxruntime; see docs/onnx.md.",
+}
+_INSTALL_HINTS = {
+    "llamacpp": f"Install it: {BUILD_HINT}",
+    "onnx": 'Install it: pip install "edge-assistant[onnx]"',
+    "coreml": 'Install it on a Mac: pip install "edge-assistant[coreml]"',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +38,23 @@ class EngineRow:
         name: key in edge.backends.BACKENDS.
         formats: of the artifacts it reads.
         accelerators: what it can compute on, the best first.
+        on_request: what it computes on only if that is required, since how much of a model it takes differs by model.
         is_automatic: the plan may choose it unasked.
         needs_package: it is of no use without the package that the probe looks for.
     """
 
     name: str
-    formats: tuple[str, ...]
+    formats: tuple[Format, ...]
     accelerators: tuple[Accelerator, ...]
+    on_request: tuple[Accelerator, ...] = ()
     is_automatic: bool = True
     needs_package: bool = True
 
 
 ENGINES = (
     EngineRow("llamacpp", ("gguf",), ("cuda", "metal", "cpu")),
+    EngineRow("onnx", ("onnx",), ("cuda", "cpu"), on_request=("tensorrt", "openvino", "qnn", "ane")),
+    EngineRow("coreml", ("coreml",), ("ane", "metal", "cpu")),
     EngineRow("fake", ("gguf", "onnx", "coreml"), ("cpu",), is_automatic=False, needs_package=False),
 )
 
@@ -107,11 +120,24 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
             asked = "asked for; " if request.backend else ""
             return row, f"{asked}reads {artifact.format}; {engine.package} {engine.version} is installed, built for {build}"
         missing = missing or engine
-    package = missing.package if missing else able[0].name
-    raise BackendUnavailableError(
-        f"The {able[0].name} backend needs the package {package}, which is not installed.",
-        f"Install it: {BUILD_HINT}" if package == "llama-cpp-python" else f"pip install {package}",
-    )
+    name, package = able[0].name, missing.package if missing else able[0].name
+    if missing is not None and missing.version:
+        raise BackendUnavailableError(
+            f"The {name} backend runs on a Mac only, and this is {device.host.os}. {package} {missing.version} is installed, "
+            "but only converts models here.",
+            "Use the same model as GGUF or ONNX.",
+        )
+    message = f"The {name} backend needs the package {package}, which is not installed."
+    raise BackendUnavailableError(message, install_hint(name))
+
+
+def install_hint(engine: str) -> str:
+    """What installs an engine.
+
+    Args:
+        engine: its name, as in ENGINES.
+    """
+    return _INSTALL_HINTS.get(engine, "")
 
 
 def check_request(device: DeviceProfile, request: PlanRequest) -> None:
@@ -145,8 +171,8 @@ def find_targets(device: DeviceProfile, row: EngineRow, request: PlanRequest) ->
             "Leave out --gpu-layers or --require cpu.",
         )
     if request.require is not None:
-        if request.require not in row.accelerators:
-            able = ", ".join(row.accelerators)
+        if request.require not in (*row.accelerators, *row.on_request):
+            able = ", ".join((*row.accelerators, *row.on_request))
             raise BackendUnavailableError(
                 f"The {row.name} backend cannot use {_NAMES[request.require]}; it computes on: {able}.",
                 "Require one of those, or another backend.",
@@ -177,7 +203,15 @@ def _layers(count: int) -> str:
     return "All layers" if count < 0 else f"{count} layers"
 
 
-_NAMES = {"cuda": "CUDA", "metal": "Metal", "ane": "the Neural Engine", "cpu": "the CPU"}
+_NAMES: dict[Accelerator, str] = {
+    "cuda": "CUDA",
+    "metal": "Metal",
+    "ane": "the Neural Engine",
+    "cpu": "the CPU",
+    "tensorrt": "TensorRT",
+    "openvino": "OpenVINO",
+    "qnn": "Qualcomm's QNN",
+}
 
 
 def _find_cpu(device: DeviceProfile, row: EngineRow) -> Target | Missing:
@@ -189,6 +223,27 @@ def _find_cuda(device: DeviceProfile, row: EngineRow) -> Target | Missing:
     if not gpus:
         return Missing("cuda", "There is no CUDA device here that this process can see.", "See: edge devices")
     return _find_gpu(device, row, "cuda", gpus)
+
+
+def _find_tensorrt(device: DeviceProfile, row: EngineRow) -> Target | Missing:
+    gpus = device.gpus_of("cuda")
+    if not gpus:
+        return Missing("tensorrt", "TensorRT needs a CUDA device, and this process can see none.", "See: edge devices")
+    return _find_gpu(device, row, "tensorrt", gpus)
+
+
+def _find_provider(api: Accelerator) -> Callable[[DeviceProfile, EngineRow], Target | Missing]:
+    """An accelerator that is there when the engine's build has it: its own library looks for the hardware when it starts."""
+
+    def find(device: DeviceProfile, row: EngineRow) -> Target | Missing:
+        engine = device.engine(row.name)
+        if engine is None or api not in engine.accelerators:
+            package = engine.package if engine else row.name
+            reason = f"The installed {package} was built without {_NAMES[api]}."
+            return Missing(api, reason, _BUILD_HINTS.get(row.name, ""))
+        return Target(api, None, is_unified=True, reason=_NAMES[api])
+
+    return find
 
 
 def _find_metal(device: DeviceProfile, row: EngineRow) -> Target | Missing:
@@ -209,7 +264,7 @@ def _find_gpu(device: DeviceProfile, row: EngineRow, api: Accelerator, gpus: tup
         return Missing(
             api,
             f"{names} is here, but the installed {package} was built without {_NAMES[api]}.",
-            _BUILD_HINT,
+            _BUILD_HINTS.get(row.name, ""),
             is_worth_a_word=True,
         )
     is_unified = all(gpu.is_unified for gpu in gpus)
@@ -222,7 +277,8 @@ def _find_ane(device: DeviceProfile, row: EngineRow) -> Target | Missing:
         return Missing("ane", "There is no Neural Engine here: that needs a Mac with an Apple chip.", "See: edge devices")
     engine = device.engine(row.name)
     if engine is None or "ane" not in engine.accelerators:
-        return Missing("ane", f"The {row.name} backend is not installed with Core ML.", "pip install coremltools")
+        reason = f"The {row.name} backend is not installed with Core ML."
+        return Missing("ane", reason, install_hint(row.name), is_worth_a_word=True)
     return Target("ane", None, is_unified=True, reason=device.apple.chip)
 
 
@@ -231,4 +287,7 @@ _FINDERS: dict[Accelerator, Callable[[DeviceProfile, EngineRow], Target | Missin
     "metal": _find_metal,
     "ane": _find_ane,
     "cpu": _find_cpu,
+    "tensorrt": _find_tensorrt,
+    "openvino": _find_provider("openvino"),
+    "qnn": _find_provider("qnn"),
 }

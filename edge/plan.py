@@ -12,12 +12,14 @@ On one accelerator, more free memory never gives a smaller context.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
 from edge.fitting import Fit, Room, can_quantise_values, describe_shortage, find_fit, room_for
-from edge.memory import KV_TYPES, Layers, model_layers
-from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
+from edge.memory import KV_TYPES, Layers, Sizes, model_layers
+from edge.memory_folders import Whole
+from edge.placement import Missing, Target, choose_engine, find_targets
 from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
 from edge.tuned import apply_tuning, explain_tuning
 
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
     from edge.artifact import Artifact
     from edge.backends.canary import Safety
     from edge.device_profile import Cpu, DeviceProfile
+    from edge.model_facts import ModelFacts
     from edge.tuning import Lookup
 
 __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "make_plan"]
 
 _MAX_SEQUENCES = 255
-_DEFAULT_SEQUENCES = 4
+_DEFAULT_SEQUENCES = {"gguf": 4, "onnx": 2, "coreml": 2}
+"""By format. In llama.cpp all share one KV cache; elsewhere each has a buffer of its own for the whole context."""
 _MAX_UBATCH = 16384
 # Efficiency cores join in for prefill where the team gains this much although everybody waits for the slowest.
 _WORTH_THE_SLOW_CORES = 1.25
@@ -64,12 +68,12 @@ def make_plan(
             nearest plan that fits.
     """
     request = request or PlanRequest()
-    layers = model_layers(artifact.header) if artifact.header is not None else None
+    layers = _sizes(artifact)
     _check_request(request, device.cpu, artifact)
     row, engine_reason = choose_engine(device, artifact, request)
     targets, missing = find_targets(device, row, request)
     threads, threads_batch = _threads(device.cpu, request)
-    n_seq = request.n_seq or _DEFAULT_SEQUENCES
+    n_seq = request.n_seq or _DEFAULT_SEQUENCES[artifact.format]
     target, room, fit, passed_over = _place(device, artifact, layers, request, targets, n_seq)
     usual, tuning = fit, None
     better = apply_tuning(tuned, row, target, request, device.cpu)
@@ -78,6 +82,9 @@ def make_plan(
         if faster is not None and faster.layout.n_ctx >= fit.layout.n_ctx:
             tuning, fit = better.tuning, faster
             threads, threads_batch = _threads(device.cpu, better.request)
+    is_llamacpp = row.name == "llamacpp"
+    if not is_llamacpp:  # one team of threads for both
+        threads_batch = replace(threads_batch, value=threads.value, reason="as for decode: this engine has one number for both")
     use_mmap = not (target.accelerator == "cuda" and target.is_unified)
     choices = (
         Choice("backend", row.name, engine_reason),
@@ -89,10 +96,7 @@ def make_plan(
         threads,
         threads_batch,
         fit.batch_choice,
-        _flash_choice(fit, request),
-        _mmap_choice(use_mmap),
-        Choice("memory lock", "off", "locking needs a privilege on most systems, and makes loading read every page first"),
-        *_repacking_choice(row, layers, fit, safety),
+        *(_llamacpp_choices(layers, fit, request, use_mmap, safety) if is_llamacpp else ()),
         Choice(
             "sequences", str(n_seq), "asked for" if request.n_seq else "conversations that stay in the KV cache side by side"
         ),
@@ -120,6 +124,13 @@ def make_plan(
     )
 
 
+def _sizes(artifact: Artifact) -> Sizes | None:
+    """What decides how much memory a model takes; None where only its size is known."""
+    if artifact.header is not None:
+        return model_layers(artifact.header)
+    return Whole(artifact.facts, n_spare=artifact.format == "coreml") if artifact.facts is not None else None
+
+
 def _check_request(request: PlanRequest, cpu: Cpu, artifact: Artifact) -> None:
     """Refuse what cannot be done on any device, or on this one's CPU."""
     if request.context is not None and request.context < 1:
@@ -144,6 +155,10 @@ def _check_request(request: PlanRequest, cpu: Cpu, artifact: Artifact) -> None:
             f"Values kept as {request.kv_type_v} need the fused attention, which was to be off.",
             "Use --kv-type f16, or leave flash attention on.",
         )
+    facts = artifact.facts
+    if facts is not None and facts.kv_type is not None:
+        _check_fixed(request, artifact, facts)
+        return
     for name in (request.kv_type_k, request.kv_type_v):
         if name is not None and name not in KV_TYPES:
             raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_TYPES)}.")
@@ -159,10 +174,39 @@ def _check_request(request: PlanRequest, cpu: Cpu, artifact: Artifact) -> None:
             )
 
 
+def _check_fixed(request: PlanRequest, artifact: Artifact, facts: ModelFacts) -> None:
+    """Refuse what an ONNX or Core ML model has decided already."""
+    for name in (request.kv_type_k, request.kv_type_v):
+        if name not in (None, facts.kv_type):
+            raise UsageError(
+                f"{artifact.name} keeps its KV cache as {facts.kv_type}, and {name} is asked for.",
+                "Leave out --kv-type, or use the model as GGUF.",
+            )
+    if facts.n_ctx_max is not None and (request.context or 0) > facts.n_ctx_max:
+        raise UsageError(
+            f"A context of {request.context:,} tokens is asked for, and {artifact.name} was built for {facts.n_ctx_max:,}.",
+            f"Ask for {facts.n_ctx_max:,} or fewer, or convert it with --context {request.context}.",
+        )
+    if request.gpu_layers is not None and request.gpu_layers > 0:
+        raise UsageError(
+            f"{request.gpu_layers} layers on an accelerator are asked for; {artifact.format} models are computed in one place.",
+            "Use --gpu-layers -1 or 0, or the model as GGUF.",
+        )
+    if request.flash_attention is False:
+        raise UsageError("The fused attention is part of an ONNX or Core ML model and cannot be turned off.", "Leave it on.")
+    if request.threads_batch not in (None, request.threads):
+        raise UsageError("This engine has one number of threads for prefill and decode.", "Leave out that for prefill.")
+    if facts.chunk is not None and request.n_ubatch not in (None, facts.chunk):
+        raise UsageError(
+            f"{artifact.name} was built for batches of {facts.chunk} tokens, and {request.n_ubatch} are asked for.",
+            "Leave out the batch.",
+        )
+
+
 def _place(
     device: DeviceProfile,
     artifact: Artifact,
-    layers: Layers | None,
+    layers: Sizes | None,
     request: PlanRequest,
     targets: list[Target],
     n_seq: int,
@@ -241,9 +285,9 @@ def _accelerator_choice(target: Target, missing: list[Missing], passed_over: lis
     return Choice("accelerator", target.accelerator, "; ".join(notes))
 
 
-def _layer_choice(layers: Layers | None, target: Target, fit: Fit, request: PlanRequest) -> tuple[Choice, ...]:
+def _layer_choice(layers: Sizes | None, target: Target, fit: Fit, request: PlanRequest) -> tuple[Choice, ...]:
     """How many layers go to the accelerator; nothing where there is none."""
-    if target.free_bytes is None or layers is None:
+    if target.free_bytes is None or not isinstance(layers, Layers):
         return ()
     n_all = layers.n_layer + 1
     n_device = fit.layout.gpu_layers
@@ -282,9 +326,21 @@ def _mmap_choice(use_mmap: bool) -> Choice:
     return Choice("file mapping", "off", "the GPU keeps a copy in the same memory, so a mapped file would take it twice")
 
 
-def _repacking_choice(row: EngineRow, layers: Layers | None, fit: Fit, safety: Safety | None) -> tuple[Choice, ...]:
+def _llamacpp_choices(
+    layers: Sizes | None, fit: Fit, request: PlanRequest, use_mmap: bool, safety: Safety | None
+) -> tuple[Choice, ...]:
+    """What only llama.cpp has."""
+    return (
+        _flash_choice(fit, request),
+        _mmap_choice(use_mmap),
+        Choice("memory lock", "off", "locking needs a privilege on most systems, and makes loading read every page first"),
+        *_repacking_choice(layers, fit, safety),
+    )
+
+
+def _repacking_choice(layers: Sizes | None, fit: Fit, safety: Safety | None) -> tuple[Choice, ...]:
     """Weight repacking, which matters for what the CPU computes."""
-    if row.name != "llamacpp" or (layers is not None and fit.layout.gpu_layers > layers.n_layer):
+    if layers is not None and fit.layout.gpu_layers > layers.n_layer:
         return ()
     if safety is None:
         return (Choice("weight repacking", "on", "not checked on this machine"),)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "size_text"]
 
-Accelerator = Literal["cpu", "cuda", "metal", "ane"]
+Accelerator = Literal["cpu", "cuda", "metal", "ane", "tensorrt", "openvino", "qnn"]
 
 
 def size_text(n_bytes: int) -> str:
@@ -26,12 +26,12 @@ class PlanRequest:
     """What the user asked for. None leaves a choice to the plan.
 
     Attributes:
-        backend: name of a backend ("llamacpp").
+        backend: name of a backend ("llamacpp", "onnx", "coreml").
         require: the accelerator that must be used; the plan fails rather than use another.
         context: cells of the KV cache, in tokens.
         threads: threads for decode and for prefill.
         gpu_layers: layers to put on the accelerator; 0 is none, -1 is all.
-        kv_type_k: how keys are kept: "f16", "q8_0" or "q4_0".
+        kv_type_k: how keys are kept: "f16", "q8_0" or "q4_0"; what the model itself says for ONNX and Core ML.
         kv_type_v: how values are kept, likewise.
         n_seq: sequences side by side in the KV cache.
         threads_batch: threads for prefill, where they are not those of `threads`.

@@ -50,7 +50,7 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
 
     Args:
         backend: an open backend.
-        artifact: the model it has loaded. Its file is read through once where its hash is not known yet.
+        artifact: the model it has loaded. Its weights are read through once where their hash is not known yet.
         cache_dir: where the hash is remembered.
         exact: blocks made under that promise are kept apart, see `edge.kv.cache`.
 
@@ -60,11 +60,11 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
     Raises:
         ModelFileError: the file cannot be read.
     """
-    from edge.hashes import file_sha256
+    from edge.hashes import files_sha256
     from edge.kv.blocks import fingerprint
     from edge.kv.cache import BLOCK_TOKENS
 
-    weights = artifact.sha256 or file_sha256(artifact.path, cache_dir=cache_dir)
+    weights = artifact.sha256 or files_sha256(artifact.weight_files, cache_dir=cache_dir)
     return fingerprint(
         {**backend.kv_identity(), "weights": weights, "chunk": min(BLOCK_TOKENS, backend.chunk_size) if exact else 0}
     )

@@ -11,9 +11,10 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.artifact import open_artifact
+from edge.artifact import open_artifact, open_artifacts
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.hashes import file_sha256
+from tests.tiny_onnx import write_onnx
 
 
 def write_model(path: Path, *, kind: str | None = None, arch: str = "llama", layers: int = 1, tensors: int = 1) -> Path:
@@ -64,18 +65,70 @@ def test_a_path_may_start_with_the_home(own_home: Path) -> None:
     assert open_artifact("~/m.gguf").path == own_home / "m.gguf"
 
 
-def test_onnx_and_core_ml_folders(tmp_path: Path) -> None:
-    onnx = tmp_path / "onnx-model"
-    onnx.mkdir()
-    (onnx / "genai_config.json").write_text("{}")
-    (onnx / "model.onnx").write_bytes(b"x" * 100)
-    artifact = open_artifact(onnx)
-    assert (artifact.format, artifact.name, artifact.size_bytes, artifact.header) == ("onnx", "onnx-model", 102, None)
+def test_an_onnx_folder_is_an_artifact(tmp_path: Path) -> None:
+    folder = write_onnx(tmp_path / "onnx-model")
+    artifact = open_artifact(folder)
+    assert (artifact.format, artifact.name, artifact.path, artifact.header) == ("onnx", "onnx-model", folder, None)
+    assert artifact.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert artifact.facts is not None
+    assert (artifact.facts.n_layer, artifact.facts.kv_type, artifact.facts.quantisation) == (2, "f32", "f32")
+    assert artifact.facts.cell_bytes == 2 * 2 * 2 * 32 * 4
+    assert artifact.weight_files == (folder / "model.onnx", folder / "model.onnx.data")
+    write_manifest(folder, name="Tiny", licence="MIT")
+    artifact = open_artifact(folder)
+    assert (artifact.name, artifact.licence, artifact.made_from) == ("Tiny", "MIT", ("a" * 64,))
+    assert open_artifact(folder, name="mine", licence="0BSD").name == "mine"
+
+
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     package = tmp_path / "model.mlpackage"
-    (package / "Data").mkdir(parents=True)
-    (package / "Data" / "weight.bin").write_bytes(b"x" * 10)
-    artifact = open_artifact(package)
-    assert (artifact.format, artifact.name, artifact.size_bytes) == ("coreml", "model", 10)
+    package.mkdir()
+    with pytest.raises(ModelFileError):
+        open_artifact(package)
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    (folder / "genai_config.json").write_text("{}")
+    with pytest.raises(ModelFileError):
+        open_artifact(folder)
+
+
+def write_manifest(folder: Path, **values: object) -> None:
+    """As `edge convert` leaves it, as far as it counts."""
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"source_files": [{"name": "m", "sha256": "a" * 64}], **values}))
+
+
+def test_one_model_in_several_formats(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "gguf-Q4_0", name="Tiny")
+    gguf = write_model(tmp_path / "gguf-Q4_0" / "model.gguf")
+    assert [each.path for each in open_artifacts(tmp_path)] == [gguf]
+    onnx = write_onnx(tmp_path / "onnx-int4")
+    write_manifest(onnx, name="Tiny")
+    (tmp_path / ".work-1").mkdir()
+    (tmp_path / "card.md").write_text("a card")
+    assert [(each.format, each.path) for each in open_artifacts(tmp_path)] == [("gguf", gguf), ("onnx", onnx)]
+    assert [each.path for each in open_artifacts(onnx)] == [onnx]
+    assert [each.path for each in open_artifacts(gguf)] == [gguf]
+    with pytest.raises(ModelFileError, match=r"2 models: gguf-Q4_0/model\.gguf, onnx-int4"):
+        open_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", [None, {"name": "Other"}, {"name": "Tiny", "source_files": []}, "no JSON"])
+def test_models_that_are_not_the_same_are_not_chosen_from(tmp_path: Path, manifest: object) -> None:
+    for name in ("a", "b"):
+        write_manifest(tmp_path / name, name="Tiny")
+        write_model(tmp_path / name / "model.gguf")
+    assert len(open_artifacts(tmp_path)) == 2
+    other = tmp_path / "b" / "manifest.json"
+    if manifest is None:
+        other.unlink()
+        (tmp_path / "a" / "manifest.json").unlink()
+    elif isinstance(manifest, dict):
+        write_manifest(tmp_path / "b", **manifest)
+    else:
+        other.write_text(str(manifest))
+    with pytest.raises(ModelFileError, match="2 models"):
+        open_artifacts(tmp_path)
 
 
 def test_folders_that_are_no_model(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_mac_m1() -> None:
     (gpu,) = device.gpus
     # llama.cpp prints recommendedMaxWorkingSetSize = 5726.63 MB on a Mac of 8 GB.
     assert gpu.total_bytes == pytest.approx(5726.63e6, rel=1e-4)
-    assert device.engine("coreml").accelerators == ("ane", "cpu")  # type: ignore[union-attr]
+    assert device.engine("coreml").accelerators == ("ane", "metal", "cpu")  # type: ignore[union-attr]
 
 
 def test_mac_m3_pro() -> None:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge import loading
+from edge.artifact import Artifact
 from edge.backends.fake import FakeBackend
+from edge.catalog import load_catalog
 from edge.config import load_settings
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UsageError
+from edge.receipt import Plan
+
+
+def artifact(name: str, *made_from: str) -> Artifact:
+    return Artifact(Path("model.gguf"), "gguf", name, 1, made_from=made_from)
 
 
 def test_an_interrupt_while_the_engine_loads_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +65,30 @@ def test_progress_that_says_no_stops_the_load(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_catalogue_advises_yields_to_what_the_user_set() -> None:
-    sampling, system = loading._advised(load_settings({}), "smollm2-135m")
+    sampling, system = loading._advised(load_settings({}), artifact("smollm2-135m"))
     assert (sampling.temperature, sampling.top_p, system) == (0.2, 0.9, "")
-    sampling, system = loading._advised(load_settings({"sampling.temperature": 0.7, "system": "Be brief"}), "smollm2-135m")
+    sampling, system = loading._advised(
+        load_settings({"sampling.temperature": 0.7, "system": "Be brief"}), artifact("smollm2-135m")
+    )
     assert (sampling.temperature, sampling.top_p, system) == (0.7, 0.9, "Be brief")
-    sampling, system = loading._advised(load_settings({}), "a file of mine")
+    sampling, system = loading._advised(load_settings({}), artifact("a file of mine"))
     assert (sampling.temperature, system) == (0.7, None)
+
+
+def test_a_converted_model_is_advised_as_the_one_it_was_made_from() -> None:
+    catalogued = load_catalog()["smollm2-135m"].artifacts[0].sha256
+    assert catalogued is not None
+    made = artifact("SmolLM2-135M-Instruct", "0" * 64, catalogued)
+    sampling, system = loading._advised(load_settings({}), made)
+    assert (sampling.temperature, system) == (0.2, "")
+
+
+def test_the_receipt_ends_with_what_runs_where() -> None:
+    engine = FakeBackend()
+    plan = Plan(**{field.name: () if field.name == "choices" else None for field in fields(Plan)})  # type: ignore[arg-type]
+    assert loading._with_placement(plan, engine) is plan
+    engine.info.details["placement"] = "CPU 100 % (880 nodes)"
+    assert loading._with_placement(plan, engine).choices[-1].value == "CPU 100 % (880 nodes)"
 
 
 def test_arguments_win_over_settings_and_are_checked() -> None:

@@ -352,7 +352,6 @@ def test_what_is_required_and_there(name: str, require: Any) -> None:
 
 
 def test_the_neural_engine_needs_core_ml() -> None:
-    """No backend uses it yet; what there is to find is found."""
     row = EngineRow("coreml", ("coreml",), ("ane", "cpu"))
     targets, missing = find_targets(device("mac-m1"), row, PlanRequest())
     assert [target.accelerator for target in targets] == ["ane", "cpu"]
@@ -366,8 +365,11 @@ def test_backends() -> None:
     pi = device("raspberry-pi-5")
     with pytest.raises(BackendUnavailableError, match="no backend 'vllm'"):
         make_plan(pi, SMALL, PlanRequest(backend="vllm"))
-    with pytest.raises(BackendUnavailableError, match="cannot read onnx"):
+    with pytest.raises(BackendUnavailableError, match="onnxruntime, which is not installed") as caught:
         make_plan(pi, replace(SMALL, format="onnx"))
+    assert "[onnx]" in caught.value.hint
+    with pytest.raises(BackendUnavailableError, match="cannot read onnx"):
+        make_plan(pi, replace(SMALL, format="onnx"), PlanRequest(backend="llamacpp"))
     with pytest.raises(BackendUnavailableError, match="cannot read coreml"):
         make_plan(pi, replace(SMALL, format="coreml"), PlanRequest(backend="llamacpp"))
     bare = replace(pi, engines=(Engine("llamacpp", "llama-cpp-python", "", ()),))

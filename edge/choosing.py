@@ -1,0 +1,177 @@
+"""Which of a model's formats to run: `choose_plan` makes the plan of the best one that can be run here.
+
+What `edge tune` measured decides where it measured at least two of them on this device. Otherwise the order is: the accelerator
+that computes fastest or takes the least energy, then the engine that was faster in our own measurements (docs/onnx.md), then
+the smaller file. The reason goes into the receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError
+from edge.placement import choose_engine, find_targets
+from edge.plan import make_plan
+from edge.receipt import Accelerator, Choice, Plan, PlanRequest, size_text
+
+if TYPE_CHECKING:
+    from edge.artifact import Artifact, Format
+    from edge.backends.canary import Safety
+    from edge.device_profile import DeviceProfile
+    from edge.tuning import Lookup
+
+__all__ = ["choose_plan", "rank_formats"]
+
+# The best first. Both the Neural Engine and a Mac's GPU are there or neither; the first takes less energy.
+_ACCELERATORS: tuple[Accelerator, ...] = ("cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "cpu")
+_ENGINES = ("llamacpp", "onnx", "coreml")
+_REPACKED = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0")  # llama.cpp repacks these for a CPU, which about doubles prefill
+_BY_ACCELERATOR = {
+    "cuda": "a CUDA device computes fastest",
+    "ane": "the Neural Engine takes the least energy",
+    "metal": "the GPU computes faster than the CPU",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One artifact and how it would be run.
+
+    Attributes:
+        artifact: the model.
+        engine, accelerator: where it would run.
+        tuned: what was measured.
+    """
+
+    artifact: Artifact
+    engine: str
+    accelerator: Accelerator
+    tuned: Lookup | None
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """The smallest is the best."""
+        facts = self.artifact.facts
+        is_slow = self.engine == "llamacpp" and self.accelerator == "cpu" and facts is not None
+        return (
+            _ACCELERATORS.index(self.accelerator),
+            _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
+            is_slow and facts is not None and facts.quantisation not in _REPACKED,
+            self.artifact.size_bytes,
+        )
+
+    @property
+    def speed(self) -> float | None:
+        """Measured tokens a second while writing; None where it was not measured."""
+        tuning = self.tuned.tuning if self.tuned is not None else None
+        return tuning.decode_tokens_per_s if tuning is not None else None
+
+    @property
+    def name(self) -> str:
+        """For people: "onnx int4"."""
+        facts = self.artifact.facts
+        return f"{self.artifact.format} {facts.quantisation}".rstrip() if facts is not None else self.artifact.format
+
+
+def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, ...]:
+    """The formats that can be run here, best first: for a model that is not on the device yet.
+
+    Args:
+        device: from `edge.device.probe`.
+        request: what was asked for.
+
+    Returns:
+        At least ("gguf",), which is what most models are published in.
+    """
+    from edge.placement import ENGINES
+
+    found: list[tuple[int, int, Format]] = []
+    for place, row in enumerate(ENGINES):
+        if row.name != request.backend and not (request.backend is None and row.is_automatic):
+            continue
+        engine = device.engine(row.name)
+        if row.needs_package and (engine is None or not engine.is_installed):
+            continue
+        try:
+            targets, _ = find_targets(device, row, request)
+        except EdgeError:
+            continue
+        best = min(_ACCELERATORS.index(target.accelerator) for target in targets)
+        found += [(best, place, name) for name in row.formats]
+    return tuple(dict.fromkeys(name for _, _, name in sorted(found))) or ("gguf",)
+
+
+def choose_plan(
+    device: DeviceProfile,
+    candidates: Sequence[tuple[Artifact, Lookup | None]],
+    request: PlanRequest,
+    *,
+    safety: Safety | None = None,
+) -> Plan:
+    """The plan of the best artifact that can be run here.
+
+    Args:
+        device: from `edge.device.probe`.
+        candidates: one model in several formats or quantisations, at least one, each with what was measured of it here.
+        request: what was asked for.
+        safety: as for `make_plan`.
+
+    Raises:
+        BackendUnavailableError, UsageError, ModelTooLargeError: as `make_plan`, of the artifact that came furthest.
+    """
+    if len(candidates) == 1:
+        artifact, tuned = candidates[0]
+        return make_plan(device, artifact, request, safety=safety, tuned=tuned)
+    options, failures = _options(device, candidates, request)
+    if not options:
+        raise failures[0]
+    ordered = sorted(options, key=lambda option: option.order)
+    measured = sorted((option for option in options if option.speed), key=lambda option: -(option.speed or 0))
+    if len(measured) > 1:
+        ordered = [measured[0], *(option for option in ordered if option is not measured[0])]
+    passed_over: list[str] = []
+    for option in ordered:
+        try:
+            plan = make_plan(device, option.artifact, request, safety=safety, tuned=option.tuned)
+        except ModelTooLargeError as error:
+            failures.append(error)
+            passed_over.append(f"{option.name} does not fit into memory")
+            continue
+        reason = "; ".join([*passed_over, _reason(option, ordered, measured if not passed_over else [])])
+        return replace(plan, choices=(Choice("format", option.name, reason), *plan.choices))
+    raise failures[-1]
+
+
+def _options(
+    device: DeviceProfile, candidates: Sequence[tuple[Artifact, Lookup | None]], request: PlanRequest
+) -> tuple[list[_Option], list[EdgeError]]:
+    """Those that an engine here can run, and why the others cannot be."""
+    options: list[_Option] = []
+    failures: list[EdgeError] = []
+    for artifact, tuned in candidates:
+        try:
+            row, _ = choose_engine(device, artifact, request)
+            targets, _ = find_targets(device, row, request)
+        except BackendUnavailableError as error:
+            failures.append(error)
+            continue
+        options.append(_Option(artifact, row.name, targets[0].accelerator, tuned))
+    return options, failures
+
+
+def _reason(option: _Option, ordered: Sequence[_Option], measured: Sequence[_Option]) -> str:
+    """Why this one."""
+    others = [other for other in ordered if other is not option]
+    if len(measured) > 1 and measured[0] is option:
+        listed = ", ".join(f"{other.name} {other.speed:,.1f}" for other in measured)
+        return f"edge tune measured on this device, in tokens/s: {listed}"
+    if not others:
+        return "the only one that can be run here"
+    listed = ", ".join(dict.fromkeys(other.name for other in others))
+    if all(other.accelerator != option.accelerator for other in others) and option.accelerator in _BY_ACCELERATOR:
+        return f"{_BY_ACCELERATOR[option.accelerator]}; also here: {listed}. edge tune measures them"
+    if all(other.engine != option.engine for other in others):
+        return f"the usual order, as nothing was measured here; also here: {listed}. edge tune measures them"
+    return f"{size_text(option.artifact.size_bytes)}; also here: {listed}. edge tune measures them"
