@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from edge.backends.base import Backend, ModelInfo
-    from edge.governor import Governor
+    from edge.governor import Governor, Limits
     from edge.kv.proof import CacheCheck
     from edge.kv.store import BlockStore
     from edge.plan import Plan
@@ -181,10 +181,14 @@ class Assistant:
         return self._scheduler.n_ctx
 
     @property
+    def limits(self) -> Limits | None:
+        """Within what limits it works now; None without a governor, and before it first saw a reason for some."""
+        return self._scheduler.limits
+
+    @property
     def held_back(self) -> str:
         """What is held back now as the device is hot, low on battery or short of memory: "hot: 2 of 4 threads"; else ""."""
-        limits = self._scheduler.limits
-        return limits.note if limits is not None else ""
+        return self.limits.note if self.limits is not None else ""
 
     @property
     def disk_problem(self) -> str | None:

@@ -12,6 +12,7 @@ from edge_chat.widgets.status import StatusValues
 
 if TYPE_CHECKING:
     from edge.conversation import Node
+    from edge.governor import Limits
     from edge.plan import Plan
 
 __all__ = ["command_help", "context", "help_page", "keys", "plan", "stats"]
@@ -157,8 +158,8 @@ def context(counted: Sequence[tuple[Node, int]], *, n_system: int, n_ctx: int, p
     return "\n".join(lines)
 
 
-def plan(receipt: Plan, notices: Sequence[str]) -> str:
-    """The placement receipt."""
+def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None) -> str:
+    """The placement receipt, and what is held back of it now."""
     lines = ["| | | Why |", "| --- | --- | --- |"]
     lines += [f"| {_cell(choice.what)} | {_cell(choice.value)} | {_cell(choice.reason)} |" for choice in receipt.choices]
     memory = receipt.memory
@@ -169,6 +170,8 @@ def plan(receipt: Plan, notices: Sequence[str]) -> str:
         f"{fmt.n_bytes(memory.available_bytes)} that may be used.",
         "",
     ]
+    if limits is not None and limits.note:
+        lines += [f"Held back now: {limits.note} ({limits.why}).", ""]
     lines += [f"- {fmt.clean(notice)}" for notice in notices]
     return "\n".join(lines)
 

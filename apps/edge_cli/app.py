@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge.device import DeviceProfile
     from edge.kv.store import BlockStore
     from edge.plan import Plan
+    from edge.sensors import Readings
 
 __all__ = ["App", "pass_app"]
 
@@ -36,6 +37,12 @@ def _probe() -> DeviceProfile:
     return probe()
 
 
+def _sense() -> Readings:
+    from edge.sensors import Sensors
+
+    return Sensors().read()
+
+
 @dataclass(frozen=True)
 class App:
     """The runtime as commands see it.
@@ -44,11 +51,13 @@ class App:
         load: `edge.load`.
         plan: `edge.plan_model`.
         probe: `edge.device.probe`.
+        sense: `edge.sensors.Sensors.read`.
     """
 
     load: Callable[..., Assistant] = _load
     plan: Callable[..., Plan] = _plan
     probe: Callable[[], DeviceProfile] = _probe
+    sense: Callable[[], Readings] = _sense
 
     def settings(self, flags: Mapping[str, object] | None = None, flag_names: Mapping[str, str] | None = None) -> Settings:
         """The merged settings.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.device import DeviceProfile
     from edge.plan import Plan
+    from edge.sensors import Readings
 
 __all__ = [
     "Check",
@@ -27,6 +28,7 @@ __all__ = [
     "check_conversations",
     "check_directories",
     "check_engines",
+    "check_governor",
     "check_model",
     "check_names",
     "guarded",
@@ -163,6 +165,25 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
     yield Check("model", "ok", f"{settings.model}: {size(artifact.size_bytes)} in {artifact.path}")
     total, available = size_text(memory.total_bytes), size_text(memory.available_bytes)
     yield Check("memory", "ok", f"it takes {total} of {available} that are available")
+
+
+def check_governor(settings: Settings, plan: Plan | None, readings: Readings) -> Iterator[Check]:
+    """What would be held back now because the device is hot, low on battery or short of memory?"""
+    from edge.governor import Governor, Workload
+    from edge.receipt import size_text
+
+    if not settings.governor.enabled:
+        yield Check("holding back", "note", "off: nothing is held back on a hot device, a low battery or little memory")
+        return
+    work = (plan.n_threads, plan.n_threads_batch, plan.n_ctx) if plan is not None else (1, 1, 1)
+    limits = Governor(Workload(*work, is_on_cpu=plan is None or plan.accelerator == "cpu"), settings.governor).step(readings, 0)
+    if limits.note:
+        yield Check("holding back", "note", f"{limits.note} ({limits.why})", "It goes on at full speed when that is over.")
+        return
+    seen = [f"{readings.hottest_c:.0f} °C"] if readings.hottest_c is not None else []
+    seen += [f"battery at {readings.battery_percent} %"] if readings.battery_percent is not None else []
+    seen += [f"{size_text(readings.available_bytes)} of memory available"] if readings.available_bytes is not None else []
+    yield Check("holding back", "ok", f"nothing: {', '.join(seen) or 'no sensor says anything'}")
 
 
 def check_chat() -> Iterator[Check]:

@@ -57,6 +57,8 @@ def doctor(app: App, as_json: bool) -> int:
             return plans[-1]
 
         found += checks.guarded("model", lambda: checks.check_model(settings, plan))
+        now = app.sense()
+        found += checks.guarded("holding back", lambda: checks.check_governor(settings, plans[0] if plans else None, now))
         found += checks.guarded("chat app", checks.check_chat)
     advised = advice(profile, plans[0] if plans else None)
     is_ok = all(check.state != "broken" for check in found)

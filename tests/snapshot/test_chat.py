@@ -16,8 +16,11 @@ from textual.widgets import Input
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
+from edge.config_schema import GovernorSettings
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, DownloadError
+from edge.governor import Governor, Workload
+from edge.sensors import Readings, Sensors
 from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.testing import enter, eventually, fake_app, say, settle
@@ -433,6 +436,62 @@ def test_parameters(snap_compare: Compare, size: str) -> None:
         await pilot.pause()
 
     assert snap_compare(saved_app(), terminal_size=SIZES[size], run_before=run)
+
+
+class Sensed(Sensors):
+    """A device that is in a bad way, or was."""
+
+    def __init__(self, readings: Readings) -> None:
+        super().__init__()
+        self.period_s = 0.01
+        self.readings = readings
+
+    def read(self) -> Readings:
+        return self.readings
+
+
+HELD_BACK = {
+    "hot": (Readings(hottest_c=97.0, headroom_c=2.0), "hot: 3 of 4 threads"),
+    "all": (
+        Readings(battery_percent=9, is_on_battery=True, total_bytes=8 << 30, available_bytes=100 << 20),
+        "low battery: 1 of 4 threads; short of memory: window 2,048",
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "size"), [("hot", "small"), ("hot", "medium"), ("all", "small"), ("all", "medium")])
+def test_held_back(snap_compare: Compare, case: str, size: str) -> None:
+    """The status line of a device that is hot, or low on battery and short of memory."""
+    readings, note = HELD_BACK[case]
+    governor = Governor(Workload(4, 4, 8192), GovernorSettings(hold_s=1e9))  # one step, however slow this machine is
+
+    def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
+        return Assistant(FakeBackend(n_ctx=8192), store=store, governor=governor, sensors=Sensed(readings))
+
+    async def run(pilot: Pilot[Any]) -> None:
+        app = pilot.app
+        assert isinstance(app, ChatApp)
+        await settle(pilot)
+        await eventually(pilot, lambda: app.chat_screen.status.values.held_back == note)
+        await eventually(pilot, lambda: app.chat_screen.status.values.total == governor.limits.n_ctx)
+        await settle(pilot)
+
+    assert snap_compare(saved_app(loader=load), terminal_size=SIZES[size], run_before=run)
+
+
+async def test_what_was_held_back_leaves_the_status_line() -> None:
+    sensors = Sensed(HELD_BACK["hot"][0])
+    governor = Governor(Workload(4, 4, 8192), GovernorSettings(hold_s=1))
+
+    def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
+        return Assistant(FakeBackend(n_ctx=8192), store=store, governor=governor, sensors=sensors)
+
+    app = saved_app(loader=load)
+    async with app.run_test(size=SIZES["small"]) as pilot:
+        await eventually(pilot, lambda: app.chat_screen.status.values.held_back)
+        sensors.readings = Readings(hottest_c=50.0, headroom_c=49.0)
+        await eventually(pilot, lambda: not app.chat_screen.status.values.held_back)
+        assert "hot" not in str(app.chat_screen.status.render())
 
 
 def test_model_picker(snap_compare: Compare) -> None:

@@ -133,7 +133,7 @@ async def plan(screen: ChatScreen, argument: str) -> None:
     assistant = screen.app.host.assistant
     if assistant is None or assistant.plan is None:
         raise UsageError("There is no plan yet.", "It is made when the model is loaded.")
-    await _read(screen, "Plan", pages.plan(assistant.plan, assistant.notices))
+    await _read(screen, "Plan", pages.plan(assistant.plan, assistant.notices, assistant.limits))
 
 
 async def _read(screen: ChatScreen, title: str, text: str) -> None:

@@ -132,7 +132,8 @@ class ChatScreen(Screen[None]):
         self._show_hints()
 
     def _look(self) -> None:
-        """Look for what another process has added."""
+        """Look for what another process has added, and for what is held back."""
+        self.model_view.show_limits()
         if self.app.has_begun and self.app.app_focus and self.controller.page is not None and not self._is_looking:
             self._is_looking = True
             self.run_guarded(self._catch_up)

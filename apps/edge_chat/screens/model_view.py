@@ -40,9 +40,9 @@ class ModelView:
                 "backend": assistant.backend_name,
                 "accelerator": plan.accelerator if plan is not None else "",
                 "model": assistant.model_name,
-                "total": assistant.n_ctx,
             }
         screen.status.change(**changes)
+        self.show_limits()
         for empty in screen.query(EmptyState):
             empty.show_model(wording.model_text(host))
         if state.phase == "ready":
@@ -55,6 +55,12 @@ class ModelView:
         elif state.phase == "failed" and state.error is not None:
             screen.run_guarded(self._show, state.error)
             screen.controller.sending.model_failed(state.error)
+
+    def show_limits(self) -> None:
+        """Show what is held back now, and the window that is left. Looked at again and again: nobody tells of it."""
+        assistant, status = self._screen.app.host.assistant, self._screen.status
+        if assistant is not None and (assistant.held_back, assistant.n_ctx) != (status.values.held_back, status.values.total):
+            status.change(held_back=assistant.held_back, total=assistant.n_ctx)
 
     async def _show(self, error: EdgeError | None) -> None:
         self._error = error

@@ -30,6 +30,7 @@ class StatusValues:
 
     Attributes:
         activity: what goes on now ("loading smollm2-135m, 40 %"); "" when nothing does.
+        held_back: what is held back as the device is hot, low on battery or short of memory ("hot: 2 of 4 threads").
         backend, accelerator: keys of the plan; "" before a model is loaded.
         model: its name.
         used, total: tokens of the context window.
@@ -41,6 +42,7 @@ class StatusValues:
     """
 
     activity: str = ""
+    held_back: str = ""
     backend: str = ""
     accelerator: str = ""
     model: str = ""
@@ -60,6 +62,8 @@ class StatusValues:
         parts = []
         if self.activity:
             parts.append((0, self.activity))
+        if self.held_back:
+            parts.append((1, self.held_back))
         engine = " ".join(
             name
             for name in (
@@ -69,19 +73,20 @@ class StatusValues:
             if name
         )
         if engine:
-            parts.append((4, engine))
+            parts.append((5, engine))
         if self.model:
-            parts.append((1, self.model))
+            parts.append((2, self.model))
         if self.total:
-            share = round(100 * self.used / self.total)
-            parts.append((2, f"context {fmt.count(self.used)}/{fmt.count(self.total)} ({share} %)"))
+            used = min(self.used, self.total)  # of an answer from before the window was made smaller
+            share = round(100 * used / self.total)
+            parts.append((3, f"context {fmt.count(used)}/{fmt.count(self.total)} ({share} %)"))
         if self.has_reply:
             if self.tokens_per_s:
-                parts.append((3, fmt.rate(self.tokens_per_s)))
+                parts.append((4, fmt.rate(self.tokens_per_s)))
             if self.first_token_ms:
-                parts.append((5, f"first token {fmt.seconds(self.first_token_ms)}"))
+                parts.append((6, f"first token {fmt.seconds(self.first_token_ms)}"))
             if self.n_prompt:
-                parts.append((6, self._reuse()))
+                parts.append((7, self._reuse()))
         return parts
 
     def _reuse(self) -> str:

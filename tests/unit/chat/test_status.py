@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.cells import cell_len
 
@@ -79,3 +81,14 @@ def test_values_while_a_reply_is_written() -> None:
 def test_unknown_values_are_left_out() -> None:
     assert fit_parts(StatusValues(activity="loading x").parts(), 80, " · ") == "loading x"
     assert fit_parts(StatusValues().parts(), 80, " · ") == ""
+
+
+def test_a_window_that_was_made_smaller_is_full_and_not_more() -> None:
+    assert "context 1,024/1,024 (100 %)" in fit_parts(replace(FULL, total=1024).parts(), 200, " · ")
+
+
+def test_what_is_held_back_stays_where_there_is_little_room() -> None:
+    held = replace(FULL, held_back="hot: 2 of 4 threads")
+    assert fit_parts(held.parts(), 200, " · ").startswith("hot: 2 of 4 threads · CPU llama.cpp · SmolLM2-135M-Instruct")
+    assert fit_parts(held.parts(), 45, " · ") == "hot: 2 of 4 threads · SmolLM2-135M-Instruct"
+    assert fit_parts(held.parts(), 25, " · ") == "hot: 2 of 4 threads"

@@ -18,6 +18,7 @@ from edge.conversation import ConversationStore
 from edge.device import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
 from edge.errors import BackendUnavailableError, EdgeError, ModelNotFoundError, ModelTooLargeError
 from edge.plan import Choice, MemoryEstimate, Plan
+from edge.sensors import Readings
 from edge_cli.app import App
 from edge_cli.devices import device_rows
 
@@ -65,6 +66,9 @@ CONTAINER = dataclasses.replace(
 )
 
 
+SILENT = Readings()
+
+
 def make_plan(total_bytes: int = GB, gpu_layers: int = 0) -> Plan:
     return Plan(
         backend="llamacpp",
@@ -94,13 +98,13 @@ def safe_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge.backends.canary, "load_safety", lambda cache_dir: Safety(True, ""))
 
 
-def doctor_app(profile: DeviceProfile = LAPTOP, plan: Plan | EdgeError | None = None) -> App:
+def doctor_app(profile: DeviceProfile = LAPTOP, plan: Plan | EdgeError | None = None, readings: Readings = SILENT) -> App:
     def make(**_: object) -> Plan:
         if isinstance(plan, EdgeError):
             raise plan
         return plan or make_plan()
 
-    return App(plan=make, probe=lambda: profile)
+    return App(plan=make, probe=lambda: profile, sense=lambda: readings)
 
 
 @pytest.mark.parametrize("profile", [LAPTOP, JETSON, MAC, CONTAINER], ids=lambda profile: profile.name)
@@ -252,3 +256,34 @@ def test_doctor_looks_at_the_conversations(call: Any) -> None:
     data[:16] = b"not a database!!"
     settings.paths.conversations_file.write_bytes(data)
     assert findings(call, doctor_app(), 1)["conversations"]["state"] == "broken"
+
+
+@pytest.mark.parametrize(
+    ("readings", "state", "text"),
+    [
+        (Readings(), "ok", "nothing: no sensor says anything"),
+        (
+            Readings(hottest_c=51.0, headroom_c=48.0, battery_percent=80, total_bytes=8 * GB, available_bytes=4 * GB),
+            "ok",
+            "nothing: 51 °C, battery at 80 %, 4.0 GiB of memory available",
+        ),
+        (
+            Readings(hottest_c=97.0, headroom_c=2.0),
+            "note",
+            "hot: 3 of 4 threads (97 °C, 2 below where the system slows the processor down)",
+        ),
+        (Readings(battery_percent=9, is_on_battery=True), "note", "low battery: 1 of 4 threads (battery at 9 %)"),
+    ],
+)
+def test_doctor_says_what_would_be_held_back(call: Any, readings: Readings, state: str, text: str) -> None:
+    result = call("doctor", "--json", app=doctor_app(plan=make_plan(), readings=readings))
+    check = next(check for check in json.loads(result.out)["checks"] if check["what"] == "holding back")
+    assert (check["state"], check["text"]) == (state, text)
+
+
+def test_doctor_says_that_nothing_is_ever_held_back(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_GOVERNOR_ENABLED", "false")
+    hot = Readings(hottest_c=97.0, headroom_c=2.0)
+    out = call("doctor", app=doctor_app(plan=make_plan(), readings=hot)).out
+    assert "off: nothing is held back" in out
+    assert "hot" not in out.replace("hot device", "")

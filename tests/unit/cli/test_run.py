@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from edge.assistant import Assistant
+from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import StorageError
+from edge.governor import Limits
 from edge_cli.app import App
 
 
@@ -153,6 +156,20 @@ def test_stats_go_to_stderr(call: Any, app: App) -> None:
     assert result.out == "<hi>\n"
     assert "tokens/s" in result.err
     assert "reused" in result.err
+
+
+def test_what_was_held_back_is_in_the_result_and_in_the_stats(call: Any) -> None:
+    def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
+        assistant = Assistant(FakeBackend(script=lambda _: "yes"), store=store)
+        limits = Limits(2, 2, 0.0, 4096, False, "hot: 2 of 4 threads", "97 °C")
+        assistant._scheduler.hold_back(limits)
+        return assistant
+
+    app = App(load=load)
+    assert json.loads(call("run", "--json", "hi", app=app).out)["held_back"] == "hot: 2 of 4 threads"
+    result = call("run", "--stats", "hi", app=app)
+    assert (result.out, "held back: hot: 2 of 4 threads" in result.err) == ("yes\n", True)
+    assert "held back" not in call("run", "hi", app=app).err
 
 
 def test_control_characters_stay_out_of_plain_output_and_are_escaped_in_json(call: Any, fake_app: Callable[..., App]) -> None:
