@@ -26,7 +26,9 @@ ENGINES = {"llamacpp": "llama-cpp-python", "onnx": "onnxruntime", "coreml": "cor
 def device(name: str, **builds: tuple[str, ...]) -> DeviceProfile:
     """A captured machine with exactly these engines, each built for these accelerators."""
     profile = probe(CapturedSystem((FIXTURES / f"{name}.txt").read_text()))
-    engines = tuple(Engine(engine, ENGINES[engine], "1.0", builds.get(engine, ())) for engine in ENGINES)
+    engines = tuple(
+        Engine(engine, ENGINES[engine], "1.0" if engine in builds else "", builds.get(engine, ())) for engine in ENGINES
+    )
     return replace(profile, engines=engines)
 
 
@@ -45,15 +47,9 @@ def onnx(size: int = 110 * MIB) -> Artifact:
     layers = dict.fromkeys(("past_key", "past_value", "present_key", "present_value"), ("x",) * 30)
     flags = dict.fromkeys(("shares_buffer", "has_last_logits", "has_position_ids", "has_attention_mask"), True)
     sizes = {"n_layer": 30, "n_head": 9, "n_head_kv": 3, "head_dim": 64, "n_embd": 576, "n_vocab": 49152, "n_ctx_train": 8192}
-    about: dict[str, Any] = {
-        "architecture": "llama",
-        "kv_type": "f32",
-        "logits_type": "f32",
-        "quantisation": "int4",
-        "n_nodes": 9,
-    }
+    about: dict[str, Any] = {"architecture": "llama", "kv_type": "f32", "logits_type": "f32", "quantisation": "int4"}
     folder = OnnxFolder(
-        model=Path("o/model.onnx"), files=(Path("o/model.onnx"),), weights_bytes=size, **about, **sizes, **flags, **layers,
+        model=Path("o/model.onnx"), files=(Path("o/model.onnx"),), weights_bytes=size, n_nodes=9, **about, **sizes, **flags, **layers,
         **{name: name for name in names},
     )  # fmt: skip
     return Artifact(Path("o"), "onnx", "Tiny", size, onnx=folder)
@@ -143,6 +139,8 @@ def test_what_no_engine_here_reads_is_left_out() -> None:
     assert (plan.backend, reason(plan)) == ("onnx", "the only one that can be run here")
     with pytest.raises(BackendUnavailableError, match="needs the package llama-cpp-python"):
         choose(cpu, gguf(), coreml())
+    with pytest.raises(BackendUnavailableError, match="runs on a Mac only, and this is Linux"):
+        choose(device("raspberry-pi-5", coreml=()), coreml())
 
 
 def test_formats_in_the_order_of_what_is_here() -> None:
