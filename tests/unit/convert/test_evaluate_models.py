@@ -179,11 +179,17 @@ def ray_address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    cluster = Cluster()
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, **memory)
-        cluster.wait_for_nodes()
+        for n_cpus in (0, 1, 1):
+            for attempt in range(8):  # Ray waits for a node for 30 seconds, which a busy machine may not keep to
+                try:
+                    cluster.add_node(num_cpus=n_cpus, include_dashboard=False, **memory)
+                    break
+                except Exception:
+                    if attempt == 7:
+                        raise
+        cluster.wait_for_nodes(timeout=300)
         yield cluster.address
     finally:
         cluster.shutdown()
