@@ -199,20 +199,41 @@ def test_a_model_that_is_not_there_is_explained_in_place(terminal: Terminal) -> 
     terminal.wait_for("ENDED=0")
 
 
-def test_the_editor_gets_the_terminal_and_gives_it_back(terminal: Terminal, tmp_path: Path) -> None:
+def test_the_editor_gets_the_terminal_and_gives_it_back(terminal: Terminal, tmp_path: Path, own_home: Path) -> None:
+    """An answer is written meanwhile; nothing of it may disturb the editor, or get lost."""
     script = tmp_path / "editor"
     script.write_text('#!/bin/sh\necho EDITING; read line; echo "from the editor: $line" >> "$1"\n')
     script.chmod(0o755)
     terminal.type(f"export VISUAL={script}")
     terminal.press("Enter")
     terminal.start_chat()
+    terminal.wait_for("is ready")
+    terminal.type(QUESTION)
+    terminal.press("Enter")
+    terminal.wait_for("Esc stops")
     terminal.type("before")
     terminal.wait_for("before")
     terminal.press("C-g")
     terminal.wait_for("EDITING")
+    terminal.wait(lambda: answer(own_home)[1] == "complete")
+    assert "gardeners" not in terminal.screen().partition("EDITING")[2]
     terminal.type("hello")
     terminal.press("Enter")
     terminal.wait_for("from the editor: hello")
     terminal.wait_for("before")
+    last_words = answer(own_home)[0].split()[-2:]
+    terminal.wait(lambda: all(word.strip("*`.") in terminal.screen() for word in last_words))
+    terminal.press("C-q")
+    terminal.wait_for("ENDED=0")
+
+
+def test_an_editor_that_is_not_there_is_explained_and_the_chat_goes_on(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.type(f"export VISUAL={tmp_path}/nothing")
+    terminal.press("Enter")
+    terminal.start_chat()
+    terminal.press("C-g")
+    terminal.wait_for("cannot be started")
+    terminal.type("still here")
+    terminal.wait_for("still here")
     terminal.press("C-q")
     terminal.wait_for("ENDED=0")

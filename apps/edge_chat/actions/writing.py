@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,12 @@ from edge_chat.attachments import FileIndex
 from edge_chat.commands import Command, Completion
 
 if TYPE_CHECKING:
+    from edge_chat.app import ChatApp
     from edge_chat.screens.chat import ChatScreen
 
 __all__ = ["COMMANDS", "editor_command"]
+
+_EDITORS = ("nano", "vim", "vi")
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
@@ -36,16 +41,17 @@ def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
     return [Completion(name, name) for name in names]
 
 
-def editor_command(environ: Mapping[str, str]) -> list[str]:
-    """The user's editor as a command line: $VISUAL, $EDITOR, or what is there on most machines.
+def editor_command(environ: Mapping[str, str], find: Callable[[str], str | None] = shutil.which) -> list[str]:
+    """The user's editor as a command line: $VISUAL, $EDITOR, or the first that is there of those that most machines have.
 
     Args:
         environ: the environment.
+        find: the path of a program, or None, as shutil.which does.
 
     Raises:
         UsageError: the variable cannot be read as a command line.
     """
-    text = environ.get("VISUAL") or environ.get("EDITOR") or "nano"
+    text = environ.get("VISUAL") or environ.get("EDITOR") or next(filter(find, _EDITORS), _EDITORS[0])
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -60,7 +66,7 @@ async def editor(screen: ChatScreen, argument: str) -> None:
     try:
         path = await asyncio.to_thread(_write_temporary, screen.composer.text)
         try:
-            with screen.app.suspend():
+            with _handed_over(screen.app):
                 result = await asyncio.to_thread(_run_editor, command, path)
             text = await asyncio.to_thread(path.read_text, "utf-8")
         finally:
@@ -74,6 +80,26 @@ async def editor(screen: ChatScreen, argument: str) -> None:
         raise UsageError(f"{command[0]} ended with an error ({result}).", "The message was left as it was.")
     screen.composer.load(text.rstrip("\n"), screen.composer.attachments)
     screen.composer.input.focus()
+
+
+@contextmanager
+def _handed_over(app: ChatApp) -> Iterator[None]:
+    """Leave the terminal to another program, and take it back however that ends.
+
+    Textual's `suspend` gives it back to nobody when its block fails. And it lets the app draw on, for example an answer that
+    is being written, into a short queue that nobody empties: when that is full, the app waits for ever.
+
+    Raises:
+        SuspendNotSupported: this terminal cannot be left.
+    """
+    failure: BaseException | None = None
+    with app.batch_update(), app.suspend():
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 (raised again below)
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _write_temporary(text: str) -> Path:

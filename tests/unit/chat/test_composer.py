@@ -269,10 +269,15 @@ async def test_a_conversation_in_which_nothing_was_sent_is_not_kept() -> None:
 
 @pytest.mark.parametrize(
     ("environ", "command"),
-    [({"VISUAL": "code --wait", "EDITOR": "vi"}, ["code", "--wait"]), ({"EDITOR": "vi"}, ["vi"]), ({}, ["nano"])],
+    [({"VISUAL": "code --wait", "EDITOR": "vi"}, ["code", "--wait"]), ({"EDITOR": "emacs"}, ["emacs"]), ({}, ["nano"])],
 )
 def test_the_editor(environ: dict[str, str], command: list[str]) -> None:
-    assert editor_command(environ) == command
+    assert editor_command(environ, lambda name: f"/bin/{name}") == command
+
+
+def test_without_a_choice_an_editor_is_taken_that_is_installed() -> None:
+    assert editor_command({}, {"vi": "/usr/bin/vi"}.get) == ["vi"]
+    assert editor_command({}, lambda name: None) == ["nano"]
 
 
 async def test_an_editor_that_fails_leaves_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
