@@ -16,7 +16,7 @@ HEAVY = ["llama_cpp", "numpy", "torch", "transformers", "huggingface_hub", "text
 def modules_after(code: str) -> set[str]:
     """Top-level modules that are loaded after running some code in a fresh interpreter."""
     script = f"import sys, json\n{code}\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -40,7 +40,7 @@ ALL = dict(commands())
 def modules_after(code: str) -> set[str]:
     """What a fresh interpreter has imported after some code."""
     script = f"{code}\nimport json, sys\nprint()\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -227,7 +227,7 @@ def complete(line: str) -> list[str]:
         "COMP_CWORD": str(len(words) - 1),
     }
     code = "from edge_cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=300)
     assert done.stderr == ""
     return [answer.partition(",")[2] for answer in done.stdout.splitlines()]
 
