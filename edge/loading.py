@@ -200,6 +200,11 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
     """The receipt with what the engine found out when it loaded the model: which part of it runs where."""
     from edge.receipt import Choice
 
+    used = next((name for name in plan.fallbacks or () if name == engine.info.details.get("accelerator")), None)
+    if used is not None:
+        why = f"{plan.accelerator} was chosen; {engine.info.details.get('tried', 'it was tried and does not work')}"
+        others = (choice for choice in plan.choices if choice.what != "accelerator")
+        plan = replace(plan, accelerator=used, choices=(Choice("accelerator", used, why), *others))
     placement = engine.info.details.get("placement")
     if not placement:
         return plan

@@ -217,7 +217,7 @@ def _find_info(program: Path) -> bytes | None:
     if program.stat().st_size > _MAX_PROGRAM_BYTES:
         raise ProtobufError("it is larger than any program")
     for entry in _messages(memoryview(program.read_bytes()), (_DESCRIPTION, _METADATA, _USER_DEFINED)):
-        if next(_messages(entry, (_KEY,)), None) == METADATA_KEY.encode():
+        if bytes(next(_messages(entry, (_KEY,)), b"")) == METADATA_KEY.encode():
             value = next(_messages(entry, (_VALUE,)), memoryview(b""))
             if len(value) > _MAX_INFO_BYTES:
                 raise ProtobufError("what it says about itself is larger than any description")

@@ -6,7 +6,7 @@ Engines are tried in the order of ENGINES, accelerators in the order of each eng
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BUILD_HINT, BackendUnavailableError, UsageError
@@ -41,6 +41,7 @@ class EngineRow:
         on_request: what it computes on only if that is required, since how much of a model it takes differs by model.
         is_automatic: the plan may choose it unasked.
         needs_package: it is of no use without the package that the probe looks for.
+        tries: it tries a model on an accelerator when it loads it, and takes the next one where that fails.
     """
 
     name: str
@@ -49,12 +50,13 @@ class EngineRow:
     on_request: tuple[Accelerator, ...] = ()
     is_automatic: bool = True
     needs_package: bool = True
+    tries: bool = False
 
 
 ENGINES = (
     EngineRow("llamacpp", ("gguf",), ("cuda", "metal", "cpu")),
     EngineRow("onnx", ("onnx",), ("cuda", "cpu"), on_request=("tensorrt", "openvino", "qnn", "ane")),
-    EngineRow("coreml", ("coreml",), ("ane", "metal", "cpu")),
+    EngineRow("coreml", ("coreml",), ("ane", "metal", "cpu"), tries=True),
     EngineRow("fake", ("gguf", "onnx", "coreml"), ("cpu",), is_automatic=False, needs_package=False),
 )
 
@@ -118,7 +120,8 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
         if engine is not None and engine.is_installed:
             build = " and ".join(engine.accelerators)
             asked = "asked for; " if request.backend else ""
-            return row, f"{asked}reads {artifact.format}; {engine.package} {engine.version} is installed, built for {build}"
+            reason = f"{asked}reads {artifact.format}; {engine.package} {engine.version} is installed, built for {build}"
+            return _for_artifact(row, artifact), reason
         missing = missing or engine
     name, package = able[0].name, missing.package if missing else able[0].name
     if missing is not None and missing.version:
@@ -129,6 +132,14 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
         )
     message = f"The {name} backend needs the package {package}, which is not installed."
     raise BackendUnavailableError(message, install_hint(name))
+
+
+def _for_artifact(row: EngineRow, artifact: Artifact) -> EngineRow:
+    """Packages with weights in blocks are made for the GPU: the Neural Engine is reported to compute blocks wrongly."""
+    if row.name == "coreml" and artifact.coreml is not None and artifact.coreml.info.variant == "gpu":
+        others = tuple(name for name in row.accelerators if name != "ane")
+        return replace(row, accelerators=others, on_request=("ane",))
+    return row
 
 
 def install_hint(engine: str) -> str:

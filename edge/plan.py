@@ -19,7 +19,7 @@ from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
 from edge.fitting import Fit, Room, can_quantise_values, describe_shortage, find_fit, room_for
 from edge.memory import KV_TYPES, Layers, Sizes, model_layers
 from edge.memory_folders import Whole
-from edge.placement import Missing, Target, choose_engine, find_targets
+from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
 from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
 from edge.tuned import apply_tuning, explain_tuning
 
@@ -121,7 +121,15 @@ def make_plan(
         use_extra_buffers=safety.use_extra_buffers if safety is not None else True,
         memory=fit.memory,
         choices=choices,
+        fallbacks=_fallbacks(row, target, targets, request),
     )
+
+
+def _fallbacks(row: EngineRow, target: Target, targets: list[Target], request: PlanRequest) -> tuple[Accelerator, ...]:
+    """What else may compute, for an engine that tries an accelerator before it uses it. What is required is not changed."""
+    if not row.tries or request.require is not None:
+        return ()
+    return tuple(other.accelerator for other in targets[targets.index(target) + 1 :])
 
 
 def _sizes(artifact: Artifact) -> Sizes | None:

@@ -112,6 +112,7 @@ class Plan:
         use_extra_buffers: let the engine repack weights for this CPU.
         memory: the estimate.
         choices: every choice with its reason.
+        fallbacks: what may compute instead, the best first, where the engine finds out that `accelerator` does not.
     """
 
     backend: str
@@ -132,6 +133,7 @@ class Plan:
     use_extra_buffers: bool
     memory: MemoryEstimate
     choices: tuple[Choice, ...]
+    fallbacks: tuple[Accelerator, ...] = ()
 
     def explain(self) -> str:
         """The receipt as plain text: one aligned line a choice."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.plan import Plan
+    from edge.plan import Accelerator, Plan
 
 __all__ = ["CoreMLBackend"]
 
@@ -77,24 +77,28 @@ class CoreMLBackend(LogitsBackend):
 
             cache_dir = load_settings().paths.cache_dir
         tokenizer = HFTokenizer(package.path.parent)
-        info, units = package.info, UNITS[plan.accelerator]
+        info = package.info
         if tokenizer.n_tokens > info.vocab:
             raise ModelFileError(
                 f"The tokenizer beside {package.path.name} has {tokenizer.n_tokens} tokens, the model {info.vocab}.",
                 "It belongs to another model: copy the tokenizer files of this one, or convert it again.",
             )
         digest = package.sha256(cache_dir=cache_dir)
-        if verdict is None:
-            verdict = load_verdict(
+
+        def try_out(units: str) -> Verdict:
+            if verdict is not None:
+                return verdict
+            return load_verdict(
                 package, digest, units, cache_dir, is_stopped=lambda: on_progress is not None and not on_progress(0.0)
             )
-        if not verdict.is_good:
-            raise BackendUnavailableError(f"{UNIT_NAMES[units].capitalize()} is not used: {verdict.note}.", _OTHERWISE)
+
+        accelerator, found, tried = _choose(plan, try_out)
+        units = UNITS[accelerator]
         self._package = package
         self._functions: Any = open_functions(toolkit, package, units, cache_dir, digest, on_progress)
         super().__init__(
             tokenizer,
-            _describe(plan, package, tokenizer, units, verdict),
+            _describe(plan, package, tokenizer, accelerator, found, tried),
             n_ctx=min(plan.n_ctx, info.context),
             n_seq=plan.n_seq,
             chunk_size=info.chunk,
@@ -230,7 +234,26 @@ def _check_plan(plan: Plan, package: CoreMLPackage) -> None:
             )
 
 
-def _describe(plan: Plan, package: CoreMLPackage, tokenizer: HFTokenizer, units: str, verdict: Verdict) -> ModelInfo:
+def _choose(plan: Plan, try_out: Callable[[str], Verdict]) -> tuple[Accelerator, Verdict, str]:
+    """The first accelerator of the plan on which the package computes what was meant, what was found there, and what was tried.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
+    tried: list[str] = []
+    for accelerator in (plan.accelerator, *plan.fallbacks):
+        units = UNITS[accelerator]
+        verdict = try_out(units)
+        if verdict.is_good:
+            return accelerator, verdict, "; ".join(tried)
+        tried.append(f"{UNIT_NAMES[units]} is not used: {verdict.note}")
+    told = "; ".join(tried)
+    raise BackendUnavailableError(f"{told[0].upper()}{told[1:]}.", _OTHERWISE)
+
+
+def _describe(
+    plan: Plan, package: CoreMLPackage, tokenizer: HFTokenizer, accelerator: Accelerator, verdict: Verdict, tried: str
+) -> ModelInfo:
     info = package.info
     details = {
         "weights": f"{info.variant} ({', '.join(f'{count} {kind}' for kind, count in sorted(info.encodings.items()))})",
@@ -238,7 +261,9 @@ def _describe(plan: Plan, package: CoreMLPackage, tokenizer: HFTokenizer, units:
         "heads": f"KV {info.n_kv_heads}, {info.head_dim} wide",
         "cache": "Core ML state" if info.stateful else "input and output",
         "sliding window": f"{info.window:,} tokens" if info.window else "",
-        "compute units": units,
+        "accelerator": accelerator,
+        "compute units": UNITS[accelerator],
+        "tried": tried,
         "placement": placement_text(verdict.placement),
     }
     return ModelInfo(

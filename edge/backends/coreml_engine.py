@@ -93,7 +93,7 @@ def load_coremltools() -> Any:
     except ImportError as error:
         raise BackendUnavailableError(
             f"Core ML models need coremltools, which cannot be loaded here: {error}.",
-            "Install it: pip install 'coremltools>=9,<10'",
+            'Install it: pip install "edge-assistant[coreml]"',
         ) from error
     finally:
         logger.setLevel(level)

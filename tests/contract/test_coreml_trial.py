@@ -119,6 +119,26 @@ def test_what_kills_or_fails_the_child_is_remembered_and_refused(
     assert n_runs(tmp_path) == 1
 
 
+def test_the_next_accelerator_is_tried_and_the_model_says_so(
+    package: CoreMLPackage, child: Child, plan_for: Any, tmp_path: Path
+) -> None:
+    digest = package.sha256()
+    good = Verdict(is_good=True, divergence=0.001)
+    load_verdict(package, digest, "CPU_AND_NE", tmp_path, command=child("import os; os.abort()"))
+    load_verdict(package, digest, "CPU_AND_GPU", tmp_path, command=child(said(good)))
+    plan = coreml_plan(plan_for, package.path, fallbacks=("metal", "cpu"))
+    with open_coreml(plan, tmp_path, verdict=None) as backend:
+        details = backend.info.details
+        assert (details["accelerator"], details["compute units"]) == ("metal", "CPU_AND_GPU")
+        assert "the Neural Engine is not used: A trial of model.mlpackage died of signal 6" in details["tried"]
+    load_verdict(package, digest, "CPU_ONLY", tmp_path, command=child("import sys; sys.exit(1)"))
+    plan = coreml_plan(plan_for, package.path, fallbacks=("cpu",))
+    with pytest.raises(
+        BackendUnavailableError, match=r"^The Neural Engine is not used: .*signal 6; the CPU is not used: .*1\."
+    ):
+        open_coreml(plan, tmp_path, verdict=None)
+
+
 def test_a_child_that_hangs_counts_as_one_that_fails(package: CoreMLPackage, child: Child, tmp_path: Path) -> None:
     verdict = load_verdict(
         package, "0" * 64, "CPU_ONLY", tmp_path, command=child("import time; time.sleep(600)"), timeout_s=0.3
