@@ -182,7 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str = "smollm2-135m"
     backend: str | None = None
-    require: Literal["cuda", "ane", "metal", "cpu"] | None = None
+    require: Literal["cuda", "ane", "metal", "cpu", "tensorrt", "openvino", "qnn"] | None = None
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     threads: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] | None = None

@@ -52,7 +52,7 @@ def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list
 @click.option(
     "--require",
     "accelerators",
-    type=click.Choice(["cuda", "metal", "ane", "cpu"]),
+    type=click.Choice(["cuda", "metal", "ane", "cpu", "tensorrt", "openvino", "qnn"]),
     multiple=True,
     help="Accelerator; may be repeated.",
 )

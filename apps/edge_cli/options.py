@@ -43,7 +43,7 @@ _MODEL = [
     click.option("--backend", metavar="NAME", help="Engine that runs the model."),
     click.option(
         "--require",
-        type=click.Choice(["cuda", "metal", "ane", "cpu"]),
+        type=click.Choice(["cuda", "metal", "ane", "cpu", "tensorrt", "openvino", "qnn"]),
         help="Fail with exit code 4 rather than run on anything else.",
     ),
     click.option("--context", metavar="TOKENS", help="Context window."),

@@ -64,7 +64,7 @@ class OnnxBackend(LogitsBackend):
         import numpy as np
 
         path = plan.artifact.path
-        self._folder = folder = read_onnx_folder(path)
+        self._folder = folder = plan.artifact.onnx or read_onnx_folder(path)
         for name in (plan.kv_type_k, plan.kv_type_v):
             if name != folder.kv_type:
                 raise UsageError(

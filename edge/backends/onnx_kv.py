@@ -11,6 +11,7 @@ Rows are positions. All layers lie in one array, shape (2 x layers, heads, rows,
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceBuffers", "KVBuffers", "SharedBuffers", "TurnedBuffers", "open_buffers"]
 
-_ALIGNMENT = 64
 _GROWTH = 256  # rows
 _NUMPY = {"f32": "float32", "f16": "float16", "bf16": "uint16"}
 _ONNX_BF16 = 16
@@ -76,13 +76,16 @@ class KVBuffers(ABC):
         return data.view(self._dtype).reshape(len(self._names), self._heads, n_rows, self._width)
 
     def _zeros(self, n_rows: int) -> npt.NDArray[np.generic]:
-        """Aligned zeros. The system gives pages of them when they are first written, so room that is not used costs nothing."""
+        """Zeros in pages of their own, which the system gives when they are first written: room that is not used costs nothing.
+
+        numpy's own asks for huge pages, and then the whole context of a sequence is there from its first token on.
+        """
         import numpy as np
 
         size = n_rows * self.row_bytes()
-        raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
-        first = -raw.ctypes.data % _ALIGNMENT
-        return self.view(raw[first : first + size], n_rows)
+        # A private mapping is not what Python's default is where there is a choice.
+        options = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return self.view(np.frombuffer(mmap.mmap(-1, max(size, 1), **options), np.uint8, size), n_rows)
 
 
 class SharedBuffers(KVBuffers):

@@ -14,7 +14,15 @@ from edge_chat import format as fmt
 
 __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 
-_ACCELERATORS = {"cpu": "CPU", "cuda": "CUDA", "metal": "Metal", "ane": "Neural Engine"}
+_ACCELERATORS = {
+    "cpu": "CPU",
+    "cuda": "CUDA",
+    "metal": "Metal",
+    "ane": "Neural Engine",
+    "tensorrt": "TensorRT",
+    "openvino": "OpenVINO",
+    "qnn": "QNN",
+}
 _BACKENDS = {"llamacpp": "llama.cpp", "fake": "fake"}
 
 
