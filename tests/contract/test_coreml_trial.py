@@ -31,6 +31,7 @@ Child = Callable[[str], Callable[..., list[str]]]
 REAL = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
+sys.modules["torch"] = None  # coremltools would spend seconds on importing it
 from tests.standins.coremltools_predict import make_coremltools
 from edge.backends.coreml_trial import main
 main(*sys.argv[2:], coremltools=make_coremltools())
