@@ -94,17 +94,17 @@ class StatusValues:
             if self.first_token_ms:
                 parts.append((6, f"first token {fmt.seconds(self.first_token_ms)}"))
             if self.n_prompt:
-                parts.append((7, self._reuse()))
+                parts.extend(self._reuse())
         return parts
 
-    def _reuse(self) -> str:
+    def _reuse(self) -> list[tuple[int, str]]:
         if self.is_answer_cached:
-            return "answered before"
-        text = f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}"
+            return [(7, "answered before")]
         details = [f"{fmt.count(self.n_restored)} from disk"] if self.n_restored else []
         if self.saved_ms >= 100:
             details.append(f"{fmt.seconds(self.saved_ms)} saved")
-        return f"{text} ({', '.join(details)})" if details else text
+        parts = [(7, f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}")]
+        return [*parts, (8, ", ".join(details))] if details else parts
 
     def while_running(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> StatusValues:
         """With what is known of a reply that is being written.

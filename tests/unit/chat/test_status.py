@@ -54,14 +54,16 @@ def test_values_of_a_saved_reply() -> None:
     ("usage", "text"),
     [
         ({"n_reused": 60}, "reused 60 of 100"),
-        ({"n_reused": 60, "saved_ms": 1500.0}, "reused 60 of 100 (1.50 s saved)"),
-        ({"n_reused": 60, "n_restored": 50, "saved_ms": 20_000.0}, "reused 60 of 100 (50 from disk, 20 s saved)"),
+        ({"n_reused": 60, "saved_ms": 1500.0}, "reused 60 of 100 · 1.50 s saved"),
+        ({"n_reused": 60, "n_restored": 50, "saved_ms": 20_000.0}, "reused 60 of 100 · 50 from disk, 20 s saved"),
         ({"n_reused": 100, "is_answer_cached": True}, "answered before"),
     ],
 )
 def test_where_a_prompt_came_from(usage: dict[str, object], text: str) -> None:
     values = StatusValues().with_record({"usage": {"n_prompt": 100, **usage}})
-    assert values.parts()[-1][1] == text
+    assert fit_parts(values.parts(), 200, " · ").endswith(text)
+    # Where there is little room, how much was reused stays longest.
+    assert fit_parts(values.parts(), 16, " · ") == text.partition(" · ")[0]
 
 
 @pytest.mark.parametrize("record", [{}, {"usage": None}, {"usage": "x", "timing": []}, {"usage": {"n_prompt": "7"}}])
