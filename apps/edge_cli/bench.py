@@ -210,7 +210,7 @@ def _columns(rows: list[list[str]], used: list[int]) -> Any:
 def _notes(result: Result) -> list[str]:
     """What explains the table, and what makes it doubtful."""
     n_done = max((len(row.samples) for row in result.rows), default=0)
-    notes = [f"{row.name}: {row.error}" for row in result.rows if row.error]
+    notes = [output.plain(f"{row.name}: {row.error}") for row in result.rows if row.error]
     if n_done < result.n_rounds:
         notes.append(f"Stopped after {n_done} of {result.n_rounds} rounds.")
     notes.append(
@@ -218,7 +218,7 @@ def _notes(result: Result) -> list[str]:
         "± half the distance of the quartiles."
     )
     if any(row.decode_ratio for row in result.rows):
-        notes.append(f'"to first": decode speed compared with {result.rows[0].name} in the same round.')
+        notes.append(f'"to first": decode speed compared with {output.plain(result.rows[0].name)} in the same round.')
     if result.bandwidth_bytes_per_s:
         notes.append(f"Memory can be read at {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s here, which bounds decode.")
     notes.append(f"Energy: {result.energy}.")

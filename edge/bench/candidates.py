@@ -71,7 +71,9 @@ def find_candidates(
         BackendUnavailableError: a model has no engine here, or an engine that was named can run none of the models.
         UsageError, ModelTooLargeError: as `make_plan`.
     """
-    safety = safety_here(device, cache_dir)
+    engines = {artifact.path: grid.backends or tuple(engines_for(device, artifact)) for artifact in artifacts}
+    needs_llamacpp = any("llamacpp" in names for names in engines.values())
+    safety = safety_here(device, cache_dir) if needs_llamacpp else None
     requests = [replace(request, context=n_tokens, n_seq=1) for request in _requests(grid)]
     found: list[Candidate] = []
     failures: dict[str, BackendUnavailableError] = {}
@@ -79,7 +81,7 @@ def find_candidates(
     for artifact in artifacts:
         tuned = look_up(device, artifact, cache_dir=cache_dir) if grid.is_tuned else None
         n_before = len(found)
-        for backend in grid.backends or tuple(engines_for(device, artifact)) or (None,):
+        for backend in engines[artifact.path] or (None,):
             for request in requests:
                 try:
                     plan = make_plan(device, artifact, replace(request, backend=backend), safety=safety, tuned=tuned)

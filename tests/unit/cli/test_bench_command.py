@@ -1,0 +1,291 @@
+"""edge bench and edge tune from the command line, with the fake backend and with measurements that are given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+
+from edge.artifact import open_artifact
+from edge.backends.canary import Safety
+from edge.bench.run import Candidate
+from edge.bench.tune import Report
+from edge.bench.tuner import Outcome, Trial
+from edge.bench.values import Result
+from edge.device import probe
+from edge.errors import BackendError
+from edge.tuning import Tuning, remember
+from tests.unit.bench.fakes import sample, setting, write_gguf
+from tests.unit.cli.conftest import Call, Terminal
+from tests.unit.test_tuning import make
+
+QUICK = ("--prompt", "20", "--decode", "3", "--reps", "2")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf")
+
+
+@pytest.fixture(autouse=True)
+def canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary tries llama.cpp for real, which has its own tests."""
+    monkeypatch.setattr("edge.backends.canary.load_safety", lambda cache_dir: Safety(use_extra_buffers=True, note=""))
+
+
+@pytest.fixture
+def bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading memory takes a while and is tested elsewhere."""
+    from edge.bench import run
+
+    plain = run.run_bench
+    monkeypatch.setattr(
+        "edge.bench.run.run_bench", lambda *args, **options: plain(*args, measure_bandwidth=lambda *_: 1e9, **options)
+    )
+
+
+def test_json_is_the_whole_result(call: Call, model: Path, bandwidth: None) -> None:
+    done = call("bench", str(model), "--backend", "fake", "--threads", "1", "--threads", "2", "--json", *QUICK)
+    assert done.code == 0
+    result = msgspec.json.decode(done.out, type=Result, strict=True)
+    assert result.format == 1
+    assert [row.setting.threads for row in result.rows] == [1, 2]
+    assert [row.name for row in result.rows] == ["Tiny, 1 thread", "Tiny, 2 threads"]
+    assert all(len(row.samples) == 2 for row in result.rows)
+    assert (result.n_prompt, result.n_decode, result.n_rounds) == (20, 3, 2)
+    # The names that scripts rely on.
+    assert set(json.loads(done.out)) == {
+        "format", "edge", "device", "processor", "measured_at", "n_prompt", "n_decode", "n_rounds", "bandwidth_bytes_per_s",
+        "energy", "is_complete", "rows",
+    }  # fmt: skip
+    assert {
+        "first_token_s",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "peak_bytes",
+        "decode_joules",
+        "bandwidth_share",
+    } <= set(json.loads(done.out)["rows"][0])
+
+
+def test_table_and_picture(call: Call, model: Path, tmp_path: Path, bandwidth: None) -> None:
+    picture = tmp_path / "bench.svg"
+    done = call("bench", str(model), "--backend", "fake", "--plot", str(picture), *QUICK)
+    assert done.code == 0
+    (line,) = done.out.splitlines()
+    assert line.startswith("Tiny  ")
+    assert " ms  " in line
+    assert "±" in line
+    assert "20 tokens read, 3 written after them; medians of 2 rounds" in done.err
+    assert "Energy: " in done.err
+    assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
+
+
+def test_a_folder_that_is_not_there(call: Call, model: Path, tmp_path: Path, bandwidth: None) -> None:
+    done = call("bench", str(model), "--backend", "fake", "--plot", str(tmp_path / "no" / "bench.svg"), *QUICK)
+    assert done.code == 1
+    assert "cannot be written" in done.err
+
+
+def test_a_candidate_that_fails(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise BackendError("The engine\x1b[2J gave up.")
+
+    from edge.bench import run
+
+    plain = run.run_bench
+    monkeypatch.setattr(
+        "edge.bench.run.run_bench",
+        lambda *args, **options: plain(*args, open_worker=fail, measure_bandwidth=lambda *_: 1e9, **options),
+    )
+    done = call("bench", str(model), "--backend", "fake", *QUICK)
+    assert done.code == 1
+    assert "Tiny: The engine gave up." in done.err  # and nothing in it moves the cursor
+
+
+def test_ctrl_c_shows_what_there_is(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Impatient:
+        load_s, energy, n_runs = 0.1, "", 0
+
+        def __init__(self, plan: Any, *, with_energy: bool) -> None: ...
+
+        def run(self, n_prompt: int, n_decode: int) -> Any:
+            self.n_runs += 1
+            if self.n_runs > 1:
+                raise KeyboardInterrupt
+            return sample(1.0, 1.0, n_prompt, n_decode)
+
+        def close(self) -> None: ...
+
+        stop = close
+
+    from edge.bench import run
+
+    plain = run.run_bench
+    monkeypatch.setattr(
+        "edge.bench.run.run_bench",
+        lambda *args, **options: plain(*args, open_worker=Impatient, measure_bandwidth=lambda *_: 1e9, **options),
+    )
+    done = call("bench", str(model), "--backend", "fake", *QUICK)
+    assert done.code == 130
+    assert "20.0" in done.out
+    assert "Stopped after 1 of 2 rounds." in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("bench", "no-such-model"), 3, "no-such-model"),
+        (("bench", "MODEL", "--backend", "nonsense"), 4, "no backend 'nonsense'"),
+        (("bench", "MODEL", "--reps", "0"), 2, "--reps"),
+        (("bench", "MODEL", "--kv-type", "q2"), 2, "q2"),
+        (("bench", "MODEL", "--threads", "100000", "--backend", "fake"), 2, "100000 threads"),
+        (("bench", "MODEL", "--require", "cuda", "--backend", "fake"), 4, "CUDA"),
+        (("tune", "no-such-model"), 3, "no-such-model"),
+        (("tune", "MODEL", "--minutes", "0"), 2, "--minutes"),
+        (("tune", "--show", "--forget"), 2, "exclude"),
+    ],
+)
+def test_what_goes_wrong(call: Call, model: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = call(*(str(model) if word == "MODEL" else word for word in arguments))
+    assert done.code == code
+    assert said in done.err
+    assert done.out == ""
+
+
+def test_a_narrow_terminal_gets_two_tables(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_cli import bench
+
+    rows = [["a model with a long name", "1,234 ms", "200.0 ±3%", "33.1 ±1%", "1.02x", "0.50 s", "182 MiB", "48%", ""]]
+    used = list(range(8))
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = bench._rich_table(rows, used)
+    monkeypatch.setenv("COLUMNS", "76")
+    narrow = bench._rich_table(rows, used)
+    assert wide.count("memory") == narrow.count("memory") == 1
+    assert len(wide.splitlines()) == 2
+    assert len(narrow.splitlines()) > 4
+    for figure in rows[0][1:8]:
+        assert figure in narrow
+
+
+# -- tune
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What edge tune was called with; the search itself is tested elsewhere."""
+    calls: list[Any] = []
+    trials = (
+        Trial("threads", "1", "2", 5, 0.25, 0.02, is_taken=True, why="faster by more than the spread"),
+        Trial("batch", "128 tokens", "512 tokens", 1, -0.1, 0.0, is_taken=False, why="others were faster"),
+    )
+
+    def tune(device: Any, artifact: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> Report:
+        calls.append(options)
+        on_progress("threads: 1", 0.5)
+        found = make(threads=1, threads_batch=1)
+        remember(device, artifact, found, cache_dir=cache_dir)
+        return Report(found, Outcome(setting(), trials, is_complete=False), is_better=True, seconds=61.23)
+
+    monkeypatch.setattr("edge.bench.tune.tune", tune)
+    return calls
+
+
+def test_tune_says_what_it_found(call: Call, model: Path, measured: list[Any]) -> None:
+    done = call("tune", str(model), "--minutes", "2")
+    assert done.code == 0
+    assert measured[0].budget_s == 120
+    assert measured[0].kv_types == ()
+    assert "1.25x" in done.out
+    assert "taken" in done.out
+    assert "33.1 tokens/s, with the usual settings 28.9" in done.out
+    assert "Time ran out" in done.err
+
+
+def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[Any]) -> None:
+    done = call("tune", str(model), "--kv-type", "q8_0")
+    assert measured[0].kv_types == ("q8_0",)
+    assert "KV cache as q8_0: half the memory" in done.err
+
+
+def test_tune_as_json(call: Call, model: Path, measured: list[Any]) -> None:
+    found = json.loads(call("tune", str(model), "--json").out)
+    assert set(found) == {"model", "tuning", "is_better", "is_complete", "seconds", "trials"}
+    assert msgspec.convert(found["tuning"], Tuning) == make(threads=1, threads_batch=1)
+    assert found["trials"][0]["gain"] == 0.25
+    assert found["seconds"] == 61.2
+
+
+def test_show_and_forget(call: Call, model: Path, measured: list[Any], tmp_path: Path) -> None:
+    other = write_gguf(tmp_path / "other.gguf", name="Other")
+    assert "Nothing is remembered yet" in call("tune", "--show").err
+    assert call("tune", str(model), "--show").code == 1
+    call("tune", str(model))
+    shown = call("tune", str(model), "--show")
+    assert shown.code == 0
+    assert "llamacpp on cpu" in shown.out
+    assert call("tune", str(other), "--show").code == 0  # of the same shape
+    assert "Tiny" in call("tune", "--show").out
+    assert json.loads(call("tune", str(model), "--show", "--json").out)["tuning"]["threads"] == 1
+    assert len(json.loads(call("tune", "--show", "--json").out)["records"]) == 1
+    assert call("tune", str(model), "--forget").err == "Forgotten: 1.\n"
+    assert call("tune", "--forget").err == "There was nothing to forget.\n"
+    assert json.loads(call("tune", str(model), "--show", "--json").out)["tuning"] is None
+
+
+def test_show_says_why_something_does_not_count(call: Call, model: Path, measured: list[Any], own_home: Path) -> None:
+    call("tune", str(model))
+    file = own_home / "cache" / "tuning.json"
+    file.write_text(file.read_text().replace('"threads": 1', '"threads": 2'))
+    shown = call("tune", str(model), "--show")
+    assert shown.code == 1
+    assert "changed since" in shown.err
+
+
+def test_the_plan_uses_it(call: Call, model: Path, measured: list[Any]) -> None:
+    call("tune", str(model))
+    estimate = call("run", "--estimate-only", "--explain", "-m", str(model))
+    assert "measured by edge tune on 2026-11-26: decode 33.1 tokens/s" in estimate.err
+    asked = call("run", "--estimate-only", "--explain", "-m", str(model), "--threads", "1")
+    assert "asked for" in asked.err
+
+
+def test_the_list_of_commands_names_them(call: Call) -> None:
+    listed = call("--help").out
+    assert "bench " in listed
+    assert "tune " in listed
+    assert "edge bench smollm2-135m" in call("bench", "--help").out
+
+
+def test_candidates_are_named_by_what_differs(model: Path, tmp_path: Path) -> None:
+    from edge.bench.candidates import Grid, find_candidates
+
+    artifacts = [open_artifact(model), open_artifact(write_gguf(tmp_path / "copy.gguf"))]
+
+    def names(grid: Grid) -> list[str]:
+        found: list[Candidate] = find_candidates(probe(), artifacts, grid, n_tokens=1024, cache_dir=tmp_path)
+        return [candidate.name for candidate in found]
+
+    assert names(Grid(backends=("fake",))) == ["tiny", "copy"]
+    grid = Grid(backends=("fake",), n_ubatch=(64, 128), flash_attention=(True, False))
+    assert names(grid)[:2] == ["tiny, batch 64, flash attention on", "tiny, batch 64, flash attention off"]
+    assert len(names(grid)) == 8
+
+
+def test_terminal_table(
+    call: Call, model: Path, bandwidth: None, terminal: type[Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    screen = terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "160")
+    from edge_cli.main import run
+
+    assert run(["bench", str(model), "--backend", "fake", *QUICK]) == 0
+    assert "decode t/s" in screen.written()
