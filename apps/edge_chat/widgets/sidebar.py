@@ -199,6 +199,9 @@ class Sidebar(Vertical):
     @on(Input.Submitted, "#search")
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
+        if self._timer is not None:  # typed faster than it is searched: what Enter opens next must not be of the old list
+            self._timer.stop()
+            self._want(event.value.strip())
         self.listing.focus()
 
     @on(OptionList.OptionSelected)

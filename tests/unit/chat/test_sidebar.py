@@ -50,14 +50,27 @@ async def test_search_answers_as_one_types_and_opens_the_message() -> None:
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
         await pilot.press("ctrl+f", *"div")
-        await eventually(pilot, lambda: len(listed(app)) == 1)
-        assert "Whales" in listed(app)[0] and "dive" in listed(app)[0]
+        await settle(pilot)
+        assert len(listed(app)) == 1 and "Whales" in listed(app)[0] and "dive" in listed(app)[0]
         await pilot.press("enter", "enter")
         await settle(pilot)
         assert texts(app)[0] == "You: How deep do whales dive?"
         await pilot.press("ctrl+f")
         await pilot.press("escape")
         await eventually(pilot, lambda: len(listed(app)) == 3)
+
+
+async def test_enter_searches_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_chat.widgets.sidebar._SEARCH_DELAY_S", 600.0)
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+f", *"dive", "enter")
+        await settle(pilot)
+        assert len(listed(app)) == 1 and "Whales" in listed(app)[0]
+        await pilot.press("enter")
+        await settle(pilot)
+        assert texts(app)[0] == "You: How deep do whales dive?"
 
 
 async def test_search_finds_other_branches_and_shows_them() -> None:
