@@ -17,7 +17,6 @@ import msgspec
 
 from edge.errors import ModelFileError
 from edge_convert.smaller.corpus import Corpus
-from edge_convert.smaller.loss import mean_metric, metric_loss
 from edge_convert.smaller.models import head_of, layers_of
 from edge_convert.smaller.recipe import Training
 from edge_convert.smaller.teacher import hidden_rows
@@ -26,7 +25,6 @@ __all__ = ["HeldOut", "Report", "distil", "measure"]
 
 _BETAS = (0.9, 0.95)
 _CLIP = 1.0
-_METRIC_TOKENS = 4096
 _PROGRESS_TOKENS = 2048
 _LEAST_RATE = 0.02
 _WEIGHTS = "state.safetensors"
@@ -100,7 +98,7 @@ def distil(
     if not run.resume():
         told("measuring the student before training", 0.0)
         run.state.before = measure(student, corpus, held_hidden)
-        run.state.course = [(0.0, run.glance())]
+        run.look()
     try:
         while run.share < 1:
             run.step()
@@ -158,8 +156,7 @@ class _Run:
 
         self._student, self._corpus, self._hidden, self._held = student, corpus, hidden, held_hidden
         self._training, self._folder = training, folder
-        self._head, self._weight = head_of(student)
-        self._metric: Any = None
+        self._head, _ = head_of(student)
         trained = [
             *layers_of(student).named_parameters(),
             *((f"norm.{n}", p) for n, p in student.base_model.norm.named_parameters()),
@@ -189,14 +186,14 @@ class _Run:
         """Read a batch and learn from it. Now and then look at the held-out texts and save."""
         started = time.monotonic()
         share = self.share
-        gradients = self._gradients(self._rows(), share < self._training.match)
+        gradients = self._gradients(self._rows())
         self.is_whole = False
         self._update(gradients, _rate(share, self._training))
         self.state.step += 1
         self.state.elapsed_s += time.monotonic() - started
         self.is_whole = True
         if int(self.share * 20) > int(share * 20):
-            self.state.course.append((self.state.elapsed_s, self.glance()))
+            self.look()
         if time.monotonic() - self._saved_at >= self._training.save_s:
             self.save()
 
@@ -214,7 +211,7 @@ class _Run:
             found.append(self._order[1][position % n_windows])
         return np.sort(np.asarray(found))  # rising: the disk is read in one direction
 
-    def _gradients(self, rows: Any, is_match: bool) -> list[Any]:
+    def _gradients(self, rows: Any) -> list[Any]:
         import numpy as np
         import torch
 
@@ -222,24 +219,9 @@ class _Run:
         teacher = hidden_rows(self._hidden, rows)[marks]
         tokens = torch.from_numpy(self._corpus.tokens[rows].astype(np.int64))
         student = self._student.base_model(input_ids=tokens, use_cache=False).last_hidden_state[marks]
-        if is_match:
-            loss = metric_loss(student, teacher, self._mean_metric())
-            found = torch.autograd.grad(loss, self._parameters)
-        else:
-            slope = self._head.gradient(student.detach(), teacher)
-            found = torch.autograd.grad(student, self._parameters, slope)
+        slope = self._head.gradient(student.detach(), teacher)
+        found = torch.autograd.grad(student, self._parameters, slope)
         return [gradient.float() for gradient in found]
-
-    def _mean_metric(self) -> Any:
-        """How much each direction of the last hidden state matters, over the first windows of the corpus."""
-        import numpy as np
-
-        if self._metric is None:
-            n_windows = max(1, _METRIC_TOKENS // self._training.window)
-            rows = np.linspace(0, len(self._corpus.tokens) - 1, min(n_windows, len(self._corpus.tokens))).astype(int)
-            states = hidden_rows(self._hidden, np.unique(rows))
-            self._metric = mean_metric(self._head, self._weight, states.reshape(-1, states.shape[-1]))
-        return self._metric
 
     def _update(self, gradients: list[Any], rate: float) -> None:
         import torch
@@ -257,23 +239,23 @@ class _Run:
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self._masters)
 
-    def glance(self) -> float:
-        """Mean divergence on a small part of each held-out text."""
+    def look(self) -> None:
+        """Note the mean divergence on a small part of each held-out text."""
         if not self._corpus.held_out:
-            return math.nan
+            return
         each = max(1, _PROGRESS_TOKENS // self._training.window // len(self._corpus.held_out))
         found = [
             _measure(self._student, tokens, counted, self._held[name], min(each, len(tokens))).divergence
             for name, (tokens, counted) in self._corpus.held_out.items()
         ]
-        return sum(found) / len(found)
+        self.state.course.append((self.state.elapsed_s, sum(found) / len(found)))
 
     def describe(self) -> str:
         """How it stands, in a few words."""
         state, training = self.state, self._training
         speed = state.step * training.batch * training.window / max(state.elapsed_s, 1e-9)
         text = f"step {state.step:,}, {speed:,.0f} tokens/s"
-        if self._corpus.held_out and state.course:
+        if state.course:
             text += f", held-out KL {state.course[-1][1]:.2f} (was {state.course[0][1]:.2f})"
         return text
 

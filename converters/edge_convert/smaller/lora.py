@@ -6,6 +6,7 @@ Only safetensors: an adapter that is a pickle could run any code when it is open
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,7 +144,10 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, told: Callable[[fl
     model = open_model(source.folder, "float32")
     told(0.3)
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what has another name now
+            wrapped = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
+        merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"peft cannot merge {adapter.name}: {error}.", "Merge it with the tool that trained it."

@@ -3,17 +3,13 @@
 What the head does with a hidden state h is known (logits = W h), so the gradient of KL(teacher || student) by the student's
 h is W^T (p_student - p_teacher). Written out, no piece keeps more than a few hundred rows of logits, the teacher's logits come
 from its last hidden states, and autograd sees the body of the student only.
-
-Near the teacher, KL is a quadratic form of the difference of the hidden states: 1/2 d^T F d, with F the covariance of the
-head's rows under the teacher's distribution. Its mean over a text (`mean_metric`) makes a loss that needs no head at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Head", "mean_metric", "metric_loss"]
+__all__ = ["Head"]
 
 _CHUNK = 256
 
@@ -102,37 +98,3 @@ class Head:
             shape = (self._chunk, len(self._weight))
             self._buffers = tuple(torch.empty(shape, dtype=self._weight.dtype) for _ in range(2))
         return self._buffers[0][:n_rows], self._buffers[1][:n_rows]
-
-
-def mean_metric(head: Head, weight: Any, hidden: Any, told: Callable[[float], None] | None = None) -> Any:
-    """The mean of F (see above) over hidden states.
-
-    Args:
-        head: of the teacher.
-        weight: its matrix, [n_vocab, width].
-        hidden: the teacher's, [n, width].
-        told: told the share that is done.
-
-    Returns:
-        float32 [width, width].
-    """
-    import torch
-
-    wide = weight.float()
-    total, centre = torch.zeros(len(wide)), torch.zeros(wide.shape[1], wide.shape[1])
-    with torch.no_grad():
-        for start in range(0, len(hidden), _CHUNK):
-            p = head.logits(hidden[start : start + _CHUNK]).softmax(-1)
-            total += p.sum(0)
-            mean = p @ wide
-            centre += mean.T @ mean
-            if told:
-                told(start / len(hidden))
-        found = (wide.T * total) @ wide - centre
-    return found / len(hidden)
-
-
-def metric_loss(student: Any, teacher: Any, metric: Any) -> Any:
-    """Mean of 1/2 d^T F d, differentiable by the student's hidden states."""
-    difference = (student - teacher).float()
-    return 0.5 * ((difference @ metric) * difference).sum(-1).mean()

@@ -71,7 +71,6 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         batch: windows in a step.
         lr: highest learning rate.
         warmup: share of the training in which the rate rises.
-        match: share of the training, at its beginning, that brings the last hidden state near the teacher's; see loss.py.
         weight_decay: of the matrices.
         seed: of the order of windows and of the teacher's writing.
         save_s: seconds between two states on the disk.
@@ -80,10 +79,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     minutes: float = 0.0
     steps: int = 0
     window: int = 256
-    batch: int = 8
+    batch: int = 4
     lr: float = 8e-4
     warmup: float = 0.05
-    match: float = 0.0
     weight_decay: float = 0.0
     seed: int = 1
     save_s: float = 60.0
@@ -96,7 +94,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         title: for people.
         keep_layers: how many stay.
         layers: how they are chosen: "influence", "divergence", or the numbers themselves.
-        repair_tokens: read to fit what is left to the teacher before training; 0 leaves that out.
+        repair_tokens: read to fit what is left to the teacher before training; 0 leaves that out. Worth it where training is
+            short: after a minute or two it makes no difference.
         texts: what is trained on and measured.
         training: how.
     """
@@ -104,7 +103,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     title: str = ""
     keep_layers: int
     layers: Literal["influence", "divergence"] | tuple[int, ...] = "influence"
-    repair_tokens: int = 32_768
+    repair_tokens: int = 0
     texts: tuple[Text, ...] = ()
     training: Training = Training()
 
@@ -170,7 +169,6 @@ def check_recipe(recipe: Recipe) -> Recipe:
         "batch": training.batch >= 1,
         "lr": 0 < training.lr < 1,
         "warmup": 0 <= training.warmup < 1,
-        "match": 0 <= training.match <= 1,
         "weight_decay": 0 <= training.weight_decay < 1,
         "save_s": training.save_s >= 0,
         "repair_tokens": recipe.repair_tokens >= 0,

@@ -5,6 +5,9 @@ of a layer (`mlp.down_proj`) adds to that output linearly, so the best one is th
 student itself feeds it: no gradient, one pass over some ten thousand tokens, and later layers make up for what earlier ones
 could not.
 
+Measured on SmolLM2-135M, 15 of 30 layers: KL 3.6 before, 1.8 after a minute of this. 90 s of training bring either to 1.4, so
+it is for those who train little or not at all.
+
 Rows are weighted by the size of the target, since the next layer begins with a norm.
 Layers with a norm behind the matrix (Gemma) are left as they are.
 

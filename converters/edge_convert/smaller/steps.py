@@ -193,8 +193,7 @@ def _terms(recipe: Recipe) -> str:
         f"{training.steps} steps" if training.steps else f"{training.minutes:g} minutes, so the steps depend on the machine"
     )
     return (
-        f"recipe: {length}, {training.batch} windows of {training.window}, learning rate {training.lr:g}, "
-        f"matched {training.match:g}, seed {training.seed}"
+        f"recipe: {length}, {training.batch} windows of {training.window}, learning rate {training.lr:g}, seed {training.seed}"
     )
 
 
