@@ -18,7 +18,7 @@ Between what makes it hold back and what makes it let go there is a gap, so that
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from edge.config_schema import GovernorSettings
@@ -78,6 +78,11 @@ class Limits:
     is_alone: bool
     note: str = ""
     why: str = ""
+
+    def with_window(self, n_ctx: int) -> Limits:
+        """The same, for a backend that stays with another window than was wanted; the note tells no other tale."""
+        note = self.note.replace(f"window {self.n_ctx:,}", "one reply at a time")
+        return replace(self, n_ctx=n_ctx, note=note)
 
 
 class _Stairs:

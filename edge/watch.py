@@ -48,14 +48,21 @@ class Watch:
             self._thread.join()
 
     def _run(self) -> None:
+        has_failed = False
+        while not self._closed.is_set():
+            try:
+                self._look()
+            except BackendError:
+                return  # the assistant was closed meanwhile
+            except Exception:  # noqa: BLE001 (a bug of ours; a thread's traceback would go over the chat, and what is held back stay so)
+                if not has_failed:
+                    _log.exception("The sensors could not be read")
+                has_failed = True
+            self._closed.wait(self._period_s)
+
+    def _look(self) -> None:
         before = self._governor.limits
-        try:
-            while not self._closed.is_set():
-                limits = self._governor.step(self._sensors.read(), time.monotonic())
-                if limits is not before:
-                    _log.info("%s (%s)", limits.note or "nothing is held back any more", limits.why or "all is well")
-                    self._apply(limits)
-                    before = limits
-                self._closed.wait(self._period_s)
-        except BackendError:
-            return  # the assistant was closed meanwhile
+        limits = self._governor.step(self._sensors.read(), time.monotonic())
+        if limits is not before:
+            _log.info("%s (%s)", limits.note or "nothing is held back any more", limits.why or "all is well")
+            self._apply(limits)

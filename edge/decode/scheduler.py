@@ -329,6 +329,8 @@ class Scheduler:
         except (ModelTooLargeError, UnsupportedError) as error:
             _log.warning("The context window stays at %d tokens: %s", self._backend.n_ctx, error)
             wanted = self.n_ctx  # until the limits change again
+            if self._limits is not None:
+                self._limits = self._limits.with_window(self._backend.n_ctx)
         if wanted == self.n_ctx:
             self.n_ctx = self._backend.n_ctx  # engines round up
 

@@ -225,7 +225,7 @@ def test_a_cache_that_cannot_be_made_anew_stays(make: Any, refusal: Exception, c
     assistant, backend = make()
     backend.refusal = refusal
     hold(assistant, SHORT)
-    assert assistant.n_ctx == 4096
+    assert (assistant.n_ctx, assistant.held_back) == (4096, "short of memory: one reply at a time")
     assert assistant.generate("hello").wait() == "5 letters."
     assert backend.sizes == [1024], "asked once, not before every token"
     assert "stays at 4096" in caplog.text

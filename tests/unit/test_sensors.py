@@ -207,6 +207,21 @@ def test_a_watch_hands_over_what_changes_and_only_that() -> None:
     assert [limits.note for limits in told] == ["hot: 3 of 4 threads"]
 
 
+def test_a_watch_goes_on_after_a_failure_and_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Scripted):
+        def read(self) -> Readings:
+            if len(self.left) > 1:
+                self.left.pop()
+                raise RuntimeError("no thread can be started")
+            return HOT
+
+    is_told = threading.Event()
+    watch = Watch(Governor(Workload(4, 4, 8192)), Failing(HOT, HOT, HOT), lambda _: is_told.set(), period_s=0.001)
+    assert is_told.wait(60)
+    watch.close()
+    assert caplog.text.count("The sensors could not be read") == 1
+
+
 def test_a_watch_ends_when_nobody_wants_its_limits() -> None:
     def apply(limits: Limits) -> None:
         raise BackendError("This assistant is closed.")
