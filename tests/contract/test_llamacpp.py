@@ -356,7 +356,7 @@ def test_the_watcher_sets_the_flag_when_it_is_told_to_stop() -> None:
         return True
 
     with flag.watching(should_stop, poll_s=0.001):
-        assert asked.wait(10)
+        assert asked.wait(120)
         while not flag.callback(flag.user_data):
             asked.wait(0.001)
     assert not flag.callback(flag.user_data)

@@ -62,7 +62,7 @@ def test_power_is_integrated() -> None:
             yield line
 
     meter = PowerMeter("test", lines(), lambda line: float(line) if line != "noise" else None, clock=clock)  # type: ignore[arg-type]
-    assert meter.wait(5)
+    assert meter.wait(120)
     meter.close()
     # Each line speaks for the time since the one before: 6 W for 1 s, 1 W for 3 s; then the last one goes on.
     assert meter.joules() == pytest.approx(9.0)
