@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from edge.metrics import Cost
 from edge.types import FinishReason, Timing, Usage
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Reply:
         progress: (tokens of the prompt that are read, tokens of the prompt); (0, 0) before that is known.
         finish_reason: "stop", "length", "cancelled" or "error"; None while it is being written.
         usage, timing: what the turn took; complete when the reply is.
+        cost: what it took from the device: memory, and energy where that is known.
         held_back: what was held back meanwhile because the device was hot, low on battery or short of memory, in a few words.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: ids of the reply's tokens, once it is over; empty when a stop text cut through them.
@@ -39,6 +41,7 @@ class Reply:
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
         self.timing = Timing()
+        self.cost = Cost()
         self.held_back = ""
         self.node: Node | None = None
         self.tokens: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ from edge.context import Summary, Window, fit
 from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
 from edge.kv.answers import Answer, Answers
+from edge.metrics import TurnMeter
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
@@ -83,6 +84,7 @@ class Keeper:
             "usage": asdict(reply.usage),
             "tokens": list(reply.tokens),  # so that the prompt after a restart holds what is in the KV cache
             "timing": asdict(reply.timing),
+            "cost": asdict(reply.cost),
             "held_back": reply.held_back,
             "plan": self._plan,
             "summary": asdict(self.summary) if self.summary is not None else None,
@@ -157,6 +159,7 @@ class Turn:
         self._window = window
         self._keeper = keeper
         self._asked_at = time.perf_counter()
+        self._meter = TurnMeter()
         self._tokenize_ms = 0.0
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
 
@@ -181,6 +184,7 @@ class Turn:
         timing = finished.timing
         waited_ms = max(0.0, timing.queue_ms - self._tokenize_ms)
         reply.timing = replace(timing, tokenize_ms=self._tokenize_ms, queue_ms=waited_ms)
+        reply.cost = self._meter.read()
         if finished.tokens:
             self._prompting.remember_reply(reply.text, finished.tokens)
         if keeper is not None:

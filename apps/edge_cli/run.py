@@ -91,7 +91,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             kept = conversation.id if keeps else None
             _show_result(assistant, reply, kept, as_lines=options["as_lines"])
         if options["stats"]:
-            output.note(stats_line(reply.usage, reply.timing) + (f"; held back: {reply.held_back}" if reply.held_back else ""))
+            output.note(stats_line(reply))
     return 1 if keeps and reply.node is None else 0  # a notice has said why it is not kept
 
 
@@ -189,6 +189,7 @@ def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
         "timing": {**dataclasses.asdict(timing), "tokens_per_s": timing.tokens_per_s(usage.n_generated)},
         "plan": assistant.plan.to_dict() if assistant.plan is not None else None,
+        "cost": dataclasses.asdict(reply.cost),
         "held_back": reply.held_back,
         "conversation": conversation_id,
         "notices": [*assistant.notices, *reply.notices],

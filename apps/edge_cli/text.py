@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge.plan import Plan
-    from edge.types import Timing, Usage
+    from edge.reply import Reply
+    from edge.types import Usage
 
 __all__ = ["memory_lines", "reuse_text", "size", "stats_line"]
 
@@ -20,8 +21,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
-def stats_line(usage: Usage, timing: Timing) -> str:
+def stats_line(reply: Reply) -> str:
     """What one reply took, on one line."""
+    from edge.receipt import size_text
+
+    usage, timing, cost = reply.usage, reply.timing, reply.cost
     parts = [
         f"first token after {timing.first_token_ms / 1000:.2f} s",
         f"{timing.tokens_per_s(usage.n_generated):.1f} tokens/s",
@@ -29,6 +33,12 @@ def stats_line(usage: Usage, timing: Timing) -> str:
         f"{usage.n_prompt:,} tokens read ({reuse_text(usage)})",
         f"{timing.total_ms / 1000:.2f} s in all",
     ]
+    if cost.memory_bytes:
+        parts.append(f"{size_text(cost.memory_bytes)} of memory")
+    if cost.energy_j is not None:
+        parts.append(f"{cost.energy_j:.1f} J")
+    if reply.held_back:
+        parts.append(f"held back: {reply.held_back}")
     return ", ".join(parts)
 
 
