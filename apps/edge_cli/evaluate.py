@@ -110,6 +110,11 @@ def print_card(card: Card) -> None:
         output.piece(_rich_table(card, used))
     else:
         output.table([tuple(cells(row)[index] or "-" for index in used) for row in card.rows])
+    by_tool: dict[str, list[str]] = {}
+    for row in card.rows:
+        by_tool.setdefault(row.tool, []).append(row.name)
+    for tool, names in by_tool.items():
+        output.note(f"Computed by {output.plain(tool)}: {output.plain(', '.join(names))}.")
     for note in notes(card):
         output.note(note)
 

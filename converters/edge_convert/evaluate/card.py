@@ -8,16 +8,19 @@ import msgspec
 
 from edge.errors import ModelFileError
 from edge_convert.evaluate.gate import Failure
-from edge_convert.evaluate.metrics import Quality
+from edge_convert.evaluate.metrics import Quality, Scores
 
 __all__ = [
     "COLUMNS",
+    "KINDS_TITLE",
+    "KIND_COLUMNS",
     "N_QUALITY_COLUMNS",
     "Card",
     "Row",
     "Speed",
     "cells",
     "failures",
+    "kinds",
     "markdown",
     "notes",
     "read_card",
@@ -114,6 +117,10 @@ COLUMNS = (
 )
 """Headings of what `cells` gives."""
 
+KINDS_TITLE = "By kind of text (KL mean / top-1), and what computed each model"
+KIND_COLUMNS = ("model", "prose", "chat", "computed by")
+"""Headings of what `kinds` gives."""
+
 N_QUALITY_COLUMNS = 7
 """The first of them, up to the greedy tokens; the rest is speed."""
 
@@ -137,6 +144,16 @@ def cells(row: Row) -> tuple[str, ...]:
         )
     perplexity = f"{quality.prose.perplexity:.2f}{' *' if row.is_part else ''}"
     return (row.name, f"{row.size_bytes / 1e6:.1f} MB", perplexity, kl, p99, top1, same, *measured)
+
+
+def kinds(row: Row) -> tuple[str, ...]:
+    """A row as texts, one for each of KIND_COLUMNS."""
+    prose, chat = ("", "") if row.is_reference else (_agreement(row.quality.prose), _agreement(row.quality.chat))
+    return row.name, prose, chat, row.tool
+
+
+def _agreement(scores: Scores | None) -> str:
+    return f"{_kl(scores.kl_mean)} / {100 * scores.top1:.1f}%" if scores else ""
 
 
 def _kl(value: float) -> str:
@@ -190,14 +207,8 @@ def markdown(card: Card, title: str = "What the converted models are worth") -> 
     for row in card.rows:
         texts = cells(row)
         lines.append("| " + " | ".join(texts[index].replace("|", "\\|") for index in used) + " |")
-    lines += ["", "By kind of text (KL mean / top-1), and what computed each model:", ""]
-    lines += ["| model | prose | chat | computed by |", "|---|---:|---:|---|"]
-    for row in card.rows:
-        chat = row.quality.chat
-        kinds = [row.quality.prose, chat] if chat else [row.quality.prose]
-        texts = tuple(f"{_kl(scores.kl_mean)} / {100 * scores.top1:.1f}%" for scores in kinds)
-        prose, talk = ("", "") if row.is_reference else (texts[0], texts[1] if len(texts) > 1 else "")
-        lines.append(f"| {row.name} | {prose} | {talk} | {row.tool} |")
+    lines += ["", f"{KINDS_TITLE}:", "", "| " + " | ".join(KIND_COLUMNS) + " |", "|---|---:|---:|---|"]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in kinds(row)) + " |" for row in card.rows]
     lines += ["", *(f"- {note}" for note in notes(card) + failures(card)), ""]
     return "\n".join(lines)
 

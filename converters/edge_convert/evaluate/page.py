@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from edge_convert.evaluate.card import COLUMNS, Card, Row, cells, failures, notes
+from edge_convert.evaluate.card import COLUMNS, KIND_COLUMNS, KINDS_TITLE, Card, Row, cells, failures, kinds, notes
 
 __all__ = ["html_page"]
 
@@ -35,12 +35,8 @@ svg .dim { fill: var(--dim); } svg .grid { stroke: var(--line); } ul { color: va
 def html_page(card: Card, title: str = "What the converted models are worth") -> str:
     """The card as a self-contained page: no scripts, nothing is loaded."""
     used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
-    head = "".join(f"<th>{escape(COLUMNS[index])}</th>" for index in used)
-    body = ""
-    for row in card.rows:
-        texts = cells(row)
-        kind = ' class="failed"' if row.failures else ""
-        body += f"<tr{kind}>" + "".join(f"<td>{escape(texts[index])}</td>" for index in used) + "</tr>\n"
+    main = _table(card, [COLUMNS[index] for index in used], lambda row: [cells(row)[index] for index in used])
+    by_kind = _table(card, KIND_COLUMNS, kinds)
     formats = dict.fromkeys(row.format for row in card.rows)
     key = "".join(f'<span><i style="background:{_COLOURS[form]}"></i>{_TITLES[form]}</span>' for form in formats)
     plots = "".join(f"<section><h2>{escape(name)}</h2>{svg}</section>\n" for name, svg in _plots(card) if svg)
@@ -48,9 +44,18 @@ def html_page(card: Card, title: str = "What the converted models are worth") ->
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n'
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
-        f'<div class="plots">\n{plots}</div>\n<p class="key">{key}</p>\n<ul>\n{listed}</ul>\n</body>\n</html>\n'
+        f'{main}<div class="plots">\n{plots}</div>\n<p class="key">{key}</p>\n'
+        f"<h2>{escape(KINDS_TITLE)}</h2>\n{by_kind}<ul>\n{listed}</ul>\n</body>\n</html>\n"
     )
+
+
+def _table(card: Card, columns: Sequence[str], texts: Callable[[Row], Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = ""
+    for row in card.rows:
+        kind = ' class="failed"' if row.failures else ""
+        body += f"<tr{kind}>" + "".join(f"<td>{escape(text)}</td>" for text in texts(row)) + "</tr>\n"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _plots(card: Card) -> list[tuple[str, str]]:

@@ -262,6 +262,7 @@ def test_the_command_prints_the_card_and_fails_the_gate(
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["llama-fp32", "llama-int4"]
     assert "Held to llama-fp32" in err
+    assert "Computed by onnxruntime" in err and ": llama-fp32, llama-int4." in err
     assert page.read_text().startswith("<!doctype html>")
     assert text.read_text().startswith("# What the converted models are worth")
 

@@ -306,6 +306,8 @@ def test_the_page_is_whole_loads_nothing_and_escapes_names() -> None:
     assert page.count["svg"] == 6
     assert page.count["circle"] == 2
     assert "<script>alert(1)</script>" in page.words
+    assert "computed by" in page.words and page.words.count("llama.cpp") == 2 and "transformers 5" in page.words
+    assert page.count["table"] == 2
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
