@@ -86,6 +86,7 @@ def check_names(settings: Settings) -> Iterator[Check]:
 def check_engines(profile: DeviceProfile) -> Iterator[Check]:
     """Is there an engine that this version can run a model with?"""
     from edge.backends.base import BACKENDS
+    from edge.placement import install_hint
 
     usable = [engine for engine in profile.engines if engine.name in BACKENDS and engine.is_installed]
     for engine in usable:
@@ -93,6 +94,12 @@ def check_engines(profile: DeviceProfile) -> Iterator[Check]:
         yield Check("engine", "ok", text)
     if not usable:
         yield Check("engine", "broken", "No engine is installed that could run a model.", "Run: make install")
+    for engine in profile.engines:
+        formats = {"onnx": "ONNX", "coreml": "Core ML"}.get(engine.name)
+        is_of_use = engine.name != "coreml" or profile.apple is not None
+        if formats and is_of_use and not engine.version:
+            text = f"{engine.package} is not installed, so no {formats} model can be run"
+            yield Check("engine", "note", text, install_hint(engine.name))
 
 
 def check_safety(safety: Safety) -> Iterator[Check]:

@@ -12,7 +12,7 @@ from edge_cli.group import CONTEXT_SETTINGS, examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
-    from edge.device import Cpu, DeviceProfile
+    from edge.device import Cpu, DeviceProfile, Engine
 
 __all__ = ["device_rows", "devices"]
 
@@ -60,10 +60,18 @@ def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
     if thermal.state != "unknown":
         degrees = f"{thermal.hottest_c:.0f} °C" if thermal.hottest_c is not None else ""
         rows.append(("heat", ", ".join(part for part in (thermal.state, degrees, thermal.detail) if part)))
-    for engine in profile.engines:
-        about = f"{engine.version}, for {', '.join(engine.accelerators)}" if engine.is_installed else "not installed"
-        rows.append(("engine", f"{engine.package} {about}"))
+    rows += [("engine", f"{engine.package} {_about(engine)}") for engine in profile.engines]
     return [row for row in rows if row[1]]
+
+
+def _about(engine: Engine) -> str:
+    from edge.placement import install_hint
+
+    if engine.is_installed:
+        return f"{engine.version}, for {', '.join(engine.accelerators)}"
+    if engine.version:
+        return f"{engine.version}, which only converts models on this system"
+    return f"not installed. {install_hint(engine.name)}".rstrip()
 
 
 def _board_rows(profile: DeviceProfile) -> list[tuple[str, str]]:

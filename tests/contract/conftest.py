@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
+from edge.artifact import Artifact, open_artifact
 from edge.backends.base import Backend
 from edge.backends.fake import FakeBackend
 from edge.plan import MemoryEstimate, Plan
@@ -356,8 +356,7 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def onnx_plan(path: Path, **changes: object) -> Plan:
     """A small plan for an ONNX folder."""
-    artifact = Artifact(path=path, format="onnx", name=path.stem, size_bytes=1)
-    values = {"backend": "onnx", "artifact": artifact, "kv_type_k": "f32", "kv_type_v": "f32"}
+    values = {"backend": "onnx", "artifact": open_artifact(path), "kv_type_k": "f32", "kv_type_v": "f32"}
     return make_plan(path, **{**values, **changes})
 
 

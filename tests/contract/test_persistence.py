@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from edge.assistant import Assistant, Conversation, DiskCache
-from edge.backends.llamacpp import LlamaCppBackend
+from edge.backends.base import open_backend
 from edge.conversation import ConversationStore
 from edge.kv.opening import model_fingerprint
 from edge.kv.store import BlockStore
 from edge.types import Sampling
+
+from .conftest import onnx_plan
 
 PlanFor = Callable[..., Any]
 TinyModel = Callable[[str], Path]
@@ -109,7 +111,7 @@ def opener(
     """Makes assistants with the disk, or without."""
 
     def open(store: ConversationStore) -> Assistant:
-        backend = LlamaCppBackend(plan)
+        backend = open_backend(plan)
         disk = None
         if directory is not None:
             blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False)
@@ -162,3 +164,19 @@ def test_several_sequences_and_the_disk_give_what_one_gives(tiny_model: TinyMode
     alone = World(opener(one, None), restarts=True)
     together = World(opener(four, tmp_path / "kv"), restarts=False)
     compare(together, alone, range(200, 210))
+
+
+@pytest.mark.parametrize("kind", ["onnx-int4", "onnx-plain"])
+def test_onnx_says_the_same_after_a_restart_and_from_the_disk(tiny_onnx: TinyModel, tmp_path: Path, kind: str) -> None:
+    plan = onnx_plan(tiny_onnx(kind), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    cold = World(opener(plan, None, exact=True), restarts=True)
+    exact = World(opener(plan, tmp_path / "exact", exact=True), restarts=True)
+    running = World(opener(plan, tmp_path / "running"), restarts=False)
+    restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
+    for seed in range(400, 403):
+        assert live(exact, seed) == live(cold, seed)
+        assert live(restarted, seed) == live(running, seed)
+    n_restored = min(exact.n_restored, restarted.n_restored)
+    for world in (cold, exact, running, restarted):
+        world.end()
+    assert n_restored > 500

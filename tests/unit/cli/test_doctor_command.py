@@ -193,6 +193,18 @@ def test_doctor_without_an_engine(call: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert found["engine"]["state"] == found["canary"]["state"] == "broken"
 
 
+def test_engines_that_are_not_there_say_what_installs_them(call: Any) -> None:
+    absent = tuple(Engine(name, package, "", ()) for name, package in (("onnx", "onnxruntime"), ("coreml", "coremltools")))
+    profile = dataclasses.replace(LAPTOP, engines=(LAPTOP.engines[0], *absent))
+    checks = json.loads(call("doctor", "--json", app=doctor_app(profile)).out)["checks"]
+    notes = {check["text"]: check["hint"] for check in checks if check["what"] == "engine" and check["state"] == "note"}
+    assert list(notes) == ["onnxruntime is not installed, so no ONNX model can be run"], "Core ML would be of no use here"
+    assert "[onnx]" in notes[next(iter(notes))]
+    assert "onnxruntime not installed. Install it: pip" in call("devices", app=App(probe=lambda: profile)).out
+    profile = dataclasses.replace(MAC, engines=(*MAC.engines, Engine("coreml", "coremltools", "9.0", ())))
+    assert "coremltools 9.0, which only converts models" in call("devices", app=App(probe=lambda: profile)).out
+
+
 def test_doctor_tells_what_the_canary_turned_off(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge.backends.canary, "load_safety", lambda cache_dir: Safety(False, "AMX is off."))
     found = findings(call, doctor_app(), 0)
