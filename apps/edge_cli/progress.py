@@ -105,8 +105,8 @@ class ConvertProgress:
         title = f"{progress.step}/{progress.n_steps} {output.plain(progress.title)}"
         if self._bar is not None:
             left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"
-            detail = f": {output.plain(progress.detail)}" if progress.detail else ""
-            self._bar.update(self._task, description=title + detail, completed=progress.total_share, left=left)
+            shown = {"left": left, "detail": output.plain(progress.detail)}
+            self._bar.update(self._task, description=title, completed=progress.total_share, **shown)
         elif progress.step != self._last:
             self._last, self._said_at = progress.step, time.monotonic()
             output.note(title + (" (done already)" if progress.is_resumed else ""))
@@ -118,16 +118,21 @@ class ConvertProgress:
         if output.is_terminal(sys.stderr):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+            from rich.table import Column
 
+            # The detail takes what room there is, and gives way where there is none.
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[left]}", markup=False),
+                TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
+                expand=True,
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=1.0, left="")
+            self._task = self._bar.add_task("", total=1.0, left="", detail="")
             self._bar.start()
         return self
 

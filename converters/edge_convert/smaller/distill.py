@@ -256,7 +256,7 @@ class _Run:
         speed = state.step * training.batch * training.window / max(state.elapsed_s, 1e-9)
         text = f"step {state.step:,}, {speed:,.0f} tokens/s"
         if state.course:
-            text += f", held-out KL {state.course[-1][1]:.2f} (was {state.course[0][1]:.2f})"
+            text = f"held-out KL {state.course[-1][1]:.2f} (was {state.course[0][1]:.2f}), {text}"
         return text
 
     def save(self) -> None:
