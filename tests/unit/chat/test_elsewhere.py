@@ -91,11 +91,11 @@ async def test_a_reply_stopped_before_its_first_word_says_so() -> None:
 
     class Gated(FakeBackend):
         def decode(self, steps: Sequence[tuple[int, int]]) -> None:
-            gate.wait(60)
+            gate.wait(120)
             super().decode(steps)
 
         def prefill(self, seq_id: int, tokens: Sequence[int], **options: object) -> int:
-            gate.wait(60)
+            gate.wait(120)
             return super().prefill(seq_id, tokens, **options)  # type: ignore[arg-type]
 
     app = fake_app(lambda: Gated(n_ctx=8192))
