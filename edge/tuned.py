@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Better", "apply_tuning", "explain_tuning"]
 
-_EXACT = ("f32", "f16")
+_EXACT = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)

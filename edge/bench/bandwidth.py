@@ -71,9 +71,9 @@ def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | N
         setting: how its KV cache is kept.
         n_past: tokens in the window.
     """
-    header = artifact.header
+    header, facts = artifact.header, artifact.facts
     if header is None:
-        return None if not artifact.path.is_dir() else sum(_weight_bytes(path) for path in artifact.path.rglob("*"))
+        return round(facts.weights_bytes + facts.cell_bytes * n_past) if facts is not None and facts.weights_bytes else None
     layers = model_layers(header)
     n_experts, n_used = (header.metadata.get(f"{header.architecture}.expert_{what}") for what in ("count", "used_count"))
     idle = 0.0
@@ -82,8 +82,3 @@ def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | N
         idle = expert_bytes * (1 - n_used / n_experts)
     kv = layers.cell_bytes(setting.kv_type_k, setting.kv_type_v) * n_past
     return round(sum(layers.weights) + layers.output_bytes - idle + kv)
-
-
-def _weight_bytes(path: Path) -> int:
-    is_weights = path.is_file() and (path.suffix in (".onnx", ".bin") or path.name.endswith(".onnx.data"))
-    return path.stat().st_size if is_weights else 0

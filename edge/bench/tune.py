@@ -253,7 +253,7 @@ class Tuner:
         return self._possible([self._request(msgspec.structs.replace(stands, kv_type_k=k, kv_type_v=k)) for k in kinds])
 
     def _request(self, setting: Setting) -> PlanRequest:
-        is_quantised = setting.kv_type_k not in ("f32", "f16")
+        is_quantised = setting.kv_type_k not in ("f32", "f16", "bf16")
         return PlanRequest(
             backend=setting.backend,
             require=setting.accelerator,  # type: ignore[arg-type]
@@ -277,8 +277,9 @@ class Tuner:
 
     def _setting(self, request: PlanRequest) -> Setting:
         needed = max(n_prompt + n_decode + 1 for n_prompt, n_decode in _LENGTHS)
-        trained = self._artifact.header.n_ctx_train if self._artifact.header else 0
-        request = replace(request, context=min(needed, trained) if trained else needed, n_seq=1)
+        facts = self._artifact.facts
+        limits = [limit for limit in (facts.n_ctx_train, facts.n_ctx_max) if limit] if facts is not None else []
+        request = replace(request, context=min([needed, *limits]), n_seq=1)
         plan = make_plan(self._device, self._artifact, request, safety=self._safety)
         setting = setting_of(plan)
         self._plans[setting] = plan
