@@ -108,7 +108,7 @@ def read_graph(path: Path) -> Graph:
                 for inner, node, _, _ in fields(_message(value)):
                     if inner == _FUNCTION_NODE:
                         reader.read_node(_message(node), 1)
-    except (ProtobufError, UnicodeDecodeError) as error:
+    except ProtobufError as error:
         raise ModelFileError(f"{path} is no ONNX model, or is damaged: {error}.", _AGAIN) from error
     if not reader.inputs or not reader.ops:
         raise ModelFileError(f"{path} is no ONNX model: it has no graph.", _AGAIN)
@@ -156,9 +156,10 @@ def only_last_logits(data: bytes, logits: str) -> bytes | None:
     Raises:
         ProtobufError: the model is damaged.
     """
-    start, end, graph = next(
-        (start, end, _message(value)) for number, value, start, end in fields(memoryview(data)) if number == _MODEL_GRAPH
-    )
+    graphs = [(start, end, value) for number, value, start, end in fields(memoryview(data)) if number == _MODEL_GRAPH]
+    if len(graphs) != 1:
+        raise ProtobufError(f"it has {len(graphs)} graphs")
+    start, end, graph = graphs[0][0], graphs[0][1], _message(graphs[0][2])
     nodes: dict[str, tuple[str, list[str], int, int]] = {}  # name of an output -> operator, inputs, place
     constants: set[str] = set()
     place_of_output = (0, 0)
@@ -290,7 +291,10 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode("utf-8")
+    try:
+        return bytes(_message(value)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProtobufError(f"a name is no text: {error}") from error
 
 
 def _weight(data: memoryview) -> Weight:
