@@ -218,9 +218,15 @@ def bytes_per_token(plan: Plan, folder: Path) -> dict[str, float]:
         one.store.flush(60.0)
         stats = one.store.stats()
         written = sum(info.size_bytes for info in one.store.ls())
-        own = len(one.scheduler.call(lambda backend: backend.export_kv(0, 0, 256))) / 256
+        own = one.scheduler.call(bytes_of_a_token)
     shutil.rmtree(directory)
     return {"per token": written / stats.n_tokens, "own size": own, "ratio": written / stats.n_tokens / own}
+
+
+def bytes_of_a_token(backend: Any) -> float:
+    """The KV's own size, from the longest sequence: turns may have moved to another one than the first."""
+    longest = max(range(backend.capabilities.n_seq), key=backend.length)
+    return len(backend.export_kv(longest, 0, 256)) / 256
 
 
 def bytes_text(backend: LlamaCppBackend, end: Finished) -> str:
