@@ -1,0 +1,72 @@
+"""`edge.load` with a Core ML package, on what looks like a Mac: plan, trial, fallback, reply, disk, receipt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra [convert]")
+pytest.importorskip("coremltools", reason="needs the extra [convert]")
+
+import edge
+from edge.backends import coreml, coreml_trial
+from edge.backends.coreml_engine import Share
+from edge.backends.coreml_trial import Verdict
+from edge.errors import BackendUnavailableError
+from edge.types import Sampling
+from tests.contract.test_persistence import NO_LETTERS
+from tests.standins.coremltools_predict import make_coremltools
+from tests.unit.test_choosing import device
+
+GPU = Verdict(is_good=True, divergence=0.001, placement=(Share("GPU", 70, 0.9), Share("CPU", 10, 0.1)))
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan sees a Mac, the backend the stand-in, and the Neural Engine kills whoever tries this package on it."""
+    profile = device("mac-m1", coreml=("ane", "metal", "cpu"))
+    roomy = replace(profile, memory=replace(profile.memory, available_bytes=profile.memory.total_bytes))
+    monkeypatch.setattr("edge.device.probe", lambda *a, **k: roomy)
+    monkeypatch.setattr(coreml, "load_coremltools", make_coremltools)
+    good = msgspec.json.encode(GPU).decode()
+    programs = {"CPU_AND_NE": "import os; os.abort()", "CPU_AND_GPU": f"print({good!r})", "CPU_ONLY": "1 / 0"}
+    monkeypatch.setattr(coreml_trial, "_command", lambda path, units, cache_dir: [sys.executable, "-c", programs[units]])
+
+
+def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable[[str], Path]) -> None:
+    path = coreml_package("coreml")
+    sampling = Sampling(temperature=0, max_tokens=6, logit_bias=NO_LETTERS)
+    said: list[Any] = []
+    for _ in range(2):
+        with edge.load(str(path)) as assistant:
+            plan = assistant.plan
+            assert (plan.backend, plan.accelerator) == ("coreml", "metal")
+            receipt = plan.explain()
+            assert "ane was chosen; the Neural Engine is not used: A trial of model.mlpackage died of signal 6" in receipt
+            assert "GPU 90 % of the work (70 operations), CPU 10 % of the work (10 operations)" in receipt
+            json.dumps(plan.to_dict())
+            conversation = assistant.conversation(system="the fox ran over a hill and saw two dogs near an old house")
+            reply = conversation.send("what did the fox see near the river", sampling=sampling)
+            said.append((reply.wait(), reply.usage.n_restored))
+    assert said[0][0] == said[1][0]
+    assert (said[0][1], said[1][1] > 20) == (0, True), "the second process finds on the disk what the first one read"
+
+
+def test_what_is_required_is_refused_where_it_does_not_work(mac: None, coreml_package: Callable[[str], Path]) -> None:
+    with pytest.raises(BackendUnavailableError, match="Neural Engine is not used") as caught:
+        edge.load(str(coreml_package("coreml")), require="ane")
+    assert "--require metal" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it can be run")
+def test_away_from_a_mac_it_says_what_to_do(coreml_package: Callable[[str], Path]) -> None:
+    with pytest.raises(BackendUnavailableError, match="Mac") as caught:
+        edge.load(str(coreml_package("coreml")))
+    assert "GGUF" in caught.value.hint
