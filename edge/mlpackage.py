@@ -174,7 +174,7 @@ def _check(path: Path, info: PackageInfo) -> None:
     contradictions = {
         "its chunk is longer than its context": info.chunk > info.context,
         "its cache would take more than 1 TiB": info.cache_bytes > 1 << 40,
-        "its golden prompt does not fit its context": n_fed > info.context or not golden.prompt,
+        "its golden prompt does not fit its context": not 0 < len(golden.prompt) < info.context or n_fed > info.context,
         "its golden logits do not belong to its golden prompt": bool(golden.package)
         and len(golden.package) != len(golden.continuation),
         "its golden tokens are not in its vocabulary": any(token >= info.vocab for token in _tokens_of(golden)),

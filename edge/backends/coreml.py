@@ -175,8 +175,10 @@ class CoreMLBackend(LogitsBackend):
             self._sequence(seq_id, start).append_rows([int(token) for token in tokens], values)
 
     def _free_kv(self, seq_id: int) -> None:
-        # One is kept for the next conversation; others give their memory back.
-        self._spare = self._sequences.pop(seq_id, None) or self._spare
+        sequence = self._sequences.pop(seq_id, None)
+        if sequence is not None:  # one is kept for the next conversation; others give their memory back
+            sequence.cut(0)
+            self._spare = sequence
 
     def _free(self) -> None:
         self._sequences.clear()

@@ -6,15 +6,18 @@ copied and converted.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import io
 import logging
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +105,18 @@ def load_coremltools() -> Any:
 
 def os_identity() -> str:
     """The system and chip, as far as they decide how Core ML compiles and what it computes."""
-    return " ".join((platform.system(), platform.mac_ver()[0] or platform.release(), platform.machine(), platform.processor()))
+    return " ".join((platform.system(), platform.mac_ver()[0] or platform.release(), platform.machine(), _chip()))
+
+
+@functools.cache
+def _chip() -> str:
+    """ "Apple M3 Pro": Python only knows "arm", and a cache directory may move to another Mac."""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=5, check=False, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return platform.processor()
+    return done.stdout.decode("utf-8", "replace").strip() or platform.processor()
 
 
 def open_functions(
@@ -162,13 +176,12 @@ def _load(coremltools: Any, compiled: Path, units: str, function: str) -> Any:
 
 def _compiled(coremltools: Any, package: CoreMLPackage, cache_dir: Path, digest: str) -> tuple[Path, bool]:
     """The compiled model, and whether it was made just now. Another system's is another one."""
-    import hashlib
-
     key = hashlib.sha256(f"{digest}\n{os_identity()}".encode()).hexdigest()
     folder = make_private_dir(cache_dir / "coreml")
     target = folder / f"{key[:32]}.mlmodelc"
     if target.is_dir():
-        os.utime(target)
+        with suppress(OSError):  # it only says which were used last
+            os.utime(target)
         return target, False
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as work:
         made = Path(work) / "model.mlmodelc"
@@ -189,8 +202,11 @@ def _compiled(coremltools: Any, package: CoreMLPackage, cache_dir: Path, digest:
 
 def _prune(folder: Path, newest: Path) -> None:
     """Keep the models that were used last. A process that runs an older one has it open."""
-    kept = sorted(folder.glob("*.mlmodelc"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in kept[_MAX_COMPILED:]:
+    ages: list[tuple[float, Path]] = []
+    for path in folder.glob("*.mlmodelc"):
+        with suppress(OSError):  # another process may tidy up, too
+            ages.append((path.stat().st_mtime, path))
+    for _, path in sorted(ages, reverse=True)[_MAX_COMPILED:]:
         if path != newest:
             shutil.rmtree(path, ignore_errors=True)
 

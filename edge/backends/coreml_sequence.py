@@ -106,6 +106,9 @@ class _StateCache:
         self._copy()[:, :, start : start + rows.shape[2]] = rows
         self._is_ahead = True
 
+    def forget(self) -> None:
+        self._host, self._is_ahead = None, False
+
     def _copy(self) -> Floats:
         if self._host is None:
             self._host = np.asarray(self._state.read_state(STATE), np.float32)
@@ -127,6 +130,9 @@ class _ArrayCache:
 
     def read(self, start: int, end: int) -> Halves:
         return self._array[:, :, start:end].astype(np.float16)
+
+    def forget(self) -> None:
+        pass  # what is behind the last token is hidden, and overwritten later
 
     def write(self, start: int, rows: Halves, *, is_first: bool) -> None:
         self._array[:, :, start : start + rows.shape[2]] = rows
@@ -189,6 +195,8 @@ class CoreMLSequence:
     def cut(self, n_keep: int) -> None:
         """Forget all but the first `n_keep` tokens."""
         del self.tokens[n_keep:]
+        if not n_keep:
+            self._cache.forget()
 
     def read_rows(self, start: int, end: int) -> Halves:
         """Keys and values of positions [start, end): float16 [2 x layers, key heads, end - start, head dimension]."""
