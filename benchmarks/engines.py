@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Edge's backends against the engines that they wrap, and against others: one run, in turns, each in a process of its own.
 
-    python benchmarks/engines.py --gguf q4_0.gguf --gguf q4_k_m.gguf --onnx onnx-int4/ [--openvino-python venv/bin/python]
-        [--rounds 7] [--threads N] [--prompt 512] [--decode 128] [--json FILE]
+    python benchmarks/engines.py --gguf q4_0.gguf --gguf q4_k_m.gguf --onnx onnx-int4/
+        [--openvino q4_0.gguf --openvino-python venv/bin/python] [--rounds 7] [--threads N] [--json FILE]
 
   edge, llamacpp        edge's backend on a GGUF: chooses every token, asks whether it ends the reply, turns it into bytes
   llama.cpp             the same library, settings and file, in the loop of llama-bench: nothing but passes
   edge, onnx            edge's backend on an ONNX folder
   onnxruntime-genai     its generator on the same folder
-  openvino-genai        its LLMPipeline on a GGUF; give the Python of an environment that has it (pip install openvino-genai)
+  openvino-genai        its LLMPipeline; give the Python of an environment that has it (pip install openvino-genai)
 
 All read the same number of tokens and then write greedily behind them. openvino-genai keeps its KV cache in 8 bits and reuses
 prompts unless told otherwise, so it gets another prompt each time; every other setting is each engine's own default.
@@ -276,8 +276,6 @@ def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
     for path in given.gguf:
         yield Case("edge, llamacpp", path, n_threads, n_tokens, wraps="llama.cpp")
         yield Case("llama.cpp", path, n_threads, n_tokens)
-        if given.openvino_python:
-            yield Case("openvino-genai", path, n_threads, n_tokens, python=given.openvino_python)
     for path in given.onnx:
         yield Case("edge, onnx", path, n_threads, n_tokens, wraps="onnxruntime-genai")
         yield Case("onnxruntime-genai", path, n_threads, n_tokens)
@@ -332,7 +330,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--gguf", action="append", default=[], metavar="FILE")
     parser.add_argument("--onnx", action="append", default=[], metavar="FOLDER")
-    parser.add_argument("--openvino", action="append", default=[], metavar="FOLDER", help="in OpenVINO's own format")
+    parser.add_argument(
+        "--openvino", action="append", default=[], metavar="MODEL", help="a GGUF, or a folder in OpenVINO's own format"
+    )
     parser.add_argument("--openvino-python", default="", metavar="FILE", help="the Python that has openvino-genai")
     parser.add_argument("--threads", type=int, default=0, help="default: all physical cores")
     parser.add_argument("--rounds", type=int, default=7)
@@ -342,6 +342,8 @@ def main() -> int:
     given = parser.parse_args()
     if not given.gguf and not given.onnx:
         parser.error("name a model: --gguf FILE or --onnx FOLDER")
+    if given.openvino and not given.openvino_python:
+        parser.error("say which Python has openvino-genai: --openvino-python FILE")
 
     from edge.bench.bandwidth import sweep_bytes
     from edge.bench.process import bandwidth_here
