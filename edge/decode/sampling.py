@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,13 @@ __all__ = ["Breakers", "NumpySampler", "find_breakers", "narrow", "probabilities
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
 Breakers = dict[int, list[tuple[int, ...]]]
 """First token of a DRY sequence breaker -> the token sequences that may follow it ((): the first token is enough)."""
 
 MAX_BREAKER_CHARS = 40
 MAX_BREAKER_TAIL = 20
+_FEW = 256  # candidates that are looked at first; in text, nearly always enough
 _FLOAT_MAX_LOG = 88.7228391
 
 
@@ -66,57 +68,104 @@ def narrow(
     Raises:
         BackendError: the engine computed something that is not a number.
     """
-    values = logits.astype(np.float64)
-    if np.isnan(values).any():
+    values = logits.astype(np.float32)  # a copy; single precision, as in llama.cpp
+    if np.isnan(values[values.argmax()]):  # argmax finds what is not a number first
         raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
     for token, bias in sampling.logit_bias.items():
         values[token] += bias
-    values = _penalise(values, sampling, history)
-    values = _dry(values, sampling, history, breakers or {})
-    ids: Ids = np.arange(len(values), dtype=np.int64)
+    _penalise(values, sampling, history)
+    _dry(values, sampling, history, breakers or {})
     if sampling.temperature == 0:
         best = int(values.argmax())
-        return ids[best : best + 1], values[best : best + 1]
-    order = np.argsort(-values, kind="stable")
-    if sampling.top_k > 0:
-        order = order[: sampling.top_k]
-    ids, values = ids[order], values[order]
-    ids, values = _typical(ids, values, sampling.typical_p)
-    ids, values = _top_p(ids, values, sampling.top_p)
-    ids, values = _min_p(ids, values, sampling.min_p)
-    if sampling.xtc_probability > 0 and xtc_draw <= sampling.xtc_probability:
-        ids, values = _xtc(ids, values, sampling.xtc_threshold)
-    return ids, values / sampling.temperature
+        return np.array([best]), values[best : best + 1].astype(np.float64)
+    is_xtc = sampling.xtc_probability > 0 and xtc_draw <= sampling.xtc_probability
+    order = _first_cut(values, sampling, needs_order=is_xtc)
+    if order is None:
+        return np.arange(len(values)), values.astype(np.float64) / sampling.temperature
+    ids, kept = order, values[order].astype(np.float64)
+    if 0 < sampling.top_k < len(values):  # otherwise the first cut was that of the next stage that is on
+        ids, kept = _typical(ids, kept, sampling.typical_p)
+        ids, kept = _top_p(ids, kept, sampling.top_p)
+    elif sampling.typical_p < 1:
+        ids, kept = _top_p(ids, kept, sampling.top_p)
+    ids, kept = _min_p(ids, kept, sampling.min_p)
+    if is_xtc:
+        ids, kept = _xtc(ids, kept, sampling.xtc_threshold)
+    return ids, kept / sampling.temperature
 
 
-def _penalise(values: Logits, sampling: Sampling, history: Sequence[int]) -> Logits:
+def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids | None:
+    """What the first stage that is on leaves of the whole vocabulary, best first. Sorting all of it would take longer than all
+    other stages together, so what is sorted is only what is left.
+
+    Returns:
+        Ids, shape (n,); None where nothing is cut off and no order is needed.
+    """
+    if 0 < sampling.top_k < len(values):
+        return _best(values, sampling.top_k)
+    if sampling.typical_p < 1:
+        return _typical(np.arange(len(values)), values.astype(np.float64), sampling.typical_p)[0]
+    if sampling.top_p < 1:
+        weights = np.exp(values - values.max())
+        return _add_up(values, weights / weights.sum(dtype=np.float64), sampling.top_p, side="left")
+    if sampling.min_p > 0:
+        likely = np.flatnonzero(values >= values.max() + np.log(sampling.min_p))
+        return likely[np.argsort(-values[likely], kind="stable")]
+    return _best(values, len(values)) if needs_order else None
+
+
+def _best(values: Values | Logits, n_best: int) -> Ids:
+    """Where the largest values are, the largest first; of equal ones the first. Shape (n_best,)."""
+    if n_best >= len(values):
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, len(values) - n_best)[len(values) - n_best]
+    above = np.flatnonzero(values > least)
+    chosen = np.concatenate([above, np.flatnonzero(values == least)[: n_best - len(above)]])
+    order: Ids = chosen[np.argsort(-values[chosen], kind="stable")]
+    return order
+
+
+def _add_up(values: Values | Logits, shares: Values | Logits, p: float, *, side: Literal["left", "right"]) -> Ids:
+    """The largest values whose shares add up to p, best first: tried with a few, then with more."""
+    n_best = _FEW
+    while True:
+        order = _best(values, n_best)
+        n_keep = int(np.searchsorted(np.cumsum(shares[order], dtype=np.float64), p, side=side)) + 1
+        if n_keep <= len(order) or n_best >= len(values):
+            return order[:n_keep]
+        n_best *= 16
+
+
+def _penalise(values: Values, sampling: Sampling, history: Sequence[int]) -> None:
     last_n = sampling.repeat_last_n if sampling.repeat_last_n >= 0 else len(history)
     is_off = sampling.repeat_penalty == 1 and sampling.frequency_penalty == 0 and sampling.presence_penalty == 0
     if last_n == 0 or is_off:
-        return values
+        return
     counts = Counter(history[-last_n:])
     seen = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
-    times = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+    times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
     old = values[seen]
     scaled = np.where(old <= 0, old * sampling.repeat_penalty, old / sampling.repeat_penalty)
     values[seen] = scaled - times * sampling.frequency_penalty - sampling.presence_penalty
-    return values
 
 
-def _dry(values: Logits, sampling: Sampling, history: Sequence[int], breakers: Breakers) -> Logits:
+def _dry(values: Values, sampling: Sampling, history: Sequence[int], breakers: Breakers) -> None:
     """Punish every token that would continue a repeat. The plain quadratic form of what llama.cpp does with a Z-array."""
     last_n = sampling.dry_penalty_last_n if sampling.dry_penalty_last_n >= 0 else len(history)
     allowed = sampling.dry_allowed_length
     if sampling.dry_multiplier == 0 or last_n == 0:
-        return values
+        return
     recent = list(history[-last_n:])
     if len(recent) <= allowed:
-        return values
+        return
     limit = _repeat_limit(recent, breakers)
     if limit < allowed:
-        return values
+        return
     longest: dict[int, int] = {}
-    for end in range(len(recent) - 1):  # a repeat that ends at `end` would be continued by the token after it
+    newest = recent[-1]
+    for end, token in enumerate(recent[:-1]):  # a repeat that ends at `end` would be continued by the token after it
+        if token != newest and allowed > 0:
+            continue
         length = 0
         while length < limit and length <= end and recent[end - length] == recent[-1 - length]:
             length += 1
@@ -131,7 +180,6 @@ def _dry(values: Logits, sampling: Sampling, history: Sequence[int], breakers: B
         if max_exponent > 0:
             exponent = min(exponent, max_exponent)
         values[token] -= sampling.dry_multiplier * sampling.dry_base**exponent
-    return values
 
 
 def _repeat_limit(recent: Sequence[int], breakers: Breakers) -> int:
@@ -153,10 +201,8 @@ def _typical(ids: Ids, values: Logits, p: float) -> tuple[Ids, Logits]:
     shares = probabilities(values)
     surprise = -np.log(shares, where=shares > 0, out=np.full_like(shares, -np.inf))
     entropy = float((shares * np.where(shares > 0, surprise, 0.0)).sum())
-    order = np.argsort(np.abs(surprise - entropy), kind="stable")
-    n_keep = int(np.searchsorted(np.cumsum(shares[order]), p, side="right")) + 1
-    kept = order[:n_keep]
-    kept = kept[np.argsort(-values[kept], kind="stable")]
+    kept = _add_up(-np.abs(surprise - entropy), shares, p, side="right")
+    kept = kept[np.lexsort((ids[kept], -values[kept]))]
     return ids[kept], values[kept]
 
 
@@ -243,9 +289,15 @@ class NumpySampler(Sampler):
             raise BackendError("The sampler is closed.", "Open another one.")
         xtc_draw = self._random.random() if self._sampling.xtc_probability > 0 else 1.0
         ids, values = narrow(self._logits_of(seq_id), self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
-        token = int(ids[0]) if len(ids) == 1 else int(self._random.choice(ids, p=probabilities(values)))
+        token = int(ids[0]) if len(ids) == 1 else int(ids[self._draw(values)])
         self._history.append(token)
         return token
 
     def close(self) -> None:
         self._is_open = False
+
+    def _draw(self, values: Logits) -> int:
+        """An index, as likely as softmax of the values says."""
+        reached = np.cumsum(np.exp(values - values.max()))
+        place = int(np.searchsorted(reached, self._random.random() * reached[-1], side="right"))
+        return min(place, len(values) - 1)  # the product may round up to the end itself

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +24,18 @@ N_VOCAB = 60
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def theirs(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[int]) -> dict[int, float]:
-    """What is left after llama.cpp's samplers, and with which probability."""
+def open_chain(sampling: Sampling, history: Sequence[int], n_vocab: int) -> tuple[Any, Any]:
+    """llama.cpp's samplers for everything but DRY, in its order, and the library."""
     library = load_library()
     chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
     for sampler in (
         library.llama_sampler_init_logit_bias(
-            N_VOCAB,
+            n_vocab,
             len(sampling.logit_bias),
             (library.llama_logit_bias * max(len(sampling.logit_bias), 1))(*sampling.logit_bias.items()),
         ),
         library.llama_sampler_init_penalties(
-            N_VOCAB,
+            n_vocab,
             sampling.repeat_last_n,
             sampling.repeat_penalty,
             sampling.frequency_penalty,
@@ -49,8 +51,19 @@ def theirs(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequenc
         library.llama_sampler_chain_add(chain, sampler)
     for token in history:
         library.llama_sampler_accept(chain, token)
+    return library, chain
+
+
+def candidates_of(library: Any, logits: npt.NDArray[np.float32]) -> tuple[Any, Any]:
+    """llama.cpp's array of candidates, and the memory that it stands for."""
     data = (library.llama_token_data * len(logits))(*((i, float(value), 0.0) for i, value in enumerate(logits)))
-    array = library.llama_token_data_array(ctypes.cast(data, library.llama_token_data_p), len(logits), -1, False)
+    return library.llama_token_data_array(ctypes.cast(data, library.llama_token_data_p), len(logits), -1, False), data
+
+
+def theirs(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[int]) -> dict[int, float]:
+    """What is left after llama.cpp's samplers, and with which probability."""
+    library, chain = open_chain(sampling, history, len(logits))
+    array, _data = candidates_of(library, logits)
     library.llama_sampler_apply(chain, ctypes.byref(array))
     left = {int(array.data[i].id): float(array.data[i].logit) for i in range(array.size)}
     library.llama_sampler_free(chain)
@@ -64,8 +77,8 @@ def ours(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[
     return {token: share for token, share in zip(ids.tolist(), shares.tolist(), strict=True) if share > 1e-12}
 
 
-def random_logits(seed: int, spread: float = 2.0) -> npt.NDArray[np.float32]:
-    return (np.random.default_rng(seed).standard_normal(N_VOCAB) * spread).astype(np.float32)
+def random_logits(seed: int, spread: float = 2.0, n_vocab: int = N_VOCAB) -> npt.NDArray[np.float32]:
+    return (np.random.default_rng(seed).standard_normal(n_vocab) * spread).astype(np.float32)
 
 
 def share_st(low: float = 0.05) -> st.SearchStrategy[float]:
@@ -106,6 +119,92 @@ def test_any_settings_leave_what_llama_cpp_leaves(
     if not differing:
         for token, share in expected.items():
             assert found[token] == pytest.approx(share, abs=2e-4)
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"top_k": 40},
+        {"top_k": 700},
+        {"top_p": 0.95},
+        {"top_p": 0.999},
+        {"min_p": 0.05},
+        {"min_p": 0.001},
+        {"typical_p": 0.9},
+        {"typical_p": 0.4, "top_p": 0.5},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.001},
+        {"top_k": 2500, "top_p": 0.9, "min_p": 0.01, "temperature": 0.7, "repeat_penalty": 1.3},
+        {},
+    ],
+    ids=str,
+)
+def test_a_vocabulary_that_is_not_sorted_as_a_whole_is_cut_alike(values: dict[str, Any], spread: float) -> None:
+    sampling = Sampling(**{**OFF, **values})
+    logits, history = random_logits(20, spread, n_vocab=3000), [5, 9, 5, 2999]
+    expected, found = theirs(logits, sampling, history), ours(logits, sampling, history)
+    assert len(set(expected) ^ set(found)) <= 1
+    for token in set(expected) & set(found):
+        assert found[token] == pytest.approx(expected[token], rel=0.02, abs=1e-6)
+
+
+@pytest.mark.parametrize("values", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.9}])
+def test_of_equal_tokens_the_first_are_kept(values: dict[str, Any]) -> None:
+    logits = np.zeros(1000, np.float32)
+    logits[[900, 300]] = 5.0
+    ids, _ = narrow(logits, Sampling(**{**OFF, **values}), [])
+    assert ids[:2].tolist() == [300, 900]
+    others = [id for id in range(1000) if id not in (300, 900)]
+    assert ids[2:].tolist() == others[: len(ids) - 2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.3},
+        {"typical_p": 0.6, "top_k": 0},
+        {"repeat_penalty": 1.4, "frequency_penalty": 0.3, "presence_penalty": 0.2},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.1, "min_p": 0.0},
+        {"logit_bias": {3: 2.0, 7: -math.inf}, "temperature": 0.4},
+    ],
+    ids=str,
+)
+def test_draws_are_as_frequent_as_llama_cpps(values: dict[str, Any]) -> None:
+    """4,000 draws of each: no token is drawn more or less often than chance explains (five standard deviations)."""
+    sampling, n_draws = Sampling(seed=11, **values), 4000
+    logits, history = random_logits(30), [1, 2, 3, 2]
+    mine: Counter[int] = Counter()
+    for _ in range(n_draws // 100):  # penalties see what is drawn, so the history begins anew
+        sampler = NumpySampler(replace(sampling, seed=11 + len(mine) + mine.total()), history, lambda seq_id: logits, N_VOCAB)
+        for _ in range(100):
+            mine[sampler.sample(0)] += 1
+            sampler._history[:] = history
+    library, chain = open_chain(sampling, history, N_VOCAB)
+    library.llama_sampler_chain_add(chain, library.llama_sampler_init_dist(12))
+    drawn: Counter[int] = Counter()
+    for _ in range(n_draws):
+        array, _data = candidates_of(library, logits)
+        library.llama_sampler_apply(chain, ctypes.byref(array))
+        drawn[int(array.data[array.selected].id)] += 1
+    library.llama_sampler_free(chain)
+    for token in set(mine) | set(drawn):
+        share = (mine[token] + drawn[token]) / (2 * n_draws)
+        spread = math.sqrt(2 * n_draws * share * (1 - share))
+        assert abs(mine[token] - drawn[token]) <= 5 * spread + 1, (token, mine[token], drawn[token])
+
+
+def test_temperature_0_is_llama_cpps_greedy_choice() -> None:
+    for seed in range(40):
+        logits = random_logits(seed)
+        sampling = Sampling(temperature=0, repeat_penalty=1.3, logit_bias={seed: 1.5})
+        history = [int(token) for token in logits.argsort()[-3:]]
+        library, chain = open_chain(replace(sampling, **OFF), history, N_VOCAB)
+        library.llama_sampler_chain_add(chain, library.llama_sampler_init_greedy())
+        array, _data = candidates_of(library, logits)
+        library.llama_sampler_apply(chain, ctypes.byref(array))
+        assert narrow(logits, sampling, history)[0].tolist() == [array.data[array.selected].id]
+        library.llama_sampler_free(chain)
 
 
 def test_greedy_is_one_token_and_certain() -> None:
