@@ -7,7 +7,7 @@ the smaller file. The reason goes into the receipt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,11 @@ class _Option:
         """The smallest is the best."""
         facts = self.artifact.facts
         is_slow = self.engine == "llamacpp" and self.accelerator == "cpu" and facts is not None
+        # Palettes, which the Neural Engine wants, lose more than blocks.
         return (
             _ACCELERATORS.index(self.accelerator),
             _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
+            self.engine == "coreml" and facts is not None and facts.quantisation == "ane" and self.accelerator != "ane",
             is_slow and facts is not None and facts.quantisation not in _REPACKED,
             self.artifact.size_bytes,
         )
@@ -109,6 +111,7 @@ def choose_plan(
     request: PlanRequest,
     *,
     safety: Safety | None = None,
+    has_failed: Callable[[Artifact, Accelerator], bool] = lambda artifact, accelerator: False,
 ) -> Plan:
     """The plan of the best artifact that can be run here.
 
@@ -117,6 +120,7 @@ def choose_plan(
         candidates: one model in several formats or quantisations, at least one, each with what was measured of it here.
         request: what was asked for.
         safety: as for `make_plan`.
+        has_failed: whether an engine tried a model on an accelerator before, and it did not work.
 
     Raises:
         BackendUnavailableError, UsageError, ModelTooLargeError: as `make_plan`, of the artifact that came furthest.
@@ -124,7 +128,7 @@ def choose_plan(
     if len(candidates) == 1:
         artifact, tuned = candidates[0]
         return make_plan(device, artifact, request, safety=safety, tuned=tuned)
-    options, failures = _options(device, candidates, request)
+    options, failures = _options(device, candidates, request, has_failed)
     if not options:
         raise failures[0]
     ordered = sorted(options, key=lambda option: option.order)
@@ -145,7 +149,10 @@ def choose_plan(
 
 
 def _options(
-    device: DeviceProfile, candidates: Sequence[tuple[Artifact, Lookup | None]], request: PlanRequest
+    device: DeviceProfile,
+    candidates: Sequence[tuple[Artifact, Lookup | None]],
+    request: PlanRequest,
+    has_failed: Callable[[Artifact, Accelerator], bool],
 ) -> tuple[list[_Option], list[EdgeError]]:
     """Those that an engine here can run, and why the others cannot be."""
     options: list[_Option] = []
@@ -157,7 +164,9 @@ def _options(
         except BackendUnavailableError as error:
             failures.append(error)
             continue
-        options.append(_Option(artifact, row.name, targets[0].accelerator, tuned))
+        names = [target.accelerator for target in targets]
+        best = next((name for name in names if not (row.tries and has_failed(artifact, name))), names[0])
+        options.append(_Option(artifact, row.name, best, tuned))
     return options, failures
 
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import CancelledError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.governor import Governor
-    from edge.plan import Plan
+    from edge.plan import Accelerator, Plan
     from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]
@@ -161,7 +163,21 @@ def plan_model(
     engine = device.engine("llamacpp")
     # The trial of llama.cpp's kernels matters only where it may be used.
     is_tried = engine is not None and engine.is_installed and any(artifact.format == "gguf" for artifact in artifacts)
-    return choose_plan(device, candidates, request, safety=load_safety(cache_dir) if is_tried else None)
+    safety = load_safety(cache_dir) if is_tried else None
+    has_failed = partial(_has_failed, cache_dir)
+    return choose_plan(device, candidates, request, safety=safety, has_failed=has_failed)
+
+
+def _has_failed(cache_dir: Path, artifact: Artifact, accelerator: Accelerator) -> bool:
+    """Whether Core ML tried this package on this accelerator before, and it did not compute what was meant."""
+    from edge.backends.coreml_engine import UNITS
+    from edge.backends.coreml_trial import remembered_verdict
+
+    package = artifact.coreml
+    if package is None or accelerator not in UNITS:
+        return False
+    verdict = remembered_verdict(package.sha256(cache_dir=cache_dir), UNITS[accelerator], cache_dir)
+    return verdict is not None and not verdict.is_good
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:

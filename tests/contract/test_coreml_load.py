@@ -16,10 +16,13 @@ pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 import edge
+from edge.artifact import open_artifact
 from edge.backends import coreml, coreml_trial
 from edge.backends.coreml_engine import Share
 from edge.backends.coreml_trial import Verdict
+from edge.config import load_settings
 from edge.errors import BackendUnavailableError
+from edge.loading import _has_failed
 from edge.types import Sampling
 from tests.contract.test_persistence import NO_LETTERS
 from tests.standins.coremltools_predict import make_coremltools
@@ -55,6 +58,9 @@ def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable
             conversation = assistant.conversation(system="the fox ran over a hill and saw two dogs near an old house")
             reply = conversation.send("what did the fox see near the river", sampling=sampling)
             said.append((reply.wait(), reply.usage.n_restored))
+    artifact, cache_dir = open_artifact(path), load_settings().paths.cache_dir
+    failed = {name for name in ("ane", "metal", "cpu") if _has_failed(cache_dir, artifact, name)}  # type: ignore[arg-type]
+    assert failed == {"ane"}
     assert said[0][0] == said[1][0]
     assert (said[0][1], said[1][1] > 20) == (0, True), "the second process finds on the disk what the first one read"
 

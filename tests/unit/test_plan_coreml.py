@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edge.choosing import choose_plan
 from edge.errors import UsageError
 from edge.loading import _with_placement
 from edge.plan import make_plan
@@ -41,6 +43,17 @@ def test_a_package_fixes_its_context() -> None:
 
 def test_other_engines_have_no_fallbacks() -> None:
     assert make_plan(device("mac-m1", llamacpp=("metal", "cpu")), gguf()).fallbacks == ()
+
+
+def test_a_package_whose_unit_failed_before_gives_way_to_one_made_for_the_next() -> None:
+    both: Any = [(coreml("ane"), None), (replace(coreml("gpu"), size_bytes=200 << 20), None)]
+    mac = device("mac-m1", **MAC)
+    plan = choose_plan(mac, both, PlanRequest())
+    assert (plan.artifact, plan.accelerator) == (both[0][0], "ane")
+    plan = choose_plan(mac, both, PlanRequest(), has_failed=lambda artifact, accelerator: accelerator == "ane")
+    assert (plan.artifact, plan.accelerator) == (both[1][0], "metal")
+    plan = choose_plan(mac, both, PlanRequest(), has_failed=lambda artifact, accelerator: True)
+    assert plan.accelerator in ("ane", "metal"), "somebody has to say what is wrong"
 
 
 def engine_with(**details: str) -> Any:
