@@ -135,8 +135,8 @@ class Backend(ABC):
         name: key in BACKENDS.
         capabilities: what it can do.
         info: the model.
-        n_ctx: cells of the KV cache; only `resize` changes it. Sequences share the cells of what was copied; other than that the sum of their
-            lengths stays at or below it.
+        n_ctx: cells of the KV cache; only `resize` changes it. Sequences share the cells of what was copied; other than that
+            the sum of their lengths stays at or below it.
         kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
             position 0; cancelling and progress happen between chunks.
