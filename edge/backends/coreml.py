@@ -34,6 +34,8 @@ __all__ = ["CoreMLBackend"]
 
 _BLOCK_MAGIC = b"EDGECM1\0"
 _TOKEN_BYTES = 4
+_MOST_UNUSED = 256
+"""Some tokenizers have a few added tokens that the model has no row for: Gemma 3's has one for pictures in text-only sizes."""
 
 
 class CoreMLBackend(LogitsBackend):
@@ -78,7 +80,7 @@ class CoreMLBackend(LogitsBackend):
             cache_dir = load_settings().paths.cache_dir
         tokenizer = HFTokenizer(package.path.parent)
         info = package.info
-        if tokenizer.n_tokens > info.vocab:
+        if tokenizer.n_tokens > info.vocab + _MOST_UNUSED:
             raise ModelFileError(
                 f"The tokenizer beside {package.path.name} has {tokenizer.n_tokens} tokens, the model {info.vocab}.",
                 "It belongs to another model: copy the tokenizer files of this one, or convert it again.",

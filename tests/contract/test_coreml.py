@@ -20,6 +20,7 @@ from edge.backends.base import open_backend
 from edge.backends.coreml import CoreMLBackend, placement_text
 from edge.backends.coreml_engine import Share, open_functions, read_placement
 from edge.backends.coreml_sequence import CoreMLSequence
+from edge.backends.hf_tokenizer import HFTokenizer
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.mlpackage import PackageInfo, read_package
 from edge.types import Sampling
@@ -284,6 +285,12 @@ def test_a_tokenizer_of_another_model_is_refused(
     monkeypatch.setattr("edge.backends.coreml.HFTokenizer", lambda folder: type("Other", (), {"n_tokens": 10**6}))
     with pytest.raises(ModelFileError, match="1000000 tokens, the model 601"):
         open_coreml(plan, tmp_path)
+    monkeypatch.undo()
+    larger = HFTokenizer(folder)
+    larger.n_tokens += 1  # an added token that the model has no row for
+    monkeypatch.setattr("edge.backends.coreml.HFTokenizer", lambda folder: larger)
+    with open_coreml(plan, tmp_path) as backend, pytest.raises(UsageError, match="no token 601"):
+        backend.prefill(0, [601])
     monkeypatch.undo()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json is missing"):
