@@ -150,7 +150,9 @@ class Session:
         options.inter_op_num_threads = 1
         # A pattern would be kept for every length of the sequence that was ever seen.
         options.enable_mem_pattern = False
-        # A thread that spins while another program has its core makes all others wait (docs/builds.md).
+        # A thread that spins while another program has its core makes all others wait (docs/builds.md); one that sleeps
+        # between two operators wakes up late. So they spin for as long as it is to the next operator and no longer.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.model.parent))
         if hasattr(self.runtime.InferenceSession, "get_provider_graph_assignment_info"):

@@ -68,7 +68,9 @@ def narrow(
     Raises:
         BackendError: the engine computed something that is not a number.
     """
-    values = logits.astype(np.float32)  # a copy; single precision, as in llama.cpp
+    has_penalty = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1, 0, 0)
+    is_changed = bool(sampling.logit_bias) or has_penalty or sampling.dry_multiplier != 0
+    values = logits.astype(np.float32, copy=is_changed)  # single precision, as in llama.cpp
     if np.isnan(values[values.argmax()]):  # argmax finds what is not a number first
         raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
     for token, bias in sampling.logit_bias.items():
