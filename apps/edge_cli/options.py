@@ -38,7 +38,7 @@ _MODEL = [
         "--model",
         metavar="MODEL",
         shell_complete=complete_model,
-        help="Catalogue name, path of a GGUF file, or hf:, ollama: or pypi: reference.",
+        help="Catalogue name, path of a GGUF file or of an ONNX or Core ML folder, or hf:, ollama: or pypi: reference.",
     ),
     click.option("--backend", metavar="NAME", help="Engine that runs the model."),
     click.option(
