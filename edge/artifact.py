@@ -269,5 +269,7 @@ def _check_is_model(path: Path, header: GGUFHeader) -> None:
         raise ModelFileError(f"{path.name} holds a vocabulary and no weights.", "Give the file of the model itself.")
     if not header.n_layer or not header.n_embd:
         raise ModelFileError(
-            f"{path.name} does not say how many layers it has or how wide they are.", "Download it again, or convert it anew."
+            f"{path.name} does not say how many layers it has or how wide they are, as a model of the architecture "
+            f"{header.architecture[:40]!r} should.",
+            "If llama.cpp knows no such architecture, nor does edge; otherwise download the file again, or convert it anew.",
         )
