@@ -24,7 +24,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 0 0 .5rem; font-weigh
 th, td { padding: .4rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--dim); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 tr.failed td { color: var(--bad); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem 2.5rem; margin: 2rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem 2.5rem;
+  margin: 2rem 0; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--text); font: 13px system-ui, sans-serif; }
 svg .dim { fill: var(--dim); } svg .grid { stroke: var(--line); } ul { color: var(--dim); padding-left: 1.2rem; }
 .key span { margin-right: 1.2rem; } .key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
