@@ -134,7 +134,8 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         hot_c: temperature that counts as hot, in degrees Celsius; None is 3 below where the system slows the processor down.
         battery_percent: the level that counts as low while no charger is connected; 0 never does.
         memory_percent: share of memory that counts as too little when no more is available; 0 never does.
-        stall_percent: share of time in which programs waited for memory that counts as short of it; 0 never does.
+        stall_percent: share of time in which programs waited for memory that counts as short of it, where little is available;
+            0 never does.
         hold_s: the least time between two changes, and how long all must be well before one is taken back, in seconds.
     """
 

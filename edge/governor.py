@@ -34,6 +34,7 @@ _HOT_HEADROOM_C = 3.0  # below the temperature at which the kernel slows down: a
 _COOL_GAP_C = 7.0
 _BATTERY_GAP = 3
 _MEMORY_GAP = 2.0
+_STALL_COUNTS_BELOW = 0.25  # of memory available
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,21 +208,24 @@ class Governor:
             return _Verdict("short of memory", f"macOS reports memory pressure {readings.memory_level}", named, _MAX_WINDOW)
         least = most = 0
         why = ""
+        is_scarce = True  # as far as is known
         free, total = readings.available_bytes, readings.total_bytes
-        if _is_number(free) and _is_number(total) and total > 0 and settings.memory_percent:
+        if _is_number(free) and _is_number(total) and total > 0:
+            # Programs also wait for memory where others have run into limits of their own: less of ours would not help them.
+            is_scarce = free < total * _STALL_COUNTS_BELOW
+            why = f"{size_text(int(free))} of {size_text(int(total))} available"
             border = total * settings.memory_percent / 100
-            if free <= border:
+            if border and free <= border:
                 least = _MAX_WINDOW if free <= border / 2 else min(level + 1, _MAX_WINDOW)
             # There must be room for what making the window larger takes, or it would be taken back at once.
-            if free <= border * _MEMORY_GAP + self._kv_bytes(level - 1) - self._kv_bytes(level):
+            if border and free <= border * _MEMORY_GAP + self._kv_bytes(level - 1) - self._kv_bytes(level):
                 most = _MAX_WINDOW
-            why = f"{size_text(int(free))} of {size_text(int(total))} available"
-        stall = readings.stall_percent
-        if _is_number(stall) and settings.stall_percent and stall >= settings.stall_percent / _MEMORY_GAP:
+        stall = readings.stall_percent if settings.stall_percent and is_scarce else None
+        if _is_number(stall) and stall >= settings.stall_percent / _MEMORY_GAP:
             most = _MAX_WINDOW
             if stall >= settings.stall_percent:
                 least = max(least, min(level + 1, _MAX_WINDOW))
-                why = f"{why}, " * bool(why) + f"programs waited for memory {stall:.0f} % of the time"
+                why += f"{', ' if why else ''}programs waited for memory {stall:.0f} % of the time"
         return _Verdict("short of memory", why, least, most)
 
     def _kv_bytes(self, level: int) -> int:

@@ -93,6 +93,16 @@ def test_pressure_alone_counts_too() -> None:
     assert seen[-1][1] == ""
 
 
+def test_others_that_wait_for_memory_are_no_reason_where_there_is_plenty() -> None:
+    """Seen on a busy machine with 14 of 24 GB available."""
+    stalled = dataclasses.replace(WELL, stall_percent=13.0)
+    assert Governor(WORK).step(stalled, 0).note == ""
+    scarce = dataclasses.replace(stalled, available_bytes=8 * GIB // 5)
+    assert Governor(WORK).step(scarce, 0).why == "1.6 GiB of 8.0 GiB available, programs waited for memory 13 % of the time"
+    unknown = Readings(stall_percent=13.0)
+    assert Governor(WORK).step(unknown, 0).why == "programs waited for memory 13 % of the time"
+
+
 @pytest.mark.parametrize("name", ["jetson", "laptop", "container"])
 def test_thresholds_can_be_turned_off(name: str) -> None:
     assert course(name, hot_c=150, battery_percent=0, memory_percent=0, stall_percent=0) == []
