@@ -18,7 +18,7 @@ import msgspec
 
 from edge.artifact import Artifact, Format, open_artifact, open_artifacts
 from edge.errors import AccessDeniedError, ConfigError, ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.hashes import file_sha256
+from edge.hashes import file_sha256, files_sha256
 from edge.sources import SOURCES, open_source
 from edge.sources.base import ArtifactEntry, Context, DownloadProgress, Found, OnProgress, Phase, Source
 from edge.sources.store import Store
@@ -449,6 +449,9 @@ class _Request:
         return None, sha256
 
     def _hash(self, found: Found, *, fresh: bool = False) -> str:
+        if found.path.is_dir():
+            weights = open_artifact(found.path).weight_files
+            return files_sha256(weights, cache_dir=self.settings.paths.cache_dir, fresh=fresh)
         return file_sha256(
             found.path,
             cache_dir=self.settings.paths.cache_dir,

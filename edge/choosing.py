@@ -143,7 +143,10 @@ def choose_plan(
             failures.append(error)
             passed_over.append(f"{option.name} does not fit into memory")
             continue
-        reason = "; ".join([*passed_over, _reason(option, ordered, measured if not passed_over else [])])
+        why = _reason(option, ordered, measured if not passed_over else [])
+        if request.backend is not None and len(ordered) == 1:
+            why = f"what {request.backend} reads, which is asked for"
+        reason = "; ".join([*passed_over, why])
         return replace(plan, choices=(Choice("format", option.name, reason), *plan.choices))
     raise failures[-1]
 

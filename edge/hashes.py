@@ -52,17 +52,17 @@ def file_sha256(
     return digest
 
 
-def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None) -> str:
+def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None, fresh: bool = False) -> str:
     """One SHA-256 for several files; that of the file where it is only one. Their names and order count.
 
     Args:
         paths: at least one.
-        cache_dir: as for `file_sha256`.
+        cache_dir, fresh: as for `file_sha256`.
 
     Raises:
         ModelFileError: a file cannot be read.
     """
-    digests = [file_sha256(path, cache_dir=cache_dir) for path in paths]
+    digests = [file_sha256(path, cache_dir=cache_dir, fresh=fresh) for path in paths]
     if len(paths) == 1:
         return digests[0]
     lines = [f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True)]

@@ -158,13 +158,15 @@ def check_request(device: DeviceProfile, request: PlanRequest) -> None:
         BackendUnavailableError, UsageError: as `find_targets`, of the first engine that might have been used.
     """
     first: BackendUnavailableError | None = None
-    for row in ENGINES:
-        if row.name == request.backend or (request.backend is None and row.is_automatic):
-            try:
-                find_targets(device, row, request)
-                return
-            except BackendUnavailableError as error:
-                first = first or error
+    rows = [row for row in ENGINES if row.name == request.backend or (request.backend is None and row.is_automatic)]
+    # What an engine lacks that could use the accelerator says more than that another one never can.
+    able = [row for row in rows if request.require in (None, *row.accelerators, *row.on_request)]
+    for row in able or rows:
+        try:
+            find_targets(device, row, request)
+            return
+        except BackendUnavailableError as error:
+            first = first or error
     if first is not None:
         raise first
 

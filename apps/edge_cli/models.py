@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -274,6 +275,8 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
         )
         result |= {name: getattr(artifact.header, name) for name in names}
         result["has_chat_template"] = artifact.header.chat_template is not None
+    elif artifact.facts is not None:
+        result |= asdict(artifact.facts)
     return result
 
 
@@ -299,6 +302,16 @@ def _artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) 
             ("sliding window", f"{header.sliding_window:,} tokens" if header.sliding_window else ""),
             ("vocabulary", f"{header.n_vocab:,} tokens"),
             ("chat template", "yes" if header.chat_template else "none"),
+        ]
+    elif artifact.facts is not None:
+        facts = artifact.facts
+        rows += [
+            ("architecture", facts.architecture),
+            ("weights", f"{size(facts.weights_bytes)}, {facts.quantisation}"),
+            ("layers", f"{facts.n_layer}, {facts.n_embd} wide" if facts.n_embd else str(facts.n_layer)),
+            ("context", f"{facts.n_ctx_max or facts.n_ctx_train:,} tokens"),
+            ("vocabulary", f"{facts.n_vocab:,} tokens"),
+            ("KV cache", f"{facts.kv_type}, {facts.cell_bytes:,} bytes a token"),
         ]
     return [row for row in rows if row[1]]
 

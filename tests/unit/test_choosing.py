@@ -89,7 +89,7 @@ def test_a_jetson_uses_cuda_through_whatever_can() -> None:
     assert (plan.backend, plan.accelerator) == ("onnx", "cuda")
     assert "CUDA device computes fastest" in reason(plan)
     plan = choose(jetson, gguf(), onnx(), backend="onnx")
-    assert (plan.backend, plan.artifact.format) == ("onnx", "onnx")
+    assert (plan.backend, plan.artifact.format, reason(plan)) == ("onnx", "onnx", "what onnx reads, which is asked for")
 
 
 def test_a_mac_uses_the_neural_engine_or_metal() -> None:

@@ -17,7 +17,7 @@ from edge.device import CapturedSystem, DeviceProfile, Engine, probe
 from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError, UsageError
 from edge.gguf import GGUFHeader, TensorInfo
 from edge.memory import Layout, footprint, model_layers
-from edge.placement import EngineRow, find_targets
+from edge.placement import EngineRow, check_request, find_targets
 from edge.plan import Plan, PlanRequest, make_plan
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "devices"
@@ -359,6 +359,13 @@ def test_the_neural_engine_needs_core_ml() -> None:
     for name, message in (("mac-m3-pro", "not installed with Core ML"), ("raspberry-pi-5", "no Neural Engine here")):
         with pytest.raises(BackendUnavailableError, match=message):
             find_targets(device(name), row, PlanRequest(require="ane"))
+
+
+def test_what_is_required_and_missing_is_said_of_the_engine_that_could() -> None:
+    with pytest.raises(BackendUnavailableError, match="onnxruntime was built without OpenVINO"):
+        check_request(device("raspberry-pi-5"), PlanRequest(require="openvino"))
+    with pytest.raises(BackendUnavailableError, match="llamacpp backend cannot use OpenVINO"):
+        check_request(device("raspberry-pi-5"), PlanRequest(require="openvino", backend="llamacpp"))
 
 
 def test_backends() -> None:

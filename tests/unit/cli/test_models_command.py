@@ -15,6 +15,7 @@ import edge.catalog
 from edge.artifact import open_artifact
 from edge.catalog import DownloadProgress, load_catalog
 from edge.errors import ChecksumError, ModelNotFoundError
+from tests.tiny_onnx import write_onnx
 
 
 @pytest.fixture
@@ -143,6 +144,19 @@ def test_verifying_is_quiet_unless_a_person_watches(call: Any, small_model: Path
     monkeypatch.setattr(edge.catalog, "verify", verify)
     assert call("models", "show", "--verify", str(small_model)).err == ""
     assert reported == [str(small_model)]
+
+
+def test_show_an_onnx_folder(call: Any, tmp_path: Path) -> None:
+    folder = write_onnx(tmp_path / "tiny", kind="int4")
+    shown = call("models", "show", str(folder)).out
+    for text in ("onnx", "llama", "int4", "2, 64 wide", "4,096 tokens", "f32, 1,024 bytes a token"):
+        assert text in shown
+    about = json.loads(call("models", "show", str(folder), "--json").out)
+    assert (about["format"], about["n_vocab"], about["kv_type"]) == ("onnx", 259, "f32")
+    digest = json.loads(call("models", "show", str(folder), "--verify", "--json").out)["sha256"]
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.write(b"other weights")
+    assert json.loads(call("models", "show", str(folder), "--verify", "--json").out)["sha256"] != digest
 
 
 class Pull:
