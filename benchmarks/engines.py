@@ -248,7 +248,9 @@ class Worker:
     def __init__(self, case: Case) -> None:
         self.case = case
         command = [case.python, __file__, "--worker", json.dumps(asdict(case))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.read()
 
     def read(self) -> dict[str, Any]:
@@ -361,6 +363,12 @@ def main() -> int:
                 found[worker.case].append(worker.run(given.prompt, given.decode))
             sys.stderr.write(f"round {n + 1} of {given.rounds}\n")
             bandwidths.append(bandwidth_here(n_threads, n_bytes))
+    except KeyboardInterrupt:  # what whole rounds measured still counts
+        n_whole = min(len(answers) for answers in found.values())
+        if n_whole == 0:
+            raise
+        found = {case: answers[:n_whole] for case, answers in found.items()}
+        given.rounds = n_whole
     finally:
         for worker in workers:
             worker.close()
