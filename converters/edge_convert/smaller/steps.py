@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Done = Callable[[str], Path]
+Work = Callable[[Path, Done, Told], None]
 
 _BASE_MEMORY = 700 << 20  # the interpreter with torch and transformers
 _CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
@@ -210,13 +213,28 @@ def _n_tokens(texts: Sequence[Text]) -> int:
     return sum(text.tokens + text.held_out_tokens for text in texts)
 
 
-def _prepare(n_threads: int) -> None:
+@contextmanager
+def _computing(n_threads: int) -> Iterator[None]:
+    """So many threads, and memory that stays with the process until the step is over."""
     import torch
 
     from edge_convert.smaller.models import tune_memory
 
     tune_memory()
     torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        gc.collect()  # models refer to themselves
+        tune_memory(is_tuned=False)
+
+
+def _tuned(work: Work, n_threads: int) -> Work:
+    def tuned(folder: Path, done: Done, told: Told) -> None:
+        with _computing(n_threads):
+            work(folder, done, told)
+
+    return tuned
 
 
 # -- steps
@@ -230,7 +248,6 @@ def _writing_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: 
         from edge_convert.smaller.prompts import built_in_prompts
         from edge_convert.smaller.writing import write_answers
 
-        _prepare(n_threads)
         before = 0
         for text in texts:
             prompts = read_documents(text.prompts) if text.prompts else built_in_prompts()
@@ -246,7 +263,7 @@ def _writing_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: 
     return Step(
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
-        work=work,
+        work=_tuned(work, n_threads),
         seconds=5 + wanted * 2 * sizes.n_params / (speed * _WRITTEN_SHARE),
         disk_bytes=8 * wanted,
         memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 128 * sizes.n_vocab * 12,
@@ -296,7 +313,6 @@ def _hidden_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: S
         from edge_convert.smaller.corpus import load_corpus
         from edge_convert.smaller.teacher import write_hidden
 
-        _prepare(n_threads)
         corpus = load_corpus(done("text"))
         path = teacher(done).folder
         jobs = {".": corpus.tokens, **{name: windows for name, (windows, _) in corpus.held_out.items()}}
@@ -315,7 +331,7 @@ def _hidden_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: S
     return Step(
         name="hidden",
         title="The teacher reads the texts",
-        work=work,
+        work=_tuned(work, n_threads),
         seconds=3 + wanted * 2 * (sizes.n_layers * sizes.layer_params) / speed,
         disk_bytes=2 * sizes.width * wanted,
         memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + 8 * recipe.training.window * sizes.width * 200,
@@ -331,7 +347,6 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
         from edge_convert.smaller.models import keep_layers, layers_of, open_model, save_model
         from edge_convert.smaller.repair import can_repair, repair
 
-        _prepare(n_threads)
         source = teacher(done)
         model = open_model(source.folder)
         tokens = load_corpus(done("text")).tokens
@@ -352,7 +367,7 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
     return Step(
         name="cut",
         title=f"Keep {recipe.keep_layers} of {sizes.n_layers} layers" + (", and fit them" if recipe.repair_tokens else ""),
-        work=work,
+        work=_tuned(work, n_threads),
         seconds=8 + 2.5 * n_forward * 2 * sizes.n_layers * sizes.layer_params / speed,
         disk_bytes=2 * (sizes.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params),
         memory_bytes=_BASE_MEMORY + 3 * sizes.n_params + 4 * recipe.repair_tokens * sizes.width + 64 * sizes.width**2,
@@ -374,7 +389,6 @@ def _distil_step(
         from edge_convert.smaller.models import open_model, save_model
         from edge_convert.smaller.teacher import open_hidden
 
-        _prepare(n_threads)
         source = teacher(done)
         cut = open_checkpoint(done("cut"))
         student = open_model(cut.folder)
@@ -393,7 +407,7 @@ def _distil_step(
     return Step(
         name=name,
         title=f"Distil: {training.steps:,} steps" if training.steps else f"Distil for {training.minutes:g} min",
-        work=work,
+        work=_tuned(work, n_threads),
         artifact=True,
         seconds=20 + (flops / (_CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
         disk_bytes=2 * n_params
