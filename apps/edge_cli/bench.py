@@ -41,7 +41,7 @@ def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list
         "edge bench",
         "edge bench smollm2-135m smollm2-converted/onnx-int4",
         "edge bench Q4_0.gguf Q4_K_M.gguf --threads 2 --threads 4 --reps 9",
-        "edge bench smollm2-135m --kv-type f16 --kv-type q8_0 --prompt 2048 --plot bench.svg",
+        "edge bench smollm2-135m --kv-type f16 --kv-type q8_0 --plot bench.svg",
         "edge bench smollm2-135m --json | jq .rows[0].decode_tokens_per_s.median",
     ),
 )
