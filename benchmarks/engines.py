@@ -9,6 +9,7 @@
   edge, onnx            edge's backend on an ONNX folder
   onnxruntime-genai     its generator on the same folder
   openvino-genai        its LLMPipeline; give the Python of an environment that has it (pip install openvino-genai)
+  openvino-genai, f32   the same without bfloat16 and with its KV cache in 16 bits, as the others compute
 
 All read the same number of tokens and then write greedily behind them. openvino-genai keeps its KV cache in 8 bits and reuses
 prompts unless told otherwise, so it gets another prompt each time; every other setting is each engine's own default.
@@ -170,11 +171,13 @@ class OnnxGenai:
 class OpenVino:
     """The LLMPipeline of openvino-genai, which reads a GGUF or a folder in OpenVINO's own format."""
 
+    options: dict[str, str] = {}  # noqa: RUF012 (nobody changes it)
+
     def __init__(self, case: Case) -> None:
         import openvino_genai as genai
 
         self.genai = genai
-        self.pipeline = genai.LLMPipeline(case.path, "CPU", INFERENCE_NUM_THREADS=case.n_threads)
+        self.pipeline = genai.LLMPipeline(case.path, "CPU", INFERENCE_NUM_THREADS=case.n_threads, **self.options)
         self.n_vocab = len(self.pipeline.get_tokenizer().get_vocab())
 
     def run(self, n_prompt: int, n_decode: int, seed: int) -> Times:
@@ -209,12 +212,19 @@ class OpenVino:
         return first, first, clock.times[-1] - clock.times[0]
 
 
+class OpenVinoExact(OpenVino):
+    """The same, computing what the others compute: no bfloat16, keys and values in 16 bits."""
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}  # noqa: RUF012 (as above)
+
+
 ENGINES = {
     "edge, llamacpp": EdgeLlamaCpp,
     "llama.cpp": LlamaCpp,
     "edge, onnx": EdgeOnnx,
     "onnxruntime-genai": OnnxGenai,
     "openvino-genai": OpenVino,
+    "openvino-genai, f32": OpenVinoExact,
 }
 
 
@@ -282,7 +292,8 @@ def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
         yield Case("edge, onnx", path, n_threads, n_tokens, wraps="onnxruntime-genai")
         yield Case("onnxruntime-genai", path, n_threads, n_tokens)
     for path in given.openvino:
-        yield Case("openvino-genai", path, n_threads, n_tokens, python=given.openvino_python)
+        for engine in ("openvino-genai", "openvino-genai, f32"):
+            yield Case(engine, path, n_threads, n_tokens, python=given.openvino_python)
 
 
 def bytes_a_token(case: Case, n_past: float) -> int | None:
