@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from textual.widget import Widget
+
 from edge_chat.app import ChatApp
 
 if TYPE_CHECKING:
@@ -173,8 +175,10 @@ def _is_quiet(app: ChatApp) -> bool:
 
 
 def _pumps(app: App[Any]) -> list[MessagePump]:
-    """Everything in the app that has a queue of messages."""
-    return [app, *(widget for screen in app.screen_stack for widget in screen.walk_children(with_self=True))]
+    """Everything in the app that has a queue of messages. Scroll bars are nobody's children, and draw themselves late."""
+    widgets = [widget for screen in app.screen_stack for widget in screen.walk_children(Widget, with_self=True)]
+    bars = [bar for widget in widgets for bar in (widget._vertical_scrollbar, widget._horizontal_scrollbar) if bar is not None]
+    return [app, *widgets, *bars]
 
 
 def _waits_for_messages(pump: MessagePump) -> bool:

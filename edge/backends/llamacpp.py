@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Backend, Sampler, check_resize, check_threads
 from edge.backends.cells import Ledger
-from edge.backends.llamacpp_library import AbortFlag, Batch, forget_log, library_version, load_library, recent_log
+from edge.backends.llamacpp_library import (
+    AbortFlag,
+    Batch,
+    forget_log,
+    give_memory_back,
+    library_version,
+    load_library,
+    recent_log,
+)
 from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError, UsageError
@@ -350,6 +358,7 @@ class LlamaCppBackend(Backend):
         library = self._library
         if self._context:
             library.llama_free(self._context)
+            give_memory_back()
         self._context = self._memory = None
         self._rows, self._kept, self._views = {}, {}, {}
         plan = replace(self._plan, n_ctx=n_ctx)

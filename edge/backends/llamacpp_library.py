@@ -15,13 +15,20 @@ from typing import Any
 from edge.backends.stopping import watching
 from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
-__all__ = ["AbortFlag", "Batch", "forget_log", "load_failure", "load_library", "recent_log"]
+__all__ = ["AbortFlag", "Batch", "forget_log", "give_memory_back", "load_failure", "load_library", "recent_log"]
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _log: deque[tuple[int, str]] = deque(maxlen=40)
 _lock = threading.Lock()
 _library: Any = None
 _callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
+
+
+def give_memory_back() -> None:
+    """Have the C library hand freed memory to the system. glibc keeps what lies in its heap, which a KV cache may."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none, and gives back by itself
+        trim(0)
 
 
 def load_library() -> Any:

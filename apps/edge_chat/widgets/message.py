@@ -106,12 +106,20 @@ class MessageView(Vertical, can_focus=True):
     async def extend(self, text: str) -> None:
         """Show more of a reply that is being written."""
         self.text = text
-        await self.markdown.extend(text)
+        for body in self._bodies():
+            await body.extend(text)
 
     async def finish(self, text: str) -> None:
         """Show the whole reply."""
         self.text = text
-        await self.markdown.finish(text)
+        for body in self._bodies():
+            await body.finish(text)
+
+    def _bodies(self) -> list[ReplyMarkdown]:
+        """The body of a reply. There is none before the message is composed, which then shows its text, nor once it goes."""
+        from edge_chat.widgets.markdown import ReplyMarkdown
+
+        return list(self.query(ReplyMarkdown))
 
     def next_code(self) -> tuple[int, int, str] | None:
         """The next code block to copy, the last one first: (its number from 1, how many there are, the code)."""
