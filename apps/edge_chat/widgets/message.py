@@ -119,7 +119,7 @@ class MessageView(Vertical, can_focus=True):
         """The body of a reply. There is none before the message is composed, which then shows its text, nor once it goes."""
         from edge_chat.widgets.markdown import ReplyMarkdown
 
-        return list(self.query(ReplyMarkdown))
+        return [child for child in self.children if isinstance(child, ReplyMarkdown)]
 
     def next_code(self) -> tuple[int, int, str] | None:
         """The next code block to copy, the last one first: (its number from 1, how many there are, the code)."""
