@@ -53,6 +53,11 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     config_file: Path
 
     @property
+    def catalog_file(self) -> Path:
+        """The user's own models by name, beside the settings file."""
+        return self.config_file.with_name("catalog.toml")
+
+    @property
     def kv_dir(self) -> Path:
         """Where KV blocks are kept."""
         return self.cache_dir / "kv"

@@ -14,7 +14,7 @@ from pathlib import Path
 from edge.config_file import write_private
 from edge.errors import ModelFileError, StorageError
 
-__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256"]
+__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "join_sha256"]
 
 CHUNK_BYTES = 1 << 20
 _FILE = "hashes.json"
@@ -62,11 +62,14 @@ def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None, fresh:
     Raises:
         ModelFileError: a file cannot be read.
     """
-    digests = [file_sha256(path, cache_dir=cache_dir, fresh=fresh) for path in paths]
-    if len(paths) == 1:
-        return digests[0]
-    lines = [f"{path.name} {digest}\n" for path, digest in zip(paths, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return join_sha256([(path.name, file_sha256(path, cache_dir=cache_dir, fresh=fresh)) for path in paths])
+
+
+def join_sha256(digests: Sequence[tuple[str, str]]) -> str:
+    """What `files_sha256` gives for files whose names and SHA-256 are known."""
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests).encode()).hexdigest()
 
 
 def _read(path: Path, on_bytes: Callable[[int], None] | None) -> str:

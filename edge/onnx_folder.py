@@ -19,7 +19,7 @@ from edge.backends.hf_files import read_json
 from edge.errors import ModelFileError
 from edge.onnx_graph import Graph, Port, check_external_files, read_graph
 
-__all__ = ["CONFIG", "OnnxFolder", "read_onnx_folder"]
+__all__ = ["CONFIG", "OnnxFolder", "find_decoder", "read_onnx_folder"]
 
 CONFIG = "genai_config.json"
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -144,15 +144,8 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         ModelFileError: a file is missing, damaged, cut off or outside of the folder, or the model is of a kind that edge cannot
             run.
     """
-    config = read_json(folder / CONFIG, _Config)
+    config = _read_config(folder)
     where, decoder = folder / CONFIG, config.model.decoder
-    for part in ("vision", "speech", "encoder"):
-        if getattr(config.model, part) is not None:
-            raise ModelFileError(
-                f"{folder} also has a part for {part}; edge runs models of text only.", "Choose another model."
-            )
-    if decoder.pipeline is not None or not decoder.filename:
-        raise ModelFileError(f"{folder} is cut into several models that run after each other, which edge does not do.", _HINT)
     path = folder / _inside(where, decoder.filename)
     if not path.is_file():
         raise ModelFileError(f"{path} is missing.", "Download or convert the model again.")
@@ -202,6 +195,27 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         quantisation=_quantisation(graph),
         n_nodes=graph.ops.total(),
     )
+
+
+def find_decoder(folder: Path) -> str:
+    """Which file genai_config.json names as the model, relative to the folder. Nothing else has to be there.
+
+    Raises:
+        ModelFileError: the configuration is missing or damaged, or names a kind of model that edge cannot run.
+    """
+    return str(_inside(folder / CONFIG, _read_config(folder).model.decoder.filename))
+
+
+def _read_config(folder: Path) -> _Config:
+    config = read_json(folder / CONFIG, _Config)
+    for part in ("vision", "speech", "encoder"):
+        if getattr(config.model, part) is not None:
+            raise ModelFileError(
+                f"{folder} also has a part for {part}; edge runs models of text only.", "Choose another model."
+            )
+    if config.model.decoder.pipeline is not None or not config.model.decoder.filename:
+        raise ModelFileError(f"{folder} is cut into several models that run after each other, which edge does not do.", _HINT)
+    return config
 
 
 def _inside(where: Path, name: str) -> PurePosixPath:

