@@ -29,6 +29,7 @@ _EVALUATOR_BYTES = 15  # a weight
 def card_step(
     reference: Callable[[Callable[[str], Path]], Path],
     steps: Sequence[Step],
+    name: str,
     n_params: int,
     options: EvaluateOptions | None = None,
 ) -> Step:
@@ -37,6 +38,7 @@ def card_step(
     Args:
         reference: gives the checkpoint's folder, from the folders of finished steps.
         steps: that make the artifacts.
+        name: of the model; the card is headed by it, and calls the checkpoint so, whose folder may be one of ours.
         n_params: weights of the model, for the estimates.
         options: how to measure.
     """
@@ -46,7 +48,10 @@ def card_step(
 
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
         models = [_model(done(step.name)) for step in steps]
-        _write(folder, evaluate(models, reference(done), how, told))
+        card = evaluate(models, reference(done), how, told)
+        first, *rest = card.rows
+        rows = (msgspec.structs.replace(first, name=name), *rest)
+        _write(folder, msgspec.structs.replace(card, title=f"{name}, converted", reference=name, rows=rows))
 
     return Step(
         name=CARD,

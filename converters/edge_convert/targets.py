@@ -150,7 +150,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     measured = [step for step in steps if step.artifact]
     if request.card and measured:
         # A student is held to its teacher, so that the card shows what dropping layers costs, too.
-        steps.append(card_step(lambda done: _open(whole, done).folder, measured, whole.n_params))
+        steps.append(card_step(lambda done: _open(whole, done).folder, measured, whole.name, whole.n_params))
     digest = digest_of(_identity(source), request_key(request), tool_versions(*packages))
     return Plan(
         title=f"{facts.name} ({facts.architecture.title}, {facts.n_params / 1e6:,.0f} million weights)",

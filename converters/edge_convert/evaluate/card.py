@@ -86,6 +86,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         n_decode: tokens written in a round.
         machine: where speed was measured.
         gate: the conditions, as they were given.
+        title: heading of its pages.
         rows: the reference first.
     """
 
@@ -99,6 +100,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     n_decode: int
     machine: str
     gate: str = ""
+    title: str = "What the converted models are worth"
     rows: tuple[Row, ...]
 
 
@@ -200,10 +202,11 @@ def failures(card: Card) -> list[str]:
     return [f"{row.name}: {failure}." for row in card.rows for failure in row.failures]
 
 
-def markdown(card: Card, title: str = "What the converted models are worth") -> str:
+def markdown(card: Card) -> str:
     """The card as Markdown."""
     used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
-    lines = [f"# {title}", "", "| " + " | ".join(COLUMNS[index] for index in used) + " |", "|---|" + "---:|" * (len(used) - 1)]
+    lines = [f"# {card.title}", "", "| " + " | ".join(COLUMNS[index] for index in used) + " |"]
+    lines.append("|---|" + "---:|" * (len(used) - 1))
     for row in card.rows:
         texts = cells(row)
         lines.append("| " + " | ".join(texts[index].replace("|", "\\|") for index in used) + " |")

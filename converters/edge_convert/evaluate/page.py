@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from edge_convert.evaluate.card import COLUMNS, KIND_COLUMNS, KINDS_TITLE, Card, Row, cells, failures, kinds, notes
 
 __all__ = ["html_page"]
 
-_COLOURS = {"checkpoint": "#6b7280", "gguf": "#2563eb", "onnx": "#d97706", "coreml": "#059669"}
 _TITLES = {"checkpoint": "checkpoint", "gguf": "GGUF", "onnx": "ONNX", "coreml": "Core ML"}
+_LEFT = 58
+"""Where the scatter plot begins, right of the numbers of its y axis."""
 _STYLE = """
-:root { color-scheme: light dark; --text: #1f2937; --dim: #6b7280; --line: #e5e7eb; --back: #ffffff; --bad: #b91c1c; }
+:root { color-scheme: light dark; --text: #1f2937; --dim: #6b7280; --line: #e5e7eb; --back: #ffffff; --bad: #b91c1c;
+  --checkpoint: #6b7280; --gguf: #2563eb; --onnx: #d97706; --coreml: #059669; }
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e5e7eb; --dim: #9ca3af; --line: #374151; --back: #111827; --bad: #f87171; }
+  :root { --text: #e5e7eb; --dim: #9ca3af; --line: #374151; --back: #111827; --bad: #f87171;
+    --checkpoint: #9ca3af; --gguf: #60a5fa; --onnx: #fbbf24; --coreml: #34d399; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 78rem; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 0 0 .5rem; font-weight: 600; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; font-weight: 600; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--dim); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
-tr.failed td { color: var(--bad); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem 2.5rem;
-  margin: 2rem 0; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--text); font: 13px system-ui, sans-serif; }
+thead th { color: var(--dim); font-weight: 500; }
+th:first-child, .said td:last-child, .said th:last-child { text-align: left; font-weight: inherit; }
+tr.failed > * { color: var(--bad); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); column-gap: 2.5rem; }
+.bar { display: flex; align-items: center; gap: .4rem; margin: -.1rem 0 .45rem; font-variant-numeric: tabular-nums; }
+.bar i { height: .85rem; min-width: 1px; border-radius: 2px; } .bar span { color: var(--dim); white-space: nowrap; }
+svg { width: 100%; max-width: 34rem; height: auto; display: block; }
+svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 svg .dim { fill: var(--dim); } svg .grid { stroke: var(--line); } ul { color: var(--dim); padding-left: 1.2rem; }
-.key span { margin-right: 1.2rem; } .key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
-  margin-right: .4em; vertical-align: -1px; }
+.key { margin: 1.5rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
+.key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -1px; }
+.checkpoint { background: var(--checkpoint); fill: var(--checkpoint); } .gguf { background: var(--gguf); fill: var(--gguf); }
+.onnx { background: var(--onnx); fill: var(--onnx); } .coreml { background: var(--coreml); fill: var(--coreml); }
+@media (max-width: 40rem) { /* the names stay where they are while the numbers are pushed aside */
+  body { margin: 1rem auto; }
+  th:first-child { position: sticky; left: 0; background: var(--back); white-space: normal; min-width: 7.5rem; max-width: 9rem;
+    overflow-wrap: anywhere; border-right: 1px solid var(--line); }
+}
 """
 
 
-def html_page(card: Card, title: str = "What the converted models are worth") -> str:
+def html_page(card: Card) -> str:
     """The card as a self-contained page: no scripts, nothing is loaded."""
+    title = card.title
     used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
     main = _table(card, [COLUMNS[index] for index in used], lambda row: [cells(row)[index] for index in used])
-    by_kind = _table(card, KIND_COLUMNS, kinds)
+    by_kind = _table(card, KIND_COLUMNS, kinds, ' class="said"')
     formats = dict.fromkeys(row.format for row in card.rows)
-    key = "".join(f'<span><i style="background:{_COLOURS[form]}"></i>{_TITLES[form]}</span>' for form in formats)
-    plots = "".join(f"<section><h2>{escape(name)}</h2>{svg}</section>\n" for name, svg in _plots(card) if svg)
+    key = "".join(f'<span><i class="{form}"></i>{_TITLES[form]}</span>' for form in formats)
+    plots = "".join(f"<section><h2>{escape(name)}</h2>{plot}</section>\n" for name, plot in _plots(card) if plot)
     listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes(card) + failures(card))
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -50,79 +65,81 @@ def html_page(card: Card, title: str = "What the converted models are worth") ->
     )
 
 
-def _table(card: Card, columns: Sequence[str], texts: Callable[[Row], Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+def _table(card: Card, columns: Sequence[str], texts: Callable[[Row], Sequence[str]], kind: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
     for row in card.rows:
-        kind = ' class="failed"' if row.failures else ""
-        body += f"<tr{kind}>" + "".join(f"<td>{escape(text)}</td>" for text in texts(row)) + "</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+        failed = ' class="failed"' if row.failures else ""
+        name, *rest = map(escape, texts(row))
+        body += f'<tr{failed}><th scope="row">{name}</th>' + "".join(f"<td>{text}</td>" for text in rest) + "</tr>\n"
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _plots(card: Card) -> list[tuple[str, str]]:
+    short = _short_names(card)
     others = [row for row in card.rows if not row.is_reference]
     timed = [row for row in card.rows if row.speed is not None]
     found = []
+
+    def bars(title: str, rows: Sequence[Row], value: Callable[[Row], float], form: str) -> None:
+        found.append((title, _bars(rows, short, value, form)))
+
     if others:
-        found.append(("Size and KL divergence (lower left is better)", _scatter(others)))
-        found.append(
-            ("KL divergence, 99th percentile (shorter is better)", _bars(others, lambda row: row.quality.all.kl_p99, "{:.3g}"))
-        )
-        found.append(("Top-1 agreement (longer is better)", _bars(others, lambda row: 100 * row.quality.all.top1, "{:.1f}%")))
+        found.append(("Size and KL divergence (lower left is better)", _scatter(others, short)))
+        bars("KL divergence, 99th percentile (shorter is better)", others, lambda row: row.quality.all.kl_p99, "{:.3g}")
+        bars("Top-1 agreement (longer is better)", others, lambda row: 100 * row.quality.all.top1, "{:.1f}%")
     if timed:
-        found.append(
-            ("Decode, tokens/s", _bars(timed, lambda row: row.speed.decode_tokens_per_s if row.speed else 0, "{:.1f}"))
-        )
-        found.append(
-            ("Prefill, tokens/s", _bars(timed, lambda row: row.speed.prefill_tokens_per_s if row.speed else 0, "{:.0f}"))
-        )
-        found.append(("Peak memory, MB", _bars(timed, lambda row: row.speed.peak_bytes / 1e6 if row.speed else 0, "{:.0f}")))
+        bars("Decode, tokens/s", timed, lambda row: row.speed.decode_tokens_per_s if row.speed else 0, "{:.1f}")
+        bars("Prefill, tokens/s", timed, lambda row: row.speed.prefill_tokens_per_s if row.speed else 0, "{:.0f}")
+        bars("Peak memory, MB", timed, lambda row: row.speed.peak_bytes / 1e6 if row.speed else 0, "{:.0f}")
     return found
 
 
-def _bars(rows: Sequence[Row], value: Callable[[Row], float], form: str) -> str:
-    """Horizontal bars from 0, a name above each."""
-    width, step = 480, 42
+def _bars(rows: Sequence[Row], short: Mapping[str, str], value: Callable[[Row], float], form: str) -> str:
+    """Horizontal bars from 0, a name above each. Boxes and no drawing: their texts keep their size in a narrow window."""
     largest = max((value(row) for row in rows), default=0) or 1
     parts = []
-    for index, row in enumerate(rows):
-        top, length = index * step, (width - 80) * value(row) / largest
+    for row in rows:
+        share = value(row) / largest
         parts.append(
-            f'<text x="0" y="{top + 14}">{escape(_short(row.name))}</text>'
-            f'<rect x="0" y="{top + 20}" width="{max(length, 1):.1f}" height="13" rx="2" fill="{_COLOURS[row.format]}"/>'
-            f'<text class="dim" x="{max(length, 1) + 6:.1f}" y="{top + 31}">{form.format(value(row))}</text>'
+            f'<div>{escape(short[row.name])}</div><div class="bar">'
+            f'<i class="{row.format}" style="width:calc({share:.4f}*(100% - 4.5rem))"></i>'
+            f"<span>{form.format(value(row))}</span></div>"
         )
-    return f'<svg viewBox="0 0 {width} {len(rows) * step}" role="img">{"".join(parts)}</svg>'
+    return "".join(parts)
 
 
-def _scatter(rows: Sequence[Row]) -> str:
+def _scatter(rows: Sequence[Row], short: Mapping[str, str]) -> str:
     """Size on the x axis from 0, KL on a logarithmic y axis."""
-    width, height, left, bottom = 480, 300, 52, 34
+    width, height, bottom = 400, 270, 34
     largest = max(row.size_bytes for row in rows) / 1e6 * 1.15
     values = [max(row.quality.all.kl_mean, 1e-6) for row in rows]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     high = max(high, low + 1)
 
     def place(size_mb: float, kl: float) -> tuple[float, float]:
-        x = left + (width - left - 10) * size_mb / largest
+        x = _LEFT + (width - _LEFT - 10) * size_mb / largest
         y = (height - bottom) - (height - bottom - 12) * (math.log10(kl) - low) / (high - low)
         return x, y
 
     parts = []
     for power in range(low, high + 1):
         _, y = place(0, 10.0**power)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="dim" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        text = f"{10.0**power:.{max(0, -power)}f}"
+        parts.append(f'<text class="dim" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in _ticks(largest):
         x, _ = place(tick, 10.0**low)
         parts.append(f'<text class="dim" x="{x:.1f}" y="{height - 12}" text-anchor="middle">{tick:g} MB</text>')
     points = [place(row.size_bytes / 1e6, kl) for row, kl in zip(rows, values, strict=True)]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     for row, (x, y) in zip(rows, points, strict=True):
-        left_edge, base = _free_place(x, y, 7.8 * len(_short(row.name)), width, taken)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[row.format]}"/>')
-        parts.append(f'<text x="{left_edge:.1f}" y="{base:.1f}">{escape(_short(row.name))}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+        name = short[row.name]
+        left_edge, base = _free_place(x, y, 7.2 * len(name), width, taken)
+        parts.append(f'<circle class="{row.format}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(f'<text x="{left_edge:.1f}" y="{base:.1f}">{escape(name)}</text>')
+    about = "KL divergence of each model by its size; the numbers are in the table above."
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
 
 
 def _free_place(
@@ -132,7 +149,7 @@ def _free_place(
     beside = [(x + 9, y + 4), (x - 9 - length, y + 4)]
     around = [(min(x - length / 2, width - length), y + step) for step in (-11, 20, -27, 36, -43, 52)]
     boxes = [(left, base - 12, left + length, base + 3) for left, base in (*beside, *around)]
-    inside = [box for box in boxes if box[0] >= 52 and box[2] <= width and box[1] >= 0]
+    inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= width and box[1] >= 0]
     free = (
         box
         for box in inside
@@ -153,5 +170,11 @@ def _ticks(largest: float) -> list[float]:
     return [step * index for index in range(int(largest / step) + 1)]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 44 else "…" + name[-43:]
+def _short_names(card: Card) -> dict[str, str]:
+    """Names for plots: without the reference's name, which most begin with, where they stay different without it."""
+    names = [row.name for row in card.rows]
+    start = re.compile(re.escape(card.reference) + "[-.](?=.)")
+    short = {name: start.sub("", name, count=1) if start.match(name) else name for name in names}
+    if len(set(short.values())) < len(short):
+        short = {name: name for name in names}
+    return {name: text if len(text) <= 44 else "…" + text[-43:] for name, text in short.items()}

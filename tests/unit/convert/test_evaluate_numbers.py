@@ -303,11 +303,22 @@ def test_the_page_is_whole_loads_nothing_and_escapes_names() -> None:
     assert not page.addresses
     assert "script" not in page.count
     assert "url(" not in text
-    assert page.count["svg"] == 6
+    assert page.count["svg"] == 1
     assert page.count["circle"] == 2
+    assert page.count["section"] == 6
     assert "<script>alert(1)</script>" in page.words
     assert "computed by" in page.words and page.words.count("llama.cpp") == 2 and "transformers 5" in page.words
     assert page.count["table"] == 2
+
+
+def test_plots_leave_out_the_name_that_all_models_begin_with() -> None:
+    page = Page()
+    page.feed(html_page(card(row("source-Q4_0"), row("source.Q4_1"), row("onnx-int4"))))
+    assert page.words.count("source-Q4_0") == 2  # in the two tables
+    assert {"Q4_0", "Q4_1", "onnx-int4"} <= set(page.words)
+    ambiguous = Page()
+    ambiguous.feed(html_page(card(row("source-Q4_0"), row("source.Q4_0"))))
+    assert "Q4_0" not in ambiguous.words
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
