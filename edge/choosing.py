@@ -8,6 +8,7 @@ the smaller file. The reason goes into the receipt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,16 @@ class _Option:
         artifact: the model.
         engine, accelerator: where it would run.
         tuned: what was measured.
+        failed: why it does not run on what the engine would rather use, one note each.
+        is_hopeless: it runs on nothing here.
     """
 
     artifact: Artifact
     engine: str
     accelerator: Accelerator
     tuned: Lookup | None
+    failed: tuple[str, ...] = ()
+    is_hopeless: bool = False
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -57,6 +62,7 @@ class _Option:
         is_slow = self.engine == "llamacpp" and self.accelerator == "cpu" and facts is not None
         # Palettes, which the Neural Engine wants, lose more than blocks.
         return (
+            self.is_hopeless,
             _ACCELERATORS.index(self.accelerator),
             _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
             self.engine == "coreml" and facts is not None and facts.quantisation == "ane" and self.accelerator != "ane",
@@ -111,16 +117,18 @@ def choose_plan(
     request: PlanRequest,
     *,
     safety: Safety | None = None,
-    has_failed: Callable[[Artifact, Accelerator], bool] = lambda artifact, accelerator: False,
+    why_failed: Callable[[Artifact, Accelerator], str] = lambda artifact, accelerator: "",
 ) -> Plan:
     """The plan of the best artifact that can be run here.
+
+    Its fallbacks end where another artifact would do better: when this one fails, plan again.
 
     Args:
         device: from `edge.device.probe`.
         candidates: one model in several formats or quantisations, at least one, each with what was measured of it here.
         request: what was asked for.
         safety: as for `make_plan`.
-        has_failed: whether an engine tried a model on an accelerator before, and it did not work.
+        why_failed: what went wrong when an engine tried a model on an accelerator before; "" where it works, or nobody tried.
 
     Raises:
         BackendUnavailableError, UsageError, ModelTooLargeError: as `make_plan`, of the artifact that came furthest.
@@ -128,9 +136,13 @@ def choose_plan(
     if len(candidates) == 1:
         artifact, tuned = candidates[0]
         return make_plan(device, artifact, request, safety=safety, tuned=tuned)
-    options, failures = _options(device, candidates, request, has_failed)
+    options, failures = _options(device, candidates, request, why_failed)
     if not options:
         raise failures[0]
+
+    def plan_of(option: _Option) -> Plan:
+        return make_plan(device, option.artifact, request, safety=safety, tuned=option.tuned)
+
     ordered = sorted(options, key=lambda option: option.order)
     measured = sorted((option for option in options if option.speed), key=lambda option: -(option.speed or 0))
     if len(measured) > 1:
@@ -138,7 +150,7 @@ def choose_plan(
     passed_over: list[str] = []
     for option in ordered:
         try:
-            plan = make_plan(device, option.artifact, request, safety=safety, tuned=option.tuned)
+            plan = plan_of(option)
         except ModelTooLargeError as error:
             failures.append(error)
             passed_over.append(f"{option.name} does not fit into memory")
@@ -146,16 +158,35 @@ def choose_plan(
         why = _reason(option, ordered, measured if not passed_over else [])
         if request.backend is not None and len(ordered) == 1:
             why = f"what {request.backend} reads, which is asked for"
-        reason = "; ".join([*passed_over, why])
-        return replace(plan, choices=(Choice("format", option.name, reason), *plan.choices))
+        told = [f"{other.name} {note}" for other in options if other is not option for note in other.failed]
+        plan = replace(plan, choices=(Choice("format", option.name, "; ".join([*told, *passed_over, why])), *plan.choices))
+        if len(measured) > 1 or option.is_hopeless:
+            return plan
+        return replace(plan, fallbacks=_own_fallbacks(plan, option, ordered[ordered.index(option) + 1 :], plan_of))
     raise failures[-1]
+
+
+def _own_fallbacks(
+    plan: Plan, option: _Option, others: Sequence[_Option], plan_of: Callable[[_Option], Plan]
+) -> tuple[Accelerator, ...]:
+    """The fallbacks of a plan up to the first on which another option would be better, and fits."""
+    kept: list[Accelerator] = []
+    for accelerator in plan.fallbacks:
+        lesser = replace(option, accelerator=accelerator)
+        for other in others:
+            if other.order < lesser.order:
+                with suppress(ModelTooLargeError):
+                    plan_of(other)
+                    return tuple(kept)
+        kept.append(accelerator)
+    return tuple(kept)
 
 
 def _options(
     device: DeviceProfile,
     candidates: Sequence[tuple[Artifact, Lookup | None]],
     request: PlanRequest,
-    has_failed: Callable[[Artifact, Accelerator], bool],
+    why_failed: Callable[[Artifact, Accelerator], str],
 ) -> tuple[list[_Option], list[EdgeError]]:
     """Those that an engine here can run, and why the others cannot be."""
     options: list[_Option] = []
@@ -168,8 +199,10 @@ def _options(
             failures.append(error)
             continue
         names = [target.accelerator for target in targets]
-        best = next((name for name in names if not (row.tries and has_failed(artifact, name))), names[0])
-        options.append(_Option(artifact, row.name, best, tuned))
+        notes = {name: why_failed(artifact, name) if row.tries else "" for name in names}
+        best = next((name for name in names if not notes[name]), None)
+        failed = tuple(f"does not work on {name}: {notes[name]}" for name in names[: names.index(best) if best else None])
+        options.append(_Option(artifact, row.name, best or names[0], tuned, failed, is_hopeless=best is None))
     return options, failures
 
 

@@ -78,9 +78,7 @@ def load(
         "gpu_layers": gpu_layers,
     }
     chosen = _merge(settings, arguments)
-    plan = plan_model(settings=chosen, on_progress=on_progress)
-
-    engine = _open(plan, on_progress)
+    plan, engine = _open_best(chosen, on_progress)
     disk = None
     try:
         plan = _with_placement(plan, engine)
@@ -127,6 +125,11 @@ def plan_model(
     Raises:
         As `load`.
     """
+    return _planner(_merge(settings, {"model": model}), on_progress, download=download)()
+
+
+def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
+    """What plans a model, from what was found out about its formats by the time it is called. See `plan_model`."""
     from edge.backends.canary import load_safety
     from edge.catalog import DownloadProgress, resolve_all
     from edge.choosing import choose_plan, rank_formats
@@ -134,8 +137,6 @@ def plan_model(
     from edge.placement import check_request
     from edge.plan import PlanRequest
     from edge.tuning import look_up
-
-    chosen = _merge(settings, {"model": model})
 
     def report(progress: DownloadProgress) -> None:
         share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
@@ -164,20 +165,37 @@ def plan_model(
     # The trial of llama.cpp's kernels matters only where it may be used.
     is_tried = engine is not None and engine.is_installed and any(artifact.format == "gguf" for artifact in artifacts)
     safety = load_safety(cache_dir) if is_tried else None
-    has_failed = partial(_has_failed, cache_dir)
-    return choose_plan(device, candidates, request, safety=safety, has_failed=has_failed)
+    why_failed = partial(_why_failed, cache_dir)
+    return lambda: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
 
 
-def _has_failed(cache_dir: Path, artifact: Artifact, accelerator: Accelerator) -> bool:
-    """Whether Core ML tried this package on this accelerator before, and it did not compute what was meant."""
+def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend]:
+    """Plan and load. What Core ML finds out when it tries a package for the first time can make another one the better choice."""
+    from edge.errors import BackendUnavailableError
+
+    make = _planner(chosen, on_progress)
+    plan = make()
+    tried = set()
+    while True:
+        tried.add((plan.artifact.path, plan.accelerator, plan.fallbacks))
+        try:
+            return plan, _open(plan, on_progress)
+        except BackendUnavailableError:
+            plan = make()
+            if (plan.artifact.path, plan.accelerator, plan.fallbacks) in tried:
+                raise
+
+
+def _why_failed(cache_dir: Path, artifact: Artifact, accelerator: Accelerator) -> str:
+    """What was wrong when Core ML tried this package on this accelerator; "" if nothing was, or it never did."""
     from edge.backends.coreml_engine import UNITS
     from edge.backends.coreml_trial import remembered_verdict
 
     package = artifact.coreml
     if package is None or accelerator not in UNITS:
-        return False
+        return ""
     verdict = remembered_verdict(package.sha256(cache_dir=cache_dir), UNITS[accelerator], cache_dir)
-    return verdict is not None and not verdict.is_good
+    return "" if verdict is None or verdict.is_good else verdict.note
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:
@@ -188,8 +206,8 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
 
     stop = threading.Event()
 
-    def report(share: float) -> bool:
-        return not stop.is_set() and (on_progress is None or on_progress("loading", share) is not False)
+    def report(share: float, stage: str = "loading") -> bool:
+        return not stop.is_set() and (on_progress is None or on_progress(stage, share) is not False)
 
     opened: Future[Backend] = Future()
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edge.artifact import Artifact
 from edge.choosing import choose_plan
 from edge.errors import UsageError
 from edge.loading import _with_placement
 from edge.plan import make_plan
-from edge.receipt import PlanRequest
+from edge.receipt import Plan, PlanRequest
 from tests.unit.test_choosing import coreml, device, gguf
 
 MAC: dict[str, Any] = {"coreml": ("ane", "metal", "cpu")}
@@ -45,15 +47,56 @@ def test_other_engines_have_no_fallbacks() -> None:
     assert make_plan(device("mac-m1", llamacpp=("metal", "cpu")), gguf()).fallbacks == ()
 
 
-def test_a_package_whose_unit_failed_before_gives_way_to_one_made_for_the_next() -> None:
-    both: Any = [(coreml("ane"), None), (replace(coreml("gpu"), size_bytes=200 << 20), None)]
+BOTH: Any = [(coreml("ane"), None), (replace(coreml("gpu"), size_bytes=200 << 20), None)]
+
+
+def variant_of(artifact: Artifact) -> str:
+    assert artifact.coreml is not None
+    return artifact.coreml.info.variant
+
+
+def test_a_package_whose_unit_fails_gives_way_to_one_made_for_the_next() -> None:
+    failed: set[tuple[str, str]] = set()
+
+    def plan() -> Plan:
+        def why(artifact: Artifact, name: str) -> str:
+            return "it died" if (variant_of(artifact), name) in failed else ""
+
+        return choose_plan(device("mac-m1", **MAC), BOTH, PlanRequest(), why_failed=why)
+
+    seen = []
+    while len(failed) < 5:  # each unit fails in its turn
+        found = plan()
+        units = [(variant_of(found.artifact), name) for name in (found.accelerator, *found.fallbacks)]
+        seen += [unit for unit in units if unit not in failed]
+        assert failed.issuperset(seen) is False, "nothing new would be tried"
+        failed.update(units)
+    assert seen == [("ane", "ane"), ("gpu", "metal"), ("ane", "metal"), ("gpu", "cpu"), ("ane", "cpu")]
+    assert plan().fallbacks, "where nothing works, all of it is told"
+
+
+def test_the_receipt_says_why_another_package_is_used() -> None:
+    plan = choose_plan(
+        device("mac-m1", **MAC), BOTH, PlanRequest(), why_failed=lambda artifact, name: "it died" if name == "ane" else ""
+    )
+    assert (plan.artifact.path, plan.accelerator) == (BOTH[1][0].path, "metal")
+    assert plan.choices[0].reason.startswith("coreml ane does not work on ane: it died; ")
+
+
+def test_a_package_that_works_nowhere_gives_way_to_any_other_format() -> None:
+    mac = device("mac-m1", llamacpp=("cpu",), **MAC)
+    both: Any = [(coreml("ane"), None), (gguf(), None)]
+    plan = choose_plan(mac, both, PlanRequest(), why_failed=lambda artifact, name: "it died")
+    assert (plan.backend, plan.accelerator) == ("llamacpp", "cpu")
+
+
+def test_a_package_keeps_the_units_on_which_no_other_that_fits_is_better(tmp_path: Path) -> None:
     mac = device("mac-m1", **MAC)
-    plan = choose_plan(mac, both, PlanRequest())
-    assert (plan.artifact, plan.accelerator) == (both[0][0], "ane")
-    plan = choose_plan(mac, both, PlanRequest(), has_failed=lambda artifact, accelerator: accelerator == "ane")
-    assert (plan.artifact, plan.accelerator) == (both[1][0], "metal")
-    plan = choose_plan(mac, both, PlanRequest(), has_failed=lambda artifact, accelerator: True)
-    assert plan.accelerator in ("ane", "metal"), "somebody has to say what is wrong"
+    assert choose_plan(mac, BOTH, PlanRequest()).fallbacks == ()
+    with (tmp_path / "weight.bin").open("wb") as weights:
+        weights.truncate(99 << 30)
+    huge: Any = [BOTH[0], (coreml("gpu", tmp=tmp_path), None)]
+    assert choose_plan(mac, huge, PlanRequest()).fallbacks == ("metal", "cpu")
 
 
 def engine_with(**details: str) -> Any:
