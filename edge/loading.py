@@ -170,7 +170,7 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
 
 
 def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend]:
-    """Plan and load. What Core ML finds out when it tries a package for the first time can make another one the better choice."""
+    """Plan and load. What Core ML finds out when it tries a package for the first time can make another the better choice."""
     from edge.errors import BackendUnavailableError
 
     make = _planner(chosen, on_progress)
