@@ -2,7 +2,7 @@
 
 What `edge tune` measured decides where it measured at least two of them on this device. Otherwise the order is: the accelerator
 that computes fastest or takes the least energy, then the engine that was faster in our own measurements (docs/onnx.md), then
-the smaller file. The reason goes into the receipt.
+what was published before what `edge convert` made of it, then the smaller file. The reason goes into the receipt.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class _Option:
             self.is_hopeless,
             _ACCELERATORS.index(self.accelerator),
             _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
+            bool(self.artifact.made_from),  # beside what its makers publish a conversion is the copy, which loses a little
             self.engine == "coreml" and facts is not None and facts.quantisation == "ane" and self.accelerator != "ane",
             is_slow and facts is not None and facts.quantisation not in _REPACKED,
             self.artifact.size_bytes,
@@ -219,4 +220,6 @@ def _reason(option: _Option, ordered: Sequence[_Option], measured: Sequence[_Opt
         return f"{_BY_ACCELERATOR[option.accelerator]}; also here: {listed}. edge tune measures them"
     if all(other.engine != option.engine for other in others):
         return f"the usual order, as nothing was measured here; also here: {listed}. edge tune measures them"
+    if not option.artifact.made_from and all(other.artifact.made_from for other in others if other.engine == option.engine):
+        return f"as it was published; also here: {listed}. edge tune measures them"
     return f"{size_text(option.artifact.size_bytes)}; also here: {listed}. edge tune measures them"

@@ -281,7 +281,7 @@ def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | No
     from edge.catalog import load_catalog
     from edge.config import DEFAULT
 
-    catalog = load_catalog()
+    catalog = load_catalog(settings)
     origins = [entry for entry in catalog.values() if any(file.sha256 in artifact.made_from for file in entry.artifacts)]
     entry = catalog.get(artifact.name) or next(iter(origins), None)
     if entry is None:
