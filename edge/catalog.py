@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.artifact import Artifact, Format, open_artifacts
-from edge.catalog_file import CatalogEntry, add_artifact, drop_artifacts, is_reference, load_catalog
+from edge.catalog_file import CatalogEntry, add_artifact, check_name, drop_artifacts, is_reference, load_catalog
 from edge.catalog_request import FORMATS, Request, source_of
 from edge.errors import ModelNotFoundError, UsageError
 from edge.sources import SOURCES, open_source
@@ -34,7 +34,9 @@ __all__ = [
     "Removed",
     "add_artifact",
     "add_model",
+    "check_name",
     "check_reference",
+    "is_reference",
     "list_models",
     "load_catalog",
     "pull",
@@ -230,6 +232,7 @@ def add_model(name: str, reference: str, settings: Settings) -> list[Artifact]:
         ModelNotFoundError, ModelFileError: there is no model at that path.
         ConfigError, StorageError: the catalogue is damaged, or cannot be written.
     """
+    check_name(name)
     reference = reference.strip()
     if is_reference(reference):
         canonical = source_of(reference, Context(settings, Store(settings.paths.models_dir))).canonical(reference)

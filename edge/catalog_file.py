@@ -25,7 +25,7 @@ from edge.types import Sampling
 if TYPE_CHECKING:
     from edge.config import Settings
 
-__all__ = ["CatalogEntry", "add_artifact", "drop_artifacts", "is_reference", "load_catalog"]
+__all__ = ["CatalogEntry", "add_artifact", "check_name", "drop_artifacts", "is_reference", "load_catalog", "read_catalog"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
@@ -114,11 +114,7 @@ def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None
     """
     import tomlkit
 
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name[:80]!r} cannot be the name of a model.",
-            "Use small letters, digits and . _ - such as my-model.",
-        )
+    check_name(name)
     fields = {key: value for key, value in msgspec.to_builtins(artifact).items() if value not in (None, (), [])}
 
     def change(models: Any) -> None:
@@ -134,6 +130,19 @@ def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None
         models[name]["artifacts"] = known
 
     _edit(settings.paths.catalog_file, change)
+
+
+def check_name(name: str) -> None:
+    """Refuse what no model of the user's catalogue can be called.
+
+    Raises:
+        UsageError: nothing can be called that.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} cannot be the name of a model.",
+            "Use small letters, digits and . _ - such as my-model.",
+        )
 
 
 def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> None:

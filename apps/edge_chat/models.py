@@ -21,13 +21,14 @@ def list_choices(settings: Settings) -> list[Choice]:
     """
     from edge.catalog import list_models, load_catalog
 
-    installed = list_models(settings)
-    here = {name for model in installed for name in model.used_by}
+    # A model in several formats is one choice: which of them is run is the plan's.
+    installed = {model.name: model for model in reversed(list_models(settings))}
+    here = {name for model in installed.values() for name in model.used_by}
     choices = [
         Choice(model.name, model.name, describe_choice(model.size_bytes, is_installed=True, licence=model.licence or ""))
-        for model in installed
+        for model in sorted(installed.values(), key=lambda model: model.name)
     ]
-    for name, entry in load_catalog().items():
+    for name, entry in load_catalog(settings).items():
         if name not in here:
             size = entry.artifacts[0].size_bytes if entry.artifacts else None
             choices.append(Choice(name, name, describe_choice(size, is_installed=False, licence=entry.licence)))

@@ -89,15 +89,15 @@ def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list
 def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
     """Measure how fast models run here, side by side.
 
-    Without a MODEL it is the one you chat with. Every model is run by every engine that reads it, or by those named with
-    --backend; options that are repeated are all tried. Candidates take turns, each in a process of its own: medians, with the
-    spread of the middle half of the rounds. Ctrl-C shows what was measured so far.
+    Without a MODEL it is the one you chat with. Every model is run in every format that is here, by every engine that reads it,
+    or by those named with --backend; options that are repeated are all tried. Candidates take turns, each in a process of its
+    own: medians, with the spread of the middle half of the rounds. Ctrl-C shows what was measured so far.
     """
     from edge.bench.candidates import Grid, find_candidates
     from edge.bench.run import Options, run_bench
 
     settings = app.settings()
-    artifacts = find_models(settings, models)
+    artifacts = find_models(app, settings, models, options["backends"])
     device = app.probe()
     grid = Grid(
         backends=options["backends"],
@@ -123,17 +123,36 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
     return 1 if any(row.error for row in result.rows) else 0
 
 
-def find_models(settings: Settings, names: tuple[str, ...]) -> list[Artifact]:
+def find_models(app: App, settings: Settings, names: tuple[str, ...], backends: tuple[str, ...] = ()) -> list[Artifact]:
     """The models of names, paths and references, fetched where they are not here; the chosen one where there is no name.
+
+    Of a name or a folder that has a model in several formats it is all of them that are here and can be run.
+
+    Args:
+        app: what the command got.
+        settings: merged.
+        names: the models.
+        backends: engines; () is every one.
 
     Raises:
         ModelNotFoundError, DownloadError, ModelFileError: one cannot be had or used.
     """
-    from edge.catalog import resolve
+    from edge.catalog import resolve_all
+    from edge.choosing import rank_formats
+    from edge.plan import PlanRequest
     from edge_cli.progress import PullProgress
 
+    device = app.probe()
+    ranked = [rank_formats(device, PlanRequest(backend=name)) for name in backends or (settings.backend,)]
+    formats = tuple(dict.fromkeys(form for forms in ranked for form in forms))
+    found: dict[Path, Artifact] = {}
     with PullProgress() as progress:
-        return [resolve(name, settings=settings, on_progress=progress.report) for name in names or (settings.model,)]
+        for name in names or (settings.model,):
+            artifacts = resolve_all(name, settings=settings, on_progress=progress.report, formats=formats)
+            # A folder gives what it holds; what no engine here reads is left out, unless there is nothing else.
+            able = [artifact for artifact in artifacts if artifact.format in formats] or artifacts
+            found.update({artifact.path: artifact for artifact in able})
+    return list(found.values())
 
 
 def _show(result: Result, *, as_json: bool) -> None:

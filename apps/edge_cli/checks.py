@@ -163,7 +163,7 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
     try:
         made = plan()
     except ModelNotFoundError as error:
-        entry = load_catalog().get(settings.model)
+        entry = load_catalog(settings).get(settings.model)
         if entry is None or settings.hub.offline:
             raise
         yield Check("model", "note", f"{settings.model} will be fetched when it is first used.", error.hint)

@@ -23,8 +23,9 @@ def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[Comp
 
     def find() -> Iterable[tuple[str, str]]:
         from edge.catalog import load_catalog
+        from edge.config import load_settings
 
-        return ((name, entry.description) for name, entry in load_catalog().items())
+        return ((name, entry.description) for name, entry in load_catalog(load_settings()).items())
 
     return _offer(incomplete, find) or [CompletionItem(incomplete, type="file")]
 

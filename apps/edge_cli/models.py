@@ -1,10 +1,9 @@
-"""`edge models`: list, fetch, show and remove models."""
+"""`edge models`: list, fetch, show, name and remove models."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,22 +15,28 @@ from edge_cli.options import json_option
 from edge_cli.text import size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from edge.artifact import Artifact
-    from edge.catalog import CatalogEntry, Installed
+    from edge.artifact import Format
+    from edge.catalog import ArtifactEntry, CatalogEntry, Installed
+    from edge.config import Settings
 
 __all__ = ["models"]
 
-_UNKNOWN = "-"
-_TOLD_BY_HUB = "from the hub's listing at download"
+_FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+def _format_option(help_text: str) -> Callable[[Command], Command]:
+    return click.option("--format", "form", type=click.Choice(_FORMATS), help=help_text)
 
 
 @click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
 def models() -> None:
-    """List, fetch, show and remove models.
+    """List, fetch, show, name and remove models.
 
-    A model is a catalogue name, the path of a model, hf:OWNER/REPO[:FILE or quantisation], ollama:NAME or pypi:PACKAGE.
+    A model is a catalogue name, the path of a model, hf:OWNER/REPO[:FILE, quantisation or folder], ollama:NAME or
+    pypi:PACKAGE. One name can have a model in several formats; what suits this device is used.
     """
 
 
@@ -42,43 +47,41 @@ def models() -> None:
 @json_option
 @pass_app
 def ls(app: App, is_here_only: bool, as_json: bool) -> None:
-    """Models on this device, and those of the catalogue that can be fetched."""
+    """Models on this device, and those of the catalogue that can be fetched; a line for each format."""
     from edge.catalog import list_models, load_catalog
+    from edge_cli import models_listing as listing
 
-    installed = list_models(app.settings())
-    known = {name for model in installed for name in model.used_by}
-    rest = [] if is_here_only else [entry for name, entry in load_catalog().items() if name not in known]
+    settings = app.settings()
+    installed = list_models(settings)
+    rest = [] if is_here_only else listing.missing_from(installed, load_catalog(settings))
     if as_json:
-        here: list[dict[str, Any]] = [
-            {
-                "name": model.name,
-                "is_here": True,
-                "reference": model.reference,
-                "path": str(model.path),
-                "size_bytes": model.size_bytes,
-                "sha256": model.sha256,
-                "licence": model.licence,
-                "origin": model.origin,
-                "owner": model.owner,
-                "used_by": list(model.used_by),
-            }
-            for model in installed
-        ]
-        output.json_object(here + [_entry_json(entry) for entry in rest])
+        output.json_object(
+            [listing.installed_json(model) for model in installed] + [listing.entry_json(*pair) for pair in rest]
+        )
         return
     rows = [
         (
             model.name + (" (default)" if "default" in model.used_by else ""),
+            listing.kind_of(model.format, model.quantisation),
             size(model.size_bytes),
             model.licence or "",
             f"here, from {model.origin}",
         )
         for model in installed
     ]
-    rows += [(entry.name, _entry_size(entry, _UNKNOWN), entry.licence, f"edge models pull {entry.name}") for entry in rest]
+    rows += [
+        (
+            entry.name,
+            listing.kind_of(artifact.form, artifact.quantisation),
+            size(artifact.size_bytes) if artifact.size_bytes else listing.UNKNOWN,
+            entry.licence,
+            listing.where_from(entry, artifact),
+        )
+        for entry, artifact in rest
+    ]
     if not rows:
         output.note("There is no model on this device. Fetch one with: edge models pull smollm2-135m")
-    output.table(rows, ("model", "size", "licence", "where"))
+    output.table(rows, ("model", "format", "size", "licence", "where"))
     if rows and output.is_terminal(sys.stdout):
         _say_sizes(installed, rest)
 
@@ -87,34 +90,42 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
     context_settings=CONTEXT_SETTINGS,
     epilog=examples(
         "edge models pull smollm2-135m",
+        "edge models pull phi3-mini --format onnx",
         "edge models pull hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M",
         "edge models pull gemma3-1b --accept-licence",
     ),
 )
 @click.argument("model", required=False, shell_complete=complete_model)
+@_format_option("Of a model in several formats this one [the best that can be run here].")
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @pass_app
-def pull(app: App, model: str | None, accept_licence: bool, quiet: bool, as_json: bool) -> int:
+def pull(app: App, model: str | None, form: Format | None, accept_licence: bool, quiet: bool, as_json: bool) -> int:
     """Fetch a model, or what is newest of it; without a name, the default model. Prints its path.
 
     A download that was interrupted goes on where it stopped.
     """
     from edge.catalog import pull as pull_model
+    from edge_cli.models_listing import artifact_json
     from edge_cli.progress import PullProgress
 
     settings = app.settings()
+    formats = (form,) if form else _formats_here(app, settings)
     try:
         with PullProgress(is_silent=quiet) as progress:
             artifact = pull_model(
-                model or settings.model, settings=settings, on_progress=progress.report, accept_licence=accept_licence
+                model or settings.model,
+                settings=settings,
+                on_progress=progress.report,
+                accept_licence=accept_licence,
+                formats=formats,
             )
     except KeyboardInterrupt:
         output.note("Interrupted. What has arrived is kept: run the same command again to resume.")
         return 130
     if as_json:
-        output.json_object(_artifact_json(artifact))
+        output.json_object(artifact_json(artifact))
     elif not quiet:
         output.note(f"{artifact.name}: {size(artifact.size_bytes)}, licence {artifact.licence or 'unknown'}")
         output.line(str(artifact.path))
@@ -130,51 +141,94 @@ def pull(app: App, model: str | None, accept_licence: bool, quiet: bool, as_json
     ),
 )
 @click.argument("model", shell_complete=complete_model)
-@click.option("--path", "is_path_only", is_flag=True, help="Print only where its file is.")
-@click.option("--verify", "is_verified", is_flag=True, help="Read the file through and check its SHA-256.")
+@_format_option("Of a model in several formats this one [the best that is here].")
+@click.option("--path", "is_path_only", is_flag=True, help="Print only where its file or folder is.")
+@click.option("--verify", "is_verified", is_flag=True, help="Read its files through and check their SHA-256.")
 @json_option
 @pass_app
-def show(app: App, model: str, is_path_only: bool, is_verified: bool, as_json: bool) -> None:
-    """What a model is: its licence, its size, and what its file says."""
-    from edge.catalog import load_catalog, resolve, verify
+def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verified: bool, as_json: bool) -> None:
+    """What a model is: its licence, its size, what its files say, and in which formats there is one."""
+    from edge.catalog import list_models, load_catalog, resolve, verify
     from edge.errors import ModelNotFoundError
+    from edge_cli import models_listing as listing
     from edge_cli.progress import PullProgress
 
     settings = app.settings()
-    entry = load_catalog().get(model)
+    catalog = load_catalog(settings)
+    entry = catalog.get(model) or catalog.get(model.lower())
+    # Also what can only be run elsewhere can be shown.
+    formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *_FORMATS]))
+    installed = list_models(settings) if entry else []
     try:
-        artifact = resolve(model, settings=settings, download=False)
+        artifact = resolve(model, settings=settings, download=False, formats=formats)
     except ModelNotFoundError:
-        if entry is None or is_path_only or is_verified:
+        if entry is None or is_path_only or is_verified or form:
             raise
         if as_json:
-            output.json_object(_entry_json(entry))
+            about = {**listing.entry_json(entry, entry.artifacts[0]), "artifacts": listing.formats_json(entry, installed)}
+            output.json_object(about)
         else:
-            output.table(_entry_rows(entry))
+            output.table(listing.entry_rows(entry))
+            _show_formats(entry, installed)
         return
     digest = artifact.sha256
     if is_verified:
         with PullProgress(is_silent=not output.is_terminal(sys.stderr)) as progress:
-            digest = verify(model, settings=settings, on_progress=progress.report)
+            digest = verify(model, settings=settings, on_progress=progress.report, formats=formats)
     if is_path_only:
         output.line(str(artifact.path))
     elif as_json:
         about = {"description": entry.description, "licence_url": entry.licence_url} if entry else {}
-        output.json_object({**_artifact_json(artifact), **about, "sha256": digest})
+        about |= {"artifacts": listing.formats_json(entry, installed)} if entry else {}
+        output.json_object({**listing.artifact_json(artifact), **about, "sha256": digest})
     else:
         rows = [("title", entry.title), ("good for", entry.description)] if entry else []
         checked = f"{digest} (just checked)" if is_verified else digest or ""
-        output.table([*rows, *_artifact_rows(artifact, entry, checked)])
+        output.table([row for row in (*rows, *listing.artifact_rows(artifact, entry, checked)) if row[1]])
+        if entry:
+            _show_formats(entry, installed)
 
 
-@models.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge models rm qwen2.5-0.5b"))
+@models.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples("edge models add my-phi ~/models/phi-onnx", "edge models add smollm2-135m ./smollm2/onnx-int4"),
+)
+@click.argument("name")
+@click.argument("where", metavar="PATH|REFERENCE")
+@pass_app
+def add(app: App, name: str, where: str) -> int:
+    """Give a model a name of your own, or a name one more format of its model.
+
+    Files stay where they are. It is written down in your own catalogue, which you can also edit.
+    """
+    from edge.catalog import add_model
+    from edge_cli.models_listing import kind_of
+
+    settings = app.settings()
+    added = add_model(name, where, settings)
+    for artifact in added:
+        facts = artifact.facts
+        kind = kind_of(artifact.format, facts.quantisation if facts is not None else "")
+        output.note(f"{name}: {kind}, {size(artifact.size_bytes)}, at {artifact.path}")
+    if not added:
+        output.note(f"{name} is {where} from now on. Fetch it with: edge models pull {name}")
+    output.note(f"Written to {settings.paths.catalog_file}")
+    return 0
+
+
+@models.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog=examples("edge models rm qwen2.5-0.5b", "edge models rm phi3-mini --format onnx"),
+)
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_local_model, metavar="MODEL...")
+@_format_option("Only this format [all].")
 @json_option
 @pass_app
-def rm(app: App, names: tuple[str, ...], as_json: bool) -> int:
+def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> int:
     """Remove models that edge fetched. Files of Ollama, of pip and your own are never touched.
 
-    One that cannot be removed does not keep the others; the exit code is that of the first that failed.
+    Where your own catalogue says that a model is in a file or folder of yours, that is forgotten. One that cannot be removed
+    does not keep the others; the exit code is that of the first that failed.
     """
     from edge.catalog import remove
     from edge.errors import EdgeError
@@ -184,137 +238,48 @@ def rm(app: App, names: tuple[str, ...], as_json: bool) -> int:
     exit_codes: list[int] = []
     for name in dict.fromkeys(names):
         try:
-            removed = remove(name, settings)
+            removed = remove(name, settings, formats=(form,) if form else _FORMATS)
         except EdgeError as error:
             exit_codes.append(error.exit_code)
             output.error(error.message, error.hint)
             results.append({"name": name, "is_removed": False, "error": error.message, "hint": error.hint})
             continue
-        paths = [str(path) for path in removed.paths]
-        results.append({"name": name, "is_removed": True, "paths": paths, "freed_bytes": removed.freed_bytes})
-        if not as_json:
+        result = {"name": name, "is_removed": True, "paths": [str(path) for path in removed.paths]}
+        result |= {"freed_bytes": removed.freed_bytes, "forgotten": [str(path) for path in removed.forgotten]}
+        results.append(result)
+        if not as_json and removed.paths:
             output.note(f"{name} is removed, {size(removed.freed_bytes)} are free again.")
+        if not as_json and not removed.paths:
+            output.note(f"{name} is out of your catalogue.")
+        for path in () if as_json else removed.forgotten:
+            output.note(f"{path} is yours and still there.")
     if as_json:
         output.json_object(results)
     return exit_codes[0] if exit_codes else 0
 
 
-def _say_sizes(installed: Sequence[Installed], rest: Sequence[CatalogEntry]) -> None:
+def _formats_here(app: App, settings: Settings) -> tuple[Format, ...]:
+    """What can be run on this device, best first."""
+    from edge.choosing import rank_formats
+    from edge.plan import PlanRequest
+
+    return rank_formats(app.probe(), PlanRequest(backend=settings.backend, require=settings.require))
+
+
+def _show_formats(entry: CatalogEntry, installed: Sequence[Installed]) -> None:
+    from edge_cli.models_listing import format_rows
+
+    if len(entry.artifacts) > 1:
+        output.line()
+        output.table(format_rows(entry, installed), ("format", "size", "where"))
+
+
+def _say_sizes(installed: Sequence[Installed], rest: Sequence[tuple[CatalogEntry, ArtifactEntry]]) -> None:
     """What the models here take together, and what a missing size means."""
+    from edge_cli.models_listing import TOLD_BY_HUB, UNKNOWN
+
     if installed:
         models = "1 model" if len(installed) == 1 else f"{len(installed)} models"
         output.note(f"\n{models} on this device, {size(sum(model.size_bytes for model in installed))} in all.")
-    if any(entry.artifacts[0].size_bytes is None for entry in rest):
-        output.note(f"{_UNKNOWN}: known {_TOLD_BY_HUB}.")
-
-
-def _entry_json(entry: CatalogEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "is_here": False,
-        "title": entry.title,
-        "description": entry.description,
-        "licence": entry.licence,
-        "licence_url": entry.licence_url,
-        "must_accept_licence": entry.accept_licence,
-        "parameters": entry.parameters,
-        "context": entry.context,
-        "references": [artifact.reference for artifact in entry.artifacts],
-        "size_bytes": entry.artifacts[0].size_bytes,
-        "sha256": entry.artifacts[0].sha256,
-    }
-
-
-def _entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
-    rows = [
-        ("model", f"{entry.name} (not on this device)"),
-        ("title", entry.title),
-        ("good for", entry.description),
-        ("licence", f"{entry.licence}, {entry.licence_url}" + (" (has to be accepted)" if entry.accept_licence else "")),
-        ("size", _entry_size(entry, _TOLD_BY_HUB)),
-        ("sha256", entry.artifacts[0].sha256 or _TOLD_BY_HUB),
-        ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
-        ("context", f"{entry.context:,} tokens" if entry.context else ""),
-        ("comes from", ", ".join(artifact.reference for artifact in entry.artifacts)),
-        ("fetch it with", f"edge models pull {entry.name}" + (" --accept-licence" if entry.accept_licence else "")),
-    ]
-    return [row for row in rows if row[1]]
-
-
-def _entry_size(entry: CatalogEntry, unknown: str) -> str:
-    known = entry.artifacts[0].size_bytes
-    return size(known) if known else unknown
-
-
-def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "name": artifact.name,
-        "is_here": True,
-        "source": artifact.source,
-        "format": artifact.format,
-        "path": str(artifact.path),
-        "size_bytes": artifact.size_bytes,
-        "sha256": artifact.sha256,
-        "licence": artifact.licence,
-    }
-    if artifact.header is not None:
-        names = (
-            "architecture",
-            "file_type",
-            "n_params",
-            "n_layer",
-            "n_embd",
-            "n_head",
-            "n_head_kv",
-            "n_ctx_train",
-            "n_vocab",
-            "sliding_window",
-            "tensors_bytes",
-            "is_recurrent",
-            "is_hybrid",
-        )
-        result |= {name: getattr(artifact.header, name) for name in names}
-        result["has_chat_template"] = artifact.header.chat_template is not None
-    elif artifact.facts is not None:
-        result |= asdict(artifact.facts)
-    return result
-
-
-def _artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -> list[tuple[str, str]]:
-    licence = artifact.licence or "unknown"
-    rows = [
-        ("model", artifact.name),
-        ("source", artifact.source),
-        ("licence", f"{licence}, {entry.licence_url}" if entry else licence),
-        ("path", str(artifact.path)),
-        ("size", size(artifact.size_bytes)),
-        ("sha256", sha256),
-        ("format", artifact.format),
-    ]
-    header = artifact.header
-    if header is not None:
-        rows += [
-            ("architecture", header.architecture),
-            ("weights", f"{header.n_params:,}, {header.file_type}"),
-            ("layers", f"{header.n_layer}, {header.n_embd} wide"),
-            ("heads", f"{_heads(header.n_head)}, {_heads(header.n_head_kv)} for keys and values"),
-            ("context", f"{header.n_ctx_train:,} tokens"),
-            ("sliding window", f"{header.sliding_window:,} tokens" if header.sliding_window else ""),
-            ("vocabulary", f"{header.n_vocab:,} tokens"),
-            ("chat template", "yes" if header.chat_template else "none"),
-        ]
-    elif artifact.facts is not None:
-        facts = artifact.facts
-        rows += [
-            ("architecture", facts.architecture),
-            ("weights", f"{size(facts.weights_bytes)}, {facts.quantisation}"),
-            ("layers", f"{facts.n_layer}, {facts.n_embd} wide" if facts.n_embd else str(facts.n_layer)),
-            ("context", f"{facts.n_ctx_max or facts.n_ctx_train:,} tokens"),
-            ("vocabulary", f"{facts.n_vocab:,} tokens"),
-            ("KV cache", f"{facts.kv_type}, {facts.cell_bytes:,} bytes a token"),
-        ]
-    return [row for row in rows if row[1]]
-
-
-def _heads(count: int | tuple[int, ...]) -> str:
-    return str(count) if isinstance(count, int) else f"{min(count)} to {max(count)}"
+    if any(artifact.size_bytes is None for _, artifact in rest):
+        output.note(f"{UNKNOWN}: known {TOLD_BY_HUB}.")

@@ -14,6 +14,9 @@ from edge_cli.group import CONTEXT_SETTINGS, examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.artifact import Artifact
     from edge.bench.tune import Report
     from edge.bench.tuner import Trial
     from edge.config import Settings
@@ -66,7 +69,8 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 
     Engine, threads, batch and flash attention are tried one after the other. A change is taken only if it wins by more than the
     measurements spread; none of them changes what the model says beyond rounding. From then on the model is loaded that way,
-    unless a flag or a setting says otherwise.
+    unless a flag or a setting says otherwise. Of a model that is here in several formats all are tuned and then measured in
+    turns; the fastest is the one that is run.
     """
     if options["is_shown"] and options["is_forgotten"]:
         raise click.UsageError("--show and --forget exclude each other.", click.get_current_context())
@@ -80,45 +84,62 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 
 def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
     from edge.bench.tune import TuneOptions, tune
+    from edge.bench.tune_formats import tune_formats
 
-    artifact = find_models(settings, (model,) if model else ())[0]
+    artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
     for kind in options["kv_types"]:
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
     chosen = TuneOptions(60 * options["minutes"], backends=options["backends"], kv_types=options["kv_types"])
+    cache_dir = settings.paths.cache_dir
     with output.Status() as status:
-        report = tune(
-            app.probe(),
-            artifact,
-            chosen,
-            cache_dir=settings.paths.cache_dir,
-            on_progress=lambda text, share: status.show(f"{100 * share:3.0f}%  {text}"),
-        )
+
+        def tell(text: str, share: float) -> None:
+            status.show(f"{100 * share:3.0f}%  {text}")
+
+        if len(artifacts) == 1:
+            reports = [tune(app.probe(), artifacts[0], chosen, cache_dir=cache_dir, on_progress=tell)]
+        else:
+            reports = tune_formats(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
     if options["as_json"]:
-        _show_json(artifact.name, report)
+        found = [_report_json(artifact, report) for artifact, report in zip(artifacts, reports, strict=True)]
+        output.json_object({"formats": found} if len(found) > 1 else found[0])
     else:
-        output.table([_trial_cells(trial) for trial in report.outcome.trials], ("", "tried", "against", "speed", "", ""))
-        output.line()
-        output.table(_rows(report.tuning))
-    for note in _notes(report):
+        for artifact, report in zip(artifacts, reports, strict=True):
+            if len(artifacts) > 1:
+                output.line(_kind(artifact))
+            output.table([_trial_cells(trial) for trial in report.outcome.trials], ("", "tried", "against", "speed", "", ""))
+            output.line()
+            output.table(_rows(report.tuning))
+            output.line()
+    for note in _notes(reports):
         output.note(note)
+    if len(artifacts) > 1:
+        best = max(zip(reports, artifacts, strict=True), key=lambda pair: pair[0].tuning.decode_tokens_per_s)
+        output.note(f"Fastest in writing, and so what is run: {_kind(best[1])}.")
     return 0
 
 
-def _show_json(name: str, report: Report) -> None:
+def _kind(artifact: Artifact) -> str:
+    """Format and quantisation."""
+    facts = artifact.facts
+    return f"{artifact.format} {facts.quantisation if facts is not None else ''}".rstrip()
+
+
+def _report_json(artifact: Artifact, report: Report) -> dict[str, Any]:
     import msgspec
 
     from edge.bench.tune import trial_rows
 
-    output.json_object(
-        {
-            "model": name,
-            "tuning": msgspec.to_builtins(report.tuning),
-            "is_better": report.is_better,
-            "is_complete": report.outcome.is_complete,
-            "seconds": round(report.seconds, 1),
-            "trials": trial_rows(report.outcome.trials),
-        }
-    )
+    return {
+        "model": artifact.name,
+        "format": artifact.format,
+        "path": str(artifact.path),
+        "tuning": msgspec.to_builtins(report.tuning),
+        "is_better": report.is_better,
+        "is_complete": report.outcome.is_complete,
+        "seconds": round(report.seconds, 1),
+        "trials": trial_rows(report.outcome.trials),
+    }
 
 
 def _trial_cells(trial: Trial) -> tuple[str, ...]:
@@ -148,11 +169,11 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
     ]
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(reports: Sequence[Report]) -> list[str]:
     notes = []
-    if not report.is_better:
+    if not any(report.is_better for report in reports):
         notes.append("Nothing beat the usual settings by more than the measurements spread, so those are what is kept.")
-    if not report.outcome.is_complete:
+    if not all(report.outcome.is_complete for report in reports):
         notes.append("Time ran out before everything was tried; --minutes gives it more.")
     notes.append("It is used from now on whenever this model is loaded. Take it back with: edge tune --forget")
     return notes
@@ -161,20 +182,33 @@ def _notes(report: Report) -> list[str]:
 def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any]) -> int:
     import msgspec
 
-    from edge.catalog import resolve
+    from edge.catalog import resolve_all
     from edge.tuning import look_up
 
-    artifact = resolve(model, settings=settings, download=False)
-    found = look_up(app.probe(), artifact, cache_dir=settings.paths.cache_dir)
+    artifacts = resolve_all(model, settings=settings, download=False)
+    device, cache_dir = app.probe(), settings.paths.cache_dir
+    found = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
     if options["as_json"]:
-        kept = msgspec.to_builtins(found.tuning) if found.tuning is not None else None
-        output.json_object({"model": artifact.name, "tuning": kept, "ignored": found.ignored})
-    elif found.tuning is not None:
-        output.table(_rows(found.tuning))
-    else:
-        why = f": {found.ignored}" if found.ignored else ""
-        output.note(f"Nothing is remembered that counts for {artifact.name} here{why}. Measure it with: edge tune {model}")
-    return 0 if found.tuning is not None else 1
+        kept = [
+            {
+                "model": artifact.name,
+                "format": artifact.format,
+                "tuning": msgspec.to_builtins(lookup.tuning) if lookup.tuning is not None else None,
+                "ignored": lookup.ignored,
+            }
+            for artifact, lookup in found
+        ]
+        output.json_object({"formats": kept} if len(kept) > 1 else kept[0])
+        return 0 if any(lookup.tuning for _, lookup in found) else 1
+    for artifact, lookup in found:
+        if len(found) > 1:
+            output.line(_kind(artifact))
+        if lookup.tuning is not None:
+            output.table(_rows(lookup.tuning))
+        else:
+            why = f": {lookup.ignored}" if lookup.ignored else ""
+            output.note(f"Nothing is remembered that counts for {artifact.name} here{why}. Measure it with: edge tune {model}")
+    return 0 if any(lookup.tuning for _, lookup in found) else 1
 
 
 def _show_all(settings: Settings, *, as_json: bool) -> int:
@@ -211,10 +245,11 @@ def _show_all(settings: Settings, *, as_json: bool) -> int:
 
 
 def _forget(settings: Settings, model: str | None) -> int:
-    from edge.catalog import resolve
+    from edge.catalog import resolve_all
     from edge.tuning import forget
 
-    artifact = resolve(model, settings=settings, download=False) if model else None
-    count = forget(settings.paths.cache_dir, artifact=artifact)
+    cache_dir = settings.paths.cache_dir
+    artifacts = resolve_all(model, settings=settings, download=False) if model else [None]
+    count = sum(forget(cache_dir, artifact=artifact) for artifact in artifacts)
     output.note(f"Forgotten: {count}." if count else "There was nothing to forget.")
     return 0

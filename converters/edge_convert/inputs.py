@@ -12,8 +12,9 @@ from edge.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from edge.config import Settings
+    from edge_convert.smaller.lora import Adapter
 
-__all__ = ["Input", "find_input"]
+__all__ = ["Input", "find_adapter", "find_input"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -71,10 +72,34 @@ def find_input(
         found = pull_checkpoint(reference, settings=settings, on_progress=on_progress)
         if found is not None:
             return Input(kind="checkpoint", path=found.path, source=reference, licence=found.licence)
-    artifact = resolve(reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence)
+    artifact = resolve(reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence, formats=("gguf",))
     if artifact.format != "gguf":
         raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
     is_own = artifact.source == str(path) or path.exists()
     return Input(
         kind="gguf", path=artifact.path, source=artifact.path.name if is_own else artifact.source, licence=artifact.licence
     )
+
+
+def find_adapter(reference: str, settings: Settings, *, on_progress: Callable[[Any], None] | None = None) -> Adapter:
+    """Find a LoRA adapter, and fetch it where it is not here yet.
+
+    Args:
+        reference: folder that peft saved, or "hf:owner/repo", "hf:owner/repo@revision".
+        settings: directories, hub, offline mode.
+        on_progress: told how far a download is.
+
+    Raises:
+        UsageError: the reference is malformed.
+        ModelNotFoundError: there is no such folder or repository, or no adapter in it.
+        ModelFileError: it is no LoRA adapter, a pickle, or damaged.
+        DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
+    """
+    from edge.catalog import pull_adapter
+    from edge_convert.smaller.lora import open_adapter
+
+    reference = reference.strip()
+    if not reference.startswith("hf:"):
+        return open_adapter(Path(reference).expanduser())
+    found = pull_adapter(reference, settings=settings, on_progress=on_progress)
+    return open_adapter(found.path, name=reference.rpartition("/")[2].partition("@")[0])

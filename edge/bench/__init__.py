@@ -6,6 +6,6 @@ child.py       the process in which one model is loaded and measured; process.py
 run.py         several candidates in turns
 bandwidth.py   how fast memory can be read here, and how much of that writing a token takes
 energy.py      meters of energy: RAPL, tegrastats, powermetrics
-tuner.py       the search for better settings
+tuner.py       the search for better settings; tune.py, over what one model lets one choose; tune_formats.py, over its formats
 plot.py        a result as a picture
 """

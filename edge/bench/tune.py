@@ -102,7 +102,11 @@ def tune(
 
 
 class Tuner:
-    """One run of `tune`. Use it in a `with` block: it holds the processes that measure."""
+    """One run of `tune`. Use it in a `with` block: it holds the processes that measure.
+
+    Attributes:
+        lengths: tokens read and written in each measurement.
+    """
 
     def __init__(
         self,
@@ -121,11 +125,23 @@ class Tuner:
         self._on_progress, self._open_worker, self._clock = on_progress, open_worker, clock
         self._workers: dict[Setting, Measuring] = {}  # the one used last is at the end
         self._plans: dict[Setting, Plan] = {}
-        self._n_prompt, self._n_decode = _LENGTHS[-1]
+        self.lengths = _LENGTHS[-1]
         self._started = clock()
 
     def run(self) -> Report:
         """Search, and hold what was found against the usual choice.
+
+        Raises:
+            EdgeError: the model does not run here with the usual choice.
+        """
+        start, outcome = self.search()
+        return self.report(start, outcome, *self._final(start, outcome.best))
+
+    def search(self) -> tuple[Setting, Outcome]:
+        """Look for better settings than the usual ones.
+
+        Returns:
+            The usual setting, and what was found.
 
         Raises:
             EdgeError: the model does not run here with the usual choice.
@@ -135,8 +151,16 @@ class Tuner:
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
         search = Search(self.measure, lambda: self._passed() < limit, self._say)
-        outcome = search.run(start, self._knobs())
-        usual, best = self._final(start, outcome.best)
+        return start, search.run(start, self._knobs())
+
+    def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
+        """What is kept: the best setting, if it beats the usual one.
+
+        Args:
+            start: the usual setting.
+            outcome: of the search.
+            usual, best: samples of both, taken in turns.
+        """
         ratios = stat([theirs / ours for theirs, ours in zip(_turns(usual), _turns(best), strict=True)])
         is_better = outcome.best != start and wins(ratios)
         chosen, samples = (outcome.best, best) if is_better else (start, usual)
@@ -153,8 +177,8 @@ class Tuner:
             prefill_tokens_per_s=_median(samples, "prefill_tokens_per_s"),
             default_decode_tokens_per_s=_median(usual, "decode_tokens_per_s"),
             default_prefill_tokens_per_s=_median(usual, "prefill_tokens_per_s"),
-            n_prompt=self._n_prompt,
-            n_decode=self._n_decode,
+            n_prompt=self.lengths[0],
+            n_decode=self.lengths[1],
             measured_on=date.today().isoformat(),
         )
         return Report(tuning, outcome, is_better, self._passed())
@@ -171,10 +195,14 @@ class Tuner:
             worker = self._open_worker(self._plans[setting], with_energy=False)
         self._workers[setting] = worker
         try:
-            return worker.run(self._n_prompt, self._n_decode)
+            return worker.run(*self.lengths)
         except EdgeError:
             self._workers.pop(setting).close()
             raise
+
+    def memory_bytes(self, setting: Setting) -> int:
+        """What the process of a setting takes, by its plan."""
+        return self._plans[setting].memory.total_bytes
 
     def close(self) -> None:
         """End the processes."""
@@ -205,13 +233,13 @@ class Tuner:
         allowed_s = self._options.budget_s / _SAMPLES_IN_BUDGET
         possible = [(prompt, reply) for prompt, reply in _LENGTHS if prompt + reply < start.n_ctx]
         for n_prompt, n_decode in possible:
-            self._n_prompt, self._n_decode = n_prompt, n_decode
+            self.lengths = n_prompt, n_decode
             if n_prompt / sample.prefill_tokens_per_s + n_decode / sample.decode_tokens_per_s <= allowed_s:
                 break
 
     def _knobs(self) -> list[Knob]:
         cpu = self._device.cpu
-        batches = [size for size in _BATCHES if size <= self._n_prompt]
+        batches = [size for size in _BATCHES if size <= self.lengths[0]]
         knobs = [
             Knob("engine", "turn", self._engines, lambda s: f"{s.backend} on {s.accelerator}"),
             Knob("threads", "decode", self._each("threads", thread_counts(cpu)), lambda s: str(s.threads)),

@@ -30,17 +30,14 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         rank: of its matrices.
         shapes: tensor name, as in the file -> shape.
         n_bytes: of its weights.
+        name: for people.
     """
 
     folder: Path
     rank: int
     shapes: dict[str, tuple[int, ...]]
     n_bytes: int
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.folder.resolve().name
+    name: str
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -48,8 +45,12 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder / _CONFIG, self.folder / _WEIGHTS
 
 
-def open_adapter(folder: Path) -> Adapter:
+def open_adapter(folder: Path, name: str = "") -> Adapter:
     """Look at an adapter without loading it.
+
+    Args:
+        folder: that peft saved.
+        name: for people; that of the folder where it is left out.
 
     Raises:
         ModelNotFoundError: there is no such folder.
@@ -58,30 +59,33 @@ def open_adapter(folder: Path) -> Adapter:
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
-        raise ModelNotFoundError(f"There is no folder {folder}.", f"Give the folder of an adapter, with its {_CONFIG}.")
+        raise ModelNotFoundError(
+            f"There is no folder {folder}.", f"Give the folder of an adapter, with its {_CONFIG}, or hf:owner/repo."
+        )
+    name = name or folder.resolve().name
     if not (folder / _CONFIG).is_file():
         raise ModelFileError(f"{folder} has no {_CONFIG}, so it is no adapter.", "Give the folder that peft saved.")
     config = read_json(folder / _CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise ModelFileError(f"{folder.name} is an adapter of the type {kind}.", "Only LoRA adapters can be merged.")
+        raise ModelFileError(f"{name} is an adapter of the type {kind}.", "Only LoRA adapters can be merged.")
     if not (folder / _WEIGHTS).is_file():
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise ModelFileError(
-                f"{folder.name} holds its weights as pickle, which can run any code when it is opened.",
+                f"{name} holds its weights as pickle, which can run any code when it is opened.",
                 "Save the adapter as safetensors: model.save_pretrained(FOLDER)",
             )
-        raise ModelFileError(f"{folder.name} lacks {_WEIGHTS}.", "Give the folder that peft saved.")
+        raise ModelFileError(f"{name} lacks {_WEIGHTS}.", "Give the folder that peft saved.")
     try:
         with safe_open(str(folder / _WEIGHTS), framework="np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{folder.name}/{_WEIGHTS} is damaged: {error}.", "Copy or save the adapter again.") from error
+        raise ModelFileError(f"{name}/{_WEIGHTS} is damaged: {error}.", "Copy or save the adapter again.") from error
     if not shapes:
-        raise ModelFileError(f"{folder.name}/{_WEIGHTS} holds nothing.", "Save the adapter again.")
+        raise ModelFileError(f"{name}/{_WEIGHTS} holds nothing.", "Save the adapter again.")
     rank = config.get("r")
     size = (folder / _WEIGHTS).stat().st_size
-    return Adapter(folder=folder, rank=rank if isinstance(rank, int) else 0, shapes=shapes, n_bytes=size)
+    return Adapter(folder=folder, rank=rank if isinstance(rank, int) else 0, shapes=shapes, n_bytes=size, name=name)
 
 
 def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -215,7 +215,7 @@ def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[
 
 def test_tune_as_json(call: Call, model: Path, measured: list[Any]) -> None:
     found = json.loads(call("tune", str(model), "--json").out)
-    assert set(found) == {"model", "tuning", "is_better", "is_complete", "seconds", "trials"}
+    assert set(found) == {"model", "format", "path", "tuning", "is_better", "is_complete", "seconds", "trials"}
     assert msgspec.convert(found["tuning"], Tuning) == make(threads=1, threads_batch=1)
     assert found["trials"][0]["gain"] == 0.25
     assert found["seconds"] == 61.2

@@ -1,0 +1,227 @@
+"""What `edge models` shows of models: as tables for people, as JSON for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edge_cli.text import size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.artifact import Artifact
+    from edge.catalog import ArtifactEntry, CatalogEntry, Installed
+
+__all__ = [
+    "TOLD_BY_HUB",
+    "UNKNOWN",
+    "artifact_json",
+    "artifact_rows",
+    "entry_json",
+    "entry_rows",
+    "format_rows",
+    "formats_json",
+    "installed_json",
+    "kind_of",
+    "missing_from",
+    "where_from",
+]
+
+UNKNOWN = "-"
+TOLD_BY_HUB = "from the hub's listing at download"
+
+
+def missing_from(installed: Sequence[Installed], catalog: dict[str, CatalogEntry]) -> list[tuple[CatalogEntry, ArtifactEntry]]:
+    """The artifacts of the catalogue that are not on this device."""
+    known = {name for model in installed for name in model.used_by}
+    return [(entry, artifact) for entry in catalog.values() for artifact in entry.artifacts if artifact.reference not in known]
+
+
+def kind_of(format: str, quantisation: str | None) -> str:
+    """Format and quantisation: "onnx int4"."""
+    return f"{format} {quantisation or ''}".rstrip()
+
+
+def where_from(entry: CatalogEntry, artifact: ArtifactEntry) -> str:
+    """The command that fetches an artifact; of a path of the user's, that there is nothing."""
+    from edge.catalog import is_reference
+
+    if not is_reference(artifact.reference):
+        return f"nothing at {artifact.reference}"
+    same = [other for other in entry.artifacts if other.form == artifact.form and is_reference(other.reference)]
+    if same[0] is not artifact:
+        return f"edge models pull {artifact.reference}"
+    forms = {other.form for other in entry.artifacts}
+    return f"edge models pull {entry.name}" + (f" --format {artifact.form}" if len(forms) > 1 else "")
+
+
+def installed_json(model: Installed) -> dict[str, Any]:
+    """A model on this device."""
+    return {
+        "name": model.name,
+        "is_here": True,
+        "format": model.format,
+        "quantisation": model.quantisation or None,
+        "reference": model.reference,
+        "path": str(model.path),
+        "size_bytes": model.size_bytes,
+        "sha256": model.sha256,
+        "licence": model.licence,
+        "origin": model.origin,
+        "owner": model.owner,
+        "used_by": list(model.used_by),
+    }
+
+
+def entry_json(entry: CatalogEntry, artifact: ArtifactEntry) -> dict[str, Any]:
+    """An artifact of the catalogue that is not on this device."""
+    return {
+        "name": entry.name,
+        "is_here": False,
+        "format": artifact.form,
+        "quantisation": artifact.quantisation,
+        "reference": artifact.reference,
+        "title": entry.title,
+        "description": entry.description,
+        "licence": entry.licence,
+        "licence_url": entry.licence_url,
+        "must_accept_licence": entry.accept_licence,
+        "parameters": entry.parameters,
+        "context": entry.context,
+        "references": [each.reference for each in entry.artifacts],
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+    }
+
+
+def entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
+    """A model of the catalogue of which nothing is on this device."""
+    [first, *others] = entry.artifacts
+    agree = " --accept-licence" if entry.accept_licence else ""
+    rows = [
+        ("model", f"{entry.name} (not on this device)"),
+        ("title", entry.title),
+        ("good for", entry.description),
+        ("licence", f"{entry.licence}, {entry.licence_url}" + (" (has to be accepted)" if entry.accept_licence else "")),
+        ("size", (size(first.size_bytes) if first.size_bytes else TOLD_BY_HUB) if not others else ""),
+        ("sha256", (first.sha256 or TOLD_BY_HUB) if not others else ""),
+        ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
+        ("context", f"{entry.context:,} tokens" if entry.context else ""),
+        ("comes from", first.reference if not others else ""),
+        ("fetch it with", f"edge models pull {entry.name}{agree}"),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def format_rows(entry: CatalogEntry, installed: Sequence[Installed]) -> list[tuple[str, ...]]:
+    """A line for each artifact of a model: what it is, how large, and whether it is on this device."""
+    here = {name: model for model in installed for name in model.used_by}
+    rows: list[tuple[str, ...]] = []
+    for artifact in entry.artifacts:
+        model = here.get(artifact.reference)
+        quantisation = artifact.quantisation or (model.quantisation if model else "")
+        known = model.size_bytes if model else artifact.size_bytes
+        where = f"here, {model.path}" if model else where_from(entry, artifact)
+        rows.append((kind_of(artifact.form, quantisation), size(known) if known else UNKNOWN, where))
+    return rows
+
+
+def formats_json(entry: CatalogEntry, installed: Sequence[Installed]) -> list[dict[str, Any]]:
+    """The same as values."""
+    here = {name: model for model in installed for name in model.used_by}
+    return [
+        {
+            "format": artifact.form,
+            "quantisation": artifact.quantisation or (here[artifact.reference].quantisation or None if is_here else None),
+            "reference": artifact.reference,
+            "is_here": is_here,
+            "path": str(here[artifact.reference].path) if is_here else None,
+            "size_bytes": here[artifact.reference].size_bytes if is_here else artifact.size_bytes,
+        }
+        for artifact in entry.artifacts
+        for is_here in [artifact.reference in here]
+    ]
+
+
+def artifact_json(artifact: Artifact) -> dict[str, Any]:
+    """A model on this device, and what its files say."""
+    result: dict[str, Any] = {
+        "name": artifact.name,
+        "is_here": True,
+        "source": artifact.source,
+        "format": artifact.format,
+        "path": str(artifact.path),
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "licence": artifact.licence,
+    }
+    if artifact.header is not None:
+        names = (
+            "architecture",
+            "file_type",
+            "n_params",
+            "n_layer",
+            "n_embd",
+            "n_head",
+            "n_head_kv",
+            "n_ctx_train",
+            "n_vocab",
+            "sliding_window",
+            "tensors_bytes",
+            "is_recurrent",
+            "is_hybrid",
+        )
+        result |= {name: getattr(artifact.header, name) for name in names}
+        result["has_chat_template"] = artifact.header.chat_template is not None
+    elif artifact.facts is not None:
+        result |= asdict(artifact.facts)
+    return result
+
+
+def artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -> list[tuple[str, str]]:
+    """The same for people.
+
+    Args:
+        artifact: the model.
+        entry: of the catalogue, where it is of one.
+        sha256: what to say of the hash.
+    """
+    licence = artifact.licence or "unknown"
+    url = f", {entry.licence_url}" if entry and entry.licence_url else ""
+    rows = [
+        ("model", artifact.name),
+        ("source", artifact.source),
+        ("licence", licence + url),
+        ("path", str(artifact.path)),
+        ("size", size(artifact.size_bytes)),
+        ("sha256", sha256),
+        ("format", artifact.format),
+    ]
+    header = artifact.header
+    if header is not None:
+        rows += [
+            ("architecture", header.architecture),
+            ("weights", f"{header.n_params:,}, {header.file_type}"),
+            ("layers", f"{header.n_layer}, {header.n_embd} wide"),
+            ("heads", f"{_heads(header.n_head)}, {_heads(header.n_head_kv)} for keys and values"),
+            ("context", f"{header.n_ctx_train:,} tokens"),
+            ("sliding window", f"{header.sliding_window:,} tokens" if header.sliding_window else ""),
+            ("vocabulary", f"{header.n_vocab:,} tokens"),
+            ("chat template", "yes" if header.chat_template else "none"),
+        ]
+    elif artifact.facts is not None:
+        facts = artifact.facts
+        rows += [
+            ("architecture", facts.architecture),
+            ("weights", f"{size(facts.weights_bytes)}, {facts.quantisation}"),
+            ("layers", f"{facts.n_layer}, {facts.n_embd} wide" if facts.n_embd else str(facts.n_layer)),
+            ("context", f"{facts.n_ctx_max or facts.n_ctx_train:,} tokens"),
+            ("vocabulary", f"{facts.n_vocab:,} tokens"),
+            ("KV cache", f"{facts.kv_type}, {facts.cell_bytes:,} bytes a token"),
+        ]
+    return [row for row in rows if row[1]]
+
+
+def _heads(count: int | tuple[int, ...]) -> str:
+    return str(count) if isinstance(count, int) else f"{min(count)} to {max(count)}"
