@@ -97,11 +97,13 @@ class ConvertProgress:
         self._last = 0
         self._said_at = 0.0
         self.peak_bytes: dict[str, int] = {}  # title of a step that is done -> the most memory it held
+        self.resident_bytes: dict[str, int] = {}  # the same with mapped files
 
     def report(self, progress: Any) -> None:
         """Show one report (an edge_convert.pipeline.Progress)."""
         if progress.peak_bytes:
             self.peak_bytes[progress.title] = progress.peak_bytes
+            self.resident_bytes[progress.title] = progress.resident_bytes
         title = f"{progress.step}/{progress.n_steps} {output.plain(progress.title)}"
         if self._bar is not None:
             left = "" if progress.seconds_left is None else f"{_clock(progress.seconds_left)} left"

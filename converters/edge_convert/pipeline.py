@@ -2,7 +2,7 @@
 
     OUT/.work-<digest>/          what is under way; the digest is over the source, the recipe and the tools
         gguf-base/               the result of a finished step
-        gguf-base.done           written after it, so a folder without one is not believed; holds the most memory it took
+        gguf-base.done           written after it, so a folder without one is not believed; says how much memory it took
         gguf-Q4_K_M.tmp/         a step under way; thrown away by the next run
         hidden.part/             likewise, of a step that goes on where it was stopped; the next run hands it to the step again
     OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when everything is done
@@ -44,7 +44,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         artifact: its folder is a result and moves to OUT under its name.
         seconds: estimate.
         disk_bytes: estimate of what it writes.
-        memory_bytes: estimate of what it holds in memory at once.
+        memory_bytes: estimate of what it holds in memory at once; files that are mapped do not count, see edge_convert.peak.
+        is_heavy: it loads large libraries or holds much, so it is worth a process of its own (edge_convert.step_process).
         resumes: it goes on in its own half-written folder, where it was stopped there.
     """
 
@@ -52,6 +53,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     work: Callable[[Path, Callable[[str], Path], Told], None]
     artifact: bool = False
+    is_heavy: bool = False
     resumes: bool = False
     seconds: float = 1.0
     disk_bytes: int = 0
@@ -118,6 +120,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         seconds_left: of the whole; None before that can be said.
         is_resumed: the step was done by an earlier run.
         peak_bytes: the most memory that the step held at once, its child processes included; 0 before it is done.
+        resident_bytes: the same with the parts of mapped files that were in memory.
     """
 
     step: int
@@ -129,6 +132,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None
     is_resumed: bool = False
     peak_bytes: int = 0
+    resident_bytes: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -216,7 +220,7 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
     for number, step in enumerate(plan.steps, 1):
         note = plan.work / f"{step.name}.done"
         if is_done(plan, step):
-            clock.tell(number, step, "", 1.0, is_resumed=True, peak_bytes=_read_number(note))
+            clock.tell(number, step, "", 1.0, is_resumed=True, peak=_read_peak(note))
             continue
         folder, temporary = plan.work / step.name, plan.work / f"{step.name}.{'part' if step.resumes else 'tmp'}"
         for leftover in (folder,) if step.resumes else (folder, temporary):
@@ -232,15 +236,15 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
             )
         _sync(temporary)
         temporary.rename(folder)
-        note.write_text(str(peak.n_bytes), encoding="ascii")
+        note.write_text(f"{peak.n_bytes} {peak.resident_bytes}", encoding="ascii")
         _sync_folder(plan.work)
-        clock.tell(number, step, "", 1.0, peak_bytes=peak.n_bytes)
+        clock.tell(number, step, "", 1.0, peak=(peak.n_bytes, peak.resident_bytes))
 
 
-def _read_number(path: Path) -> int:
-    """What is written in a small file of ours; 0 where a power cut emptied it."""
-    text = path.read_text(encoding="ascii", errors="replace")
-    return int(text) if text.isdecimal() else 0
+def _read_peak(path: Path) -> tuple[int, int]:
+    """The two numbers in a step's note; zeros where a power cut emptied it."""
+    numbers = path.read_text(encoding="ascii", errors="replace").split()
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
 
 class _Clock:
@@ -253,7 +257,14 @@ class _Clock:
         self._start = time.monotonic()
 
     def tell(
-        self, number: int, step: Step, detail: str, share: float, *, is_resumed: bool = False, peak_bytes: int = 0
+        self,
+        number: int,
+        step: Step,
+        detail: str,
+        share: float,
+        *,
+        is_resumed: bool = False,
+        peak: tuple[int, int] = (0, 0),
     ) -> None:
         if self._on_progress is None:
             return
@@ -270,7 +281,8 @@ class _Clock:
                 total_share=min(1.0, behind_s / self._total_s),
                 seconds_left=left,
                 is_resumed=is_resumed,
-                peak_bytes=peak_bytes,
+                peak_bytes=peak[0],
+                resident_bytes=peak[1],
             )
         )
 

@@ -119,6 +119,7 @@ def lora_step(source: Callable[[Done], Checkpoint], adapter: Adapter, sizes: Siz
         seconds=8 + sizes.n_params / 50e6,
         disk_bytes=4 * sizes.n_params,
         memory_bytes=_BASE_MEMORY + 8 * sizes.n_params + 4 * adapter.n_bytes,
+        is_heavy=True,
     )
 
 
@@ -267,6 +268,7 @@ def _writing_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: 
         seconds=5 + wanted * 2 * sizes.n_params / (speed * _WRITTEN_SHARE),
         disk_bytes=8 * wanted,
         memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 128 * sizes.n_vocab * 12,
+        is_heavy=True,
         resumes=True,
     )
 
@@ -302,7 +304,13 @@ def _text_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Siz
 
     title = f"Read {len(recipe.texts)} text{'s' if len(recipe.texts) > 1 else ''}: about {wanted:,} tokens"
     return Step(
-        name="text", title=title, work=work, seconds=2 + wanted / 200e3, disk_bytes=5 * wanted, memory_bytes=_BASE_MEMORY
+        name="text",
+        title=title,
+        work=work,
+        seconds=2 + wanted / 200e3,
+        disk_bytes=5 * wanted,
+        memory_bytes=_BASE_MEMORY,
+        is_heavy=True,
     )
 
 
@@ -335,6 +343,7 @@ def _hidden_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: S
         seconds=3 + wanted * 2 * (sizes.n_layers * sizes.layer_params) / speed,
         disk_bytes=2 * sizes.width * wanted,
         memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + 8 * recipe.training.window * sizes.width * 200,
+        is_heavy=True,
         resumes=True,
     )
 
@@ -371,6 +380,7 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
         seconds=8 + 2.5 * n_forward * 2 * sizes.n_layers * sizes.layer_params / speed,
         disk_bytes=2 * (sizes.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params),
         memory_bytes=_BASE_MEMORY + 3 * sizes.n_params + 4 * recipe.repair_tokens * sizes.width + 64 * sizes.width**2,
+        is_heavy=True,
     )
 
 
@@ -417,6 +427,7 @@ def _distil_step(
         + 22 * trained
         + tokens * (recipe.keep_layers * 60 * sizes.width + 20 * sizes.width)
         + 256 * sizes.n_vocab * 16,
+        is_heavy=True,
         resumes=True,
     )
 

@@ -1,0 +1,120 @@
+"""Steps in processes of their own: the same results, the same errors, and they stop when they are asked."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge.errors import BackendError, ModelFileError
+from edge_convert import step_process
+from edge_convert.inputs import Input
+from edge_convert.pipeline import Plan, is_done, run
+from edge_convert.step_process import isolated
+from edge_convert.targets import GgufOptions, Request, make_plan
+
+Make = Callable[[str], Path]
+REQUEST = Request(gguf=GgufOptions(quantisations=("Q8_0",), use_imatrix=False), card=False)
+
+
+def plan_of(source: Path, out: Path, request: Request = REQUEST) -> tuple[Plan, Input]:
+    found = Input(kind="checkpoint", path=source, source=source.name)
+    return make_plan(found, out, request), found
+
+
+def test_results_are_those_of_one_process_and_libraries_stay_out_of_it(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "here")
+    (here,) = run(plan)
+    script = f"""
+import sys
+from pathlib import Path
+import msgspec
+from edge_convert.step_process import isolated
+from edge_convert.pipeline import run
+from tests.unit.convert.test_step_process import plan_of
+plan, found = plan_of(Path({str(found.path)!r}), Path({str(tmp_path / "there")!r}))
+told = []
+run(isolated(plan, found, __import__("tests.unit.convert.test_step_process", fromlist=["REQUEST"]).REQUEST), told.append)
+assert "comparing tokens" in [progress.detail for progress in told]
+print(sorted(name for name in ("torch", "transformers", "gguf") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    there = tmp_path / "there" / here.name
+    files = sorted(path.name for path in here.iterdir())
+    assert files == sorted(path.name for path in there.iterdir())
+    assert all((here / name).read_bytes() == (there / name).read_bytes() for name in files)
+
+
+def test_an_error_of_a_step_comes_through_as_what_it_is(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out")
+    shard = next(path for path in found.path.iterdir() if path.suffix == ".safetensors")
+    content = shard.read_bytes()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in found.path.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    # All weights become what is no number, which only whoever reads them can see.
+    start = 8 + int.from_bytes(content[:8], "little")
+    (copy / shard.name).write_bytes(content[:start] + b"\xff" * (len(content) - start))
+    plan, found = plan_of(copy, tmp_path / "out")
+    with pytest.raises(ModelFileError, match="no numbers") as caught:
+        run(isolated(plan, found, REQUEST))
+    assert caught.value.hint == "Download it again."
+    assert [step.name for step in plan.steps if is_done(plan, step)] == ["source"]
+
+
+def test_a_process_that_dies_is_told_with_what_it_said(
+    tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out")
+    stub = tmp_path / "edge_convert"
+    stub.mkdir()
+    (stub / "__init__.py").write_text("")
+    (stub / "step_process.py").write_text("import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos.abort()\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(BackendError, match=r"(?s)SIGABRT.*out of luck"):
+        run(isolated(plan, found, REQUEST))
+
+
+def test_a_step_that_is_stopped_may_save_first(tmp_path: Path) -> None:
+    """`_stop` asks before it kills; whoever has no patience for that kills."""
+    script = """
+import pathlib, sys, time
+print(flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path(sys.argv[1]).write_text("saved")
+"""
+    saved = tmp_path / "saved"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(saved)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        step_process._stop(child)
+    assert saved.read_text() == "saved" and child.returncode == 0
+
+
+def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out")
+    plan.work.mkdir(parents=True)
+    folder = plan.work / "gguf-base.tmp"
+    folder.mkdir()
+    task = step_process._Task(source=found, request=REQUEST, out=plan.out, step="gguf-base", folder=folder)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edge_convert.step_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    said, _ = child.communicate(msgspec.json.encode(task, enc_hook=str) + b"\n")  # and closes its stdin at once
+    assert child.returncode in (130, -signal.SIGINT)
+    assert b'"done"' not in said
