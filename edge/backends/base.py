@@ -19,9 +19,9 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError, UsageError
+from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +34,9 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Capabilities",
+    "LoadProgress",
     "ModelInfo",
     "Sampler",
-    "check_resize",
-    "check_threads",
     "open_backend",
 ]
 
@@ -327,34 +326,24 @@ class Backend(ABC):
         self.close()
 
 
-def check_threads(*numbers: int) -> None:
-    """For `Backend.set_threads`: refuse what cannot be.
+class LoadProgress(Protocol):
+    """Is told how far loading is."""
 
-    Raises:
-        UsageError: one of the numbers is below 1.
-    """
-    if min(numbers) < 1:
-        raise UsageError(f"{min(numbers)} threads are not possible.", "Use at least one.")
+    def __call__(self, share: float, stage: str = "loading") -> bool:
+        """Called with the share of a stage that is done, 0 to 1, and the stage, in words that a model's name can follow.
 
-
-def check_resize(n_ctx: int, lengths: Sequence[int]) -> None:
-    """For `Backend.resize`: refuse what cannot be.
-
-    Raises:
-        UsageError: the size is below 1, or a sequence is not empty.
-    """
-    if n_ctx < 1:
-        raise UsageError(f"A KV cache of {n_ctx} cells is not possible.", "Ask for 512 or more.")
-    if any(lengths):
-        raise UsageError("A KV cache that is in use cannot be made anew.", "Empty every sequence first: rewind(seq_id, 0).")
+        Returns:
+            False stops the load.
+        """
+        ...
 
 
-def open_backend(plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> Backend:
+def open_backend(plan: Plan, *, on_progress: LoadProgress | None = None) -> Backend:
     """Load the model of a plan.
 
     Args:
         plan: what to load and how; `plan.backend` names the backend.
-        on_progress: called while loading with the share that is done (0 to 1); returning False stops the load.
+        on_progress: called while loading.
 
     Raises:
         BackendUnavailableError: there is no backend of that name, or its package is not installed.

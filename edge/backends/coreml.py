@@ -10,18 +10,19 @@ A sequence has a Core ML state of its own, with room for the whole context. Stat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import ModelInfo
+from edge.backends.base import LoadProgress, ModelInfo
 from edge.backends.coreml_engine import UNIT_NAMES, UNITS, Share, load_coremltools, open_functions, os_identity
 from edge.backends.coreml_sequence import CoreMLSequence
 from edge.backends.coreml_trial import Verdict, load_verdict
 from edge.backends.hf_tokenizer import HFTokenizer
 from edge.backends.logits_backend import LogitsBackend
-from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelFileError, UsageError
+from edge.errors import BackendError, BackendUnavailableError, EdgeError, UsageError
 from edge.mlpackage import CoreMLPackage, read_package
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["CoreMLBackend"]
 
 _BLOCK_MAGIC = b"EDGECM1\0"
 _TOKEN_BYTES = 4
-_MOST_UNUSED = 256
-"""Some tokenizers have a few added tokens that the model has no row for: Gemma 3's has one for pictures in text-only sizes."""
 
 
 class CoreMLBackend(LogitsBackend):
@@ -66,7 +65,7 @@ class CoreMLBackend(LogitsBackend):
         self,
         plan: Plan,
         *,
-        on_progress: Callable[[float], bool] | None = None,
+        on_progress: LoadProgress | None = None,
         coremltools: Any = None,
         verdict: Verdict | None = None,
         cache_dir: Path | None = None,
@@ -78,21 +77,20 @@ class CoreMLBackend(LogitsBackend):
             from edge.config import load_settings
 
             cache_dir = load_settings().paths.cache_dir
-        tokenizer = HFTokenizer(package.path.parent)
         info = package.info
-        if tokenizer.n_tokens > info.vocab + _MOST_UNUSED:
-            raise ModelFileError(
-                f"The tokenizer beside {package.path.name} has {tokenizer.n_tokens} tokens, the model {info.vocab}.",
-                "It belongs to another model: copy the tokenizer files of this one, or convert it again.",
-            )
+        tokenizer = HFTokenizer(package.path.parent, info.vocab)
         digest = package.sha256(cache_dir=cache_dir)
 
         def try_out(units: str) -> Verdict:
             if verdict is not None:
                 return verdict
-            return load_verdict(
-                package, digest, units, cache_dir, is_stopped=lambda: on_progress is not None and not on_progress(0.0)
-            )
+            began = time.monotonic()
+
+            def is_stopped() -> bool:
+                stage = f"trying {UNIT_NAMES[units]}, once per model ({time.monotonic() - began:.0f} s):"
+                return on_progress is not None and not on_progress(0.0, stage)
+
+            return load_verdict(package, digest, units, cache_dir, is_stopped=is_stopped)
 
         accelerator, found, tried = _choose(plan, try_out)
         units = UNITS[accelerator]
@@ -144,7 +142,7 @@ class CoreMLBackend(LogitsBackend):
                     newest = self._newest[seq_id] = self._sequences[seq_id].newest_logits()
             return newest
 
-    def _copy_kv(self, source: int, target: int, n_tokens: int) -> None:
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
         with _errors_of_ours("copy a state"):
             origin = self._sequences[source]
             self._sequence(target, 0).append_rows(origin.tokens[:n_tokens], origin.read_rows(0, n_tokens))

@@ -13,10 +13,11 @@ import re
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler, check_resize, check_threads
-from edge.errors import BackendError, CancelledError, ContextFullError, UsageError
+from edge.backends.base import Capabilities, ModelInfo, Sampler
+from edge.backends.cells_backend import CellsBackend
+from edge.errors import BackendError, CancelledError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ _IM_START, _IM_END, _END_OF_TEXT = 256, 257, 258
 _N_VOCAB = len(_PIECES)
 _SPECIAL_PATTERN = re.compile("|".join(re.escape(text) for text in _SPECIALS))
 _CERTAIN = 100.0  # a logit so high that the script is followed at any sane temperature
-_BLOCK_MAGIC = b"FAKEKV1\0"
+_BLOCK_MAGIC = b"FAKEKV2\0"
 _CELL = struct.Struct("<i16s")
 
 Script = Callable[[str], str] | Mapping[str, str]
@@ -53,18 +54,14 @@ def default_answer(message: str) -> str:
     )
 
 
-class _Cell:
+class _Cell(NamedTuple):
     """One cell of the KV cache. `digest` stands for the key and value: it depends on every token up to here."""
 
-    __slots__ = ("digest", "n_users", "token")
-
-    def __init__(self, token: int, digest: bytes) -> None:
-        self.token = token
-        self.digest = digest
-        self.n_users = 1
+    token: int
+    digest: bytes
 
 
-class FakeBackend(Backend):
+class FakeBackend(CellsBackend):
     """See the module.
 
     Args:
@@ -101,9 +98,7 @@ class FakeBackend(Backend):
         for share in (0.0, 0.5, 1.0):
             if on_progress is not None and not on_progress(share):
                 raise CancelledError("Loading was stopped.")
-        self.n_ctx = n_ctx if plan is None else plan.n_ctx
-        self.chunk_size = chunk_size
-        self.capabilities = Capabilities(
+        capabilities = Capabilities(
             rewind=True,
             export_kv=True,
             checkpoints=True,
@@ -113,28 +108,28 @@ class FakeBackend(Backend):
             threads=True,
             resize=True,
         )
-        self.threads = (1, 1) if plan is None else (plan.n_threads, plan.n_threads_batch)
-        self.info = ModelInfo(
+        n_ctx = n_ctx if plan is None else plan.n_ctx
+        info = ModelInfo(
             name="Fake",
             architecture="fake",
             n_params=0,
             size_bytes=0,
             n_vocab=_N_VOCAB,
-            n_ctx_train=self.n_ctx,
+            n_ctx_train=n_ctx,
             chat_template=CHATML,
             bos_text="",
             eos_text="<|im_end|>",
             adds_bos=False,
             details={"tokenizer": "UTF-8 bytes"},
         )
+        super().__init__(info, capabilities, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=_BLOCK_MAGIC)
+        self.threads = (1, 1) if plan is None else (plan.n_threads, plan.n_threads_batch)
         self._script = script
         self._delay_s = delay_s
         self._prefill_delay_s = prefill_delay_s
         self._sequences: list[list[_Cell]] = [[] for _ in range(self.capabilities.n_seq)]
-        self._n_used = 0
         self._has_logits: set[int] = set()
         self._answers: dict[bytes, list[int]] = {}
-        self._is_open = True
 
     # -- text
 
@@ -152,131 +147,69 @@ class FakeBackend(Backend):
         return tokens
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        self._check_open()
         self._check_tokens([token])
         return _PIECES[token] if special or token < 256 else b""
 
     def is_end(self, token: int) -> bool:
-        self._check_open()
         self._check_tokens([token])
         return token in (_IM_END, _END_OF_TEXT)
 
-    # -- cache
+    # -- for CellsBackend
 
-    def length(self, seq_id: int) -> int:
-        return len(self._cells(seq_id))
+    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+        self._append(seq_id, ids.tolist())
+        if self._prefill_delay_s:
+            time.sleep(self._prefill_delay_s)
+        return True
 
-    def prefill(
-        self,
-        seq_id: int,
-        tokens: Sequence[int],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        cells = self._cells(seq_id)
-        if not tokens:
-            raise UsageError("There is nothing to prefill.", "Give at least one token.")
-        self._check_tokens(tokens)
-        self._check_room(len(tokens))
-        n_done = 0
-        self._has_logits.discard(seq_id)
-        while n_done < len(tokens):
-            if should_stop is not None and should_stop():
-                return n_done
-            n_chunk = self.chunk_size - len(cells) % self.chunk_size
-            for token in tokens[n_done : n_done + n_chunk]:
-                self._append(cells, token)
-            n_done = min(n_done + n_chunk, len(tokens))
-            if self._prefill_delay_s:
-                time.sleep(self._prefill_delay_s)
-            if on_progress is not None:
-                on_progress(n_done, len(tokens))
-        self._has_logits.add(seq_id)
-        return n_done
-
-    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
-        self._check_open()
-        if not steps:
-            raise UsageError("There is nothing to decode.", "Give at least one step.")
-        if len({seq_id for seq_id, _ in steps}) != len(steps):
-            raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-        self._check_tokens([token for _, token in steps])
-        rows = [(self._cells(seq_id), token) for seq_id, token in steps]
-        self._check_room(len(steps))
-        for cells, token in rows:
-            self._append(cells, token)
-        self._has_logits.update(seq_id for seq_id, _ in steps)
+    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        for seq_id, token in steps:
+            self._append(seq_id, [token])
         if self._delay_s:
             time.sleep(self._delay_s)
 
-    def rewind(self, seq_id: int, n_keep: int) -> None:
-        cells = self._cells(seq_id)
-        if not 0 <= n_keep <= len(cells):
-            raise UsageError(f"Sequence {seq_id} has {len(cells)} tokens; {n_keep} cannot be kept.")
-        if n_keep < len(cells):
-            self._release(cells[n_keep:])
-            del cells[n_keep:]
-            self._has_logits.discard(seq_id)
-
-    def copy(self, source: int, target: int, n_tokens: int) -> None:
-        cells = self._cells(source)
-        if not 0 <= n_tokens <= len(cells):
-            raise UsageError(f"Sequence {source} has {len(cells)} tokens; {n_tokens} cannot be copied.")
-        if source == target:
-            self.rewind(source, n_tokens)
-            return
-        shared = cells[:n_tokens]
-        self.rewind(target, 0)
-        for cell in shared:
-            cell.n_users += 1
-        self._sequences[target] = shared
-
-    def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
-        cells = self._cells(seq_id)
-        if not 0 <= start < end <= len(cells):
-            raise UsageError(f"Sequence {seq_id} has {len(cells)} tokens; [{start}, {end}) cannot be exported.")
-        body = b"".join(_CELL.pack(cell.token, cell.digest) for cell in cells[start:end])
-        return _BLOCK_MAGIC + struct.pack("<ii", start, end - start) + body
-
-    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
-        cells = self._cells(seq_id)
-        block = bytes(block)
-        header = len(_BLOCK_MAGIC) + 8
-        if len(block) < header or not block.startswith(_BLOCK_MAGIC):
-            raise BackendError("This is not a block of the fake backend's KV cache.")
-        start, count = struct.unpack_from("<ii", block, len(_BLOCK_MAGIC))
-        if len(block) != header + count * _CELL.size:
-            raise BackendError("The KV block is cut off or too long.")
-        if start != len(cells):
-            raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {len(cells)}.")
-        self._check_room(count)
-        cells.extend(_Cell(token, digest) for token, digest in _CELL.iter_unpack(block[header:]))
-        self._n_used += count
+    def _forget_logits(self, seq_id: int) -> None:
         self._has_logits.discard(seq_id)
 
+    def _cut(self, seq_id: int, n_keep: int) -> None:
+        del self._sequences[seq_id][n_keep:]
+
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
+        self._sequences[target] = self._sequences[source][:n_tokens]
+
+    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+        block, payload = self._new_block(start, end, (end - start) * _CELL.size)
+        payload.data[:] = b"".join(_CELL.pack(*cell) for cell in self._sequences[seq_id][start:end])
+        return block.tobytes()
+
+    def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        if len(payload) != (end - start) * _CELL.size:
+            raise BackendError("The KV block is cut off or too long.")
+        self._sequences[seq_id].extend(_Cell(*cell) for cell in _CELL.iter_unpack(payload.data))
+
+    # -- what a governor changes
+
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
-        self._check_open()
-        check_threads(n_threads, n_threads_batch)
+        self._check_threads(n_threads, n_threads_batch)
         self.threads = (n_threads, n_threads_batch)
 
     def resize(self, n_ctx: int) -> None:
-        self._check_open()
-        check_resize(n_ctx, [len(cells) for cells in self._sequences])
-        self.n_ctx = n_ctx
+        self._check_resize(n_ctx)
+        self._count_anew(n_ctx)
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         self._check_open()
-        return {"backend": self.name, "version": 1}
+        return {"backend": self.name, "version": 2}
 
     # -- choosing
 
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        cells = self._cells(seq_id)
+        self.length(seq_id)
         if seq_id not in self._has_logits:
             raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
+        cells = self._sequences[seq_id]
         scripted = self._scripted_token(cells)
         random = np.random.default_rng(int.from_bytes(cells[-1].digest, "little"))
         values = random.normal(0.0, 2.0, _N_VOCAB).astype(np.float32)
@@ -287,52 +220,24 @@ class FakeBackend(Backend):
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
         from edge.decode.sampling import NumpySampler, find_breakers
 
-        self._check_open()
         self._check_tokens(history)
         breakers = None
         if sampling.dry_multiplier:
             breakers = find_breakers(sampling.dry_sequence_breakers, _PIECES, self.tokenize)
         return NumpySampler(sampling, history, self.logits, _N_VOCAB, breakers)
 
-    def close(self) -> None:
-        self._is_open = False
+    # -- inside
+
+    def _free(self) -> None:
         self._sequences = []
         self._answers.clear()
 
-    # -- inside
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise BackendError("The model is closed.", "Open it again.")
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def _append(self, seq_id: int, tokens: Sequence[int]) -> None:
+        cells = self._sequences[seq_id]
         for token in tokens:
-            if not 0 <= token < _N_VOCAB:
-                raise UsageError(f"There is no token {token}.", f"The vocabulary has {_N_VOCAB} tokens.")
-
-    def _check_room(self, n_tokens: int) -> None:
-        if self._n_used + n_tokens > self.n_ctx:
-            raise ContextFullError(
-                f"{n_tokens} tokens do not fit: {self._n_used} of {self.n_ctx} cells of the context are in use.",
-                "Shorten the conversation or load the model with a larger context.",
-            )
-
-    def _cells(self, seq_id: int) -> list[_Cell]:
-        self._check_open()
-        if not 0 <= seq_id < len(self._sequences):
-            raise UsageError(f"There is no sequence {seq_id}.", f"There are {len(self._sequences)}, counted from 0.")
-        return self._sequences[seq_id]
-
-    def _append(self, cells: list[_Cell], token: int) -> None:
-        before = cells[-1].digest if cells else b""
-        digest = hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=16).digest()
-        cells.append(_Cell(token, digest))
-        self._n_used += 1
-
-    def _release(self, cells: Sequence[_Cell]) -> None:
-        for cell in cells:
-            cell.n_users -= 1
-            self._n_used -= cell.n_users == 0
+            before = cells[-1].digest if cells else b""
+            cells.append(_Cell(token, hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=16).digest()))
+        self._has_logits.add(seq_id)
 
     def _scripted_token(self, cells: Sequence[_Cell]) -> int | None:
         """What the script wants next, or None outside of an assistant's turn."""

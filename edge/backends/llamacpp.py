@@ -7,14 +7,13 @@ and describing a model), llamacpp_sampler.py (the sampler chain). This one owns 
 from __future__ import annotations
 
 import ctypes
-import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import Backend, Sampler, check_resize, check_threads
-from edge.backends.cells import Ledger
+from edge.backends.base import Sampler
+from edge.backends.cells_backend import CellsBackend
 from edge.backends.llamacpp_library import (
     AbortFlag,
     Batch,
@@ -26,7 +25,7 @@ from edge.backends.llamacpp_library import (
 )
 from edge.backends.llamacpp_model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp_sampler import DryCache, LlamaCppSampler
-from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError, UsageError
+from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +37,11 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCppBackend"]
 
 _OK, _NO_ROOM, _ABORTED = 0, 1, 2  # what llama_decode returns; below 0 it failed
-_BLOCK = struct.Struct("<8siiQ")
 _BLOCK_MAGIC = b"EDGEKV1\0"
 _WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 
 
-class LlamaCppBackend(Backend):
+class LlamaCppBackend(CellsBackend):
     """See the module and `Backend`.
 
     Args:
@@ -65,7 +63,6 @@ class LlamaCppBackend(Backend):
 
         path = plan.artifact.path
         header = plan.artifact.header or read_header(path)  # llama.cpp ends the process on some damaged files
-        self._lock = threading.RLock()
         self._model: Any = None
         self._context: Any = None
         self._library = library = load_library()
@@ -83,10 +80,13 @@ class LlamaCppBackend(Backend):
         self._memory = library.llama_get_memory(self._context)
         self.kv_window = library.llama_model_n_swa(self._model)
         self._spare = plan.n_seq
-        self.capabilities = capabilities_of(library, self._model, plan.n_seq)
-        self.info = describe(library, self._model)
-        self.n_ctx = library.llama_n_ctx(self._context)
-        self.chunk_size = min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context))
+        super().__init__(
+            describe(library, self._model),
+            capabilities_of(library, self._model, plan.n_seq),
+            n_ctx=library.llama_n_ctx(self._context),
+            chunk_size=min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context)),
+            block_magic=_BLOCK_MAGIC,
+        )
         self._identity: dict[str, str | int | float | bool] = {
             "kv_type_k": plan.kv_type_k,
             "kv_type_v": plan.kv_type_v,
@@ -99,7 +99,6 @@ class LlamaCppBackend(Backend):
             "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
             "rope": rope_variant(library, self._model, self.n_ctx),
         }
-        self._ledger = Ledger(self.n_ctx, plan.n_seq)
         self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
         self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
         self._kept: dict[int, npt.NDArray[np.float32]] = {}  # newest logits that a later pass would have overwritten
@@ -143,146 +142,96 @@ class LlamaCppBackend(Backend):
             self._check_tokens((token,))
             return bool(self._library.llama_vocab_is_eog(self._vocab, token))
 
-    # -- cache
+    # -- for CellsBackend
 
-    def length(self, seq_id: int) -> int:
-        self._check_open()
-        return self._ledger.length(seq_id)
+    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+        n_chunk, batch = len(ids), self._batch
+        batch.tokens[:n_chunk] = ids
+        batch.positions[:n_chunk] = range(start, start + n_chunk)
+        batch.seq_ids[:n_chunk] = seq_id
+        batch.wants_logits[:n_chunk] = 0
+        batch.wants_logits[n_chunk - 1] = 1
+        # Half a pass can be taken back from an attention cache, not from a recurrent state.
+        is_stoppable = self.capabilities.rewind and n_chunk >= _WATCHED_FROM
+        with self._abort.watching(should_stop if is_stoppable else None):
+            code = self._run(n_chunk, (seq_id,))
+        if code == _ABORTED:
+            return False
+        if code != _OK:
+            raise self._failure(code, n_chunk)
+        self._rows = {seq_id: n_chunk - 1}
+        return True
 
-    def prefill(
-        self,
-        seq_id: int,
-        tokens: Sequence[int],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        import numpy as np
+    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        batch = self._batch
+        for row, (seq_id, token) in enumerate(steps):
+            batch.tokens[row] = token
+            batch.positions[row] = starts[seq_id]
+            batch.seq_ids[row] = seq_id
+            batch.wants_logits[row] = 1
+        code = self._run(len(steps), starts)
+        if code != _OK:
+            raise self._failure(code, len(steps))
+        self._rows = {seq_id: row for row, seq_id in enumerate(starts)}
 
-        if not tokens:
-            raise UsageError("There is nothing to prefill.", "Give at least one token.")
-        self._check_tokens(tokens)
-        ids = np.asarray(tokens, dtype=np.int32)
-        n_done, start = 0, self.length(seq_id)
-        self._ledger.check_room(len(ids))
-        while n_done < len(ids):
-            if should_stop is not None and should_stop():
-                return n_done
-            n_chunk = self.chunk_size - (start + n_done) % self.chunk_size
-            chunk = ids[n_done : n_done + n_chunk]
-            with self._lock:
-                self._check_open()
-                if not self._prefill_chunk(seq_id, chunk, should_stop):
-                    return n_done
-            n_done += len(chunk)
-            if on_progress is not None:
-                on_progress(n_done, len(ids))
-        return n_done
+    def _forget_logits(self, seq_id: int) -> None:
+        self._rows.pop(seq_id, None)
+        self._kept.pop(seq_id, None)
 
-    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
-        if not steps:
-            raise UsageError("There is nothing to decode.", "Give at least one step.")
-        with self._lock:
-            self._check_tokens([token for _, token in steps])
-            rows = {seq_id: row for row, (seq_id, _) in enumerate(steps)}
-            if len(rows) != len(steps):
-                raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-            lengths = [self._ledger.length(seq_id) for seq_id in rows]
-            self._ledger.check_room(len(steps))
-            batch = self._batch
-            for row, (seq_id, token) in enumerate(steps):
-                batch.tokens[row] = token
-                batch.positions[row] = lengths[row]
-                batch.seq_ids[row] = seq_id
-                batch.wants_logits[row] = 1
-            code = self._run(len(steps), rows)
-            if code != _OK:
-                for seq_id, n_before in zip(rows, lengths, strict=True):
-                    self._restore(seq_id, n_before)
-                raise self._failure(code, len(steps))
-            for seq_id in rows:
-                self._ledger.append(seq_id, 1)
-            self._rows = rows
+    def _cut(self, seq_id: int, n_keep: int) -> None:
+        # Emptying a sequence is asked for as such: a recurrent state has no positions to cut at.
+        first = n_keep if n_keep else -1
+        if not self._library.llama_memory_seq_rm(self._memory, seq_id, first, -1):
+            raise UnsupportedError(f"This model cannot be rewound to {n_keep} tokens.")
 
-    def rewind(self, seq_id: int, n_keep: int) -> None:
-        with self._lock:
-            n_now = self.length(seq_id)
-            self._check_cut(seq_id, n_keep)
-            if n_keep == n_now:
-                return
-            # Emptying a sequence is asked for as such: a recurrent state has no positions to cut at.
-            first = n_keep if n_keep else -1
-            if not self._library.llama_memory_seq_rm(self._memory, seq_id, first, -1):
-                raise UnsupportedError(f"This model cannot be rewound to {n_keep} tokens.")
-            self._ledger.cut(seq_id, n_keep)
-            self._forget_logits(seq_id)
+    def _undo(self, seq_id: int, n_keep: int) -> int:
+        if n_keep and self._library.llama_memory_seq_rm(self._memory, seq_id, n_keep, -1):
+            return n_keep
+        self._library.llama_memory_seq_rm(self._memory, seq_id, -1, -1)  # a state that cannot be cut is emptied
+        return 0
 
-    def copy(self, source: int, target: int, n_tokens: int) -> None:
-        with self._lock:
-            self._check_cut(source, n_tokens)
-            if source == target:
-                self.rewind(source, n_tokens)
-                return
-            self.rewind(target, 0)
-            if n_tokens:
-                self._library.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
-                self._ledger.share(source, target, n_tokens)
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
+        self._library.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
 
-    def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
-        with self._lock:
-            n_now = self.length(seq_id)
-            if not 0 <= start < end <= n_now:
-                raise UsageError(f"Sequence {seq_id} has {n_now} tokens; [{start}, {end}) cannot be exported.")
-            if not self.capabilities.export_kv:
-                if (start, end) != (0, n_now):
-                    raise UnsupportedError(f"The state of this model ({self.info.architecture}) is exported as a whole only.")
-                return self._export(seq_id, start, end)
-            if self.kv_window:
-                self._check_window(seq_id, start, end)
-            # The spare sequence shares just these cells for a moment, and is what gets written out.
-            self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
-            try:
-                return self._export(self._spare, start, end)
-            finally:
-                self._library.llama_memory_seq_rm(self._memory, self._spare, -1, -1)
+    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+        if not self.capabilities.export_kv:
+            if (start, end) != (0, self.length(seq_id)):
+                raise UnsupportedError(f"The state of this model ({self.info.architecture}) is exported as a whole only.")
+            return self._export_all(seq_id, start, end)
+        if self.kv_window:
+            self._check_window(seq_id, start, end)
+        # The spare sequence shares just these cells for a moment, and is what gets written out.
+        self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
+        try:
+            return self._export_all(self._spare, start, end)
+        finally:
+            self._library.llama_memory_seq_rm(self._memory, self._spare, -1, -1)
 
-    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
-        with self._lock:
-            n_now = self.length(seq_id)
-            if len(block) < _BLOCK.size:
-                raise BackendError("The KV block is cut off.")
-            magic, start, end, size = _BLOCK.unpack_from(block)
-            if magic != _BLOCK_MAGIC or len(block) != _BLOCK.size + size or not 0 <= start < end:
-                raise BackendError("This is not a whole KV block of the llamacpp backend.")
-            if start != n_now:
-                raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
-            self._ledger.check_room(end - start)
-            library, memory = self._library, self._memory
-            # llama.cpp clears the sequence that it reads into, so what is to be appended goes through the spare one.
-            target = self._spare if self.capabilities.export_kv else seq_id
-            is_taken = False
-            try:
-                self._import(target, block, start, end)
-                if target != seq_id:
-                    library.llama_memory_seq_cp(memory, target, seq_id, start, end)
-                is_taken = True
-            finally:
-                if target != seq_id or not is_taken:
-                    library.llama_memory_seq_rm(memory, target, -1, -1)
-            self._ledger.append(seq_id, end - start)
-            self._forget_logits(seq_id)
+    def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        library, memory = self._library, self._memory
+        # llama.cpp clears the sequence that it reads into, so what is to be appended goes through the spare one.
+        target = self._spare if self.capabilities.export_kv else seq_id
+        is_taken = False
+        try:
+            self._import_all(target, start, end, payload)
+            if target != seq_id:
+                library.llama_memory_seq_cp(memory, target, seq_id, start, end)
+            is_taken = True
+        finally:
+            if target != seq_id or not is_taken:
+                library.llama_memory_seq_rm(memory, target, -1, -1)
+
+    # -- what a governor changes
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         with self._lock:
-            self._check_open()
-            check_threads(n_threads, n_threads_batch)
+            self._check_threads(n_threads, n_threads_batch)
             self._plan = replace(self._plan, n_threads=n_threads, n_threads_batch=n_threads_batch)  # for the next context
             self._library.llama_set_n_threads(self._context, n_threads, n_threads_batch)
 
     def resize(self, n_ctx: int) -> None:
         with self._lock:
-            self._check_open()
-            check_resize(n_ctx, [self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)])
+            self._check_resize(n_ctx)
             library, before = self._library, self._plan.n_ctx
             if rope_variant(library, self._model, n_ctx) != self._identity["rope"]:
                 raise UnsupportedError(f"This model turns positions another way in a window of {n_ctx:,} tokens.")
@@ -292,7 +241,7 @@ class LlamaCppBackend(Backend):
                 try:
                     self._reopen(before)
                 except EdgeError as error:
-                    self._free()
+                    self.close()
                     raise BackendError(
                         f"The KV cache could not be made anew: {error.message}", "Load the model again."
                     ) from error
@@ -319,10 +268,6 @@ class LlamaCppBackend(Backend):
             self._check_open()
             self._check_tokens(history)
             return LlamaCppSampler(self, self._library, self._vocab, self._dry, sampling, history)
-
-    def close(self) -> None:
-        with self._lock:
-            self._free()
 
     # -- for the sampler, under the lock
 
@@ -364,34 +309,7 @@ class LlamaCppBackend(Backend):
         plan = replace(self._plan, n_ctx=n_ctx)
         self._context = open_context(library, plan, self._model, self._architecture, self._abort)
         self._plan, self._memory = plan, library.llama_get_memory(self._context)
-        self.n_ctx = library.llama_n_ctx(self._context)
-        self._ledger = Ledger(self.n_ctx, plan.n_seq)
-
-    def _prefill_chunk(self, seq_id: int, chunk: npt.NDArray[np.int32], should_stop: Callable[[], bool] | None) -> bool:
-        """Compute one chunk; False when it was stopped, and then it left nothing behind."""
-        n_chunk, start = len(chunk), self._ledger.length(seq_id)
-        batch = self._batch
-        batch.tokens[:n_chunk] = chunk
-        batch.positions[:n_chunk] = range(start, start + n_chunk)
-        batch.seq_ids[:n_chunk] = seq_id
-        batch.wants_logits[:n_chunk] = 0
-        batch.wants_logits[n_chunk - 1] = 1
-        # Half a pass can be taken back from an attention cache, not from a recurrent state.
-        is_stoppable = self.capabilities.rewind and n_chunk >= _WATCHED_FROM
-        try:
-            with self._abort.watching(should_stop if is_stoppable else None):
-                code = self._run(n_chunk, (seq_id,))
-        except BaseException:  # also Ctrl-C: the pass may be done, but nobody is told
-            self._restore(seq_id, start)
-            raise
-        if code == _OK:
-            self._ledger.append(seq_id, n_chunk)
-            self._rows = {seq_id: n_chunk - 1}
-            return True
-        self._restore(seq_id, start)
-        if code == _ABORTED:
-            return False
-        raise self._failure(code, n_chunk)
+        self._count_anew(library.llama_n_ctx(self._context))
 
     def _run(self, n_tokens: int, changing: Iterable[int]) -> int:
         """One pass over the filled batch. Logits of the other sequences are put aside, since it overwrites them."""
@@ -416,19 +334,6 @@ class LlamaCppBackend(Backend):
             view = self._views[address] = np.ctypeslib.as_array(pointer, (self.info.n_vocab,))
         return view
 
-    def _forget_logits(self, seq_id: int) -> None:
-        self._rows.pop(seq_id, None)
-        self._kept.pop(seq_id, None)
-
-    def _restore(self, seq_id: int, n_keep: int) -> None:
-        """After a failed pass: what it left of a sequence is removed; a state that cannot be cut is emptied."""
-        self._forget_logits(seq_id)
-        if n_keep and self._library.llama_memory_seq_rm(self._memory, seq_id, n_keep, -1):
-            self._ledger.cut(seq_id, n_keep)
-        else:
-            self._library.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
-            self._ledger.cut(seq_id, 0)
-
     def _failure(self, code: int, n_tokens: int) -> BackendError | ContextFullError:
         if code == _NO_ROOM:
             return ContextFullError(
@@ -438,38 +343,21 @@ class LlamaCppBackend(Backend):
         reason = recent_log() or "it gave no reason"
         return BackendError(f"llama.cpp failed while computing (code {code}): {reason}.", "Load the model again.")
 
-    def _check_open(self) -> None:
-        if not self._context:
-            raise BackendError("The model is closed.", "Open it again.")
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        self._check_open()
-        n_vocab = self.info.n_vocab
-        if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
-            wrong = next(token for token in tokens if not 0 <= token < n_vocab)
-            raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
-
-    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+    def _export_all(self, seq_id: int, start: int, end: int) -> bytes:
         """All that llama.cpp has of a sequence, behind a header that says which positions it is."""
         library = self._library
         size = library.llama_state_seq_get_size(self._context, seq_id)
-        buffer = ctypes.create_string_buffer(_BLOCK.size + size)
-        payload = (ctypes.c_uint8 * size).from_buffer(buffer, _BLOCK.size)
+        block, payload = self._new_block(start, end, size)
         forget_log()
-        if library.llama_state_seq_get_data(self._context, payload, size, seq_id) != size:
+        if library.llama_state_seq_get_data(self._context, _address(payload), size, seq_id) != size:
             raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
-        _BLOCK.pack_into(buffer, 0, _BLOCK_MAGIC, start, end, size)
-        return buffer.raw
+        return block.tobytes()
 
-    def _import(self, seq_id: int, block: bytes | memoryview, start: int, end: int) -> None:
-        """Give a block to llama.cpp, which empties the sequence first."""
-        import numpy as np
-
+    def _import_all(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        """Give the bytes of a block to llama.cpp, which empties the sequence first."""
         library = self._library
-        payload = np.frombuffer(block, np.uint8)[_BLOCK.size :]  # the address of the bytes, without a copy
-        data = payload.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         forget_log()
-        n_read = library.llama_state_seq_set_data(self._context, data, len(payload), seq_id)
+        n_read = library.llama_state_seq_set_data(self._context, _address(payload), len(payload), seq_id)
         first = library.llama_memory_seq_pos_min(self._memory, seq_id)
         last = library.llama_memory_seq_pos_max(self._memory, seq_id)
         if not self.capabilities.export_kv:
@@ -487,9 +375,8 @@ class LlamaCppBackend(Backend):
             )
 
     def _check_cut(self, seq_id: int, n_keep: int) -> None:
+        super()._check_cut(seq_id, n_keep)
         n_now = self.length(seq_id)
-        if not 0 <= n_keep <= n_now:
-            raise UsageError(f"Sequence {seq_id} has {n_now} tokens; {n_keep} of them are not possible.")
         if n_keep in (0, n_now):
             return
         if not self.capabilities.rewind:
@@ -510,3 +397,7 @@ class LlamaCppBackend(Backend):
             self._library.llama_model_free(self._model)
         self._context = self._model = self._memory = self._vocab = None
         self._rows, self._kept, self._views = {}, {}, {}
+
+
+def _address(data: npt.NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

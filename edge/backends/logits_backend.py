@@ -1,21 +1,19 @@
 """What engines have in common that compute logits and nothing else: `LogitsBackend`.
 
-Such an engine (onnxruntime, Core ML) knows neither tokens nor sequences. This class keeps the contract of base.py for it: it
-checks what it is asked, counts cells, cuts prompts into chunks, keeps the newest logits, samples, and frames KV blocks. An
-engine adds what is below "for the engine": one pass, and its own buffers of keys and values, one a sequence.
+Such an engine (onnxruntime, Core ML) knows neither tokens nor sequences. On top of what `CellsBackend` keeps of the contract,
+this class has a tokenizer, keeps the newest logits, and samples. An engine adds what is below "for the engine": a pass, and its
+own buffers of keys and values, one a sequence.
 """
 
 from __future__ import annotations
 
-import struct
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import Backend, Capabilities, ModelInfo, Sampler, check_resize
-from edge.backends.cells import Ledger
-from edge.errors import BackendError, UsageError
+from edge.backends.base import Capabilities, ModelInfo, Sampler
+from edge.backends.cells_backend import CellsBackend
+from edge.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LogitsBackend"]
 
-_BLOCK = struct.Struct("<8siiQ")  # magic, first position, end, bytes that follow
 
-
-class LogitsBackend(Backend):
+class LogitsBackend(CellsBackend):
     """See the module and `Backend`.
 
     Args:
@@ -39,7 +35,7 @@ class LogitsBackend(Backend):
         n_ctx: cells; every sequence alone may fill them.
         n_seq: sequences.
         chunk_size: as in `Backend`.
-        block_magic: 8 bytes that KV blocks of this engine begin with.
+        block_magic: as in `CellsBackend`.
         capabilities: None is that of an engine whose buffers can be cut, read and written anywhere.
     """
 
@@ -54,18 +50,11 @@ class LogitsBackend(Backend):
         block_magic: bytes,
         capabilities: Capabilities | None = None,
     ) -> None:
-        self.info = info
-        self.n_ctx = n_ctx
-        self.chunk_size = chunk_size
-        self.capabilities = capabilities or Capabilities(
+        capabilities = capabilities or Capabilities(
             rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, grammar=False, embeddings=False
         )
+        super().__init__(info, capabilities, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=block_magic)
         self._tokenizer = tokenizer
-        self._block_magic = block_magic
-        # Held during every use of the native objects, so that close() from another thread waits for the pass.
-        self._lock = threading.RLock()
-        self._is_open = True
-        self._ledger = Ledger(n_ctx, n_seq)
         self._newest: dict[int, npt.NDArray[np.float32]] = {}
         self._breakers: dict[tuple[str, ...], Breakers] = {}
 
@@ -92,10 +81,6 @@ class LogitsBackend(Backend):
         """
 
     @abstractmethod
-    def _copy_kv(self, source: int, target: int, n_tokens: int) -> None:
-        """Copy the first positions of one sequence's buffers over those of another; at least one."""
-
-    @abstractmethod
     def _kv_bytes(self, n_tokens: int) -> int:
         """Bytes of the keys and values of so many positions."""
 
@@ -111,10 +96,6 @@ class LogitsBackend(Backend):
     def _free_kv(self, seq_id: int) -> None:
         """The sequence is empty now: its buffers may be let go. Called on the empty ones, too."""
 
-    @abstractmethod
-    def _free(self) -> None:
-        """Let go of the model. Called once."""
-
     # -- text
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
@@ -128,117 +109,6 @@ class LogitsBackend(Backend):
     def is_end(self, token: int) -> bool:
         self._check_tokens((token,))
         return self._tokenizer.is_end(token)
-
-    # -- cache
-
-    def length(self, seq_id: int) -> int:
-        self._check_open()
-        return self._ledger.length(seq_id)
-
-    def prefill(
-        self,
-        seq_id: int,
-        tokens: Sequence[int],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        import numpy as np
-
-        if not tokens:
-            raise UsageError("There is nothing to prefill.", "Give at least one token.")
-        self._check_tokens(tokens)
-        ids = np.asarray(tokens, dtype=np.int64)
-        n_done, start = 0, self.length(seq_id)
-        self._ledger.check_room(len(ids))
-        while n_done < len(ids):
-            if should_stop is not None and should_stop():
-                return n_done
-            n_chunk = self.chunk_size - (start + n_done) % self.chunk_size
-            chunk = ids[n_done : n_done + n_chunk]
-            with self._lock:
-                self._check_open()
-                if not self._append(seq_id, chunk, should_stop):
-                    return n_done
-            n_done += len(chunk)
-            if n_done < len(ids):
-                self._newest.pop(seq_id, None)  # only a prefill that came to its end leaves some
-            if on_progress is not None:
-                on_progress(n_done, len(ids))
-        return n_done
-
-    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
-        import numpy as np
-
-        if not steps:
-            raise UsageError("There is nothing to decode.", "Give at least one step.")
-        with self._lock:
-            self._check_tokens([token for _, token in steps])
-            if len({seq_id for seq_id, _ in steps}) != len(steps):
-                raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-            lengths = [self._ledger.length(seq_id) for seq_id, _ in steps]
-            self._ledger.check_room(len(steps))
-            try:
-                for seq_id, token in steps:
-                    self._append(seq_id, np.array([token], dtype=np.int64), None)
-            except BaseException:  # also Ctrl-C: all of the sequences or none
-                for (seq_id, _), n_before in zip(steps, lengths, strict=True):
-                    self._newest.pop(seq_id, None)
-                    self._ledger.cut(seq_id, n_before)
-                raise
-
-    def rewind(self, seq_id: int, n_keep: int) -> None:
-        with self._lock:
-            n_now = self.length(seq_id)
-            self._check_cut(seq_id, n_keep)
-            if n_keep == n_now:
-                return
-            self._ledger.cut(seq_id, n_keep)
-            self._newest.pop(seq_id, None)
-            if not n_keep:
-                self._free_kv(seq_id)
-
-    def copy(self, source: int, target: int, n_tokens: int) -> None:
-        with self._lock:
-            self._check_cut(source, n_tokens)
-            if source == target:
-                self.rewind(source, n_tokens)
-                return
-            self.rewind(target, 0)
-            if n_tokens:
-                self._copy_kv(source, target, n_tokens)
-                self._ledger.share(source, target, n_tokens)
-
-    def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
-        import numpy as np
-
-        with self._lock:
-            n_now = self.length(seq_id)
-            if not 0 <= start < end <= n_now:
-                raise UsageError(f"Sequence {seq_id} has {n_now} tokens; [{start}, {end}) cannot be exported.")
-            size = self._kv_bytes(end - start)
-            block = np.empty(_BLOCK.size + size, dtype=np.uint8)
-            _BLOCK.pack_into(block.data, 0, self._block_magic, start, end, size)
-            self._read_kv(seq_id, start, end, block[_BLOCK.size :])
-            return block.tobytes()
-
-    def import_kv(self, seq_id: int, block: bytes | memoryview) -> None:
-        import numpy as np
-
-        with self._lock:
-            n_now = self.length(seq_id)
-            if len(block) < _BLOCK.size:
-                raise BackendError("The KV block is cut off.")
-            magic, start, end, size = _BLOCK.unpack_from(block)
-            is_whole = magic == self._block_magic and len(block) == _BLOCK.size + size and 0 <= start < end
-            if not is_whole or size != self._kv_bytes(end - start):
-                raise BackendError(f"This is not a whole KV block of the {self.name} backend and this model.")
-            if start != n_now:
-                raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
-            self._ledger.check_room(end - start)
-            self._write_kv(seq_id, start, end, np.frombuffer(block, np.uint8)[_BLOCK.size :])
-            self._ledger.append(seq_id, end - start)
-            self._newest.pop(seq_id, None)
 
     # -- choosing
 
@@ -263,29 +133,42 @@ class LogitsBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            if self._is_open:
-                self._is_open = False
-                self._newest.clear()
-                self._free()
+            super().close()
+            self._newest.clear()
 
-    # -- inside
+    # -- for CellsBackend
 
-    def _resize_cells(self, n_ctx: int) -> None:
-        """For engines that can `resize`: check, and count other cells from now on. They make their buffers anew themselves."""
-        self._check_open()
-        check_resize(n_ctx, [self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)])
-        self._ledger = Ledger(n_ctx, self.capabilities.n_seq)
-        self.n_ctx = n_ctx
-
-    def _append(self, seq_id: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
-        """One pass, noted; False when it was given up. Whatever a pass that fails left in the buffers is behind the end."""
-        self._newest.pop(seq_id, None)
-        logits = self._compute(seq_id, self._ledger.length(seq_id), ids, should_stop)
+    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+        logits = self._compute(seq_id, start, ids, should_stop)
         if logits is None:
             return False
-        self._ledger.append(seq_id, len(ids))
         self._newest[seq_id] = logits
         return True
+
+    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        import numpy as np
+
+        for (seq_id, token), start in zip(steps, starts.values(), strict=True):
+            self._read(seq_id, start, np.array([token], dtype=np.int64), None)
+
+    def _forget_logits(self, seq_id: int) -> None:
+        self._newest.pop(seq_id, None)
+
+    def _cut(self, seq_id: int, n_keep: int) -> None:
+        if not n_keep:  # what is behind the end of a longer one is written over
+            self._free_kv(seq_id)
+
+    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+        block, payload = self._new_block(start, end, self._kv_bytes(end - start))
+        self._read_kv(seq_id, start, end, payload)
+        return block.tobytes()
+
+    def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        if len(payload) != self._kv_bytes(end - start):
+            raise BackendError(f"The KV block is of another model: it has {len(payload):,} bytes for {end - start} tokens.")
+        self._write_kv(seq_id, start, end, payload)
+
+    # -- inside
 
     def _newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
         """Without a copy; good until the next pass of this sequence."""
@@ -294,19 +177,3 @@ class LogitsBackend(Backend):
         if newest is None:
             raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
         return newest
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise BackendError("The model is closed.", "Open it again.")
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        self._check_open()
-        n_vocab = self.info.n_vocab
-        if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
-            wrong = next(token for token in tokens if not 0 <= token < n_vocab)
-            raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
-
-    def _check_cut(self, seq_id: int, n_keep: int) -> None:
-        n_now = self.length(seq_id)
-        if not 0 <= n_keep <= n_now:
-            raise UsageError(f"Sequence {seq_id} has {n_now} tokens; {n_keep} of them are not possible.")

@@ -17,7 +17,7 @@ from edge.backends.logits_backend import LogitsBackend
 from edge.backends.onnx_kv import KVBuffers, open_buffers
 from edge.backends.onnx_session import PROVIDERS, Session, errors_of_ours, placement_text
 from edge.backends.stopping import watching
-from edge.errors import BackendUnavailableError, CancelledError, ModelFileError, UsageError
+from edge.errors import BackendUnavailableError, CancelledError, UsageError
 from edge.onnx_folder import OnnxFolder, read_onnx_folder
 
 if TYPE_CHECKING:
@@ -71,12 +71,7 @@ class OnnxBackend(LogitsBackend):
                     f"The KV type {name} is asked for, and {plan.artifact.name} keeps its keys and values as {folder.kv_type}.",
                     "Leave out --kv-type.",
                 )
-        tokenizer = HFTokenizer(path)
-        if tokenizer.n_tokens > folder.n_vocab:
-            raise ModelFileError(
-                f"The tokenizer in {path} has {tokenizer.n_tokens:,} tokens, the model {folder.n_vocab:,}.",
-                "It belongs to another model: download or convert the model again.",
-            )
+        tokenizer = HFTokenizer(path, folder.n_vocab)
         self._session = Session(folder, plan, on_progress)
         chunk_size = min(plan.n_ubatch, plan.n_ctx)
         self._is_last_only = self._session.logits_rows == "the last position"
@@ -135,7 +130,8 @@ class OnnxBackend(LogitsBackend):
         import numpy as np
 
         with self._lock:
-            self._resize_cells(n_ctx)
+            self._check_resize(n_ctx)
+            self._count_anew(n_ctx)
             self._mask = np.ones((1, n_ctx), dtype=np.int64)
             self._positions = np.arange(n_ctx, dtype=np.int64)[None]
             self._sequences.clear()
@@ -169,7 +165,7 @@ class OnnxBackend(LogitsBackend):
             sequence.buffers.commit(end)
         return _as_float32(logits[-1] if n_rows == 1 else logits[-1].copy(), folder.logits_type)
 
-    def _copy_kv(self, source: int, target: int, n_tokens: int) -> None:
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
         with errors_of_ours("copy keys and values"):
             self._sequence(target).buffers.write(0, self._sequences[source].buffers.rows(n_tokens))
 
