@@ -92,7 +92,8 @@ def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, .
         request: what was asked for.
 
     Returns:
-        At least ("gguf",), which is what most models are published in.
+        Where nothing can be run, what the engine that was asked for reads, or ("gguf",), which is what most models are published
+        in: what is missing is said when the plan is made.
     """
     from edge.placement import ENGINES
 
@@ -109,7 +110,8 @@ def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, .
             continue
         best = min(_ACCELERATORS.index(target.accelerator) for target in targets)
         found += [(best, place, name) for name in row.formats]
-    return tuple(dict.fromkeys(name for _, _, name in sorted(found))) or ("gguf",)
+    asked = tuple(name for row in ENGINES if row.name == request.backend for name in row.formats)
+    return tuple(dict.fromkeys(name for _, _, name in sorted(found))) or asked or ("gguf",)
 
 
 def choose_plan(
