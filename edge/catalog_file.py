@@ -146,7 +146,7 @@ def check_name(name: str) -> None:
 
 
 def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> None:
-    """Take artifacts out of the user's catalogue; the model too, where nothing else is said of it.
+    """Take artifacts out of the user's catalogue; with the last one also a model that edge's own catalogue does not have.
 
     Args:
         name: of the model.
@@ -166,7 +166,7 @@ def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> 
                 del known[place]
         if name in models and not known:
             models[name].pop("artifacts", None)
-            if not models[name]:
+            if not models[name] or name not in _shipped():
                 del models[name]
 
     _edit(path, change)

@@ -42,10 +42,12 @@ def small_model(tmp_path: Path) -> Path:
 def test_ls_offers_the_catalogue(call: Any) -> None:
     result = call("models", "ls")
     assert (result.code, result.err) == (0, "")
-    for name in load_catalog():
-        assert f"edge models pull {name}\n" in result.out
+    for name, entry in load_catalog().items():
+        for artifact in entry.artifacts:
+            option = f" --format {artifact.form}" if len(entry.artifacts) > 1 else ""
+            assert f"edge models pull {name}{option}\n" in result.out
     listed = json.loads(call("models", "ls", "--json").out)
-    assert [model["name"] for model in listed] == list(load_catalog())
+    assert [model["name"] for model in listed] == [name for name, entry in load_catalog().items() for _ in entry.artifacts]
     assert not any(model["is_here"] for model in listed)
 
 
@@ -92,7 +94,7 @@ def test_rm_leaves_other_peoples_files_alone(call: Any, small_model: Path) -> No
 
 
 def test_rm_goes_on_after_one_that_cannot_be_removed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def remove(name: str, settings: Any) -> Any:
+    def remove(name: str, settings: Any, *, formats: Any) -> Any:
         if name == "bad":
             raise ModelNotFoundError("bad is not on this device.", "See what is: edge models ls")
         return edge.catalog.Removed((Path(f"/m/{name}"),), 2_000_000)
@@ -112,8 +114,8 @@ def test_rm_goes_on_after_one_that_cannot_be_removed(call: Any, monkeypatch: pyt
 
 def test_sizes_that_only_the_hub_knows_are_said(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {line.split()[0]: line.split() for line in call("models", "ls").out.splitlines()}
-    assert rows["smollm2-360m"][1:3] == ["-", "Apache-2.0"]
-    assert rows["smollm2-135m"][1:3] == ["98.4", "MB"]
+    assert rows["smollm2-360m"][1:5] == ["gguf", "Q8_0", "-", "Apache-2.0"]
+    assert rows["smollm2-135m"][1:5] == ["gguf", "Q4_1", "98.4", "MB"]
     told = "from the hub's listing at download"
     shown = call("models", "show", "smollm2-360m").out
     assert [line for line in shown.splitlines() if told in line and line.split()[0] in ("size", "sha256")] != []
@@ -136,7 +138,7 @@ def test_ls_on_a_terminal_says_what_the_models_here_take(
 def test_verifying_is_quiet_unless_a_person_watches(call: Any, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[str] = []
 
-    def verify(model: str, *, settings: Any, on_progress: Any) -> str:
+    def verify(model: str, *, settings: Any, on_progress: Any, formats: Any) -> str:
         on_progress(DownloadProgress(model, 5, 10, "verify"))
         reported.append(model)
         return "0" * 64
@@ -159,6 +161,81 @@ def test_show_an_onnx_folder(call: Any, tmp_path: Path) -> None:
     assert json.loads(call("models", "show", str(folder), "--verify", "--json").out)["sha256"] != digest
 
 
+@pytest.fixture
+def three(tmp_path: Path, small_model: Path, own_home: Path) -> Path:
+    """A model of the user's own catalogue: a GGUF and an ONNX folder of theirs, and something that is not there."""
+    folder = write_onnx(tmp_path / "folder", kind="int4")
+    assert "int4" in open_artifact(folder).facts.quantisation  # type: ignore[union-attr]
+    text = "[models.three]\nlicence = 'MIT'\ndescription = 'For tests.'\n"
+    for path, more in ((small_model, "quantisation = 'F32'"), (folder, "format = 'onnx'"), (tmp_path / "coreml-gone", "")):
+        text += f"[[models.three.artifacts]]\nreference = '{path}'\n{more}\n"
+    (own_home / "catalog.toml").write_text("# mine\n" + text)
+    return folder
+
+
+def test_a_line_for_each_format(call: Any, three: Path, small_model: Path) -> None:
+    lines = [line.split() for line in call("models", "ls").out.splitlines() if line.startswith("three")]
+    assert [line[1] for line in lines] == ["gguf", "onnx", "coreml"]
+    assert ["here," in line for line in lines] == [True, True, False]
+    assert "nothing at" in call("models", "ls").out
+    listed = [row for row in json.loads(call("models", "ls", "--json").out) if row["name"] == "three"]
+    assert [(row["format"], row["is_here"]) for row in listed] == [("gguf", True), ("onnx", True), ("coreml", False)]
+    shown = call("models", "show", "three")
+    assert "For tests." in shown.out
+    assert f"here, {three}" in shown.out
+    about = json.loads(call("models", "show", "three", "--json").out)
+    assert (about["format"], about["name"]) == ("gguf", "three")
+    assert [(row["format"], row["path"]) for row in about["artifacts"]] == [
+        ("gguf", str(small_model)),
+        ("onnx", str(three)),
+        ("coreml", None),
+    ]
+    assert call("models", "show", "three", "--format", "onnx", "--path").out == f"{three}\n"
+    assert json.loads(call("models", "show", "three", "--format", "onnx", "--json").out)["quantisation"] == "int4"
+    assert call("models", "show", "three", "--format", "coreml").code == 3
+
+
+def test_a_model_in_two_formats_that_is_not_here(call: Any) -> None:
+    shown = call("models", "show", "phi3-mini").out
+    assert "gguf Q4_K_M" in shown
+    assert "edge models pull phi3-mini --format onnx" in shown
+    assert [row["format"] for row in json.loads(call("models", "show", "phi3-mini", "--json").out)["artifacts"]] == [
+        "gguf",
+        "onnx",
+    ]
+
+
+def test_adding_and_forgetting_a_name(call: Any, three: Path, small_model: Path, own_home: Path) -> None:
+    added = call("models", "add", "mine", str(three))
+    assert (added.code, "mine: onnx int4" in added.err) == (0, True)
+    call("models", "add", "mine", str(three))
+    assert (own_home / "catalog.toml").read_text().count("models.mine.artifacts") == 1, "once"
+    assert call("models", "add", "mine", "hf:acme/mine-GGUF:Q8_0").err.startswith("mine is hf:acme/mine-GGUF:Q8_0 from now on.")
+    kinds = [(row["format"], row["is_here"]) for row in json.loads(call("models", "show", "mine", "--json").out)["artifacts"]]
+    assert kinds == [("onnx", True), ("gguf", False)]
+    for arguments, said in (
+        (("../up", str(three)), "cannot be the name"),
+        (("x", "nowhere"), "no file or folder"),
+        (("x", "hf:"), "no reference"),
+    ):
+        refused = call("models", "add", *arguments)
+        assert refused.code in (2, 3)
+        assert said in refused.err
+    gone = call("models", "rm", "three", "--format", "onnx")
+    assert (gone.code, f"{three} is yours and still there." in gone.err) == (0, True)
+    assert (three / "model.onnx").is_file()
+    assert [row["format"] for row in json.loads(call("models", "show", "three", "--json").out)["artifacts"]] == [
+        "gguf",
+        "coreml",
+    ]
+    assert call("models", "rm", "three", "mine").code == 0
+    text = (own_home / "catalog.toml").read_text()
+    assert text.startswith("# mine\n")
+    assert "three" not in text
+    assert "mine.artifacts" not in text
+    assert small_model.is_file()
+
+
 class Pull:
     """In the place of `edge.catalog.pull`: reports and then does what it is told."""
 
@@ -166,9 +243,11 @@ class Pull:
         self.path = path
         self.failure = failure
         self.references: list[str] = []
+        self.formats: tuple[str, ...] = ()
 
-    def __call__(self, reference: str, *, settings: Any, on_progress: Any, accept_licence: bool) -> Any:
+    def __call__(self, reference: str, *, settings: Any, on_progress: Any, accept_licence: bool, formats: Any) -> Any:
         self.references.append(reference)
+        self.formats = formats
         on_progress(DownloadProgress(reference, 0, None, "connect"))
         for done in range(0, 1001, 10):
             on_progress(DownloadProgress(reference, done * 1000, 1_000_000, "download"))
@@ -195,6 +274,9 @@ def test_pull_quietly_prints_nothing(call: Any, small_model: Path, monkeypatch: 
     assert call("models", "pull", "--quiet") == call("models", "pull", "-q", "smollm2-135m")
     assert call("models", "pull", "-q").out == call("models", "pull", "-q").err == ""
     assert set(pull.references) == {"smollm2-135m"}
+    assert pull.formats[0] == "gguf", "what suits this device best"
+    call("models", "pull", "-q", "smollm2-135m", "--format", "coreml")
+    assert pull.formats == ("coreml",)
 
 
 @pytest.mark.parametrize("has_terminal", [False, True])
