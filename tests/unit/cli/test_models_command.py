@@ -232,7 +232,8 @@ def test_adding_and_forgetting_a_name(call: Any, three: Path, small_model: Path,
     text = (own_home / "catalog.toml").read_text()
     assert text.startswith("# mine\n")
     assert "three" not in text
-    assert "mine.artifacts" not in text
+    assert text.count("mine.artifacts") == 1
+    assert "hf:acme/mine-GGUF:Q8_0" in text, "a reference can be fetched again"
     assert small_model.is_file()
 
 
