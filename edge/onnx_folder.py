@@ -87,6 +87,7 @@ class OnnxFolder:
         logits_type: likewise.
         shares_buffer: one buffer may be past and present at once, so that nothing of it is copied.
         has_last_logits: the model computes the logits of the last position only.
+        has_branches: what is computed is chosen while it runs, for all rows of a batch alike: Phi's rotation of long texts.
         has_position_ids, has_attention_mask: inputs besides the tokens and the past.
         input_ids, attention_mask, position_ids, logits: names.
         past_key, past_value, present_key, present_value: names, layer by layer.
@@ -109,6 +110,7 @@ class OnnxFolder:
     logits_type: str
     shares_buffer: bool
     has_last_logits: bool
+    has_branches: bool
     has_position_ids: bool
     has_attention_mask: bool
     input_ids: str
@@ -181,6 +183,7 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         # Only this operator writes the new keys and values into the buffer of the old ones.
         shares_buffer=config.search.past_present_share_buffer and graph.ops["GroupQueryAttention"] == decoder.num_hidden_layers,
         has_last_logits=logits.dims[1] == 1,
+        has_branches=any(graph.ops[op] for op in ("If", "Loop", "Scan")),
         has_position_ids=decoder.inputs.position_ids in inputs,
         has_attention_mask=decoder.inputs.attention_mask in inputs,
         input_ids=decoder.inputs.input_ids,

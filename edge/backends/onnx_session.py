@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROVIDERS", "Session", "errors_of_ours", "load_runtime", "placement_text"]
 
+_log = logging.getLogger("edge.onnx")
 _INSTALL = 'Install it: pip install "edge-assistant[onnx]"'
 _CPU = "CPUExecutionProvider"
 PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
@@ -30,7 +33,7 @@ PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "cuda": (("CUDAExecutionProvider", {}),),
     "tensorrt": (("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", {})),
     "ane": (("CoreMLExecutionProvider", {"ModelFormat": "MLProgram", "MLComputeUnits": "CPUAndNeuralEngine"}),),
-    "openvino": (("OpenVINOExecutionProvider", {"device_type": "AUTO"}),),
+    "openvino": (("OpenVINOExecutionProvider", {"device_type": "CPU"}),),
     "qnn": (("QNNExecutionProvider", {"backend_type": "htp"}),),
 }
 """Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options."""
@@ -73,7 +76,10 @@ def errors_of_ours(what: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         text = _first_line(error)
-        if any(sign in text.lower() for sign in ("bad_alloc", "failed to allocate", "out of memory", "bad allocation")):
+        if any(
+            sign in text.lower()
+            for sign in ("bad_alloc", "failed to allocate", "cannot allocate", "out of memory", "bad allocation")
+        ):
             raise ModelTooLargeError(
                 f"There is not enough memory: onnxruntime could not {what} ({text}).",
                 "Use a smaller context, or a smaller model.",
@@ -92,6 +98,7 @@ class Session:
     Attributes:
         runtime: the module onnxruntime.
         native: the InferenceSession.
+        n_threads: that compute; `reopen` changes them.
         providers: those that are active, in order.
         device: where keys and values live: "cpu" or "cuda".
         logits_rows: whether a pass gives logits of "every position" or of "the last position".
@@ -105,10 +112,17 @@ class Session:
 
     def __init__(self, folder: OnnxFolder, plan: Plan, on_progress: Callable[[float], bool] | None) -> None:
         self.runtime = load_runtime()
-        wanted = PROVIDERS[plan.accelerator]
-        self._check_available(plan.accelerator, [name for name, _ in wanted])
-        options = self._options(plan, folder)
+        self.n_threads = plan.n_threads
+        self._folder, self._wanted = folder, PROVIDERS[plan.accelerator]
+        self._check_available(plan.accelerator, [name for name, _ in self._wanted])
         self._can_tell = hasattr(self.runtime.InferenceSession, "get_provider_graph_assignment_info")
+        self._files = _state_of(folder.files)
+        options = self._options(plan.n_threads)
+        if self._can_tell:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        else:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
         model, self.logits_rows = _model_of(folder)
         is_stopped = False
 
@@ -121,7 +135,7 @@ class Session:
             raise CancelledError("Loading was stopped.")
         try:
             with watching(should_stop, lambda: options.set_load_cancellation_flag(True)):
-                self.native = self.runtime.InferenceSession(model, options, providers=[*wanted, (_CPU, {})])
+                self.native = self._open(model, options)
         except EdgeError:
             raise
         except Exception as error:
@@ -131,7 +145,7 @@ class Session:
         if is_stopped:
             raise CancelledError("Loading was stopped.")
         self.providers: tuple[str, ...] = tuple(self.native.get_providers())
-        self._check_active(plan.accelerator, [name for name, _ in wanted])
+        self._check_active(plan.accelerator, [name for name, _ in self._wanted])
         self.device = next((_ON_DEVICE[name] for name in self.providers if name in _ON_DEVICE), "cpu")
 
     def placement(self) -> Counter[str]:
@@ -143,10 +157,51 @@ class Session:
             return found
         return _profiled(Path(self.native.end_profiling()))
 
-    def _options(self, plan: Plan, folder: OnnxFolder) -> Any:
+    def reopen(self, n_threads: int) -> int:
+        """Another session of the same model in the place of this one: onnxruntime's threads belong to a session.
+
+        This one goes first, since both at once would be the weights twice. Bindings of it must have been dropped, too.
+
+        Args:
+            n_threads: that are to compute.
+
+        Returns:
+            How many do: as many as before where the model's files have changed meanwhile or memory did not suffice.
+
+        Raises:
+            BackendError: there is no session any more.
+        """
+        before = self.n_threads
+        if _state_of(self._folder.files) != self._files:
+            _log.warning("%s has changed since it was loaded: it goes on with %d threads", self._folder.model, before)
+            return before
+        began = time.perf_counter()
+        self.close()
+        for n in dict.fromkeys(n for n in (n_threads, before) if n):
+            try:
+                model, _ = _model_of(self._folder)
+                self.native = self._open(model, self._options(n))
+            except Exception as error:  # noqa: BLE001 (onnxruntime raises many kinds; what went wrong is told below)
+                failure = error if isinstance(error, EdgeError) else _load_failure(self._folder, error)
+                _log.warning("The model could not be opened again with %d threads: %s", n, failure.message)
+            else:
+                self.n_threads = n
+                took_s = time.perf_counter() - began
+                _log.info("The model was opened again with %d threads instead of %d, in %.2f s", n, before, took_s)
+                return n
+        raise BackendError(f"The model could not be opened again: {failure.message}", "Load it again.") from failure
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.native, self.n_threads = None, 0
+
+    def _open(self, model: bytes | str, options: Any) -> Any:
+        return self.runtime.InferenceSession(model, options, providers=[*self._wanted, (_CPU, {})])
+
+    def _options(self, n_threads: int) -> Any:
         options = self.runtime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = plan.n_threads
+        options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         # A pattern would be kept for every length of the sequence that was ever seen.
         options.enable_mem_pattern = False
@@ -154,12 +209,8 @@ class Session:
         # between two operators wakes up late. So they spin for as long as it is to the next operator and no longer.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.model.parent))
-        if hasattr(self.runtime.InferenceSession, "get_provider_graph_assignment_info"):
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        else:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
+        folder = str(self._folder.model.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return options
 
     def _check_available(self, accelerator: str, wanted: list[str]) -> None:
@@ -211,6 +262,14 @@ def _model_of(folder: OnnxFolder) -> tuple[bytes | str, str]:
     except ProtobufError as error:
         raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
     return str(path), _FULL
+
+
+def _state_of(files: tuple[Path, ...]) -> list[tuple[int, int]]:
+    """Changes when somebody changes one of them."""
+    try:
+        return [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in files)]
+    except OSError:
+        return []
 
 
 def _profiled(path: Path) -> Counter[str]:

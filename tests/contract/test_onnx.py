@@ -12,9 +12,10 @@ import pytest
 
 import edge.backends.onnx
 from edge.backends.onnx import OnnxBackend
-from edge.backends.onnx_kv import DeviceBuffers
+from edge.backends.onnx_kv import DeviceBuffers, Layout, SeparateStore
 from edge.backends.onnx_session import PROVIDERS
 from edge.errors import BackendUnavailableError, ModelFileError, UsageError
+from tests.checkpoints import add_tokens
 from tests.tiny_onnx import N_VOCAB, write_onnx
 
 from .conftest import CHUNK, onnx_plan
@@ -39,6 +40,11 @@ def bare_logits(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
         feeds["position_ids"] = np.arange(len(tokens))[None]
     logits: npt.NDArray[np.float32] = session.run(["logits"], feeds)[0][0, -1].astype(np.float32)
     return logits
+
+
+def on_device(folder: Any, n_rows: int, n_seq: int, runtime: Any, device: str) -> SeparateStore:
+    """In an accelerator's memory: the same objects on the CPU stand for it."""
+    return SeparateStore(lambda: DeviceBuffers(Layout(folder), n_rows, runtime, device))
 
 
 def live(backend: OnnxBackend) -> list[npt.NDArray[np.float32]]:
@@ -101,8 +107,7 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
     with OnnxBackend(onnx_plan(tmp_path / "turned")) as backend:
         turned = live(backend)
         assert backend.info.details["KV buffers"] == "two that take turns"
-    # In an accelerator's memory: the same objects on the CPU stand for it.
-    monkeypatch.setattr(edge.backends.onnx, "open_buffers", lambda *about: DeviceBuffers(*about))
+    monkeypatch.setattr(edge.backends.onnx, "open_store", on_device)
     with OnnxBackend(onnx_plan(tmp_path / "shared")) as backend:
         device = live(backend)
     for before, after in zip(expected, device, strict=True):
@@ -162,6 +167,15 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     with OnnxBackend(onnx_plan(tmp_path / "padded")) as backend:
         assert backend.info.n_vocab == N_VOCAB + 5
         assert backend.token_bytes(N_VOCAB + 4) == b""
+    write_onnx(tmp_path / "larger")
+    add_tokens(tmp_path / "larger", {"<picture>": True})
+    with OnnxBackend(onnx_plan(tmp_path / "larger")) as backend:
+        assert backend.info.n_vocab == N_VOCAB
+        assert max(backend.tokenize("a <picture>")) < N_VOCAB
+        with pytest.raises(UsageError, match="'<picture>', which this model does not know"):
+            backend.tokenize("a <picture>", parse_special=True)
+        with pytest.raises(UsageError, match=f"no token {N_VOCAB}"):
+            backend.prefill(0, [N_VOCAB])
 
 
 def test_what_onnxruntime_refuses_is_an_error_of_ours(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def gguf(file_type: str = "Q4_0", size: int = 90 * MIB) -> Artifact:
 def onnx(size: int = 110 * MIB) -> Artifact:
     names = ("input_ids", "attention_mask", "position_ids", "logits")
     layers = dict.fromkeys(("past_key", "past_value", "present_key", "present_value"), ("x",) * 30)
-    flags = dict.fromkeys(("shares_buffer", "has_last_logits", "has_position_ids", "has_attention_mask"), True)
+    flags = dict.fromkeys(("shares_buffer", "has_last_logits", "has_branches", "has_position_ids", "has_attention_mask"), True)
     sizes = {"n_layer": 30, "n_head": 9, "n_head_kv": 3, "head_dim": 64, "n_embd": 576, "n_vocab": 49152, "n_ctx_train": 8192}
     about: dict[str, Any] = {"architecture": "llama", "kv_type": "f32", "logits_type": "f32", "quantisation": "int4"}
     folder = OnnxFolder(
@@ -123,6 +123,19 @@ def test_of_one_format_the_layout_that_suits_the_cpu_is_used() -> None:
     assert plan.artifact.path.name == "Q4_0.gguf"
 
 
+def test_what_was_published_goes_before_what_was_converted_from_it() -> None:
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    copy = replace(gguf("Q4_0", 80 * MIB), made_from=("0" * 64,))
+    plan = choose(cpu, copy, gguf("Q4_1", 90 * MIB), replace(onnx(), made_from=("0" * 64,)))
+    assert plan.artifact.path.name == "Q4_1.gguf"
+    assert reason(plan).startswith("as it was published; also here: gguf Q4_0, onnx int4")
+    # Another accelerator, or a measurement, is a reason to take the copy.
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"))
+    assert choose(mac, gguf("Q4_1"), replace(coreml(), made_from=("0" * 64,))).backend == "coreml"
+    both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    assert choose(cpu, gguf(), replace(onnx(), made_from=("0" * 64,)), tuned=both).backend == "onnx"
+
+
 def test_what_does_not_fit_is_passed_over_and_told() -> None:
     small = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
     small = replace(small, memory=replace(small.memory, available_bytes=1200 * MIB, total_bytes=1200 * MIB))
@@ -137,6 +150,8 @@ def test_what_no_engine_here_reads_is_left_out() -> None:
     cpu = device("raspberry-pi-5", onnx=("cpu",))
     plan = choose(cpu, gguf(), coreml(), onnx())
     assert (plan.backend, reason(plan)) == ("onnx", "the only one that can be run here")
+    assert rank_formats(cpu, PlanRequest()) == ("onnx",)
+    assert rank_formats(cpu, PlanRequest(backend="coreml")) == ("coreml",), "what is missing is said later"
     with pytest.raises(BackendUnavailableError, match="needs the package llama-cpp-python"):
         choose(cpu, gguf(), coreml())
     with pytest.raises(BackendUnavailableError, match="runs on a Mac only, and this is Linux"):
