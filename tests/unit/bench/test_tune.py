@@ -11,6 +11,7 @@ import pytest
 from edge.artifact import Artifact, open_artifact
 from edge.bench.process import setting_of
 from edge.bench.tune import Report, TuneOptions, thread_counts, tune
+from edge.bench.tune_formats import tune_formats
 from edge.bench.values import Setting
 from edge.device import Engine
 from edge.errors import BackendError, UsageError
@@ -122,6 +123,41 @@ def test_a_slow_device_reads_less(model: Artifact, tmp_path: Path) -> None:
     quick, _ = run(Machine(lambda s: (0.05, 0.05)), model, tmp_path)
     assert (slow.tuning.n_prompt, slow.tuning.n_decode) == (64, 8)
     assert (quick.tuning.n_prompt, quick.tuning.n_decode) == (1024, 64)
+
+
+def test_formats_are_measured_in_turns_and_each_is_kept(model: Artifact, tmp_path: Path) -> None:
+    """The second model is slower by a half, on a machine that gets slower all the time: only turns can tell."""
+    other = open_artifact(write_gguf(tmp_path / "other.gguf", n_ctx=2048, seed=1))
+    other = replace(other, header=replace(other.header, n_vocab=7))  # type: ignore[type-var]  # another shape
+    machine = Machine(lambda given: (0.2, 0.2))
+    age = 1.0
+
+    class AgingWorker(_Worker):
+        def __init__(self, workers: Workers, plan: Any) -> None:
+            super().__init__(workers, plan)
+            self.factor = 1.5 if plan.artifact is other else 1.0
+
+        def run(self, n_prompt: int, n_decode: int) -> Any:
+            nonlocal age
+            age *= 1.01
+            machine.cost = lambda given: (0.2 * self.factor * age, 0.2 * self.factor * age)
+            return super().run(n_prompt, n_decode)
+
+    workers = Workers(machine)
+    first, second = tune_formats(
+        LAPTOP,
+        [other, model],
+        TuneOptions(600.0),
+        cache_dir=tmp_path,
+        open_worker=lambda plan, **_: AgingWorker(workers, plan),
+        clock=machine.clock,
+    )
+    assert workers.n_open == 0
+    ratio = second.tuning.decode_tokens_per_s / first.tuning.decode_tokens_per_s
+    assert ratio == pytest.approx(1.5, rel=0.05)
+    assert (first.tuning.n_prompt, first.tuning.n_decode) == (second.tuning.n_prompt, second.tuning.n_decode)
+    assert load_tuning(LAPTOP, other, cache_dir=tmp_path) == first.tuning
+    assert load_tuning(LAPTOP, model, cache_dir=tmp_path) == second.tuning
 
 
 def test_time_is_kept(model: Artifact, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ import msgspec
 import numpy as np
 import torch
 
+from edge.catalog import remove, resolve
+from edge.config import load_settings
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge_cli.main import run
 from edge_convert.checkpoint import open_checkpoint
@@ -38,6 +40,7 @@ from edge_convert.smaller.sources import read_documents
 from edge_convert.smaller.teacher import open_hidden, write_hidden
 from edge_convert.targets import Request, make_plan
 from tests.checkpoints import make_checkpoint
+from tests.servers.hub import Repo, run_hub
 
 Make = Callable[[str], Path]
 QUIET = lambda *_: None  # noqa: E731
@@ -299,6 +302,32 @@ def test_a_conversion_merges_an_adapter(adapter: Path, four_layers: Path, tmp_pa
     found = next(tensor.data for tensor in reader.tensors if tensor.name == "blk.3.ffn_down.weight")
     old = open_checkpoint(four_layers).load_f32("model.layers.3.mlp.down_proj.weight")
     assert np.abs(found.astype(np.float32) - old).max() > 0.1
+
+
+def test_an_adapter_of_the_hub(
+    adapter: Path, four_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()} | {"optimizer.pt": b"x", "train.py": b"x"}
+    pickled = {name.replace(".safetensors", ".bin"): content for name, content in files.items()}
+    out = tmp_path / "out"
+    arguments = [str(four_layers), "--quant", "F16", "--no-card", "--out", str(out), "--lora"]
+    with run_hub(**{"owner/tuned": Repo(files), "owner/old": Repo(pickled), "owner/none": Repo({"a.txt": b"x"})}) as hub:
+        monkeypatch.setenv("EDGE_HUB_ENDPOINT", hub.url)
+        assert run(["convert", *arguments, "hf:owner/tuned", "--name", "tiny-tuned"]) == 0
+        asked = {request.path.rpartition("/")[2] for request in hub.of("content")}
+        assert asked == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert run(["convert", *arguments, "hf:owner/old"]) == 1
+        assert "as pickle (adapter_model.bin)" in capsys.readouterr().err
+        assert run(["convert", *arguments, "hf:owner/none"]) == 3
+        assert "holds no LoRA adapter" in capsys.readouterr().err
+    manifest = read_manifest(out / "gguf-F16/manifest.json")
+    assert (manifest.name, manifest.recipe["LoRA adapter"][:13]) == ("tiny+tuned", "tuned, rank 4")
+    # It is kept, and what was made has the name that was asked for; that of a published model it cannot have.
+    assert run(["convert", *arguments, "hf:owner/tuned", "--force", "--dry-run"]) == 0
+    assert resolve("tiny-tuned", settings=load_settings()).path == out / "gguf-F16/tiny+tuned-F16.gguf"
+    assert run(["convert", *arguments, "hf:owner/tuned", "--name", "smollm2-135m", "--dry-run"]) == 2
+    assert "as its makers publish it" in capsys.readouterr().err
+    assert remove("hf:owner/tuned", load_settings()).freed_bytes > 0
 
 
 @pytest.mark.parametrize(
