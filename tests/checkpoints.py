@@ -127,6 +127,17 @@ def make_tokenizer(folder: Path, kind: str) -> Any:
     return wrapped
 
 
+def add_tokens(folder: Path, tokens: dict[str, bool]) -> None:
+    """Put added tokens behind all others in a folder's tokenizer; each is special or not."""
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    first = max([len(described["model"]["vocab"]), *(token["id"] + 1 for token in described["added_tokens"])])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for id, (text, is_special) in enumerate(tokens.items(), first):
+        described["added_tokens"].append({"id": id, "content": text, "special": is_special, **flags})
+    path.write_text(json.dumps(described), encoding="utf-8")
+
+
 def _config(kind: str, n_vocab: int, changes: dict[str, Any]) -> Any:
     import transformers
 

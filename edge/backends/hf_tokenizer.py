@@ -23,12 +23,13 @@ from typing import Any
 import msgspec
 
 from edge.backends.hf_files import parse_json, read_bytes, read_json, read_text
-from edge.errors import BackendError, BackendUnavailableError, ModelFileError
+from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 
 __all__ = ["HFTokenizer"]
 
 _MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's, with 262,144 tokens, has 33 MB
 _MAX_TEMPLATE_BYTES = 1 << 20
+_MOST_WITHOUT_ROW = 256  # added tokens of a larger sister: Gemma 3's has one for pictures in sizes that read text only
 _INSTALL = "Install it: pip install tokenizers"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Tokens that end a turn whatever the files say; llama.cpp keeps such a list too, as many files forget to say it.
@@ -85,6 +86,7 @@ class HFTokenizer:
 
     Args:
         folder: with `tokenizer.json` and whatever else there is of the files above.
+        n_rows: tokens that the model knows, numbered from 0. A few added ones may lie behind them, which no text may have then.
 
     Attributes:
         n_tokens: size of the vocabulary; a model may have room for more.
@@ -94,10 +96,10 @@ class HFTokenizer:
 
     Raises:
         BackendUnavailableError: the `tokenizers` package is not installed.
-        ModelFileError: a file is missing, damaged, or of a kind that is not known here.
+        ModelFileError: a file is missing, damaged, or of a kind that is not known here, or the tokenizer is not this model's.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, n_rows: int | None = None) -> None:
         try:
             library = importlib.import_module("tokenizers")
         except ImportError as error:
@@ -135,6 +137,8 @@ class HFTokenizer:
         self._untypable_text = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
         self._leading = self._find_leading(config.add_bos_token, bos)
         self.adds_bos = bool(self._leading)
+        self._n_rows = self.n_tokens if n_rows is None else n_rows
+        self._check_rows(folder, [*self._leading, *(id for id in (bos, eos) if id is not None)])
         self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
@@ -142,9 +146,16 @@ class HFTokenizer:
 
         Raises:
             BackendError: the text cannot be tokenised with this tokenizer.
+            UsageError: it has a token that the tokenizer knows and the model does not.
         """
         text = text.encode("utf-8", "replace").decode()
         ids = self._encode(text, parse_special=True) if parse_special else self._encode_typed(text)
+        if max(ids, default=0) >= self._n_rows:
+            unknown = next(id for id in ids if id >= self._n_rows)
+            raise UsageError(
+                f"The text has the token {self._text_of(unknown)!r}, which this model does not know, only its tokenizer.",
+                "Leave it out: it is meant for another size of this model, such as one that reads pictures.",
+            )
         return [*self._leading, *ids] if add_special else ids
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
@@ -163,6 +174,16 @@ class HFTokenizer:
         return token in self._ends
 
     # -- inside
+
+    def _check_rows(self, folder: Path, needed: list[int]) -> None:
+        """A few added tokens behind the model's last row are harmless, unless each text or its end needs one of them."""
+        n_words = self._native.get_vocab_size(with_added_tokens=False)
+        fits = n_words <= self._n_rows and self.n_tokens <= self._n_rows + _MOST_WITHOUT_ROW
+        if not fits or any(id >= self._n_rows for id in needed):
+            raise ModelFileError(
+                f"The tokenizer in {folder} has {self.n_tokens:,} tokens, the model {self._n_rows:,}.",
+                "It belongs to another model: copy the tokenizer files of this one, or download or convert the model again.",
+            )
 
     def _encode(self, text: str, *, parse_special: bool) -> list[int]:
         if not text:

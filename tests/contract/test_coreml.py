@@ -20,12 +20,12 @@ from edge.backends.base import open_backend
 from edge.backends.coreml import CoreMLBackend, placement_text
 from edge.backends.coreml_engine import Share, open_functions, read_placement
 from edge.backends.coreml_sequence import CoreMLSequence
-from edge.backends.hf_tokenizer import HFTokenizer
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.mlpackage import PackageInfo, read_package
 from edge.types import Sampling
 from edge_convert.coreml.info import read_info
 from edge_convert.coreml.runner import PackageRunner, load_functions
+from tests.checkpoints import add_tokens
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.standins import coremltools_predict
 from tests.standins.coremltools_predict import make_coremltools
@@ -277,21 +277,20 @@ def test_a_smaller_context_than_the_package_has(open_one: Callable[..., CoreMLBa
         assert backend.prefill(0, list(range(40, 140))) == 100
 
 
-def test_a_tokenizer_of_another_model_is_refused(
-    package_of: PackageOf, plan_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_of_another_model_is_refused(package_of: PackageOf, plan_for: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(package_of("coreml").parent, tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
     plan = coreml_plan(plan_for, folder / "model.mlpackage")
-    monkeypatch.setattr("edge.backends.coreml.HFTokenizer", lambda folder: type("Other", (), {"n_tokens": 10**6}))
-    with pytest.raises(ModelFileError, match="1000000 tokens, the model 601"):
+    add_tokens(folder, {"<picture>": True})
+    with open_coreml(plan, tmp_path) as backend:
+        assert backend.info.n_vocab == 601
+        assert max(backend.tokenize("a <picture>")) < 601
+        with pytest.raises(UsageError, match="'<picture>', which this model does not know"):
+            backend.tokenize("a <picture>", parse_special=True)
+        with pytest.raises(UsageError, match="no token 601"):
+            backend.prefill(0, [601])
+    add_tokens(folder, {f"<{n}>": True for n in range(256)})
+    with pytest.raises(ModelFileError, match="858 tokens, the model 601"):
         open_coreml(plan, tmp_path)
-    monkeypatch.undo()
-    larger = HFTokenizer(folder)
-    larger.n_tokens += 1  # an added token that the model has no row for
-    monkeypatch.setattr("edge.backends.coreml.HFTokenizer", lambda folder: larger)
-    with open_coreml(plan, tmp_path) as backend, pytest.raises(UsageError, match="no token 601"):
-        backend.prefill(0, [601])
-    monkeypatch.undo()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json is missing"):
         open_coreml(plan, tmp_path)

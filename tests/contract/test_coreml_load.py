@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +23,12 @@ from edge.backends.coreml_engine import Share
 from edge.backends.coreml_trial import Verdict
 from edge.config import load_settings
 from edge.errors import BackendUnavailableError
-from edge.loading import _has_failed
+from edge.loading import _why_failed
+from edge.plan import Plan
 from edge.types import Sampling
+from edge_convert.coreml.info import METADATA_KEY, read_info
+from edge_convert.coreml.mil import MilModel
+from edge_convert.coreml.normalise import normalise_package
 from tests.contract.test_persistence import NO_LETTERS
 from tests.standins.coremltools_predict import make_coremltools
 from tests.unit.test_choosing import device
@@ -59,10 +64,38 @@ def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable
             reply = conversation.send("what did the fox see near the river", sampling=sampling)
             said.append((reply.wait(), reply.usage.n_restored))
     artifact, cache_dir = open_artifact(path), load_settings().paths.cache_dir
-    failed = {name for name in ("ane", "metal", "cpu") if _has_failed(cache_dir, artifact, name)}  # type: ignore[arg-type]
-    assert failed == {"ane"}
+    notes = {name: _why_failed(cache_dir, artifact, name) for name in ("ane", "metal", "cpu")}  # type: ignore[arg-type]
+    assert notes == {"ane": "A trial of model.mlpackage died of signal 6", "metal": "", "cpu": ""}
     assert said[0][0] == said[1][0]
     assert (said[0][1], said[1][1] > 20) == (0, True), "the second process finds on the disk what the first one read"
+
+
+@pytest.fixture
+def folder(coreml_package: Callable[[str], Path], tmp_path: Path) -> Path:
+    """One model as a package for the Neural Engine and as one for the GPU, as `edge convert` leaves them."""
+    package = coreml_package("coreml")
+    for variant in ("ane", "gpu"):
+        made = tmp_path / "both" / f"coreml-{variant}"
+        shutil.copytree(package.parent, made, ignore=shutil.ignore_patterns("cache"))
+        info = read_info(MilModel(made / package.name).user_defined_metadata, variant)
+        text = msgspec.json.encode(msgspec.structs.replace(info, variant=variant)).decode()
+        normalise_package(made / package.name, {METADATA_KEY: text})
+        (made / "manifest.json").write_text(json.dumps({"name": "Tiny", "source_files": [{"sha256": "0" * 64}]}))
+    return tmp_path / "both"
+
+
+def test_where_the_neural_engine_fails_the_package_for_the_gpu_is_used(mac: None, folder: Path) -> None:
+    told: list[str] = []
+
+    def load() -> Plan:
+        with edge.load(str(folder), on_progress=lambda stage, share: told.append(stage)) as assistant:
+            return assistant.plan
+
+    for plan in (load(), load()):
+        assert (plan.artifact.path.parent.name, plan.accelerator) == ("coreml-gpu", "metal")
+        assert "coreml ane does not work on ane: A trial of model.mlpackage died of signal 6" in plan.explain()
+    trials = [stage for stage in dict.fromkeys(told) if "once per model" in stage]
+    assert [stage.partition(",")[0] for stage in trials] == ["trying the Neural Engine", "trying the GPU"]
 
 
 def test_what_is_required_is_refused_where_it_does_not_work(mac: None, coreml_package: Callable[[str], Path]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,9 +27,6 @@ from .normalise import normalise_package
 from .quantise import Encoder, Variant
 from .tools import quiet_coremltools
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["CoreMLOptions", "export_coreml"]
 
 Progress = Callable[[str, float], None]
@@ -39,13 +36,14 @@ class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of package to make.
 
     Attributes:
-        variant: "gpu": int4 in blocks; "ane": palettes per row, as the Neural Engine takes them; "fp16": not quantised.
+        variant: "gpu": int4 in blocks; "ane": palettes, as the Neural Engine takes them; "fp16": not quantised.
         context: cache rows, a multiple of 32.
         chunk: tokens that one call of `prefill` reads.
         stateful: keys and values in a Core ML state. Otherwise they are an input and an output (explicit KV).
         source_gguf: the GGUF that the checkpoint was made from. The gpu variant carries its Q4_0, Q4_1 and Q8_0 blocks over
             instead of quantising a second time.
         calibration: a text to weigh the quantisation by; the one that comes with edge where it is None.
+        palette_bits: of the ane variant: 6 (64 values for 16 rows), or 4 (16 values a row), which is smaller and loses more.
     """
 
     variant: Variant = "gpu"
@@ -54,6 +52,7 @@ class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
     stateful: bool = True
     source_gguf: Path | None = None
     calibration: Path | None = None
+    palette_bits: Literal[4, 6] = 6
 
 
 def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progress: Progress) -> list[Path]:
@@ -80,7 +79,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     on_progress("reading", 0.0)
     model = load_reference(checkpoint)
     golden = source_golden(checkpoint, model, options.context)
-    encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration)
+    encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits)
     encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
     del model  # its memory is needed
     tables = rotary_tables(checkpoint, decoder, options.context)
@@ -126,6 +125,8 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
 
 
 def _check_options(options: CoreMLOptions) -> None:
+    if options.palette_bits not in (4, 6):
+        raise UsageError(f"Palettes of {options.palette_bits} bits are not offered.", "Choose 4 or 6.")
     if options.context < 32 or options.context % 32:
         raise UsageError(f"A context of {options.context} tokens cannot be laid out.", "Choose a multiple of 32.")
     if not 1 < options.chunk <= options.context:

@@ -48,10 +48,12 @@ def int4_blocks(weight: Matrix, hessian: Matrix) -> Blocks:
     return Blocks(assign(weight, levels, hessian), scale, offset, 4)
 
 
-def palettes(weight: Matrix, hessian: Matrix, bits: int) -> Palette:
-    """2**bits values a row, free to lie where the row's weights are."""
-    lut = fit_palettes(weight, np.diagonal(hessian), bits).astype(np.float16)
-    return Palette(assign(weight, lut.astype(np.float32)[:, None, :], hessian), lut, bits)
+def palettes(weight: Matrix, hessian: Matrix, bits: int, n_together: int = 1) -> Palette:
+    """2**bits values for each `n_together` rows, free to lie where their weights are."""
+    groups = weight.reshape(len(weight) // n_together, -1)
+    lut = fit_palettes(groups, np.tile(np.diagonal(hessian), n_together), bits).astype(np.float16)
+    levels = lut.astype(np.float32).repeat(n_together, axis=0)
+    return Palette(assign(weight, levels[:, None, :], hessian), lut, bits)
 
 
 def shift_scale(step: Matrix, least: Matrix) -> tuple[NDArray[np.float16], NDArray[np.float16]]:

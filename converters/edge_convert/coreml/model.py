@@ -143,9 +143,7 @@ class _FunctionBuilder:
     def _positions(self) -> None:
         mb, position = self._mb, self._inputs["position"]
         stop = mb.add(x=position, y=np.int32(self._n))
-        zero, zeros = np.zeros(1, np.int32), np.zeros(2, np.int32)
-        del zero
-        self._start, self._stop, self._zeros = position, stop, zeros
+        self._start, self._stop = position, stop
         rows = mb.add(x=position, y=np.arange(self._n, dtype=np.int32))
         for kind, tables in self._parent._tables.items():
             pair = []
@@ -319,8 +317,8 @@ class _FunctionBuilder:
             codes = _sub_byte(shaped(weight.codes), weight.bits)
             return mb.constexpr_blockwise_shift_scale(data=codes, scale=shaped(weight.scale), name=name, **offset)
         if isinstance(weight, Palette):
-            n_rows, size = weight.lut.shape
-            lut = weight.lut.reshape(n_rows, 1, *tail, size, 1)
+            n_groups, size = weight.lut.shape
+            lut = weight.lut.reshape(n_groups, 1, *tail, size, 1)
             return mb.constexpr_lut_to_dense(indices=_sub_byte(shaped(weight.indices), weight.bits), lut=lut, name=name)
         raise TypeError(weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,9 @@ __all__ = ["Encoder", "Variant"]
 Variant = Literal["fp16", "gpu", "ane"]
 
 SENSITIVE = ("down_proj", "v_proj")
-"""Matrices that the ane variant keeps in 8 bits: quantised to 4 they cost the most."""
+"""Matrices that the ane variant keeps in 8 bits: in palettes they cost the most."""
+_ROWS_TOGETHER = 16
+"""Rows that share a palette of 64 values."""
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
@@ -38,16 +41,24 @@ class Encoder:
         variant: what it is made for.
         source_gguf: whose blocks the gpu variant may carry over.
         calibration: a text file, or None for the text that comes with edge.
+        palette_bits: of the ane variant, 4 or 6.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, decoder: Decoder, variant: Variant, source_gguf: Path | None, calibration: Path | None
+        self,
+        checkpoint: Checkpoint,
+        decoder: Decoder,
+        variant: Variant,
+        source_gguf: Path | None,
+        calibration: Path | None,
+        palette_bits: int,
     ) -> None:
         self._checkpoint = checkpoint
         self._decoder = decoder
         self._variant = variant
         self._source_gguf = source_gguf
         self._calibration = calibration
+        self._palette_bits = palette_bits
         self._weights: dict[str, Weight] = {}
 
     def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
@@ -105,7 +116,11 @@ class Encoder:
 
     def _encode(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
         if self._variant == "ane":
-            return int8_rows(weight) if name.endswith(SENSITIVE) else palettes(weight, hessian, bits=4)
+            if name.endswith(SENSITIVE):
+                return int8_rows(weight)
+            # 64 values for each row would take as much space as 8-bit weights do in a narrow model
+            n_together = 1 if self._palette_bits == 4 else math.gcd(len(weight), _ROWS_TOGETHER)
+            return palettes(weight, hessian, self._palette_bits, n_together)
         if weight.shape[1] % BLOCK:
             return int8_rows(weight)
         return int4_blocks(weight, hessian)
@@ -117,4 +132,5 @@ def _kind(weight: Weight) -> str:
     if isinstance(weight, Blocks):
         per_row = weight.scale.shape[1] == 1
         return f"int{weight.bits} per row" if per_row else f"int{weight.bits} in blocks"
-    return f"palette of {1 << weight.bits} values per row"
+    rows = "row" if weight.group_size == 1 else f"{weight.group_size} rows"
+    return f"palette of {1 << weight.bits} values per {rows}"

@@ -44,6 +44,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         engine: "coreml" (real prediction) or "evaluator".
         compute_units: what Core ML was allowed to use; None with the evaluator.
         variant: of the package.
+        encodings: how many of its matrices are stored in which way.
+        n_read: tokens that were read.
         n_positions: places where logits were compared.
         divergence: mean KL in nats to what the exporter's evaluation of this package gave.
         source_divergence: mean KL in nats to the checkpoint in float32.
@@ -57,6 +59,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     compute_units: ComputeUnits | None
     variant: str
+    encodings: dict[str, int]
+    n_read: int
     n_positions: int
     divergence: float
     source_divergence: float
@@ -73,7 +77,7 @@ def verify(
     """Run a package's golden prompt and compare.
 
     Args:
-        package: an .mlpackage made by `edge convert`.
+        package: an .mlpackage made by `edge convert`, or the folder that it made for it.
         engine: "coreml" or "evaluator"; real prediction on a Mac and the evaluator elsewhere where it is None.
         compute_units: what Core ML may use. The evaluator has no units.
         timeout_s: how long real prediction may take, loading and compiling included.
@@ -91,10 +95,17 @@ def verify(
             f"There is no engine {engine!r} with compute units {compute_units!r}.",
             f"Engines are coreml and evaluator, compute units {', '.join(COMPUTE_UNITS)}.",
         )
+    package = _package_in(package)
     if engine == "coreml" and on_mac:
         find_spec(package)  # a package that is not there is no crash of Core ML
         return _in_child(package, compute_units, timeout_s)
     return _compare(load_functions(package, engine), None, {})
+
+
+def _package_in(path: Path) -> Path:
+    """The only package in a folder that is none itself."""
+    inside = [] if (path / "Manifest.json").exists() else sorted(path.glob("*.mlpackage"))
+    return inside[0] if len(inside) == 1 else path
 
 
 def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[str, float]) -> VerifyReport:
@@ -113,6 +124,8 @@ def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[s
         engine=functions.engine,
         compute_units=units,
         variant=info.variant,
+        encodings=info.encodings,
+        n_read=len(info.golden.prompt) + len(found) - 1,
         n_positions=len(found),
         divergence=divergence,
         source_divergence=_mean([top.divergence(logits) for top, logits in zip(info.golden.source, found, strict=True)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,19 +59,30 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Palette:
-    """A table of 2**bits values for each row. indices: uint8 [rows, columns]; lut: float16 [rows, 2**bits]."""
+    """Tables of 2**bits values, each for a group of rows, all of one size.
+
+    indices: uint8 [rows, columns]; lut: float16 [groups, 2**bits].
+    """
 
     indices: NDArray[np.uint8]
     lut: NDArray[np.float16]
     bits: int
 
+    @property
+    def group_size(self) -> int:
+        """Rows that share a table."""
+        return len(self.indices) // len(self.lut)
+
     def rows(self, start: int, stop: int) -> Palette:
         """Rows [start, stop)."""
-        return Palette(self.indices[start:stop], self.lut[start:stop], self.bits)
+        step = math.gcd(self.group_size, start, stop)  # where a group is cut, its parts become groups
+        lut = self.lut.repeat(self.group_size // step, axis=0)[start // step : stop // step]
+        return Palette(self.indices[start:stop], lut, self.bits)
 
     def dequantise(self) -> NDArray[np.float32]:
         """The numbers that the device computes with, float32 [rows, columns]."""
-        return np.take_along_axis(self.lut.astype(np.float32), self.indices.astype(np.intp), axis=1)
+        table = self.lut.astype(np.float32).repeat(self.group_size, axis=0)
+        return np.take_along_axis(table, self.indices.astype(np.intp), axis=1)
 
 
 Weight = Dense | Blocks | Palette

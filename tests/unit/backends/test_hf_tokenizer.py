@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from edge.backends.hf_files import MAX_JSON_BYTES
 from edge.backends.hf_tokenizer import HFTokenizer
-from edge.errors import ModelFileError
+from edge.errors import ModelFileError, UsageError
 from edge.tokenizer import TextStream
-from tests.checkpoints import TOKENIZERS, make_tokenizer
+from tests.checkpoints import TOKENIZERS, add_tokens, make_tokenizer
 
 TEXTS = (
     "The capital of France is Paris.",
@@ -192,6 +192,34 @@ def test_a_damaged_folder_is_an_error_of_ours(tmp_path: Path, damage: str) -> No
     DAMAGES[damage](tmp_path)
     with pytest.raises(ModelFileError):
         HFTokenizer(tmp_path)
+
+
+def test_added_tokens_without_a_row_are_never_fed(tmp_path: Path) -> None:
+    n_rows = len(make_tokenizer(tmp_path, "smollm"))
+    add_tokens(tmp_path, {"<picture>": True, "<plain>": False})
+    tokenizer = HFTokenizer(tmp_path, n_rows)
+    assert tokenizer.n_tokens == n_rows + 2
+    assert max(tokenizer.tokenize("see <picture>")) < n_rows, "what is typed is no special token"
+    for text, parse_special in (("see <picture>", True), ("a <plain> one", False)):
+        with pytest.raises(UsageError, match=f"{text.split()[1]!r}, which this model does not know") as caught:
+            tokenizer.tokenize(text, parse_special=parse_special)
+        assert "Leave it out" in caught.value.hint
+    assert tokenizer.tokenize("see a picture", parse_special=True) == HFTokenizer(tmp_path).tokenize("see a picture")
+
+
+@pytest.mark.parametrize("why", ["a word has none", "too many", "it ends a text"])
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, why: str) -> None:
+    n_rows = len(make_tokenizer(tmp_path, "smollm"))
+    if why == "a word has none":
+        n_rows -= 2  # the last one is an added token
+    elif why == "too many":
+        add_tokens(tmp_path, {f"<{n}>": True for n in range(257)})
+    else:
+        add_tokens(tmp_path, {"<end>": True})
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    with pytest.raises(ModelFileError, match=f"tokens, the model {n_rows}"):
+        HFTokenizer(tmp_path, n_rows)
+    HFTokenizer(tmp_path)
 
 
 @pytest.mark.model

@@ -64,16 +64,24 @@ def test_prefill_and_decode_give_the_checkpoints_logits(kind: str, tiny_checkpoi
     assert divergence(expected, rounded) < 2e-3
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "phi4"])
-@pytest.mark.parametrize("variant", ["gpu", "ane"])
-def test_int4_gives_the_logits_of_its_own_weights(kind: str, variant: Any, tiny_checkpoint: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "variant", "bits", "encoding"),
+    [
+        *((kind, "gpu", 6, "int4 in blocks") for kind in ("llama", "gemma3", "phi4")),
+        *((kind, "ane", 6, "palette of 64 values per 16 rows") for kind in ("gemma3", "phi4")),
+        ("llama", "ane", 4, "palette of 16 values per row"),
+    ],
+)
+def test_int4_gives_the_logits_of_its_own_weights(
+    kind: str, variant: Any, bits: Any, encoding: str, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
     """The oracle is transformers with the weights that were chosen, so only the program can be wrong."""
     folder = tiny_checkpoint(kind)
     text = tmp_path / "calibration.txt"
     text.write_text((Path(__file__).parents[4] / "LICENSE").read_text(encoding="utf-8")[:3000], encoding="utf-8")
-    package = export_tiny(folder, tmp_path, variant=variant, calibration=text)
+    package = export_tiny(folder, tmp_path, variant=variant, calibration=text, palette_bits=bits)
     opened, reference = open_checkpoint(folder), load_reference(folder)
-    encoder = Encoder(opened, read_decoder(folder), variant, None, text)
+    encoder = Encoder(opened, read_decoder(folder), variant, None, text, bits)
     encoder.prepare(reference, lambda share: None)
     with torch.no_grad():
         for name, module in reference.named_modules():
@@ -88,8 +96,7 @@ def test_int4_gives_the_logits_of_its_own_weights(kind: str, variant: Any, tiny_
     original = reference_logits(load_reference(folder), tokens)[LAST]
     # random weights are hard to quantise; what comes out must still be much nearer than another position's logits
     assert divergence(original, _feed(package, tokens, "fp16")) < 0.3 * divergence(original, np.roll(original, 1, axis=0))
-    encodings = info_of(package).encodings
-    assert ("int4 in blocks" if variant == "gpu" else "palette of 16 values per row") in encodings
+    assert encoding in info_of(package).encodings
 
 
 def test_a_cache_in_the_hands_of_the_host_gives_the_same(tiny_checkpoint: Make, tmp_path: Path) -> None:

@@ -86,6 +86,23 @@ def test_palettes_of_rows_with_few_values_are_exact() -> None:
     assert np.abs(found.dequantise() - weight).max() < 0.13  # Lloyd may merge two of nine values, never three
 
 
+def test_rows_that_share_a_palette_get_the_best_one_for_all_of_them() -> None:
+    weight, hessian = RNG.normal(size=(12, 40)).astype(np.float32), _moments(40)
+    found = palettes(weight, hessian, bits=4, n_together=4)
+    assert (found.lut.shape, found.group_size) == ((3, 16), 4)
+    for group in range(3):
+        rows = weight[4 * group : 4 * group + 4]
+        alone = fit_palettes(rows.reshape(1, -1), np.tile(np.diagonal(hessian), 4), bits=4)
+        np.testing.assert_array_equal(found.lut[group], alone[0].astype(np.float16))
+    assert set(found.dequantise()[4:8].reshape(-1)) <= set(found.lut[1].astype(np.float32))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 12), (4, 8), (2, 12), (3, 7)])
+def test_a_cut_through_a_group_changes_no_weight(start: int, stop: int) -> None:
+    found = palettes(RNG.normal(size=(12, 40)).astype(np.float32), _moments(40), bits=4, n_together=4)
+    np.testing.assert_array_equal(found.rows(start, stop).dequantise(), found.dequantise()[start:stop])
+
+
 def test_error_feedback_costs_less_than_rounding() -> None:
     weight, hessian = RNG.normal(size=(32, 96)).astype(np.float32), _moments(96)
     levels = np.linspace(-2.5, 2.5, 16, dtype=np.float32)[None, None].repeat(32, 0)

@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge_cli.convert_verify import verify_package
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
 from edge_convert.coreml.info import METADATA_KEY, TopLogits, read_info
@@ -48,6 +49,17 @@ def test_verify_finds_a_good_package_good(original: Path) -> None:
     assert report.is_good and report.divergence < 1e-4
     assert report.n_positions == 8 and report.compute_units is None
     assert report.source_divergence == pytest.approx(report.source_expected, abs=0.02)
+
+
+def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_package(original.parent, "ALL", as_json=False) == 0, "the folder around a package will do"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "variant        gpu: 14 int4 in blocks, 1 int8 per row"
+    assert "edge's evaluator, as this is no Mac" in lines[1] or "Core ML on ALL" in lines[1]
+    assert "to the export  KL 0.0000" in lines[-3] and "8 places in a text of 87 tokens" in lines[-3]
+    assert lines[-1] == "It computes here what it computed at the export."
+    assert verify_package(original, "ALL", as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["encodings"] == {"int4 in blocks": 14, "int8 per row": 1}
 
 
 def test_verify_finds_changed_weights(package: Path) -> None:

@@ -1,0 +1,67 @@
+"""`edge convert verify PACKAGE`: does a Core ML package compute what it should, on this machine?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_cli import output
+
+if TYPE_CHECKING:
+    from edge_convert.coreml.verify import VerifyReport
+
+__all__ = ["verify_package"]
+
+
+def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
+    """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere.
+
+    Args:
+        path: the package, or the folder that `edge convert` made for it.
+        compute_units: what Core ML may use.
+        as_json: print the report as JSON.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        QualityGateError: it computes something else than at the export.
+        EdgeError: it cannot be computed, see `edge_convert.coreml.verify.verify`.
+    """
+    from msgspec.structs import asdict
+
+    from edge.errors import QualityGateError
+    from edge_convert.coreml.verify import verify
+
+    began = time.monotonic()
+    with output.Status() as status:
+        status.watch(lambda: f"Computing {path.name}, which takes a minute or two: {time.monotonic() - began:.0f} s")
+        report = verify(path, compute_units=compute_units)  # type: ignore[arg-type]  # checked there
+    if as_json:
+        output.json_object(asdict(report))
+    else:
+        output.table(_lines(report))
+        if report.is_good:
+            output.line("It computes here what it computed at the export.")
+    if not report.is_good:
+        raise QualityGateError(
+            f"{path.name} does not compute here what it computed at the export.",
+            "Try other --compute-units or another variant; if none helps, copy or convert it again.",
+        )
+    return 0
+
+
+def _lines(report: VerifyReport) -> list[tuple[str, str]]:
+    """What a verification found, for people."""
+    where = f"Core ML on {report.compute_units}" if report.engine == "coreml" else "edge's evaluator, as this is no Mac"
+    weights = ", ".join(f"{count} {kind}" for kind, count in sorted(report.encodings.items(), key=lambda item: -item[1]))
+    n = report.n_positions
+    source = f"KL {report.source_divergence:.4f} nats, {round(n * report.source_agreement)} of {n} tokens the same"
+    return [
+        ("variant", f"{report.variant}: {weights}"),
+        ("computed by", f"{where}; {report.seconds_per_token:.2f} s a token"),
+        *(("planned on", f"{unit}: {share:.0%} of the operations") for unit, share in report.placement.items()),
+        ("to the export", f"KL {report.divergence:.5f} nats at {n} places in a text of {report.n_read} tokens"),
+        ("to the source", f"{source} (KL {report.source_expected:.4f} at the export)"),
+    ]
