@@ -54,6 +54,9 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option("--no-imatrix", is_flag=True, help="Quantise without looking at which weights matter.")
 @click.option("--threads", type=click.IntRange(0), default=0, metavar="N", help="CPU threads [all].")
 @click.option("--variants", default="gpu,ane", show_default=True, metavar="NAMES", help="Core ML: gpu, ane, fp16.")
+@click.option(
+    "--palette-bits", type=click.Choice(["4", "6"]), default="6", show_default=True, help="Core ML, ane: bits a weight."
+)
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
 @click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
 @click.option("--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these: top1=0.9,kl=0.1,ppl=+5%.")
@@ -91,7 +94,9 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     `edge convert verify PACKAGE` checks a Core ML package.
     """
     if source == "verify" and package is not None:
-        return _verify(Path(package), options["compute_units"], as_json=options["as_json"])
+        from edge_cli.convert_verify import verify_package
+
+        return verify_package(Path(package), options["compute_units"], as_json=options["as_json"])
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     if (options["gate"] or options["device"]) and not options["card"]:
@@ -187,6 +192,7 @@ def _request(options: dict[str, Any]) -> Request:
         ),
         coreml_variants=variants,
         coreml_context=options["context"],
+        coreml_palette_bits=6 if options["palette_bits"] == "6" else 4,
         card=options["card"],
         coreml_stateful=not options["explicit_kv"],
         force=options["force"],
@@ -308,33 +314,6 @@ def _about(seconds: float) -> str:
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
-
-
-def _verify(path: Path, compute_units: str, *, as_json: bool) -> int:
-    """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere."""
-    from msgspec.structs import asdict
-
-    from edge.errors import QualityGateError
-    from edge_convert.coreml.verify import verify
-
-    report = verify(path, compute_units=compute_units)  # type: ignore[arg-type]  # checked there
-    if as_json:
-        output.json_object(asdict(report))
-    else:
-        where = f"Core ML ({report.compute_units})" if report.engine == "coreml" else "edge's evaluator (this is no Mac)"
-        output.line(f"Computed by                 {where}, {report.seconds_per_token:.2f} s a token")
-        output.line(f"Divergence from the export  {report.divergence:.5f} nats at {report.n_positions} positions")
-        output.line(
-            f"Divergence from the source  {report.source_divergence:.4f} nats ({report.source_expected:.4f} at the export)"
-        )
-        for unit, share in report.placement.items():
-            output.line(f"Planned on {unit:<17}{share:.0%} of the operations")
-    if not report.is_good:
-        raise QualityGateError(
-            f"{path.name} does not compute here what it computed at the export.",
-            "Try other --compute-units or another variant; if none helps, copy or convert it again.",
-        )
-    return 0
 
 
 def _names(text: str) -> tuple[Any, ...]:

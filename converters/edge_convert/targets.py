@@ -60,6 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         gguf: quantisations and calibration; its quantisations are chosen by `bits` where none are named.
         coreml_variants: see edge_convert.coreml.export.CoreMLOptions.
         coreml_context: cache rows of a Core ML package.
+        coreml_palette_bits: see CoreMLOptions.
         card: measure what came out against the source.
         coreml_stateful: whether it keeps them in a state.
         force: replace artifacts that are there.
@@ -72,6 +73,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     gguf: GgufOptions = GgufOptions(quantisations=())
     coreml_variants: tuple[Literal["gpu", "ane", "fp16"], ...] = ("gpu", "ane")
     coreml_context: int = 2048
+    coreml_palette_bits: Literal[4, 6] = 6
     card: bool = True
     coreml_stateful: bool = True
     force: bool = False
@@ -466,9 +468,12 @@ def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane",
             stateful=request.coreml_stateful,
             source_gguf=_carried(facts),
             calibration=request.gguf.calibration,
+            palette_bits=request.coreml_palette_bits,
         )
         exporter.export_coreml(_open(facts, done).folder, folder, options, told)
         recipe = {"variant": variant, "context": str(request.coreml_context), "stateful": str(request.coreml_stateful)}
+        if variant == "ane":
+            recipe["palette bits"] = str(request.coreml_palette_bits)
         _write_manifest(folder, facts, done, "coreml", variant, recipe)
 
     return Step(
