@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ModelFileError, UsageError
+from edge_convert.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,21 +30,62 @@ Quantise = Callable[[str, "NDArray[np.float32]", "NDArray[np.float32]"], "Weight
 
 
 def load_reference(folder: Path) -> Any:
-    """The checkpoint as a transformers model in float32, for inference.
+    """The checkpoint as a transformers model that computes in float32, for inference.
+
+    Its weights stay in the type and in the file that they are in; each is widened for the moment in which it is used.
 
     Raises:
-        ModelFileError: transformers cannot load it.
+        ModelFileError: the checkpoint is damaged, or transformers cannot load it.
     """
     import torch
+
+    dtypes = {info.dtype for info in open_checkpoint(folder).tensors.values()}
+    own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtypes.pop()) if len(dtypes) == 1 else None
+    if own is not None:
+        model = _load(folder, own)
+        # Constants that a model computes for itself would be rounded to its weights' type (Gemma 3 has one).
+        if all(buffer.dtype == torch.float32 for buffer in model.buffers() if buffer.is_floating_point()):
+            return _widened(model)
+    return _load(folder, torch.float32)
+
+
+def _load(folder: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{folder} cannot be loaded: {error}", "Download the checkpoint again.") from error
     return model.eval()
+
+
+def _widened(model: Any) -> Any:
+    """Let each module hold its weights in float32 while it computes, and only then."""
+    narrow: dict[Any, list[Any]] = {}
+
+    def widen(module: Any, _args: Any) -> None:
+        narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
+        _to_float32(module, recurse=False)
+
+    def restore(module: Any, _args: Any, _output: Any) -> None:
+        for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
+            parameter.data = data
+
+    for module in model.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(widen)
+            module.register_forward_hook(restore)
+    return model
+
+
+def _to_float32(module: Any, *, recurse: bool) -> None:
+    import torch
+
+    with torch.inference_mode(False):  # what is made within it could not take the place of a weight
+        for parameter in module.parameters(recurse=recurse):
+            parameter.data = parameter.data.float()
 
 
 def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[np.int64]:
@@ -85,7 +127,7 @@ def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_pr
     """Quantise the linear layers of a model in order, each with the second moments of what it is fed.
 
     Args:
-        model: from `load_reference`; its weights are replaced by their quantised values.
+        model: from `load_reference`; the matrices of its layers are gone afterwards.
         tokens: [pieces, tokens].
         quantise: (name of the matrix, float32 [rows, columns], second moments [columns, columns]) -> its encoding.
         on_progress: told the share of layers done.
@@ -95,6 +137,7 @@ def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_pr
     with torch.inference_mode():
         batches = _layer_inputs(model, torch.from_numpy(tokens).split(_BATCH))
         for index, layer in enumerate(model.model.layers):
+            _take(layer)
             moments = _second_moments(layer, batches, index)
             for name, module in layer.named_modules():
                 if isinstance(module, torch.nn.Linear):
@@ -103,7 +146,27 @@ def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_pr
             for batch in batches:
                 batch.hidden = _hidden(layer(batch.hidden, **batch.arguments[index]))
                 batch.arguments[index] = {}
+            _drop(layer)
             on_progress((index + 1) / len(model.model.layers))
+
+
+def _take(layer: Any) -> None:
+    """Give a layer weights of its own, in float32: writing into those of the file would copy each page that is hit."""
+    import torch
+
+    with torch.inference_mode(False):
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+
+
+def _drop(layer: Any) -> None:
+    """Let go of the matrices of a layer that nothing will run through any more."""
+    import torch
+
+    with torch.inference_mode(False):
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = torch.empty(0)
 
 
 class _Batch:

@@ -169,8 +169,10 @@ class MilModel:
                 # not a copy: nothing changes an array in place but the update that hands it back (see program._plan_memory)
                 values[step.output] = states[str(step.inputs["input"])]
             else:
+                # A gather takes a few rows of a table: widening all of it would be in vain.
+                read = values.__getitem__ if step.operation == "gather" else lambda name: _wide(values[name])
                 inputs = {
-                    key: values[names] if isinstance(names, str) else [values[name] for name in names]
+                    key: read(names) if isinstance(names, str) else [read(name) for name in names]
                     for key, names in step.inputs.items()
                 }
                 if step.operation == "slice_update":
@@ -199,7 +201,12 @@ class MilModel:
     def _output(self, value: NDArray[Any], kind: TensorType) -> NDArray[Any]:
         if kind.dtype == np.float16 and self._precision == "fp16":
             return value.astype(np.float16)
-        return np.array(value)
+        return np.array(_wide(value))
+
+
+def _wide(value: Any) -> Any:
+    """A weight as float32, for the one operation that reads it; anything else as it is."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
 
 
 def _rounded(array: NDArray[Any], kind: TensorType, precision: Precision) -> NDArray[Any]:

@@ -75,7 +75,7 @@ class Step:
 
 @dataclass
 class FunctionCode:
-    """One function of a package."""
+    """One function of a package. Weights among its constants are float16, which is all that they hold; the rest is float32."""
 
     name: str
     inputs: dict[str, TensorType]
@@ -201,7 +201,7 @@ class Package:
         kind = operation.type
         if kind == "const":
             name = operation.outputs[0].name
-            code.constants[name] = self._value(operation.attributes["val"])
+            code.constants[name] = self._value(operation.attributes["val"], keep_half=True)
             types[name] = self._type(operation.outputs[0].type)
             return
         inputs = {key: self._binding(code, argument) for key, argument in operation.inputs.items()}
@@ -235,7 +235,7 @@ class Package:
         return names[0] if len(names) == 1 else names
 
     def _constexpr(self, kind: str, operation: Any, declared: TensorType) -> NDArray[Any]:
-        """A weight, dequantised. Functions that share its data share the result."""
+        """A weight, dequantised: float16 where the program says so. Functions that share its data share the result."""
         values, key = {}, [kind]
         sources = {**operation.inputs, **operation.attributes}
         for name, source in sorted(sources.items()):
@@ -256,9 +256,7 @@ class Package:
                 for name, source in values.items()
             }
             result = CONSTEXPR[kind](arrays)
-            if declared.dtype == np.float16:
-                result = result.astype(np.float16).astype(np.float32)
-            self._shared[identity] = result
+            self._shared[identity] = result.astype(np.float16) if declared.dtype == np.float16 else result
         result = self._shared[identity]
         if result.shape != declared.shape:
             raise ValueError(f"{operation.outputs[0].name} is declared as {declared.shape} but holds {result.shape}")
@@ -276,16 +274,18 @@ class Package:
             raise NotImplementedError(f"values of type {tensor.dataType}")
         return TensorType(_DTYPES[tensor.dataType][0], shape, is_state)
 
-    def _value(self, value: Any) -> Any:
-        """A constant: an array (floats as float32) or a string."""
+    def _value(self, value: Any, *, keep_half: bool = False) -> Any:
+        """A constant: a string or an array; floats as float32, or as float16 where that is how the weight file has them."""
         declared = self._type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             dtype, bits = _DTYPES[value.type.tensorType.dataType]
             offset = int(value.blobFileValue.offset)
-            if offset not in self._shared:
+            is_half = keep_half and dtype == np.float16
+            key = ("half", offset) if is_half else offset
+            if key not in self._shared:
                 flat = self._weights.read(offset, int(np.prod(declared.shape, dtype=np.int64)), dtype, bits)
-                self._shared[offset] = flat.astype(np.float32) if declared.is_float else flat
-            return self._shared[offset].reshape(declared.shape)
+                self._shared[key] = flat.astype(np.float32) if declared.is_float and not is_half else flat
+            return self._shared[key].reshape(declared.shape)
         return _immediate(value.immediateValue.tensor, declared)
 
     def _damaged(self, what: str) -> ModelFileError:
