@@ -341,6 +341,7 @@ def _read_step(facts: _Facts) -> Step:
         seconds=facts.n_params / 60e6,
         disk_bytes=facts.n_params * (4 if is_wide else 2),
         memory_bytes=_BASE_MEMORY + 12 * facts.largest,
+        is_heavy=True,
     )
 
 
@@ -369,6 +370,7 @@ def _gguf_steps(facts: _Facts, request: Request) -> list[Step]:
             seconds=3 + facts.n_params / 100e6,
             disk_bytes=wide * facts.n_params,
             memory_bytes=_BASE_MEMORY + 8 * facts.largest,
+            is_heavy=True,
         )
     )
     wanted = msgspec.structs.replace(options, quantisations=tuple(rest))
@@ -451,6 +453,7 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
             seconds=15 + facts.n_params / 4e6,
             disk_bytes=int(facts.n_params * {"int4": 0.9, "int8": 1.3}.get(precision, 4.2)),
             memory_bytes=_BASE_MEMORY + 8 * facts.n_params,
+            is_heavy=True,
         )
     ]
 
@@ -484,6 +487,7 @@ def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane",
         seconds=60 + facts.n_params / 1e6,
         disk_bytes=int(facts.n_params * (2.2 if variant == "fp16" else 1.0)),
         memory_bytes=_BASE_MEMORY + 16 * facts.n_params,
+        is_heavy=True,
     )
 
 
