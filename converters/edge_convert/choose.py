@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from edge.errors import QualityGateError, UsageError
+from edge.gguf import read_header
 from edge_convert.evaluate.card import Card, Row
+from edge_convert.gguf_export import FLOATS, QUANTISATIONS
 
-__all__ = ["CANDIDATES", "DEFAULT_GATE", "Choice", "choose"]
+if TYPE_CHECKING:
+    from edge_convert.inputs import Input
+    from edge_convert.targets import Request
+
+__all__ = ["CANDIDATES", "DEFAULT_GATE", "Choice", "choose", "with_candidates"]
 
 CANDIDATES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_K_M", "Q8_0")
 """GGUF quantisations worth trying: the first two have repacked kernels on many CPUs, the others keep more quality."""
@@ -26,6 +34,20 @@ class Choice(msgspec.Struct, frozen=True):
 
     index: int
     reasons: tuple[str, ...]
+
+
+def with_candidates(request: Request, source: Input) -> Request:
+    """The same request for all candidates. Of a GGUF that is quantised already, its own blocks are one: they cost nothing.
+
+    Args:
+        request: what is wanted.
+        source: of the conversion.
+    """
+    names = CANDIDATES
+    if source.kind == "gguf" and request.smaller is None and request.adapter is None:
+        own = read_header(source.path).file_type
+        names = (own, *names) if own in QUANTISATIONS and own not in (*FLOATS, *names) else names
+    return msgspec.structs.replace(request, gguf=msgspec.structs.replace(request.gguf, quantisations=names))
 
 
 def choose(card: Card) -> Choice:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import gguf
+import numpy as np
 import pytest
 
 from edge.errors import QualityGateError, UsageError
-from edge_convert.choose import choose
+from edge_convert.choose import CANDIDATES, choose, with_candidates
 from edge_convert.evaluate.card import Card, Row, Speed
 from edge_convert.evaluate.gate import Failure
 from edge_convert.evaluate.metrics import Quality, Scores
+from edge_convert.inputs import Input
+from edge_convert.targets import Request
 
 SCORES = Scores(n_tokens=10, perplexity=10.0, reference_perplexity=10.0, kl_mean=0.05, kl_p99=0.2, top1=0.95)
 
@@ -74,3 +80,23 @@ def test_without_speeds() -> None:
 
     with pytest.raises(UsageError, match="no speeds"):
         choose(card(msgspec.structs.replace(row("x", 1, 1), speed=None)))
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [("MOSTLY_Q4_1", ("Q4_1", *CANDIDATES)), ("MOSTLY_Q8_0", CANDIDATES), ("MOSTLY_F16", CANDIDATES)],
+)
+def test_blocks_that_a_source_has_already_are_a_candidate(own: str, expected: tuple[str, ...], tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_file_type(gguf.LlamaFileType[own])
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_tensor("t", np.zeros((8, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = Input(kind="gguf", path=tmp_path / "m.gguf", source="m.gguf")
+    assert with_candidates(Request(), source).gguf.quantisations == expected
+    folder = Input(kind="checkpoint", path=tmp_path, source="m")
+    assert with_candidates(Request(), folder).gguf.quantisations == CANDIDATES
