@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_cli import output
+from edge_cli import convert_names, output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
 from edge_cli.group import CONTEXT_SETTINGS, examples
@@ -17,7 +17,6 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from edge_convert.inputs import Input
     from edge_convert.pipeline import Plan
-    from edge_convert.smaller.lora import Adapter
     from edge_convert.smaller.recipe import Recipe
     from edge_convert.targets import Request
 
@@ -38,6 +37,7 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
         "edge convert smollm2-135m --keep-layers 15 --distill-minutes 30",
         "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
+        "edge convert hf:Qwen/Qwen3-0.6B --lora hf:owner/adapter --name my-qwen",
         "edge convert verify smollm2/coreml-gpu/model.mlpackage",
     ),
 )
@@ -82,7 +82,8 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
     help="What it learns from [answers that the model writes itself].",
 )
 @click.option("--recipe", metavar="NAME", help="All of that from a file, or from a recipe that comes with edge.")
-@click.option("--lora", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA adapter first.")
+@click.option("--lora", metavar="DIR", help="Merge this LoRA adapter first: a folder, or hf:OWNER/REPO.")
+@click.option("--name", metavar="NAME", help="Give the results this name in your catalogue.")
 @click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
 @json_option
 @pass_app
@@ -91,6 +92,10 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
 
     SOURCE is the folder of a checkpoint, hf:OWNER/REPO, a GGUF file, or a name of the catalogue. The plan is shown first. A run
     that was interrupted goes on where it stopped when you give the same command again.
+
+    Where SOURCE is a name of the catalogue, a format that it does not have yet is added to it: edge run -m NAME --backend onnx
+    runs it, and edge tune NAME measures which is faster. --name gives any result a name.
+
     `edge convert verify PACKAGE` checks a Core ML package.
     """
     if source == "verify" and package is not None:
@@ -101,7 +106,8 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     if (options["gate"] or options["device"]) and not options["card"]:
         raise click.UsageError("That needs the card: leave out --no-card.", click.get_current_context())
-    request = _request(options)
+    name = convert_names.choose_name(app, source, options)
+    request = _request(app, options)
     if options["gate"]:
         from edge_convert.evaluate.gate import parse_gate
 
@@ -119,10 +125,10 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if not options["as_json"]:
         _show(plan, as_json=False)
     check_resources(plan, free_memory_bytes=_free_memory(app))
-    return _run(plan, options, as_json=options["as_json"])
+    return _run(plan, app, name, options)
 
 
-def _run(plan: Plan, options: dict[str, Any], *, as_json: bool) -> int:
+def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
     from edge_cli.progress import ConvertProgress
     from edge_convert.pipeline import run
 
@@ -132,9 +138,11 @@ def _run(plan: Plan, options: dict[str, Any], *, as_json: bool) -> int:
     except KeyboardInterrupt:
         output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
         return 130
+    named = convert_names.enter(app, name, made, is_asked=options["name"] is not None)
     peaks = progress.peak_bytes
-    if as_json:
-        output.json_object({"out": str(plan.out), "artifacts": [str(path) for path in made], "peak_bytes": peaks})
+    if options["as_json"]:
+        found = {"out": str(plan.out), "artifacts": [str(path) for path in made], "named": named}
+        output.json_object({**found, "peak_bytes": peaks})
         return 0
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -143,6 +151,7 @@ def _run(plan: Plan, options: dict[str, Any], *, as_json: bool) -> int:
         title = max(peaks, key=lambda title: peaks[title])
         times = f", {peaks[title] / plan.f16_bytes:.1f} times the weights in 16 bits" if plan.f16_bytes else ""
         output.note(f"Most memory at once: {size(peaks[title])}{times} ({title}).")
+    convert_names.say_names(name, named)
     card = plan.out / "card/card.json"
     if card in [path / "card.json" for path in made]:
         from edge_cli.evaluate import print_card
@@ -170,7 +179,7 @@ def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:
     return names
 
 
-def _request(options: dict[str, Any]) -> Request:
+def _request(app: App, options: dict[str, Any]) -> Request:
     """The options as one value, after a look whether the packages are there."""
     from edge_convert.gguf_export import GgufOptions
     from edge_convert.targets import Request
@@ -197,7 +206,7 @@ def _request(options: dict[str, Any]) -> Request:
         coreml_stateful=not options["explicit_kv"],
         force=options["force"],
         smaller=_recipe(options),
-        adapter=_adapter(options["lora"]),
+        adapter=convert_names.fetch_adapter(app, options["lora"]),
     )
     _check_packages(request)
     return request
@@ -229,12 +238,6 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
         ]
         recipe = replace(recipe, texts=tuple(named))
     return check_recipe(recipe)
-
-
-def _adapter(folder: Path | None) -> Adapter | None:
-    from edge_convert.smaller.lora import open_adapter
-
-    return None if folder is None else open_adapter(folder)
 
 
 def _check_packages(request: Request) -> None:
