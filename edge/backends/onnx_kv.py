@@ -18,6 +18,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from edge.errors import UnsupportedError
 
@@ -123,17 +124,17 @@ class SharedStore(KVStore):
         values: npt.NDArray[np.generic] = data.view(layout.dtype)
         # What was given back is not sure to be zeros; nothing reads behind the end of a sequence.
         self._values = values.reshape(len(layout.names), n_seq, layout.heads, n_rows, layout.width)
-        self._bound: dict[tuple[int, int], Any] = {}
+        self._bound: WeakSet[Any] = WeakSet()  # a binding would keep its session in memory
 
     def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
-        if self._bound.get((first, n_seq)) is binding:  # it keeps what it was told, and this never changes
+        if binding in self._bound:  # it keeps what it was told, and this never changes
             return
         shape = [n_seq, *self._values.shape[2:]]
         for (past, present), values in zip(self._layout.names, self._values[:, first], strict=True):
             address = values.ctypes.data
             binding.bind_input(past, "cpu", 0, self._layout.element, shape, address)
             binding.bind_output(present, "cpu", 0, self._layout.element, shape, address)
-        self._bound[first, n_seq] = binding
+        self._bound.add(binding)
 
     def commit(self, seq_id: int, end: int) -> None:
         pass  # they are where they belong
@@ -238,7 +239,7 @@ class DeviceBuffers(KVBuffers):
         self._tensors = [runtime.OrtValue.ortvalue_from_shape_and_type(shape, layout.element, device, 0) for _ in layout.names]
         self._host: npt.NDArray[np.generic] | None = None
         self._n_host = self._n_device = 0  # rows that are right there
-        self._bound_to: Any = None
+        self._bound: WeakSet[Any] = WeakSet()
 
     def bind(self, binding: Any, start: int, n_new: int) -> None:
         if self._n_device < start and self._host is not None:
@@ -246,12 +247,12 @@ class DeviceBuffers(KVBuffers):
                 tensor.update_inplace(values[None])
         self._n_device = start
         self._n_host = min(self._n_host, start)
-        if self._bound_to is binding:
+        if binding in self._bound:
             return
         for (past, present), tensor in zip(self._layout.names, self._tensors, strict=True):
             binding.bind_ortvalue_input(past, tensor)
             binding.bind_ortvalue_output(present, tensor)
-        self._bound_to = binding
+        self._bound.add(binding)
 
     def commit(self, end: int) -> None:
         self._n_device = end

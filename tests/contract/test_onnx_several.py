@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,6 +231,7 @@ def test_a_session_is_opened_again_only_when_the_number_changes(tiny_onnx: Tiny,
     with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
         backend.prefill(0, text(0, 20))
         session = backend._session.native
+        old = weakref.ref(session)
         backend.set_threads(1, 4)
         backend.set_threads(3, 3)
         backend.set_threads(1, 1)
@@ -239,6 +241,8 @@ def test_a_session_is_opened_again_only_when_the_number_changes(tiny_onnx: Tiny,
         assert backend._session.native is session, "not before a pass needs it"
         backend.decode([(0, 51)])
         assert backend._session.native is not session
+        del session
+        assert old() is None, "two of them would be the weights twice"
         assert "opened again with 2 threads instead of 1, in " in caplog.text
         assert backend._session.native.get_session_options().intra_op_num_threads == 2
 
