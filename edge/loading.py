@@ -231,7 +231,7 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
 
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:
-    """The receipt with what the engine found out when it loaded the model: which part of it runs where."""
+    """The receipt with what the engine found out when it loaded the model: what runs where, and several replies how."""
     from edge.receipt import Choice
 
     used = next((name for name in plan.fallbacks or () if name == engine.info.details.get("accelerator")), None)
@@ -239,10 +239,11 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
         why = f"{plan.accelerator} was chosen; {engine.info.details.get('tried', 'it was tried and does not work')}"
         others = (choice for choice in plan.choices if choice.what != "accelerator")
         plan = replace(plan, accelerator=used, choices=(Choice("accelerator", used, why), *others))
-    placement = engine.info.details.get("placement")
-    if not placement:
+    told = [(what, engine.info.details.get(what)) for what in ("placement", "several replies")]
+    found = [Choice(what, value, "as the engine says, after loading") for what, value in told if value]
+    if not found:
         return plan
-    return replace(plan, choices=(*plan.choices, Choice("placement", placement, "as the engine says, after loading")))
+    return replace(plan, choices=(*plan.choices, *found))
 
 
 def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from edge.backends.fake import FakeBackend
 from edge.catalog import load_catalog
 from edge.config import load_settings
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UsageError
-from edge.receipt import Plan
+from edge.receipt import MemoryEstimate, Plan
+from edge.sensors import Readings
 
 
 def artifact(name: str, *made_from: str) -> Artifact:
@@ -88,7 +89,28 @@ def test_the_receipt_ends_with_what_runs_where() -> None:
     plan = Plan(**{field.name: () if field.name == "choices" else None for field in fields(Plan)})  # type: ignore[arg-type]
     assert loading._with_placement(plan, engine) is plan
     engine.info.details["placement"] = "CPU 100 % (880 nodes)"
-    assert loading._with_placement(plan, engine).choices[-1].value == "CPU 100 % (880 nodes)"
+    assert [choice.value for choice in loading._with_placement(plan, engine).choices] == ["CPU 100 % (880 nodes)"]
+    engine.info.details["several replies"] = "in one pass"
+    assert [choice.what for choice in loading._with_placement(plan, engine).choices] == ["placement", "several replies"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "can_change", "note"),
+    [
+        ("cpu", True, "low battery: 2 of 4 threads"),
+        ("cpu", False, "low battery: rests 50 % of the time"),  # Core ML
+        ("ane", False, "low battery: rests 50 % of the time"),
+        ("cuda", True, "low battery: rests 50 % of the time"),
+    ],
+)
+def test_a_governor_speaks_of_threads_only_where_the_engine_changes_them(accelerator: str, can_change: bool, note: str) -> None:
+    engine = FakeBackend()
+    engine.capabilities = replace(engine.capabilities, threads=can_change)
+    known: dict[str, Any] = {"accelerator": accelerator, "n_threads": 4, "n_threads_batch": 4}
+    values = {field.name: None for field in fields(Plan)} | known | {"memory": MemoryEstimate(0, 0, 0, 0, 0)}
+    governor = loading._make_governor(load_settings({}), Plan(**values), engine)
+    assert governor is not None
+    assert governor.step(Readings(is_on_battery=True, battery_percent=20), 0.0).note == note
 
 
 def test_arguments_win_over_settings_and_are_checked() -> None:
