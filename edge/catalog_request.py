@@ -152,7 +152,7 @@ class Request:
         repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
         return ModelFileError(
             f"{path} is damaged or was changed: its SHA-256 is {digest}, and should be {promised}.",
-            f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: fetch it again there.",
+            f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: bring it back there.",
         )
 
     def _open(self, found: Found) -> Artifact:

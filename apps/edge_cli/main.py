@@ -17,7 +17,7 @@ __all__ = ["EXIT_CODES", "cli", "main", "run"]
 COMMANDS = {
     "chat": Entry("edge_cli.chat:chat", "Chat with a model in the terminal."),
     "run": Entry("edge_cli.run:run", "Answer one prompt and exit."),
-    "models": Entry("edge_cli.models:models", "List, fetch, show and remove models."),
+    "models": Entry("edge_cli.models:models", "List, fetch, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),
     "eval": Entry("edge_cli.evaluate:evaluate", "Measure models side by side: quality, speed and memory."),
     "bench": Entry("edge_cli.bench:bench", "Measure how fast models run here, side by side."),

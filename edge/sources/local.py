@@ -25,7 +25,8 @@ class LocalSource(Source):
             size_bytes = sum(file.stat().st_size for file in files if file.is_file())
         except OSError as error:
             raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-        return Found(path, reference, size_bytes, str(path.parent), "you")
+        entry = self.context.entry
+        return Found(path, reference, size_bytes, str(path.parent), "you", sha256=entry.sha256 if entry is not None else None)
 
     def fetch(self, reference: str) -> Found:
         found = self.find(reference)

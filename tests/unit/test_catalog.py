@@ -702,3 +702,16 @@ def test_the_edited_catalogue_keeps_what_people_wrote(settings: Settings) -> Non
 def test_a_reference_tells_its_format(reference: str, form: str) -> None:
     assert ArtifactEntry(reference=reference).form == form
     assert ArtifactEntry(reference=reference, format="coreml").form == "coreml"
+
+
+def test_a_hash_in_an_own_catalogue_holds_for_files_of_the_user(settings: Settings, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    text = f"[models.mine]\n[[models.mine.artifacts]]\nreference = '{path}'\nsha256 = '%s'\n"
+    own(settings, text % hashlib.sha256(path.read_bytes()).hexdigest())
+    assert resolve("mine", settings=settings).path == path
+    own(settings, text % ("0" * 64))
+    with pytest.raises(ModelFileError, match="should be 0000") as caught:
+        resolve("mine", settings=settings)
+    assert caught.value.hint.startswith("It belongs to you")
+    with pytest.raises(ModelFileError):
+        verify("mine", settings=settings)

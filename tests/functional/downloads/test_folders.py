@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from edge.catalog import DownloadProgress, list_models, pull, remove, resolve, r
 from edge.config import Settings, load_settings
 from edge.errors import ChecksumError, DownloadError, ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.mlpackage import METADATA_KEY
+from tests.functional.downloads.test_stopping import start_child
 from tests.servers.hub import Hub, Repo
 from tests.tiny_onnx import write_onnx
 from tests.tiny_package import INFO, program_of, write_package
@@ -166,6 +168,31 @@ def test_stopping_leaves_nothing_half_done_and_the_next_pull_goes_on(
     assert resumed > 0
     assert not list((settings.paths.models_dir / ".partial").iterdir())
     assert {"verify", "download"} <= {step.phase for step in seen}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_process_that_is_stopped(
+    hub: Hub, phi: Repo, settings: Settings, onnx: dict[str, bytes], how: signal.Signals
+) -> None:
+    half = len(onnx["model.onnx.data"]) // 2
+    for _ in range(2):  # genai_config.json, model.onnx
+        hub.fail("content")
+    hub.fail("content", stall_after=half)
+    with start_child(REFERENCE) as child:
+        assert child.stdout
+        for line in child.stdout:
+            phase, done = line.split()
+            if phase == "download" and int(done) >= len(onnx["model.onnx"]) + half:
+                break
+        child.send_signal(how)
+        assert child.wait(60) != 0
+    assert under_final_names(settings) == []
+    hub.requests.clear()
+    assert contents(pull(REFERENCE, settings=settings).path) == onnx
+    assert next((request.path.rpartition("/")[2], request.range_start) for request in hub.of("content")) == (
+        "model.onnx.data",
+        half,
+    )
 
 
 def test_what_was_gathered_is_read_again(hub: Hub, phi: Repo, settings: Settings, onnx: dict[str, bytes]) -> None:

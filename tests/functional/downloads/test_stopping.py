@@ -65,9 +65,9 @@ print("path", artifact.path, flush=True)
 """
 
 
-def start_child() -> subprocess.Popen[str]:
+def start_child(reference: str = REFERENCE) -> subprocess.Popen[str]:
     root = Path(__file__).parents[3]
-    return subprocess.Popen([sys.executable, "-c", CHILD, REFERENCE], stdout=subprocess.PIPE, text=True, cwd=root)
+    return subprocess.Popen([sys.executable, "-c", CHILD, reference], stdout=subprocess.PIPE, text=True, cwd=root)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
