@@ -126,7 +126,8 @@ class Request:
         is remembered. Files of the user have nothing to be held against.
         """
         if found.files:
-            return self._check_folder(found, fresh=fresh)
+            self._check_folder(found, fresh=fresh)
+            return _weights_sha256(found, open_artifact(found.path)) if fresh else None
         if found.verified and not fresh:
             return found.sha256
         if found.sha256 is None and not fresh:
@@ -136,17 +137,14 @@ class Request:
             raise self._changed(found, found.path, digest, found.sha256)
         return digest
 
-    def _check_folder(self, found: Found, *, fresh: bool) -> str | None:
-        """Hold every file of a folder against what was fetched; what computes is told by one hash."""
+    def _check_folder(self, found: Found, *, fresh: bool) -> None:
+        """Hold every file of a folder against what was fetched."""
         cache_dir = self.settings.paths.cache_dir
         for file in found.files if fresh or not found.verified else ():
             path = found.path / file.name
             digest = file_sha256(path, cache_dir=cache_dir, fresh=fresh)
             if digest != file.sha256:
                 raise self._changed(found, path, digest, file.sha256)
-        known = {(found.path / file.name).resolve(): file.sha256 for file in found.files}
-        weights = open_artifact(found.path).weight_files
-        return join_sha256([(path.name, known[path.resolve()]) for path in weights])
 
     def _changed(self, found: Found, path: Path, digest: str, promised: str) -> ModelFileError:
         repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
@@ -161,13 +159,14 @@ class Request:
             sha256 = self.check(found)
             if entry is None:
                 entry, sha256 = self._recognise(found, sha256)
-            return open_artifact(
+            artifact = open_artifact(
                 found.path,
                 name=entry.name if entry else None,
                 source=self.reference,
                 sha256=sha256,
                 licence=(entry.licence or found.licence) if entry else found.licence,
             )
+            return replace(artifact, sha256=_weights_sha256(found, artifact)) if found.files else artifact
         except ModelFileError as error:
             if found.owner != "edge" or "edge models rm" in error.hint:
                 raise
@@ -255,6 +254,12 @@ class Request:
 def source_of(reference: str, context: Context) -> Source:
     """The source of a reference; of a path too, as the user's own catalogue may have one."""
     return open_source(reference.partition(":")[0], context) if is_reference(reference) else LocalSource(context)
+
+
+def _weights_sha256(found: Found, artifact: Artifact) -> str:
+    """One hash over what computes, from those that the files of a folder had when they came."""
+    known = {(found.path / file.name).resolve(): file.sha256 for file in found.files}
+    return join_sha256([(path.name, known[path.resolve()]) for path in artifact.weight_files])
 
 
 def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:

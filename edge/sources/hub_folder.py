@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from edge.config_file import make_private_dir
 from edge.errors import ChecksumError, DownloadError, ModelFileError
 from edge.hashes import file_sha256, join_sha256
 from edge.sources.base import safe_name
@@ -153,10 +152,8 @@ class _Gathering:
         older = self.older.get(file.sha256 or "")
         if older is None:
             return None
-        target = self.staging / name
-        make_private_dir(target.parent)
         try:
-            os.link(older, target)
+            os.link(older, self.store.place_in(self.staging, name))
         except OSError:
             return None  # a file system without hard links: it is fetched
         return file.sha256
@@ -196,7 +193,8 @@ class _Gathering:
         entry = self.source.context.entry
         if entry is None or entry.sha256 is None:
             return
-        digest = join_sha256([(file.name, self.known[file.relative_to(self.staging).as_posix()].sha256) for file in weights])
+        known = {(self.staging / name).resolve(): file.sha256 for name, file in self.known.items()}
+        digest = join_sha256([(file.name, known[file.resolve()]) for file in weights])
         if digest != entry.sha256:
             shutil.rmtree(self.staging)
             raise ChecksumError(

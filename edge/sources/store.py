@@ -234,6 +234,17 @@ class Store:
             raise storage_error(error, target, "written") from error
         return target
 
+    def place_in(self, staging: Path, name: str) -> Path:
+        """Where a file of a folder goes; the folders on the way are made, each of them private.
+
+        Raises:
+            StorageError: one cannot be made.
+        """
+        target = staging / name
+        for folder in reversed(list(target.relative_to(staging).parents)[:-1]):
+            make_private_dir(staging / folder)
+        return target
+
     def gather(self, partial: Path, staging: Path, name: str) -> None:
         """Put a whole and checked file into the folder it belongs to.
 
@@ -245,9 +256,7 @@ class Store:
         Raises:
             StorageError: it cannot be written.
         """
-        target = staging / name
-        for folder in reversed(target.relative_to(staging).parents[:-1]):
-            make_private_dir(staging / folder)
+        target = self.place_in(staging, name)
         try:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())

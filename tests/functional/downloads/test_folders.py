@@ -117,6 +117,15 @@ def test_a_core_ml_package(hub: Hub, settings: Settings, coreml: dict[str, bytes
     for name in ("hf:acme/tiny-coreml:coreml-ane", "hf:acme/tiny-coreml:coreml-ane/model.mlpackage", "hf:acme/tiny-coreml:ane"):
         assert pull(name, settings=settings).path == artifact.path
     assert asked_for(hub) == []
+    # Another tokenizer: the weights are shared with the commit before, and all folders are private.
+    hub.repos["acme/tiny-coreml"].files["coreml-ane/tokenizer.json"] = b'{"a": 1}'
+    newer = pull("hf:acme/tiny-coreml", settings=settings)
+    assert not {"weight.bin", "model.mlmodel"} & set(asked_for(hub)[2:])
+    for path in (settings.paths.models_dir / "hf").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
+    assert newer.path.parent.parent.name == hub.repos["acme/tiny-coreml"].commit[:12]
+    assert remove("hf:acme/tiny-coreml:ane", settings).paths == (artifact.path.parent,), "kept for the other names"
+    coreml = {**coreml, "tokenizer.json": b'{"a": 1}'}
     [listed] = list_models(settings)
     assert (listed.format, listed.quantisation) == ("coreml", "ane")
     assert remove("hf:acme/tiny-coreml", settings).freed_bytes == sum(map(len, coreml.values()))
