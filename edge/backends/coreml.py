@@ -10,19 +10,18 @@ A sequence has a Core ML state of its own, with room for the whole context. Stat
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import LoadProgress, ModelInfo
-from edge.backends.coreml_engine import UNIT_NAMES, UNITS, Share, load_coremltools, open_functions, os_identity
+from edge.backends.coreml_engine import UNITS, load_coremltools, open_functions, os_identity, placement_text
 from edge.backends.coreml_sequence import CoreMLSequence
-from edge.backends.coreml_trial import Verdict, load_verdict
+from edge.backends.coreml_trial import Verdict, find_accelerator
 from edge.backends.hf_tokenizer import HFTokenizer
 from edge.backends.logits_backend import LogitsBackend
-from edge.errors import BackendError, BackendUnavailableError, EdgeError, UsageError
+from edge.errors import BackendError, EdgeError, UsageError
 from edge.mlpackage import CoreMLPackage, read_package
 
 if TYPE_CHECKING:
@@ -81,18 +80,7 @@ class CoreMLBackend(LogitsBackend):
         tokenizer = HFTokenizer(package.path.parent, info.vocab)
         digest = package.sha256(cache_dir=cache_dir)
 
-        def try_out(units: str) -> Verdict:
-            if verdict is not None:
-                return verdict
-            began = time.monotonic()
-
-            def is_stopped() -> bool:
-                stage = f"trying {UNIT_NAMES[units]}, once per model ({time.monotonic() - began:.0f} s):"
-                return on_progress is not None and not on_progress(0.0, stage)
-
-            return load_verdict(package, digest, units, cache_dir, is_stopped=is_stopped)
-
-        accelerator, found, tried = _choose(plan, try_out)
+        accelerator, found, tried = find_accelerator(plan, package, digest, cache_dir, on_progress, verdict)
         units = UNITS[accelerator]
         self._package = package
         self._functions: Any = open_functions(toolkit, package, units, cache_dir, digest, on_progress)
@@ -205,12 +193,6 @@ class CoreMLBackend(LogitsBackend):
         return sequence
 
 
-_OTHERWISE = (
-    "Use another accelerator (--require metal, --require cpu), another variant (edge convert --variants), "
-    "or a package without a state (edge convert --explicit-kv)."
-)
-
-
 @contextmanager
 def _errors_of_ours(what: str) -> Iterator[None]:
     """coremltools raises RuntimeError for what Core ML says, and many kinds of errors for what it finds itself."""
@@ -234,23 +216,6 @@ def _check_plan(plan: Plan, package: CoreMLPackage) -> None:
             raise UsageError(
                 f"The KV type {name} is asked for, and Core ML packages keep theirs as f16.", "Leave out --kv-type."
             )
-
-
-def _choose(plan: Plan, try_out: Callable[[str], Verdict]) -> tuple[Accelerator, Verdict, str]:
-    """The first accelerator of the plan on which the package computes what was meant, what was found there, and what was tried.
-
-    Raises:
-        BackendUnavailableError: there is none.
-    """
-    tried: list[str] = []
-    for accelerator in (plan.accelerator, *plan.fallbacks):
-        units = UNITS[accelerator]
-        verdict = try_out(units)
-        if verdict.is_good:
-            return accelerator, verdict, "; ".join(tried)
-        tried.append(f"{UNIT_NAMES[units]} is not used: {verdict.note}")
-    told = "; ".join(tried)
-    raise BackendUnavailableError(f"{told[0].upper()}{told[1:]}.", _OTHERWISE)
 
 
 def _describe(
@@ -281,12 +246,6 @@ def _describe(
         adds_bos=tokenizer.adds_bos,
         details={name: value for name, value in details.items() if value},
     )
-
-
-def placement_text(placement: tuple[Share, ...]) -> str:
-    """Where Core ML plans to run a model, for people: "Neural Engine 97 % of the work (1,204 operations), CPU 3 % (26)"."""
-    shares = [f"{share.device} {100 * share.cost:.0f} % of the work ({share.n_operations:,} operations)" for share in placement]
-    return ", ".join(shares)
 
 
 def _architecture(folder: Path) -> str:

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from edge.mlpackage import CoreMLPackage
     from edge.receipt import Accelerator
 
-__all__ = ["UNITS", "CoreMLFunctions", "Share", "load_coremltools", "open_functions", "os_identity", "read_placement"]
+__all__ = [
+    "UNITS",
+    "CoreMLFunctions",
+    "Share",
+    "load_coremltools",
+    "open_functions",
+    "os_identity",
+    "placement_text",
+    "read_placement",
+]
 
 UNITS: dict[Accelerator, str] = {"ane": "CPU_AND_NE", "metal": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 """Accelerator of a plan -> the compute units that Core ML may use for it. The CPU is always one of them."""
@@ -237,3 +246,9 @@ def read_placement(coremltools: Any, functions: CoreMLFunctions, units: str) -> 
     total = sum(costs.values()) or 1.0
     found = [Share(device, counts[device], costs[device] / total) for device in counts]
     return tuple(sorted(found, key=lambda share: (-share.cost, -share.n_operations)))
+
+
+def placement_text(placement: tuple[Share, ...]) -> str:
+    """Where Core ML plans to run a model, for people: "Neural Engine 97 % of the work (1,204 operations), CPU 3 % (26)"."""
+    shares = [f"{share.device} {100 * share.cost:.0f} % of the work ({share.n_operations:,} operations)" for share in placement]
+    return ", ".join(shares)

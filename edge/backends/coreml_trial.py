@@ -23,17 +23,28 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.backends.coreml_engine import Share, load_coremltools, open_functions, os_identity, read_placement
+from edge.backends.coreml_engine import (
+    UNIT_NAMES,
+    UNITS,
+    Share,
+    load_coremltools,
+    open_functions,
+    os_identity,
+    read_placement,
+)
 from edge.backends.coreml_sequence import CoreMLSequence
 from edge.config_file import write_private
-from edge.errors import BackendError, CancelledError, StorageError
+from edge.errors import BackendError, BackendUnavailableError, CancelledError, StorageError
 from edge.mlpackage import CoreMLPackage, TopLogits, read_package
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Verdict", "load_verdict", "main", "remembered_verdict"]
+    from edge.backends.base import LoadProgress
+    from edge.plan import Accelerator, Plan
+
+__all__ = ["Verdict", "find_accelerator", "load_verdict", "main", "remembered_verdict"]
 
 SAME_NATS = 0.02
 """Divergence up to which two units of a device may differ by rounding; wrong weights or a lost cache give far more."""
@@ -43,6 +54,10 @@ _FORMAT = 1  # raise it when the child tries more, so that old answers are not t
 _TIMEOUT_S = 1800.0  # compiling a large model for the Neural Engine takes minutes
 _POLL_S = 0.1
 _NOT_ITS_FAULT = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+_OTHERWISE = (
+    "Use another accelerator (--require metal, --require cpu), another variant (edge convert --variants), "
+    "or a package without a state (edge convert --explicit-kv)."
+)
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edge.backends.coreml_trial import main; main(*sys.argv[2:])"
 )
@@ -102,6 +117,45 @@ def load_verdict(
     with suppress(StorageError):  # where nothing can be written it is simply found out again next time
         write_private(_file(digest, units, cache_dir), msgspec.json.encode(verdict))
     return verdict
+
+
+def find_accelerator(
+    plan: Plan,
+    package: CoreMLPackage,
+    digest: str,
+    cache_dir: Path,
+    on_progress: LoadProgress | None = None,
+    verdict: Verdict | None = None,
+) -> tuple[Accelerator, Verdict, str]:
+    """The first accelerator of a plan on which a package computes what was meant.
+
+    Args:
+        plan: names the accelerators to try.
+        package, digest, cache_dir: as for `load_verdict`.
+        on_progress: told which unit is tried, while it is; False stops.
+        verdict: instead of trying.
+
+    Returns:
+        The accelerator, what was found there, and in words what was tried before it.
+
+    Raises:
+        BackendUnavailableError: there is none.
+        BackendError, CancelledError: as `load_verdict`.
+    """
+    tried: list[str] = []
+    for accelerator in (plan.accelerator, *plan.fallbacks):
+        units, began = UNITS[accelerator], time.monotonic()
+
+        def is_stopped(name: str = UNIT_NAMES[units], began: float = began) -> bool:
+            stage = f"trying {name}, once per model ({time.monotonic() - began:.0f} s):"
+            return on_progress is not None and not on_progress(0.0, stage)
+
+        found = verdict or load_verdict(package, digest, units, cache_dir, is_stopped=is_stopped)
+        if found.is_good:
+            return accelerator, found, "; ".join(tried)
+        tried.append(f"{UNIT_NAMES[units]} is not used: {found.note}")
+    told = "; ".join(tried)
+    raise BackendUnavailableError(f"{told[0].upper()}{told[1:]}.", _OTHERWISE)
 
 
 def remembered_verdict(digest: str, units: str, cache_dir: Path) -> Verdict | None:

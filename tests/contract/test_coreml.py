@@ -17,8 +17,8 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.backends import coreml_engine
 from edge.backends.base import open_backend
-from edge.backends.coreml import CoreMLBackend, placement_text
-from edge.backends.coreml_engine import Share, open_functions, read_placement
+from edge.backends.coreml import CoreMLBackend
+from edge.backends.coreml_engine import Share, open_functions, placement_text, read_placement
 from edge.backends.coreml_sequence import CoreMLSequence
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.mlpackage import PackageInfo, read_package

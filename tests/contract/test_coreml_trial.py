@@ -208,8 +208,15 @@ def test_loading_is_stopped_while_a_trial_runs(
     monkeypatch.setattr(coreml_trial, "_command", child("import time; time.sleep(600)"))
     started = threading.Event()
     threading.Thread(target=lambda: (time.sleep(0.3), started.set()), daemon=True).start()
+    told: list[str] = []
+
+    def report(share: float, stage: str = "loading") -> bool:
+        told.append(stage)
+        return not started.is_set()
+
     with pytest.raises(CancelledError):
-        open_coreml(coreml_plan(plan_for, package.path), tmp_path, verdict=None, on_progress=lambda share: not started.is_set())
+        open_coreml(coreml_plan(plan_for, package.path), tmp_path, verdict=None, on_progress=report)
+    assert told[0] == "trying the Neural Engine, once per model (0 s):"
 
 
 def test_divergence_is_the_converters(package: CoreMLPackage) -> None:
