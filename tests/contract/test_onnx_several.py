@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import edge.backends.onnx
 from edge.backends.onnx import OnnxBackend
-from edge.errors import BackendError
+from edge.errors import BackendError, ContextFullError, ModelTooLargeError
 from tests.tiny_onnx import write_onnx
 
 from .conftest import N_CTX, onnx_plan
@@ -221,6 +224,23 @@ def test_what_cannot_go_together_goes_one_after_another(
         assert len(seen) == 4
         for seq_id in range(4):
             np.testing.assert_array_equal(backend.logits(seq_id), expected[seq_id])
+
+
+def test_where_there_is_no_memory_for_another_size_the_old_one_stays(tiny_onnx: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*about: Any) -> Any:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
+        expected = alone(backend, 0, [50])
+        backend.rewind(0, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(edge.backends.onnx, "open_store", refuse)
+            with pytest.raises(ModelTooLargeError, match="make room for keys and values"):
+                backend.resize(2 * N_CTX)
+        assert backend.n_ctx == N_CTX
+        with pytest.raises(ContextFullError):
+            backend.prefill(0, text(0, N_CTX + 1))
+        np.testing.assert_array_equal(alone(backend, 0, [50]), expected)
 
 
 # -- threads
