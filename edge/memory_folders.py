@@ -2,7 +2,8 @@
 
 Weights, keys and values follow from the files. What onnxruntime takes besides was measured with SmolLM2-135M in int4 on x86-64
 (onnxruntime 1.32): 171 MiB without the pages of the mapped file, of which 108 are the weights, packed anew for the CPU; 22 MiB
-more for a chunk of 512 tokens. What Core ML takes besides has not been measured.
+more for a chunk of 512 tokens. OpenVINO 2025.4 unpacks the weights to float32, and has them twice while it loads:
+1.9 GiB at the most for the same model. What Core ML takes besides has not been measured.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _TOKENIZER_BYTES = 500  # a token, in the tables of the tokenizers package
 _ACTIVATIONS = 20  # numbers a token and unit of width that are alive at the widest point of a pass
 _UNKNOWN_WIDTH = 2048
 _DEVICE_FIXED_BYTES = 512 << 20  # CUDA's context and libraries; not measured here
+_BITS = {"int2": 2, "int4": 4, "int8": 8, "f16": 16, "bf16": 16}  # of a weight; others are floats of 32
+_UNPACKED_BITS = 2 * 32  # of a weight that OpenVINO loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Whole:
         activations = layout.n_ubatch * 4 * _ACTIVATIONS * (facts.n_embd or _UNKNOWN_WIDTH)
         tables = _FIXED_BYTES + facts.n_vocab * (_TOKENIZER_BYTES + 4 * layout.n_seq)
         if not layout.gpu_layers:
-            return Footprint(Parts(facts.weights_bytes, kv, activations + tables), Parts(0, 0, 0))
+            weights = facts.weights_bytes
+            if layout.accelerator == "openvino":
+                weights *= _UNPACKED_BITS // _BITS.get(facts.quantisation, 32)
+            return Footprint(Parts(weights, kv, activations + tables), Parts(0, 0, 0))
         fixed = _DEVICE_FIXED_BYTES if layout.accelerator != "metal" else 0
         return Footprint(Parts(0, 0, tables), Parts(facts.weights_bytes, kv, activations + fixed))

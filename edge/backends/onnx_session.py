@@ -33,10 +33,12 @@ PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "cuda": (("CUDAExecutionProvider", {}),),
     "tensorrt": (("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", {})),
     "ane": (("CoreMLExecutionProvider", {"ModelFormat": "MLProgram", "MLComputeUnits": "CPUAndNeuralEngine"}),),
-    "openvino": (("OpenVINOExecutionProvider", {"device_type": "CPU"}),),
+    # The CPU device: with AUTO, OpenVINO 2025.4 takes nothing of a decoder here.
+    "openvino": (("OpenVINOExecutionProvider", {"device_type": "CPU", "num_of_threads": "{n_threads}"}),),
     "qnn": (("QNNExecutionProvider", {"backend_type": "htp"}),),
 }
-"""Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options."""
+"""Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options, which may name
+{n_threads}."""
 
 _ON_DEVICE = {"CUDAExecutionProvider": "cuda"}  # providers that keep tensors in memory of their own
 _MOST_EDITED_BYTES = 512 << 20  # a model file larger than this, weights inside, is not copied to be edited
@@ -135,7 +137,7 @@ class Session:
             raise CancelledError("Loading was stopped.")
         try:
             with watching(should_stop, lambda: options.set_load_cancellation_flag(True)):
-                self.native = self._open(model, options)
+                self.native = self._open(model, options, plan.n_threads)
         except EdgeError:
             raise
         except Exception as error:
@@ -180,7 +182,7 @@ class Session:
         for n in dict.fromkeys(n for n in (n_threads, before) if n):
             try:
                 model, _ = _model_of(self._folder)
-                self.native = self._open(model, self._options(n))
+                self.native = self._open(model, self._options(n), n)
             except Exception as error:  # noqa: BLE001 (onnxruntime raises many kinds; what went wrong is told below)
                 failure = error if isinstance(error, EdgeError) else _load_failure(self._folder, error)
                 _log.warning("The model could not be opened again with %d threads: %s", n, failure.message)
@@ -195,8 +197,11 @@ class Session:
         """Let go of the model."""
         self.native, self.n_threads = None, 0
 
-    def _open(self, model: bytes | str, options: Any) -> Any:
-        return self.runtime.InferenceSession(model, options, providers=[*self._wanted, (_CPU, {})])
+    def _open(self, model: bytes | str, options: Any, n_threads: int) -> Any:
+        wanted = [
+            (name, {key: value.format(n_threads=n_threads) for key, value in given.items()}) for name, given in self._wanted
+        ]
+        return self.runtime.InferenceSession(model, options, providers=[*wanted, (_CPU, {})])
 
     def _options(self, n_threads: int) -> Any:
         options = self.runtime.SessionOptions()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,15 @@ def onnx_plan(path: Path, **changes: object) -> Plan:
     return make_plan(path, **{**values, **changes})
 
 
+def _openvino_kinds() -> list[str]:
+    """The ONNX models once more on OpenVINO, where onnxruntime's build for it is installed instead of the usual one."""
+    try:
+        version("onnxruntime-openvino")
+    except PackageNotFoundError:
+        return []
+    return [f"openvino {kind}" for kind in ("onnx", "onnx-int4", "onnx-plain")]
+
+
 @pytest.fixture(
     scope="session",
     params=[
@@ -370,6 +380,7 @@ def onnx_plan(path: Path, **changes: object) -> Plan:
         "onnx",
         "onnx-int4",
         "onnx-plain",
+        *_openvino_kinds(),
         pytest.param("smollm2", marks=pytest.mark.model),
     ],
 )
@@ -382,13 +393,14 @@ def opened(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
         package = request.getfixturevalue("coreml_package")(kind)
         backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
         bench = Bench(backend, tolerance=0.1, can_chat=False)  # logits of about 5, rounded to float16 like all before them
-    elif kind.startswith("onnx"):
+    elif "onnx" in kind:
         from edge.backends.onnx import OnnxBackend
 
+        provider, name = kind.split() if " " in kind else ("cpu", kind)
         # In int4 the activations are rounded to 8 bits, block by block.
-        tolerance = 0.3 if kind == "onnx-int4" else 1e-3
-        path = request.getfixturevalue("tiny_onnx")(kind)
-        bench = Bench(OnnxBackend(onnx_plan(path)), tolerance=tolerance, can_chat=False)
+        tolerance = 0.3 if name == "onnx-int4" else 1e-3
+        plan = onnx_plan(request.getfixturevalue("tiny_onnx")(name), accelerator=provider)
+        bench = Bench(OnnxBackend(plan), tolerance=tolerance, can_chat=False)
     else:
         from edge.backends.llamacpp import LlamaCppBackend
 

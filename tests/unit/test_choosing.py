@@ -104,6 +104,14 @@ def test_a_mac_uses_the_neural_engine_or_metal() -> None:
     assert (plan.backend, plan.accelerator) == ("onnx", "ane")
 
 
+def test_weights_that_openvino_unpacks_are_counted_so() -> None:
+    machine = device("raspberry-pi-5", onnx=("openvino", "cpu"))
+    plan = choose(machine, onnx(), context=1024)
+    assert (plan.accelerator, plan.memory.weights_bytes) == ("cpu", 110 * MIB)
+    plan = choose(machine, onnx(), context=1024, require="openvino")
+    assert (plan.accelerator, plan.memory.weights_bytes) == ("openvino", 16 * 110 * MIB)
+
+
 def test_on_a_cpu_what_was_measured_faster_is_used() -> None:
     cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
     plan = choose(cpu, onnx(), gguf())
