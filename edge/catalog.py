@@ -37,6 +37,7 @@ __all__ = [
     "check_name",
     "check_reference",
     "is_reference",
+    "list_for_converters",
     "list_models",
     "load_catalog",
     "pull",
@@ -296,6 +297,19 @@ def list_models(settings: Settings) -> list[Installed]:
             )
         )
     return sorted(listed, key=lambda model: (model.name, FORMATS.index(model.format)))
+
+
+def list_for_converters(settings: Settings) -> list[tuple[str, Found]]:
+    """What converters fetched and no engine reads: ("checkpoint" or "adapter", where it is). `remove` takes its reference.
+
+    Raises:
+        StorageError: the models folder cannot be read.
+    """
+    from edge.sources.hub_checkpoint import HubAdapterSource, HubCheckpointSource
+
+    context = Context(settings, Store(settings.paths.models_dir))
+    sources = (HubCheckpointSource(context), HubAdapterSource(context))
+    return [(source.what, found) for source in sources for found in source.installed()]
 
 
 def remove(reference: str, settings: Settings, *, formats: Sequence[Format] = FORMATS) -> Removed:

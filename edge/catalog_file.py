@@ -20,6 +20,7 @@ from edge.config_file import write_private
 from edge.errors import ConfigError, UsageError
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
+from edge.sources.store import Store
 from edge.types import Sampling
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None
         known.append(row)
         models[name]["artifacts"] = known
 
-    _edit(settings.paths.catalog_file, change)
+    _edit(settings, change)
 
 
 def check_name(name: str) -> None:
@@ -171,7 +172,7 @@ def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> 
             if not models[name] or name not in _shipped():
                 del models[name]
 
-    _edit(path, change)
+    _edit(settings, change)
 
 
 def is_reference(text: str) -> bool:
@@ -239,20 +240,22 @@ def _read(path: Path, kind: type[Any], hint: str) -> dict[str, Any]:
     return found
 
 
-def _edit(path: Path, change: Callable[[Any], None]) -> None:
-    """Change the user's catalogue, keeping the rest of the file, comments included, as it is."""
+def _edit(settings: Settings, change: Callable[[Any], None]) -> None:
+    """Change the user's catalogue, one process at a time, keeping the rest of the file, comments included, as it is."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else _BEGINNING
-        document = tomlkit.parse(text)
-        if "models" not in document:
-            document["models"] = tomlkit.table(is_super_table=True)
-        change(document["models"])
-    except (OSError, ValueError, TOMLKitError, AttributeError, TypeError) as error:
-        raise ConfigError(f"Your catalogue {path} is damaged: {error}.", f"Correct or remove it: {path}") from error
-    write_private(path, tomlkit.dumps(document).encode())
+    path = settings.paths.catalog_file
+    with Store(settings.paths.models_dir).lock("catalogue"):
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else _BEGINNING
+            document = tomlkit.parse(text)
+            if "models" not in document:
+                document["models"] = tomlkit.table(is_super_table=True)
+            change(document["models"])
+        except (OSError, ValueError, TOMLKitError, AttributeError, TypeError) as error:
+            raise ConfigError(f"Your catalogue {path} is damaged: {error}.", f"Correct or remove it: {path}") from error
+        write_private(path, tomlkit.dumps(document).encode())
 
 
 _BEGINNING = "# Models of your own, and more artifacts of models that edge knows. See docs/models.md.\n\n"

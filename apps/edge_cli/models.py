@@ -48,15 +48,17 @@ def models() -> None:
 @pass_app
 def ls(app: App, is_here_only: bool, as_json: bool) -> None:
     """Models on this device, and those of the catalogue that can be fetched; a line for each format."""
-    from edge.catalog import list_models, load_catalog
+    from edge.catalog import list_for_converters, list_models, load_catalog
     from edge_cli import models_listing as listing
 
     settings = app.settings()
-    installed = list_models(settings)
+    installed, sources = list_models(settings), list_for_converters(settings)
     rest = [] if is_here_only else listing.missing_from(installed, load_catalog(settings))
     if as_json:
         output.json_object(
-            [listing.installed_json(model) for model in installed] + [listing.entry_json(*pair) for pair in rest]
+            [listing.installed_json(model) for model in installed]
+            + [listing.source_json(*pair) for pair in sources]
+            + [listing.entry_json(*pair) for pair in rest]
         )
         return
     rows = [
@@ -68,6 +70,10 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
             f"here, from {model.origin}",
         )
         for model in installed
+    ]
+    rows += [
+        (found.reference, kind, size(found.size_bytes), found.licence or "", f"here, for edge convert, from {found.origin}")
+        for kind, found in sources
     ]
     rows += [
         (

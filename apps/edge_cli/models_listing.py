@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from edge.artifact import Artifact
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
+    from edge.sources.base import Found
 
 __all__ = [
     "TOLD_BY_HUB",
@@ -25,6 +26,7 @@ __all__ = [
     "installed_json",
     "kind_of",
     "missing_from",
+    "source_json",
     "where_from",
 ]
 
@@ -71,6 +73,24 @@ def installed_json(model: Installed) -> dict[str, Any]:
         "origin": model.origin,
         "owner": model.owner,
         "used_by": list(model.used_by),
+    }
+
+
+def source_json(kind: str, found: Found) -> dict[str, Any]:
+    """A checkpoint or an adapter that a converter fetched."""
+    return {
+        "name": found.reference,
+        "is_here": True,
+        "format": kind,
+        "quantisation": None,
+        "reference": found.reference,
+        "path": str(found.path),
+        "size_bytes": found.size_bytes,
+        "sha256": None,
+        "licence": found.licence,
+        "origin": found.origin,
+        "owner": found.owner,
+        "used_by": list(found.names),
     }
 
 

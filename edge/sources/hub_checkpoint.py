@@ -97,6 +97,11 @@ class HubCheckpointSource(HubSource):
             path = fetch_folder(self, wanted, listing, self.kind, "", into, record)
             return next(self._folder(path, known, reference) for place, known in store.records(*into) if place == path)
 
+    def installed(self) -> list[Found]:
+        """Every folder of this kind on the device."""
+        found = self.context.store.records(self.kind.area)
+        return [self._folder(path, record, record.references[0]) for path, record in found if record.files]
+
     def _refuse_pickle(self, wanted: Reference, listing: Listing) -> None:
         if any(fnmatch.fnmatchcase(name.lower(), pattern) for name in listing.files for pattern in self.otherwise):
             return

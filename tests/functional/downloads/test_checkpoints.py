@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edge.catalog import DownloadProgress, list_models, pull_adapter, pull_checkpoint, remove
+from edge.catalog import DownloadProgress, list_for_converters, list_models, pull_adapter, pull_checkpoint, remove
 from edge.config import Settings, load_settings
 from edge.errors import ChecksumError, DownloadError, ModelFileError, ModelNotFoundError, UsageError
 from tests.servers.hub import Hub, Repo
@@ -48,6 +48,9 @@ def test_a_checkpoint_of_several_shards(hub: Hub, base: Repo, settings: Settings
     assert again.path == found.path
     assert hub.requests == []
     assert list_models(settings) == [], "no engine reads it"
+    assert [(kind, here.reference, here.path) for kind, here in list_for_converters(settings)] == [
+        ("checkpoint", REFERENCE, found.path)
+    ]
     assert remove(REFERENCE, settings).freed_bytes == found.size_bytes
     assert not (settings.paths.models_dir / "checkpoints").exists()
 
@@ -102,6 +105,7 @@ def test_adapters(hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch)
     }
     found = pull_adapter("hf:acme/lora", settings=settings)
     assert {path.name for path in found.path.iterdir()} == set(good)
+    assert [kind for kind, _ in list_for_converters(settings)] == ["adapter"]
     assert names(hub) == list(good)
     with pytest.raises(ModelFileError, match=r"as pickle \(adapter_model\.bin\)"):
         pull_adapter("hf:acme/old", settings=settings)

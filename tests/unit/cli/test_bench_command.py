@@ -19,6 +19,7 @@ from edge.bench.values import Result
 from edge.device import probe
 from edge.errors import BackendError
 from edge.tuning import Tuning, remember
+from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import sample, setting, write_gguf
 from tests.unit.cli.conftest import Call, Terminal
 from tests.unit.test_tuning import make
@@ -205,6 +206,32 @@ def test_tune_says_what_it_found(call: Call, model: Path, measured: list[Any]) -
     assert "taken" in done.out
     assert "33.1 tokens/s, with the usual settings 28.9" in done.out
     assert "Time ran out" in done.err
+
+
+def test_tune_of_a_name_with_several_formats(
+    call: Call, model: Path, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_onnx(tmp_path / "onnx-tiny", kind="int4")
+    rows = "".join(f"[[models.both.artifacts]]\nreference = '{path}'\n" for path in (model, folder))
+    (own_home / "catalog.toml").write_text(rows)
+    given: list[Any] = []
+
+    def tune_formats(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
+        given.extend(artifacts)
+        found = [make(decode_tokens_per_s=speed) for speed in (20.0, 30.0)]
+        for artifact, tuning in zip(artifacts, found, strict=True):
+            remember(device, artifact, tuning, cache_dir=cache_dir)
+        return [Report(tuning, Outcome(setting(), (), is_complete=True), is_better=True, seconds=1.0) for tuning in found]
+
+    monkeypatch.setattr("edge.bench.tune_formats.tune_formats", tune_formats)
+    done = call("tune", "both")
+    assert [artifact.format for artifact in given] == ["gguf", "onnx"]
+    assert done.code == 0
+    assert "Fastest in writing, and so what is run: onnx int4." in done.err
+    shown = json.loads(call("tune", "both", "--show", "--json").out)["formats"]
+    assert [(row["format"], row["tuning"]["decode_tokens_per_s"]) for row in shown] == [("gguf", 20.0), ("onnx", 30.0)]
+    assert "2" in call("tune", "both", "--forget").err
+    assert call("tune", "both", "--show").code == 1
 
 
 def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[Any]) -> None:
