@@ -284,7 +284,7 @@ class Backend(ABC):
 
         Args:
             n_threads: for passes over one token a sequence; at least 1.
-            n_threads_batch: for chunks of a prompt; at least 1.
+            n_threads_batch: for chunks of a prompt; at least 1. Where one pool computes both, n_threads counts.
 
         Raises:
             UnsupportedError: `capabilities.threads` is false.
