@@ -273,6 +273,10 @@ class HubSource(Source):
                 ) from error
 
         retry(ask)
+        if wanted.revision is not None and _COMMIT.fullmatch(wanted.revision) and found[0].commit != wanted.revision:
+            raise DownloadError(
+                f"{wanted}: the server answers with the commit {found[0].commit} instead.", "Check hub.endpoint (HF_ENDPOINT)."
+            )
         return found[0]
 
     def _cached_by_hub(self, wanted: Reference, reference: str) -> Found | None:

@@ -40,6 +40,16 @@ def test_a_commit_that_is_none(hub: Hub, settings: Settings, commit: object) -> 
         pull(REFERENCE, settings=settings)
 
 
+def test_another_commit_than_the_one_asked_for(hub: Hub, settings: Settings) -> None:
+    asked = hub.repos[REPO].commit
+    body = {"id": REPO, "sha": "0" * 40, "tags": [], "siblings": [{"rfilename": FILE, "size": 3}]}
+    hub.fail("listing", body=json.dumps(body).encode())
+    with pytest.raises(DownloadError, match="answers with the commit 0000"):
+        pull(f"{REFERENCE}@{asked}", settings=settings)
+    assert not hub.of("content")
+    assert pull(f"{REFERENCE}@{asked}", settings=settings).path.is_file()
+
+
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x", ""])
 def test_redirects_lead_to_http_only(hub: Hub, settings: Settings, location: str) -> None:
     if not location:
