@@ -3,17 +3,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
+from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import CancelledError, DownloadError, ModelTooLargeError
 from edge_chat.model_host import ModelHost
+from edge_chat.models import list_choices
 from edge_chat.screens.dialogs import Confirm, Picker
 from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
+from tests.tiny_onnx import write_onnx
+from tests.unit.bench.fakes import write_gguf
 
 Progress = Callable[[str, float], bool]
 
@@ -321,6 +326,14 @@ async def test_the_picker_lists_the_catalogue() -> None:
         await pilot.press(*"smollm2-360m", "enter")
         await eventually(pilot, lambda: app.host.state.wanted == "smollm2-360m")
         await settle(pilot)
+
+
+def test_a_model_in_two_formats_is_one_choice(own_home: Path, tmp_path: Path) -> None:
+    paths = [write_gguf(tmp_path / "a.gguf"), write_onnx(tmp_path / "onnx-a", kind="int4")]
+    rows = "".join(f"[[models.both.artifacts]]\nreference = '{path}'\n" for path in paths)
+    (own_home / "catalog.toml").write_text(rows)
+    named = [choice for choice in list_choices(load_settings()) if choice.value == "both"]
+    assert len(named) == 1
 
 
 async def test_a_bug_in_loading_is_an_error_not_a_crash() -> None:
