@@ -21,8 +21,8 @@ chat: install  ## Set up everything and open a terminal chat with the embedded m
 test: install-dev model  ## Set up everything, check the code and run all tests.
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
-	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --path)" \
-	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --path)" \
+	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
+	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
 lint: install-dev  ## Style, types and import rules.
@@ -67,7 +67,7 @@ snapshots: install-dev  ## Accept the chat app's new look; read the differences 
 	$(BIN)/python -m pytest tests/snapshot --snapshot-update -p no:randomly
 
 bench: install-dev model  ## Measure; results go to docs/.
-	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --path)" $(BIN)/python benchmarks/decode_loop.py
+	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" $(BIN)/python benchmarks/decode_loop.py
 
 clean:  ## Remove what make built here (models and caches in your home stay).
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .coverage htmlcov
