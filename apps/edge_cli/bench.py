@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "complete_backend", "find_models"]
 
-_MIN_CONTEXT = 1024  # a smaller one would make the batch smaller than in use
 _BUSY_SHARE = 0.5
 _COLUMNS = ("", "first token", "prefill t/s", "decode t/s", "to first", "load", "memory", "of bandwidth", "J/token")
 _N_SPEED_COLUMNS = 5
@@ -108,16 +107,16 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
         flash_attention=tuple(value == "on" for value in options["flash"]),
         is_tuned=not options["untuned"],
     )
-    n_tokens = max(_MIN_CONTEXT, options["prompt"] + options["decode"] + 1)
+    n_tokens = options["prompt"] + options["decode"]
     candidates = find_candidates(device, artifacts, grid, n_tokens=n_tokens, cache_dir=settings.paths.cache_dir)
     chosen = Options(n_prompt=options["prompt"], n_decode=options["decode"], n_rounds=options["reps"])
     with output.Status() as status:
         result = run_bench(
             candidates, chosen, device, on_progress=lambda text, done: status.show(f"{100 * done:3.0f}%  {text}")
         )
-    if options["plot_file"] is not None:
-        _write_plot(options["plot_file"], result)
     _show(result, as_json=options["as_json"])
+    if options["plot_file"] is not None:  # last: where it cannot be written, what was measured is told all the same
+        _write_plot(options["plot_file"], result)
     if not result.is_complete and not any(row.error for row in result.rows):
         return 130  # Ctrl-C
     return 1 if any(row.error for row in result.rows) else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.bench.run import Candidate
-from edge.errors import BackendUnavailableError
+from edge.errors import BackendUnavailableError, UsageError
 from edge.placement import ENGINES
 from edge.plan import make_plan
 from edge.receipt import PlanRequest
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edge.receipt import Accelerator
 
 __all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
+
+_MIN_CONTEXT = 1024  # a smaller one would make the batch smaller than in use
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def find_candidates(
         device: from `edge.device.probe`.
         artifacts: the models.
         grid: what to try.
-        n_tokens: context that is needed.
+        n_tokens: that are read and written.
         cache_dir: where the canary's verdict and the tunings are.
 
     Raises:
@@ -74,17 +76,19 @@ def find_candidates(
     engines = {artifact.path: grid.backends or tuple(engines_for(device, artifact)) for artifact in artifacts}
     needs_llamacpp = any("llamacpp" in names for names in engines.values())
     safety = safety_here(device, cache_dir) if needs_llamacpp else None
-    requests = [replace(request, context=n_tokens, n_seq=1) for request in _requests(grid)]
+    requests = [replace(request, n_seq=1) for request in _requests(grid)]
     found: list[Candidate] = []
     failures: dict[str, BackendUnavailableError] = {}
     able: set[str] = set()
     for artifact in artifacts:
         tuned = look_up(device, artifact, cache_dir=cache_dir) if grid.is_tuned else None
+        context = _context(artifact, n_tokens)
         n_before = len(found)
         for backend in engines[artifact.path] or (None,):
             for request in requests:
                 try:
-                    plan = make_plan(device, artifact, replace(request, backend=backend), safety=safety, tuned=tuned)
+                    asked = replace(request, backend=backend, context=context)
+                    plan = make_plan(device, artifact, asked, safety=safety, tuned=tuned)
                 except BackendUnavailableError as error:
                     failures.setdefault(backend or "", error)
                     failures.setdefault(str(artifact.path), error)
@@ -109,6 +113,24 @@ def _requests(grid: Grid) -> list[PlanRequest]:
         for kv in grid.kv_types or (None,)
         for flash in grid.flash_attention or (None,)
     ]
+
+
+def _context(artifact: Artifact, n_tokens: int) -> int:
+    """A window that holds prompt and reply, and no more than the model was built for.
+
+    Raises:
+        UsageError: it was built for less.
+    """
+    built_for = artifact.facts.n_ctx_max if artifact.facts is not None else None
+    if built_for is None:
+        return max(n_tokens + 1, _MIN_CONTEXT)
+    if n_tokens >= built_for:
+        name = f"{artifact.name} ({artifact.path.name})"
+        raise UsageError(
+            f"{name} was built for {built_for:,} tokens, and {n_tokens + 1:,} are to be measured.",
+            "Measure less: --prompt, --decode.",
+        )
+    return max(n_tokens + 1, min(_MIN_CONTEXT, built_for))
 
 
 def _is_installed(device: DeviceProfile, name: str) -> bool:

@@ -146,8 +146,7 @@ class Tuner:
         Raises:
             EdgeError: the model does not run here with the usual choice.
         """
-        first = self._options.backends[0] if self._options.backends else None
-        start = self._setting(PlanRequest(backend=first))
+        start = self._setting(PlanRequest(backend=self._first_backend()))
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
         search = Search(self.measure, lambda: self._passed() < limit, self._say)
@@ -215,6 +214,12 @@ class Tuner:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _first_backend(self) -> str | None:
+        """Of the engines that were asked for the first that reads this model; where none does, the plan says so."""
+        named = self._options.backends
+        able = [row.name for row in ENGINES if self._artifact.format in row.formats]
+        return next((name for name in named if name in able), named[0] if named else None)
+
     def _final(self, start: Setting, best: Setting) -> tuple[list[Sample], list[Sample]]:
         """The usual setting and the best one side by side, in turns."""
         samples: dict[Setting, list[Sample]] = {start: [], best: []}
@@ -238,19 +243,21 @@ class Tuner:
                 break
 
     def _knobs(self) -> list[Knob]:
-        cpu = self._device.cpu
+        counts = thread_counts(self._device.cpu)
         batches = [size for size in _BATCHES if size <= self.lengths[0]]
+        engine = Knob("engine", "turn", self._engines, lambda s: f"{s.backend} on {s.accelerator}")
+        batch = Knob("batch", "prefill", self._each(batches, "n_ubatch"), lambda s: f"{s.n_ubatch} tokens")
+        if self._artifact.format == "coreml":
+            return [engine]  # threads are Core ML's own affair, and the batch is part of the package
+        if self._artifact.format == "onnx":  # one number of threads for both
+            return [engine, Knob("threads", "turn", self._each(counts, "threads", "threads_batch"), _threads_text), batch]
         knobs = [
-            Knob("engine", "turn", self._engines, lambda s: f"{s.backend} on {s.accelerator}"),
-            Knob("threads", "decode", self._each("threads", thread_counts(cpu)), lambda s: str(s.threads)),
-            Knob(
-                "threads, prefill", "prefill", self._each("threads_batch", thread_counts(cpu)), lambda s: str(s.threads_batch)
-            ),
-            Knob("batch", "prefill", self._each("n_ubatch", batches), lambda s: f"{s.n_ubatch} tokens"),
+            engine,
+            Knob("threads", "decode", self._each(counts, "threads"), _threads_text),
+            Knob("threads, prefill", "prefill", self._each(counts, "threads_batch"), lambda s: str(s.threads_batch)),
+            batch,
+            Knob("flash attention", "turn", self._each((True, False), "flash_attention"), _flash_text),
         ]
-        if self._artifact.format != "gguf":
-            return knobs  # the rest is llama.cpp's
-        knobs.append(Knob("flash attention", "turn", self._each("flash_attention", (True, False)), _flash_text))
         if self._options.kv_types:
             knobs.append(Knob("KV cache", "turn", self._kv_types, lambda s: s.kv_type_k))
         return knobs
@@ -268,11 +275,12 @@ class Tuner:
             found += [PlanRequest(backend=backend, require=target.accelerator) for target in targets]
         return self._possible(found)
 
-    def _each(self, field: str, values: Sequence[Any]) -> Callable[[Setting], list[Setting]]:
-        """Settings that differ in one field."""
+    def _each(self, values: Sequence[Any], *fields: str) -> Callable[[Setting], list[Setting]]:
+        """Settings that differ in these fields, which have the same value."""
 
         def others(stands: Setting) -> list[Setting]:
-            return self._possible([self._request(msgspec.structs.replace(stands, **{field: value})) for value in values])
+            changes = [dict.fromkeys(fields, value) for value in values]
+            return self._possible([self._request(msgspec.structs.replace(stands, **change)) for change in changes])
 
         return others
 
@@ -338,6 +346,10 @@ def thread_counts(cpu: Cpu) -> list[int]:
 def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Trials as values that JSON knows."""
     return [asdict(trial) for trial in trials]
+
+
+def _threads_text(setting: Setting) -> str:
+    return str(setting.threads)
 
 
 def _flash_text(setting: Setting) -> str:

@@ -14,15 +14,16 @@ from edge.bench.tune import Report, TuneOptions, thread_counts, tune
 from edge.bench.tune_formats import tune_formats
 from edge.bench.values import Setting
 from edge.device import Engine
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, BackendUnavailableError, UsageError
 from edge.plan import PlanRequest, make_plan
 from edge.tuning import load_tuning, look_up
+from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import Machine, device, write_gguf
 
 LAPTOP = replace(
     device(),
     gpus=(),
-    engines=tuple(Engine(e.name, e.package, "1", ("cpu",)) if e.name == "llamacpp" else e for e in device().engines),
+    engines=tuple(Engine(e.name, e.package, "1", ("cpu",)) if e.name in ("llamacpp", "onnx") else e for e in device().engines),
 )
 
 
@@ -158,6 +159,33 @@ def test_formats_are_measured_in_turns_and_each_is_kept(model: Artifact, tmp_pat
     assert (first.tuning.n_prompt, first.tuning.n_decode) == (second.tuning.n_prompt, second.tuning.n_decode)
     assert load_tuning(LAPTOP, other, cache_dir=tmp_path) == first.tuning
     assert load_tuning(LAPTOP, model, cache_dir=tmp_path) == second.tuning
+
+
+def test_an_engine_with_one_number_of_threads_gets_the_best_one(tmp_path: Path) -> None:
+    model = open_artifact(write_onnx(tmp_path / "onnx", kind="int4"))
+    n = thread_counts(LAPTOP.cpu)[0]
+    machine = Machine(best_at(threads=n, n_ubatch=256))
+    report, _ = run(machine, model, tmp_path)
+    assert {given.threads for given in machine.measured} == set(thread_counts(LAPTOP.cpu))
+    assert (report.tuning.threads, report.tuning.threads_batch, report.tuning.n_ubatch) == (n, n, 256)
+    plan = make_plan(LAPTOP, model, PlanRequest(), tuned=look_up(LAPTOP, model, cache_dir=tmp_path))
+    assert (plan.backend, plan.n_threads, plan.n_ubatch) == ("onnx", n, 256)
+
+
+def test_each_format_is_tuned_on_those_named_engines_that_read_it(model: Artifact, tmp_path: Path) -> None:
+    other = open_artifact(write_onnx(tmp_path / "onnx", kind="int4"))
+    machine = Machine(lambda s: (0.2, 0.2))
+    reports = tune_formats(
+        LAPTOP,
+        [model, other],
+        TuneOptions(600.0, backends=("llamacpp", "onnx")),
+        cache_dir=tmp_path,
+        open_worker=Workers(machine),
+        clock=machine.clock,
+    )
+    assert [report.tuning.backend for report in reports] == ["llamacpp", "onnx"]
+    with pytest.raises(BackendUnavailableError, match="cannot read gguf"):
+        run(machine, model, tmp_path, TuneOptions(600.0, backends=("onnx",)))
 
 
 def test_time_is_kept(model: Artifact, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from edge.bench.tune import Report
 from edge.bench.tuner import Outcome, Trial
 from edge.bench.values import Result
 from edge.device import probe
-from edge.errors import BackendError
+from edge.errors import BackendError, UsageError
+from edge.mlpackage import METADATA_KEY
 from edge.tuning import Tuning, remember
 from tests.tiny_onnx import write_onnx
+from tests.tiny_package import INFO, program_of, write_package
 from tests.unit.bench.fakes import sample, setting, write_gguf
 from tests.unit.cli.conftest import Call, Terminal
 from tests.unit.test_tuning import make
@@ -90,6 +92,7 @@ def test_a_folder_that_is_not_there(call: Call, model: Path, tmp_path: Path, ban
     done = call("bench", str(model), "--backend", "fake", "--plot", str(tmp_path / "no" / "bench.svg"), *QUICK)
     assert done.code == 1
     assert "cannot be written" in done.err
+    assert done.out.startswith("Tiny  ")  # what took minutes is not lost
 
 
 def test_a_candidate_that_fails(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +305,18 @@ def test_candidates_are_named_by_what_differs(model: Path, tmp_path: Path) -> No
     grid = Grid(backends=("fake",), n_ubatch=(64, 128), flash_attention=(True, False))
     assert names(grid)[:2] == ["tiny, batch 64, flash attention on", "tiny, batch 64, flash attention off"]
     assert len(names(grid)) == 8
+
+
+def test_a_package_with_a_short_context_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
+    from edge.bench.candidates import Grid, find_candidates
+
+    about = json.dumps({**INFO, "context": 512})
+    package = open_artifact(write_package(tmp_path / "short.mlpackage", program_of({METADATA_KEY: about})))
+    grid = Grid(backends=("fake",))
+    (found,) = find_candidates(probe(), [package], grid, n_tokens=40, cache_dir=tmp_path)
+    assert found.plan.n_ctx == 512
+    with pytest.raises(UsageError, match="built for 512 tokens, and 641 are to be measured"):
+        find_candidates(probe(), [package], grid, n_tokens=640, cache_dir=tmp_path)
 
 
 def test_terminal_table(
