@@ -43,7 +43,7 @@ def with_candidates(request: Request, source: Input) -> Request:
         request: what is wanted.
         source: of the conversion.
     """
-    names = CANDIDATES
+    names: tuple[str, ...] = CANDIDATES
     if source.kind == "gguf" and request.smaller is None and request.adapter is None:
         own = read_header(source.path).file_type
         names = (own, *names) if own in QUANTISATIONS and own not in (*FLOATS, *names) else names

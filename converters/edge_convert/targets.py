@@ -46,7 +46,7 @@ _CORE_CALIBRATION_S = 6e-11  # seconds a weight and token
 _TOOLS: dict[Format, tuple[str, ...]] = {
     "gguf": ("gguf", "llama_cpp_python", "numpy"),
     "onnx": ("onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
-    "coreml": ("coremltools", "torch", "numpy"),
+    "coreml": ("coremltools", "torch", "transformers", "numpy"),
 }
 _SMALLER_TOOLS = ("torch", "transformers", "peft", "safetensors")
 
@@ -167,7 +167,8 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
 
 def request_key(request: Request) -> str:
     """What of a request decides the bytes that come out."""
-    calibration = read_calibration(request.gguf.calibration) if request.gguf.use_imatrix else ""
+    is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
+    calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
     plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None)
     changes = [recipe_key(request.smaller)] if request.smaller else []
     changes += [adapter_key(request.adapter)] if request.adapter else []
@@ -199,7 +200,12 @@ def _look(source: Input) -> _Facts:
     architecture = find_gguf_architecture(header, source.path.name)
     # As a checkpoint names them, rows first; llama.cpp's file writes the sizes the other way round.
     shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
-    config = {"num_hidden_layers": header.n_layer, "hidden_size": header.n_embd, "vocab_size": header.n_vocab}
+    config = {
+        "num_hidden_layers": header.n_layer,
+        "hidden_size": header.n_embd,
+        "vocab_size": header.n_vocab,
+        "max_position_embeddings": header.n_ctx_train,
+    }
     return _Facts(
         input=source,
         architecture=architecture,
@@ -459,24 +465,33 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
 
 
 def _coreml_steps(facts: _Facts, request: Request) -> list[Step]:
+    if not request.coreml_variants:
+        raise UsageError("No variant of Core ML is named.", "Leave out --variants, or name one: gpu, ane, fp16.")
     return [_coreml_step(facts, request, variant) for variant in request.coreml_variants]
 
 
 def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane", "fp16"]) -> Step:
+    exporter = import_module("edge_convert.coreml.export")
+    options = exporter.CoreMLOptions(
+        variant=variant,
+        context=request.coreml_context,
+        stateful=request.coreml_stateful,
+        source_gguf=_carried(facts),
+        calibration=request.gguf.calibration,
+        palette_bits=request.coreml_palette_bits,
+    )
+    longest = facts.sizes.config.get("max_position_embeddings")
+    exporter.check_options(options, longest if isinstance(longest, int) and longest > 0 else None)
+
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        exporter = import_module("edge_convert.coreml.export")
-        options = exporter.CoreMLOptions(
-            variant=variant,
-            context=request.coreml_context,
-            stateful=request.coreml_stateful,
-            source_gguf=_carried(facts),
-            calibration=request.gguf.calibration,
-            palette_bits=request.coreml_palette_bits,
-        )
         exporter.export_coreml(_open(facts, done).folder, folder, options, told)
         recipe = {"variant": variant, "context": str(request.coreml_context), "stateful": str(request.coreml_stateful)}
         if variant == "ane":
             recipe["palette bits"] = str(request.coreml_palette_bits)
+        if variant == "gpu" and options.source_gguf:
+            recipe["blocks"] = "of the source GGUF, where its types fit"
+        if variant != "fp16":
+            recipe["calibration"] = f"the text {digest_of(read_calibration(options.calibration))[:16]}"
         _write_manifest(folder, facts, done, "coreml", variant, recipe)
 
     return Step(

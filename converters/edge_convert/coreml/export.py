@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -27,7 +27,7 @@ from .normalise import normalise_package
 from .quantise import Encoder, Variant
 from .tools import quiet_coremltools
 
-__all__ = ["CoreMLOptions", "export_coreml"]
+__all__ = ["CoreMLOptions", "check_options", "export_coreml"]
 
 Progress = Callable[[str, float], None]
 
@@ -74,7 +74,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     """
     opened = open_checkpoint(checkpoint)
     decoder = read_decoder(checkpoint)
-    _check_options(options)
+    check_options(options)
     ct = quiet_coremltools()
     on_progress("reading", 0.0)
     model = load_reference(checkpoint)
@@ -124,11 +124,29 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     return [package, *tokenizer]
 
 
-def _check_options(options: CoreMLOptions) -> None:
+def check_options(options: CoreMLOptions, longest: int | None = None) -> None:
+    """Refuse what cannot be made, before anything is done.
+
+    Args:
+        options: what is wanted.
+        longest: context in tokens that the model knows positions for, where that is known.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+    if options.variant not in get_args(Variant):
+        raise UsageError(f"There is no variant {options.variant} of Core ML.", f"Known are: {', '.join(get_args(Variant))}.")
     if options.palette_bits not in (4, 6):
         raise UsageError(f"Palettes of {options.palette_bits} bits are not offered.", "Choose 4 or 6.")
     if options.context < 32 or options.context % 32:
-        raise UsageError(f"A context of {options.context} tokens cannot be laid out.", "Choose a multiple of 32.")
+        raise UsageError(
+            f"A context of {options.context} tokens cannot be laid out.", "Choose a multiple of 32: --context 2048"
+        )
+    if longest is not None and options.context > longest:
+        raise UsageError(
+            f"A context of {options.context} tokens was asked for, but this model knows positions up to {longest}.",
+            f"Choose a multiple of 32 up to that: --context {longest - longest % 32}",
+        )
     if not 1 < options.chunk <= options.context:
         raise UsageError(
             f"A prefill chunk of {options.chunk} tokens does not fit a context of {options.context}.",
