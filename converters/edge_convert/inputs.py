@@ -60,7 +60,7 @@ def find_input(
 
     reference = reference.strip()
     path = Path(reference).expanduser()
-    if path.is_dir() and (path / "config.json").is_file() and not (path / "genai_config.json").is_file():
+    if path.is_dir() and _is_checkpoint(path):
         return Input(kind="checkpoint", path=path, source=path.resolve().name)
     if path.is_file() and path.suffix == ".safetensors":
         raise UsageError(f"{path} is one file of a checkpoint.", f"Name its folder: {path.parent}")
@@ -72,13 +72,28 @@ def find_input(
         found = pull_checkpoint(reference, settings=settings, on_progress=on_progress)
         if found is not None:
             return Input(kind="checkpoint", path=found.path, source=reference, licence=found.licence)
-    artifact = resolve(reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence, formats=("gguf",))
+    try:
+        artifact = resolve(
+            reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence, formats=("gguf",)
+        )
+    except ModelFileError as error:
+        if not path.is_dir() or any(path.glob("*.gguf")):
+            raise
+        # What it advises is meant for running a model: formats that are results here.
+        raise ModelFileError(error.message, "Give the folder of a checkpoint, with its config.json, or a .gguf file.") from error
     if artifact.format != "gguf":
         raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
     is_own = artifact.source == str(path) or path.exists()
     return Input(
         kind="gguf", path=artifact.path, source=artifact.path.name if is_own else artifact.source, licence=artifact.licence
     )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, or would be one if something were not missing."""
+    if (folder / "genai_config.json").is_file():
+        return False  # an ONNX model, with the config.json it was made from
+    return (folder / "config.json").is_file() or any(folder.glob("*.safetensors"))
 
 
 def find_adapter(reference: str, settings: Settings, *, on_progress: Callable[[Any], None] | None = None) -> Adapter:

@@ -153,6 +153,13 @@ def test_bad_sources(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> No
     unknown = convert(folder, *out)
     assert (unknown.code, "is a MambaForCausalLM" in unknown.err, "Qwen3ForCausalLM" in unknown.err) == (1, True, True)
     assert convert(tmp_path / "nowhere/at/all", *out).code == 3
+    (folder / "config.json").unlink()
+    (folder / "pytorch_model.bin").rename(weights)
+    bare = convert(folder, *out)
+    assert (bare.code, "has no config.json" in bare.err) == (1, True)
+    (tmp_path / "empty").mkdir()
+    empty = convert(tmp_path / "empty", *out)
+    assert (empty.code, "folder of a checkpoint, with its config.json" in empty.err) == (1, True)
     assert not (tmp_path / "out").exists()
 
 
