@@ -2,7 +2,8 @@
 
 What `edge tune` measured decides where it measured at least two of them on this device. Otherwise the order is: the accelerator
 that computes fastest or takes the least energy, then the engine that was faster in our own measurements (docs/onnx.md), then
-what was published before what `edge convert` made of it, then the smaller file. The reason goes into the receipt.
+what was published before what `edge convert` made of it, then the smaller file. One that does not fit, or cannot do what is
+asked for, is passed over. The reason goes into the receipt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError
+from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError, UsageError
 from edge.placement import choose_engine, find_targets
 from edge.plan import make_plan
 from edge.receipt import Accelerator, Choice, Plan, PlanRequest, size_text
@@ -92,8 +93,8 @@ def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, .
         request: what was asked for.
 
     Returns:
-        Where nothing can be run, what the engine that was asked for reads, or ("gguf",), which is what most models are published
-        in: what is missing is said when the plan is made.
+        Where nothing can be run, what the engine that was asked for reads, or ("gguf",), which is what most models are
+        published in: what is missing is said when the plan is made.
     """
     from edge.placement import ENGINES
 
@@ -158,6 +159,10 @@ def choose_plan(
             failures.append(error)
             passed_over.append(f"{option.name} does not fit into memory")
             continue
+        except UsageError as error:  # a package built for a shorter context, keys and values of another type
+            failures.append(error)
+            passed_over.append(f"{option.name} cannot do what is asked for ({error.message.rstrip('.')})")
+            continue
         why = _reason(option, ordered, measured if not passed_over else [])
         if request.backend is not None and len(ordered) == 1:
             why = f"what {request.backend} reads, which is asked for"
@@ -172,13 +177,13 @@ def choose_plan(
 def _own_fallbacks(
     plan: Plan, option: _Option, others: Sequence[_Option], plan_of: Callable[[_Option], Plan]
 ) -> tuple[Accelerator, ...]:
-    """The fallbacks of a plan up to the first on which another option would be better, and fits."""
+    """The fallbacks of a plan up to the first on which another option would be better, and can do what is asked for."""
     kept: list[Accelerator] = []
     for accelerator in plan.fallbacks:
         lesser = replace(option, accelerator=accelerator)
         for other in others:
             if other.order < lesser.order:
-                with suppress(ModelTooLargeError):
+                with suppress(ModelTooLargeError, UsageError):
                     plan_of(other)
                     return tuple(kept)
         kept.append(accelerator)

@@ -108,7 +108,9 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
         is_tuned=not options["untuned"],
     )
     n_tokens = options["prompt"] + options["decode"]
-    candidates = find_candidates(device, artifacts, grid, n_tokens=n_tokens, cache_dir=settings.paths.cache_dir)
+    candidates = find_candidates(
+        device, artifacts, grid, n_tokens=n_tokens, cache_dir=settings.paths.cache_dir, on_left_out=_say_left_out
+    )
     chosen = Options(n_prompt=options["prompt"], n_decode=options["decode"], n_rounds=options["reps"])
     with output.Status() as status:
         result = run_bench(
@@ -120,6 +122,10 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
     if not result.is_complete and not any(row.error for row in result.rows):
         return 130  # Ctrl-C
     return 1 if any(row.error for row in result.rows) else 0
+
+
+def _say_left_out(artifact: Artifact, why: str) -> None:
+    output.note(output.plain(f"Left out: {artifact.format}. {why}"))
 
 
 def find_models(app: App, settings: Settings, names: tuple[str, ...], backends: tuple[str, ...] = ()) -> list[Artifact]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from edge.artifact import Artifact
     from edge.backends.canary import Safety
     from edge.device_profile import DeviceProfile
-    from edge.receipt import Accelerator
+    from edge.errors import EdgeError
+    from edge.receipt import Accelerator, Plan
+    from edge.tuning import Lookup
 
 __all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
 
@@ -58,7 +60,13 @@ def safety_here(device: DeviceProfile, cache_dir: Path) -> Safety | None:
 
 
 def find_candidates(
-    device: DeviceProfile, artifacts: Sequence[Artifact], grid: Grid, *, n_tokens: int, cache_dir: Path
+    device: DeviceProfile,
+    artifacts: Sequence[Artifact],
+    grid: Grid,
+    *,
+    n_tokens: int,
+    cache_dir: Path,
+    on_left_out: Callable[[Artifact, str], None] = lambda artifact, why: None,
 ) -> list[Candidate]:
     """A candidate for each combination that is possible here.
 
@@ -68,6 +76,7 @@ def find_candidates(
         grid: what to try.
         n_tokens: that are read and written.
         cache_dir: where the canary's verdict and the tunings are.
+        on_left_out: told of one format that cannot do what is asked for while another one of the same model can, and why.
 
     Raises:
         BackendUnavailableError: a model has no engine here, or an engine that was named can run none of the models.
@@ -76,31 +85,64 @@ def find_candidates(
     engines = {artifact.path: grid.backends or tuple(engines_for(device, artifact)) for artifact in artifacts}
     needs_llamacpp = any("llamacpp" in names for names in engines.values())
     safety = safety_here(device, cache_dir) if needs_llamacpp else None
-    requests = [replace(request, n_seq=1) for request in _requests(grid)]
     found: list[Candidate] = []
-    failures: dict[str, BackendUnavailableError] = {}
-    able: set[str] = set()
+    problems: dict[str, EdgeError] = {}
+    unable: list[tuple[Artifact, EdgeError]] = []
     for artifact in artifacts:
         tuned = look_up(device, artifact, cache_dir=cache_dir) if grid.is_tuned else None
-        context = _context(artifact, n_tokens)
-        n_before = len(found)
+        plans: list[Plan] = []
+        reason: EdgeError | None = None
         for backend in engines[artifact.path] or (None,):
-            for request in requests:
-                try:
-                    asked = replace(request, backend=backend, context=context)
-                    plan = make_plan(device, artifact, asked, safety=safety, tuned=tuned)
-                except BackendUnavailableError as error:
-                    failures.setdefault(backend or "", error)
-                    failures.setdefault(str(artifact.path), error)
-                    continue
-                able.add(plan.backend)
-                found.append(Candidate("", plan))
-        if len(found) == n_before:
-            raise failures[str(artifact.path)]
+            try:
+                plans += _plans(device, artifact, backend, grid, n_tokens, safety, tuned)
+            except (BackendUnavailableError, UsageError) as error:
+                # What cannot be asked of an engine says more than that it reads other models.
+                if reason is None or isinstance(error, UsageError):
+                    reason = error
+                if backend is not None and (backend not in problems or isinstance(error, UsageError)):
+                    problems[backend] = error
+        if reason is not None and (isinstance(reason, UsageError) or not plans):
+            unable.append((artifact, reason))
+        else:
+            found += [Candidate("", plan) for plan in plans]
+    for artifact, why in unable:
+        if all(candidate.plan.artifact.source != artifact.source for candidate in found):
+            raise why
+        on_left_out(artifact, why.message)
+    able = {candidate.plan.backend for candidate in found}
     for backend in grid.backends:
         if backend not in able:
-            raise failures[backend]
+            raise problems[backend]
     return _named(found, grid)
+
+
+def _plans(
+    device: DeviceProfile,
+    artifact: Artifact,
+    backend: str | None,
+    grid: Grid,
+    n_tokens: int,
+    safety: Safety | None,
+    tuned: Lookup | None,
+) -> list[Plan]:
+    """A plan for each combination of settings that this engine can do with a model.
+
+    Raises:
+        BackendUnavailableError: there is none.
+        UsageError: one of them can never be.
+    """
+    context = _context(artifact, n_tokens)
+    plans = []
+    missing: BackendUnavailableError | None = None
+    for request in _requests(grid):
+        asked = replace(request, backend=backend, context=context, n_seq=1)
+        try:
+            plans.append(make_plan(device, artifact, asked, safety=safety, tuned=tuned))
+        except BackendUnavailableError as error:
+            missing = missing or error
+    if missing is not None and not plans:
+        raise missing
+    return plans
 
 
 def _requests(grid: Grid) -> list[PlanRequest]:

@@ -11,7 +11,7 @@ import pytest
 from edge.artifact import Artifact
 from edge.choosing import choose_plan, rank_formats
 from edge.device import CapturedSystem, DeviceProfile, Engine, probe
-from edge.errors import BackendUnavailableError, ModelTooLargeError
+from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
 from edge.gguf import GGUFHeader, TensorInfo
 from edge.mlpackage import CoreMLPackage, Golden, PackageInfo
 from edge.onnx_folder import OnnxFolder
@@ -152,6 +152,19 @@ def test_what_does_not_fit_is_passed_over_and_told() -> None:
     assert reason(plan).startswith("gguf Q4_0 does not fit into memory; ")
     with pytest.raises(ModelTooLargeError):
         choose(small, gguf(size=4000 * MIB), onnx(size=4000 * MIB))
+
+
+def test_what_cannot_do_what_is_asked_for_is_passed_over_and_told() -> None:
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"))
+    plan = choose(mac, gguf(), coreml(context=2048), context=4096)
+    assert (plan.backend, plan.n_ctx) == ("llamacpp", 4096)
+    assert reason(plan).startswith("coreml ane cannot do what is asked for (A context of 4,096 tokens is asked for")
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    faster = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    plan = choose(cpu, gguf(), onnx(), tuned=faster, kv_type_k="q8_0", kv_type_v="q8_0")
+    assert (plan.backend, plan.kv_type_k) == ("llamacpp", "q8_0")
+    with pytest.raises(UsageError, match="999 threads"):
+        choose(cpu, gguf(), onnx(), threads=999)
 
 
 def test_what_no_engine_here_reads_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -317,6 +318,31 @@ def test_a_package_with_a_short_context_is_measured_as_far_as_it_goes(tmp_path: 
     assert found.plan.n_ctx == 512
     with pytest.raises(UsageError, match="built for 512 tokens, and 641 are to be measured"):
         find_candidates(probe(), [package], grid, n_tokens=640, cache_dir=tmp_path)
+
+
+def test_of_several_formats_those_that_can_do_what_is_asked_for_are_measured(model: Path, tmp_path: Path) -> None:
+    from edge.bench.candidates import Grid, find_candidates
+
+    folder = write_onnx(tmp_path / "onnx-tiny", kind="int4")
+    artifacts = [open_artifact(path, source="both") for path in (model, folder)]
+    told: list[tuple[str, str]] = []
+
+    def formats(grid: Grid) -> list[str]:
+        found = find_candidates(
+            probe(), artifacts, grid, n_tokens=40, cache_dir=tmp_path, on_left_out=lambda a, why: told.append((a.format, why))
+        )
+        return [candidate.plan.artifact.format for candidate in found]
+
+    assert formats(Grid(backends=("fake",))) == ["gguf", "onnx"]
+    assert told == []
+    assert formats(Grid(backends=("fake",), kv_types=("f16", "q8_0"))) == ["gguf", "gguf"]
+    assert [form for form, _ in told] == ["onnx"]
+    assert "keeps its KV cache as f32" in told[0][1]
+    with pytest.raises(UsageError, match="threads"):
+        formats(Grid(backends=("fake",), threads=(1, 9999)))
+    artifacts = [replace(artifact, source=str(artifact.path)) for artifact in artifacts]
+    with pytest.raises(UsageError, match="keeps its KV cache as f32"):  # each was named by itself
+        formats(Grid(backends=("fake",), kv_types=("q8_0",)))
 
 
 def test_terminal_table(
