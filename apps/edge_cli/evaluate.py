@@ -67,9 +67,9 @@ def evaluate(
 ) -> None:
     """Measure models side by side: quality, speed and memory.
 
-    A MODEL is a checkpoint folder, a .gguf file, an ONNX folder, an .mlpackage, or the name of a model on this device. All read
-    the same text and answer the same prompts. Quality is measured side by side, speed alone and in turns; see docs/eval.md for
-    what the numbers mean.
+    A MODEL is a checkpoint folder, a .gguf file, an ONNX folder, an .mlpackage, a folder that `edge convert` made, or the name
+    of a model on this device. All read the same text and answer the same prompts. Quality is measured side by side, speed alone
+    and in turns; see docs/eval.md for what the numbers mean.
     """
     from edge_convert.evaluate.card import markdown, to_json
     from edge_convert.evaluate.evaluation import EvaluateOptions
@@ -86,18 +86,20 @@ def evaluate(
         gate=gate,
         ray=ray,
     )
+    for file in (html, markdown_file):
+        _check_place(file)  # said before the work, not after it
     paths = [_find(app, model) for model in models]
     reference = _find(app, against) if against else None
     with output.Status() as status:
         card = run_evaluation(paths, reference, options, lambda text, done: status.show(f"{100 * done:3.0f}%  {text}"))
-    if html:
-        _write(html, html_page(card))
-    if markdown_file:
-        _write(markdown_file, markdown(card))
     if as_json:
         output.piece(to_json(card).decode())
     else:
         print_card(card)
+    if html:
+        _write(html, html_page(card))
+    if markdown_file:
+        _write(markdown_file, markdown(card))
     enforce(card)
 
 
@@ -163,9 +165,19 @@ def _columns(card: Card, used: list[int]) -> Any:
 def _find(app: App, model: str) -> Path:
     """The path itself, or where the model of that name is on this device."""
     from edge.catalog import resolve
+    from edge_convert.evaluate.logits import model_in
 
     path = Path(model).expanduser()
-    return path if path.exists() else resolve(model, settings=app.settings(), download=False).path
+    return model_in(path) if path.exists() else resolve(model, settings=app.settings(), download=False).path
+
+
+def _check_place(file: Path | None) -> None:
+    import os
+
+    from edge.errors import StorageError
+
+    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+        raise StorageError(f"{file} cannot be written.", "Name a file in a folder that is there.")
 
 
 def _write(path: Path, text: str) -> None:

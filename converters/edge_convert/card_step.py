@@ -13,7 +13,7 @@ import msgspec
 from edge_convert.evaluate.card import Card, markdown, read_card, to_json
 from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
 from edge_convert.evaluate.gate import check, parse_gate
-from edge_convert.evaluate.logits import is_slow
+from edge_convert.evaluate.logits import is_slow, model_in
 from edge_convert.evaluate.page import html_page
 from edge_convert.pipeline import Plan, Step
 
@@ -47,7 +47,7 @@ def card_step(
     n_slow = sum(is_slow(step.name.partition("-")[0]) for step in steps)
 
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        models = [_model(done(step.name)) for step in steps]
+        models = [model_in(done(step.name)) for step in steps]
         card = evaluate(models, reference(done), how, told)
         first, *rest = card.rows
         rows = (msgspec.structs.replace(first, name=name), *rest)
@@ -92,9 +92,3 @@ def _write(folder: Path, card: Card) -> None:
     (folder / "card.json").write_bytes(to_json(card))
     (folder / "card.md").write_text(markdown(card), encoding="utf-8")
     (folder / "card.html").write_text(html_page(card), encoding="utf-8")
-
-
-def _model(folder: Path) -> Path:
-    """What of an artifact's folder is the model: its only GGUF or package, or the folder itself."""
-    found = sorted([*folder.glob("*.gguf"), *folder.glob("*.mlpackage")])
-    return found[0] if found else folder

@@ -80,7 +80,8 @@ def find_input(
         if not path.is_dir() or any(path.glob("*.gguf")):
             raise
         # What it advises is meant for running a model: formats that are results here.
-        raise ModelFileError(error.message, "Give the folder of a checkpoint, with its config.json, or a .gguf file.") from error
+        hint = "Give the folder of a checkpoint, with its config.json, or a .gguf file."
+        raise ModelFileError(error.message, hint) from error
     if artifact.format != "gguf":
         raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
     is_own = artifact.source == str(path) or path.exists()

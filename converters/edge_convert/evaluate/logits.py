@@ -27,6 +27,7 @@ __all__ = [
     "find_format",
     "greedy",
     "is_slow",
+    "model_in",
     "open_logits",
     "size_on_disk",
     "tokenise_with",
@@ -129,6 +130,12 @@ def find_format(path: Path) -> str:
         f"{path} is no model that can be evaluated.",
         "Give a .gguf file, a folder with genai_config.json (ONNX) or config.json (checkpoint), or an .mlpackage.",
     )
+
+
+def model_in(path: Path) -> Path:
+    """The only GGUF or package in a folder that `edge convert` made; a path that is a model is that model."""
+    inside = sorted([*path.glob("*.gguf"), *path.glob("*.mlpackage")]) if path.suffix != ".mlpackage" else []
+    return inside[0] if len(inside) == 1 and not (path / "config.json").is_file() else path
 
 
 def is_slow(form: str) -> bool:

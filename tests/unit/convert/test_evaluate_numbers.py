@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge.errors import ModelFileError, ModelNotFoundError, QualityGateError, UsageError
 from edge_convert.evaluate.card import Card, Row, Speed, markdown, read_card, to_json
 from edge_convert.evaluate.gate import Failure, Limit, check, enforce, parse_gate
-from edge_convert.evaluate.logits import find_format, greedy
+from edge_convert.evaluate.logits import find_format, greedy, model_in
 from edge_convert.evaluate.metrics import Quality, Scores, compare, summarise
 from edge_convert.evaluate.page import html_page
 from edge_convert.evaluate.passages import TextOptions, Window, beginnings, make_windows, read_texts
@@ -329,3 +329,22 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         find_format(tmp_path / "notes.txt")
     (tmp_path / "x.mlpackage").mkdir()
     assert find_format(tmp_path / "x.mlpackage") == "coreml"
+
+
+def test_the_model_in_a_folder_that_a_conversion_made(tmp_path: Path) -> None:
+    for folder, model in (("gguf-Q4_0", "a-Q4_0.gguf"), ("coreml-gpu", "model.mlpackage")):
+        (tmp_path / folder / model).mkdir(parents=True)
+        assert model_in(tmp_path / folder) == tmp_path / folder / model
+        assert model_in(tmp_path / folder / model) == tmp_path / folder / model
+    (tmp_path / "gguf-Q4_0/another.gguf").touch()  # it takes a person to say which
+    assert model_in(tmp_path / "gguf-Q4_0") == tmp_path / "gguf-Q4_0"
+    (tmp_path / "coreml-gpu/config.json").touch()  # a checkpoint
+    assert model_in(tmp_path / "coreml-gpu") == tmp_path / "coreml-gpu"
+
+
+def test_a_card_that_could_not_be_written_is_said_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edge_cli.main import run
+
+    for option, file in (("--html", tmp_path / "nowhere/card.html"), ("--markdown", tmp_path)):
+        assert run(["eval", str(tmp_path / "no-model"), option, str(file)]) == 1
+        assert f"{file} cannot be written" in capsys.readouterr().err
