@@ -36,7 +36,7 @@ def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
 
     began = time.monotonic()
     with output.Status() as status:
-        status.watch(lambda: f"Computing {path.name}, which takes a minute or two: {time.monotonic() - began:.0f} s")
+        status.watch(lambda: f"{time.monotonic() - began:3.0f} s  Computing {path.name}, which takes a minute or two")
         report = verify(path, compute_units=compute_units)  # type: ignore[arg-type]  # checked there
     if as_json:
         output.json_object(asdict(report))
@@ -63,5 +63,5 @@ def _lines(report: VerifyReport) -> list[tuple[str, str]]:
         ("computed by", f"{where}; {report.seconds_per_token:.2f} s a token"),
         *(("planned on", f"{unit}: {share:.0%} of the operations") for unit, share in report.placement.items()),
         ("to the export", f"KL {report.divergence:.5f} nats at {n} places in a text of {report.n_read} tokens"),
-        ("to the source", f"{source} (KL {report.source_expected:.4f} at the export)"),
+        ("to the source", source),
     ]

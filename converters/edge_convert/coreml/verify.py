@@ -19,7 +19,6 @@ import msgspec
 from edge.errors import BackendError, UsageError
 
 from .golden import golden_logits
-from .info import PackageInfo
 from .program import find_spec
 from .runner import ComputeUnits, Engine, Functions, PackageRunner, load_functions
 
@@ -49,7 +48,6 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         n_positions: places where logits were compared.
         divergence: mean KL in nats to what the exporter's evaluation of this package gave.
         source_divergence: mean KL in nats to the checkpoint in float32.
-        source_expected: the same, as the exporter measured it.
         source_agreement: share of places where the likeliest token is the checkpoint's.
         seconds_per_token: mean time of a decode step.
         placement: share of operations that Core ML plans for each unit; empty where there is no plan.
@@ -64,7 +62,6 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     n_positions: int
     divergence: float
     source_divergence: float
-    source_expected: float
     source_agreement: float
     seconds_per_token: float
     placement: dict[str, float]
@@ -129,27 +126,11 @@ def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[s
         n_positions=len(found),
         divergence=divergence,
         source_divergence=_mean([top.divergence(logits) for top, logits in zip(info.golden.source, found, strict=True)]),
-        source_expected=_expected(info),
         source_agreement=_mean(agreement),
         seconds_per_token=_mean(steps),
         placement=placement,
         is_good=divergence <= _SAME,
     )
-
-
-def _expected(info: PackageInfo) -> float:
-    """KL from the checkpoint to the exporter's evaluation. Both are stored as their likeliest tokens only."""
-    import numpy as np
-
-    found = []
-    for source, package in zip(info.golden.source, info.golden.package, strict=True):
-        rest = np.log(
-            max(1.0 - float(np.exp(package.log_probabilities).sum()), 1e-9) / max(info.vocab - len(package.tokens), 1)
-        )
-        logits = np.full(info.vocab, rest)
-        logits[package.tokens] = package.log_probabilities
-        found.append(source.divergence(logits))
-    return _mean(found)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,12 +18,12 @@ from edge.errors import BackendError, BackendUnavailableError, ModelFileError, U
 from edge_cli.convert_verify import verify_package
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
-from edge_convert.coreml.info import METADATA_KEY, TopLogits, read_info
+from edge_convert.coreml.info import METADATA_KEY, Golden, TopLogits, read_info
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from edge_convert.coreml.program import Package, find_spec, read_spec
 from edge_convert.coreml.verify import verify
-from tests.unit.convert.coreml.support import divergence, export_tiny, log_softmax
+from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, log_softmax, open_runner
 
 Make = Callable[[str], Path]
 
@@ -44,11 +44,17 @@ def _weights(package: Path) -> Path:
     return find_spec(package)[1]
 
 
+def _fed(golden: Golden) -> list[list[int]]:
+    return [golden.prompt, *([token] for token in golden.continuation[:-1])]
+
+
 def test_verify_finds_a_good_package_good(original: Path) -> None:
     report = verify(original, engine="evaluator")
     assert report.is_good and report.divergence < 1e-4
     assert report.n_positions == 8 and report.compute_units is None
-    assert report.source_divergence == pytest.approx(report.source_expected, abs=0.02)
+    golden, runner = info_of(original).golden, open_runner(original)
+    expected = [top.divergence(runner.feed(fed)) for top, fed in zip(golden.source, _fed(golden), strict=True)]
+    assert report.source_divergence == pytest.approx(sum(expected) / len(expected), rel=1e-6)
 
 
 def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
