@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ _MODEL_TYPES = {
     "phi3": "phi3",
 }
 _SHARD_BYTES = 4 << 30
+_PART_ELEMENTS = 1 << 20
+"""Weights that are dequantised at a time: an embedding as a whole would take a dozen bytes for each of its weights."""
 _DTYPES = {"F16": "F16", "BF16": "BF16"}
 
 
@@ -276,28 +278,34 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor, dtype in entries:
-            file.write(_weights(name, tensor, dtype, architecture, config).tobytes())
+            for part in _weights(name, tensor, dtype, architecture, config):
+                file.write(part.data)
             told()
 
 
-def _weights(name: str, tensor: Any, dtype: str, architecture: Architecture, config: Mapping[str, Any]) -> NDArray[np.generic]:
-    """One tensor in transformers' layout."""
+def _weights(
+    name: str, tensor: Any, dtype: str, architecture: Architecture, config: Mapping[str, Any]
+) -> Iterator[NDArray[np.generic]]:
+    """One tensor in transformers' layout, some rows at a time where their order stays."""
     import numpy as np
     from gguf import dequantize
 
     shape = [int(size) for size in reversed(tensor.shape)]
-    # 16-bit types are carried over as they are.
-    values = dequantize(tensor.data, tensor.tensor_type) if dtype == "F32" else np.asarray(tensor.data)
-    values = values.view(np.uint16) if dtype == "BF16" and values.dtype == np.uint8 else values
-    values = values.reshape(shape)
-    if architecture.gguf.startswith("gemma") and name.endswith("norm.weight"):
-        values = values - np.float32(1.0)
     found = re.search(r"self_attn\.([qk])_proj\.", name)
-    if found and architecture.gguf == "llama":
-        heads = config["num_attention_heads"] if found[1] == "q" else config["num_key_value_heads"]
-        values = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
-    weights: NDArray[np.generic] = np.ascontiguousarray(values)
-    return weights
+    is_permuted = found is not None and architecture.gguf == "llama"
+    n_rows = len(tensor.data)
+    step = n_rows if is_permuted else max(1, _PART_ELEMENTS * n_rows // math.prod(shape))
+    for start in range(0, n_rows, step):
+        data = tensor.data[start : start + step]
+        # 16-bit types are carried over as they are.
+        values = dequantize(data, tensor.tensor_type) if dtype == "F32" else np.asarray(data)
+        values = values.view(np.uint16) if dtype == "BF16" and values.dtype == np.uint8 else values
+        if architecture.gguf.startswith("gemma") and name.endswith("norm.weight"):
+            values = values - np.float32(1.0)
+        if found and is_permuted:
+            heads = config["num_attention_heads"] if found[1] == "q" else config["num_key_value_heads"]
+            values = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2)
+        yield np.ascontiguousarray(values)
 
 
 def _one(value: Any, what: str) -> int:

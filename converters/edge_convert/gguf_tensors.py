@@ -132,12 +132,13 @@ def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.gene
     """Change the type in pieces, so that no third copy of a large tensor exists, and look at what came out."""
     import numpy as np
 
-    result = np.empty(tensor.shape, dtype=dtype)
+    result = tensor if tensor.dtype == dtype else np.empty(tensor.shape, dtype=dtype)
     flat_in, flat_out = tensor.reshape(-1), result.reshape(-1)
     step = _ROW_CHUNK_BYTES // 4
     for start in range(0, flat_in.size, step):
-        with np.errstate(over="ignore"):
-            flat_out[start : start + step] = flat_in[start : start + step]
+        if result is not tensor:
+            with np.errstate(over="ignore"):
+                flat_out[start : start + step] = flat_in[start : start + step]
         if not np.isfinite(flat_out[start : start + step]).all():
             is_damaged = not np.isfinite(flat_in[start : start + step]).all()
             what = "holds values that are no numbers" if is_damaged else f"has weights too large for {np.dtype(dtype).name}"

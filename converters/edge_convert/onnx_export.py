@@ -190,6 +190,8 @@ def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: P
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HOME": str(work / "hf"),
+        # The builder stamps the commit of whatever repository its own folder lies in into the model: here it finds none.
+        "GIT_DIR": str(work / "none"),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONUNBUFFERED": "1",
     }

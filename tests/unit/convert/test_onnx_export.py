@@ -199,6 +199,12 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_onnx: MakeOnnx, tiny_chec
     assert reports[-1] == ("done", 1.0)
     assert ("layer 2 of 2") in [text for text, _ in reports]
     assert [path.name for path in again.parent.iterdir()] == ["again"]
+    # The builder would add the commit of a repository that its environment lies in, such as this one.
+    import onnx
+    import onnxruntime_genai
+
+    version = onnx.load(again / "model.onnx", load_external_data=False).producer_version
+    assert version == f"{onnxruntime_genai.__version__}+{onnxruntime_genai.__commit__[:7]}"
 
 
 def write_gguf(path: Path, checkpoint: Path) -> None:
