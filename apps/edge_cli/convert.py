@@ -113,9 +113,12 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
 
         parse_gate(options["gate"])  # a mistake in it is said before the work, not after
     found = _find(app, source, accept_licence=options["accept_licence"])
+    from edge_convert.choose import with_candidates
     from edge_convert.pipeline import check_resources
     from edge_convert.targets import make_plan
 
+    if options["device"] and not options["quant"]:
+        request = with_candidates(request, found)
     out = options["out"] or Path(f"{_stem(found)}-converted")
     plan = make_plan(found, out, request)
     if options["dry_run"]:
@@ -125,7 +128,9 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if not options["as_json"]:
         _show(plan, as_json=False)
     check_resources(plan, free_memory_bytes=_free_memory(app))
-    return _run(plan, app, name, options)
+    from edge_convert.step_process import isolated
+
+    return _run(isolated(plan, found, request), app, name, options)
 
 
 def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
@@ -139,10 +144,10 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
         output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
         return 130
     named = convert_names.enter(app, name, made, is_asked=options["name"] is not None)
-    peaks = progress.peak_bytes
+    peaks, residents = progress.peak_bytes, progress.resident_bytes
     if options["as_json"]:
         found = {"out": str(plan.out), "artifacts": [str(path) for path in made], "named": named}
-        output.json_object({**found, "peak_bytes": peaks})
+        output.json_object({**found, "peak_bytes": peaks, "resident_bytes": residents})
         return 0
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -150,7 +155,8 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
     if peaks:
         title = max(peaks, key=lambda title: peaks[title])
         times = f", {peaks[title] / plan.f16_bytes:.1f} times the weights in 16 bits" if plan.f16_bytes else ""
-        output.note(f"Most memory at once: {size(peaks[title])}{times} ({title}).")
+        mapped = f", {size(residents[title])} with mapped files" if residents[title] > peaks[title] else ""
+        output.note(f"Most memory at once: {size(peaks[title])}{times}{mapped} ({title}).")
     convert_names.say_names(name, named)
     card = plan.out / "card/card.json"
     if card in [path / "card.json" for path in made]:
@@ -185,10 +191,6 @@ def _request(app: App, options: dict[str, Any]) -> Request:
     from edge_convert.targets import Request
 
     formats, quantisations, variants = (_names(options[key]) for key in ("formats", "quant", "variants"))
-    if options["device"] and not quantisations:
-        from edge_convert.choose import CANDIDATES
-
-        quantisations = CANDIDATES
     request = Request(
         formats=formats,
         bits=options["bits"],
