@@ -8,20 +8,45 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from edge.backends.stopping import watching
 from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
-__all__ = ["AbortFlag", "Batch", "forget_log", "give_memory_back", "load_failure", "load_library", "recent_log"]
+__all__ = [
+    "AbortFlag",
+    "Batch",
+    "bound_waiting",
+    "forget_log",
+    "give_memory_back",
+    "load_failure",
+    "load_library",
+    "recent_log",
+]
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
+_SPINS = "20000"  # about half a millisecond on x86: longer than threads usually miss each other by
 _log: deque[tuple[int, str]] = deque(maxlen=40)
 _lock = threading.Lock()
 _library: Any = None
 _callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
+
+
+def bound_waiting(environ: MutableMapping[str, str]) -> None:
+    """How long OpenMP's threads, which a pass has hundreds of meetings of, spin for each other before they sleep.
+
+    OpenMP reads this once, when it is loaded. By its default they spin for many milliseconds; when another program has the core
+    of the one that is waited for, decoding becomes ten times slower and more. If they sleep at once, all of them wake up late
+    at every meeting, which costs up to half of the speed (docs/builds.md).
+
+    Args:
+        environ: changed, unless the user has decided.
+    """
+    if "OMP_WAIT_POLICY" not in environ and "GOMP_SPINCOUNT" not in environ:
+        environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all that other libraries than GNU's know
+        environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def give_memory_back() -> None:
@@ -40,9 +65,7 @@ def load_library() -> Any:
     global _library
     with _lock:
         if _library is None:
-            # OpenMP reads this once, when it is loaded. Its default lets a thread that waits for another spin; when anything
-            # else runs on a core that the others wait for, decoding becomes ten times slower and more (docs/builds.md).
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            bound_waiting(os.environ)
             try:
                 library = importlib.import_module("llama_cpp.llama_cpp")
             except (ImportError, OSError, RuntimeError) as error:
