@@ -235,6 +235,8 @@ def _notes(result: Result) -> list[str]:
     """What explains the table, and what makes it doubtful."""
     n_done = max((len(row.samples) for row in result.rows), default=0)
     notes = [output.plain(f"{row.name}: {row.error}") for row in result.rows if row.error]
+    if not n_done:
+        return notes or ["Stopped before anything was measured."]
     if n_done < result.n_rounds:
         notes.append(f"Stopped after {n_done} of {result.n_rounds} rounds.")
     notes.append(

@@ -85,21 +85,31 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
     from edge.bench.tune import TuneOptions, tune
     from edge.bench.tune_formats import tune_formats
+    from edge.errors import UsageError
 
     artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
+    if options["kv_types"] and all(artifact.format != "gguf" for artifact in artifacts):
+        names = " and ".join(dict.fromkeys(artifact.name for artifact in artifacts))
+        raise UsageError(
+            f"{names} keeps its KV cache as it was built; only of a GGUF another type can be tried.", "Leave out --kv-type."
+        )
     for kind in options["kv_types"]:
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
     chosen = TuneOptions(60 * options["minutes"], backends=options["backends"], kv_types=options["kv_types"])
     cache_dir = settings.paths.cache_dir
-    with output.Status() as status:
+    try:
+        with output.Status() as status:
 
-        def tell(text: str, share: float) -> None:
-            status.show(f"{100 * share:3.0f}%  {text}")
+            def tell(text: str, share: float) -> None:
+                status.show(f"{100 * share:3.0f}%  {text}")
 
-        if len(artifacts) == 1:
-            reports = [tune(app.probe(), artifacts[0], chosen, cache_dir=cache_dir, on_progress=tell)]
-        else:
-            reports = tune_formats(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
+            if len(artifacts) == 1:
+                reports = [tune(app.probe(), artifacts[0], chosen, cache_dir=cache_dir, on_progress=tell)]
+            else:
+                reports = tune_formats(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
+    except KeyboardInterrupt:
+        output.note("Interrupted. Nothing was kept; what was remembered before still counts.")
+        return 130
     if options["as_json"]:
         found = [_report_json(artifact, report) for artifact, report in zip(artifacts, reports, strict=True)]
         output.json_object({"formats": found} if len(found) > 1 else found[0])

@@ -112,7 +112,8 @@ def test_a_candidate_that_fails(call: Call, model: Path, monkeypatch: pytest.Mon
     assert "Tiny: The engine gave up." in done.err  # and nothing in it moves the cursor
 
 
-def test_ctrl_c_shows_what_there_is(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_done", [0, 1])
+def test_ctrl_c_shows_what_there_is(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, n_done: int) -> None:
     class Impatient:
         load_s, energy, n_runs = 0.1, "", 0
 
@@ -120,7 +121,7 @@ def test_ctrl_c_shows_what_there_is(call: Call, model: Path, monkeypatch: pytest
 
         def run(self, n_prompt: int, n_decode: int) -> Any:
             self.n_runs += 1
-            if self.n_runs > 1:
+            if self.n_runs > n_done:
                 raise KeyboardInterrupt
             return sample(1.0, 1.0, n_prompt, n_decode)
 
@@ -137,8 +138,10 @@ def test_ctrl_c_shows_what_there_is(call: Call, model: Path, monkeypatch: pytest
     )
     done = call("bench", str(model), "--backend", "fake", *QUICK)
     assert done.code == 130
-    assert "20.0" in done.out
-    assert "Stopped after 1 of 2 rounds." in done.err
+    assert ("20.0" in done.out) == (n_done == 1)
+    said = "Stopped after 1 of 2 rounds." if n_done else "Stopped before anything was measured."
+    assert said in done.err
+    assert ("medians" in done.err) == (n_done == 1)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +245,24 @@ def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[
     done = call("tune", str(model), "--kv-type", "q8_0")
     assert measured[0].kv_types == ("q8_0",)
     assert "KV cache as q8_0: half the memory" in done.err
+
+
+def test_tune_refuses_a_kv_type_where_there_is_no_choice(call: Call, tmp_path: Path, measured: list[Any]) -> None:
+    done = call("tune", str(write_onnx(tmp_path / "onnx-tiny", kind="int4")), "--kv-type", "q8_0")
+    assert (done.code, measured) == (2, [])
+    assert "keeps its KV cache as it was built" in done.err
+
+
+def test_tune_that_is_interrupted_keeps_nothing(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tune(*_: object, on_progress: Any, **__: object) -> Any:
+        on_progress("threads: 1", 0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge.bench.tune.tune", tune)
+    done = call("tune", str(model))
+    assert (done.code, done.out) == (130, "")
+    assert "Nothing was kept" in done.err
+    assert call("tune", str(model), "--show").code == 1
 
 
 def test_tune_as_json(call: Call, model: Path, measured: list[Any]) -> None:
