@@ -104,7 +104,7 @@ def test_a_mac_uses_the_neural_engine_or_metal() -> None:
     assert (plan.backend, plan.accelerator) == ("onnx", "ane")
 
 
-def test_weights_that_openvino_unpacks_are_counted_so() -> None:
+def test_what_openvino_makes_of_weights_is_counted() -> None:
     machine = device("raspberry-pi-5", onnx=("openvino", "cpu"))
     plan = choose(machine, onnx(), context=1024)
     assert (plan.accelerator, plan.memory.weights_bytes) == ("cpu", 110 * MIB)
