@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging
 import os
+import queue
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ import pytest
 
 import edge.backends.onnx
 from edge.backends.onnx import OnnxBackend
+from edge.decode.scheduler import Failed, Finished, Generation, Scheduler
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError
+from edge.governor import Limits
+from edge.types import Sampling
 from tests.tiny_onnx import write_onnx
 
 from .conftest import N_CTX, onnx_plan
@@ -280,6 +284,48 @@ def test_several_rows_go_on_together_with_other_threads(tiny_onnx: Tiny) -> None
         assert len(seen) == 1
         for seq_id in range(2):
             np.testing.assert_allclose(backend.logits(seq_id), expected[seq_id], atol=1e-4)
+
+
+def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(tiny_onnx: Tiny) -> None:
+    def write(n_at_once: int, limits: Limits | None) -> tuple[list[tuple[int, ...]], int]:
+        """The replies to two prompts, and how many passes were for both."""
+        backend = OnnxBackend(onnx_plan(tiny_onnx("onnx")))
+        n_together, n_threads = 0, {1}
+        real = backend._compute_neighbours
+
+        def count(first: int, lengths: list[int], tokens: dict[int, int]) -> Any:
+            nonlocal n_together
+            n_together += len(tokens) == 2
+            if limits is not None and n_together == 3:
+                scheduler.hold_back(limits)
+            logits = real(first, lengths, tokens)
+            n_threads.add(backend._session.n_threads)
+            return logits
+
+        backend._compute_neighbours = count  # type: ignore[method-assign]
+        scheduler = Scheduler(backend)
+        ended: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(2)]
+        replies: list[tuple[int, ...]] = []
+        try:
+            for first in range(0, 2, n_at_once):
+                several = range(first, first + n_at_once)
+                for n in several:
+                    listener = ended[n].put
+                    scheduler.submit(Generation(text(n, 30 + n), Sampling(temperature=0, max_tokens=20), listener))
+                for n in several:
+                    while not isinstance(event := ended[n].get(timeout=600), Finished):
+                        assert not isinstance(event, Failed), event
+                    replies.append(event.tokens)
+        finally:
+            scheduler.close()
+        assert n_threads == {1, 2 if limits else 1}
+        return replies, n_together
+
+    expected, none = write(1, None)
+    assert none == 0 and all(len(reply) > 5 for reply in expected)
+    together, n_together = write(2, Limits(2, 2, 0.0, N_CTX, is_alone=False))
+    assert together == expected
+    assert n_together >= 5
 
 
 def test_a_model_whose_files_changed_keeps_its_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
