@@ -23,7 +23,6 @@ CARD = "card"
 _READ_S = 1.5e-8  # seconds a weight takes for all texts, on one core
 _MODEL_S = 12.0
 _EVALUATOR_S = 7e-9  # seconds a weight and token
-_EVALUATOR_BYTES = 15  # a weight
 
 
 def card_step(
@@ -31,6 +30,7 @@ def card_step(
     steps: Sequence[Step],
     name: str,
     n_params: int,
+    memory_bytes: int,
     options: EvaluateOptions | None = None,
 ) -> Step:
     """The step that measures artifacts.
@@ -40,6 +40,7 @@ def card_step(
         steps: that make the artifacts.
         name: of the model; the card is headed by it, and calls the checkpoint so, whose folder may be one of ours.
         n_params: weights of the model, for the estimates.
+        memory_bytes: what it holds, see edge_convert.estimates.
         options: how to measure.
     """
 
@@ -61,7 +62,7 @@ def card_step(
         seconds=(len(steps) - n_slow + 2) * (_MODEL_S + n_params * _READ_S)
         + n_slow * n_params * _EVALUATOR_S * how.texts.n_slow,
         disk_bytes=1 << 20,
-        memory_bytes=(350 << 20) + max(6, min(n_slow, 2) * _EVALUATOR_BYTES) * n_params,
+        memory_bytes=memory_bytes,
     )
 
 

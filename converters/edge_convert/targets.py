@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -13,6 +14,7 @@ import msgspec
 
 from edge.errors import ModelFileError, UsageError
 from edge.gguf import read_header
+from edge_convert import estimates
 from edge_convert.architectures import FORMATS, Architecture, Format
 from edge_convert.card_step import card_step
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
@@ -40,7 +42,6 @@ from edge_convert.smaller.steps import (
 __all__ = ["Request", "make_plan"]
 
 _BY_BITS = {4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "F16"}
-_BASE_MEMORY = 350 << 20  # the interpreter with numpy, transformers' tokenizers and llama.cpp
 _CORE_BYTES_S = 40e6  # weights a core quantises in a second, in 16 bits; measured on a slow one
 _CORE_CALIBRATION_S = 6e-11  # seconds a weight and token
 _TOOLS: dict[Format, tuple[str, ...]] = {
@@ -93,7 +94,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     Where the model is changed first, a second one of these stands for what is exported: `made_by` names the step whose folder
     is its checkpoint, `describe` says in a manifest how it was made, and there are no blocks of the source any more to carry
-    over.
+    over. `is_wide` says whether the checkpoint's file is in float32.
     """
 
     input: Input
@@ -107,6 +108,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True):
     licence: str | None
     sizes: Sizes
     shapes: dict[str, tuple[int, ...]]
+    is_wide: bool
     made_by: str = ""
     describe: tuple[Callable[[Callable[[str], Path]], dict[str, str]], ...] = ()
 
@@ -152,7 +154,11 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     measured = [step for step in steps if step.artifact]
     if request.card and measured:
         # A student is held to its teacher, so that the card shows what dropping layers costs, too.
-        steps.append(card_step(lambda done: _open(whole, done).folder, measured, whole.name, whole.n_params))
+        steps.append(
+            card_step(
+                lambda done: _open(whole, done).folder, measured, whole.name, whole.n_params, _card_bytes(whole, measured)
+            )
+        )
     digest = digest_of(_identity(source), request_key(request), tool_versions(*packages))
     return Plan(
         title=f"{facts.name} ({facts.architecture.title}, {facts.n_params / 1e6:,.0f} million weights)",
@@ -192,6 +198,7 @@ def _look(source: Input) -> _Facts:
             licence=opened.licence,
             sizes=_sizes(opened.name, opened.architecture, opened.config, shapes),
             shapes=shapes,
+            is_wide=all(info.dtype == "F32" for info in opened.tensors.values()),
         )
     header = read_header(source.path)
     in_file = header.metadata.get("general.license")
@@ -218,12 +225,15 @@ def _look(source: Input) -> _Facts:
         licence=source.licence or (in_file if isinstance(in_file, str) else None),
         sizes=_sizes(name, architecture, config, shapes),
         shapes={},
+        is_wide=quantised is not None,
     )
 
 
 def _sizes(name: str, architecture: Architecture, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
     n_layers = config["num_hidden_layers"]
-    in_layers = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor.startswith("model.layers."))
+    layers = {tensor: shape for tensor, shape in shapes.items() if tensor.startswith("model.layers.")}
+    in_layers = sum(map(math.prod, layers.values()))
+    keys = [shape[0] for tensor, shape in layers.items() if re.search(r"\.(k_proj|attn_k)\.weight$", tensor)]
     return Sizes(
         title=name,
         architecture=architecture,
@@ -233,6 +243,8 @@ def _sizes(name: str, architecture: Architecture, config: Mapping[str, Any], sha
         layer_params=in_layers // n_layers,
         width=config["hidden_size"],
         n_vocab=config["vocab_size"],
+        columns=max((shape[1] for shape in layers.values() if len(shape) == 2), default=config["hidden_size"]),
+        kv_width=2 * max(keys, default=config["hidden_size"]),
     )
 
 
@@ -257,6 +269,7 @@ def _made_smaller(facts: _Facts, recipe: Recipe) -> _Facts:
         n_params=n_params,
         f16_bytes=2 * n_params,
         quantised=None,
+        is_wide=False,
         made_by=student_step_name(recipe),
         describe=(*facts.describe, lambda done: describe(recipe, done)),
     )
@@ -346,7 +359,7 @@ def _read_step(facts: _Facts) -> Step:
         work=work,
         seconds=facts.n_params / 60e6,
         disk_bytes=facts.n_params * (4 if is_wide else 2),
-        memory_bytes=_BASE_MEMORY + 12 * facts.largest,
+        memory_bytes=estimates.read_gguf(facts.sizes.n_vocab),
         is_heavy=True,
     )
 
@@ -375,7 +388,7 @@ def _gguf_steps(facts: _Facts, request: Request) -> list[Step]:
             work=write,
             seconds=3 + facts.n_params / 100e6,
             disk_bytes=wide * facts.n_params,
-            memory_bytes=_BASE_MEMORY + 8 * facts.largest,
+            memory_bytes=estimates.write_gguf(facts.sizes.n_vocab, wide * facts.largest),
             is_heavy=True,
         )
     )
@@ -396,7 +409,7 @@ def _imatrix_step(facts: _Facts, options: GgufOptions, wide: int) -> Step:
         title=f"Find out which weights matter, on {options.calibration_tokens:,} tokens of text",
         work=work,
         seconds=facts.n_params * options.calibration_tokens * _CORE_CALIBRATION_S / options.n_threads,
-        memory_bytes=_BASE_MEMORY + wide * facts.n_params,
+        memory_bytes=estimates.calibrate(facts.sizes.n_vocab),
     )
 
 
@@ -420,7 +433,7 @@ def _quantise_step(facts: _Facts, options: GgufOptions, name: str, wide: int) ->
         artifact=True,
         seconds=1 + facts.f16_bytes / (_CORE_BYTES_S * options.n_threads),
         disk_bytes=int(facts.n_params * _bits(name) / 8),
-        memory_bytes=_BASE_MEMORY + 8 * facts.largest,
+        memory_bytes=estimates.quantise(facts.largest, is_wide=wide == 4),
     )
 
 
@@ -458,10 +471,17 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
             artifact=True,
             seconds=15 + facts.n_params / 4e6,
             disk_bytes=int(facts.n_params * {"int4": 0.9, "int8": 1.3}.get(precision, 4.2)),
-            memory_bytes=_BASE_MEMORY + 8 * facts.n_params,
+            memory_bytes=_onnx_bytes(facts, precision),
             is_heavy=True,
         )
     ]
+
+
+def _card_bytes(facts: _Facts, steps: list[Step]) -> int:
+    n_evaluators = min(2, sum(is_slow(step.name.partition("-")[0]) for step in steps))
+    return estimates.evaluate(
+        facts.n_params, facts.largest, facts.sizes.n_vocab, is_wide=facts.is_wide, n_evaluators=n_evaluators
+    )
 
 
 def _coreml_steps(facts: _Facts, request: Request) -> list[Step]:
@@ -501,9 +521,22 @@ def _coreml_step(facts: _Facts, request: Request, variant: Literal["gpu", "ane",
         artifact=True,
         seconds=60 + facts.n_params / 1e6,
         disk_bytes=int(facts.n_params * (2.2 if variant == "fp16" else 1.0)),
-        memory_bytes=_BASE_MEMORY + 16 * facts.n_params,
+        memory_bytes=estimates.build_coreml(
+            facts.n_params,
+            facts.largest,
+            facts.sizes.layer_params,
+            facts.sizes.columns,
+            is_walked=variant != "fp16" and not (variant == "gpu" and _carried(facts)),
+            is_loaded=not facts.is_wide and facts.architecture.gguf.startswith("gemma"),
+        ),
         is_heavy=True,
     )
+
+
+def _onnx_bytes(facts: _Facts, precision: str) -> int:
+    if precision == "int4" and _carried(facts) and set(str(facts.quantised).split("_")[:1]) <= {"Q4", "Q8"}:
+        return estimates.carry_onnx(facts.n_params, facts.largest)
+    return estimates.build_onnx(facts.n_params, facts.largest, is_quantised=precision != "fp32")
 
 
 _STEPS: Mapping[Format, Callable[[_Facts, Request], list[Step]]] = {

@@ -25,7 +25,7 @@ from .join import join_functions
 from .model import DecoderProgram
 from .normalise import normalise_package
 from .quantise import Encoder, Variant
-from .tools import quiet_coremltools
+from .tools import quiet_coremltools, release_memory
 
 __all__ = ["CoreMLOptions", "check_options", "export_coreml"]
 
@@ -81,7 +81,8 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     golden = source_golden(checkpoint, model, options.context)
     encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits)
     encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
-    del model  # its memory is needed
+    del model
+    release_memory()
     tables = rotary_tables(checkpoint, decoder, options.context)
     program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
     out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             on_progress(f"building {name}", 0.5 + 0.15 * share)
             parts[name] = Path(work) / f"{name}.mlpackage"
             _convert(ct, program.build(n_tokens, with_logits=name == "decode"), parts[name])
+            release_memory()
         on_progress("joining functions", 0.8)
         joined = Path(work) / "joined.mlpackage"
         join_functions(parts, joined)
@@ -112,6 +114,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             golden=golden,
         )
         del encoder, program
+        release_memory()
         info = evaluate_golden(joined, info)
         normalise_package(joined, {METADATA_KEY: msgspec.json.encode(info).decode()})
         if package.exists():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import io
 import logging
+import sys
 from typing import Any
 
 from edge.errors import BackendUnavailableError
 
-__all__ = ["quiet_coremltools"]
+__all__ = ["quiet_coremltools", "release_memory"]
 
 
 def quiet_coremltools() -> Any:
@@ -34,3 +37,10 @@ def quiet_coremltools() -> Any:
     finally:
         logger.setLevel(level)
     return coremltools
+
+
+def release_memory() -> None:
+    """Give back what is not used any more: programs refer to themselves, and glibc keeps what Python has freed."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)

@@ -12,7 +12,7 @@ from edge.errors import ModelFileError
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
 
-__all__ = ["head_of", "keep_layers", "layer_kinds", "layers_of", "open_model", "save_model", "tune_memory"]
+__all__ = ["head_of", "keep_layers", "layer_kinds", "layers_of", "open_model", "save_model"]
 
 
 def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
@@ -90,26 +90,3 @@ def save_model(model: Any, folder: Path, source: Checkpoint, name: str) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     note = {"source": name, "licence": source.licence, "source_quantised": None}
     (folder / SOURCE_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-
-
-def tune_memory(*, is_tuned: bool = True) -> None:
-    """Let the C library keep memory that was freed, or hand it back again.
-
-    A training hands tables of 100 MB back and forth, and getting each of them anew from the system costs as much as filling it:
-    without this, steps took nearly twice as long. Other C libraries than glibc are left alone.
-
-    Args:
-        is_tuned: keep it; False gives back what is kept, and what is freed from then on.
-    """
-    import ctypes
-    import sys
-
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; else their defaults
-        for option, tuned, default in ((-4, 0, 65_536), (-1, 2**31 - 1, 128 << 10), (-2, 64 << 20, 0)):
-            library.mallopt(option, tuned if is_tuned else default)
-        if not is_tuned:
-            library.malloc_trim(0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import msgspec
 
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.estimates import HERE, PYTHON, TORCH
 from edge_convert.pipeline import Step, Told, digest_of
 from edge_convert.smaller.layers import check_layers
 from edge_convert.smaller.lora import Adapter, merge
@@ -32,7 +31,10 @@ __all__ = [
 Done = Callable[[str], Path]
 Work = Callable[[Path, Done, Told], None]
 
-_BASE_MEMORY = 700 << 20  # the interpreter with torch and transformers
+_BASE_MEMORY = HERE + TORCH
+_ANSWERS = 128  # written at a time
+_PROMPT_TOKENS = 64
+_ROWS = 256  # of logits that exist at a time, see edge_convert.smaller.loss
 _CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
 _WRITTEN_SHARE = 0.4  # of that speed, where the teacher writes
 _CHOICE_TOKENS = 8192
@@ -54,6 +56,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
         layer_params: of one layer.
         width: of the hidden state.
         n_vocab: rows of the head.
+        columns: inputs of the widest matrix of a layer.
+        kv_width: numbers that a token keeps in a layer's KV cache.
     """
 
     title: str
@@ -64,6 +68,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     layer_params: int
     width: int
     n_vocab: int
+    columns: int
+    kv_width: int
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,28 +220,14 @@ def _n_tokens(texts: Sequence[Text]) -> int:
     return sum(text.tokens + text.held_out_tokens for text in texts)
 
 
-@contextmanager
-def _computing(n_threads: int) -> Iterator[None]:
-    """So many threads, and memory that stays with the process until the step is over."""
-    import torch
+def _with_threads(work: Work, n_threads: int) -> Work:
+    def computing(folder: Path, done: Done, told: Told) -> None:
+        import torch
 
-    from edge_convert.smaller.models import tune_memory
+        torch.set_num_threads(n_threads)
+        work(folder, done, told)
 
-    tune_memory()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        gc.collect()  # models refer to themselves
-        tune_memory(is_tuned=False)
-
-
-def _tuned(work: Work, n_threads: int) -> Work:
-    def tuned(folder: Path, done: Done, told: Told) -> None:
-        with _computing(n_threads):
-            work(folder, done, told)
-
-    return tuned
+    return computing
 
 
 # -- steps
@@ -260,14 +252,15 @@ def _writing_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: 
             write_answers(folder, teacher(done).folder, text, prompts, recipe.training.window, recipe.training.seed, tell)
             before += _n_tokens([text])
 
-    kv_bytes = 128 * recipe.training.window * sizes.n_layers * sizes.width * 4
+    longest = _PROMPT_TOKENS + max((text.answer_tokens for text in texts), default=0)
+    kv_bytes = 2 * _ANSWERS * longest * sizes.n_layers * sizes.kv_width
     return Step(
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
-        work=_tuned(work, n_threads),
+        work=_with_threads(work, n_threads),
         seconds=5 + wanted * 2 * sizes.n_params / (speed * _WRITTEN_SHARE),
         disk_bytes=8 * wanted,
-        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 128 * sizes.n_vocab * 12,
+        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 24 * _ANSWERS * sizes.n_vocab,
         is_heavy=True,
         resumes=True,
     )
@@ -309,7 +302,7 @@ def _text_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Siz
         work=work,
         seconds=2 + wanted / 200e3,
         disk_bytes=5 * wanted,
-        memory_bytes=_BASE_MEMORY,
+        memory_bytes=HERE + PYTHON + 3_500 * sizes.n_vocab + 60 * wanted,
         is_heavy=True,
     )
 
@@ -339,10 +332,10 @@ def _hidden_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: S
     return Step(
         name="hidden",
         title="The teacher reads the texts",
-        work=_tuned(work, n_threads),
+        work=_with_threads(work, n_threads),
         seconds=3 + wanted * 2 * (sizes.n_layers * sizes.layer_params) / speed,
         disk_bytes=2 * sizes.width * wanted,
-        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + 8 * recipe.training.window * sizes.width * 200,
+        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + 8 * recipe.training.window * sizes.width * 100,
         is_heavy=True,
         resumes=True,
     )
@@ -376,10 +369,14 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
     return Step(
         name="cut",
         title=f"Keep {recipe.keep_layers} of {sizes.n_layers} layers" + (", and fit them" if recipe.repair_tokens else ""),
-        work=_tuned(work, n_threads),
+        work=_with_threads(work, n_threads),
         seconds=8 + 2.5 * n_forward * 2 * sizes.n_layers * sizes.layer_params / speed,
         disk_bytes=2 * (sizes.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params),
-        memory_bytes=_BASE_MEMORY + 3 * sizes.n_params + 4 * recipe.repair_tokens * sizes.width + 64 * sizes.width**2,
+        memory_bytes=_BASE_MEMORY
+        + 2 * sizes.n_params
+        + 8 * recipe.training.window * sizes.width * 100
+        + (16 * _ROWS * sizes.n_vocab if recipe.layers == "divergence" else 0)
+        + (4 * recipe.repair_tokens * sizes.width + 16 * sizes.columns**2 if recipe.repair_tokens else 0),
         is_heavy=True,
     )
 
@@ -417,16 +414,17 @@ def _distil_step(
     return Step(
         name=name,
         title=f"Distil: {training.steps:,} steps" if training.steps else f"Distil for {training.minutes:g} min",
-        work=_tuned(work, n_threads),
+        work=_with_threads(work, n_threads),
         artifact=True,
         seconds=20 + (flops / (_CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
         disk_bytes=2 * n_params
         + 24 * trained,  # a saved state is 12 bytes a weight; the old one stays until the new one is there
+        # Weights in float32 and both moments are 12 bytes each; gradients (10) are gone while held-out texts are looked at.
         memory_bytes=_BASE_MEMORY
         + 2 * n_params
-        + 22 * trained
-        + tokens * (recipe.keep_layers * 60 * sizes.width + 20 * sizes.width)
-        + 256 * sizes.n_vocab * 16,
+        + 12 * trained
+        + max(10 * trained + 32 * tokens * recipe.keep_layers * sizes.width, 16 * _ROWS * sizes.n_vocab)
+        + 4 * _ROWS * sizes.n_vocab,
         is_heavy=True,
         resumes=True,
     )

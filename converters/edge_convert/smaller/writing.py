@@ -54,7 +54,7 @@ def write_answers(
         path = folder / f"{text.name}-{number:05}.json"
         number += 1
         if not path.is_file():
-            model = model or open_model(teacher)
+            model = model or _open(teacher)
             torch.manual_seed(seed * 100_003 + number)
             documents = _answer(model, batch, text)
             part = path.with_suffix(".part")
@@ -73,6 +73,17 @@ def read_written(folder: Path, text: Text) -> list[Document]:
     """What was written for a text."""
     files = sorted(folder.glob(f"{text.name}-?????.json"))
     return [document for file in files for document in msgspec.json.decode(file.read_bytes(), type=list[Document])]
+
+
+def _open(teacher: Path) -> Any:
+    """The teacher, with a head that is handed whole rows.
+
+    Of a prompt transformers keeps the last position only, as a view with gaps; torch would copy the head, tens of MB, for each
+    answer that is being written.
+    """
+    model = open_model(teacher)
+    model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),))
+    return model
 
 
 def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int) -> Iterator[list[list[int]]]:
