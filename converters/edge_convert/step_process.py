@@ -33,8 +33,8 @@ __all__ = ["isolated"]
 
 Told = Callable[[str, float], None]
 
-_STOP_S = 60.0
-"""How long a step may take to save its state when it is stopped: gigabytes, on a slow disk."""
+_SAVE_S, _STOP_S = 60.0, 5.0
+"""How long a step may take to end when it is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
 _TAIL_LINES = 8
 
 
@@ -69,7 +69,8 @@ def isolated(plan: Plan, source: Input, request: Request) -> Plan:
 
 def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
     def work(folder: Path, done: Callable[[str], Path], told: Told) -> None:
-        _run_child(_Task(source=source, request=request, out=plan.out, step=step.name, folder=folder), step.title, told)
+        task = _Task(source=source, request=request, out=plan.out, step=step.name, folder=folder)
+        _run_child(task, step.title, told, _SAVE_S if step.resumes else _STOP_S)
 
     return msgspec.structs.replace(step, work=work)
 
@@ -77,7 +78,7 @@ def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
 # -- the parent's side
 
 
-def _run_child(task: _Task, title: str, told: Told) -> None:
+def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as said:  # no pipe: nobody reads it while the child works, and a full one would stop it
         child = subprocess.Popen(
@@ -92,7 +93,7 @@ def _run_child(task: _Task, title: str, told: Told) -> None:
             result = _converse(child, msgspec.json.encode(task, enc_hook=str), told)
             code = child.wait()
         finally:
-            _stop(child)
+            _stop(child, patience_s)
         said.seek(0)
         tail = said.read().decode("utf-8", "replace")
     if "error" in result:
@@ -122,14 +123,14 @@ def _converse(child: subprocess.Popen[bytes], task: bytes, told: Told) -> dict[s
     return result
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes], patience_s: float) -> None:
     """End a child that has not ended: asked first, so that it can save its state, then with everything below it."""
     assert child.stdin and child.stdout
     try:
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
             try:
-                child.wait(_STOP_S)
+                child.wait(patience_s)
             except subprocess.TimeoutExpired:
                 pass
     finally:  # also where the user has no patience for that

@@ -83,24 +83,30 @@ def test_a_process_that_dies_is_told_with_what_it_said(
         run(isolated(plan, found, REQUEST))
 
 
-def test_a_step_that_is_stopped_may_save_first(tmp_path: Path) -> None:
-    """`_stop` asks before it kills; whoever has no patience for that kills."""
+@pytest.mark.parametrize(("patience_s", "code"), [(60.0, 0), (0.01, -signal.SIGKILL)])
+def test_a_step_that_is_stopped_may_save_first(patience_s: float, code: int, tmp_path: Path) -> None:
+    """`_stop` asks before it kills."""
     script = """
 import pathlib, sys, time
-print(flush=True)
 try:
+    print(flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
+    if sys.argv[2] != "0":
+        time.sleep(60)
     pathlib.Path(sys.argv[1]).write_text("saved")
 """
     saved = tmp_path / "saved"
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(saved)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", script, str(saved), str(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        step_process._stop(child)
-    assert saved.read_text() == "saved" and child.returncode == 0
+        step_process._stop(child, patience_s)
+    assert (child.returncode, saved.exists()) == (code, code == 0)
 
 
 def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: Path) -> None:
