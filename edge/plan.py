@@ -21,7 +21,7 @@ from edge.memory import KV_TYPES, Layers, Sizes, model_layers
 from edge.memory_folders import Whole
 from edge.placement import EngineRow, Missing, Target, choose_engine, find_targets
 from edge.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
-from edge.tuned import apply_tuning, explain_tuning
+from edge.tuned import apply_tuning, explain_tuning, prefer_measured
 
 if TYPE_CHECKING:
     from edge.artifact import Artifact
@@ -75,6 +75,13 @@ def make_plan(
     threads, threads_batch = _threads(device.cpu, request)
     n_seq = request.n_seq or _DEFAULT_SEQUENCES[artifact.format]
     target, room, fit, passed_over = _place(device, artifact, layers, request, targets, n_seq)
+    faster_first, why_faster = prefer_measured(tuned, row, targets, request)
+    if why_faster:
+        moved = _place(device, artifact, layers, request, faster_first, n_seq)
+        if moved[0] is faster_first[0] and moved[2].layout.n_ctx >= fit.layout.n_ctx:
+            targets, (target, room, fit, passed_over) = faster_first, moved
+        else:
+            why_faster = ""
     usual, tuning = fit, None
     better = apply_tuning(tuned, row, target, request, device.cpu)
     if better is not None:
@@ -88,7 +95,7 @@ def make_plan(
     use_mmap = not (target.accelerator == "cuda" and target.is_unified)
     choices = (
         Choice("backend", row.name, engine_reason),
-        _accelerator_choice(target, missing, passed_over, request),
+        _accelerator_choice(target, missing, passed_over, request, why_faster),
         *_layer_choice(layers, target, fit, request),
         fit.context_choice,
         fit.kv_choice,
@@ -283,9 +290,13 @@ def _threads(cpu: Cpu, request: PlanRequest) -> tuple[Choice, Choice]:
     return decode, Choice("threads, prefill", str(n_threads), reason)
 
 
-def _accelerator_choice(target: Target, missing: list[Missing], passed_over: list[str], request: PlanRequest) -> Choice:
+def _accelerator_choice(
+    target: Target, missing: list[Missing], passed_over: list[str], request: PlanRequest, why_faster: str
+) -> Choice:
     notes = [target.reason]
-    if request.require or (request.gpu_layers == 0 and target.accelerator == "cpu"):
+    if why_faster:
+        notes.append(why_faster)
+    elif request.require or (request.gpu_layers == 0 and target.accelerator == "cpu"):
         notes.append("asked for")
     elif target.accelerator == "cpu":
         told = [item.reason.rstrip(".") for item in missing if item.is_worth_a_word]

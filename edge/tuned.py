@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge.placement import EngineRow, Target
     from edge.tuning import Lookup, Tuning
 
-__all__ = ["Better", "apply_tuning", "explain_tuning"]
+__all__ = ["Better", "apply_tuning", "explain_tuning", "prefer_measured"]
 
 _EXACT = ("f32", "f16", "bf16")
 
@@ -48,6 +48,31 @@ def apply_tuning(tuned: Lookup | None, row: EngineRow, target: Target, request: 
     if request.flash_attention is None and is_exact and not tuning.flash_attention:
         changed = replace(changed, flash_attention=False)
     return Better(changed, tuning)
+
+
+def prefer_measured(
+    tuned: Lookup | None, row: EngineRow, targets: list[Target], request: PlanRequest
+) -> tuple[list[Target], str]:
+    """The accelerators to try, the one that was measured to be fastest first: what is usually best need not be on this device.
+
+    Args:
+        tuned: what was looked up.
+        row: the engine.
+        targets: as usual, best first; at least one.
+        request: what the user asked for, which wins.
+
+    Returns:
+        The accelerators, and why they are in another order; "" where they are not.
+    """
+    tuning = tuned.tuning if tuned is not None else None
+    if tuning is None or tuning.backend != row.name or request.require is not None or request.gpu_layers is not None:
+        return targets, ""
+    best = next((target for target in targets if target.accelerator == tuning.accelerator), targets[0])
+    if best is targets[0]:
+        return targets, ""
+    speeds = _compare(tuning.decode_tokens_per_s, tuning.default_decode_tokens_per_s)
+    why = f"measured by edge tune on {tuning.measured_on}: decode {speeds}"
+    return [best, *(target for target in targets if target is not best)], why
 
 
 def explain_tuning(

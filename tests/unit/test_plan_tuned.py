@@ -13,6 +13,7 @@ from edge.errors import UsageError
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.tuning import Lookup
 from tests.unit.bench.fakes import device, write_gguf
+from tests.unit.test_choosing import gguf
 from tests.unit.test_tuning import make
 
 LAPTOP = device("laptop-rtx4060")
@@ -43,6 +44,25 @@ def test_measured_settings_are_used_and_said(model: Artifact) -> None:
     assert choice(made, "batch")[0] == "256 tokens"
     assert choice(made, "flash attention")[0] == "off"
     assert (made.kv_type_k, made.kv_type_v) == ("f16", "f16")
+
+
+def test_the_accelerator_that_was_measured_to_be_fastest_is_used_and_said(model: Artifact) -> None:
+    engines = tuple(
+        replace(e, version="1", accelerators=("cuda", "cpu")) if e.name == "llamacpp" else e for e in LAPTOP.engines
+    )
+    card = replace(LAPTOP, engines=engines)
+    tuned = Lookup(make())  # on the CPU
+    assert make_plan(card, model).accelerator == "cuda"
+    made = make_plan(card, model, tuned=tuned)
+    assert (made.accelerator, made.gpu_layers, made.n_threads) == ("cpu", 0, 3)
+    said = choice(made, "accelerator")[1]
+    assert said.endswith("measured by edge tune on 2026-11-26: decode 33.1 tokens/s, with the usual settings 28.9")
+    assert "no CUDA" not in said
+    for asked in (PlanRequest(require="cuda"), PlanRequest(gpu_layers=-1)):
+        assert make_plan(card, model, asked, tuned=tuned).accelerator == "cuda"
+    short = replace(card, memory=replace(card.memory, available_bytes=450 << 20))
+    assert make_plan(short, gguf(), CPU).n_ctx < make_plan(short, gguf()).n_ctx
+    assert make_plan(short, gguf(), tuned=tuned).accelerator == "cuda", "never at the price of context"
 
 
 def test_what_was_asked_for_wins(model: Artifact) -> None:
