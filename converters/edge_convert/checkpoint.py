@@ -277,6 +277,27 @@ def _check_complete(tensors: Mapping[str, TensorInfo], architecture: Architectur
             f"The checkpoint holds {unknown[0]}, which a {architecture.name} does not have.",
             "It is a variant that edge does not know; merge adapters into it first, if it has any.",
         )
+    _check_shapes(tensors, config)
+
+
+def _check_shapes(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> None:
+    """Refuse weights of another model than config.json describes: an engine would read them as something else."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    shapes = {
+        "embed_tokens": (config["vocab_size"], width),
+        "gate_proj": (inner, width),
+        "up_proj": (inner, width),
+        "gate_up_proj": (2 * inner, width),
+        "down_proj": (width, inner),
+        "input_layernorm": (width,),
+    }
+    for name, info in tensors.items():
+        expected = shapes.get(name.removesuffix(".weight").rpartition(".")[2])
+        if expected is not None and info.shape != expected and name.endswith(".weight"):
+            raise ModelFileError(
+                f"{name} has the shape {info.shape}, and config.json says {expected}.",
+                "They belong to different models, or one was changed: download the checkpoint again.",
+            )
 
 
 def _chat_template(folder: Path) -> str | None:
