@@ -66,7 +66,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(text_file: Path, **training: Any) -> Recipe:
     text = Text(name="words", tokens=3_000, held_out_tokens=512, source=Source(file=str(text_file)))
     how = {"steps": 12, "window": 64, "batch": 4, "lr": 3e-3} | training
-    return Recipe(keep_layers=2, repair_tokens=1024, texts=(text,), training=Training(**how))
+    return Recipe(keep_layers=2, layers="influence", repair_tokens=1024, texts=(text,), training=Training(**how))
 
 
 @pytest.fixture(scope="module")
