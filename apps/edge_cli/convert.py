@@ -102,6 +102,8 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
         from edge_cli.convert_verify import verify_package
 
         return verify_package(Path(package), options["compute_units"], as_json=options["as_json"])
+    if source == "verify" and not Path(source).exists():
+        raise click.UsageError("Which package? edge convert verify PACKAGE", click.get_current_context())
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     if (options["gate"] or options["device"]) and not options["card"]:

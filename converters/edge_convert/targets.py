@@ -57,7 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         formats: to make.
-        bits: a weight: 4, 5, 6, 8 or 16. ONNX and Core ML know 4, 8 and 16.
+        bits: a weight: 4, 5, 6, 8 or 16. ONNX knows 4, 8 and 16, Core ML 4; the variant fp16 has no bits to choose.
         gguf: quantisations and calibration; its quantisations are chosen by `bits` where none are named.
         coreml_variants: see edge_convert.coreml.export.CoreMLOptions.
         coreml_context: cache rows of a Core ML package.
@@ -487,6 +487,10 @@ def _card_bytes(facts: _Facts, steps: list[Step]) -> int:
 def _coreml_steps(facts: _Facts, request: Request) -> list[Step]:
     if not request.coreml_variants:
         raise UsageError("No variant of Core ML is named.", "Leave out --variants, or name one: gpu, ane, fp16.")
+    if request.bits != 4 and set(request.coreml_variants) != {"fp16"}:
+        raise UsageError(
+            f"Core ML has no {request.bits}-bit weights here.", "Choose 4 bits, or 16 bits for Core ML: --variants fp16"
+        )
     return [_coreml_step(facts, request, variant) for variant in request.coreml_variants]
 
 

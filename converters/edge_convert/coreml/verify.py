@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, ModelNotFoundError, UsageError
 
 from .golden import golden_logits
 from .program import find_spec
@@ -80,6 +80,7 @@ def verify(
         timeout_s: how long real prediction may take, loading and compiling included.
 
     Raises:
+        ModelNotFoundError: there is nothing at that path.
         ModelFileError: the package is damaged, or not made by `edge convert`.
         BackendUnavailableError: real prediction was asked for and this is no Mac, or coremltools is missing.
         BackendError: Core ML refused the program, or crashed on it.
@@ -92,6 +93,8 @@ def verify(
             f"There is no engine {engine!r} with compute units {compute_units!r}.",
             f"Engines are coreml and evaluator, compute units {', '.join(COMPUTE_UNITS)}.",
         )
+    if not package.exists():
+        raise ModelNotFoundError(f"There is no package {package}.", "Check the path.")
     package = _package_in(package)
     if engine == "coreml" and on_mac:
         find_spec(package)  # a package that is not there is no crash of Core ML

@@ -25,6 +25,7 @@ Make = Callable[[str], Path]
     [
         (("--variants", "gpu,npu", "--context", "64"), "There is no variant npu of Core ML"),
         (("--variants", "", "--context", "64"), "No variant of Core ML is named"),
+        (("--bits", "8", "--context", "64"), "Core ML has no 8-bit weights"),
         (("--context", "100"), "A context of 100 tokens cannot be laid out"),
         ((), "this model knows positions up to 512"),
         (("--context", "64", "--no-imatrix", "--calibration", "nowhere.txt"), "nowhere.txt cannot be read"),
@@ -64,3 +65,10 @@ def test_the_calibration_text_decides_and_is_written_down(
     assert len(digests) == 2
     assert recipes[0] != recipes[1] == recipes[2]
     assert [recipe["calibration"][:9] for recipe in recipes[0]] == ["the text "] * 2
+
+
+def test_verify_says_which_package_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", "verify"]) == 2
+    assert "Which package? edge convert verify PACKAGE" in capsys.readouterr().err
+    assert run(["convert", "verify", str(tmp_path / "none.mlpackage")]) == 3
+    assert "There is no package" in capsys.readouterr().err
