@@ -217,7 +217,8 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
             output.table(_rows(lookup.tuning))
         else:
             why = f": {lookup.ignored}" if lookup.ignored else ""
-            output.note(f"Nothing is remembered that counts for {artifact.name} here{why}. Measure it with: edge tune {model}")
+            name = artifact.name if len(found) == 1 else f"{artifact.name} as {artifact.format}"
+            output.note(f"Nothing is remembered that counts for {name} here{why}. Measure it with: edge tune {model}")
     return 0 if any(lookup.tuning for _, lookup in found) else 1
 
 

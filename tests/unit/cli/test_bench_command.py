@@ -238,7 +238,10 @@ def test_tune_of_a_name_with_several_formats(
     shown = json.loads(call("tune", "both", "--show", "--json").out)["formats"]
     assert [(row["format"], row["tuning"]["decode_tokens_per_s"]) for row in shown] == [("gguf", 20.0), ("onnx", 30.0)]
     assert "2" in call("tune", "both", "--forget").err
-    assert call("tune", "both", "--show").code == 1
+    shown_none = call("tune", "both", "--show")
+    assert shown_none.code == 1
+    assert "both as gguf" in shown_none.err
+    assert "both as onnx" in shown_none.err
 
 
 def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[Any]) -> None:
