@@ -363,14 +363,18 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
         save_model(keep_layers(model, choice.kept), folder, source, source.name)
         (folder / _CHOICE).write_bytes(msgspec.json.encode(choice))
 
-    n_forward = _CHOICE_TOKENS + 3 * recipe.repair_tokens
+    body = 2 * sizes.n_layers * sizes.layer_params
+    flops = 2.5 * (_CHOICE_TOKENS + 3 * recipe.repair_tokens) * body
     if recipe.layers == "divergence":
-        n_forward += _DIVERGENCE_TOKENS * sum(range(recipe.keep_layers, sizes.n_layers)) * 2
+        n_passes = sum(range(recipe.keep_layers + 1, sizes.n_layers + 1))
+        share = (sizes.n_layers + recipe.keep_layers) / (2 * sizes.n_layers)
+        # The head gives the logits of both models each time.
+        flops += _DIVERGENCE_TOKENS * n_passes * (share * body + 4 * sizes.n_vocab * sizes.width)
     return Step(
         name="cut",
         title=f"Keep {recipe.keep_layers} of {sizes.n_layers} layers" + (", and fit them" if recipe.repair_tokens else ""),
         work=_with_threads(work, n_threads),
-        seconds=8 + 2.5 * n_forward * 2 * sizes.n_layers * sizes.layer_params / speed,
+        seconds=8 + flops / speed,
         disk_bytes=2 * (sizes.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params),
         memory_bytes=_BASE_MEMORY
         + 2 * sizes.n_params
