@@ -209,6 +209,8 @@ def _options(
         names = [target.accelerator for target in targets]
         notes = {name: why_failed(artifact, name) if row.tries else "" for name in names}
         best = next((name for name in names if not notes[name]), None)
+        if tuned is not None and tuned.tuning is not None and tuned.tuning.accelerator not in names:
+            tuned = None  # what the CPU did says nothing of the accelerator that is asked for
         failed = tuple(f"does not work on {name}: {notes[name]}" for name in names[: names.index(best) if best else None])
         options.append(_Option(artifact, row.name, best or names[0], tuned, failed, is_hopeless=best is None))
     return options, failures

@@ -125,6 +125,15 @@ def test_on_a_cpu_what_was_measured_faster_is_used() -> None:
     assert choose(cpu, gguf(), onnx(), tuned=only_one).backend == "llamacpp", "one figure alone compares nothing"
 
 
+def test_what_was_measured_on_another_accelerator_than_the_one_asked_for_does_not_count() -> None:
+    laptop = device("laptop-rtx4060", llamacpp=("cuda", "cpu"), onnx=("cuda", "cpu"))
+    both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    assert choose(laptop, gguf(), onnx(), tuned=both).backend == "onnx"
+    plan = choose(laptop, gguf(), onnx(), tuned=both, require="cuda")
+    assert (plan.backend, plan.accelerator) == ("llamacpp", "cuda")
+    assert "nothing was measured here" in reason(plan)
+
+
 def test_of_one_format_the_layout_that_suits_the_cpu_is_used() -> None:
     cpu = device("raspberry-pi-5", llamacpp=("cpu",))
     plan = choose(cpu, gguf("Q4_1", 80 * MIB), gguf("Q4_0", 90 * MIB), gguf("Q8_0", 130 * MIB))
