@@ -1,7 +1,7 @@
 """Which layers of a model stay.
 
 "divergence" (the default) takes out one layer after the other, each time the one without which the KL to the whole model is
-least, on text that it was not trained on. It takes minutes. "influence" ranks layers by how much they turn the hidden state,
+least, on the texts that are held out. It takes minutes. "influence" ranks layers by how much they turn the hidden state,
 and takes seconds; it starts further away, and two minutes of training make up for that.
 
 llama.cpp knows which layers of a Gemma look at a window only by their place, so a layer may only move to a place of its own

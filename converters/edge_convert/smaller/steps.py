@@ -12,6 +12,7 @@ from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.estimates import HERE, PYTHON, TORCH
 from edge_convert.pipeline import Step, Told, digest_of
+from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.layers import check_layers
 from edge_convert.smaller.lora import Adapter, merge
 from edge_convert.smaller.recipe import Recipe, Source, Text
@@ -351,11 +352,11 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
 
         source = teacher(done)
         model = open_model(source.folder)
-        tokens = load_corpus(done("text")).tokens
+        corpus = load_corpus(done("text"))
         told("choosing layers", 0.0)
-        choice = _choose(model, tokens, recipe, sizes, lambda share: told("choosing layers", share * 0.5))
+        choice = _choose(model, _held_out(corpus), recipe, sizes, lambda share: told("choosing layers", share * 0.5))
         if recipe.repair_tokens and can_repair(model):
-            windows = _sample(tokens, recipe.repair_tokens)
+            windows = _sample(corpus.tokens, recipe.repair_tokens)
             fitted = repair(model, choice.kept, windows, lambda share: told("fitting what is left", 0.5 + share * 0.4))
             for layer, weight in fitted.items():
                 layers_of(model)[layer].mlp.down_proj.weight.copy_(weight.to(torch.bfloat16))
@@ -450,6 +451,14 @@ def _choose(model: Any, tokens: Any, recipe: Recipe, sizes: Sizes, told: Callabl
     best = best_layers(influence, recipe.keep_layers, kinds)
     assert best is not None  # check_layers saw to that
     return Choice(kept=best, reason="those that turn the hidden state most", influence=tuple(influence))
+
+
+def _held_out(corpus: Corpus) -> Any:
+    """The windows that nothing is trained on, or where a recipe holds out none, the others."""
+    import numpy as np
+
+    held = [windows for windows, _ in corpus.held_out.values()]
+    return np.concatenate(held) if held else corpus.tokens
 
 
 def _sample(tokens: Any, n_tokens: int) -> Any:
