@@ -56,7 +56,7 @@ def test_a_checkpoint_becomes_gguf(convert: Call, tiny_checkpoint: Make, tmp_pat
     made = convert(folder, "--out", out, *options)
     assert made.code == 0, made.err
     assert "5/5 Write F16" in made.err
-    assert "Most memory at once: " in made.err and "times the weights in 16 bits (" in made.err
+    assert "Most memory at once: " in made.err and "times the weights in 16 bits, " in made.err
     assert [line.split()[0] for line in made.out.splitlines()] == [str(out / "gguf-Q4_0"), str(out / "gguf-F16")]
     assert tree(out) == [
         "gguf-F16/manifest.json",

@@ -40,7 +40,7 @@ def test_the_fingerprint_tells_weights_engines_and_promises_apart(tmp_path: Path
     path.write_bytes(b"WEIGHTS")
     seen.add(model_fingerprint(backend, artifact(path), cache_dir=tmp_path / "cache"))
     seen.add(model_fingerprint(backend, artifact(path, sha256="0" * 64)))
-    monkeypatch.setattr(backend, "kv_identity", lambda: {"backend": "fake", "version": 2})
+    monkeypatch.setattr(backend, "kv_identity", lambda: {"backend": "fake", "version": 99})
     seen.add(model_fingerprint(backend, artifact(path)))
     assert len(seen) == 5
     assert model_fingerprint(backend, artifact(path)) in seen

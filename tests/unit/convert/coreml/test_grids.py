@@ -14,6 +14,12 @@ from edge_convert.coreml.grids import assign, fit_blocks, fit_palettes, int4_blo
 RNG = np.random.default_rng(7)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers in whatever order the tests run."""
+    RNG.bit_generator.state = np.random.default_rng(7).bit_generator.state
+
+
 def _moments(n_columns: int, n_samples: int = 400) -> np.ndarray:
     mixing = RNG.normal(size=(n_columns, n_columns)) / 8
     inputs = RNG.normal(size=(n_samples, n_columns)) @ (mixing + np.diag(RNG.uniform(0.1, 3, n_columns)))
