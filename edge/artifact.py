@@ -74,6 +74,17 @@ class Artifact:
         return facts_of_coreml(self.coreml) if self.coreml is not None else None
 
     @property
+    def quantisation(self) -> str:
+        """What its weights are kept as; "" where only its size is known."""
+        facts = self.facts
+        return facts.quantisation if facts is not None else ""
+
+    @property
+    def kind(self) -> str:
+        """Format and quantisation, for people: "onnx int4"."""
+        return f"{self.format} {self.quantisation}".rstrip()
+
+    @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that decide what the model computes."""
         if self.onnx is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.artifact import Artifact, Format, open_artifacts
-from edge.catalog_file import CatalogEntry, add_artifact, check_name, drop_artifacts, is_reference, load_catalog
+from edge.catalog_file import CatalogEntry, add_artifact, check_name, drop_artifacts, find_entry, is_reference, load_catalog
 from edge.catalog_request import FORMATS, Request, source_of
 from edge.errors import ModelNotFoundError, UsageError
 from edge.sources import SOURCES, open_source
@@ -36,6 +36,7 @@ __all__ = [
     "add_model",
     "check_name",
     "check_reference",
+    "find_entry",
     "is_reference",
     "list_for_converters",
     "list_models",
@@ -241,11 +242,10 @@ def add_model(name: str, reference: str, settings: Settings) -> list[Artifact]:
         return []
     found = open_artifacts(reference)
     for artifact in found:
-        facts = artifact.facts
         entry = ArtifactEntry(
             reference=str(artifact.path.absolute()),
             format=artifact.format,
-            quantisation=(facts.quantisation if facts is not None else "") or None,
+            quantisation=artifact.quantisation or None,
         )
         add_artifact(name, entry, settings)
     return found

@@ -26,7 +26,16 @@ from edge.types import Sampling
 if TYPE_CHECKING:
     from edge.config import Settings
 
-__all__ = ["CatalogEntry", "add_artifact", "check_name", "drop_artifacts", "is_reference", "load_catalog", "read_catalog"]
+__all__ = [
+    "CatalogEntry",
+    "add_artifact",
+    "check_name",
+    "drop_artifacts",
+    "find_entry",
+    "is_reference",
+    "load_catalog",
+    "read_catalog",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
@@ -103,6 +112,12 @@ def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
     except OSError as error:
         raise ConfigError(f"Your catalogue {path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     return _with_own(path, state.st_mtime_ns, state.st_size)
+
+
+def find_entry(name: str, settings: Settings) -> CatalogEntry | None:
+    """The model of that name, in capitals or not. Raises as `load_catalog`."""
+    catalog = load_catalog(settings)
+    return catalog.get(name) or catalog.get(name.lower())
 
 
 def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None:

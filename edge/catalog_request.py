@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.artifact import Artifact, Format, open_artifact, open_artifacts
-from edge.catalog_file import CatalogEntry, is_reference, load_catalog
+from edge.catalog_file import CatalogEntry, find_entry, is_reference, load_catalog
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.hashes import file_sha256, files_sha256, join_sha256
 from edge.sources import open_source
@@ -209,8 +209,7 @@ class Request:
 
     def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
         """What the reference means: a catalogue entry's artifacts, one of a source, or nothing but perhaps a path."""
-        catalog = load_catalog(self.settings)
-        entry = catalog.get(self.reference) or catalog.get(self.reference.lower())
+        entry = find_entry(self.reference, self.settings)
         if entry:
             usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.form == form]
             if not usable:
@@ -219,7 +218,7 @@ class Request:
         if not is_reference(self.reference):
             return None, []
         canonical = source_of(self.reference, Context(self.settings, self.store)).canonical(self.reference)
-        for known in catalog.values():
+        for known in load_catalog(self.settings).values():
             for artifact in known.artifacts:
                 # The catalogue's hashes and licence hold also for who writes the reference out.
                 if artifact.reference == canonical:

@@ -78,12 +78,6 @@ class _Option:
         tuning = self.tuned.tuning if self.tuned is not None else None
         return tuning.decode_tokens_per_s if tuning is not None else None
 
-    @property
-    def name(self) -> str:
-        """For people: "onnx int4"."""
-        facts = self.artifact.facts
-        return f"{self.artifact.format} {facts.quantisation}".rstrip() if facts is not None else self.artifact.format
-
 
 def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, ...]:
     """The formats that can be run here, best first: for a model that is not on the device yet.
@@ -157,17 +151,19 @@ def choose_plan(
             plan = plan_of(option)
         except ModelTooLargeError as error:
             failures.append(error)
-            passed_over.append(f"{option.name} does not fit into memory")
+            passed_over.append(f"{option.artifact.kind} does not fit into memory")
             continue
         except UsageError as error:  # a package built for a shorter context, keys and values of another type
             failures.append(error)
-            passed_over.append(f"{option.name} cannot do what is asked for ({error.message.rstrip('.')})")
+            passed_over.append(f"{option.artifact.kind} cannot do what is asked for ({error.message.rstrip('.')})")
             continue
         why = _reason(option, ordered, measured if not passed_over else [])
         if request.backend is not None and len(ordered) == 1:
             why = f"what {request.backend} reads, which is asked for"
-        told = [f"{other.name} {note}" for other in options if other is not option for note in other.failed]
-        plan = replace(plan, choices=(Choice("format", option.name, "; ".join([*told, *passed_over, why])), *plan.choices))
+        told = [f"{other.artifact.kind} {note}" for other in options if other is not option for note in other.failed]
+        plan = replace(
+            plan, choices=(Choice("format", option.artifact.kind, "; ".join([*told, *passed_over, why])), *plan.choices)
+        )
         if len(measured) > 1 or option.is_hopeless:
             return plan
         return replace(plan, fallbacks=_own_fallbacks(plan, option, ordered[ordered.index(option) + 1 :], plan_of))
@@ -220,11 +216,11 @@ def _reason(option: _Option, ordered: Sequence[_Option], measured: Sequence[_Opt
     """Why this one."""
     others = [other for other in ordered if other is not option]
     if len(measured) > 1 and measured[0] is option:
-        listed = ", ".join(f"{other.name} {other.speed:,.1f}" for other in measured)
+        listed = ", ".join(f"{other.artifact.kind} {other.speed:,.1f}" for other in measured)
         return f"edge tune measured on this device, in tokens/s: {listed}"
     if not others:
         return "the only one that can be run here"
-    listed = ", ".join(dict.fromkeys(other.name for other in others))
+    listed = ", ".join(dict.fromkeys(other.artifact.kind for other in others))
     if all(other.accelerator != option.accelerator for other in others) and option.accelerator in _BY_ACCELERATOR:
         return f"{_BY_ACCELERATOR[option.accelerator]}; also here: {listed}. edge tune measures them"
     if all(other.engine != option.engine for other in others):

@@ -24,7 +24,7 @@ def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
     Raises:
         UsageError: --name cannot be one, or a changed model would be called as the published one.
     """
-    from edge.catalog import check_name, load_catalog
+    from edge.catalog import check_name, find_entry, load_catalog
     from edge.errors import UsageError
 
     is_changed = any(options[key] is not None for key in _CHANGES)
@@ -33,8 +33,8 @@ def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
         if is_changed and options["name"] in load_catalog():
             raise UsageError(f"{options['name']} is the model as its makers publish it.", "Give the changed one another name.")
         return str(options["name"])
-    known = next((name for name in (source, source.lower()) if name in load_catalog(app.settings())), "")
-    return "" if is_changed else known
+    known = find_entry(source, app.settings())
+    return known.name if known is not None and not is_changed else ""
 
 
 def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[str, str]:
@@ -53,7 +53,6 @@ def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[
         Path of each that was added -> format and quantisation.
     """
     from edge.catalog import FORMATS, add_model, is_reference, load_catalog
-    from edge_cli.models_listing import kind_of
 
     settings = app.settings()
     entry = load_catalog(settings).get(name)
@@ -63,8 +62,7 @@ def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[
         form = path.name.partition("-")[0]
         if form in FORMATS and (is_asked or form not in published):
             for artifact in add_model(name, str(path), settings):
-                facts = artifact.facts
-                named[str(artifact.path)] = kind_of(artifact.format, facts.quantisation if facts is not None else "")
+                named[str(artifact.path)] = artifact.kind
     return named
 
 

@@ -154,14 +154,13 @@ def pull(app: App, model: str | None, form: Format | None, accept_licence: bool,
 @pass_app
 def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verified: bool, as_json: bool) -> None:
     """What a model is: its licence, its size, what its files say, and in which formats there is one."""
-    from edge.catalog import list_models, load_catalog, resolve, verify
+    from edge.catalog import find_entry, list_models, resolve, verify
     from edge.errors import ModelNotFoundError
     from edge_cli import models_listing as listing
     from edge_cli.progress import PullProgress
 
     settings = app.settings()
-    catalog = load_catalog(settings)
-    entry = catalog.get(model) or catalog.get(model.lower())
+    entry = find_entry(model, settings)
     # Also what can only be run elsewhere can be shown.
     formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *_FORMATS]))
     installed = list_models(settings) if entry else []
@@ -208,14 +207,11 @@ def add(app: App, name: str, where: str) -> int:
     Files stay where they are. It is written down in your own catalogue, which you can also edit.
     """
     from edge.catalog import add_model
-    from edge_cli.models_listing import kind_of
 
     settings = app.settings()
     added = add_model(name, where, settings)
     for artifact in added:
-        facts = artifact.facts
-        kind = kind_of(artifact.format, facts.quantisation if facts is not None else "")
-        output.note(f"{name}: {kind}, {size(artifact.size_bytes)}, at {artifact.path}")
+        output.note(f"{name}: {artifact.kind}, {size(artifact.size_bytes)}, at {artifact.path}")
     if not added:
         output.note(f"{name} is {where} from now on. Fetch it with: edge models pull {name}")
     output.note(f"Written to {settings.paths.catalog_file}")

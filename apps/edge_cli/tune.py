@@ -116,7 +116,7 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
     else:
         for artifact, report in zip(artifacts, reports, strict=True):
             if len(artifacts) > 1:
-                output.line(_kind(artifact))
+                output.line(artifact.kind)
             output.table([_trial_cells(trial) for trial in report.outcome.trials], ("", "tried", "against", "speed", "", ""))
             output.line()
             output.table(_rows(report.tuning))
@@ -125,14 +125,8 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
         output.note(note)
     if len(artifacts) > 1:
         best = max(zip(reports, artifacts, strict=True), key=lambda pair: pair[0].tuning.decode_tokens_per_s)
-        output.note(f"Fastest in writing, and so what is run: {_kind(best[1])}.")
+        output.note(f"Fastest in writing, and so what is run: {best[1].kind}.")
     return 0
-
-
-def _kind(artifact: Artifact) -> str:
-    """Format and quantisation."""
-    facts = artifact.facts
-    return f"{artifact.format} {facts.quantisation if facts is not None else ''}".rstrip()
 
 
 def _report_json(artifact: Artifact, report: Report) -> dict[str, Any]:
@@ -212,7 +206,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
         return 0 if any(lookup.tuning for _, lookup in found) else 1
     for artifact, lookup in found:
         if len(found) > 1:
-            output.line(_kind(artifact))
+            output.line(artifact.kind)
         if lookup.tuning is not None:
             output.table(_rows(lookup.tuning))
         else:

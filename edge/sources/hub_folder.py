@@ -185,8 +185,7 @@ class _Gathering:
         except ModelFileError:
             return record
         self._check_pinned(artifact.weight_files)
-        quantisation = artifact.facts.quantisation if artifact.facts is not None else ""
-        return replace(record, quantisation=quantisation)
+        return replace(record, quantisation=artifact.quantisation)
 
     def _check_pinned(self, weights: Sequence[Path]) -> None:
         """Hold the weights against the hash that the catalogue names, as `edge models show --verify` computes it."""
