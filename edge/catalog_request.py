@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from edge.artifact import Artifact, Format, open_artifact, open_artifacts
 from edge.catalog_file import CatalogEntry, find_entry, is_reference, load_catalog
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.hashes import file_sha256, files_sha256, join_sha256
+from edge.hashes import file_sha256, files_sha256
 from edge.sources import open_source
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
 from edge.sources.local import LocalSource
-from edge.sources.store import Store
+from edge.sources.store import Store, weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +127,7 @@ class Request:
         """
         if found.files:
             self._check_folder(found, fresh=fresh)
-            return _weights_sha256(found, open_artifact(found.path)) if fresh else None
+            return weights_sha256(found.path, found.files, open_artifact(found.path).weight_files) if fresh else None
         if found.verified and not fresh:
             return found.sha256
         if found.sha256 is None and not fresh:
@@ -166,7 +166,9 @@ class Request:
                 sha256=sha256,
                 licence=(entry.licence or found.licence) if entry else found.licence,
             )
-            return replace(artifact, sha256=_weights_sha256(found, artifact)) if found.files else artifact
+            if not found.files:
+                return artifact
+            return replace(artifact, sha256=weights_sha256(found.path, found.files, artifact.weight_files))
         except ModelFileError as error:
             if found.owner != "edge" or "edge models rm" in error.hint:
                 raise
@@ -253,12 +255,6 @@ class Request:
 def source_of(reference: str, context: Context) -> Source:
     """The source of a reference; of a path too, as the user's own catalogue may have one."""
     return open_source(reference.partition(":")[0], context) if is_reference(reference) else LocalSource(context)
-
-
-def _weights_sha256(found: Found, artifact: Artifact) -> str:
-    """One hash over what computes, from those that the files of a folder had when they came."""
-    known = {(found.path / file.name).resolve(): file.sha256 for file in found.files}
-    return join_sha256([(path.name, known[path.resolve()]) for path in artifact.weight_files])
 
 
 def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:

@@ -101,25 +101,9 @@ class HubSource(Source):
 
     def fetch(self, reference: str) -> Found:
         wanted = parse_reference(reference)
-        if self.context.settings.hub.offline:
-            raise ModelNotFoundError(
-                f"{wanted} is not on this device, and edge is set not to use the network.",
-                "Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or give the path of a file or folder.",
-            )
-        self.context.report(0, None, "connect")
-        listing = self.listing(wanted)
+        listing = self.connect(wanted, "give the path of a file or folder")
         selected = select(list(listing.files), wanted.selector, wanted.repo_id)
-        record = Record(
-            references=(str(wanted),),
-            file=selected.flat_name(wanted.repo),
-            size_bytes=0,
-            mtime_ns=0,
-            sha256="",
-            licence=listing.licence,
-            origin=f"{self.endpoint}/{wanted.repo_id}",
-            revision=listing.commit,
-            format=selected.format,
-        )
+        record = self.new_record(wanted, listing, selected.flat_name(wanted.repo), selected.format)
         lock = f"hf/{wanted.repo_id}/{selected.name}"
         with self.context.store.lock(lock, on_wait=lambda: self.context.report(0, None, "wait")):
             if selected.format != "gguf":
@@ -168,9 +152,9 @@ class HubSource(Source):
         kind = FOLDERS[selected.format]
         place = selected.name if selected.format == "coreml" else selected.folder
         into = ("hf", wanted.owner, wanted.repo, listing.commit[:12])
-        path = fetch_folder(self, wanted, listing, kind, place, into, record)
+        path, known = fetch_folder(self, wanted, listing, kind, place, into, record)
         self._supersede(wanted, path)
-        return next(self._owned(path, known, reference) for place, known in store.records(*into) if place == path)
+        return self._owned(path, known, reference)
 
     def partial_of(self, wanted: Reference, commit: str, file: Listed) -> Path:
         """Where a file of the hub is kept while it is under way."""
@@ -238,6 +222,38 @@ class HubSource(Source):
         from huggingface_hub import constants, get_token
 
         return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+
+    def connect(self, wanted: Reference, otherwise: str) -> Listing:
+        """The listing of a model that is to be fetched.
+
+        Args:
+            wanted: the model.
+            otherwise: what the user can do without the network.
+
+        Raises:
+            ModelNotFoundError: edge is offline; others as `listing`.
+        """
+        if self.context.settings.hub.offline:
+            raise ModelNotFoundError(
+                f"{wanted} is not on this device, and edge is set not to use the network.",
+                f"Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or {otherwise}.",
+            )
+        self.context.report(0, None, "connect")
+        return self.listing(wanted)
+
+    def new_record(self, wanted: Reference, listing: Listing, file: str, format: str) -> Record:
+        """The record of something that is to be fetched; `file` is its name here, and `format` as in a Record."""
+        return Record(
+            references=(str(wanted),),
+            file=file,
+            size_bytes=0,
+            mtime_ns=0,
+            sha256="",
+            licence=listing.licence,
+            origin=f"{self.endpoint}/{wanted.repo_id}",
+            revision=listing.commit,
+            format=format,
+        )
 
     def listing(self, wanted: Reference) -> Listing:
         """Commit, files, sizes and hashes of one revision.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING
 
-from edge.errors import ModelFileError, ModelNotFoundError
+from edge.errors import ModelFileError
 from edge.sources.base import Found
 from edge.sources.hub import HubSource, parse_reference
 from edge.sources.hub_folder import ADAPTER, CHECKPOINT, FolderKind, fetch_folder
@@ -66,36 +66,19 @@ class HubCheckpointSource(HubSource):
             StorageError: there is no room, or the folder cannot be written.
         """
         wanted = parse_reference(reference)
-        if self.context.settings.hub.offline:
-            raise ModelNotFoundError(
-                f"{wanted} is not on this device, and edge is set not to use the network.",
-                f"Unset hub.offline (EDGE_HUB_OFFLINE, HF_HUB_OFFLINE), or give the folder of a {self.what}.",
-            )
-        self.context.report(0, None, "connect")
-        listing = self.listing(wanted)
+        listing = self.connect(wanted, f"give the folder of a {self.what}")
         names = [name for name in listing.files if "/" not in name]
         if not all(any(fnmatch.fnmatchcase(name, pattern) for name in names) for pattern in self.needed):
             self._refuse_pickle(wanted, listing)
             return None
         store = self.context.store
         into = (self.kind.area, wanted.owner, wanted.repo)
-        record = Record(
-            references=(str(wanted),),
-            file=listing.commit[:12],
-            size_bytes=0,
-            mtime_ns=0,
-            sha256="",
-            licence=listing.licence,
-            origin=f"{self.endpoint}/{wanted.repo_id}",
-            revision=listing.commit,
-            format=self.kind.format,
-        )
+        record = self.new_record(wanted, listing, listing.commit[:12], self.kind.format)
         with store.lock(f"{self.kind.area}/{wanted.repo_id}", on_wait=lambda: self.context.report(0, None, "wait")):
             for path, known in store.records(*into):
                 if known.revision == record.revision and store.is_unchanged(path, known):
                     return self._folder(path, store.add_reference(path, known, str(wanted)), reference)
-            path = fetch_folder(self, wanted, listing, self.kind, "", into, record)
-            return next(self._folder(path, known, reference) for place, known in store.records(*into) if place == path)
+            return self._folder(*fetch_folder(self, wanted, listing, self.kind, "", into, record), reference)
 
     def installed(self) -> list[Found]:
         """Every folder of this kind on the device."""

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, DownloadError, ModelFileError
-from edge.hashes import file_sha256, join_sha256
+from edge.hashes import file_sha256
 from edge.sources.base import safe_name
-from edge.sources.store import FileRecord
+from edge.sources.store import FileRecord, weights_sha256
 
 if TYPE_CHECKING:
     from edge.sources.base import Phase
@@ -74,7 +74,7 @@ def fetch_folder(
     place: str,
     into: tuple[str, ...],
     record: Record,
-) -> Path:
+) -> tuple[Path, Record]:
     """Fetch a folder. The caller holds its lock.
 
     Args:
@@ -87,7 +87,7 @@ def fetch_folder(
         record: of what is fetched, without its files.
 
     Returns:
-        Where it is.
+        Where it is, and its record.
 
     Raises:
         DownloadError, AccessDeniedError, ChecksumError, ModelNotFoundError: as the server answered.
@@ -106,13 +106,14 @@ class _Gathering:
         self.is_promised = False
         self.older = self._find_older()
 
-    def run(self, place: str, into: tuple[str, ...]) -> Path:
+    def run(self, place: str, into: tuple[str, ...]) -> tuple[Path, Record]:
         names = list(self.listing.files)
         self._take(self.kind.about(names, place), is_told=False)
         self._take(self.kind.rest(names, place, self.staging), is_told=True)
         files = tuple(self.known[name] for name in sorted(self.known))
         record = replace(self.record, promised="hub" if self.is_promised else "", files=files)
-        return self.store.install(self.staging, into, self._describe(record) if self.kind.format else record)
+        path = self.store.install(self.staging, into, self._describe(record) if self.kind.format else record)
+        return next(pair for pair in self.store.records(*into) if pair[0] == path)
 
     def _take(self, files: Files, *, is_told: bool) -> None:
         """Have these files in the staging folder, whichever way they come."""
@@ -192,8 +193,7 @@ class _Gathering:
         entry = self.source.context.entry
         if entry is None or entry.sha256 is None:
             return
-        known = {(self.staging / name).resolve(): file.sha256 for name, file in self.known.items()}
-        digest = join_sha256([(file.name, known[file.resolve()]) for file in weights])
+        digest = weights_sha256(self.staging, tuple(self.known.values()), weights)
         if digest != entry.sha256:
             shutil.rmtree(self.staging)
             raise ChecksumError(

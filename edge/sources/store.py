@@ -21,7 +21,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +29,9 @@ import msgspec
 
 from edge.config_file import make_private_dir, write_private
 from edge.errors import StorageError
+from edge.hashes import join_sha256
 
-__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "storage_error"]
+__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "storage_error", "weights_sha256"]
 
 MARGIN_BYTES = 64 << 20
 """What a download leaves free: a disk that is full to the last byte breaks more than the download."""
@@ -218,9 +219,7 @@ class Store:
                     _sync_folder(place)
                 size, mtime_ns = sum(file.size_bytes for file in record.files), 0
             else:
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.chmod(0o600)
+                _seal(partial)
                 size, mtime_ns = partial.stat().st_size, partial.stat().st_mtime_ns
             # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull
             # finds the whole partial and only has to name it.
@@ -258,9 +257,7 @@ class Store:
         """
         target = self.place_in(staging, name)
         try:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.chmod(0o600)
+            _seal(partial)
             partial.replace(target)
         except OSError as error:
             raise storage_error(error, target, "written") from error
@@ -339,8 +336,27 @@ def human_bytes(size: int) -> str:
     return f"{value:.1f} TB"
 
 
+def weights_sha256(folder: Path, files: Sequence[FileRecord], weights: Sequence[Path]) -> str:
+    """One hash over what computes, from those that the files of a folder had when they came.
+
+    Args:
+        folder: where they are.
+        files: all of them.
+        weights: those that decide what the model computes, in order.
+    """
+    known = {(folder / file.name).resolve(): file.sha256 for file in files}
+    return join_sha256([(path.name, known[path.resolve()]) for path in weights])
+
+
 def _key(*identity: str) -> str:
     return hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+
+
+def _seal(partial: Path) -> None:
+    """Whole and checked: on the disk for good, and nobody else's to read."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.chmod(0o600)
 
 
 def _is_folder_record(path: Path) -> bool:
