@@ -6,7 +6,6 @@ A child, because llama.cpp cannot be interrupted, may abort on bad input, and ke
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge.errors import BackendError
+from edge_convert.children import close_pipes, died
 
 __all__ = ["run_task"]
-
-_TAIL_LINES = 8
 
 
 def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[float], None] | None = None) -> Any:
@@ -51,7 +49,7 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
         return result["result"]
     if "error" in result:
         raise BackendError(result["error"], result["hint"])
-    raise _died(task, code, said)
+    raise died("llama.cpp", code, said, "If you did not end it, report this.", f" while it was to {task}")
 
 
 def _converse(
@@ -77,17 +75,4 @@ def _converse(
     finally:
         child.kill()
         child.wait()
-        for stream in (child.stdin, child.stdout):
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass  # what was left to write has no reader any more
-
-
-def _died(task: str, code: int, said: str) -> BackendError:
-    tail = "\n".join(said.strip().splitlines()[-_TAIL_LINES:])
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    hint = "If you did not end it, report this."
-    if code == -signal.SIGKILL:
-        hint = "The system may have run out of memory. Close other programs, and run the same command again: it resumes."
-    return BackendError(f"llama.cpp {how} while it was to {task}." + (f" It said:\n{tail}" if tail else ""), hint)
+        close_pipes(child)

@@ -9,7 +9,6 @@ loads too. A checkpoint that came from an int4 GGUF is not quantised a second ti
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge_convert.children import environment
 
 __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
 
@@ -184,23 +184,21 @@ def _builder_arguments(checkpoint: Path, out: Path, cache: Path, precision: str,
 
 def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
     """Run the builder to its end; its prints become progress, and its last lines the message where it fails."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": str(work / "hf"),
+    given = environment(
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HOME=str(work / "hf"),
         # The builder stamps the commit of whatever repository its own folder lies in into the model: here it finds none.
-        "GIT_DIR": str(work / "none"),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "PYTHONUNBUFFERED": "1",
-    }
+        GIT_DIR=str(work / "none"),
+        PYTHONUNBUFFERED="1",
+    )
     on_progress("starting the model builder", 0.0)
     tail: list[str] = []
     process = subprocess.Popen(
         arguments,
         cwd=work,
-        env=environment,
+        env=given,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

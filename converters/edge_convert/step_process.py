@@ -23,8 +23,8 @@ from typing import Any
 
 import msgspec
 
-from edge import errors
-from edge.errors import BackendError, EdgeError
+from edge.errors import EdgeError
+from edge_convert.children import close_pipes, died, environment, raised
 from edge_convert.inputs import Input
 from edge_convert.pipeline import Plan, Step
 from edge_convert.targets import Request, make_plan
@@ -35,7 +35,7 @@ Told = Callable[[str, float], None]
 
 _SAVE_S, _STOP_S = 60.0, 5.0
 """How long a step may take to end when it is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
-_TAIL_LINES = 8
+_RESUMES = "Run the same command again: it goes on with this step. If it fails again, report this."
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +79,10 @@ def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
 
 
 def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as said:  # no pipe: nobody reads it while the child works, and a full one would stop it
         child = subprocess.Popen(
             [sys.executable, "-m", "edge_convert.step_process"],
-            env=environment,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -97,12 +96,11 @@ def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
         said.seek(0)
         tail = said.read().decode("utf-8", "replace")
     if "error" in result:
-        kind = result["error"] if result["error"] in errors.__all__ else "BackendError"
-        raise getattr(errors, kind)(result["message"], result["hint"])
+        raise raised(result["error"], result["message"], result["hint"])
     if "errno" in result:
         raise OSError(result["errno"], result["message"], result["file"])
     if "done" not in result:
-        raise _died(title, code, tail)
+        raise died(f'The process of the step "{title}"', code, tail, _RESUMES)
 
 
 def _converse(child: subprocess.Popen[bytes], task: bytes, told: Told) -> dict[str, Any]:
@@ -137,20 +135,7 @@ def _stop(child: subprocess.Popen[bytes], patience_s: float) -> None:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-        for stream in (child.stdin, child.stdout):
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass  # what was left to write has no reader any more
-
-
-def _died(title: str, code: int, said: str) -> BackendError:
-    tail = "\n".join(said.strip().splitlines()[-_TAIL_LINES:])
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    hint = "Run the same command again: it goes on with this step. If it fails again, report this."
-    if code == -signal.SIGKILL:
-        hint = "The system may have run out of memory. Close other programs, and run the same command again: it resumes."
-    return BackendError(f'The process of the step "{title}" {how}.' + (f" It said:\n{tail}" if tail else ""), hint)
+        close_pipes(child)
 
 
 # -- the child's side

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edge import errors
 from edge.errors import BackendError, BackendUnavailableError, EdgeError
+from edge_convert.children import environment, raised
 from edge_convert.evaluate.child import Problem, QualityRequest, ReferenceRequest, Reply, SpeedRequest
 from edge_convert.evaluate.measure import QualityResult, SpeedSample, load_reference, measure_quality
 from edge_convert.evaluate.passages import TextOptions, Window
@@ -153,9 +153,9 @@ def run_child(request: AnyRequest, running: list[subprocess.Popen[bytes]] | None
 
 def _spawn(arguments: list[str], running: list[subprocess.Popen[bytes]] | None) -> tuple[int, str]:
     """Run to the end. Returns the exit code and the last line of stderr."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
+    given = environment(HF_HUB_OFFLINE="1")
     process = subprocess.Popen(
-        arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        arguments, env=given, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     if running is not None:
         running.append(process)
@@ -173,14 +173,8 @@ def _spawn(arguments: list[str], running: list[subprocess.Popen[bytes]] | None) 
 
 def _unpack(reply: Reply) -> Reply:
     if reply.problem is not None:
-        raise _as_error(reply.problem)
+        raise raised(reply.problem.kind, reply.problem.message, reply.problem.hint)
     return reply
-
-
-def _as_error(problem: Problem) -> EdgeError:
-    kind = getattr(errors, problem.kind) if problem.kind in errors.__all__ else BackendError
-    error: EdgeError = kind(problem.message, problem.hint)
-    return error
 
 
 class RayCells:
