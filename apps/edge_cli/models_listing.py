@@ -60,37 +60,35 @@ def where_from(entry: CatalogEntry, artifact: ArtifactEntry) -> str:
 
 def installed_json(model: Installed) -> dict[str, Any]:
     """A model on this device."""
-    return {
-        "name": model.name,
-        "is_here": True,
-        "format": model.format,
-        "quantisation": model.quantisation or None,
-        "reference": model.reference,
-        "path": str(model.path),
-        "size_bytes": model.size_bytes,
-        "sha256": model.sha256,
-        "licence": model.licence,
-        "origin": model.origin,
-        "owner": model.owner,
-        "used_by": list(model.used_by),
-    }
+    return _here_json(model, model.name, model.format, model.used_by, model.quantisation or None, model.sha256)
 
 
 def source_json(kind: str, found: Found) -> dict[str, Any]:
     """A checkpoint or an adapter that a converter fetched."""
+    return _here_json(found, found.reference, kind, found.names)
+
+
+def _here_json(
+    model: Installed | Found,
+    name: str,
+    format: str,
+    used_by: Sequence[str],
+    quantisation: str | None = None,
+    sha256: str | None = None,
+) -> dict[str, Any]:
     return {
-        "name": found.reference,
+        "name": name,
         "is_here": True,
-        "format": kind,
-        "quantisation": None,
-        "reference": found.reference,
-        "path": str(found.path),
-        "size_bytes": found.size_bytes,
-        "sha256": None,
-        "licence": found.licence,
-        "origin": found.origin,
-        "owner": found.owner,
-        "used_by": list(found.names),
+        "format": format,
+        "quantisation": quantisation,
+        "reference": model.reference,
+        "path": str(model.path),
+        "size_bytes": model.size_bytes,
+        "sha256": sha256,
+        "licence": model.licence,
+        "origin": model.origin,
+        "owner": model.owner,
+        "used_by": list(used_by),
     }
 
 
