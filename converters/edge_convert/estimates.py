@@ -10,6 +10,7 @@ __all__ = [
     "HERE",
     "PYTHON",
     "TORCH",
+    "VOCABULARY_BYTES",
     "build_coreml",
     "build_onnx",
     "calibrate",
@@ -31,13 +32,13 @@ _BUILDER = 330_000_000  # with onnxruntime-genai's model builder
 _LLAMA_CPP = 95_000_000  # a process of llama.cpp that computes
 _CHUNK_TOKENS = 256  # of calibration text
 _WINDOW_TABLES = 4  # of logits in float32, while a window is compared
-_VOCABULARY_BYTES = 3_500  # a token, while a tokenizer is read and rebuilt in Python objects
+VOCABULARY_BYTES = 3_500  # a token, while a tokenizer is read and rebuilt in Python objects
 _LOGITS_TOKENS = 512
 
 
 def read_gguf(n_vocab: int) -> int:
     """A GGUF file back to a checkpoint: its vocabulary in Python objects; weights pass through in pieces."""
-    return HERE + PYTHON + _VOCABULARY_BYTES * n_vocab
+    return HERE + PYTHON + VOCABULARY_BYTES * n_vocab
 
 
 def write_gguf(n_vocab: int, largest_bytes: int) -> int:

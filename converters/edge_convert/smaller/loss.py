@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Head"]
+__all__ = ["ROWS_AT_ONCE", "Head"]
 
-_CHUNK = 256
+ROWS_AT_ONCE = 256
 
 
 class Head:
@@ -24,7 +24,7 @@ class Head:
         chunk: rows of logits that exist at a time.
     """
 
-    def __init__(self, weight: Any, cap: float | None = None, bias: Any = None, chunk: int = _CHUNK) -> None:
+    def __init__(self, weight: Any, cap: float | None = None, bias: Any = None, chunk: int = ROWS_AT_ONCE) -> None:
         self._weight, self._cap, self._bias, self._chunk = weight, cap, bias, chunk
         self._buffers: tuple[Any, ...] | None = None
 

@@ -10,13 +10,15 @@ import msgspec
 
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
-from edge_convert.estimates import HERE, PYTHON, TORCH
+from edge_convert.estimates import HERE, PYTHON, TORCH, VOCABULARY_BYTES
 from edge_convert.pipeline import Step, Told, digest_of
 from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.layers import check_layers
 from edge_convert.smaller.lora import Adapter, merge
+from edge_convert.smaller.loss import ROWS_AT_ONCE
 from edge_convert.smaller.recipe import Recipe, Source, Text
 from edge_convert.smaller.sources import find_file, read_documents
+from edge_convert.smaller.writing import ANSWERS_AT_ONCE
 
 __all__ = [
     "Sizes",
@@ -33,9 +35,7 @@ Done = Callable[[str], Path]
 Work = Callable[[Path, Done, Told], None]
 
 _BASE_MEMORY = HERE + TORCH
-_ANSWERS = 128  # written at a time
 _PROMPT_TOKENS = 64
-_ROWS = 256  # of logits that exist at a time, see edge_convert.smaller.loss
 _CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
 _WRITTEN_SHARE = 0.4  # of that speed, where the teacher writes
 _CHOICE_TOKENS = 8192
@@ -254,14 +254,14 @@ def _writing_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: 
             before += _n_tokens([text])
 
     longest = _PROMPT_TOKENS + max((text.answer_tokens for text in texts), default=0)
-    kv_bytes = 2 * _ANSWERS * longest * sizes.n_layers * sizes.kv_width
+    kv_bytes = 2 * ANSWERS_AT_ONCE * longest * sizes.n_layers * sizes.kv_width
     return Step(
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
         work=_with_threads(work, n_threads),
         seconds=5 + wanted * 2 * sizes.n_params / (speed * _WRITTEN_SHARE),
         disk_bytes=8 * wanted,
-        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 24 * _ANSWERS * sizes.n_vocab,
+        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + kv_bytes + 24 * ANSWERS_AT_ONCE * sizes.n_vocab,
         is_heavy=True,
         resumes=True,
     )
@@ -303,7 +303,7 @@ def _text_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Siz
         work=work,
         seconds=2 + wanted / 200e3,
         disk_bytes=5 * wanted,
-        memory_bytes=HERE + PYTHON + 3_500 * sizes.n_vocab + 60 * wanted,
+        memory_bytes=HERE + PYTHON + VOCABULARY_BYTES * sizes.n_vocab + 60 * wanted,
         is_heavy=True,
     )
 
@@ -380,7 +380,7 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
         memory_bytes=_BASE_MEMORY
         + 2 * sizes.n_params
         + 8 * recipe.training.window * sizes.width * 100
-        + (16 * _ROWS * sizes.n_vocab if recipe.layers == "divergence" else 0)
+        + (16 * ROWS_AT_ONCE * sizes.n_vocab if recipe.layers == "divergence" else 0)
         + (4 * recipe.repair_tokens * sizes.width + 16 * sizes.columns**2 if recipe.repair_tokens else 0),
         is_heavy=True,
     )
@@ -428,8 +428,8 @@ def _distil_step(
         memory_bytes=_BASE_MEMORY
         + 2 * n_params
         + 12 * trained
-        + max(10 * trained + 32 * tokens * recipe.keep_layers * sizes.width, 16 * _ROWS * sizes.n_vocab)
-        + 4 * _ROWS * sizes.n_vocab,
+        + max(10 * trained + 32 * tokens * recipe.keep_layers * sizes.width, 16 * ROWS_AT_ONCE * sizes.n_vocab)
+        + 4 * ROWS_AT_ONCE * sizes.n_vocab,
         is_heavy=True,
         resumes=True,
     )

@@ -21,9 +21,9 @@ from edge_convert.smaller.corpus import Document
 from edge_convert.smaller.models import open_model
 from edge_convert.smaller.recipe import Text
 
-__all__ = ["read_written", "write_answers"]
+__all__ = ["ANSWERS_AT_ONCE", "read_written", "write_answers"]
 
-_BATCH = 128
+ANSWERS_AT_ONCE = 128
 _MAX_PROMPT_SHARE = 0.6
 
 
@@ -99,8 +99,8 @@ def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, see
     asked = list(dict.fromkeys(prompts))
     random.Random(seed).shuffle(asked)  # noqa: S311  # an order, no secret
     longest = int(window * _MAX_PROMPT_SHARE)
-    for start in range(0, len(asked), _BATCH):
-        messages = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + _BATCH]]
+    for start in range(0, len(asked), ANSWERS_AT_ONCE):
+        messages = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + ANSWERS_AT_ONCE]]
         try:
             rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
