@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from edge_convert.smaller.corpus import Document, pack
-from edge_convert.smaller.models import open_model, tune_memory
+from edge_convert.smaller.models import open_model
 from edge_convert.smaller.recipe import Source, Text
 from edge_convert.smaller.sources import read_documents
 from edge_convert.smaller.writing import read_written, write_answers
@@ -76,7 +76,6 @@ def main() -> None:
     parser.add_argument("students", type=Path, nargs="+")
     parser.add_argument("--texts", type=Path, required=True)
     asked = parser.parse_args()
-    tune_memory()
     texts = read_texts(asked.teacher, asked.texts)
     teacher = open_model(asked.teacher, "float32")
     print("| student | " + " | ".join(f"{name}: KL / top-1" for name in texts) + " |")
