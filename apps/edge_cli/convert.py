@@ -143,7 +143,10 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
         with ConvertProgress() as progress:
             made = run(plan, progress.report, choose=lambda: _judge(plan, options["gate"], options["device"]))
     except KeyboardInterrupt:
-        output.note("Interrupted. Finished steps are kept: the same command goes on from there.")
+        if plan.work.exists():
+            output.note(f"Interrupted. Finished steps are kept in {plan.work}: the same command goes on from there.")
+        else:
+            output.note("Interrupted before a step was finished. Nothing is left behind.")
         return 130
     named = convert_names.enter(app, name, made, is_asked=options["name"] is not None)
     peaks, residents = progress.peak_bytes, progress.resident_bytes
@@ -280,7 +283,7 @@ def _free_memory(app: App) -> int | None:
 
 def _show(plan: Plan, *, as_json: bool) -> None:
     """The plan, on stdout where it is the answer, else on stderr."""
-    from edge_convert.pipeline import is_done
+    from edge_convert.pipeline import is_done, left_over
 
     if as_json:
         output.json_object(
@@ -303,6 +306,7 @@ def _show(plan: Plan, *, as_json: bool) -> None:
                 "memory_bytes": plan.memory_bytes,
                 "seconds": round(plan.seconds),
                 "notes": list(plan.notes),
+                "left_over": [str(path) for path in left_over(plan)],
             }
         )
         return
@@ -315,6 +319,8 @@ def _show(plan: Plan, *, as_json: bool) -> None:
     )
     for note in plan.notes:
         output.note(note)
+    for path in left_over(plan):
+        output.note(f"{path} is left from a conversion with other options that was stopped. Not needed? Delete it.")
 
 
 def _about(seconds: float) -> str:

@@ -26,7 +26,7 @@ import msgspec
 from edge.errors import ModelTooLargeError, StorageError, UsageError
 from edge_convert.peak import PeakMemory
 
-__all__ = ["OnProgress", "Plan", "Progress", "Step", "check_resources", "digest_of", "is_done", "run"]
+__all__ = ["OnProgress", "Plan", "Progress", "Step", "check_resources", "digest_of", "is_done", "left_over", "run"]
 
 Told = Callable[[str, float], None]
 """What a step calls while it works: what it is doing, and the share of its work that is behind it."""
@@ -141,6 +141,11 @@ OnProgress = Callable[[Progress], None]
 def is_done(plan: Plan, step: Step) -> bool:
     """Whether an earlier run finished a step of this very plan."""
     return (plan.work / f"{step.name}.done").is_file()
+
+
+def left_over(plan: Plan) -> list[Path]:
+    """Work folders in `plan.out` that other plans left: stopped, and never gone on with."""
+    return sorted(path for path in plan.out.glob(".work-*") if path != plan.work and path.is_dir())
 
 
 def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None:

@@ -23,7 +23,7 @@ from edge_convert.smaller.teacher import hidden_rows
 
 __all__ = ["HeldOut", "Report", "distil", "measure"]
 
-_BETAS = (0.9, 0.95)
+_BETAS = (0.7, 0.95)
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
 _LEAST_RATE = 0.02
@@ -307,8 +307,7 @@ class _Run:
 
 
 def _rate(share: float, training: Training) -> float:
-    """The learning rate's share of its height: up in a line, down in a cosine."""
+    """The learning rate's share of its height: up in a line, down in a line."""
     if share < training.warmup:
         return max(share / training.warmup, _LEAST_RATE)
-    done = (share - training.warmup) / (1 - training.warmup)
-    return _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return max((1 - share) / (1 - training.warmup), _LEAST_RATE)

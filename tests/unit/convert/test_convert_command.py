@@ -187,6 +187,26 @@ def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) 
     assert plan["disk_bytes"] > 0
 
 
+def test_what_a_stopped_conversion_leaves_is_named(
+    convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = (tiny_checkpoint("llama"), "--out", tmp_path / "out", "--no-card", "--no-imatrix")
+    with monkeypatch.context() as patched:
+        patched.setattr("edge_cli.convert._judge", interrupt)
+        stopped = convert(*arguments, "--quant", "F16")
+    (left,) = (tmp_path / "out").iterdir()
+    assert stopped.code == 130
+    assert f"Finished steps are kept in {left}: the same command goes on" in stopped.err
+    again = convert(*arguments, "--quant", "F16", "--dry-run")
+    assert "done already" in again.err and "Delete it." not in again.err
+    other = convert(*arguments, "--quant", "Q8_0", "--dry-run")
+    assert f"{left} is left from a conversion with other options" in other.err
+    assert json.loads(convert(*arguments, "--quant", "Q8_0", "--dry-run", "--json").out)["left_over"] == [str(left)]
+
+
 def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_convert import card_step
     from edge_convert.evaluate.evaluation import EvaluateOptions
