@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 from edge import errors
 from edge.errors import BackendError, EdgeError
 
-__all__ = ["close_pipes", "died", "environment", "raised"]
+__all__ = ["close_pipes", "died", "end_with_parent", "environment", "raised"]
 
 _TAIL_LINES = 8
 
@@ -32,6 +33,17 @@ def close_pipes(child: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
             stream.close()
         except BrokenPipeError:
             pass  # what was left to write has no reader any more
+
+
+def end_with_parent(how: signal.Signals) -> None:
+    """For a child whose stdin is a pipe that its parent keeps open: send itself a signal when the parent is gone."""
+
+    def wait() -> None:
+        while os.read(0, 4096):  # not through sys.stdin: its lock would be missing when the interpreter ends
+            pass
+        os.kill(os.getpid(), how)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def raised(kind: str, message: str, hint: str) -> EdgeError:

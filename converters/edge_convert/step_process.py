@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import msgspec
 
 from edge.errors import EdgeError
-from edge_convert.children import close_pipes, died, environment, raised
+from edge_convert.children import close_pipes, died, end_with_parent, environment, raised
 from edge_convert.inputs import Input
 from edge_convert.pipeline import Plan, Step
 from edge_convert.targets import Request, make_plan
@@ -154,7 +153,7 @@ def main() -> None:
 
     try:
         task = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Task, dec_hook=lambda kind, value: kind(value))
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        end_with_parent(signal.SIGINT)
         plan = make_plan(task.source, task.out, task.request)
         step = next(step for step in plan.steps if step.name == task.step)
         step.work(task.folder, lambda name: plan.work / name, lambda detail, share: send(detail=detail, share=share))
@@ -172,11 +171,6 @@ def main() -> None:
     # Libraries' threads need no orderly end, and the memory goes with the process.
     sys.stderr.flush()
     os._exit(code)
-
-
-def _stop_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

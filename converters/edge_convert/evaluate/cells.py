@@ -154,17 +154,20 @@ def run_child(request: AnyRequest, running: list[subprocess.Popen[bytes]] | None
 def _spawn(arguments: list[str], running: list[subprocess.Popen[bytes]] | None) -> tuple[int, str]:
     """Run to the end. Returns the exit code and the last line of stderr."""
     given = environment(HF_HUB_OFFLINE="1")
-    process = subprocess.Popen(
-        arguments, env=given, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    # The child ends when its stdin does, so a parent that is killed leaves none behind.
+    process = subprocess.Popen(arguments, env=given, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stdin and process.stderr
     if running is not None:
         running.append(process)
     try:
-        _, said = process.communicate()
+        said = process.stderr.read()
+        process.wait()
     finally:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait()
+        process.stdin.close()
+        process.stderr.close()
         if running is not None:
             running.remove(process)
     lines = said.decode(errors="replace").strip().splitlines()

@@ -1,12 +1,17 @@
-"""The child process of one cell: python -m edge_convert.evaluate.child REQUEST RESULT, both JSON files."""
+"""The child process of one cell: python -m edge_convert.evaluate.child REQUEST RESULT, both JSON files.
+
+It ends when its stdin does.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import msgspec
 
+from edge_convert.children import end_with_parent
 from edge_convert.evaluate.measure import (
     QualityResult,
     SpeedSample,
@@ -75,6 +80,7 @@ def main(request_file: str, result_file: str) -> None:
     """Do what the request says, and write a Reply."""
     from edge.errors import EdgeError
 
+    end_with_parent(signal.SIGKILL)
     request = msgspec.json.decode(Path(request_file).read_bytes(), type=ReferenceRequest | QualityRequest | SpeedRequest)
     try:
         reply = _run(request)

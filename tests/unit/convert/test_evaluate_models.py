@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]")
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge_convert.children import environment
 from edge_convert.evaluate import cells
 from edge_convert.evaluate.card import Card, read_card
 from edge_convert.evaluate.child import SpeedRequest
@@ -166,6 +169,15 @@ def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
     python.write_text("#!/bin/sh\nkill -SEGV $$\n")
     with pytest.raises(BackendError, match="ended with signal 11"):
         cells.run_child(request)
+
+
+def test_a_cell_ends_when_its_parent_is_gone(tiny_onnx: MakeOnnx, tmp_path: Path) -> None:
+    asked, result = tmp_path / "request.json", tmp_path / "result.json"
+    request = SpeedRequest(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
+    asked.write_bytes(msgspec.json.encode(request))
+    command = [sys.executable, "-m", "edge_convert.evaluate.child", str(asked), str(result)]
+    child = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (child.returncode, result.exists()) == (-signal.SIGKILL, False)
 
 
 # Ray replaces 127.0.0.1 by the machine's outer address unless it is told that clusters of several machines are not wanted.
