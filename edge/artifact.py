@@ -21,7 +21,7 @@ from edge.mlpackage import CoreMLPackage, read_package
 from edge.model_facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
 from edge.onnx_folder import CONFIG, OnnxFolder, read_onnx_folder
 
-__all__ = ["Artifact", "Format", "open_artifact", "open_artifacts"]
+__all__ = ["Artifact", "Format", "licence_beside", "open_artifact", "open_artifacts"]
 
 Format = Literal["gguf", "onnx", "coreml"]
 
@@ -172,6 +172,11 @@ def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence
         onnx=read_onnx_folder(path) if kind == "onnx" else None,
         coreml=read_package(path) if kind == "coreml" else None,
     )
+
+
+def licence_beside(path: Path) -> str | None:
+    """What the manifest of a model says of its licence; None where it has none. A look at one small file, unlike opening it."""
+    return _read_manifest(path).licence
 
 
 class _SourceFile(msgspec.Struct, frozen=True):

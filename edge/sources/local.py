@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge.artifact import licence_beside
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.sources.base import Found, Source
 
@@ -26,7 +27,8 @@ class LocalSource(Source):
         except OSError as error:
             raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
         entry = self.context.entry
-        return Found(path, reference, size_bytes, str(path.parent), "you", sha256=entry.sha256 if entry is not None else None)
+        sha256 = entry.sha256 if entry is not None else None
+        return Found(path, reference, size_bytes, str(path.parent), "you", sha256=sha256, licence=licence_beside(path))
 
     def fetch(self, reference: str) -> Found:
         found = self.find(reference)

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import torch
 
-from edge.catalog import remove, resolve
+from edge.catalog import list_models, remove, resolve
 from edge.config import load_settings
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge_cli.main import run
@@ -325,6 +325,8 @@ def test_an_adapter_of_the_hub(
     # It is kept, and what was made has the name that was asked for; that of a published model it cannot have.
     assert run(["convert", *arguments, "hf:owner/tuned", "--force", "--dry-run"]) == 0
     assert resolve("tiny-tuned", settings=load_settings()).path == out / "gguf-F16/tiny+tuned-F16.gguf"
+    (mine,) = (model for model in list_models(load_settings()) if model.name == "tiny-tuned")
+    assert mine.licence == manifest.licence == "apache-2.0"
     assert run(["convert", *arguments, "hf:owner/tuned", "--name", "smollm2-135m", "--dry-run"]) == 2
     assert "as its makers publish it" in capsys.readouterr().err
     assert remove("hf:owner/tuned", load_settings()).freed_bytes > 0
