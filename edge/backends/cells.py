@@ -56,7 +56,8 @@ class Ledger:
         cells = range(self._next_cell, self._next_cell + n_tokens)
         self._next_cell += n_tokens
         self._sequences[seq_id].extend(cells)
-        self._users.update(cells)
+        for cell in cells:
+            self._users[cell] = 1
 
     def cut(self, seq_id: int, n_keep: int) -> None:
         """Drop everything behind the first `n_keep` tokens of a sequence."""

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Capabilities, ModelInfo
 from edge.backends.hf_tokenizer import HFTokenizer
 from edge.backends.logits_backend import LogitsBackend
 from edge.backends.onnx_kv import KVStore, Layout, open_store
-from edge.backends.onnx_session import PROVIDERS, Session, errors_of_ours, placement_text
+from edge.backends.onnx_session import PROVIDERS, Session, error_of_ours, errors_of_ours, placement_text
 from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, UsageError
 from edge.onnx_folder import OnnxFolder, read_onnx_folder
@@ -100,6 +101,7 @@ class OnnxBackend(LogitsBackend):
         self._logits = np.empty((plan.n_seq, folder.n_vocab), kind)
         self._layout = Layout(folder)
         self._bindings: dict[tuple[int, int], Any] = {}  # first sequence, how many -> onnxruntime's binding for them
+        self._writers: dict[int, _Writer] = {}
         self._make_room(plan.n_ctx)
         # The first pass prepares much, and shows whether it works at all.
         first = self._compute(0, 0, np.zeros(1, dtype=np.int64), None)
@@ -167,6 +169,27 @@ class OnnxBackend(LogitsBackend):
             self._kv.commit(seq_id, end)
         return _as_float32(logits[-1] if n_rows == 1 else logits[-1].copy(), self._folder.logits_type)
 
+    def _compute_one(self, seq_id: int, start: int, token: int) -> npt.NDArray[np.float32]:
+        """Every line of Python here is felt: a pass leaves nothing of it in the processor's caches."""
+        try:
+            if self._n_threads != self._session.n_threads:
+                self._fit_session()
+            writer = self._writers.get(seq_id)
+            if writer is None:
+                writer = self._writers[seq_id] = self._new_writer(seq_id)
+            writer.ids[0, 0], writer.positions[0, 0] = token, start
+            if not writer.is_bound:
+                writer.is_bound = self._kv.bind(writer.binding, seq_id, 1, start, 1)
+            if writer.mask:
+                writer.binding.bind_input(writer.mask, "cpu", 0, writer.int64, (1, start + 1), self._mask_address)
+            self._run(writer.binding, None)
+            self._kv.commit(seq_id, start + 1)
+        except EdgeError:
+            raise
+        except Exception as error:
+            raise error_of_ours("compute", error) from error
+        return writer.float32 if writer.float32 is not None else _as_float32(writer.logits, self._folder.logits_type)
+
     def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
         if len(steps) == 1 or not self._is_batched:
             super()._step(steps, starts)
@@ -228,11 +251,27 @@ class OnnxBackend(LogitsBackend):
             self._kv.free(seq_id)
 
     def _free(self) -> None:
-        self._bindings.clear()
+        self._drop_bindings()
         self._session.close()
         del self._kv
 
     # -- inside
+
+    def _new_writer(self, seq_id: int) -> _Writer:
+        import numpy as np
+
+        ids, positions = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
+        binding, logits = self._session.native.io_binding(), self._logits[seq_id : seq_id + 1]
+        self._bind(binding, ids, self._mask[:, :1], positions, logits[None])
+        return _Writer(
+            binding=binding,
+            ids=ids,
+            positions=positions,
+            mask=self._folder.attention_mask if self._folder.has_attention_mask else "",
+            int64=np.int64,
+            logits=logits[0],
+            float32=_as_float32(logits[0], self._folder.logits_type) if logits.dtype == np.float32 else None,
+        )
 
     def _make_room(self, n_ctx: int) -> None:
         """For so many rows a sequence; what there was is dropped, unless there is no memory for it."""
@@ -241,8 +280,9 @@ class OnnxBackend(LogitsBackend):
         with errors_of_ours("make room for keys and values"):
             session = self._session
             self._kv: KVStore = open_store(self._folder, n_ctx, self.capabilities.n_seq, session.runtime, session.device)
-        self._bindings.clear()
+        self._drop_bindings()
         self._mask = np.ones((1, n_ctx), dtype=np.int64)
+        self._mask_address = self._mask.ctypes.data
         self._positions = np.arange(n_ctx, dtype=np.int64)[None]
 
     def _binding(self, first: int, n_seq: int, start: int, n_new: int) -> Any:
@@ -302,12 +342,17 @@ class OnnxBackend(LogitsBackend):
         """
         if self._n_threads == self._session.n_threads:
             return
-        self._bindings.clear()
+        self._drop_bindings()
         try:
             self._n_threads = self._session.reopen(self._n_threads)
         except EdgeError:
             self.close()
             raise
+
+    def _drop_bindings(self) -> None:
+        """They belong to one session, and know where one place for keys and values is."""
+        self._bindings.clear()
+        self._writers.clear()
 
     def _why_not_batched(self, first: npt.NDArray[np.float32] | None) -> str:
         """Why several sequences cannot be computed in one pass; "" when they can. It is tried out.
@@ -343,6 +388,31 @@ class OnnxBackend(LogitsBackend):
                 f"{' and '.join(wanted)} cannot compute any part of {plan.artifact.name}, so all would run on the CPU.",
                 "Use --require cpu, or the same model as GGUF.",
             )
+
+
+@dataclass(slots=True)
+class _Writer:
+    """A binding of its own for the passes that append one token to a sequence: only the mask's length changes from one to the
+    next, the rest is written where it was.
+
+    Attributes:
+        binding: onnxruntime's.
+        ids, positions: int64 [1, 1].
+        mask: name of the attention mask among the inputs, "" where the model has none.
+        int64: the type, as onnxruntime takes it.
+        logits: [n_vocab], where a pass leaves them.
+        float32: the same place, where they are of that type.
+        is_bound: the binding knows for good where keys and values are.
+    """
+
+    binding: Any
+    ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    mask: str
+    int64: Any
+    logits: npt.NDArray[np.generic]
+    float32: npt.NDArray[np.float32] | None
+    is_bound: bool = False
 
 
 def _neighbours(wanted: Iterable[int], lengths: list[int], n_ctx: int) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge.onnx_folder import OnnxFolder
     from edge.plan import Plan
 
-__all__ = ["PROVIDERS", "Session", "errors_of_ours", "load_runtime", "placement_text"]
+__all__ = ["PROVIDERS", "Session", "error_of_ours", "errors_of_ours", "load_runtime", "placement_text"]
 
 _log = logging.getLogger("edge.onnx")
 _INSTALL = 'Install it: pip install "edge-assistant[onnx]"'
@@ -72,21 +72,24 @@ def errors_of_ours(what: str) -> Iterator[None]:
         yield
     except EdgeError:
         raise
-    except MemoryError as error:
-        raise ModelTooLargeError(
-            f"There is not enough memory: onnxruntime could not {what}.", "Use a smaller context."
-        ) from error
     except Exception as error:
-        text = _first_line(error)
-        if any(
-            sign in text.lower()
-            for sign in ("bad_alloc", "failed to allocate", "cannot allocate", "out of memory", "bad allocation")
-        ):
-            raise ModelTooLargeError(
-                f"There is not enough memory: onnxruntime could not {what} ({text}).",
-                "Use a smaller context, or a smaller model.",
-            ) from error
-        raise BackendError(f"onnxruntime could not {what}: {text}", "Load the model again.") from error
+        raise error_of_ours(what, error) from error
+
+
+def error_of_ours(what: str, error: Exception) -> EdgeError:
+    """One exception of onnxruntime's as one of edge's; see `errors_of_ours`."""
+    if isinstance(error, MemoryError):
+        return ModelTooLargeError(f"There is not enough memory: onnxruntime could not {what}.", "Use a smaller context.")
+    text = _first_line(error)
+    if any(
+        sign in text.lower()
+        for sign in ("bad_alloc", "failed to allocate", "cannot allocate", "out of memory", "bad allocation")
+    ):
+        return ModelTooLargeError(
+            f"There is not enough memory: onnxruntime could not {what} ({text}).",
+            "Use a smaller context, or a smaller model.",
+        )
+    return BackendError(f"onnxruntime could not {what}: {text}", "Load the model again.")
 
 
 class Session:

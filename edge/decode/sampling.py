@@ -6,6 +6,7 @@ order that edge/types.py Sampling promises, `NumpySampler` adds the memory (toke
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ Breakers = dict[int, list[tuple[int, ...]]]
 MAX_BREAKER_CHARS = 40
 MAX_BREAKER_TAIL = 20
 _FEW = 256  # candidates that are looked at first; in text, nearly always enough
+_GROUPS = 1024  # of a vocabulary; their largest values tell where the best ones can be
 _FLOAT_MAX_LOG = 88.7228391
 
 
@@ -68,11 +70,8 @@ def narrow(
     Raises:
         BackendError: the engine computed something that is not a number.
     """
-    has_penalty = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1, 0, 0)
-    is_changed = bool(sampling.logit_bias) or has_penalty or sampling.dry_multiplier != 0
-    values = logits.astype(np.float32, copy=is_changed)  # single precision, as in llama.cpp
-    if np.isnan(values[values.argmax()]):  # argmax finds what is not a number first
-        raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
+    values = logits.astype(np.float32, copy=_is_changing(sampling))  # single precision, as in llama.cpp
+    _likeliest(values)
     for token, bias in sampling.logit_bias.items():
         values[token] += bias
     _penalise(values, sampling, history)
@@ -94,6 +93,24 @@ def narrow(
     if is_xtc:
         ids, kept = _xtc(ids, kept, sampling.xtc_threshold)
     return ids, kept / sampling.temperature
+
+
+def _is_changing(sampling: Sampling) -> bool:
+    """Whether a setting changes logits before any are left out."""
+    has_penalty = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1, 0, 0)
+    return bool(sampling.logit_bias) or has_penalty or sampling.dry_multiplier != 0
+
+
+def _likeliest(logits: npt.NDArray[np.float32]) -> int:
+    """The likeliest token.
+
+    Raises:
+        BackendError: some logit is not a number.
+    """
+    best = int(logits.argmax())
+    if math.isnan(logits[best]):  # argmax finds what is not a number first
+        raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
+    return best
 
 
 def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids | None:
@@ -120,10 +137,15 @@ def _best(values: Values | Logits, n_best: int) -> Ids:
     """Where the largest values are, the largest first; of equal ones the first. Shape (n_best,)."""
     if n_best >= len(values):
         return np.argsort(-values, kind="stable")
-    least = np.partition(values, len(values) - n_best)[len(values) - n_best]
-    above = np.flatnonzero(values > least)
-    chosen = np.concatenate([above, np.flatnonzero(values == least)[: n_best - len(above)]])
-    order: Ids = chosen[np.argsort(-values[chosen], kind="stable")]
+    # The largest of n groups are n values, so none below the least of them is among the n best.
+    groups = (
+        values[: len(values) // _GROUPS * _GROUPS].reshape(-1, _GROUPS).max(axis=0)
+        if n_best <= _GROUPS <= len(values)
+        else values
+    )
+    least = np.partition(groups, len(groups) - n_best)[len(groups) - n_best]
+    chosen = np.flatnonzero(values >= least)
+    order: Ids = chosen[np.argsort(-values[chosen], kind="stable")[:n_best]]
     return order
 
 
@@ -284,11 +306,16 @@ class NumpySampler(Sampler):
         self._logits_of = logits_of
         self._breakers = breakers
         self._random = np.random.default_rng(seed_of(sampling.seed))
+        self._is_plain = sampling.temperature == 0 and not _is_changing(sampling)
         self._is_open = True
 
     def sample(self, seq_id: int) -> int:
         if not self._is_open:
             raise BackendError("The sampler is closed.", "Open another one.")
+        if self._is_plain:
+            token = _likeliest(self._logits_of(seq_id))
+            self._history.append(token)
+            return token
         xtc_draw = self._random.random() if self._sampling.xtc_probability > 0 else 1.0
         ids, values = narrow(self._logits_of(seq_id), self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
         token = int(ids[0]) if len(ids) == 1 else int(ids[self._draw(values)])

@@ -148,13 +148,14 @@ def test_a_vocabulary_that_is_not_sorted_as_a_whole_is_cut_alike(values: dict[st
         assert found[token] == pytest.approx(expected[token], rel=0.02, abs=1e-6)
 
 
+@pytest.mark.parametrize("n_vocab", [1000, 5000])
 @pytest.mark.parametrize("values", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.9}])
-def test_of_equal_tokens_the_first_are_kept(values: dict[str, Any]) -> None:
-    logits = np.zeros(1000, np.float32)
+def test_of_equal_tokens_the_first_are_kept(values: dict[str, Any], n_vocab: int) -> None:
+    logits = np.zeros(n_vocab, np.float32)
     logits[[900, 300]] = 5.0
     ids, _ = narrow(logits, Sampling(**{**OFF, **values}), [])
     assert ids[:2].tolist() == [300, 900]
-    others = [id for id in range(1000) if id not in (300, 900)]
+    others = [id for id in range(n_vocab) if id not in (300, 900)]
     assert ids[2:].tolist() == others[: len(ids) - 2]
 
 
@@ -227,6 +228,9 @@ def test_values_that_are_not_numbers_are_an_error() -> None:
     logits[7] = np.nan
     with pytest.raises(BackendError, match="not numbers"):
         narrow(logits, Sampling(), [])
+    for sampling in (Sampling(temperature=0), Sampling(temperature=0, repeat_penalty=1.2), Sampling()):
+        with pytest.raises(BackendError, match="not numbers"):
+            NumpySampler(sampling, [3], lambda _: logits, N_VOCAB).sample(0)
 
 
 def test_seeds_are_kept_in_range_and_never_mean_random() -> None:
