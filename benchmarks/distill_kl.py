@@ -4,13 +4,15 @@
     python benchmarks/distill_kl.py TEACHER STUDENT... --texts TEXTS
 
 TEACHER and STUDENT are checkpoint folders. Read are 8,192 tokens each of Jane Austen's novels, of passages of BoolQ's test
-set, of single sentences of WikiText, and of the teacher's own answers, greedy and at temperature 0.8, to questions of
-TruthfulQA, which edge's prompts do not resemble; only the answers count. Windows of 256 tokens, each from an empty KV.
+set, of single sentences of WikiText, and of the teacher's own answers, of which only the answers count: greedy and at
+temperature 0.8 to questions of TruthfulQA, which edge's prompts do not resemble, and greedy to those of edge's own prompts
+that a training comes to last, after 900,000 tokens. Windows of 256 tokens, each from an empty KV.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ from tokenizers import Tokenizer
 
 from edge_convert.smaller.corpus import Document, pack
 from edge_convert.smaller.models import open_model
-from edge_convert.smaller.recipe import Source, Text
+from edge_convert.smaller.prompts import built_in_prompts
+from edge_convert.smaller.recipe import Source, Text, Training
 from edge_convert.smaller.sources import read_documents
 from edge_convert.smaller.writing import read_written, write_answers
 
 _N_TOKENS, _WINDOW, _BATCH = 8192, 256, 4
 _NOVELS_FROM = 300_000
 """Characters of the novels that are passed over, so that a chapter's heart is read and no title page."""
+_N_KNOWN = 128
 _GREEDY = 0.01
 """A temperature at which the likeliest token is all but certain."""
 
@@ -44,9 +48,10 @@ def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
     chats = {
         "chat, greedy": Text(name="greedy", tokens=0, held_out_tokens=_N_TOKENS, temperature=_GREEDY),
         "chat at 0.8": Text(name="questions", tokens=0, held_out_tokens=_N_TOKENS),
+        "known chat, greedy": Text(name="known", tokens=0, held_out_tokens=_N_TOKENS, temperature=_GREEDY),
     }
-    for chat in chats.values():
-        write_answers(folder, teacher, chat, questions, _WINDOW, 1, lambda *_: None)
+    for name, chat in chats.items():
+        write_answers(folder, teacher, chat, _last_prompts() if "known" in name else questions, _WINDOW, 1, lambda *_: None)
     documents = {
         "novels": [Document(tuple(tokenizer.encode(novels).ids))],
         "passages": [Document(tuple(tokenizer.encode(f"{passage}\n\n").ids)) for passage in passages],
@@ -54,6 +59,13 @@ def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
         **{name: read_written(folder, chat) for name, chat in chats.items()},
     }
     return {name: pack(found, Text(name=name, tokens=_N_TOKENS), _WINDOW, 1, filler=0)[0] for name, found in documents.items()}
+
+
+def _last_prompts() -> list[str]:
+    """Prompts of edge's that a training with the usual seed comes to last."""
+    prompts = list(dict.fromkeys(built_in_prompts()))
+    random.Random(Training().seed).shuffle(prompts)  # as `write_answers` does
+    return prompts[-_N_KNOWN:]
 
 
 def compare(teacher: Any, student: Any, tokens: Any, counted: Any) -> tuple[float, float]:
