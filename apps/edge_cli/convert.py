@@ -223,7 +223,7 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
     """How the model is made smaller first: a recipe, its values replaced by what else was typed."""
     from msgspec.structs import replace
 
-    from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, default_texts, find_recipe
+    from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe
 
     keep, minutes, texts = options["keep_layers"], options["distill_minutes"], options["texts"]
     if options["recipe"]:
@@ -233,7 +233,7 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
             raise click.UsageError("That needs --keep-layers N or --recipe NAME.", click.get_current_context())
         return None
     else:
-        recipe = Recipe(keep_layers=keep, texts=default_texts(), training=Training())
+        recipe = Recipe(keep_layers=keep, training=Training())
     if keep is not None:
         recipe = replace(recipe, keep_layers=keep)
     if minutes is not None:

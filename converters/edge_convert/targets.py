@@ -27,7 +27,7 @@ from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, digest_file, make_manifest, tool_versions, write_manifest
 from edge_convert.pipeline import Plan, Step, digest_of
 from edge_convert.smaller.lora import Adapter, check_fit
-from edge_convert.smaller.recipe import Recipe
+from edge_convert.smaller.recipe import Recipe, with_texts
 from edge_convert.smaller.steps import (
     Sizes,
     adapter_key,
@@ -145,6 +145,8 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         steps.append(_merge_step(facts, request.adapter))
         whole = exported = _merged(facts, request.adapter)
     if request.smaller:
+        request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
+        assert request.smaller
         steps += _smaller_steps(whole, request)
         exported = _made_smaller(whole, request.smaller)
     if is_changed:

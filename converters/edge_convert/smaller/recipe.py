@@ -11,7 +11,11 @@ import msgspec
 
 from edge.errors import UsageError
 
-__all__ = ["Recipe", "Source", "Text", "Training", "default_texts", "find_recipe", "list_recipes"]
+__all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
+
+_READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
+_FEWEST_TOKENS, _MOST_TOKENS = 50_000, 900_000  # there are prompts for so many
+_ANSWER_TOKENS, _ROOM_FOR_PROMPT = 224, 32
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,7 +100,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or the numbers themselves.
         repair_tokens: read to fit what is left to the teacher before training; 0 leaves that out. Worth it where training is
             short: after a minute or two it makes no difference.
-        texts: what is trained on and measured.
+        texts: what is trained on and measured; see `with_texts` where there are none.
         training: how.
     """
 
@@ -108,9 +112,27 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     training: Training = Training()
 
 
-def default_texts() -> tuple[Text, ...]:
-    """What is trained on where nobody says: answers of the teacher to prompts that come with edge."""
-    return (Text(name="answers", tokens=200_000, held_out_tokens=4096),)
+def with_texts(recipe: Recipe, n_params: int) -> Recipe:
+    """The recipe with something to train on: where it names nothing, answers of the teacher to prompts that come with edge.
+
+    As many as the training comes to read once: what is read again teaches little. On slower machines fewer would do.
+
+    Args:
+        recipe: from `check_recipe`.
+        n_params: of the teacher.
+    """
+    if recipe.texts:
+        return recipe
+    training = recipe.training
+    readable = training.minutes * _READ_IN_A_MINUTE * min(1.0, _READ_BY / n_params)
+    wanted = training.steps * training.batch * training.window if training.steps else int(readable)
+    text = Text(
+        name="answers",
+        tokens=min(max(wanted, _FEWEST_TOKENS), _MOST_TOKENS),
+        held_out_tokens=4096,
+        answer_tokens=max(8, min(_ANSWER_TOKENS, training.window - _ROOM_FOR_PROMPT)),
+    )
+    return msgspec.structs.replace(recipe, texts=(text,))
 
 
 def list_recipes() -> dict[str, Path]:
@@ -160,7 +182,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     if recipe.keep_layers < 1:
         raise UsageError(f"A model cannot keep {recipe.keep_layers} layers.", "Keep at least one.")
     names = [text.name for text in recipe.texts]
-    if not any(text.tokens for text in recipe.texts):
+    if recipe.texts and not any(text.tokens for text in recipe.texts):
         raise UsageError("The recipe has no text to train on.", "Give it one: [[texts]] in the recipe, or --distill-text FILE")
     if len(set(names)) < len(names) or not all(name.replace("-", "").replace("_", "").isalnum() for name in names):
         raise UsageError("The texts of a recipe have names of their own, of letters, digits and dashes.", "Rename them.")

@@ -35,7 +35,7 @@ from edge_convert.smaller.corpus import load_corpus
 from edge_convert.smaller.distill import distil, measure
 from edge_convert.smaller.lora import check_fit, merge, open_adapter
 from edge_convert.smaller.models import keep_layers, open_model
-from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe, list_recipes
+from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe, list_recipes, with_texts
 from edge_convert.smaller.sources import read_documents
 from edge_convert.smaller.teacher import open_hidden, write_hidden
 from edge_convert.targets import Request, make_plan
@@ -385,12 +385,29 @@ def test_the_recipes_that_come_with_edge_can_be_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("training", "n_params", "tokens", "answer_tokens"),
+    [
+        (Training(minutes=12), 100e6, 660_000, 224),
+        (Training(minutes=12), 1.35e9, 66_000, 224),
+        (Training(minutes=30), 135e6, 900_000, 224),
+        (Training(steps=100, window=1024), 135e6, 409_600, 224),
+        (Training(minutes=0.1, window=64), 135e6, 50_000, 32),
+    ],
+)
+def test_without_a_text_the_teacher_writes_as_much_as_is_read_once(
+    training: Training, n_params: float, tokens: int, answer_tokens: int
+) -> None:
+    (text,) = with_texts(check_recipe(Recipe(keep_layers=2, training=training)), int(n_params)).texts
+    assert (text.is_written, text.tokens, text.answer_tokens) == (True, tokens, answer_tokens)
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("keep_layers = ", "cannot be used"),
         ("keep_layers = 2\nkeep = 3", "unknown field `keep`"),
         ('keep_layers = "two"', "Expected `int"),
-        ("keep_layers = 2\n[training]\nminutes = 1", "no text to train on"),
+        ('keep_layers = 2\n[training]\nminutes = 1\n[[texts]]\nname = "a"\ntokens = 0', "no text to train on"),
         ('keep_layers = 2\n[[texts]]\nname = "a"\ntokens = 9', "how many minutes or how many steps"),
         ('keep_layers = 2\n[training]\nminutes = 1\nsteps = 2\n[[texts]]\nname = "a"\ntokens = 9', "either how many minutes"),
         ('keep_layers = 2\n[training]\nminutes = 1\nlr = 2\n[[texts]]\nname = "a"\ntokens = 9', "lr cannot have that value"),
