@@ -69,7 +69,7 @@ def choose(card: Card) -> Choice:
     if not good:
         listed = "; ".join(f"{row.name}: {row.failures[0]}" for _, row in rows)
         raise QualityGateError(
-            f"No candidate meets the gate ({card.gate}). {listed}.", "Use a wider gate, or more bits: --quant Q8_0"
+            f"No candidate meets the gate ({card.gate}). {listed}.", "Use a wider gate, or more bits: --quant Q8_0,F16"
         )
     best = good[0][1]
     ordered = sorted(rows, key=lambda entry: (entry[0] != best, bool(entry[1].failures), turn_s(entry[1])))

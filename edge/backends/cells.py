@@ -56,15 +56,14 @@ class Ledger:
         cells = range(self._next_cell, self._next_cell + n_tokens)
         self._next_cell += n_tokens
         self._sequences[seq_id].extend(cells)
-        for cell in cells:
-            self._users[cell] = 1
+        dict.update(self._users, dict.fromkeys(cells, 1))  # at once: Ctrl-C does not come in between
 
     def cut(self, seq_id: int, n_keep: int) -> None:
         """Drop everything behind the first `n_keep` tokens of a sequence."""
         sequence = self._sequences[seq_id]
         for cell in sequence[n_keep:]:
             self._users[cell] -= 1
-            if not self._users[cell]:
+            if self._users[cell] <= 0:  # below it where Ctrl-C came before `append` had ended
                 del self._users[cell]
         del sequence[n_keep:]
 

@@ -171,6 +171,8 @@ class OnnxBackend(LogitsBackend):
 
     def _compute_one(self, seq_id: int, start: int, token: int) -> npt.NDArray[np.float32]:
         """Every line of Python here is felt: a pass leaves nothing of it in the processor's caches."""
+        if not self._session.reads_in_place:
+            return super()._compute_one(seq_id, start, token)
         try:
             if self._n_threads != self._session.n_threads:
                 self._fit_session()
@@ -247,8 +249,12 @@ class OnnxBackend(LogitsBackend):
             self._kv.write(seq_id, start, self._layout.view(data, end - start))
 
     def _free_kv(self, seq_id: int) -> None:
-        if self._is_open:  # room that was used is given back; fresh pages come when they are written
-            self._kv.free(seq_id)
+        if not self._is_open:
+            return
+        if not self._kv.can_batch:  # a binding holds what it was told of, until it is told of something else
+            self._bindings.pop((seq_id, 1), None)
+            self._writers.pop(seq_id, None)
+        self._kv.free(seq_id)  # room that was used is given back; fresh pages come when they are written
 
     def _free(self) -> None:
         self._drop_bindings()

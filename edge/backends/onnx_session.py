@@ -40,6 +40,7 @@ PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
 """Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options, which may name
 {n_threads}."""
 
+_READ_IN_PLACE = frozenset({_CPU, "OpenVINOExecutionProvider"})  # others may copy an input when it is bound
 _ON_DEVICE = {"CUDAExecutionProvider": "cuda"}  # providers that keep tensors in memory of their own
 _MOST_EDITED_BYTES = 512 << 20  # a model file larger than this, weights inside, is not copied to be edited
 _FULL, _LAST = "every position", "the last position"
@@ -106,6 +107,7 @@ class Session:
         n_threads: that compute; `reopen` changes them.
         providers: those that are active, in order.
         device: where keys and values live: "cpu" or "cuda".
+        reads_in_place: a pass reads inputs where they were bound, as they are then.
         logits_rows: whether a pass gives logits of "every position" or of "the last position".
 
     Raises:
@@ -151,6 +153,7 @@ class Session:
             raise CancelledError("Loading was stopped.")
         self.providers: tuple[str, ...] = tuple(self.native.get_providers())
         self._check_active(plan.accelerator, [name for name, _ in self._wanted])
+        self.reads_in_place = _READ_IN_PLACE.issuperset(self.providers)
         self.device = next((_ON_DEVICE[name] for name in self.providers if name in _ON_DEVICE), "cpu")
 
     def placement(self) -> Counter[str]:

@@ -140,7 +140,7 @@ def _best(values: Values | Logits, n_best: int) -> Ids:
     # The largest of n groups are n values, so none below the least of them is among the n best.
     groups = (
         values[: len(values) // _GROUPS * _GROUPS].reshape(-1, _GROUPS).max(axis=0)
-        if n_best <= _GROUPS <= len(values)
+        if 4 * n_best <= _GROUPS <= len(values)
         else values
     )
     least = np.partition(groups, len(groups) - n_best)[len(groups) - n_best]

@@ -54,7 +54,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         side = "below" if self.measure in _AT_LEAST else "above"
-        return f"{self.measure} is {self.value:.4g}, {abs(self.value - self.limit):.4g} {side} the limit of {self.limit:.4g}"
+        return f"{self.measure} is {self.value:.4g}, {abs(self.value - self.limit):.4g} {side} the limit of {self.limit:.10g}"
 
 
 def parse_gate(text: str) -> tuple[Limit, ...]:
