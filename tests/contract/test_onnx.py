@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,19 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
         np.testing.assert_array_equal(before, after)
     for before, after in zip(expected, turned, strict=True):
         np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_an_emptied_sequence_leaves_nothing_in_an_accelerators_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_onnx(tmp_path)
+    monkeypatch.setattr(edge.backends.onnx, "open_store", on_device)
+    with OnnxBackend(onnx_plan(tmp_path)) as backend:
+        backend.prefill(0, PROMPT)
+        backend.decode([(0, 50)])
+        # They hold what they were told of, in onnxruntime's own memory.
+        bindings = [weakref.ref(backend._bindings[0, 1]), weakref.ref(backend._writers[0].binding)]
+        backend.rewind(0, 0)
+        gc.collect()
+        assert not any(binding() for binding in bindings)
 
 
 def test_logits_of_every_position_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

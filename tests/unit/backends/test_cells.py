@@ -49,3 +49,13 @@ def test_free_cells_are_those_that_no_sequence_holds(steps: list[tuple[str, int,
 def test_a_sequence_that_is_not_there_is_refused(seq_id: int) -> None:
     with pytest.raises(UsageError, match="no sequence"):
         Ledger(10, N_SEQ).length(seq_id)
+
+
+def test_an_append_that_ctrl_c_ended_half_done_is_taken_back() -> None:
+    ledger = Ledger(10, 1)
+    ledger.append(0, 3)
+    ledger._sequences[0].extend((3, 4))  # the cells, and not yet who uses them
+    ledger.cut(0, 3)
+    assert (ledger.length(0), ledger.n_free) == (3, 7)
+    ledger.cut(0, 0)
+    assert ledger.n_free == 10
