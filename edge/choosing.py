@@ -2,8 +2,8 @@
 
 What `edge tune` measured decides where it measured at least two of them on this device. Otherwise the order is: the accelerator
 that computes fastest or takes the least energy, then the engine (llama.cpp takes the least memory and reads a Q4_0 fastest, and
-which one writes faster depends on the model: docs/bench.md), then what was published before what `edge convert` made of it, then
-the smaller file. One that does not fit, or cannot do what is asked for, is passed over. The reason goes into the receipt.
+which one writes faster depends on the model: docs/bench.md), then what was published before what `edge convert` made of it,
+then the smaller file. One that does not fit, or cannot do what is asked for, is passed over. The reason goes into the receipt.
 """
 
 from __future__ import annotations

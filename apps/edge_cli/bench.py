@@ -239,10 +239,8 @@ def _notes(result: Result) -> list[str]:
         return notes or ["Stopped before anything was measured."]
     if n_done < result.n_rounds:
         notes.append(f"Stopped after {n_done} of {result.n_rounds} rounds.")
-    notes.append(
-        f"{result.n_prompt:,} tokens read, {result.n_decode:,} written after them; medians of {n_done} rounds, "
-        "± half the distance of the quartiles."
-    )
+    spread = f"medians of {n_done} rounds, ± half the distance of the quartiles" if n_done > 1 else "one round, so no spread"
+    notes.append(f"{result.n_prompt:,} tokens read, {result.n_decode:,} written after them; {spread}.")
     if any(row.decode_ratio for row in result.rows):
         notes.append(f'"to first": decode speed compared with {output.plain(result.rows[0].name)} in the same round.')
     if result.bandwidth_bytes_per_s:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from edge.errors import EdgeError
 from edge_cli import convert_names, output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 _PACKAGES = ("torch", "transformers", "safetensors", "gguf", "ml_dtypes")
+_ONLY_FOR = {
+    "quant": "gguf",
+    "variants": "coreml",
+    "palette_bits": "coreml",
+    "context": "coreml",
+    "explicit_kv": "coreml",
+    "compute_units": "verify",
+}
 _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), "coreml": ("coremltools",)}
 
 
@@ -63,16 +73,24 @@ _BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), 
 @click.option("--explicit-kv", is_flag=True, help="Core ML: keys and values as input and output instead of a state.")
 @click.option(
     "--compute-units",
+    type=click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]),
     default="ALL",
     show_default=True,
     metavar="UNITS",
-    help="Core ML, verify: ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE.",
+    help="verify: ALL, CPU_ONLY, CPU_AND_GPU, CPU_AND_NE.",
 )
 @click.option(
     "--for", "device", type=click.Choice(["this-device"]), help="Measure candidates here, and keep the fastest good one."
 )
-@click.option("--keep-layers", type=int, metavar="N", help="Make it smaller first: keep so many layers, and distil them.")
-@click.option("--distill-minutes", type=float, metavar="N", help="How long what is left learns from the whole.")
+@click.option(
+    "--keep-layers", type=click.IntRange(1), metavar="N", help="Make it smaller first: keep so many layers, and distil them."
+)
+@click.option(
+    "--distill-minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="How long what is left learns from the whole; the plan shows the steps before that.",
+)
 @click.option(
     "--distill-text",
     "texts",
@@ -106,6 +124,7 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
         raise click.UsageError("Which package? edge convert verify PACKAGE", click.get_current_context())
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
+    _check_options(_names(options["formats"]))
     if (options["gate"] or options["device"]) and not options["card"]:
         raise click.UsageError("That needs the card: leave out --no-card.", click.get_current_context())
     name = convert_names.choose_name(app, source, options)
@@ -148,6 +167,10 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
         else:
             output.note("Interrupted before a step was finished. Nothing is left behind.")
         return 130
+    except EdgeError:
+        if plan.work.exists():
+            output.note(f"Finished steps are kept in {plan.work}, for another try.")
+        raise
     named = convert_names.enter(app, name, made, is_asked=options["name"] is not None)
     peaks, residents = progress.peak_bytes, progress.resident_bytes
     if options["as_json"]:
@@ -188,6 +211,22 @@ def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:
     if gate:
         enforce(apply_gate(plan, gate))
     return names
+
+
+def _check_options(formats: tuple[str, ...]) -> None:
+    """Refuse what was typed and would do nothing.
+
+    Raises:
+        click.UsageError: an option belongs to a format that is not asked for.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        wanted = _ONLY_FOR.get(str(option.name))
+        if wanted is None or wanted in formats:
+            continue
+        if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+            use = "edge convert verify PACKAGE" if wanted == "verify" else f"--to {','.join([*formats, wanted])}"
+            raise click.UsageError(f"{option.opts[0]} is for {wanted}, which is not asked for: {use}", context)
 
 
 def _request(app: App, options: dict[str, Any]) -> Request:
@@ -240,11 +279,16 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
         recipe = replace(recipe, training=replace(recipe.training, minutes=minutes, steps=0))
     if texts:
         named = [
-            Text(name=f"text-{number}", tokens=1_000_000, held_out_tokens=4096, source=Source(file=str(path)))
+            Text(name=f"text-{number}", tokens=_most_tokens(path), held_out_tokens=4096, source=Source(file=str(path)))
             for number, path in enumerate(texts, 1)
         ]
         recipe = replace(recipe, texts=tuple(named))
     return check_recipe(recipe)
+
+
+def _most_tokens(path: Path) -> int:
+    """Of a text; a token is two characters or more. A text that is not there is refused by name later."""
+    return min(1_000_000, path.stat().st_size // 2 + 1) if path.is_file() else 1
 
 
 def _check_packages(request: Request) -> None:
@@ -320,7 +364,7 @@ def _show(plan: Plan, *, as_json: bool) -> None:
     for note in plan.notes:
         output.note(note)
     for path in left_over(plan):
-        output.note(f"{path} is left from a conversion with other options that was stopped. Not needed? Delete it.")
+        output.note(f"{path} is left from another conversion that was stopped. Not needed? Delete it.")
 
 
 def _about(seconds: float) -> str:

@@ -6,13 +6,14 @@ import ctypes
 import json
 import os
 import re
+import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge_convert.children import end_with_parent
 
 __all__: list[str] = []
 
@@ -28,7 +29,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGKILL)
 
     def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
@@ -43,11 +44,6 @@ def main() -> None:
     answers.flush()
     # llama.cpp's threads need no orderly end, and some builds crash in theirs.
     os._exit(0)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 def _quantise(on_progress: Progress, source: str, out: str, file_type: int, threads: int, **options: Any) -> int:

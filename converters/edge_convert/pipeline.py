@@ -145,7 +145,7 @@ def is_done(plan: Plan, step: Step) -> bool:
 
 def left_over(plan: Plan) -> list[Path]:
     """Work folders in `plan.out` that other plans left: stopped, and never gone on with."""
-    return sorted(path for path in plan.out.glob(".work-*") if path != plan.work and path.is_dir())
+    return sorted(path for path in plan.out.glob(".work-*") if path != plan.work and path.is_dir() and not _is_running(path))
 
 
 def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None:
@@ -340,6 +340,19 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _is_running(work: Path) -> bool:
+    """Whether a process holds the lock of a work folder."""
+    if not (work / "lock").is_file():
+        return False
+    try:
+        with _lock(work):
+            return False
+    except UsageError:
+        return True
+    except OSError:
+        return False  # another user's
 
 
 def _sync(folder: Path) -> None:

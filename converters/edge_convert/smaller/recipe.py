@@ -14,8 +14,8 @@ from edge.errors import UsageError
 __all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
 _READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
-_FEWEST_TOKENS, _MOST_TOKENS = 50_000, 900_000  # there are prompts for so many
-_ANSWER_TOKENS, _ROOM_FOR_PROMPT = 224, 32
+_FEWEST_TOKENS, _MOST_ANSWERS = 50_000, 3_500  # there are prompts for a few more
+_ANSWER_TOKENS, _ROOM_FOR_PROMPT = 200, 56  # the prompt with the template's own text
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +128,7 @@ def with_texts(recipe: Recipe, n_params: int) -> Recipe:
     wanted = training.steps * training.batch * training.window if training.steps else int(readable)
     text = Text(
         name="answers",
-        tokens=min(max(wanted, _FEWEST_TOKENS), _MOST_TOKENS),
+        tokens=min(max(wanted, _FEWEST_TOKENS), _MOST_ANSWERS * training.window),
         held_out_tokens=4096,
         answer_tokens=max(8, min(_ANSWER_TOKENS, training.window - _ROOM_FOR_PROMPT)),
     )

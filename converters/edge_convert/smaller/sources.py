@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,9 @@ from edge_convert.smaller.recipe import Source
 __all__ = ["find_file", "read_documents"]
 
 _MAX_BYTES = 1 << 30
+_ENOUGH_DOCUMENTS = 20
+# Whole paragraphs, else lines, else words.
+_PIECE = re.compile(r".{1000,2000}\n\n|.{1000,2000}\n|.{1,2000}(?:\s|$)|.{1,2000}", re.DOTALL)
 
 
 def find_file(source: Source) -> Path:
@@ -57,10 +61,16 @@ def read_documents(source: Source) -> list[str]:
             lines = [json.loads(line) for line in text.splitlines() if line.strip()]
             found: list[object] = [line.get(source.field) for line in lines if isinstance(line, dict)]
         else:
-            found = list(text.split("\n\n\n"))
+            found = list(_documents(text))
     except ValueError as error:
         raise UsageError(f"{path} cannot be read as a text: {error}.", "Give a text file or JSON lines in UTF-8.") from error
     documents = list(dict.fromkeys(part.strip() for part in found if isinstance(part, str) and part.strip()))
     if not documents:
         raise UsageError(f"{path} holds no text.", "Give another file" + (", or another field." if source.field else "."))
     return documents
+
+
+def _documents(text: str) -> list[str]:
+    """What two empty lines part. A text with few of those is cut into pieces, so that some can be held out."""
+    found = text.split("\n\n\n")
+    return found if len(found) >= _ENOUGH_DOCUMENTS else [piece for part in found for piece in _PIECE.findall(part)]

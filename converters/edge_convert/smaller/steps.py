@@ -13,6 +13,7 @@ from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.estimates import HERE, PYTHON, TORCH, VOCABULARY_BYTES
 from edge_convert.pipeline import Step, Told, digest_of
 from edge_convert.smaller.corpus import Corpus
+from edge_convert.smaller.distill import METHOD
 from edge_convert.smaller.layers import check_layers
 from edge_convert.smaller.lora import Adapter, merge
 from edge_convert.smaller.loss import ROWS_AT_ONCE
@@ -37,7 +38,9 @@ Work = Callable[[Path, Done, Told], None]
 _BASE_MEMORY = HERE + TORCH
 _PROMPT_TOKENS = 64
 _CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
-_WRITTEN_SHARE = 0.4  # of that speed, where the teacher writes
+_WRITTEN_SHARE, _READ_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
+_READ_BYTES = 2_500  # held for each number of the hidden states of one window, where 8 are read at a time
+_TRAINED_BYTES = 210  # held for each number of the hidden states that a step reads, in each layer
 _CHOICE_TOKENS = 8192
 _DIVERGENCE_TOKENS = 1024
 _PATTERNS = {"gemma2": 2, "gemma3": 6}
@@ -103,6 +106,7 @@ def recipe_key(recipe: Recipe) -> str:
     files = [find_file(source) for text in recipe.texts for source in (text.source, text.prompts) if source is not None]
     training = msgspec.structs.replace(recipe.training, save_s=0.0)
     return digest_of(
+        METHOD,
         msgspec.structs.replace(recipe, title="", training=training),
         *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files),
     )
@@ -204,7 +208,8 @@ def _terms(recipe: Recipe) -> str:
         f"{training.steps} steps" if training.steps else f"{training.minutes:g} minutes, so the steps depend on the machine"
     )
     return (
-        f"recipe: {length}, {training.batch} windows of {training.window}, learning rate {training.lr:g}, seed {training.seed}"
+        f"recipe: {length}, {training.batch} windows of {training.window}, learning rate {training.lr:g}, warm-up "
+        f"{training.warmup:g}, weight decay {training.weight_decay:g}, seed {training.seed}; {METHOD}"
     )
 
 
@@ -296,7 +301,7 @@ def _text_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Siz
             )
         save_corpus(folder, train, held_out, provenance)
 
-    title = f"Read {len(recipe.texts)} text{'s' if len(recipe.texts) > 1 else ''}: about {wanted:,} tokens"
+    title = f"Tokenise {len(recipe.texts)} text{'s' if len(recipe.texts) > 1 else ''}: about {wanted:,} tokens"
     return Step(
         name="text",
         title=title,
@@ -334,9 +339,9 @@ def _hidden_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: S
         name="hidden",
         title="The teacher reads the texts",
         work=_with_threads(work, n_threads),
-        seconds=3 + wanted * 2 * (sizes.n_layers * sizes.layer_params) / speed,
+        seconds=3 + wanted * 2 * (sizes.n_layers * sizes.layer_params) / (speed * _READ_SHARE),
         disk_bytes=2 * sizes.width * wanted,
-        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + 8 * recipe.training.window * sizes.width * 100,
+        memory_bytes=_BASE_MEMORY + 2 * sizes.n_params + _READ_BYTES * recipe.training.window * sizes.width,
         is_heavy=True,
         resumes=True,
     )
@@ -379,7 +384,7 @@ def _cut_step(teacher: Callable[[Done], Checkpoint], recipe: Recipe, sizes: Size
         disk_bytes=2 * (sizes.n_params - (sizes.n_layers - recipe.keep_layers) * sizes.layer_params),
         memory_bytes=_BASE_MEMORY
         + 2 * sizes.n_params
-        + 8 * recipe.training.window * sizes.width * 100
+        + _READ_BYTES * recipe.training.window * sizes.width
         + (16 * ROWS_AT_ONCE * sizes.n_vocab if recipe.layers == "divergence" else 0)
         + (4 * recipe.repair_tokens * sizes.width + 16 * sizes.columns**2 if recipe.repair_tokens else 0),
         is_heavy=True,
@@ -428,7 +433,7 @@ def _distil_step(
         memory_bytes=_BASE_MEMORY
         + 2 * n_params
         + 12 * trained
-        + max(10 * trained + 32 * tokens * recipe.keep_layers * sizes.width, 16 * ROWS_AT_ONCE * sizes.n_vocab)
+        + max(10 * trained + _TRAINED_BYTES * tokens * recipe.keep_layers * sizes.width, 16 * ROWS_AT_ONCE * sizes.n_vocab)
         + 4 * ROWS_AT_ONCE * sizes.n_vocab,
         is_heavy=True,
         resumes=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -123,6 +124,10 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--quant", "IQ2_XS", "--no-imatrix"), 2, "too few bits"),
         (("--calibration", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
         (("extra",), 2, "one source too many"),
+        (("--to", "onnx", "--quant", "Q4_0"), 2, "--quant is for gguf, which is not asked for: --to onnx,gguf"),
+        (("--variants", "gpu"), 2, "--variants is for coreml"),
+        (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PACKAGE"),
+        (("--compute-units", "FOO"), 2, "is not one of"),
         (("--gate", "top2=1"), 2, "no condition of a gate"),
         (("--gate", "top1=0.9", "--no-card"), 2, "leave out --no-card"),
     ],
@@ -203,8 +208,11 @@ def test_what_a_stopped_conversion_leaves_is_named(
     again = convert(*arguments, "--quant", "F16", "--dry-run")
     assert "done already" in again.err and "Delete it." not in again.err
     other = convert(*arguments, "--quant", "Q8_0", "--dry-run")
-    assert f"{left} is left from a conversion with other options" in other.err
+    assert f"{left} is left from another conversion" in other.err
     assert json.loads(convert(*arguments, "--quant", "Q8_0", "--dry-run", "--json").out)["left_over"] == [str(left)]
+    with (left / "lock").open("rb") as lock:  # as if it were running
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "is left from" not in convert(*arguments, "--quant", "Q8_0", "--dry-run").err
 
 
 def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -387,11 +387,12 @@ def test_the_recipes_that_come_with_edge_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("training", "n_params", "tokens", "answer_tokens"),
     [
-        (Training(minutes=12), 100e6, 660_000, 224),
-        (Training(minutes=12), 1.35e9, 66_000, 224),
-        (Training(minutes=30), 135e6, 900_000, 224),
-        (Training(steps=100, window=1024), 135e6, 409_600, 224),
-        (Training(minutes=0.1, window=64), 135e6, 50_000, 32),
+        (Training(minutes=12), 100e6, 660_000, 200),
+        (Training(minutes=12), 1.35e9, 66_000, 200),
+        (Training(minutes=30), 135e6, 896_000, 200),
+        (Training(minutes=30, window=128), 135e6, 448_000, 72),
+        (Training(steps=100, window=1024), 135e6, 409_600, 200),
+        (Training(minutes=0.1, window=96), 135e6, 50_000, 40),
     ],
 )
 def test_without_a_text_the_teacher_writes_as_much_as_is_read_once(
@@ -444,11 +445,23 @@ def test_texts(tmp_path: Path) -> None:
     assert "pip install it" in caught.value.hint
 
 
+@pytest.mark.parametrize("gap", ["\n\n", "\n", " "])
+def test_one_long_text_is_cut_into_pieces_that_can_be_held_out(gap: str, tmp_path: Path) -> None:
+    text = gap.join(" ".join(f"w{n}-{m}" for m in range(20)) for n in range(300))
+    (tmp_path / "a.txt").write_text(text)
+    found = read_documents(Source(file=str(tmp_path / "a.txt")))
+    assert len(found) > 10 and max(map(len, found)) <= 2000
+    assert " ".join(found).split() == text.split()
+    (tmp_path / "b.txt").write_text("x" * 9000)
+    assert "".join(read_documents(Source(file=str(tmp_path / "b.txt"), sha256=""))) == "x" * 2000 + "x" * 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--keep-layers", "4", "--distill-minutes", "1"), "has 4 layers and cannot keep 4"),
-        (("--keep-layers", "0", "--distill-minutes", "1"), "cannot keep 0 layers"),
+        (("--keep-layers", "0", "--distill-minutes", "1"), "0 is not in the range"),
+        (("--keep-layers", "2", "--distill-minutes", "0"), "0.0 is not in the range"),
         (("--keep-layers", "2"), "--distill-minutes 30"),
         (("--distill-minutes", "3"), "--keep-layers N or --recipe NAME"),
         (("--keep-layers", "2", "--distill-minutes", "1", "--distill-text", "nowhere.txt"), "There is no text nowhere.txt"),
