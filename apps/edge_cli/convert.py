@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +163,7 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
     from edge_convert.pipeline import run
 
     try:
-        with ConvertProgress() as progress:
+        with _sigterm_interrupts(), ConvertProgress() as progress:
             made = run(plan, progress.report, choose=lambda: _judge(plan, options["gate"], options["device"]))
     except KeyboardInterrupt:
         if plan.work.exists():
@@ -194,6 +198,19 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
         output.line()
         print_card(read_card(card))
     return 0
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a conversion as Ctrl-C does, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are none of its business
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:
