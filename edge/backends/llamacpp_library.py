@@ -73,6 +73,8 @@ def load_library() -> Any:
             _silence(library)
             library.llama_backend_init()
             _library = library
+        else:  # somebody else in this process may have sent the log elsewhere meanwhile
+            _library.llama_log_set(_callback, None)
     return _library
 
 

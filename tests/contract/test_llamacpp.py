@@ -250,6 +250,9 @@ def test_a_plan_that_makes_no_sense_is_refused(tiny_model: TinyModel, plan_for: 
 
 
 def test_what_llama_cpp_refuses_is_told_in_its_words(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+    library = load_library()
+    quiet = library.llama_log_callback(lambda *_: None)
+    library.llama_log_set(quiet, None)  # as another user of llama.cpp in this process may
     with pytest.raises(BackendError, match="flash_attn"):
         LlamaCppBackend(plan_for(tiny_model("llama"), kv_type_v="q8_0", flash_attention=False))
 
