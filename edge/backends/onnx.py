@@ -173,24 +173,24 @@ class OnnxBackend(LogitsBackend):
         """Every line of Python here is felt: a pass leaves nothing of it in the processor's caches."""
         if not self._session.reads_in_place:
             return super()._compute_one(seq_id, start, token)
+        folder = self._folder
         try:
-            if self._n_threads != self._session.n_threads:
-                self._fit_session()
+            self._fit_session()
             writer = self._writers.get(seq_id)
             if writer is None:
                 writer = self._writers[seq_id] = self._new_writer(seq_id)
             writer.ids[0, 0], writer.positions[0, 0] = token, start
-            if not writer.is_bound:
-                writer.is_bound = self._kv.bind(writer.binding, seq_id, 1, start, 1)
-            if writer.mask:
-                writer.binding.bind_input(writer.mask, "cpu", 0, writer.int64, (1, start + 1), self._mask_address)
+            self._kv.bind(writer.binding, seq_id, 1, start, 1)
+            if folder.has_attention_mask:
+                element = writer.ids.dtype.type
+                writer.binding.bind_input(folder.attention_mask, "cpu", 0, element, (1, start + 1), self._mask_address)
             self._run(writer.binding, None)
             self._kv.commit(seq_id, start + 1)
         except EdgeError:
             raise
         except Exception as error:
             raise error_of_ours("compute", error) from error
-        return writer.float32 if writer.float32 is not None else _as_float32(writer.logits, self._folder.logits_type)
+        return _as_float32(writer.logits, folder.logits_type)
 
     def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
         if len(steps) == 1 or not self._is_batched:
@@ -269,15 +269,7 @@ class OnnxBackend(LogitsBackend):
         ids, positions = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
         binding, logits = self._session.native.io_binding(), self._logits[seq_id : seq_id + 1]
         self._bind(binding, ids, self._mask[:, :1], positions, logits[None])
-        return _Writer(
-            binding=binding,
-            ids=ids,
-            positions=positions,
-            mask=self._folder.attention_mask if self._folder.has_attention_mask else "",
-            int64=np.int64,
-            logits=logits[0],
-            float32=_as_float32(logits[0], self._folder.logits_type) if logits.dtype == np.float32 else None,
-        )
+        return _Writer(binding, ids, positions, logits[0])
 
     def _make_room(self, n_ctx: int) -> None:
         """For so many rows a sequence; what there was is dropped, unless there is no memory for it."""
@@ -396,7 +388,7 @@ class OnnxBackend(LogitsBackend):
             )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Writer:
     """A binding of its own for the passes that append one token to a sequence: only the mask's length changes from one to the
     next, the rest is written where it was.
@@ -404,21 +396,13 @@ class _Writer:
     Attributes:
         binding: onnxruntime's.
         ids, positions: int64 [1, 1].
-        mask: name of the attention mask among the inputs, "" where the model has none.
-        int64: the type, as onnxruntime takes it.
         logits: [n_vocab], where a pass leaves them.
-        float32: the same place, where they are of that type.
-        is_bound: the binding knows for good where keys and values are.
     """
 
     binding: Any
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
-    mask: str
-    int64: Any
     logits: npt.NDArray[np.generic]
-    float32: npt.NDArray[np.float32] | None
-    is_bound: bool = False
 
 
 def _neighbours(wanted: Iterable[int], lengths: list[int], n_ctx: int) -> list[tuple[int, int]]:

@@ -79,18 +79,15 @@ class KVStore(ABC):
     can_batch = False
 
     @abstractmethod
-    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> bool:
+    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
         """Tell a binding where keys and values are.
 
         Args:
-            binding: of onnxruntime; always for the same sequences.
+            binding: of onnxruntime; for the same sequences always the same one.
             first: the first sequence.
             n_seq: how many neighbours from there on; 1 unless `can_batch`.
             start: rows that the sequence has; several may have different numbers, at most this.
             n_new: rows that are to come.
-
-        Returns:
-            True where it need not be told again before another pass, since nothing moves.
         """
 
     @abstractmethod
@@ -129,16 +126,15 @@ class SharedStore(KVStore):
         self._values = values.reshape(len(layout.names), n_seq, layout.heads, n_rows, layout.width)
         self._bound: WeakSet[Any] = WeakSet()  # a binding would keep its session in memory
 
-    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> bool:
+    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
         if binding in self._bound:  # it keeps what it was told, and this never changes
-            return True
+            return
         shape = [n_seq, *self._values.shape[2:]]
         for (past, present), values in zip(self._layout.names, self._values[:, first], strict=True):
             address = values.ctypes.data
             binding.bind_input(past, "cpu", 0, self._layout.element, shape, address)
             binding.bind_output(present, "cpu", 0, self._layout.element, shape, address)
         self._bound.add(binding)
-        return True
 
     def commit(self, seq_id: int, end: int) -> None:
         pass  # they are where they belong
@@ -203,9 +199,8 @@ class SeparateStore(KVStore):
         self._make = make
         self._sequences: dict[int, KVBuffers] = {}
 
-    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> bool:
+    def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
         self._sequence(first).bind(binding, start, n_new)
-        return False
 
     def commit(self, seq_id: int, end: int) -> None:
         self._sequence(seq_id).commit(end)
