@@ -12,7 +12,6 @@ that a training comes to last, after 900,000 tokens. Windows of 256 tokens, each
 from __future__ import annotations
 
 import argparse
-import random
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from edge_convert.smaller.models import open_model
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import Source, Text, Training
 from edge_convert.smaller.sources import read_documents
-from edge_convert.smaller.writing import read_written, write_answers
+from edge_convert.smaller.writing import in_order, read_written, write_answers
 
 _N_TOKENS, _WINDOW, _BATCH = 8192, 256, 4
 _NOVELS_FROM = 300_000
@@ -63,9 +62,7 @@ def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
 
 def _last_prompts() -> list[str]:
     """Prompts of edge's that a training with the usual seed comes to last."""
-    prompts = list(dict.fromkeys(built_in_prompts()))
-    random.Random(Training().seed).shuffle(prompts)  # as `write_answers` does
-    return prompts[-_N_KNOWN:]
+    return in_order(built_in_prompts(), Training().seed)[-_N_KNOWN:]
 
 
 def compare(teacher: Any, student: Any, tokens: Any, counted: Any) -> tuple[float, float]:

@@ -145,10 +145,10 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         steps.append(_merge_step(facts, request.adapter))
         whole = exported = _merged(facts, request.adapter)
     if request.smaller:
-        request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
-        assert request.smaller
+        recipe = with_texts(request.smaller, facts.n_params)
+        request = msgspec.structs.replace(request, smaller=recipe)
         steps += _smaller_steps(whole, request)
-        exported = _made_smaller(whole, request.smaller)
+        exported = _made_smaller(whole, recipe)
     if is_changed:
         packages += _SMALLER_TOOLS
     for form in dict.fromkeys(request.formats):

@@ -23,10 +23,10 @@ from edge_convert.smaller.teacher import hidden_rows
 
 __all__ = ["METHOD", "HeldOut", "Report", "distil", "measure"]
 
-METHOD = "forward KL, AdamW with betas 0.7 and 0.95, a rate that falls in a line"
+_BETAS = (0.7, 0.95)
+METHOD = f"forward KL, AdamW with betas {_BETAS[0]} and {_BETAS[1]}, a rate that falls in a line"
 """What a recipe does not say: part of what decides the weights that come out."""
 
-_BETAS = (0.7, 0.95)
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
 _LEAST_RATE = 0.02

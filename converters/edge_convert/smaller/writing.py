@@ -21,7 +21,7 @@ from edge_convert.smaller.corpus import Document
 from edge_convert.smaller.models import open_model
 from edge_convert.smaller.recipe import Text
 
-__all__ = ["ANSWERS_AT_ONCE", "read_written", "write_answers"]
+__all__ = ["ANSWERS_AT_ONCE", "in_order", "read_written", "write_answers"]
 
 ANSWERS_AT_ONCE = 128
 _MAX_PROMPT_SHARE = 0.6
@@ -69,6 +69,13 @@ def write_answers(
         raise UsageError(f"No prompt of {text.name} fits into a window of {window} tokens.", "Use a longer window.")
 
 
+def in_order(prompts: Sequence[str], seed: int) -> list[str]:
+    """Prompts in the order in which they are answered, each once."""
+    asked = list(dict.fromkeys(prompts))
+    random.Random(seed).shuffle(asked)  # noqa: S311  # an order, no secret
+    return asked
+
+
 def read_written(folder: Path, text: Text) -> list[Document]:
     """What was written for a text."""
     files = sorted(folder.glob(f"{text.name}-?????.json"))
@@ -96,8 +103,7 @@ def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, see
         raise ModelFileError(
             f"{teacher.name} has no chat template, so it cannot be asked to write.", "Train on a text: --distill-text FILE"
         )
-    asked = list(dict.fromkeys(prompts))
-    random.Random(seed).shuffle(asked)  # noqa: S311  # an order, no secret
+    asked = in_order(prompts, seed)
     longest = int(window * _MAX_PROMPT_SHARE)
     for start in range(0, len(asked), ANSWERS_AT_ONCE):
         messages = [[{"role": "user", "content": prompt}] for prompt in asked[start : start + ANSWERS_AT_ONCE]]
