@@ -29,11 +29,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/standins
 
-from edge.artifact import open_artifact
 from edge.backends.base import Backend, open_backend
 from edge.device import probe
+from edge.formats.artifact import open_artifact
 from edge.plan import PlanRequest, make_plan
-from edge.receipt import MemoryEstimate, Plan
+from edge.plan.receipt import MemoryEstimate, Plan
 
 PROMPTS = (
     "What is the capital of France?",
@@ -99,8 +99,8 @@ def opened(path: Path) -> Iterator[tuple[str, Backend]]:
         with open_backend(plan) as backend:
             yield {"llamacpp": "llama.cpp", "onnx": "onnxruntime", "coreml": "Core ML"}[backend.name], backend
         return
-    from edge.backends.coreml import CoreMLBackend
-    from edge.backends.coreml_trial import Verdict
+    from edge.backends.coreml.backend import CoreMLBackend
+    from edge.backends.coreml.trial import Verdict
     from tests.standins.coremltools_predict import make_coremltools
 
     with tempfile.TemporaryDirectory() as cache:

@@ -49,7 +49,7 @@ class Case:
 
 
 def load_binding() -> Any:
-    from edge.backends.llamacpp_library import load_library
+    from edge.backends.llamacpp.library import load_library
 
     return load_library()
 

@@ -25,11 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge.artifact import open_artifact
-from edge.backends.llamacpp import LlamaCppBackend
-from edge.backends.llamacpp_library import load_library
-from edge.decode.scheduler import Failed, Finished, Generation, Scheduler, Wrote
+from edge.backends.llamacpp.backend import LlamaCppBackend
+from edge.backends.llamacpp.library import load_library
 from edge.device import probe
+from edge.engine.scheduler import Failed, Finished, Generation, Scheduler, Wrote
+from edge.formats.artifact import open_artifact
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.types import Sampling
 

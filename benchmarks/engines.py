@@ -59,10 +59,10 @@ def prompt_of(n_vocab: int, n_prompt: int, seed: int) -> list[int]:
 
 
 def edge_plan(case: Case, backend: str) -> Any:
-    from edge.artifact import open_artifact
     from edge.bench.candidates import safety_here
     from edge.config import load_settings
     from edge.device import probe
+    from edge.formats.artifact import open_artifact
     from edge.plan import PlanRequest, make_plan
 
     device = probe()
@@ -101,7 +101,7 @@ class LlamaCpp:
     """What llama-bench runs, with the settings that edge would choose."""
 
     def __init__(self, case: Case) -> None:
-        from edge.backends.llamacpp_library import load_library
+        from edge.backends.llamacpp.library import load_library
 
         plan = self.plan = edge_plan(case, "llamacpp")
         library = self.library = load_library()
@@ -297,9 +297,9 @@ def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
 
 
 def bytes_a_token(case: Case, n_past: float) -> int | None:
-    from edge.artifact import open_artifact
     from edge.bench.bandwidth import decode_bytes
     from edge.bench.process import setting_of
+    from edge.formats.artifact import open_artifact
 
     if case.engine == "openvino-genai" and not case.path.endswith(".gguf"):
         return (Path(case.path) / "openvino_model.bin").stat().st_size

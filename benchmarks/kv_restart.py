@@ -34,10 +34,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge.artifact import open_artifact
-from edge.backends.llamacpp import LlamaCppBackend
-from edge.decode.scheduler import Event, Failed, Finished, Generation, Scheduler
+from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.device import probe
+from edge.engine.scheduler import Event, Failed, Finished, Generation, Scheduler
+from edge.formats.artifact import open_artifact
 from edge.kv.cache import KVCache
 from edge.kv.opening import model_fingerprint
 from edge.kv.store import BlockStore

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from edge.artifact import open_artifact
-from edge.backends.llamacpp import LlamaCppBackend
+from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.device import probe
+from edge.formats.artifact import open_artifact
 from edge.plan import PlanRequest, make_plan
 
 TYPES = [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0"), ("q4_0", "q4_0")]

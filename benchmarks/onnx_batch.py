@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.artifact import open_artifact
-from edge.backends.onnx import OnnxBackend
+from edge.backends.onnx.backend import OnnxBackend
 from edge.device import probe
+from edge.formats.artifact import open_artifact
 from edge.plan import PlanRequest, make_plan
 
 N_STEPS, N_CTX = 8, 2048

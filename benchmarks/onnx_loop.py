@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from edge.artifact import open_artifact
-from edge.backends.onnx import OnnxBackend
+from edge.backends.onnx.backend import OnnxBackend
 from edge.device import probe
-from edge.onnx_folder import OnnxFolder, read_onnx_folder
+from edge.formats.artifact import open_artifact
+from edge.formats.onnx import OnnxFolder, read_onnx_folder
 from edge.plan import PlanRequest, make_plan
 from edge.types import Sampling
 

@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 def smollm2_checkpoint(scratch: Path) -> Path:
     from edge.catalog import resolve
     from edge.config import load_settings
-    from edge_convert.from_gguf import checkpoint_from_gguf
+    from edge_convert.gguf.read_back import checkpoint_from_gguf
 
     return checkpoint_from_gguf(resolve("smollm2-135m", settings=load_settings()).path, scratch / "smollm2")
 

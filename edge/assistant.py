@@ -16,25 +16,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge import turn
-from edge.conversation import Attachment, ConversationInfo, ConversationStore, Node
-from edge.decode.scheduler import Scheduler
+from edge.conversation.store import ConversationStore
+from edge.conversation.tree import Attachment, ConversationInfo, Node
+from edge.device.sensors import Sensors
+from edge.engine.governor import Watch
+from edge.engine.scheduler import Scheduler
 from edge.errors import UsageError
 from edge.kv.answers import Answers
 from edge.kv.cache import KVCache
-from edge.prompting import Prompting
+from edge.prompt.prompting import Prompting
 from edge.reply import Reply
-from edge.sensors import Sensors
 from edge.types import Message, Sampling
-from edge.watch import Watch
 
 if TYPE_CHECKING:
     import asyncio
 
     from edge.backends.base import Backend, ModelInfo
-    from edge.governor import Governor, Limits
+    from edge.engine.governor import Governor, Limits
     from edge.kv.proof import CacheCheck
     from edge.kv.store import BlockStore
-    from edge.plan import Plan
+    from edge.plan.receipt import Plan
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 

@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge.config_file import write_private
 from edge.errors import ModelFileError, StorageError
+from edge.files import write_private
 
 __all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "join_sha256"]
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import CancelledError
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
-    from edge.config import Settings
-    from edge.conversation import ConversationStore
-    from edge.governor import Governor
-    from edge.plan import Accelerator, Plan
+    from edge.config.schema import Settings
+    from edge.conversation.store import ConversationStore
+    from edge.engine.governor import Governor
+    from edge.formats.artifact import Artifact
+    from edge.plan.receipt import Accelerator, Plan
     from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]
@@ -130,13 +130,14 @@ def plan_model(
 
 def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
     """What plans a model, from what was found out about its formats by the time it is called. See `plan_model`."""
-    from edge.backends.canary import load_safety
-    from edge.catalog import DownloadProgress, resolve_all
-    from edge.choosing import choose_plan, rank_formats
-    from edge.device import probe
-    from edge.placement import check_request
-    from edge.plan import PlanRequest
-    from edge.tuning import look_up
+    from edge.backends.llamacpp.canary import load_safety
+    from edge.catalog.api import resolve_all
+    from edge.device.detection import probe
+    from edge.plan.choosing import choose_plan, rank_formats
+    from edge.plan.placement import check_request
+    from edge.plan.receipt import PlanRequest
+    from edge.plan.tuning import look_up
+    from edge.sources.base import DownloadProgress
 
     def report(progress: DownloadProgress) -> None:
         share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
@@ -188,8 +189,8 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
 
 def _why_failed(cache_dir: Path, artifact: Artifact, accelerator: Accelerator) -> str:
     """What was wrong when Core ML tried this package on this accelerator; "" if nothing was, or it never did."""
-    from edge.backends.coreml_engine import UNITS
-    from edge.backends.coreml_trial import remembered_verdict
+    from edge.backends.coreml.engine import UNITS
+    from edge.backends.coreml.trial import remembered_verdict
 
     package = artifact.coreml
     if package is None or accelerator not in UNITS:
@@ -232,7 +233,7 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:
     """The receipt with what the engine found out when it loaded the model: what runs where, and several replies how."""
-    from edge.receipt import Choice
+    from edge.plan.receipt import Choice
 
     used = next((name for name in plan.fallbacks or () if name == engine.info.details.get("accelerator")), None)
     if used is not None:
@@ -260,7 +261,7 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | N
 
 def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:
     """What holds this engine back while the device is hot, low on battery or short of memory; None where that is off."""
-    from edge.governor import Governor, Workload
+    from edge.engine.governor import Governor, Workload
 
     if not settings.governor.enabled:
         return None
@@ -279,8 +280,8 @@ def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor 
 def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | None]:
     """Sampling and system prompt: the user's, else what the catalogue advises for this model or for the one that it was
     converted from, else the defaults."""
-    from edge.catalog import load_catalog
-    from edge.config import DEFAULT
+    from edge.catalog.entries import load_catalog
+    from edge.config.load import DEFAULT
 
     catalog = load_catalog(settings)
     origins = [entry for entry in catalog.values() if any(file.sha256 in artifact.made_from for file in entry.artifacts)]
@@ -298,7 +299,8 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
     """Arguments over settings, checked the way flags are."""
     import msgspec
 
-    from edge.config import Typed, convert, find_key, load_settings
+    from edge.config.keys import Typed, convert, find_key
+    from edge.config.load import load_settings
 
     given = {name: value for name, value in arguments.items() if value is not None}
     arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}

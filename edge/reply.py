@@ -7,11 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from edge.metrics import Cost
+from edge.device.cost import Cost
 from edge.types import FinishReason, Timing, Usage
 
 if TYPE_CHECKING:
-    from edge.conversation import Node
+    from edge.conversation.tree import Node
     from edge.errors import EdgeError
 
 __all__ = ["Reply"]

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.context import Summary, Window, fit
-from edge.decode.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.device.cost import TurnMeter
+from edge.engine.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
 from edge.kv.answers import Answer, Answers
-from edge.metrics import TurnMeter
+from edge.prompt.window import Summary, Window, fit
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
-    from edge.conversation import ConversationStore, Node, Status
-    from edge.prompting import Prompting
+    from edge.conversation.store import ConversationStore
+    from edge.conversation.tree import Node, Status
+    from edge.prompt.prompting import Prompting
 
 __all__ = ["Keeper", "Turn", "newest_summary", "start"]
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.device_system import CapturedSystem
-from edge.sensors import Readings, Sensors
+from edge.device.sensors import Readings, Sensors
+from edge.device.system import CapturedSystem
 
 __all__ = ["FOLDER", "replay"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge.protobuf import bytes_field, number_field
+from edge.formats.protobuf import bytes_field, number_field
 
 GOLDEN = {
     "prompt": [5, 6, 7],

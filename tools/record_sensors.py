@@ -11,8 +11,8 @@ import json
 import time
 from pathlib import Path
 
-from edge.device_system import CapturedSystem, RecordingSystem
-from edge.sensors import Sensors
+from edge.device.sensors import Sensors
+from edge.device.system import CapturedSystem, RecordingSystem
 
 
 def main() -> None:

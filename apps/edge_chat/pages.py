@@ -12,7 +12,7 @@ from edge_chat.widgets.status import StatusValues
 
 if TYPE_CHECKING:
     from edge.conversation import Node
-    from edge.governor import Limits
+    from edge.engine.governor import Limits
     from edge.plan import Plan
 
 __all__ = ["command_help", "context", "help_page", "keys", "plan", "stats"]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.device import DeviceProfile
+    from edge.device.sensors import Readings
     from edge.kv.store import BlockStore
     from edge.plan import Plan
-    from edge.sensors import Readings
 
 __all__ = ["App", "pass_app"]
 
@@ -38,7 +38,7 @@ def _probe() -> DeviceProfile:
 
 
 def _sense() -> Readings:
-    from edge.sensors import Sensors
+    from edge.device.sensors import Sensors
 
     return Sensors().read()
 
@@ -51,7 +51,7 @@ class App:
         load: `edge.load`.
         plan: `edge.plan_model`.
         probe: `edge.device.probe`.
-        sense: `edge.sensors.Sensors.read`.
+        sense: `edge.device.sensors.Sensors.read`.
     """
 
     load: Callable[..., Assistant] = _load
@@ -79,8 +79,8 @@ class App:
         Raises:
             StorageError: it cannot be opened.
         """
-        from edge.config_file import make_private_dir
         from edge.conversation import ConversationStore
+        from edge.files import make_private_dir
         from edge.kv.opening import forget_conversations
 
         make_private_dir(settings.paths.data_dir)

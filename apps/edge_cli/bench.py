@@ -16,9 +16,9 @@ from edge_cli.group import CONTEXT_SETTINGS, examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
     from edge.bench.values import Result, Row, Stat
     from edge.config import Settings
+    from edge.formats.artifact import Artifact
 
 __all__ = ["bench", "complete_backend", "find_models"]
 
@@ -29,7 +29,7 @@ _N_SPEED_COLUMNS = 5
 
 def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list[str]:
     """Engines that the plan knows."""
-    from edge.placement import ENGINES
+    from edge.plan.placement import ENGINES
 
     return [row.name for row in ENGINES if row.is_automatic and row.name.startswith(incomplete)]
 
@@ -143,8 +143,8 @@ def find_models(app: App, settings: Settings, names: tuple[str, ...], backends: 
         ModelNotFoundError, DownloadError, ModelFileError: one cannot be had or used.
     """
     from edge.catalog import resolve_all
-    from edge.choosing import rank_formats
     from edge.plan import PlanRequest
+    from edge.plan.choosing import rank_formats
     from edge_cli.progress import PullProgress
 
     device = app.probe()
@@ -177,7 +177,7 @@ def _show(result: Result, *, as_json: bool) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    from edge.receipt import size_text
+    from edge.plan.receipt import size_text
 
     return [
         row.name,

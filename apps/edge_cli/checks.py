@@ -16,11 +16,11 @@ from edge.errors import EdgeError, ModelNotFoundError
 from edge_cli.text import size
 
 if TYPE_CHECKING:
-    from edge.backends.canary import Safety
+    from edge.backends.llamacpp.canary import Safety
     from edge.config import Settings
     from edge.device import DeviceProfile
+    from edge.device.sensors import Readings
     from edge.plan import Plan
-    from edge.sensors import Readings
 
 __all__ = [
     "Check",
@@ -86,7 +86,7 @@ def check_names(settings: Settings) -> Iterator[Check]:
 def check_engines(profile: DeviceProfile) -> Iterator[Check]:
     """Is there an engine that this version can run a model with?"""
     from edge.backends.base import BACKENDS
-    from edge.placement import install_hint
+    from edge.plan.placement import install_hint
 
     usable = [engine for engine in profile.engines if engine.name in BACKENDS and engine.is_installed]
     for engine in usable:
@@ -158,7 +158,7 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
 def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
     """Is the default model here, and does it fit?"""
     from edge.catalog import load_catalog
-    from edge.receipt import size_text
+    from edge.plan.receipt import size_text
 
     try:
         made = plan()
@@ -176,8 +176,8 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
 
 def check_governor(settings: Settings, plan: Plan | None, readings: Readings) -> Iterator[Check]:
     """What would be held back now because the device is hot, low on battery or short of memory?"""
-    from edge.governor import Governor, Workload
-    from edge.receipt import size_text
+    from edge.engine.governor import Governor, Workload
+    from edge.plan.receipt import size_text
 
     if not settings.governor.enabled:
         yield Check("holding back", "note", "off: nothing is held back on a hot device, a low battery or little memory")

@@ -100,7 +100,7 @@ def get(app: App, key: str, as_json: bool) -> None:
 def set_(app: App, key: str, value: str) -> None:
     """Write a setting to the settings file. Comments and order stay as they are."""
     from edge.config import default_paths, parse_text, split_key
-    from edge.config_file import set_in_file
+    from edge.config.toml import set_in_file
     from edge.errors import ConfigError
 
     if key == "paths.config_file":
@@ -121,7 +121,7 @@ def set_(app: App, key: str, value: str) -> None:
 def unset(key: str) -> None:
     """Remove a setting from the settings file. Also one that is not known, so that a broken file can be mended."""
     from edge.config import default_paths, find_key, split_key
-    from edge.config_file import unset_in_file
+    from edge.config.toml import unset_in_file
     from edge.errors import ConfigError
 
     path = default_paths().config_file

@@ -248,7 +248,7 @@ def _check_options(formats: tuple[str, ...]) -> None:
 
 def _request(app: App, options: dict[str, Any]) -> Request:
     """The options as one value, after a look whether the packages are there."""
-    from edge_convert.gguf_export import GgufOptions
+    from edge_convert.gguf.quantise import GgufOptions
     from edge_convert.targets import Request
 
     formats, quantisations, variants = (_names(options[key]) for key in ("formats", "quant", "variants"))

@@ -33,8 +33,8 @@ def doctor(app: App, as_json: bool) -> int:
     Changes no settings, models or conversations; whether the engine's fastest kernels work here is tried once and remembered
     in the cache directory. The exit code is 1 when something is broken.
     """
-    from edge.advice import advice
-    from edge.backends.canary import load_safety
+    from edge.backends.llamacpp.canary import load_safety
+    from edge.plan.advice import advice
     from edge_cli import checks
     from edge_cli.devices import device_rows
 

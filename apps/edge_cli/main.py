@@ -131,7 +131,7 @@ def _write_report(trace: str) -> str:
     import time
 
     from edge.config import default_paths
-    from edge.config_file import write_private
+    from edge.files import write_private
 
     now = time.strftime("%Y%m%d-%H%M%S")
     path = default_paths().data_dir / "reports" / f"bug-{now}-{os.getpid()}.txt"

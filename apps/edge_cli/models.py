@@ -17,9 +17,9 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge.artifact import Format
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
     from edge.config import Settings
+    from edge.formats.artifact import Format
 
 __all__ = ["models"]
 
@@ -262,8 +262,8 @@ def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> 
 
 def _formats_here(app: App, settings: Settings) -> tuple[Format, ...]:
     """What can be run on this device, best first."""
-    from edge.choosing import rank_formats
     from edge.plan import PlanRequest
+    from edge.plan.choosing import rank_formats
 
     return rank_formats(app.probe(), PlanRequest(backend=settings.backend, require=settings.require))
 

@@ -10,8 +10,8 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge.artifact import Artifact
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
+    from edge.formats.artifact import Artifact
     from edge.sources.base import Found
 
 __all__ = [

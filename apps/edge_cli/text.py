@@ -13,7 +13,7 @@ __all__ = ["memory_lines", "reuse_text", "size", "stats_line"]
 
 
 def size(n_bytes: float) -> str:
-    """Bytes of files and disks, with a unit of 1,000 as they are sold: 98.4 MB. Memory goes by edge.receipt.size_text."""
+    """Bytes of files and disks, with a unit of 1,000 as they are sold: 98.4 MB. Memory goes by edge.plan.receipt.size_text."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(n_bytes) < 1000:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -23,7 +23,7 @@ def size(n_bytes: float) -> str:
 
 def stats_line(reply: Reply) -> str:
     """What one reply took, on one line."""
-    from edge.receipt import size_text
+    from edge.plan.receipt import size_text
 
     usage, timing, cost = reply.usage, reply.timing, reply.cost
     parts = [
@@ -54,7 +54,7 @@ def reuse_text(usage: Usage) -> str:
 
 def memory_lines(plan: Plan) -> list[tuple[str, str]]:
     """The memory estimate of a plan as rows of name and size."""
-    from edge.receipt import size_text
+    from edge.plan.receipt import size_text
 
     memory = plan.memory
     return [

@@ -16,11 +16,11 @@ from edge_cli.options import json_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge.artifact import Artifact
     from edge.bench.tune import Report
     from edge.bench.tuner import Trial
     from edge.config import Settings
-    from edge.tuning import Tuning
+    from edge.formats.artifact import Artifact
+    from edge.plan.tuning import Tuning
 
 __all__ = ["tune"]
 
@@ -187,7 +187,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
     import msgspec
 
     from edge.catalog import resolve_all
-    from edge.tuning import look_up
+    from edge.plan.tuning import look_up
 
     artifacts = resolve_all(model, settings=settings, download=False)
     device, cache_dir = app.probe(), settings.paths.cache_dir
@@ -219,7 +219,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
 def _show_all(settings: Settings, *, as_json: bool) -> int:
     import msgspec
 
-    from edge.tuning import records
+    from edge.plan.tuning import records
 
     known, problem = records(settings.paths.cache_dir)
     if as_json:
@@ -251,7 +251,7 @@ def _show_all(settings: Settings, *, as_json: bool) -> int:
 
 def _forget(settings: Settings, model: str | None) -> int:
     from edge.catalog import resolve_all
-    from edge.tuning import forget
+    from edge.plan.tuning import forget
 
     cache_dir = settings.paths.cache_dir
     artifacts = resolve_all(model, settings=settings, download=False) if model else [None]

@@ -5,23 +5,15 @@ The command `edge convert` and `edge eval` are built on this package. It needs t
 
 from __future__ import annotations
 
+from edge.lazy import lazy_names
+
 __all__ = ["Checkpoint", "Manifest", "open_checkpoint"]
 
-_HOMES = {
-    "Checkpoint": "edge_convert.checkpoint",
-    "Manifest": "edge_convert.manifest",
-    "open_checkpoint": "edge_convert.checkpoint",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name when it is asked for: nothing heavy is loaded before it is needed."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Checkpoint": "edge_convert.checkpoint",
+        "Manifest": "edge_convert.manifest",
+        "open_checkpoint": "edge_convert.checkpoint",
+    },
+)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.errors import QualityGateError, UsageError
-from edge.gguf import read_header
+from edge.formats.gguf import read_header
 from edge_convert.evaluate.card import Card, Row
-from edge_convert.gguf_export import FLOATS, QUANTISATIONS
+from edge_convert.gguf.quantise import FLOATS, QUANTISATIONS
 
 if TYPE_CHECKING:
     from edge_convert.inputs import Input

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
-from edge.gguf import read_header
+from edge.formats.gguf import read_header
 from edge_convert import estimates
 from edge_convert.architectures import FORMATS, Architecture, Format
 from edge_convert.card_step import card_step
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.evaluate.logits import is_slow
-from edge_convert.from_gguf import checkpoint_from_gguf, find_gguf_architecture
-from edge_convert.gguf_export import GgufOptions, check_tokenizer, needs_imatrix, quantise
-from edge_convert.gguf_tensors import lossless_precision, write_gguf
-from edge_convert.imatrix import calibration_chunks, compute_imatrix, read_calibration
+from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
+from edge_convert.gguf.quantise import GgufOptions, check_tokenizer, needs_imatrix, quantise
+from edge_convert.gguf.read_back import checkpoint_from_gguf, find_gguf_architecture
+from edge_convert.gguf.tensors import lossless_precision, write_gguf
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, digest_file, make_manifest, tool_versions, write_manifest
 from edge_convert.pipeline import Plan, Step, digest_of
@@ -455,7 +455,7 @@ def _onnx_steps(facts: _Facts, request: Request) -> list[Step]:
         raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")
 
     def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        exporter = import_module("edge_convert.onnx_export")
+        exporter = import_module("edge_convert.onnx.export")
         options = exporter.OnnxOptions(precision=precision, source_gguf=_carried(facts))
         exporter.export_onnx(_open(facts, done).folder, folder, options, told)
         recipe = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.plan import Plan
+    from edge.plan.receipt import Plan
     from edge.types import Sampling
 
 __all__ = [
@@ -41,9 +41,9 @@ __all__ = [
 ]
 
 BACKENDS = {
-    "llamacpp": "edge.backends.llamacpp:LlamaCppBackend",
-    "onnx": "edge.backends.onnx:OnnxBackend",
-    "coreml": "edge.backends.coreml:CoreMLBackend",
+    "llamacpp": "edge.backends.llamacpp.backend:LlamaCppBackend",
+    "onnx": "edge.backends.onnx.backend:OnnxBackend",
+    "coreml": "edge.backends.coreml.backend:CoreMLBackend",
     "fake": "edge.backends.fake:FakeBackend",
 }
 """Name of a backend -> where its class is. The factory imports it when it is asked for."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.plan import Plan
+    from edge.plan.receipt import Plan
     from edge.types import Sampling
 
 __all__ = ["CHATML", "FakeBackend", "default_answer"]
@@ -218,7 +218,7 @@ class FakeBackend(CellsBackend):
         return values
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        from edge.decode.sampling import NumpySampler, find_breakers
+        from edge.engine.sampling import NumpySampler, find_breakers
 
         self._check_tokens(history)
         breakers = None

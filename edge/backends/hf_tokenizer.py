@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 
-from edge.backends.hf_files import parse_json, read_bytes, read_json, read_text
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge.files import parse_json, read_bytes, read_json, read_text
 
 __all__ = ["HFTokenizer"]
 

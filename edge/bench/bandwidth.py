@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.memory import model_layers
+from edge.plan.memory import model_layers
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
     from edge.bench.values import Setting
+    from edge.formats.artifact import Artifact
 
 __all__ = ["decode_bytes", "measure_bandwidth", "sweep_bytes"]
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from edge.bench.run import Candidate
 from edge.errors import BackendUnavailableError, UsageError
-from edge.placement import ENGINES
-from edge.plan import make_plan
-from edge.receipt import PlanRequest
-from edge.tuning import look_up
+from edge.plan.make import make_plan
+from edge.plan.placement import ENGINES
+from edge.plan.receipt import PlanRequest
+from edge.plan.tuning import look_up
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
-    from edge.backends.canary import Safety
-    from edge.device_profile import DeviceProfile
+    from edge.backends.llamacpp.canary import Safety
+    from edge.device.profile import DeviceProfile
     from edge.errors import EdgeError
-    from edge.receipt import Accelerator, Plan
-    from edge.tuning import Lookup
+    from edge.formats.artifact import Artifact
+    from edge.plan.receipt import Accelerator, Plan
+    from edge.plan.tuning import Lookup
 
 __all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
 
@@ -54,7 +54,7 @@ def engines_for(device: DeviceProfile, artifact: Artifact) -> list[str]:
 
 def safety_here(device: DeviceProfile, cache_dir: Path) -> Safety | None:
     """How llama.cpp may be loaded here; None where it is not installed."""
-    from edge.backends.canary import load_safety
+    from edge.backends.llamacpp.canary import load_safety
 
     return load_safety(cache_dir) if _is_installed(device, "llamacpp") else None
 

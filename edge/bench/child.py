@@ -18,7 +18,7 @@ from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
-    from edge.bench.energy import Meter
+    from edge.device.energy import Meter
 
 __all__ = ["Answer", "Bandwidth", "Open", "Problem", "Run", "main", "serve"]
 
@@ -81,11 +81,11 @@ class _Server:
         return Answer(sample=measure(self._backend, request.n_prompt, request.n_decode, meter=self._meter))
 
     def _open(self, request: Open) -> Answer:
-        from edge.artifact import open_artifact
         from edge.backends import open_backend
-        from edge.bench.energy import find_meter
         from edge.bench.measure import warm_up
-        from edge.receipt import MemoryEstimate, Plan
+        from edge.device.energy import find_meter
+        from edge.formats.artifact import open_artifact
+        from edge.plan.receipt import MemoryEstimate, Plan
 
         artifact = open_artifact(Path(request.path))
         plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())

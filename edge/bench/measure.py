@@ -17,7 +17,7 @@ from edge.types import Sampling
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
-    from edge.bench.energy import Meter
+    from edge.device.energy import Meter
 
 __all__ = ["measure", "peak_bytes", "prompt_tokens", "warm_up"]
 

@@ -19,7 +19,7 @@ from edge.bench.values import Sample, Setting
 from edge.errors import BackendError, EdgeError
 
 if TYPE_CHECKING:
-    from edge.receipt import Plan
+    from edge.plan.receipt import Plan
 
 __all__ = ["Worker", "bandwidth_here", "setting_of"]
 

@@ -20,8 +20,8 @@ from edge.bench.values import FORMAT, Result, Row, Sample, Stat, ratio_stat, sta
 from edge.errors import EdgeError, UsageError
 
 if TYPE_CHECKING:
-    from edge.device_profile import DeviceProfile
-    from edge.receipt import Plan
+    from edge.device.profile import DeviceProfile
+    from edge.plan.receipt import Plan
 
 __all__ = ["Candidate", "Measuring", "Options", "Progress", "run_bench"]
 

@@ -18,14 +18,14 @@ from edge.bench.run import Measuring
 from edge.bench.tuner import Knob, Outcome, Search, Trial, turn_seconds, wins
 from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
-from edge.placement import ENGINES, find_targets
-from edge.plan import make_plan
-from edge.receipt import Plan, PlanRequest
-from edge.tuning import Tuning, remember
+from edge.plan.make import make_plan
+from edge.plan.placement import ENGINES, find_targets
+from edge.plan.receipt import Plan, PlanRequest
+from edge.plan.tuning import Tuning, remember
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
-    from edge.device_profile import Cpu, DeviceProfile
+    from edge.device.profile import Cpu, DeviceProfile
+    from edge.formats.artifact import Artifact
 
 __all__ = ["Report", "TuneOptions", "Tuner", "thread_counts", "trial_rows", "tune"]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from edge.bench.process import Worker
 from edge.bench.tune import Report, TuneOptions, Tuner
-from edge.tuning import remember
+from edge.plan.tuning import remember
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
     from edge.bench.run import Measuring
     from edge.bench.values import Sample, Setting
-    from edge.device_profile import DeviceProfile
+    from edge.device.profile import DeviceProfile
+    from edge.formats.artifact import Artifact
 
 __all__ = ["tune_formats"]
 

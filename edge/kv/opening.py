@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from edge.errors import StorageError
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
     from edge.backends.base import Backend
-    from edge.config import Settings
+    from edge.config.schema import Settings
+    from edge.formats.artifact import Artifact
     from edge.kv.store import BlockStore
 
 __all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]

@@ -13,10 +13,10 @@ import msgspec
 
 from edge.errors import ChecksumError, DownloadError
 
-Format = Literal["gguf", "onnx", "coreml"]  # as in edge.artifact, which a catalogue is read without
+Format = Literal["gguf", "onnx", "coreml"]  # as in edge.formats.artifact, which a catalogue is read without
 
 if TYPE_CHECKING:
-    from edge.config import Settings
+    from edge.config.schema import Settings
     from edge.sources.store import FileRecord, Store
 
 __all__ = ["ArtifactEntry", "Context", "DownloadProgress", "Found", "OnProgress", "Phase", "Piece", "Source", "safe_name"]

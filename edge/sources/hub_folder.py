@@ -179,7 +179,7 @@ class _Gathering:
 
     def _describe(self, record: Record) -> Record:
         """The record with what the folder says of itself; one that cannot be opened is kept, and opening it says why."""
-        from edge.artifact import open_artifact
+        from edge.formats.artifact import open_artifact
 
         try:
             artifact = open_artifact(self.staging)
@@ -203,14 +203,14 @@ class _Gathering:
 
 
 def _onnx_about(names: Names, folder: str) -> Files:
-    from edge.onnx_folder import CONFIG
+    from edge.formats.onnx import CONFIG
 
     return {CONFIG: _join(folder, CONFIG)}
 
 
 def _onnx_rest(names: Names, folder: str, staging: Path) -> Files:
     """The model file that genai_config.json names, weights beside it (model.onnx.data, model.onnx_data_1), the tokenizer."""
-    from edge.onnx_folder import find_decoder
+    from edge.formats.onnx import find_decoder
 
     model = find_decoder(staging)
     prefix = _join(folder, model)
@@ -231,7 +231,7 @@ def _coreml_about(names: Names, package: str) -> Files:
 
 def _coreml_rest(names: Names, package: str, staging: Path) -> Files:
     """Weights and tokenizer, once the program says that edge knows how to run it."""
-    from edge.mlpackage import read_package
+    from edge.formats.coreml import read_package
 
     folder, base = package.rpartition("/")[0], package.rpartition("/")[2]
     read_package(staging / base)

@@ -11,7 +11,7 @@ from edge.errors import ModelFileError, ModelNotFoundError, UsageError
 from edge.sources.base import safe_name
 
 if TYPE_CHECKING:
-    from edge.artifact import Format
+    from edge.formats.artifact import Format
 
 __all__ = ["Selected", "matching", "quantisation_of", "select"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.artifact import licence_beside
 from edge.errors import ModelFileError, ModelNotFoundError
+from edge.formats.artifact import licence_beside
 from edge.sources.base import Found, Source
 
 __all__ = ["LocalSource"]

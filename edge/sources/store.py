@@ -27,8 +27,8 @@ from pathlib import Path
 
 import msgspec
 
-from edge.config_file import make_private_dir, write_private
 from edge.errors import StorageError
+from edge.files import make_private_dir, write_private
 from edge.hashes import join_sha256
 
 __all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "storage_error", "weights_sha256"]

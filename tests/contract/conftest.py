@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact, open_artifact
 from edge.backends.base import Backend
 from edge.backends.fake import FakeBackend
+from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import MemoryEstimate, Plan
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.tiny_onnx import write_onnx
@@ -394,7 +394,7 @@ def opened(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
         backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
         bench = Bench(backend, tolerance=0.1, can_chat=False)  # logits of about 5, rounded to float16 like all before them
     elif "onnx" in kind:
-        from edge.backends.onnx import OnnxBackend
+        from edge.backends.onnx.backend import OnnxBackend
 
         provider, name = kind.split() if " " in kind else ("cpu", kind)
         # In int4 the activations are rounded to 8 bits, block by block.
@@ -402,7 +402,7 @@ def opened(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) ->
         plan = onnx_plan(request.getfixturevalue("tiny_onnx")(name), accelerator=provider)
         bench = Bench(OnnxBackend(plan), tolerance=tolerance, can_chat=False)
     else:
-        from edge.backends.llamacpp import LlamaCppBackend
+        from edge.backends.llamacpp.backend import LlamaCppBackend
 
         path = tiny_model("llama") if kind == "tiny" else request.getfixturevalue("model_path")
         # Keys and values in float16, weights in 4 bits: another split of the prompt moves logits by a few tenths.

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.artifact import open_artifact
+from edge.formats.artifact import open_artifact
 
 if TYPE_CHECKING:
-    from edge.backends.coreml import CoreMLBackend
+    from edge.backends.coreml.backend import CoreMLBackend
 
 GOOD: dict[str, Any] = {"is_good": True}
 """A verdict for tests that are not about the trial: it would start a process for each backend."""
@@ -39,8 +39,8 @@ def coreml_plan(make_plan: Any, package: Path, **changes: Any) -> Any:
 
 def open_coreml(plan: Any, cache_dir: Path, **options: Any) -> CoreMLBackend:
     """The backend with the stand-in in coremltools' place."""
-    from edge.backends.coreml import CoreMLBackend
-    from edge.backends.coreml_trial import Verdict
+    from edge.backends.coreml.backend import CoreMLBackend
+    from edge.backends.coreml.trial import Verdict
     from tests.standins.coremltools_predict import make_coremltools
 
     given = {"coremltools": make_coremltools(), "verdict": Verdict(**GOOD), "cache_dir": cache_dir, **options}

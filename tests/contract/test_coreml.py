@@ -15,13 +15,13 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
-from edge.backends import coreml_engine
 from edge.backends.base import open_backend
-from edge.backends.coreml import CoreMLBackend
-from edge.backends.coreml_engine import Share, open_functions, placement_text, read_placement
-from edge.backends.coreml_sequence import CoreMLSequence
+from edge.backends.coreml import engine as coreml_engine
+from edge.backends.coreml.backend import CoreMLBackend
+from edge.backends.coreml.engine import Share, open_functions, placement_text, read_placement
+from edge.backends.coreml.sequence import CoreMLSequence
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
-from edge.mlpackage import PackageInfo, read_package
+from edge.formats.coreml import PackageInfo, read_package
 from edge.types import Sampling
 from edge_convert.coreml.info import read_info
 from edge_convert.coreml.runner import PackageRunner, load_functions
@@ -374,7 +374,7 @@ def test_the_compute_plan_becomes_shares(package_of: PackageOf, tmp_path: Path) 
 
 
 def test_the_model_says_what_it_is_and_where_it_runs(open_one: Callable[..., CoreMLBackend]) -> None:
-    from edge.backends.coreml_trial import Verdict
+    from edge.backends.coreml.trial import Verdict
 
     with open_one(verdict=Verdict(is_good=True, placement=(Share("CPU", 80, 1.0),)), plan={"accelerator": "metal"}) as backend:
         info = backend.info

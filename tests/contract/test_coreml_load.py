@@ -16,13 +16,16 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
+from tests.unit.test_choosing import device
+
 import edge
-from edge.artifact import open_artifact
-from edge.backends import coreml, coreml_trial
-from edge.backends.coreml_engine import Share
-from edge.backends.coreml_trial import Verdict
+from edge.backends.coreml import backend as coreml
+from edge.backends.coreml import trial as coreml_trial
+from edge.backends.coreml.engine import Share
+from edge.backends.coreml.trial import Verdict
 from edge.config import load_settings
 from edge.errors import BackendUnavailableError
+from edge.formats.artifact import open_artifact
 from edge.loading import _why_failed
 from edge.plan import Plan
 from edge.types import Sampling
@@ -31,7 +34,6 @@ from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from tests.contract.test_persistence import NO_LETTERS
 from tests.standins.coremltools_predict import make_coremltools
-from tests.unit.test_choosing import device
 
 GPU = Verdict(is_good=True, divergence=0.001, placement=(Share("GPU", 70, 0.9), Share("CPU", 10, 0.1)))
 
@@ -41,7 +43,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan sees a Mac, the backend the stand-in, and the Neural Engine kills whoever tries this package on it."""
     profile = device("mac-m1", coreml=("ane", "metal", "cpu"))
     roomy = replace(profile, memory=replace(profile.memory, available_bytes=profile.memory.total_bytes))
-    monkeypatch.setattr("edge.device.probe", lambda *a, **k: roomy)
+    monkeypatch.setattr("edge.device.detection.probe", lambda *a, **k: roomy)
     monkeypatch.setattr(coreml, "load_coremltools", make_coremltools)
     good = msgspec.json.encode(GPU).decode()
     programs = {"CPU_AND_NE": "import os; os.abort()", "CPU_AND_GPU": f"print({good!r})", "CPU_ONLY": "1 / 0"}

@@ -19,10 +19,10 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
-from edge.backends import coreml_trial
-from edge.backends.coreml_trial import Verdict, divergence, load_verdict, main, remembered_verdict
+from edge.backends.coreml import trial as coreml_trial
+from edge.backends.coreml.trial import Verdict, divergence, load_verdict, main, remembered_verdict
 from edge.errors import BackendError, BackendUnavailableError, CancelledError
-from edge.mlpackage import CoreMLPackage, TopLogits, read_package
+from edge.formats.coreml import CoreMLPackage, TopLogits, read_package
 from edge_convert.coreml.info import TopLogits as ConvertersTopLogits
 from tests.contract.coreml import coreml_plan, open_coreml
 from tests.standins.coremltools_predict import make_coremltools
@@ -33,7 +33,7 @@ import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 sys.modules["torch"] = None  # coremltools would spend seconds on importing it
 from tests.standins.coremltools_predict import make_coremltools
-from edge.backends.coreml_trial import main
+from edge.backends.coreml.trial import main
 main(*sys.argv[2:], coremltools=make_coremltools())
 """
 

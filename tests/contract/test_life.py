@@ -51,10 +51,10 @@ def open_one(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], 
         package = request.getfixturevalue("coreml_package")("coreml")
         return lambda **options: open_coreml(coreml_plan(plan_for, package), package.parent / "cache", **options)
     if request.param == "onnx":
-        from edge.backends.onnx import OnnxBackend
+        from edge.backends.onnx.backend import OnnxBackend
 
         return lambda **options: OnnxBackend(onnx_plan(request.getfixturevalue("tiny_onnx")("onnx")), **options)
-    from edge.backends.llamacpp import LlamaCppBackend
+    from edge.backends.llamacpp.backend import LlamaCppBackend
 
     return lambda **options: LlamaCppBackend(plan_for(tiny_model("llama")), **options)
 

@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-import edge.backends.llamacpp
+import edge.backends.llamacpp.backend
 from edge.backends.base import Backend
-from edge.backends.llamacpp import LlamaCppBackend
+from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError, UnsupportedError, UsageError
 
 from .conftest import CHUNK, N_CTX, N_SEQ, Bench
@@ -165,10 +165,10 @@ def failing(tiny_model: Callable[[str], Path], plan_for: Any, monkeypatch: pytes
                 raise ModelTooLargeError("There is not enough memory.")
             return real(*arguments)
 
-        monkeypatch.setattr(edge.backends.llamacpp, "open_context", refuse)
+        monkeypatch.setattr(edge.backends.llamacpp.backend, "open_context", refuse)
 
     with LlamaCppBackend(plan_for(tiny_model("llama"))) as backend:
-        real = edge.backends.llamacpp.open_context
+        real = edge.backends.llamacpp.backend.open_context
         yield backend, fail
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from edge.backends.base import Backend
-from edge.backends.llamacpp import LlamaCppBackend
-from edge.backends.llamacpp_library import AbortFlag, load_library
+from edge.backends.llamacpp.backend import LlamaCppBackend
+from edge.backends.llamacpp.library import AbortFlag, load_library
 from edge.errors import (
     BackendError,
     BackendUnavailableError,
@@ -504,7 +504,7 @@ def test_the_real_model_is_described(model_path: Path, plan_for: PlanFor) -> Non
 
 LOUD = """
 import sys
-from edge.backends.llamacpp import LlamaCppBackend
+from edge.backends.llamacpp.backend import LlamaCppBackend
 import importlib.util
 spec = importlib.util.spec_from_file_location("models", sys.argv[1])
 models = importlib.util.module_from_spec(spec); sys.modules["models"] = models; spec.loader.exec_module(models)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import edge.backends.onnx
-from edge.backends.onnx import OnnxBackend
-from edge.backends.onnx_kv import DeviceBuffers, Layout, SeparateStore
-from edge.backends.onnx_session import PROVIDERS
+import edge.backends.onnx.backend
+from edge.backends.onnx.backend import OnnxBackend
+from edge.backends.onnx.kv import DeviceBuffers, Layout, SeparateStore
+from edge.backends.onnx.session import PROVIDERS
 from edge.errors import BackendUnavailableError, ModelFileError, UsageError
 from tests.checkpoints import add_tokens
 from tests.tiny_onnx import N_VOCAB, write_onnx
@@ -131,15 +131,15 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
     with OnnxBackend(onnx_plan(tmp_path / "turned")) as backend:
         turned = live(backend)
         assert backend.info.details["KV buffers"] == "two that take turns"
-    monkeypatch.setattr(edge.backends.onnx, "open_store", on_device)
-    session = edge.backends.onnx.Session
+    monkeypatch.setattr(edge.backends.onnx.backend, "open_store", on_device)
+    session = edge.backends.onnx.backend.Session
 
     def on_copies(*arguments: Any) -> Any:
         opened = session(*arguments)
         opened.native, opened.reads_in_place = CopyingSession(opened.native), False
         return opened
 
-    monkeypatch.setattr(edge.backends.onnx, "Session", on_copies)
+    monkeypatch.setattr(edge.backends.onnx.backend, "Session", on_copies)
     with OnnxBackend(onnx_plan(tmp_path / "shared")) as backend:
         device = live(backend)
     for before, after in zip(expected, device, strict=True):
@@ -150,7 +150,7 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
 
 def test_an_emptied_sequence_leaves_nothing_in_an_accelerators_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_onnx(tmp_path)
-    monkeypatch.setattr(edge.backends.onnx, "open_store", on_device)
+    monkeypatch.setattr(edge.backends.onnx.backend, "open_store", on_device)
     with OnnxBackend(onnx_plan(tmp_path)) as backend:
         backend.prefill(0, PROMPT)
         backend.decode([(0, 50)])
@@ -164,8 +164,8 @@ def test_an_emptied_sequence_leaves_nothing_in_an_accelerators_memory(tmp_path: 
 def test_logits_of_every_position_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose output layer is not known computes them all; a pass then is short enough for them."""
     write_onnx(tmp_path)
-    monkeypatch.setattr("edge.backends.onnx_session.only_last_logits", lambda *about: None)
-    monkeypatch.setattr(edge.backends.onnx, "_MOST_LOGITS_BYTES", 10 * 4 * N_VOCAB)
+    monkeypatch.setattr("edge.backends.onnx.session.only_last_logits", lambda *about: None)
+    monkeypatch.setattr(edge.backends.onnx.backend, "_MOST_LOGITS_BYTES", 10 * 4 * N_VOCAB)
     with OnnxBackend(onnx_plan(tmp_path)) as backend:
         assert backend.info.details["logits"] == "of every position"
         assert backend.chunk_size == 10

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import edge.backends.onnx
-from edge.backends.onnx import OnnxBackend
-from edge.decode.scheduler import Failed, Finished, Generation, Scheduler
+import edge.backends.onnx.backend
+from edge.backends.onnx.backend import OnnxBackend
+from edge.engine.governor import Limits
+from edge.engine.scheduler import Failed, Finished, Generation, Scheduler
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError
-from edge.governor import Limits
 from edge.types import Sampling
 from tests.tiny_onnx import write_onnx
 
@@ -238,7 +238,7 @@ def test_where_there_is_no_memory_for_another_size_the_old_one_stays(tiny_onnx: 
         expected = alone(backend, 0, [50])
         backend.rewind(0, 0)
         with monkeypatch.context() as patch:
-            patch.setattr(edge.backends.onnx, "open_store", refuse)
+            patch.setattr(edge.backends.onnx.backend, "open_store", refuse)
             with pytest.raises(ModelTooLargeError, match="make room for keys and values"):
                 backend.resize(2 * N_CTX)
         assert backend.n_ctx == N_CTX
@@ -370,7 +370,7 @@ def test_a_session_that_cannot_be_opened_again(
 
 
 def test_threads_are_no_matter_of_an_accelerator(tiny_onnx: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.backends.onnx_session import PROVIDERS
+    from edge.backends.onnx.session import PROVIDERS
     from edge.errors import UnsupportedError
 
     monkeypatch.setitem(PROVIDERS, "openvino", ())

@@ -16,11 +16,11 @@ from textual.widgets import Input
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
-from edge.config_schema import GovernorSettings
+from edge.config.schema import GovernorSettings
 from edge.conversation import Attachment, ConversationStore
+from edge.device.sensors import Readings, Sensors
+from edge.engine.governor import Governor, Workload
 from edge.errors import BackendError, DownloadError
-from edge.governor import Governor, Workload
-from edge.sensors import Readings, Sensors
 from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.testing import enter, eventually, fake_app, say, settle

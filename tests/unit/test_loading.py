@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from edge import loading
-from edge.artifact import Artifact
 from edge.backends.fake import FakeBackend
 from edge.catalog import load_catalog
 from edge.config import load_settings
+from edge.device.sensors import Readings
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, UsageError
-from edge.receipt import MemoryEstimate, Plan
-from edge.sensors import Readings
+from edge.formats.artifact import Artifact
+from edge.plan.receipt import MemoryEstimate, Plan
 
 
 def artifact(name: str, *made_from: str) -> Artifact:
@@ -130,6 +130,6 @@ def test_a_wrong_argument_is_named_as_it_was_given() -> None:
 
 
 def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.catalog.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("edge.catalog.api.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
     with pytest.raises(BackendUnavailableError):
         loading.plan_model("smollm2-135m", settings=load_settings({"require": "ane"}))

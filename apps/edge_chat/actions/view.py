@@ -38,7 +38,7 @@ async def theme(screen: ChatScreen, argument: str) -> None:
 
 
 async def _keep_theme(screen: ChatScreen) -> None:
-    from edge.config_file import set_in_file
+    from edge.config.toml import set_in_file
 
     name, path = screen.app.theme, screen.app.settings.paths.config_file
     await asyncio.to_thread(set_in_file, path, ("chat", "theme"), name)

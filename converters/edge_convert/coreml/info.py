@@ -1,6 +1,6 @@
 """What a package says about itself: the layout a runtime needs, and logits to hold a prediction to.
 
-`edge.mlpackage` reads it again in the runtime; tests/unit/test_mlpackage.py holds the two to each other.
+`edge.formats.coreml` reads it again in the runtime; tests/unit/test_mlpackage.py holds the two to each other.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def chat_template(path: Path) -> str | None:
     """The chat template that a model brings, as Jinja source."""
     form = find_format(path)
     if form == "gguf":
-        from edge.gguf import read_header
+        from edge.formats.gguf import read_header
 
         return read_header(path).chat_template
     folder = path if form != "coreml" else path.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import BackendError, ModelFileError
-from edge.gguf import read_header
+from edge.formats.gguf import read_header
 from edge_convert.evaluate.logits import CONTEXT
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge.errors import UsageError
+from edge.files import shipped
 
 __all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
@@ -137,11 +138,8 @@ def with_texts(recipe: Recipe, n_params: int) -> Recipe:
 
 def list_recipes() -> dict[str, Path]:
     """The recipes that come with edge, by name."""
-    import edge.catalog as catalog
-
-    here = Path(catalog.__file__).parent
-    folders = [folder for folder in (here / "_models/recipes", here.parent / "models/recipes") if folder.is_dir()]
-    return {path.stem: path for folder in folders[:1] for path in sorted(folder.glob("*.toml"))}
+    folder = shipped("recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))} if folder else {}
 
 
 def find_recipe(name: str) -> Recipe:

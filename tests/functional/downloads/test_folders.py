@@ -15,7 +15,7 @@ import pytest
 from edge.catalog import DownloadProgress, list_models, pull, remove, resolve, resolve_all, verify
 from edge.config import Settings, load_settings
 from edge.errors import ChecksumError, DownloadError, ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.mlpackage import METADATA_KEY
+from edge.formats.coreml import METADATA_KEY
 from tests.functional.downloads.test_stopping import start_child
 from tests.servers.hub import Hub, Repo
 from tests.tiny_onnx import write_onnx

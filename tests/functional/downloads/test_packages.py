@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge import catalog_file
 from edge.catalog import ArtifactEntry, CatalogEntry, DownloadProgress, pull, remove, resolve
+from edge.catalog import entries as catalog_file
 from edge.config import Settings, load_settings
 from edge.errors import (
     AccessDeniedError,

@@ -8,8 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from edge import catalog_file
 from edge.catalog import ArtifactEntry, CatalogEntry, DownloadProgress, list_models, pull, remove, resolve
+from edge.catalog import entries as catalog_file
 from edge.config import Settings, load_settings
 from edge.errors import AccessDeniedError, ChecksumError, ModelFileError, ModelNotFoundError, UsageError
 from tests.servers.hub import Hub, Repo

@@ -12,11 +12,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from edge.backends import canary
-from edge.backends.canary import Safety, cpu_identity, library_identity, load_safety
-from edge.backends.canary_child import write_model
+from edge.backends.llamacpp import canary
+from edge.backends.llamacpp.canary import Safety, library_identity, load_safety
+from edge.backends.llamacpp.canary_child import write_model
+from edge.device.identity import cpu_identity
 from edge.errors import BackendUnavailableError
-from edge.gguf import read_header
+from edge.formats.gguf import read_header
 
 DEATHS = {
     "SIGSEGV": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
@@ -155,7 +156,7 @@ def test_a_frozen_application_does_not_start_itself(tmp_path: Path, monkeypatch:
 def test_remembering_does_not_import_the_library(tmp_path: Path) -> None:
     ask(tmp_path, Children(WELL))
     script = (
-        "import sys; from pathlib import Path; from edge.backends.canary import load_safety; "
+        "import sys; from pathlib import Path; from edge.backends.llamacpp.canary import load_safety; "
         "load_safety(Path(sys.argv[1])); assert not {'llama_cpp', 'numpy'} & set(sys.modules)"
     )
     for _ in range(2):

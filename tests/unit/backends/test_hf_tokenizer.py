@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.backends.hf_files import MAX_JSON_BYTES
 from edge.backends.hf_tokenizer import HFTokenizer
 from edge.errors import ModelFileError, UsageError
-from edge.tokenizer import TextStream
+from edge.files import MAX_JSON_BYTES
+from edge.prompt.stream import TextStream
 from tests.checkpoints import TOKENIZERS, add_tokens, make_tokenizer
 
 TEXTS = (
@@ -227,7 +227,7 @@ def test_the_real_tokenizer_agrees_with_transformers_and_with_llama_cpp(model_pa
     from gguf import GGUFReader
     from transformers import PreTrainedTokenizerFast
 
-    from edge_convert.tokenizer_json import build_tokenizer
+    from edge_convert.gguf.tokenizer_json import build_tokenizer
 
     tokenizer, config = build_tokenizer(GGUFReader(model_path), str(model_path))
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")

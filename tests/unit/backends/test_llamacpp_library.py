@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.backends.llamacpp_library import bound_waiting
+from edge.backends.llamacpp.library import bound_waiting
 
 
 def test_threads_wait_for_a_bounded_time() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import psutil
 import pytest
 
-from edge.backends.onnx_kv import Layout, SharedStore
-from edge.onnx_folder import read_onnx_folder
+from edge.backends.onnx.kv import Layout, SharedStore
+from edge.formats.onnx import read_onnx_folder
 
 pytest.importorskip("onnx", reason="needs the extra [convert]")
 from tests.tiny_onnx import write_onnx

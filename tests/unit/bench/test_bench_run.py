@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from edge.artifact import open_artifact
 from edge.bench.bandwidth import decode_bytes
 from edge.bench.plot import plot
 from edge.bench.run import Candidate, Options, run_bench
 from edge.bench.values import Result, ratio_stat, stat
 from edge.errors import BackendError, UsageError
+from edge.formats.artifact import open_artifact
 from edge.plan import PlanRequest, make_plan
 from tests.unit.bench.fakes import device, sample, setting, write_gguf
 

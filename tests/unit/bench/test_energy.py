@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.bench.energy import CounterMeter, PowerMeter, find_meter, powermetrics_watts, tegrastats_watts
+from edge.device.energy import CounterMeter, PowerMeter, find_meter, powermetrics_watts, tegrastats_watts
 from tests.unit.bench.fakes import Clock
 
 ORIN = (

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.artifact import open_artifact
 from edge.backends.fake import FakeBackend
 from edge.bench.bandwidth import measure_bandwidth, sweep_bytes
 from edge.bench.child import Answer, Open, serve
 from edge.bench.measure import measure, peak_bytes, prompt_tokens, warm_up
 from edge.bench.process import Worker, bandwidth_here, setting_of
 from edge.errors import BackendError, ContextFullError, ModelFileError
+from edge.formats.artifact import open_artifact
 from edge.plan import Plan, PlanRequest, make_plan
 from tests.unit.bench.fakes import Clock, device, write_gguf
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from edge.artifact import Artifact, open_artifact
 from edge.bench.process import setting_of
 from edge.bench.tune import Report, TuneOptions, thread_counts, tune
 from edge.bench.tune_formats import tune_formats
 from edge.bench.values import Setting
 from edge.device import Engine
 from edge.errors import BackendError, BackendUnavailableError, UsageError
+from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import PlanRequest, make_plan
-from edge.tuning import load_tuning, look_up
+from edge.plan.tuning import load_tuning, look_up
 from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import Machine, device, write_gguf
 
@@ -30,7 +30,7 @@ LAPTOP = replace(
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.bench.tune.safety_here", lambda *_: None)
-    monkeypatch.setattr("edge.backends.canary.library_identity", lambda: "a build")
+    monkeypatch.setattr("edge.backends.llamacpp.canary.library_identity", lambda: "a build")
 
 
 @pytest.fixture

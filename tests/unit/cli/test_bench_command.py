@@ -10,22 +10,22 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from tests.unit.test_tuning import make
 
-from edge.artifact import open_artifact
-from edge.backends.canary import Safety
+from edge.backends.llamacpp.canary import Safety
 from edge.bench.run import Candidate
 from edge.bench.tune import Report
 from edge.bench.tuner import Outcome, Trial
 from edge.bench.values import Result
 from edge.device import probe
 from edge.errors import BackendError, UsageError
-from edge.mlpackage import METADATA_KEY
-from edge.tuning import Tuning, remember
+from edge.formats.artifact import open_artifact
+from edge.formats.coreml import METADATA_KEY
+from edge.plan.tuning import Tuning, remember
 from tests.tiny_onnx import write_onnx
 from tests.tiny_package import INFO, program_of, write_package
 from tests.unit.bench.fakes import sample, setting, write_gguf
 from tests.unit.cli.conftest import Call, Terminal
-from tests.unit.test_tuning import make
 
 QUICK = ("--prompt", "20", "--decode", "3", "--reps", "2")
 
@@ -38,7 +38,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def canary(monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary tries llama.cpp for real, which has its own tests."""
-    monkeypatch.setattr("edge.backends.canary.load_safety", lambda cache_dir: Safety(use_extra_buffers=True, note=""))
+    monkeypatch.setattr("edge.backends.llamacpp.canary.load_safety", lambda cache_dir: Safety(use_extra_buffers=True, note=""))
 
 
 @pytest.fixture

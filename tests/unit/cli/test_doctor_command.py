@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-import edge.backends.canary
-from edge.advice import advice
-from edge.artifact import Artifact
-from edge.backends.canary import Safety
+import edge.backends.llamacpp.canary
+from edge.backends.llamacpp.canary import Safety
 from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.device import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
+from edge.device.sensors import Readings
 from edge.errors import BackendUnavailableError, EdgeError, ModelNotFoundError, ModelTooLargeError
+from edge.formats.artifact import Artifact
 from edge.plan import Choice, MemoryEstimate, Plan
-from edge.sensors import Readings
+from edge.plan.advice import advice
 from edge_cli.app import App
 from edge_cli.devices import device_rows
 
@@ -95,7 +95,7 @@ def make_plan(total_bytes: int = GB, gpu_layers: int = 0) -> Plan:
 @pytest.fixture(autouse=True)
 def safe_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary has tests of its own; here its verdict is given."""
-    monkeypatch.setattr(edge.backends.canary, "load_safety", lambda cache_dir: Safety(True, ""))
+    monkeypatch.setattr(edge.backends.llamacpp.canary, "load_safety", lambda cache_dir: Safety(True, ""))
 
 
 def doctor_app(profile: DeviceProfile = LAPTOP, plan: Plan | EdgeError | None = None, readings: Readings = SILENT) -> App:
@@ -187,7 +187,7 @@ def test_doctor_without_an_engine(call: Any, monkeypatch: pytest.MonkeyPatch) ->
     def fail(cache_dir: Path) -> Safety:
         raise BackendUnavailableError("llama.cpp is not installed.", "Install it.")
 
-    monkeypatch.setattr(edge.backends.canary, "load_safety", fail)
+    monkeypatch.setattr(edge.backends.llamacpp.canary, "load_safety", fail)
     profile = dataclasses.replace(LAPTOP, engines=(Engine("llamacpp", "llama-cpp-python", "", ()),))
     found = findings(call, doctor_app(profile), 1)
     assert found["engine"]["state"] == found["canary"]["state"] == "broken"
@@ -206,7 +206,7 @@ def test_engines_that_are_not_there_say_what_installs_them(call: Any) -> None:
 
 
 def test_doctor_tells_what_the_canary_turned_off(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge.backends.canary, "load_safety", lambda cache_dir: Safety(False, "AMX is off."))
+    monkeypatch.setattr(edge.backends.llamacpp.canary, "load_safety", lambda cache_dir: Safety(False, "AMX is off."))
     found = findings(call, doctor_app(), 0)
     assert (found["canary"]["state"], found["canary"]["text"]) == ("note", "AMX is off.")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import edge.catalog
-from edge.artifact import open_artifact
 from edge.catalog import DownloadProgress, load_catalog
 from edge.errors import ChecksumError, ModelNotFoundError
+from edge.formats.artifact import open_artifact
 from tests.tiny_onnx import write_onnx
 
 

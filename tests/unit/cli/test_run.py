@@ -16,8 +16,8 @@ from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
+from edge.engine.governor import Limits
 from edge.errors import StorageError
-from edge.governor import Limits
 from edge_cli.app import App
 
 

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 
-from edge.artifact import open_artifact
-from edge.gguf import read_header
+from edge.formats.artifact import open_artifact
+from edge.formats.gguf import read_header
 from edge_cli.main import run
 from edge_convert.manifest import digest_file, read_manifest
 from tests.servers.hub import Repo, run_hub

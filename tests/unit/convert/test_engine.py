@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from edge.errors import BackendError
-from edge_convert import engine
-from edge_convert.engine import run_task
+from edge_convert.gguf import engine
+from edge_convert.gguf.engine import run_task
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,7 +73,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     # The parent is killed while its child waits for a task that never comes to an end.
     code = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'edge_convert.engine_child'], stdin=subprocess.PIPE)\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'edge_convert.gguf.engine_child'], stdin=subprocess.PIPE)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )

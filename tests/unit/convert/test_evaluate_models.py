@@ -34,7 +34,7 @@ LITTLE = TextOptions(n_prose=64, window=32, n_prompts=2, n_answer=6)
 @pytest.fixture(scope="module")
 def tiny_gguf(tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama as GGUF: CHECKPOINT-F32.gguf and -Q8_0.gguf in one folder."""
-    from edge_convert.gguf_export import GgufOptions, export_gguf
+    from edge_convert.gguf.quantise import GgufOptions, export_gguf
 
     out = tmp_path_factory.mktemp("gguf") / "out"
     export_gguf(tiny_checkpoint("llama"), out, GgufOptions(quantisations=("F32", "Q8_0"), use_imatrix=False))

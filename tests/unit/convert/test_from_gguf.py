@@ -12,10 +12,10 @@ pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edg
 
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import open_checkpoint
-from edge_convert.engine import run_task
-from edge_convert.from_gguf import checkpoint_from_gguf
-from edge_convert.gguf_config import read_rope
-from edge_convert.gguf_tensors import write_gguf
+from edge_convert.gguf.config import read_rope
+from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.read_back import checkpoint_from_gguf
+from edge_convert.gguf.tensors import write_gguf
 from edge_convert.strings import varied_strings
 from tests.checkpoints import KINDS
 from tests.unit.convert.reference import logits_of_checkpoint, some_tokens

@@ -14,13 +14,13 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 
 from edge.errors import ModelFileError, UsageError
-from edge.gguf import read_header
+from edge.formats.gguf import read_header
 from edge_convert.architectures import ARCHITECTURES
 from edge_convert.checkpoint import open_checkpoint
-from edge_convert.engine import run_task
-from edge_convert.gguf_export import GgufOptions, check_tokenizer, export_gguf
-from edge_convert.gguf_tensors import gguf_names, write_gguf
-from edge_convert.gguf_tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.quantise import GgufOptions, check_tokenizer, export_gguf
+from edge_convert.gguf.tensors import gguf_names, write_gguf
+from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
 from edge_convert.strings import varied_strings
 from tests.checkpoints import ARCHITECTURE_OF, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
 from tests.unit.convert.reference import logits_of_checkpoint, logits_of_gguf, some_tokens

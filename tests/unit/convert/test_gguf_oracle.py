@@ -33,7 +33,7 @@ def test_tiny_checkpoints_become_what_llama_cpp_makes_of_them(tiny_checkpoint: C
 
 @pytest.mark.slow
 def test_smollm2_becomes_what_llama_cpp_makes_of_it(model_path: Path, tmp_path: Path) -> None:
-    from edge_convert.from_gguf import checkpoint_from_gguf
+    from edge_convert.gguf.read_back import checkpoint_from_gguf
 
     done = compare(checkpoint_from_gguf(model_path, tmp_path / "checkpoint"))
     assert (done.returncode, done.stdout.strip()) == (0, "checkpoint: the same"), done.stdout + done.stderr

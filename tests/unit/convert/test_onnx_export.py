@@ -20,9 +20,9 @@ pytest.importorskip("onnx_ir", reason="needs the extra [convert]")
 pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and Python 3.11 or newer")
 
 from edge.errors import BackendError, ModelFileError, UsageError
-from edge_convert.onnx_blocks import can_carry, carry_blocks, read_blocks
-from edge_convert.onnx_builder import adapt_config
-from edge_convert.onnx_export import OnnxOptions, _run_builder, describe_quantisation, export_onnx
+from edge_convert.onnx.blocks import can_carry, carry_blocks, read_blocks
+from edge_convert.onnx.builder import adapt_config
+from edge_convert.onnx.export import OnnxOptions, _run_builder, describe_quantisation, export_onnx
 
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]

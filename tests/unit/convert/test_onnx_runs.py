@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and Python 3.11 or newer")
 
-from edge.artifact import open_artifact
-from edge.backends.onnx import OnnxBackend
+from edge.backends.onnx.backend import OnnxBackend
+from edge.formats.artifact import open_artifact
 from tests.contract.conftest import make_plan
 
 from .test_onnx_export import KINDS, N_PROMPT, load_transformers, tokens_of, transformers_logits

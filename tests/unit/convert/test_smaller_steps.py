@@ -27,7 +27,7 @@ from edge.config import load_settings
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge_cli.main import run
 from edge_convert.checkpoint import open_checkpoint
-from edge_convert.gguf_export import GgufOptions
+from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.manifest import read_manifest
 from edge_convert.pipeline import run as run_plan

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edge.artifact import Artifact
 from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import ModelFileError
+from edge.formats.artifact import Artifact
 from edge.kv.opening import forget_conversations, model_fingerprint, open_block_store
 from edge.types import Sampling
 

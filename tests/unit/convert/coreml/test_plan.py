@@ -12,7 +12,7 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge_cli.main import run
 from edge_convert.coreml import export
-from edge_convert.gguf_export import GgufOptions
+from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.manifest import read_manifest
 from edge_convert.targets import Request, make_plan

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge_convert.coreml.calibrate import load_reference
-from edge_convert.from_gguf import checkpoint_from_gguf
+from edge_convert.gguf.read_back import checkpoint_from_gguf
 from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, open_runner, reference_logits
 
 N_LAYERS = 3

@@ -1,0 +1,191 @@
+"""Checkpoint to GGUF: in 16 bits by us, quantised by llama.cpp, with the tokenizer proven to be the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelFileError, UsageError
+from edge.formats.gguf_tables import FILE_TYPES
+from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
+from edge_convert.gguf.tensors import lossless_precision, write_gguf
+from edge_convert.gguf.tokenizer import read_vocabulary
+from edge_convert.strings import varied_strings
+
+__all__ = ["QUANTISATIONS", "GgufOptions", "check_tokenizer", "export_gguf", "needs_imatrix", "quantise"]
+
+FLOATS = ("F32", "F16", "BF16")
+_FILE_TYPE = {name: number for number, name in FILE_TYPES.items()}
+_NOT_OFFERED = ("MXFP4_MOE", "NVFP4", "Q1_0")  # for models of their own kind
+QUANTISATIONS = tuple(name for name in FILE_TYPES.values() if name not in _NOT_OFFERED)
+"""What can be asked for: llama.cpp's names."""
+
+_NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
+_CHECKED_STRINGS = 2_000
+_SEED = 20_240_607
+
+
+class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to make.
+
+    Attributes:
+        quantisations: names out of QUANTISATIONS.
+        use_imatrix: weight the quantisation by how the model uses its inputs.
+        calibration: text file for that; the one that comes with edge where it is None.
+        calibration_tokens: how much of it is used.
+        threads: CPU threads; 0 takes all.
+        max_buffer_bytes: what the quantiser may hold in memory at once; 0 leaves it to llama.cpp.
+    """
+
+    quantisations: tuple[str, ...] = ("Q4_K_M",)
+    use_imatrix: bool = True
+    calibration: Path | None = None
+    calibration_tokens: int = 8_192
+    threads: int = 0
+    max_buffer_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.quantisations:
+            if name not in QUANTISATIONS:
+                raise UsageError(f"There is no quantisation {name}.", f"Known are: {', '.join(QUANTISATIONS)}.")
+            if name in _NEED_IMATRIX and not self.use_imatrix:
+                raise UsageError(f"{name} has too few bits to do without an importance matrix.", "Leave out --no-imatrix.")
+
+    @property
+    def n_threads(self) -> int:
+        """CPU threads to use."""
+        return self.threads or os.cpu_count() or 1
+
+
+def needs_imatrix(options: GgufOptions) -> bool:
+    """Whether anything that is to be made would use one."""
+    return options.use_imatrix and any(name not in (*FLOATS, "Q8_0") for name in options.quantisations)
+
+
+def export_gguf(
+    checkpoint: Path, out: Path, options: GgufOptions, on_progress: Callable[[str, float], None] | None = None
+) -> list[Path]:
+    """Convert a checkpoint folder to GGUF files.
+
+    Args:
+        checkpoint: the folder.
+        out: folder for the files, NAME-QUANTISATION.gguf each; made if it is not there.
+        options: what to make.
+        on_progress: told what is being done and the share of it that is done.
+
+    Returns:
+        The files, in the order of options.quantisations.
+
+    Raises:
+        ModelFileError: the checkpoint cannot be read or expressed as GGUF.
+        UsageError: the calibration text is unusable.
+        BackendError: llama.cpp failed.
+    """
+
+    def told(label: str) -> Callable[[float], None]:
+        return lambda share: on_progress(label, share) if on_progress else None
+
+    opened = open_checkpoint(checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    base, matrix = out / ".base.gguf", out / ".imatrix.npz"
+    try:
+        write_gguf(opened, base, lossless_precision(opened), told("write"))
+        check_tokenizer(base, opened, told("compare tokens"))
+        if needs_imatrix(options):
+            chunks = calibration_chunks(base, read_calibration(options.calibration), options.calibration_tokens)
+            compute_imatrix(base, chunks, matrix, options.n_threads, told("calibrate"))
+        made = []
+        for name in options.quantisations:
+            target = out / f"{opened.name}-{name}.gguf"
+            made.append(quantise(base, target, name, options, matrix if matrix.exists() else None, told(name)))
+        return made
+    finally:
+        base.unlink(missing_ok=True)
+        matrix.unlink(missing_ok=True)
+
+
+def quantise(
+    base: Path,
+    out: Path,
+    name: str,
+    options: GgufOptions,
+    imatrix: Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Path:
+    """Quantise a GGUF file with llama.cpp.
+
+    Args:
+        base: GGUF in 16 or 32 bits.
+        out: the file to make.
+        name: out of QUANTISATIONS.
+        options: threads and memory.
+        imatrix: what `compute_imatrix` saved.
+        on_progress: told the share that is done.
+
+    Raises:
+        BackendError: llama.cpp failed.
+    """
+    partial = out.with_name(f".{out.name}.part")
+    arguments = {
+        "source": str(base),
+        "out": str(partial),
+        "file_type": _FILE_TYPE[name],
+        "threads": options.n_threads,
+        "imatrix": str(imatrix) if imatrix and name not in FLOATS else None,
+        "max_buffer_bytes": options.max_buffer_bytes,
+    }
+    try:
+        run_task("quantise", arguments, on_progress)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def check_tokenizer(
+    gguf: Path, checkpoint: Checkpoint, on_progress: Callable[[float], None] | None = None, count: int = _CHECKED_STRINGS
+) -> int:
+    """Hold llama.cpp's token ids against those of the checkpoint's tokenizer, on strings of many kinds.
+
+    Args:
+        gguf: the file that was written.
+        checkpoint: what it was written from.
+        on_progress: told the share that is done.
+        count: number of strings.
+
+    Returns:
+        How many strings were compared.
+
+    Raises:
+        ModelFileError: some are split otherwise; the first is shown.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder))
+    texts = varied_strings(
+        count,
+        _SEED,
+        specials=sorted(tokenizer.get_added_vocab())[:20],
+        is_normalised=tokenizer.backend_tokenizer.normalizer is not None,
+        has_ascii_spaces=any(token.rstrip for token in tokenizer.added_tokens_decoder.values()),
+        has_marks=read_vocabulary(checkpoint.folder, checkpoint.config["vocab_size"]).pre not in ("tekken", "gpt-4o"),
+    )
+    theirs = [list(ids) for ids in tokenizer(texts)["input_ids"]]
+    ours = run_task("tokenise", {"model": str(gguf), "texts": texts}, on_progress)
+    different = [index for index, (ids, others) in enumerate(zip(ours, theirs, strict=True)) if ids != others]
+    if different:
+        raise ModelFileError(
+            f"llama.cpp splits {len(different)} of {count} test strings otherwise than this checkpoint's tokenizer, "
+            f"for example {_first_difference(texts, ours, theirs, different[0])}.",
+            "This tokenizer cannot be carried over to GGUF. Convert to another format: --to onnx or --to coreml",
+        )
+    return count
+
+
+def _first_difference(texts: Sequence[str], ours: Sequence[list[int]], theirs: Sequence[list[int]], index: int) -> str:
+    return f"{texts[index][:60]!r}: {ours[index][:12]} and {theirs[index][:12]}"

@@ -1,0 +1,180 @@
+"""A checkpoint as a GGUF file in 16 bits: names, layout and types of its tensors. One tensor is in memory at a time.
+
+Source: `conversion/` of llama.cpp, which is the oracle in tools/compare_gguf.py; names come from the `gguf` package.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edge.errors import ModelFileError
+from edge_convert.checkpoint import Checkpoint, read_json
+from edge_convert.gguf.config import rope_tensors, write_config
+from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Precision", "gguf_names", "lossless_precision", "write_gguf"]
+
+Precision = Literal["F16", "BF16", "F32"]
+
+_ROW_CHUNK_BYTES = 16 << 20
+_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
+_PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
+
+
+def lossless_precision(checkpoint: Checkpoint) -> Precision:
+    """The smallest type that holds the checkpoint's weights exactly: what a quantiser should start from."""
+    dtypes = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1}
+    return {"F16": "F16", "BF16": "BF16"}.get(dtypes.pop(), "F32") if len(dtypes) == 1 else "F32"  # type: ignore[return-value]
+
+
+def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Checkpoint tensor -> GGUF tensor, in the order in which llama.cpp reads them.
+
+    Raises:
+        ModelFileError: the `gguf` package does not know a name.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == checkpoint.architecture.gguf)
+    known = get_tensor_name_map(arch, checkpoint.config["num_hidden_layers"])
+    names = {}
+    for name in sorted(checkpoint.tensors, key=_by_layer):
+        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and checkpoint.is_tied):
+            continue
+        mapped = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if mapped is None:
+            raise ModelFileError(f"The tensor {name} has no place in a GGUF file.", "Convert to another format.")
+        names[name] = mapped
+    return names
+
+
+def write_gguf(
+    checkpoint: Checkpoint, out: Path, precision: Precision, on_progress: Callable[[float], None] | None = None
+) -> Path:
+    """Write a checkpoint as one GGUF file.
+
+    Args:
+        checkpoint: what to write.
+        out: the file; replaced if it is there.
+        precision: of the matrices. Norms and biases are always float32.
+        on_progress: told the share that is done, 0 to 1; may raise to stop.
+
+    Raises:
+        ModelFileError: a weight is not a number or does not fit into float16, or llama.cpp cannot run this variant.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
+    names = gguf_names(checkpoint)
+    extra = rope_tensors(checkpoint.config)
+    writer = GGUFWriter(out, checkpoint.architecture.gguf)
+    try:
+        _write_about(writer, checkpoint)
+        write_config(writer, checkpoint)
+        writer.add_file_type({"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16}.get(precision, 32))
+        vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config["vocab_size"])
+        write_tokenizer(writer, checkpoint.folder, vocabulary, checkpoint.chat_template)
+        for name, factors in extra.items():
+            writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
+        for name, mapped in names.items():
+            info = checkpoint.tensors[name]
+            kind = precision if len(info.shape) > 1 else "F32"
+            n_bytes = _ITEM_BYTES[kind] * math.prod(info.shape)
+            writer.add_tensor_info(mapped, info.shape, _dtype(kind), n_bytes, raw_dtype=GGMLQuantizationType[kind])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for factors in extra.values():
+            writer.write_tensor_data(factors)
+        for done, name in enumerate(names):
+            writer.write_tensor_data(_converted(checkpoint, name, precision))
+            if on_progress:
+                on_progress((done + 1) / len(names))
+    finally:
+        writer.close()
+    return out
+
+
+def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArray[np.generic]:
+    """One tensor in llama.cpp's layout and type."""
+    import numpy as np
+
+    tensor = checkpoint.load(name)
+    if checkpoint.architecture.gguf.startswith("gemma") and name.endswith("norm.weight"):
+        shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
+        return shifted
+    found = _PERMUTED.search(name)
+    if found and checkpoint.architecture.gguf == "llama":
+        config = checkpoint.config
+        heads = config["num_attention_heads"]
+        tensor = _pair_up(tensor, heads if found[1] == "q" else config.get("num_key_value_heads") or heads)
+    kind = precision if tensor.ndim > 1 else "F32"
+    return _cast(tensor, _dtype(kind), name)
+
+
+def _pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:
+    """Rows of each head from "first halves, second halves" to pairs: transformers rotates halves, llama.cpp pairs."""
+    heads = tensor.reshape(n_heads, 2, tensor.shape[0] // n_heads // 2, *tensor.shape[1:])
+    paired: NDArray[np.generic] = heads.swapaxes(1, 2).reshape(tensor.shape)
+    return paired
+
+
+def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.generic]:
+    """Change the type in pieces, so that no third copy of a large tensor exists, and look at what came out."""
+    import numpy as np
+
+    result = tensor if tensor.dtype == dtype else np.empty(tensor.shape, dtype=dtype)
+    flat_in, flat_out = tensor.reshape(-1), result.reshape(-1)
+    step = _ROW_CHUNK_BYTES // 4
+    for start in range(0, flat_in.size, step):
+        if result is not tensor:
+            with np.errstate(over="ignore"):
+                flat_out[start : start + step] = flat_in[start : start + step]
+        if not np.isfinite(flat_out[start : start + step]).all():
+            is_damaged = not np.isfinite(flat_in[start : start + step]).all()
+            what = "holds values that are no numbers" if is_damaged else f"has weights too large for {np.dtype(dtype).name}"
+            raise ModelFileError(f"The tensor {name} {what}.", "Download it again." if is_damaged else "Choose BF16 or F32.")
+    return result
+
+
+def _dtype(kind: str) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    return {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32)}[kind]
+
+
+def _write_about(writer: Any, checkpoint: Checkpoint) -> None:
+    """Name, licence and source: what would otherwise be lost on the way."""
+    writer.add_type("model")
+    writer.add_name(_display_name(checkpoint))
+    if checkpoint.licence:
+        writer.add_license(checkpoint.licence)
+    if checkpoint.source.startswith("hf:"):
+        writer.add_source_repo_url(f"https://huggingface.co/{checkpoint.source[3:].partition('@')[0]}")
+
+
+def _display_name(checkpoint: Checkpoint) -> str:
+    """For people, and for llama.cpp: where it reads "phi-3" or "phi3", special tokens swallow the space behind them."""
+    added = read_json(checkpoint.folder / "tokenizer.json").get("added_tokens", [])
+    swallows = any(entry.get("rstrip") for entry in added)
+    is_named = re.search(r"phi-?3", checkpoint.name, re.IGNORECASE) is not None
+    if swallows and not is_named:
+        return f"Phi-3 {checkpoint.name}"
+    return checkpoint.name if swallows else re.sub(r"(phi)-?3", r"\1 3", checkpoint.name, flags=re.IGNORECASE)
+
+
+def _by_layer(name: str) -> tuple[int, int, str]:
+    numbers = re.findall(r"\.(\d+)\.", name)
+    if numbers:
+        return (1, int(numbers[0]), name)
+    return (0 if "embed" in name else 2, 0, name)

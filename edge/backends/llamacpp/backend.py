@@ -1,0 +1,403 @@
+"""llama.cpp, through the low-level functions of llama-cpp-python.
+
+The files beside this one: llamacpp_library.py (the shared library, its log, stopping a pass), llamacpp_model.py (opening
+and describing a model), llamacpp_sampler.py (the sampler chain). This one owns the KV cache and runs the passes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.base import Sampler
+from edge.backends.cells_backend import CellsBackend
+from edge.backends.llamacpp.library import (
+    AbortFlag,
+    Batch,
+    forget_log,
+    give_memory_back,
+    library_version,
+    load_library,
+    recent_log,
+)
+from edge.backends.llamacpp.model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
+from edge.backends.llamacpp.sampler import DryCache, LlamaCppSampler
+from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge.plan.receipt import Plan
+    from edge.types import Sampling
+
+__all__ = ["LlamaCppBackend"]
+
+_OK, _NO_ROOM, _ABORTED = 0, 1, 2  # what llama_decode returns; below 0 it failed
+_BLOCK_MAGIC = b"EDGEKV1\0"
+_WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
+
+
+class LlamaCppBackend(CellsBackend):
+    """See the module and `Backend`.
+
+    Args:
+        plan: what to load and how.
+        on_progress: as in `open_backend`.
+
+    Raises:
+        BackendUnavailableError: llama.cpp is not installed, or was built without the accelerator of the plan.
+        ModelFileError: the file is missing its end, is no model, or of a kind that llama.cpp or edge does not know.
+        ModelTooLargeError: memory ran out.
+        UsageError: the plan names a KV type or a number of sequences that does not exist.
+        CancelledError: on_progress said False.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
+        from edge.formats.gguf import read_header
+
+        path = plan.artifact.path
+        header = plan.artifact.header or read_header(path)  # llama.cpp ends the process on some damaged files
+        self._model: Any = None
+        self._context: Any = None
+        self._library = library = load_library()
+        self._abort = AbortFlag(library)
+        self._dry = DryCache(library)
+        try:
+            self._model = load_model(library, plan, header.architecture, on_progress)
+            check_usable(library, self._model, path)
+            self._context = open_context(library, plan, self._model, header.architecture, self._abort)
+        except BaseException:
+            self._free()
+            raise
+        self._plan, self._architecture = plan, header.architecture
+        self._vocab = library.llama_model_get_vocab(self._model)
+        self._memory = library.llama_get_memory(self._context)
+        self.kv_window = library.llama_model_n_swa(self._model)
+        self._spare = plan.n_seq
+        super().__init__(
+            describe(library, self._model),
+            capabilities_of(library, self._model, plan.n_seq),
+            n_ctx=library.llama_n_ctx(self._context),
+            chunk_size=min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context)),
+            block_magic=_BLOCK_MAGIC,
+        )
+        self._identity: dict[str, str | int | float | bool] = {
+            "kv_type_k": plan.kv_type_k,
+            "kv_type_v": plan.kv_type_v,
+            "flash_attention": plan.flash_attention,
+            "n_ubatch": plan.n_ubatch,
+            "accelerator": plan.accelerator,
+            "gpu_layers": plan.gpu_layers,
+            "extra_buffers": plan.use_extra_buffers,
+            "unified": True,
+            "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
+            "rope": rope_variant(library, self._model, self.n_ctx),
+        }
+        self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
+        self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
+        self._kept: dict[int, npt.NDArray[np.float32]] = {}  # newest logits that a later pass would have overwritten
+        self._views: dict[int, npt.NDArray[np.float32]] = {}  # address of an output row -> the same memory as an array
+        self._pieces: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+
+    # -- text
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        with self._lock:
+            self._check_open()
+            room = len(data) + 8
+            while True:
+                tokens = (ctypes.c_int32 * room)()
+                count = self._library.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+                if count >= 0:
+                    return tokens[:count]
+                if -count <= room:
+                    raise BackendError(f"llama.cpp could not tokenize a text of {len(data):,} bytes.")
+                room = -count
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        with self._lock:
+            self._check_tokens((token,))
+            cache = self._pieces[special]
+            piece = cache.get(token)
+            if piece is None:
+                size = 64
+                while True:
+                    buffer = ctypes.create_string_buffer(size)
+                    count = self._library.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+                    if count >= 0:
+                        break
+                    size = -count
+                piece = cache[token] = buffer.raw[:count]
+            return piece
+
+    def is_end(self, token: int) -> bool:
+        with self._lock:
+            self._check_tokens((token,))
+            return bool(self._library.llama_vocab_is_eog(self._vocab, token))
+
+    # -- for CellsBackend
+
+    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+        n_chunk, batch = len(ids), self._batch
+        batch.tokens[:n_chunk] = ids
+        batch.positions[:n_chunk] = range(start, start + n_chunk)
+        batch.seq_ids[:n_chunk] = seq_id
+        batch.wants_logits[:n_chunk] = 0
+        batch.wants_logits[n_chunk - 1] = 1
+        # Half a pass can be taken back from an attention cache, not from a recurrent state.
+        is_stoppable = self.capabilities.rewind and n_chunk >= _WATCHED_FROM
+        with self._abort.watching(should_stop if is_stoppable else None):
+            code = self._run(n_chunk, (seq_id,))
+        if code == _ABORTED:
+            return False
+        if code != _OK:
+            raise self._failure(code, n_chunk)
+        self._rows = {seq_id: n_chunk - 1}
+        return True
+
+    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        batch = self._batch
+        for row, (seq_id, token) in enumerate(steps):
+            batch.tokens[row] = token
+            batch.positions[row] = starts[seq_id]
+            batch.seq_ids[row] = seq_id
+            batch.wants_logits[row] = 1
+        code = self._run(len(steps), starts)
+        if code != _OK:
+            raise self._failure(code, len(steps))
+        self._rows = {seq_id: row for row, seq_id in enumerate(starts)}
+
+    def _forget_logits(self, seq_id: int) -> None:
+        self._rows.pop(seq_id, None)
+        self._kept.pop(seq_id, None)
+
+    def _cut(self, seq_id: int, n_keep: int) -> None:
+        # Emptying a sequence is asked for as such: a recurrent state has no positions to cut at.
+        first = n_keep if n_keep else -1
+        if not self._library.llama_memory_seq_rm(self._memory, seq_id, first, -1):
+            raise UnsupportedError(f"This model cannot be rewound to {n_keep} tokens.")
+
+    def _undo(self, seq_id: int, n_keep: int) -> int:
+        if n_keep and self._library.llama_memory_seq_rm(self._memory, seq_id, n_keep, -1):
+            return n_keep
+        self._library.llama_memory_seq_rm(self._memory, seq_id, -1, -1)  # a state that cannot be cut is emptied
+        return 0
+
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
+        self._library.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+
+    def _export(self, seq_id: int, start: int, end: int) -> bytes:
+        if not self.capabilities.export_kv:
+            if (start, end) != (0, self.length(seq_id)):
+                raise UnsupportedError(f"The state of this model ({self.info.architecture}) is exported as a whole only.")
+            return self._export_all(seq_id, start, end)
+        if self.kv_window:
+            self._check_window(seq_id, start, end)
+        # The spare sequence shares just these cells for a moment, and is what gets written out.
+        self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
+        try:
+            return self._export_all(self._spare, start, end)
+        finally:
+            self._library.llama_memory_seq_rm(self._memory, self._spare, -1, -1)
+
+    def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        library, memory = self._library, self._memory
+        # llama.cpp clears the sequence that it reads into, so what is to be appended goes through the spare one.
+        target = self._spare if self.capabilities.export_kv else seq_id
+        is_taken = False
+        try:
+            self._import_all(target, start, end, payload)
+            if target != seq_id:
+                library.llama_memory_seq_cp(memory, target, seq_id, start, end)
+            is_taken = True
+        finally:
+            if target != seq_id or not is_taken:
+                library.llama_memory_seq_rm(memory, target, -1, -1)
+
+    # -- what a governor changes
+
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        with self._lock:
+            self._check_threads(n_threads, n_threads_batch)
+            self._plan = replace(self._plan, n_threads=n_threads, n_threads_batch=n_threads_batch)  # for the next context
+            self._library.llama_set_n_threads(self._context, n_threads, n_threads_batch)
+
+    def resize(self, n_ctx: int) -> None:
+        with self._lock:
+            self._check_resize(n_ctx)
+            library, before = self._library, self._plan.n_ctx
+            if rope_variant(library, self._model, n_ctx) != self._identity["rope"]:
+                raise UnsupportedError(f"This model turns positions another way in a window of {n_ctx:,} tokens.")
+            try:
+                self._reopen(n_ctx)  # the old one goes first: both at once would be what there is no memory for
+            except EdgeError:
+                try:
+                    self._reopen(before)
+                except EdgeError as error:
+                    self.close()
+                    raise BackendError(
+                        f"The KV cache could not be made anew: {error.message}", "Load the model again."
+                    ) from error
+                raise
+
+    def kv_identity(self) -> dict[str, str | int | float | bool]:
+        self._check_open()
+        return {
+            "backend": self.name,
+            "version": library_version(),
+            "instructions": self._library.llama_print_system_info().decode("utf-8", "replace"),
+            **self._identity,
+        }
+
+    # -- choosing
+
+    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        with self._lock:
+            copied: npt.NDArray[np.float32] = self.newest_logits(seq_id).copy()
+            return copied
+
+    def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
+        with self._lock:
+            self._check_open()
+            self._check_tokens(history)
+            return LlamaCppSampler(self, self._library, self._vocab, self._dry, sampling, history)
+
+    # -- for the sampler, under the lock
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held during every use of the native objects, so that close() from another thread waits for the pass."""
+        return self._lock
+
+    def newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        """The newest logits without a copy, shape (n_vocab,); good until the next pass.
+
+        Raises:
+            BackendError: there are none: the last call for this sequence was not a complete prefill or decode.
+        """
+        self.length(seq_id)
+        row = self._rows.get(seq_id)
+        if row is not None:
+            return self._row(row)
+        kept = self._kept.get(seq_id)
+        if kept is None:
+            raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
+        return kept
+
+    def native_row(self, seq_id: int) -> tuple[Any, int] | None:
+        """(context, row) when the newest logits are still in the engine's own output, else None."""
+        row = self._rows.get(seq_id)
+        return None if row is None else (self._context, row)
+
+    # -- inside
+
+    def _reopen(self, n_ctx: int) -> None:
+        """Another context of the same model, for so many tokens, in the place of this one."""
+        library = self._library
+        if self._context:
+            library.llama_free(self._context)
+            give_memory_back()
+        self._context = self._memory = None
+        self._rows, self._kept, self._views = {}, {}, {}
+        plan = replace(self._plan, n_ctx=n_ctx)
+        self._context = open_context(library, plan, self._model, self._architecture, self._abort)
+        self._plan, self._memory = plan, library.llama_get_memory(self._context)
+        self._count_anew(library.llama_n_ctx(self._context))
+
+    def _run(self, n_tokens: int, changing: Iterable[int]) -> int:
+        """One pass over the filled batch. Logits of the other sequences are put aside, since it overwrites them."""
+        for seq_id in changing:
+            self._forget_logits(seq_id)
+        for seq_id, row in self._rows.items():
+            self._kept[seq_id] = self._row(row).copy()
+        self._rows = {}
+        self._batch.native.n_tokens = n_tokens
+        forget_log()
+        return int(self._library.llama_decode(self._context, self._batch.native))
+
+    def _row(self, row: int) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        pointer = self._library.llama_get_logits_ith(self._context, row)  # waits for the pass
+        if not pointer:
+            raise BackendError("llama.cpp gave no logits.", "Load the model again.")
+        address = ctypes.addressof(pointer.contents)
+        view = self._views.get(address)
+        if view is None:
+            view = self._views[address] = np.ctypeslib.as_array(pointer, (self.info.n_vocab,))
+        return view
+
+    def _failure(self, code: int, n_tokens: int) -> BackendError | ContextFullError:
+        if code == _NO_ROOM:
+            return ContextFullError(
+                f"llama.cpp found no room for {n_tokens} tokens in the context window of {self.n_ctx:,}.",
+                "Shorten the conversation, or load the model with a larger context.",
+            )
+        reason = recent_log() or "it gave no reason"
+        return BackendError(f"llama.cpp failed while computing (code {code}): {reason}.", "Load the model again.")
+
+    def _export_all(self, seq_id: int, start: int, end: int) -> bytes:
+        """All that llama.cpp has of a sequence, behind a header that says which positions it is."""
+        library = self._library
+        size = library.llama_state_seq_get_size(self._context, seq_id)
+        block, payload = self._new_block(start, end, size)
+        forget_log()
+        if library.llama_state_seq_get_data(self._context, _address(payload), size, seq_id) != size:
+            raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
+        return block.tobytes()
+
+    def _import_all(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
+        """Give the bytes of a block to llama.cpp, which empties the sequence first."""
+        library = self._library
+        forget_log()
+        n_read = library.llama_state_seq_set_data(self._context, _address(payload), len(payload), seq_id)
+        first = library.llama_memory_seq_pos_min(self._memory, seq_id)
+        last = library.llama_memory_seq_pos_max(self._memory, seq_id)
+        if not self.capabilities.export_kv:
+            first = start  # a recurrent state has no first position
+        if n_read != len(payload) or (first, last) != (start, end - 1):
+            raise BackendError(f"llama.cpp refused the KV block: {recent_log() or 'it is of another model'}.")
+
+    def _check_window(self, seq_id: int, start: int, end: int) -> None:
+        """llama.cpp leaves out of a state what its window has passed over, and may give those cells away in any later pass."""
+        oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id)
+        is_recent = self.length(seq_id) - start <= self.kv_window + self.chunk_size
+        if end - start >= self.kv_window or start < oldest or not is_recent:
+            raise UnsupportedError(
+                f"The sliding window of this model has moved on: [{start}, {end}) of sequence {seq_id} cannot be exported."
+            )
+
+    def _check_cut(self, seq_id: int, n_keep: int) -> None:
+        super()._check_cut(seq_id, n_keep)
+        n_now = self.length(seq_id)
+        if n_keep in (0, n_now):
+            return
+        if not self.capabilities.rewind:
+            raise UnsupportedError(
+                f"This model ({self.info.architecture}) is recurrent: its state cannot be cut at {n_keep} of {n_now} tokens."
+            )
+        oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id) if self.kv_window else 0
+        if oldest > max(0, n_keep - self.kv_window):
+            raise UnsupportedError(
+                f"The sliding window of this model has moved on: sequence {seq_id} cannot be cut at {n_keep} of {n_now}."
+            )
+
+    def _free(self) -> None:
+        self._dry.close()
+        if self._context:
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._context = self._model = self._memory = self._vocab = None
+        self._rows, self._kept, self._views = {}, {}, {}
+
+
+def _address(data: npt.NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,188 @@
+"""llama.cpp's sampler chain, built from our settings with nothing in it that does nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edge.backends.base import Sampler
+from edge.engine.sampling import seed_of
+from edge.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge.backends.llamacpp.backend import LlamaCppBackend
+    from edge.types import Sampling
+
+__all__ = ["DryCache", "LlamaCppSampler"]
+
+_MIN_KEEP = 1
+_NO_PROBABILITY = 1e-12
+
+
+class DryCache:
+    """DRY samplers by their settings. Finding a breaker's tokens walks the whole vocabulary, a copy does not."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._made: dict[tuple[object, ...], Any] = {}
+
+    def new(self, vocab: Any, sampling: Sampling, last_n: int) -> Any:
+        """A DRY sampler with an empty history; the caller frees it."""
+        breakers = [text.encode() for text in sampling.dry_sequence_breakers]
+        settings = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, last_n)
+        key = (*settings, *breakers)
+        if key not in self._made:
+            texts = (ctypes.c_char_p * max(len(breakers), 1))(*breakers)
+            self._made[key] = self._library.llama_sampler_init_dry(vocab, *settings, texts, len(breakers))
+        return self._library.llama_sampler_clone(self._made[key])
+
+    def close(self) -> None:
+        """Free them all."""
+        for sampler in self._made.values():
+            self._library.llama_sampler_free(sampler)
+        self._made.clear()
+
+
+class LlamaCppSampler(Sampler):
+    """See `Sampler`. Made by LlamaCppBackend.open_sampler.
+
+    Args:
+        backend: whose logits are sampled.
+        library: from `load_library`.
+        vocab: the vocabulary pointer.
+        dry: where DRY samplers come from.
+        sampling: the settings.
+        history: tokens before the reply.
+
+    Raises:
+        UsageError: logit_bias names a token that the vocabulary does not have.
+    """
+
+    def __init__(
+        self,
+        backend: LlamaCppBackend,
+        library: Any,
+        vocab: Any,
+        dry: DryCache,
+        sampling: Sampling,
+        history: Sequence[int],
+    ) -> None:
+        self._backend = backend
+        self._library = library
+        self._candidates: npt.NDArray[np.void] | None = None
+        chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+        # Also frees a sampler that nobody closed; calling it twice does nothing.
+        self._free = weakref.finalize(self, library.llama_sampler_free, chain)
+        self._chain = chain
+        try:
+            bias = self._bias(vocab, sampling)
+            n_back = self._add_memory(vocab, dry, sampling, bias)
+        except BaseException:
+            self._free()
+            raise
+        self._is_plain_greedy = sampling.temperature == 0 and not bias and n_back == 0
+        self._add_choice(sampling)
+        if n_back:
+            for token in history[-n_back:]:
+                library.llama_sampler_accept(chain, token)
+
+    def sample(self, seq_id: int) -> int:
+        with self._backend.lock:
+            if not self._free.alive:
+                raise BackendError("The sampler is closed.", "Open another one.")
+            logits = self._backend.newest_logits(seq_id)
+            native = self._backend.native_row(seq_id)
+            if self._is_plain_greedy:
+                token = int(logits.argmax())
+            elif native is not None:
+                token = self._library.llama_sampler_sample(self._chain, *native)
+            else:
+                token = self._sample_copy(logits)
+            if logits[token] != logits[token]:
+                raise BackendError(
+                    "The model computed values that are not numbers.", "The model file may be damaged; fetch it again."
+                )
+            return int(token)
+
+    def close(self) -> None:
+        self._free()
+
+    def _bias(self, vocab: Any, sampling: Sampling) -> dict[int, float]:
+        n_vocab = self._backend.info.n_vocab
+        unknown = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
+        if unknown:
+            raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
+        # Some models list tokens that must never be written, such as placeholders of images.
+        count = ctypes.c_int32(0)
+        suppressed = self._library.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(count))
+        never = {int(suppressed[i]): float("-inf") for i in range(count.value)}
+        return {**{token: bias for token, bias in sampling.logit_bias.items() if bias}, **never}
+
+    def _add_memory(self, vocab: Any, dry: DryCache, sampling: Sampling, bias: dict[int, float]) -> int:
+        """Add bias, penalties and DRY where they do something; returns how many tokens back they look."""
+        library, n_ctx, n_vocab = self._library, self._backend.n_ctx, self._backend.info.n_vocab
+        if bias:
+            values = (library.llama_logit_bias * len(bias))(*bias.items())
+            self._add(library.llama_sampler_init_logit_bias(n_vocab, len(bias), values))
+        n_back = 0
+        last_n = sampling.repeat_last_n if sampling.repeat_last_n >= 0 else n_ctx
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if last_n and penalties != (1.0, 0.0, 0.0):
+            self._add(library.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
+            n_back = last_n
+        last_n = sampling.dry_penalty_last_n if sampling.dry_penalty_last_n >= 0 else n_ctx
+        if last_n and sampling.dry_multiplier:
+            self._add(dry.new(vocab, sampling, last_n))
+            n_back = max(n_back, last_n)
+        return n_back
+
+    def _add_choice(self, sampling: Sampling) -> None:
+        library = self._library
+        if sampling.temperature == 0:
+            self._add(library.llama_sampler_init_greedy())
+            return
+        seed = seed_of(sampling.seed)
+        if sampling.top_k:
+            self._add(library.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.typical_p < 1:
+            # llama.cpp's entropy is not a number as soon as one token has no probability at all, which a forbidden token
+            # has, and then nothing is cut off. So these go first.
+            self._add(library.llama_sampler_init_min_p(_NO_PROBABILITY, _MIN_KEEP))
+            self._add(library.llama_sampler_init_typical(sampling.typical_p, _MIN_KEEP))
+        if sampling.top_p < 1:
+            self._add(library.llama_sampler_init_top_p(sampling.top_p, _MIN_KEEP))
+        if sampling.min_p > 0:
+            self._add(library.llama_sampler_init_min_p(sampling.min_p, _MIN_KEEP))
+        if sampling.xtc_probability > 0:
+            threshold = sampling.xtc_threshold
+            self._add(library.llama_sampler_init_xtc(sampling.xtc_probability, threshold, _MIN_KEEP, seed))
+        if sampling.temperature != 1:
+            self._add(library.llama_sampler_init_temp(sampling.temperature))
+        self._add(library.llama_sampler_init_dist(seed))
+
+    def _add(self, sampler: Any) -> None:
+        if not sampler:
+            raise BackendError("llama.cpp could not make a sampler.")
+        self._library.llama_sampler_chain_add(self._chain, sampler)
+
+    def _sample_copy(self, logits: npt.NDArray[np.float32]) -> int:
+        """Sample from logits that are no longer in the engine's output."""
+        import numpy as np
+
+        library = self._library
+        if self._candidates is None:
+            self._candidates = np.zeros(len(logits), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        self._candidates["id"] = np.arange(len(logits), dtype=np.int32)
+        self._candidates["logit"] = logits
+        array = library.llama_token_data_array(
+            self._candidates.ctypes.data_as(library.llama_token_data_p), len(logits), -1, False
+        )
+        library.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        library.llama_sampler_accept(self._chain, token)
+        return token

@@ -1,0 +1,87 @@
+"""How a name becomes verified files: catalogue names, paths, hf:, ollama: and pypi: references.
+
+api.py      resolve, pull, verify, remove
+entries.py  the shipped catalogue and the user's own as one
+request.py  one question about one model, and its candidates
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edge.catalog.api import (
+        Installed,
+        Removed,
+        add_model,
+        check_reference,
+        list_for_converters,
+        list_models,
+        pull,
+        pull_adapter,
+        pull_checkpoint,
+        remove,
+        resolve,
+        resolve_all,
+        verify,
+    )
+    from edge.catalog.entries import CatalogEntry, add_artifact, check_name, find_entry, is_reference, load_catalog
+    from edge.catalog.request import FORMATS
+    from edge.sources.base import ArtifactEntry, DownloadProgress, Phase
+
+__all__ = [
+    "FORMATS",
+    "ArtifactEntry",
+    "CatalogEntry",
+    "DownloadProgress",
+    "Installed",
+    "Phase",
+    "Removed",
+    "add_artifact",
+    "add_model",
+    "check_name",
+    "check_reference",
+    "find_entry",
+    "is_reference",
+    "list_for_converters",
+    "list_models",
+    "load_catalog",
+    "pull",
+    "pull_adapter",
+    "pull_checkpoint",
+    "remove",
+    "resolve",
+    "resolve_all",
+    "verify",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ArtifactEntry": "edge.sources.base",
+        "CatalogEntry": "edge.catalog.entries",
+        "DownloadProgress": "edge.sources.base",
+        "FORMATS": "edge.catalog.request",
+        "Installed": "edge.catalog.api",
+        "Phase": "edge.sources.base",
+        "Removed": "edge.catalog.api",
+        "add_artifact": "edge.catalog.entries",
+        "add_model": "edge.catalog.api",
+        "check_name": "edge.catalog.entries",
+        "check_reference": "edge.catalog.api",
+        "find_entry": "edge.catalog.entries",
+        "is_reference": "edge.catalog.entries",
+        "list_for_converters": "edge.catalog.api",
+        "list_models": "edge.catalog.api",
+        "load_catalog": "edge.catalog.entries",
+        "pull": "edge.catalog.api",
+        "pull_adapter": "edge.catalog.api",
+        "pull_checkpoint": "edge.catalog.api",
+        "remove": "edge.catalog.api",
+        "resolve": "edge.catalog.api",
+        "resolve_all": "edge.catalog.api",
+        "verify": "edge.catalog.api",
+    },
+)

@@ -1,0 +1,274 @@
+"""The catalogue: models that edge knows by name. One file comes with edge, a second one is the user's own.
+
+The user's `catalog.toml` lies beside the settings file. It adds models, and artifacts to models that edge knows: what `edge
+convert` made of one, a folder copied from elsewhere. Both files are refused as a whole if they are malformed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.errors import ConfigError, UsageError
+from edge.files import shipped, write_private
+from edge.sources import SOURCES
+from edge.sources.base import ArtifactEntry
+from edge.sources.store import Store
+from edge.types import Sampling
+
+if TYPE_CHECKING:
+    from edge.config.schema import Settings
+
+__all__ = [
+    "CatalogEntry",
+    "add_artifact",
+    "check_name",
+    "drop_artifacts",
+    "find_entry",
+    "is_reference",
+    "load_catalog",
+    "read_catalog",
+]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the catalogue.
+
+    Attributes:
+        name: what users type.
+        title: what its makers call it.
+        description: one line: what it is good for.
+        licence: SPDX identifier, or the licence's name.
+        licence_url: where its text is.
+        accept_licence: the user has to agree to it before the download.
+        parameters: number of weights; None where that is not known for certain.
+        context: what it was trained for, in tokens.
+        template: name of its chat format, as a hint for files that carry no template.
+        system: system prompt that serves it best where the user gives none, "" for an empty one; None leaves it to the
+            template.
+        sampling: fields of edge.types.Sampling that its makers advise, for those the user did not set.
+        artifacts: its files and folders, in any formats; of one format the best first.
+    """
+
+    title: str
+    description: str
+    licence: str
+    licence_url: str
+    artifacts: tuple[ArtifactEntry, ...]
+    name: str = ""
+    accept_licence: bool = False
+    parameters: int | None = None
+    context: int | None = None
+    template: str | None = None
+    system: str | None = None
+    sampling: dict[str, int | float] = {}
+
+    def __post_init__(self) -> None:
+        Sampling(**self.sampling)  # type: ignore[arg-type]
+
+
+class _OwnEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As CatalogEntry, in the user's catalogue: what is left out is what edge's own says, or nothing."""
+
+    title: str | msgspec.UnsetType = msgspec.UNSET
+    description: str | msgspec.UnsetType = msgspec.UNSET
+    licence: str | msgspec.UnsetType = msgspec.UNSET
+    licence_url: str | msgspec.UnsetType = msgspec.UNSET
+    accept_licence: bool | msgspec.UnsetType = msgspec.UNSET
+    parameters: int | msgspec.UnsetType = msgspec.UNSET
+    context: int | msgspec.UnsetType = msgspec.UNSET
+    template: str | msgspec.UnsetType = msgspec.UNSET
+    system: str | msgspec.UnsetType = msgspec.UNSET
+    sampling: dict[str, int | float] | msgspec.UnsetType = msgspec.UNSET
+    artifacts: tuple[ArtifactEntry, ...] = ()
+
+
+def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
+    """Every model that edge knows by name, in the catalogue's order, the user's own behind them.
+
+    Args:
+        settings: where the user's catalogue is; None leaves it out.
+
+    Raises:
+        ConfigError: the catalogue that came with edge is missing, or one of the two is damaged.
+    """
+    entries = _shipped()
+    if settings is None:
+        return entries
+    path = settings.paths.catalog_file
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return entries
+    except OSError as error:
+        raise ConfigError(f"Your catalogue {path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    return _with_own(path, state.st_mtime_ns, state.st_size)
+
+
+def find_entry(name: str, settings: Settings) -> CatalogEntry | None:
+    """The model of that name, in capitals or not. Raises as `load_catalog`."""
+    catalog = load_catalog(settings)
+    return catalog.get(name) or catalog.get(name.lower())
+
+
+def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None:
+    """Add an artifact to a model of the user's catalogue; the model too, where there is none of that name.
+
+    Raises:
+        UsageError: nothing can be called that.
+        ConfigError: the catalogue is damaged.
+        StorageError: it cannot be written.
+    """
+    import tomlkit
+
+    check_name(name)
+    load_catalog(settings)  # a damaged file is not made worse
+    fields = {key: value for key, value in msgspec.to_builtins(artifact).items() if value not in (None, (), [])}
+
+    def change(models: Any) -> None:
+        if name not in models:
+            models[name] = tomlkit.table()
+        known = models[name].get("artifacts") or tomlkit.aot()
+        row = tomlkit.table()
+        row.update(fields)
+        places = [place for place, other in enumerate(known) if other.get("reference") == artifact.reference]
+        for place in reversed(places):
+            del known[place]
+        known.append(row)
+        models[name]["artifacts"] = known
+
+    _edit(settings, change)
+
+
+def check_name(name: str) -> None:
+    """Refuse what no model of the user's catalogue can be called.
+
+    Raises:
+        UsageError: nothing can be called that.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} cannot be the name of a model.",
+            "Use small letters, digits and . _ - such as my-model.",
+        )
+
+
+def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> None:
+    """Take artifacts out of the user's catalogue; with the last one also a model that edge's own catalogue does not have.
+
+    Args:
+        name: of the model.
+        references: of the artifacts, as `load_catalog` gives them.
+        settings: where the catalogue is.
+
+    Raises:
+        ConfigError: the catalogue is damaged.
+        StorageError: it cannot be written.
+    """
+    load_catalog(settings)
+    path = settings.paths.catalog_file
+
+    def change(models: Any) -> None:
+        known = models.get(name, {}).get("artifacts", [])
+        for place in reversed(range(len(known))):
+            if _absolute(known[place].get("reference", ""), path.parent) in references:
+                del known[place]
+        if name in models and not known:
+            models[name].pop("artifacts", None)
+            if not models[name] or name not in _shipped():
+                del models[name]
+
+    _edit(settings, change)
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is a reference to a source, and not a name or a path."""
+    return text.partition(":")[0] in SOURCES and ":" in text
+
+
+@functools.cache
+def _shipped() -> dict[str, CatalogEntry]:
+    path = shipped("catalog.toml")
+    if path is None:
+        raise ConfigError("The model catalogue that belongs to edge is missing.", "Install edge again.")
+    return read_catalog(path)
+
+
+@functools.lru_cache(maxsize=4)
+def _with_own(path: Path, mtime_ns: int, size_bytes: int) -> dict[str, CatalogEntry]:
+    """Both catalogues as one; read again when the user's has changed."""
+    entries = dict(_shipped())
+    for name, own in _read(path, _OwnEntry, f"Correct or remove it: {path}").items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"Your catalogue {path} names a model {name[:80]!r}.", "Use small letters, digits, and . _ -")
+        known = entries.get(name) or CatalogEntry(
+            name=name, title=name, description="", licence="", licence_url="", artifacts=()
+        )
+        given = {key: value for key, value in msgspec.structs.asdict(own).items() if value is not msgspec.UNSET}
+        given["artifacts"] = (
+            *known.artifacts,
+            *(msgspec.structs.replace(file, reference=_absolute(file.reference, path.parent)) for file in own.artifacts),
+        )
+        if not given["artifacts"]:
+            raise ConfigError(f"Your catalogue {path} names no artifact of {name}.", f"Correct or remove it: {path}")
+        try:
+            entries[name] = msgspec.structs.replace(known, **given)
+        except (UsageError, TypeError) as error:  # by the values of sampling
+            raise ConfigError(f"Your catalogue {path} is wrong about {name}: {error}", f"Correct it: {path}") from error
+    return entries
+
+
+def _absolute(reference: str, folder: Path) -> str:
+    """A reference as it is; a path from the folder of the catalogue on."""
+    return reference if is_reference(reference) else str((folder / Path(reference).expanduser()).absolute())
+
+
+def read_catalog(path: Path) -> dict[str, CatalogEntry]:
+    """The catalogue that comes with edge.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    entries = _read(path, CatalogEntry, "Install edge again.")
+    return {name: msgspec.structs.replace(entry, name=name) for name, entry in entries.items()}
+
+
+def _read(path: Path, kind: type[Any], hint: str) -> dict[str, Any]:
+    # tomllib came with Python 3.11; tomli is the same library for 3.10.
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        document = toml.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])  # type: ignore[valid-type]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error
+    return found
+
+
+def _edit(settings: Settings, change: Callable[[Any], None]) -> None:
+    """Change the user's catalogue, one process at a time, keeping the rest of the file, comments included, as it is."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    path = settings.paths.catalog_file
+    with Store(settings.paths.models_dir).lock("catalogue"):
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else _BEGINNING
+            document = tomlkit.parse(text)
+            if "models" not in document:
+                document["models"] = tomlkit.table(is_super_table=True)
+            change(document["models"])
+        except (OSError, ValueError, TOMLKitError, AttributeError, TypeError) as error:
+            raise ConfigError(f"Your catalogue {path} is damaged: {error}.", f"Correct or remove it: {path}") from error
+        write_private(path, tomlkit.dumps(document).encode())
+
+
+_BEGINNING = "# Models of your own, and more artifacts of models that edge knows. See docs/models.md.\n\n"

@@ -1,0 +1,277 @@
+"""One question about one model: where its artifacts are, whether they are what was promised, and how they come here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_catalog
+from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
+from edge.formats.artifact import Artifact, Format, open_artifact, open_artifacts
+from edge.hashes import file_sha256, files_sha256
+from edge.sources import open_source
+from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
+from edge.sources.local import LocalSource
+from edge.sources.store import Store, weights_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge.config.schema import Settings
+
+__all__ = ["FORMATS", "Request", "source_of"]
+
+FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
+"""Formats that are looked for where nobody says what can be run here, best first."""
+
+
+class Request:
+    """One question about one reference.
+
+    Args:
+        reference: as for `edge.catalog.resolve`; so are the others.
+        settings: directories, hub, offline mode.
+        on_progress: told how far a download or a check is.
+        accept_licence: the user agrees to the licence.
+        formats: what can be used, best first.
+
+    Raises:
+        UsageError: the reference is empty.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        settings: Settings,
+        on_progress: OnProgress | None = None,
+        accept_licence: bool = False,
+        formats: Sequence[Format] = FORMATS,
+    ) -> None:
+        self.reference = reference.strip()
+        self.settings = settings
+        self.on_progress = on_progress
+        self.accept_licence = accept_licence
+        self.formats = formats
+        self.store = Store(settings.paths.models_dir)
+        if not self.reference:
+            raise UsageError("The name of the model is empty.", "See names: edge models ls")
+
+    def resolve(self, download: bool) -> Artifact:
+        found = self.find()
+        if found is not None:
+            return self._open(found)
+        if not download:
+            raise ModelNotFoundError(
+                f"{self.reference} is not on this device.", f"Fetch it with: edge models pull {self.reference}"
+            )
+        return self.pull()
+
+    def resolve_all(self, download: bool) -> list[Artifact]:
+        path = Path(self.reference).expanduser()
+        _, artifacts = self.candidates()
+        if not artifacts and path.is_dir():
+            return open_artifacts(path, source=self.reference)
+        return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
+
+    def pull(self) -> Artifact:
+        entry, artifacts = self.candidates()
+        if not artifacts:
+            found = self.find()
+            if found is None:
+                raise self._unknown()
+            return self._open(found)
+        artifact = artifacts[0]
+        source = self._source(artifact)
+        here = source.find(artifact.reference)
+        if here is None:
+            self._check_licence(entry)
+        if here is None or (artifact.reference.startswith("hf:") and not self.settings.hub.offline):
+            self.store.sweep()
+            here = source.fetch(artifact.reference)
+        return self._open(here)
+
+    def find(self) -> Found | None:
+        """The model on this device, without asking anybody else; the best format of several."""
+        return next(iter(self.find_all()), None)
+
+    def find_all(self) -> list[Found]:
+        """Likewise all of its formats that are here, best first."""
+        _, artifacts = self.candidates()
+        if artifacts:
+            pairs = [(artifact, self._source(artifact).find(artifact.reference)) for artifact in artifacts]
+            return [replace(found, format=artifact.form) for artifact, found in pairs if found is not None]
+        path = Path(self.reference).expanduser()
+        if not _looks_like_path(self.reference) and not _exists(path):
+            raise self._unknown()
+        here = open_artifacts(path)
+        place = here[0].path if len(here) == 1 else path
+        return [Found(place, self.reference, sum(each.size_bytes for each in here), str(path.parent), "you")]
+
+    def find_for_converters(self) -> list[Found]:
+        """What a converter fetched by this reference: checkpoint and adapter."""
+        from edge.sources.hub_checkpoint import HubAdapterSource, HubCheckpointSource
+
+        if not self.reference.startswith("hf:"):
+            return []
+        context = Context(self.settings, self.store, self.reference)
+        sources = [kind(context).find_folder(self.reference) for kind in (HubCheckpointSource, HubAdapterSource)]
+        return [found for found in sources if found is not None]
+
+    def check(self, found: Found, *, fresh: bool = False) -> str | None:
+        """Hold a file against its promised hash.
+
+        A file that edge fetched and that has not changed since is not read again; others are read once, and their hash
+        is remembered. Files of the user have nothing to be held against.
+        """
+        if found.files:
+            self._check_folder(found, fresh=fresh)
+            return weights_sha256(found.path, found.files, open_artifact(found.path).weight_files) if fresh else None
+        if found.verified and not fresh:
+            return found.sha256
+        if found.sha256 is None and not fresh:
+            return None
+        digest = self._hash(found, fresh=fresh)
+        if found.sha256 is not None and digest != found.sha256:
+            raise self._changed(found, found.path, digest, found.sha256)
+        return digest
+
+    def _check_folder(self, found: Found, *, fresh: bool) -> None:
+        """Hold every file of a folder against what was fetched."""
+        cache_dir = self.settings.paths.cache_dir
+        for file in found.files if fresh or not found.verified else ():
+            path = found.path / file.name
+            digest = file_sha256(path, cache_dir=cache_dir, fresh=fresh)
+            if digest != file.sha256:
+                raise self._changed(found, path, digest, file.sha256)
+
+    def _changed(self, found: Found, path: Path, digest: str, promised: str) -> ModelFileError:
+        repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
+        return ModelFileError(
+            f"{path} is damaged or was changed: its SHA-256 is {digest}, and should be {promised}.",
+            f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: bring it back there.",
+        )
+
+    def _open(self, found: Found) -> Artifact:
+        entry, _ = self.candidates()
+        try:
+            sha256 = self.check(found)
+            if entry is None:
+                entry, sha256 = self._recognise(found, sha256)
+            artifact = open_artifact(
+                found.path,
+                name=entry.name if entry else None,
+                source=self.reference,
+                sha256=sha256,
+                licence=(entry.licence or found.licence) if entry else found.licence,
+            )
+            if not found.files:
+                return artifact
+            return replace(artifact, sha256=weights_sha256(found.path, found.files, artifact.weight_files))
+        except ModelFileError as error:
+            if found.owner != "edge" or "edge models rm" in error.hint:
+                raise
+            raise ModelFileError(
+                error.message, f"{error.hint} This one is removed with: edge models rm {self.reference}"
+            ) from error
+
+    def _recognise(self, found: Found, sha256: str | None) -> tuple[CatalogEntry | None, str | None]:
+        """The catalogue's entry of a file that came another way, told by size and then by hash, and its hash if known.
+
+        Only a file of exactly the size of one of the catalogue's is read for it, once.
+        """
+        for entry in load_catalog(self.settings).values():
+            for artifact in entry.artifacts:
+                if artifact.sha256 is not None and artifact.size_bytes == found.size_bytes and found.path.is_file():
+                    sha256 = sha256 or self._hash(found)
+                    if sha256 == artifact.sha256:
+                        return entry, sha256
+        return None, sha256
+
+    def _hash(self, found: Found, *, fresh: bool = False) -> str:
+        if found.path.is_dir():
+            weights = open_artifact(found.path).weight_files
+            return files_sha256(weights, cache_dir=self.settings.paths.cache_dir, fresh=fresh)
+        return file_sha256(
+            found.path,
+            cache_dir=self.settings.paths.cache_dir,
+            fresh=fresh,
+            on_bytes=lambda done: Context(self.settings, self.store, self.reference, None, self.on_progress).report(
+                done, found.size_bytes, "verify"
+            ),
+        )
+
+    def _check_licence(self, entry: CatalogEntry | None) -> None:
+        if entry and entry.accept_licence and not self.accept_licence:
+            raise AccessDeniedError(
+                f"{entry.title} comes under the licence {entry.licence}, whose terms you have to accept first.",
+                f"Read {entry.licence_url}, then: edge models pull {entry.name} --accept-licence",
+            )
+
+    def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
+        """What the reference means: a catalogue entry's artifacts, one of a source, or nothing but perhaps a path."""
+        entry = find_entry(self.reference, self.settings)
+        if entry:
+            usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.form == form]
+            if not usable:
+                raise _not_published(entry, self.formats)
+            return entry, usable
+        if not is_reference(self.reference):
+            return None, []
+        canonical = source_of(self.reference, Context(self.settings, self.store)).canonical(self.reference)
+        for known in load_catalog(self.settings).values():
+            for artifact in known.artifacts:
+                # The catalogue's hashes and licence hold also for who writes the reference out.
+                if artifact.reference == canonical:
+                    return known, [artifact]
+        return None, [ArtifactEntry(reference=canonical)]
+
+    def _source(self, artifact: ArtifactEntry) -> Source:
+        pinned = artifact if artifact.sha256 or artifact.file or artifact.pieces or artifact.size_bytes else None
+        context = Context(self.settings, self.store, self.reference, pinned, self.on_progress)
+        return source_of(artifact.reference, context)
+
+    def _unknown(self) -> ModelNotFoundError:
+        """No such name: say what was probably meant."""
+        from edge.catalog.api import list_models
+
+        names = list(load_catalog(self.settings))
+        try:
+            names += [name for model in list_models(self.settings) for name in model.used_by if name != "default"]
+        except StorageError:
+            pass  # an unreadable folder must not hide that the name is unknown
+        bare = {name.partition(":")[2] or name: name for name in reversed(names)}
+        near = get_close_matches(self.reference.lower(), list(bare), n=1, cutoff=0.55)
+        if near:
+            hint = f"Did you mean {bare[near[0]]}?"
+        elif self.reference.count("/") == 1:
+            hint = f"For a repository of the hub write hf:{self.reference}"
+        else:
+            hint = "See names: edge models ls. References start with hf:, ollama: or pypi:."
+        return ModelNotFoundError(f"There is no model named {self.reference!r}.", hint)
+
+
+def source_of(reference: str, context: Context) -> Source:
+    """The source of a reference; of a path too, as the user's own catalogue may have one."""
+    return open_source(reference.partition(":")[0], context) if is_reference(reference) else LocalSource(context)
+
+
+def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:
+    """A name of the catalogue that has nothing that can be used here."""
+    there = list(dict.fromkeys(artifact.form for artifact in entry.artifacts))
+    hint = f"It is there as {' and '.join(there)}: edge models pull {entry.name} --format {there[0]}"
+    if "gguf" in there:
+        hint = f"Make it: edge convert {entry.name} --to {formats[0]}"
+    return ModelNotFoundError(f"{entry.name} is not published as {' or '.join(formats)}.", hint)
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.endswith((".gguf", ".mlpackage", ".mlmodelc", "/")) or text.startswith((".", "/", "~"))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long to be one
+        return False

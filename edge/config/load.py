@@ -1,0 +1,191 @@
+"""Settings: flag > environment (EDGE_*) > file (TOML) > default, merged once; where each value came from is kept.
+
+What a setting is called, what it may be and what it is when nobody says anything stands in one place: the structs of
+config_schema.py. Everything else (the names of the environment variables, the text of the errors, `edge config ls`) follows
+from them. A key or an EDGE_ variable that is not among them is an error, so that a typing mistake never goes unnoticed.
+
+    config_schema.py   the structs        config_keys.py   settings by name, values from text        config_file.py   the file
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge.config.keys import Key, Typed, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
+from edge.config.schema import TABLES, ChatSettings, GovernorSettings, HubSettings, KVSettings, Paths, Settings, default_paths
+from edge.config.toml import read_toml
+from edge.errors import ConfigError
+
+__all__ = [
+    "COMMAND_LINE",
+    "DEFAULT",
+    "RESERVED_VARIABLES",
+    "ChatSettings",
+    "GovernorSettings",
+    "HubSettings",
+    "KVSettings",
+    "Key",
+    "Paths",
+    "Settings",
+    "Typed",
+    "convert",
+    "default_paths",
+    "find_key",
+    "get_value",
+    "load_settings",
+    "nearest",
+    "parse_text",
+    "setting_keys",
+    "split_key",
+]
+
+COMMAND_LINE = "command line"
+"""Origin of a value that came as a flag, in `Settings.sources`."""
+
+DEFAULT = "default"
+"""Origin of a value that nobody set."""
+
+RESERVED_VARIABLES = {
+    "EDGE_DEBUG": "1 shows the traceback of an unexpected error",
+    "EDGE_TEST_MODEL": "the model file that the tests use",
+}
+"""EDGE_ variables that are no settings. Others that begin with EDGE_TEST_ belong to tests and are left alone, too."""
+
+# Variables of the hub's own library that mean the same; EDGE_HUB_* wins over them.
+_BORROWED_VARIABLES = {"HF_ENDPOINT": "hub.endpoint", "HF_HUB_OFFLINE": "hub.offline"}
+
+
+def load_settings(
+    flags: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    flag_names: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge flags, environment, file and defaults.
+
+    Args:
+        flags: dotted key -> value; a value of None counts as not given, the text "auto" stands for None.
+        flag_names: dotted key -> what the user typed for it, such as "--kv-type", for errors.
+        environ: instead of the process's own. A variable that is empty counts as not set.
+        path: the settings file, which must exist; without it EDGE_CONFIG or the user's own, which need not.
+
+    Raises:
+        ConfigError: a key or EDGE_ variable is unknown, a value is not allowed, or the file is not TOML.
+        StorageError: the file is there and cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    paths = default_paths(environ)
+    config_file = Path(path).expanduser().absolute() if path is not None else paths.config_file
+    merged = _Merged()
+    document = read_toml(config_file, must_exist=path is not None)
+    merged.add_table("", document.values, document.where, base=config_file.parent)
+    for variable, name in _BORROWED_VARIABLES.items():
+        if environ.get(variable):
+            merged.add_text(name, environ[variable], variable)
+    merged.add_environment(environ)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            typed = (flag_names or {}).get(name)
+            merged.add_flag(name, value, COMMAND_LINE if typed is None else Typed(typed))
+    return merged.build(paths, config_file)
+
+
+class _Merged:
+    """Values that were set, by dotted key. Later ones win, so sources are added from the weakest to the strongest."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def add(self, name: str, value: object, source: str, *, base: Path | None = None) -> None:
+        try:
+            key = find_key(name)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error.message}", error.hint) from None
+        if name != key.name:
+            value = {name[len(key.name) + 1 :]: value}
+        converted = convert(key, value, source, base=base)
+        if key.is_free:
+            converted = {**self.values.get(key.name, {}), **converted}
+        self.values[key.name] = converted
+        self.sources[key.name] = source
+
+    def add_flag(self, name: str, value: object, typed: str) -> None:
+        """A value of the command line; errors name it as it was typed."""
+        if isinstance(value, str):
+            self.add_text(name, value, typed)
+        else:
+            self.add(name, value, typed)
+        self.sources[find_key(name).name] = COMMAND_LINE
+
+    def add_text(self, name: str, text: str, source: str) -> None:
+        key = find_key(name)
+        value = parse_text(name, text, source)
+        if key.is_free:
+            value = {**self.values.get(key.name, {}), **value}
+        self.values[key.name] = value
+        self.sources[key.name] = source
+
+    def add_table(self, prefix: str, table: Mapping[str, Any], where: Any, *, base: Path) -> None:
+        keys = setting_keys()
+        for part, value in table.items():
+            name = prefix + part
+            source = where(name)
+            if name in TABLES:
+                if not isinstance(value, dict):
+                    hint = f"Write [{name}] on a line of its own, and its settings below."
+                    raise ConfigError(f"{source}: {name} is a table, not a single value.", hint)
+                self.add_table(name + ".", value, where, base=base)
+            elif name not in keys:
+                raise ConfigError(f"{source}: there is no setting {name!r}.", nearest(name, keys))
+            elif name == "paths.config_file":
+                raise ConfigError(f"{source}: a settings file cannot say where it is.", "Set EDGE_CONFIG instead.")
+            else:
+                self.add(name, value, source, base=base)
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        by_variable = {key.variable: key for key in setting_keys().values()}
+        free = {variable: key for variable, key in by_variable.items() if key.is_free}
+        for variable in sorted(environ):
+            if not variable.startswith("EDGE_") or variable.startswith("EDGE_TEST_") or variable in RESERVED_VARIABLES:
+                continue
+            key = by_variable.get(variable)
+            entry = ""
+            if key is None:
+                for start, table in free.items():
+                    if variable.startswith(start + "_") and len(variable) > len(start) + 1:
+                        key, entry = table, "." + variable[len(start) + 1 :].lower()
+            if key is None or (key.is_free and not entry):
+                known = [name for name in by_variable if name not in free] + list(RESERVED_VARIABLES)
+                raise ConfigError(
+                    f"The environment variable {variable} is not a setting.",
+                    f"Unset it. {nearest(variable, known)}",
+                )
+            if environ[variable]:
+                self.add_text(key.name + entry, environ[variable], variable)
+
+    def build(self, paths: Paths, config_file: Path) -> Settings:
+        """Settings from the values; paths that follow from other paths are worked out here."""
+        nested: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+        top: dict[str, Any] = {}
+        for name, value in self.values.items():
+            table, _, field = name.rpartition(".")
+            (nested[table] if table else top)[field] = value
+        found = nested["paths"]
+        data_dir = found.get("data_dir", paths.data_dir)
+        follows_data_dir = "data_dir" in found and "models_dir" not in found
+        nested["paths"] = {
+            "data_dir": data_dir,
+            "cache_dir": found.get("cache_dir", paths.cache_dir),
+            "models_dir": data_dir / "models" if follows_data_dir else found.get("models_dir", paths.models_dir),
+            "config_file": config_file,
+        }
+        return Settings(
+            **top,
+            **{table: made(**nested[table]) for table, made in TABLES.items()},
+            sources={name: self.sources.get(name, DEFAULT) for name in setting_keys()},
+        )

@@ -1,0 +1,215 @@
+"""What can be set: the structs that `load_settings` fills. Names, types and defaults stand here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge.types import Sampling
+
+__all__ = [
+    "PATH_VARIABLES",
+    "TABLES",
+    "ChatSettings",
+    "GovernorSettings",
+    "HubSettings",
+    "KVSettings",
+    "Paths",
+    "Settings",
+    "default_paths",
+]
+
+APP_NAME = "edge-assistant"
+"""Folder below the user's configuration, data and cache directories."""
+
+PATH_VARIABLES = {
+    "paths.data_dir": "EDGE_DATA_DIR",
+    "paths.cache_dir": "EDGE_CACHE_DIR",
+    "paths.models_dir": "EDGE_MODELS_DIR",
+    "paths.config_file": "EDGE_CONFIG",
+}
+"""Paths whose variables are shorter than their names; every other setting's is EDGE_ and its name."""
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+
+
+class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where edge keeps its files. All absolute; none is made before something is written there.
+
+    Attributes:
+        data_dir: conversations and crash reports.
+        cache_dir: what can be made again: KV blocks, the canary's verdict.
+        models_dir: models; `models` below data_dir unless set.
+        config_file: the settings file. Not a setting of the file itself: EDGE_CONFIG names it.
+    """
+
+    data_dir: Path
+    cache_dir: Path
+    models_dir: Path
+    config_file: Path
+
+    @property
+    def catalog_file(self) -> Path:
+        """The user's own models by name, beside the settings file."""
+        return self.config_file.with_name("catalog.toml")
+
+    @property
+    def kv_dir(self) -> Path:
+        """Where KV blocks are kept."""
+        return self.cache_dir / "kv"
+
+    @property
+    def conversations_file(self) -> Path:
+        """Where conversations are kept; the chat app and `edge run --continue` share it."""
+        return self.data_dir / "conversations.db"
+
+
+def default_paths(environ: Mapping[str, str] | None = None) -> Paths:
+    """The directories before any settings file is read: EDGE_*_DIR and EDGE_CONFIG, else the platform's (XDG) ones.
+
+    Args:
+        environ: instead of the process's own, for the EDGE_ variables; XDG_* are always the process's own.
+    """
+    import platformdirs
+
+    environ = os.environ if environ is None else environ
+
+    def pick(key: str, fallback: Path) -> Path:
+        text = environ.get(PATH_VARIABLES[key], "")
+        return Path(text).expanduser().absolute() if text else fallback
+
+    data_dir = pick("paths.data_dir", platformdirs.user_data_path(APP_NAME))
+    return Paths(
+        data_dir=data_dir,
+        cache_dir=pick("paths.cache_dir", platformdirs.user_cache_path(APP_NAME)),
+        models_dir=pick("paths.models_dir", data_dir / "models"),
+        config_file=pick("paths.config_file", platformdirs.user_config_path(APP_NAME) / "config.toml"),
+    )
+
+
+class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The terminal chat.
+
+    Attributes:
+        theme: name of a theme; None lets the app choose.
+        keys: action -> key, replacing the app's own binding: {"quit": "ctrl+q"}.
+        plain: no box drawing, spinners or colour-only signals, for screen readers and bare terminals.
+        paste_chars: a pasted text of more characters than this becomes an attachment.
+        attachment_bytes: larger files are refused as attachments.
+        history: what is sent is kept for Up and Down in later sessions.
+    """
+
+    theme: str | None = None
+    keys: dict[str, str] = {}
+    plain: bool = False
+    paste_chars: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    attachment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
+    history: bool = True
+
+
+class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The KV cache on the disk: what this device has read, so that it need not be read again.
+
+    Attributes:
+        enabled: whether there is one. Off, conversations are read again after a restart.
+        budget_gb: the most it may take of the disk, in GB (10^9 bytes).
+        min_free_gb: space that it leaves free on the disk, in GB.
+        encrypt: encrypt what is kept; it is authenticated either way.
+        exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
+        answers: give the same answer at once to an exact repeat of a request at temperature 0.
+    """
+
+    enabled: bool = True
+    budget_gb: Annotated[float, msgspec.Meta(ge=0)] = 4.0
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    encrypt: bool = False
+    exact: bool = False
+    answers: bool = False
+
+
+class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When to hold back: while the device is hot, low on battery or short of memory. See `edge.engine.governor`.
+
+    Attributes:
+        enabled: whether to hold back at all.
+        hot_c: temperature that counts as hot, in degrees Celsius; None is 3 below where the system slows the processor down.
+        battery_percent: the level that counts as low while no charger is connected; 0 never does.
+        memory_percent: share of memory that counts as too little when no more is available; 0 never does.
+        stall_percent: share of time in which programs waited for memory that counts as short of it, where little is available;
+            0 never does.
+        hold_s: the least time between two changes, and how long all must be well before one is taken back, in seconds.
+    """
+
+    enabled: bool = True
+    hot_c: Annotated[float, msgspec.Meta(ge=0, le=150)] | None = None
+    battery_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
+    memory_percent: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
+    stall_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 10.0
+    hold_s: Annotated[float, msgspec.Meta(ge=1)] = 15.0
+
+
+class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where models are fetched from. The token is not a setting: HF_TOKEN or `hf auth login`.
+
+    Attributes:
+        endpoint: address of the hub; None is the hub's own. HF_ENDPOINT is read too.
+        offline: never use the network. HF_HUB_OFFLINE is read too.
+    """
+
+    endpoint: str | None = None
+    offline: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. None means: edge decides, and the placement receipt says how.
+
+    Attributes:
+        model: catalogue name, path, or hf:, ollama: or pypi: reference.
+        backend: name of the engine.
+        require: fail rather than run on anything else.
+        context: context window, in tokens.
+        threads: CPU threads of one step.
+        gpu_layers: layers computed by the accelerator; -1 is all of them.
+        kv_type_k, kv_type_v: how keys and values are stored.
+        system: system prompt; "" leaves it to the model's template.
+        window: what happens to old messages when the context window is full.
+        sampling: how tokens are chosen.
+        chat: the terminal chat.
+        paths: where files are.
+        hub: where models come from.
+        kv: the KV cache on the disk.
+        governor: when to hold back.
+        sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
+    """
+
+    model: str = "smollm2-135m"
+    backend: str | None = None
+    require: Literal["cuda", "ane", "metal", "cpu", "tensorrt", "openvino", "qnn"] | None = None
+    context: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    kv_type_k: KVType | None = None
+    kv_type_v: KVType | None = None
+    system: str = ""
+    window: Literal["drop", "summarise", "refuse"] = "drop"
+    sampling: Sampling = msgspec.field(default_factory=Sampling)
+    chat: ChatSettings = msgspec.field(default_factory=ChatSettings)
+    paths: Paths = msgspec.field(default_factory=default_paths)
+    hub: HubSettings = msgspec.field(default_factory=HubSettings)
+    kv: KVSettings = msgspec.field(default_factory=KVSettings)
+    governor: GovernorSettings = msgspec.field(default_factory=GovernorSettings)
+    sources: dict[str, str] = {}
+
+
+TABLES: dict[str, type] = {
+    "sampling": Sampling,
+    "chat": ChatSettings,
+    "paths": Paths,
+    "hub": HubSettings,
+    "kv": KVSettings,
+    "governor": GovernorSettings,
+}

@@ -1,0 +1,171 @@
+"""The settings file: read with limits, edited without losing comments, written whole."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ConfigError, StorageError
+from edge.files import write_private
+
+__all__ = ["Document", "read_toml", "set_in_file", "unset_in_file"]
+
+MAX_SIZE_BYTES = 1 << 20
+"""A settings file is a page or two; more is a mistake, such as a device or a model file."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A TOML file as read.
+
+    Attributes:
+        values: its tables; empty where there is no file.
+        where: dotted key -> "file:line", for messages.
+    """
+
+    values: dict[str, Any]
+    where: Callable[[str], str]
+
+
+def read_toml(path: Path, *, must_exist: bool = False) -> Document:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it is not TOML, not UTF-8, much too long, or missing although it must exist.
+        StorageError: it is there and cannot be read.
+    """
+    # tomllib came with Python 3.11; tomli is the same library for 3.10.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    text = _read_text(path)
+    if text is None:
+        if must_exist:
+            raise ConfigError(f"There is no settings file {path}.", "Check the path.")
+        text = ""
+    try:
+        values = toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line.") from None
+    lines = _key_lines(text)
+    return Document(values, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
+
+
+def set_in_file(path: Path, parts: Sequence[str], value: object) -> None:
+    """Set one key, keeping the rest of the file, comments included, as it is.
+
+    Args:
+        path: the file; made, readable by its owner only, where it is missing.
+        parts: names of the tables and of the key, already checked.
+        value: what TOML can hold: text, number, true or false, list, table.
+
+    Raises:
+        ConfigError: the file is not TOML, or something else stands where a table is needed.
+        StorageError: it cannot be written.
+    """
+    import tomlkit
+
+    document = _edit(path)
+    *tables, last = parts
+    table: Any = document
+    for part in tables:
+        if part not in table:
+            table[part] = tomlkit.table()
+        table = table[part]
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {part} is not a table, so {'.'.join(parts)} has no place there.", "Remove it first.")
+    table[last] = value
+    write_private(path, tomlkit.dumps(document).encode())
+
+
+def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
+    """Remove one key. Tables that are then empty go too.
+
+    Args:
+        path: the file.
+        parts: names of the tables and of the key.
+
+    Returns:
+        Whether the key was there.
+
+    Raises:
+        ConfigError: the file is not TOML.
+        StorageError: it cannot be written.
+    """
+    import tomlkit
+
+    document = _edit(path)
+    parents: list[tuple[Any, str]] = []
+    table: Any = document
+    for part in parts:
+        if not isinstance(table, dict) or part not in table:
+            return False
+        parents.append((table, part))
+        table = table[part]
+    for parent, part in reversed(parents):
+        if (parent, part) == parents[-1] or not parent[part]:
+            del parent[part]
+    write_private(path, tomlkit.dumps(document).encode())
+    return True
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SIZE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"The settings file {path} cannot be read: {error.strerror}.", "Check its owner.") from error
+    if len(data) > MAX_SIZE_BYTES:
+        raise ConfigError(f"{path} is longer than a settings file can be (1 MiB).", "Check EDGE_CONFIG.")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}.", "Save it as UTF-8.") from None
+
+
+def _edit(path: Path) -> Any:
+    """The file as an editable document."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        return tomlkit.parse(_read_text(path) or "")
+    except TOMLKitError as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line first.") from None
+
+
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_HEADER = re.compile(rf"\s*\[\[?\s*({_DOTTED})\s*\]\]?")
+_ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=\s*(.*)")
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    """Dotted key -> line on which it stands. For messages only: tomllib does not say, and decides nothing by it."""
+    lines: dict[str, int] = {}
+    table = ""
+    open_quote = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if open_quote:
+            # Inside a text that goes over several lines nothing is a key.
+            open_quote = "" if open_quote in line else open_quote
+            continue
+        if header := _HEADER.fullmatch(line.split("#")[0].rstrip()):
+            table = _plain(header[1])
+            lines.setdefault(table, number)
+            table += "."
+        elif assignment := _ASSIGNMENT.match(line):
+            lines.setdefault(table + _plain(assignment[1]), number)
+            quote = assignment[2][:3]
+            if quote in ('"""', "'''") and quote not in assignment[2][3:]:
+                open_quote = quote
+    return lines
+
+
+def _plain(dotted: str) -> str:
+    return ".".join(part.strip("\"'") for part in re.findall(_PART, dotted))

@@ -1,0 +1,33 @@
+"""Conversations: trees of messages in SQLite; nothing that was shown as saved is lost.
+
+store.py   `ConversationStore`
+db.py      the SQLite file: opening, schema, transactions, errors
+tree.py    rows and values: nodes, attachments, search hits
+files.py   Markdown and JSON
+search.py  full-text search
+rescue.py  `python -m edge.conversation.rescue`: bring back what a damaged file still holds
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edge.conversation.store import ConversationStore
+    from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
+
+__all__ = ["Attachment", "ConversationInfo", "ConversationStore", "Node", "SearchHit", "Status"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Attachment": "edge.conversation.tree",
+        "ConversationInfo": "edge.conversation.tree",
+        "ConversationStore": "edge.conversation.store",
+        "Node": "edge.conversation.tree",
+        "SearchHit": "edge.conversation.tree",
+        "Status": "edge.conversation.tree",
+    },
+)

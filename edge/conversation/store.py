@@ -1,0 +1,450 @@
+"""Conversations: trees of messages, kept in SQLite so that nothing that was shown as saved is lost.
+
+A message is a node under the one it answers. Editing a question or asking for another answer adds a sibling; nothing is
+overwritten. The head of a conversation is the node at the end of the path that is on the screen.
+"""
+
+# ruff: noqa: S608 -- SQL is put together from constants; values are always bound.
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edge.conversation import tree as tree
+from edge.conversation.db import Database
+from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
+from edge.errors import UsageError
+from edge.types import Message
+
+if TYPE_CHECKING:
+    import sqlite3
+    from types import TracebackType
+
+    from edge.conversation.files import ConversationFile
+
+__all__ = ["Attachment", "ConversationInfo", "ConversationStore", "Node", "SearchHit", "Status"]
+
+_ACTIVE = "updated = ?, activity = (SELECT max(activity) + 1 FROM conversation)"
+
+
+class ConversationStore:
+    """All conversations of a user. Threads may share it, and several processes may have the same file open.
+
+    Whatever a method added or changed is on the disk when it returns. When it raises, nothing of it is, and the store can
+    be used further. Text is Unicode: halves of surrogate pairs, which no file can hold, become U+FFFD.
+
+    Args:
+        path: the database file, made where there is none. None keeps everything in memory.
+        on_delete: called with the ids of conversations that were deleted, in the thread that deleted them: whatever else was
+            kept of them has to go too. See `edge.kv.opening.forget_conversations`.
+
+    Raises:
+        StorageError: here, the file cannot be opened, is not ours, is damaged, or was written by a newer edge; in every
+            method, the disk is full, read-only or failing, the file stays locked, or the store was closed.
+        UsageError: in every method that takes an id, there is no such conversation or message (any more).
+    """
+
+    def __init__(self, path: Path | str | None, *, on_delete: Callable[[Sequence[str]], None] | None = None) -> None:
+        self._db = Database(Path(path) if path is not None else None)
+        self._on_delete = on_delete
+        self._last_ms = 0
+
+    @property
+    def file(self) -> Path | None:
+        """The database file; None for a store in memory."""
+        return self._db.path
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._db.close()
+
+    def __enter__(self) -> ConversationStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Conversations
+
+    def create(self, *, system: str = "", title: str = "", model: str = "", id: str | None = None) -> ConversationInfo:
+        """Start a conversation.
+
+        Args:
+            system: the system prompt.
+            title: "" takes it from the first user message.
+            model: the model it is for.
+            id: letters, digits, - and _, at most 64; None makes one.
+
+        Raises:
+            UsageError: the id is malformed or taken.
+        """
+        if id is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id):
+            raise UsageError(f"{id!r} cannot be the id of a conversation.", "Use letters, digits, - and _, at most 64.")
+        with self._db.write() as db:
+            if id is not None and db.execute("SELECT 1 FROM conversation WHERE id = ?", (id,)).fetchone():
+                raise UsageError(f"There is a conversation {id!r} already.", "Choose another id, or open that one.")
+            now = time.time()
+            new_id = id or self._new_id(db)
+            key = tree.insert_conversation(db, new_id, title=title, system=system, model=model, created=now, updated=now)
+            return tree.read_info(db, key)
+
+    def get(self, id: str) -> ConversationInfo:
+        """The conversation with this id, or with the only id that begins so; case does not matter, nor o for 0, l for 1.
+
+        Raises:
+            UsageError: there is none, or more than one.
+        """
+        typed = tree.clean(id).strip()
+        plain = typed.lower().translate(str.maketrans("oil", "011", " -"))
+        with self._db.read() as db:
+            found = db.execute(f"SELECT {tree.INFO} FROM conversation c WHERE id = ?", (typed,)).fetchall()
+            for prefix in dict.fromkeys((typed, plain)):
+                if not found and prefix:
+                    sql = f"SELECT {tree.INFO} FROM conversation c WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 4"
+                    found = db.execute(sql, (prefix, prefix + "\U0010ffff")).fetchall()
+        if not found:
+            raise UsageError(f"There is no conversation {typed!r}.", "The ids are in the list of conversations.")
+        if len(found) > 1:
+            some = "; ".join(f"{row[0]} ({row[1] or 'no title'})" for row in found[:3])
+            raise UsageError(f"Several conversations begin with {typed!r}: {some}.", "Type more of the id.")
+        return ConversationInfo(*found[0])
+
+    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
+        """Titles, messages and attachments that hold all these words, titles first, then the newest messages.
+
+        The last word may be the beginning of one. "Words in double quotes" stand together. Accents and case do not count.
+        No text is an error; one without a word finds nothing.
+
+        Args:
+            text: what the user typed; the first 32 words of it count.
+            limit: at most so many hits.
+        """
+        from edge.conversation.search import search
+
+        with self._db.read() as db:
+            found = search(db, tree.clean(text), limit)
+            return [SearchHit(tree.read_info(db, hit.key), hit.node_id, hit.snippet, hit.matches) for hit in found]
+
+    def rename(self, id: str, title: str) -> None:
+        """Give a conversation a title; "" takes it from the first user message again."""
+        with self._db.write() as db:
+            key = tree.find_key(db, id)
+            new = tree.to_line(title)
+            if not new:
+                sql = f"SELECT {tree.NODE} FROM node n WHERE conversation = ? AND role = 'user' ORDER BY id LIMIT 1"
+                new = "".join(tree.default_title(node.content, node.attachments) for node in tree.read_nodes(db, sql, (key,)))
+            db.execute("UPDATE conversation SET title = ? WHERE key = ?", (new, key))
+
+    def set_system(self, id: str, system: str) -> None:
+        """Change the system prompt."""
+        self._set(id, "system", system)
+
+    def set_model(self, id: str, model: str) -> None:
+        """Remember which model the conversation is used with."""
+        self._set(id, "model", model)
+
+    def set_draft(self, id: str, draft: str) -> None:
+        """Keep what is typed but not sent."""
+        self._set(id, "draft", draft)
+
+    def set_head(self, id: str, node_id: int | None) -> None:
+        """Show the path that ends at this node; None shows an empty conversation.
+
+        Raises:
+            UsageError: the node is not one of this conversation.
+        """
+        with self._db.write() as db:
+            key = tree.find_key(db, id)
+            if node_id is not None:
+                tree.check_member(db, key, node_id, id)
+            db.execute("UPDATE conversation SET head = ? WHERE key = ?", (node_id, key))
+
+    def delete(self, *ids: str) -> None:
+        """Delete conversations for good: their text is overwritten in the file and in the search index.
+
+        Raises:
+            UsageError: one of them is not there; none is deleted.
+        """
+        with self._db.write() as db:
+            keys = [tree.find_key(db, id) for id in ids]
+            deleted = [tree.read_info(db, key).id for key in keys]
+            for key in keys:
+                db.execute("DELETE FROM node WHERE conversation = ?", (key,))
+                db.execute("DELETE FROM conversation WHERE key = ?", (key,))
+            tree.purge_index(db)
+        self._db.forget_deleted()
+        if self._on_delete is not None and deleted:
+            self._on_delete(deleted)
+
+    def fork(self, id: str, node_id: int) -> ConversationInfo:
+        """Start a new conversation with a copy of the path that ends at this node.
+
+        Raises:
+            UsageError: the node is not one of this conversation.
+        """
+        with self._db.write() as db:
+            key = tree.find_key(db, id)
+            tree.check_member(db, key, node_id, id)
+            old = tree.read_info(db, key)
+            now = time.time()
+            new_key = tree.insert_conversation(
+                db,
+                self._new_id(db),
+                title=tree.fork_title(old.title),
+                system=old.system,
+                model=old.model,
+                created=now,
+                updated=now,
+            )
+            parent = None
+            for node in tree.read_path(db, node_id):
+                parent = tree.insert_node(db, new_key, node, parent, "stopped" if node.status == "partial" else node.status)
+            db.execute("UPDATE conversation SET head = ? WHERE key = ?", (parent, new_key))
+            return tree.read_info(db, new_key)
+
+    # Messages
+
+    def append(
+        self,
+        conversation_id: str,
+        message: Message,
+        *,
+        parent: int | None,
+        attachments: Sequence[Attachment] = (),
+        status: Status = "complete",
+        model: str = "",
+        record: Mapping[str, object] | None = None,
+    ) -> Node:
+        """Add a message and move the head to it. It is on the disk when this returns.
+
+        Args:
+            conversation_id: the whole id.
+            message: role, text and name.
+            parent: the node it answers, None for the start of a conversation. A sibling of an older message has its parent.
+            attachments: texts that go with it.
+            status: "partial" for a reply that `update` will finish.
+            model: what wrote it.
+            record: how it came about; what msgspec can write as JSON.
+
+        Raises:
+            UsageError: there is no such conversation or parent, or the record is not JSON.
+        """
+        node = Node(
+            0,
+            parent,
+            message.role,
+            message.content,
+            tuple(attachments),
+            tree.check_status(status),
+            time.time(),
+            model,
+            dict(record or {}),
+            message.name,
+        )
+        with self._db.write() as db:
+            key = tree.find_key(db, conversation_id)
+            if parent is not None:
+                tree.check_member(db, key, parent, conversation_id)
+            node_id = tree.insert_node(db, key, node, parent, node.status)
+            db.execute(f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE key = ?", (node_id, node.created, key))
+            title = tree.default_title(message.content, node.attachments) if message.role == "user" else ""
+            if title:
+                db.execute("UPDATE conversation SET title = ? WHERE key = ? AND title = ''", (title, key))
+            return tree.read_node(db, node_id)
+
+    def update(
+        self,
+        node_id: int,
+        *,
+        content: str | None = None,
+        status: Status | None = None,
+        record: Mapping[str, object] | None = None,
+    ) -> Node:
+        """Write on at a partial message, or finish it. A finished one keeps its text and status; only its record may change.
+
+        Args:
+            node_id: a message whose status is "partial".
+            content: the whole text so far.
+            status: anything but "partial" finishes it.
+            record: replaces the record.
+
+        Raises:
+            UsageError: there is no such message (any more), it is finished, or the record is not JSON.
+        """
+        with self._db.write() as db:
+            row = db.execute("SELECT status, conversation FROM node WHERE id = ?", (node_id,)).fetchone()
+            if row is None:
+                raise tree.no_node(node_id)
+            if row[0] != "partial" and (content is not None or status is not None):
+                raise UsageError(f"Message {node_id} is finished.", "Add a sibling to it instead of changing it.")
+            if content is not None:
+                db.execute("UPDATE node SET content = ? WHERE id = ?", (tree.clean(content), node_id))
+            if record is not None:
+                db.execute("UPDATE node SET record = ? WHERE id = ?", (tree.to_json(record), node_id))
+            if status is not None and tree.check_status(status) != "partial":
+                db.execute("UPDATE node SET status = ?, writer = '' WHERE id = ?", (status, node_id))
+                db.execute(f"UPDATE conversation SET {_ACTIVE} WHERE key = ?", (time.time(), row[1]))
+            return tree.read_node(db, node_id)
+
+    def node(self, node_id: int) -> Node:
+        """One message.
+
+        Raises:
+            UsageError: there is none with this number.
+        """
+        with self._db.read() as db:
+            return tree.read_node(db, node_id)
+
+    def path(self, conversation_id: str, head: int | None = None) -> list[Node]:
+        """The messages from the start to a node.
+
+        Args:
+            conversation_id: the whole id.
+            head: the last node; None is the head of the conversation.
+
+        Raises:
+            UsageError: there is no such conversation, or the node is not in it.
+        """
+        with self._db.read() as db:
+            key = tree.find_key(db, conversation_id)
+            if head is None:
+                head = db.execute("SELECT head FROM conversation WHERE key = ?", (key,)).fetchone()[0]
+            else:
+                tree.check_member(db, key, head, conversation_id)
+            return tree.read_path(db, head) if head is not None else []
+
+    def children(self, conversation_id: str, parent: int | None) -> list[Node]:
+        """The messages that answer a node, oldest first; those at the start of the conversation for None."""
+        with self._db.read() as db:
+            key = tree.find_key(db, conversation_id)
+            return tree.read_nodes(
+                db, f"SELECT {tree.NODE} FROM node n WHERE conversation = ? AND parent IS ? ORDER BY n.id", (key, parent)
+            )
+
+    def siblings(self, node_id: int) -> list[Node]:
+        """The versions of a message, itself included, oldest first."""
+        sql = f"""SELECT {tree.NODE} FROM node n JOIN node this ON this.id = ? AND n.conversation = this.conversation
+            AND n.parent IS this.parent ORDER BY n.id"""
+        with self._db.read() as db:
+            found = tree.read_nodes(db, sql, (node_id,))
+        if not found:
+            raise tree.no_node(node_id)
+        return found
+
+    def branches(self, conversation_id: str) -> dict[int, tuple[int, ...]]:
+        """For every message that has other versions: the ids of all of them, itself included, oldest first."""
+        sql = """SELECT group_concat(id) FROM (SELECT id, parent FROM node WHERE conversation = ? ORDER BY id)
+            GROUP BY parent HAVING count(*) > 1"""
+        with self._db.read() as db:
+            rows = db.execute(sql, (tree.find_key(db, conversation_id),)).fetchall()
+        groups = [tuple(sorted(int(part) for part in row[0].split(","))) for row in rows]
+        return {node_id: group for group in groups for node_id in group}
+
+    def leaf(self, node_id: int) -> Node:
+        """The newest message in the part of the tree that begins at this node; nothing answers it."""
+        with self._db.read() as db:
+            tree.read_node(db, node_id)
+            newest = db.execute(f"{tree.BELOW} SELECT max(id) FROM below", (node_id,)).fetchone()[0]
+            return tree.read_node(db, newest)
+
+    def delete_branch(self, node_id: int) -> None:
+        """Delete a message and all that follow it, for good. A head among them moves to the newest that is left."""
+        with self._db.write() as db:
+            row = db.execute("SELECT conversation, parent FROM node WHERE id = ?", (node_id,)).fetchone()
+            if row is None:
+                raise tree.no_node(node_id)
+            key, parent = row
+            gone = [found[0] for found in db.execute(f"{tree.BELOW} SELECT id FROM below", (node_id,))]
+            db.executemany("DELETE FROM node WHERE id = ?", [(found,) for found in gone])
+            if parent is None:
+                newest = "SELECT max(id) FROM node WHERE conversation = ?"
+                head = db.execute(newest, (key,)).fetchone()[0]
+            else:
+                head = db.execute(f"{tree.BELOW} SELECT max(id) FROM below", (parent,)).fetchone()[0]
+            sql = "UPDATE conversation SET head = ? WHERE key = ? AND NOT EXISTS (SELECT 1 FROM node WHERE id = head)"
+            db.execute(sql, (head, key))
+            tree.purge_index(db)
+        self._db.forget_deleted()
+
+    # Files
+
+    def export_json(self, id: str) -> str:
+        """The whole conversation with all branches as JSON; everything but the draft is in it."""
+        from edge.conversation.files import ConversationFile, to_json
+
+        with self._db.read() as db:
+            file = ConversationFile.load(db, id)
+        return to_json(file)
+
+    def import_json(self, data: str | bytes) -> ConversationInfo:
+        """Add the conversation that `export_json` wrote, under a new id.
+
+        Raises:
+            StorageError: this is no such file, it is damaged, or of a newer version.
+        """
+        from edge.conversation.files import from_json
+
+        return self._save(from_json(data))
+
+    def export_markdown(self, id: str) -> str:
+        """The path that is shown as Markdown that reads well on GitHub and can be imported again exactly.
+
+        Records (usage, timing, plan) and other branches are left out; `export_json` has them.
+        """
+        from edge.conversation.files import ConversationFile, to_markdown
+
+        with self._db.read() as db:
+            file = ConversationFile.load(db, id, active_only=True)
+        return to_markdown(file)
+
+    def import_markdown(self, text: str | bytes) -> ConversationInfo:
+        """Add the conversation that `export_markdown` wrote, perhaps edited by hand since, under a new id.
+
+        Raises:
+            StorageError: this is no such file, it is damaged, or of a newer version.
+        """
+        from edge.conversation.files import from_markdown
+
+        return self._save(from_markdown(text))
+
+    def check(self) -> list[str]:
+        """What is wrong with the file, a line each: pages, keys, the trees, the search index. Reads all of it."""
+        from edge.conversation.rescue import find_problems
+
+        with self._db.write(undo=True) as db:
+            return find_problems(db)
+
+    def _save(self, file: ConversationFile) -> ConversationInfo:
+        with self._db.write() as db:
+            return file.save(db, self._new_id(db))
+
+    def _new_id(self, db: sqlite3.Connection) -> str:
+        while True:
+            # Never twice the same millisecond, so that ids made here sort in the order they were made.
+            self._last_ms = max(self._last_ms + 1, time.time_ns() // 1_000_000)
+            id = tree.make_id(self._last_ms)
+            if db.execute("SELECT 1 FROM conversation WHERE id = ?", (id,)).fetchone() is None:
+                return id
+
+    def _set(self, id: str, column: Literal["system", "model", "draft"], value: str) -> None:
+        with self._db.write() as db:
+            key = tree.find_key(db, id)
+            db.execute(f"UPDATE conversation SET {column} = ? WHERE key = ?", (tree.clean(value), key))
+
+    # Last, since within a class the name hides the type.
+
+    def list(self, *, limit: int | None = None, offset: int = 0) -> list[ConversationInfo]:
+        """Conversations, the one with the newest message first.
+
+        Args:
+            limit: at most so many; None gives all.
+            offset: leave out so many at the start.
+        """
+        sql = f"SELECT {tree.INFO} FROM conversation c ORDER BY activity DESC LIMIT ? OFFSET ?"
+        with self._db.read() as db:
+            rows = db.execute(sql, (-1 if limit is None else max(limit, 0), max(offset, 0))).fetchall()
+        return [ConversationInfo(*row) for row in rows]

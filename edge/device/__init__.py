@@ -1,0 +1,62 @@
+"""What this machine is, what it feels, and what a turn takes from it.
+
+detection.py  `probe()`: fast, no engine imported, never an error
+profile.py    what was found, as values
+linux.py      Linux: processors, memory, power, heat, containers
+macos.py      macOS, from small commands run at the same time
+nvidia.py     CUDA devices and Jetsons
+cgroups.py    limits of control groups, versions 1 and 2
+system.py     what the probe reads goes through a `System`, so that captured outputs can stand in
+identity.py   the CPU and kernel that stored measurements belong to
+sensors.py    memory, heat and battery right now
+energy.py     energy meters: RAPL, tegrastats, powermetrics
+cost.py       what a turn took: memory, energy
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edge.device.detection import probe
+    from edge.device.profile import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
+    from edge.device.system import CapturedSystem, RecordingSystem, System
+
+__all__ = [
+    "Apple",
+    "CapturedSystem",
+    "Cpu",
+    "DeviceProfile",
+    "Engine",
+    "Gpu",
+    "Host",
+    "Jetson",
+    "Memory",
+    "Power",
+    "RecordingSystem",
+    "System",
+    "Thermal",
+    "probe",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Apple": "edge.device.profile",
+        "CapturedSystem": "edge.device.system",
+        "Cpu": "edge.device.profile",
+        "DeviceProfile": "edge.device.profile",
+        "Engine": "edge.device.profile",
+        "Gpu": "edge.device.profile",
+        "Host": "edge.device.profile",
+        "Jetson": "edge.device.profile",
+        "Memory": "edge.device.profile",
+        "Power": "edge.device.profile",
+        "RecordingSystem": "edge.device.system",
+        "System": "edge.device.system",
+        "Thermal": "edge.device.profile",
+        "probe": "edge.device.detection",
+    },
+)

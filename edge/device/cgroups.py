@@ -1,0 +1,164 @@
+"""Limits of control groups, version 1 and 2: in a container, the limit counts and not the host's memory and cores.
+
+Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.device.system import System
+
+__all__ = ["Limits", "group_folders", "parse_cpu_list", "read_limits"]
+
+# Version 1 says "no limit" with the largest multiple of the page size; nothing real comes near it.
+_UNLIMITED_BYTES = 1 << 60
+_MAX_CPUS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The smallest limits along the path from this process's group up to the root.
+
+    Attributes:
+        memory_bytes: most memory the group may hold, or None.
+        memory_free_bytes: how much of it is left, caches that can be dropped counted as free; None without a limit.
+        cpu_quota: CPU time per second of wall clock, or None.
+        cpus: CPUs the group may run on, or None for all.
+    """
+
+    memory_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    cpu_quota: float | None = None
+    cpus: frozenset[int] | None = None
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """ "0-3,8" -> {0, 1, 2, 3, 8}; what is not a list of CPUs gives the empty set."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdecimal() and (last.isdecimal() or not last) and int(last or first) < _MAX_CPUS:
+            cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
+
+
+def read_limits(system: System) -> Limits:
+    """The limits that hold for this process; all None where there is no control group."""
+    memory: list[tuple[int, int]] = []
+    quotas: list[float] = []
+    cpus: frozenset[int] | None = None
+    for folder, version in group_folders(system):
+        read_memory, read_quota, cpu_files = _READERS[version]
+        found = read_memory(system, folder)
+        if found is not None:
+            memory.append(found)
+        quota = read_quota(system, folder)
+        if quota is not None:
+            quotas.append(quota)
+        for name in cpu_files:
+            listed = parse_cpu_list(system.read(f"{folder}/{name}"))
+            if listed:
+                cpus = listed if cpus is None else cpus & listed
+                break
+    return Limits(
+        memory_bytes=min((limit for limit, _ in memory), default=None),
+        memory_free_bytes=min((free for _, free in memory), default=None),
+        cpu_quota=min(quotas, default=None),
+        cpus=cpus,
+    )
+
+
+def group_folders(system: System) -> list[tuple[str, int]]:
+    """Folders of every group from this process's own up to the mounted root, with the version of their hierarchy."""
+    paths: dict[str, str] = {}  # controller -> path; "" is version 2
+    for line in system.read("/proc/self/cgroup").splitlines():
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            for controller in parts[1].split(","):
+                paths[controller] = parts[2]
+    folders: list[tuple[str, int]] = []
+    seen: set[str] = set()
+    for line in system.read("/proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        mount, tail = before.split(), after.split()
+        if len(mount) < 5 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
+            continue
+        root, mount_point = mount[3], mount[4]
+        wanted = [""] if tail[0] == "cgroup2" else [c for c in tail[2].split(",") if c in ("memory", "cpu", "cpuset")]
+        for controller in wanted:
+            if controller not in paths:
+                continue
+            for folder in _upwards(mount_point, root, paths[controller]):
+                if folder not in seen:
+                    seen.add(folder)
+                    folders.append((folder, 2 if tail[0] == "cgroup2" else 1))
+    return folders
+
+
+def _upwards(mount_point: str, root: str, path: str) -> list[str]:
+    """The group's folder below the mount point, then its parents up to the mount point.
+
+    Inside a container the mount shows only the part below `root`, and the group's path may lie outside of it.
+    """
+    root = root.rstrip("/")
+    inside = path == root or path.startswith(root + "/")
+    relative = path[len(root) :].strip("/") if inside else ""
+    names = [name for name in relative.split("/") if name]
+    if ".." in names:
+        names = []
+    return ["/".join([mount_point.rstrip("/"), *names[:n]]) for n in range(len(names), -1, -1)]
+
+
+def _number(text: str) -> int | None:
+    """A limit; "max" and absurdly large ones are none."""
+    value = int(text) if text.isdecimal() else None
+    return value if value is not None and value < _UNLIMITED_BYTES else None
+
+
+def _droppable(stat: str, *names: str) -> int:
+    """Bytes of file cache in a memory.stat."""
+    values = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+    return sum(_number(values.get(name, "")) or 0 for name in names)
+
+
+def _memory_2(system: System, folder: str) -> tuple[int, int] | None:
+    # Above memory.high a group is not killed but slowed to a crawl, which is no place to run a model either.
+    limits = [_number(system.read(f"{folder}/{name}")) for name in ("memory.max", "memory.high")]
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        return None
+    used = _number(system.read(f"{folder}/memory.current")) or 0
+    cache = _droppable(system.read(f"{folder}/memory.stat"), "inactive_file", "active_file")
+    return min(known), max(0, min(min(known), min(known) - used + cache))
+
+
+def _memory_1(system: System, folder: str) -> tuple[int, int] | None:
+    limit = _number(system.read(f"{folder}/memory.limit_in_bytes"))
+    if limit is None:
+        return None
+    used = _number(system.read(f"{folder}/memory.usage_in_bytes")) or 0
+    cache = _droppable(system.read(f"{folder}/memory.stat"), "total_inactive_file", "total_active_file")
+    return limit, max(0, min(limit, limit - used + cache))
+
+
+def _quota_2(system: System, folder: str) -> float | None:
+    quota, _, period = system.read(f"{folder}/cpu.max").partition(" ")
+    return _share(quota, period)
+
+
+def _quota_1(system: System, folder: str) -> float | None:
+    return _share(system.read(f"{folder}/cpu.cfs_quota_us"), system.read(f"{folder}/cpu.cfs_period_us"))
+
+
+def _share(quota: str, period: str) -> float | None:
+    """CPUs from a quota and its period in microseconds; "max" and -1 are no quota."""
+    if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+_READERS = {
+    1: (_memory_1, _quota_1, ("cpuset.effective_cpus", "cpuset.cpus")),
+    2: (_memory_2, _quota_2, ("cpuset.cpus.effective",)),
+}

@@ -1,0 +1,80 @@
+"""What a turn took from the device: memory and, where the device tells it without being asked for, energy. One record a turn.
+
+Times, speeds and reuse are in `edge.types.Timing` and `Usage`; all three go into the record that is kept with a reply.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.device.energy import Meter
+
+__all__ = ["Cost", "TurnMeter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one turn took from the device.
+
+    Attributes:
+        memory_bytes: main memory that this process held at the end of the turn, mapped weights included; 0 where unknown.
+        peak_bytes: the most it ever held since it was started; 0 where unknown.
+        energy_j: energy of processor and memory during the turn, in joules, everything else on the device included; None where
+            the device does not tell (RAPL, which Linux shows to root only).
+    """
+
+    memory_bytes: int = 0
+    peak_bytes: int = 0
+    energy_j: float | None = None
+
+
+class TurnMeter:
+    """Measures from when it is made. Costs well below a millisecond; nothing here raises."""
+
+    def __init__(self) -> None:
+        self._meter = _find_counter()
+        self._began_j = _joules(self._meter)
+
+    def read(self) -> Cost:
+        """What was taken so far."""
+        now_j = _joules(self._meter)
+        is_known = now_j is not None and self._began_j is not None
+        return Cost(_memory_bytes(), _peak_bytes(), round(now_j - self._began_j, 3) if is_known else None)  # type: ignore[operator]
+
+
+def _find_counter() -> Meter | None:
+    """Counters that can simply be read. Meters that are programs are for `edge bench`: they cost power themselves."""
+    from edge.device.energy import CounterMeter
+
+    try:
+        return CounterMeter()
+    except (OSError, ValueError):
+        return None
+
+
+def _joules(meter: Meter | None) -> float | None:
+    try:
+        return meter.joules() if meter is not None else None
+    except (OSError, ValueError):
+        return None  # the counter went away, or forbids it from now on
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

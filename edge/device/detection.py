@@ -1,0 +1,140 @@
+"""Finds out what this machine is: `probe()`. Fast, without importing an engine, and never an error: what cannot be found
+out is left empty.
+
+    device_system.py    files, commands, packages: the machine itself, or a capture of another one
+    device_profile.py   the result, as values
+    device_linux.py     processors, memory, power, heat          device_limits.py   control groups
+    device_macos.py     the same on a Mac                        device_nvidia.py   CUDA devices, Jetson
+"""
+
+from __future__ import annotations
+
+from edge.device.profile import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
+from edge.device.system import CapturedSystem, Package, RecordingSystem, System
+
+__all__ = [
+    "Apple",
+    "CapturedSystem",
+    "Cpu",
+    "DeviceProfile",
+    "Engine",
+    "Gpu",
+    "Host",
+    "Jetson",
+    "Memory",
+    "Power",
+    "RecordingSystem",
+    "System",
+    "Thermal",
+    "probe",
+]
+
+
+def probe(system: System | None = None) -> DeviceProfile:
+    """Find out what a machine is.
+
+    Args:
+        system: where to look; None is this machine.
+
+    Returns:
+        Its profile.
+    """
+    system = system or System()
+    if system.os_name == "darwin":
+        return _probe_mac(system)
+    return _probe_linux(system)
+
+
+def _probe_linux(system: System) -> DeviceProfile:
+    """Linux, and as far as it goes every other system: most of the profile is then empty."""
+    from edge.device.cgroups import read_limits
+    from edge.device.linux import read_cpu, read_host, read_memory, read_power, read_thermal
+    from edge.device.nvidia import read_cuda_gpus, read_jetson
+
+    limits = read_limits(system)
+    cpu, memory, host, power = (
+        read_cpu(system, limits),
+        read_memory(system, limits),
+        read_host(system),
+        read_power(system),
+    )
+    jetson = read_jetson(system)
+    if jetson is not None and jetson.power_mode:
+        power = Power(power.source, power.battery_percent, power.is_saving, jetson.power_mode)
+    board = system.read("/proc/device-tree/model")
+    product = " ".join(
+        system.read(f"/sys/class/dmi/id/{name}") for name in ("sys_vendor", "product_name") if not host.virtual_machine
+    ).strip()
+    kind = "jetson" if jetson else "raspberry-pi" if board.startswith("Raspberry Pi") else "computer"
+    return DeviceProfile(
+        name=board or (f"{product} ({cpu.name})" if product else cpu.name),
+        kind=kind,
+        host=host,
+        cpu=cpu,
+        memory=memory,
+        gpus=read_cuda_gpus(system, jetson, memory),
+        jetson=jetson,
+        apple=None,
+        power=power,
+        thermal=read_thermal(system),
+        engines=_engines(system),
+    )
+
+
+def _probe_mac(system: System) -> DeviceProfile:
+    from edge.device.macos import read_mac
+
+    mac = read_mac(system)
+    model = mac.apple.model
+    return DeviceProfile(
+        name=f"{mac.apple.chip or 'Mac'} ({model})" if model else mac.apple.chip or "Mac",
+        kind="mac",
+        host=mac.host,
+        cpu=mac.cpu,
+        memory=mac.memory,
+        gpus=mac.gpus,
+        jetson=None,
+        apple=mac.apple,
+        power=mac.power,
+        thermal=mac.thermal,
+        engines=_engines(system),
+    )
+
+
+_ON_A_MAC = {"onnx": ("ane", "cpu"), "coreml": ("ane", "metal", "cpu")}  # what the builds for macOS always have
+# name, module to look for, names of its distribution, accelerator -> part of a shared library's name that shows it
+_ENGINES: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
+    (
+        "llamacpp",
+        "llama_cpp",
+        ("llama-cpp-python",),
+        {"cuda": "ggml-cuda", "metal": "ggml-metal", "vulkan": "ggml-vulkan", "hip": "ggml-hip", "sycl": "ggml-sycl"},
+    ),
+    (
+        "onnx",
+        "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn"),
+        {"cuda": "providers_cuda", "tensorrt": "providers_tensorrt", "openvino": "providers_openvino", "qnn": "providers_qnn"},
+    ),
+    ("coreml", "coremltools", ("coremltools",), {}),
+)
+
+
+def _engines(system: System) -> tuple[Engine, ...]:
+    """Packages that run models; what a build can use is read from the names of its shared libraries."""
+    return tuple(
+        Engine(name, distributions[0], *_build(system, name, system.package(module, *distributions), signs))
+        for name, module, distributions, signs in _ENGINES
+    )
+
+
+def _build(system: System, name: str, package: Package | None, signs: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Version of a package and the accelerators that its build can use; none where it can only convert models."""
+    if package is None:
+        return "", ()
+    if system.os_name == "darwin" and name in _ON_A_MAC:
+        return package.version, _ON_A_MAC[name]
+    if name == "coreml":
+        return package.version, ()
+    found = [api for api, sign in signs.items() if any(sign in library for library in package.libraries)]
+    return package.version, (*found, "cpu")

@@ -1,0 +1,137 @@
+"""Small files: bounded reads of what strangers wrote, private files and folders of our own, the data that ships with edge."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+from edge.errors import ModelFileError, StorageError
+
+__all__ = [
+    "MAX_JSON_BYTES",
+    "make_private_dir",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "shipped",
+    "write_private",
+]
+
+MAX_JSON_BYTES = 16 << 20
+"""Of a configuration file; the largest known, with thousands of added tokens, has 2 MB."""
+
+T = TypeVar("T")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A whole file.
+
+    Args:
+        path: the file.
+        max_bytes: the most it may have.
+
+    Raises:
+        ModelFileError: it is missing, no file, too large, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing.", "Download or convert the model again.")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
+    if len(data) > max_bytes:
+        raise ModelFileError(
+            f"{path} has more than {max_bytes:,} bytes, so it is not what its name says.",
+            "Download or convert the model again.",
+        )
+    return data
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """A whole text file in UTF-8.
+
+    Raises:
+        ModelFileError: as `read_bytes`, or it is no UTF-8.
+    """
+    try:
+        return read_bytes(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path} is no text: {error}.", "Download or convert the model again.") from error
+
+
+def read_json(path: Path, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
+    """A JSON file, checked against a type. Fields that the type does not name are passed over.
+
+    Args:
+        path: the file.
+        kind: a msgspec.Struct.
+        max_bytes: the most it may have.
+
+    Raises:
+        ModelFileError: as `read_bytes`, or it is no JSON, or not what the type says.
+    """
+    return parse_json(path, read_bytes(path, max_bytes), kind)
+
+
+def parse_json(path: Path, data: bytes, kind: type[T]) -> T:
+    """As `read_json`, of bytes that were read already; `path` is for messages."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
+
+
+def make_private_dir(path: Path) -> Path:
+    """Make a directory that only its owner may enter. One that is there already stays as it is.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "Check its owner and the free space, or choose another directory (edge config path)."
+        raise StorageError(f"The directory {path} cannot be made: {error.strerror}.", hint) from error
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: after a crash there is the old one or the new one. Only its owner may read it.
+
+    Raises:
+        StorageError: it cannot be written; the old one is as it was.
+    """
+    # A settings file kept elsewhere and linked to is replaced where it really is.
+    target = Path(os.path.realpath(path))
+    make_private_dir(target.parent)
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # made with mode 0600
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.", "Check its owner and the free space on that disk."
+        ) from error
+
+
+def shipped(name: str) -> Path | None:
+    """Return the path of a file or folder that ships with edge (models/ of the project), or None if it is missing.
+
+    Args:
+        name: relative, such as "catalog.toml" or "templates/qwen.jinja".
+    """
+    here = Path(__file__).parent
+    # The wheel carries the folder inside the package; a checkout, and an editable install of it, beside it.
+    return next((folder / name for folder in (here / "_models", here.parent / "models") if (folder / name).exists()), None)

@@ -1,0 +1,11 @@
+"""What model files say about themselves, read without their SDKs and without trusting them.
+
+artifact.py     one model on disk, opened and checked
+facts.py        a model in numbers, whatever its format
+gguf.py         a bounded reader of GGUF headers
+gguf_tables.py  numbers that GGUF files use, and their names
+onnx.py         folders in the layout of onnxruntime-genai
+onnx_graph.py   inputs, outputs and weights of an ONNX file
+protobuf.py     as much of the wire format as ONNX needs
+coreml.py       Core ML packages of `edge convert`
+"""

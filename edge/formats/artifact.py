@@ -1,0 +1,291 @@
+"""What a model on disk is: an artifact, opened and checked before any engine sees it.
+
+GGUF is one file. ONNX is a folder in the layout of onnxruntime-genai (genai_config.json), Core ML an .mlpackage folder. A
+folder that `edge convert` made can hold one model in several formats: `open_artifacts`. Everything else is refused by name,
+with what would make it usable.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge.errors import ModelFileError, ModelNotFoundError
+from edge.files import read_json
+from edge.formats.coreml import CoreMLPackage, read_package
+from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
+from edge.formats.gguf import GGUFHeader, read_header
+from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
+
+__all__ = ["Artifact", "Format", "licence_beside", "open_artifact", "open_artifacts"]
+
+Format = Literal["gguf", "onnx", "coreml"]
+
+# general.type of a GGUF file -> what it is, where it is no language model.
+_NOT_MODELS = {
+    "adapter": "a LoRA adapter, which needs the model it was made for",
+    "mmproj": "the picture or sound part of a model, which needs its text part",
+    "imatrix": "an importance matrix, which only a converter uses",
+}
+_MOST_FOLDERS = 64  # of a folder that holds a model in several formats
+_CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model on disk.
+
+    Attributes:
+        path: the file, or the folder for ONNX and Core ML.
+        format: which engines can read it.
+        name: for people: the catalogue's name, or what the file calls itself.
+        size_bytes: of the file, or of all files of the folder.
+        sha256: of the file, where it is known; None where nobody computed it.
+        licence: SPDX identifier or name, where it is known.
+        source: the reference it came from, or its path.
+        made_from: SHA-256 of the files that it was converted from, where `edge convert` wrote them down.
+        header: the GGUF header; None for other formats.
+        onnx, coreml: likewise, what such a folder says of itself.
+    """
+
+    path: Path
+    format: Format
+    name: str
+    size_bytes: int
+    sha256: str | None = None
+    licence: str | None = None
+    source: str = ""
+    made_from: tuple[str, ...] = ()
+    header: GGUFHeader | None = field(default=None, repr=False)
+    onnx: OnnxFolder | None = field(default=None, repr=False)
+    coreml: CoreMLPackage | None = field(default=None, repr=False)
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """The model in numbers; None where only its size is known."""
+        if self.header is not None:
+            return facts_of_gguf(self.header)
+        if self.onnx is not None:
+            return facts_of_onnx(self.onnx)
+        return facts_of_coreml(self.coreml) if self.coreml is not None else None
+
+    @property
+    def quantisation(self) -> str:
+        """What its weights are kept as; "" where only its size is known."""
+        facts = self.facts
+        return facts.quantisation if facts is not None else ""
+
+    @property
+    def kind(self) -> str:
+        """Format and quantisation, for people: "onnx int4"."""
+        return f"{self.format} {self.quantisation}".rstrip()
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that decide what the model computes."""
+        if self.onnx is not None:
+            return self.onnx.files
+        return self.coreml.files if self.coreml is not None else (self.path,)
+
+
+def open_artifact(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    sha256: str | None = None,
+    licence: str | None = None,
+) -> Artifact:
+    """Look at a model on disk and check that an engine could load it. Its weights are not read.
+
+    Args:
+        path: a .gguf file, an ONNX or Core ML folder, or a folder that holds exactly one of these.
+        name: instead of the name in the file.
+        source: the reference it came from; the path where it is None.
+        sha256: of the file, if the caller verified it.
+        licence: instead of the one in the file.
+
+    Raises:
+        ModelNotFoundError: there is nothing at that path.
+        ModelFileError: it is no model, is damaged or cut off, is one part of a split model, or is a checkpoint that has to
+            be converted first.
+    """
+    given = Path(path).expanduser()
+    return _open(_choose(given), name, source if source is not None else str(given), sha256, licence)
+
+
+def open_artifacts(
+    path: str | os.PathLike[str], *, name: str | None = None, source: str | None = None, licence: str | None = None
+) -> list[Artifact]:
+    """As `open_artifact`, for a folder that may hold one model in several formats, as `edge convert` leaves them.
+
+    Returns:
+        At least one artifact.
+
+    Raises:
+        ModelNotFoundError, ModelFileError: as `open_artifact`; or the folder holds models that are not the same one.
+    """
+    given = Path(path).expanduser()
+    origin = source if source is not None else str(given)
+    found = _variants(given)
+    if len(found) < 2:
+        return [open_artifact(given, name=name, source=source, licence=licence)]
+    return [_open(each, name, origin, None, licence) for each in found]
+
+
+def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence: str | None) -> Artifact:
+    """Look at a file, or at a folder that is a model."""
+    kind = _folder_format(path)
+    made = _read_manifest(path)
+    if kind is None:
+        header = read_header(path)
+        _check_is_model(path, header)
+        in_file = header.metadata.get("general.license")
+        return Artifact(
+            path=path,
+            format="gguf",
+            name=name or header.name or path.stem,
+            size_bytes=header.file_bytes,
+            sha256=sha256,
+            licence=licence or (in_file if isinstance(in_file, str) else None),
+            source=origin,
+            made_from=made.sources,
+            header=header,
+        )
+    try:
+        size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    return Artifact(
+        path=path,
+        format=kind,
+        name=name or made.name or path.stem,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        licence=licence or made.licence,
+        source=origin,
+        made_from=made.sources,
+        onnx=read_onnx_folder(path) if kind == "onnx" else None,
+        coreml=read_package(path) if kind == "coreml" else None,
+    )
+
+
+def licence_beside(path: Path) -> str | None:
+    """What the manifest of a model says of its licence; None where it has none. A look at one small file, unlike opening it."""
+    return _read_manifest(path).licence
+
+
+class _SourceFile(msgspec.Struct, frozen=True):
+    sha256: str = ""
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What counts here of the manifest.json that `edge convert` writes beside a model."""
+
+    name: str = ""
+    licence: str | None = None
+    source_files: tuple[_SourceFile, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(file.sha256 for file in self.source_files)
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    """Of a model; empty where it has none."""
+    folder = path if _folder_format(path) == "onnx" else path.parent
+    manifest = folder / "manifest.json"
+    try:
+        return read_json(manifest, _Manifest) if manifest.is_file() else _Manifest()
+    except ModelFileError:
+        return _Manifest()  # other programs have files of that name, too; it only tells names
+
+
+def _choose(path: Path) -> Path:
+    """The model that a path means: itself, or the only one in a folder."""
+    try:
+        if not path.exists():
+            raise ModelNotFoundError(f"There is no file or folder {path}.", "Check the path. See names: edge models ls")
+        if not path.is_dir() or _folder_format(path):
+            return path
+        models = _models_in(path) or [model for folder in _folders_in(path) for model in _models_in(folder)]
+        names = sorted(entry.name for entry in path.iterdir())
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise _several(path, models)
+    if any(name in _CHECKPOINT_FILES or name.endswith(".safetensors") for name in names):
+        raise ModelFileError(
+            f"{path} is a checkpoint, which no engine here reads as it is.",
+            f"Convert it with: edge convert {path}",
+        )
+    raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file, or an ONNX or Core ML folder.")
+
+
+def _variants(path: Path) -> list[Path]:
+    """The models in the folders of a folder, if they are all one model in several formats; [] for any other path."""
+    try:
+        if not path.is_dir() or _folder_format(path) or _models_in(path):
+            return []
+        found = [model for folder in _folders_in(path) for model in _models_in(folder)]
+    except (OSError, ValueError):
+        return []  # `open_artifact` says what is wrong
+    if len(found) < 2:
+        return []
+    names = {(made.name, made.sources) for made in map(_read_manifest, found)}
+    if len(names) > 1 or ("", ()) in names:
+        raise _several(path, found)
+    return found
+
+
+def _several(path: Path, models: list[Path]) -> ModelFileError:
+    names = [str(model.relative_to(path)) for model in models]
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return ModelFileError(f"{path} holds {len(models)} models: {listed}.", "Give the path of one of them.")
+
+
+def _folders_in(path: Path) -> list[Path]:
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return folders[:_MOST_FOLDERS]
+
+
+def _models_in(path: Path) -> list[Path]:
+    """What in a folder is a model: the folder itself, or files and folders in it."""
+    if _folder_format(path):
+        return [path]
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return sorted(entry for entry in entries if entry.suffix == ".gguf" or _folder_format(entry) == "coreml")
+
+
+def _folder_format(path: Path) -> Format | None:
+    if not path.is_dir():
+        return None
+    if path.suffix in (".mlpackage", ".mlmodelc"):
+        return "coreml"
+    return "onnx" if (path / CONFIG).is_file() else None
+
+
+def _check_is_model(path: Path, header: GGUFHeader) -> None:
+    if header.kind in _NOT_MODELS:
+        raise ModelFileError(f"{path.name} is {_NOT_MODELS[header.kind]}.", "Give the file of the model itself.")
+    if header.architecture == "clip":
+        raise ModelFileError(f"{path.name} is {_NOT_MODELS['mmproj']}.", "Give the file of the model itself.")
+    if header.split_count > 1:
+        raise ModelFileError(
+            f"{path.name} is one of {header.split_count} parts of a split model, which edge does not load.",
+            "Join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`, and give that file.",
+        )
+    if not header.tensors:
+        raise ModelFileError(f"{path.name} holds a vocabulary and no weights.", "Give the file of the model itself.")
+    if not header.n_layer or not header.n_embd:
+        raise ModelFileError(
+            f"{path.name} does not say how many layers it has or how wide they are, as a model of the architecture "
+            f"{header.architecture[:40]!r} should.",
+            "If llama.cpp knows no such architecture, nor does edge; otherwise download the file again, or convert it anew.",
+        )

@@ -1,0 +1,235 @@
+"""Reads what a Core ML package made by `edge convert` says about itself, without coremltools and without its weights.
+
+A package is a folder: Manifest.json names the program (a protobuf file) and, beside it, the weights. The exporter writes what a
+runtime needs to know into the program's user-defined metadata, as JSON. The folder comes from outside and is not trusted: only
+that metadata is looked for, lengths are held against the file, sizes against what they mean.
+
+Source: coremltools' mlmodel/format/Model.proto and FeatureTypes.proto (field numbers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge.errors import ModelFileError, ModelNotFoundError
+from edge.formats.protobuf import ProtobufError, fields
+from edge.hashes import file_sha256
+
+__all__ = ["CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "read_package"]
+
+METADATA_KEY = "io.edge.package"
+_MAX_MANIFEST_BYTES = 1 << 20
+_MAX_INFO_BYTES = 16 << 20
+_MAX_PROGRAM_BYTES = 512 << 20  # without its weights; that of 30 layers has 1 MB
+_DESCRIPTION, _METADATA, _USER_DEFINED, _KEY, _VALUE = 2, 100, 100, 1, 2  # field numbers
+_HINT = "Convert or copy the package again."
+
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+_Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]], msgspec.Meta(max_length=1 << 16)]
+
+
+class TopLogits(msgspec.Struct, frozen=True):
+    """The likeliest tokens at one position; `log_probabilities` are natural logarithms, in descending order."""
+
+    tokens: _Tokens
+    log_probabilities: list[float]
+
+
+class Golden(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device that computes what was meant gives.
+
+    Attributes:
+        prompt: tokens to read first.
+        continuation: tokens to feed one by one after them.
+        package: the likeliest tokens after the prompt, then after each token of the continuation but the last.
+    """
+
+    prompt: _Tokens
+    continuation: _Tokens
+    package: list[TopLogits] = []
+
+
+class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a package says about itself.
+
+    Attributes:
+        version: of this layout.
+        variant: "gpu" (int4 in blocks), "ane" (palettes, for the Neural Engine) or "fp16".
+        context: rows of the cache, in tokens.
+        chunk: tokens that one call of `prefill` reads.
+        stateful: keys and values live in a Core ML state; otherwise they are an input, and the new rows an output.
+        n_layers, n_kv_heads, head_dim, vocab: sizes.
+        window: tokens that layers with a sliding window see; None where no second mask is needed.
+        n_params, n_ctx_train: weights, and the longest context of the training; 0 where the package does not say.
+        encodings: how many matrices are stored in which way.
+        golden: logits to hold a prediction to.
+    """
+
+    version: Literal[1] = 1
+    variant: Literal["fp16", "gpu", "ane"]
+    context: _Count
+    chunk: _Count
+    stateful: bool
+    n_layers: _Count
+    n_kv_heads: _Count
+    head_dim: _Count
+    vocab: _Count
+    window: _Count | None
+    n_params: Annotated[int, msgspec.Meta(ge=0)] = 0
+    n_ctx_train: Annotated[int, msgspec.Meta(ge=0)] = 0
+    encodings: dict[str, int] = {}
+    golden: Golden
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """[2 x layers, key heads, context, head dimension]; rows 2l are layer l's keys, 2l + 1 its values."""
+        return 2 * self.n_layers, self.n_kv_heads, self.context, self.head_dim
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the cache of one sequence, in float16."""
+        rows, heads, context, width = self.cache_shape
+        return 2 * rows * heads * context * width
+
+
+@dataclass(frozen=True, slots=True)
+class CoreMLPackage:
+    """A package on disk.
+
+    Attributes:
+        path: the .mlpackage folder.
+        info: what it says about itself.
+        program: the protobuf file.
+        weights: the weight file, which a tiny model may lack.
+    """
+
+    path: Path
+    info: PackageInfo
+    program: Path
+    weights: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that decides what the package computes."""
+        return (self.program, self.weights) if self.weights.is_file() else (self.program,)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weight file."""
+        return self.weights.stat().st_size if self.weights.is_file() else 0
+
+    def sha256(self, *, cache_dir: Path | None = None) -> str:
+        """Digest of the package's content, wherever it lies. Its files are read through once, see `edge.hashes`.
+
+        Raises:
+            ModelFileError: a file cannot be read.
+        """
+        parts = [f"{path.name} {file_sha256(path, cache_dir=cache_dir)}\n" for path in self.files]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def read_package(path: Path) -> CoreMLPackage:
+    """Open a package.
+
+    Args:
+        path: an .mlpackage folder.
+
+    Raises:
+        ModelNotFoundError: there is nothing at that path.
+        ModelFileError: it is no Core ML package, was not made by `edge convert`, is damaged, or of a newer layout.
+    """
+    try:
+        if not path.exists():
+            raise ModelNotFoundError(f"There is no package {path}.", "Check the path. See names: edge models ls")
+        program, weights = _find_files(path)
+        text = _find_info(program)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+    except ProtobufError as error:
+        raise ModelFileError(f"{program} is damaged: {error}.", _HINT) from error
+    if text is None:
+        raise ModelFileError(
+            f"{path.name} was not made by `edge convert`, so edge does not know what its functions take.",
+            "Convert the checkpoint with: edge convert CHECKPOINT --to coreml",
+        )
+    try:
+        info = msgspec.json.decode(text, type=PackageInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelFileError(f"What {path.name} says about itself cannot be used: {error}.", "Convert it again.") from error
+    _check(path, info)
+    return CoreMLPackage(path, info, program, weights)
+
+
+def _check(path: Path, info: PackageInfo) -> None:
+    """Sizes that contradict each other would only fail while something is computed."""
+    golden = info.golden
+    n_fed = len(golden.prompt) + len(golden.continuation)
+    contradictions = {
+        "its chunk is longer than its context": info.chunk > info.context,
+        "its cache would take more than 1 TiB": info.cache_bytes > 1 << 40,
+        "its golden prompt does not fit its context": not 0 < len(golden.prompt) < info.context or n_fed > info.context,
+        "its golden logits do not belong to its golden prompt": bool(golden.package)
+        and len(golden.package) != len(golden.continuation),
+        "its golden tokens are not in its vocabulary": any(token >= info.vocab for token in _tokens_of(golden)),
+    }
+    for what, is_so in contradictions.items():
+        if is_so:
+            raise ModelFileError(f"What {path.name} says about itself contradicts itself: {what}.", "Convert it again.")
+
+
+def _tokens_of(golden: Golden) -> Iterator[int]:
+    yield from (*golden.prompt, *golden.continuation)
+    for top in golden.package:
+        yield from top.tokens
+
+
+def _find_files(path: Path) -> tuple[Path, Path]:
+    """The program and its weight file, as Manifest.json names them."""
+    manifest = path / "Manifest.json"
+    if not manifest.is_file():
+        raise ModelFileError(f"{path} is no Core ML package: it has no Manifest.json.", _HINT)
+    try:
+        with manifest.open("rb") as file:
+            found = json.loads(file.read(_MAX_MANIFEST_BYTES))
+        entry = str(found["itemInfoEntries"][found["rootModelIdentifier"]]["path"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{manifest} is damaged ({error!r}).", _HINT) from error
+    data = (path / "Data").resolve()
+    program = (data / entry).resolve()
+    if data not in program.parents or not program.is_file():
+        raise ModelFileError(f"{path} names a program that it does not hold ({entry}).", _HINT)
+    return program, program.parent / "weights" / "weight.bin"
+
+
+def _find_info(program: Path) -> bytes | None:
+    """The JSON in Model.description.metadata.userDefined; None where there is none under our name.
+
+    Raises:
+        ProtobufError: the program is damaged, or what it says about itself is larger than any description.
+    """
+    if program.stat().st_size > _MAX_PROGRAM_BYTES:
+        raise ProtobufError("it is larger than any program")
+    for entry in _messages(memoryview(program.read_bytes()), (_DESCRIPTION, _METADATA, _USER_DEFINED)):
+        if bytes(next(_messages(entry, (_KEY,)), b"")) == METADATA_KEY.encode():
+            value = next(_messages(entry, (_VALUE,)), memoryview(b""))
+            if len(value) > _MAX_INFO_BYTES:
+                raise ProtobufError("what it says about itself is larger than any description")
+            return bytes(value)
+    return None
+
+
+def _messages(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
+    """The fields with a length that a path of numbers leads to."""
+    for number, value, _, _ in fields(data):
+        if number == path[0] and isinstance(value, memoryview):
+            if len(path) == 1:
+                yield value
+            else:
+                yield from _messages(value, path[1:])

@@ -1,0 +1,97 @@
+"""What a plan has to know of a model, whatever its format: `facts_of_*` make it from what each format says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.formats.coreml import CoreMLPackage
+    from edge.formats.gguf import GGUFHeader
+    from edge.formats.onnx import OnnxFolder
+
+__all__ = ["ModelFacts", "facts_of_coreml", "facts_of_gguf", "facts_of_onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model in numbers. 0 and "" are unknown.
+
+    Attributes:
+        architecture: the format's name of it.
+        quantisation: what most of the weights are kept as: "Q4_0", "int4".
+        weights_bytes: of all weights.
+        n_layer, n_embd, n_vocab: sizes.
+        head_dim_k, head_dim_v: length of one key and one value vector.
+        n_ctx_train: context it was trained for, in tokens.
+        n_ctx_max: context it was built for and cannot go beyond; None where there is no such limit.
+        kv_type: the one way in which it keeps keys and values ("f32", "f16", "bf16"); None where the engine lets one choose.
+        cell_bytes: keys and values of one token where kv_type is given.
+        chunk: tokens of a pass that it is built for; None where that is free.
+    """
+
+    architecture: str
+    quantisation: str
+    weights_bytes: int
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    head_dim_k: int
+    head_dim_v: int
+    n_ctx_train: int
+    n_ctx_max: int | None = None
+    kv_type: str | None = None
+    cell_bytes: int = 0
+    chunk: int | None = None
+
+
+def facts_of_gguf(header: GGUFHeader) -> ModelFacts:
+    """From the header of a GGUF file."""
+    return ModelFacts(
+        architecture=header.architecture,
+        quantisation=header.file_type,
+        weights_bytes=header.tensors_bytes,
+        n_layer=header.n_layer,
+        n_embd=header.n_embd,
+        n_vocab=header.n_vocab,
+        head_dim_k=header.head_dim_k,
+        head_dim_v=header.head_dim_v,
+        n_ctx_train=header.n_ctx_train,
+    )
+
+
+def facts_of_onnx(folder: OnnxFolder) -> ModelFacts:
+    """From an ONNX folder."""
+    return ModelFacts(
+        architecture=folder.architecture,
+        quantisation=folder.quantisation,
+        weights_bytes=folder.weights_bytes,
+        n_layer=folder.n_layer,
+        n_embd=folder.n_embd,
+        n_vocab=folder.n_vocab,
+        head_dim_k=folder.head_dim,
+        head_dim_v=folder.head_dim,
+        n_ctx_train=folder.n_ctx_train,
+        kv_type=folder.kv_type,
+        cell_bytes=folder.cell_bytes,
+    )
+
+
+def facts_of_coreml(package: CoreMLPackage) -> ModelFacts:
+    """From a Core ML package."""
+    info = package.info
+    return ModelFacts(
+        architecture="",
+        quantisation=info.variant,
+        weights_bytes=package.weights_bytes,
+        n_layer=info.n_layers,
+        n_embd=0,
+        n_vocab=info.vocab,
+        head_dim_k=info.head_dim,
+        head_dim_v=info.head_dim,
+        n_ctx_train=info.n_ctx_train or info.context,
+        n_ctx_max=info.context,
+        kv_type="f16",
+        cell_bytes=info.cache_bytes // info.context,
+        chunk=info.chunk,
+    )

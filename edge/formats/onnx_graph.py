@@ -1,0 +1,400 @@
+"""Looks into an ONNX file without its package, and without trusting it: inputs, outputs, weights and where their bytes are.
+
+Weights stay where they are; of a file with embedded weights only their places are noted. `only_last_logits` rewrites a
+decoder so that a prompt's last position is the only one whose logits are computed.
+
+Source: onnx.proto3 of ONNX (IR version 10), of which the fields named here are all that is needed.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edge.errors import ModelFileError
+from edge.formats.protobuf import ProtobufError, bytes_field, fields, number_field, varints
+
+__all__ = ["Graph", "Port", "Weight", "check_external_files", "only_last_logits", "read_graph"]
+
+_MAX_NESTING = 8
+_MAX_NODES = 1_000_000
+_AGAIN = "Download or convert the model again."
+# TensorProto.DataType -> bits of an element; text tensors have none.
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
+    17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+_TYPE_NAMES = {1: "f32", 10: "f16", 16: "bf16", 6: "i32", 7: "i64", 2: "u8", 3: "i8", 17: "f8", 18: "f8"}
+# Field numbers.
+_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_GRAPH_NODE, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_FUNCTION_NODE = 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_WHERE = 1, 2, 8, 9, 13, 14
+_FLOAT, _INT64 = 1, 7
+# What may stand between the matrix product of the output layer and the logits: casts, scaling, Gemma's soft cap.
+_ELEMENTWISE = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
+_PRODUCTS = ("MatMul", "MatMulNBits", "Gemm")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the graph.
+
+    Attributes:
+        name: "input_ids", ...
+        type: "f32", "f16", "i64", ...; "" for what is none of the usual ones.
+        dims: None where a length is free.
+    """
+
+    name: str
+    type: str
+    dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant tensor.
+
+    Attributes:
+        name: of the tensor.
+        type: as in Port.
+        size_bytes: of its data.
+        file: where its data is, relative to the folder of the model; "" when it is in the model file.
+        offset: of its first byte there.
+    """
+
+    name: str
+    type: str
+    size_bytes: int
+    file: str = ""
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What an ONNX file says of itself.
+
+    Attributes:
+        inputs, outputs: of the main graph.
+        weights: all constant tensors, those of nested graphs too.
+        ops: how often each operator occurs in the main graph.
+        bits: bits of the weights of MatMulNBits -> how often.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    weights: tuple[Weight, ...]
+    ops: Counter[str]
+    bits: Counter[int]
+
+
+def read_graph(path: Path) -> Graph:
+    """Look into a model.
+
+    Raises:
+        ModelFileError: it cannot be read, or is damaged.
+    """
+    reader = _Reader()
+    try:
+        for number, value, _, _ in fields(_map(path)):
+            if number == _MODEL_GRAPH:
+                reader.read_graph(_message(value), 0)
+            elif number == _MODEL_FUNCTIONS:
+                for inner, node, _, _ in fields(_message(value)):
+                    if inner == _FUNCTION_NODE:
+                        reader.read_node(_message(node), 1)
+    except ProtobufError as error:
+        raise ModelFileError(f"{path} is no ONNX model, or is damaged: {error}.", _AGAIN) from error
+    if not reader.inputs or not reader.ops:
+        raise ModelFileError(f"{path} is no ONNX model: it has no graph.", _AGAIN)
+    return Graph(tuple(reader.inputs), tuple(reader.outputs), tuple(reader.weights), reader.ops, reader.bits)
+
+
+def check_external_files(path: Path, graph: Graph) -> int:
+    """Check that all weights are where the model says, inside its folder.
+
+    Args:
+        path: the model file.
+        graph: what it says.
+
+    Returns:
+        Bytes of all weights.
+
+    Raises:
+        ModelFileError: a file lies outside of the folder, is missing, or is too short.
+    """
+    folder = path.parent.resolve()
+    sizes: dict[str, int] = {}
+    for weight in graph.weights:
+        if not weight.file:
+            continue
+        if weight.file not in sizes:
+            sizes[weight.file] = _external_size(path, folder, weight.file)
+        if weight.offset + weight.size_bytes > sizes[weight.file]:
+            raise ModelFileError(f"{path.parent / weight.file} is cut off: {weight.name} is not in it.", _AGAIN)
+    return sum(weight.size_bytes for weight in graph.weights)
+
+
+def only_last_logits(data: bytes, logits: str) -> bytes | None:
+    """Rewrite a decoder so that it computes the logits of the last position only.
+
+    Before the output layer, a Slice keeps the last position of the hidden states. What the other layers compute, and the keys
+    and values, stay what they were.
+
+    Args:
+        data: the model file.
+        logits: name of its output.
+
+    Returns:
+        The file anew, or None where the output layer is not one that is known here.
+
+    Raises:
+        ProtobufError: the model is damaged.
+    """
+    graphs = [(start, end, value) for number, value, start, end in fields(memoryview(data)) if number == _MODEL_GRAPH]
+    if len(graphs) != 1:
+        raise ProtobufError(f"it has {len(graphs)} graphs")
+    start, end, graph = graphs[0][0], graphs[0][1], _message(graphs[0][2])
+    nodes: dict[str, tuple[str, list[str], int, int]] = {}  # name of an output -> operator, inputs, place
+    constants: set[str] = set()
+    place_of_output = (0, 0)
+    for number, value, first, last in fields(graph):
+        if number == _GRAPH_NODE:
+            op, inputs, outputs = _node_parts(_message(value))
+            for name in outputs:
+                nodes[name] = (op, inputs, first, last)
+            if op == "Constant":
+                constants.update(outputs)
+        elif number == _GRAPH_WEIGHT:
+            constants.add(_tensor_name(_message(value)))
+        elif number == _GRAPH_OUTPUT and _port(_message(value)).name == logits:
+            place_of_output = (first, last)
+    name = logits
+    while name in nodes and nodes[name][0] in _ELEMENTWISE:
+        name = next((each for each in nodes[name][1] if each not in constants), "")
+    op, inputs, first, last = nodes.get(name, ("", [], 0, 0))
+    if op not in _PRODUCTS or not inputs or inputs[0] in constants or not place_of_output[1]:
+        return None
+    edits = [
+        (first, last, bytes_field(_GRAPH_NODE, _slice("edge/last_hidden", inputs[0])) + _with_input(graph, first, last)),
+        (*place_of_output, b""),
+        (len(graph), len(graph), _last_only(graph, place_of_output)),
+    ]
+    edited, position = bytearray(), 0
+    for edit_start, edit_end, new in sorted(edits):
+        edited += graph[position:edit_start]
+        edited += new
+        position = edit_end
+    return data[:start] + bytes_field(_MODEL_GRAPH, bytes(edited)) + data[end:]
+
+
+class _Reader:
+    """Collects what a graph and the graphs inside it hold."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Port] = []
+        self.outputs: list[Port] = []
+        self.weights: list[Weight] = []
+        self.ops: Counter[str] = Counter()
+        self.bits: Counter[int] = Counter()
+        self._n_nodes = 0
+
+    def read_graph(self, data: memoryview, depth: int) -> None:
+        if depth > _MAX_NESTING:
+            raise ProtobufError("graphs are nested too deeply")
+        for number, value, _, _ in fields(data):
+            if number == _GRAPH_NODE:
+                self.read_node(_message(value), depth)
+            elif number == _GRAPH_WEIGHT:
+                self.weights.append(_weight(_message(value)))
+            elif number == _GRAPH_SPARSE:
+                self._read_sparse(_message(value))
+            elif depth == 0 and number == _GRAPH_INPUT:
+                self.inputs.append(_port(_message(value)))
+            elif depth == 0 and number == _GRAPH_OUTPUT:
+                self.outputs.append(_port(_message(value)))
+
+    def read_node(self, data: memoryview, depth: int) -> None:
+        self._n_nodes += 1
+        if self._n_nodes > _MAX_NODES:
+            raise ProtobufError(f"it has more than {_MAX_NODES:,} nodes")
+        op, bits = "", None
+        for number, value, _, _ in fields(data):
+            if number == _NODE_OP:
+                op = _text(value)
+            elif number == _NODE_ATTRIBUTE:
+                found = self._read_attribute(_message(value), depth)
+                bits = found if found is not None else bits
+        if depth == 0:
+            self.ops[op] += 1
+            if op == "MatMulNBits" and bits is not None:
+                self.bits[bits] += 1
+
+    def _read_attribute(self, data: memoryview, depth: int) -> int | None:
+        """Note the tensors and graphs of an attribute; returns the number when it is called "bits"."""
+        name, number_value = "", None
+        for number, value, _, _ in fields(data):
+            if number == _ATTRIBUTE_NAME:
+                name = _text(value)
+            elif number == _ATTRIBUTE_INT and isinstance(value, int):
+                number_value = value
+            elif number in _ATTRIBUTE_TENSORS:
+                self.weights.append(_weight(_message(value)))
+            elif number in _ATTRIBUTE_GRAPHS:
+                self.read_graph(_message(value), depth + 1)
+            elif number in _ATTRIBUTE_SPARSE:
+                self._read_sparse(_message(value))
+        return number_value if name == "bits" else None
+
+    def _read_sparse(self, data: memoryview) -> None:
+        for number, value, _, _ in fields(data):
+            if number in (1, 2):  # values and indices
+                self.weights.append(_weight(_message(value)))
+
+
+def _map(path: Path) -> memoryview:
+    """The file without reading it; unmapped when the last view is gone."""
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except ValueError as error:
+        raise ModelFileError(f"{path} is empty.", _AGAIN) from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
+
+
+def _external_size(path: Path, folder: Path, name: str) -> int:
+    relative = PurePosixPath(name)
+    file = path.parent / relative
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not file.resolve().is_relative_to(folder):
+        raise ModelFileError(
+            f"{path} keeps weights in {name}, which is not in its own folder. edge does not read files from elsewhere.",
+            "Copy the file itself (not a link to it) beside the model, or get the model from a source you trust.",
+        )
+    try:
+        if not file.is_file():
+            raise ModelFileError(f"{file} is missing: {path.name} keeps its weights there.", _AGAIN)
+        return file.stat().st_size
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ProtobufError("a number stands where a message belongs")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    try:
+        return bytes(_message(value)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProtobufError(f"a name is no text: {error}") from error
+
+
+def _weight(data: memoryview) -> Weight:
+    name, kind, n_elements, raw = "", 0, 1, None
+    external: dict[str, str] = {}
+    for number, value, _, _ in fields(data):
+        if number == _TENSOR_NAME:
+            name = _text(value)
+        elif number == _TENSOR_TYPE and isinstance(value, int):
+            kind = value
+        elif number == _TENSOR_DIMS:
+            for length in varints(value):
+                if length < 0:
+                    raise ProtobufError(f"the tensor {name} has a negative length")
+                n_elements *= length
+        elif number == _TENSOR_RAW:
+            raw = len(_message(value))
+        elif number == _TENSOR_EXTERNAL:
+            pair = {inner: _text(text) for inner, text, _, _ in fields(_message(value))}
+            external[pair.get(1, "")] = pair.get(2, "")
+    size = (n_elements * _BITS.get(kind, 0) + 7) // 8
+    kind_name = _TYPE_NAMES.get(kind, "")
+    if not external:
+        return Weight(name, kind_name, size if raw is None else raw)
+    first, n_bytes = external.get("offset") or "0", external.get("length") or str(size)
+    if not (first.isdecimal() and n_bytes.isdecimal() and len(first + n_bytes) < 40) or int(n_bytes) != size:
+        raise ProtobufError(f"the tensor {name} does not say where its {size:,} bytes are")
+    return Weight(name, kind_name, size, external.get("location") or ".", int(first))
+
+
+def _tensor_name(data: memoryview) -> str:
+    return next((_text(value) for number, value, _, _ in fields(data) if number == _TENSOR_NAME), "")
+
+
+def _port(data: memoryview) -> Port:
+    """ValueInfoProto: name, and inside of type.tensor_type the element type and the shape."""
+    name, kind = "", 0
+    dims: list[int | None] = []
+    for number, value, _, _ in fields(data):
+        if number == 1:
+            name = _text(value)
+        elif number == 2:
+            tensor = next((_message(inner) for each, inner, _, _ in fields(_message(value)) if each == 1), memoryview(b""))
+            for each, inner, _, _ in fields(tensor):
+                if each == 1 and isinstance(inner, int):
+                    kind = inner
+                elif each == 2:
+                    dims = [_dim(_message(dim)) for which, dim, _, _ in fields(_message(inner)) if which == 1]
+    return Port(name, _TYPE_NAMES.get(kind, ""), tuple(dims))
+
+
+def _dim(data: memoryview) -> int | None:
+    return next((value for number, value, _, _ in fields(data) if number == 1 and isinstance(value, int)), None)
+
+
+def _node_parts(data: memoryview) -> tuple[str, list[str], list[str]]:
+    op, inputs, outputs = "", [], []
+    for number, value, _, _ in fields(data):
+        if number == _NODE_INPUT:
+            inputs.append(_text(value))
+        elif number == _NODE_OUTPUT:
+            outputs.append(_text(value))
+        elif number == _NODE_OP:
+            op = _text(value)
+    return op, inputs, outputs
+
+
+def _slice(output: str, hidden: str) -> bytes:
+    """The node Slice(hidden, starts, ends, axes): the last position. Its numbers are weights that `_last_only` adds."""
+    names = [hidden, "edge/last_start", "edge/last_end", "edge/last_axis"]
+    inputs = b"".join(bytes_field(_NODE_INPUT, name.encode()) for name in names)
+    return inputs + bytes_field(_NODE_OUTPUT, output.encode()) + bytes_field(3, b"edge/last") + bytes_field(_NODE_OP, b"Slice")
+
+
+def _with_input(graph: memoryview, first: int, last: int) -> bytes:
+    """The node at this place, with the slice as its first input."""
+    ((_, node, _, _),) = fields(graph[first:last])
+    edited, is_first = bytearray(), True
+    for number, _, start, end in fields(_message(node)):
+        if number == _NODE_INPUT and is_first:
+            edited += bytes_field(_NODE_INPUT, b"edge/last_hidden")
+            is_first = False
+        else:
+            edited += _message(node)[start:end]
+    return bytes_field(_GRAPH_NODE, bytes(edited))
+
+
+def _last_only(graph: memoryview, place: tuple[int, int]) -> bytes:
+    """The constants of the slice, and the output with one position."""
+    added = b""
+    for name, value in (("edge/last_start", -1), ("edge/last_end", 2**63 - 1), ("edge/last_axis", 1)):
+        tensor = number_field(_TENSOR_DIMS, 1) + number_field(_TENSOR_TYPE, _INT64)
+        tensor += bytes_field(_TENSOR_NAME, name.encode())
+        tensor += bytes_field(_TENSOR_RAW, value.to_bytes(8, "little", signed=True))
+        added += bytes_field(_GRAPH_WEIGHT, tensor)
+    ((_, output, _, _),) = fields(graph[place[0] : place[1]])
+    port = _port(_message(output))
+    kind = next((code for code, name in _TYPE_NAMES.items() if name == port.type), _FLOAT)
+    dims = (None, 1, *port.dims[2:])
+    shape = b"".join(bytes_field(1, b"" if dim is None else number_field(1, dim)) for dim in dims)
+    tensor_type = number_field(1, kind) + bytes_field(2, shape)
+    value_info = bytes_field(1, port.name.encode()) + bytes_field(2, bytes_field(1, tensor_type))
+    return added + bytes_field(_GRAPH_OUTPUT, value_info)

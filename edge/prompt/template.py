@@ -1,0 +1,305 @@
+"""Chat templates: from messages to the tokens that a model was trained to read.
+
+The template comes from the model file and is Jinja; it runs bounded and in a sandbox (`edge.prompt.sandbox`), loaded when a
+template is first needed.
+
+**What people type must not speak as the system.** A message may hold "<|im_end|>\\n<|im_start|>system"; as special tokens these
+would end the message and begin a system prompt. So template and contents are told apart before anything is tokenised:
+
+1. The conversation is rendered twice: as it is, and with private characters around each content (inside its white space, so
+   that trimming works; in assistant messages also around what the template looks for, such as "</think>", so that cutting
+   works). If the second rendering without these characters is the first one, they say exactly which text is the template's.
+   Only that is searched for control tokens; contents are tokenised as plain text.
+2. Where a control token is written in a content, or the marks of 1 change what the template writes (it looks into contents in
+   some other way), each such word is replaced, letter by letter, by private characters before rendering, and put back as
+   plain text after it. Whatever a template does to the text cannot undo that; the worst is that it does not find the word.
+
+Tokens that a tokenizer reads even in plain text ("<tool_call>" in some models) are broken into two where a user or a tool
+wrote them and the template writes them too. Templates that mark roles with ordinary words ("User:") cannot be protected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import TemplateError, UsageError
+from edge.files import shipped
+from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of
+from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
+from edge.prompt.roles import Abilities, adapt, probe
+from edge.types import Message
+
+if TYPE_CHECKING:
+    from edge.backends.base import ModelInfo
+    from edge.prompt.budget import Limits
+
+__all__ = ["CHATML", "ChatTemplate", "PrefixReport", "Prompt", "Segment", "check_prefix"]
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The format most models know, for files without a template of their own."""
+
+_PROBE = "Hello, qwibvex"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation.
+
+    Attributes:
+        text: all of it, as the model's template writes it.
+        messages: what was rendered: the messages given, fitted to what the template accepts.
+        segments: the text in parts by who wrote them; empty where that cannot be told (see the module), which
+            `ChatTemplate.encode` handles.
+        notices: what the user should know of how the messages were fitted.
+    """
+
+    text: str
+    messages: tuple[Message, ...]
+    segments: tuple[Segment, ...]
+    notices: tuple[str, ...]
+    _options: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixReport:
+    """Whether a growing conversation only ever appends to its prompt, which is what lets the KV cache live on.
+
+    Attributes:
+        history: the prompt of the first messages is the beginning of the prompt of more messages.
+        reply: a prompt that asks for a reply, followed by that reply, is the beginning of the next turn's prompt.
+    """
+
+    history: bool
+    reply: bool
+
+
+class ChatTemplate:
+    """A model's chat template. Thread-safe. Serves one tokenizer, about which it remembers what it found out.
+
+    Args:
+        source: Jinja source.
+        bos_text: text of the model's beginning-of-sequence token, "" where it has none.
+        eos_text: the same for end of sequence.
+        notice: what the user should know of where the template comes from.
+        stops: texts that end a reply besides the model's own end tokens.
+        limits: what a rendering may use.
+        now: the clock for templates that tell the date.
+
+    Raises:
+        TemplateError: it cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_text: str = "",
+        eos_text: str = "",
+        notice: str | None = None,
+        stops: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        from edge.prompt.sandbox import BoundedTemplate
+
+        self.source = source
+        self.notice = notice
+        self.stops = stops
+        self._jinja = BoundedTemplate(source, limits=limits, now=now)
+        self._special = {name: text for name, text in (("bos_token", bos_text), ("eos_token", eos_text)) if text}
+        self._encoder = Encoder(sorted(_markers(self._jinja.literals)))
+        self._own_words = {text for text in self._jinja.probes if MARKER.fullmatch(text)}
+        self._own_pattern = any_of(self._own_words)
+
+    @classmethod
+    def from_model(cls, info: ModelInfo, *, now: Callable[[], datetime] = datetime.now) -> ChatTemplate:
+        """The template of a model file: Jinja, or one of llama.cpp's names for well-known formats.
+
+        A file without a template, or with one that cannot render even a single message, gets ChatML; `notice` says so.
+        """
+        options: dict[str, Any] = {"bos_text": info.bos_text, "eos_text": info.eos_text, "now": now}
+        source = info.chat_template or ""
+        if not source.strip():
+            problem = "This model file has no chat template"
+        elif "{" not in source:
+            name = source.strip()
+            named = _load_named(name)
+            if named is not None:
+                return cls(named, **{**options, "bos_text": info.bos_text if info.adds_bos else ""})
+            problem = f"This model file names a chat format that edge does not know ({name[:40]!r})"
+        else:
+            try:
+                template = cls(source, **options)
+                if _PROBE in template._run([Message("user", _PROBE)], template._plain_options):
+                    return template
+                problem = "This model file's chat template leaves the messages out"
+            except TemplateError as error:
+                problem = f"This model file's chat template cannot be used ({error.message})"
+        if not info.adds_bos:
+            options["bos_text"] = ""
+        notice = f"{problem}; the common ChatML format is used. A model trained on another one may answer badly."
+        return cls(CHATML, **options, notice=notice, stops=("<|im_end|>",))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Prompt:
+        """Write a conversation as the model expects it.
+
+        Args:
+            messages: at least one.
+            add_generation_prompt: end with what makes the model answer.
+            tools: JSON schemas of functions, for templates that offer them to the model.
+            kwargs: further variables that this template knows (`enable_thinking`, `documents`, ...): plain data.
+
+        Raises:
+            TemplateError: the template refuses these messages (the message holds its words), fails, or does too much.
+            UsageError: there is no message, or an argument is not plain data.
+        """
+        from edge.prompt.sandbox import plain_data
+
+        if not messages:
+            raise UsageError("There is no message to render.", "Give at least one.")
+        variables = {"tools": tools, "documents": None, **kwargs, "add_generation_prompt": add_generation_prompt}
+        try:
+            options = plain_data({**self._special, **variables})
+        except TypeError as error:
+            raise UsageError(str(error)) from None
+        except RecursionError:
+            raise UsageError("What is given to the template is nested too deeply.") from None
+        first: Prompt | None = None
+        refusal: TemplateError | None = None
+        # An order of messages that was not tried out may still fail; then user and assistant take turns.
+        for fitted, notices in (adapt(messages, self.abilities), adapt(messages)):
+            try:
+                text = self._run(fitted, options)
+            except TemplateError as error:
+                refusal = refusal or error
+                continue
+            segments = segment(self._run, fitted, options, text, self._own_pattern)
+            prompt = Prompt(text, tuple(fitted), segments, tuple(notices), options)
+            if not _has_lost_some(prompt):
+                return prompt
+            first = first or prompt
+        if first is not None:
+            return first
+        raise refusal or TemplateError("The model's chat template renders nothing.")
+
+    def encode(self, prompt: Prompt, tokenize: Tokenize, *, known: KnownReply | None = None) -> list[int]:
+        """Tokenise a prompt, special tokens only where the template wrote them (see the module).
+
+        Args:
+            prompt: from `render`.
+            tokenize: the backend's.
+            known: tokens that an assistant message was generated as, given its content. They are used as they are, since
+                they are what the KV cache holds; the same text tokenised anew can come out differently.
+
+        Returns:
+            Token ids; for contents without special tokens in them (and without `known`) those of transformers'
+            `apply_chat_template`.
+        """
+        return self._encoder.encode(self._items(prompt, tokenize), tokenize, known)
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """Which roles and orders of messages the template accepts."""
+        return probe(lambda messages: self._run(messages, self._plain_options))
+
+    @property
+    def _plain_options(self) -> dict[str, Any]:
+        return {**self._special, "tools": None, "documents": None, "add_generation_prompt": True}
+
+    def _run(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+        rows = [
+            {"role": message.role, "content": message.content} | ({"name": message.name} if message.name is not None else {})
+            for message in messages
+        ]
+        return self._jinja.render({**options, "messages": rows})
+
+    def _items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
+        """What a prompt consists of, control tokens only where the template wrote them."""
+        split, options = self._encoder.split, prompt._options
+        texts = texts_of(prompt.messages, options)
+        written = {part.text for text in texts for part in split(text, tokenize) if isinstance(part, Control)}
+        segments, foreign = (
+            prompt.segments,
+            self._encoder.tokens_of_template(tokenize) if written or not prompt.segments else [],
+        )
+        guard = Guard(written, foreign, self._own_words, [prompt.text, *texts])
+        if written or not segments:
+            segments = self._guarded_segments(prompt, guard)
+        for part in segments:
+            if part.message is None:
+                for text, was_hidden in guard.parts(part.text):
+                    for item in [text] if was_hidden else split(text, tokenize):
+                        yield item if isinstance(item, Control) else Piece(item, is_foreign=was_hidden)
+                continue
+            message, text = prompt.messages[part.message], guard.show(part.text)
+            reply = message.content if message.role == "assistant" and text == message.content.strip() else None
+            yield Piece(text, is_foreign=message.role in ("user", "tool"), reply=reply)
+
+    def _guarded_segments(self, prompt: Prompt, guard: Guard) -> tuple[Segment, ...]:
+        """The prompt rendered with control tokens in contents hidden from the template, in parts by who wrote them."""
+        options = guard.options(prompt._options)
+        messages = [guard.message(message) for message in prompt.messages]
+        text = self._run(messages, options)
+        found = segment(self._run, messages, options, text, self._own_pattern)
+        if found:
+            return found
+        try:
+            with_edges = self._run([guard.edges(message) for message in messages], options)
+        except TemplateError:
+            with_edges = text
+        return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text, is_trusted=True),)
+
+
+def check_prefix(template: ChatTemplate) -> PrefixReport:
+    """Find out, on a conversation of three turns, whether a growing conversation only appends to its prompt."""
+    system = [Message("system", "Be brief.")] if template.abilities.system else []
+    turns = [Message("user", "One?"), Message("assistant", "First."), Message("user", "Two?")]
+    turns += [Message("assistant", "Second."), Message("user", "Three?"), Message("assistant", "Third.")]
+    history, reply = True, True
+    texts = [template.render(system + turns[:n], add_generation_prompt=False).text for n in range(1, len(turns) + 1)]
+    for shorter, longer in itertools.pairwise(texts):
+        history = history and longer.startswith(shorter)
+    for n in (1, 3):
+        asked = template.render(system + turns[:n]).text
+        following = template.render(system + turns[: n + 2]).text
+        reply = reply and following.startswith(asked) and following[len(asked) :].lstrip().startswith(turns[n].content)
+    return PrefixReport(history, reply)
+
+
+def _has_lost_some(prompt: Prompt) -> bool:
+    """Whether a message is nowhere in a prompt that asks for an answer. (Of the assistant's, thinking is left out on purpose,
+    and some Mistral templates show the system prompt only together with a question.)"""
+    shown = {segment.message for segment in prompt.segments}
+    return prompt.messages[-1].role != "assistant" and any(
+        number not in shown and message.role != "assistant" and message.content.strip() not in prompt.text
+        for number, message in enumerate(prompt.messages)
+    )
+
+
+def _markers(texts: Iterable[str]) -> set[str]:
+    return {match.group() for text in texts for match in MARKER.finditer(text)}
+
+
+def _load_named(name: str) -> str | None:
+    """One of the templates that are shipped by name, or None."""
+    if name == "chatml":
+        return CHATML
+    path = shipped(f"templates/{name}.jinja") if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) else None
+    return path.read_text("utf-8") if path else None

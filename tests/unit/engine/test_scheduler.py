@@ -1,0 +1,304 @@
+"""The engine thread: replies as a model alone would give them, whatever else runs beside, and nobody left waiting."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+import pytest
+
+from edge.backends.fake import FakeBackend
+from edge.engine.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.errors import BackendError, ContextFullError
+from edge.types import Sampling
+
+GREEDY = Sampling(temperature=0)
+
+
+def ask(backend: FakeBackend, text: str) -> list[int]:
+    return backend.tokenize(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
+
+
+class Listener:
+    """Collects what a generation tells, and lets a test wait for its end."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.seen: list[Event] = []
+
+    def until(self, kind: type) -> Any:
+        while True:
+            event = self.events.get(timeout=30)
+            self.seen.append(event)
+            if isinstance(event, kind):
+                return event
+            if isinstance(event, (Finished, Failed)):
+                pytest.fail(f"ended with {event} before any {kind.__name__}")
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.seen if isinstance(event, Wrote))
+
+
+def start(scheduler: Scheduler, tokens: list[int], sampling: Sampling = GREEDY) -> tuple[Generation, Listener]:
+    listener = Listener()
+    generation = Generation(tokens, sampling, listener.events.put)
+    scheduler.submit(generation)
+    return generation, listener
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend(script=lambda message: f"Answer to {message} — done ✓")
+
+
+@pytest.fixture
+def scheduler(backend: FakeBackend) -> Any:
+    scheduler = Scheduler(backend)
+    yield scheduler
+    scheduler.close()
+
+
+def test_a_reply_its_usage_and_its_timing(scheduler: Scheduler, backend: FakeBackend) -> None:
+    prompt = ask(backend, "one")
+    _, listener = start(scheduler, prompt)
+    end = listener.until(Finished)
+    assert listener.text == "Answer to one — done ✓"
+    assert end.reason == "stop"
+    assert end.tokens == tuple(listener.text.encode())
+    assert (end.usage.n_prompt, end.usage.n_reused, end.usage.n_generated) == (len(prompt), 0, len(end.tokens))
+    assert 0 <= end.timing.prefill_ms <= end.timing.first_token_ms <= end.timing.total_ms
+    assert all("\ufffd" not in event.text for event in listener.seen if isinstance(event, Wrote))
+
+
+def test_a_follow_up_reads_only_what_is_new(scheduler: Scheduler, backend: FakeBackend) -> None:
+    first = ask(backend, "one")
+    _, listener = start(scheduler, first)
+    end = listener.until(Finished)
+    follow_up = [*first, *end.tokens, *backend.tokenize("<|im_end|>\n", parse_special=True), *ask(backend, "two")]
+    _, second = start(scheduler, follow_up)
+    again = second.until(Finished)
+    assert second.text == "Answer to two — done ✓"
+    assert again.usage.n_reused == len(first) + len(end.tokens)
+
+
+def test_many_at_once_give_what_each_alone_would_give(backend: FakeBackend) -> None:
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, f"question {i} " + "x" * 40 * i))[1] for i in range(11)]
+    for i, listener in enumerate(running):
+        assert listener.until(Finished).reason == "stop"
+        assert listener.text == f"Answer to question {i} " + "x" * 40 * i + " — done ✓"
+    scheduler.close()
+
+
+def test_replies_share_decode_steps() -> None:
+    backend = FakeBackend(script=lambda _: "y" * 50, delay_s=0.001)
+    sizes: list[int] = []
+    decode = backend.decode
+    backend.decode = lambda steps: (sizes.append(len(steps)), decode(steps))[1]  # type: ignore[method-assign,func-returns-value]
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, f"{i}"))[1] for i in range(3)]
+    for listener in running:
+        listener.until(Finished)
+    scheduler.close()
+    assert max(sizes) == 3
+
+
+def test_stop_texts_end_a_reply_and_are_not_shown(scheduler: Scheduler, backend: FakeBackend) -> None:
+    _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, stop=("— d",)))
+    end = listener.until(Finished)
+    assert (listener.text, end.reason) == ("Answer to one ", "stop")
+
+
+def test_max_tokens_cuts_and_says_so(scheduler: Scheduler, backend: FakeBackend) -> None:
+    _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, max_tokens=4))
+    end = listener.until(Finished)
+    assert (listener.text, end.reason, end.usage.n_generated) == ("Answ", "length", 4)
+
+
+def test_cut_inside_a_character_shows_a_replacement_not_half_of_it(backend: FakeBackend, scheduler: Scheduler) -> None:
+    n_before = len(b"Answer to one ")
+    _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, max_tokens=n_before + 1))
+    listener.until(Finished)
+    assert listener.text == "Answer to one \ufffd"
+
+
+def test_cancelling_while_writing_keeps_what_was_said() -> None:
+    backend = FakeBackend(script=lambda _: "z" * 2000, delay_s=0.001)
+    scheduler = Scheduler(backend)
+    generation, listener = start(scheduler, ask(backend, "one"))
+    listener.until(Wrote)
+    generation.cancel()
+    end = listener.until(Finished)
+    scheduler.close()
+    assert end.reason == "cancelled"
+    assert set(listener.text) == {"z"}
+    assert len(listener.text) == end.usage.n_generated < 2000
+
+
+def test_cancelling_while_reading_stops_between_chunks_and_keeps_them() -> None:
+    backend = FakeBackend(prefill_delay_s=0.01, chunk_size=16)
+    scheduler = Scheduler(backend)
+    prompt = ask(backend, "w" * 2000)
+    generation, listener = start(scheduler, prompt)
+    while listener.until(Prefilled).done == 0:
+        pass
+    generation.cancel()
+    end = listener.until(Finished)
+    assert (end.reason, end.usage.n_generated) == ("cancelled", 0)
+    _, again = start(scheduler, prompt)
+    assert again.until(Prefilled).done > 0, "what was read is not read again"
+    scheduler.close()
+
+
+def test_cancelled_before_it_began(scheduler: Scheduler, backend: FakeBackend) -> None:
+    listener = Listener()
+    generation = Generation(ask(backend, "one"), GREEDY, listener.events.put)
+    generation.cancel()
+    scheduler.submit(generation)
+    assert listener.until(Finished).reason == "cancelled"
+
+
+def test_a_prompt_longer_than_the_window_is_refused_with_numbers() -> None:
+    backend = FakeBackend(n_ctx=64)
+    scheduler = Scheduler(backend)
+    _, listener = start(scheduler, ask(backend, "v" * 100))
+    error = listener.until(Failed).error
+    assert isinstance(error, ContextFullError)
+    assert "64" in error.message
+    scheduler.close()
+
+
+def test_the_end_of_the_window_ends_the_reply() -> None:
+    backend = FakeBackend(n_ctx=64, script=lambda _: "u" * 500)
+    scheduler = Scheduler(backend)
+    prompt = ask(backend, "one")
+    _, listener = start(scheduler, prompt)
+    end = listener.until(Finished)
+    assert end.reason == "length"
+    assert end.usage.n_generated == 64 - len(prompt)
+    scheduler.close()
+
+
+def test_idle_sequences_make_room() -> None:
+    backend = FakeBackend(n_ctx=200, n_seq=4, script=lambda _: "ok")
+    scheduler = Scheduler(backend)
+    for i in range(8):
+        _, listener = start(scheduler, ask(backend, f"{i}" * 60))
+        assert listener.until(Finished).reason == "stop"
+    scheduler.close()
+
+
+def test_replies_that_fill_the_window_together_take_turns() -> None:
+    backend = FakeBackend(n_ctx=160, n_seq=3, script=lambda message: message * 90)
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, letter))[1] for letter in "abc"]
+    for letter, listener in zip("abc", running, strict=True):
+        end = listener.until(Finished)
+        assert (end.reason, listener.text) == ("stop", letter * 90)
+        assert end.usage.n_prompt == len(ask(backend, letter))
+        assert end.usage.n_generated == 90
+    scheduler.close()
+
+
+def test_replies_that_each_need_the_whole_window_end_at_its_end() -> None:
+    backend = FakeBackend(n_ctx=160, n_seq=2, script=lambda message: message * 500)
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, letter))[1] for letter in "ab"]
+    for letter, listener in zip("ab", running, strict=True):
+        end = listener.until(Finished)
+        assert (end.reason, end.usage.n_prompt + end.usage.n_generated) == ("length", 160)
+        assert set(listener.text) == {letter}
+    scheduler.close()
+
+
+def test_a_prompt_that_finds_no_room_waits_for_a_running_reply() -> None:
+    backend = FakeBackend(n_ctx=400, n_seq=3, chunk_size=32, script=lambda message: message[0] * 60)
+    scheduler = Scheduler(backend)
+    running = [start(scheduler, ask(backend, letter * 180))[1] for letter in "abc"]
+    for letter, listener in zip("abc", running, strict=True):
+        assert listener.until(Finished).reason == "stop"
+        assert listener.text == letter * 60
+    scheduler.close()
+
+
+def test_cancelling_a_prompt_that_waits_for_room() -> None:
+    backend = FakeBackend(n_ctx=400, n_seq=2, chunk_size=32, script=lambda message: message[0] * 100, delay_s=0.005)
+    scheduler = Scheduler(backend)
+    _, first = start(scheduler, ask(backend, "a" * 200))
+    first.until(Wrote)
+    waiting, second = start(scheduler, ask(backend, "b" * 200))
+    second.until(Prefilled)
+    waiting.cancel()
+    assert second.until(Finished).reason == "cancelled"
+    assert first.until(Finished).reason == "stop"
+    scheduler.close()
+
+
+def test_after_a_failure_the_backend_is_believed_about_what_is_left() -> None:
+    backend = FakeBackend(script=lambda message: f"Answer to {message}")
+    decode, is_broken = backend.decode, [True]
+
+    def lose_everything(steps: Any) -> None:
+        if is_broken.pop() if is_broken else False:
+            for seq_id, _ in steps:
+                backend.rewind(seq_id, 0)  # what a recurrent model does: it cannot take one step back
+            raise BackendError("out of luck")
+        decode(steps)
+
+    backend.decode = lose_everything  # type: ignore[method-assign]
+    scheduler = Scheduler(backend)
+    prompt = ask(backend, "one")
+    _, listener = start(scheduler, prompt)
+    listener.until(Failed)
+    _, again = start(scheduler, prompt)
+    end = again.until(Finished)
+    assert (again.text, end.usage.n_reused) == ("Answer to one", 0)
+    scheduler.close()
+
+
+def test_an_engine_failure_is_told_and_the_next_turn_works(backend: FakeBackend, scheduler: Scheduler) -> None:
+    decode, fail_once = backend.decode, [True]
+
+    def broken(steps: Any) -> None:
+        if fail_once.pop() if fail_once else False:
+            raise BackendError("out of luck")
+        decode(steps)
+
+    backend.decode = broken  # type: ignore[method-assign]
+    _, listener = start(scheduler, ask(backend, "one"))
+    assert listener.until(Failed).error.message == "out of luck"
+    _, again = start(scheduler, ask(backend, "one"))
+    assert again.until(Finished).reason == "stop"
+    assert again.text == "Answer to one — done ✓"
+
+
+def test_a_bug_in_the_engine_thread_leaves_nobody_waiting(backend: FakeBackend) -> None:
+    scheduler = Scheduler(backend)
+    backend.token_bytes = lambda token, special=False: 1 / 0  # type: ignore[method-assign,assignment]
+    _, listener = start(scheduler, ask(backend, "one"))
+    assert "broke down" in listener.until(Failed).error.message
+    scheduler._thread.join(30)
+    with pytest.raises(BackendError, match="closed"):
+        scheduler.call(lambda backend: backend.n_ctx)
+
+
+def test_calls_run_on_the_engine_thread_and_hand_back_errors(scheduler: Scheduler) -> None:
+    assert scheduler.call(lambda _: threading.current_thread().name) == "edge-engine"
+    with pytest.raises(ZeroDivisionError):
+        scheduler.call(lambda _: 1 / 0)
+
+
+def test_closing_ends_what_runs_and_refuses_what_comes() -> None:
+    backend = FakeBackend(script=lambda _: "t" * 3000, delay_s=0.001)
+    scheduler = Scheduler(backend)
+    _, listener = start(scheduler, ask(backend, "one"))
+    listener.until(Wrote)
+    scheduler.close()
+    scheduler.close()
+    assert "closed" in listener.until(Failed).error.message
+    with pytest.raises(BackendError, match="closed"):
+        scheduler.submit(Generation([1], GREEDY, listener.events.put))
+    with pytest.raises(BackendError):
+        backend.length(0)

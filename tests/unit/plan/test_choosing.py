@@ -1,0 +1,196 @@
+"""Which of a model's formats is run, for captured machines, and what the receipt says about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.device import CapturedSystem, DeviceProfile, Engine, probe
+from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
+from edge.formats.artifact import Artifact
+from edge.formats.coreml import CoreMLPackage, Golden, PackageInfo
+from edge.formats.gguf import GGUFHeader, TensorInfo
+from edge.formats.onnx import OnnxFolder
+from edge.plan.choosing import choose_plan, rank_formats
+from edge.plan.receipt import Plan, PlanRequest
+from edge.plan.tuning import Lookup, Tuning
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "devices"
+MIB = 2**20
+ENGINES = {"llamacpp": "llama-cpp-python", "onnx": "onnxruntime", "coreml": "coremltools"}
+
+
+def device(name: str, **builds: tuple[str, ...]) -> DeviceProfile:
+    """A captured machine with exactly these engines, each built for these accelerators."""
+    profile = probe(CapturedSystem((FIXTURES / f"{name}.txt").read_text()))
+    engines = tuple(
+        Engine(engine, ENGINES[engine], "1.0" if engine in builds else "", builds.get(engine, ())) for engine in ENGINES
+    )
+    return replace(profile, engines=engines)
+
+
+def gguf(file_type: str = "Q4_0", size: int = 90 * MIB) -> Artifact:
+    sizes = {"n_layer": 30, "n_embd": 576, "n_head": 9, "n_head_kv": 3, "head_dim_k": 64, "head_dim_v": 64}
+    counts = {"n_ctx_train": 8192, "n_vocab": 49152, "n_params": 1, "tensors_bytes": size, "version": 3, "data_offset": 0}
+    flags = {"is_recurrent": False, "is_hybrid": False, "sliding_window": None, "chat_template": None, "metadata": {}}
+    tensors = tuple(TensorInfo(f"blk.{i}.w", (1,), "Q4_0", 0, size // 30) for i in range(30))
+    names = {"architecture": "llama", "name": "Tiny", "file_type": file_type, "file_bytes": size, "tensors": tensors}
+    header = GGUFHeader(**sizes, **counts, **flags, **names)  # type: ignore[arg-type]
+    return Artifact(Path(f"{file_type}.gguf"), "gguf", "Tiny", size, header=header)
+
+
+def onnx(size: int = 110 * MIB) -> Artifact:
+    names = ("input_ids", "attention_mask", "position_ids", "logits")
+    layers = dict.fromkeys(("past_key", "past_value", "present_key", "present_value"), ("x",) * 30)
+    flags = dict.fromkeys(("shares_buffer", "has_last_logits", "has_branches", "has_position_ids", "has_attention_mask"), True)
+    sizes = {"n_layer": 30, "n_head": 9, "n_head_kv": 3, "head_dim": 64, "n_embd": 576, "n_vocab": 49152, "n_ctx_train": 8192}
+    about: dict[str, Any] = {"architecture": "llama", "kv_type": "f32", "logits_type": "f32", "quantisation": "int4"}
+    folder = OnnxFolder(
+        model=Path("o/model.onnx"), files=(Path("o/model.onnx"),), weights_bytes=size, n_nodes=9,
+        **about, **sizes, **flags, **layers, **{name: name for name in names},
+    )  # fmt: skip
+    return Artifact(Path("o"), "onnx", "Tiny", size, onnx=folder)
+
+
+def coreml(variant: str = "ane", context: int = 2048, tmp: Path = Path("none")) -> Artifact:
+    info = PackageInfo(
+        variant=variant, context=context, chunk=64, stateful=True, n_layers=30, n_kv_heads=3, head_dim=64, vocab=49152,
+        window=None, n_ctx_train=8192, golden=Golden(prompt=[0], continuation=[0]),
+    )  # type: ignore[arg-type]  # fmt: skip
+    package = CoreMLPackage(tmp / "m.mlpackage", info, tmp / "model.mlmodel", tmp / "weight.bin")
+    return Artifact(Path("m.mlpackage"), "coreml", "Tiny", 100 * MIB, coreml=package)
+
+
+def measured(backend: str, tokens_per_s: float, kv_type: str = "f16") -> Lookup:
+    tuning = Tuning(
+        backend=backend, accelerator="cpu", threads=2, threads_batch=2, n_ubatch=512, flash_attention=True, kv_type_k=kv_type,
+        kv_type_v=kv_type, decode_tokens_per_s=tokens_per_s, prefill_tokens_per_s=100.0, default_decode_tokens_per_s=10.0,
+        default_prefill_tokens_per_s=90.0, n_prompt=128, n_decode=32, measured_on="2026-11-26",
+    )  # type: ignore[arg-type]  # fmt: skip
+    return Lookup(tuning)
+
+
+def choose(profile: DeviceProfile, *artifacts: Artifact, tuned: dict[str, Lookup] | None = None, **asked: Any) -> Plan:
+    return choose_plan(profile, [(each, (tuned or {}).get(each.format)) for each in artifacts], PlanRequest(**asked))
+
+
+def reason(plan: Plan) -> str:
+    return next(choice.reason for choice in plan.choices if choice.what == "format")
+
+
+def test_a_jetson_uses_cuda_through_whatever_can() -> None:
+    jetson = device("jetson-orin-nano", llamacpp=("cuda", "cpu"), onnx=("cuda", "cpu"))
+    plan = choose(jetson, onnx(), gguf())
+    assert (plan.backend, plan.accelerator) == ("llamacpp", "cuda")
+    plan = choose(device("jetson-orin-nano", llamacpp=("cpu",), onnx=("cuda", "tensorrt", "cpu")), gguf(), onnx())
+    assert (plan.backend, plan.accelerator) == ("onnx", "cuda")
+    assert "CUDA device computes fastest" in reason(plan)
+    plan = choose(jetson, gguf(), onnx(), backend="onnx")
+    assert (plan.backend, plan.artifact.format, reason(plan)) == ("onnx", "onnx", "what onnx reads, which is asked for")
+
+
+def test_a_mac_uses_the_neural_engine_or_metal() -> None:
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"), onnx=("ane", "cpu"))
+    plan = choose(mac, gguf(), onnx(), coreml())
+    assert (plan.backend, plan.accelerator) == ("coreml", "ane")
+    assert "least energy" in reason(plan)
+    plan = choose(mac, gguf(), onnx())
+    assert (plan.backend, plan.accelerator) == ("llamacpp", "metal")
+    assert choose(mac, gguf(), coreml(), require="metal").accelerator == "metal"
+    plan = choose(mac, gguf(), onnx(), require="ane")
+    assert (plan.backend, plan.accelerator) == ("onnx", "ane")
+
+
+def test_what_openvino_makes_of_weights_is_counted() -> None:
+    machine = device("raspberry-pi-5", onnx=("openvino", "cpu"))
+    plan = choose(machine, onnx(), context=1024)
+    assert (plan.accelerator, plan.memory.weights_bytes) == ("cpu", 110 * MIB)
+    plan = choose(machine, onnx(), context=1024, require="openvino")
+    assert (plan.accelerator, plan.memory.weights_bytes) == ("openvino", 16 * 110 * MIB)
+
+
+def test_on_a_cpu_what_was_measured_faster_is_used() -> None:
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    plan = choose(cpu, onnx(), gguf())
+    assert plan.backend == "llamacpp"
+    assert "nothing was measured here; also here: onnx int4" in reason(plan)
+    both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    plan = choose(cpu, gguf(), onnx(), tuned=both)
+    assert plan.backend == "onnx"
+    assert reason(plan) == "edge tune measured on this device, in tokens/s: onnx int4 25.0, gguf Q4_0 20.0"
+    only_one = {"onnx": measured("onnx", 25.0, "f32")}
+    assert choose(cpu, gguf(), onnx(), tuned=only_one).backend == "llamacpp", "one figure alone compares nothing"
+
+
+def test_what_was_measured_on_another_accelerator_than_the_one_asked_for_does_not_count() -> None:
+    laptop = device("laptop-rtx4060", llamacpp=("cuda", "cpu"), onnx=("cuda", "cpu"))
+    both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    assert choose(laptop, gguf(), onnx(), tuned=both).backend == "onnx"
+    plan = choose(laptop, gguf(), onnx(), tuned=both, require="cuda")
+    assert (plan.backend, plan.accelerator) == ("llamacpp", "cuda")
+    assert "nothing was measured here" in reason(plan)
+
+
+def test_of_one_format_the_layout_that_suits_the_cpu_is_used() -> None:
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",))
+    plan = choose(cpu, gguf("Q4_1", 80 * MIB), gguf("Q4_0", 90 * MIB), gguf("Q8_0", 130 * MIB))
+    assert plan.artifact.path.name == "Q4_0.gguf"
+
+
+def test_what_was_published_goes_before_what_was_converted_from_it() -> None:
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    copy = replace(gguf("Q4_0", 80 * MIB), made_from=("0" * 64,))
+    plan = choose(cpu, copy, gguf("Q4_1", 90 * MIB), replace(onnx(), made_from=("0" * 64,)))
+    assert plan.artifact.path.name == "Q4_1.gguf"
+    assert reason(plan).startswith("as it was published; also here: gguf Q4_0, onnx int4")
+    # Another accelerator, or a measurement, is a reason to take the copy.
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"))
+    assert choose(mac, gguf("Q4_1"), replace(coreml(), made_from=("0" * 64,))).backend == "coreml"
+    both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    assert choose(cpu, gguf(), replace(onnx(), made_from=("0" * 64,)), tuned=both).backend == "onnx"
+
+
+def test_what_does_not_fit_is_passed_over_and_told() -> None:
+    small = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    small = replace(small, memory=replace(small.memory, available_bytes=1200 * MIB, total_bytes=1200 * MIB))
+    plan = choose(small, gguf(size=4000 * MIB), onnx())
+    assert plan.backend == "onnx"
+    assert reason(plan).startswith("gguf Q4_0 does not fit into memory; ")
+    with pytest.raises(ModelTooLargeError):
+        choose(small, gguf(size=4000 * MIB), onnx(size=4000 * MIB))
+
+
+def test_what_cannot_do_what_is_asked_for_is_passed_over_and_told() -> None:
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"))
+    plan = choose(mac, gguf(), coreml(context=2048), context=4096)
+    assert (plan.backend, plan.n_ctx) == ("llamacpp", 4096)
+    assert reason(plan).startswith("coreml ane cannot do what is asked for (A context of 4,096 tokens is asked for")
+    cpu = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    faster = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
+    plan = choose(cpu, gguf(), onnx(), tuned=faster, kv_type_k="q8_0", kv_type_v="q8_0")
+    assert (plan.backend, plan.kv_type_k) == ("llamacpp", "q8_0")
+    with pytest.raises(UsageError, match="999 threads"):
+        choose(cpu, gguf(), onnx(), threads=999)
+
+
+def test_what_no_engine_here_reads_is_left_out() -> None:
+    cpu = device("raspberry-pi-5", onnx=("cpu",))
+    plan = choose(cpu, gguf(), coreml(), onnx())
+    assert (plan.backend, reason(plan)) == ("onnx", "the only one that can be run here")
+    assert rank_formats(cpu, PlanRequest()) == ("onnx",)
+    assert rank_formats(cpu, PlanRequest(backend="coreml")) == ("coreml",), "what is missing is said later"
+    with pytest.raises(BackendUnavailableError, match="needs the package llama-cpp-python"):
+        choose(cpu, gguf(), coreml())
+    with pytest.raises(BackendUnavailableError, match="runs on a Mac only, and this is Linux"):
+        choose(device("raspberry-pi-5", coreml=()), coreml())
+
+
+def test_formats_in_the_order_of_what_is_here() -> None:
+    assert rank_formats(device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",)), PlanRequest()) == ("gguf", "onnx")
+    mac = device("mac-m1", llamacpp=("metal", "cpu"), coreml=("ane", "metal", "cpu"), onnx=("ane", "cpu"))
+    assert rank_formats(mac, PlanRequest()) == ("coreml", "gguf", "onnx")
+    assert rank_formats(mac, PlanRequest(backend="onnx")) == ("onnx",)
+    assert rank_formats(device("raspberry-pi-5"), PlanRequest()) == ("gguf",)
