@@ -103,6 +103,7 @@ class Generation:
     held_back: str = ""
     started_at: float = 0.0
     prefilled_at: float = 0.0
+    first_token_at: float = 0.0
     first_text_at: float = 0.0
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _stream: TextStream = field(default_factory=TextStream)
@@ -488,6 +489,7 @@ class Scheduler:
         if self._backend.is_end(token):
             self._finish(generation, "stop")
             return None
+        generation.first_token_at = generation.first_token_at or time.perf_counter()
         generation.written.append(token)
         if generation.show(self._backend.token_bytes(token)):
             self._finish(generation, "stop", is_matched=True)
@@ -505,7 +507,7 @@ class Scheduler:
         now = time.perf_counter()
         started = generation.started_at or now
         prefilled = generation.prefilled_at or now
-        first = generation.first_text_at
+        first_token, first_text = generation.first_token_at, generation.first_text_at
         reuse = generation.reuse
         usage = Usage(
             n_prompt=len(generation.tokens),
@@ -517,8 +519,8 @@ class Scheduler:
         timing = Timing(
             queue_ms=(started - generation.asked_at) * 1000,
             prefill_ms=(prefilled - started) * 1000,
-            first_token_ms=(first - generation.asked_at) * 1000 if first else 0.0,
-            decode_ms=(now - first) * 1000 if first else 0.0,
+            first_token_ms=(first_text - generation.asked_at) * 1000 if first_text else 0.0,
+            decode_ms=(now - first_token) * 1000 if first_token else 0.0,
             total_ms=(now - generation.asked_at) * 1000,
         )
         tokens = () if is_matched else tuple(generation.written)
@@ -526,6 +528,8 @@ class Scheduler:
         self._let_go(generation)  # what it computed is kept after the reply, not before its end is told
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
+        if generation.written:
+            generation.show(b"", is_last=True)  # what was held back in case a stop text followed
         if generation.slot is not None:
             with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
                 self._cache.resync(generation.slot)

@@ -140,7 +140,10 @@ def _says(backend: Backend, tokens: list[object], text: str) -> bool:
     for token in tokens:
         if not isinstance(token, int) or not 0 <= token < backend.info.n_vocab or len(said) > len(text):
             return False
-        said += stream.feed(backend.token_bytes(token))
+        data = backend.token_bytes(token)
+        if data != backend.token_bytes(token, special=True):  # "<|im_start|>" is no text, but would speak as the system
+            return False
+        said += stream.feed(data)
     return said + stream.final() == text
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from edge.assistant import Assistant
+from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
+from edge.kv.store import BlockStore
 from edge.types import Message, Sampling
 
 
@@ -465,6 +466,36 @@ def test_closing_while_it_answers_ends_the_reply(make: Callable[..., Assistant])
         reply.wait(timeout_s=30)
     assert reply.text
     assert reply.finish_reason == "error"
+
+
+def test_a_reply_that_fails_keeps_what_was_held_back_for_a_stop_text(make: Callable[..., Assistant]) -> None:
+    class Failing(FakeBackend):
+        n_left = 6
+
+        def decode(self, steps: Any) -> None:
+            self.n_left -= 1
+            if self.n_left == 0:
+                raise BackendError("out of luck")
+            super().decode(steps)
+
+    with Assistant(Failing(script=lambda _: "the end"), sampling=Sampling(temperature=0, stop=("end of all",))) as assistant:
+        conversation = assistant.conversation()
+        reply = conversation.send("go")
+        with pytest.raises(BackendError, match="out of luck"):
+            reply.wait(timeout_s=30)
+        assert reply.text == "the en"
+        assert [(node.content, node.status) for node in conversation.messages[1:]] == [("the en", "failed")]
+
+
+def test_a_disk_that_fails_is_said(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    assert make().disk_problem is None, "nothing is to be stored, so nothing is wrong"
+    (tmp_path / "file").touch()
+    for directory, is_usable in ((tmp_path / "kv", True), (tmp_path / "file" / "kv", False)):
+        blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, sync=False)
+        with Assistant(FakeBackend(script=words), disk=DiskCache(blocks, b"m" * 32)) as assistant:
+            assert assistant.generate("hello " * 20).wait(), "replies do not need the disk"
+            blocks.flush()
+            assert (assistant.disk_problem is None) == is_usable
 
 
 def test_a_bug_in_a_turn_reaches_whoever_waits(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:

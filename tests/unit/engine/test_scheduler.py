@@ -111,6 +111,36 @@ def test_stop_texts_end_a_reply_and_are_not_shown(scheduler: Scheduler, backend:
     assert (listener.text, end.reason) == ("Answer to one ", "stop")
 
 
+def test_decode_time_begins_with_the_first_token_not_with_the_first_text() -> None:
+    backend = FakeBackend(script=lambda _: "a" * 20, delay_s=0.01)
+    scheduler = Scheduler(backend)
+    _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, stop=("a" * 19 + "b",)))
+    end = listener.until(Finished)
+    scheduler.close()
+    assert (listener.text, end.usage.n_generated) == ("a" * 20, 20)
+    assert end.timing.first_token_ms >= 18 * 10, "nothing could be shown before the stop text was ruled out"
+    assert end.timing.decode_ms >= 18 * 10
+    assert end.timing.tokens_per_s(20) < 110
+
+
+def test_text_held_back_for_a_stop_text_is_shown_when_the_engine_fails() -> None:
+    backend = FakeBackend(script=lambda _: "the end")
+    decode, n_steps = backend.decode, [0]
+
+    def fail_late(steps: Any) -> None:
+        n_steps[0] += 1
+        if n_steps[0] == 6:
+            raise BackendError("out of luck")
+        decode(steps)
+
+    backend.decode = fail_late  # type: ignore[method-assign]
+    scheduler = Scheduler(backend)
+    _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, stop=("end of all",)))
+    assert listener.until(Failed).error.message == "out of luck"
+    scheduler.close()
+    assert listener.text == "the en"
+
+
 def test_max_tokens_cuts_and_says_so(scheduler: Scheduler, backend: FakeBackend) -> None:
     _, listener = start(scheduler, ask(backend, "one"), Sampling(temperature=0, max_tokens=4))
     end = listener.until(Finished)
