@@ -39,7 +39,7 @@ from edge.device import probe
 from edge.engine.scheduler import Event, Failed, Finished, Generation, Scheduler
 from edge.formats.artifact import open_artifact
 from edge.kv.cache import KVCache
-from edge.kv.opening import model_fingerprint
+from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.types import Sampling

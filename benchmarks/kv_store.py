@@ -27,9 +27,9 @@ from typing import Any
 
 from edge.kv.blocks import fingerprint, open_block, pack_tokens, seal_block
 from edge.kv.disk import Disk
+from edge.kv.maintenance import scan
 from edge.kv.rows import Change
 from edge.kv.store import BlockStore
-from edge.kv.upkeep import scan
 
 MODEL = fingerprint({"weights": "benchmark"})
 N_VOCAB = 49152

@@ -22,7 +22,7 @@ from edge.device.sensors import Sensors
 from edge.engine.governor import Watch
 from edge.engine.scheduler import Scheduler
 from edge.errors import UsageError
-from edge.kv.answers import Answers
+from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
 from edge.prompt.prompting import Prompting
 from edge.reply import Reply
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from edge.backends.base import Backend, ModelInfo
     from edge.engine.governor import Governor, Limits
-    from edge.kv.proof import CacheCheck
     from edge.kv.store import BlockStore
+    from edge.kv.verify import CacheCheck
     from edge.plan.receipt import Plan
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
@@ -46,7 +46,7 @@ class DiskCache:
 
     Attributes:
         blocks: where.
-        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.opening`.
+        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
         answers: give the same answer to an exact repeat of a request at temperature 0.
     """
 
@@ -104,12 +104,12 @@ class Assistant:
         self._own_store = ConversationStore(None) if store is None else None
         self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
         self._disk = disk
-        self._answers: Answers | None = None
+        self._answers: AnswerCache | None = None
         if disk is None:
             cache = KVCache(backend, exact=exact)
         else:
             cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
-            self._answers = Answers(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
+            self._answers = AnswerCache(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
         self._scheduler = Scheduler(backend, cache)
         watch = Watch(governor, sensors or Sensors(), self._scheduler.hold_back) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
@@ -215,7 +215,7 @@ class Assistant:
             StorageError: the disk cannot be read.
             BackendError: the engine refuses what is there, or is closed.
         """
-        from edge.kv.proof import compare, longest_path
+        from edge.kv.verify import compare, longest_path
 
         disk = self._disk
         if disk is None:

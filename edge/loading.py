@@ -250,7 +250,7 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
 def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:
     """What this device has read before, as far as the settings want it kept."""
     from edge.assistant import DiskCache
-    from edge.kv.opening import model_fingerprint, open_block_store
+    from edge.kv.open import model_fingerprint, open_block_store
 
     kv = settings.kv
     if not kv.enabled or not (engine.capabilities.export_kv or engine.capabilities.checkpoints):

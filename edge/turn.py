@@ -14,7 +14,7 @@ import msgspec
 from edge.device.cost import TurnMeter
 from edge.engine.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
-from edge.kv.answers import Answer, Answers
+from edge.kv.answers import Answer, AnswerCache
 from edge.prompt.window import Summary, Window, fit
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
@@ -147,7 +147,7 @@ class Turn:
         full_n_ctx: int,
         window: str,
         keeper: Keeper | None = None,
-        answers: Answers | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         self.reply = Reply()
         self._answers = answers
@@ -202,7 +202,7 @@ class Turn:
         is_cut_short = finished.reason == "length" and finished.held_back  # a larger window would have held more of it
         if self._answers and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms)
-            self._answers.keep(tokens, self._sampling, answer, self._owner)
+            self._answers.add(tokens, self._sampling, answer, self._owner)
         return finished
 
     @property

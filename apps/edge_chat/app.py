@@ -290,7 +290,7 @@ def _private(name: str, flags: int) -> int:
 
 def _open_store(settings: Settings) -> ConversationStore:
     from edge.conversation import ConversationStore
-    from edge.kv.opening import forget_conversations
+    from edge.kv.open import forget_conversations
 
     return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
 

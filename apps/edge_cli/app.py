@@ -81,14 +81,14 @@ class App:
         """
         from edge.conversation import ConversationStore
         from edge.files import make_private_dir
-        from edge.kv.opening import forget_conversations
+        from edge.kv.open import forget_conversations
 
         make_private_dir(settings.paths.data_dir)
         return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
 
     def blocks(self, settings: Settings) -> BlockStore:
         """What is kept on the disk of what models have read; the caller closes it."""
-        from edge.kv.opening import open_block_store
+        from edge.kv.open import open_block_store
 
         return open_block_store(settings)
 

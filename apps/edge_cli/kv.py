@@ -21,7 +21,7 @@ from edge_cli.text import size
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.kv.bundle import Bundle
-    from edge.kv.proof import CacheCheck
+    from edge.kv.verify import CacheCheck
 
 __all__ = ["kv"]
 

@@ -40,7 +40,7 @@ class ConversationStore:
     Args:
         path: the database file, made where there is none. None keeps everything in memory.
         on_delete: called with the ids of conversations that were deleted, in the thread that deleted them: whatever else was
-            kept of them has to go too. See `edge.kv.opening.forget_conversations`.
+            kept of them has to go too. See `edge.kv.open.forget_conversations`.
 
     Raises:
         StorageError: here, the file cannot be opened, is not ours, is damaged, or was written by a newer edge; in every

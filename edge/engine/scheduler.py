@@ -338,7 +338,7 @@ class Scheduler:
     def _tidy(self) -> None:
         """While memory is short, let go of what idle sequences hold, but for the newest."""
         if self._limits is not None and self._limits.is_alone:
-            self._cache.keep_idle(1)
+            self._cache.evict_idle(1)
 
     def _rest(self, worked_s: float, share: float) -> None:
         """Do nothing for this share of the time, so that the device cools down. What arrives or is cancelled ends it."""
@@ -412,7 +412,7 @@ class Scheduler:
         tokens = to_read[slot.n_tokens : self._end_of_chunk(generation, slot.n_tokens)]
         started = time.perf_counter()
         try:
-            n_read = self._cache.with_room(
+            n_read = self._cache.evict_and_retry(
                 lambda: self._backend.prefill(slot.seq_id, tokens, should_stop=lambda: generation.is_cancelled)
             )
         except ContextFullError as error:
@@ -425,7 +425,7 @@ class Scheduler:
             self._fail(generation, error)
             return
         if n_read:
-            self._cache.read(slot, tokens[:n_read], (time.perf_counter() - started) * 1000)
+            self._cache.note_prefill(slot, tokens[:n_read], (time.perf_counter() - started) * 1000)
         if slot.n_tokens in self._cache.checkpoints(generation.boundaries):
             self._cache.checkpoint(slot)
         generation.listener(Prefilled(slot.n_tokens, len(to_read)))
@@ -444,7 +444,7 @@ class Scheduler:
         slot = youngest.slot
         assert slot is not None
         youngest.slot = None
-        self._cache.give_up(slot)
+        self._cache.discard(slot)
         self._waiting.insert(0, youngest)
         self._is_full = True
         return youngest
@@ -462,7 +462,7 @@ class Scheduler:
         while steps:
             pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
             try:
-                self._cache.with_room(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
+                self._cache.evict_and_retry(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
                 break
             except ContextFullError:
                 if len(self._running) > 1:
@@ -476,7 +476,7 @@ class Scheduler:
                 return
         for generation, token in steps:
             if generation.slot:
-                self._cache.wrote(generation.slot, token)
+                self._cache.note_decode(generation.slot, token)
 
     def _next_token(self, generation: Generation) -> int | None:
         """Choose and show one token; None when that ended the reply."""

@@ -16,7 +16,7 @@ from edge.types import FinishReason, Sampling
 if TYPE_CHECKING:
     from edge.kv.store import BlockStore
 
-__all__ = ["Answer", "Answers"]
+__all__ = ["Answer", "AnswerCache"]
 
 _NAMESPACE = "answers"
 _WITHOUT_CHANCE = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "xtc_probability", "xtc_threshold")
@@ -39,7 +39,7 @@ class Answer(msgspec.Struct, frozen=True):
     total_ms: float
 
 
-class Answers:
+class AnswerCache:
     """The answers in a block store. Thread-safe. Nothing that happens to the disk is raised: nothing is found then.
 
     Args:
@@ -70,7 +70,7 @@ class Answers:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another version of edge
 
-    def keep(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "") -> None:
+    def add(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "") -> None:
         """Remember an answer, unless chance had a say in it or it was broken off.
 
         Args:

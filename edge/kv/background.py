@@ -19,8 +19,8 @@ from pathlib import Path
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
 from edge.kv.index import FAILURES, explain, is_busy, is_damage
+from edge.kv.maintenance import scan
 from edge.kv.records import BlockRef, Pending
-from edge.kv.upkeep import scan
 
 __all__ = ["Background"]
 
@@ -122,7 +122,7 @@ class Background:
                 self._work.pins[key] = is_pinned
         self._poke()
 
-    def hold(self, key: bytes) -> None:
+    def lease(self, key: bytes) -> None:
         """Begin a lease in this process."""
         with self._wake:
             self.leased[key] += 1
@@ -160,7 +160,7 @@ class Background:
             self._wants_drop = True
         self._poke()
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Have the thread do what the first turn would wait for."""
         with self._wake:
             self._wants_log = True
@@ -329,7 +329,7 @@ class Background:
         disk = self._ensure_open()
         if self._wants_log:
             self._wants_log = False
-            disk.index.begin_log()
+            disk.index.start_log()
         self._write(disk, work.batch)
         if work.touched or work.pins or work.released:
             self._note(disk, work)
@@ -347,7 +347,7 @@ class Background:
             _log.debug("KV store put in order: %s", scan(disk, lambda: self._go_between(disk)))
         if disk.index.log_bytes() > _LOG_BYTES:
             disk.index.checkpoint()
-            disk.index.begin_log()  # the log begins anew after it
+            disk.index.start_log()  # the log begins anew after it
 
     def _write(self, disk: Disk, batch: list[Pending]) -> None:
         if not batch:

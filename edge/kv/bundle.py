@@ -235,7 +235,7 @@ def plain_blocks(disk: Disk, owner: str) -> Iterator[PlainBlock]:
         SELECT block.key FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
         UNION SELECT block.parent FROM path JOIN block ON block.key = path.key WHERE block.start > 0)
         SELECT block.key FROM path JOIN block ON block.key = path.key ORDER BY block.start"""
-    with disk.index.look_through() as view:
+    with disk.index.long_read() as view:
         keys = [key for (key,) in view.sql.execute(sql, (owner,))]
     given: set[bytes] = set()
     for key in keys:

@@ -74,7 +74,7 @@ class KVCache:
     Args:
         backend: an open backend whose sequences are empty.
         store: the blocks on the disk; None keeps nothing there.
-        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.opening`.
+        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
         exact: reuse only what equals a cold run bit for bit. Wants a backend with one sequence: several share one cache, and
             where the others' cells lie can change the last bits too.
 
@@ -92,9 +92,9 @@ class KVCache:
         self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
         self._ms_per_token = 0.0
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         if self._store is not None:
-            self._store.prepare()
+            self._store.warm_up()
 
     @property
     def wants_checkpoints(self) -> bool:
@@ -135,11 +135,11 @@ class KVCache:
                 n_memory = 0
                 self._start_again(slot)
             restore_ms = (time.perf_counter() - started) * 1000
-        slot.owner, slot.n_read, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
+        slot.owner, slot.n_prefilled, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
         saved_ms = max(0.0, (n_memory + n_disk) * self._ms_per_token - restore_ms)
         return slot, Reuse(n_memory, n_disk, saved_ms)
 
-    def read(self, slot: Slot, tokens: Sequence[int], ms: float) -> None:
+    def note_prefill(self, slot: Slot, tokens: Sequence[int], ms: float) -> None:
         """Note that part of a prompt was computed, and hand full blocks to the disk.
 
         Args:
@@ -151,41 +151,41 @@ class KVCache:
             newest = ms / len(tokens)
             known = self._ms_per_token or newest
             self._ms_per_token = known + _SMOOTHING * (newest - known)
-        self._slots.append(slot, tokens, is_read=True)
-        slot.n_read = slot.n_tokens
-        self._keep(slot, self._block_tokens)
+        self._slots.append(slot, tokens, is_prefill=True)
+        slot.n_prefilled = slot.n_tokens
+        self._store_new(slot, self._block_tokens)
 
-    def wrote(self, slot: Slot, token: int) -> None:
+    def note_decode(self, slot: Slot, token: int) -> None:
         """Note that a token of a reply was decoded, and hand full blocks to the disk."""
-        self._slots.append(slot, [token], is_read=False)
+        self._slots.append(slot, [token], is_prefill=False)
         if slot.n_tokens % self._block_tokens == 0:
-            self._keep(slot, self._block_tokens)
+            self._store_new(slot, self._block_tokens)
 
     def checkpoint(self, slot: Slot) -> None:
         """Keep the whole state as it is now, where ranges of it cannot be kept."""
         if self.wants_checkpoints:
-            self._try(lambda store: self._keep_state(store, slot))
+            self._try(lambda store: self._store_state(store, slot))
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; what it holds stays in memory, and what is new of it goes to the disk."""
         self.checkpoint(slot)
         if slot.n_tokens >= _MIN_STORE_TOKENS:
-            self._keep(slot, 1)
+            self._store_new(slot, 1)
         if self._store is not None and slot.owner:
             # All that its turn rests on, also what others wrote: they may be deleted and this one go on.
             self._store.touch(self._slots.tree.marks(slot.seq_id), owner=slot.owner)
         self._slots.release(slot)
 
-    def give_up(self, slot: Slot) -> None:
+    def discard(self, slot: Slot) -> None:
         """Give a slot back and let go of all it holds."""
-        self._slots.cut(slot, 0)
+        self._slots.truncate(slot, 0)
         self._slots.release(slot)
 
     def evict_one(self) -> bool:
         """As `Slots.evict_one`. What is on the disk stays there."""
         return self._slots.evict_one()
 
-    def keep_idle(self, n_sequences: int) -> None:
+    def evict_idle(self, n_sequences: int) -> None:
         """Empty idle sequences until at most so many are left, the newest. What is on the disk stays there."""
         while self._slots.n_idle > n_sequences and self.evict_one():
             pass
@@ -194,7 +194,7 @@ class KVCache:
         """After a failure: believe the backend about how much of the sequence is there."""
         self._slots.resync(slot)
 
-    def with_room(self, step: Callable[[], T]) -> T:
+    def evict_and_retry(self, step: Callable[[], T]) -> T:
         """Run a step of the engine; when the cache is full, drop idle sequences, oldest first, and try again.
 
         Raises:
@@ -222,10 +222,10 @@ class KVCache:
             if not self._ms_per_token:
                 self._ms_per_token = match.prefill_ms / match.n_tokens
             with store.lease(match):
-                bring_in = self._bring_ranges if ranges else self._bring_state
+                bring_in = self._restore_ranges if ranges else self._restore_state
                 n_memory, lost = bring_in(store, slot, prompt, match)
             if self._slots.reusable(slot.n_tokens) < slot.n_tokens:  # a block went bad in the middle of a chunk
-                self._slots.cut(slot, self._slots.reusable(slot.n_tokens))
+                self._slots.truncate(slot, self._slots.reusable(slot.n_tokens))
         for ref in match.blocks:
             end = ref.start + ref.n_tokens
             if ref.key in lost or end > self._slots.tree.length(slot.seq_id) or ref.n_used < ref.n_tokens:
@@ -235,23 +235,23 @@ class KVCache:
         n_memory = min(n_memory, slot.n_tokens)
         return n_memory, slot.n_tokens - n_memory
 
-    def _bring_ranges(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
+    def _restore_ranges(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
         """Append the blocks behind what is resident. Returns how many tokens stayed from memory, and keys that are lost."""
         refs = [ref for ref in match.blocks if ref.start + ref.n_used > slot.n_tokens]
         if refs[0].start < slot.n_tokens:
-            self._slots.cut(slot, refs[0].start)
+            self._slots.truncate(slot, refs[0].start)
         n_memory = slot.n_tokens
         if n_memory < refs[0].start:  # the engine could not cut there and let go of everything
             n_memory, refs = 0, list(match.blocks)
         for ref, payload in _read_in_turn(store, refs):
             if payload is None:
                 return n_memory, {ref.key}
-            if not self._bring_in(slot, payload, prompt[ref.start : ref.start + ref.n_used], ref.start + ref.n_used):
+            if not self._import_block(slot, payload, prompt[ref.start : ref.start + ref.n_used], ref.start + ref.n_used):
                 break
         return n_memory, set()
 
-    def _bring_state(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
-        """As `_bring_ranges`, for states that are kept as a whole: the newest that goes further than what is resident."""
+    def _restore_state(self, store: BlockStore, slot: Slot, prompt: Sequence[int], match: Match) -> tuple[int, set[bytes]]:
+        """As `_restore_ranges`, for states that are kept as a whole: the newest that goes further than what is resident."""
         lost: set[bytes] = set()
         for ref in reversed(match.blocks):
             end = ref.start + ref.n_tokens
@@ -261,15 +261,15 @@ class KVCache:
             if payload is None:
                 lost = {ref.key}
             elif payload:  # one without bytes only leads here
-                self._slots.cut(slot, 0)
-                self._bring_in(slot, payload, prompt[:end], end)
+                self._slots.truncate(slot, 0)
+                self._import_block(slot, payload, prompt[:end], end)
                 return 0, lost
         return slot.n_tokens, lost
 
-    def _bring_in(self, slot: Slot, payload: memoryview, tokens: Sequence[int], end: int) -> bool:
+    def _import_block(self, slot: Slot, payload: memoryview, tokens: Sequence[int], end: int) -> bool:
         """Give bytes to the engine and keep the first positions up to `end` of them; False when it did not take them."""
         try:
-            self.with_room(lambda: self._backend.import_kv(slot.seq_id, payload))
+            self.evict_and_retry(lambda: self._backend.import_kv(slot.seq_id, payload))
         except ContextFullError:
             return False  # what follows will not fit either
         except BackendError as error:
@@ -281,7 +281,7 @@ class KVCache:
             except UnsupportedError:
                 self._start_again(slot)
                 return False
-        self._slots.append(slot, tokens, is_read=True)
+        self._slots.append(slot, tokens, is_prefill=True)
         return True
 
     def _start_again(self, slot: Slot) -> None:
@@ -298,19 +298,19 @@ class KVCache:
         finally:
             self._slots.resync(slot)
 
-    def _keep(self, slot: Slot, least: int) -> None:
+    def _store_new(self, slot: Slot, least: int) -> None:
         """Hand over what is not stored yet, in blocks, as long as there are at least so many tokens for one."""
         if not self.wants_checkpoints:
-            self._try(lambda store: self._keep_ranges(store, slot, least))
+            self._try(lambda store: self._store_ranges(store, slot, least))
 
-    def _keep_ranges(self, store: BlockStore, slot: Slot, least: int) -> None:
+    def _store_ranges(self, store: BlockStore, slot: Slot, least: int) -> None:
         tree = self._slots.tree
         start, parent = self._stored_end(store, slot)
         end = tree.length(slot.seq_id)
         if end - start < least:
             return
         tokens = tree.tokens(slot.seq_id, start)
-        for size in self._cuts(start, end, slot.boundaries):
+        for size in self._block_sizes(start, end, slot.boundaries):
             if size < least and start + size == end:
                 return  # the next tokens will fill it
             payload = self._backend.export_kv(slot.seq_id, start, start + size)
@@ -327,7 +327,7 @@ class KVCache:
             tree.forget_marks({mark.key})
         return mark or (0, None)
 
-    def _keep_state(self, store: BlockStore, slot: Slot) -> None:
+    def _store_state(self, store: BlockStore, slot: Slot) -> None:
         tree, end = self._slots.tree, slot.n_tokens
         if end < _MIN_STORE_TOKENS or end > tree.length(slot.seq_id):
             return
@@ -336,7 +336,7 @@ class KVCache:
             return
         tokens = tree.tokens(slot.seq_id, start)
         # The block that carries the state holds one token, so that its key is not that of a block that leads elsewhere.
-        for size in [*self._cuts(start, end - 1), 1]:
+        for size in [*self._block_sizes(start, end - 1), 1]:
             is_last = start + size == end
             payload = self._backend.export_kv(slot.seq_id, 0, end) if is_last else b""
             parent = self._put(store, slot, parent, start, tokens[:size], payload)
@@ -355,14 +355,14 @@ class KVCache:
         except UnsupportedError:
             pass  # a sliding window has passed over it
         except EdgeError as error:
-            if str(error) not in self._told:
-                self._told.add(str(error))
+            if str(error) not in self._warned:
+                self._warned.add(str(error))
                 _log.warning("A part of what was read or written is not kept on the disk: %s", error)
 
     def _put(
         self, store: BlockStore, slot: Slot, parent: bytes | None, start: int, tokens: list[int], payload: bytes
     ) -> bytes | None:
-        is_read = start + len(tokens) <= slot.n_read
+        is_prefill = start + len(tokens) <= slot.n_prefilled
         return store.put(
             parent,
             tokens,
@@ -371,11 +371,11 @@ class KVCache:
             namespace=NAMESPACE,
             start=start,
             prefill_ms=self._ms_per_token * len(tokens),
-            origin="prefill" if is_read else "decode",
+            origin="prefill" if is_prefill else "decode",
             owner=slot.owner or None,
         )
 
-    def _cuts(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
+    def _block_sizes(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
         """Sizes of the blocks for a range of positions: full ones, and shorter ones before a boundary and the end."""
         sizes = []
         for stop in [*(boundary for boundary in boundaries if start < boundary < end), end]:
@@ -387,7 +387,7 @@ class KVCache:
 
 def _read_in_turn(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:
     """Blocks and their verified bytes. The disk fetches the next ones while the engine takes one in."""
-    store.expect(refs[:_AHEAD])
+    store.prefetch(refs[:_AHEAD])
     for number, ref in enumerate(refs, _AHEAD):
-        store.expect(refs[number : number + 1])
+        store.prefetch(refs[number : number + 1])
         yield ref, store.read(ref)

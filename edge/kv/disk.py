@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
-from edge.kv.files import Secret, StoreFiles, is_passing
+from edge.kv.files import Secret, StoreFiles, is_transient
 from edge.kv.index import Index
 from edge.kv.keys import entry_bytes
 from edge.kv.lookup import longest_prefix
@@ -242,10 +242,10 @@ class Disk:
             except BlockDamaged as damage:
                 reason = str(damage)
             except OSError as error:
-                if is_passing(error):
+                if is_transient(error):
                     raise
                 reason = f"its file cannot be read ({error.strerror or error})"
-            self.remove_below(change, ref.key)
+            self.remove_subtree(change, ref.key)
             return reason
 
     def remove(self, change: Change, key: bytes) -> None:
@@ -258,7 +258,7 @@ class Disk:
         change.remove(key)
         self.files.remove(key)
 
-    def remove_below(self, change: Change, key: bytes) -> int:
+    def remove_subtree(self, change: Change, key: bytes) -> int:
         """Remove a block and all that hangs below it. Only inside `Index.write`.
 
         Returns:
@@ -267,7 +267,7 @@ class Disk:
         Raises:
             OSError, sqlite3.Error: one of them cannot be removed.
         """
-        found = change.below(key)
+        found = change.descendants(key)
         for each in reversed(found):
             self.remove(change, each)
         return len(found)

@@ -30,7 +30,7 @@ from edge.errors import StorageError
 from edge.kv.blocks import HEADER_READ_BYTES
 from edge.kv.keys import KEY_BYTES, Keys, secret_of_keyring
 
-__all__ = ["KEYRING", "Secret", "StoreBusyError", "StoreFiles", "is_passing"]
+__all__ = ["KEYRING", "Secret", "StoreBusyError", "StoreFiles", "is_transient"]
 
 KEYRING: Literal["keyring"] = "keyring"
 Secret = bytes | Literal["keyring"] | None
@@ -43,7 +43,7 @@ _WRITE_BYTES = 1 << 20
 _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 
 
-def is_passing(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Whether a file that could not be read is not to blame: this process has no more room for open files or memory."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
@@ -167,7 +167,7 @@ class StoreFiles:
                 raise
             path.rmdir()
 
-    def expect(self, key: bytes) -> None:
+    def prefetch(self, key: bytes) -> None:
         """Have a block file fetched into the page cache, without waiting for it. Does nothing on systems that cannot."""
         if not hasattr(os, "posix_fadvise"):
             return
@@ -266,7 +266,7 @@ class StoreFiles:
         """Whether a process that had the store open died without closing it, and nobody has put the store in order since."""
         return bool(self._dead)
 
-    def bury(self) -> None:
+    def remove_dead(self) -> None:
         """Forget the dead that were found: the store is in order again."""
         for name in self._dead:
             (self._live / name).unlink(missing_ok=True)

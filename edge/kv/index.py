@@ -124,7 +124,7 @@ class Index:
             yield view
 
     @contextmanager
-    def look_through(self) -> Iterator[View]:
+    def long_read(self) -> Iterator[View]:
         """The same on a connection of its own, for what takes long.
 
         Raises:
@@ -175,7 +175,7 @@ class Index:
         Raises:
             sqlite3.Error: it is damaged, or contradicts itself.
         """
-        with self.look_through() as view:
+        with self.long_read() as view:
             found = [row[0] for row in view.sql.execute("PRAGMA integrity_check(1)")]
             if found != ["ok"] or any(view.sql.execute(sql).fetchone() is not None for sql in CONTRADICTIONS):
                 raise sqlite3.DatabaseError(f"malformed: {found[0]}")
@@ -193,7 +193,7 @@ class Index:
         with self._write_lock:
             self._usable(self._writer).execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})")
 
-    def begin_log(self) -> None:
+    def start_log(self) -> None:
         """Write to the log, changing nothing. SQLite waits for the disk when an empty log gets its first lines, and a turn that
         notes its lease should not be the one that meets this. For the background thread, like `checkpoint`.
 

@@ -126,7 +126,7 @@ class View:
         low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * (KEY_BYTES + 1)
         return {key for (key,) in self.sql.execute("SELECT key FROM block WHERE key >= ? AND key < ?", (low, high))}
 
-    def below(self, key: bytes) -> list[bytes]:
+    def descendants(self, key: bytes) -> list[bytes]:
         """The block and everything that hangs below it, parents before children."""
         # UNION, not UNION ALL: parents that a damaged file turned into a ring would go round for ever.
         sql = """WITH RECURSIVE below(key) AS (VALUES(?)

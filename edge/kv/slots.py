@@ -30,7 +30,7 @@ class Slot:
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
         owner: the conversation whose turn uses it, "" for none.
-        n_read: up to where it was read as a prompt; what follows was decoded.
+        n_prefilled: up to where it was read as a prompt; what follows was decoded.
         boundaries: positions that later prompts are likely to share, in order.
     """
 
@@ -39,7 +39,7 @@ class Slot:
     is_busy: bool = False
     last_used: int = 0
     owner: str = ""
-    n_read: int = 0
+    n_prefilled: int = 0
     boundaries: tuple[int, ...] = ()
 
 
@@ -79,9 +79,9 @@ class Slots:
         source, n_shared = self._longest(prompt[: self.reusable(len(prompt) - 1)])
         target = self._choose_target(idle, source, n_shared)
         if target is source:
-            self.cut(target, n_shared)
+            self.truncate(target, n_shared)
         else:
-            self.cut(target, 0)
+            self.truncate(target, 0)
             if source is not None:
                 self._share(source, target, n_shared)
         target.is_busy = True
@@ -93,26 +93,26 @@ class Slots:
         """How many of so many tokens may be reused: all, or those on the grid."""
         return n_tokens // self._grid * self._grid
 
-    def append(self, slot: Slot, tokens: Sequence[int], *, is_read: bool) -> None:
+    def append(self, slot: Slot, tokens: Sequence[int], *, is_prefill: bool) -> None:
         """Note that the backend has computed or taken in more tokens.
 
         Args:
             slot: a busy one.
             tokens: what follows what it holds.
-            is_read: they were read as a prompt and not decoded one by one. Only what was read counts on a grid.
+            is_prefill: they were read as a prompt and not decoded one by one. Only what was read counts on a grid.
         """
         start = self.tree.length(slot.seq_id)
         slot.n_tokens += len(tokens)
         if self._grid == 1:
             self.tree.extend(slot.seq_id, tokens)
-        elif is_read and start == slot.n_tokens - len(tokens):
+        elif is_prefill and start == slot.n_tokens - len(tokens):
             self.tree.extend(slot.seq_id, tokens[: self.reusable(slot.n_tokens) - start])
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; what it holds stays, for the next prompt that begins the same."""
         slot.is_busy = False
         if slot.n_tokens > self.tree.length(slot.seq_id):
-            self.cut(slot, self.tree.length(slot.seq_id))
+            self.truncate(slot, self.tree.length(slot.seq_id))
 
     @property
     def n_idle(self) -> int:
@@ -128,10 +128,10 @@ class Slots:
         candidates = [slot for slot in self._slots if not slot.is_busy and slot.n_tokens]
         if not candidates:
             return False
-        self.cut(min(candidates, key=lambda slot: slot.last_used), 0)
+        self.truncate(min(candidates, key=lambda slot: slot.last_used), 0)
         return True
 
-    def cut(self, slot: Slot, n_keep: int) -> None:
+    def truncate(self, slot: Slot, n_keep: int) -> None:
         """Shorten a slot; to nothing where the engine cannot cut there."""
         if n_keep != slot.n_tokens:
             try:
@@ -149,7 +149,7 @@ class Slots:
     def _note_length(self, slot: Slot, n_tokens: int) -> None:
         slot.n_tokens = n_tokens
         if self.tree.length(slot.seq_id) > n_tokens:
-            self.tree.cut(slot.seq_id, n_tokens)
+            self.tree.truncate(slot.seq_id, n_tokens)
 
     def _longest(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
         """The slot that holds the longest usable beginning of a prompt, an idle one if possible."""

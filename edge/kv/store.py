@@ -21,8 +21,9 @@ from edge.errors import EdgeError, StorageError
 from edge.kv.background import Background
 from edge.kv.blocks import BlockDamaged, check_block, pack_tokens
 from edge.kv.disk import Disk
-from edge.kv.files import Secret, StoreBusyError, is_passing
+from edge.kv.files import Secret, StoreBusyError, is_transient
 from edge.kv.index import BUSY_TIMEOUT_S, FAILURES, explain, is_busy
+from edge.kv.maintenance import clear, forget, list_blocks, scan, verify
 from edge.kv.records import (
     BlockInfo,
     BlockRef,
@@ -35,7 +36,6 @@ from edge.kv.records import (
     StoreStats,
     VerifyReport,
 )
-from edge.kv.upkeep import clear, forget, list_blocks, scan, verify
 
 __all__ = ["BlockRef", "BlockStore", "GcReport", "Match"]
 
@@ -122,16 +122,16 @@ class BlockStore:
             self._background.fail(error, disk)
             return Match()
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Say that turns will come: the background thread does beforehand what the first one would wait for."""
-        self._background.prepare()
+        self._background.warm_up()
 
-    def expect(self, refs: Iterable[BlockRef]) -> None:
+    def prefetch(self, refs: Iterable[BlockRef]) -> None:
         """Say which blocks will be read soon: where the system can, it fetches them from the disk on the side."""
         disk = self._background.disk
         if disk is not None:
             for ref in refs:
-                disk.files.expect(ref.key)
+                disk.files.prefetch(ref.key)
 
     def read(self, ref: BlockRef) -> memoryview | None:
         """The payload of a block, every byte of its file verified.
@@ -151,7 +151,7 @@ class BlockStore:
         except BlockDamaged as damage:
             self._lose(disk, ref, str(damage))
         except OSError as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 self._lose(disk, ref, explain(error))
         except FAILURES as error:
             self._background.fail(error, disk)
@@ -238,7 +238,7 @@ class BlockStore:
             yield
             return
         key = match.blocks[-1].key  # Those before it have one that follows, and stay for that.
-        self._background.hold(key)
+        self._background.lease(key)
         is_noted = False
         try:
             try:
@@ -289,7 +289,7 @@ class BlockStore:
             StorageError: the store is off.
         """
         background = self._background
-        with self._maintained() as disk, disk.index.look_through() as view:
+        with self._maintained() as disk, disk.index.long_read() as view:
             n_blocks, n_tokens, size, prefill_ms = view.totals()
             return StoreStats(
                 n_blocks, n_tokens, size, self.budget_bytes, disk.index.file_bytes(), disk.files.free_bytes(), prefill_ms,

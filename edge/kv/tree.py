@@ -126,7 +126,7 @@ class PrefixTree:
                 end, rest = node, []
         self._ends[seq_id] = end
 
-    def cut(self, seq_id: int, n_keep: int) -> None:
+    def truncate(self, seq_id: int, n_keep: int) -> None:
         """Shorten a sequence to its first `n_keep` tokens; what no sequence holds any more is dropped, marks too."""
         node = self._ends[seq_id]
         while node.parent is not None and node.start >= n_keep:
@@ -141,7 +141,7 @@ class PrefixTree:
 
     def share(self, source: int, target: int, n_tokens: int) -> None:
         """Make the first `n_tokens` of `source` the whole of `target`."""
-        self.cut(target, 0)
+        self.truncate(target, 0)
         self.extend(target, self.tokens(source)[:n_tokens])
 
     def set_mark(self, seq_id: int, mark: Mark) -> None:

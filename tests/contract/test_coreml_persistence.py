@@ -17,7 +17,7 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.assistant import Assistant, DiskCache
 from edge.conversation import ConversationStore
-from edge.kv.opening import model_fingerprint
+from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.contract.test_persistence import World, compare

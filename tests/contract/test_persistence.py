@@ -18,7 +18,7 @@ import pytest
 from edge.assistant import Assistant, Conversation, DiskCache
 from edge.backends.base import open_backend
 from edge.conversation import ConversationStore
-from edge.kv.opening import model_fingerprint
+from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore
 from edge.types import Sampling
 

@@ -13,7 +13,7 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.kv.blocks import fingerprint
-from edge.kv.opening import open_block_store
+from edge.kv.open import open_block_store
 from edge.kv.store import BlockStore
 from edge.types import Message
 from edge_cli.app import App

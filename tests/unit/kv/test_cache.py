@@ -86,8 +86,8 @@ class Device:
             size = self.cache.chunk_size
             end = min([(slot.n_tokens // size + 1) * size, *(at for at in kept if at > slot.n_tokens)])
             chunk = prompt[slot.n_tokens : end]
-            self.cache.with_room(lambda chunk=chunk: self.backend.prefill(slot.seq_id, chunk))  # type: ignore[misc]
-            self.cache.read(slot, chunk, 10.0 * len(chunk))
+            self.cache.evict_and_retry(lambda chunk=chunk: self.backend.prefill(slot.seq_id, chunk))  # type: ignore[misc]
+            self.cache.note_prefill(slot, chunk, 10.0 * len(chunk))
             if slot.n_tokens in kept:
                 self.cache.checkpoint(slot)
         return slot, reuse
@@ -101,8 +101,8 @@ class Device:
         fresh.prefill(0, prompt)
         assert (self.backend.logits(slot.seq_id) == fresh.logits(0)).all()
         for token in reply:
-            self.cache.with_room(lambda token=token: self.backend.decode([(slot.seq_id, token)]))  # type: ignore[misc]
-            self.cache.wrote(slot, token)
+            self.cache.evict_and_retry(lambda token=token: self.backend.decode([(slot.seq_id, token)]))  # type: ignore[misc]
+            self.cache.note_decode(slot, token)
         self.cache.release(slot)
         return [*prompt, *reply], reuse
 
@@ -293,12 +293,12 @@ def test_the_disk_hears_early_what_will_be_read(device: Device, monkeypatch: pyt
 
     said, _ = device.turn(tokens(3000), [])
     device.restart()
-    listen("expect")
+    listen("prefetch")
     listen("load")
     device.turn([*said, 1], [])
     read = [key for name, key in heard if name == "load"]
-    assert [key for name, key in heard if name == "expect"] == read
-    ahead = [heard.index(("load", key)) - heard.index(("expect", key)) for key in read]
+    assert [key for name, key in heard if name == "prefetch"] == read
+    ahead = [heard.index(("load", key)) - heard.index(("prefetch", key)) for key in read]
     assert min(ahead[1:]) >= 15 and max(ahead) < 35, "early, and not the whole of a long history at once"
 
 

@@ -18,7 +18,7 @@ def read(backend: FakeBackend, slots: Slots, slot: Slot, prompt: list[int]) -> N
     """Do what a turn does with a slot."""
     rest = prompt[slot.n_tokens :]
     backend.prefill(slot.seq_id, rest)
-    slots.append(slot, rest, is_read=True)
+    slots.append(slot, rest, is_prefill=True)
 
 
 @settings(max_examples=60, deadline=None)

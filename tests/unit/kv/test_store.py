@@ -20,8 +20,8 @@ from edge.errors import StorageError, UsageError
 from edge.kv.blocks import fingerprint, pack_tokens
 from edge.kv.disk import Disk
 from edge.kv.files import StoreFiles
+from edge.kv.maintenance import scan
 from edge.kv.store import BlockStore, Match
-from edge.kv.upkeep import scan
 
 MODEL = fingerprint({"weights": "a"})
 OTHER = fingerprint({"weights": "b"})
@@ -302,7 +302,7 @@ def test_a_turn_does_not_begin_the_log_of_the_index(make_store: MakeStore, monke
     store = make_store()
     (index,) = store.directory.glob("index-*.sqlite")
     assert header_of_log() == b""
-    store.prepare()
+    store.warm_up()
     assert store.flush()
     headers = [header_of_log()]
     monkeypatch.setattr("edge.kv.background._LOG_BYTES", 0)  # the log is moved into the file, and begins anew
@@ -328,7 +328,7 @@ def test_what_cannot_be_fetched_early_is_found_out_when_it_is_read(make_store: M
         os.mkfifo(path)  # opening one waits for a writer, if it is let
     elif what == "link":
         path.symlink_to(store.directory / "nowhere")
-    store.expect(match.blocks)
+    store.prefetch(match.blocks)
     assert store.read(match.blocks[0]) is None
 
 

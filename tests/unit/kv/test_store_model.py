@@ -91,9 +91,9 @@ class StoreMachine(RuleBasedStateMachine):
     def children(self, key: bytes) -> list[bytes]:
         return [other for other, known in self.model.items() if known.parent == key]
 
-    def remove_below(self, key: bytes) -> None:
+    def remove_subtree(self, key: bytes) -> None:
         for child in self.children(key):
-            self.remove_below(child)
+            self.remove_subtree(child)
         del self.model[key]
 
     def put_block(self, space: tuple[bytes, str], parent: bytes | None, run: list[int], owner: str | None) -> None:
@@ -235,7 +235,7 @@ class StoreMachine(RuleBasedStateMachine):
         ref = next(ref for ref in self.store.match(*known.space, list(known.tokens), partial=False).blocks if ref.key == key)
         assert self.store.read(ref) is None
         assert not path.exists()
-        self.remove_below(key)
+        self.remove_subtree(key)
 
     @rule()
     def reopen(self) -> None:

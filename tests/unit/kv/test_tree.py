@@ -37,7 +37,7 @@ class TreeAgainstLists(RuleBasedStateMachine):
     def repeat_another(self, seq: int, source: int, share: float, tokens: list[int]) -> None:
         n_tokens = int(len(self.lists[source]) * share)
         repeated = [*self.lists[source][:n_tokens], *tokens]
-        self.tree.cut(seq, 0)
+        self.tree.truncate(seq, 0)
         self.tree.extend(seq, repeated)
         self.lists[seq] = repeated
         self.drop_unheld_while_cut(seq, repeated)
@@ -48,9 +48,9 @@ class TreeAgainstLists(RuleBasedStateMachine):
         self.lists[seq] = now
 
     @rule(seq=SEQUENCES, share=SHARES)
-    def cut(self, seq: int, share: float) -> None:
+    def truncate(self, seq: int, share: float) -> None:
         n_keep = round(len(self.lists[seq]) * share)
-        self.tree.cut(seq, n_keep)
+        self.tree.truncate(seq, n_keep)
         del self.lists[seq][n_keep:]
         self.drop_unheld()
 

@@ -13,7 +13,7 @@ from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import ModelFileError
 from edge.formats.artifact import Artifact
-from edge.kv.opening import forget_conversations, model_fingerprint, open_block_store
+from edge.kv.open import forget_conversations, model_fingerprint, open_block_store
 from edge.types import Sampling
 
 GREEDY = Sampling(temperature=0)

@@ -11,8 +11,8 @@ import pytest
 from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.errors import UsageError
-from edge.kv.proof import compare, longest_path
 from edge.kv.store import BlockStore
+from edge.kv.verify import compare, longest_path
 from edge.types import Sampling
 
 MODEL = b"m" * 32

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
-from edge.kv.files import is_passing
+from edge.kv.files import is_transient
 from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
 
 __all__ = ["clear", "forget", "list_blocks", "scan", "verify"]
@@ -74,7 +74,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     disk.make_room(0)
     with disk.index.write() as change:
         change.sql.execute("UPDATE state SET scanned = ?", (disk.clock(),))
-    disk.files.bury()
+    disk.files.remove_dead()
     disk.needs_scan = False
     return GcReport(n_indexed, n_removed, n_missing, disk.n_evicted - before, n_foreign)
 
@@ -94,7 +94,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
     last_id = n_checked = size = 0
     damaged: list[tuple[str, str]] = []
     while True:
-        with disk.index.look_through() as view:
+        with disk.index.long_read() as view:
             sql = "SELECT id, key FROM block WHERE id > ? ORDER BY id LIMIT ?"
             found = view.sql.execute(sql, (last_id, _AT_A_TIME)).fetchall()
         if not found:
@@ -109,7 +109,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
             with disk.index.write() as change:
                 # Again, under the lock: it may have been evicted meanwhile.
                 if change.get(key) is not None and _examine(disk, key)[1] is not None:
-                    disk.remove_below(change, key)
+                    disk.remove_subtree(change, key)
                     damaged.append((key.hex(), reason))
                     _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
         if on_progress is not None:
@@ -123,7 +123,7 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
         OSError, sqlite3.Error: some are left.
     """
     n_blocks = n_bytes = 0
-    with disk.index.look_through() as view:
+    with disk.index.long_read() as view:
         # Children stand behind their parents, so they go first.
         sql = """SELECT block.key, block.disk FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
             ORDER BY block.start DESC"""
@@ -181,7 +181,7 @@ def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
         space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
         WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
         ORDER BY block.space, start, block.key"""
-    with disk.index.look_through() as view:
+    with disk.index.long_read() as view:
         owners: dict[int, list[str]] = {}
         for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
             owners.setdefault(block, []).append(name)
@@ -209,7 +209,7 @@ def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:
     except BlockDamaged as damage:
         return 0, str(damage)
     except OSError as error:
-        if is_passing(error):
+        if is_transient(error):
             raise
         return 0, f"its file cannot be read ({error.strerror or error})"
     with disk.index.read() as view:
@@ -226,7 +226,7 @@ def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
     except BlockDamaged:
         return None, 0.0
     except OSError as error:
-        if is_passing(error):
+        if is_transient(error):
             raise
         return None, 0.0
     root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
@@ -262,7 +262,9 @@ def _remove_unknown(disk: Disk, key: bytes) -> int:
 def _drop_missing(disk: Disk, keys: Sequence[bytes]) -> int:
     with disk.index.write() as change:
         return sum(
-            disk.remove_below(change, key) for key in keys if change.get(key) is not None and not disk.files.path(key).exists()
+            disk.remove_subtree(change, key)
+            for key in keys
+            if change.get(key) is not None and not disk.files.path(key).exists()
         )
 
 
@@ -270,7 +272,7 @@ def _drop_unreachable(disk: Disk) -> int:
     """Blocks whose parent is not there, or does not end where they start."""
     sql = """SELECT block.key FROM block LEFT JOIN block AS parent ON parent.key = block.parent
         WHERE block.start > 0 AND parent.start + parent.n_tokens IS NOT block.start"""
-    with disk.index.look_through() as view:
+    with disk.index.long_read() as view:
         found = [key for (key,) in view.sql.execute(sql)]
     n_missing = 0
     for portion in _portions(found):
@@ -279,13 +281,13 @@ def _drop_unreachable(disk: Disk) -> int:
                 row = change.get(key)
                 parent = None if row is None else change.get(row.parent)
                 if row is not None and (parent is None or parent.start + parent.n_tokens != row.start):
-                    n_missing += disk.remove_below(change, key)
+                    n_missing += disk.remove_subtree(change, key)
     return n_missing
 
 
 def _drop_plain(disk: Disk) -> int:
     """Whoever turns encryption on does not want yesterday's chats to stay readable."""
-    with disk.index.look_through() as view:
+    with disk.index.long_read() as view:
         sql = "SELECT key FROM block JOIN space ON space.id = block.space WHERE NOT space.encrypted"
         found = [key for (key,) in view.sql.execute(sql)]
     for portion in _portions(found):
