@@ -28,7 +28,8 @@ from typing import Any
 from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.backends.llamacpp.library import load_library
 from edge.device import probe
-from edge.engine.scheduler import Failed, Finished, Generation, Scheduler, Wrote
+from edge.engine.generation import Decoded, Failed, Finished, Generation
+from edge.engine.scheduler import Scheduler
 from edge.formats.artifact import open_artifact
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.types import Sampling
@@ -131,7 +132,7 @@ class SchedulerLoop:
         events: list[Any] = []
 
         def listen(event: Any) -> None:
-            if isinstance(event, Wrote):
+            if isinstance(event, Decoded):
                 times.append(now())
             elif isinstance(event, Finished | Failed):
                 events.append(event)

@@ -36,7 +36,8 @@ from typing import Any
 
 from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.device import probe
-from edge.engine.scheduler import Event, Failed, Finished, Generation, Scheduler
+from edge.engine.generation import Event, Failed, Finished, Generation
+from edge.engine.scheduler import Scheduler
 from edge.formats.artifact import open_artifact
 from edge.kv.cache import KVCache
 from edge.kv.open import model_fingerprint

@@ -111,7 +111,7 @@ class Assistant:
             cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
             self._answers = AnswerCache(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
         self._scheduler = Scheduler(backend, cache)
-        watch = Watch(governor, sensors or Sensors(), self._scheduler.hold_back) if governor is not None else None
+        watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         self._finalizer = weakref.finalize(self, _close, self._scheduler, watch, disk, self._own_store)
         self._prompting = Prompting(backend.info, self._scheduler, system)
@@ -262,7 +262,7 @@ class Assistant:
     def __repr__(self) -> str:
         return f"<Assistant {self.model_name} on {self.backend_name}, {self.n_ctx:,} tokens>"
 
-    def _turn(self, prompt: str | Sequence[Message], sampling: Sampling, keeper: turn.Keeper | None = None) -> turn.Turn:
+    def _turn(self, prompt: str | Sequence[Message], sampling: Sampling, keeper: turn.ReplySaver | None = None) -> turn.Turn:
         chosen = sampling
         stops = self._prompting.template.stops
         if stops and not isinstance(prompt, str):
@@ -465,7 +465,7 @@ class Conversation:
             nodes = self._store.path(self.id, question.id)
             assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
             system = assistant._prompting.system_message(self.info.system)
-            keeper = turn.Keeper(
+            keeper = turn.ReplySaver(
                 self._store,
                 self.id,
                 question.id,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.device.cost import TurnMeter
-from edge.engine.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
+from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
 from edge.kv.answers import Answer, AnswerCache
 from edge.prompt.window import Summary, Window, fit
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Node, Status
     from edge.prompt.prompting import Prompting
 
-__all__ = ["Keeper", "Turn", "newest_summary", "start"]
+__all__ = ["ReplySaver", "Turn", "newest_summary", "start"]
 
 _SAVE_EVERY_S = 1.0
 _USUAL_TOKEN_BYTES = 4
@@ -34,7 +35,7 @@ _SUMMARY_SO_FAR = "Summary of what was said before:"
 _SUMMARY_TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
 
 
-class Keeper:
+class ReplySaver:
     """Saves a reply while it is written, and its end.
 
     Args:
@@ -146,7 +147,7 @@ class Turn:
         n_ctx: int,
         full_n_ctx: int,
         window: str,
-        keeper: Keeper | None = None,
+        keeper: ReplySaver | None = None,
         answers: AnswerCache | None = None,
     ) -> None:
         self.reply = Reply()
@@ -221,12 +222,12 @@ class Turn:
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an answer that was given before."""
         if known.text:
-            self._show(Wrote(known.text))
+            self._show(Decoded(known.text))
         ms = (time.perf_counter() - self._asked_at) * 1000
         usage = Usage(n_prompt, n_prompt, len(known.tokens), saved_ms=known.total_ms, is_answer_cached=True)
         return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens)
 
-    def _show(self, event: Prefilled | Wrote) -> None:
+    def _show(self, event: Prefilled | Decoded) -> None:
         if isinstance(event, Prefilled):
             self.reply.progress = (event.done, event.total)
             return
@@ -238,7 +239,7 @@ class Turn:
         self,
         tokens: list[int],
         sampling: Sampling,
-        show: Callable[[Prefilled | Wrote], None],
+        show: Callable[[Prefilled | Decoded], None],
         boundaries: Sequence[int] = (),
     ) -> Finished:
         """Have the engine write, until it has finished; cancelling the reply cancels it."""
@@ -352,7 +353,7 @@ class Turn:
         tokens = self._prompting.encode([*self._prompting.system_message(""), question])
         sampling = Sampling(temperature=0, max_tokens=_SUMMARY_TOKENS, repeat_penalty=1.1)
         text: list[str] = []
-        self._run(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Wrote) else None)
+        self._run(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
         if self.reply.is_cancelled:
             raise CancelledError("The reply was stopped while older messages were being summarised.")
         return "".join(text)

@@ -1,6 +1,6 @@
 """The contract that every engine keeps. tests/contract/ holds all of them to it.
 
-A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (decode/scheduler.py) owns it,
+A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (engine/scheduler.py) owns it,
 everything else talks to that thread through a queue. Only `close` and the read-only attributes may be used elsewhere.
 
 A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`; position i of it holds the key and value of

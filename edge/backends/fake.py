@@ -218,7 +218,7 @@ class FakeBackend(CellsBackend):
         return values
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        from edge.engine.sampling import NumpySampler, find_breakers
+        from edge.backends.sampling import NumpySampler, find_breakers
 
         self._check_tokens(history)
         breakers = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.backends.hf_tokenizer import HFTokenizer
-    from edge.engine.sampling import Breakers
+    from edge.backends.sampling import Breakers
     from edge.types import Sampling
 
 __all__ = ["LogitsBackend"]
@@ -126,7 +126,7 @@ class LogitsBackend(CellsBackend):
             return copied
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        from edge.engine.sampling import NumpySampler, find_breakers
+        from edge.backends.sampling import NumpySampler, find_breakers
 
         self._check_tokens(history)
         breakers = None

@@ -1,6 +1,6 @@
-"""The thread that owns the backend, and what chooses tokens and throttles it.
+"""The thread that owns the backend, and its throttle.
 
-scheduler.py  prefill in chunks, decode in one pass; admission and preemption
-sampling.py   llama.cpp's sampler chain in numpy
-governor.py   throttles the engine while the device is hot, low on battery or short of memory
+scheduler.py   prefill in chunks, decode in one pass; admission and preemption
+generation.py  one reply that is asked of the engine, and its events
+governor.py    throttles the engine while the device is hot, low on battery or short of memory
 """

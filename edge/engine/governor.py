@@ -78,7 +78,7 @@ class Limits:
         n_threads, n_threads_batch: for decode and for prefill, at least 1.
         rest: share of the time in which the engine does nothing, from 0 to below 1.
         n_ctx: context window of turns that begin now, in tokens.
-        is_alone: one reply at a time, and at most one idle conversation in the KV cache.
+        single_reply: one reply at a time, and at most one idle conversation in the KV cache.
         note: in a few words, for a status line: "hot: 2 of 4 threads"; "" when nothing is held back.
         why: the readings that led to it, in words; "" when nothing is held back.
     """
@@ -87,7 +87,7 @@ class Limits:
     n_threads_batch: int
     rest: float
     n_ctx: int
-    is_alone: bool
+    single_reply: bool
     note: str = ""
     why: str = ""
 

@@ -12,132 +12,25 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge.engine.generation import Failed, Finished, Generation, Prefilled
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
-from edge.kv.cache import KVCache, Reuse
-from edge.kv.slots import Slot
-from edge.prompt.stream import StopMatcher, TextStream
-from edge.types import FinishReason, Sampling, Timing, Usage
+from edge.kv.cache import KVCache
+from edge.types import FinishReason, Timing, Usage
 
 if TYPE_CHECKING:
-    from edge.backends.base import Backend, Sampler
+    from edge.backends.base import Backend
     from edge.engine.governor import Limits
 
-__all__ = ["Failed", "Finished", "Generation", "Prefilled", "Scheduler", "Wrote"]
+__all__ = ["Scheduler"]
 
 T = TypeVar("T")
 _log = logging.getLogger("edge.scheduler")
 _LONGEST_REST_S, _REST_SLICE_S = 2.0, 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """Part of the prompt is read: `done` of `total` tokens, reused ones included."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wrote:
-    """Text that can be shown: whole characters, and no part of a stop text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The reply is over.
-
-    Attributes:
-        reason: why.
-        usage, timing: what it took.
-        tokens: the token ids of the reply, without the one that ended it; empty when a stop text cut through them.
-        held_back: what the governor held back meanwhile, in a few words; "" when nothing.
-    """
-
-    reason: FinishReason
-    usage: Usage
-    timing: Timing
-    tokens: tuple[int, ...]
-    held_back: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The reply broke off with an error; text that was written before it stands."""
-
-    error: EdgeError
-
-
-Event = Prefilled | Wrote | Finished | Failed
-
-
-@dataclass(slots=True, eq=False)
-class Generation:
-    """One reply that was asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
-
-    Attributes:
-        tokens: the prompt.
-        sampling: how to choose tokens.
-        listener: called with each event, in order; the last one is Finished or Failed.
-        owner: the conversation that this is a turn of, "" for none: whose blocks on the disk its tokens become.
-        boundaries: positions inside the prompt that later prompts are likely to share. Blocks on the disk end there, and models
-            whose state can only be kept as a whole are kept there.
-    """
-
-    tokens: list[int]
-    sampling: Sampling
-    listener: Callable[[Event], None]
-    owner: str = ""
-    boundaries: Sequence[int] = ()
-    asked_at: float = field(default_factory=time.perf_counter)
-    slot: Slot | None = None
-    sampler: Sampler | None = None
-    reuse: Reuse = field(default_factory=Reuse)
-    written: list[int] = field(default_factory=list)
-    held_back: str = ""
-    started_at: float = 0.0
-    prefilled_at: float = 0.0
-    first_token_at: float = 0.0
-    first_text_at: float = 0.0
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-    _stream: TextStream = field(default_factory=TextStream)
-    _matcher: StopMatcher | None = None
-
-    def cancel(self) -> None:
-        """Stop at the next chance: after the current chunk or token. Asking twice does nothing more."""
-        self._cancelled.set()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether cancel() was called."""
-        return self._cancelled.is_set()
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether part of the prompt is still to be computed."""
-        return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.written)
-
-    def show(self, data: bytes, *, is_last: bool = False) -> bool:
-        """Turn bytes of tokens into text for the listener; True when a stop text came up."""
-        if self._matcher is None:
-            self._matcher = StopMatcher(self.sampling.stop)
-        text = self._stream.feed(data)
-        if is_last:
-            text += self._stream.final()
-        shown, is_stopped = self._matcher.feed(text)
-        if is_last and not is_stopped:
-            shown += self._matcher.flush()
-        if shown:
-            if not self.first_text_at:
-                self.first_text_at = time.perf_counter()
-            self.listener(Wrote(shown))
-        return is_stopped
 
 
 @dataclass(slots=True, eq=False)
@@ -219,7 +112,7 @@ class Scheduler:
 
         return self.call(run)
 
-    def hold_back(self, limits: Limits) -> None:
+    def throttle(self, limits: Limits) -> None:
         """Go on within these limits, after the current round. Returns at once.
 
         Raises:
@@ -337,7 +230,7 @@ class Scheduler:
 
     def _tidy(self) -> None:
         """While memory is short, let go of what idle sequences hold, but for the newest."""
-        if self._limits is not None and self._limits.is_alone:
+        if self._limits is not None and self._limits.single_reply:
             self._cache.evict_idle(1)
 
     def _rest(self, worked_s: float, share: float) -> None:
@@ -355,7 +248,7 @@ class Scheduler:
             self._waiting.remove(generation)
             self._finish(generation, "cancelled")
         while self._waiting and not self._is_full:
-            if self._running and self._limits is not None and self._limits.is_alone:
+            if self._running and self._limits is not None and self._limits.single_reply:
                 return  # one at a time
             generation = self._waiting[0]
             to_read = [*generation.tokens, *generation.written]  # written before only when it gave way to another

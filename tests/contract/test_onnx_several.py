@@ -20,8 +20,9 @@ import pytest
 
 import edge.backends.onnx.backend
 from edge.backends.onnx.backend import OnnxBackend
+from edge.engine.generation import Failed, Finished, Generation
 from edge.engine.governor import Limits
-from edge.engine.scheduler import Failed, Finished, Generation, Scheduler
+from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError
 from edge.types import Sampling
 from tests.tiny_onnx import write_onnx
@@ -297,7 +298,7 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
             nonlocal n_together
             n_together += len(tokens) == 2
             if limits is not None and n_together == 3:
-                scheduler.hold_back(limits)
+                scheduler.throttle(limits)
             logits = real(first, lengths, tokens)
             n_threads.add(backend._session.n_threads)
             return logits
@@ -323,7 +324,7 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
 
     expected, none = write(1, None)
     assert none == 0 and all(len(reply) > 5 for reply in expected)
-    together, n_together = write(2, Limits(2, 2, 0.0, N_CTX, is_alone=False))
+    together, n_together = write(2, Limits(2, 2, 0.0, N_CTX, single_reply=False))
     assert together == expected
     assert n_together >= 5
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Sampler
-from edge.engine.sampling import seed_of
+from edge.backends.sampling import seed_of
 from edge.errors import BackendError, UsageError
 
 if TYPE_CHECKING:

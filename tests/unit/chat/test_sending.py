@@ -10,8 +10,8 @@ import pytest
 from edge.assistant import Assistant
 from edge.backends.base import Sampler
 from edge.backends.fake import FakeBackend
+from edge.backends.sampling import seed_of
 from edge.conversation import ConversationStore
-from edge.engine.sampling import seed_of
 from edge.errors import BackendError, StorageError
 from edge.types import Message, Sampling
 from edge_chat.testing import enter, eventually, fake_app, say, settle, texts

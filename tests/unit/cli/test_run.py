@@ -162,7 +162,7 @@ def test_what_was_held_back_is_in_the_result_and_in_the_stats(call: Any) -> None
     def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
         assistant = Assistant(FakeBackend(script=lambda _: "yes"), store=store)
         limits = Limits(2, 2, 0.0, 4096, False, "hot: 2 of 4 threads", "97 °C")
-        assistant._scheduler.hold_back(limits)
+        assistant._scheduler.throttle(limits)
         return assistant
 
     app = App(load=load)

@@ -123,7 +123,7 @@ def test_what_nothing_changes_gives_the_same_object() -> None:
     governor = Governor(WORK)
     first = governor.limits
     assert governor.step(WELL, 0.0) is first
-    assert (first.n_threads, first.n_threads_batch, first.rest, first.n_ctx, first.is_alone) == (4, 6, 0.0, 8192, False)
+    assert (first.n_threads, first.n_threads_batch, first.rest, first.n_ctx, first.single_reply) == (4, 6, 0.0, 8192, False)
     assert (first.note, first.why) == ("", "")
 
 
@@ -160,7 +160,7 @@ def test_where_threads_matter_to_the_last_bit_they_stay() -> None:
 def test_without_a_cache_that_can_be_resized_one_reply_at_a_time_is_left() -> None:
     governor = Governor(dataclasses.replace(WORK, can_resize=False))
     limits = governor.step(dataclasses.replace(WELL, available_bytes=GIB // 8), 0)
-    assert (limits.n_ctx, limits.is_alone, limits.note) == (8192, True, "short of memory: one reply at a time")
+    assert (limits.n_ctx, limits.single_reply, limits.note) == (8192, True, "short of memory: one reply at a time")
 
 
 def test_a_killed_process_is_a_warning_of_the_last_kind() -> None:
@@ -232,7 +232,7 @@ def test_limits_are_always_possible(work: Workload, history: list[tuple[float, R
         assert 0 <= limits.rest <= 0.75
         assert min(512, work.n_ctx) <= limits.n_ctx <= work.n_ctx
         full = (work.n_threads, work.n_threads_batch, 0.0, work.n_ctx, False)
-        is_full = (limits.n_threads, limits.n_threads_batch, limits.rest, limits.n_ctx, limits.is_alone) == full
+        is_full = (limits.n_threads, limits.n_threads_batch, limits.rest, limits.n_ctx, limits.single_reply) == full
         assert bool(limits.note) != is_full, "what is held back is said, and nothing else is"
 
 
@@ -247,7 +247,7 @@ def test_nothing_flaps_faster_than_the_hold_time(history: list[tuple[float, Read
         if (limits.n_threads, limits.rest) != (before.n_threads, before.rest):
             assert now_s - paced_s >= HOLD_S
             paced_s = now_s
-        if (limits.n_ctx, limits.is_alone) != (before.n_ctx, before.is_alone):
+        if (limits.n_ctx, limits.single_reply) != (before.n_ctx, before.single_reply):
             assert now_s - sized_s >= HOLD_S
             sized_s = now_s
         before = limits

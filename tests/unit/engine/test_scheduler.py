@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edge.backends.fake import FakeBackend
-from edge.engine.scheduler import Event, Failed, Finished, Generation, Prefilled, Scheduler, Wrote
+from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
+from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, ContextFullError
 from edge.types import Sampling
 
@@ -38,7 +39,7 @@ class Listener:
 
     @property
     def text(self) -> str:
-        return "".join(event.text for event in self.seen if isinstance(event, Wrote))
+        return "".join(event.text for event in self.seen if isinstance(event, Decoded))
 
 
 def start(scheduler: Scheduler, tokens: list[int], sampling: Sampling = GREEDY) -> tuple[Generation, Listener]:
@@ -69,7 +70,7 @@ def test_a_reply_its_usage_and_its_timing(scheduler: Scheduler, backend: FakeBac
     assert end.tokens == tuple(listener.text.encode())
     assert (end.usage.n_prompt, end.usage.n_reused, end.usage.n_generated) == (len(prompt), 0, len(end.tokens))
     assert 0 <= end.timing.prefill_ms <= end.timing.first_token_ms <= end.timing.total_ms
-    assert all("\ufffd" not in event.text for event in listener.seen if isinstance(event, Wrote))
+    assert all("\ufffd" not in event.text for event in listener.seen if isinstance(event, Decoded))
 
 
 def test_a_follow_up_reads_only_what_is_new(scheduler: Scheduler, backend: FakeBackend) -> None:
@@ -158,7 +159,7 @@ def test_cancelling_while_writing_keeps_what_was_said() -> None:
     backend = FakeBackend(script=lambda _: "z" * 2000, delay_s=0.001)
     scheduler = Scheduler(backend)
     generation, listener = start(scheduler, ask(backend, "one"))
-    listener.until(Wrote)
+    listener.until(Decoded)
     generation.cancel()
     end = listener.until(Finished)
     scheduler.close()
@@ -257,7 +258,7 @@ def test_cancelling_a_prompt_that_waits_for_room() -> None:
     backend = FakeBackend(n_ctx=400, n_seq=2, chunk_size=32, script=lambda message: message[0] * 100, delay_s=0.005)
     scheduler = Scheduler(backend)
     _, first = start(scheduler, ask(backend, "a" * 200))
-    first.until(Wrote)
+    first.until(Decoded)
     waiting, second = start(scheduler, ask(backend, "b" * 200))
     second.until(Prefilled)
     waiting.cancel()
@@ -324,7 +325,7 @@ def test_closing_ends_what_runs_and_refuses_what_comes() -> None:
     backend = FakeBackend(script=lambda _: "t" * 3000, delay_s=0.001)
     scheduler = Scheduler(backend)
     _, listener = start(scheduler, ask(backend, "one"))
-    listener.until(Wrote)
+    listener.until(Decoded)
     scheduler.close()
     scheduler.close()
     assert "closed" in listener.until(Failed).error.message

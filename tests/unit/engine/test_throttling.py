@@ -13,8 +13,9 @@ import pytest
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge.device.sensors import Readings, Sensors
+from edge.engine.generation import Finished, Generation
 from edge.engine.governor import Governor, Limits, Workload
-from edge.engine.scheduler import Finished, Generation, Scheduler
+from edge.engine.scheduler import Scheduler
 from edge.errors import ContextFullError, ModelTooLargeError, UnsupportedError
 from edge.types import Message, Sampling
 
@@ -59,7 +60,7 @@ def make() -> Iterator[Callable[..., tuple[Assistant, Sized]]]:
 
 def hold(assistant: Assistant, limits: Limits) -> None:
     """Set limits and wait until they hold."""
-    assistant._scheduler.hold_back(limits)
+    assistant._scheduler.throttle(limits)
     assistant._scheduler.call(lambda backend: None)
 
 
@@ -297,7 +298,7 @@ def test_a_closed_scheduler_takes_no_limits() -> None:
     scheduler = Scheduler(FakeBackend())
     scheduler.close()
     with pytest.raises(BackendError, match="closed"):
-        scheduler.hold_back(FULL)
+        scheduler.throttle(FULL)
 
 
 def test_limits_do_not_disturb_generations_of_the_scheduler_itself() -> None:
@@ -315,7 +316,7 @@ def test_limits_do_not_disturb_generations_of_the_scheduler_itself() -> None:
         prompt = backend.tokenize("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
         scheduler.submit(Generation(prompt, GREEDY, listen))
         for n in range(50):
-            scheduler.hold_back(replace(FULL if n % 2 else SHORT, n_threads=1 + n % 4))
+            scheduler.throttle(replace(FULL if n % 2 else SHORT, n_threads=1 + n % 4))
         assert done.wait(60)
         assert ends[-1].tokens == tuple(b"x" * 300)
     finally:

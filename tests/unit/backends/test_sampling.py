@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.backends.llamacpp.library import load_library
-from edge.engine.sampling import NumpySampler, find_breakers, narrow, probabilities, seed_of
+from edge.backends.sampling import NumpySampler, find_breakers, narrow, probabilities, seed_of
 from edge.errors import BackendError
 from edge.types import Sampling
 
