@@ -26,7 +26,9 @@ async def take(model: str, seed: int, data_dir: Path) -> str:
     from edge.conversation import ConversationStore
     from edge.types import Message
     from edge_chat.app import ChatApp
-    from edge_chat.testing import say, settle
+
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.chat_app import say, settle
 
     flags = {"model": model, "paths.data_dir": data_dir, "sampling.seed": seed, "sampling.max_tokens": 220}
     settings = load_settings({**flags, "chat.theme": "dark"})

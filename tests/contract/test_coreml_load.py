@@ -16,8 +16,6 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
-from tests.unit.test_choosing import device
-
 import edge
 from edge.backends.coreml import backend as coreml
 from edge.backends.coreml import trial as coreml_trial
@@ -34,6 +32,7 @@ from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from tests.contract.test_persistence import NO_LETTERS
 from tests.standins.coremltools_predict import make_coremltools
+from tests.unit.plan.test_choosing import device
 
 GPU = Verdict(is_good=True, divergence=0.001, placement=(Share("GPU", 70, 0.9), Share("CPU", 10, 0.1)))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_chat.testing import closing_stores, patient_keys
+from tests.chat_app import closing_stores, patient_keys
 
 
 @pytest.fixture(autouse=True)

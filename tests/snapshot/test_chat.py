@@ -23,7 +23,7 @@ from edge.engine.governor import Governor, Workload
 from edge.errors import BackendError, DownloadError
 from edge.types import Message
 from edge_chat.app import ChatApp
-from edge_chat.testing import enter, eventually, fake_app, say, settle
+from tests.chat_app import enter, eventually, fake_app, say, settle
 
 Compare = Callable[..., bool]
 Steps = Callable[[Pilot[Any]], Awaitable[None]]

@@ -8,7 +8,7 @@ import pytest
 
 from edge.errors import EdgeError
 from edge_chat.app import ChatApp
-from edge_chat.testing import closing_stores, patient_keys
+from tests.chat_app import closing_stores, patient_keys
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge_chat.app import ChatApp
-from edge_chat.testing import eventually, fake_app, say, settle, texts
+from tests.chat_app import eventually, fake_app, say, settle, texts
 
 
 def echo() -> FakeBackend:

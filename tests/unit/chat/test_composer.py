@@ -9,7 +9,7 @@ from edge.conversation import ConversationStore
 from edge_chat.actions.writing import editor_command
 from edge_chat.app import ChatApp
 from edge_chat.history import PromptHistory
-from edge_chat.testing import eventually, fake_app, say, settle, texts
+from tests.chat_app import eventually, fake_app, say, settle, texts
 
 
 def complaint(app: ChatApp) -> str:

@@ -13,7 +13,7 @@ from edge_chat.actions import REGISTRY
 from edge_chat.app import ChatApp
 from edge_chat.screens.dialogs import Choice, Picker, ReadPage
 from edge_chat.screens.parameters import ParameterEditor, ParameterLine
-from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
+from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
 def complaint(app: ChatApp) -> str:

@@ -11,7 +11,7 @@ from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.types import Message
 from edge_chat.app import ChatApp
-from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
+from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
 def note(app: ChatApp) -> str:

@@ -12,7 +12,7 @@ from edge.conversation import ConversationStore
 from edge.errors import StorageError
 from edge_chat.app import ChatApp
 from edge_chat.history import MAX_ENTRIES, PromptHistory
-from edge_chat.testing import fake_app, say, settle
+from tests.chat_app import fake_app, say, settle
 
 
 def filled(*entries: str) -> PromptHistory:

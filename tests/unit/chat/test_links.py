@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from edge.backends.fake import FakeBackend
-from edge_chat.testing import eventually, fake_app, say, settle
 from edge_chat.widgets import markdown
 from edge_chat.widgets.markdown import ReplyMarkdown, has_desktop
+from tests.chat_app import eventually, fake_app, say, settle
 
 
 @pytest.mark.parametrize(

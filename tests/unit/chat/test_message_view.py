@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edge_chat.testing import fake_app, settle
 from edge_chat.widgets.message import MessageView
+from tests.chat_app import fake_app, settle
 
 
 async def test_a_reply_may_go_on_before_its_message_is_composed() -> None:

@@ -15,8 +15,8 @@ from edge.errors import CancelledError, DownloadError, ModelTooLargeError
 from edge_chat.model_host import ModelHost
 from edge_chat.models import list_choices
 from edge_chat.screens.dialogs import Confirm, Picker
-from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
+from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import write_gguf
 

@@ -14,9 +14,9 @@ from edge.backends.sampling import seed_of
 from edge.conversation import ConversationStore
 from edge.errors import BackendError, StorageError
 from edge.types import Message, Sampling
-from edge_chat.testing import enter, eventually, fake_app, say, settle, texts
 from edge_chat.widgets.cards import EmptyState, ErrorCard, WaitingCard
 from edge_chat.widgets.status import StatusValues
+from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 ANSWERS = {"hi": "Hello.", "code": "Look:\n\n```python title=x\nprint(1)\n```\n\nDone.", "long": "word " * 60}
 

@@ -9,8 +9,8 @@ from edge.conversation import ConversationStore
 from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.screens.dialogs import AskText, Confirm
-from edge_chat.testing import eventually, fake_app, say, settle, texts
 from edge_chat.widgets.sidebar import crop
+from tests.chat_app import eventually, fake_app, say, settle, texts
 
 
 def filled() -> ConversationStore:

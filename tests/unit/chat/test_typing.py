@@ -11,7 +11,7 @@ from edge.errors import BackendError
 from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.screens.dialogs import Confirm
-from edge_chat.testing import eventually, fake_app, say, settle
+from tests.chat_app import eventually, fake_app, say, settle
 
 
 def filled() -> ConversationStore:

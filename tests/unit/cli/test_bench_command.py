@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from tests.unit.test_tuning import make
 
 from edge.backends.llamacpp.canary import Safety
 from edge.bench.run import Candidate
@@ -26,6 +25,7 @@ from tests.tiny_onnx import write_onnx
 from tests.tiny_package import INFO, program_of, write_package
 from tests.unit.bench.fakes import sample, setting, write_gguf
 from tests.unit.cli.conftest import Call, Terminal
+from tests.unit.plan.test_tuning import make
 
 QUICK = ("--prompt", "20", "--decode", "3", "--reps", "2")
 

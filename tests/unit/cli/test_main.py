@@ -54,7 +54,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_import_edge_imports_nothing_else() -> None:
     loaded = modules_after("import edge")
-    assert {name for name in loaded if name.partition(".")[0] == "edge"} == {"edge"}
+    assert {name for name in loaded if name.partition(".")[0] == "edge"} == {"edge", "edge.lazy"}
     assert not loaded.intersection((*HEAVY, "msgspec", "click", "dataclasses"))
 
 

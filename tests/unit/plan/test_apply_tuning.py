@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_choosing import gguf
-from tests.unit.test_tuning import make
 
 from edge.errors import UsageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.plan.tuning import Lookup
 from tests.unit.bench.fakes import device, write_gguf
+from tests.unit.plan.test_choosing import gguf
+from tests.unit.plan.test_tuning import make
 
 LAPTOP = device("laptop-rtx4060")
 CPU = PlanRequest(require="cpu")

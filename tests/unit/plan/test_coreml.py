@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.unit.test_choosing import coreml, device, gguf
 
 from edge.errors import UsageError
 from edge.formats.artifact import Artifact
@@ -16,6 +15,7 @@ from edge.loading import _with_placement
 from edge.plan import make_plan
 from edge.plan.choosing import choose_plan
 from edge.plan.receipt import Plan, PlanRequest
+from tests.unit.plan.test_choosing import coreml, device, gguf
 
 MAC: dict[str, Any] = {"coreml": ("ane", "metal", "cpu")}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from edge_chat.testing import fake_app, settle
+from tests.chat_app import fake_app, settle
 
 
 async def test_settle_waits_for_messages_that_follow_from_messages() -> None:
