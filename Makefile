@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat test check lint format install install-dev model lock snapshots bench clean
+.PHONY: help chat test prove check lint format install install-dev model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -24,6 +24,10 @@ test: install-dev model  ## Set up everything, check the code and run all tests.
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+
+prove: install-dev model  ## Run the long proofs whole: 700 kills, 10,000 damaged files, thousands of random cases.
+	EDGE_TEST_PROVE=1 EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -m prove $(ARGS)
 
 lint: install-dev  ## Style, types and import rules.
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""A message that was shown as saved survives kill -9: 200 kills at random points of a process that only appends."""
+"""A message shown as saved survives kill -9 at random points of a process that only appends: 200 kills in `make prove`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from edge.conversation import ConversationStore
+from tests.prove import proof_size
 
 WRITER = Path(__file__).with_name("conversation_writer.py")
-N_KILLS = 200
+N_KILLS = proof_size(40, 200)
 
 
 def load_text_of() -> Any:
@@ -64,9 +65,9 @@ class Lives:
         self.stdout.close()
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_what_was_shown_as_saved_survives_200_kills(tmp_path: Path) -> None:
+def test_messages_shown_as_saved_survive_kills(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     text_of = load_text_of()
     rng = random.Random(20240229)

@@ -1,4 +1,4 @@
-"""10,000 block files that are not what they should be: every one is found, dropped and logged once, none gives wrong bytes."""
+"""Damaged block files (10,000 in `make prove`): each is found, dropped and logged once; none gives wrong bytes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import pytest
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
 from edge.kv.store import BlockRef, BlockStore, GcReport, Match
+from tests.prove import proof_size
 
+pytestmark = pytest.mark.prove
 MODEL = fingerprint({"weights": "a"})
-N_MUTATED = 10_000
+N_MUTATED = proof_size(1_000, 10_000)
 N_ROWS = 250
 N_INDEX_ROWS = 80
+N_INDEXES = proof_size(5, 25)
 
 
 def payload_of(tokens: list[int]) -> bytes:
@@ -186,7 +189,7 @@ def test_no_mutated_file_gives_wrong_bytes(
             assert store.read(ref) is None and not caplog.records
             assert store.flush(60.0)  # where others were busy, the thread removes it
             assert not os.path.lexists(path), kind
-    assert len(counts) == 13 and min(counts.values()) > 50, counts
+    assert len(counts) == 13 and min(counts.values()) > N_MUTATED // 200, counts
     assert store.problem is None
     assert store.match(MODEL, "other", [0, 0, 7]) == Match()
 
@@ -202,7 +205,7 @@ def test_an_index_is_made_anew_from_files_with_damaged_headers(tmp_path: Path, e
 
     with open_store() as store:
         fill(store)
-    for _ in range(6):
+    for _ in range(proof_size(1, 6)):
         files = sorted(directory.glob("blocks/*/*"))
         for path in rng.sample(files, 300):
             data = bytearray(path.read_bytes())
@@ -249,7 +252,7 @@ def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt:
     with BlockStore(pristine, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False) as store:
         fill(store, N_INDEX_ROWS)
     n_found = 0
-    for number in range(25):
+    for number in range(N_INDEXES):
         directory = tmp_path / f"kv{number}"
         shutil.copytree(pristine, directory)
         damage_index(next(directory.glob("index-*.sqlite")), rng)
@@ -274,4 +277,4 @@ def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt:
             assert store.stats().n_blocks == 2 * N_INDEX_ROWS == len(store.ls())
             assert store.gc() == GcReport()
         shutil.rmtree(directory)
-    assert n_found > 300
+    assert n_found > 12 * N_INDEXES

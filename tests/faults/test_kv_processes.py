@@ -1,7 +1,4 @@
-"""Several processes on one block store at once: nothing wrong, nothing stuck, never more than the budget.
-
-15 seconds in all here; EDGE_TEST_KV_HAMMER_S=60 makes it a minute.
-"""
+"""Several processes on one block store at once: nothing wrong, nothing stuck, never more than the budget."""
 
 from __future__ import annotations
 
@@ -15,11 +12,13 @@ import pytest
 
 from edge.kv.rows import DISK_BLOCK_BYTES
 from edge.kv.store import BlockStore
+from tests.prove import proof_size
 
 SCRIPT = Path(__file__).with_name("kv_hammer.py")
-SECONDS = float(os.environ.get("EDGE_TEST_KV_HAMMER_S", "7.5"))
+SECONDS = proof_size(3.0, 30.0)
 
 
+@pytest.mark.prove
 @pytest.mark.skipif(os.name != "posix", reason="the store needs flock")
 @pytest.mark.parametrize(("n_processes", "budget_blocks"), [(2, 100), (3, 100_000)])
 def test_processes_do_not_harm_each_other(tmp_path: Path, n_processes: int, budget_blocks: int) -> None:

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge.kv.blocks import fingerprint
 from edge.kv.store import BlockStore
+from tests.prove import proof_size
 
 MODELS = [fingerprint({"weights": name}) for name in ("a", "b")]
 NAMESPACES = ("shared", "private")
 DISK_BLOCK = 4096
-EXAMPLES = int(os.environ.get("EDGE_TEST_KV_EXAMPLES", "15"))
 runs = st.lists(st.integers(0, 2), min_size=1, max_size=4)
 spaces = st.tuples(st.sampled_from(MODELS), st.sampled_from(NAMESPACES))
 owners = st.sampled_from([None, "ann", "bob"])
@@ -295,7 +295,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert {path.name for path in self.directory.glob("blocks/*/*")} == {key.hex()[2:] for key in self.model}
 
 
-TestStore = StoreMachine.TestCase
+TestStore = pytest.mark.prove(StoreMachine.TestCase)
 TestStore.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=proof_size(15, 100), stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
