@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge import turn
+from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
@@ -25,6 +26,7 @@ from edge.errors import UsageError
 from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
 from edge.prompt.prompting import Prompting
+from edge.prompt.summary import newest_summary
 from edge.reply import Reply
 from edge.types import Message, Sampling
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
     from edge.plan.receipt import Plan
+    from edge.prompt.summary import Summary
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
@@ -215,31 +218,12 @@ class Assistant:
             StorageError: the disk cannot be read.
             BackendError: the engine refuses what is there, or is closed.
         """
-        from edge.kv.verify import compare, longest_path
+        from edge.kv.check import check_cache
 
         disk = self._disk
         if disk is None:
             raise UsageError("Nothing is kept on the disk for this model.", "Turn it on: edge config set kv.enabled true")
-        newest: dict[str, float] = {}
-        for info in disk.blocks.ls():
-            if info.model == disk.model.hex() and not info.namespace:
-                newest.update({owner: max(info.last_used, newest.get(owner, 0.0)) for owner in info.owners})
-        owners = sorted(newest, key=lambda owner: newest[owner], reverse=True)[:n]
-        checks: list[CacheCheck] = []
-        for number, owner in enumerate(owners):
-            if on_progress is not None:
-                on_progress(number, len(owners))
-            path = longest_path(disk.blocks.export_blocks(owner), disk.model, self.n_ctx - 1)
-            if path:
-                found = self._scheduler.alone(
-                    lambda backend, chunk_size, path=path, owner=owner: compare(  # type: ignore[misc]
-                        backend, path, owner, chunk_size=chunk_size
-                    )
-                )
-                checks += [found] if found is not None else []
-        if not checks:
-            raise UsageError("The disk has nothing of this model and these settings.", "Chat a little first: edge chat")
-        return checks
+        return check_cache(disk.blocks, disk.model, self._scheduler.alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""
@@ -262,7 +246,13 @@ class Assistant:
     def __repr__(self) -> str:
         return f"<Assistant {self.model_name} on {self.backend_name}, {self.n_ctx:,} tokens>"
 
-    def _turn(self, prompt: str | Sequence[Message], sampling: Sampling, keeper: turn.ReplySaver | None = None) -> turn.Turn:
+    def _turn(
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling,
+        saver: ReplySaver | None = None,
+        summary: Summary | None = None,
+    ) -> turn.Turn:
         chosen = sampling
         stops = self._prompting.template.stops
         if stops and not isinstance(prompt, str):
@@ -275,7 +265,9 @@ class Assistant:
             n_ctx=self.n_ctx,
             full_n_ctx=self._full_n_ctx,
             window=self.window,
-            keeper=keeper,
+            saver=saver,
+            plan=self.plan,
+            summary=summary,
             answers=self._answers,
         )
 
@@ -465,18 +457,11 @@ class Conversation:
             nodes = self._store.path(self.id, question.id)
             assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
             system = assistant._prompting.system_message(self.info.system)
-            keeper = turn.ReplySaver(
-                self._store,
-                self.id,
-                question.id,
-                assistant.model_name,
-                assistant.plan.to_dict() if assistant.plan is not None else None,
-                turn.newest_summary(nodes),
-                fallback,
-            )
+            saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
+            summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
             chosen = sampling or self.sampling or assistant.sampling
-            return turn.start(assistant._turn(messages, chosen, keeper), lambda: assistant._let_go(self.id))
+            return turn.start(assistant._turn(messages, chosen, saver, summary), lambda: assistant._let_go(self.id))
         except BaseException:
             assistant._let_go(self.id)
             raise

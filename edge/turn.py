@@ -7,116 +7,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.engine.scheduler import Scheduler
-from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError, StorageError, UsageError
+from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError
 from edge.kv.answers import Answer, AnswerCache
-from edge.prompt.window import Summary, Window, fit
+from edge.prompt.summary import Summariser, Summary
+from edge.prompt.window import Window, fit
 from edge.reply import Reply
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
-    from edge.conversation.store import ConversationStore
-    from edge.conversation.tree import Node, Status
+    from edge.conversation.reply_saver import ReplySaver
+    from edge.conversation.tree import Status
+    from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
 
-__all__ = ["ReplySaver", "Turn", "newest_summary", "start"]
+__all__ = ["Turn", "start"]
 
-_SAVE_EVERY_S = 1.0
 _USUAL_TOKEN_BYTES = 4
-_SUMMARY_TOKENS = 256
 _SHORT_OF_MEMORY = " The window is smaller than usual for now, because the device is short of memory."
-_SUMMARY_SO_FAR = "Summary of what was said before:"
-_SUMMARY_TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
-
-
-class ReplySaver:
-    """Saves a reply while it is written, and its end.
-
-    Args:
-        store: where to.
-        conversation_id: which conversation.
-        question_id: the message that is answered.
-        model: who answers.
-        plan: the placement receipt as JSON values, kept with the reply.
-        summary: what an earlier turn put in place of messages that no longer fit the window.
-        fallback: the message that becomes the head again when nothing is said; None leaves it at the question.
-
-    Attributes:
-        summary: what stands for them now; kept with the reply for the next turn.
-    """
-
-    def __init__(
-        self,
-        store: ConversationStore,
-        conversation_id: str,
-        question_id: int,
-        model: str,
-        plan: dict[str, Any] | None,
-        summary: Summary | None,
-        fallback: int | None = None,
-    ) -> None:
-        self.conversation_id = conversation_id
-        self.summary = summary
-        self._store = store
-        self._question_id = question_id
-        self._model = model
-        self._plan = plan
-        self._fallback = fallback
-        self._saved_at = time.monotonic()
-        self._has_failed = False
-
-    def keep_part(self, reply: Reply) -> None:
-        """Save what is written so far, about once a second."""
-        if not self._has_failed and time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
-            self._save(reply, "partial", None)
-            self._saved_at = time.monotonic()
-
-    def keep_end(self, reply: Reply, status: Status) -> None:
-        """Save the reply as it ended. A failure is told in its notices: what was said is still there to be read."""
-        if not reply.text and status != "complete":
-            self._go_back()  # nothing was said; the question stays, to be answered again
-            return
-        record = {
-            "usage": asdict(reply.usage),
-            "tokens": list(reply.tokens),  # so that the prompt after a restart holds what is in the KV cache
-            "timing": asdict(reply.timing),
-            "cost": asdict(reply.cost),
-            "held_back": reply.held_back,
-            "plan": self._plan,
-            "summary": asdict(self.summary) if self.summary is not None else None,
-        }
-        self._save(reply, status, record)
-
-    def _go_back(self) -> None:
-        if self._fallback is not None:
-            try:
-                self._store.set_head(self.conversation_id, self._fallback)
-            except (StorageError, UsageError):
-                pass  # the disk fails or the conversation is gone; the reply tells of what matters then
-
-    def _save(self, reply: Reply, status: Status, record: dict[str, Any] | None) -> None:
-        try:
-            if reply.node is None:
-                reply.node = self._store.append(
-                    self.conversation_id,
-                    Message("assistant", reply.text),
-                    parent=self._question_id,
-                    status=status,
-                    model=self._model,
-                    record=record,
-                )
-            else:
-                reply.node = self._store.update(reply.node.id, content=reply.text, status=status, record=record)
-        except (StorageError, UsageError) as error:  # UsageError: somebody deleted the conversation meanwhile
-            if not self._has_failed:
-                reply.notices.append(f"This reply could not be saved. {error}")
-            self._has_failed = True
 
 
 class Turn:
@@ -130,7 +42,9 @@ class Turn:
         n_ctx: context window in tokens.
         full_n_ctx: what it is when the device has memory enough; for what does not fit otherwise.
         window: what happens to old messages when it is full.
-        keeper: saves the reply; None for replies outside a conversation.
+        saver: saves the reply; None for replies outside a conversation.
+        plan: the placement receipt, saved with the reply.
+        summary: what an earlier turn put in place of messages that no longer fit.
         answers: what was answered before; None computes every reply.
 
     Attributes:
@@ -147,7 +61,9 @@ class Turn:
         n_ctx: int,
         full_n_ctx: int,
         window: str,
-        keeper: ReplySaver | None = None,
+        saver: ReplySaver | None = None,
+        plan: Plan | None = None,
+        summary: Summary | None = None,
         answers: AnswerCache | None = None,
     ) -> None:
         self.reply = Reply()
@@ -159,7 +75,9 @@ class Turn:
         self._n_ctx = n_ctx
         self._full_n_ctx = full_n_ctx
         self._window = window
-        self._keeper = keeper
+        self._saver = saver
+        self._plan = plan
+        self._summary = summary
         self._asked_at = time.perf_counter()
         self._meter = TurnMeter()
         self._tokenize_ms = 0.0
@@ -167,16 +85,14 @@ class Turn:
 
     def run(self) -> tuple[FinishReason, EdgeError | None]:
         """Do all of it. Returns how the reply ended, which the caller tells it last."""
-        reply, keeper = self.reply, self._keeper
+        reply = self.reply
         try:
             finished = self._generate()
         except CancelledError:
-            if keeper is not None:
-                keeper.keep_end(reply, "stopped")
+            self._save_end("stopped")
             return "cancelled", None
         except Exception as failure:  # noqa: BLE001 (what is no EdgeError is a bug; whoever waits must hear of it)
-            if keeper is not None:
-                keeper.keep_end(reply, "failed")
+            self._save_end("failed")
             if isinstance(failure, EdgeError):
                 return "error", failure
             error = BackendError(f"The turn broke down: {failure!r}.", "Please report this.")
@@ -189,9 +105,26 @@ class Turn:
         reply.cost = self._meter.read()
         if finished.tokens:
             self._prompting.remember_reply(reply.text, finished.tokens)
-        if keeper is not None:
-            keeper.keep_end(reply, "stopped" if finished.reason == "cancelled" else "complete")
+        self._save_end("stopped" if finished.reason == "cancelled" else "complete")
         return finished.reason, None
+
+    def _save_end(self, status: Status) -> None:
+        reply, saver = self.reply, self._saver
+        if saver is None:
+            return
+        record = {
+            "usage": asdict(reply.usage),
+            "tokens": list(reply.tokens),  # so that the prompt after a restart holds what is in the KV cache
+            "timing": asdict(reply.timing),
+            "cost": asdict(reply.cost),
+            "held_back": reply.held_back,
+            "plan": self._plan.to_dict() if self._plan is not None else None,
+            "summary": asdict(self._summary) if self._summary is not None else None,
+        }
+        saver.save_end(reply.text, status, record)
+        reply.node = saver.node
+        if saver.problem:
+            reply.notices.append(f"This reply could not be saved. {saver.problem}")
 
     def _generate(self) -> Finished:
         tokens = self._read_prompt()
@@ -208,7 +141,7 @@ class Turn:
 
     @property
     def _owner(self) -> str:
-        return self._keeper.conversation_id if self._keeper is not None else ""
+        return self._saver.conversation_id if self._saver is not None else ""
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
         """What later prompts are likely to share: the system prompt, known by the first turn; and where a state can only be
@@ -232,8 +165,9 @@ class Turn:
             self.reply.progress = (event.done, event.total)
             return
         self.reply._write(event.text)
-        if self._keeper is not None:
-            self._keeper.keep_part(self.reply)
+        if self._saver is not None:
+            self._saver.save_part(self.reply.text)
+            self.reply.node = self._saver.node
 
     def _run(
         self,
@@ -257,7 +191,7 @@ class Turn:
 
     def _read_prompt(self) -> list[int]:
         """The tokens to read: of what fits into the window, which is said where it is not everything."""
-        prompting, keeper = self._prompting, self._keeper
+        prompting = self._prompting
         self._refuse_far_too_long(self._prompt if isinstance(self._prompt, str) else self._prompt[-1].content)
         if isinstance(self._prompt, str):
             return prompting.tokenize(self._prompt, add_special=True, parse_special=True)
@@ -274,16 +208,14 @@ class Turn:
                 raise
             self._n_ctx = self._full_n_ctx  # short of memory, but this cannot be answered with less
             window = self._fit(count)
-        if keeper is not None:
-            keeper.summary = window.summary
-        if window.notice and (keeper is None or prompting.is_news(keeper.conversation_id, window.dropped.stop)):
+        self._summary = window.summary
+        if window.notice and (self._saver is None or prompting.is_news(self._owner, window.dropped.stop)):
             self.reply.notices.append(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
         self._messages = window.messages
         return tokens  # of the last count, which is of window.messages
 
     def _fit(self, count: Callable[[Sequence[Message]], int]) -> Window:
         """What of the messages fits into the window."""
-        keeper = self._keeper
         return fit(
             self._prompt,  # type: ignore[arg-type]  # a text does not come here
             n_ctx=self._n_ctx,
@@ -291,9 +223,17 @@ class Turn:
             count=count,
             policy=self._window,
             count_one=self._prompting.count_one,
-            summarise=self._summarise,
-            summary=keeper.summary if keeper is not None else None,
+            summarise=Summariser(self._prompting, self._n_ctx, self._generate_aside, self.reply.notices.append),
+            summary=self._summary,
         )
+
+    def _generate_aside(self, tokens: list[int], sampling: Sampling) -> str:
+        """Answer a prompt of our own, such as the request for a summary."""
+        text: list[str] = []
+        self._run(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
+        if self.reply.is_cancelled:
+            raise CancelledError("The reply was stopped while older messages were being summarised.")
+        return "".join(text)
 
     def _refuse_far_too_long(self, text: str) -> None:
         """Before megabytes are tokenised in vain: no token stands for more bytes than the longest of the vocabulary.
@@ -324,40 +264,6 @@ class Turn:
         quarter = self._n_ctx // 4
         return quarter if self._sampling.max_tokens is None else min(self._sampling.max_tokens, quarter)
 
-    def _summarise(self, messages: Sequence[Message]) -> str:
-        """Have the model itself write down what matters of messages that no longer fit, as many at a time as it can read."""
-        room = self._n_ctx // 2
-        summary, part, size = "", list[str](), 0
-        for message in messages:
-            line = f"{message.role}: {message.content}"
-            n_line = len(self._prompting.tokenize(line))
-            if part and size + n_line > room:
-                summary, part, size = self._summarise_part(summary, part), [], 0
-            part.append(line if n_line <= room else self._cut(message, line, n_line, room))
-            size += min(n_line, room)
-        return self._summarise_part(summary, part)
-
-    def _cut(self, message: Message, line: str, n_tokens: int, room: int) -> str:
-        """The beginning of a message that cannot be read as a whole; both the user and the model are told."""
-        n_letters = len(line) * room // n_tokens
-        whose = "of yours" if message.role == "user" else "of the model" if message.role == "assistant" else f"({message.role})"
-        self.reply.notices.append(
-            f"A message {whose} has {n_tokens:,} tokens, too many to be summarised as a whole: of its "
-            f"{len(message.content):,} letters only about the first {n_letters:,} are. It stays in the conversation."
-        )
-        return f"{line[:n_letters]} [the rest of this message is left out]"
-
-    def _summarise_part(self, summary: str, lines: Sequence[str]) -> str:
-        so_far = f"{_SUMMARY_SO_FAR}\n{summary}\n\n" if summary else ""
-        question = Message("user", so_far + "\n\n".join(lines) + f"\n\n{_SUMMARY_TASK}")
-        tokens = self._prompting.encode([*self._prompting.system_message(""), question])
-        sampling = Sampling(temperature=0, max_tokens=_SUMMARY_TOKENS, repeat_penalty=1.1)
-        text: list[str] = []
-        self._run(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
-        if self.reply.is_cancelled:
-            raise CancelledError("The reply was stopped while older messages were being summarised.")
-        return "".join(text)
-
 
 def start(turn: Turn, at_end: Callable[[], None]) -> Reply:
     """Run a turn in a thread of its own.
@@ -378,15 +284,3 @@ def start(turn: Turn, at_end: Callable[[], None]) -> Reply:
 
     threading.Thread(target=run, name="edge-turn", daemon=True).start()
     return turn.reply
-
-
-def newest_summary(nodes: Sequence[Node]) -> Summary | None:
-    """What an earlier turn kept in its record. The store's file is input from outside, so its shape is checked."""
-    for node in reversed(nodes):
-        kept = node.record.get("summary")
-        if kept is not None:
-            try:
-                return msgspec.convert(kept, Summary)
-            except msgspec.ValidationError:
-                return None  # then the summary is written anew
-    return None

@@ -1,11 +1,12 @@
 """Conversations: trees of messages in SQLite; nothing that was shown as saved is lost.
 
-store.py   `ConversationStore`
-db.py      the SQLite file: opening, schema, transactions, errors
-tree.py    rows and values: nodes, attachments, search hits
-files.py   Markdown and JSON
-search.py  full-text search
-rescue.py  `python -m edge.conversation.rescue`: bring back what a damaged file still holds
+store.py        `ConversationStore`
+reply_saver.py  saves a reply while it is generated
+db.py           the SQLite file: opening, schema, transactions, errors
+tree.py         rows and values: nodes, attachments, search hits
+files.py        Markdown and JSON
+search.py       full-text search
+rescue.py       `python -m edge.conversation.rescue`: bring back what a damaged file still holds
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ contents.py   tells the template's words from people's
 encode.py     pieces to tokens; only the template's words become special tokens
 roles.py      fits a conversation to what a template accepts
 window.py     what enters the context window
+summary.py    summaries of what no longer fits
 prompting.py  messages to prompt tokens, tokenising only new text
 stream.py     token bytes to whole characters, and stop texts
 """

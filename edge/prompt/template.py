@@ -20,7 +20,6 @@ wrote them and the template writes them too. Templates that mark roles with ordi
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
     from edge.prompt.budget import Limits
 
-__all__ = ["CHATML", "ChatTemplate", "PrefixReport", "Prompt", "Segment", "check_prefix"]
+__all__ = ["CHATML", "ChatTemplate", "Prompt", "Segment"]
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
@@ -68,19 +67,6 @@ class Prompt:
     segments: tuple[Segment, ...]
     notices: tuple[str, ...]
     _options: Mapping[str, Any] = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixReport:
-    """Whether a growing conversation only ever appends to its prompt, which is what lets the KV cache live on.
-
-    Attributes:
-        history: the prompt of the first messages is the beginning of the prompt of more messages.
-        reply: a prompt that asks for a reply, followed by that reply, is the beginning of the next turn's prompt.
-    """
-
-    history: bool
-    reply: bool
 
 
 class ChatTemplate:
@@ -265,22 +251,6 @@ class ChatTemplate:
         except TemplateError:
             with_edges = text
         return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text, is_trusted=True),)
-
-
-def check_prefix(template: ChatTemplate) -> PrefixReport:
-    """Find out, on a conversation of three turns, whether a growing conversation only appends to its prompt."""
-    system = [Message("system", "Be brief.")] if template.abilities.system else []
-    turns = [Message("user", "One?"), Message("assistant", "First."), Message("user", "Two?")]
-    turns += [Message("assistant", "Second."), Message("user", "Three?"), Message("assistant", "Third.")]
-    history, reply = True, True
-    texts = [template.render(system + turns[:n], add_generation_prompt=False).text for n in range(1, len(turns) + 1)]
-    for shorter, longer in itertools.pairwise(texts):
-        history = history and longer.startswith(shorter)
-    for n in (1, 3):
-        asked = template.render(system + turns[:n]).text
-        following = template.render(system + turns[: n + 2]).text
-        reply = reply and following.startswith(asked) and following[len(asked) :].lstrip().startswith(turns[n].content)
-    return PrefixReport(history, reply)
 
 
 def _has_lost_some(prompt: Prompt) -> bool:

@@ -16,32 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edge.errors import ContextFullError, UsageError
+from edge.prompt.summary import SUMMARY_TITLE, Summary, update_summary
 from edge.types import Message
 
-__all__ = ["MessageCounter", "Summary", "Window", "fit"]
+__all__ = ["MessageCounter", "Window", "fit"]
 
 Count = Callable[[Sequence[Message]], int]
 
-_SUMMARY_TITLE = "Summary of the earlier conversation:"
 _MAX_SUMMARY_TOKENS = 512
 _EXCHANGE = (Message("user", "Hello"), Message("assistant", "Hello"))
 _MARGIN = 2  # tokens by which text can come out longer where it meets other text
 _POLICIES = ("drop", "summarise", "refuse")
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What stands for messages that no longer fit. Keep it and pass it to the next `fit`.
-
-    Attributes:
-        n_messages: how many messages it stands for.
-        digest: of these messages, so that it is never used for others.
-        text: the summary.
-    """
-
-    n_messages: int
-    digest: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +138,7 @@ def fit(
         made: Summary | None = None
         front, kept_messages = head, rest[starts[kept] :]
         if summarise is not None and kept > 0:
-            made = _summarise(rest[: starts[kept]], summarise, summary, n_summary, counter)
+            made = update_summary(summary, rest[: starts[kept]], summarise, counter, n_summary)
             front = _with_summary(head, made.text)
         n_tokens = count([*front, *kept_messages])
         if n_tokens <= room:
@@ -234,44 +219,11 @@ def _replay(
     return kept, is_new
 
 
-def _summarise(
-    dropped: Sequence[Message],
-    summarise: Callable[[Sequence[Message]], str],
-    known: Summary | None,
-    n_tokens: int,
-    counter: Callable[[Message], int],
-) -> Summary:
-    """A summary of the dropped messages: the known one, one that continues it, or a new one; never above n_tokens."""
-    digest = _digest(dropped)
-    if known is not None and known.digest == digest:
-        return known
-    todo = list(dropped)
-    if known is not None and known.n_messages < len(dropped) and known.digest == _digest(dropped[: known.n_messages]):
-        todo = [Message("system", f"{_SUMMARY_TITLE}\n{known.text}"), *dropped[known.n_messages :]]
-    text = summarise(todo).strip()
-    words = text.split(" ")
-    while counter(Message("system", f"{_SUMMARY_TITLE}\n{text}")) > n_tokens and len(words) > 1:
-        words = words[: len(words) * 3 // 4]
-        text = " ".join(words) + " …"
-    return Summary(len(dropped), digest, text)
-
-
 def _with_summary(head: Sequence[Message], text: str) -> list[Message]:
-    body = f"{_SUMMARY_TITLE}\n{text}"
+    body = f"{SUMMARY_TITLE}\n{text}"
     if not head:
         return [Message("system", body)]
     return [*head[:-1], replace(head[-1], content=f"{head[-1].content}\n\n{body}")]
-
-
-def _digest(messages: Sequence[Message]) -> str:
-    import hashlib  # slow to import, and rarely needed
-
-    digest = hashlib.sha256()
-    for message in messages:
-        for text in (message.role, message.name or "", message.content):
-            data = text.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
 
 
 def _notice(dropped: range, n_tokens: int, n_ctx: int, summary: Summary | None) -> str:

@@ -200,7 +200,7 @@ def test_one_reply_at_a_time_in_a_conversation(make: Callable[..., Assistant]) -
 def test_partial_text_is_saved_while_it_is_written(
     make: Callable[..., Assistant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.turn._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("edge.conversation.reply_saver._SAVE_EVERY_S", 0.0)
     with ConversationStore(tmp_path / "c.db") as store, ConversationStore(tmp_path / "c.db") as other:
         conversation = make(store=store, script=lambda _: "z" * 3000, delay_s=0.001).conversation()
         reply = conversation.send("go")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge.backends.base import ModelInfo
 from edge.errors import TemplateError, UsageError
-from edge.prompt.template import CHATML, ChatTemplate, PrefixReport, check_prefix
+from edge.prompt.template import CHATML, ChatTemplate
 from edge.types import Message
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "templates"
@@ -524,8 +525,17 @@ REPLY_CHANGES = {"deepseek_r1_distill", "deepseek_v3", "glm4", "gpt_oss", "mistr
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_which_families_only_append(family):
-    report = check_prefix(load(family))
-    assert report == PrefixReport(history=family not in HISTORY_CHANGES, reply=family not in REPLY_CHANGES)
+    template = load(family)
+    system = [Message("system", "Be brief.")] if template.abilities.system else []
+    turns = [Message("user", "One?"), Message("assistant", "First."), Message("user", "Two?")]
+    turns += [Message("assistant", "Second."), Message("user", "Three?"), Message("assistant", "Third.")]
+    texts = [template.render(system + turns[:n], add_generation_prompt=False).text for n in range(1, len(turns) + 1)]
+    is_history_kept = all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(texts))
+    is_reply_kept = True
+    for n in (1, 3):
+        asked, following = template.render(system + turns[:n]).text, template.render(system + turns[: n + 2]).text
+        is_reply_kept &= following.startswith(asked) and following[len(asked) :].lstrip().startswith(turns[n].content)
+    assert (is_history_kept, is_reply_kept) == (family not in HISTORY_CHANGES, family not in REPLY_CHANGES)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REPLY_CHANGES])

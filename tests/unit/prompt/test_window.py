@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge.errors import ContextFullError, UsageError
-from edge.prompt.window import MessageCounter, Summary, fit
+from edge.prompt.summary import Summary
+from edge.prompt.window import MessageCounter, fit
 from edge.types import Message
 
 OVERHEAD = 7  # what a template writes besides messages
