@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge.errors import ModelFileError, StorageError
 
 __all__ = [
     "MAX_JSON_BYTES",
+    "lock_file",
     "make_private_dir",
     "parse_json",
+    "parse_toml",
     "read_bytes",
     "read_json",
     "read_text",
     "shipped",
+    "sync_file",
+    "sync_folder",
+    "try_lock",
     "write_private",
 ]
 
 MAX_JSON_BYTES = 16 << 20
 """Of a configuration file; the largest known, with thousands of added tokens, has 2 MB."""
 
+_WAIT_S = 0.2
 T = TypeVar("T")
 
 
@@ -85,6 +96,84 @@ def parse_json(path: Path, data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the values of a TOML text.
+
+    Raises:
+        ValueError: it is not TOML; the message has line and column.
+    """
+    # tomllib came with Python 3.11; tomli is the same library for 3.10.
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    values: dict[str, Any] = toml.loads(text)
+    return values
+
+
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Lock an open file without waiting, and return whether that worked. Closing the file, or the process's end, releases it.
+
+    Args:
+        handle: descriptor of the file.
+        shared: several may hold it at once.
+
+    Raises:
+        OSError: the file system, or the operating system, has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError("this system has no file locks that edge knows") from error
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def lock_file(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is missing; the kernel releases it when the process dies.
+
+    Args:
+        path: the file; its content does not matter.
+        on_wait: called about five times a second while another process holds it; may raise to give up. None waits for ever.
+
+    Raises:
+        OSError: the file cannot be opened or locked.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not try_lock(handle):
+            if on_wait:
+                on_wait()
+            time.sleep(_WAIT_S)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file survive a power cut.
+
+    Raises:
+        OSError: it cannot be read or written back.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make new, renamed and removed names in a folder survive a power cut.
+
+    Raises:
+        OSError: it cannot be opened or written back.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def make_private_dir(path: Path) -> Path:

@@ -1,0 +1,31 @@
+"""Sizes and durations as text: one form each, for every message, table and page."""
+
+from __future__ import annotations
+
+__all__ = ["duration_text", "size_text"]
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a size in decimal units, as disks are sold: "98.4 MB".
+
+    Args:
+        n_bytes: of a file, a disk or memory.
+    """
+    value = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < (1000 if unit == "B" else 999.95):
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as exact as is worth reading: "0.31 s", "12 s", "5 min", "1.5 h".
+
+    Args:
+        seconds: below 0 counts as 0.
+    """
+    seconds = max(0.0, seconds)
+    if seconds < 59.5:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 59.5 * 60 else f"{seconds / 3600:.1f} h"
