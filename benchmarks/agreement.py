@@ -116,7 +116,7 @@ def ask(path: Path, n_prompts: int, n_tokens: int, reference: Answers | None) ->
         started = time.perf_counter()
         for number, text in enumerate(PROMPTS[:n_prompts]):
             chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-            prompt = backend.tokenize(chat, parse_special=True)
+            prompt = backend.tokenizer.tokenize(chat, parse_special=True)
             answers.prompts.append(prompt)
             backend.rewind(0, 0)
             backend.prefill(0, prompt)
@@ -124,7 +124,7 @@ def ask(path: Path, n_prompts: int, n_tokens: int, reference: Answers | None) ->
             for _ in range(n_tokens):
                 seen.append(logits)
                 own.append(int(logits.argmax()))
-                if backend.is_end(own[-1]):
+                if backend.tokenizer.is_end(own[-1]):
                     break
                 backend.decode([(0, own[-1])])
                 logits = backend.logits(0)

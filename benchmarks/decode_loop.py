@@ -106,8 +106,8 @@ class OurLoop:
         started = now()
         for _ in range(n_tokens):
             token = sampler.sample(0)
-            backend.is_end(token)
-            backend.token_bytes(token)
+            backend.tokenizer.is_end(token)
+            backend.tokenizer.token_bytes(token)
             backend.decode([(0, token)])
         # The library's loop waits for its last pass; so does this one.
         backend.newest_logits(0)
@@ -199,7 +199,7 @@ def main() -> int:
     request = PlanRequest(threads=given.threads, context=1024, n_seq=1)
     plan = make_plan(probe(), open_artifact(given.model), request)
     with LlamaCppBackend(plan) as backend:
-        prompt = backend.tokenize(PROMPT)
+        prompt = backend.tokenizer.tokenize(PROMPT)
     makers: dict[str, Callable[[], Any]] = {
         LIBRARY: lambda: LibraryLoop(plan, prompt),
         "backend, greedy": lambda: OurLoop(plan, prompt, GREEDY),

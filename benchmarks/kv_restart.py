@@ -59,7 +59,9 @@ def text_of(backend: LlamaCppBackend, n_tokens: int, seed: int = 0) -> str:
     low, high = 1, len(words)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(backend.tokenize(" ".join(words[:middle]))) <= n_tokens else (low, middle - 1)
+        low, high = (
+            (middle, high) if len(backend.tokenizer.tokenize(" ".join(words[:middle]))) <= n_tokens else (low, middle - 1)
+        )
     return " ".join(words[:low])
 
 
@@ -82,9 +84,9 @@ class Engine:
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         started = time.perf_counter()
-        tokens = self.scheduler.call(lambda backend: backend.tokenize(text))
+        tokens = self.scheduler.call(lambda backend: backend.tokenizer).tokenize(text)
         sampling = Sampling(temperature=0, max_tokens=n_tokens)
-        ends = [len(self.scheduler.call(lambda backend: backend.tokenize(shared)))] if shared else []
+        ends = [len(self.scheduler.call(lambda backend: backend.tokenizer).tokenize(shared))] if shared else []
         self.scheduler.submit(Generation(tokens, sampling, events.put, boundaries=ends, asked_at=started))
         while True:
             event = events.get()
@@ -126,7 +128,7 @@ def whole_file(plan: Plan, state: Path, text: str, n_kept: int) -> float:
         room = (ctypes.c_int32 * n_kept)()
         n_read = ctypes.c_size_t()
         started = time.perf_counter()
-        tokens = backend.tokenize(text)
+        tokens = backend.tokenizer.tokenize(text)
         if not library.llama_state_seq_load_file(backend._context, os.fsencode(state), 0, room, n_kept, ctypes.byref(n_read)):
             raise SystemExit("llama.cpp could not read its state file.")
         assert list(room[: n_read.value]) == tokens[: n_read.value], "the file holds another text"
@@ -145,7 +147,7 @@ def save_whole_file(plan: Plan, state: Path, text: str, blocks: Path) -> int:
         n_tokens = end.usage.n_prompt
 
         def save(backend: Any) -> None:
-            tokens = (ctypes.c_int32 * n_tokens)(*backend.tokenize(text))
+            tokens = (ctypes.c_int32 * n_tokens)(*backend.tokenizer.tokenize(text))
             library = backend._library
             if not library.llama_state_seq_save_file(backend._context, os.fsencode(state), 0, tokens, n_tokens):
                 raise SystemExit("llama.cpp could not write its state file.")
@@ -231,7 +233,7 @@ def bytes_of_a_token(backend: Any) -> float:
 
 
 def bytes_text(backend: LlamaCppBackend, end: Finished) -> str:
-    return b"".join(backend.token_bytes(token) for token in end.tokens).decode("utf-8", "replace")
+    return b"".join(backend.tokenizer.token_bytes(token) for token in end.tokens).decode("utf-8", "replace")
 
 
 def shared_prompt(plan: Plan, folder: Path) -> dict[str, float]:

@@ -49,7 +49,9 @@ def main() -> int:
     request = PlanRequest(backend="llamacpp", require="cpu", context=options.context + options.steps + 8, n_seq=1)
     plan = make_plan(probe(), open_artifact(options.model), request, safety=None)
     backends = {names: LlamaCppBackend(replace(plan, kv_type_k=names[0], kv_type_v=names[1])) for names in TYPES}
-    tokens = next(iter(backends.values())).tokenize(options.text.read_text("utf-8"))[: options.context + options.steps]
+    tokens = next(iter(backends.values())).tokenizer.tokenize(options.text.read_text("utf-8"))[
+        : options.context + options.steps
+    ]
     prompt, shown = tokens[: options.context], tokens[options.context :]
     seen: dict[Any, list[np.ndarray]] = {names: [] for names in TYPES}
     reading: dict[Any, list[float]] = {names: [] for names in TYPES}

@@ -130,10 +130,8 @@ class WithEdge:
 def _ends(ai: Any) -> list[int]:
     """Tokens that would end a reply; forbidden, so that all replies are of one length."""
 
-    def find(backend: Any) -> list[int]:
-        return [token for token in range(backend.info.n_vocab) if backend.is_end(token)]
-
-    return ai._scheduler.call(find)  # type: ignore[no-any-return]
+    tokenizer = ai._prompting.tokenizer
+    return [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
 
 
 class WithTransformers:

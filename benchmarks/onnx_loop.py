@@ -49,8 +49,8 @@ class Edge:
         written = []
         for _ in range(n_tokens):
             token = self.sampler.sample(0)
-            self.backend.is_end(token)
-            self.backend.token_bytes(token)
+            self.backend.tokenizer.is_end(token)
+            self.backend.tokenizer.token_bytes(token)
             self.backend.decode([(0, token)])
             written.append(token)
         return written

@@ -117,7 +117,7 @@ class Assistant:
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         self._finalizer = weakref.finalize(self, _close, self._scheduler, watch, disk, self._own_store)
-        self._prompting = Prompting(backend.info, self._scheduler, system)
+        self._prompting = Prompting(backend.info, backend.tokenizer, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
         self._busy: set[str] = set()

@@ -244,10 +244,7 @@ class Turn:
         n_bytes = len(text.encode("utf-8", "surrogatepass"))
         if n_bytes <= self._full_n_ctx * _USUAL_TOKEN_BYTES:
             return
-        longest = self._scheduler.call(
-            lambda backend: max(len(backend.token_bytes(token)) for token in range(backend.info.n_vocab))
-        )
-        n_least = n_bytes // max(1, longest)
+        n_least = n_bytes // self._prompting.tokenizer.longest_token
         if n_least > self._full_n_ctx:
             raise ContextFullError(
                 f"This message has {n_bytes:,} bytes, which is {n_least:,} tokens at the very least. "

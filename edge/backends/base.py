@@ -1,7 +1,8 @@
 """The contract that every engine keeps. tests/contract/ holds all of them to it.
 
 A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (engine/scheduler.py) owns it,
-everything else talks to that thread through a queue. Only `close` and the read-only attributes may be used elsewhere.
+everything else talks to that thread through a queue. Only `close`, `tokenizer` and the read-only attributes may be used
+elsewhere.
 
 A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`; position i of it holds the key and value of
 its i-th token. `prefill` and `decode` append at the end; `rewind` cuts the tail off. The caller keeps the tokens themselves.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.plan.receipt import Plan
+    from edge.prompt.tokenizers import Tokenizer
     from edge.types import Sampling
 
 __all__ = [
@@ -134,6 +136,7 @@ class Backend(ABC):
         name: key in BACKENDS.
         capabilities: what it can do.
         info: the model.
+        tokenizer: of the model; from any thread. `close` closes it.
         n_ctx: cells of the KV cache; only `resize` changes it. Sequences share the cells of what was copied; other than that
             the sum of their lengths stays at or below it.
         kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
@@ -144,33 +147,10 @@ class Backend(ABC):
     name: str
     capabilities: Capabilities
     info: ModelInfo
+    tokenizer: Tokenizer
     n_ctx: int
     chunk_size: int
     kv_window: int = 0
-
-    @abstractmethod
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Text to token ids.
-
-        Args:
-            text: any text; lone surrogates become "?".
-            add_special: put the beginning-of-sequence token in front where the model wants one.
-            parse_special: read "<|im_end|>" and the like as the special tokens they name. Only for text that comes from
-                a template: what a user typed must not be able to speak as the system.
-        """
-
-    @abstractmethod
-    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """The UTF-8 bytes of one token; a character may be spread over several tokens.
-
-        Args:
-            token: a token id.
-            special: give the text of special tokens too; otherwise they are b"".
-        """
-
-    @abstractmethod
-    def is_end(self, token: int) -> bool:
-        """Whether this token ends a reply (end of sequence, end of turn)."""
 
     @abstractmethod
     def length(self, seq_id: int) -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.prompt.tokenizers import Tokenizer
+
 __all__ = ["CellsBackend"]
 
 _BLOCK = struct.Struct("<8siiQ")  # magic, first position, end, bytes that follow
@@ -30,13 +32,23 @@ class CellsBackend(Backend):
     """See the module and `Backend`.
 
     Args:
-        info, capabilities, n_ctx, chunk_size: as in `Backend`.
+        info, capabilities, tokenizer, n_ctx, chunk_size: as in `Backend`.
         block_magic: 8 bytes that KV blocks of this engine begin with.
     """
 
-    def __init__(self, info: ModelInfo, capabilities: Capabilities, *, n_ctx: int, chunk_size: int, block_magic: bytes) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        capabilities: Capabilities,
+        tokenizer: Tokenizer,
+        *,
+        n_ctx: int,
+        chunk_size: int,
+        block_magic: bytes,
+    ) -> None:
         self.info = info
         self.capabilities = capabilities
+        self.tokenizer = tokenizer
         self.n_ctx = n_ctx
         self.chunk_size = chunk_size
         self._block_magic = block_magic
@@ -220,6 +232,7 @@ class CellsBackend(Backend):
         with self._lock:
             if self._is_open:
                 self._is_open = False
+                self.tokenizer.close()  # waits for the calls that use the model
                 self._free()
 
     # -- inside

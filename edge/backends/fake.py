@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edge.backends.base import Capabilities, ModelInfo, Sampler
 from edge.backends.cells_backend import CellsBackend
 from edge.errors import BackendError, CancelledError
+from edge.prompt.tokenizers import Token, Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edge.plan.receipt import Plan
     from edge.types import Sampling
 
-__all__ = ["CHATML", "FakeBackend", "default_answer"]
+__all__ = ["CHATML", "FakeBackend", "FakeTokenizer", "default_answer"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -59,6 +60,28 @@ class _Cell(NamedTuple):
 
     token: int
     digest: bytes
+
+
+class FakeTokenizer(Tokenizer):
+    """UTF-8 bytes and three special tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(_N_VOCAB)
+
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        if not parse_special:
+            return list(text.encode("utf-8", "replace"))
+        tokens: list[int] = []
+        position = 0
+        for match in _SPECIAL_PATTERN.finditer(text):
+            tokens.extend(text[position : match.start()].encode("utf-8", "replace"))
+            tokens.append(_SPECIALS[match.group()])
+            position = match.end()
+        tokens.extend(text[position:].encode("utf-8", "replace"))
+        return tokens
+
+    def _look_up(self, token: int) -> Token:
+        return Token(_PIECES[token] if token < 256 else b"", _PIECES[token], token in (_IM_END, _END_OF_TEXT))
 
 
 class FakeBackend(CellsBackend):
@@ -122,7 +145,7 @@ class FakeBackend(CellsBackend):
             adds_bos=False,
             details={"tokenizer": "UTF-8 bytes"},
         )
-        super().__init__(info, capabilities, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=_BLOCK_MAGIC)
+        super().__init__(info, capabilities, FakeTokenizer(), n_ctx=n_ctx, chunk_size=chunk_size, block_magic=_BLOCK_MAGIC)
         self.threads = (1, 1) if plan is None else (plan.n_threads, plan.n_threads_batch)
         self._script = script
         self._delay_s = delay_s
@@ -130,29 +153,6 @@ class FakeBackend(CellsBackend):
         self._sequences: list[list[_Cell]] = [[] for _ in range(self.capabilities.n_seq)]
         self._has_logits: set[int] = set()
         self._answers: dict[bytes, list[int]] = {}
-
-    # -- text
-
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        self._check_open()
-        if not parse_special:
-            return list(text.encode("utf-8", "replace"))
-        tokens: list[int] = []
-        position = 0
-        for match in _SPECIAL_PATTERN.finditer(text):
-            tokens.extend(text[position : match.start()].encode("utf-8", "replace"))
-            tokens.append(_SPECIALS[match.group()])
-            position = match.end()
-        tokens.extend(text[position:].encode("utf-8", "replace"))
-        return tokens
-
-    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        self._check_tokens([token])
-        return _PIECES[token] if special or token < 256 else b""
-
-    def is_end(self, token: int) -> bool:
-        self._check_tokens([token])
-        return token in (_IM_END, _END_OF_TEXT)
 
     # -- for CellsBackend
 
@@ -223,7 +223,7 @@ class FakeBackend(CellsBackend):
         self._check_tokens(history)
         breakers = None
         if sampling.dry_multiplier:
-            breakers = find_breakers(sampling.dry_sequence_breakers, _PIECES, self.tokenize)
+            breakers = find_breakers(sampling.dry_sequence_breakers, _PIECES, self.tokenizer.tokenize)
         return NumpySampler(sampling, history, self.logits, _N_VOCAB, breakers)
 
     # -- inside

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.backends.hf_tokenizer import HFTokenizer
     from edge.backends.sampling import Breakers
+    from edge.prompt.tokenizers import Tokenizer
     from edge.types import Sampling
 
 __all__ = ["LogitsBackend"]
@@ -41,7 +41,7 @@ class LogitsBackend(CellsBackend):
 
     def __init__(
         self,
-        tokenizer: HFTokenizer,
+        tokenizer: Tokenizer,
         info: ModelInfo,
         *,
         n_ctx: int,
@@ -53,8 +53,7 @@ class LogitsBackend(CellsBackend):
         capabilities = capabilities or Capabilities(
             rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, grammar=False, embeddings=False
         )
-        super().__init__(info, capabilities, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=block_magic)
-        self._tokenizer = tokenizer
+        super().__init__(info, capabilities, tokenizer, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=block_magic)
         self._newest: dict[int, npt.NDArray[np.float32]] = {}
         self._breakers: dict[tuple[str, ...], Breakers] = {}
 
@@ -104,20 +103,6 @@ class LogitsBackend(CellsBackend):
     def _free_kv(self, seq_id: int) -> None:
         """The sequence is empty now: its buffers may be let go. Called on the empty ones, too."""
 
-    # -- text
-
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        self._check_open()
-        return self._tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
-
-    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        self._check_tokens((token,))
-        return self._tokenizer.token_bytes(token, special=special)
-
-    def is_end(self, token: int) -> bool:
-        self._check_tokens((token,))
-        return self._tokenizer.is_end(token)
-
     # -- choosing
 
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
@@ -135,8 +120,8 @@ class LogitsBackend(CellsBackend):
             texts = sampling.dry_sequence_breakers
             breakers = self._breakers.get(texts)
             if breakers is None:
-                pieces = [self._tokenizer.token_bytes(token, special=True) for token in range(self.info.n_vocab)]
-                breakers = self._breakers[texts] = find_breakers(texts, pieces, self._tokenizer.tokenize)
+                pieces = self.tokenizer.vocabulary()
+                breakers = self._breakers[texts] = find_breakers(texts, pieces, self.tokenizer.tokenize)
         return NumpySampler(sampling, history, self._newest_logits, self.info.n_vocab, breakers)
 
     def close(self) -> None:

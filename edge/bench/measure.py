@@ -70,8 +70,8 @@ def measure(
         joules_1 = meter.joules() if meter is not None else None
         begun = clock()
         for _ in range(n_decode):
-            backend.is_end(token)
-            backend.token_bytes(token)
+            backend.tokenizer.is_end(token)
+            backend.tokenizer.token_bytes(token)
             backend.decode([(0, token)])
             token = sampler.sample(0)
         ended, cpu_2 = clock(), cpu_clock()

@@ -379,12 +379,12 @@ class Scheduler:
             self._finish(generation, "cancelled")
             return None
         token = sampler.sample(slot.seq_id)
-        if self._backend.is_end(token):
+        if self._backend.tokenizer.is_end(token):
             self._finish(generation, "stop")
             return None
         generation.first_token_at = generation.first_token_at or time.perf_counter()
         generation.written.append(token)
-        if generation.show(self._backend.token_bytes(token)):
+        if generation.show(self._backend.tokenizer.token_bytes(token)):
             self._finish(generation, "stop", is_matched=True)
             return None
         limit = generation.sampling.max_tokens

@@ -26,7 +26,7 @@ _LEADS = ("\n", "x", ".")
 
 
 class Tokenize(Protocol):
-    """`Backend.tokenize`."""
+    """`Tokenizer.tokenize`."""
 
     def __call__(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]: ...
 

@@ -15,8 +15,8 @@ from edge.prompt.window import MessageCounter
 from edge.types import Message
 
 if TYPE_CHECKING:
-    from edge.backends.base import Backend, ModelInfo
-    from edge.engine.scheduler import Scheduler
+    from edge.backends.base import ModelInfo
+    from edge.prompt.tokenizers import Tokenizer
 
 __all__ = ["Prompting"]
 
@@ -25,22 +25,22 @@ Key = TypeVar("Key")
 
 
 class Prompting:
-    """What turns need to make prompts. Thread-safe; the tokenizer runs on the engine thread.
+    """What turns need to make prompts. Thread-safe.
 
     Args:
         info: the model.
-        scheduler: who may ask the backend.
+        tokenizer: of the model.
         system: system prompt where a conversation has none; "" is an empty one, None leaves it to the template.
 
     Attributes:
         template: the model's chat template.
-        system: as above.
+        tokenizer, system: as above.
     """
 
-    def __init__(self, info: ModelInfo, scheduler: Scheduler, system: str | None) -> None:
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, system: str | None) -> None:
         self.template = ChatTemplate.from_model(info)
         self.system = system
-        self._scheduler = scheduler
+        self.tokenizer = tokenizer
         self._texts: _Memo[tuple[str, bool, bool]] = _Memo()
         self._replies: _Memo[str] = _Memo()
         self._counter = MessageCounter(lambda messages: len(self.encode(messages)))
@@ -62,7 +62,7 @@ class Prompting:
 
         Raises:
             TemplateError: the template refuses these messages.
-            BackendError: the engine is closed.
+            BackendError: the model is closed.
         """
         prompt = self.template.render(messages)
         if tell is not None:
@@ -71,17 +71,15 @@ class Prompting:
         return self.template.encode(prompt, self.tokenize, known=self._replies.get)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """`Backend.tokenize`, remembering what it said.
+        """`Tokenizer.tokenize` with a memo.
 
         Raises:
-            BackendError: the engine is closed.
+            BackendError: the model is closed.
         """
         key = (text, add_special, parse_special)
         known = self._texts.get(key)
         if known is None:
-            known = self._scheduler.call(
-                lambda backend: backend.tokenize(text, add_special=add_special, parse_special=parse_special)
-            )
+            known = self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
             self._texts.put(key, known)
         return known
 
@@ -101,15 +99,8 @@ class Prompting:
             kept: texts and what was kept as their tokens. That came from a file, so tokens that do not make up the text, or are
                 none, are left out.
         """
-        unknown = {text: tokens for text, tokens in kept if tokens and self._replies.get(text) is None}
-
-        def checked(backend: Backend) -> list[tuple[str, list[int]]]:
-            return [
-                (text, tokens) for text, tokens in unknown.items() if isinstance(tokens, list) and _says(backend, tokens, text)
-            ]
-
-        if unknown:
-            for text, tokens in self._scheduler.call(checked):
+        for text, tokens in kept:
+            if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _says(self.tokenizer, tokens, text):
                 self._replies.put(text, tokens)
 
     def shared_end(self, messages: Sequence[Message], tokens: Sequence[int]) -> int:
@@ -134,14 +125,14 @@ class Prompting:
             return is_new
 
 
-def _says(backend: Backend, tokens: list[object], text: str) -> bool:
+def _says(tokenizer: Tokenizer, tokens: list[object], text: str) -> bool:
     """Whether these are tokens of this model that make up this text."""
     stream, said = TextStream(), ""
     for token in tokens:
-        if not isinstance(token, int) or not 0 <= token < backend.info.n_vocab or len(said) > len(text):
+        if not isinstance(token, int) or not 0 <= token < tokenizer.n_vocab or len(said) > len(text):
             return False
-        data = backend.token_bytes(token)
-        if data != backend.token_bytes(token, special=True):  # "<|im_start|>" is no text, but would speak as the system
+        data = tokenizer.token_bytes(token)
+        if data != tokenizer.token_bytes(token, special=True):  # "<|im_start|>" is no text, but would speak as the system
             return False
         said += stream.feed(data)
     return said + stream.final() == text

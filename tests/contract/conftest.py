@@ -19,6 +19,7 @@ from edge.backends.base import Backend
 from edge.backends.fake import FakeBackend
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import MemoryEstimate, Plan
+from edge.prompt.tokenizers import Tokenizer
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.tiny_onnx import write_onnx
 
@@ -424,3 +425,9 @@ def bench(opened: Bench) -> Bench:
 def backend(bench: Bench) -> Backend:
     """The backend of `bench`."""
     return bench.backend
+
+
+@pytest.fixture
+def tokenizer(opened: Bench) -> Tokenizer:
+    """The tokenizer of the backend."""
+    return opened.backend.tokenizer

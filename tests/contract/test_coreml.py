@@ -283,9 +283,9 @@ def test_a_tokenizer_of_another_model_is_refused(package_of: PackageOf, plan_for
     add_tokens(folder, {"<picture>": True})
     with open_coreml(plan, tmp_path) as backend:
         assert backend.info.n_vocab == 601
-        assert max(backend.tokenize("a <picture>")) < 601
+        assert max(backend.tokenizer.tokenize("a <picture>")) < 601
         with pytest.raises(UsageError, match="'<picture>', which this model does not know"):
-            backend.tokenize("a <picture>", parse_special=True)
+            backend.tokenizer.tokenize("a <picture>", parse_special=True)
         with pytest.raises(UsageError, match="no token 601"):
             backend.prefill(0, [601])
     add_tokens(folder, {f"<{n}>": True for n in range(256)})

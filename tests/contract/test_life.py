@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from edge.backends.base import Backend, open_backend
 from edge.backends.fake import FakeBackend
 from edge.errors import BackendError, BackendUnavailableError, CancelledError
+from edge.prompt.tokenizers import Tokenizer
 from edge.types import Sampling
 from tests.contract.coreml import coreml_plan, open_coreml
 
@@ -20,9 +24,6 @@ from .conftest import onnx_plan
 Open = Callable[..., Backend]
 
 CALLS: dict[str, Callable[[Backend], object]] = {
-    "tokenize": lambda backend: backend.tokenize("a"),
-    "token_bytes": lambda backend: backend.token_bytes(50),
-    "is_end": lambda backend: backend.is_end(50),
     "length": lambda backend: backend.length(0),
     "prefill": lambda backend: backend.prefill(0, [50]),
     "decode": lambda backend: backend.decode([(0, 50)]),
@@ -36,7 +37,12 @@ CALLS: dict[str, Callable[[Backend], object]] = {
     "resize": lambda backend: backend.resize(512),
     "kv_identity": lambda backend: backend.kv_identity(),
 }
-
+TOKENIZER_CALLS: dict[str, Callable[[Tokenizer], object]] = {
+    "tokenize": lambda tokenizer: tokenizer.tokenize("a"),
+    "token_bytes": lambda tokenizer: tokenizer.token_bytes(50),
+    "is_end": lambda tokenizer: tokenizer.is_end(50),
+    "vocabulary": lambda tokenizer: tokenizer.vocabulary(),
+}
 
 OPTIONAL = {"set_threads": "threads", "resize": "resize"}
 """Calls that a backend need not have, and the capability that says so."""
@@ -62,6 +68,8 @@ def open_one(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], 
 def test_the_list_of_calls_is_complete() -> None:
     methods = {name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")}
     assert methods == {*CALLS, "close"}
+    methods = {name for name, _ in inspect.getmembers(Tokenizer, inspect.isfunction) if not name.startswith("_")}
+    assert methods == {*TOKENIZER_CALLS, "close"}
 
 
 def test_after_close_every_call_says_so(open_one: Open) -> None:
@@ -69,6 +77,9 @@ def test_after_close_every_call_says_so(open_one: Open) -> None:
     backend.prefill(0, [50, 51])
     sampler = backend.open_sampler(Sampling())
     greedy = backend.open_sampler(Sampling(temperature=0))
+    tokenizer = backend.tokenizer
+    for use in TOKENIZER_CALLS.values():  # what it remembers is gone with the model, too
+        use(tokenizer)
     backend.close()
     backend.close()
     for name, call in CALLS.items():
@@ -77,10 +88,41 @@ def test_after_close_every_call_says_so(open_one: Open) -> None:
         with pytest.raises(BackendError, match="closed"):
             call(backend)
             pytest.fail(f"{name} did not raise")
+    for name, use in TOKENIZER_CALLS.items():
+        with pytest.raises(BackendError, match="closed"):
+            use(tokenizer)
+            pytest.fail(f"{name} did not raise")
     for one in (sampler, greedy):
         with pytest.raises(BackendError, match="closed"):
             one.sample(0)
         one.close()
+
+
+def test_closing_waits_for_the_tokenizer(open_one: Open) -> None:
+    text = "The capital of France is Paris. " * 500
+    for n_before in range(4):
+        backend = open_one()
+        tokenizer = backend.tokenizer
+        whole, have_begun = tokenizer.tokenize(text), threading.Barrier(5)
+
+        def use(tokenizer: Tokenizer = tokenizer, whole: list[int] = whole, begun: threading.Barrier = have_begun) -> int:
+            begun.wait()
+            for n in range(1000):
+                try:
+                    assert tokenizer.tokenize(text) == whole
+                    tokenizer.token_bytes(whole[n % len(whole)])
+                except BackendError as error:
+                    assert "closed" in error.message
+                    return n
+            raise AssertionError("it was never closed")
+
+        with ThreadPoolExecutor(4) as pool:
+            users = [pool.submit(use) for _ in range(4)]
+            have_begun.wait()
+            time.sleep(0.002 * n_before)
+            backend.close()
+            for user in users:
+                user.result(timeout=60)
 
 
 def test_it_is_a_context_manager(open_one: Open) -> None:

@@ -476,13 +476,13 @@ def test_logits_equal_those_of_the_high_level_class(model_path: Path, plan_for: 
     other = Llama(str(model_path), n_ctx=256, n_batch=32, n_ubatch=32, n_threads=1, flash_attn=True, verbose=False)
     try:
         with LlamaCppBackend(plan_for(model_path)) as backend:
-            ids = backend.tokenize(text)
+            ids = backend.tokenizer.tokenize(text)
             assert ids == other.tokenize(text.encode(), add_bos=False)
             backend.prefill(0, ids)
             other.eval(ids)
             theirs = np.array(other._ctx.get_logits()[: backend.info.n_vocab], dtype=np.float32)
             np.testing.assert_allclose(backend.logits(0), theirs, atol=1e-4)
-            assert backend.token_bytes(int(backend.logits(0).argmax())) == b" Paris"
+            assert backend.tokenizer.token_bytes(int(backend.logits(0).argmax())) == b" Paris"
     finally:
         other.close()
 

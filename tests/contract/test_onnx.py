@@ -211,14 +211,14 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     write_onnx(tmp_path / "padded", n_vocab=N_VOCAB + 5)
     with OnnxBackend(onnx_plan(tmp_path / "padded")) as backend:
         assert backend.info.n_vocab == N_VOCAB + 5
-        assert backend.token_bytes(N_VOCAB + 4) == b""
+        assert backend.tokenizer.token_bytes(N_VOCAB + 4) == b""
     write_onnx(tmp_path / "larger")
     add_tokens(tmp_path / "larger", {"<picture>": True})
     with OnnxBackend(onnx_plan(tmp_path / "larger")) as backend:
         assert backend.info.n_vocab == N_VOCAB
-        assert max(backend.tokenize("a <picture>")) < N_VOCAB
+        assert max(backend.tokenizer.tokenize("a <picture>")) < N_VOCAB
         with pytest.raises(UsageError, match="'<picture>', which this model does not know"):
-            backend.tokenize("a <picture>", parse_special=True)
+            backend.tokenizer.tokenize("a <picture>", parse_special=True)
         with pytest.raises(UsageError, match=f"no token {N_VOCAB}"):
             backend.prefill(0, [N_VOCAB])
 

@@ -256,7 +256,7 @@ def test_dry_punishes_going_on_with_a_repeat(bench, settings: dict[str, float], 
 
 def test_dry_does_not_reach_across_a_sequence_breaker(bench) -> None:
     backend = start(bench)
-    (newline,) = backend.tokenize("\n")
+    (newline,) = backend.tokenizer.tokenize("\n")
     bias = lift(backend, {70: 1.0, 71: 0.0})
     history = [90, 91, newline, 92, 70, 90, 91, newline, 92]
     for breakers, winner in ((("\n",), 70), ((), 71), (("#!",), 71)):
@@ -322,14 +322,14 @@ def test_a_reply_ends_by_itself(bench) -> None:
         return
     backend = bench.backend
     prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    backend.prefill(0, backend.tokenize(prompt, parse_special=True))
+    backend.prefill(0, backend.tokenizer.tokenize(prompt, parse_special=True))
     sampler = backend.open_sampler(Sampling(temperature=0))
     reply = b""
     for _ in range(150):
         token = sampler.sample(0)
-        if backend.is_end(token):
+        if backend.tokenizer.is_end(token):
             break
-        reply += backend.token_bytes(token)
+        reply += backend.tokenizer.token_bytes(token)
         backend.decode([(0, token)])
     else:
         pytest.fail(f"no end after 150 tokens: {reply!r}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge.assistant import Assistant, DiskCache
-from edge.backends.fake import FakeBackend
+from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
 from edge.kv.store import BlockStore
@@ -310,13 +310,13 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assistant = make(n_ctx=256)
-    tokenize, sizes = FakeBackend.tokenize, list[int]()
+    tokenize, sizes = FakeTokenizer.tokenize, list[int]()
 
-    def watch(self: FakeBackend, text: str, **options: Any) -> list[int]:
+    def watch(self: FakeTokenizer, text: str, **options: Any) -> list[int]:
         sizes.append(len(text))
         return tokenize(self, text, **options)
 
-    monkeypatch.setattr(FakeBackend, "tokenize", watch)
+    monkeypatch.setattr(FakeTokenizer, "tokenize", watch)
     for reply in (assistant.conversation().send("é" * 1_000_000), assistant.complete("é" * 1_000_000)):
         with pytest.raises(ContextFullError, match=r"2,000,000 bytes, which is [0-9,]+ tokens at the very least") as caught:
             reply.wait()

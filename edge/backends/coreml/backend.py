@@ -19,10 +19,10 @@ from edge.backends.base import LoadProgress, ModelInfo
 from edge.backends.coreml.engine import UNITS, load_coremltools, open_functions, os_identity, placement_text
 from edge.backends.coreml.sequence import CoreMLSequence
 from edge.backends.coreml.trial import Verdict, find_accelerator
-from edge.backends.hf_tokenizer import HFTokenizer
 from edge.backends.logits_backend import LogitsBackend
 from edge.errors import BackendError, EdgeError, UsageError
 from edge.formats.coreml import CoreMLPackage, read_package
+from edge.prompt.hf_tokenizer import HFTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

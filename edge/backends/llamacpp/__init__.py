@@ -3,6 +3,7 @@
 backend.py       the contract
 model.py         opens a model and its context
 library.py       llama.cpp imported once, its log caught, its results turned into our errors
+vocabulary.py    the tokenizer
 sampler.py       llama.cpp's sampler chain from our settings
 canary.py        tries the fast kernels in a child process, once per build and CPU; canary_child.py, that process
 """

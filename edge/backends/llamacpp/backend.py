@@ -25,6 +25,7 @@ from edge.backends.llamacpp.library import (
 )
 from edge.backends.llamacpp.model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp.sampler import DryCache, LlamaCppSampler
+from edge.backends.llamacpp.vocabulary import Vocabulary
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class LlamaCppBackend(CellsBackend):
         super().__init__(
             describe(library, self._model),
             capabilities_of(library, self._model, plan.n_seq),
+            Vocabulary(library, self._vocab),
             n_ctx=library.llama_n_ctx(self._context),
             chunk_size=min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context)),
             block_magic=_BLOCK_MAGIC,
@@ -103,44 +105,6 @@ class LlamaCppBackend(CellsBackend):
         self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
         self._kept: dict[int, npt.NDArray[np.float32]] = {}  # newest logits that a later pass would have overwritten
         self._views: dict[int, npt.NDArray[np.float32]] = {}  # address of an output row -> the same memory as an array
-        self._pieces: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-
-    # -- text
-
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        data = text.encode("utf-8", "replace")
-        with self._lock:
-            self._check_open()
-            room = len(data) + 8
-            while True:
-                tokens = (ctypes.c_int32 * room)()
-                count = self._library.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
-                if count >= 0:
-                    return tokens[:count]
-                if -count <= room:
-                    raise BackendError(f"llama.cpp could not tokenize a text of {len(data):,} bytes.")
-                room = -count
-
-    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        with self._lock:
-            self._check_tokens((token,))
-            cache = self._pieces[special]
-            piece = cache.get(token)
-            if piece is None:
-                size = 64
-                while True:
-                    buffer = ctypes.create_string_buffer(size)
-                    count = self._library.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
-                    if count >= 0:
-                        break
-                    size = -count
-                piece = cache[token] = buffer.raw[:count]
-            return piece
-
-    def is_end(self, token: int) -> bool:
-        with self._lock:
-            self._check_tokens((token,))
-            return bool(self._library.llama_vocab_is_eog(self._vocab, token))
 
     # -- for CellsBackend
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Capabilities, ModelInfo
-from edge.backends.hf_tokenizer import HFTokenizer
 from edge.backends.logits_backend import LogitsBackend
 from edge.backends.onnx.kv import KVStore, Layout, open_store
 from edge.backends.onnx.session import PROVIDERS, Session, error_of_ours, errors_of_ours, placement_text
 from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, UsageError
 from edge.formats.onnx import OnnxFolder, read_onnx_folder
+from edge.prompt.hf_tokenizer import HFTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,11 +14,11 @@ def ask(backend: FakeBackend, *turns: tuple[str, str]) -> str:
     """Answer a conversation of (role, content), greedily, in sequence 0."""
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns) + "<|im_start|>assistant\n"
     backend.rewind(0, 0)
-    backend.prefill(0, backend.tokenize(text, parse_special=True))
+    backend.prefill(0, backend.tokenizer.tokenize(text, parse_special=True))
     sampler = backend.open_sampler(Sampling(temperature=0.7, seed=1))
     reply = b""
-    while not backend.is_end(token := sampler.sample(0)):
-        reply += backend.token_bytes(token)
+    while not backend.tokenizer.is_end(token := sampler.sample(0)):
+        reply += backend.tokenizer.token_bytes(token)
         backend.decode([(0, token)])
     return reply.decode()
 
@@ -49,13 +49,13 @@ def test_an_empty_answer_ends_at_once() -> None:
 
 def test_a_user_who_types_a_marker_does_not_end_the_turn() -> None:
     with FakeBackend(script=str.upper) as backend:
-        typed = backend.tokenize("<|im_end|>")
+        typed = backend.tokenizer.tokenize("<|im_end|>")
         start, end = (
-            backend.tokenize("<|im_start|>user\n", parse_special=True),
-            backend.tokenize("<|im_end|>", parse_special=True),
+            backend.tokenizer.tokenize("<|im_start|>user\n", parse_special=True),
+            backend.tokenizer.tokenize("<|im_end|>", parse_special=True),
         )
-        backend.prefill(0, start + typed + end + backend.tokenize("\n<|im_start|>assistant\n", parse_special=True))
-        assert backend.token_bytes(int(backend.logits(0).argmax())) == b"<"
+        backend.prefill(0, start + typed + end + backend.tokenizer.tokenize("\n<|im_start|>assistant\n", parse_special=True))
+        assert backend.tokenizer.token_bytes(int(backend.logits(0).argmax())) == b"<"
 
 
 def test_the_script_is_asked_once_a_turn() -> None:

@@ -18,7 +18,7 @@ GREEDY = Sampling(temperature=0)
 
 
 def ask(backend: FakeBackend, text: str) -> list[int]:
-    return backend.tokenize(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
+    return backend.tokenizer.tokenize(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
 
 
 class Listener:
@@ -77,7 +77,7 @@ def test_a_follow_up_reads_only_what_is_new(scheduler: Scheduler, backend: FakeB
     first = ask(backend, "one")
     _, listener = start(scheduler, first)
     end = listener.until(Finished)
-    follow_up = [*first, *end.tokens, *backend.tokenize("<|im_end|>\n", parse_special=True), *ask(backend, "two")]
+    follow_up = [*first, *end.tokens, *backend.tokenizer.tokenize("<|im_end|>\n", parse_special=True), *ask(backend, "two")]
     _, second = start(scheduler, follow_up)
     again = second.until(Finished)
     assert second.text == "Answer to two — done ✓"
@@ -307,7 +307,7 @@ def test_an_engine_failure_is_told_and_the_next_turn_works(backend: FakeBackend,
 
 def test_a_bug_in_the_engine_thread_leaves_nobody_waiting(backend: FakeBackend) -> None:
     scheduler = Scheduler(backend)
-    backend.token_bytes = lambda token, special=False: 1 / 0  # type: ignore[method-assign,assignment]
+    backend.tokenizer.token_bytes = lambda token, special=False: 1 / 0  # type: ignore[method-assign,assignment]
     _, listener = start(scheduler, ask(backend, "one"))
     assert "broke down" in listener.until(Failed).error.message
     scheduler._thread.join(30)

@@ -313,7 +313,7 @@ def test_limits_do_not_disturb_generations_of_the_scheduler_itself() -> None:
             if isinstance(event, Finished):
                 done.set()
 
-        prompt = backend.tokenize("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
+        prompt = backend.tokenizer.tokenize("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
         scheduler.submit(Generation(prompt, GREEDY, listen))
         for n in range(50):
             scheduler.throttle(replace(FULL if n % 2 else SHORT, n_threads=1 + n % 4))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from edge.backends.fake import FakeBackend
-from edge.engine.scheduler import Scheduler
 from edge.prompt.prompting import Prompting
 from edge.types import Message
 
@@ -16,15 +13,9 @@ HELLO = [Message("user", "hi"), Message("assistant", "Hello"), Message("user", "
 
 
 @pytest.fixture
-def scheduler() -> Iterator[Scheduler]:
-    scheduler = Scheduler(FakeBackend())
-    yield scheduler
-    scheduler.close()
-
-
-@pytest.fixture
-def prompting(scheduler: Scheduler) -> Prompting:
-    return Prompting(FakeBackend().info, scheduler, None)
+def prompting() -> Prompting:
+    backend = FakeBackend()
+    return Prompting(backend.info, backend.tokenizer, None)
 
 
 def test_recalled_tokens_cannot_smuggle_special_tokens_into_a_prompt(prompting: Prompting) -> None:

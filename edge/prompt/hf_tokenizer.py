@@ -1,4 +1,4 @@
-"""The tokenizer of a folder in Hugging Face's layout, on the `tokenizers` package, as `Backend` promises it.
+"""The tokenizer of a folder in Hugging Face's layout, on the `tokenizers` package.
 
 `tokenizer.json` says how text becomes tokens; which tokens are special, begin and end a text is spread over
 `tokenizer_config.json`, `generation_config.json` and `genai_config.json`. All are files from strangers: bounded, checked, and
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import msgspec
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.files import parse_json, read_bytes, read_json, read_text
+from edge.prompt.tokenizers import Token, Tokenizer
 
 __all__ = ["HFTokenizer"]
 
@@ -81,15 +81,16 @@ class _GenaiConfig(msgspec.Struct):
     model: _Ids
 
 
-class HFTokenizer:
-    """See the module. Thread-safe.
+class HFTokenizer(Tokenizer):
+    """See the module.
 
     Args:
         folder: with `tokenizer.json` and whatever else there is of the files above.
-        n_rows: tokens that the model knows, numbered from 0. A few added ones may lie behind them, which no text may have then.
+        n_vocab: token ids of the model; None is those of the tokenizer. A few added tokens may lie behind them, which no text
+            may have then.
 
     Attributes:
-        n_tokens: size of the vocabulary; a model may have room for more.
+        n_tokens: token ids of the tokenizer; a model may have room for more.
         chat_template: Jinja source, or None.
         bos_text, eos_text: text of these tokens, "" where there is none.
         adds_bos: a text begins with the beginning-of-sequence token.
@@ -99,7 +100,7 @@ class HFTokenizer:
         ModelFileError: a file is missing, damaged, or of a kind that is not known here, or the tokenizer is not this model's.
     """
 
-    def __init__(self, folder: Path, n_rows: int | None = None) -> None:
+    def __init__(self, folder: Path, n_vocab: int | None = None) -> None:
         try:
             library = importlib.import_module("tokenizers")
         except ImportError as error:
@@ -116,7 +117,7 @@ class HFTokenizer:
             self.n_tokens: int = max(
                 [self._native.get_vocab_size(with_added_tokens=True), *(token.id + 1 for token in described.added_tokens)]
             )
-        self._lock = threading.Lock()  # reading special tokens or not is a switch of the native object
+        super().__init__(self.n_tokens if n_vocab is None else n_vocab)
         self.chat_template = _chat_template(folder, config)
         ids = _token_ids(folder)
         bos = self._id_of(config.bos_token, [id for each in ids for id in _listed(each.bos_token_id)])
@@ -137,64 +138,50 @@ class HFTokenizer:
         self._untypable_text = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
         self._leading = self._find_leading(config.add_bos_token, bos)
         self.adds_bos = bool(self._leading)
-        self._n_rows = self.n_tokens if n_rows is None else n_rows
         self._check_rows(folder, [*self._leading, *(id for id in (bos, eos) if id is not None)])
-        self._pieces: dict[int, bytes] = {}
 
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """As `Backend.tokenize`.
+    # -- for Tokenizer
 
-        Raises:
-            BackendError: the text cannot be tokenised with this tokenizer.
-            UsageError: it has a token that the tokenizer knows and the model does not.
-        """
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         text = text.encode("utf-8", "replace").decode()
-        ids = self._encode(text, parse_special=True) if parse_special else self._encode_typed(text)
-        if max(ids, default=0) >= self._n_rows:
-            unknown = next(id for id in ids if id >= self._n_rows)
+        ids = self._ids(text, parse_special=True) if parse_special else self._ids_of_typed(text)
+        if max(ids, default=0) >= self.n_vocab:
+            unknown = next(id for id in ids if id >= self.n_vocab)
             raise UsageError(
                 f"The text has the token {self._text_of(unknown)!r}, which this model does not know, only its tokenizer.",
                 "Leave it out: it is meant for another size of this model, such as one that reads pictures.",
             )
         return [*self._leading, *ids] if add_special else ids
 
-    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """As `Backend.token_bytes`; b"" for ids that the vocabulary has no token for."""
-        if not special and token in self._specials:
-            return b""
-        piece = self._pieces.get(token)
-        if piece is None:
-            text = self._text_of(token)
-            piece = text.encode() if token in self._specials else self._piece(text)
-            self._pieces[token] = piece
-        return piece
-
-    def is_end(self, token: int) -> bool:
-        """As `Backend.is_end`."""
-        return token in self._ends
+    def _look_up(self, token: int) -> Token:
+        text, is_end = self._text_of(token), token in self._ends  # "" where the model has a row and the tokenizer no token
+        if token in self._specials:
+            return Token(b"", text.encode(), is_end)
+        piece = self._piece(text)
+        return Token(piece, piece, is_end)
 
     # -- inside
 
     def _check_rows(self, folder: Path, needed: list[int]) -> None:
         """A few added tokens behind the model's last row are harmless, unless each text or its end needs one of them."""
         n_words = self._native.get_vocab_size(with_added_tokens=False)
-        fits = n_words <= self._n_rows and self.n_tokens <= self._n_rows + _MOST_WITHOUT_ROW
-        if not fits or any(id >= self._n_rows for id in needed):
+        fits = n_words <= self.n_vocab and self.n_tokens <= self.n_vocab + _MOST_WITHOUT_ROW
+        if not fits or any(id >= self.n_vocab for id in needed):
             raise ModelFileError(
-                f"The tokenizer in {folder} has {self.n_tokens:,} tokens, the model {self._n_rows:,}.",
+                f"The tokenizer in {folder} has {self.n_tokens:,} tokens, the model {self.n_vocab:,}.",
                 "It belongs to another model: copy the tokenizer files of this one, or download or convert the model again.",
             )
 
-    def _encode(self, text: str, *, parse_special: bool) -> list[int]:
+    def _ids(self, text: str, *, parse_special: bool) -> list[int]:
         if not text:
             return []
-        with self._lock, _errors_of_ours("A text could not be tokenised", BackendError):
+        with _errors_of_ours("A text could not be tokenised", BackendError):
             self._native.encode_special_tokens = not parse_special
             return list(self._native.encode(text, add_special_tokens=False).ids)
 
-    def _encode_typed(self, text: str) -> list[int]:
+    def _ids_of_typed(self, text: str) -> list[int]:
         """Tokens of what a person wrote: never special ones, though the vocabulary itself may hold their text."""
-        ids = self._encode(text, parse_special=False)
+        ids = self._ids(text, parse_special=False)
         if self._untypable.isdisjoint(ids):
             return ids
         # Unigram vocabularies hold the special tokens as words. Cut in two, such a word is two ordinary ones.
@@ -203,7 +190,7 @@ class HFTokenizer:
             pieces.append(text[position : match.start() + 1])
             position = match.start() + 1
         pieces.append(text[position:])
-        return [id for piece in pieces for id in self._encode(piece, parse_special=False) if id not in self._untypable]
+        return [id for piece in pieces for id in self._ids(piece, parse_special=False) if id not in self._untypable]
 
     def _known(self, text: str) -> int | None:
         id: int | None = self._native.token_to_id(text) if text else None

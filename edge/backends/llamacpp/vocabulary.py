@@ -1,0 +1,50 @@
+"""The tokenizer in a GGUF, through llama.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from edge.errors import BackendError
+from edge.prompt.tokenizers import Token, Tokenizer
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary(Tokenizer):
+    """See `Tokenizer`. llama.cpp only reads a vocabulary after it is loaded, so it may be used while the engine computes.
+
+    Args:
+        library: from `load_library`.
+        vocab: the vocabulary pointer, which belongs to the model: close this before the model is freed.
+    """
+
+    def __init__(self, library: Any, vocab: Any) -> None:
+        super().__init__(library.llama_vocab_n_tokens(vocab))
+        self._library = library
+        self._vocab = vocab
+
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._library.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+            if count >= 0:
+                return tokens[:count]
+            if -count <= room:
+                raise BackendError(f"llama.cpp could not tokenise a text of {len(data):,} bytes.")
+            room = -count
+
+    def _look_up(self, token: int) -> Token:
+        is_end = bool(self._library.llama_vocab_is_eog(self._vocab, token))
+        return Token(self._piece(token, special=False), self._piece(token, special=True), is_end)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._library.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
