@@ -132,7 +132,7 @@ def whole_file(plan: Plan, state: Path, text: str, n_kept: int) -> float:
         if not library.llama_state_seq_load_file(backend._context, os.fsencode(state), 0, room, n_kept, ctypes.byref(n_read)):
             raise SystemExit("llama.cpp could not read its state file.")
         assert list(room[: n_read.value]) == tokens[: n_read.value], "the file holds another text"
-        backend._ledger.append(0, n_read.value)
+        backend._cells.append(0, n_read.value)
         backend.prefill(0, tokens[n_read.value :])
         backend.open_sampler(Sampling(temperature=0)).sample(0)
         return (time.perf_counter() - started) * 1000

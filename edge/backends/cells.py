@@ -6,10 +6,10 @@ from collections import Counter
 
 from edge.errors import ContextFullError, UsageError
 
-__all__ = ["Ledger"]
+__all__ = ["CellAllocator"]
 
 
-class Ledger:
+class CellAllocator:
     """Which cells each sequence uses, so that what does not fit is refused before anything is computed.
 
     Args:

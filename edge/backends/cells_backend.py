@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge.backends.base import Backend, Capabilities, ModelInfo
-from edge.backends.cells import Ledger
+from edge.backends.cells import CellAllocator
 from edge.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class CellsBackend(Backend):
         # Held during every use of the native objects, so that close() from another thread waits for the pass.
         self._lock = threading.RLock()
         self._is_open = True
-        self._ledger = Ledger(n_ctx, capabilities.n_seq)
+        self._cells = CellAllocator(n_ctx, capabilities.n_seq)
 
     # -- for the engine: all of it is called under the lock, with arguments that were checked
 
@@ -131,7 +131,7 @@ class CellsBackend(Backend):
 
     def length(self, seq_id: int) -> int:
         self._check_open()
-        return self._ledger.length(seq_id)
+        return self._cells.length(seq_id)
 
     def prefill(
         self,
@@ -148,7 +148,7 @@ class CellsBackend(Backend):
         self._check_tokens(tokens)
         ids = np.asarray(tokens, dtype=np.int64)
         n_done, start = 0, self.length(seq_id)
-        self._ledger.check_room(len(ids))
+        self._cells.check_room(len(ids))
         while n_done < len(ids):
             if should_stop is not None and should_stop():
                 return n_done
@@ -170,10 +170,10 @@ class CellsBackend(Backend):
             raise UsageError("There is nothing to decode.", "Give at least one step.")
         with self._lock:
             self._check_tokens([token for _, token in steps])
-            starts = {seq_id: self._ledger.length(seq_id) for seq_id, _ in steps}
+            starts = {seq_id: self._cells.length(seq_id) for seq_id, _ in steps}
             if len(starts) != len(steps):
                 raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-            self._ledger.check_room(len(steps))
+            self._cells.check_room(len(steps))
             try:
                 self._step(steps, starts)
             except BaseException:  # also Ctrl-C: all of the sequences or none
@@ -181,7 +181,7 @@ class CellsBackend(Backend):
                     self._take_back(seq_id, n_before)
                 raise
             for seq_id in starts:
-                self._ledger.append(seq_id, 1)
+                self._cells.append(seq_id, 1)
 
     def rewind(self, seq_id: int, n_keep: int) -> None:
         with self._lock:
@@ -190,7 +190,7 @@ class CellsBackend(Backend):
             if n_keep == n_now:
                 return
             self._cut(seq_id, n_keep)
-            self._ledger.cut(seq_id, n_keep)
+            self._cells.cut(seq_id, n_keep)
             self._forget_logits(seq_id)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
@@ -202,7 +202,7 @@ class CellsBackend(Backend):
             self.rewind(target, 0)
             if n_tokens:
                 self._copy(source, target, n_tokens)
-                self._ledger.share(source, target, n_tokens)
+                self._cells.share(source, target, n_tokens)
 
     def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
         with self._lock:
@@ -223,9 +223,9 @@ class CellsBackend(Backend):
                 raise BackendError(f"This is not a whole KV block of the {self.name} backend.")
             if start != n_now:
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
-            self._ledger.check_room(end - start)
+            self._cells.check_room(end - start)
             self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[_BLOCK.size :])
-            self._ledger.append(seq_id, end - start)
+            self._cells.append(seq_id, end - start)
             self._forget_logits(seq_id)
 
     def close(self) -> None:
@@ -239,14 +239,14 @@ class CellsBackend(Backend):
 
     def _read_chunk(self, seq_id: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
         """One pass, noted; False when it was given up, and then it left nothing behind."""
-        start = self._ledger.length(seq_id)
+        start = self._cells.length(seq_id)
         try:
             is_done = self._read(seq_id, start, ids, should_stop)
         except BaseException:  # also Ctrl-C: the pass may be done, but nobody is told
             self._take_back(seq_id, start)
             raise
         if is_done:
-            self._ledger.append(seq_id, len(ids))
+            self._cells.append(seq_id, len(ids))
         else:
             self._take_back(seq_id, start)
         return is_done
@@ -254,7 +254,7 @@ class CellsBackend(Backend):
     def _take_back(self, seq_id: int, n_keep: int) -> None:
         """After a failed pass."""
         self._forget_logits(seq_id)
-        self._ledger.cut(seq_id, self._undo(seq_id, n_keep))
+        self._cells.cut(seq_id, self._undo(seq_id, n_keep))
 
     def _new_block(self, start: int, end: int, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """A block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
@@ -266,7 +266,7 @@ class CellsBackend(Backend):
 
     def _count_anew(self, n_ctx: int) -> None:
         """Another number of cells; all sequences are empty."""
-        self._ledger = Ledger(n_ctx, self.capabilities.n_seq)
+        self._cells = CellAllocator(n_ctx, self.capabilities.n_seq)
         self.n_ctx = n_ctx
 
     def _check_open(self) -> None:
@@ -297,5 +297,5 @@ class CellsBackend(Backend):
         self._check_open()
         if n_ctx < 1:
             raise UsageError(f"A KV cache of {n_ctx} cells is not possible.", "Ask for 512 or more.")
-        if any(self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)):
+        if any(self._cells.length(seq_id) for seq_id in range(self.capabilities.n_seq)):
             raise UsageError("A KV cache that is in use cannot be made anew.", "Empty every sequence first: rewind(seq_id, 0).")

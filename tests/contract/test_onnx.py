@@ -15,7 +15,7 @@ import pytest
 
 import edge.backends.onnx.backend
 from edge.backends.onnx.backend import OnnxBackend
-from edge.backends.onnx.kv import DeviceBuffers, Layout, SeparateStore
+from edge.backends.onnx.kv import DeviceBuffers, Layout, SeparateBuffers
 from edge.backends.onnx.session import PROVIDERS
 from edge.errors import BackendUnavailableError, ModelFileError, UsageError
 from tests.checkpoints import add_tokens
@@ -45,9 +45,9 @@ def bare_logits(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
     return logits
 
 
-def on_device(folder: Any, n_rows: int, n_seq: int, runtime: Any, device: str) -> SeparateStore:
+def on_device(folder: Any, n_rows: int, n_seq: int, runtime: Any, device: str) -> SeparateBuffers:
     """In an accelerator's memory: the same objects on the CPU stand for it."""
-    return SeparateStore(lambda: DeviceBuffers(Layout(folder), n_rows, runtime, device))
+    return SeparateBuffers(lambda: DeviceBuffers(Layout(folder), n_rows, runtime, device))
 
 
 class CopyingSession:
@@ -131,7 +131,7 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
     with OnnxBackend(onnx_plan(tmp_path / "turned")) as backend:
         turned = live(backend)
         assert backend.info.details["KV buffers"] == "two that take turns"
-    monkeypatch.setattr(edge.backends.onnx.backend, "open_store", on_device)
+    monkeypatch.setattr(edge.backends.onnx.backend, "open_buffers", on_device)
     session = edge.backends.onnx.backend.Session
 
     def on_copies(*arguments: Any) -> Any:
@@ -150,7 +150,7 @@ def test_all_kinds_of_buffers_compute_the_same(tmp_path: Path, monkeypatch: pyte
 
 def test_an_emptied_sequence_leaves_nothing_in_an_accelerators_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_onnx(tmp_path)
-    monkeypatch.setattr(edge.backends.onnx.backend, "open_store", on_device)
+    monkeypatch.setattr(edge.backends.onnx.backend, "open_buffers", on_device)
     with OnnxBackend(onnx_plan(tmp_path)) as backend:
         backend.prefill(0, PROMPT)
         backend.decode([(0, 50)])

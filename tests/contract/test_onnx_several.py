@@ -239,7 +239,7 @@ def test_where_there_is_no_memory_for_another_size_the_old_one_stays(tiny_onnx: 
         expected = alone(backend, 0, [50])
         backend.rewind(0, 0)
         with monkeypatch.context() as patch:
-            patch.setattr(edge.backends.onnx.backend, "open_store", refuse)
+            patch.setattr(edge.backends.onnx.backend, "open_buffers", refuse)
             with pytest.raises(ModelTooLargeError, match="make room for keys and values"):
                 backend.resize(2 * N_CTX)
         assert backend.n_ctx == N_CTX

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Capabilities, ModelInfo
 from edge.backends.logits_backend import LogitsBackend
-from edge.backends.onnx.kv import KVStore, Layout, open_store
+from edge.backends.onnx.kv import KVBuffers, Layout, open_buffers
 from edge.backends.onnx.session import PROVIDERS, Session, error_of_ours, errors_of_ours, placement_text
 from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, UsageError
@@ -196,7 +196,7 @@ class OnnxBackend(LogitsBackend):
         if len(steps) == 1 or not self._is_batched:
             super()._step(steps, starts)
             return
-        lengths = [self._ledger.length(seq_id) for seq_id in range(self.capabilities.n_seq)]
+        lengths = [self._cells.length(seq_id) for seq_id in range(self.capabilities.n_seq)]
         for first, end in _neighbours(starts, lengths, self.n_ctx):
             tokens = {seq_id: token for seq_id, token in steps if first <= seq_id < end}
             self._newest |= self._compute_neighbours(first, lengths[first:end], tokens)
@@ -277,7 +277,7 @@ class OnnxBackend(LogitsBackend):
 
         with errors_of_ours("make room for keys and values"):
             session = self._session
-            self._kv: KVStore = open_store(self._folder, n_ctx, self.capabilities.n_seq, session.runtime, session.device)
+            self._kv: KVBuffers = open_buffers(self._folder, n_ctx, self.capabilities.n_seq, session.runtime, session.device)
         self._drop_bindings()
         self._mask = np.ones((1, n_ctx), dtype=np.int64)
         self._mask_address = self._mask.ctypes.data

@@ -1,8 +1,8 @@
 """Keys and values of all sequences, in buffers that stay where they are between passes.
 
-Three kinds, the best that model and provider allow (see `open_store`):
+Three kinds, the best that model and provider allow (see `open_buffers`):
 
-    SharedStore      the model writes new rows into the buffer that holds the old ones: nothing is copied. The sequences of a
+    InPlaceBuffers   the model writes new rows into the buffer that holds the old ones: nothing is copied. The sequences of a
                      layer follow each other in memory, so a pass over neighbours sees them as one batch, where they are
     DeviceBuffers    the same in the memory of an accelerator, one sequence by itself, with a copy in main memory for export
     TurnedBuffers    the model gives a new tensor of all rows; two buffers take turns, so that nothing is allocated
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     from edge.formats.onnx import OnnxFolder
 
-__all__ = ["DeviceBuffers", "KVBuffers", "KVStore", "Layout", "SeparateStore", "SharedStore", "TurnedBuffers", "open_store"]
+__all__ = [
+    "DeviceBuffers",
+    "InPlaceBuffers",
+    "KVBuffers",
+    "Layout",
+    "SeparateBuffers",
+    "SequenceBuffers",
+    "TurnedBuffers",
+    "open_buffers",
+]
 
 _GROWTH = 256  # rows
 _NUMPY = {"f32": "float32", "f16": "float16", "bf16": "uint16"}
@@ -69,7 +78,7 @@ class Layout:
         return data.view(self.dtype).reshape(len(self.names), self.heads, n_rows, self.width)
 
 
-class KVStore(ABC):
+class KVBuffers(ABC):
     """The keys and values of all sequences. `bind` before a pass, `commit` after it; in between nothing else.
 
     Attributes:
@@ -107,7 +116,7 @@ class KVStore(ABC):
         """The sequence is empty: give its memory back."""
 
 
-class SharedStore(KVStore):
+class InPlaceBuffers(KVBuffers):
     """Buffers that are past and present at once. See the module.
 
     Args:
@@ -156,8 +165,8 @@ class SharedStore(KVStore):
                 self._pages.madvise(_GIVE_BACK, first, end - first)
 
 
-class KVBuffers(ABC):
-    """The buffers of one sequence by itself; its functions are those of `KVStore`.
+class SequenceBuffers(ABC):
+    """The buffers of one sequence by itself; its functions are those of `KVBuffers`.
 
     Args:
         layout: of the rows.
@@ -188,16 +197,16 @@ class KVBuffers(ABC):
         return self._layout.view(_pages(n_rows * self._layout.row_bytes())[1], n_rows)
 
 
-class SeparateStore(KVStore):
+class SeparateBuffers(KVBuffers):
     """Sequences that have nothing to do with each other.
 
     Args:
         make: makes the buffers of one.
     """
 
-    def __init__(self, make: Callable[[], KVBuffers]) -> None:
+    def __init__(self, make: Callable[[], SequenceBuffers]) -> None:
         self._make = make
-        self._sequences: dict[int, KVBuffers] = {}
+        self._sequences: dict[int, SequenceBuffers] = {}
 
     def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
         self._sequence(first).bind(binding, start, n_new)
@@ -214,21 +223,21 @@ class SeparateStore(KVStore):
     def free(self, seq_id: int) -> None:
         self._sequences.pop(seq_id, None)
 
-    def _sequence(self, seq_id: int) -> KVBuffers:
+    def _sequence(self, seq_id: int) -> SequenceBuffers:
         sequence = self._sequences.get(seq_id)
         if sequence is None:
             sequence = self._sequences[seq_id] = self._make()
         return sequence
 
 
-class DeviceBuffers(KVBuffers):
+class DeviceBuffers(SequenceBuffers):
     """Buffers in an accelerator's memory. See the module.
 
     onnxruntime moves whole tensors between the two memories, so rows are fetched once for all that is read after a pass, and
     sent once for all that is written before one.
 
     Args:
-        layout, n_rows: as in `KVBuffers`.
+        layout, n_rows: as in `SequenceBuffers`.
         runtime: the module onnxruntime.
         device: "cuda", ...
     """
@@ -276,7 +285,7 @@ class DeviceBuffers(KVBuffers):
         self._n_host, self._n_device = end, min(self._n_device, start)
 
 
-class TurnedBuffers(KVBuffers):
+class TurnedBuffers(SequenceBuffers):
     """Two buffers that take turns. See the module. They grow in steps, since both are as long as the sequence."""
 
     def __init__(self, layout: Layout, n_rows: int) -> None:
@@ -328,7 +337,7 @@ class TurnedBuffers(KVBuffers):
         return used.reshape(len(layout.names), layout.heads, n_rows, layout.width)
 
 
-def open_store(folder: OnnxFolder, n_rows: int, n_seq: int, runtime: Any, device: str) -> KVStore:
+def open_buffers(folder: OnnxFolder, n_rows: int, n_seq: int, runtime: Any, device: str) -> KVBuffers:
     """The best buffers for a model.
 
     Args:
@@ -340,10 +349,10 @@ def open_store(folder: OnnxFolder, n_rows: int, n_seq: int, runtime: Any, device
     """
     layout = Layout(folder)
     if not folder.shares_buffer:
-        return SeparateStore(lambda: TurnedBuffers(layout, n_rows))
+        return SeparateBuffers(lambda: TurnedBuffers(layout, n_rows))
     if device != "cpu":
-        return SeparateStore(lambda: DeviceBuffers(layout, n_rows, runtime, device))
-    return SharedStore(layout, n_rows, n_seq)
+        return SeparateBuffers(lambda: DeviceBuffers(layout, n_rows, runtime, device))
+    return InPlaceBuffers(layout, n_rows, n_seq)
 
 
 def _pages(size: int) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:

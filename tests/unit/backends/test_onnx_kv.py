@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edge.backends.onnx.kv import Layout, SharedStore
+from edge.backends.onnx.kv import InPlaceBuffers, Layout
 from edge.formats.onnx import read_onnx_folder
 
 pytest.importorskip("onnx", reason="needs the extra [convert]")
@@ -27,7 +27,7 @@ def random_rows(layout: Layout, n_rows: int, seed: int) -> np.ndarray[tuple[int,
 
 
 def test_rows_are_where_they_were_written(layout: Layout) -> None:
-    store = SharedStore(layout, 50, 3)
+    store = InPlaceBuffers(layout, 50, 3)
     rows = [random_rows(layout, 50, seed) for seed in range(3)]
     for seq_id in (2, 0, 1):
         store.write(seq_id, 0, rows[seq_id][:, :, :20])
@@ -46,7 +46,7 @@ def test_an_empty_sequence_gives_its_memory_back_and_an_unused_one_takes_none(la
     size = n_rows * layout.row_bytes()
     process = psutil.Process()
     before = process.memory_info().rss
-    store = SharedStore(layout, n_rows, 20)
+    store = InPlaceBuffers(layout, n_rows, 20)
     part = random_rows(layout, 1000, 1)
     for seq_id in (3, 4, 5):
         for start in range(0, n_rows, 1000):
