@@ -21,14 +21,13 @@ from edge_cli.options import json_option
 from edge_cli.text import size
 
 if TYPE_CHECKING:
+    from edge_convert.facts import Request
     from edge_convert.inputs import Input
     from edge_convert.pipeline import Plan
     from edge_convert.smaller.recipe import Recipe
-    from edge_convert.targets import Request
 
 __all__ = ["convert"]
 
-_PACKAGES = ("torch", "transformers", "safetensors", "gguf", "ml_dtypes")
 _ONLY_FOR = {
     "quant": "gguf",
     "variants": "coreml",
@@ -37,7 +36,6 @@ _ONLY_FOR = {
     "explicit_kv": "coreml",
     "compute_units": "verify",
 }
-_BY_FORMAT = {"gguf": (), "onnx": ("onnx", "onnxruntime", "onnxruntime_genai"), "coreml": ("coremltools",)}
 
 
 @click.command(
@@ -140,7 +138,7 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     found = _find(app, source, accept_licence=options["accept_licence"])
     from edge_convert.choose import with_candidates
     from edge_convert.pipeline import check_resources
-    from edge_convert.targets import make_plan
+    from edge_convert.plan import make_plan
 
     if options["device"] and not options["quant"]:
         request = with_candidates(request, found)
@@ -215,9 +213,9 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:
     """Which artifacts are kept: all, where they meet the gate, or the best for this device."""
-    from edge_convert.card_step import CARD, apply_gate, measured
     from edge_convert.choose import DEFAULT_GATE, choose
     from edge_convert.evaluate.gate import enforce
+    from edge_convert.evaluate.steps import CARD, apply_gate, measured
 
     names = [path.name for path in plan.artifacts]
     if device:
@@ -248,8 +246,9 @@ def _check_options(formats: tuple[str, ...]) -> None:
 
 def _request(app: App, options: dict[str, Any]) -> Request:
     """The options as one value, after a look whether the packages are there."""
+    from edge_convert.facts import Request
     from edge_convert.gguf.quantise import GgufOptions
-    from edge_convert.targets import Request
+    from edge_convert.targets import check_packages
 
     formats, quantisations, variants = (_names(options[key]) for key in ("formats", "quant", "variants"))
     request = Request(
@@ -271,7 +270,7 @@ def _request(app: App, options: dict[str, Any]) -> Request:
         smaller=_recipe(options),
         adapter=convert_names.fetch_adapter(app, options["lora"]),
     )
-    _check_packages(request)
+    check_packages(request.formats, *(["peft"] if request.adapter else []))
     return request
 
 
@@ -306,22 +305,6 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
 def _most_tokens(path: Path) -> int:
     """Of a text; a token is two characters or more. A text that is not there is refused by name later."""
     return min(1_000_000, path.stat().st_size // 2 + 1) if path.is_file() else 1
-
-
-def _check_packages(request: Request) -> None:
-    from importlib.util import find_spec
-
-    from edge.errors import BackendUnavailableError
-
-    wanted = [*_PACKAGES, *(package for form in request.formats for package in _BY_FORMAT[form])]
-    wanted += ["peft"] if request.adapter else []
-    missing = [package for package in wanted if find_spec(package) is None]
-    if missing:
-        extra = "distill" if "peft" in missing else "convert"
-        raise BackendUnavailableError(
-            f"Converting needs packages that are not installed: {', '.join(missing)}.",
-            f"Install them with: pip install 'edge-assistant[{extra}]'",
-        )
 
 
 def _find(app: App, source: str, *, accept_licence: bool) -> Input:

@@ -1,6 +1,22 @@
-"""edge_convert: one checkpoint, three int4 formats, one card that says what each of them is worth.
+"""edge_convert: one checkpoint, three int4 formats, and one card on the quality of each.
 
-The command `edge convert` and `edge eval` are built on this package. It needs the extra: pip install 'edge-assistant[convert]'
+The commands `edge convert` and `edge eval` are built on this package. It needs the extra: pip install 'edge-assistant[convert]'
+
+plan.py           from a source and a request to a plan
+facts.py          the request, and what is known of the model before a step has run
+targets.py        the formats that a checkpoint can become, a row each
+architectures.py  known model architectures, and the formats of each
+inputs.py         finds the source of a conversion
+checkpoint.py     a checkpoint folder, opened and checked
+pipeline.py       runs a plan so that a second run resumes
+step_process.py   runs heavy steps in processes of their own
+estimates.py      memory that each step takes
+peak.py           memory that a conversion took
+manifest.py       manifest.json: source, options and tools of a result
+choose.py         chooses the best of several results for this device
+strings.py        strings that two tokenizers are compared on
+children.py       environment, end and errors of child processes
+gguf/, onnx/, coreml/, smaller/, evaluate/
 """
 
 from __future__ import annotations

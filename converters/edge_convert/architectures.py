@@ -7,25 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edge.errors import ModelFileError
+from edge_convert.targets import FORMATS, TARGETS, Format
 
-__all__ = [
-    "ARCHITECTURES",
-    "FORMATS",
-    "Architecture",
-    "Format",
-    "expected_tensors",
-    "find_architecture",
-    "is_tied",
-    "markdown_table",
-]
-
-Format = Literal["gguf", "onnx", "coreml"]
-FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
-
-_FORMAT_TITLES: dict[Format, str] = {"gguf": "GGUF", "onnx": "ONNX", "coreml": "Core ML"}
+__all__ = ["ARCHITECTURES", "Architecture", "expected_tensors", "find_architecture", "is_tied", "markdown_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +117,7 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 def markdown_table() -> str:
     """The table for docs/convert.md."""
     lines = [
-        "| architecture | in config.json | " + " | ".join(_FORMAT_TITLES[form] for form in FORMATS) + " |",
+        "| architecture | in config.json | " + " | ".join(TARGETS[form].title for form in FORMATS) + " |",
         "|---|---|" + "---|" * len(FORMATS),
     ]
     for architecture in ARCHITECTURES.values():

@@ -12,8 +12,8 @@ from edge_convert.evaluate.card import Card, Row
 from edge_convert.gguf.quantise import FLOATS, QUANTISATIONS
 
 if TYPE_CHECKING:
+    from edge_convert.facts import Request
     from edge_convert.inputs import Input
-    from edge_convert.targets import Request
 
 __all__ = ["CANDIDATES", "DEFAULT_GATE", "Choice", "choose", "with_candidates"]
 

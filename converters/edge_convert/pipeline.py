@@ -26,10 +26,29 @@ import msgspec
 from edge.errors import ModelTooLargeError, StorageError, UsageError
 from edge_convert.peak import PeakMemory
 
-__all__ = ["OnProgress", "Plan", "Progress", "Step", "check_resources", "digest_of", "is_done", "left_over", "run"]
+__all__ = [
+    "FolderOf",
+    "OnProgress",
+    "Plan",
+    "Progress",
+    "Step",
+    "StepProgress",
+    "Work",
+    "check_resources",
+    "digest_of",
+    "is_done",
+    "left_over",
+    "run",
+]
 
-Told = Callable[[str, float], None]
-"""What a step calls while it works: what it is doing, and the share of its work that is behind it."""
+StepProgress = Callable[[str, float], None]
+"""Called by a step while it works: with what it is doing, and the share of its work that is done."""
+
+FolderOf = Callable[[str], Path]
+"""Returns the folder of a finished step, by the step's name."""
+
+Work = Callable[[Path, FolderOf, StepProgress], None]
+"""Does a step: (folder to write into, folders of finished steps, progress)."""
 
 _MARGIN_BYTES = 64 << 20
 
@@ -40,7 +59,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: of its folder; unique in a plan.
         title: for people.
-        work: does it: (folder to write into, folders of finished steps by name, progress).
+        work: does it.
         artifact: its folder is a result and moves to OUT under its name.
         seconds: estimate.
         disk_bytes: estimate of what it writes.
@@ -51,7 +70,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     title: str
-    work: Callable[[Path, Callable[[str], Path], Told], None]
+    work: Work
     artifact: bool = False
     is_heavy: bool = False
     resumes: bool = False
@@ -190,8 +209,8 @@ def run(
     """Do what a plan says. What an earlier run of the same plan finished is not done again.
 
     Args:
-        plan: from `edge_convert.targets.make_plan`.
-        on_progress: told how far it is; what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
+        plan: from `edge_convert.plan.make_plan`.
+        on_progress: called with how far it is; what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
         choose: called when all steps are done, gives the names of the artifacts to keep; all of them without it. What it
             raises keeps the artifacts out of `plan.out`, and the finished steps for another run.
 
@@ -225,25 +244,25 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
     for number, step in enumerate(plan.steps, 1):
         note = plan.work / f"{step.name}.done"
         if is_done(plan, step):
-            clock.tell(number, step, "", 1.0, is_resumed=True, peak=_read_peak(note))
+            clock.report(number, step, "", 1.0, is_resumed=True, peak=_read_peak(note))
             continue
         folder, temporary = plan.work / step.name, plan.work / f"{step.name}.{'part' if step.resumes else 'tmp'}"
         for leftover in (folder,) if step.resumes else (folder, temporary):
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary.mkdir(exist_ok=step.resumes)
-        clock.tell(number, step, "", 0.0)
+        clock.report(number, step, "", 0.0)
         with PeakMemory() as peak:
             step.work(
                 temporary,
                 lambda name: plan.work / name,
-                lambda detail, share, number=number, step=step: clock.tell(number, step, detail, share),  # type: ignore[misc]
+                lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
             )
         _sync(temporary)
         temporary.rename(folder)
         note.write_text(f"{peak.n_bytes} {peak.resident_bytes}", encoding="ascii")
         _sync_folder(plan.work)
-        clock.tell(number, step, "", 1.0, peak=(peak.n_bytes, peak.resident_bytes))
+        clock.report(number, step, "", 1.0, peak=(peak.n_bytes, peak.resident_bytes))
 
 
 def _read_peak(path: Path) -> tuple[int, int]:
@@ -261,7 +280,7 @@ class _Clock:
         self._resumed_s = sum(step.seconds for step in plan.steps if is_done(plan, step))
         self._start = time.monotonic()
 
-    def tell(
+    def report(
         self,
         number: int,
         step: Step,

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ import msgspec
 
 from edge.errors import EdgeError
 from edge_convert.children import close_pipes, died, end_with_parent, environment, raised
+from edge_convert.facts import Request
 from edge_convert.inputs import Input
-from edge_convert.pipeline import Plan, Step
-from edge_convert.targets import Request, make_plan
+from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress
+from edge_convert.plan import make_plan
 
 __all__ = ["isolated"]
-
-Told = Callable[[str, float], None]
 
 _SAVE_S, _STOP_S = 60.0, 5.0
 """How long a step may take to end when it is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
@@ -67,9 +65,9 @@ def isolated(plan: Plan, source: Input, request: Request) -> Plan:
 
 
 def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
-    def work(folder: Path, done: Callable[[str], Path], told: Told) -> None:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         task = _Task(source=source, request=request, out=plan.out, step=step.name, folder=folder)
-        _run_child(task, step.title, told, _SAVE_S if step.resumes else _STOP_S)
+        _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
 
     return msgspec.structs.replace(step, work=work)
 
@@ -77,7 +75,7 @@ def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
 # -- the parent's side
 
 
-def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
+def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: float) -> None:
     with tempfile.TemporaryFile() as said:  # no pipe: nobody reads it while the child works, and a full one would stop it
         child = subprocess.Popen(
             [sys.executable, "-m", "edge_convert.step_process"],
@@ -88,7 +86,7 @@ def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
             start_new_session=True,  # Ctrl-C goes to us, and we stop the child
         )
         try:
-            result = _converse(child, msgspec.json.encode(task, enc_hook=str), told)
+            result = _converse(child, msgspec.json.encode(task, enc_hook=str), on_progress)
             code = child.wait()
         finally:
             _stop(child, patience_s)
@@ -102,7 +100,7 @@ def _run_child(task: _Task, title: str, told: Told, patience_s: float) -> None:
         raise died(f'The process of the step "{title}"', code, tail, _RESUMES)
 
 
-def _converse(child: subprocess.Popen[bytes], task: bytes, told: Told) -> dict[str, Any]:
+def _converse(child: subprocess.Popen[bytes], task: bytes, on_progress: StepProgress) -> dict[str, Any]:
     """Hand the child its task and listen to it. Returns its last message."""
     assert child.stdin and child.stdout
     result: dict[str, Any] = {}
@@ -114,7 +112,7 @@ def _converse(child: subprocess.Popen[bytes], task: bytes, told: Told) -> dict[s
     for line in child.stdout:
         message = json.loads(line)
         if "share" in message:
-            told(message["detail"], message["share"])
+            on_progress(message["detail"], message["share"])
         else:
             result = message
     return result

@@ -130,7 +130,7 @@ def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_pr
         model: from `load_reference`; the matrices of its layers are gone afterwards.
         tokens: [pieces, tokens].
         quantise: (name of the matrix, float32 [rows, columns], second moments [columns, columns]) -> its encoding.
-        on_progress: told the share of layers done.
+        on_progress: called with the share of layers done.
     """
     import torch
 

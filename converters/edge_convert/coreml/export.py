@@ -62,7 +62,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         checkpoint: folder with config.json, safetensors and tokenizer.
         out: folder to write into; made if it is not there.
         options: what kind of package.
-        on_progress: told what is done and the share of all work that is behind, 0 to 1.
+        on_progress: called with what is done and the share of all work that is behind, 0 to 1.
 
     Returns:
         The package (a folder, model.mlpackage) and the tokenizer files beside it.

@@ -66,7 +66,7 @@ class Encoder:
 
         Args:
             model: the checkpoint from `load_reference`; where weights are chosen by calibration, they are replaced in it.
-            on_progress: told the share of the work done.
+            on_progress: called with the share of the work done.
         """
         if self._variant == "fp16":
             return

@@ -1,4 +1,15 @@
-"""What a converted model is worth: measured against its source on one text and one set of prompts, as a card."""
+"""Quality cards: models measured against a reference on one text and one set of prompts.
+
+steps.py       the card as the last step of a conversion, and its gate
+evaluation.py  from models to a card
+cells.py       one model and one measure in a process (child.py) or Ray task of its own
+measure.py     quality and speed of one model
+passages.py    the texts as tokens: windows of prose, chat prompts with the reference's answers
+logits.py      a model of any format: tokens in, logits out; logits_{torch,gguf,onnx,coreml}.py
+metrics.py     KL divergence, perplexity, top-1 agreement
+card.py        the card as values, Markdown and JSON; page.py: as HTML
+gate.py        limits that a model must meet
+"""
 
 from __future__ import annotations
 

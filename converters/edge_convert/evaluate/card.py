@@ -7,15 +7,16 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError
-from edge_convert.evaluate.gate import Failure
 from edge_convert.evaluate.metrics import Quality, Scores
 
 __all__ = [
+    "AT_LEAST",
     "COLUMNS",
     "KINDS_TITLE",
     "KIND_COLUMNS",
     "N_QUALITY_COLUMNS",
     "Card",
+    "Failure",
     "Row",
     "Speed",
     "cells",
@@ -26,6 +27,28 @@ __all__ = [
     "read_card",
     "to_json",
 ]
+
+
+AT_LEAST = ("top1", "divergence")
+"""Measures of a gate that are better when larger."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A condition that a model does not meet.
+
+    Attributes:
+        measure: a key of MEASURES.
+        value: what was measured.
+        limit: what was allowed.
+    """
+
+    measure: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        side = "below" if self.measure in AT_LEAST else "above"
+        return f"{self.measure} is {self.value:.4g}, {abs(self.value - self.limit):.4g} {side} the limit of {self.limit:.10g}"
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ class Cells(Protocol):
             models: name -> path.
             texts: name -> what it reads.
             folder: the reference's logits, see `measure_reference`.
-            on_done: told the name of each model that is finished.
+            on_done: called with the name of each model that is finished.
 
         Returns:
             For each name its result.

@@ -55,7 +55,7 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
         models: checkpoint folders, .gguf files, ONNX folders or .mlpackages.
         reference: what they are held to; where it is None, the first checkpoint folder among them, else the first of them.
         options: see there.
-        on_progress: told what is being done and which part of the whole is done (0 to 1); may raise to stop.
+        on_progress: called with what is being done and which part of the whole is done (0 to 1); may raise to stop.
 
     Raises:
         UsageError: no model is given, or an option is out of range.

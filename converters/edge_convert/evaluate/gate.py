@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge.errors import QualityGateError, UsageError
+from edge_convert.evaluate.card import AT_LEAST, Card, Failure
+from edge_convert.evaluate.metrics import Quality
 
-if TYPE_CHECKING:
-    from edge_convert.evaluate.card import Card
-    from edge_convert.evaluate.metrics import Quality
-
-__all__ = ["MEASURES", "Failure", "Limit", "check", "enforce", "parse_gate"]
+__all__ = ["MEASURES", "Limit", "check", "enforce", "parse_gate"]
 
 MEASURES = {
     "top1": "top-1 agreement with the reference, at least",
@@ -22,7 +19,6 @@ MEASURES = {
     "ppl": "perplexity on prose, at most; with + and % relative to the reference",
     "divergence": "mean number of tokens before a greedy answer leaves the reference's, at least",
 }
-_AT_LEAST = ("top1", "divergence")
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -37,24 +33,6 @@ class Limit(msgspec.Struct, frozen=True):
     measure: str
     value: float
     is_relative: bool = False
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A condition that a model does not meet.
-
-    Attributes:
-        measure: a key of MEASURES.
-        value: what was measured.
-        limit: what was allowed.
-    """
-
-    measure: str
-    value: float
-    limit: float
-
-    def __str__(self) -> str:
-        side = "below" if self.measure in _AT_LEAST else "above"
-        return f"{self.measure} is {self.value:.4g}, {abs(self.value - self.limit):.4g} {side} the limit of {self.limit:.10g}"
 
 
 def parse_gate(text: str) -> tuple[Limit, ...]:
@@ -101,7 +79,7 @@ def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
     for limit in limits:
         value = values[limit.measure]
         allowed = quality.prose.reference_perplexity * (1 + limit.value) if limit.is_relative else limit.value
-        is_met = value >= allowed if limit.measure in _AT_LEAST else value <= allowed
+        is_met = value >= allowed if limit.measure in AT_LEAST else value <= allowed
         if not is_met:  # a value that is no number meets nothing
             failures.append(Failure(limit.measure, value, allowed))
     return tuple(failures)

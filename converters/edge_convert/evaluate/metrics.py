@@ -61,11 +61,6 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     n_answer: int
 
     @property
-    def n_identical(self) -> int:
-        """Prompts whose whole answer is the reference's."""
-        return sum(found is None for found in self.divergence)
-
-    @property
     def mean_divergence(self) -> float:
         """Tokens written before the first difference, mean over the prompts; a full answer counts n_answer."""
         lengths = [self.n_answer if found is None else found for found in self.divergence]

@@ -1,1 +1,12 @@
-"""GGUF: tensors, config and tokenizer written by us, quantised and calibrated by llama.cpp in a child process."""
+"""GGUF: tensors, config and tokenizer are written here; llama.cpp quantises and calibrates in a child process.
+
+steps.py           GGUF as steps of a conversion
+tensors.py         a checkpoint as a GGUF file in 16 or 32 bits
+config.py          config.json as the keys of a GGUF file, and what llama.cpp cannot run
+tokenizer.py       tokenizer.json as the keys of a GGUF file
+quantise.py        quantisation, and proof that the tokenizer is the same
+imatrix.py         the importance matrix; imatrix_child.py computes it
+engine.py          runs llama.cpp's work in a child process, engine_child.py
+read_back.py       a GGUF file back to a checkpoint folder
+tokenizer_json.py  its tokenizer as tokenizer.json
+"""

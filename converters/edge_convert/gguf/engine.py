@@ -24,7 +24,7 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
     Args:
         task: its name there.
         arguments: its arguments; JSON.
-        on_progress: told the share that is done, 0 to 1. What it raises ends the child and goes through.
+        on_progress: called with the share that is done, 0 to 1. What it raises ends the child and goes through.
 
     Returns:
         What the task returned; JSON.

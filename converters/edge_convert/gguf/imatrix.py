@@ -79,7 +79,7 @@ def compute_imatrix(
         chunks: token ids.
         out: .npz file: GGUF tensor name -> float32 [inputs].
         threads: CPU threads.
-        on_progress: told the share that is done.
+        on_progress: called with the share that is done.
 
     Raises:
         BackendError: llama.cpp failed.

@@ -109,7 +109,7 @@ def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[
     """Run the chunks through the model and save the matrix.
 
     Args:
-        on_progress: told the share that is done.
+        on_progress: called with the share that is done.
         model: path of a GGUF file in 16 or 32 bits.
         chunks: token ids; each chunk is a text of its own.
         out: .npz file: weight name -> float32 [inputs].

@@ -10,14 +10,12 @@ import msgspec
 
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf_tables import FILE_TYPES
-from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
-from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
-from edge_convert.gguf.tensors import lossless_precision, write_gguf
 from edge_convert.gguf.tokenizer import read_vocabulary
 from edge_convert.strings import varied_strings
 
-__all__ = ["QUANTISATIONS", "GgufOptions", "check_tokenizer", "export_gguf", "needs_imatrix", "quantise"]
+__all__ = ["FLOATS", "QUANTISATIONS", "GgufOptions", "check_tokenizer", "needs_imatrix", "quantise"]
 
 FLOATS = ("F32", "F16", "BF16")
 _FILE_TYPE = {name: number for number, name in FILE_TYPES.items()}
@@ -67,48 +65,6 @@ def needs_imatrix(options: GgufOptions) -> bool:
     return options.use_imatrix and any(name not in (*FLOATS, "Q8_0") for name in options.quantisations)
 
 
-def export_gguf(
-    checkpoint: Path, out: Path, options: GgufOptions, on_progress: Callable[[str, float], None] | None = None
-) -> list[Path]:
-    """Convert a checkpoint folder to GGUF files.
-
-    Args:
-        checkpoint: the folder.
-        out: folder for the files, NAME-QUANTISATION.gguf each; made if it is not there.
-        options: what to make.
-        on_progress: told what is being done and the share of it that is done.
-
-    Returns:
-        The files, in the order of options.quantisations.
-
-    Raises:
-        ModelFileError: the checkpoint cannot be read or expressed as GGUF.
-        UsageError: the calibration text is unusable.
-        BackendError: llama.cpp failed.
-    """
-
-    def told(label: str) -> Callable[[float], None]:
-        return lambda share: on_progress(label, share) if on_progress else None
-
-    opened = open_checkpoint(checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    base, matrix = out / ".base.gguf", out / ".imatrix.npz"
-    try:
-        write_gguf(opened, base, lossless_precision(opened), told("write"))
-        check_tokenizer(base, opened, told("compare tokens"))
-        if needs_imatrix(options):
-            chunks = calibration_chunks(base, read_calibration(options.calibration), options.calibration_tokens)
-            compute_imatrix(base, chunks, matrix, options.n_threads, told("calibrate"))
-        made = []
-        for name in options.quantisations:
-            target = out / f"{opened.name}-{name}.gguf"
-            made.append(quantise(base, target, name, options, matrix if matrix.exists() else None, told(name)))
-        return made
-    finally:
-        base.unlink(missing_ok=True)
-        matrix.unlink(missing_ok=True)
-
-
 def quantise(
     base: Path,
     out: Path,
@@ -125,7 +81,7 @@ def quantise(
         name: out of QUANTISATIONS.
         options: threads and memory.
         imatrix: what `compute_imatrix` saved.
-        on_progress: told the share that is done.
+        on_progress: called with the share that is done.
 
     Raises:
         BackendError: llama.cpp failed.
@@ -155,7 +111,7 @@ def check_tokenizer(
     Args:
         gguf: the file that was written.
         checkpoint: what it was written from.
-        on_progress: told the share that is done.
+        on_progress: called with the share that is done.
         count: number of strings.
 
     Returns:

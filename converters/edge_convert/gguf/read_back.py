@@ -77,7 +77,7 @@ def checkpoint_from_gguf(
         out: the folder; made if it is not there.
         source: the reference it came from; its file name where it is None.
         licence: instead of the one in the file.
-        on_progress: told the share that is done.
+        on_progress: called with the share that is done.
 
     Returns:
         `out`.
@@ -241,31 +241,27 @@ def _write_weights(
             size = 0
         shards[-1].append(entry)
         size += n_bytes
-    done = 0
+    before = 0
     weight_map = {}
     for number, entries in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map.update({name: file for name, _, _ in entries})
-
-        def told() -> None:
-            nonlocal done
-            done += 1
+        for done in _write_shard(out / file, entries, architecture, config):
             if on_progress:
-                on_progress(done / len(plan))
-
-        _write_shard(out / file, entries, architecture, config, told)
+                on_progress((before + done) / len(plan))
+        before += len(entries)
     if len(shards) > 1:
         _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def _write_shard(
-    path: Path,
-    entries: list[tuple[str, Any, str]],
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    told: Callable[[], None],
-) -> None:
-    """One safetensors file: a JSON header, then the tensors end to end. The library itself wants all of them at once."""
+    path: Path, entries: list[tuple[str, Any, str]], architecture: Architecture, config: Mapping[str, Any]
+) -> Iterator[int]:
+    """Write one safetensors file: a JSON header, then the tensors end to end. The library itself wants all of them at once.
+
+    Yields:
+        The number of tensors written so far.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor, dtype in entries:
@@ -277,10 +273,10 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor, dtype in entries:
+        for done, (name, tensor, dtype) in enumerate(entries, 1):
             for part in _weights(name, tensor, dtype, architecture, config):
                 file.write(part.data)
-            told()
+            yield done
 
 
 def _weights(

@@ -66,7 +66,7 @@ def write_gguf(
         checkpoint: what to write.
         out: the file; replaced if it is there.
         precision: of the matrices. Norms and biases are always float32.
-        on_progress: told the share that is done, 0 to 1; may raise to stop.
+        on_progress: called with the share that is done, 0 to 1; may raise to stop.
 
     Raises:
         ModelFileError: a weight is not a number or does not fit into float16, or llama.cpp cannot run this variant.

@@ -130,7 +130,7 @@ def carry_blocks(
         model: model.onnx in float32, written by onnxruntime-genai's model builder.
         source: the GGUF; `can_carry` holds.
         out: the new model.onnx; its weights go beside it as model.onnx.data.
-        on_progress: told what is being done and which part of it is done (0 to 1).
+        on_progress: called with what is being done and which part of it is done (0 to 1).
         accuracy_level: of MatMulNBits: 4 computes with int8 activations, 1 with float32.
 
     Raises:

@@ -66,7 +66,7 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
         checkpoint: a folder that `open_checkpoint` accepts. Nothing is fetched from the network.
         out: the folder to make. It appears when all is written, or not at all.
         options: see there.
-        on_progress: told what is being done and which part of the whole is done (0 to 1); may raise to stop.
+        on_progress: called with what is being done and which part of the whole is done (0 to 1); may raise to stop.
 
     Returns:
         The files, sorted by name.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Corpus", "Document", "Provenance", "load_corpus", "pack", "save_corpus"]
+__all__ = ["Corpus", "Document", "Provenance", "load_corpus", "pack", "sample_windows", "save_corpus"]
 
 Windows = tuple["NDArray[np.int32]", "NDArray[np.bool_]"]
 
@@ -75,6 +75,14 @@ class Corpus(msgspec.Struct, frozen=True):
     counted: Any
     held_out: dict[str, tuple[Any, Any]]
     provenance: tuple[Provenance, ...]
+
+    @property
+    def held_out_tokens(self) -> Any:
+        """All held-out windows; those to train on where none are held out."""
+        import numpy as np
+
+        held = [windows for windows, _ in self.held_out.values()]
+        return np.concatenate(held) if held else self.tokens
 
 
 def pack(documents: Sequence[Document], text: Text, window: int, seed: int, filler: int) -> tuple[Windows, Windows]:
@@ -168,3 +176,13 @@ def load_corpus(folder: Path) -> Corpus:
         if entry.n_held_out
     }
     return Corpus(np.load(folder / "tokens.npy"), np.load(folder / "counted.npy"), held_out, provenance)
+
+
+def sample_windows(tokens: Any, n_tokens: int) -> Any:
+    """Take windows from all over a corpus, as a torch tensor int64 [n, window]."""
+    import numpy as np
+    import torch
+
+    n_windows = min(len(tokens), max(1, n_tokens // tokens.shape[1]))
+    rows = np.linspace(0, len(tokens) - 1, n_windows).astype(int)
+    return torch.from_numpy(tokens[np.unique(rows)].astype(np.int64))

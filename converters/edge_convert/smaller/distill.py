@@ -24,7 +24,7 @@ from edge_convert.smaller.teacher import hidden_rows
 __all__ = ["METHOD", "HeldOut", "Report", "distil", "measure"]
 
 _BETAS = (0.7, 0.95)
-METHOD = f"forward KL, AdamW with betas {_BETAS[0]} and {_BETAS[1]}, a rate that falls in a line"
+METHOD = f"forward KL, AdamW with betas {_BETAS[0]} and {_BETAS[1]}, linear learning-rate decay"
 """What a recipe does not say: part of what decides the weights that come out."""
 
 _CLIP = 1.0
@@ -80,7 +80,7 @@ def distil(
     held_hidden: dict[str, Any],
     training: Training,
     folder: Path,
-    told: Callable[[str, float], None],
+    on_progress: Callable[[str, float], None],
 ) -> Report:
     """Train a student. Changes it.
 
@@ -91,26 +91,26 @@ def distil(
         held_hidden: likewise over the held-out texts.
         training: how.
         folder: keeps the state of a run that is stopped, and goes on from one that is there.
-        told: told how it stands, and the share that is done. What it raises stops the run, as Ctrl-C does; a second call
-        resumes.
+        on_progress: called with the state, and the share that is done. What it raises stops the run, as Ctrl-C does; a
+            second call resumes.
 
     Raises:
         ModelFileError: training went astray: a value is no number any more.
     """
     run = _Run(student, corpus, hidden, held_hidden, training, folder)
     if not run.resume():
-        told("measuring the student before training", 0.0)
+        on_progress("measuring the student before training", 0.0)
         run.state.before = measure(student, corpus, held_hidden)
         run.look()
     try:
         while run.share < 1:
             run.step()
-            told(run.describe(), run.share)
+            on_progress(run.describe(), run.share)
     except BaseException:
         if run.is_whole:
             run.save()
         raise
-    told("measuring the student after training", 1.0)
+    on_progress("measuring the student after training", 1.0)
     after = measure(student, corpus, held_hidden)
     (folder / _WEIGHTS).unlink(missing_ok=True)
     state = run.state

@@ -15,13 +15,63 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge.errors import UsageError
-from edge_convert.smaller.models import head_of, layer_kinds, layers_of
+import msgspec
 
-__all__ = ["best_layers", "check_layers", "layer_influence", "least_divergent"]
+from edge.errors import UsageError
+from edge_convert.smaller.corpus import sample_windows
+from edge_convert.smaller.models import head_of, layer_kinds, layers_of
+from edge_convert.smaller.recipe import Recipe
+
+__all__ = ["Choice", "best_layers", "check_layers", "choose_layers", "layer_influence", "least_divergent"]
+
+CHOICE_TOKENS, DIVERGENCE_TOKENS = 8192, 1024
+"""Tokens that layers are chosen on, by influence and by divergence."""
 
 _BATCH = 8
-Told = Callable[[float], None]
+OnProgress = Callable[[float], None]
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers that stay. Written beside the student that is cut.
+
+    Attributes:
+        kept: their numbers in the teacher.
+        reason: how they were chosen.
+        influence: of each of the teacher's layers, where it was measured.
+        repaired: number of matrices that were fitted.
+    """
+
+    kept: tuple[int, ...]
+    reason: str
+    influence: tuple[float, ...] = ()
+    repaired: int = 0
+
+
+def choose_layers(model: Any, tokens: Any, recipe: Recipe, title: str, on_progress: OnProgress) -> Choice:
+    """Choose the layers that stay, as a recipe says.
+
+    Args:
+        model: the teacher, from `open_model`.
+        tokens: int32 [n, window], held-out windows.
+        recipe: number of layers, and how to choose them.
+        title: of the model.
+        on_progress: called with the share that is done.
+
+    Raises:
+        UsageError: the model cannot keep these layers.
+    """
+    kinds = layer_kinds(model.config)
+    if not isinstance(recipe.layers, str):
+        check_layers(recipe.keep_layers, recipe.layers, kinds, title)
+        return Choice(kept=recipe.layers, reason="named in the recipe")
+    check_layers(recipe.keep_layers, None, kinds, title)
+    if recipe.layers == "divergence":
+        kept = least_divergent(model, sample_windows(tokens, DIVERGENCE_TOKENS), recipe.keep_layers, on_progress)
+        return Choice(kept=kept, reason="each time the layer without which the divergence was least was left out")
+    influence = layer_influence(model, sample_windows(tokens, CHOICE_TOKENS), on_progress)
+    best = best_layers(influence, recipe.keep_layers, kinds)
+    assert best is not None  # check_layers saw to that
+    return Choice(kept=best, reason="those that turn the hidden state most", influence=tuple(influence))
 
 
 def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], title: str) -> None:
@@ -84,13 +134,13 @@ def best_layers(scores: Sequence[float], keep: int, kinds: Sequence[str]) -> tup
     return with_last or (found[1] if found else None)
 
 
-def layer_influence(model: Any, windows: Any, told: Told) -> list[float]:
+def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[float]:
     """How much each layer turns the hidden state: one minus the mean cosine between what goes in and what comes out.
 
     Args:
         model: from `open_model`.
         windows: int64 [n, window], tokens.
-        told: told the share that is done.
+        on_progress: called with the share that is done.
     """
     import torch
 
@@ -109,21 +159,21 @@ def layer_influence(model: Any, windows: Any, told: Told) -> list[float]:
         with torch.inference_mode():
             for start in range(0, len(windows), _BATCH):
                 model.base_model(input_ids=windows[start : start + _BATCH], use_cache=False)
-                told(start / len(windows))
+                on_progress(start / len(windows))
     finally:
         for hook in hooks:
             hook.remove()
     return [float(1 - value) for value in totals / windows.numel()]
 
 
-def least_divergent(model: Any, windows: Any, keep: int, told: Told) -> tuple[int, ...]:
+def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress) -> tuple[int, ...]:
     """Take out one layer after the other, each time the one that costs the least divergence. The model is as before at the end.
 
     Args:
         model: from `open_model`.
         windows: int64 [n, window], tokens.
         keep: how many layers stay.
-        told: told the share that is done.
+        on_progress: called with the share that is done.
 
     Returns:
         Their numbers, rising.
@@ -149,7 +199,7 @@ def least_divergent(model: Any, windows: Any, keep: int, told: Told) -> tuple[in
                 for layer in kept:
                     rest = [other for other in kept if other != layer]
                     done += 1
-                    told(done / total)
+                    on_progress(done / total)
                     if not _can_end(rest, keep, kinds):
                         continue
                     model.base_model.layers = torch.nn.ModuleList([layers[index] for index in rest])

@@ -121,14 +121,14 @@ def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def merge(source: Checkpoint, adapter: Adapter, folder: Path, told: Callable[[float], None]) -> Checkpoint:
+def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Callable[[float], None]) -> Checkpoint:
     """Write a checkpoint into which an adapter is merged. It is computed in float32 and stored as the source is.
 
     Args:
         source: that the adapter was trained on.
         adapter: from `open_adapter`.
         folder: for the result.
-        told: told the share that is done.
+        on_progress: called with the share that is done.
 
     Raises:
         BackendUnavailableError: peft is not installed.
@@ -146,7 +146,7 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, told: Callable[[fl
         ) from error
     check_fit(adapter, {name: info.shape for name, info in source.tensors.items()})
     model = open_model(source.folder, "float32")
-    told(0.3)
+    on_progress(0.3)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what has another name now
@@ -156,7 +156,7 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, told: Callable[[fl
         raise ModelFileError(
             f"peft cannot merge {adapter.name}: {error}.", "Merge it with the tool that trained it."
         ) from error
-    told(0.7)
+    on_progress(0.7)
     dtype = source.tensors["model.norm.weight"].dtype
     save_model(merged.to(getattr(torch, _DTYPES[dtype])), folder, source, f"{source.name}+{adapter.name}")
     return open_checkpoint(folder)

@@ -38,6 +38,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     licence: str = ""
     sha256: str = ""
 
+    @property
+    def origin(self) -> str:
+        """Where the text comes from, without a path of this machine."""
+        return f"{self.package}/{self.file}" if self.package else Path(self.file).name
+
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One ingredient of what is trained on.

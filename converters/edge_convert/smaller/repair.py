@@ -34,7 +34,7 @@ def can_repair(model: Any) -> bool:
 
 
 def repair(
-    model: Any, kept: Sequence[int], windows: Any, told: Callable[[float], None], ridge: float = _RIDGE
+    model: Any, kept: Sequence[int], windows: Any, on_progress: Callable[[float], None], ridge: float = _RIDGE
 ) -> dict[int, Any]:
     """Fit the last matrix of each kept layer.
 
@@ -42,7 +42,7 @@ def repair(
         model: the teacher, whole; its layers are those of the student before the fit.
         kept: numbers of the layers that stay, rising.
         windows: int64 [n, window], tokens.
-        told: told the share that is done.
+        on_progress: called with the share that is done.
         ridge: how strongly the old matrix is held to, as a share of the mean square of its inputs.
 
     Returns:
@@ -62,7 +62,7 @@ def repair(
         for place, (layer, stop) in enumerate(zip(kept, stops, strict=True)):
             for number in range(reached, stop):
                 teacher = [_run(layers[number], part, arguments[number]) for part in teacher]
-                told((place + (number - reached + 1) / (stop - reached + 2)) / len(kept))
+                on_progress((place + (number - reached + 1) / (stop - reached + 2)) / len(kept))
             reached = stop
             if stop == place + 1:
                 student = list(teacher)  # nothing is missing so far
@@ -75,7 +75,7 @@ def repair(
                 student = [_run(layers[layer], part, arguments[layer]) for part in student]
             finally:
                 layers[layer].mlp.down_proj.weight = old
-            told((place + 1) / len(kept))
+            on_progress((place + 1) / len(kept))
     return found
 
 

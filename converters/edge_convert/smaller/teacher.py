@@ -22,14 +22,14 @@ _BATCH = 8
 _COUNT = "done.txt"
 
 
-def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], told: Callable[[float], None]) -> Path:
+def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_progress: Callable[[float], None]) -> Path:
     """Compute the last hidden states (after the last norm) of all windows. Goes on where a run that was stopped left off.
 
     Args:
         folder: gets hidden.npy: bfloat16 as uint16 [n_windows, window, width].
         teacher: checkpoint folder.
         windows: tokens.
-        told: told the share that is done.
+        on_progress: called with the share that is done.
     """
     import numpy as np
     import torch
@@ -46,7 +46,7 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], told: 
             tokens = torch.from_numpy(windows[start : start + _BATCH].astype(np.int64))
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             kept[start : start + _BATCH] = hidden.view(torch.uint16).numpy()
-            told(min(1.0, (start + _BATCH) / len(windows)))
+            on_progress(min(1.0, (start + _BATCH) / len(windows)))
             if start % (64 * _BATCH) == 0:
                 kept.flush()
                 (folder / _COUNT).write_text(str(start + _BATCH))

@@ -28,7 +28,13 @@ _MAX_PROMPT_SHARE = 0.6
 
 
 def write_answers(
-    folder: Path, teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int, told: Callable[[str, float], None]
+    folder: Path,
+    teacher: Path,
+    text: Text,
+    prompts: Sequence[str],
+    window: int,
+    seed: int,
+    on_progress: Callable[[str, float], None],
 ) -> None:
     """Let the teacher answer until there are as many tokens as the recipe wants, or no prompts any more.
 
@@ -39,7 +45,7 @@ def write_answers(
         prompts: what is asked; each once.
         window: longest conversation in tokens.
         seed: of the order and the sampling.
-        told: told what is being done, and the share that is done.
+        on_progress: called with what is being done, and the share that is done.
 
     Raises:
         ModelFileError: the teacher has no chat template, or it fails.
@@ -62,7 +68,7 @@ def write_answers(
             part.rename(path)
         # Only whole windows count: a conversation takes one.
         done += window * len(batch)
-        told(f"{text.name}: {min(done, wanted):,} of {wanted:,} tokens", min(1.0, done / wanted))
+        on_progress(f"{text.name}: {min(done, wanted):,} of {wanted:,} tokens", min(1.0, done / wanted))
         if done >= wanted:
             return
     if not number:

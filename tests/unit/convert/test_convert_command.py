@@ -17,8 +17,9 @@ pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edg
 from edge.formats.artifact import open_artifact
 from edge.formats.gguf import read_header
 from edge_cli.main import run
-from edge_convert.manifest import digest_file, read_manifest
+from edge_convert.manifest import digest_file
 from tests.servers.hub import Repo, run_hub
+from tests.unit.convert.support import read_manifest
 
 Make = Callable[[str], Path]
 
@@ -218,12 +219,12 @@ def test_what_a_stopped_conversion_leaves_is_named(
 
 
 def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_convert import card_step
+    from edge_convert.evaluate import steps
     from edge_convert.evaluate.evaluation import EvaluateOptions
     from edge_convert.evaluate.passages import TextOptions
 
     little = EvaluateOptions(texts=TextOptions(n_prose=128, window=64, n_prompts=1, n_answer=4), n_rounds=0)
-    monkeypatch.setattr(card_step, "EvaluateOptions", lambda: little)
+    monkeypatch.setattr(steps, "EvaluateOptions", lambda: little)
     out = tmp_path / "out"
     arguments = (tiny_checkpoint("llama"), "--quant", "F16,Q2_K", "--no-imatrix", "--out", out)
     failed = convert(*arguments, "--gate", "top1=0.999,kl=0.001")

@@ -8,17 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ModelFileError, ModelTooLargeError, StorageError, UsageError
 from edge_convert.peak import PeakMemory
-from edge_convert.pipeline import Plan, Progress, Step, check_resources, is_done, run
-
-Told = Callable[[str, float], None]
-Done = Callable[[str], Path]
+from edge_convert.pipeline import FolderOf, Plan, Progress, Step, StepProgress, Work, check_resources, is_done, run
 
 
 class Bench:
@@ -35,15 +31,15 @@ class Bench:
         )
         self.plan = Plan(title="bench", out=out, digest=digest, steps=steps, force=force)
 
-    def _work(self, name: str) -> Callable[[Path, Done, Told], None]:
-        def work(folder: Path, done: Done, told: Told) -> None:
+    def _work(self, name: str) -> Work:
+        def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
             self.calls.append(name)
             (folder / "half.txt").write_text("half")
-            told("half", 0.5)
+            on_progress("half", 0.5)
             if name in self.fail_in:
                 raise self.fail_in[name]
             if name.startswith("gguf"):
-                assert (done("base") / "half.txt").read_text() == "half"
+                assert (folder_of("base") / "half.txt").read_text() == "half"
             (folder / "whole.txt").write_text(self.content)
 
         return work

@@ -13,10 +13,12 @@ import pytest
 
 from edge.errors import BackendError, ModelFileError
 from edge_convert import step_process
+from edge_convert.facts import Request
+from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.pipeline import Plan, is_done, run
+from edge_convert.plan import make_plan
 from edge_convert.step_process import isolated
-from edge_convert.targets import GgufOptions, Request, make_plan
 
 Make = Callable[[str], Path]
 REQUEST = Request(gguf=GgufOptions(quantisations=("Q8_0",), use_imatrix=False), card=False)

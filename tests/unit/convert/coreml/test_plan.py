@@ -12,10 +12,11 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge_cli.main import run
 from edge_convert.coreml import export
+from edge_convert.facts import Request
 from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
-from edge_convert.manifest import read_manifest
-from edge_convert.targets import Request, make_plan
+from edge_convert.plan import make_plan
+from tests.unit.convert.support import read_manifest
 
 Make = Callable[[str], Path]
 

@@ -16,7 +16,7 @@ from edge.errors import BackendError
 from edge_convert.gguf import engine
 from edge_convert.gguf.engine import run_task
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def children() -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from edge.backends.onnx.backend import OnnxBackend
 from edge.formats.artifact import open_artifact
 from tests.contract.conftest import make_plan
 
-from .test_onnx_export import KINDS, N_PROMPT, load_transformers, tokens_of, transformers_logits
+from .test_export import KINDS, N_PROMPT, load_transformers, tokens_of, transformers_logits
 
 N_OTHER = 5
 

@@ -27,10 +27,11 @@ from edge.config import load_settings
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge_cli.main import run
 from edge_convert.checkpoint import open_checkpoint
+from edge_convert.facts import Request
 from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
-from edge_convert.manifest import read_manifest
 from edge_convert.pipeline import run as run_plan
+from edge_convert.plan import make_plan
 from edge_convert.smaller.corpus import load_corpus
 from edge_convert.smaller.distill import distil, measure
 from edge_convert.smaller.lora import check_fit, merge, open_adapter
@@ -38,9 +39,9 @@ from edge_convert.smaller.models import keep_layers, open_model
 from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe, list_recipes, with_texts
 from edge_convert.smaller.sources import read_documents
 from edge_convert.smaller.teacher import open_hidden, write_hidden
-from edge_convert.targets import Request, make_plan
 from tests.checkpoints import make_checkpoint
 from tests.servers.hub import Repo, run_hub
+from tests.unit.convert.support import read_manifest
 
 Make = Callable[[str], Path]
 QUIET = lambda *_: None  # noqa: E731

@@ -10,11 +10,10 @@ import pytest
 
 from edge.errors import QualityGateError, UsageError
 from edge_convert.choose import CANDIDATES, choose, with_candidates
-from edge_convert.evaluate.card import Card, Row, Speed
-from edge_convert.evaluate.gate import Failure
+from edge_convert.evaluate.card import Card, Failure, Row, Speed
 from edge_convert.evaluate.metrics import Quality, Scores
+from edge_convert.facts import Request
 from edge_convert.inputs import Input
-from edge_convert.targets import Request
 
 SCORES = Scores(n_tokens=10, perplexity=10.0, reference_perplexity=10.0, kl_mean=0.05, kl_p99=0.2, top1=0.95)
 

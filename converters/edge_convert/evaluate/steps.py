@@ -1,68 +1,61 @@
-"""The last step of a conversion: what came out is measured against its source, and held to a gate.
+"""The last step of a conversion: the results are evaluated against their source, and held to a gate.
 
-The measurement does not depend on the gate, so a run that failed one can be repeated with another at once.
+The evaluation does not depend on the gate, so a run that failed one can be repeated with another at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from edge_convert import estimates
 from edge_convert.evaluate.card import Card, markdown, read_card, to_json
 from edge_convert.evaluate.evaluation import EvaluateOptions, evaluate
 from edge_convert.evaluate.gate import check, parse_gate
 from edge_convert.evaluate.logits import is_slow, model_in
 from edge_convert.evaluate.page import html_page
-from edge_convert.pipeline import Plan, Step
+from edge_convert.facts import Facts
+from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress
 
 __all__ = ["CARD", "apply_gate", "card_step", "measured"]
 
 CARD = "card"
 _READ_S = 1.5e-8  # seconds a weight takes for all texts, on one core
 _MODEL_S = 12.0
-_EVALUATOR_S = 7e-9  # seconds a weight and token
+_EVALUATOR_S = 7e-9  # seconds per weight and token
 
 
-def card_step(
-    reference: Callable[[Callable[[str], Path]], Path],
-    steps: Sequence[Step],
-    name: str,
-    n_params: int,
-    memory_bytes: int,
-    options: EvaluateOptions | None = None,
-) -> Step:
-    """The step that measures artifacts.
+def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | None = None) -> Step:
+    """Plan the step that evaluates artifacts.
 
     Args:
-        reference: gives the checkpoint's folder, from the folders of finished steps.
+        facts: of the reference; the card is headed by its name, and calls the checkpoint so, whose folder may be one of ours.
         steps: that make the artifacts.
-        name: of the model; the card is headed by it, and calls the checkpoint so, whose folder may be one of ours.
-        n_params: weights of the model, for the estimates.
-        memory_bytes: what it holds, see edge_convert.estimates.
-        options: how to measure.
+        options: how to evaluate.
     """
-
-    how = options or EvaluateOptions()
+    chosen = options or EvaluateOptions()
     n_slow = sum(is_slow(step.name.partition("-")[0]) for step in steps)
 
-    def work(folder: Path, done: Callable[[str], Path], told: Callable[[str, float], None]) -> None:
-        models = [model_in(done(step.name)) for step in steps]
-        card = evaluate(models, reference(done), how, told)
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        models = [model_in(folder_of(step.name)) for step in steps]
+        card = evaluate(models, facts.open(folder_of).folder, chosen, on_progress)
         first, *rest = card.rows
-        rows = (msgspec.structs.replace(first, name=name), *rest)
-        _write(folder, msgspec.structs.replace(card, title=f"{name}, converted", reference=name, rows=rows))
+        rows = (msgspec.structs.replace(first, name=facts.name), *rest)
+        _write(folder, msgspec.structs.replace(card, title=f"{facts.name}, converted", reference=facts.name, rows=rows))
 
     return Step(
         name=CARD,
         title="Measure what came out against the source",
         work=work,
         artifact=True,
-        seconds=(len(steps) - n_slow + 2) * (_MODEL_S + n_params * _READ_S)
-        + n_slow * n_params * _EVALUATOR_S * how.texts.n_slow,
+        seconds=(len(steps) - n_slow + 2) * (_MODEL_S + facts.n_params * _READ_S)
+        + n_slow * facts.n_params * _EVALUATOR_S * chosen.texts.n_slow,
         disk_bytes=1 << 20,
-        memory_bytes=memory_bytes,
+        memory_bytes=estimates.evaluate(
+            facts.n_params, facts.largest, facts.n_vocab, is_wide=facts.is_wide, n_evaluators=min(2, n_slow)
+        ),
     )
 
 
@@ -85,7 +78,7 @@ def apply_gate(plan: Plan, gate: str) -> Card:
 
 
 def measured(plan: Plan) -> list[str]:
-    """Names of the artifacts that are on the card, in its order."""
+    """Return the names of the artifacts on the card, in its order."""
     return [step.name for step in plan.steps if step.artifact and step.name != CARD]
 
 

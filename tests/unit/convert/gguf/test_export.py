@@ -17,13 +17,16 @@ from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
 from edge_convert.architectures import ARCHITECTURES
 from edge_convert.checkpoint import open_checkpoint
+from edge_convert.facts import Request
 from edge_convert.gguf.engine import run_task
-from edge_convert.gguf.quantise import GgufOptions, check_tokenizer, export_gguf
+from edge_convert.gguf.quantise import GgufOptions, check_tokenizer
 from edge_convert.gguf.tensors import gguf_names, write_gguf
 from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.pipeline import Progress
 from edge_convert.strings import varied_strings
 from tests.checkpoints import ARCHITECTURE_OF, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
 from tests.unit.convert.reference import logits_of_checkpoint, logits_of_gguf, some_tokens
+from tests.unit.convert.support import convert
 
 Make = Callable[[str], Path]
 
@@ -159,13 +162,14 @@ def test_quantised_files_load_and_stay_near(tmp_path: Path) -> None:
     # 256 wide, so that the K types apply.
     folder = make_checkpoint(tmp_path / "wide", "llama", hidden_size=256, intermediate_size=512)
     names = ("F16", "Q8_0", "Q4_K_M", "Q4_0", "IQ4_NL", "Q2_K")
-    seen: list[tuple[str, float]] = []
+    seen: list[Progress] = []
     options = GgufOptions(quantisations=names, calibration_tokens=512, threads=1)
-    made = export_gguf(folder, tmp_path / "out", options, lambda label, share: seen.append((label, share)))
+    folders = convert(folder, tmp_path / "out", Request(gguf=options, card=False), seen.append)
+    made = [next(folder.glob("*.gguf")) for folder in folders]
     assert [path.name for path in made] == [f"wide-{name}.gguf" for name in names]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in made)
-    assert {label for label, _ in seen} >= {"write", "calibrate", *names}
-    assert all(0 <= share <= 1 for _, share in seen)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"gguf-{name}" for name in names)
+    assert all(f"Quantise to {name}" in {progress.title for progress in seen} for name in names[1:])
+    assert all(0 <= progress.share <= 1 for progress in seen)
     tokens = some_tokens(64, 500)
     reference = logits_of_checkpoint(folder, tokens)
     errors = {}
@@ -210,9 +214,9 @@ def test_the_importance_matrix_is_the_mean_square_of_the_inputs(tiny_checkpoint:
 
 
 def test_same_input_same_bytes(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    options = GgufOptions(quantisations=("Q4_0",), calibration_tokens=512, threads=2)
-    first, second = (export_gguf(tiny_checkpoint("llama"), tmp_path / out, options)[0] for out in ("a", "b"))
-    assert first.read_bytes() == second.read_bytes()
+    request = Request(gguf=GgufOptions(quantisations=("Q4_0",), calibration_tokens=512, threads=2), card=False)
+    first, second = (convert(tiny_checkpoint("llama"), tmp_path / out, request)[0] for out in ("a", "b"))
+    assert (first / "llama-Q4_0.gguf").read_bytes() == (second / "llama-Q4_0.gguf").read_bytes()
 
 
 def test_options_are_checked() -> None:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 pytest.importorskip("sentencepiece", reason="llama.cpp's conversion needs it")
 
-TOOL = Path(__file__).parents[3] / "tools/compare_gguf.py"
+TOOL = Path(__file__).parents[4] / "tools/compare_gguf.py"
 KINDS = ("llama", "llama3", "qwen2", "qwen2-yarn", "qwen3", "mistral", "gemma2", "gemma3", "phi3-long")
 """Its conversion wants a tokenizer.model for phi4, and writes a key for phi3 that says what is so anyway."""
 

@@ -1,0 +1,72 @@
+"""Core ML as steps of a conversion, one per variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.errors import UsageError
+from edge_convert import estimates
+from edge_convert.coreml import export
+from edge_convert.coreml.quantise import Variant
+from edge_convert.facts import Facts, Request
+from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
+
+__all__ = ["make_steps"]
+
+
+def make_steps(facts: Facts, request: Request) -> list[Step]:
+    """Plan the steps from a model to Core ML packages, one per variant.
+
+    Raises:
+        UsageError: Core ML does not have what the request asks for.
+    """
+    if not request.coreml_variants:
+        raise UsageError("No variant of Core ML is named.", "Leave out --variants, or name one: gpu, ane, fp16.")
+    if request.bits != 4 and set(request.coreml_variants) != {"fp16"}:
+        raise UsageError(
+            f"Core ML has no {request.bits}-bit weights here.", "Choose 4 bits, or 16 bits for Core ML: --variants fp16"
+        )
+    return [_step(facts, request, variant) for variant in request.coreml_variants]
+
+
+def _step(facts: Facts, request: Request, variant: Variant) -> Step:
+    options = export.CoreMLOptions(
+        variant=variant,
+        context=request.coreml_context,
+        stateful=request.coreml_stateful,
+        source_gguf=facts.carried_gguf,
+        calibration=request.gguf.calibration,
+        palette_bits=request.coreml_palette_bits,
+    )
+    longest = facts.config.get("max_position_embeddings")
+    export.check_options(options, longest if isinstance(longest, int) and longest > 0 else None)
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        export.export_coreml(facts.open(folder_of).folder, folder, options, on_progress)
+        recipe = {"variant": variant, "context": str(options.context), "stateful": str(options.stateful)}
+        if variant == "ane":
+            recipe["palette bits"] = str(options.palette_bits)
+        if variant == "gpu" and options.source_gguf:
+            recipe["blocks"] = "of the source GGUF, where its types fit"
+        if variant != "fp16":
+            recipe["calibration"] = f"the text {digest_of(read_calibration(options.calibration))[:16]}"
+        facts.write_manifest(folder, folder_of, "coreml", variant, recipe)
+
+    return Step(
+        name=f"coreml-{variant}",
+        title=f"Build Core ML, variant {variant}",
+        work=work,
+        artifact=True,
+        seconds=60 + facts.n_params / 1e6,
+        disk_bytes=int(facts.n_params * (2.2 if variant == "fp16" else 1.0)),
+        memory_bytes=estimates.build_coreml(
+            facts.n_params,
+            facts.largest,
+            facts.layer_params,
+            facts.columns,
+            is_walked=variant != "fp16" and not (variant == "gpu" and options.source_gguf),
+            is_loaded=not facts.is_wide and facts.architecture.gguf.startswith("gemma"),
+        ),
+        is_heavy=True,
+    )

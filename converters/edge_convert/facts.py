@@ -1,0 +1,243 @@
+"""What is known of a conversion before a step has run: what is asked for, and the model that is exported."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge.errors import UsageError
+from edge.formats.gguf import read_header
+from edge_convert.architectures import Architecture
+from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.gguf.quantise import FLOATS, GgufOptions
+from edge_convert.gguf.read_back import find_gguf_architecture
+from edge_convert.inputs import Input
+from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
+from edge_convert.pipeline import FolderOf
+from edge_convert.smaller.lora import Adapter
+from edge_convert.smaller.recipe import Recipe
+from edge_convert.targets import FORMATS, TARGETS, Format
+
+__all__ = ["BY_BITS", "SMALLER_TOOLS", "Facts", "Request", "read_facts"]
+
+BY_BITS = {4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "F16"}
+"""Bits a weight -> GGUF quantisation that is made where none is named."""
+
+SMALLER_TOOLS = ("torch", "transformers", "peft", "safetensors")
+"""Distributions whose versions decide what a merge or a distillation gives."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to convert to.
+
+    Attributes:
+        formats: to make.
+        bits: per weight: 4, 5, 6, 8 or 16. ONNX has 4, 8 and 16, Core ML 4; its variant fp16 ignores this.
+        gguf: quantisations and calibration; `bits` chooses the quantisation where none is named.
+        coreml_variants: see edge_convert.coreml.export.CoreMLOptions.
+        coreml_context: cache rows of a Core ML package.
+        coreml_palette_bits: see CoreMLOptions.
+        card: evaluate the results against the source.
+        coreml_stateful: see CoreMLOptions.
+        force: replace existing results.
+        smaller: make the model smaller first, by this recipe.
+        adapter: merge this adapter first, before the model is made smaller.
+    """
+
+    formats: tuple[Format, ...] = ("gguf",)
+    bits: int = 4
+    gguf: GgufOptions = GgufOptions(quantisations=())
+    coreml_variants: tuple[Literal["gpu", "ane", "fp16"], ...] = ("gpu", "ane")
+    coreml_context: int = 2048
+    coreml_palette_bits: Literal[4, 6] = 6
+    card: bool = True
+    coreml_stateful: bool = True
+    force: bool = False
+    smaller: Recipe | None = None
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise UsageError(f"There is no format {', '.join(unknown) or 'named'}.", f"Known are: {', '.join(FORMATS)}.")
+        if self.bits not in BY_BITS:
+            raise UsageError(f"{self.bits} bits a weight is not offered.", f"Known are: {', '.join(map(str, BY_BITS))}.")
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether something else than the source's own weights is exported."""
+        return self.smaller is not None or self.adapter is not None
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that steps work on: the source, or what merging an adapter and dropping layers make of it.
+
+    Attributes:
+        input: source of the conversion.
+        architecture: of the model.
+        name: for people and file names.
+        config: config.json, or as much of it as a GGUF header holds.
+        shapes: of the checkpoint's tensors, by name; empty while the source is a GGUF that was not read back yet.
+        n_params: weights of the model.
+        largest: weights of the largest tensor.
+        n_layers: of the model.
+        layer_params: weights of one layer.
+        width: of the hidden state.
+        n_vocab: rows of the head.
+        columns: inputs of the widest matrix of a layer.
+        kv_width: numbers that a token stores in a layer's KV cache.
+        quantised: weight mix of the blocks that can be copied or carried over; None where there are none.
+        source_quantised: weight mix of the source, if it was quantised already.
+        licence: where it is known.
+        is_wide: whether the checkpoint's file is in float32.
+        made_by: step whose folder is the model's checkpoint; "" for the source itself.
+        describe: functions that return lines for the manifest on how the model was made.
+    """
+
+    input: Input
+    architecture: Architecture
+    name: str
+    config: Mapping[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    n_params: int
+    largest: int
+    n_layers: int
+    layer_params: int
+    width: int
+    n_vocab: int
+    columns: int
+    kv_width: int
+    quantised: str | None
+    source_quantised: str | None
+    licence: str | None
+    is_wide: bool
+    made_by: str = ""
+    describe: tuple[Callable[[FolderOf], dict[str, str]], ...] = ()
+
+    @property
+    def f16_bytes(self) -> int:
+        """Size of the weights in 16 bits."""
+        return 2 * self.n_params
+
+    @property
+    def carried_gguf(self) -> Path | None:
+        """The GGUF whose blocks another format may take over unchanged."""
+        return self.input.path if self.input.kind == "gguf" and self.quantised else None
+
+    def open(self, folder_of: FolderOf) -> Checkpoint:
+        """Open the model's checkpoint: the user's, the one read back from a GGUF, or the one that a step made."""
+        made_by = self.made_by or ("checkpoint" if self.input.kind == "gguf" else "")
+        if made_by:
+            return open_checkpoint(folder_of(made_by), source=self.name, licence=self.licence)
+        return open_checkpoint(self.input.path, source=self.input.source, licence=self.input.licence)
+
+    def write_manifest(
+        self,
+        folder: Path,
+        folder_of: FolderOf,
+        form: Format | Literal["checkpoint"],
+        quantisation: str,
+        recipe: Mapping[str, str],
+    ) -> None:
+        """Write manifest.json beside what a step made.
+
+        Args:
+            folder: of the step.
+            folder_of: folders of finished steps.
+            form: of the artifact.
+            quantisation: name of its mix of weight types.
+            recipe: options that decided the result.
+        """
+        sources = msgspec.json.decode((folder_of("source") / "files.json").read_bytes(), type=tuple[FileEntry, ...])
+        made = sorted(path for path in folder.rglob("*") if path.is_file())
+        changes = {key: value for describe in self.describe for key, value in describe(folder_of).items()}
+        tools = (*(TARGETS[form].tools if form != "checkpoint" else ()), *(SMALLER_TOOLS if self.made_by else ()))
+        manifest = Manifest(
+            format=form,
+            name=self.name,
+            architecture=self.architecture.name,
+            quantisation=quantisation,
+            source=self.input.source,
+            source_quantised=self.source_quantised,
+            source_files=sources,
+            licence=self.licence,
+            recipe={**recipe, **changes},
+            tools=tool_versions(*tools),
+            files=tuple(digest_file(path, name=path.relative_to(folder).as_posix()) for path in made),
+        )
+        write_manifest(folder / "manifest.json", seal(manifest))
+
+
+def read_facts(source: Input) -> Facts:
+    """Read what a plan needs to know of its source; weights are not read.
+
+    Raises:
+        ModelFileError: the source is damaged, incomplete or of an unknown architecture.
+    """
+    if source.kind == "checkpoint":
+        opened = open_checkpoint(source.path, source=source.source, licence=source.licence)
+        shapes = {name: info.shape for name, info in opened.tensors.items()}
+        is_wide = all(info.dtype == "F32" for info in opened.tensors.values())
+        quantised, licence = opened.source_quantised, opened.licence
+        return _facts(source, opened.name, opened.architecture, opened.config, shapes, quantised, licence, is_wide)
+    header = read_header(source.path)
+    in_file = header.metadata.get("general.license")
+    # As a checkpoint names them, rows first; a GGUF file lists the sizes the other way round.
+    shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
+    config = {
+        "num_hidden_layers": header.n_layer,
+        "hidden_size": header.n_embd,
+        "vocab_size": header.n_vocab,
+        "max_position_embeddings": header.n_ctx_train,
+    }
+    quantised = None if header.file_type in FLOATS else header.file_type
+    facts = _facts(
+        source,
+        source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}"),
+        find_gguf_architecture(header, source.path.name),
+        config,
+        shapes,
+        quantised,
+        source.licence or (in_file if isinstance(in_file, str) else None),
+        quantised is not None,
+    )
+    return msgspec.structs.replace(facts, shapes={})  # the checkpoint's are known once it is read back
+
+
+def _facts(
+    source: Input,
+    name: str,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    quantised: str | None,
+    licence: str | None,
+    is_wide: bool,
+) -> Facts:
+    width, n_layers = config["hidden_size"], config["num_hidden_layers"]
+    layers = {tensor: shape for tensor, shape in shapes.items() if tensor.startswith("model.layers.")}
+    keys = [shape[0] for tensor, shape in layers.items() if re.search(r"\.(k_proj|attn_k)\.weight$", tensor)]
+    return Facts(
+        input=source,
+        architecture=architecture,
+        name=name,
+        config=config,
+        shapes=shapes,
+        n_params=sum(map(math.prod, shapes.values())),
+        largest=max(map(math.prod, shapes.values())),
+        n_layers=n_layers,
+        layer_params=sum(map(math.prod, layers.values())) // n_layers,
+        width=width,
+        n_vocab=config["vocab_size"],
+        columns=max((shape[1] for shape in layers.values() if len(shape) == 2), default=width),
+        kv_width=2 * max(keys, default=width),
+        quantised=quantised,
+        source_quantised=quantised,
+        licence=licence,
+        is_wide=is_wide,
+    )

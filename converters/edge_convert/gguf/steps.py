@@ -1,0 +1,131 @@
+"""GGUF as steps of a conversion: read back, write without loss, calibrate, quantise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from edge_convert import estimates
+from edge_convert.facts import Facts, Request
+from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
+from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, needs_imatrix, quantise
+from edge_convert.gguf.read_back import checkpoint_from_gguf
+from edge_convert.gguf.tensors import lossless_precision, write_gguf
+from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
+
+__all__ = ["make_steps", "read_step"]
+
+_CORE_BYTES_S = 40e6  # weights that a core quantises in a second, in 16 bits; measured on a slow one
+_CORE_CALIBRATION_S = 6e-11  # seconds per weight and token
+_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.6, "Q6_K": 7.5}
+
+
+def make_steps(facts: Facts, request: Request) -> list[Step]:
+    """Plan the steps from a model to GGUF files, one artifact per quantisation."""
+    options = request.gguf
+    copied = facts.quantised if facts.input.kind == "gguf" and not facts.made_by else None
+    steps = [_copy_step(facts, name) for name in options.quantisations if name == copied]
+    rest = tuple(name for name in options.quantisations if name != copied)
+    if not rest:
+        return steps
+    steps.append(_write_step(facts))
+    wanted = msgspec.structs.replace(options, quantisations=rest)
+    if needs_imatrix(wanted):
+        steps.append(_imatrix_step(facts, wanted))
+    return steps + [_quantise_step(facts, wanted, name) for name in rest]
+
+
+def read_step(facts: Facts) -> Step:
+    """Plan the step that reads a GGUF back into a checkpoint."""
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        source = facts.input
+        checkpoint_from_gguf(
+            source.path, folder, source=source.source, licence=source.licence, on_progress=lambda share: on_progress("", share)
+        )
+
+    return Step(
+        name="checkpoint",
+        title="Read the GGUF back into a checkpoint",
+        work=work,
+        seconds=facts.n_params / 60e6,
+        disk_bytes=facts.n_params * (4 if facts.quantised else 2),
+        memory_bytes=estimates.read_gguf(facts.n_vocab),
+        is_heavy=True,
+    )
+
+
+def _write_step(facts: Facts) -> Step:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        checkpoint = facts.open(folder_of)
+        path = folder / "base.gguf"
+        write_gguf(checkpoint, path, lossless_precision(checkpoint), lambda share: on_progress("weights", share * 0.8))
+        check_tokenizer(path, checkpoint, lambda share: on_progress("comparing tokens", 0.8 + share * 0.2))
+
+    item_bytes = 4 if facts.quantised else 2
+    return Step(
+        name="gguf-base",
+        title="Write GGUF without loss, and compare its tokenizer",
+        work=work,
+        seconds=3 + facts.n_params / 100e6,
+        disk_bytes=item_bytes * facts.n_params,
+        memory_bytes=estimates.write_gguf(facts.n_vocab, item_bytes * facts.largest),
+        is_heavy=True,
+    )
+
+
+def _imatrix_step(facts: Facts, options: GgufOptions) -> Step:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        base = folder_of("gguf-base") / "base.gguf"
+        chunks = calibration_chunks(base, read_calibration(options.calibration), options.calibration_tokens)
+        compute_imatrix(base, chunks, folder / "imatrix.npz", options.n_threads, lambda share: on_progress("", share))
+
+    return Step(
+        name="imatrix",
+        title=f"Find out which weights matter, on {options.calibration_tokens:,} tokens of text",
+        work=work,
+        seconds=facts.n_params * options.calibration_tokens * _CORE_CALIBRATION_S / options.n_threads,
+        memory_bytes=estimates.calibrate(facts.n_vocab),
+    )
+
+
+def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
+    uses_matrix = needs_imatrix(msgspec.structs.replace(options, quantisations=(name,)))
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        matrix = folder_of("imatrix") / "imatrix.npz" if uses_matrix else None
+        base, path = folder_of("gguf-base") / "base.gguf", folder / f"{facts.name}-{name}.gguf"
+        quantise(base, path, name, options, matrix, lambda share: on_progress("", share))
+        recipe = {"quantisation": name, "importance matrix": "no"}
+        if uses_matrix:
+            text = digest_of(read_calibration(options.calibration))
+            recipe["importance matrix"] = f"{options.calibration_tokens} tokens of the text {text[:16]}"
+        facts.write_manifest(folder, folder_of, "gguf", name, recipe)
+
+    return Step(
+        name=f"gguf-{name}",
+        title=f"Write {name}" if name in FLOATS else f"Quantise to {name}",
+        work=work,
+        artifact=True,
+        seconds=1 + facts.f16_bytes / (_CORE_BYTES_S * options.n_threads),
+        disk_bytes=int(facts.n_params * _bits(name) / 8),
+        memory_bytes=estimates.quantise(facts.largest, is_wide=facts.quantised is not None),
+    )
+
+
+def _copy_step(facts: Facts, name: str) -> Step:
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        shutil.copyfile(facts.input.path, folder / f"{facts.name}-{name}.gguf")
+        recipe = {"quantisation": name, "made by": "copying the source"}
+        facts.write_manifest(folder, folder_of, "gguf", name, recipe)
+
+    size = facts.input.path.stat().st_size
+    title = f"Copy the {name} blocks as they are"
+    return Step(name=f"gguf-{name}", title=title, work=work, artifact=True, seconds=size / 500e6, disk_bytes=size)
+
+
+def _bits(name: str) -> float:
+    """Return bits a weight, on the safe side: small models keep more tensors in 8 bits than large ones."""
+    return _BITS.get(name) or next(int(char) for char in name if char.isdecimal()) + 2.8

@@ -1,0 +1,57 @@
+"""ONNX as a step of a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from edge.errors import UsageError
+from edge_convert import estimates
+from edge_convert.facts import Facts, Request
+from edge_convert.onnx import export
+from edge_convert.pipeline import FolderOf, Step, StepProgress
+
+__all__ = ["make_steps"]
+
+_PRECISIONS: dict[int, Literal["int4", "int8", "fp32"]] = {4: "int4", 8: "int8", 16: "fp32"}
+_BYTES = {"int4": 0.9, "int8": 1.3, "fp32": 4.2}  # per weight
+
+
+def make_steps(facts: Facts, request: Request) -> list[Step]:
+    """Plan the step from a model to an ONNX folder.
+
+    Raises:
+        UsageError: ONNX does not have that many bits.
+    """
+    precision = _PRECISIONS.get(request.bits)
+    if precision is None:
+        raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        options = export.OnnxOptions(precision=precision, source_gguf=facts.carried_gguf)
+        export.export_onnx(facts.open(folder_of).folder, folder, options, on_progress)
+        recipe = {
+            "quantisation": export.describe_quantisation(options),
+            "block size": str(options.block_size),
+            "accuracy level": str(options.accuracy_level),
+        }
+        facts.write_manifest(folder, folder_of, "onnx", precision, recipe)
+
+    return [
+        Step(
+            name=f"onnx-{precision}",
+            title=f"Build ONNX, {precision}",
+            work=work,
+            artifact=True,
+            seconds=15 + facts.n_params / 4e6,
+            disk_bytes=int(facts.n_params * _BYTES[precision]),
+            memory_bytes=_memory_bytes(facts, precision),
+            is_heavy=True,
+        )
+    ]
+
+
+def _memory_bytes(facts: Facts, precision: str) -> int:
+    if precision == "int4" and facts.carried_gguf and str(facts.quantised).split("_")[0] in ("Q4", "Q8"):
+        return estimates.carry_onnx(facts.n_params, facts.largest)
+    return estimates.build_onnx(facts.n_params, facts.largest, is_quantised=precision != "fp32")

@@ -1,0 +1,139 @@
+"""From a source and a request to a plan: the steps of each format, and their costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import ModelFileError
+from edge_convert.checkpoint import open_checkpoint
+from edge_convert.evaluate.logits import is_slow
+from edge_convert.evaluate.steps import card_step
+from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
+from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.gguf.steps import read_step
+from edge_convert.inputs import Input
+from edge_convert.manifest import digest_file, tool_versions
+from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
+from edge_convert.smaller.recipe import with_texts
+from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, merged, recipe_key, smaller_steps
+from edge_convert.targets import TARGETS
+
+__all__ = ["make_plan"]
+
+
+def make_plan(source: Input, out: Path, request: Request) -> Plan:
+    """Work out the steps of a conversion. Nothing is written.
+
+    Args:
+        source: checkpoint folder or GGUF file.
+        out: folder for the artifacts.
+        request: what to convert to.
+
+    Raises:
+        UsageError: an option is out of range.
+        ModelFileError: the source is damaged, incomplete or of an unknown architecture, or cannot become a format.
+    """
+    facts = read_facts(source)
+    missing = [form for form in request.formats if form not in facts.architecture.formats]
+    if missing:
+        raise ModelFileError(
+            f"{facts.architecture.title} cannot become {' or '.join(missing)}.", "docs/convert.md shows what can become what."
+        )
+    request = _completed(request, facts)
+    tools = [tool for form in request.formats for tool in TARGETS[form].tools]
+    tools += SMALLER_TOOLS if request.changes_model else ()
+    return Plan(
+        title=f"{facts.name} ({facts.architecture.title}, {facts.n_params / 1e6:,.0f} million weights)",
+        out=out,
+        digest=digest_of(_identity(source), _request_key(request), tool_versions(*tools)),
+        steps=tuple(_steps(facts, request)),
+        notes=tuple(_notes(facts, request)),
+        f16_bytes=facts.f16_bytes,
+        force=request.force,
+    )
+
+
+def _completed(request: Request, facts: Facts) -> Request:
+    """Fill in what the request leaves open."""
+    if "gguf" in request.formats and not request.gguf.quantisations:
+        gguf = msgspec.structs.replace(request.gguf, quantisations=(BY_BITS[request.bits],))
+        request = msgspec.structs.replace(request, gguf=gguf)
+    if request.smaller:
+        request = msgspec.structs.replace(request, smaller=with_texts(request.smaller, facts.n_params))
+    return request
+
+
+def _steps(facts: Facts, request: Request) -> list[Step]:
+    steps = [_hash_step(facts)]
+    copies_blocks = request.formats == ("gguf",) and set(request.gguf.quantisations) == {facts.quantised}
+    if facts.input.kind == "gguf" and (request.changes_model or request.card or not copies_blocks):
+        steps.append(read_step(facts))
+    reference = facts
+    if request.adapter:
+        steps.append(merge_step(facts, request.adapter))
+        reference = merged(facts, request.adapter)
+    exported = reference
+    if request.smaller:
+        steps += smaller_steps(reference, request.smaller, request.gguf.n_threads)
+        exported = made_smaller(reference, request.smaller)
+    for form in dict.fromkeys(request.formats):
+        steps += TARGETS[form].make_steps(exported, request)
+    results = [step for step in steps if step.artifact]
+    if request.card and results:
+        # A student is held to its teacher, so that the card shows the cost of dropping layers, too.
+        steps.append(card_step(reference, results))
+    return steps
+
+
+def _hash_step(facts: Facts) -> Step:
+    source = facts.input
+    files = [source.path]
+    if source.kind == "checkpoint":
+        opened = open_checkpoint(source.path)
+        files = [*opened.shards, *(source.path / name for name in ("config.json", *opened.tokenizer_files))]
+    total = sum(path.stat().st_size for path in files)
+
+    def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        before, entries = 0, []
+
+        def on_bytes(n_bytes: int) -> None:
+            on_progress(path.name, (before + n_bytes) / total)
+
+        for path in files:
+            entries.append(digest_file(path, on_bytes=on_bytes))
+            before += path.stat().st_size
+        (folder / "files.json").write_bytes(msgspec.json.encode(entries))
+
+    return Step(name="source", title="Read the source and hash its files", work=work, seconds=total / 500e6)
+
+
+def _notes(facts: Facts, request: Request) -> Iterator[str]:
+    if facts.quantised:
+        is_copied = "gguf" in request.formats and facts.quantised in request.gguf.quantisations and not request.changes_model
+        yield (
+            f"The source is quantised already ({facts.quantised}). "
+            + ("What stays in that type is copied as it is. " if is_copied else "")
+            + "Quantising it again costs quality that an original checkpoint would not."
+        )
+    if request.card and any(is_slow(form) for form in request.formats):
+        yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, over the beginning of the texts."
+
+
+def _identity(source: Input) -> list[tuple[str, int, int]]:
+    """Return what identifies the source's files without reading them."""
+    files = [source.path] if source.kind == "gguf" else sorted(path for path in source.path.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _request_key(request: Request) -> str:
+    """Return what of a request decides the bytes of the results."""
+    is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
+    calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
+    gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0, max_buffer_bytes=0)
+    plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None, gguf=gguf)
+    changes = [recipe_key(request.smaller)] if request.smaller else []
+    changes += [adapter_key(request.adapter)] if request.adapter else []
+    return str(plain) + digest_of(calibration) + "".join(changes)
