@@ -1,8 +1,9 @@
 """How a name becomes verified files: catalogue names, paths, hf:, ollama: and pypi: references.
 
-api.py      resolve, pull, verify, remove
-entries.py  the shipped catalogue and the user's own as one
-request.py  one question about one model, and its candidates
+api.py        resolve, pull, verify, remove
+entries.py    the shipped catalogue and the user's own as one
+installed.py  the models on this device, whoever put them there
+request.py    one question about one model, and its candidates
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edge.catalog.api import (
-        Installed,
         Removed,
         add_model,
         check_reference,
-        list_for_converters,
-        list_models,
         pull,
         pull_adapter,
         pull_checkpoint,
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
         verify,
     )
     from edge.catalog.entries import CatalogEntry, add_artifact, check_name, find_entry, is_reference, load_catalog
-    from edge.catalog.request import FORMATS
+    from edge.catalog.installed import FORMATS, Installed, list_for_converters, list_models
     from edge.sources.base import ArtifactEntry, DownloadProgress, Phase
 
 __all__ = [
@@ -63,8 +61,8 @@ __getattr__, __dir__ = lazy_names(
         "ArtifactEntry": "edge.sources.base",
         "CatalogEntry": "edge.catalog.entries",
         "DownloadProgress": "edge.sources.base",
-        "FORMATS": "edge.catalog.request",
-        "Installed": "edge.catalog.api",
+        "FORMATS": "edge.catalog.installed",
+        "Installed": "edge.catalog.installed",
         "Phase": "edge.sources.base",
         "Removed": "edge.catalog.api",
         "add_artifact": "edge.catalog.entries",
@@ -73,8 +71,8 @@ __getattr__, __dir__ = lazy_names(
         "check_reference": "edge.catalog.api",
         "find_entry": "edge.catalog.entries",
         "is_reference": "edge.catalog.entries",
-        "list_for_converters": "edge.catalog.api",
-        "list_models": "edge.catalog.api",
+        "list_for_converters": "edge.catalog.installed",
+        "list_models": "edge.catalog.installed",
         "load_catalog": "edge.catalog.entries",
         "pull": "edge.catalog.api",
         "pull_adapter": "edge.catalog.api",

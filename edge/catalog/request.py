@@ -1,19 +1,19 @@
-"""One question about one model: where its artifacts are, whether they are what was promised, and how they come here."""
+"""One question about one model: where its artifacts are, whether they are what was promised, and how to fetch them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_catalog
+from edge.catalog.installed import FORMATS, list_models, source_of
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.formats.artifact import Artifact, Format, open_artifact, open_artifacts
 from edge.hashes import file_sha256, files_sha256
-from edge.sources import open_source
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
-from edge.sources.local import LocalSource
 from edge.sources.store import Store, weights_sha256
 
 if TYPE_CHECKING:
@@ -21,21 +21,18 @@ if TYPE_CHECKING:
 
     from edge.config.schema import Settings
 
-__all__ = ["FORMATS", "Request", "source_of"]
-
-FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
-"""Formats that are looked for where nobody says what can be run here, best first."""
+__all__ = ["Request"]
 
 
 class Request:
-    """One question about one reference.
+    """One question about one reference. The catalogue and the headers of files are read once, however often they are needed.
 
     Args:
         reference: as for `edge.catalog.resolve`; so are the others.
         settings: directories, hub, offline mode.
-        on_progress: told how far a download or a check is.
+        on_progress: called with the progress of a download or a check.
         accept_licence: the user agrees to the licence.
-        formats: what can be used, best first.
+        formats: usable formats, best first.
 
     Raises:
         UsageError: the reference is empty.
@@ -55,6 +52,7 @@ class Request:
         self.accept_licence = accept_licence
         self.formats = formats
         self.store = Store(settings.paths.models_dir)
+        self._opened: dict[Path, Artifact] = {}
         if not self.reference:
             raise UsageError("The name of the model is empty.", "See names: edge models ls")
 
@@ -70,18 +68,15 @@ class Request:
 
     def resolve_all(self, download: bool) -> list[Artifact]:
         path = Path(self.reference).expanduser()
-        _, artifacts = self.candidates()
+        _, artifacts = self.candidates
         if not artifacts and path.is_dir():
             return open_artifacts(path, source=self.reference)
         return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
 
     def pull(self) -> Artifact:
-        entry, artifacts = self.candidates()
+        entry, artifacts = self.candidates
         if not artifacts:
-            found = self.find()
-            if found is None:
-                raise self._unknown()
-            return self._open(found)
+            return self._open(self._find_path())
         artifact = artifacts[0]
         source = self._source(artifact)
         here = source.find(artifact.reference)
@@ -93,41 +88,36 @@ class Request:
         return self._open(here)
 
     def find(self) -> Found | None:
-        """The model on this device, without asking anybody else; the best format of several."""
+        """Return the model if it is on this device, in the best format; nothing is fetched."""
         return next(iter(self.find_all()), None)
 
     def find_all(self) -> list[Found]:
-        """Likewise all of its formats that are here, best first."""
-        _, artifacts = self.candidates()
-        if artifacts:
-            pairs = [(artifact, self._source(artifact).find(artifact.reference)) for artifact in artifacts]
-            return [replace(found, format=artifact.form) for artifact, found in pairs if found is not None]
-        path = Path(self.reference).expanduser()
-        if not _looks_like_path(self.reference) and not _exists(path):
-            raise self._unknown()
-        here = open_artifacts(path)
-        place = here[0].path if len(here) == 1 else path
-        return [Found(place, self.reference, sum(each.size_bytes for each in here), str(path.parent), "you")]
+        """Return the model in all formats that are on this device, best first."""
+        _, artifacts = self.candidates
+        if not artifacts:
+            return [self._find_path()]
+        pairs = [(artifact, self._source(artifact).find(artifact.reference)) for artifact in artifacts]
+        return [replace(found, format=artifact.form) for artifact, found in pairs if found is not None]
 
     def find_for_converters(self) -> list[Found]:
-        """What a converter fetched by this reference: checkpoint and adapter."""
+        """Return the checkpoint and the adapter that a converter fetched by this reference."""
         from edge.sources.hub_checkpoint import HubAdapterSource, HubCheckpointSource
 
         if not self.reference.startswith("hf:"):
             return []
-        context = Context(self.settings, self.store, self.reference)
+        context = Context(self.settings, self.reference)
         sources = [kind(context).find_folder(self.reference) for kind in (HubCheckpointSource, HubAdapterSource)]
         return [found for found in sources if found is not None]
 
     def check(self, found: Found, *, fresh: bool = False) -> str | None:
-        """Hold a file against its promised hash.
+        """Compare a file with its promised hash.
 
-        A file that edge fetched and that has not changed since is not read again; others are read once, and their hash
-        is remembered. Files of the user have nothing to be held against.
+        Unless `fresh`, a file that edge fetched and that has not changed since is not read again; others are read once, and
+        their hash is remembered. There is no promise for files of the user.
         """
         if found.files:
             self._check_folder(found, fresh=fresh)
-            return weights_sha256(found.path, found.files, open_artifact(found.path).weight_files) if fresh else None
+            return weights_sha256(found.path, found.files, self._artifact(found.path).weight_files) if fresh else None
         if found.verified and not fresh:
             return found.sha256
         if found.sha256 is None and not fresh:
@@ -137,8 +127,63 @@ class Request:
             raise self._changed(found, found.path, digest, found.sha256)
         return digest
 
+    @cached_property
+    def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
+        """The catalogue entry, if any, and the artifacts that the reference means; no artifacts for a path."""
+        entry = find_entry(self.reference, self.settings)
+        if entry:
+            usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.form == form]
+            if not usable:
+                raise _not_published(entry, self.formats)
+            return entry, usable
+        if not is_reference(self.reference):
+            return None, []
+        canonical = source_of(self.reference, Context(self.settings)).canonical(self.reference)
+        for known in load_catalog(self.settings).values():
+            for artifact in known.artifacts:
+                # The catalogue's hashes and licence also hold if the reference is written out.
+                if artifact.reference == canonical:
+                    return known, [artifact]
+        return None, [ArtifactEntry(reference=canonical)]
+
+    def _find_path(self) -> Found:
+        """Return the file or folder of the user that the reference means."""
+        path = Path(self.reference).expanduser()
+        if not _looks_like_path(self.reference) and not _exists(path):
+            raise self._unknown()
+        here = open_artifacts(path)
+        self._opened.update((artifact.path, artifact) for artifact in here)
+        place = here[0].path if len(here) == 1 else path
+        return Found(place, self.reference, sum(each.size_bytes for each in here), str(path.parent), "you")
+
+    def _artifact(self, path: Path) -> Artifact:
+        if path not in self._opened:
+            self._opened[path] = open_artifact(path)
+        return self._opened[path]
+
+    def _open(self, found: Found) -> Artifact:
+        entry, _ = self.candidates
+        try:
+            sha256 = self.check(found)
+            if entry is None:
+                entry, sha256 = self._recognise(found, sha256)
+            artifact = self._artifact(found.path)
+        except ModelFileError as error:
+            if found.owner != "edge" or "edge models rm" in error.hint:
+                raise
+            raise ModelFileError(error.message, f"{error.hint} To remove it: edge models rm {self.reference}") from error
+        if found.files:
+            sha256 = weights_sha256(found.path, found.files, artifact.weight_files)
+        return replace(
+            artifact,
+            name=entry.name if entry else artifact.name,
+            source=self.reference,
+            sha256=sha256,
+            licence=(entry.licence if entry else "") or found.licence or artifact.licence,
+        )
+
     def _check_folder(self, found: Found, *, fresh: bool) -> None:
-        """Hold every file of a folder against what was fetched."""
+        """Compare every file of a folder with what was fetched."""
         cache_dir = self.settings.paths.cache_dir
         for file in found.files if fresh or not found.verified else ():
             path = found.path / file.name
@@ -150,36 +195,13 @@ class Request:
         repair = f"edge models rm {self.reference}, then: edge models pull {self.reference}"
         return ModelFileError(
             f"{path} is damaged or was changed: its SHA-256 is {digest}, and should be {promised}.",
-            f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: bring it back there.",
+            f"Run: {repair}" if found.owner == "edge" else f"It belongs to {found.owner}: restore it there.",
         )
 
-    def _open(self, found: Found) -> Artifact:
-        entry, _ = self.candidates()
-        try:
-            sha256 = self.check(found)
-            if entry is None:
-                entry, sha256 = self._recognise(found, sha256)
-            artifact = open_artifact(
-                found.path,
-                name=entry.name if entry else None,
-                source=self.reference,
-                sha256=sha256,
-                licence=(entry.licence or found.licence) if entry else found.licence,
-            )
-            if not found.files:
-                return artifact
-            return replace(artifact, sha256=weights_sha256(found.path, found.files, artifact.weight_files))
-        except ModelFileError as error:
-            if found.owner != "edge" or "edge models rm" in error.hint:
-                raise
-            raise ModelFileError(
-                error.message, f"{error.hint} This one is removed with: edge models rm {self.reference}"
-            ) from error
-
     def _recognise(self, found: Found, sha256: str | None) -> tuple[CatalogEntry | None, str | None]:
-        """The catalogue's entry of a file that came another way, told by size and then by hash, and its hash if known.
+        """Return the catalogue entry of a file that came another way, and the file's hash if known.
 
-        Only a file of exactly the size of one of the catalogue's is read for it, once.
+        A file is read for this only if it has exactly the size of one of the catalogue's, and only once.
         """
         for entry in load_catalog(self.settings).values():
             for artifact in entry.artifacts:
@@ -190,16 +212,15 @@ class Request:
         return None, sha256
 
     def _hash(self, found: Found, *, fresh: bool = False) -> str:
+        cache_dir = self.settings.paths.cache_dir
         if found.path.is_dir():
-            weights = open_artifact(found.path).weight_files
-            return files_sha256(weights, cache_dir=self.settings.paths.cache_dir, fresh=fresh)
+            return files_sha256(self._artifact(found.path).weight_files, cache_dir=cache_dir, fresh=fresh)
+        context = Context(self.settings, self.reference, None, self.on_progress)
         return file_sha256(
             found.path,
-            cache_dir=self.settings.paths.cache_dir,
+            cache_dir=cache_dir,
             fresh=fresh,
-            on_bytes=lambda done: Context(self.settings, self.store, self.reference, None, self.on_progress).report(
-                done, found.size_bytes, "verify"
-            ),
+            on_bytes=lambda done: context.report(done, found.size_bytes, "verify"),
         )
 
     def _check_licence(self, entry: CatalogEntry | None) -> None:
@@ -209,33 +230,13 @@ class Request:
                 f"Read {entry.licence_url}, then: edge models pull {entry.name} --accept-licence",
             )
 
-    def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
-        """What the reference means: a catalogue entry's artifacts, one of a source, or nothing but perhaps a path."""
-        entry = find_entry(self.reference, self.settings)
-        if entry:
-            usable = [artifact for form in self.formats for artifact in entry.artifacts if artifact.form == form]
-            if not usable:
-                raise _not_published(entry, self.formats)
-            return entry, usable
-        if not is_reference(self.reference):
-            return None, []
-        canonical = source_of(self.reference, Context(self.settings, self.store)).canonical(self.reference)
-        for known in load_catalog(self.settings).values():
-            for artifact in known.artifacts:
-                # The catalogue's hashes and licence hold also for who writes the reference out.
-                if artifact.reference == canonical:
-                    return known, [artifact]
-        return None, [ArtifactEntry(reference=canonical)]
-
     def _source(self, artifact: ArtifactEntry) -> Source:
-        pinned = artifact if artifact.sha256 or artifact.file or artifact.pieces or artifact.size_bytes else None
-        context = Context(self.settings, self.store, self.reference, pinned, self.on_progress)
-        return source_of(artifact.reference, context)
+        is_pinned = artifact.sha256 or artifact.file or artifact.pieces or artifact.size_bytes
+        pinned = artifact if is_pinned else None
+        return source_of(artifact.reference, Context(self.settings, self.reference, pinned, self.on_progress))
 
     def _unknown(self) -> ModelNotFoundError:
-        """No such name: say what was probably meant."""
-        from edge.catalog.api import list_models
-
+        """Return the error for an unknown name, with the nearest known one."""
         names = list(load_catalog(self.settings))
         try:
             names += [name for model in list_models(self.settings) for name in model.used_by if name != "default"]
@@ -252,13 +253,8 @@ class Request:
         return ModelNotFoundError(f"There is no model named {self.reference!r}.", hint)
 
 
-def source_of(reference: str, context: Context) -> Source:
-    """The source of a reference; of a path too, as the user's own catalogue may have one."""
-    return open_source(reference.partition(":")[0], context) if is_reference(reference) else LocalSource(context)
-
-
 def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:
-    """A name of the catalogue that has nothing that can be used here."""
+    """Return the error for a catalogue name that is published in other formats only."""
     there = list(dict.fromkeys(artifact.form for artifact in entry.artifacts))
     hint = f"It is there as {' and '.join(there)}: edge models pull {entry.name} --format {there[0]}"
     if "gguf" in there:

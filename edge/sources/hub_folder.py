@@ -1,8 +1,8 @@
-"""Several files of one commit become one folder of ours: ONNX folders, Core ML packages, checkpoints and adapters.
+"""Fetches several files of one commit as one folder: ONNX folders, Core ML packages, checkpoints and adapters.
 
-Which files are wanted is a list of names, so that code, pickles and whatever else lies there is never fetched. Files are
-gathered in `.partial`; the folder gets its name by one rename when all of them are there and checked. Whoever goes on later
-reads what was gathered once more.
+The wanted files are lists of names, so that code, pickles and anything else beside them is never fetched. Files are collected
+in `.partial`; the folder gets its name by one rename when all of them are there and checked. A resumed fetch hashes the
+collected files again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from msgspec.structs import replace
 from edge.errors import ChecksumError, DownloadError, ModelFileError
 from edge.hashes import file_sha256
 from edge.sources.base import safe_name
-from edge.sources.store import FileRecord, weights_sha256
+from edge.sources.store import FileRecord, size_of, weights_sha256
 
 if TYPE_CHECKING:
     from edge.sources.base import Phase
-    from edge.sources.hub import HubSource, Listed, Listing, Reference
+    from edge.sources.hub_client import HubClient, Listed, Listing, Reference
     from edge.sources.store import Record
 
-__all__ = ["ADAPTER", "CHECKPOINT", "FOLDERS", "FolderKind", "fetch_folder"]
+__all__ = ["ADAPTER", "CHECKPOINT", "FOLDERS", "FolderKind", "fetch_folder", "fits"]
 
 Names = Sequence[str]
 Files = dict[str, str]
-"""Name inside the folder that is made -> name in the repository."""
-Tell = Callable[..., None]
+"""Name inside the new folder -> name in the repository."""
+OnBytes = Callable[..., None]
 """Called with the bytes of a file so far, and the phase."""
 
 _BESIDE = (
@@ -50,14 +50,14 @@ _PROGRAM, _WEIGHTS = "Data/*/*.mlmodel", "Data/*/weights/*.bin"
 
 @dataclass(frozen=True)
 class FolderKind:
-    """Which files a folder of one kind consists of.
+    """The files of one kind of folder.
 
     Attributes:
         area: folder below the models folder.
-        format: as in a Record; "" where no engine reads it.
-        about: small files that say what else is needed, and whether the model is one that can be run: (names of the repository,
-            folder in it) -> files.
-        rest: everything else: (names, folder, folder of ours with the small files) -> files.
+        format: as in a Record; "" if no engine reads it.
+        about: small files that tell what else is needed, and whether edge can run the model: (names of the repository, folder
+            in it) -> files.
+        rest: everything else: (names, folder, local folder with the small files) -> files.
     """
 
     area: str
@@ -67,7 +67,7 @@ class FolderKind:
 
 
 def fetch_folder(
-    source: HubSource,
+    client: HubClient,
     wanted: Reference,
     listing: Listing,
     kind: FolderKind,
@@ -78,29 +78,29 @@ def fetch_folder(
     """Fetch a folder. The caller holds its lock.
 
     Args:
-        source: whose server, token and store are used.
+        client: the hub.
         wanted: the reference.
         listing: of its commit.
         kind: of folder.
         place: folder in the repository, or path of an .mlpackage; "" is the repository itself.
         into: folders below the models folder.
-        record: of what is fetched, without its files.
+        record: of the folder, without its files.
 
     Returns:
-        Where it is, and its record.
+        Its path, and its record.
 
     Raises:
         DownloadError, AccessDeniedError, ChecksumError, ModelNotFoundError: as the server answered.
         ModelFileError: the small files say that edge cannot use the rest.
         StorageError: no room, or it cannot be written.
     """
-    return _Gathering(source, wanted, listing, kind, record).run(place, into)
+    return _FolderFetch(client, wanted, listing, kind, record).run(place, into)
 
 
-class _Gathering:
-    def __init__(self, source: HubSource, wanted: Reference, listing: Listing, kind: FolderKind, record: Record) -> None:
-        self.source, self.wanted, self.listing, self.kind, self.record = source, wanted, listing, kind, record
-        self.store = source.context.store
+class _FolderFetch:
+    def __init__(self, client: HubClient, wanted: Reference, listing: Listing, kind: FolderKind, record: Record) -> None:
+        self.client, self.wanted, self.listing, self.kind, self.record = client, wanted, listing, kind, record
+        self.context, self.store = client.context, client.context.store
         self.staging = self.store.staging(kind.area, wanted.repo_id, listing.commit, record.file)
         self.known: dict[str, FileRecord] = {}
         self.is_promised = False
@@ -108,66 +108,65 @@ class _Gathering:
 
     def run(self, place: str, into: tuple[str, ...]) -> tuple[Path, Record]:
         names = list(self.listing.files)
-        self._take(self.kind.about(names, place), is_told=False)
-        self._take(self.kind.rest(names, place, self.staging), is_told=True)
+        self._take(self.kind.about(names, place), is_reported=False)
+        self._take(self.kind.rest(names, place, self.staging), is_reported=True)
         files = tuple(self.known[name] for name in sorted(self.known))
         record = replace(self.record, promised="hub" if self.is_promised else "", files=files)
-        path = self.store.install(self.staging, into, self._describe(record) if self.kind.format else record)
-        return next(pair for pair in self.store.records(*into) if pair[0] == path)
+        return self.store.install(self.staging, into, self._describe(record) if self.kind.format else record)
 
-    def _take(self, files: Files, *, is_told: bool) -> None:
-        """Have these files in the staging folder, whichever way they come."""
+    def _take(self, files: Files, *, is_reported: bool) -> None:
+        """Bring these files into the staging folder: left by an earlier run, linked from an older commit, or fetched."""
         wanted = {name: self.listing.files[theirs] for name, theirs in files.items() if name not in self.known}
         for name in wanted:
             _check_name(name)
         sizes = {name: file.size_bytes or 0 for name, file in wanted.items()}
         missing = [name for name, file in wanted.items() if not (self.staging / name).is_file() and not self._has_older(file)]
-        partials = {name: self.source.partial_of(self.wanted, self.listing.commit, wanted[name]) for name in missing}
-        self.store.check_space(sum(max(0, sizes[name] - _size(partials[name])) for name in missing))
+        partials = {name: self.client.partial_of(self.wanted, self.listing.commit, wanted[name]) for name in missing}
+        self.store.check_space(sum(max(0, sizes[name] - size_of(partials[name])) for name in missing))
         before, total = 0, sum(sizes.values())
         for name, file in wanted.items():
 
-            def tell(n_bytes: int, phase: Phase = "download", before: int = before) -> None:
-                if is_told:
-                    self.source.context.report(before + n_bytes, total, phase)
+            def on_bytes(n_bytes: int, phase: Phase = "download", before: int = before) -> None:
+                if is_reported:
+                    self.context.report(before + n_bytes, total, phase)
 
-            digest = self._staged(name, file, tell) or self._linked(name, file) or self._fetched(name, file, tell)
+            digest = self._staged(name, file, on_bytes) or self._linked(name, file) or self._fetched(name, file, on_bytes)
             state = (self.staging / name).stat()
             self.known[name] = FileRecord(name=name, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=digest)
             self.is_promised |= file.sha256 is not None
             before += sizes[name]
 
-    def _staged(self, name: str, file: Listed, tell: Tell) -> str | None:
-        """The hash of a file that an earlier run gathered, if it still is what it should be."""
+    def _staged(self, name: str, file: Listed, on_bytes: OnBytes) -> str | None:
+        """Return the hash of a file that an earlier run collected, if it is still the promised one."""
         path = self.staging / name
         if not path.is_file():
             return None
-        digest = file_sha256(path, on_bytes=lambda done: tell(done, "verify"))
+        digest = file_sha256(path, on_bytes=lambda done: on_bytes(done, "verify"))
         if path.stat().st_size == (file.size_bytes or path.stat().st_size) and digest == (file.sha256 or digest):
             return digest
         path.unlink()
         return None
 
     def _linked(self, name: str, file: Listed) -> str | None:
-        """The hash of a file that an earlier commit had as well: one file under two names, no second copy."""
+        """Link a file that an earlier commit had as well, instead of a second copy, and return its hash."""
         older = self.older.get(file.sha256 or "")
         if older is None:
             return None
         try:
             os.link(older, self.store.place_in(self.staging, name))
         except OSError:
-            return None  # a file system without hard links: it is fetched
+            return None  # on a file system without hard links it is fetched
         return file.sha256
 
-    def _fetched(self, name: str, file: Listed, tell: Tell) -> str:
-        partial, digest, _ = self.source.fetch_listed(
-            self.wanted, self.listing.commit, file, on_bytes=lambda done, total: tell(done)
+    def _fetched(self, name: str, file: Listed, on_bytes: OnBytes) -> str:
+        partial, digest, _ = self.client.fetch_listed(
+            self.wanted, self.listing.commit, file, on_bytes=lambda done, total: on_bytes(done)
         )
         self.store.gather(partial, self.staging, name)
         return digest
 
     def _find_older(self) -> dict[str, Path]:
-        """Files of earlier commits by their hash."""
+        """Return files of earlier commits by their hash."""
         found = {}
         for path, record in self.store.records(self.kind.area, self.wanted.owner, self.wanted.repo):
             if record.files and self.store.is_unchanged(path, record):
@@ -178,28 +177,21 @@ class _Gathering:
         return file.sha256 is not None and file.sha256 in self.older
 
     def _describe(self, record: Record) -> Record:
-        """The record with what the folder says of itself; one that cannot be opened is kept, and opening it says why."""
+        """Add the folder's quantisation. A folder that cannot be opened is kept: opening it later says why."""
         from edge.formats.artifact import open_artifact
 
         try:
             artifact = open_artifact(self.staging)
         except ModelFileError:
             return record
-        self._check_pinned(artifact.weight_files)
-        return replace(record, quantisation=artifact.quantisation)
-
-    def _check_pinned(self, weights: Sequence[Path]) -> None:
-        """Hold the weights against the hash that the catalogue names, as `edge models show --verify` computes it."""
-        entry = self.source.context.entry
-        if entry is None or entry.sha256 is None:
-            return
-        digest = weights_sha256(self.staging, tuple(self.known.values()), weights)
-        if digest != entry.sha256:
+        # The catalogue's hash is the one that `edge models show --verify` computes.
+        digest = weights_sha256(self.staging, tuple(self.known.values()), artifact.weight_files)
+        try:
+            self.context.check_promise(str(self.wanted), None, digest)
+        except ChecksumError:
             shutil.rmtree(self.staging)
-            raise ChecksumError(
-                f"{self.wanted} is not what the catalogue names: its SHA-256 is {digest}, not {entry.sha256}.",
-                "It was replaced there. Check the publisher's page before you use it by its own reference.",
-            )
+            raise
+        return replace(record, quantisation=artifact.quantisation)
 
 
 def _onnx_about(names: Names, folder: str) -> Files:
@@ -209,7 +201,7 @@ def _onnx_about(names: Names, folder: str) -> Files:
 
 
 def _onnx_rest(names: Names, folder: str, staging: Path) -> Files:
-    """The model file that genai_config.json names, weights beside it (model.onnx.data, model.onnx_data_1), the tokenizer."""
+    """Return the model file that genai_config.json names, its weights (model.onnx.data, model.onnx_data_1), the tokenizer."""
     from edge.formats.onnx import find_decoder
 
     model = find_decoder(staging)
@@ -223,34 +215,37 @@ def _onnx_rest(names: Names, folder: str, staging: Path) -> Files:
 
 
 def _coreml_about(names: Names, package: str) -> Files:
-    folder, base = package.rpartition("/")[0], package.rpartition("/")[2]
-    inside = [name.removeprefix(package + "/") for name in names if name.startswith(package + "/")]
-    small = [name for name in inside if name == "Manifest.json" or fnmatch.fnmatchcase(name, _PROGRAM)]
-    return {f"{base}/{name}": f"{_join(folder, base)}/{name}" for name in small}
+    return _package_files(names, package, ("Manifest.json", _PROGRAM))
 
 
 def _coreml_rest(names: Names, package: str, staging: Path) -> Files:
-    """Weights and tokenizer, once the program says that edge knows how to run it."""
+    """Return weights and tokenizer, once the program says that edge can run it."""
     from edge.formats.coreml import read_package
 
-    folder, base = package.rpartition("/")[0], package.rpartition("/")[2]
+    folder, _, base = package.rpartition("/")
     read_package(staging / base)
+    return {**_package_files(names, package, (_WEIGHTS,)), **_beside(names, folder)}
+
+
+def _package_files(names: Names, package: str, patterns: Sequence[str]) -> Files:
+    """Return the files of an .mlpackage whose paths inside it match one of the patterns."""
+    base = package.rpartition("/")[2]
     inside = [name.removeprefix(package + "/") for name in names if name.startswith(package + "/")]
-    weights = [name for name in inside if fnmatch.fnmatchcase(name, _WEIGHTS)]
-    return {**{f"{base}/{name}": f"{package}/{name}" for name in weights}, **_beside(names, folder)}
+    return {f"{base}/{name}": f"{package}/{name}" for name in inside if fits(name, patterns)}
 
 
 def _top_level(patterns: Sequence[str]) -> Callable[[Names, str, Path], Files]:
     def find(names: Names, folder: str, staging: Path) -> Files:
-        wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        # A record of ours lies beside what it describes: nothing from outside may look like one.
+        wanted = [name for name in names if fits(name, patterns)]
+        # Records lie beside the folders that they describe: no file from outside may look like one.
         return {name: name for name in sorted(wanted) if "/" not in name and not name.endswith(".edge.json")}
 
     return find
 
 
-def _nothing(names: Names, folder: str) -> Files:
-    return {}
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Return True if a file name matches one of the patterns, case included."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _beside(names: Names, folder: str) -> Files:
@@ -266,18 +261,14 @@ def _join(folder: str, name: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Refuse a name that would lead out of the folder, or hide in it.
+    """Check that a name neither leads out of the folder nor hides in it.
 
     Raises:
-        DownloadError: it would.
+        DownloadError: it does.
     """
     safe_name(name)
     if any(part.startswith(".") for part in name.split("/")) or name.endswith(".edge.json"):
         raise DownloadError(f"The other side names a file {name[:80]!r}, which is not safe to write here.", "Report it there.")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 FOLDERS: Mapping[str, FolderKind] = {
@@ -286,5 +277,5 @@ FOLDERS: Mapping[str, FolderKind] = {
 }
 """Models that are folders."""
 
-CHECKPOINT = FolderKind("checkpoints", "", _nothing, _top_level(_CHECKPOINT))
-ADAPTER = FolderKind("adapters", "", _nothing, _top_level(_ADAPTER))
+CHECKPOINT = FolderKind("checkpoints", "", lambda names, folder: {}, _top_level(_CHECKPOINT))
+ADAPTER = FolderKind("adapters", "", lambda names, folder: {}, _top_level(_ADAPTER))

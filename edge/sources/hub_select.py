@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
-from edge.sources.base import safe_name
+from edge.sources.base import quantisation_of, safe_name
 
 if TYPE_CHECKING:
     from edge.formats.artifact import Format
 
-__all__ = ["Selected", "matching", "quantisation_of", "select"]
+__all__ = ["Selected", "matching", "select"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-_QUANTISATION = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|F16|F32|FP16|MXFP4\w*))\.gguf$", re.IGNORECASE)
 _ONNX = re.compile(r"(?:(.*)/)?genai_config\.json")
 _PACKAGE = re.compile(r"(.*\.mlpackage)/Manifest\.json")
 _ROOT = "."
@@ -105,12 +104,6 @@ def matching(names: Sequence[str], selector: str) -> list[str]:
         if matches:
             return sorted(matches)
     return []
-
-
-def quantisation_of(name: str) -> str | None:
-    """The quantisation that a GGUF file's name tells."""
-    found = _QUANTISATION.search(name)
-    return found[1].upper() if found else None
 
 
 def _find_folders(names: Sequence[str]) -> list[Selected]:

@@ -1,4 +1,4 @@
-"""A path in the user's own catalogue: a file or folder of theirs, used where it is."""
+"""A path in the user's own catalogue: their file or folder, used in place."""
 
 from __future__ import annotations
 
@@ -38,6 +38,3 @@ class LocalSource(Source):
                 f"Put it back or make it again, or forget it: edge models rm {self.context.name}",
             )
         return found
-
-    def installed(self) -> list[Found]:
-        return []

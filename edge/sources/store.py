@@ -1,16 +1,16 @@
-"""The folder of models that edge owns: where files are put, under which lock, and what is remembered of each.
+"""The folder of models that edge owns: its layout, locks, and the record beside each model.
 
     models_dir/
         hf/OWNER/REPO/COMMIT/model.gguf             the file
         hf/OWNER/REPO/COMMIT/model.gguf.edge.json   its record: references, hash, licence, where it came from
         hf/OWNER/REPO/COMMIT/onnx-int4/             a model that is a folder
         hf/OWNER/REPO/COMMIT/onnx-int4.edge.json    likewise, with every file of the folder
-        checkpoints/, adapters/                     folders for the converters
+        checkpoints/, adapters/                     folders for converters
         pypi/PACKAGE/VERSION/...
-        .partial/                                   downloads under way, resumed by the next pull
+        .partial/                                   unfinished downloads, resumed by the next pull
         .locks/                                     one process at a time pulls one file
 
-A file or folder gets its final name by one rename, when it is whole and its hashes were checked. Nothing outside this folder is
+A file or folder gets its final name by one rename, once it is whole and its hashes were checked. Nothing outside this folder is
 ever removed.
 """
 
@@ -20,6 +20,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,16 +32,17 @@ from edge.errors import StorageError
 from edge.files import make_private_dir, write_private
 from edge.hashes import join_sha256
 
-__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "storage_error", "weights_sha256"]
+__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "size_of", "storage_error", "weights_sha256"]
 
 MARGIN_BYTES = 64 << 20
-"""What a download leaves free: a disk that is full to the last byte breaks more than the download."""
+"""Left free by downloads: a disk that is full to the last byte breaks more than the download."""
 
 _RECORD_SUFFIX = ".edge.json"
 _PARTIAL, _LOCKS = ".partial", ".locks"
 _MAX_RECORD_BYTES = 1 << 20
 _WAIT_S = 0.2
-_KEEP_PARTIAL_S = 30 * 86_400
+_DAY_S = 86_400
+_KEEP_PARTIAL_S = {".part": 30 * _DAY_S, ".folder": 30 * _DAY_S, ".pip": _DAY_S, ".gone": 0}
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,21 +60,21 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of one file or folder. It lies beside it as JSON.
+    """The facts about one file or folder, stored beside it as JSON.
 
     Attributes:
         references: every reference that led here.
         file: its name.
-        size_bytes, mtime_ns: as they were when its hash was checked; of a folder, the sum and 0.
-        sha256: of the file; "" of a folder.
-        promised: who promised that hash: "catalogue", "hub", or "" where nobody did and it was only computed.
-        licence: where it is known.
-        origin: for people: the address or package.
+        size_bytes, mtime_ns: when its hash was checked; of a folder, the sum and 0.
+        sha256: of the file; "" for a folder.
+        promised: who promised that hash: "catalogue", "hub", or "" if nobody did and it was only computed.
+        licence: if known.
+        origin: address or package, for people.
         revision: commit or version it belongs to.
-        fetched: when, in seconds since 1970.
-        format: "gguf", "onnx" or "coreml"; of a folder for the converters "".
-        quantisation: what its weights are kept as, where the name of the file does not say it.
-        files: what a folder consists of.
+        fetched: time of the download, in seconds since 1970.
+        format: "gguf", "onnx" or "coreml"; "" for a folder for converters.
+        quantisation: of its weights, if the name of the file does not tell.
+        files: of a folder.
     """
 
     references: tuple[str, ...]
@@ -91,13 +93,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store:
-    """The models folder. Made for every use; holds no state."""
+    """The models folder. Holds no state, so it is made for every use."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def records(self, *below: str) -> list[tuple[Path, Record]]:
-        """Files and folders with their records, below one folder or all, newest first. What has no whole record is no model."""
+        """Return the models that have a whole record, in one folder or in all, newest first."""
         found: list[tuple[Path, Record]] = []
         folder = self.root.joinpath(*below)
         try:
@@ -107,26 +109,33 @@ class Store:
         for path in paths:
             record = _read_record(path)
             file = path.with_name(path.name[: -len(_RECORD_SUFFIX)])
-            # The name inside must be that of the file beside it: a record never points anywhere else.
+            # The name inside must be that of the file beside it: a record never points elsewhere.
             if record is not None and record.file == file.name and (file.is_dir() if record.files else file.is_file()):
                 found.append((file, record))
         return sorted(found, key=lambda item: -item[1].fetched)
 
-    def add_reference(self, path: Path, record: Record, reference: str) -> Record:
-        """Remember that one more reference leads to a file."""
-        if reference in record.references:
-            return record
-        record = msgspec.structs.replace(record, references=(*record.references, reference))
-        self._write(path, record)
-        return record
+    def find_same(self, record: Record, *below: str) -> tuple[Path, Record] | None:
+        """Return the model that a new record describes if it is here unchanged, from now on under its reference too.
+
+        It came by another reference, or from another process while this one waited for the lock.
+        """
+        for path, known in self.records(*below):
+            is_same = known.revision == record.revision or known.sha256 == record.sha256 != ""
+            if is_same and known.file == record.file and self.is_unchanged(path, known):
+                references = tuple(dict.fromkeys([*known.references, *record.references]))
+                if references != known.references:
+                    known = msgspec.structs.replace(known, references=references)
+                    self._write(path, known)
+                return path, known
+        return None
 
     def drop_reference(self, path: Path, record: Record, reference: str) -> None:
-        """Forget that a reference leads to a file."""
+        """Remove a reference from a record."""
         rest = tuple(known for known in record.references if known != reference)
         self._write(path, msgspec.structs.replace(record, references=rest))
 
     def is_unchanged(self, path: Path, record: Record) -> bool:
-        """Whether a file or folder is what it was when its hashes were checked, as far as sizes and times of change tell."""
+        """Return True if sizes and times of change are those of the moment when the hashes were checked."""
         known = [(path / file.name, file.size_bytes, file.mtime_ns) for file in record.files]
         try:
             return all(
@@ -134,29 +143,33 @@ class Store:
                 for place, size_bytes, mtime_ns in known or [(path, record.size_bytes, record.mtime_ns)]
             )
         except FileNotFoundError:
-            return False  # of a folder
+            return False  # one of a folder's files
 
     def partial(self, *identity: str) -> Path:
-        """Where a download is kept while it is under way: the same identity (source, hash, size) gives the same file."""
+        """Return the path of an unfinished download: the same identity (source, hash, size) gives the same file."""
         return self._partials() / f"{_key(*identity)}.part"
 
     def staging(self, *identity: str) -> Path:
-        """Likewise the folder that the files of a folder are gathered in."""
+        """Return the folder where the files of an unfinished folder are collected."""
         return make_private_dir(self._partials() / f"{_key(*identity)}.folder")
+
+    def pip_folder(self) -> tempfile.TemporaryDirectory[str]:
+        """Return a new folder for pip to work in, which is removed when its context ends."""
+        return tempfile.TemporaryDirectory(suffix=".pip", dir=self._partials(), ignore_cleanup_errors=True)
 
     def _partials(self) -> Path:
         return make_private_dir(make_private_dir(self.root) / _PARTIAL)
 
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the lock of one file; the kernel lets go of it when the process dies.
+        """Hold the lock of one file; the kernel releases it when the process dies.
 
         Args:
-            key: what is locked; any text.
+            key: any text.
             on_wait: called about five times a second while another process holds it; may raise to give up.
 
         Raises:
-            StorageError: the folder cannot be written or does not know locks.
+            StorageError: the folder cannot be written or does not support locks.
         """
         import fcntl
 
@@ -181,7 +194,7 @@ class Store:
             os.close(handle)
 
     def check_space(self, needed_bytes: int) -> None:
-        """Refuse what would not fit.
+        """Check that the disk has room.
 
         Args:
             needed_bytes: still to be written.
@@ -198,13 +211,16 @@ class Store:
                 "Free some space (edge models ls, edge models rm NAME), or set paths.models_dir to another disk.",
             )
 
-    def install(self, partial: Path, folder: tuple[str, ...], record: Record) -> Path:
+    def install(self, partial: Path, folder: tuple[str, ...], record: Record) -> tuple[Path, Record]:
         """Give a whole and checked file or folder its final name, and write its record.
 
         Args:
             partial: the file, or the folder from `staging`; on the same disk, since it is in `.partial`.
             folder: names of folders below the root.
-            record: its file name, hash and origin; size and time of change are filled in here.
+            record: its file name, hash and origin.
+
+        Returns:
+            The final path, and the record with size and time of change.
 
         Raises:
             StorageError: it cannot be written.
@@ -221,8 +237,8 @@ class Store:
             else:
                 _seal(partial)
                 size, mtime_ns = partial.stat().st_size, partial.stat().st_mtime_ns
-            # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull
-            # finds the whole partial and only has to name it.
+            # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull only has
+            # to rename the whole partial.
             record = msgspec.structs.replace(record, size_bytes=size, mtime_ns=mtime_ns, fetched=time.time())
             self._write(target, record)
             if partial.is_dir():
@@ -231,10 +247,10 @@ class Store:
             _sync_folder(target_dir)
         except OSError as error:
             raise storage_error(error, target, "written") from error
-        return target
+        return target, record
 
     def place_in(self, staging: Path, name: str) -> Path:
-        """Where a file of a folder goes; the folders on the way are made, each of them private.
+        """Return the path of a folder's file; missing folders on the way are made, each of them private.
 
         Raises:
             StorageError: one cannot be made.
@@ -245,7 +261,7 @@ class Store:
         return target
 
     def gather(self, partial: Path, staging: Path, name: str) -> None:
-        """Put a whole and checked file into the folder it belongs to.
+        """Move a whole and checked file into its folder.
 
         Args:
             partial: the file.
@@ -263,10 +279,10 @@ class Store:
             raise storage_error(error, target, "written") from error
 
     def remove(self, path: Path) -> int:
-        """Remove a model with its record, and the folders that are empty then.
+        """Remove a model with its record, and the folders that are then empty.
 
         Returns:
-            The bytes it took.
+            The size in bytes of the removed files.
 
         Raises:
             StorageError: it is not below the models folder, or cannot be removed.
@@ -290,7 +306,7 @@ class Store:
         return size
 
     def _throw_away(self, path: Path) -> None:
-        """Remove a file, or a folder: by a rename first, so that no half of one is left under its name."""
+        """Remove a file, or a folder: renamed first, so that a crash never leaves half of it under its name."""
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
@@ -302,13 +318,14 @@ class Store:
         write_private(_record_path(path), msgspec.json.format(msgspec.json.encode(record)))
 
     def sweep(self) -> None:
-        """Remove downloads that were broken off so long ago that nobody will go on with them."""
+        """Remove unfinished downloads that are too old to be resumed, and the folders of processes that were killed."""
         for path in (self.root / _PARTIAL).glob("*.*"):
             try:
-                is_old = path.stat().st_mtime < time.time() - _KEEP_PARTIAL_S
-                if path.suffix == ".gone" or (is_old and path.suffix == ".folder"):
+                if path.suffix not in _KEEP_PARTIAL_S or path.stat().st_mtime > time.time() - _KEEP_PARTIAL_S[path.suffix]:
+                    continue
+                if path.is_dir():
                     shutil.rmtree(path)
-                elif is_old and path.suffix == ".part":
+                else:
                     path.unlink()
             except FileNotFoundError:
                 continue  # finished or swept by another process in between
@@ -317,7 +334,7 @@ class Store:
 
 
 def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
-    """An operating system's error about a file, as ours."""
+    """Translate an operating system's error about a file into edge's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "Free some space (edge models ls, edge models rm NAME) and run the same command again: it resumes."
         return StorageError(f"The disk of {path.parent} is full.", hint)
@@ -327,7 +344,7 @@ def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
 
 
 def human_bytes(size: int) -> str:
-    """A size for people, in decimal units as disks are sold: "98.4 MB"."""
+    """Return a size for people, in decimal units as disks are sold: "98.4 MB"."""
     value = float(size)
     for unit in ("bytes", "kB", "MB", "GB"):
         if abs(value) < 1000:
@@ -336,12 +353,17 @@ def human_bytes(size: int) -> str:
     return f"{value:.1f} TB"
 
 
+def size_of(path: Path) -> int:
+    """Return the size of a file, 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def weights_sha256(folder: Path, files: Sequence[FileRecord], weights: Sequence[Path]) -> str:
-    """One hash over what computes, from those that the files of a folder had when they came.
+    """Return one hash over a folder's weights, from the hashes that its files had when they were fetched.
 
     Args:
-        folder: where they are.
-        files: all of them.
+        folder: the folder.
+        files: all of its files.
         weights: those that decide what the model computes, in order.
     """
     known = {(folder / file.name).resolve(): file.sha256 for file in files}
@@ -353,7 +375,7 @@ def _key(*identity: str) -> str:
 
 
 def _seal(partial: Path) -> None:
-    """Whole and checked: on the disk for good, and nobody else's to read."""
+    """Make a whole and checked file durable and private."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.chmod(0o600)

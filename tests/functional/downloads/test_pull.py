@@ -197,6 +197,6 @@ def test_a_file_that_was_replaced_at_the_hub(
     hub: Hub, settings: Settings, named: dict[str, CatalogEntry], tmp_path: Path
 ) -> None:
     hub.repos[REPO].files[FILE] = make_model(tmp_path / "other.gguf", seed=2)
-    with pytest.raises(ChecksumError, match="not the file that the catalogue names"):
+    with pytest.raises(ChecksumError, match="not what the catalogue names"):
         pull("tiny", settings=settings, accept_licence=True)
     assert not hub.of("content")

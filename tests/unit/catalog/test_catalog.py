@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.catalog import entries as catalog_file
-from edge.catalog import list_models, load_catalog, pull, remove, resolve, verify
+from edge.catalog import list_models, load_catalog, pull, remove, resolve, resolve_all, verify
 from edge.config import Settings, load_settings
 from edge.errors import (
     ConfigError,
@@ -74,7 +75,7 @@ def test_the_catalogue_is_whole(settings: Settings) -> None:
         assert entry.accept_licence == (entry.licence not in ("Apache-2.0", "MIT"))
         for artifact in entry.artifacts:
             kind = artifact.reference.partition(":")[0]
-            source = open_source(kind, Context(settings, Store(settings.paths.models_dir)))
+            source = open_source(kind, Context(settings))
             assert source.canonical(artifact.reference) == artifact.reference
             if kind == "pypi":
                 assert "==" in artifact.reference
@@ -221,7 +222,7 @@ def test_malformed_references(settings: Settings, reference: str) -> None:
 
 @given(st.sampled_from(sorted(SOURCES)), st.text(max_size=40))
 def test_any_text_is_a_reference_or_refused(kind: str, rest: str) -> None:
-    source = open_source(kind, Context(load_settings(), Store(Path("/nonexistent"))))
+    source = open_source(kind, Context(load_settings()))
     try:
         canonical = source.canonical(f"{kind}:{rest}")
     except UsageError:
@@ -246,7 +247,7 @@ def test_any_text_is_a_reference_or_refused(kind: str, rest: str) -> None:
     ],
 )
 def test_references_have_one_way_of_writing(settings: Settings, reference: str, canonical: str) -> None:
-    source = open_source(reference.partition(":")[0], Context(settings, Store(settings.paths.models_dir)))
+    source = open_source(reference.partition(":")[0], Context(settings))
     assert source.canonical(reference) == canonical
 
 
@@ -433,7 +434,7 @@ def test_damaged_models_of_ollama(settings: Settings, ollama: Ollama, tmp_path: 
     content = write_model(tmp_path / "m.gguf").read_bytes()
     blob = ollama.add("cut:latest", content)
     blob.write_bytes(content[:-10])
-    with pytest.raises(ModelFileError, match=r"is cut off: it has .* of") as caught:
+    with pytest.raises(ModelFileError, match=r"is truncated: it has .* of") as caught:
         resolve("ollama:cut", settings=settings)
     assert "ollama pull cut:latest" in caught.value.hint
     blob.write_bytes(content[:-1] + b"x")
@@ -491,7 +492,7 @@ def install(store: Store, reference: str = "hf:a/b", *, file: str = "m.gguf", co
         partial.write_bytes(content)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
     record = Record(references=(reference,), file=file, size_bytes=0, mtime_ns=0, sha256=digest, revision="0" * 40)
-    return store.install(partial, ("hf", "a", "b", "0" * 12), record)
+    return store.install(partial, ("hf", "a", "b", "0" * 12), record)[0]
 
 
 def test_installed_models_are_found_without_asking_anybody(settings: Settings) -> None:
@@ -715,3 +716,31 @@ def test_a_hash_in_an_own_catalogue_holds_for_files_of_the_user(settings: Settin
     assert caught.value.hint.startswith("It belongs to you")
     with pytest.raises(ModelFileError):
         verify("mine", settings=settings)
+
+
+# -- each step once
+
+
+@pytest.mark.parametrize("kind", ["path", "name", "reference"])
+def test_the_way_to_an_artifact_takes_each_step_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = write_model(tmp_path / "m.gguf") if kind == "path" else install(Store(settings.paths.models_dir))
+    own(settings, "[models.mine]\n[[models.mine.artifacts]]\nreference = 'hf:a/b'\n")
+    calls: list[str] = []
+
+    def count(target: str) -> None:
+        module, _, name = target.rpartition(".")
+        original = getattr(import_module(module), name)
+        monkeypatch.setattr(target, lambda *args, **options: calls.append(name) or original(*args, **options))
+
+    count("edge.catalog.request.find_entry")
+    count("edge.formats.artifact.read_header")
+    count("edge.catalog.entries._read")
+    name = {"path": str(path), "name": "mine", "reference": "hf:a/b"}[kind]
+    for ask in (resolve, pull):
+        calls.clear()
+        assert ask(name, settings=settings).path == path
+        assert sorted(set(calls) - {"_read"}) == ["find_entry", "read_header"]
+        assert len(calls) == len(set(calls)), "once each"
+    assert [artifact.path for artifact in resolve_all(name, settings=settings)] == [path]

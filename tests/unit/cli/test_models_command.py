@@ -216,7 +216,7 @@ def test_adding_and_forgetting_a_name(call: Any, three: Path, small_model: Path,
     for arguments, said in (
         (("../up", str(three)), "cannot be the name"),
         (("x", "nowhere"), "no file or folder"),
-        (("x", "hf:"), "no reference"),
+        (("x", "hf:"), "not a valid Hub reference"),
     ):
         refused = call("models", "add", *arguments)
         assert refused.code in (2, 3)
