@@ -223,7 +223,7 @@ class Assistant:
         disk = self._disk
         if disk is None:
             raise UsageError("Nothing is kept on the disk for this model.", "Turn it on: edge config set kv.enabled true")
-        return check_cache(disk.blocks, disk.model, self._scheduler.alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
+        return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:
         """Stop what is being written and free the model. May be called twice."""

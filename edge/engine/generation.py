@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,20 @@ from typing import TYPE_CHECKING
 
 from edge.kv.cache import Reuse
 from edge.prompt.stream import StopMatcher, TextStream
+from edge.types import Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
     from edge.errors import EdgeError
     from edge.kv.slots import Slot
-    from edge.types import FinishReason, Sampling, Timing, Usage
+    from edge.types import FinishReason, Sampling
 
 __all__ = ["Decoded", "Event", "Failed", "Finished", "Generation", "Prefilled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Part of the prompt is read: `done` of `total` tokens, reused ones included."""
+    """Progress of the prompt: `done` of `total` tokens are in the KV cache, reused ones included."""
 
     done: int
     total: int
@@ -37,13 +37,13 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The reply is over.
+    """End of a reply.
 
     Attributes:
-        reason: why.
+        reason: why it ended.
         usage, timing: what it took.
-        tokens: the token ids of the reply, without the one that ended it; empty when a stop text cut through them.
-        held_back: what the governor held back meanwhile, in a few words; "" when nothing.
+        tokens: token ids of the reply, without the one that ended it; empty when a stop text did, which may split a token.
+        held_back: how the engine was throttled meanwhile, in a few words; "" if it was not.
     """
 
     reason: FinishReason
@@ -55,7 +55,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The reply broke off with an error; text that was written before it stands."""
+    """End of a reply by an error; the text before it stands."""
 
     error: EdgeError
 
@@ -65,15 +65,17 @@ Event = Prefilled | Decoded | Finished | Failed
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One reply that was asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
+    """One reply that is asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
 
     Attributes:
         tokens: the prompt.
         sampling: how to choose tokens.
         listener: called with each event, in order; the last one is Finished or Failed.
-        owner: the conversation that this is a turn of, "" for none: whose blocks on the disk its tokens become.
-        boundaries: positions inside the prompt that later prompts are likely to share. Blocks on the disk end there, and models
-            whose state can only be kept as a whole are kept there.
+        owner: id of the conversation, which the stored KV blocks belong to; "" for none.
+        boundaries: positions in the prompt that later prompts are likely to share. Stored KV blocks end there, and checkpoints
+            are taken there of models whose state can only be stored as a whole.
+        asked_at: when it was asked for; like all times here, of `time.perf_counter`.
+        is_cancelled: whether `cancel` was called.
     """
 
     tokens: list[int]
@@ -82,45 +84,68 @@ class Generation:
     owner: str = ""
     boundaries: Sequence[int] = ()
     asked_at: float = field(default_factory=time.perf_counter)
+    is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
     reuse: Reuse = field(default_factory=Reuse)
-    written: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
     held_back: str = ""
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
     first_text_at: float = 0.0
-    _cancelled: threading.Event = field(default_factory=threading.Event)
     _stream: TextStream = field(default_factory=TextStream)
-    _matcher: StopMatcher | None = None
+    _matcher: StopMatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._matcher = StopMatcher(self.sampling.stop)
 
     def cancel(self) -> None:
-        """Stop at the next chance: after the current chunk or token. Asking twice does nothing more."""
-        self._cancelled.set()
+        """Stop after the current chunk or token."""
+        self.is_cancelled = True
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether cancel() was called."""
-        return self._cancelled.is_set()
+    def to_prefill(self) -> list[int]:
+        """All tokens that the sequence holds before it goes on: also those generated before it was preempted."""
+        return [*self.tokens, *self.generated]
 
     @property
-    def is_reading(self) -> bool:
+    def is_prefilling(self) -> bool:
         """Whether part of the prompt is still to be computed."""
-        return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.written)
+        return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.generated)
 
-    def show(self, data: bytes, *, is_last: bool = False) -> bool:
-        """Turn bytes of tokens into text for the listener; True when a stop text came up."""
-        if self._matcher is None:
-            self._matcher = StopMatcher(self.sampling.stop)
-        text = self._stream.feed(data)
-        if is_last:
-            text += self._stream.final()
-        shown, is_stopped = self._matcher.feed(text)
-        if is_last and not is_stopped:
-            shown += self._matcher.flush()
-        if shown:
-            if not self.first_text_at:
-                self.first_text_at = time.perf_counter()
-            self.listener(Decoded(shown))
+    def show(self, data: bytes) -> bool:
+        """Hand the text in the bytes of a token to the listener. Returns whether it completes a stop text."""
+        text, is_stopped = self._matcher.feed(self._stream.feed(data))
+        self._tell(text)
         return is_stopped
+
+    def show_rest(self) -> None:
+        """Hand over what was withheld in case a character or a stop text followed."""
+        text, is_stopped = self._matcher.feed(self._stream.final())
+        self._tell(text if is_stopped else text + self._matcher.flush())
+
+    def finished(self, reason: FinishReason, *, is_stop_text: bool) -> Finished:
+        """Return the event that ends this reply now."""
+        now = time.perf_counter()
+        started, prefilled = self.started_at or now, self.prefilled_at or now
+        usage = Usage(
+            n_prompt=len(self.tokens),
+            n_reused=self.reuse.n_memory + self.reuse.n_disk,
+            n_generated=len(self.generated),
+            n_restored=self.reuse.n_disk,
+            saved_ms=round(self.reuse.saved_ms, 1),
+        )
+        timing = Timing(
+            queue_ms=(started - self.asked_at) * 1000,
+            prefill_ms=(prefilled - started) * 1000,
+            first_token_ms=(self.first_text_at - self.asked_at) * 1000 if self.first_text_at else 0.0,
+            decode_ms=(now - self.first_token_at) * 1000 if self.first_token_at else 0.0,
+            total_ms=(now - self.asked_at) * 1000,
+        )
+        return Finished(reason, usage, timing, () if is_stop_text else tuple(self.generated), self.held_back)
+
+    def _tell(self, text: str) -> None:
+        if text:
+            self.first_text_at = self.first_text_at or time.perf_counter()
+            self.listener(Decoded(text))

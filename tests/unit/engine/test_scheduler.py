@@ -310,7 +310,7 @@ def test_a_bug_in_the_engine_thread_leaves_nobody_waiting(backend: FakeBackend) 
     backend.tokenizer.token_bytes = lambda token, special=False: 1 / 0  # type: ignore[method-assign,assignment]
     _, listener = start(scheduler, ask(backend, "one"))
     assert "broke down" in listener.until(Failed).error.message
-    scheduler._thread.join(30)
+    scheduler.close()
     with pytest.raises(BackendError, match="closed"):
         scheduler.call(lambda backend: backend.n_ctx)
 
