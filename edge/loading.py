@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.engine.governor import Governor
     from edge.formats.artifact import Artifact
-    from edge.plan.receipt import Accelerator, Plan
+    from edge.names import Accelerator
+    from edge.plan.receipt import Plan
     from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.names import ACCELERATORS, KV_TYPES
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
@@ -51,7 +52,7 @@ def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list
 @click.option(
     "--require",
     "accelerators",
-    type=click.Choice(["cuda", "metal", "ane", "cpu", "tensorrt", "openvino", "qnn"]),
+    type=click.Choice(ACCELERATORS),
     multiple=True,
     help="Accelerator; may be repeated.",
 )
@@ -64,9 +65,7 @@ def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list
     metavar="N",
     help="Tokens a pass of prefill; may be repeated.",
 )
-@click.option(
-    "--kv-type", "kv_types", type=click.Choice(["f16", "q8_0", "q4_0"]), multiple=True, help="KV cache; may be repeated."
-)
+@click.option("--kv-type", "kv_types", type=click.Choice(KV_TYPES), multiple=True, help="KV cache; may be repeated.")
 @click.option(
     "--flash-attention", "flash", type=click.Choice(["on", "off"]), multiple=True, help="Fused attention; may be repeated."
 )

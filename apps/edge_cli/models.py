@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edge.names import FORMATS, Format
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_local_model, complete_model
@@ -19,16 +20,14 @@ if TYPE_CHECKING:
 
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
     from edge.config import Settings
-    from edge.formats.artifact import Format
 
 __all__ = ["models"]
 
-_FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
 def _format_option(help_text: str) -> Callable[[Command], Command]:
-    return click.option("--format", "form", type=click.Choice(_FORMATS), help=help_text)
+    return click.option("--format", "form", type=click.Choice(FORMATS), help=help_text)
 
 
 @click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
@@ -162,7 +161,7 @@ def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verif
     settings = app.settings()
     entry = find_entry(model, settings)
     # Also what can only be run elsewhere can be shown.
-    formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *_FORMATS]))
+    formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *FORMATS]))
     installed = list_models(settings) if entry else []
     try:
         artifact = resolve(model, settings=settings, download=False, formats=formats)
@@ -240,7 +239,7 @@ def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> 
     exit_codes: list[int] = []
     for name in dict.fromkeys(names):
         try:
-            removed = remove(name, settings, formats=(form,) if form else _FORMATS)
+            removed = remove(name, settings, formats=(form,) if form else FORMATS)
         except EdgeError as error:
             exit_codes.append(error.exit_code)
             output.error(error.message, error.hint)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edge.names import ACCELERATORS
 from edge_cli.completers import complete_model, complete_setting
 
 __all__ = ["flag_names", "flags_from", "json_option", "model_options", "sampling_options"]
@@ -43,7 +44,7 @@ _MODEL = [
     click.option("--backend", metavar="NAME", help="Engine that runs the model."),
     click.option(
         "--require",
-        type=click.Choice(["cuda", "metal", "ane", "cpu", "tensorrt", "openvino", "qnn"]),
+        type=click.Choice(ACCELERATORS),
         help="Fail with exit code 4 rather than run on anything else.",
     ),
     click.option("--context", metavar="TOKENS", help="Context window."),

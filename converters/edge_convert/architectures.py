@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import ModelFileError
-from edge_convert.targets import FORMATS, TARGETS, Format
+from edge.names import FORMATS, TITLES, Format
 
 __all__ = ["ARCHITECTURES", "Architecture", "expected_tensors", "find_architecture", "is_tied", "markdown_table"]
 
@@ -117,7 +117,7 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 def markdown_table() -> str:
     """The table for docs/convert.md."""
     lines = [
-        "| architecture | in config.json | " + " | ".join(TARGETS[form].title for form in FORMATS) + " |",
+        "| architecture | in config.json | " + " | ".join(TITLES[form] for form in FORMATS) + " |",
         "|---|---|" + "---|" * len(FORMATS),
     ]
     for architecture in ARCHITECTURES.values():

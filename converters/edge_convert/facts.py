@@ -12,6 +12,7 @@ import msgspec
 
 from edge.errors import UsageError
 from edge.formats.gguf import read_header
+from edge.names import FORMATS, Format
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.gguf.quantise import FLOATS, GgufOptions
@@ -21,7 +22,7 @@ from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_v
 from edge_convert.pipeline import FolderOf
 from edge_convert.smaller.lora import Adapter
 from edge_convert.smaller.recipe import Recipe
-from edge_convert.targets import FORMATS, TARGETS, Format
+from edge_convert.targets import TARGETS
 
 __all__ = ["BY_BITS", "SMALLER_TOOLS", "Facts", "Request", "read_facts"]
 

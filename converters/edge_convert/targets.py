@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge.errors import BackendUnavailableError
+from edge.names import Format
 
 if TYPE_CHECKING:
     from edge_convert.facts import Facts, Request
     from edge_convert.pipeline import Step
 
-__all__ = ["FORMATS", "TARGETS", "Format", "Target", "check_packages"]
-
-Format = Literal["gguf", "onnx", "coreml"]
+__all__ = ["TARGETS", "Target", "check_packages"]
 
 _PACKAGES = ("torch", "transformers", "safetensors", "gguf", "ml_dtypes")
 """Modules that every conversion imports."""
@@ -24,13 +23,11 @@ class Target(NamedTuple):
     """A format that a checkpoint can become.
 
     Attributes:
-        title: for people.
         module: where `make_steps(facts, request)` is; imported when the format is asked for.
         tools: distributions whose versions decide what comes out.
         packages: modules that it imports, besides those of every conversion.
     """
 
-    title: str
     module: str
     tools: tuple[str, ...]
     packages: tuple[str, ...] = ()
@@ -46,18 +43,14 @@ class Target(NamedTuple):
 
 
 TARGETS: dict[Format, Target] = {
-    "gguf": Target("GGUF", "edge_convert.gguf.steps", ("gguf", "llama_cpp_python", "numpy")),
+    "gguf": Target("edge_convert.gguf.steps", ("gguf", "llama_cpp_python", "numpy")),
     "onnx": Target(
-        "ONNX",
         "edge_convert.onnx.steps",
         ("onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
         ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
     ),
-    "coreml": Target(
-        "Core ML", "edge_convert.coreml.steps", ("coremltools", "torch", "transformers", "numpy"), ("coremltools",)
-    ),
+    "coreml": Target("edge_convert.coreml.steps", ("coremltools", "torch", "transformers", "numpy"), ("coremltools",)),
 }
-FORMATS: tuple[Format, ...] = tuple(TARGETS)
 
 
 def check_packages(formats: Iterable[Format], *more: str) -> None:

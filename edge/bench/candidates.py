@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
     from edge.errors import EdgeError
     from edge.formats.artifact import Artifact
-    from edge.plan.receipt import Accelerator, Plan
+    from edge.names import Accelerator
+    from edge.plan.receipt import Plan
     from edge.plan.tuning import Lookup
 
 __all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         verify,
     )
     from edge.catalog.entries import CatalogEntry, add_artifact, check_name, find_entry, is_reference, load_catalog
-    from edge.catalog.installed import FORMATS, Installed, list_for_converters, list_models
+    from edge.catalog.installed import Installed, list_for_converters, list_models
+    from edge.names import FORMATS
     from edge.sources.base import ArtifactEntry, DownloadProgress, Phase
 
 __all__ = [
@@ -61,7 +62,7 @@ __getattr__, __dir__ = lazy_names(
         "ArtifactEntry": "edge.sources.base",
         "CatalogEntry": "edge.catalog.entries",
         "DownloadProgress": "edge.sources.base",
-        "FORMATS": "edge.catalog.installed",
+        "FORMATS": "edge.names",
         "Installed": "edge.catalog.installed",
         "Phase": "edge.sources.base",
         "Removed": "edge.catalog.api",

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.catalog.entries import add_artifact, check_name, drop_artifacts, is_reference
-from edge.catalog.installed import FORMATS, source_of
+from edge.catalog.installed import source_of
 from edge.catalog.request import Request
 from edge.errors import ModelNotFoundError, UsageError
-from edge.formats.artifact import Artifact, Format, open_artifacts
+from edge.formats.artifact import Artifact, open_artifacts
+from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress
 
 if TYPE_CHECKING:

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.catalog.entries import is_reference, load_catalog
+from edge.names import FORMATS, Format
 from edge.sources import SOURCES, open_source
 from edge.sources.base import Context, Found, Source
 from edge.sources.local import LocalSource
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
-    from edge.formats.artifact import Format
     from edge.sources.base import Owner
 
-__all__ = ["FORMATS", "Installed", "list_for_converters", "list_models", "source_of"]
-
-FORMATS: tuple[Format, ...] = ("gguf", "onnx", "coreml")
-"""The formats, best first, where the caller does not say which ones this device can run."""
+__all__ = ["Installed", "list_for_converters", "list_models", "source_of"]
 
 
 @dataclass(frozen=True, slots=True)

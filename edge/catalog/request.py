@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_catalog
-from edge.catalog.installed import FORMATS, list_models, source_of
+from edge.catalog.installed import list_models, source_of
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.formats.artifact import Artifact, Format, open_artifact, open_artifacts
+from edge.formats.artifact import Artifact, open_artifact, open_artifacts
 from edge.hashes import file_sha256, files_sha256
+from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
 from edge.sources.store import Store, weights_sha256
 

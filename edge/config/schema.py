@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge.names import Accelerator, KVType
 from edge.types import Sampling
 
 __all__ = [
@@ -33,8 +34,6 @@ PATH_VARIABLES = {
     "paths.config_file": "EDGE_CONFIG",
 }
 """Paths whose variables are shorter than their names; every other setting's is EDGE_ and its name."""
-
-KVType = Literal["f16", "q8_0", "q4_0"]
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,7 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str = "smollm2-135m"
     backend: str | None = None
-    require: Literal["cuda", "ane", "metal", "cpu", "tensorrt", "openvino", "qnn"] | None = None
+    require: Accelerator | None = None
     context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     threads: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] | None = None

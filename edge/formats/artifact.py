@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -20,10 +19,9 @@ from edge.formats.coreml import CoreMLPackage, read_package
 from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
+from edge.names import Format
 
-__all__ = ["Artifact", "Format", "licence_beside", "open_artifact", "open_artifacts"]
-
-Format = Literal["gguf", "onnx", "coreml"]
+__all__ = ["Artifact", "licence_beside", "open_artifact", "open_artifacts"]
 
 # general.type of a GGUF file -> what it is, where it is no language model.
 _NOT_MODELS = {

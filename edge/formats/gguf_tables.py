@@ -1,4 +1,4 @@
-"""Numbers that GGUF files use, and their names: weight types and mixes of them. tests/unit/test_gguf.py holds them against
+"""Numbers that GGUF files use, and their names: weight types and mixes of them. tests/unit/formats/test_gguf.py holds them against
 the `gguf` package of llama.cpp.
 
 Source: `ggml_type` in ggml.h and `llama_ftype` in llama.h of ggml-org/llama.cpp.

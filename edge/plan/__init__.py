@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from edge.names import Accelerator
     from edge.plan.make import make_plan
-    from edge.plan.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest
+    from edge.plan.receipt import Choice, MemoryEstimate, Plan, PlanRequest
 
 __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "make_plan"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Accelerator": "edge.plan.receipt",
+        "Accelerator": "edge.names",
         "Choice": "edge.plan.receipt",
         "MemoryEstimate": "edge.plan.receipt",
         "Plan": "edge.plan.receipt",

@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError, UsageError
+from edge.names import ACCELERATORS, Accelerator
 from edge.plan.make import make_plan
 from edge.plan.placement import choose_engine, find_targets
-from edge.plan.receipt import Accelerator, Choice, Plan, PlanRequest, size_text
+from edge.plan.receipt import Choice, Plan, PlanRequest, size_text
 
 if TYPE_CHECKING:
     from edge.backends.llamacpp.canary import Safety
     from edge.device.profile import DeviceProfile
-    from edge.formats.artifact import Artifact, Format
+    from edge.formats.artifact import Artifact
+    from edge.names import Format
     from edge.plan.tuning import Lookup
 
 __all__ = ["choose_plan", "rank_formats"]
 
-# The best first. Both the Neural Engine and a Mac's GPU are there or neither; the first takes less energy.
-_ACCELERATORS: tuple[Accelerator, ...] = ("cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "cpu")
 _ENGINES = ("llamacpp", "onnx", "coreml")
 _REPACKED = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0")  # llama.cpp repacks these for a CPU, which about doubles prefill
 _BY_ACCELERATOR = {
@@ -64,7 +64,7 @@ class _Option:
         # Palettes, which the Neural Engine wants, lose more than blocks.
         return (
             self.is_hopeless,
-            _ACCELERATORS.index(self.accelerator),
+            ACCELERATORS.index(self.accelerator),
             _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
             bool(self.artifact.made_from),  # beside what its makers publish a conversion is the copy, which loses a little
             self.engine == "coreml" and facts is not None and facts.quantisation == "ane" and self.accelerator != "ane",
@@ -103,7 +103,7 @@ def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, .
             targets, _ = find_targets(device, row, request)
         except EdgeError:
             continue
-        best = min(_ACCELERATORS.index(target.accelerator) for target in targets)
+        best = min(ACCELERATORS.index(target.accelerator) for target in targets)
         found += [(best, place, name) for name in row.formats]
     asked = tuple(name for row in ENGINES if row.name == request.backend for name in row.formats)
     return tuple(dict.fromkeys(name for _, _, name in sorted(found))) or asked or ("gguf",)

@@ -16,11 +16,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
+from edge.names import Accelerator
 from edge.plan.apply_tuning import apply_tuning, explain_tuning, prefer_measured
 from edge.plan.fitting import Fit, Room, can_quantise_values, describe_shortage, find_fit, room_for
 from edge.plan.memory import KV_TYPES, Layers, Sizes, Whole, model_layers
 from edge.plan.placement import EngineRow, Missing, Target, choose_engine, find_targets
-from edge.plan.receipt import Accelerator, Choice, MemoryEstimate, Plan, PlanRequest, size_text
+from edge.plan.receipt import Choice, MemoryEstimate, Plan, PlanRequest, size_text
 
 if TYPE_CHECKING:
     from edge.backends.llamacpp.canary import Safety

@@ -2,7 +2,7 @@
 
 Weights, KV cache and recurrent state are exact: they follow the sizes that llama.cpp allots. The compute buffers depend on
 how its allocator packs a graph; the formula follows the widest points of such a graph and was held against what
-llama.cpp prints (tests/unit/test_plan_memory.py keeps doing so, docs/devices.md has the numbers).
+llama.cpp prints (tests/unit/plan/test_memory.py keeps doing so, docs/devices.md has the numbers).
 
 Source: llama.cpp (of llama-cpp-python 0.3.36) `llama-kv-cache.cpp`, `llama-memory-recurrent.cpp`, `llama-hparams.cpp`,
 `llama_context::output_reserve`, and `load_tensors` for which layers go to the accelerator.

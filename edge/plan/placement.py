@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edge.errors import BUILD_HINT, BackendUnavailableError, UsageError
-from edge.plan.receipt import Accelerator, PlanRequest
+from edge.names import Accelerator
+from edge.plan.receipt import PlanRequest
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile, Engine, Gpu
-    from edge.formats.artifact import Artifact, Format
+    from edge.formats.artifact import Artifact
+    from edge.names import Format
 
 __all__ = ["ENGINES", "EngineRow", "Missing", "Target", "check_request", "choose_engine", "find_targets", "install_hint"]
 

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from edge.names import Accelerator
 
 if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
 
 __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "size_text"]
-
-Accelerator = Literal["cpu", "cuda", "metal", "ane", "tensorrt", "openvino", "qnn"]
 
 
 def size_text(n_bytes: int) -> str:

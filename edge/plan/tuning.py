@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import EdgeError, StorageError
+from edge.names import Accelerator, KVType
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
@@ -47,7 +48,7 @@ _Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 _Speed = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_KvType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
+_CacheType = KVType | Literal["f32", "bf16"]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,13 +67,13 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     backend: _Name
-    accelerator: Literal["cpu", "cuda", "metal", "ane", "tensorrt", "openvino", "qnn"]
+    accelerator: Accelerator
     threads: _Count
     threads_batch: _Count
     n_ubatch: _Batch
     flash_attention: bool
-    kv_type_k: _KvType
-    kv_type_v: _KvType
+    kv_type_k: _CacheType
+    kv_type_v: _CacheType
     decode_tokens_per_s: _Speed
     prefill_tokens_per_s: _Speed
     default_decode_tokens_per_s: _Speed

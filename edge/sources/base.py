@@ -9,14 +9,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
 
 from edge.errors import ChecksumError, DownloadError
+from edge.names import FORMATS, Format
 from edge.sources.store import FileRecord, Record, Store
-
-Format = Literal["gguf", "onnx", "coreml"]  # as in edge.formats.artifact, which a catalogue is read without
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
@@ -224,7 +223,7 @@ class Context:
             verified=self.store.is_unchanged(path, record),
             licence=record.licence,
             names=record.references,
-            format=cast("Format", record.format if record.format in get_args(Format) else "gguf"),
+            format=cast("Format", record.format if record.format in FORMATS else "gguf"),
             quantisation=record.quantisation or quantisation_of(record.file) or "",
             files=record.files,
         )

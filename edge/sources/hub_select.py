@@ -11,7 +11,7 @@ from edge.errors import ModelFileError, ModelNotFoundError, UsageError
 from edge.sources.base import quantisation_of, safe_name
 
 if TYPE_CHECKING:
-    from edge.formats.artifact import Format
+    from edge.names import Format
 
 __all__ = ["Selected", "matching", "select"]
 

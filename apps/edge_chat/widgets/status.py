@@ -10,19 +10,11 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from edge.names import TITLES
 from edge_chat import format as fmt
 
 __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 
-_ACCELERATORS = {
-    "cpu": "CPU",
-    "cuda": "CUDA",
-    "metal": "Metal",
-    "ane": "Neural Engine",
-    "tensorrt": "TensorRT",
-    "openvino": "OpenVINO",
-    "qnn": "QNN",
-}
 _BACKENDS = {"llamacpp": "llama.cpp", "fake": "fake"}
 
 
@@ -75,7 +67,7 @@ class StatusValues:
         engine = " ".join(
             name
             for name in (
-                _ACCELERATORS.get(self.accelerator, self.accelerator),
+                TITLES.get(self.accelerator, self.accelerator),
                 _BACKENDS.get(self.backend, self.backend),
             )
             if name

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from edge.names import TITLES
 from edge_convert.evaluate.card import COLUMNS, KIND_COLUMNS, KINDS_TITLE, Card, Row, cells, failures, kinds, notes
 
 __all__ = ["html_page"]
 
-_TITLES = {"checkpoint": "checkpoint", "gguf": "GGUF", "onnx": "ONNX", "coreml": "Core ML"}
 _LEFT = 58
 """Where the scatter plot begins, right of the numbers of its y axis."""
 _STYLE = """
@@ -54,7 +54,7 @@ def html_page(card: Card) -> str:
     main = _table(card, [COLUMNS[index] for index in used], lambda row: [cells(row)[index] for index in used])
     by_kind = _table(card, KIND_COLUMNS, kinds, ' class="said"')
     formats = dict.fromkeys(row.format for row in card.rows)
-    key = "".join(f'<span><i class="{form}"></i>{_TITLES[form]}</span>' for form in formats)
+    key = "".join(f'<span><i class="{form}"></i>{TITLES.get(form, form)}</span>' for form in formats)
     plots = "".join(f"<section><h2>{escape(name)}</h2>{plot}</section>\n" for name, plot in _plots(card) if plot)
     listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes(card) + failures(card))
     return (

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.plan.receipt import Accelerator, Plan
+    from edge.names import Accelerator
+    from edge.plan.receipt import Plan
 
 __all__ = ["CoreMLBackend"]
 

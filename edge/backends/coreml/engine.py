@@ -27,7 +27,7 @@ from edge.files import make_private_dir
 
 if TYPE_CHECKING:
     from edge.formats.coreml import CoreMLPackage
-    from edge.plan.receipt import Accelerator
+    from edge.names import Accelerator
 
 __all__ = [
     "UNITS",

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.backends.base import LoadProgress
-    from edge.plan.receipt import Accelerator, Plan
+    from edge.names import Accelerator
+    from edge.plan.receipt import Plan
 
 __all__ = ["Verdict", "find_accelerator", "load_verdict", "main", "remembered_verdict"]
 
