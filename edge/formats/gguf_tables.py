@@ -1,5 +1,4 @@
-"""Numbers that GGUF files use, and their names: weight types and mixes of them. tests/unit/formats/test_gguf.py holds them against
-the `gguf` package of llama.cpp.
+"""Numbers in GGUF files and their names: weight types, and mixes of them; tests/unit/formats compares them with `gguf`.
 
 Source: `ggml_type` in ggml.h and `llama_ftype` in llama.h of ggml-org/llama.cpp.
 """
