@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -223,7 +223,7 @@ class Context:
             verified=self.store.is_unchanged(path, record),
             licence=record.licence,
             names=record.references,
-            format=cast("Format", record.format if record.format in FORMATS else "gguf"),
+            format=record.format if record.format in FORMATS else "gguf",
             quantisation=record.quantisation or quantisation_of(record.file) or "",
             files=record.files,
         )
