@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat test prove check lint format install install-dev model lock snapshots bench clean
+.PHONY: help chat test prove check lint format docs install install-dev model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -38,6 +38,9 @@ lint: install-dev  ## Style, types and import rules.
 format: install-dev  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install-dev  ## Build the documentation site; open build/site/index.html.
+	$(BIN)/python tools/build_docs.py
 
 install: $(VENV)/.installed  ## Set up the runtime and the chat app.
 

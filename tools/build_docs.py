@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,7 +29,7 @@ ROOT_PAGES = {
 }
 COMMANDS_PAGE = "reference/commands.md"
 WORKER = "https://unpkg.com/iframe-worker/shim"
-"""Zensical's pages load this from elsewhere to search in a page opened from a file; docs/assets/file-worker.js does the same."""
+"""What Zensical's pages load to search in a page opened from a file; docs/assets/file-worker.js takes its place."""
 
 
 def build() -> list[str]:
@@ -100,7 +101,7 @@ def module_page(name: str, shown: dict[str, str]) -> str:
             continue
         shown[path] = name
         parts.append(f"::: {path}\n    options:\n      heading: {public}\n      toc_label: {public}")
-    head = [f"# {name}", code_blocks(inspect.getdoc(module) or "")]
+    head = [f"# {name}", prose(inspect.getdoc(module) or "")]
     if links:
         head.append("On other pages: " + ", ".join(links))
     return "\n\n".join(head + parts) + "\n"
@@ -118,10 +119,19 @@ def defining_path(module: ModuleType, name: str, value: Any) -> str:
     raise LookupError(f"{module.__name__}.{name} is defined nowhere")
 
 
-def code_blocks(docstring: str) -> str:
-    """Set the lines of a module's docstring that are laid out by hand as code."""
-    paragraphs = docstring.split("\n\n")
-    return "\n\n".join(f"```\n{text}\n```" if re.search(r"\S {3,}\S|^\s", text, re.MULTILINE) else text for text in paragraphs)
+def prose(docstring: str) -> str:
+    """Return a module's docstring for readers: indented paragraphs as code, and without the list of the room's files."""
+    paragraphs = [text for text in docstring.split("\n\n") if not re.match(r"\w+\.py\b", text)]
+    return "\n\n".join(_as_code(text) if re.search(r"^\s", text, re.MULTILINE) else text for text in paragraphs)
+
+
+def _as_code(text: str) -> str:
+    try:
+        compile(textwrap.dedent(text), "", "exec")
+        language = "python"
+    except SyntaxError:
+        language = "text"
+    return f"```{language}\n{text}\n```"
 
 
 def commands_page() -> str:
@@ -129,7 +139,7 @@ def commands_page() -> str:
     from edge_cli.main import cli
 
     parts = ["# Help of every command", "What `edge COMMAND --help` prints."]
-    for path, text in _helps(cli, click.Context(cli, info_name="edge", max_content_width=100, terminal_width=100)):
+    for path, text in _helps(cli, click.Context(cli, info_name="edge", terminal_width=80)):
         parts.append(f"## {path}\n\n```text\n{text}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -140,7 +150,7 @@ def _helps(command: click.Command, context: click.Context) -> Iterator[tuple[str
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
             if inner is not None and not inner.hidden:
-                yield from _helps(inner, click.Context(inner, parent=context, info_name=name, max_content_width=100))
+                yield from _helps(inner, click.Context(inner, parent=context, info_name=name, terminal_width=80))
 
 
 # -- the check
