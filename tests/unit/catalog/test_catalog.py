@@ -31,7 +31,7 @@ from edge.errors import (
 from edge.sources import SOURCES, open_source
 from edge.sources.base import ArtifactEntry, Context, safe_name
 from edge.sources.hub_select import select
-from edge.sources.store import Record, Store, human_bytes
+from edge.sources.store import Record, Store
 
 
 def write_model(path: Path, name: str = "Tiny") -> Path:
@@ -591,13 +591,6 @@ def test_a_lock_is_let_go_when_its_holder_fails(settings: Settings) -> None:
     with store.lock("x", on_wait=give_up):
         pass
     assert waited == [1]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (98_362_432, "98.4 MB"), (2_500_000_000, "2.5 GB")]
-)
-def test_sizes_for_people(size: int, text: str) -> None:
-    assert human_bytes(size) == text
 
 
 def test_every_public_function_documents_the_errors_it_raises() -> None:
