@@ -1,4 +1,4 @@
-"""The facade: a loaded model that one talks to, directly or through conversations that are kept.
+"""The facade: a loaded model to talk to, directly or through stored conversations.
 
     with edge.load("smollm2-135m") as ai:
         for piece in ai.conversation(system="Be brief").send("hi"):
@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge import turn
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
@@ -27,7 +26,7 @@ from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
-from edge.reply import Reply
+from edge.turn import Turn
 from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
@@ -39,16 +38,17 @@ if TYPE_CHECKING:
     from edge.kv.verify import CacheCheck
     from edge.plan.receipt import Plan
     from edge.prompt.summary import Summary
+    from edge.reply import Reply
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 
 @dataclass(frozen=True, slots=True)
 class DiskCache:
-    """What an assistant keeps on the disk of what it reads.
+    """The KV cache on the disk.
 
     Attributes:
-        blocks: where.
+        blocks: the block store.
         model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
         answers: give the same answer to an exact repeat of a request at temperature 0.
     """
@@ -63,23 +63,23 @@ class Assistant:
 
     Args:
         backend: an open backend; the assistant closes it.
-        plan: how it was loaded, kept with every turn.
-        store: where conversations are kept; None keeps them in memory only. The caller closes it.
+        plan: how it was loaded, saved with every reply.
+        store: where conversations are stored; None keeps them in memory only. The caller closes it.
         sampling: how tokens are chosen where a call does not say.
         system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
-        disk: what this device has read before; None keeps nothing on the disk. The assistant closes it.
+        disk: the KV cache on the disk; None stores nothing there. The assistant closes it.
         exact: reuse only what equals, bit for bit, a run that reuses nothing; see `edge.kv.cache`.
-        governor: holds the engine back while the device is hot, low on battery or short of memory; None never does.
-        sensors: what the governor goes by; None are those of this machine.
+        governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
+        sensors: read for the governor; None are those of this machine.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
         info: the model.
-        model_name: what the model is called, for people; kept with every reply.
-        store: where conversations are kept.
+        model_name: name of the model, for people; saved with every reply.
+        store: where conversations are stored.
         sampling: the default sampling; may be replaced at any time.
-        notices: what the user should know of how the model was loaded.
+        notices: what the user should know about how the model was loaded.
     """
 
     def __init__(
@@ -101,22 +101,16 @@ class Assistant:
         self.backend_name = backend.name
         # Files often call themselves by the name of a training run; the artifact has the name that people know.
         self.model_name = plan.artifact.name if plan is not None else backend.info.name
-        self._full_n_ctx = backend.n_ctx
         self.sampling = sampling or Sampling()
         self.window = window
-        self._own_store = ConversationStore(None) if store is None else None
-        self.store: ConversationStore = store or self._own_store  # type: ignore[assignment]  # one of the two
+        self.store = ConversationStore(None) if store is None else store
         self._disk = disk
-        self._answers: AnswerCache | None = None
-        if disk is None:
-            cache = KVCache(backend, exact=exact)
-        else:
-            cache = KVCache(backend, disk.blocks, model=disk.model, exact=exact)
-            self._answers = AnswerCache(disk.blocks, disk.model, backend.n_ctx) if disk.answers else None
-        self._scheduler = Scheduler(backend, cache)
+        blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
+        self._answers = AnswerCache(disk.blocks, model, backend.n_ctx) if disk is not None and disk.answers else None
+        self._scheduler = Scheduler(backend, KVCache(backend, blocks, model=model, exact=exact))
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
-        self._finalizer = weakref.finalize(self, _close, self._scheduler, watch, disk, self._own_store)
+        self._finalizer = weakref.finalize(self, _close, watch, self._scheduler, blocks, self.store if store is None else None)
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
@@ -126,11 +120,11 @@ class Assistant:
     def conversation(
         self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
     ) -> Conversation:
-        """Start a conversation, or go on with one of the store.
+        """Start a conversation, or continue a stored one.
 
         Args:
-            id: of a kept conversation (a beginning of it that no other has will do); None starts a new one.
-            system: the system prompt of a new conversation, or a new one for a kept conversation.
+            id: of a stored conversation, or a prefix that no other id has; None starts a new one.
+            system: the system prompt; None leaves a stored conversation's as it is.
             sampling: how tokens are chosen here; None takes the assistant's.
 
         Raises:
@@ -161,18 +155,18 @@ class Assistant:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return turn.start(self._turn(messages, sampling or self.sampling), self._turn_is_over)
+        return self._turn(messages, sampling).start(self._keep_open)
 
     def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
-        """Go on writing after a text, without chat template: for base models and for measuring.
+        """Continue a text, without chat template: for base models and for measuring.
 
         Raises:
             BackendError: the assistant is closed. All other errors come from the reply.
         """
-        return turn.start(self._turn(text, sampling or self.sampling), self._turn_is_over)
+        return self._turn(text, sampling).start(self._keep_open)
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a text has for this model, without special ones.
+        """Count the tokens of a text for this model, without special ones.
 
         Raises:
             BackendError: the assistant is closed.
@@ -186,37 +180,37 @@ class Assistant:
 
     @property
     def limits(self) -> Limits | None:
-        """Within what limits it works now; None without a governor, and before it first saw a reason for some."""
+        """Limits of the engine now; None before the governor first set some."""
         return self._scheduler.limits
 
     @property
     def held_back(self) -> str:
-        """What is held back now as the device is hot, low on battery or short of memory: "hot: 2 of 4 threads"; else ""."""
+        """How the engine is throttled now, for a status line: "hot: 2 of 4 threads"; "" if it is not."""
         return self.limits.note if self.limits is not None else ""
 
     @property
     def disk_problem(self) -> str | None:
-        """Why nothing is kept on the disk just now, as the end of a sentence; None when all is well."""
+        """Why the KV cache on the disk stores nothing now, to follow "because"; None while it works, or there is none."""
         return self._disk.blocks.problem if self._disk is not None else None
 
     @property
     def kv_fingerprint(self) -> bytes | None:
-        """What its blocks on the disk are marked with, 32 bytes; None when it keeps none."""
+        """Fingerprint of its blocks on the disk, 32 bytes; None without a disk."""
         return self._disk.model if self._disk is not None else None
 
     def check_cache(self, n: int = 3, *, on_progress: Callable[[int, int], None] | None = None) -> list[CacheCheck]:
-        """Restore the newest conversations of the disk and compare what the model says next with a cold run.
+        """Restore the newest conversations from the disk and compare what the model says next with a cold run.
 
-        What is resident in memory is given up for it, and every reply waits until it is done.
+        Empties the KV cache in memory, and every reply waits until it is done.
 
         Args:
-            n: of how many conversations at most.
+            n: number of conversations at most.
             on_progress: called with (conversations done, conversations in all).
 
         Raises:
-            UsageError: this assistant keeps nothing on the disk, or there is nothing of its model there.
+            UsageError: this assistant has no disk, or the disk has nothing of its model.
             StorageError: the disk cannot be read.
-            BackendError: the engine refuses what is there, or is closed.
+            BackendError: the engine refuses a block, is closed, or replies are running.
         """
         from edge.kv.check import check_cache
 
@@ -226,7 +220,7 @@ class Assistant:
         return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:
-        """Stop what is being written and free the model. May be called twice."""
+        """Stop running replies and free the model. May be called twice."""
         self._finalizer()
 
     def __enter__(self) -> Assistant:
@@ -249,32 +243,19 @@ class Assistant:
     def _turn(
         self,
         prompt: str | Sequence[Message],
-        sampling: Sampling,
+        sampling: Sampling | None,
         saver: ReplySaver | None = None,
         summary: Summary | None = None,
-    ) -> turn.Turn:
-        chosen = sampling
-        stops = self._prompting.template.stops
+    ) -> Turn:
+        chosen, stops = sampling or self.sampling, self._prompting.template.stops
         if stops and not isinstance(prompt, str):
-            chosen = replace(sampling, stop=(*sampling.stop, *stops))
-        return turn.Turn(
-            self._scheduler,
-            self._prompting,
-            prompt,
-            chosen,
-            n_ctx=self.n_ctx,
-            full_n_ctx=self._full_n_ctx,
-            window=self.window,
-            saver=saver,
-            plan=self.plan,
-            summary=summary,
-            answers=self._answers,
-        )
+            chosen = replace(chosen, stop=(*chosen.stop, *stops))
+        return Turn(self._scheduler, self._prompting, prompt, chosen, self.window, saver, self.plan, summary, self._answers)
 
-    def _turn_is_over(self) -> None:
-        """Nothing to do: that a running turn holds on to this method is what keeps the assistant open until then."""
+    def _keep_open(self) -> None:
+        """Do nothing: a running turn refers to this method, which keeps the assistant open until its end."""
 
-    def _hold(self, conversation_id: str) -> None:
+    def _claim(self, conversation_id: str) -> None:
         with self._busy_lock:
             if conversation_id in self._busy:
                 raise UsageError(
@@ -282,7 +263,7 @@ class Assistant:
                 )
             self._busy.add(conversation_id)
 
-    def _let_go(self, conversation_id: str) -> None:
+    def _release(self, conversation_id: str) -> None:
         with self._busy_lock:
             self._busy.discard(conversation_id)
 
@@ -290,7 +271,7 @@ class Assistant:
 class Conversation:
     """Messages that belong together: a tree, of which one path is active. Made by `Assistant.conversation`.
 
-    What is sent is saved before the model sees it; what is answered is saved about once a second and when it is done.
+    A message is saved before the model sees it; a reply is saved about once a second and when it is done.
 
     Attributes:
         id: its name in the store.
@@ -305,12 +286,12 @@ class Conversation:
 
     @property
     def info(self) -> ConversationInfo:
-        """What the store knows of it."""
+        """What the store knows about it."""
         return self._store.get(self.id)
 
     @property
     def title(self) -> str:
-        """Its title; at first made from the first message. Setting it renames the conversation."""
+        """Its title, at first made from the first message. Setting it renames the conversation."""
         return self.info.title
 
     @title.setter
@@ -319,7 +300,7 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """The system prompt. Setting it changes what later turns begin with."""
+        """The system prompt. Setting it changes how later turns begin."""
         return self.info.system
 
     @system.setter
@@ -332,7 +313,7 @@ class Conversation:
         return self._store.path(self.id)
 
     def send(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
-        """Say something and get the reply.
+        """Send a message and return the reply.
 
         Args:
             text: the message.
@@ -340,22 +321,21 @@ class Conversation:
             sampling: for this reply only.
 
         Returns:
-            The reply, running.
+            The running reply.
 
         Raises:
-            UsageError: the message is empty, or a reply is still being written here.
+            UsageError: the message is empty, or a reply is still running here.
             StorageError: it could not be saved; nothing was sent.
             BackendError: the assistant is closed; the message is saved and unanswered. All other errors come from the reply.
         """
-        if not text.strip() and not attachments:
-            raise UsageError("The message is empty.", "Type something, or attach a file.")
+        _check_message(text, attachments)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
             sampling,
         )
 
     async def asend(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
-        """`send` without blocking the event loop while the message goes to the disk. Same arguments, same errors.
+        """Send as `send` does, without blocking the event loop while the message is saved.
 
         A task that is cancelled meanwhile leaves the message saved and its reply stopped.
         """
@@ -369,19 +349,18 @@ class Conversation:
             raise
 
     def regenerate(self, node_id: int | None = None, *, sampling: Sampling | None = None) -> Reply:
-        """Answer once more, as a new branch beside the old answer.
+        """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
 
         Raises:
-            UsageError: there is nothing to answer, or a reply is still being written here.
+            UsageError: there is nothing to answer, or a reply is still running here.
         """
         path = self._store.path(self.id, node_id)
         question = next((node for node in reversed(path) if node.role == "user"), None)
         if question is None:
             raise UsageError("There is no message to answer yet.", "Send one first.")
-
         old_head = self.info.head
 
         def go_back() -> Node:
@@ -398,28 +377,27 @@ class Conversation:
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
     ) -> Reply:
-        """Say something else instead of an earlier message, as a new branch, and get the reply to that.
+        """Send a message in place of an earlier one, as a new branch, and return the reply.
 
         Args:
             node_id: one of the user's messages.
-            text: what to say instead.
+            text: the new message.
             attachments: None keeps the earlier ones.
 
         Raises:
-            UsageError: it is not a message of the user, is empty, or a reply is still being written here.
+            UsageError: it is not a message of the user, is empty, or a reply is still running here.
         """
         old = self._store.path(self.id, node_id)[-1]
         if old.role != "user":
             raise UsageError("Only your own messages can be edited.", "To get another answer, regenerate it.")
         kept = old.attachments if attachments is None else tuple(attachments)
-        if not text.strip() and not kept:
-            raise UsageError("The message is empty.", "Type something, or attach a file.")
+        _check_message(text, kept)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept), sampling
         )
 
     def fork(self, node_id: int | None = None) -> Conversation:
-        """Copy the path up to a message (None: all of it) into a conversation of its own.
+        """Copy the path up to a message (None: all of it) into a new conversation.
 
         Raises:
             UsageError: there is no such message, or no message at all.
@@ -430,28 +408,28 @@ class Conversation:
         return Conversation(self._assistant, self._store.fork(self.id, head).id, self.sampling)
 
     def branches(self, node_id: int) -> list[Node]:
-        """A message and its alternatives, oldest first."""
+        """Return a message and its alternatives, oldest first."""
         return self._store.siblings(node_id)
 
     def switch(self, node_id: int) -> None:
         """Make the branch of a message the active one, down to its newest message.
 
         Raises:
-            UsageError: a reply is still being written here.
+            UsageError: a reply is still running here.
         """
-        self._assistant._hold(self.id)
+        self._assistant._claim(self.id)
         try:
             self._store.set_head(self.id, self._store.leaf(node_id).id)
         finally:
-            self._assistant._let_go(self.id)
+            self._assistant._release(self.id)
 
     def __repr__(self) -> str:
         return f"<Conversation {self.id}>"
 
     def _answer(self, prepare: Callable[[], Node], sampling: Sampling | None, fallback: int | None = None) -> Reply:
-        """Hold the conversation, make the message to be answered, and start a turn that lets go at its end."""
+        """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
         assistant = self._assistant
-        assistant._hold(self.id)
+        assistant._claim(self.id)
         try:
             question = prepare()
             nodes = self._store.path(self.id, question.id)
@@ -460,24 +438,25 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            chosen = sampling or self.sampling or assistant.sampling
-            return turn.start(assistant._turn(messages, chosen, saver, summary), lambda: assistant._let_go(self.id))
+            turn = assistant._turn(messages, sampling or self.sampling, saver, summary)
+            return turn.start(lambda: assistant._release(self.id))
         except BaseException:
-            assistant._let_go(self.id)
+            assistant._release(self.id)
             raise
 
 
-def _close(scheduler: Scheduler, watch: Watch | None, disk: DiskCache | None, own_store: ConversationStore | None) -> None:
-    if watch is not None:
-        watch.close()
-    scheduler.close()
-    if disk is not None:
-        disk.blocks.close()
-    if own_store is not None:
-        own_store.close()
+def _check_message(text: str, attachments: Sequence[Attachment]) -> None:
+    if not text.strip() and not attachments:
+        raise UsageError("The message is empty.", "Type something, or attach a file.")
+
+
+def _close(*parts: Watch | Scheduler | BlockStore | ConversationStore | None) -> None:
+    for part in parts:
+        if part is not None:
+            part.close()
 
 
 def _stop_reply(sending: asyncio.Future[Reply]) -> None:
-    """Nobody waits for this reply any more."""
+    """Cancel a reply that nobody waits for any more."""
     if not sending.cancelled() and sending.exception() is None:
         sending.result().cancel()

@@ -46,11 +46,15 @@ class ReplySaver:
         self._fallback = fallback
         self._saved_at = time.monotonic()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the text so far should be saved: about once a second, until that fails."""
+        return not self.problem and time.monotonic() - self._saved_at >= _SAVE_EVERY_S
+
     def save_part(self, text: str) -> None:
-        """Save the text so far, about once a second."""
-        if not self.problem and time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
-            self._save(text, "partial", None)
-            self._saved_at = time.monotonic()
+        """Save the text so far."""
+        self._save(text, "partial", None)
+        self._saved_at = time.monotonic()
 
     def save_end(self, text: str, status: Status, record: dict[str, Any]) -> None:
         """Save the whole reply. Where nothing was said, only the question stays, to be answered again."""

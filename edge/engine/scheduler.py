@@ -56,6 +56,7 @@ class Scheduler:
 
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
+        full_n_ctx: the context window while memory suffices.
         limits: the limits that hold now; None before any were set.
     """
 
@@ -68,7 +69,7 @@ class Scheduler:
         self._running: list[Generation] = []
         self._is_full = False  # a generation was preempted and waits until a running one ends
         self.limits: Limits | None = None
-        self._full_n_ctx = self.n_ctx = backend.n_ctx
+        self.full_n_ctx = self.n_ctx = backend.n_ctx
         self._lock = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
@@ -200,7 +201,7 @@ class Scheduler:
             self._backend.set_threads(*threads)
         for generation in self._running:
             generation.held_back = limits.note or generation.held_back
-        self.n_ctx = min(self._full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self._full_n_ctx
+        self.n_ctx = min(self.full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self.full_n_ctx
         self._release_idle()
 
     def _resize_window(self) -> None:
@@ -211,7 +212,7 @@ class Scheduler:
         if self._running:
             return
         longest = max((len(one.to_prefill) for one in self._waiting), default=0)
-        wanted = self.n_ctx if longest < self.n_ctx else self._full_n_ctx
+        wanted = self.n_ctx if longest < self.n_ctx else self.full_n_ctx
         if wanted == self._backend.n_ctx:
             return
         self._cache.evict_idle(0)
@@ -249,7 +250,7 @@ class Scheduler:
                 return
             generation = self._waiting[0]
             n_tokens, n_ctx = len(generation.to_prefill), self._backend.n_ctx
-            if self._running and n_ctx <= n_tokens < self._full_n_ctx:
+            if self._running and n_ctx <= n_tokens < self.full_n_ctx:
                 return  # until nothing runs and the window can be made larger
             if generation.generated and n_tokens >= n_ctx:
                 self._finish(self._waiting.pop(0), "length")

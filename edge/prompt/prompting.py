@@ -1,4 +1,4 @@
-"""From messages to the tokens of a prompt, for one model, tokenising only what was not seen before."""
+"""From messages to the tokens of a prompt, for one model, tokenising only new text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Key = TypeVar("Key")
 
 
 class Prompting:
-    """What turns need to make prompts. Thread-safe.
+    """Makes the prompts of one model. Thread-safe.
 
     Args:
         info: the model.
@@ -45,33 +45,33 @@ class Prompting:
         self._replies: _Memo[str] = _Memo()
         self._counter = MessageCounter(lambda messages: len(self.encode(messages)))
         self._counter_lock = threading.Lock()
-        self._told: dict[object, object] = {}
+        self._told: dict[str, object] = {}
         self._told_lock = threading.Lock()
 
     def system_message(self, system: str) -> list[Message]:
-        """The system prompt of a conversation, or else the default one, or else none: at most one message."""
+        """Return the system prompt of a conversation, else the default one, else none: at most one message."""
         text = system or self.system
         return [] if text is None else [Message("system", text)]
 
-    def encode(self, messages: Sequence[Message], tell: Callable[[str], None] | None = None) -> list[int]:
-        """The tokens of a prompt.
+    def encode(self, messages: Sequence[Message], on_notice: Callable[[str], None] | None = None) -> list[int]:
+        """Return the tokens of a prompt.
 
         Args:
             messages: at least one.
-            tell: called with what the template could not take as it was.
+            on_notice: called with what was changed to fit the template.
 
         Raises:
             TemplateError: the template refuses these messages.
             BackendError: the model is closed.
         """
         prompt = self.template.render(messages)
-        if tell is not None:
+        if on_notice is not None:
             for notice in prompt.notices:
-                tell(notice)
+                on_notice(notice)
         return self.template.encode(prompt, self.tokenize, known=self._replies.get)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """`Tokenizer.tokenize` with a memo.
+        """Tokenise a text as `Tokenizer.tokenize` does, with a memo.
 
         Raises:
             BackendError: the model is closed.
@@ -84,27 +84,27 @@ class Prompting:
         return known
 
     def count_one(self, message: Message) -> int:
-        """How many tokens a message adds to a prompt; rather too many than too few."""
+        """Return how many tokens a message adds to a prompt, rather too many than too few."""
         with self._counter_lock:
             return self._counter(message)
 
     def remember_reply(self, text: str, tokens: Sequence[int]) -> None:
-        """The next prompt shall hold the very tokens that were generated: only those are in the KV cache."""
+        """Reuse the generated token ids in the next prompt; only they match the KV cache."""
         self._replies.put(text, list(tokens))
 
-    def recall_replies(self, kept: Iterable[tuple[str, object]]) -> None:
-        """Remember replies of an earlier run of the program.
+    def recall_replies(self, stored: Iterable[tuple[str, object]]) -> None:
+        """Remember replies of an earlier process.
 
         Args:
-            kept: texts and what was kept as their tokens. That came from a file, so tokens that do not make up the text, or are
-                none, are left out.
+            stored: texts and what was stored as their tokens. Files are input from outside: what does not make up the text, or
+                has special tokens in it, is left out.
         """
-        for text, tokens in kept:
-            if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _says(self.tokenizer, tokens, text):
+        for text, tokens in stored:
+            if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _spell(self.tokenizer, tokens, text):
                 self._replies.put(text, tokens)
 
     def shared_end(self, messages: Sequence[Message], tokens: Sequence[int]) -> int:
-        """Up to where a prompt is what every conversation with the same system prompt begins with; 0 where that is nothing.
+        """Return the length of the prefix that every conversation with this system prompt shares; 0 without a system prompt.
 
         Args:
             messages: of the prompt.
@@ -118,28 +118,28 @@ class Prompting:
             return 0
 
     def is_news(self, about: str, what: object) -> bool:
-        """Whether this was not the last thing told about that: a notice comes when it becomes true, not at every turn."""
+        """Tell if something else was last said about this. Notices come when they become true, not at every turn."""
         with self._told_lock:
             is_new = self._told.get(about) != what
             self._told[about] = what
             return is_new
 
 
-def _says(tokenizer: Tokenizer, tokens: list[object], text: str) -> bool:
-    """Whether these are tokens of this model that make up this text."""
-    stream, said = TextStream(), ""
+def _spell(tokenizer: Tokenizer, tokens: Sequence[object], text: str) -> bool:
+    """Tell if these are tokens of the model, none of them special, that make up a text."""
+    stream, spelled = TextStream(), ""
     for token in tokens:
-        if not isinstance(token, int) or not 0 <= token < tokenizer.n_vocab or len(said) > len(text):
+        if not isinstance(token, int) or not 0 <= token < tokenizer.n_vocab or len(spelled) > len(text):
             return False
         data = tokenizer.token_bytes(token)
-        if data != tokenizer.token_bytes(token, special=True):  # "<|im_start|>" is no text, but would speak as the system
+        if data != tokenizer.token_bytes(token, special=True):  # "<|im_start|>" has no text, but would speak as the system
             return False
-        said += stream.feed(data)
-    return said + stream.final() == text
+        spelled += stream.feed(data)
+    return spelled + stream.final() == text
 
 
 class _Memo(Generic[Key]):
-    """Token ids that are known already, least recently used out first."""
+    """Token ids by text, bounded; the least recently used go first."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Key, list[int]] = OrderedDict()
@@ -155,11 +155,9 @@ class _Memo(Generic[Key]):
 
     def put(self, key: Key, tokens: list[int]) -> None:
         with self._lock:
-            self._n_tokens += len(tokens) + 1 - self._size(key)
+            if key in self._entries:
+                self._n_tokens -= len(self._entries.pop(key)) + 1
             self._entries[key] = tokens
-            self._entries.move_to_end(key)
+            self._n_tokens += len(tokens) + 1
             while self._n_tokens > _MEMO_TOKENS:
                 self._n_tokens -= len(self._entries.popitem(last=False)[1]) + 1
-
-    def _size(self, key: Key) -> int:
-        return len(self._entries[key]) + 1 if key in self._entries else 0
