@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,13 +25,14 @@ from edge import errors
 if TYPE_CHECKING:
     from edge.errors import EdgeError
 
-__all__ = ["Child", "Ended", "end_with_parent", "python_command", "rebuild_error", "run_child"]
+__all__ = ["Child", "Ended", "claim_stdout", "end_with_parent", "python_command", "rebuild_error", "run_child"]
 
 _START = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); module, _, name = sys.argv[2].partition(':'); "
     "del sys.argv[1:3]; getattr(importlib.import_module(module), name)(*sys.argv[1:])"
 )
 _STOPPED = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGKILL", "SIGHUP")}
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)(:|$)|_ASSERT\(|what\(\):")
 _TAIL_BYTES = 16 << 10
 _POLL_S = 0.1
 _GOODBYE_S = 5.0
@@ -75,8 +77,9 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        """The last line of stderr, "" if it wrote none."""
-        return next((line.strip()[:300] for line in reversed(self.stderr.splitlines()) if line.strip()), "")
+        """The last line of stderr that names an error or a failed assertion, else its last line; "" if it wrote none."""
+        lines = [line.strip()[:300] for line in self.stderr.splitlines() if line.strip()]
+        return ([line for line in lines if _ERROR.search(line)] or lines or [""])[-1]
 
     @property
     def reason(self) -> str:
@@ -243,6 +246,22 @@ def end_with_parent(how: signal.Signals) -> None:
         os.kill(os.getpid(), how)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def claim_stdout() -> Callable[[bytes], None]:
+    """Keep this process's stdout for answers to its parent, and send what libraries print there to stderr.
+
+    Returns:
+        A function that writes one line to the parent.
+    """
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def send(line: bytes) -> None:
+        answers.write(line + b"\n")
+        answers.flush()
+
+    return send
 
 
 def rebuild_error(kind: str, message: str, hint: str) -> EdgeError:

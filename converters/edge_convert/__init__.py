@@ -15,7 +15,6 @@ peak.py           memory that a conversion took
 manifest.py       manifest.json: source, options and tools of a result
 choose.py         chooses the best of several results for this device
 strings.py        strings that two tokenizers are compared on
-children.py       environment, end and errors of child processes
 gguf/, onnx/, coreml/, smaller/, evaluate/
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.child import Child, end_with_parent, python_command, rebuild_error, run_child
+from edge.child import Child, Ended, claim_stdout, end_with_parent, python_command, rebuild_error, run_child
 from edge.errors import BackendError, ModelFileError
 
 
@@ -42,11 +42,26 @@ def save() -> None:
         print("saved", file=sys.stderr, flush=True)
 
 
+def sulk() -> None:
+    """Child: pay no attention to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("ready", flush=True)
+    time.sleep(600)
+
+
 def breed() -> None:
     """Child: start a grandchild and wait."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(grandchild.pid, flush=True)
     time.sleep(600)
+
+
+def chatter() -> None:
+    """Child: answer, while a library prints."""
+    send = claim_stdout()
+    print("a library's remark", flush=True)
+    os.system("echo of a program")
+    send(b"answer")
 
 
 def follow() -> None:
@@ -96,6 +111,13 @@ def test_the_end_is_explained(entry: str, how: str, reason: str, was_stopped: bo
         assert child.wait().reason == reason
 
 
+def test_the_line_that_says_why_is_found_before_a_backtrace() -> None:
+    said = "ggml.c:12: GGML_ASSERT(n > 0) failed\nlib.so(+0x12) [0x7f]\npython(_start+0x25) [0x4f]\n"
+    assert Ended(-signal.SIGABRT, b"", said).reason == "died of SIGABRT (ggml.c:12: GGML_ASSERT(n > 0) failed)"
+    assert Ended(1, b"", "ValueError: no\nException ignored in: <x>\n").last_line == "ValueError: no"
+    assert Ended(1, b"", "Error in a word\nlast\n").last_line == "last"
+
+
 def test_a_child_without_time_is_killed(entry: str) -> None:
     ended = run_child(python_command(f"{entry}:die", "hang"), timeout_s=1.0)
     assert ended.code is None
@@ -110,11 +132,24 @@ def test_what_a_callback_raises_ends_the_child(entry: str) -> None:
         run_child(python_command(f"{entry}:die", "hang"), on_wait=refuse, patience_s=5)
 
 
+def test_what_libraries_print_is_no_answer(entry: str) -> None:
+    ended = run_child(python_command(f"{entry}:chatter"))
+    assert ended.stdout == b"answer\n"
+    assert ended.stderr == "a library's remark\nof a program\n"
+
+
 def test_a_patient_stop_lets_it_save(entry: str) -> None:
     with Child(python_command(f"{entry}:save")) as child:
         assert next(child.lines()) == b"ready\n"
         child.stop(patience_s=30)
         assert child.wait().stderr.splitlines()[-1] == "saved"
+
+
+def test_a_stop_out_of_patience_kills(entry: str) -> None:
+    with Child(python_command(f"{entry}:sulk")) as child:
+        assert next(child.lines()) == b"ready\n"
+        child.stop(patience_s=0.01)
+        assert child.wait().code == -signal.SIGKILL
 
 
 def test_a_stop_ends_what_it_started(entry: str) -> None:

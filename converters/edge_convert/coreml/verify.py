@@ -6,9 +6,7 @@ elsewhere by the evaluator. Both are held to the logits that the exporter stored
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge.child import python_command, run_child
 from edge.errors import BackendError, ModelNotFoundError, UsageError
 
 from .golden import golden_logits
@@ -33,7 +32,7 @@ COMPUTE_UNITS: tuple[ComputeUnits, ...] = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CP
 _SAME = 0.02
 """KL divergence in nats up to which two units of a device may differ by rounding; wrong weights or a lost cache give more."""
 _TIMEOUT_S = 1800.0
-_CHILD = "import sys; from edge_convert.coreml.verify import _child; _child(sys.argv[1:])"
+_CHILD = "edge_convert.coreml.verify:predict_in_child"
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,36 +143,25 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _in_child(package: Path, units: ComputeUnits, timeout_s: float) -> VerifyReport:
-    command = [sys.executable, "-c", _CHILD, str(package), units]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
+    ended = run_child(python_command(_CHILD, str(package), units), timeout_s=timeout_s)
+    if ended.code is None:
         raise BackendError(
             f"Core ML did not finish {package.name} on {units} within {timeout_s:.0f} s.", "Try another --compute-units."
-        ) from error
-    lines = done.stdout.decode(errors="replace").splitlines()
+        )
     try:
-        return msgspec.json.decode(lines[-1], type=VerifyReport)
-    except (IndexError, msgspec.MsgspecError) as error:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        how = f"died of signal {-done.returncode}" if done.returncode < 0 else "refused the program"
-        reason = f": {said[-1]}" if said else ""
+        return msgspec.json.decode((ended.stdout.splitlines() or [b""])[-1], type=VerifyReport)
+    except msgspec.MsgspecError as error:
         raise BackendError(
-            f"Core ML {how} ({package.name} on {units}){reason}",
+            f"Core ML failed on {package.name} ({units}): its process {ended.reason}.",
             "Try --compute-units CPU_AND_GPU or CPU_ONLY, or convert without a state (--explicit-kv).",
         ) from error
 
 
-def _child(arguments: list[str]) -> None:
-    """What the child process does: predict, and write the report as the last line of its output."""
-    package, units = Path(arguments[0]), arguments[1]
-    report = _predict(package, units)
-    sys.stdout.write("\n" + json.dumps(msgspec.to_builtins(report)) + "\n")
-
-
-def _predict(package: Path, units: Any) -> VerifyReport:
-    functions = load_functions(package, "coreml", units)
-    return _compare(functions, units, _placement(functions.decode, units))
+def predict_in_child(package: str, units: ComputeUnits) -> None:
+    """Child: predict, and write the report as the last line of its output."""
+    functions = load_functions(Path(package), "coreml", units)
+    report = _compare(functions, units, _placement(functions.decode, units))
+    sys.stdout.write("\n" + msgspec.json.encode(report).decode() + "\n")
 
 
 def _placement(model: Any, units: Any) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 steps.py       the card as the last step of a conversion, and its gate
 evaluation.py  from models to a card
-cells.py       one model and one measure in a process (child.py) or Ray task of its own
+jobs.py        one model and one measure in a process (child.py) or Ray task of its own
 measure.py     quality and speed of one model
 passages.py    the texts as tokens: windows of prose, chat prompts with the reference's answers
 logits.py      a model of any format: tokens in, logits out; logits_{torch,gguf,onnx,coreml}.py

@@ -1,7 +1,4 @@
-"""The child process of one cell: python -m edge_convert.evaluate.child REQUEST RESULT, both JSON files.
-
-It ends when its stdin does.
-"""
+"""The child process of one job: a request on a line of stdin, a reply on a line of stdout. It ends when its stdin closes."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from edge_convert.children import end_with_parent
+from edge.child import claim_stdout, end_with_parent
+from edge.errors import EdgeError
 from edge_convert.evaluate.measure import (
     QualityResult,
     SpeedSample,
@@ -26,7 +24,7 @@ __all__ = ["Problem", "QualityRequest", "ReferenceRequest", "Reply", "Request", 
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What every cell needs.
+    """Model and threads of a job.
 
     Attributes:
         path: the model.
@@ -69,19 +67,18 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the RESULT file: one of the three."""
+    """The outcome of a job: one of the three."""
 
     quality: QualityResult | None = None
     speed: SpeedSample | None = None
     problem: Problem | None = None
 
 
-def main(request_file: str, result_file: str) -> None:
-    """Do what the request says, and write a Reply."""
-    from edge.errors import EdgeError
-
+def main() -> None:
+    """Do what the request on the first line of stdin says, and write a Reply."""
+    send = claim_stdout()
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=ReferenceRequest | QualityRequest | SpeedRequest)
     end_with_parent(signal.SIGKILL)
-    request = msgspec.json.decode(Path(request_file).read_bytes(), type=ReferenceRequest | QualityRequest | SpeedRequest)
     try:
         reply = _run(request)
     except EdgeError as error:
@@ -90,7 +87,7 @@ def main(request_file: str, result_file: str) -> None:
         reply = Reply(problem=Problem(kind="StorageError", message="There is not enough memory.", hint="Use smaller windows."))
     except Exception as error:  # noqa: BLE001 (whatever an engine raises has to reach the parent as one line)
         reply = Reply(problem=Problem(kind="BackendError", message=f"{type(error).__name__}: {error}"))
-    Path(result_file).write_bytes(msgspec.json.encode(reply))
+    send(msgspec.json.encode(reply))
 
 
 def _run(request: ReferenceRequest | QualityRequest | SpeedRequest) -> Reply:
@@ -105,7 +102,3 @@ def _run(request: ReferenceRequest | QualityRequest | SpeedRequest) -> Reply:
         return Reply(quality=found)
     sample = measure_speed(path, request.n_prefill, request.n_decode, n_threads=request.n_threads, is_safe=request.is_safe)
     return Reply(speed=sample)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])

@@ -12,8 +12,8 @@ import msgspec
 
 from edge.errors import StorageError, UsageError
 from edge_convert.evaluate.card import Card, Row, Speed
-from edge_convert.evaluate.cells import Cells, LocalCells, RayCells
 from edge_convert.evaluate.gate import check, parse_gate
+from edge_convert.evaluate.jobs import Jobs, LocalJobs, RayJobs
 from edge_convert.evaluate.logits import find_format, is_slow, size_on_disk
 from edge_convert.evaluate.measure import QualityResult, SpeedSample
 from edge_convert.evaluate.passages import TextOptions, beginnings
@@ -35,7 +35,7 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
         n_threads: CPU threads of one model; 0 is half of the machine's, at least 1.
         n_jobs: models at a time, where quality is measured; 0 is as many as the threads allow.
         gate: conditions such as "top1=0.9,kl=0.1,ppl=+5%"; "" is none.
-        ray: address of a Ray engine that runs the cells; "" uses processes of this machine.
+        ray: address of a Ray cluster that runs the jobs; "" uses processes of this machine.
     """
 
     texts: TextOptions = TextOptions()
@@ -73,11 +73,11 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
     paths = _names([chosen, *(path for path in models if path.resolve() != chosen.resolve())])
     n_cpus = os.cpu_count() or 2
     n_threads = options.n_threads or max(1, n_cpus // 2)
-    local = LocalCells(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
-    remote = RayCells(options.ray, n_threads) if options.ray else None
-    cells: Cells = remote or local
+    local = LocalJobs(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
+    remote = RayJobs(options.ray, n_threads) if options.ray else None
+    jobs: Jobs = remote or local
     try:
-        results, samples = _measure(paths, local, cells, options, on_progress)
+        results, samples = _measure(paths, local, jobs, options, on_progress)
     finally:
         if remote is not None:
             remote.close()
@@ -108,14 +108,14 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
         n_rounds=options.n_rounds,
         n_prefill=options.n_prefill,
         n_decode=options.n_decode,
-        machine=cells.machine,
+        machine=jobs.machine,
         gate=options.gate,
         rows=tuple(rows),
     )
 
 
 def _measure(
-    paths: dict[str, Path], local: LocalCells, cells: Cells, options: EvaluateOptions, on_progress: Progress
+    paths: dict[str, Path], local: LocalJobs, jobs: Jobs, options: EvaluateOptions, on_progress: Progress
 ) -> tuple[dict[str, QualityResult], dict[str, list[SpeedSample]]]:
     first, *others = paths
     timed = {name: path for name, path in paths.items() if not is_slow(find_format(path))}
@@ -142,10 +142,10 @@ def _measure(
             whole = dict(enumerate(result.windows))
             part = beginnings(result.windows, options.texts.n_slow)
             texts = {name: whole if name in timed else part for name in others}
-            results |= cells.qualities(rest, texts, Path(folder), lambda name: advance(f"quality: {name}"))
+            results |= jobs.qualities(rest, texts, Path(folder), lambda name: advance(f"quality: {name}"))
     if not options.n_rounds or not timed:
         return results, {}
-    speed = cells.speeds(timed, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
+    speed = jobs.speeds(timed, options.n_rounds, options.n_prefill, options.n_decode, lambda name: advance(f"speed: {name}"))
     return results, speed
 
 

@@ -22,7 +22,7 @@ __all__ = ["QualityResult", "SpeedSample", "load_reference", "measure_quality", 
 
 
 class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one quality cell.
+    """The outcome of one quality job.
 
     Attributes:
         quality: against the reference.

@@ -6,14 +6,11 @@ A child, because llama.cpp cannot be interrupted, may abort on bad input, and ke
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from edge.child import Child, python_command
 from edge.errors import BackendError
-from edge_convert.children import close_pipes, died
 
 __all__ = ["run_task"]
 
@@ -32,47 +29,19 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
     Raises:
         BackendError: llama.cpp failed, refused or died.
     """
-    with tempfile.TemporaryFile() as errors:  # no pipe: nobody reads it while the child works, and a full one would stop it
-        child = subprocess.Popen(
-            [sys.executable, "-m", "edge_convert.gguf.engine_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # Ctrl-C goes to us, and we end the child
-        )
-        code, result = _converse(child, {"task": task, "arguments": dict(arguments)}, on_progress)
-        errors.seek(0)
-        said = errors.read().decode("utf-8", "replace")
+    result: dict[str, Any] = {}
+    with Child(python_command("edge_convert.gguf.engine_child:main")) as child:
+        child.send(json.dumps({"task": task, "arguments": dict(arguments)}).encode())
+        for line in child.lines():
+            result = json.loads(line)
+            if "progress" in result and on_progress:
+                on_progress(result["progress"])
+        ended = child.wait()
     if "result" in result:
         return result["result"]
     if "error" in result:
         raise BackendError(result["error"], result["hint"])
-    raise died("llama.cpp", code, said, "If you did not end it, report this.", f" while it was to {task}")
-
-
-def _converse(
-    child: subprocess.Popen[str], request: dict[str, Any], on_progress: Callable[[float], None] | None
-) -> tuple[int, dict[str, Any]]:
-    """Hand the child its task and listen to it. Returns its exit code and its last message."""
-    assert child.stdin and child.stdout
-    result: dict[str, Any] = {}
-    try:
-        try:
-            # It stays open: the child ends when it closes, so a killed parent leaves no child behind.
-            child.stdin.write(json.dumps(request) + "\n")
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; why is read below
-        for line in child.stdout:
-            message = json.loads(line)
-            if "progress" in message and on_progress:
-                on_progress(message["progress"])
-            else:
-                result = message
-        return child.wait(), result
-    finally:
-        child.kill()
-        child.wait()
-        close_pipes(child)
+    raise BackendError(
+        f"llama.cpp {ended.reason} while it was to {task}.",
+        "If memory is short, close other programs and run the same command again; else report this.",
+    )

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edge.child import claim_stdout, end_with_parent
 from edge.errors import EdgeError
-from edge_convert.children import end_with_parent
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 Progress = Callable[[float], None]
 
@@ -24,24 +24,19 @@ _MAX_TEXT_TOKENS = 65_536
 
 
 def main() -> None:
-    """Run the task that stands on the first line of stdin."""
-    # Whatever C code prints goes to stderr; only this function writes to the parent.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Run the task on the first line of stdin."""
+    send = claim_stdout()
     request = json.loads(sys.stdin.readline())
     end_with_parent(signal.SIGKILL)
 
-    def send(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+    def on_progress(share: float) -> None:
+        send(json.dumps({"progress": share}).encode())
 
     try:
-        result = _TASKS[request["task"]](lambda share: send({"progress": share}), **request["arguments"])
+        result = {"result": _TASKS[request["task"]](on_progress, **request["arguments"])}
     except EdgeError as error:
-        send({"error": error.message, "hint": error.hint})
-    else:
-        send({"result": result})
-    answers.flush()
+        result = {"error": error.message, "hint": error.hint}
+    send(json.dumps(result).encode())
     # llama.cpp's threads need no orderly end, and some builds crash in theirs.
     os._exit(0)
 
@@ -129,6 +124,3 @@ def _calibrate(on_progress: Progress, model: str, chunks: list[list[int]], out: 
 
 
 _TASKS: dict[str, Callable[..., Any]] = {"quantise": _quantise, "tokenise": _tokenise, "calibrate": _calibrate}
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,4 @@
-"""The child process that runs onnxruntime-genai's model builder: python -m edge_convert.onnx.builder OUT CACHE PRECISION FOLDER
-...
+"""The child process that runs onnxruntime-genai's model builder.
 
 The builder (0.18) reads the RoPE settings of a config as older versions of transformers laid them out, and takes some it does
 not know for none at all. Here they are laid out as it reads them, and what it would get wrong is refused. What it prints is the
@@ -8,8 +7,10 @@ parent's to read.
 
 from __future__ import annotations
 
-import sys
+import signal
 from typing import Any
+
+from edge.child import end_with_parent
 
 __all__ = ["adapt_config", "main"]
 
@@ -55,6 +56,7 @@ def main(out: str, cache: str, precision: str, checkpoint: str, *extra: str) -> 
     """Build one model; see `export_onnx` for what the arguments come from."""
     from onnxruntime_genai.models import builder
 
+    end_with_parent(signal.SIGKILL)
     _mend(builder)
     options = builder.parse_extra_options(None, checkpoint, out, precision, "cpu", cache, list(extra))
     adapt_config(options["hf_details"]["hf_config"])
@@ -78,7 +80,3 @@ def _mend(builder: Any) -> None:
         return caches(self, **names)
 
     builder.Model.make_rotary_embedding_caches = make_rotary_embedding_caches
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -9,9 +9,8 @@ loads too. A checkpoint that came from an int4 GGUF is not quantised a second ti
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Literal
 
 import msgspec
 
-from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
-from edge_convert.children import environment
+from edge.child import Child, python_command
+from edge.errors import BackendError, ModelFileError, UsageError
+from edge_convert.targets import check_packages
 
 __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
 
@@ -33,7 +33,6 @@ _MIXES = {
     "head": "last_matmul:int8",
     "sensitive": "last_matmul:int8,mixed_layers:int8",
 }
-_NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai")
 
 
 class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +79,7 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
     from edge_convert.checkpoint import open_checkpoint
 
     _check_options(options)
-    _check_packages()
+    check_packages(["onnx"])
     architecture = open_checkpoint(checkpoint).architecture
     if "onnx" not in architecture.formats:
         raise ModelFileError(f"{architecture.title} cannot become ONNX.", "Choose another format: --to gguf")
@@ -115,8 +114,8 @@ def _export(checkpoint: Path, work: Path, options: OnnxOptions, on_progress: Pro
     n_layers = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     # A block-wise copy starts from the float graph, so that no weight is rounded on its way.
     precision = "fp32" if is_carried else options.precision
-    arguments = _builder_arguments(checkpoint, built, work / "cache", precision, options)
-    _run_builder(arguments, work, n_layers, lambda text, done: on_progress(text, part * done))
+    command = _builder_command(checkpoint, built, work / "cache", precision, options)
+    _run_builder(command, work, n_layers, lambda text, done: on_progress(text, part * done))
     other.mkdir()
     if is_carried and options.source_gguf is not None:
         for path in built.glob("model.onnx*"):
@@ -155,18 +154,7 @@ def _check_options(options: OnnxOptions) -> None:
         raise UsageError(f"There is no file {options.source_gguf}.", "Check the path of the source GGUF.")
 
 
-def _check_packages() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"Making an ONNX model needs packages that are not installed: {', '.join(missing)}.",
-            "pip install 'edge-assistant[convert]'",
-        )
-
-
-def _builder_arguments(checkpoint: Path, out: Path, cache: Path, precision: str, options: OnnxOptions) -> list[str]:
+def _builder_command(checkpoint: Path, out: Path, cache: Path, precision: str, options: OnnxOptions) -> list[str]:
     # hf_token=false: no login is looked for. windowed_kv_cache=false: the KV of sliding-window layers keeps its full length, so
     # that whoever owns the KV sees the same shape in every layer.
     extra = ["hf_token=false", "windowed_kv_cache=false"]
@@ -179,53 +167,27 @@ def _builder_arguments(checkpoint: Path, out: Path, cache: Path, precision: str,
     if precision == "int4" and _MIXES[options.mixed]:
         extra.append(f"matmul_mixed_precision={_MIXES[options.mixed]}")
     paths = [str(out), str(cache), precision, str(checkpoint)]
-    return [sys.executable, "-m", "edge_convert.onnx.builder", *paths, *extra]
+    return python_command("edge_convert.onnx.builder:main", *paths, *extra, unbuffered=True)
 
 
-def _run_builder(arguments: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
-    """Run the builder to its end; its prints become progress, and its last lines the message where it fails."""
-    given = environment(
-        HF_HUB_OFFLINE="1",
-        TRANSFORMERS_OFFLINE="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        HF_HOME=str(work / "hf"),
+def _run_builder(command: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
+    """Run the builder to its end; what it prints becomes progress."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(work / "hf"),
         # The builder stamps the commit of whatever repository its own folder lies in into the model: here it finds none.
-        GIT_DIR=str(work / "none"),
-        PYTHONUNBUFFERED="1",
-    )
+        "GIT_DIR": str(work / "none"),
+    }
     on_progress("starting the model builder", 0.0)
-    tail: list[str] = []
-    process = subprocess.Popen(
-        arguments,
-        cwd=work,
-        env=given,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            tail = [*tail[-30:], line.strip()]
-            if found := re.match(r"Reading layer (\d+)", line):
+    with Child(command, cwd=work, env=environment) as child:
+        for line in child.lines():
+            if found := re.match(rb"Reading layer (\d+)", line):
                 on_progress(f"layer {int(found[1]) + 1} of {n_layers}", 0.1 + 0.5 * int(found[1]) / n_layers)
-            elif line.startswith("Saving ONNX model"):
+            elif line.startswith(b"Saving ONNX model"):
                 on_progress("quantising and saving", 0.6)
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-    if code != 0:
-        raise BackendError(f"The model builder of onnxruntime-genai failed. {_last_error(tail, code)}", "Try another format.")
-
-
-def _last_error(tail: list[str], code: int) -> str:
-    if code < 0:
-        return f"It was ended by signal {-code}{', most likely for lack of memory' if code == -9 else ''}."
-    errors = [line for line in tail if re.match(r"\w*(Error|Exception)\b", line)]
-    return (errors or [line for line in tail if line] or [f"exit code {code}."])[-1]
+        ended = child.wait()
+    if ended.code != 0:
+        raise BackendError(f"The model builder of onnxruntime-genai {ended.reason}.", "Try another format.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge.child import python_command
 from edge.errors import BackendError, ModelFileError
 from edge_convert import step_process
 from edge_convert.facts import Request
@@ -85,32 +86,6 @@ def test_a_process_that_dies_is_told_with_what_it_said(
         run(isolated(plan, found, REQUEST))
 
 
-@pytest.mark.parametrize(("patience_s", "code"), [(60.0, 0), (0.01, -signal.SIGKILL)])
-def test_a_step_that_is_stopped_may_save_first(patience_s: float, code: int, tmp_path: Path) -> None:
-    """`_stop` asks before it kills."""
-    script = """
-import pathlib, sys, time
-try:
-    print(flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    if sys.argv[2] != "0":
-        time.sleep(60)
-    pathlib.Path(sys.argv[1]).write_text("saved")
-"""
-    saved = tmp_path / "saved"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(saved), str(code)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        step_process._stop(child, patience_s)
-    assert (child.returncode, saved.exists()) == (code, code == 0)
-
-
 def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: Path) -> None:
     plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out")
     plan.work.mkdir(parents=True)
@@ -118,7 +93,7 @@ def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: P
     folder.mkdir()
     task = step_process._Task(source=found, request=REQUEST, out=plan.out, step="gguf-base", folder=folder)
     child = subprocess.Popen(
-        [sys.executable, "-m", "edge_convert.step_process"],
+        python_command("edge_convert.step_process:main"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge_convert.coreml import runner, verify
 from edge_convert.coreml.export import CoreMLOptions, export_coreml
 from edge_convert.coreml.info import PackageInfo, read_info
 from edge_convert.coreml.mil import MilModel, Precision
-from edge_convert.coreml.runner import Functions, PackageRunner
+from edge_convert.coreml.runner import ComputeUnits, Functions, PackageRunner
 
 CONTEXT, CHUNK = 96, 16
 
@@ -53,3 +57,31 @@ def reference_logits(model: Any, tokens: Any) -> Any:
 
     with torch.inference_mode():
         return model(torch.tensor(np.asarray(tokens)[None])).logits[0].numpy()
+
+
+# -- child processes in the place of the one that predicts
+
+
+def crash(*_: str) -> None:
+    """Child: die."""
+    os.abort()
+
+
+def refuse(*_: str) -> None:
+    """Child: refuse the program."""
+    sys.exit("unsupported operation")
+
+
+def hang(*_: str) -> None:
+    """Child: never come to an end."""
+    time.sleep(60)
+
+
+def predict_with_the_evaluator(package: str, units: ComputeUnits) -> None:
+    """Child: verify as on a Mac, with the evaluator in the place of Core ML."""
+    import coremltools as ct
+
+    runner.platform.system = lambda: "Darwin"
+    ct.models.MLModel = lambda path, compute_units, function_name: MilModel(path, function_name=function_name)
+    verify._placement = lambda model, units: {"MLCPUComputeDevice": 1.0}
+    verify.predict_in_child(package, units)

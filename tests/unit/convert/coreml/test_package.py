@@ -26,6 +26,7 @@ from edge_convert.coreml.verify import verify
 from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, log_softmax, open_runner
 
 Make = Callable[[str], Path]
+SUPPORT = "tests.unit.convert.coreml.support"
 
 
 @pytest.fixture(scope="module")
@@ -165,33 +166,21 @@ def test_real_prediction_needs_a_mac(original: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_crash_of_core_ml_stays_in_its_child(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(verify_module, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGABRT)")
-    with pytest.raises(BackendError, match="died of signal 6"):
+    monkeypatch.setattr(verify_module, "_CHILD", f"{SUPPORT}:crash")
+    with pytest.raises(BackendError, match=r"Core ML failed on model\.mlpackage \(ALL\): its process died of SIGABRT"):
         verify(original)
-    monkeypatch.setattr(verify_module, "_CHILD", "import sys; sys.exit('unsupported operation')")
-    with pytest.raises(BackendError, match=r"refused the program.*unsupported operation"):
+    monkeypatch.setattr(verify_module, "_CHILD", f"{SUPPORT}:refuse")
+    with pytest.raises(BackendError, match=r"ended with code 1 \(unsupported operation\)"):
         verify(original)
-    monkeypatch.setattr(verify_module, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(verify_module, "_CHILD", f"{SUPPORT}:hang")
     with pytest.raises(BackendError, match="did not finish"):
         verify(original, timeout_s=0.5)
-
-
-STAND_IN = """
-import sys
-import coremltools as ct
-from edge_convert.coreml import runner, verify
-from edge_convert.coreml.mil import MilModel
-runner.platform.system = lambda: "Darwin"
-ct.models.MLModel = lambda path, compute_units, function_name: MilModel(path, function_name=function_name)
-verify._placement = lambda model, units: {"MLCPUComputeDevice": 1.0}
-verify._child(sys.argv[1:])
-"""
 
 
 def test_the_mac_path_with_the_evaluator_in_core_mls_place(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but Core ML itself: the child, the prediction interface, the report that comes back."""
     monkeypatch.setattr(verify_module.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(verify_module, "_CHILD", STAND_IN)
+    monkeypatch.setattr(verify_module, "_CHILD", f"{SUPPORT}:predict_with_the_evaluator")
     report = verify(original, compute_units="CPU_AND_NE")
     assert report.engine == "coreml" and report.compute_units == "CPU_AND_NE" and report.is_good
     assert report.placement == {"MLCPUComputeDevice": 1.0}

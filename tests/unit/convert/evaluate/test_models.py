@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]")
 
+from edge.child import python_command
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
-from edge_convert.children import environment
-from edge_convert.evaluate import cells
+from edge_convert.evaluate import jobs
 from edge_convert.evaluate.card import Card, read_card
 from edge_convert.evaluate.child import SpeedRequest
 from edge_convert.evaluate.evaluation import EvaluateOptions, _names, evaluate
@@ -157,29 +157,23 @@ def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
     tiny_onnx: MakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, seen = tiny_onnx("llama", "fp32"), tmp_path / "seen"
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncat "$3" >>{seen}; echo >>{seen}\n[ $(wc -l <{seen}) = 1 ] && kill -SEGV $$\n{sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    monkeypatch.setattr(cells.sys, "executable", str(python))
+    stand_in = "tests.unit.convert.evaluate.support:"
+    monkeypatch.setattr(jobs, "python_command", lambda entry: python_command(f"{stand_in}crash_unless_safe", str(seen)))
     request = SpeedRequest(path=str(model), n_threads=1, n_prefill=4, n_decode=2)
-    reply = cells.run_child(request)
+    reply = jobs.run_job(request)
     assert reply.speed is not None
     assert [json.loads(line)["is_safe"] for line in seen.read_text().splitlines()] == [False, True]
 
-    python.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    with pytest.raises(BackendError, match="ended with signal 11"):
-        cells.run_child(request)
+    monkeypatch.setattr(jobs, "python_command", lambda entry: python_command(f"{stand_in}crash"))
+    with pytest.raises(BackendError, match="died of SIGSEGV"):
+        jobs.run_job(request)
 
 
-def test_a_cell_ends_when_its_parent_is_gone(tiny_onnx: MakeOnnx, tmp_path: Path) -> None:
-    asked, result = tmp_path / "request.json", tmp_path / "result.json"
+def test_a_job_ends_when_its_parent_is_gone(tiny_onnx: MakeOnnx) -> None:
     request = SpeedRequest(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
-    asked.write_bytes(msgspec.json.encode(request))
-    command = [sys.executable, "-m", "edge_convert.evaluate.child", str(asked), str(result)]
-    child = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert (child.returncode, result.exists()) == (-signal.SIGKILL, False)
+    command = python_command("edge_convert.evaluate.child:main")
+    child = subprocess.run(command, input=msgspec.json.encode(request) + b"\n", capture_output=True, check=False)
+    assert (child.returncode, child.stdout) == (-signal.SIGKILL, b"")
 
 
 # Ray replaces 127.0.0.1 by the machine's outer address unless it is told that clusters of several machines are not wanted.
@@ -254,13 +248,13 @@ def test_two_ray_workers_make_the_same_card(
 def test_no_engine_at_that_address() -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
     with pytest.raises(BackendUnavailableError, match=r"no Ray engine at 127\.0\.0\.1:1"):
-        cells.RayCells("127.0.0.1:1", 1)
+        jobs.RayJobs("127.0.0.1:1", 1)
 
 
 def test_without_ray_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendUnavailableError, match="Ray is not installed"):
-        cells.RayCells("auto", 1)
+        jobs.RayJobs("auto", 1)
 
 
 @pytest.mark.slow

@@ -1,17 +1,13 @@
-"""Cells (a model and a measure) in processes of their own on this machine, or as tasks of an existing Ray engine.
+"""Jobs (a model and a measure) in processes of their own on this machine, or as tasks of an existing Ray cluster.
 
-Quality cells run side by side; speed is measured alone, one model after the other and round by round, so that what else the
-machine does meets all models alike. An engine that crashes takes its child with it and nothing else; it is tried once more on
-its safe path.
+Quality jobs run side by side; speed is measured alone, one model after the other and round by round, so that other work of the
+machine affects all models alike. An engine that crashes ends its child only; the job is tried once more on its safe path.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -19,22 +15,22 @@ from typing import Any, Protocol
 
 import msgspec
 
+from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError, BackendUnavailableError, EdgeError
-from edge_convert.children import environment, raised
 from edge_convert.evaluate.child import Problem, QualityRequest, ReferenceRequest, Reply, SpeedRequest
 from edge_convert.evaluate.measure import QualityResult, SpeedSample, load_reference, measure_quality
 from edge_convert.evaluate.passages import TextOptions, Window
 
-__all__ = ["Cells", "LocalCells", "RayCells", "run_child"]
+__all__ = ["Jobs", "LocalJobs", "RayJobs", "run_job"]
 
 Paths = Mapping[str, Path]
 Texts = Mapping[str, Mapping[int, Window]]
-Done = Callable[[str], None]
+OnProgress = Callable[[str], None]
 AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
 
 
-class Cells(Protocol):
-    """Where cells run.
+class Jobs(Protocol):
+    """A place where jobs run.
 
     Attributes:
         machine: what speed is measured on; known once it has been.
@@ -42,14 +38,14 @@ class Cells(Protocol):
 
     machine: str
 
-    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
         """Hold each model to the reference.
 
         Args:
             models: name -> path.
             texts: name -> what it reads.
             folder: the reference's logits, see `measure_reference`.
-            on_done: called with the name of each model that is finished.
+            on_progress: called with the name of each model that is finished.
 
         Returns:
             For each name its result.
@@ -59,17 +55,17 @@ class Cells(Protocol):
         """
 
     def speeds(
-        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
     ) -> dict[str, list[SpeedSample]]:
         """Measure speed in rounds, one model after the other in each; see `qualities`."""
 
 
-class LocalCells:
+class LocalJobs:
     """Child processes on this machine.
 
     Args:
         n_threads: CPU threads of one model.
-        n_jobs: quality cells at a time.
+        n_jobs: quality jobs at a time.
     """
 
     def __init__(self, n_threads: int, n_jobs: int) -> None:
@@ -79,20 +75,20 @@ class LocalCells:
     def reference(self, path: Path, texts: TextOptions, folder: Path) -> QualityResult:
         """Run `measure_reference` in a child."""
         request = ReferenceRequest(path=str(path), n_threads=self._n_threads, texts=texts, folder=str(folder))
-        reply = run_child(request)
+        reply = run_job(request)
         assert reply.quality is not None
         return reply.quality
 
-    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
-        """See `Cells`."""
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
+        """See `Jobs`."""
         found: dict[str, QualityResult] = {}
-        running: list[subprocess.Popen[bytes]] = []
+        running: list[Child] = []
         with ThreadPoolExecutor(max(1, self._n_jobs)) as pool:
             waiting: dict[Future[Reply], str] = {}
             for name, path in models.items():
                 windows = dict(texts[name])
                 request = QualityRequest(path=str(path), n_threads=self._n_threads, windows=windows, folder=str(folder))
-                waiting[pool.submit(run_child, request, running)] = name
+                waiting[pool.submit(run_job, request, running)] = name
             try:
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -100,87 +96,68 @@ class LocalCells:
                         reply = future.result()
                         assert reply.quality is not None
                         found[name] = reply.quality
-                        on_done(name)
+                        on_progress(name)
             except BaseException:
                 for future in waiting:
                     future.cancel()
-                for process in tuple(running):  # threads take theirs out
-                    process.kill()
+                for child in tuple(running):  # threads take theirs out
+                    child.stop()
                 raise
         return {name: found[name] for name in models}
 
     def speeds(
-        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
     ) -> dict[str, list[SpeedSample]]:
-        """See `Cells`."""
+        """See `Jobs`."""
         found: dict[str, list[SpeedSample]] = {name: [] for name in models}
         for _ in range(n_rounds):
             for name, path in models.items():
                 request = SpeedRequest(path=str(path), n_threads=self._n_threads, n_prefill=n_prefill, n_decode=n_decode)
-                reply = run_child(request)
+                reply = run_job(request)
                 assert reply.speed is not None
                 found[name].append(reply.speed)
-                on_done(name)
+                on_progress(name)
         return found
 
 
-def run_child(request: AnyRequest, running: list[subprocess.Popen[bytes]] | None = None) -> Reply:
-    """Run one cell in a process of its own.
+def run_job(request: AnyRequest, running: list[Child] | None = None) -> Reply:
+    """Run one job in a process of its own.
 
     Args:
-        request: what to measure.
-        running: the process is in this list while it runs, so that another thread can end it.
+        request: model and measure.
+        running: holds the process while it runs, so that another thread can stop it.
 
     Raises:
-        EdgeError: what the child raised.
+        EdgeError: the child's own.
         BackendError: it died twice, the second time on the safe path.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-cell-") as work:
-        asked, result = Path(work) / "request.json", Path(work) / "result.json"
-        for attempt in (request, msgspec.structs.replace(request, is_safe=True)):
-            asked.write_bytes(msgspec.json.encode(attempt))
-            code, said = _spawn([sys.executable, "-m", "edge_convert.evaluate.child", str(asked), str(result)], running)
-            if code >= 0 or code == -9:  # not a crash; -9 is the kernel short of memory, or somebody who stops us
-                break
-        if result.is_file():
-            return _unpack(msgspec.json.decode(result.read_bytes(), type=Reply))
-    what = f"signal {-code}" if code < 0 else f"exit code {code}"
+    running = [] if running is None else running
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for attempt in (request, msgspec.structs.replace(request, is_safe=True)):
+        with Child(python_command("edge_convert.evaluate.child:main"), env=environment) as child:
+            running.append(child)
+            try:
+                line = child.ask(msgspec.json.encode(attempt))
+                ended = child.wait()
+            finally:
+                running.remove(child)
+        if line:
+            return _unpack(msgspec.json.decode(line, type=Reply))
+        if ended.was_stopped or (ended.code or 0) >= 0:  # not a crash
+            break
     raise BackendError(
-        f"The process that measures {Path(request.path).name} ended with {what}{': ' + said if said else '.'}",
+        f"The process that measures {Path(request.path).name} {ended.reason}.",
         "If memory is short, close other programs, or evaluate fewer models at a time: --jobs 1",
     )
 
 
-def _spawn(arguments: list[str], running: list[subprocess.Popen[bytes]] | None) -> tuple[int, str]:
-    """Run to the end. Returns the exit code and the last line of stderr."""
-    given = environment(HF_HUB_OFFLINE="1")
-    # The child ends when its stdin does, so a parent that is killed leaves none behind.
-    process = subprocess.Popen(arguments, env=given, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stdin and process.stderr
-    if running is not None:
-        running.append(process)
-    try:
-        said = process.stderr.read()
-        process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.stdin.close()
-        process.stderr.close()
-        if running is not None:
-            running.remove(process)
-    lines = said.decode(errors="replace").strip().splitlines()
-    return process.returncode, lines[-1] if lines else ""
-
-
 def _unpack(reply: Reply) -> Reply:
     if reply.problem is not None:
-        raise raised(reply.problem.kind, reply.problem.message, reply.problem.hint)
+        raise rebuild_error(reply.problem.kind, reply.problem.message, reply.problem.hint)
     return reply
 
 
-class RayCells:
+class RayJobs:
     """Tasks of a Ray engine that runs already. Each machine of it needs this package and the models at the same paths.
 
     Args:
@@ -209,8 +186,8 @@ class RayCells:
                     f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
                 ) from error
 
-    def qualities(self, models: Paths, texts: Texts, folder: Path, on_done: Done) -> dict[str, QualityResult]:
-        """See `Cells`."""
+    def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
+        """See `Jobs`."""
         numbers = sorted({number for windows in texts.values() for number in windows})
         arrays = load_reference(folder, numbers)
         reference = self._ray.put({number: array[:] for number, array in zip(numbers, arrays, strict=True)})
@@ -237,13 +214,13 @@ class RayCells:
             result = _unpack(reply).quality
             assert result is not None
             found[name] = result
-            on_done(name)
+            on_progress(name)
         return {name: found[name] for name in models}
 
     def speeds(
-        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_done: Done
+        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
     ) -> dict[str, list[SpeedSample]]:
-        """See `Cells`. All rounds are one task: they have to run on one machine to be compared."""
+        """See `Jobs`. All rounds are one task: they have to run on one machine to be compared."""
         task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_speed_task)
         paths = {name: str(path) for name, path in models.items()}
         try:
@@ -252,7 +229,7 @@ class RayCells:
             raise BackendError(f"The Ray task that measures speed failed: {error}", "See the log of its worker.") from error
         for name in models:
             for _ in range(n_rounds):
-                on_done(name)
+                on_progress(name)
         self.machine, found = msgspec.json.decode(data, type=tuple[str, dict[str, list[SpeedSample]]])
         return found
 
@@ -288,6 +265,6 @@ def _quality_task(path: str, windows: dict[int, Window], reference: dict[int, An
 
 
 def _speed_task(paths: dict[str, str], n_rounds: int, n_prefill: int, n_decode: int, n_threads: int) -> bytes:
-    local = LocalCells(n_threads, 1)
+    local = LocalJobs(n_threads, 1)
     models = {name: Path(path) for name, path in paths.items()}
     return msgspec.json.encode((local.machine, local.speeds(models, n_rounds, n_prefill, n_decode, lambda name: None)))
