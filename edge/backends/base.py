@@ -61,8 +61,8 @@ class Capabilities:
         checkpoints: the state of a whole sequence can be written out and read back into an empty one. Where export_kv is false
             (recurrent models), this is all that `Backend.export_kv` and `import_kv` do.
         n_seq: how many sequences fit side by side.
-        grammar: output can be held to a grammar.
-        embeddings: the model gives sentence embeddings.
+        shared_cells: sequences take cells from one pool, so the sum of their lengths is bounded (cells shared by `copy` count
+            once). Where false, each sequence has a buffer of its own, and none takes room from another.
         threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
         resize: the KV cache can be made smaller and larger while the model is open (`Backend.resize`).
     """
@@ -71,8 +71,7 @@ class Capabilities:
     export_kv: bool
     checkpoints: bool
     n_seq: int
-    grammar: bool
-    embeddings: bool
+    shared_cells: bool
     threads: bool = False
     resize: bool = False
 
@@ -108,7 +107,7 @@ class ModelInfo:
 
 
 class Sampler(ABC):
-    """Chooses tokens for one reply; holds the state of penalties, of the random draw and of a grammar."""
+    """Chooses tokens for one reply; holds the state of penalties and of the random draw."""
 
     @abstractmethod
     def sample(self, seq_id: int) -> int:
@@ -137,11 +136,11 @@ class Backend(ABC):
         capabilities: what it can do.
         info: the model.
         tokenizer: of the model; from any thread. `close` closes it.
-        n_ctx: cells of the KV cache; only `resize` changes it. Sequences share the cells of what was copied; other than that
-            the sum of their lengths stays at or below it.
+        n_ctx: cells of the KV cache, of all sequences together where `capabilities.shared_cells` is true, otherwise of each.
+            Only `resize` changes it.
         kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
-            position 0; cancelling and progress happen between chunks.
+            position 0; cancelling happens between chunks.
     """
 
     name: str
@@ -157,14 +156,7 @@ class Backend(ABC):
         """How many positions of a sequence are in the KV cache."""
 
     @abstractmethod
-    def prefill(
-        self,
-        seq_id: int,
-        tokens: Sequence[int],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
+    def prefill(self, seq_id: int, tokens: Sequence[int], *, should_stop: Callable[[], bool] | None = None) -> int:
         """Append tokens to a sequence and compute the logits after the last one.
 
         Args:
@@ -172,7 +164,6 @@ class Backend(ABC):
             tokens: at least one.
             should_stop: asked before every chunk, and perhaps from another thread while one is computed; True ends the
                 call early, with the chunks so far in the cache.
-            on_progress: called after every chunk with (tokens done, tokens in all).
 
         Returns:
             How many of `tokens` are now in the cache: all of them, unless should_stop said True.

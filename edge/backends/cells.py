@@ -1,8 +1,9 @@
-"""Book-keeping of a KV cache whose cells sequences can share."""
+"""Bookkeeping of the cells of a KV cache."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from edge.errors import ContextFullError, UsageError
 
@@ -10,26 +11,23 @@ __all__ = ["CellAllocator"]
 
 
 class CellAllocator:
-    """Which cells each sequence uses, so that what does not fit is refused before anything is computed.
+    """The cells that each sequence uses, so that what does not fit is refused before anything is computed.
 
     Args:
-        n_cells: size of the cache.
+        n_cells: of the cache, or of each sequence where they are not shared.
         n_seq: number of sequences, numbered from 0.
+        shared: sequences take cells from one pool; otherwise each has a buffer of its own.
     """
 
-    def __init__(self, n_cells: int, n_seq: int) -> None:
+    def __init__(self, n_cells: int, n_seq: int, *, shared: bool) -> None:
         self._n_cells = n_cells
+        self._is_shared = shared
         self._sequences: list[list[int]] = [[] for _ in range(n_seq)]
         self._users: Counter[int] = Counter()
         self._next_cell = 0
 
-    @property
-    def n_free(self) -> int:
-        """Cells that no sequence uses."""
-        return self._n_cells - len(self._users)
-
     def length(self, seq_id: int) -> int:
-        """Tokens of a sequence.
+        """Return the number of tokens of a sequence.
 
         Raises:
             UsageError: there is no such sequence.
@@ -38,18 +36,26 @@ class CellAllocator:
             raise UsageError(f"There is no sequence {seq_id}.", f"There are {len(self._sequences)}, counted from 0.")
         return len(self._sequences[seq_id])
 
-    def check_room(self, n_tokens: int) -> None:
+    def check_room(self, n_new: Mapping[int, int]) -> None:
         """Refuse what does not fit.
 
+        Args:
+            n_new: sequence -> tokens that it is to have more.
+
         Raises:
-            ContextFullError: fewer than `n_tokens` cells are free.
+            ContextFullError: too few cells are free.
         """
-        if n_tokens > self.n_free:
-            raise ContextFullError(
-                f"{n_tokens:,} tokens do not fit: {self._n_cells - self.n_free:,} of the {self._n_cells:,} cells of the "
-                "context window are in use.",
-                "Shorten the conversation, or load the model with a larger context.",
-            )
+        if self._is_shared:
+            pools = [(sum(n_new.values()), len(self._users))]
+        else:
+            pools = [(n_tokens, self.length(seq_id)) for seq_id, n_tokens in n_new.items()]
+        for n_tokens, n_used in pools:
+            if n_used + n_tokens > self._n_cells:
+                raise ContextFullError(
+                    f"{n_tokens:,} tokens do not fit: {n_used:,} of the {self._n_cells:,} cells of the context window are in "
+                    "use.",
+                    "Shorten the conversation, or load the model with a larger context.",
+                )
 
     def append(self, seq_id: int, n_tokens: int) -> None:
         """Put tokens at the end of a sequence; `check_room` came before."""
@@ -58,7 +64,7 @@ class CellAllocator:
         self._sequences[seq_id].extend(cells)
         dict.update(self._users, dict.fromkeys(cells, 1))  # at once: Ctrl-C does not come in between
 
-    def cut(self, seq_id: int, n_keep: int) -> None:
+    def truncate(self, seq_id: int, n_keep: int) -> None:
         """Drop everything behind the first `n_keep` tokens of a sequence."""
         sequence = self._sequences[seq_id]
         for cell in sequence[n_keep:]:

@@ -55,7 +55,7 @@ class CellsBackend(Backend):
         # Held during every use of the native objects, so that close() from another thread waits for the pass.
         self._lock = threading.RLock()
         self._is_open = True
-        self._cells = CellAllocator(n_ctx, capabilities.n_seq)
+        self._cells = CellAllocator(n_ctx, capabilities.n_seq, shared=capabilities.shared_cells)
 
     # -- for the engine: all of it is called under the lock, with arguments that were checked
 
@@ -133,14 +133,7 @@ class CellsBackend(Backend):
         self._check_open()
         return self._cells.length(seq_id)
 
-    def prefill(
-        self,
-        seq_id: int,
-        tokens: Sequence[int],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> int:
+    def prefill(self, seq_id: int, tokens: Sequence[int], *, should_stop: Callable[[], bool] | None = None) -> int:
         import numpy as np
 
         if not tokens:
@@ -148,7 +141,7 @@ class CellsBackend(Backend):
         self._check_tokens(tokens)
         ids = np.asarray(tokens, dtype=np.int64)
         n_done, start = 0, self.length(seq_id)
-        self._cells.check_room(len(ids))
+        self._cells.check_room({seq_id: len(ids)})
         while n_done < len(ids):
             if should_stop is not None and should_stop():
                 return n_done
@@ -161,8 +154,6 @@ class CellsBackend(Backend):
                 n_done += len(chunk)
                 if n_done < len(ids):
                     self._forget_logits(seq_id)  # only a prefill that came to its end leaves some
-            if on_progress is not None:
-                on_progress(n_done, len(ids))
         return n_done
 
     def decode(self, steps: Sequence[tuple[int, int]]) -> None:
@@ -173,7 +164,7 @@ class CellsBackend(Backend):
             starts = {seq_id: self._cells.length(seq_id) for seq_id, _ in steps}
             if len(starts) != len(steps):
                 raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-            self._cells.check_room(len(steps))
+            self._cells.check_room(dict.fromkeys(starts, 1))
             try:
                 self._step(steps, starts)
             except BaseException:  # also Ctrl-C: all of the sequences or none
@@ -190,7 +181,7 @@ class CellsBackend(Backend):
             if n_keep == n_now:
                 return
             self._cut(seq_id, n_keep)
-            self._cells.cut(seq_id, n_keep)
+            self._cells.truncate(seq_id, n_keep)
             self._forget_logits(seq_id)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
@@ -223,7 +214,7 @@ class CellsBackend(Backend):
                 raise BackendError(f"This is not a whole KV block of the {self.name} backend.")
             if start != n_now:
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
-            self._cells.check_room(end - start)
+            self._cells.check_room({seq_id: end - start})
             self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[_BLOCK.size :])
             self._cells.append(seq_id, end - start)
             self._forget_logits(seq_id)
@@ -254,7 +245,7 @@ class CellsBackend(Backend):
     def _take_back(self, seq_id: int, n_keep: int) -> None:
         """After a failed pass."""
         self._forget_logits(seq_id)
-        self._cells.cut(seq_id, self._undo(seq_id, n_keep))
+        self._cells.truncate(seq_id, self._undo(seq_id, n_keep))
 
     def _new_block(self, start: int, end: int, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """A block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
@@ -266,7 +257,7 @@ class CellsBackend(Backend):
 
     def _count_anew(self, n_ctx: int) -> None:
         """Another number of cells; all sequences are empty."""
-        self._cells = CellAllocator(n_ctx, self.capabilities.n_seq)
+        self._cells = CellAllocator(n_ctx, self.capabilities.n_seq, shared=self.capabilities.shared_cells)
         self.n_ctx = n_ctx
 
     def _check_open(self) -> None:

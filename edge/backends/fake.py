@@ -126,8 +126,7 @@ class FakeBackend(CellsBackend):
             export_kv=True,
             checkpoints=True,
             n_seq=n_seq if plan is None else plan.n_seq,
-            grammar=False,
-            embeddings=False,
+            shared_cells=True,
             threads=True,
             resize=True,
         )

@@ -32,7 +32,7 @@ class LogitsBackend(CellsBackend):
     Args:
         tokenizer: of the model.
         info: the model.
-        n_ctx: cells; every sequence alone may fill them.
+        n_ctx: cells of each sequence.
         n_seq: sequences.
         chunk_size: as in `Backend`.
         block_magic: as in `CellsBackend`.
@@ -51,7 +51,7 @@ class LogitsBackend(CellsBackend):
         capabilities: Capabilities | None = None,
     ) -> None:
         capabilities = capabilities or Capabilities(
-            rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, grammar=False, embeddings=False
+            rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, shared_cells=False
         )
         super().__init__(info, capabilities, tokenizer, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=block_magic)
         self._newest: dict[int, npt.NDArray[np.float32]] = {}

@@ -195,7 +195,7 @@ class KVCache:
         self._slots.resync(slot)
 
     def evict_and_retry(self, step: Callable[[], T]) -> T:
-        """Run a step of the engine; when the cache is full, drop idle sequences, oldest first, and try again.
+        """Run a step of the engine; when the shared cells are full, drop idle sequences, oldest first, and try again.
 
         Raises:
             ContextFullError: it does not fit beside the sequences that are in use.
@@ -204,7 +204,7 @@ class KVCache:
             try:
                 return step()
             except ContextFullError:
-                if not self.evict_one():
+                if not self._backend.capabilities.shared_cells or not self.evict_one():
                     raise
 
     def _restore(self, store: BlockStore, slot: Slot, prompt: Sequence[int]) -> tuple[int, int]:

@@ -21,6 +21,12 @@ def fresh(backend: Backend, tokens: Sequence[int], seq_id: int = 0) -> Logits:
     return backend.logits(seq_id)
 
 
+def after_chunks(backend: Backend, n_chunks: int) -> Callable[[], bool]:
+    """A `should_stop` that says True once so many more chunks of sequence 0 are computed."""
+    end = (backend.length(0) // backend.chunk_size + n_chunks) * backend.chunk_size
+    return lambda: backend.length(0) >= end
+
+
 def assert_close(actual: Logits, expected: Logits, tolerance: float) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
@@ -75,9 +81,10 @@ def test_pieces_cut_anywhere_give_nearly_the_same(bench, cuts: list[int]) -> Non
 def test_a_prompt_that_starts_off_a_boundary_is_cut_at_the_next_one(bench) -> None:
     backend, chunk = bench.backend, bench.backend.chunk_size
     backend.prefill(0, bench.tokens(5, seed=6))
-    seen: list[tuple[int, int]] = []
-    backend.prefill(0, bench.tokens(chunk + 10, seed=7), on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(chunk - 5, chunk + 10), (chunk + 10, chunk + 10)]
+    seen: list[int] = []
+    backend.prefill(0, bench.tokens(chunk + 10, seed=7), should_stop=lambda: bool(seen.append(backend.length(0))))
+    assert sorted(set(seen)) == [5, chunk]
+    assert backend.length(0) == chunk + 15
 
 
 def test_decoding_token_by_token_equals_prefill(bench) -> None:
@@ -202,12 +209,8 @@ def test_stopping_between_chunks_keeps_what_is_done(bench) -> None:
     tokens = bench.tokens(4 * chunk, seed=40)
     expected = fresh(backend, tokens)
     backend.rewind(0, 0)
-    seen: list[int] = []
-    done = backend.prefill(0, tokens, should_stop=lambda: len(seen) == 2, on_progress=lambda n, _: seen.append(n))
-    assert done == backend.length(0)
-    assert done <= 2 * chunk
-    assert done % chunk == 0
-    assert seen[: done // chunk] == [chunk, 2 * chunk][: done // chunk]
+    done = backend.prefill(0, tokens, should_stop=after_chunks(backend, 2))
+    assert done == backend.length(0) == 2 * chunk
     backend.prefill(0, tokens[done:])
     np.testing.assert_array_equal(backend.logits(0), expected)
 
@@ -222,19 +225,9 @@ def test_an_error_in_should_stop_reaches_the_caller_and_spares_the_cache(bench) 
     tokens = bench.tokens(2 * chunk + 3, seed=42)
     expected = fresh(backend, tokens)
     backend.rewind(0, 0)
-    n_done = 0
-
-    def count(done: int, _total: int) -> None:
-        nonlocal n_done
-        n_done = done
-
-    def broken() -> bool:
-        if n_done:
-            raise ZeroDivisionError
-        return False
-
+    is_over = after_chunks(backend, 1)
     with pytest.raises(ZeroDivisionError):
-        backend.prefill(0, tokens, should_stop=broken, on_progress=count)
+        backend.prefill(0, tokens, should_stop=lambda: is_over() and bool(1 / 0))
     assert backend.length(0) == chunk
     backend.prefill(0, tokens[chunk:])
     np.testing.assert_array_equal(backend.logits(0), expected)
@@ -262,16 +255,18 @@ def test_there_are_no_logits_where_none_were_computed(bench) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_computed(bench) -> None:
     backend = bench.backend
     expected = fresh(backend, bench.tokens(backend.n_ctx - 10, seed=50))
-    seen: list[int] = []
+    asked: list[None] = []
     with pytest.raises(ContextFullError):
-        backend.prefill(0, bench.tokens(11, seed=51), on_progress=lambda done, _: seen.append(done))
-    assert seen == []
+        backend.prefill(0, bench.tokens(11, seed=51), should_stop=lambda: bool(asked.append(None)))
+    assert asked == [], "not one chunk was begun"
     assert backend.length(0) == backend.n_ctx - 10
     np.testing.assert_array_equal(backend.logits(0), expected)
 
 
 def test_every_cell_can_be_used_and_not_one_more(bench) -> None:
     backend = bench.backend
+    if not backend.capabilities.shared_cells:
+        pytest.skip("each sequence has cells of its own")
     backend.prefill(0, bench.tokens(backend.n_ctx - 2, seed=52))
     backend.prefill(1, [40])
     backend.decode([(0, 41)])
@@ -284,6 +279,24 @@ def test_every_cell_can_be_used_and_not_one_more(bench) -> None:
     backend.rewind(1, 0)
     backend.decode([(0, 42)])
     assert backend.length(0) == backend.n_ctx
+
+
+def test_sequences_with_buffers_of_their_own_take_no_room_from_each_other(bench) -> None:
+    backend = bench.backend
+    if backend.capabilities.shared_cells:
+        pytest.skip("all sequences take cells from one pool")
+    expected = fresh(backend, bench.tokens(backend.n_ctx - 1, seed=53))
+    for seq_id in range(1, backend.capabilities.n_seq):
+        backend.prefill(seq_id, bench.tokens(backend.n_ctx - 1, seed=53))
+    backend.decode([(seq_id, 40) for seq_id in range(1, backend.capabilities.n_seq)])
+    np.testing.assert_array_equal(backend.logits(0), expected)
+    with pytest.raises(ContextFullError):
+        backend.decode([(0, 41), (1, 41)])
+    assert [backend.length(seq_id) for seq_id in range(2)] == [backend.n_ctx - 1, backend.n_ctx]
+    with pytest.raises(ContextFullError):
+        backend.prefill(0, [41, 42])
+    backend.decode([(0, 40)])
+    assert_close(backend.logits(0), backend.logits(1), bench.tolerance)
 
 
 # -- copying
@@ -307,7 +320,7 @@ def test_a_copy_goes_on_like_the_original_and_apart_from_it(bench) -> None:
     assert backend.length(1) == chunk + 7
 
 
-def test_copies_share_their_cells(bench) -> None:
+def test_copies_share_their_cells_or_have_their_own(bench) -> None:
     backend = bench.backend
     n_shared = backend.n_ctx * 3 // 4
     backend.prefill(0, bench.tokens(n_shared, seed=63))
@@ -316,9 +329,10 @@ def test_copies_share_their_cells(bench) -> None:
     assert sum(backend.length(seq_id) for seq_id in range(4)) > backend.n_ctx
     for seq_id in range(4):
         backend.decode([(seq_id, 40 + seq_id)])
+    n_free = backend.n_ctx - n_shared - (4 if backend.capabilities.shared_cells else 1)
     with pytest.raises(ContextFullError):
-        backend.prefill(3, bench.tokens(backend.n_ctx - n_shared - 3, seed=64))
-    backend.prefill(3, bench.tokens(backend.n_ctx - n_shared - 4, seed=64))
+        backend.prefill(3, bench.tokens(n_free + 1, seed=64))
+    backend.prefill(3, bench.tokens(n_free, seed=64))
 
 
 def test_copying_nothing_empties_the_target(bench) -> None:
@@ -404,6 +418,8 @@ def test_a_block_that_is_not_whole_is_refused(bench, damage: Callable[[bytes], b
 
 def test_an_import_needs_room(bench) -> None:
     backend = bench.backend
+    if not backend.capabilities.shared_cells:
+        pytest.skip("each sequence has cells of its own: see test_limits.py")
     n_tokens = backend.n_ctx * 5 // 8
     backend.prefill(0, bench.tokens(n_tokens, seed=75))
     block = backend.export_kv(0, 0, n_tokens)

@@ -118,6 +118,20 @@ def test_a_larger_cache_holds_more(bench: Bench) -> None:
         assert backend.prefill(0, tokens) == len(tokens)
 
 
+def test_a_block_of_a_larger_cache_needs_room(bench: Bench) -> None:
+    with restored(bench.backend) as backend:
+        if not backend.capabilities.resize:
+            pytest.skip("this engine cannot change the size of its cache")
+        backend.resize(2 * N_CTX)
+        backend.prefill(0, bench.tokens(N_CTX + 1, 11))
+        block = backend.export_kv(0, 0, N_CTX + 1)
+        backend.rewind(0, 0)
+        backend.resize(N_CTX)
+        with pytest.raises(ContextFullError):
+            backend.import_kv(0, block)
+        assert backend.length(0) == 0
+
+
 def test_a_cache_in_use_is_not_made_anew(bench: Bench) -> None:
     backend = bench.backend
     if not backend.capabilities.resize:

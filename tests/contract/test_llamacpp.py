@@ -382,7 +382,7 @@ def test_closing_from_another_thread_waits_for_the_pass(tiny_model: TinyModel, p
         try:
             while True:
                 backend.rewind(0, 0)
-                backend.prefill(0, tokens(200), on_progress=lambda done, total: started.set())
+                backend.prefill(0, tokens(200), should_stop=lambda: bool(backend.length(0) and started.set()))
         except BackendError as error:
             result.append(error)
 

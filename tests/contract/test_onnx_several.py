@@ -115,21 +115,38 @@ def test_idle_sequences_keep_all_they_have(tiny_onnx: Tiny, wanted: tuple[int, .
 
 def test_a_full_idle_sequence_is_not_written_to(tiny_onnx: Tiny) -> None:
     with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
-        backend.prefill(0, text(0, N_CTX - 2))
-        backend.copy(0, 1, N_CTX - 2)
-        backend.copy(0, 2, 10)
-        backend.rewind(0, 9)  # all its cells are the other's as well
-        backend.prefill(1, text(1, 2))
-        before = backend.export_kv(1, 0, N_CTX)
-        backend.rewind(1, N_CTX - 2)
-        # The cells are all in use but for two: those that the last two positions of sequence 1 had.
-        with passes(backend) as seen:
-            backend.decode([(0, 50), (2, 51)])
-        assert len(seen) == 1
-        backend.rewind(0, 9)
-        backend.rewind(2, 10)
-        backend.prefill(1, text(1, 2))
-        assert backend.export_kv(1, 0, N_CTX) == before
+        backend.prefill(1, text(1, N_CTX))
+        for seq_id, n_tokens in ((0, 9), (2, 10)):
+            backend.prefill(seq_id, text(seq_id, n_tokens))
+        for n_idle, n_passes in ((N_CTX, 2), (N_CTX - 1, 1)):
+            backend.rewind(1, n_idle)
+            before = backend.export_kv(1, 0, n_idle)
+            with passes(backend) as seen:
+                backend.decode([(0, 50), (2, 51)])
+            assert len(seen) == n_passes, "an idle one is computed along where it has room for one more position"
+            assert backend.export_kv(1, 0, n_idle) == before
+
+
+def test_conversations_near_the_whole_window_stay_side_by_side(tiny_onnx: Tiny) -> None:
+    """Each sequence has a buffer of the whole context, so no conversation has to make room for another."""
+    backend = OnnxBackend(onnx_plan(tiny_onnx("onnx")))
+    scheduler = Scheduler(backend)
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask(prompt: list[int]) -> Finished:
+        scheduler.submit(Generation(prompt, Sampling(temperature=0, max_tokens=2), ended.put))
+        while not isinstance(event := ended.get(timeout=600), Finished):
+            assert not isinstance(event, Failed), event
+        return event
+
+    try:
+        prompts = [text(seq_id, N_CTX - 20) for seq_id in range(4)]
+        for prompt in prompts:
+            assert ask(prompt).usage.n_reused < 3
+        for prompt in prompts:
+            assert ask([*prompt, 50]).usage.n_reused >= len(prompt)
+    finally:
+        scheduler.close()
 
 
 def test_a_failed_pass_leaves_all_of_them_as_they_were(tiny_onnx: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,8 +166,7 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         export_kv=not is_recurrent,
         checkpoints=True,
         n_seq=n_seq,
-        grammar=False,
-        embeddings=False,
+        shared_cells=True,
         threads=True,
         resize=True,
     )
