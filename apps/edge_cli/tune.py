@@ -132,8 +132,6 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
 def _report_json(artifact: Artifact, report: Report) -> dict[str, Any]:
     import msgspec
 
-    from edge.bench.tune import trial_rows
-
     return {
         "model": artifact.name,
         "format": artifact.format,
@@ -142,14 +140,14 @@ def _report_json(artifact: Artifact, report: Report) -> dict[str, Any]:
         "is_better": report.is_better,
         "is_complete": report.outcome.is_complete,
         "seconds": round(report.seconds, 1),
-        "trials": trial_rows(report.outcome.trials),
+        "trials": msgspec.to_builtins(report.outcome.trials),
     }
 
 
 def _trial_cells(trial: Trial) -> tuple[str, ...]:
     speed = f"{1 + trial.gain:.2f}x" if trial.gain is not None else "-"
     spread = f"±{50 * trial.spread:.0f}%" if trial.spread is not None and trial.n_rounds > 1 else ""
-    return trial.knob, trial.value, trial.stood, speed, spread, "taken" if trial.is_taken else trial.why
+    return trial.knob, trial.value, trial.incumbent, speed, spread, "taken" if trial.is_taken else trial.why
 
 
 def _rows(tuning: Tuning) -> list[tuple[str, str]]:

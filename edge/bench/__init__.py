@@ -1,11 +1,14 @@
-"""How fast models run on this device, what they take, and which settings are best: `edge bench` and `edge tune`.
+"""`edge bench` and `edge tune`: speed and memory of models on this device, and the best settings.
 
-values.py      what was measured, as values, and the statistics over them
-measure.py     one reading of a prompt and writing of tokens, through a backend
-child.py       the process in which one model is loaded and measured; process.py, its parent's side
-run.py         several candidates in turns
-bandwidth.py   how fast memory can be read here, and how much of that writing a token takes
-energy.py      meters of energy: RAPL, tegrastats, powermetrics
-tuner.py       the search for better settings; tune.py, over what one model lets one choose; tune_formats.py, over its formats
-plot.py        a result as a picture
+values.py        measurements as values, and statistics over them
+measure.py       one prefill and one decode through a backend
+child.py         the process that loads and measures one model
+process.py       the parent's side of that process
+candidates.py    models times engines times settings
+run.py           rounds over several candidates
+bandwidth.py     memory bandwidth, and the share of it that decode uses
+tuner.py         the search for better settings
+tune.py          that search over the settings of one model
+tune_formats.py  and over its formats
+plot.py          a result as a picture
 """

@@ -1,8 +1,7 @@
-"""How fast memory can be read here, and how much of that writing a token takes.
+"""Memory bandwidth of this device, and the bytes that decoding one token reads.
 
-Writing a token reads every weight once. What memory delivers is therefore a ceiling for decode, whatever the engine does; the
-share of it that is reached says how much an engine leaves lying. (A model that partly stays in the processor's caches can go
-beyond.)
+Decoding a token reads every weight once, so memory bandwidth is a ceiling for decode speed, whatever the engine; the share of
+it that is reached tells how much room an engine leaves. (A model that partly stays in the processor's caches can exceed it.)
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def sweep_bytes(available_bytes: int, caches: Path = _CACHES) -> int:
-    """How much to read: eight times the largest cache, at least 256 MiB, at most 2 GiB and an eighth of what is free."""
+    """Return the bytes to read: 8 times the largest cache, at least 256 MiB, at most 2 GiB and an eighth of free memory."""
     largest = 0
     for file in sorted(caches.glob("index*/size")):
         try:
             text = file.read_text("ascii").strip()
             largest = max(largest, int(text.rstrip("KMG")) * _UNITS.get(text[-1:], 1))
         except (OSError, ValueError):
-            continue  # the kernel of this device does not say
+            continue  # this kernel does not tell
     return min(max(_MIN_BYTES, 8 * largest), _MAX_BYTES, max(32 << 20, available_bytes // 8))
 
 
 def measure_bandwidth(n_threads: int, n_bytes: int, n_sweeps: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Bytes a second that `n_threads` threads read together; the best of several sweeps.
+    """Return the bytes per second that `n_threads` threads read together, the best of several sweeps.
 
     Args:
         n_threads: as many as decode uses.
-        n_bytes: read in each sweep, all threads together; well above the caches.
+        n_bytes: read in each sweep by all threads together; well above the caches.
         n_sweeps: at least 1.
         clock: seconds.
     """
     import numpy as np
 
-    # The largest of bytes: vector instructions on every CPU, and next to nothing to compute.
+    # The maximum of bytes takes vector instructions on every CPU, and almost no computation.
     parts = [np.ones(n_bytes // n_threads, np.uint8) for _ in range(n_threads)]
     best = float("inf")
     for _ in range(n_sweeps):
@@ -64,11 +63,11 @@ def measure_bandwidth(n_threads: int, n_bytes: int, n_sweeps: int = 5, clock: Ca
 
 
 def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | None:
-    """Bytes that writing one token reads: weights, and the KV of what is in the window.
+    """Return the bytes that decoding one token reads: weights, and the KV cache of the tokens in the window.
 
     Args:
-        artifact: the model. Of a folder only the size of its weights is known, the table of embeddings included.
-        setting: how its KV cache is kept.
+        artifact: the model. Of a folder, only the size of its weights is known, the embedding table included.
+        setting: types of its KV cache.
         n_past: tokens in the window.
     """
     header, facts = artifact.header, artifact.facts

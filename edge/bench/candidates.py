@@ -1,4 +1,4 @@
-"""What can be measured: models times engines times settings, as far as they go together here."""
+"""The candidates of a measurement: models times engines times settings, without impossible combinations."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
 
-_MIN_CONTEXT = 1024  # a smaller one would make the batch smaller than in use
+_MIN_CONTEXT = 1024  # a smaller one would make batches smaller than in normal use
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried with every model: each combination. Empty leaves a choice to the plan.
+    """The settings to combine with every model. Empty leaves a choice to the plan.
 
     Attributes:
-        backends: names; empty takes every engine that is installed and reads the model.
+        backends: names; empty is every installed engine that reads the model.
         accelerators, threads, n_ubatch, kv_types, flash_attention: as in a PlanRequest.
-        is_tuned: what `edge tune` measured is used, as it is when a model is loaded.
+        is_tuned: use the results of `edge tune`, as when a model is loaded.
     """
 
     backends: tuple[str, ...] = ()
@@ -48,13 +48,13 @@ class Grid:
 
 
 def engines_for(device: DeviceProfile, artifact: Artifact) -> list[str]:
-    """Names of the installed engines that read a model."""
+    """Return the names of the installed engines that read a model."""
     able = [row for row in ENGINES if row.is_automatic and artifact.format in row.formats]
     return [row.name for row in able if not row.needs_package or _is_installed(device, row.name)]
 
 
 def safety_here(device: DeviceProfile, cache_dir: Path) -> Safety | None:
-    """How llama.cpp may be loaded here; None where it is not installed."""
+    """Return how llama.cpp may be loaded here; None if it is not installed."""
     from edge.backends.llamacpp.canary import load_safety
 
     return load_safety(cache_dir) if _is_installed(device, "llamacpp") else None
@@ -69,18 +69,18 @@ def find_candidates(
     cache_dir: Path,
     on_left_out: Callable[[Artifact, str], None] = lambda artifact, why: None,
 ) -> list[Candidate]:
-    """A candidate for each combination that is possible here.
+    """Return a candidate for each combination that is possible here.
 
     Args:
         device: from `edge.device.probe`.
         artifacts: the models.
-        grid: what to try.
-        n_tokens: that are read and written.
-        cache_dir: where the canary's verdict and the tunings are.
-        on_left_out: told of one format that cannot do what is asked for while another one of the same model can, and why.
+        grid: the settings.
+        n_tokens: length of prompt and reply together.
+        cache_dir: has the canary's verdict and the tunings.
+        on_left_out: called with a format that cannot be measured while another one of the same model can, and the reason.
 
     Raises:
-        BackendUnavailableError: a model has no engine here, or an engine that was named can run none of the models.
+        BackendUnavailableError: a model has no engine here, or a named engine can run none of the models.
         UsageError, ModelTooLargeError: as `make_plan`.
     """
     engines = {artifact.path: grid.backends or tuple(engines_for(device, artifact)) for artifact in artifacts}
@@ -97,7 +97,7 @@ def find_candidates(
             try:
                 plans += _plans(device, artifact, backend, grid, n_tokens, safety, tuned)
             except (BackendUnavailableError, UsageError) as error:
-                # What cannot be asked of an engine says more than that it reads other models.
+                # That an engine cannot do this says more than that it reads other models.
                 if reason is None or isinstance(error, UsageError):
                     reason = error
                 if backend is not None and (backend not in problems or isinstance(error, UsageError)):
@@ -126,11 +126,11 @@ def _plans(
     safety: Safety | None,
     tuned: Lookup | None,
 ) -> list[Plan]:
-    """A plan for each combination of settings that this engine can do with a model.
+    """Return a plan for each combination of settings that this engine supports for a model.
 
     Raises:
         BackendUnavailableError: there is none.
-        UsageError: one of them can never be.
+        UsageError: one of them is impossible on any device.
     """
     context = _context(artifact, n_tokens)
     plans = []
@@ -147,7 +147,7 @@ def _plans(
 
 
 def _requests(grid: Grid) -> list[PlanRequest]:
-    """Every combination but that of engines."""
+    """Return every combination of settings, without engines."""
     return [
         PlanRequest(require=accelerator, threads=threads, n_ubatch=n_ubatch, kv_type_k=kv, kv_type_v=kv, flash_attention=flash)
         for accelerator in grid.accelerators or (None,)
@@ -159,10 +159,10 @@ def _requests(grid: Grid) -> list[PlanRequest]:
 
 
 def _context(artifact: Artifact, n_tokens: int) -> int:
-    """A window that holds prompt and reply, and no more than the model was built for.
+    """Return a context that holds prompt and reply, at most the one that the model was built for.
 
     Raises:
-        UsageError: it was built for less.
+        UsageError: the model was built for less.
     """
     built_for = artifact.facts.n_ctx_max if artifact.facts is not None else None
     if built_for is None:
@@ -182,7 +182,7 @@ def _is_installed(device: DeviceProfile, name: str) -> bool:
 
 
 def _named(candidates: list[Candidate], grid: Grid) -> list[Candidate]:
-    """Names that say what the candidates differ in."""
+    """Name the candidates by their differences."""
     models = _model_names(candidates)
     engines = {(candidate.plan.backend, candidate.plan.accelerator) for candidate in candidates}
     result = []
@@ -204,11 +204,11 @@ def _named(candidates: list[Candidate], grid: Grid) -> list[Candidate]:
 
 
 def _model_names(candidates: list[Candidate]) -> list[str]:
-    """The models' own names; the names of their files and folders where several have the same."""
+    """Return the models' names, or the names of their files and folders if several have the same name."""
     artifacts = {candidate.plan.artifact.path: candidate.plan.artifact for candidate in candidates}
     own = [artifact.name for artifact in artifacts.values()]
     names = {}
     for path, artifact in artifacts.items():
-        is_alone = own.count(artifact.name) == 1
-        names[path] = artifact.name if is_alone else path.stem if path.is_file() else f"{path.parent.name}/{path.name}"
+        is_unique = own.count(artifact.name) == 1
+        names[path] = artifact.name if is_unique else path.stem if path.is_file() else f"{path.parent.name}/{path.name}"
     return [names[candidate.plan.artifact.path] for candidate in candidates]

@@ -1,6 +1,6 @@
-"""The process in which one model is loaded and measured: requests come in as lines of JSON, answers go out the same way.
+"""The process that loads and measures one model: requests and answers are lines of JSON.
 
-A process of its own makes the peak of memory that of this model alone, and keeps what an engine breaks away from the others.
+With a process of its own, the peak of memory is that of this model alone, and a crash of one engine leaves the others alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Answer", "Bandwidth", "Open", "Problem", "Run", "main", "serve"]
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Load a model: the fields of a Plan but its artifact, memory and choices, which `path` and nothing stand for."""
+    """Load a model by the fields of a Plan, with `path` in place of the artifact and without memory and choices."""
 
     path: str
     plan: dict[str, Any]
@@ -39,14 +39,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Bandwidth(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Measure how fast memory can be read."""
+    """Measure the memory bandwidth."""
 
     n_threads: int
     n_bytes: int
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error: its class in edge.errors, and what it says."""
+    """An error: the name of its class in edge.errors, and its text."""
 
     kind: str
     message: str
@@ -54,7 +54,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request came to: one of these. `energy` says where energy comes from, or why it is not known."""
+    """The answer to a request: one of these. `energy` names the source of energy figures, or why there is none."""
 
     load_s: float | None = None
     energy: str = ""
@@ -77,7 +77,7 @@ class _Server:
             return Answer(bytes_per_s=measure_bandwidth(request.n_threads, request.n_bytes))
         from edge.bench.measure import measure
 
-        assert self._backend is not None  # process.py opens first
+        assert self._backend is not None  # process.py sends Open first
         return Answer(sample=measure(self._backend, request.n_prompt, request.n_decode, meter=self._meter))
 
     def _open(self, request: Open) -> Answer:
@@ -106,7 +106,7 @@ class _Server:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until there are no more requests."""
+    """Answer requests until there are no more."""
     server = _Server()
     try:
         for line in requests:
@@ -118,7 +118,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 answer = Answer(
                     problem=Problem(kind="ModelTooLargeError", message="Memory ran out.", hint="Close other programs.")
                 )
-            except Exception as error:  # noqa: BLE001 (whatever an engine raises has to reach the parent as one line)
+            except Exception as error:  # noqa: BLE001 (any error of an engine has to reach the parent as one line)
                 answer = Answer(problem=Problem(kind="BackendError", message=f"{type(error).__name__}: {error}"))
             answers.write(msgspec.json.encode(answer) + b"\n")
             answers.flush()
@@ -127,7 +127,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve stdin and stdout. What engines print goes to stderr."""
+    """Serve stdin and stdout. Output of engines goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, answers)

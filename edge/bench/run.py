@@ -1,7 +1,7 @@
 """Several candidates, measured in turns.
 
-A round goes over all candidates, the next one over them backwards, so that whatever else the machine does falls on all alike.
-What counts besides the medians is the ratio to the first candidate within a round.
+Every second round runs through the candidates backwards, so that other load on the machine affects all alike. Besides the
+medians, results have the ratio to the first candidate within a round.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Measuring", "Options", "Progress", "run_bench"]
 
-_MEMORY_SHARE = 0.8  # of what is free; beyond that, models take turns in memory too
+_MEMORY_SHARE = 0.8  # of free memory; beyond that, models take turns in memory too
 
 Progress = Callable[[str, float], None]
-"""Called with (what is measured, share done from 0 to 1)."""
+"""Called with (current step, share done from 0 to 1)."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and how it is run.
+    """A model and its settings.
 
     Attributes:
         name: for tables.
-        plan: what to load and how; its context holds the prompt and the reply.
+        plan: with a context that holds the prompt and the reply.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """The extent of a measurement.
 
     Attributes:
-        n_prompt: tokens read.
-        n_decode: tokens written.
+        n_prompt: tokens to prefill.
+        n_decode: tokens to decode.
         n_rounds: rounds over all candidates.
         with_energy: look for a meter.
-        with_bandwidth: measure how fast memory can be read.
+        with_bandwidth: measure the memory bandwidth.
     """
 
     n_prompt: int = 512
@@ -64,7 +64,7 @@ class Options:
 
 
 class Measuring(Protocol):
-    """What is used of a `Worker`; tests put theirs in its place."""
+    """The used part of a `Worker`; tests replace it."""
 
     load_s: float
     energy: str
@@ -75,8 +75,8 @@ class Measuring(Protocol):
 
 
 @dataclass
-class _Seat:
-    """A candidate on its way through the rounds."""
+class _Entry:
+    """A candidate and its measurements so far."""
 
     candidate: Candidate
     worker: Measuring | None = None
@@ -97,22 +97,22 @@ def run_bench(
 ) -> Result:
     """Measure candidates side by side.
 
-    A candidate that fails is reported and left out of the rounds that follow. After Ctrl-C the result holds what was measured
-    until then, and says that it is not complete.
+    A candidate that fails is reported and left out of the following rounds. After Ctrl-C, the result has the measurements so
+    far and is marked as incomplete.
 
     Args:
         candidates: at least one.
-        options: how much.
+        options: extent of the measurement.
         device: from `edge.device.probe`.
         on_progress: see Progress.
-        open_worker: makes the process of a plan.
-        measure_bandwidth: given threads and bytes to read, says bytes a second.
+        open_worker: starts the process of a plan.
+        measure_bandwidth: takes threads and bytes to read, returns bytes per second.
 
     Raises:
         UsageError: there is no candidate, or a number is below 1.
     """
     _check(candidates, options)
-    seats = [_Seat(candidate) for candidate in candidates]
+    entries = [_Entry(candidate) for candidate in candidates]
     keeps_all = _fit_together(candidates, device)
     bandwidths: list[float] = []
     is_complete = True
@@ -126,23 +126,23 @@ def run_bench(
         on_progress("memory bandwidth", 0.0)
         sweep()
         for n in range(options.n_rounds):
-            for k, seat in enumerate(seats if n % 2 == 0 else reversed(seats)):
-                done = (n * len(seats) + k) / (options.n_rounds * len(seats))
-                on_progress(f"round {n + 1} of {options.n_rounds}: {seat.candidate.name}", done)
-                _take_turn(seat, n, options, open_worker, keeps_open=keeps_all)
+            for k, entry in enumerate(entries if n % 2 == 0 else reversed(entries)):
+                done = (n * len(entries) + k) / (options.n_rounds * len(entries))
+                on_progress(f"round {n + 1} of {options.n_rounds}: {entry.candidate.name}", done)
+                _take_turn(entry, n, options, open_worker, keeps_open=keeps_all)
         on_progress("memory bandwidth", 1.0)
-        sweep()  # again, since a loaded machine gives too little at times
+        sweep()  # again: a busy machine can be too slow at one time
     except KeyboardInterrupt:
         is_complete = False
-        for seat in seats:
-            if seat.worker is not None:
-                seat.worker.stop()
+        for entry in entries:
+            if entry.worker is not None:
+                entry.worker.stop()
     finally:
-        for seat in seats:
-            if seat.worker is not None:
-                seat.worker.close()
+        for entry in entries:
+            if entry.worker is not None:
+                entry.worker.close()
     bandwidth = max(bandwidths, default=None)
-    rows = [_row(seat, seats[0], options, bandwidth) for seat in seats]
+    rows = [_row(entry, entries[0], options, bandwidth) for entry in entries]
     return Result(
         format=FORMAT,
         edge=_version(),
@@ -153,7 +153,7 @@ def run_bench(
         n_decode=options.n_decode,
         n_rounds=options.n_rounds,
         bandwidth_bytes_per_s=bandwidth,
-        energy=next((seat.energy for seat in seats if seat.energy), "not measured"),
+        energy=next((entry.energy for entry in entries if entry.energy), "not measured"),
         is_complete=is_complete and not any(row.error for row in rows),
         rows=tuple(rows),
     )
@@ -179,52 +179,52 @@ def _fit_together(candidates: Sequence[Candidate], device: DeviceProfile) -> boo
     return needed <= device.memory.available_bytes * _MEMORY_SHARE
 
 
-def _take_turn(seat: _Seat, n: int, options: Options, open_worker: Callable[..., Measuring], *, keeps_open: bool) -> None:
-    """One round of one candidate. Its errors become part of the result: the others go on."""
-    if seat.error:
+def _take_turn(entry: _Entry, n: int, options: Options, open_worker: Callable[..., Measuring], *, keeps_open: bool) -> None:
+    """Run one round of one candidate. Its errors become part of the result; the others continue."""
+    if entry.error:
         return
     try:
-        if seat.worker is None:
-            seat.worker = open_worker(seat.candidate.plan, with_energy=options.with_energy)
-            seat.loads_s.append(seat.worker.load_s)
-            seat.energy = seat.worker.energy
-        seat.samples[n] = seat.worker.run(options.n_prompt, options.n_decode)
+        if entry.worker is None:
+            entry.worker = open_worker(entry.candidate.plan, with_energy=options.with_energy)
+            entry.loads_s.append(entry.worker.load_s)
+            entry.energy = entry.worker.energy
+        entry.samples[n] = entry.worker.run(options.n_prompt, options.n_decode)
     except EdgeError as error:
-        seat.error = str(error)
+        entry.error = str(error)
     finally:
-        if seat.worker is not None and (seat.error or not keeps_open):
-            seat.worker.close()
-            seat.worker = None
+        if entry.worker is not None and (entry.error or not keeps_open):
+            entry.worker.close()
+            entry.worker = None
 
 
-def _row(seat: _Seat, first: _Seat, options: Options, bandwidth: float | None) -> Row:
-    plan, samples = seat.candidate.plan, list(seat.samples.values())
+def _row(entry: _Entry, first: _Entry, options: Options, bandwidth: float | None) -> Row:
+    plan, samples = entry.candidate.plan, list(entry.samples.values())
     setting = setting_of(plan)
     row = Row(
-        name=seat.candidate.name,
+        name=entry.candidate.name,
         model=plan.artifact.name,
         path=str(plan.artifact.path),
         format=plan.artifact.format,
         size_bytes=plan.artifact.size_bytes,
         setting=setting,
-        load_s=statistics.median(seat.loads_s) if seat.loads_s else None,
+        load_s=statistics.median(entry.loads_s) if entry.loads_s else None,
         decode_bytes=decode_bytes(plan.artifact, setting, options.n_prompt + options.n_decode / 2),
         samples=tuple(samples),
-        error=seat.error,
+        error=entry.error,
     )
     if not samples:
         return row
     decode = stat([sample.decode_tokens_per_s for sample in samples])
     share = None
-    if bandwidth and row.decode_bytes and plan.accelerator == "cpu":  # what was measured is the processor's memory
+    if bandwidth and row.decode_bytes and plan.accelerator == "cpu":  # the bandwidth is that of main memory
         share = decode.median * row.decode_bytes / bandwidth
     return msgspec.structs.replace(
         row,
         first_token_s=stat([sample.first_token_s for sample in samples]),
         prefill_tokens_per_s=stat([sample.prefill_tokens_per_s for sample in samples]),
         decode_tokens_per_s=decode,
-        prefill_ratio=_ratio(seat, first, lambda sample: sample.prefill_tokens_per_s),
-        decode_ratio=_ratio(seat, first, lambda sample: sample.decode_tokens_per_s),
+        prefill_ratio=_ratio(entry, first, lambda sample: sample.prefill_tokens_per_s),
+        decode_ratio=_ratio(entry, first, lambda sample: sample.decode_tokens_per_s),
         peak_bytes=max(sample.peak_bytes for sample in samples),
         prefill_joules=_median([s.prefill_joules / s.n_prompt for s in samples if s.prefill_joules is not None]),
         decode_joules=_median([s.decode_joules / s.n_decode for s in samples if s.decode_joules is not None]),
@@ -232,11 +232,11 @@ def _row(seat: _Seat, first: _Seat, options: Options, bandwidth: float | None) -
     )
 
 
-def _ratio(seat: _Seat, first: _Seat, value: Callable[[Sample], float]) -> Stat | None:
-    shared = [n for n in seat.samples if n in first.samples]
-    if seat is first or not shared:
+def _ratio(entry: _Entry, first: _Entry, value: Callable[[Sample], float]) -> Stat | None:
+    shared = [n for n in entry.samples if n in first.samples]
+    if entry is first or not shared:
         return None
-    return ratio_stat([value(seat.samples[n]) for n in shared], [value(first.samples[n]) for n in shared])
+    return ratio_stat([value(entry.samples[n]) for n in shared], [value(first.samples[n]) for n in shared])
 
 
 def _median(values: Sequence[float]) -> float | None:

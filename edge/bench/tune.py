@@ -1,11 +1,11 @@
-"""`edge tune`: the search of tuner.py over what this device and its engines let one choose, and what is kept of it."""
+"""`edge tune`: the search of tuner.py over the settings that this device and its engines offer, and its stored result."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import msgspec
 from edge.bench.candidates import engines_for, safety_here
 from edge.bench.process import Worker, setting_of
 from edge.bench.run import Measuring
-from edge.bench.tuner import Knob, Outcome, Search, Trial, turn_seconds, wins
+from edge.bench.tuner import Knob, Outcome, Search, turn_seconds, wins
 from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.plan.make import make_plan
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from edge.device.profile import Cpu, DeviceProfile
     from edge.formats.artifact import Artifact
 
-__all__ = ["Report", "TuneOptions", "Tuner", "thread_counts", "trial_rows", "tune"]
+__all__ = ["MEMORY_SHARE", "Report", "TuneOptions", "Tuner", "measure_in_turns", "thread_counts", "tune"]
 
 _BATCHES = (128, 256, 512, 1024, 2048)
-_LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the surest to the quickest
+_LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
 _SAMPLES_IN_BUDGET = 60
 _FINAL_SHARE = 0.2
-_FINAL_ROUNDS = 7
-_MIN_FINAL_ROUNDS = 3
+_FINAL_ROUNDS, _MIN_FINAL_ROUNDS = 7, 3
 _MAX_WORKERS = 3
-_MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8
+"""Share of free memory for the processes that measure."""
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What may be tried.
+    """The limits of a search.
 
     Attributes:
-        budget_s: how long it may take, about.
-        backends: engines; empty is every one that is installed and reads the model.
-        kv_types: for keys and values, besides f16. They save memory and cost quality, so nothing is tried unasked.
+        budget_s: its approximate duration.
+        backends: engines; empty is every installed one that reads the model.
+        kv_types: for keys and values, besides f16. They save memory and cost quality, so none is tried by default.
     """
 
     budget_s: float = 180.0
@@ -56,13 +56,13 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it.
+    """The result of tuning.
 
     Attributes:
-        tuning: what is kept.
-        outcome: the search.
-        is_better: the setting that was found beat the usual one; otherwise the usual one is what is kept.
-        seconds: how long it took.
+        tuning: for the plan.
+        outcome: of the search.
+        is_better: the found setting beat the usual one; otherwise `tuning` is the usual one.
+        seconds: duration.
     """
 
     tuning: Tuning
@@ -81,19 +81,19 @@ def tune(
     open_worker: Callable[..., Measuring] = Worker,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """Find the fastest settings for a model on this device, and keep them for the plan.
+    """Find the fastest settings for a model on this device, and store them for the plan.
 
     Args:
         device: from `edge.device.probe`.
         artifact: the model.
-        options: what may be tried.
-        cache_dir: where it is kept.
-        on_progress: called with (what is tried, share of the time that has passed).
-        open_worker: makes the process of a plan.
-        clock: seconds.
+        options: limits of the search.
+        cache_dir: where the result is stored.
+        on_progress: called with (current trial, share of the time that has passed).
+        open_worker: starts the process of a plan.
+        clock: in seconds.
 
     Raises:
-        EdgeError: the model does not run here, or the result cannot be kept.
+        EdgeError: the model does not run here, or the result cannot be stored.
     """
     with Tuner(device, artifact, options, cache_dir, on_progress, open_worker, clock) as tuner:
         report = tuner.run()
@@ -105,7 +105,8 @@ class Tuner:
     """One run of `tune`. Use it in a `with` block: it holds the processes that measure.
 
     Attributes:
-        lengths: tokens read and written in each measurement.
+        lengths: tokens prefilled and decoded in each measurement.
+        reuses_workers: processes are kept for the next measurement as long as there is room.
     """
 
     def __init__(
@@ -126,34 +127,38 @@ class Tuner:
         self._workers: dict[Setting, Measuring] = {}  # the one used last is at the end
         self._plans: dict[Setting, Plan] = {}
         self.lengths = _LENGTHS[-1]
+        self.reuses_workers = True
         self._started = clock()
 
     def run(self) -> Report:
-        """Search, and hold what was found against the usual choice.
+        """Search, and compare the result with the usual setting.
 
         Raises:
-            EdgeError: the model does not run here with the usual choice.
+            EdgeError: the model does not run here with the usual setting.
         """
         start, outcome = self.search()
-        return self.report(start, outcome, *self._final(start, outcome.best))
+        pairs = [(self, setting) for setting in dict.fromkeys((start, outcome.best))]
+        text = "the best against the usual settings" if len(pairs) > 1 else "the usual settings once more"
+        samples = measure_in_turns(pairs, lambda: self._passed() > self._options.budget_s, lambda: self._report_progress(text))
+        return self.report(start, outcome, samples[self, start], samples[self, outcome.best])
 
     def search(self) -> tuple[Setting, Outcome]:
         """Look for better settings than the usual ones.
 
         Returns:
-            The usual setting, and what was found.
+            The usual setting, and the outcome.
 
         Raises:
-            EdgeError: the model does not run here with the usual choice.
+            EdgeError: the model does not run here with the usual setting.
         """
         start = self._setting(PlanRequest(backend=self._first_backend()))
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
-        search = Search(self.measure, lambda: self._passed() < limit, self._say)
+        search = Search(self.measure, lambda: self._passed() < limit, self._report_progress)
         return start, search.run(start, self._knobs())
 
     def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
-        """What is kept: the best setting, if it beats the usual one.
+        """Report the best setting if it beats the usual one, otherwise the usual one.
 
         Args:
             start: the usual setting.
@@ -183,7 +188,7 @@ class Tuner:
         return Report(tuning, outcome, is_better, self._passed())
 
     def measure(self, setting: Setting) -> Sample:
-        """Measure a setting once, in a process that is kept for the next time as long as there is room.
+        """Measure a setting once.
 
         Raises:
             EdgeError: it does not run.
@@ -194,13 +199,16 @@ class Tuner:
             worker = self._open_worker(self._plans[setting], with_energy=False)
         self._workers[setting] = worker
         try:
-            return worker.run(*self.lengths)
+            sample = worker.run(*self.lengths)
         except EdgeError:
             self._workers.pop(setting).close()
             raise
+        if not self.reuses_workers:
+            self.close()
+        return sample
 
     def memory_bytes(self, setting: Setting) -> int:
-        """What the process of a setting takes, by its plan."""
+        """Return the memory of a setting's process, by its plan."""
         return self._plans[setting].memory.total_bytes
 
     def close(self) -> None:
@@ -215,25 +223,14 @@ class Tuner:
         self.close()
 
     def _first_backend(self) -> str | None:
-        """Of the engines that were asked for the first that reads this model; where none does, the plan says so."""
+        """Return the first requested engine that reads this model; if none does, the plan says so."""
         named = self._options.backends
         able = [row.name for row in ENGINES if self._artifact.format in row.formats]
         return next((name for name in named if name in able), named[0] if named else None)
 
-    def _final(self, start: Setting, best: Setting) -> tuple[list[Sample], list[Sample]]:
-        """The usual setting and the best one side by side, in turns."""
-        samples: dict[Setting, list[Sample]] = {start: [], best: []}
-        for n in range(_FINAL_ROUNDS):
-            if n >= _MIN_FINAL_ROUNDS and self._passed() > self._options.budget_s:
-                break
-            for setting in list(samples) if n % 2 == 0 else reversed(list(samples)):
-                self._say("the best against the usual settings" if len(samples) > 1 else "the usual settings once more")
-                samples[setting].append(self.measure(setting))
-        return samples[start], samples[best]
-
     def _choose_lengths(self, start: Setting) -> None:
-        """A prompt and reply as long as the time allows: a slow device gets short ones."""
-        self._say("how fast it is about")
+        """Choose prompt and reply as long as the time allows: a slow device gets short ones."""
+        self._report_progress("the approximate speed")
         sample = self.measure(start)
         allowed_s = self._options.budget_s / _SAMPLES_IN_BUDGET
         possible = [(prompt, reply) for prompt, reply in _LENGTHS if prompt + reply < start.n_ctx]
@@ -248,21 +245,19 @@ class Tuner:
         engine = Knob("engine", "turn", self._engines, lambda s: f"{s.backend} on {s.accelerator}")
         batch = Knob("batch", "prefill", self._each(batches, "n_ubatch"), lambda s: f"{s.n_ubatch} tokens")
         if self._artifact.format == "coreml":
-            return [engine]  # threads are Core ML's own affair, and the batch is part of the package
-        if self._artifact.format == "onnx":  # one number of threads for both
+            return [engine]  # Core ML chooses threads itself, and the batch is part of the package
+        if self._artifact.format == "onnx":  # one number of threads for prefill and decode
             return [engine, Knob("threads", "turn", self._each(counts, "threads", "threads_batch"), _threads_text), batch]
-        knobs = [
+        return [
             engine,
             Knob("threads", "decode", self._each(counts, "threads"), _threads_text),
             Knob("threads, prefill", "prefill", self._each(counts, "threads_batch"), lambda s: str(s.threads_batch)),
             batch,
             Knob("flash attention", "turn", self._each((True, False), "flash_attention"), _flash_text),
+            Knob("KV cache", "turn", self._each(self._options.kv_types, "kv_type_k", "kv_type_v"), lambda s: s.kv_type_k),
         ]
-        if self._options.kv_types:
-            knobs.append(Knob("KV cache", "turn", self._kv_types, lambda s: s.kv_type_k))
-        return knobs
 
-    def _engines(self, stands: Setting) -> list[Setting]:
+    def _engines(self, incumbent: Setting) -> list[Setting]:
         found = []
         for backend in self._options.backends or engines_for(self._device, self._artifact):
             row = next((row for row in ENGINES if row.name == backend), None)
@@ -276,17 +271,13 @@ class Tuner:
         return self._possible(found)
 
     def _each(self, values: Sequence[Any], *fields: str) -> Callable[[Setting], list[Setting]]:
-        """Settings that differ in these fields, which have the same value."""
+        """Return the challengers that differ from the incumbent in these fields, which all get one value."""
 
-        def others(stands: Setting) -> list[Setting]:
+        def challengers(incumbent: Setting) -> list[Setting]:
             changes = [dict.fromkeys(fields, value) for value in values]
-            return self._possible([self._request(msgspec.structs.replace(stands, **change)) for change in changes])
+            return self._possible([self._request(msgspec.structs.replace(incumbent, **change)) for change in changes])
 
-        return others
-
-    def _kv_types(self, stands: Setting) -> list[Setting]:
-        kinds = self._options.kv_types
-        return self._possible([self._request(msgspec.structs.replace(stands, kv_type_k=k, kv_type_v=k)) for k in kinds])
+        return challengers
 
     def _request(self, setting: Setting) -> PlanRequest:
         is_quantised = setting.kv_type_k not in ("f32", "f16", "bf16")
@@ -302,13 +293,13 @@ class Tuner:
         )
 
     def _possible(self, requests: Sequence[PlanRequest]) -> list[Setting]:
-        """Those that the plan allows: it knows what an engine or this memory rules out."""
+        """Return the settings that the plan allows: it knows the limits of engines and memory."""
         found = []
         for request in requests:
             try:
                 found.append(self._setting(request))
             except EdgeError:
-                continue  # not a choice here
+                continue  # not possible here
         return found
 
     def _setting(self, request: PlanRequest) -> Setting:
@@ -322,8 +313,8 @@ class Tuner:
         return setting
 
     def _make_room(self, plan: Plan) -> None:
-        """End the processes that were used longest ago, until one more fits."""
-        free = self._device.memory.available_bytes * _MEMORY_SHARE
+        """End the least recently used processes until one more fits."""
+        free = self._device.memory.available_bytes * MEMORY_SHARE
         n_fit = max(1, min(_MAX_WORKERS, int(free // max(1, plan.memory.total_bytes))))
         while len(self._workers) >= n_fit:
             oldest = next(iter(self._workers))
@@ -332,20 +323,35 @@ class Tuner:
     def _passed(self) -> float:
         return self._clock() - self._started
 
-    def _say(self, text: str) -> None:
+    def _report_progress(self, text: str) -> None:
         self._on_progress(text, min(1.0, self._passed() / self._options.budget_s))
 
 
+def measure_in_turns(
+    settings: Sequence[tuple[Tuner, Setting]], is_over: Callable[[], bool], on_measure: Callable[[], None]
+) -> dict[tuple[Tuner, Setting], list[Sample]]:
+    """Measure settings once a round, every second round backwards, so that a busy moment of the machine affects all.
+
+    Args:
+        settings: to be measured, each with its tuner.
+        is_over: ends the rounds after a minimum of them.
+        on_measure: called before each measurement.
+    """
+    samples: dict[tuple[Tuner, Setting], list[Sample]] = {pair: [] for pair in settings}
+    for n in range(_FINAL_ROUNDS):
+        if n >= _MIN_FINAL_ROUNDS and is_over():
+            break
+        for tuner, setting in settings if n % 2 == 0 else reversed(settings):
+            on_measure()
+            samples[tuner, setting].append(tuner.measure(setting))
+    return samples
+
+
 def thread_counts(cpu: Cpu) -> list[int]:
-    """Numbers of threads worth trying: half the fast cores, one less, all, with the slow ones, every hardware thread."""
+    """Return numbers of threads worth trying: half the fast cores, one less, all, with slow ones, all hardware threads."""
     fast, slow = cpu.usable_performance, cpu.usable_efficiency
     counts = {max(1, fast // 2), max(1, fast - 1), fast, fast + slow, cpu.usable_logical}
     return sorted(count for count in counts if 1 <= count <= cpu.usable_logical)
-
-
-def trial_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Trials as values that JSON knows."""
-    return [asdict(trial) for trial in trials]
 
 
 def _threads_text(setting: Setting) -> str:

@@ -1,8 +1,8 @@
-"""The search for better settings: one knob after the other, and for each knob a contest by successive halving.
+"""The search for better settings: one knob after the other, each by successive halving.
 
-The setting that stands takes part in every round, so each round gives a ratio in which whatever else the machine did has
-dropped out. Half of the others leave after each heat, while the number of rounds doubles. The last one takes the place of the
-setting that stands only if it wins by more than the spread of those ratios. Nothing here knows what an engine is, or the time.
+The incumbent takes part in every round, so each round gives ratios that other load on the machine affects little. After each
+heat half of the challengers leave, and the number of rounds doubles. The last challenger replaces the incumbent only if it wins
+by more than the spread of its ratios. Nothing here depends on engines or on real time.
 
 Source: successive halving as in Jamieson and Talwalkar, 2016; coordinate descent.
 """
@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from edge.bench.values import Sample, Setting, Stat, stat
 from edge.errors import EdgeError
 
 __all__ = ["MIN_GAIN", "Knob", "Outcome", "Search", "Trial", "turn_seconds", "wins"]
 
 MIN_GAIN = 0.01
-"""Less than this is not worth another setting, however sure it is."""
+"""A smaller gain is not worth another setting, however certain it is."""
 _FINAL_ROUNDS = 5
 _LOST_AFTER = 3  # rounds in the final without a single win
 
@@ -29,38 +31,38 @@ Goal = Literal["decode", "prefill", "turn"]
 
 @dataclass(frozen=True)
 class Knob:
-    """Something that can be set.
+    """One thing that can be set.
 
     Attributes:
         name: for people: "threads".
-        goal: which time it is meant to shorten.
-        others: the settings that differ from a given one in this knob only.
-        show: how a setting's value of it is written.
+        goal: the time that it is meant to shorten.
+        challengers: returns the settings that differ from a given one in this knob only.
+        show: returns a setting's value of it as text.
     """
 
     name: str
     goal: Goal
-    others: Callable[[Setting], list[Setting]]
+    challengers: Callable[[Setting], list[Setting]]
     show: Callable[[Setting], str]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What came of one value of a knob.
+class Trial(msgspec.Struct, frozen=True):
+    """The result of one challenger.
 
     Attributes:
         knob: its name.
-        value: what was tried; `stood` is what stood.
-        n_rounds: how often it was measured.
-        gain: median speed over that of the setting that stood, less 1; None where it was not measured.
-        spread: distance of the quartiles of that ratio.
-        is_taken: it took the other's place.
+        value: the challenger's value.
+        incumbent: the incumbent's value; "stood" in JSON.
+        n_rounds: number of measurements.
+        gain: median speed over that of the incumbent, less 1; None if not measured.
+        spread: interquartile range of that ratio.
+        is_taken: it replaced the incumbent.
         why: in words.
     """
 
     knob: str
     value: str
-    stood: str
+    incumbent: str = msgspec.field(name="stood")
     n_rounds: int
     gain: float | None
     spread: float | None
@@ -70,11 +72,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a search.
+    """The result of a search.
 
     Attributes:
-        best: the setting that stands; the one it began with where nothing was better.
-        trials: everything tried, in order.
+        best: the last incumbent; the first one if no challenger was better.
+        trials: all challengers, in order.
         is_complete: every knob was tried before time ran out.
     """
 
@@ -89,24 +91,24 @@ class _OutOfTimeError(Exception):
 
 @dataclass
 class Search:
-    """See the module.
+    """One search; see the module.
 
     Args:
-        measure: measures a setting once. An EdgeError means that it cannot be had.
+        measure: measures a setting once. An EdgeError means that the setting is unavailable.
         has_time: asked before every measurement.
-        on_step: told what is tried.
+        on_progress: called with the current trial.
     """
 
     measure: Callable[[Setting], Sample]
     has_time: Callable[[], bool]
-    on_step: Callable[[str], None] = lambda text: None
+    on_progress: Callable[[str], None] = lambda text: None
     _trials: list[Trial] = field(default_factory=list)
 
     def run(self, start: Setting, knobs: Sequence[Knob]) -> Outcome:
         """Try one knob after the other, from a setting that works.
 
         Raises:
-            EdgeError: the setting that stands could not be measured.
+            EdgeError: the incumbent could not be measured.
         """
         best = start
         try:
@@ -116,98 +118,97 @@ class Search:
             return Outcome(best, tuple(self._trials), is_complete=False)
         return Outcome(best, tuple(self._trials), is_complete=True)
 
-    def _turn(self, knob: Knob, stands: Setting) -> Setting:
-        """One knob: the setting that stands afterwards."""
-        contest = _Contest(knob, stands, knob.others(stands))
+    def _turn(self, knob: Knob, incumbent: Setting) -> Setting:
+        """Try one knob, and return the incumbent afterwards."""
+        contest = _Contest(knob, incumbent, knob.challengers(incumbent), self._trials)
         n_rounds = 1
         while len(contest.left) > 1:
             self._heat(contest, n_rounds)
-            contest.halve(self._trials)
+            contest.halve()
             n_rounds *= 2
-        if not contest.left:
-            return stands
-        last = contest.left[0]
-        while contest.left and contest.n_rounds(last) < _FINAL_ROUNDS and not contest.is_lost(last):
+        while contest.left and contest.n_rounds(contest.left[0]) < _FINAL_ROUNDS and not contest.is_lost(contest.left[0]):
             self._heat(contest, 1)
-        return contest.decide(self._trials)
+        return contest.decide()
 
     def _heat(self, contest: _Contest, n_rounds: int) -> None:
         for _ in range(n_rounds):
-            order = [contest.stands, *contest.left]
+            order = [contest.incumbent, *contest.left]
             for setting in order if contest.round % 2 == 0 else reversed(order):
                 if not self.has_time():
                     raise _OutOfTimeError
-                self.on_step(f"{contest.knob.name}: {contest.knob.show(setting)}")
+                self.on_progress(f"{contest.knob.name}: {contest.knob.show(setting)}")
                 try:
                     sample = self.measure(setting)
                 except EdgeError as error:
-                    if setting == contest.stands:
+                    if setting == contest.incumbent:
                         raise
-                    contest.drop(setting, error, self._trials)
+                    contest.drop(setting, error)
                 else:
                     contest.times[setting][contest.round] = turn_seconds(sample, contest.knob.goal)
             contest.round += 1
 
 
 class _Contest:
-    def __init__(self, knob: Knob, stands: Setting, others: Sequence[Setting]) -> None:
-        self.knob, self.stands = knob, stands
-        self.left = [setting for setting in dict.fromkeys(others) if setting != stands]
-        self.times: dict[Setting, dict[int, float]] = {setting: {} for setting in [stands, *self.left]}
+    def __init__(self, knob: Knob, incumbent: Setting, challengers: Sequence[Setting], trials: list[Trial]) -> None:
+        self.knob, self.incumbent, self._trials = knob, incumbent, trials
+        self.left = [setting for setting in dict.fromkeys(challengers) if setting != incumbent]
+        self.times: dict[Setting, dict[int, float]] = {setting: {} for setting in [incumbent, *self.left]}
         self.round = 0
 
     def n_rounds(self, setting: Setting) -> int:
         return len(self.times[setting])
 
     def ratios(self, setting: Setting) -> Stat | None:
-        mine, theirs = self.times[setting], self.times[self.stands]
+        mine, theirs = self.times[setting], self.times[self.incumbent]
         shared = [n for n in mine if n in theirs]
         return stat([theirs[n] / mine[n] for n in shared]) if shared else None
 
     def is_lost(self, setting: Setting) -> bool:
-        """It has not won a single round by now."""
+        """Return True if it has not won a single round by now."""
         ratios = self.ratios(setting)
         return ratios is not None and self.n_rounds(setting) >= _LOST_AFTER and ratios.max <= 1 + MIN_GAIN
 
-    def halve(self, trials: list[Trial]) -> None:
+    def halve(self) -> None:
         self.left.sort(key=lambda setting: statistics.median(self.times[setting].values()))
-        keep = -(-len(self.left) // 2) if len(self.left) > 1 else len(self.left)
-        trials += [self._trial(setting, is_taken=False, why="others were faster") for setting in self.left[keep:]]
-        self.left = self.left[:keep]
+        n_kept = -(-len(self.left) // 2)
+        for setting in self.left[n_kept:]:
+            self._note(setting, is_taken=False, why="others were faster")
+        self.left = self.left[:n_kept]
 
-    def drop(self, setting: Setting, error: EdgeError, trials: list[Trial]) -> None:
+    def drop(self, setting: Setting, error: EdgeError) -> None:
         self.left.remove(setting)
-        trials.append(self._trial(setting, is_taken=False, why=error.message))
+        self._note(setting, is_taken=False, why=error.message)
 
-    def decide(self, trials: list[Trial]) -> Setting:
+    def decide(self) -> Setting:
         if not self.left:
-            return self.stands
+            return self.incumbent
         last = self.left[0]
         ratios = self.ratios(last)
         is_taken = ratios is not None and wins(ratios)
         why = "faster by more than the spread" if is_taken else "not faster by more than the spread"
-        trials.append(self._trial(last, is_taken=is_taken, why=why))
-        return last if is_taken else self.stands
+        self._note(last, is_taken=is_taken, why=why)
+        return last if is_taken else self.incumbent
 
-    def _trial(self, setting: Setting, *, is_taken: bool, why: str) -> Trial:
+    def _note(self, setting: Setting, *, is_taken: bool, why: str) -> None:
         ratios, show = self.ratios(setting), self.knob.show
-        return Trial(
+        trial = Trial(
             knob=self.knob.name,
             value=show(setting),
-            stood=show(self.stands),
+            incumbent=show(self.incumbent),
             n_rounds=self.n_rounds(setting),
             gain=ratios.median - 1 if ratios else None,
             spread=ratios.quartile_3 - ratios.quartile_1 if ratios else None,
             is_taken=is_taken,
             why=why,
         )
+        self._trials.append(trial)
 
 
 def wins(ratios: Stat) -> bool:
-    """Whether a speed-up is more than the spread of what was measured, and worth the change."""
+    """Return True if a speed-up exceeds the spread of its measurements and MIN_GAIN."""
     return ratios.median - 1 > max(MIN_GAIN, ratios.quartile_3 - ratios.quartile_1)
 
 
 def turn_seconds(sample: Sample, goal: Goal = "turn") -> float:
-    """The time that counts for a goal: reading, writing, or both."""
+    """Return the time that counts for a goal: prefill, decode, or both."""
     return {"decode": sample.decode_s, "prefill": sample.prefill_s, "turn": sample.prefill_s + sample.decode_s}[goal]

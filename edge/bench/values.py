@@ -1,4 +1,4 @@
-"""What was measured, as values that go to JSON and back, and the statistics over them."""
+"""Measurements as values that convert to JSON and back, and statistics over them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 __all__ = ["FORMAT", "Result", "Row", "Sample", "Setting", "Stat", "ratio_stat", "stat"]
 
 FORMAT = 1
-"""Of the JSON of `edge bench`. It grows with every change after which an older reader would misread it."""
+"""Version of the JSON of `edge bench`, raised with every change that an older reader would misread."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a candidate ran with; names as in a Plan."""
+    """The settings of a candidate; names as in a Plan."""
 
     backend: str
     accelerator: str
@@ -29,16 +29,16 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt read and one reply written.
+    """One prefill and one decode.
 
     Attributes:
-        first_token_s: from the beginning of the prompt until the first token of the reply is chosen.
-        prefill_s: of that, until the prompt is read.
+        first_token_s: from the start of prefill until the first token of the reply is chosen.
+        prefill_s: of that, prefill alone.
         decode_s: from the first token to the last.
-        n_prompt, n_decode: tokens read; tokens written after the first one.
+        n_prompt, n_decode: tokens prefilled; tokens decoded after the first one.
         prefill_cpu_s, decode_cpu_s: processor time of all threads.
-        prefill_joules, decode_joules: energy, where the device tells it. Of the whole device, idle draw included.
-        peak_bytes: most memory that the process has had so far, libraries included; not what only an accelerator holds.
+        prefill_joules, decode_joules: energy of the whole device, idle draw included, if it has a meter.
+        peak_bytes: most memory of the process so far, libraries included; without memory of accelerators.
     """
 
     first_token_s: float
@@ -54,17 +54,17 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Speed of reading."""
+        """Prefill speed."""
         return self.n_prompt / self.prefill_s
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Speed of writing."""
+        """Decode speed."""
         return self.n_decode / self.decode_s
 
 
 class Stat(msgspec.Struct, frozen=True, kw_only=True):
-    """A median and how far values lie around it."""
+    """A median, quartiles and extremes."""
 
     median: float
     quartile_1: float
@@ -74,7 +74,7 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles as a share of the median."""
+        """Interquartile range as a share of the median."""
         return (self.quartile_3 - self.quartile_1) / self.median if self.median else 0.0
 
 
@@ -82,19 +82,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate.
 
     Attributes:
-        name: what it is called in tables.
+        name: for tables.
         model, path, format, size_bytes: the artifact.
-        setting: what it ran with.
+        setting: its settings.
         load_s: median time from opening the file to the end of a first step.
         first_token_s, prefill_tokens_per_s, decode_tokens_per_s: over the rounds; None without a round.
         decode_ratio: decode speed over that of the first candidate in the same round; None for the first.
         prefill_ratio: likewise.
         peak_bytes: the largest of all rounds.
-        prefill_joules, decode_joules: medians, for each token; None where no meter was to be had.
-        decode_bytes: bytes of weights and KV that writing one token reads, by the model's layout; None where unknown.
-        bandwidth_share: of the memory bandwidth that was measured, the share that decode reaches.
+        prefill_joules, decode_joules: medians per token; None without a meter.
+        decode_bytes: bytes of weights and KV cache that decoding one token reads, by the model's layout; None if unknown.
+        bandwidth_share: share of the measured memory bandwidth that decode reaches.
         samples: every round.
-        error: why there is nothing, or not everything; "" otherwise.
+        error: why rounds are missing; "" if none are.
     """
 
     name: str
@@ -127,9 +127,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         device: name of the machine.
         processor: name and number of cores.
         measured_at: UTC, "2026-11-26T10:40:00Z".
-        n_prompt, n_decode, n_rounds: as asked for.
-        bandwidth_bytes_per_s: of reading memory, the best of several sweeps; None where it was not measured.
-        energy: where energy comes from, or why it is not known.
+        n_prompt, n_decode, n_rounds: as requested.
+        bandwidth_bytes_per_s: of reading memory, the best of several sweeps; None if not measured.
+        energy: source of energy figures, or why there is none.
         is_complete: every candidate had every round.
         rows: the candidates, in the order given.
     """
@@ -149,12 +149,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stat(values: Sequence[float]) -> Stat:
-    """Median, quartiles and extremes of at least one value."""
+    """Return median, quartiles and extremes of at least one value."""
     ordered = sorted(values)
     low, middle, high = (ordered * 3)[:3] if len(ordered) == 1 else statistics.quantiles(ordered, n=4, method="inclusive")
     return Stat(median=middle, quartile_1=low, quartile_3=high, min=ordered[0], max=ordered[-1])
 
 
 def ratio_stat(ours: Sequence[float], theirs: Sequence[float]) -> Stat:
-    """Statistics of ours over theirs, round by round: what slows the machine down for a while falls on both."""
+    """Return statistics of ours over theirs, round by round, so that a slow moment of the machine affects both."""
     return stat([mine / other for mine, other in zip(ours, theirs, strict=False)])

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge.device.energy import Meter
 
-__all__ = ["Cost", "TurnMeter"]
+__all__ = ["Cost", "TurnMeter", "peak_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class TurnMeter:
         """What was taken so far."""
         now_j = _joules(self._meter)
         is_known = now_j is not None and self._began_j is not None
-        return Cost(_memory_bytes(), _peak_bytes(), round(now_j - self._began_j, 3) if is_known else None)  # type: ignore[operator]
+        return Cost(_memory_bytes(), peak_bytes(), round(now_j - self._began_j, 3) if is_known else None)  # type: ignore[operator]
 
 
 def _find_counter() -> Meter | None:
@@ -71,10 +72,18 @@ def _memory_bytes() -> int:
         return 0
 
 
-def _peak_bytes() -> int:
+def peak_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Return the most memory that this process ever held, in bytes; 0 if unknown."""
+    try:
+        for line in status.read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux, or an unusual one
     try:
         import resource
     except ImportError:  # Windows
         return 0
+    # On Linux this begins with the parent's memory at the start of this process, so it is only the second choice.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

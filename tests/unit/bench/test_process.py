@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from edge.backends.fake import FakeBackend
 from edge.bench.bandwidth import measure_bandwidth, sweep_bytes
 from edge.bench.child import Answer, Open, serve
-from edge.bench.measure import measure, peak_bytes, prompt_tokens, warm_up
+from edge.bench.measure import measure, prompt_tokens, warm_up
 from edge.bench.process import Worker, bandwidth_here, setting_of
+from edge.device.cost import peak_bytes
 from edge.errors import BackendError, ContextFullError, ModelFileError
 from edge.formats.artifact import open_artifact
 from edge.plan import Plan, PlanRequest, make_plan
@@ -26,6 +26,10 @@ from tests.unit.bench.fakes import Clock, device, write_gguf
 def plan(tmp_path: Path) -> Plan:
     artifact = open_artifact(write_gguf(tmp_path / "tiny.gguf"))
     return make_plan(device(), artifact, PlanRequest(backend="fake", context=1024, n_seq=1))
+
+
+def newest_child() -> psutil.Process:
+    return max(psutil.Process().children(), key=lambda child: child.create_time())
 
 
 def test_a_child_measures(plan: Plan) -> None:
@@ -56,7 +60,7 @@ def test_a_model_that_is_gone(plan: Plan) -> None:
 
 def test_a_child_that_dies_says_how(plan: Plan) -> None:
     worker = Worker(plan)
-    os.kill(worker._child._process.pid, signal.SIGKILL)
+    newest_child().kill()
     with pytest.raises(BackendError, match="died of SIGKILL"):
         worker.run(5, 1)
     worker.close()
@@ -64,10 +68,10 @@ def test_a_child_that_dies_says_how(plan: Plan) -> None:
 
 def test_stopping_does_not_wait(plan: Plan) -> None:
     worker = Worker(plan)
-    process = worker._child._process
-    os.kill(process.pid, signal.SIGSTOP)  # as deaf as in the middle of a long pass
+    process = newest_child()
+    process.suspend()  # as deaf as in the middle of a long pass
     worker.stop()
-    assert process.poll() == -signal.SIGKILL
+    assert not process.is_running()
 
 
 def test_requests_one_after_the_other(plan: Plan) -> None:

@@ -18,7 +18,7 @@ def knob(field: str, values: Sequence[Any], goal: Goal = "turn") -> Knob:
     return Knob(
         field,
         goal,
-        lambda stands: [msgspec.structs.replace(stands, **{field: value}) for value in values],
+        lambda incumbent: [msgspec.structs.replace(incumbent, **{field: value}) for value in values],
         lambda shown: str(getattr(shown, field)),
     )
 
@@ -129,7 +129,7 @@ def test_the_only_other_one_fails() -> None:
     assert outcome.is_complete
 
 
-def test_what_stands_fails() -> None:
+def test_an_incumbent_that_fails() -> None:
     def fails(given: Setting) -> tuple[float, float]:
         raise BackendError("Broken.")
 
@@ -141,7 +141,7 @@ def test_trials_tell_what_was_measured() -> None:
     outcome = search(Machine(cost), (knob("threads", (2,), "decode"),))
     (trial,) = outcome.trials
     assert trial.is_taken
-    assert (trial.knob, trial.value, trial.stood, trial.n_rounds) == ("threads", "2", "4", 5)
+    assert (trial.knob, trial.value, trial.incumbent, trial.n_rounds) == ("threads", "2", "4", 5)
     assert trial.gain == pytest.approx(0.5)
     assert trial.spread == pytest.approx(0.0)
 
