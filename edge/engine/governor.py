@@ -1,19 +1,18 @@
-"""Holds the engine back while the device is hot, low on battery or short of memory, and lets go again: `Governor.step`.
+"""Throttles the engine while the device is hot, low on battery or short of memory.
 
-A pure policy: readings and the time go in, limits come out. `Watch` reads the sensors in a thread
-of its own and hands the limits on.
+`Governor.step` is a pure policy: readings and the time go in, limits come out. `Watch` reads the sensors in a thread of its
+own and passes the limits on.
 
-Two things are held back, each in steps, and each changes at most once in `hold_s`:
+Two things are throttled, each in levels, and each changes at most once in `hold_s`:
 
-- **Pace**, for heat and battery: three quarters, a half, a quarter. Fewer threads first. What threads cannot do (a single one
-  is left, or something else than the CPU computes) the engine makes up by resting between passes. While it stays hot, pace goes
-  down step by step; it comes back step by step, each after it has been well for `hold_s`.
-- **Window**, for memory: half, a quarter; one reply at a time, and what idle conversations have in the KV cache is let go. The
-  backend makes its cache anew for a smaller window, which is what gives memory back.
+- **Pace**, for heat and battery: three quarters, a half, a quarter. Fewer threads first; where that is not enough (one thread
+  is left, or an accelerator computes) the engine rests between passes. While it stays hot, pace goes down level by level; it
+  comes back level by level, each after `hold_s` without trouble.
+- **Window**, for memory: half, a quarter; one reply at a time, and idle conversations leave the KV cache. The backend
+  re-creates its cache for a smaller window, which is what frees memory.
 
-What is never touched is the grid of chunks that prompts are read in, because stored KV blocks rest on it.
-
-Between what makes it hold back and what makes it let go there is a gap, so that a reading at the border changes nothing.
+Chunk alignment of prompts never changes, because stored KV blocks depend on it. The thresholds for throttling and for coming
+back lie apart, so that a reading at the border changes nothing.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ _STALL_COUNTS_BELOW = 0.25  # of memory available
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What can be held back.
+    """What can be throttled.
 
     Attributes:
         n_threads, n_threads_batch: of the plan, for decode and for prefill.
         n_ctx: the plan's context window, in tokens.
-        kv_bytes: what the KV cache takes for all of it.
+        kv_bytes: size of the KV cache for all of it.
         is_on_cpu: the CPU computes, so that fewer threads are less heat.
-        keeps_threads: threads must stay: with another number of them the last bits of what is decoded differ (`kv.exact`).
+        keeps_threads: the number of threads must stay, since the last bits of decoded tokens depend on it (`kv.exact`).
         can_resize: the backend can make its KV cache smaller.
     """
 
@@ -72,15 +71,15 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine may do.
+    """Limits of the engine.
 
     Attributes:
         n_threads, n_threads_batch: for decode and for prefill, at least 1.
         rest: share of the time in which the engine does nothing, from 0 to below 1.
         n_ctx: context window of turns that begin now, in tokens.
         single_reply: one reply at a time, and at most one idle conversation in the KV cache.
-        note: in a few words, for a status line: "hot: 2 of 4 threads"; "" when nothing is held back.
-        why: the readings that led to it, in words; "" when nothing is held back.
+        note: for a status line: "hot: 2 of 4 threads"; "" while nothing is throttled.
+        why: the readings that led to it, in words; "" while nothing is throttled.
     """
 
     n_threads: int
@@ -92,13 +91,13 @@ class Limits:
     why: str = ""
 
     def with_window(self, n_ctx: int) -> Limits:
-        """The same, for a backend that stays with another window than was wanted; the note tells no other tale."""
+        """Return the same limits for a backend that could not resize its window; the note says so."""
         note = self.note.replace(f"window {self.n_ctx:,}", "one reply at a time")
         return replace(self, n_ctx=n_ctx, note=note)
 
 
-class _Stairs:
-    """How far one thing is held back: 0 is not at all. It moves at most once in `hold_s`."""
+class _Level:
+    """Level to which one thing is throttled; 0 is not at all. It changes at most once in `hold_s`."""
 
     def __init__(self, hold_s: float) -> None:
         self.level = 0
@@ -107,11 +106,7 @@ class _Stairs:
         self._well_since_s: float | None = None
 
     def move(self, least: int, most: int, now_s: float) -> bool:
-        """Go up to `least` at once, or down towards `most` by one when it has been above for `hold_s`.
-
-        Returns:
-            Whether it moved.
-        """
+        """Go up to `least` at once, or down towards `most` by one after `hold_s` above it. Returns whether it moved."""
         if self.level <= most:
             self._well_since_s = None
         elif self._well_since_s is None:
@@ -128,37 +123,44 @@ class _Stairs:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Levels that one kind of reading asks for: at least and at most."""
+
+    name: str
+    why: str = ""
+    least: int = 0
+    most: int = 0
+
+
 class Governor:
-    """See the module.
+    """Decides how far the engine is throttled; see the module.
 
     Args:
-        workload: what there is to be held back.
-        settings: when to do so.
+        workload: what can be throttled.
+        settings: the thresholds.
     """
 
     def __init__(self, workload: Workload, settings: GovernorSettings | None = None) -> None:
         self._work = workload
         self._settings = settings or GovernorSettings()
-        self._pace = _Stairs(self._settings.hold_s)
-        self._window = _Stairs(self._settings.hold_s)
+        self._pace = _Level(self._settings.hold_s)
+        self._window = _Level(self._settings.hold_s)
         self._pace_cause = self._window_cause = _Verdict("")
         self._oom_kills: int | None = None
         self._limits = self._make()
 
     @property
     def limits(self) -> Limits:
-        """What the last step said; nothing is held back before the first."""
+        """Limits of the last step; none before the first."""
         return self._limits
 
     def step(self, readings: Readings, now_s: float) -> Limits:
-        """Look at new readings.
+        """Return the limits that follow from new readings; the same object while nothing changes.
 
         Args:
-            readings: what is missing in them counts as well.
-            now_s: seconds of a clock that never goes back.
-
-        Returns:
-            The limits from now on; the very same object while nothing changes.
+            readings: a missing one counts as good.
+            now_s: seconds of a monotonic clock.
         """
         hot, low = self._heat(readings), self._battery(readings)
         memory = self._memory(readings)
@@ -166,7 +168,7 @@ class Governor:
         has_moved |= self._window.move(memory.least, memory.most, now_s)
         worst = max(hot, low, key=lambda verdict: verdict.least)
         is_over = not next((v.most for v in (hot, low) if v.name == self._pace_cause.name), 0)
-        # On the way back nothing is wrong any more, and what was wrong goes on being named.
+        # While it comes back, the note goes on naming the earlier cause.
         if worst.least and (has_moved or is_over):
             has_moved |= worst.name != self._pace_cause.name
             self._pace_cause = worst
@@ -191,11 +193,8 @@ class Governor:
             return _Verdict("hot")
         if headroom <= _HOT_HEADROOM_C:
             if hot_c is None:
-                why += (
-                    f", {headroom:.0f} below where the system slows the processor down"
-                    if headroom > 0
-                    else (", where the system slows the processor down")
-                )
+                why += f", {headroom:.0f} below" if headroom > 0 else ","
+                why += " where the system slows the processor down"
             return _Verdict("hot", why, min(level + 1, _MAX_PACE), _MAX_PACE)
         return _Verdict("hot", why, 0, _MAX_PACE if headroom < _HOT_HEADROOM_C + _COOL_GAP_C else 0)
 
@@ -219,16 +218,16 @@ class Governor:
             return _Verdict("short of memory", f"macOS reports memory pressure {readings.memory_level}", named, _MAX_WINDOW)
         least = most = 0
         why = ""
-        is_scarce = True  # as far as is known
+        is_scarce = True  # where nothing is known
         free, total = readings.available_bytes, readings.total_bytes
         if _is_number(free) and _is_number(total) and total > 0:
-            # Programs also wait for memory where others have run into limits of their own: less of ours would not help them.
+            # Programs also stall at memory limits of their own; using less here would not help them.
             is_scarce = free < total * _STALL_COUNTS_BELOW
             why = f"{size_text(int(free))} of {size_text(int(total))} available"
             border = total * settings.memory_percent / 100
             if border and free <= border:
                 least = _MAX_WINDOW if free <= border / 2 else min(level + 1, _MAX_WINDOW)
-            # There must be room for what making the window larger takes, or it would be taken back at once.
+            # A larger window must fit, or it would shrink again at once.
             if border and free <= border * _MEMORY_GAP + self._kv_bytes(level - 1) - self._kv_bytes(level):
                 most = _MAX_WINDOW
         stall = readings.stall_percent if settings.stall_percent and is_scarce else None
@@ -240,7 +239,7 @@ class Governor:
         return _Verdict("short of memory", why, least, most)
 
     def _kv_bytes(self, level: int) -> int:
-        """What the KV cache takes at a level."""
+        """Return the size of the KV cache at a level."""
         work = self._work
         return work.kv_bytes * self._n_ctx(max(0, level)) // max(1, work.n_ctx)
 
@@ -272,29 +271,18 @@ class Governor:
         return Limits(n_threads, n_threads_batch, rest, n_ctx, window > 0, "; ".join(notes), "; ".join(whys))
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What one kind of reading asks for: at least and at most so many steps down."""
-
-    name: str
-    why: str = ""
-    least: int = 0
-    most: int = 0
-
-
 def _is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
 class Watch:
-    """A thread that looks at the sensors every few seconds. Off the engine's thread: a token costs nothing more because of it.
+    """A thread that reads the sensors every few seconds, so that the engine thread spends no time on it.
 
     Args:
         governor: decides; only this thread uses it from now on.
         sensors: of this machine.
-        apply: called with the limits whenever they have changed, from this thread. Raises BackendError when nobody wants them
-            any more, which ends the watch.
-        period_s: instead of the sensors' own.
+        apply: called with changed limits, from this thread. A BackendError from it ends the watch.
+        period_s: seconds between two readings; None is the sensors' own.
     """
 
     def __init__(
@@ -309,7 +297,7 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking. May be called twice."""
+        """Stop reading the sensors. May be called twice."""
         self._closed.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -318,18 +306,15 @@ class Watch:
         has_failed = False
         while not self._closed.is_set():
             try:
-                self._look()
+                before = self._governor.limits
+                limits = self._governor.step(self._sensors.read(), time.monotonic())
+                if limits is not before:
+                    _log.info("%s (%s)", limits.note or "nothing is throttled any more", limits.why or "all is well")
+                    self._apply(limits)
             except BackendError:
                 return  # the assistant was closed meanwhile
-            except Exception:  # noqa: BLE001 (a bug of ours; a thread's traceback would go over the chat, and what is held back stay so)
+            except Exception:  # noqa: BLE001 (a bug of ours must neither print over the chat nor end the watch)
                 if not has_failed:
                     _log.exception("The sensors could not be read")
                 has_failed = True
             self._closed.wait(self._period_s)
-
-    def _look(self) -> None:
-        before = self._governor.limits
-        limits = self._governor.step(self._sensors.read(), time.monotonic())
-        if limits is not before:
-            _log.info("%s (%s)", limits.note or "nothing is held back any more", limits.why or "all is well")
-            self._apply(limits)
