@@ -27,12 +27,11 @@ class Segment:
 
     Attributes:
         text: the text.
-        is_trusted: the template wrote it, so control tokens in it are meant.
-        message: index into `Prompt.messages` of the message whose content it is; None in the template's parts.
+        message: index into `Prompt.messages` of the message whose content it is; None where the template wrote it, so that
+            control tokens in it are meant.
     """
 
     text: str
-    is_trusted: bool
     message: int | None = None
 
 
@@ -75,7 +74,7 @@ def segment(
                 return ()
             is_open = numbers[part]
         elif part:
-            segments.append(Segment(part, is_open is None, is_open))
+            segments.append(Segment(part, is_open))
     if is_open is not None or "".join(part.text for part in segments) != text:
         return ()
     return tuple(segments)

@@ -250,7 +250,7 @@ class ChatTemplate:
             with_edges = self._run([guard.edges(message) for message in messages], options)
         except TemplateError:
             with_edges = text
-        return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text, is_trusted=True),)
+        return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text),)
 
 
 def _has_lost_some(prompt: Prompt) -> bool:

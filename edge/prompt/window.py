@@ -1,12 +1,12 @@
-"""What of a conversation enters the context window when not all of it fits.
+"""Which messages enter the context window when not all of them fit.
 
 The system prompt and the newest turns stay; the oldest turns go, whole turns at a time (a message of the user and all that
-answers it), replaced by a summary where one is wanted. When the window is full it is emptied down to half, so that the turns
-after that only append to the prompt, and the KV cache keeps its prefix until the window is full again.
+answers it), replaced by a summary where one is wanted. A full window is emptied down to half, so that the next turns only
+append to the prompt, and the KV cache keeps its prefix until the window is full again.
 
-Where the kept part begins is a function of the conversation alone: the turns are replayed from the first, and at each message
-that waited for an answer the window either had room or was emptied. So it is the same after a restart, going on with a
-conversation never moves it back, and another branch of the conversation moves only what differs.
+Where the window begins depends on the conversation alone: the turns are replayed from the first, and at each message that
+waited for an answer the window either had room or was emptied. So it is the same after a restart, continuing a conversation
+never moves it back, and another branch of the conversation moves only what differs.
 """
 
 from __future__ import annotations
@@ -31,27 +31,25 @@ _POLICIES = ("drop", "summarise", "refuse")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What the model is given to read.
+    """The messages that the model reads.
 
     Attributes:
-        messages: system prompt (with a summary, if there is one) and the turns that are kept.
-        dropped: which of the messages given are left out.
+        messages: system prompt (with a summary, if there is one) and the newest turns.
+        dropped: indices of the messages left out.
         n_tokens: of the prompt made of `messages`.
-        notice: what to tell the user; None where everything fits.
-        is_new: the message that is to be answered now is what moved messages out.
-        summary: what stands for the dropped messages, to be kept for the next turn.
+        notice: for the user; None where everything fits.
+        summary: of the dropped messages, for the next turn.
     """
 
     messages: list[Message]
     dropped: range
     n_tokens: int
     notice: str | None = None
-    is_new: bool = False
     summary: Summary | None = None
 
 
 class MessageCounter:
-    """Says how many tokens a message adds to a prompt, and remembers it. Slightly too many rather than too few.
+    """Counts the tokens that a message adds to a prompt, slightly too many rather than too few, and remembers them.
 
     Args:
         count: tokens of the prompt made of some messages.
@@ -90,19 +88,18 @@ def fit(
     summarise: Callable[[Sequence[Message]], str] | None = None,
     summary: Summary | None = None,
 ) -> Window:
-    """Choose what the model reads.
+    """Choose the messages that the model reads.
 
     Args:
         messages: the conversation up to the message that is to be answered.
         n_ctx: context window in tokens.
         reserve: tokens to keep free for the reply.
-        count: tokens of the prompt made of some messages, exactly. The last call is for the messages of the window.
+        count: returns the exact tokens of the prompt made of some messages. The last call is for the messages of the window.
         policy: "drop" leaves old turns out, "summarise" replaces them by a summary, "refuse" raises.
-        count_one: tokens that one message adds to a prompt, and no fewer; a `MessageCounter` that is kept from turn to turn
+        count_one: returns the tokens that one message adds to a prompt, or more; a `MessageCounter` kept from turn to turn
             saves counting every message again. None makes one for this call.
-        summarise: writes a summary of messages; what an earlier summary stands for comes as a system message in front. It may
-            be given more than fits into the window at once, when a long conversation is continued with a small model. Without
-            it "summarise" does what "drop" does, and the notice says so.
+        summarise: writes a summary of messages, an earlier summary in front as a system message. It may be given more than
+            fits into the window, when a long conversation is continued with a small model. Without it "summarise" drops.
         summary: `Window.summary` of an earlier turn.
 
     Raises:
@@ -129,34 +126,30 @@ def fit(
         summarise = None
     n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
     n_fixed = max(0, count([*head, rest[0]]) - counter(rest[0]))
-    kept, is_new = _replay(rest, starts, [counter(message) for message in rest], n_fixed, room, n_summary)
-    earlier = messages[: n_head + _last_request(rest)]
-    if kept and not is_new and not _is_far_above(earlier, room, counter):
-        is_new = count(earlier) <= room  # the replay counts a little too much, and emptied a window that still had room
-
+    first = _replay(rest, starts, [counter(message) for message in rest], n_fixed, room, n_summary)
     while True:
         made: Summary | None = None
-        front, kept_messages = head, rest[starts[kept] :]
-        if summarise is not None and kept > 0:
-            made = update_summary(summary, rest[: starts[kept]], summarise, counter, n_summary)
+        front, kept = head, rest[starts[first] :]
+        if summarise is not None and first > 0:
+            made = update_summary(summary, rest[: starts[first]], summarise, counter, n_summary)
             front = _with_summary(head, made.text)
-        n_tokens = count([*front, *kept_messages])
+        n_tokens = count([*front, *kept])
         if n_tokens <= room:
             break
-        # Only where count_one promised too little: go on, turn by turn, and at last without the summary.
-        if kept + 1 < len(starts):
-            kept, is_new = kept + 1, True
+        # Only where count_one returned too little: drop turn by turn, and at last the summary.
+        if first + 1 < len(starts):
+            first += 1
         elif made is not None:
             summarise = None
         else:
-            raise _too_long(_subject(kept_messages), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
-    dropped = range(n_head, n_head + starts[kept])
-    notice = _notice(dropped, sum(map(counter, rest[: starts[kept]])), n_ctx, made) if dropped else None
-    return Window([*front, *kept_messages], dropped, n_tokens, notice, is_new, made)
+            raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
+    dropped = range(n_head, n_head + starts[first])
+    notice = _notice(dropped, sum(map(counter, rest[: starts[first]])), n_ctx, made) if dropped else None
+    return Window([*front, *kept], dropped, n_tokens, notice, made)
 
 
 def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -> int:
-    """The room that a prompt has, in tokens."""
+    """Return the room that a prompt has, in tokens."""
     if policy not in _POLICIES:
         raise UsageError(f"There is no way {policy!r} to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
     if not messages:
@@ -169,24 +162,19 @@ def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -
 
 
 def _is_far_above(messages: Sequence[Message], room: int, count_one: Callable[[Message], int] | None) -> bool:
-    """Whether messages need so much more room that they need not be counted exactly."""
+    """Tell if messages need so much more room that an exact count is not needed."""
     return count_one is not None and sum(map(count_one, messages)) > 2 * room
 
 
-def _last_request(messages: Sequence[Message]) -> int:
-    """How many messages there were when an answer was asked for the time before this one."""
-    return next((n for n in range(len(messages) - 1, 0, -1) if messages[n - 1].role != "assistant"), 0)
-
-
 def _turn_starts(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: at each message of the user, and at the very first message."""
+    """Return where turns begin: at each message of the user, and at the first message."""
     return [n for n, message in enumerate(messages) if n == 0 or message.role == "user"]
 
 
 def _replay(
     messages: Sequence[Message], starts: Sequence[int], sizes: Sequence[int], n_fixed: int, room: int, n_summary: int
-) -> tuple[int, bool]:
-    """Go through the conversation as it happened.
+) -> int:
+    """Go through the conversation as it happened, and return the first turn that is kept.
 
     Args:
         messages: without the system prompt.
@@ -195,28 +183,21 @@ def _replay(
         n_fixed: tokens that are always there.
         room: tokens that the prompt may have.
         n_summary: tokens that a summary takes once turns were dropped.
-
-    Returns:
-        (the first turn that is kept, whether the last message moved it).
     """
     ends = [*starts[1:], len(messages)]
     turn_sizes = [sum(sizes[start:end]) for start, end in zip(starts, ends, strict=True)]
-    kept, turn, held = 0, -1, n_fixed
-    is_new = False
+    first, turn, held = 0, -1, n_fixed
     for n, (message, size) in enumerate(zip(messages, sizes, strict=True)):
         if turn + 1 < len(starts) and starts[turn + 1] == n:
             turn += 1
         held += size
-        is_new = False
         if message.role == "assistant" and n < len(messages) - 1:
             continue  # nothing was asked of the model here
-        if held + (n_summary if kept else 0) > room:
-            before = kept
-            while kept < turn and held + n_summary > room // 2:
-                held -= turn_sizes[kept]
-                kept += 1
-            is_new = kept > before
-    return kept, is_new
+        if held + (n_summary if first else 0) > room:
+            while first < turn and held + n_summary > room // 2:
+                held -= turn_sizes[first]
+                first += 1
+    return first
 
 
 def _with_summary(head: Sequence[Message], text: str) -> list[Message]:

@@ -62,8 +62,7 @@ def test_drops_whole_old_turns_and_says_so():
     assert f"oldest {len(window.dropped)} messages" in window.notice
     assert f"{n_dropped_tokens:,} tokens" in window.notice
     assert "400" in window.notice
-    assert choose(messages[:-2]).is_new, "this is where the window was full"
-    assert not window.is_new
+    assert window.dropped == choose(messages[:-2]).dropped != choose(messages[:-4]).dropped, "it was full the turn before"
 
 
 def test_tools_and_their_results_stay_with_their_turn():
@@ -112,17 +111,17 @@ def test_a_branch_keeps_what_it_shares(message_sizes):
 def test_the_prefix_changes_rarely_over_200_turns():
     n_ctx, reserve = 4096, 512
     messages = talk([20 + (n * 37) % 90 for n in range(399)], system=100)
-    previous, n_changes, n_kept_tokens, n_tokens = [], 0, 0, 0
+    previous, n_dropped, n_changes, n_kept_tokens, n_tokens = [], 0, 0, 0, 0
     for request in requests(messages):
         window = choose(request, n_ctx=n_ctx, reserve=reserve)
         n_tokens += window.n_tokens
         if previous and window.messages[: len(previous)] != previous:
             n_changes += 1
-            assert window.is_new
+            assert len(window.dropped) > n_dropped
         else:
             n_kept_tokens += count(previous)
-            assert not window.is_new
-        previous = window.messages
+            assert len(window.dropped) == n_dropped
+        previous, n_dropped = window.messages, len(window.dropped)
     longest_turn = 2 * (110 + PER_MESSAGE)
     # After the window was emptied down to half, this many turns fit at least before it is full again.
     k = ((n_ctx - reserve) // 2 - longest_turn) // longest_turn
@@ -254,9 +253,9 @@ def test_a_counter_counts_each_message_once():
     messages = talk([40] * 101)
     for request in requests(messages):
         fit(request, n_ctx=400, reserve=100, count=counted, count_one=counter)
-    # Per message once; per turn the window and what is always there, and while it is young the whole conversation, now and
-    # before; and two for the counter itself.
-    assert n_calls <= 101 + 2 * 51 + 2 * 12 + 2
+    # Per message once; per turn the window and what is always there, and while it is young the whole conversation; and two for
+    # the counter itself.
+    assert n_calls <= 101 + 2 * 51 + 12 + 2
 
 
 def test_a_counter_forgets_the_oldest():
@@ -272,16 +271,7 @@ def test_a_counter_forgets_the_oldest():
     assert [call for call in calls if call != "Hello"] == ["a", "b", "c", "b"]
 
 
-def test_what_is_counted_a_little_too_high_is_still_told_when_it_happens():
-    boundary = 0
-    for messages in requests(talk([18] * 41)):
-        window = choose(messages, count_one=lambda message: count_one(message) + 2)
-        assert window.is_new == (len(window.dropped) > boundary)
-        boundary = len(window.dropped)
-    assert boundary > 0
-
-
 def test_a_count_that_promised_too_little_still_ends_below_the_window():
     window = choose(talk([50] * 9), count_one=lambda message: 30)
     assert window.n_tokens == count(window.messages) <= 300
-    assert window.is_new
+    assert window.dropped
