@@ -1,4 +1,4 @@
-"""Tells what a template wrote from what people wrote, in the text of a rendered conversation. See `edge.prompt.template`."""
+"""Separates what a template wrote from what people wrote in a rendered conversation. See `edge.prompt.template`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge.types import Message
 __all__ = ["SPECIAL_NAMES", "Guard", "Run", "Segment", "any_of", "segment", "texts_of"]
 
 SPECIAL_NAMES = frozenset(("bos_token", "eos_token"))
-"""Options of a template that come from the model file, not from people."""
+"""Template options that come from the model file, not from people."""
 
 Run = Callable[[Sequence[Message], Mapping[str, Any]], str]
 """Renders messages with options."""
@@ -38,14 +38,13 @@ class Segment:
 def segment(
     run: Run, messages: Sequence[Message], options: Mapping[str, Any], text: str, own_words: re.Pattern[str]
 ) -> tuple[Segment, ...]:
-    """Find the contents in a rendered conversation, by rendering it once more with private characters around them.
+    """Find the contents in a rendered conversation, by rendering it again with private characters around them.
 
     Args:
         run: the template.
-        messages: what was rendered.
-        options: with what.
+        messages, options: what was rendered.
         text: the result.
-        own_words: what the template looks for in messages of the assistant; these words stay outside the marks.
+        own_words: words that the template looks for in messages of the assistant; they stay outside the marks.
 
     Returns:
         The text in parts by who wrote them; () where the marks change what the template writes.
@@ -81,16 +80,16 @@ def segment(
 
 
 class Guard:
-    """Hides words in contents from a template, and shows them again in what it wrote.
+    """Hides words in contents from a template, and shows them again in the result.
 
-    The letters of a hidden word are replaced by private characters, one by one. Whatever a template does to the text, it
-    cannot put the word together from them.
+    Each letter of a hidden word is replaced by a private character. Whatever a template does to the text, it cannot put the
+    word together from them.
 
     Args:
-        words: to hide in everything.
-        foreign_words: to hide in what users and tools wrote, besides.
-        own_words: not to hide in messages of the assistant: what the template looks for there, such as "</think>".
-        texts: all texts that are or will be in play.
+        words: to hide everywhere.
+        foreign_words: also to hide in what users and tools wrote.
+        own_words: not to hide in messages of the assistant, since the template looks for them there: "</think>".
+        texts: all texts in play.
 
     Raises:
         TemplateError: the texts use up all private characters.
@@ -99,41 +98,42 @@ class Guard:
     def __init__(
         self, words: Collection[str], foreign_words: Collection[str], own_words: Collection[str], texts: Collection[str]
     ) -> None:
-        chars = sorted({*"".join(words), *"".join(foreign_words)}.union(*map(_edges, texts)))
+        chars = sorted(
+            {*"".join(words), *"".join(foreign_words)}.union(*(text.strip()[:1] + text.strip()[-1:] for text in texts))
+        )
         private = _free_chars(len(chars), texts)
         self._hide = str.maketrans(dict(zip(chars, private, strict=True)))
         self._show = str.maketrans(dict(zip(private, chars, strict=True)))
-        foreign = any_of({*words, *foreign_words})
         self._words = {"system": any_of(words), "assistant": any_of(set(words).difference(own_words))}
-        self._foreign = foreign
+        self._foreign = any_of({*words, *foreign_words})
 
     def message(self, message: Message) -> Message:
-        """A message with its words hidden."""
+        """Return a message with its words hidden."""
         name = None if message.name is None else self._hide_words(message.name, self._foreign)
-        return replace(
-            message, content=self._hide_words(message.content, self._words.get(message.role, self._foreign)), name=name
-        )
+        content = self._hide_words(message.content, self._words.get(message.role, self._foreign))
+        return replace(message, content=content, name=name)
 
     def edges(self, message: Message) -> Message:
-        """A guarded message with its first and last letter hidden too: with half a control token at its end, whose other
-        half a neighbouring message begins with, it must not make a whole one."""
-        body = message.content.strip()
+        """Return a guarded message with its first and last letter hidden too.
+
+        Half a control token at its end must not make a whole one with the beginning of the next message.
+        """
+        before, body, after = _strip(message.content)
         if not body:
             return message
-        start = message.content.index(body)
         hidden = body[0].translate(self._hide) + body[1:-1] + (body[-1].translate(self._hide) if len(body) > 1 else "")
-        return replace(message, content=message.content[:start] + hidden + message.content[start + len(body) :])
+        return replace(message, content=before + hidden + after)
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options with their words hidden."""
+        """Return options with their words hidden."""
         return {key: value if key in SPECIAL_NAMES else self._guard_value(value) for key, value in options.items()}
 
     def show(self, text: str) -> str:
-        """Text as it would have been."""
+        """Return text with the hidden words shown again."""
         return text.translate(self._show)
 
     def parts(self, text: str) -> Iterable[tuple[str, bool]]:
-        """Text as it would have been, in parts: (text, whether it was hidden)."""
+        """Yield text with the hidden words shown again, in parts: (text, whether it was hidden)."""
         for part in re.split(f"({_PRIVATE}+)", text):
             shown = self.show(part)
             if shown:
@@ -151,7 +151,7 @@ class Guard:
 
 
 def texts_of(messages: Sequence[Message], options: Mapping[str, Any]) -> list[str]:
-    """Every text that did not come from the template or the model file."""
+    """Return every text that did not come from the template or the model file."""
     texts = [message.content for message in messages]
     texts += [message.name for message in messages if message.name is not None]
     todo: list[Any] = [value for key, value in options.items() if key not in SPECIAL_NAMES]
@@ -165,28 +165,26 @@ def texts_of(messages: Sequence[Message], options: Mapping[str, Any]) -> list[st
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the words, the longest first; nothing where there are none."""
+    """Return a pattern that matches any of the words, the longest first; nothing where there are none."""
     return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or "(?!)")
 
 
 def _mark(text: str, opening: str, closing: str) -> str:
-    body = text.strip()
-    if not body:
-        return text
-    start = text.index(body)
-    return f"{text[:start]}{opening}{body}{closing}{text[start + len(body) :]}"
+    before, body, after = _strip(text)
+    return f"{before}{opening}{body}{closing}{after}" if body else text
 
 
-def _edges(text: str) -> str:
+def _strip(text: str) -> tuple[str, str, str]:
+    """Split text into white space, body and white space."""
     body = text.strip()
-    return body[:1] + body[-1:]
+    return text.partition(body) if body else (text, "", "")
 
 
 def _free_chars(count: int, texts: Iterable[str]) -> list[str]:
-    """Private characters that are in none of the texts."""
+    """Return private characters that are in none of the texts."""
     used = {char for text in texts for char in re.findall(_PRIVATE, text)}
     codes = range(0x100000, min(0x100000 + count + len(used), 0x10FFFE))
     free = [char for code in codes if (char := chr(code)) not in used]
     if len(free) < count:
-        raise TemplateError("The messages use up all private characters of Unicode, which edge needs some of.")
+        raise TemplateError("The messages use up all private characters of Unicode; edge needs some of them.")
     return free[:count]

@@ -1,8 +1,8 @@
 """From the pieces of a prompt to tokens, so that only the template's own words become special tokens.
 
 The unit is the *run*: the text between two control tokens of the template. A tokenizer never joins text across a control
-token, so the runs of a prompt, tokenised one by one without control tokens, give the same ids as the whole prompt tokenised
-at once; and a run that was seen in an earlier turn need not be tokenised again.
+token, so tokenising the runs of a prompt one by one, without control tokens, gives the same ids as tokenising the whole
+prompt; and a run seen in an earlier turn need not be tokenised again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Protocol
 __all__ = ["Control", "Encoder", "KnownReply", "Piece", "Tokenize"]
 
 KnownReply = Callable[[str], "Sequence[int] | None"]
-"""Text of an assistant message -> the tokens it was generated as, or None."""
+"""Returns the tokens that an assistant message was generated as, given its text, or None."""
 
 MARKER = re.compile(r"<[^<>\n]{1,120}>|\[[^\[\]\n]{1,80}\]")
-"""What special tokens look like in nearly all models. Used to find them fast, never to decide."""
-
+"""Matches special tokens of nearly all models. Used to find them fast, never to decide."""
 
 _MAX_MEMO = 4096
 _LEADS = ("\n", "x", ".")
@@ -45,8 +44,8 @@ class Piece:
 
     Attributes:
         text: the text.
-        is_foreign: a person or a tool wrote it: what looks like a token of the template's in it is broken up.
-        reply: the whole assistant message whose text, without white space around it, this is.
+        is_foreign: a person or a tool wrote it: what looks like a token of the template in it is split.
+        reply: the assistant message that this is the text of, white space around it stripped.
     """
 
     text: str
@@ -55,7 +54,7 @@ class Piece:
 
 
 class Encoder:
-    """Tokenises prompts of one template with one tokenizer, and remembers what it found out about the two.
+    """Tokenises prompts of one template with one tokenizer, and remembers how the two behave.
 
     Args:
         markers: texts in the template that may be tokens, such as "<tool_call>".
@@ -64,13 +63,10 @@ class Encoder:
     def __init__(self, markers: Iterable[str]) -> None:
         self._markers = tuple(markers)
         self._split_memo: dict[str, tuple[Control | str, ...]] = {}
-        self._is_token_memo: dict[str, bool] = {}
-        self._eats_memo: dict[tuple[str, bool], bool] = {}
-        self._anew_memo: dict[str, bool] = {}
-        self._adds_prefix: bool | None = None
+        self._facts: dict[tuple[str, ...], bool] = {}
 
     def encode(self, items: Iterable[Control | Piece], tokenize: Tokenize, known: KnownReply | None = None) -> list[int]:
-        """Token ids of a prompt."""
+        """Return the token ids of a prompt."""
         ids: list[int] = []
         run: list[Piece] = []
         before: Control | None = None
@@ -87,7 +83,7 @@ class Encoder:
         return ids
 
     def split(self, text: str, tokenize: Tokenize) -> tuple[Control | str, ...]:
-        """Cut text at the control tokens that are written in it."""
+        """Split text at the control tokens that are written in it."""
         parts = self._split_memo.get(text)
         if parts is None:
             found: list[Control | str] = []
@@ -112,30 +108,32 @@ class Encoder:
         return parts
 
     def tokens_of_template(self, tokenize: Tokenize) -> list[str]:
-        """Texts in the template that this tokenizer always reads as one token, control token or not."""
+        """Return the texts in the template that this tokenizer always makes one token of, control token or not."""
         return [marker for marker in self._markers if self._is_token(marker, tokenize)]
+
+    def _once(self, *key: str, find: Callable[[], bool]) -> bool:
+        """Return what `find` returned for this key the first time."""
+        if key not in self._facts:
+            self._facts[key] = find()
+        return self._facts[key]
 
     @staticmethod
     def _has_control(text: str, tokenize: Tokenize) -> bool:
         return tokenize(text, parse_special=True) != tokenize(text, parse_special=False)
 
     def _is_token(self, text: str, tokenize: Tokenize) -> bool:
-        known = self._is_token_memo.get(text)
-        if known is None:
-            known = len(tokenize(text, parse_special=False)) == 1
-            self._is_token_memo[text] = known
-        return known
+        return self._once("token", text, find=lambda: len(tokenize(text, parse_special=False)) == 1)
 
     def _search(self, text: str, tokenize: Tokenize) -> list[Control | str]:
-        """Find control tokens that do not look like any, by bisection: exact, and slow where there are some."""
+        """Find control tokens that `MARKER` does not match, by bisection: exact, and slow where there are some."""
         found: list[Control | str] = []
         while text and self._has_control(text, tokenize):
-            low, high = 1, len(text)  # the shortest beginning that holds a whole control token
+            low, high = 1, len(text)  # the shortest prefix that holds a whole control token
             while low < high:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._has_control(text[:middle], tokenize) else (middle + 1, high)
             end = low
-            low, high = 0, end - 1  # the shortest end of that
+            low, high = 0, end - 1  # the shortest suffix of that
             while low < high:
                 middle = (low + high + 1) // 2
                 low, high = (middle, high) if self._has_control(text[middle:end], tokenize) else (low, middle - 1)
@@ -167,7 +165,7 @@ class Encoder:
     def _cuts(
         self, run: list[Piece], text: str, tokenize: Tokenize, known: KnownReply | None
     ) -> list[tuple[int, int, Sequence[int]]]:
-        """Where a run is not tokenised as a whole: (start, end, the tokens that stand for that part)."""
+        """Return the parts of a run that are not tokenised with the rest: (start, end, tokens of that part)."""
         cuts: list[tuple[int, int, Sequence[int]]] = []
         position = 0
         for piece in run:
@@ -186,12 +184,12 @@ class Encoder:
         return sorted(cuts, key=lambda cut: cut[:2])
 
     def _leads(self, before: Control | None, tokenize: Tokenize) -> tuple[str, ...]:
-        """Texts that stand for what is in front of a run; none where a run is tokenised as at the start of a text."""
-        return () if before is None or self._starts_anew(before, tokenize) else (before.text, *_LEADS)
+        """Return texts that stand for what precedes a run; none where a run is tokenised as at the start of a text."""
+        return () if before is None or self._restarts(before, tokenize) else (before.text, *_LEADS)
 
     def _encode_text(self, text: str, tokenize: Tokenize, leads: Sequence[str]) -> list[int]:
         if text and leads and self._prefixes(tokenize):
-            # Tokenizers of the SentencePiece kind put a space before a text, but not before what follows other text.
+            # Tokenizers of the SentencePiece kind put a space before a text, but not before text that follows other text.
             is_plain = not self._has_control(text, tokenize)
             for lead in leads:
                 if lead not in _LEADS and not is_plain:
@@ -203,24 +201,27 @@ class Encoder:
         return tokenize(text, parse_special=False) if text else []
 
     def _prefixes(self, tokenize: Tokenize) -> bool:
-        if self._adds_prefix is None:
-            line_break = tokenize("\n", parse_special=False)
-            self._adds_prefix = tokenize("\nx", parse_special=False) != line_break + tokenize("x", parse_special=False)
-        return self._adds_prefix
+        """Tell if the tokenizer puts a space before a text."""
 
-    def _starts_anew(self, control: Control, tokenize: Tokenize) -> bool:
-        """Whether text behind a control token is tokenised as at the start of a text."""
-        known = self._anew_memo.get(control.text)
-        if known is None:
-            known = tokenize(control.text + "x", parse_special=True) == [*control.ids, *tokenize("x", parse_special=False)]
-            self._anew_memo[control.text] = known
-        return known
+        def find() -> bool:
+            line_break = tokenize("\n", parse_special=False)
+            return tokenize("\nx", parse_special=False) != line_break + tokenize("x", parse_special=False)
+
+        return self._once("prefix", find=find)
+
+    def _restarts(self, control: Control, tokenize: Tokenize) -> bool:
+        """Tell if text behind a control token is tokenised as at the start of a text."""
+
+        def find() -> bool:
+            return tokenize(control.text + "x", parse_special=True) == [*control.ids, *tokenize("x", parse_special=False)]
+
+        return self._once("restarts", control.text, find=find)
 
     def _eats(self, control: Control, tokenize: Tokenize, *, right: bool) -> bool:
-        key = (control.text, right)
-        known = self._eats_memo.get(key)
-        if known is None:
+        """Tell if a control token swallows the white space on one side of it."""
+
+        def find() -> bool:
             texts = [control.text + space + "x" if right else "x" + space + control.text for space in ("\n\n", "")]
-            known = tokenize(texts[0], parse_special=True) == tokenize(texts[1], parse_special=True)
-            self._eats_memo[key] = known
-        return known
+            return tokenize(texts[0], parse_special=True) == tokenize(texts[1], parse_special=True)
+
+        return self._once("right" if right else "left", control.text, find=find)

@@ -1,7 +1,7 @@
-"""Fits a conversation to what a chat template accepts. Many refuse a system prompt, tool results or two messages in a row.
+"""Fits a conversation to a chat template. Many refuse a system prompt, tool results or two messages of one role in a row.
 
-What a template can do is found out once, by rendering small conversations. So the same message is always treated the same
-way, whatever follows it, and the tokens of a conversation that grows keep their prefix.
+A template is probed once, with small conversations. So a message is always treated the same way, whatever follows it, and the
+tokens of a growing conversation keep their prefix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Abilities", "adapt", "probe"]
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a template accepts.
+    """Messages that a template accepts.
 
     Attributes:
         system: a system prompt, which it also shows.
@@ -45,7 +45,7 @@ def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
     """
 
     def accepts(*roles: str) -> bool:
-        # Words that no template contains, so that a message which is left out is noticed.
+        # Words that no template contains, so that a dropped message is noticed.
         messages = [Message(role, f"qwib{number}vex") for number, role in enumerate(roles)]  # type: ignore[arg-type]
         try:
             text = render(messages)
@@ -64,14 +64,14 @@ def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
 
 
 def adapt(messages: Sequence[Message], abilities: Abilities = _NOTHING) -> tuple[list[Message], list[str]]:
-    """Rewrite what a template does not accept.
+    """Rewrite the messages that a template does not accept.
 
     Args:
         messages: the conversation.
-        abilities: what the template accepts; the default is nothing but user and assistant in turn.
+        abilities: of the template; the default is nothing but user and assistant in turn.
 
     Returns:
-        (the messages to render, what the user should know of it).
+        (the messages to render, notices for the user).
     """
     notices: list[str] = []
     adapted = list(messages)
@@ -99,7 +99,7 @@ def _tools_as_user(messages: list[Message], notices: list[str]) -> list[Message]
 
 
 def _place_systems(messages: list[Message], abilities: Abilities, notices: list[str]) -> list[Message]:
-    """Put system messages where they are accepted: at the start, or in front of what the user says next."""
+    """Move system messages to where they are accepted: to the start, or in front of the user's next message."""
     placed: list[Message] = []
     waiting: list[str] = []
     moved = False

@@ -1,7 +1,7 @@
-"""From the bytes of tokens to text that can be shown: whole characters, and nothing of a stop text.
+"""From the bytes of tokens to text that can be shown: whole characters, and no part of a stop text.
 
-Tokens cut text anywhere: in the middle of a character and in the middle of a stop text. Both classes here hold back the
-least that is needed and give the same result however the input was cut. Neither is thread-safe; one reply owns one of each.
+Tokens split text anywhere, in the middle of a character and of a stop text. Both classes withhold as little as possible and
+give the same result however the input was split. Neither is thread-safe; one reply owns one of each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["StopMatcher", "TextStream"]
 
 
 class TextStream:
-    """Turns a stream of UTF-8 bytes into text without ever giving half a character.
+    """Decodes a stream of UTF-8 bytes, never half a character.
 
-    Bytes that cannot be UTF-8 become U+FFFD as soon as that is certain, so a broken byte never holds up what follows.
+    Bytes that cannot be UTF-8 become U+FFFD as soon as that is certain, so a broken byte never delays what follows.
     The unit is the code point: an emoji of several code points may arrive in several pieces.
     """
 
@@ -25,24 +25,24 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes) -> str:
-        """Take more bytes; returns the text that is complete now (often "")."""
+        """Take more bytes, and return the text that is complete now (often "")."""
         return self._decoder.decode(data)
 
     def final(self) -> str:
-        """End the stream: the bytes still held back are broken and come as U+FFFD. A new stream may start afterwards."""
+        """End the stream, and return U+FFFD for an incomplete character. A new stream may start afterwards."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
 
 class StopMatcher:
-    """Ends a text at the first stop text in it, and keeps that stop text from being shown.
+    """Ends a text before the first stop text in it.
 
     The match that is complete first wins; of several that end at the same character, the one that starts first. So the
-    result is the same however the text was cut into pieces, and generation stops as soon as it can.
+    result is the same however the text was split, and generation stops as soon as it can.
 
     Args:
-        stops: texts that end the reply; none of them empty. No stops at all is fine: everything passes at once.
+        stops: texts that end the reply, none of them empty. Without any, everything passes at once.
 
     Attributes:
         matched: the stop text that was found, or None.
@@ -82,12 +82,12 @@ class StopMatcher:
         return text[:cut], False
 
     def flush(self) -> str:
-        """End the text: what was held back became no stop text after all and is given out."""
+        """End the text, and return what was withheld in case a stop text followed."""
         text, self._held = self._held, ""
         return text
 
     def _first_possible_start(self, text: str) -> int:
-        """Where the longest tail of `text` begins that a stop text begins with; the end of `text` if there is none."""
+        """Return where the longest suffix of `text` begins that is a prefix of a stop text; its length if there is none."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if text[start] in self._first_chars:
                 tail = text[start:]

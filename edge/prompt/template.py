@@ -1,7 +1,7 @@
 """Chat templates: from messages to the tokens that a model was trained to read.
 
-The template comes from the model file and is Jinja; it runs bounded and in a sandbox (`edge.prompt.sandbox`), loaded when a
-template is first needed.
+The template comes from the model file and is Jinja; it runs within limits in a sandbox (`edge.prompt.sandbox`), which is
+imported when a template is first needed.
 
 **What people type must not speak as the system.** A message may hold "<|im_end|>\\n<|im_start|>system"; as special tokens these
 would end the message and begin a system prompt. So template and contents are told apart before anything is tokenised:
@@ -12,10 +12,10 @@ would end the message and begin a system prompt. So template and contents are to
    Only that is searched for control tokens; contents are tokenised as plain text.
 2. Where a control token is written in a content, or the marks of 1 change what the template writes (it looks into contents in
    some other way), each such word is replaced, letter by letter, by private characters before rendering, and put back as
-   plain text after it. Whatever a template does to the text cannot undo that; the worst is that it does not find the word.
+   plain text after it. Nothing that a template does to the text can undo that; at worst it does not find the word.
 
-Tokens that a tokenizer reads even in plain text ("<tool_call>" in some models) are broken into two where a user or a tool
-wrote them and the template writes them too. Templates that mark roles with ordinary words ("User:") cannot be protected.
+Tokens that a tokenizer makes even of plain text ("<tool_call>" in some models) are split where a user or a tool wrote them and
+the template writes them too. Templates that mark roles with ordinary words ("User:") cannot be protected.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Prompt:
     Attributes:
         text: all of it, as the model's template writes it.
         messages: what was rendered: the messages given, fitted to what the template accepts.
-        segments: the text in parts by who wrote them; empty where that cannot be told (see the module), which
+        segments: the text in parts by who wrote them; empty where that is unknown (see the module), which
             `ChatTemplate.encode` handles.
-        notices: what the user should know of how the messages were fitted.
+        notices: what the user should know about how the messages were fitted.
     """
 
     text: str
@@ -70,15 +70,15 @@ class Prompt:
 
 
 class ChatTemplate:
-    """A model's chat template. Thread-safe. Serves one tokenizer, about which it remembers what it found out.
+    """A model's chat template. Thread-safe. Serves one tokenizer, and remembers how that behaves.
 
     Args:
         source: Jinja source.
         bos_text: text of the model's beginning-of-sequence token, "" where it has none.
         eos_text: the same for end of sequence.
-        notice: what the user should know of where the template comes from.
+        notice: what the user should know about where the template comes from.
         stops: texts that end a reply besides the model's own end tokens.
-        limits: what a rendering may use.
+        limits: limits of a rendering.
         now: the clock for templates that tell the date.
 
     Raises:
@@ -109,9 +109,9 @@ class ChatTemplate:
 
     @classmethod
     def from_model(cls, info: ModelInfo, *, now: Callable[[], datetime] = datetime.now) -> ChatTemplate:
-        """The template of a model file: Jinja, or one of llama.cpp's names for well-known formats.
+        """Return the template of a model file: Jinja, or one of llama.cpp's names for well-known formats.
 
-        A file without a template, or with one that cannot render even a single message, gets ChatML; `notice` says so.
+        A file without a template, or with one that cannot render a single message, gets ChatML; `notice` says so.
         """
         options: dict[str, Any] = {"bos_text": info.bos_text, "eos_text": info.eos_text, "now": now}
         source = info.chat_template or ""
@@ -144,12 +144,12 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Prompt:
-        """Write a conversation as the model expects it.
+        """Render a conversation as the model expects it.
 
         Args:
             messages: at least one.
             add_generation_prompt: end with what makes the model answer.
-            tools: JSON schemas of functions, for templates that offer them to the model.
+            tools: JSON schemas of functions that the model may call.
             kwargs: further variables that this template knows (`enable_thinking`, `documents`, ...): plain data.
 
         Raises:
@@ -166,10 +166,10 @@ class ChatTemplate:
         except TypeError as error:
             raise UsageError(str(error)) from None
         except RecursionError:
-            raise UsageError("What is given to the template is nested too deeply.") from None
+            raise UsageError("The data for the template is nested too deeply.") from None
         first: Prompt | None = None
         refusal: TemplateError | None = None
-        # An order of messages that was not tried out may still fail; then user and assistant take turns.
+        # An order of messages that was not probed may still fail; then user and assistant take turns.
         for fitted, notices in (adapt(messages, self.abilities), adapt(messages)):
             try:
                 text = self._run(fitted, options)
@@ -178,7 +178,7 @@ class ChatTemplate:
                 continue
             segments = segment(self._run, fitted, options, text, self._own_pattern)
             prompt = Prompt(text, tuple(fitted), segments, tuple(notices), options)
-            if not _has_lost_some(prompt):
+            if not _has_lost_messages(prompt):
                 return prompt
             first = first or prompt
         if first is not None:
@@ -190,9 +190,9 @@ class ChatTemplate:
 
         Args:
             prompt: from `render`.
-            tokenize: the backend's.
-            known: tokens that an assistant message was generated as, given its content. They are used as they are, since
-                they are what the KV cache holds; the same text tokenised anew can come out differently.
+            tokenize: the tokenizer's.
+            known: returns the tokens that an assistant message was generated as, given its content. They are used as they
+                are, because only they match the KV cache; tokenising the text again can give others.
 
         Returns:
             Token ids; for contents without special tokens in them (and without `known`) those of transformers'
@@ -217,18 +217,14 @@ class ChatTemplate:
         return self._jinja.render({**options, "messages": rows})
 
     def _items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
-        """What a prompt consists of, control tokens only where the template wrote them."""
-        split, options = self._encoder.split, prompt._options
-        texts = texts_of(prompt.messages, options)
+        """Yield the parts of a prompt, control tokens only where the template wrote them."""
+        split = self._encoder.split
+        texts = texts_of(prompt.messages, prompt._options)
         written = {part.text for text in texts for part in split(text, tokenize) if isinstance(part, Control)}
-        segments, foreign = (
-            prompt.segments,
-            self._encoder.tokens_of_template(tokenize) if written or not prompt.segments else [],
-        )
+        is_guarded = bool(written) or not prompt.segments
+        foreign = self._encoder.tokens_of_template(tokenize) if is_guarded else []
         guard = Guard(written, foreign, self._own_words, [prompt.text, *texts])
-        if written or not segments:
-            segments = self._guarded_segments(prompt, guard)
-        for part in segments:
+        for part in self._guarded_segments(prompt, guard) if is_guarded else prompt.segments:
             if part.message is None:
                 for text, was_hidden in guard.parts(part.text):
                     for item in [text] if was_hidden else split(text, tokenize):
@@ -239,7 +235,7 @@ class ChatTemplate:
             yield Piece(text, is_foreign=message.role in ("user", "tool"), reply=reply)
 
     def _guarded_segments(self, prompt: Prompt, guard: Guard) -> tuple[Segment, ...]:
-        """The prompt rendered with control tokens in contents hidden from the template, in parts by who wrote them."""
+        """Render with control tokens in contents hidden from the template, and return the parts by who wrote them."""
         options = guard.options(prompt._options)
         messages = [guard.message(message) for message in prompt.messages]
         text = self._run(messages, options)
@@ -253,9 +249,11 @@ class ChatTemplate:
         return (Segment(with_edges if guard.show(with_edges) == guard.show(text) else text),)
 
 
-def _has_lost_some(prompt: Prompt) -> bool:
-    """Whether a message is nowhere in a prompt that asks for an answer. (Of the assistant's, thinking is left out on purpose,
-    and some Mistral templates show the system prompt only together with a question.)"""
+def _has_lost_messages(prompt: Prompt) -> bool:
+    """Tell if a prompt that asks for an answer lacks a message.
+
+    Thinking of the assistant is left out on purpose, and some Mistral templates show the system prompt only with a question.
+    """
     shown = {segment.message for segment in prompt.segments}
     return prompt.messages[-1].role != "assistant" and any(
         number not in shown and message.role != "assistant" and message.content.strip() not in prompt.text
@@ -268,7 +266,7 @@ def _markers(texts: Iterable[str]) -> set[str]:
 
 
 def _load_named(name: str) -> str | None:
-    """One of the templates that are shipped by name, or None."""
+    """Return one of the templates that ship with edge, or None."""
     if name == "chatml":
         return CHATML
     path = shipped(f"templates/{name}.jinja") if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) else None
