@@ -8,18 +8,18 @@
     │   ├── ModelFileError          1   truncated, corrupt, not a model, unknown architecture
     │   ├── ModelTooLargeError      1   does not fit in this device's memory
     │   └── TemplateError           1   the model's chat template cannot be used
-    ├── DownloadError               1   the other side failed, lied or went away
+    ├── DownloadError               1   the server failed, lied or went away
     │   ├── AccessDeniedError       1   401 or 403: a token or a licence is missing
-    │   └── ChecksumError           1   what arrived is not what was promised
+    │   └── ChecksumError           1   size or hash differ from what was promised
     ├── StorageError                1   disk full, read-only, locked, not ours
     ├── BackendError                1   the engine failed
-    │   ├── BackendUnavailableError 4   the accelerator or engine asked for is not here
+    │   ├── BackendUnavailableError 4   the required accelerator or engine is not on this device
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
     └── CancelledError              130 stopped by the user
 
-An error says three things: what happened and what it means (`message`), and what to do next (`hint`).
+An error has three parts: what happened and what it means (`message`), and what to do next (`hint`).
 Only the command line and the chat app print errors; everything below them raises.
 """
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 BUILD_HINT = "make install in a checkout; otherwise see docs/install.md"
-"""How to get an engine that was built for this machine."""
+"""Hint for an engine that must be built for this machine."""
 
 
 class EdgeError(Exception):
@@ -107,15 +107,15 @@ class DownloadError(EdgeError):
 
 
 class AccessDeniedError(DownloadError):
-    """The server wants a token, or its owner wants a licence accepted (HTTP 401, 403)."""
+    """The server wants a token, or the model's licence must be accepted (HTTP 401, 403)."""
 
 
 class ChecksumError(DownloadError):
-    """What arrived is not what was promised (size or hash)."""
+    """Size or hash of a download differ from what was promised."""
 
 
 class StorageError(EdgeError):
-    """The disk is full, read-only or locked, or a file there is not what we wrote."""
+    """The disk is full, read-only or locked, or a file there is not one of ours."""
 
 
 class BackendError(EdgeError):
@@ -123,7 +123,7 @@ class BackendError(EdgeError):
 
 
 class BackendUnavailableError(BackendError):
-    """The backend or accelerator that was asked for is not on this device."""
+    """The required backend or accelerator is not on this device."""
 
     exit_code = 4
 

@@ -1,18 +1,19 @@
-"""SHA-256 of large files, remembered, so that a model is read through once and not at every start.
+"""SHA-256 of large files, remembered, so that a model is hashed once and not at every start.
 
-A remembered hash counts as long as the file's size, time of change and inode are those it had. That finds every change made
-through the file system; it does not find bits that rot on the disk, for which `edge models show --verify` reads again.
+A remembered hash holds while the file's size, time of change and inode stay the same. That finds every change made through the
+file system, but not bits that rot on the disk: for those `edge models show --verify` hashes again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge.errors import ModelFileError, StorageError
-from edge.files import write_private
+from edge.files import read_bytes, write_private
 
 __all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "join_sha256"]
 
@@ -20,18 +21,19 @@ CHUNK_BYTES = 1 << 20
 _FILE = "hashes.json"
 _MAX_BYTES = 4 << 20
 _MAX_ENTRIES = 1000
+_Entry = list[int | str]  # size in bytes, time of change in ns, inode, SHA-256
 
 
 def file_sha256(
     path: Path, *, cache_dir: Path | None = None, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
 ) -> str:
-    """The SHA-256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Args:
         path: the file.
-        cache_dir: where hashes are remembered; None reads the file every time.
-        fresh: read the file even if its hash is remembered.
-        on_bytes: called with the number of bytes read so far; not called when the hash was remembered.
+        cache_dir: where hashes are remembered; None hashes every time.
+        fresh: hash the file even if its hash is remembered.
+        on_bytes: called with the number of bytes read so far, unless the hash was remembered.
 
     Raises:
         ModelFileError: the file cannot be read.
@@ -53,7 +55,7 @@ def file_sha256(
 
 
 def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None, fresh: bool = False) -> str:
-    """One SHA-256 for several files; that of the file where it is only one. Their names and order count.
+    """Return one SHA-256 for several files, or that of the only file. Their names and order count.
 
     Args:
         paths: at least one.
@@ -66,7 +68,7 @@ def files_sha256(paths: Sequence[Path], *, cache_dir: Path | None = None, fresh:
 
 
 def join_sha256(digests: Sequence[tuple[str, str]]) -> str:
-    """What `files_sha256` gives for files whose names and SHA-256 are known."""
+    """Return what `files_sha256` returns for files whose names and SHA-256 are known."""
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests).encode()).hexdigest()
@@ -84,26 +86,22 @@ def _read(path: Path, on_bytes: Callable[[int], None] | None) -> str:
     return digest.hexdigest()
 
 
-def _load(cache_dir: Path) -> dict[str, list[int | str]]:
-    """What is remembered. A file that is missing or damaged is no error: it only saves time."""
+def _load(cache_dir: Path) -> dict[str, _Entry]:
+    """Return the remembered hashes; none if the file is missing or damaged, since it only saves time."""
     try:
-        with (cache_dir / _FILE).open("rb") as file:
-            known = json.loads(file.read(_MAX_BYTES))
-    except (OSError, ValueError):
+        known = json.loads(read_bytes(cache_dir / _FILE, _MAX_BYTES))  # msgspec refuses paths that are not UTF-8
+    except (ModelFileError, ValueError):
         return {}
     if not isinstance(known, dict):
         return {}
     return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
 
 
-def _remember(cache_dir: Path, path: str, entry: list[int | str]) -> None:
+def _remember(cache_dir: Path, path: str, entry: _Entry) -> None:
     known = _load(cache_dir)
     known.pop(path, None)
     known[path] = entry
     while len(known) > _MAX_ENTRIES:
         known.pop(next(iter(known)))
-    try:
+    with contextlib.suppress(StorageError):  # a read-only or full cache only costs time at the next start
         write_private(cache_dir / _FILE, json.dumps(known).encode())
-    except StorageError:
-        # A read-only or full cache costs time at the next start, nothing else.
-        pass

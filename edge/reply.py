@@ -1,4 +1,4 @@
-"""A reply while it is being written: what `send` and `generate` give back."""
+"""A running reply, as `send` and `generate` return it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Reply:
         with conversation.send("hi") as reply: ...      # leaving the block stops what is still running, and waits for that
 
     Attributes:
-        notices: what the user should know of how this reply came about, for example what no longer fits the window.
-        progress: (tokens of the prompt that are read, tokens of the prompt); (0, 0) before that is known.
-        finish_reason: "stop", "length", "cancelled" or "error"; None while it is being written.
-        usage, timing: what the turn took; complete when the reply is.
-        cost: what it took from the device: memory, and energy where that is known.
-        held_back: what was held back meanwhile because the device was hot, low on battery or short of memory, in a few words.
+        notices: what the user should know about this reply, for example which messages no longer fit the window.
+        progress: (tokens of the prompt in the KV cache, tokens of the prompt); (0, 0) before that is known.
+        finish_reason: "stop", "length", "cancelled" or "error"; None while it runs.
+        usage, timing: tokens and times of the turn; complete when the reply is.
+        cost: memory of the turn, and energy where that is known.
+        held_back: how the engine was throttled meanwhile, since the device was hot, low on battery or short of memory.
         node: the saved message, once there is one; None for replies outside a conversation.
-        tokens: ids of the reply's tokens, once it is over; empty when a stop text cut through them.
+        tokens: token ids of the reply, once it is over; empty when a stop text ended it.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """What has been written so far."""
+        """The text so far."""
         return "".join(self._pieces)
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the reply is over."""
         return self.finish_reason is not None
 
     @property
@@ -69,11 +69,11 @@ class Reply:
 
     @property
     def error(self) -> EdgeError | None:
-        """What broke it off, if anything did; iterating or waiting raises it."""
+        """The error that ended it, if one did; iterating or waiting raises it."""
         return self._error
 
     def cancel(self) -> None:
-        """Stop writing. What was written stays; does nothing once the reply is done."""
+        """Stop the reply and keep its text; does nothing once the reply is over."""
         with self._changed:
             self._is_cancelled = True
             on_cancel = self._on_cancel
@@ -84,14 +84,14 @@ class Reply:
         """Wait until the reply is over.
 
         Args:
-            timeout_s: give up after so many seconds; None waits as long as it takes.
+            timeout_s: longest time to wait, in seconds; None waits as long as it takes.
 
         Returns:
             The whole text.
 
         Raises:
-            TimeoutError: it is still being written.
-            EdgeError: what broke it off.
+            TimeoutError: it still runs.
+            EdgeError: the error that ended it.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_done, timeout_s):
@@ -101,10 +101,10 @@ class Reply:
         return self.text
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the text in pieces, from its beginning.
+        """Yield the text in pieces, from the start.
 
         Raises:
-            EdgeError: what broke it off, after the pieces before it.
+            EdgeError: the error that ended it, after the pieces before it.
         """
         position = 0
         while True:
@@ -119,10 +119,10 @@ class Reply:
             raise self._error
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Yield the text in pieces, from its beginning, without blocking the event loop.
+        """Yield the text in pieces, from the start, without blocking the event loop.
 
         Raises:
-            EdgeError: what broke it off, after the pieces before it.
+            EdgeError: the error that ended it, after the pieces before it.
         """
         position = 0
         while True:
@@ -172,10 +172,10 @@ class Reply:
                 self._waiters.append((loop, future))
             await future
 
-    # The turn that writes the reply calls these, from its own thread.
+    # The turn calls these from its own thread.
 
     def _bind(self, on_cancel: Callable[[], None]) -> None:
-        """Say how to cancel; done at once when that was asked for already."""
+        """Set the function that cancels; call it at once if cancel() was called before."""
         with self._changed:
             self._on_cancel = on_cancel
             is_cancelled = self._is_cancelled
@@ -201,7 +201,7 @@ class Reply:
             try:
                 loop.call_soon_threadsafe(_resolve, future)
             except RuntimeError:
-                pass  # that event loop is closed, so nobody waits there any more
+                pass  # that event loop is closed: nobody waits there
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""The values that travel between the rooms: frozen, validated where they are made, no behaviour beyond that."""
+"""Frozen values that all rooms use, validated where they are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: who speaks.
+        role: of the speaker.
         content: the text.
         name: the tool's or speaker's name, where the role has one.
     """
@@ -35,8 +35,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The names, order and meaning are those of llama.cpp's sampler chain:
-    logit bias, penalties, DRY, top-k, typical-p, top-p, min-p, XTC, temperature, draw.
+    """Settings of the sampler. Names, order and meaning are those of llama.cpp's sampler chain: logit bias, penalties, DRY,
+    top-k, typical-p, top-p, min-p, XTC, temperature, draw.
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it (>= 0).
@@ -45,20 +45,20 @@ class Sampling:
         min_p: drop tokens less likely than min_p times the likeliest (0 to 1; 0 keeps all).
         typical_p: locally typical sampling (0 to 1; 1 turns it off).
         repeat_penalty: divides the logits of tokens seen in the last `repeat_last_n` (> 0; 1 turns it off).
-        repeat_last_n: how many tokens back the penalties look; -1 is the whole context, 0 none.
+        repeat_last_n: number of newest tokens that the penalties look at; -1 is the whole context, 0 none.
         frequency_penalty: subtracted per earlier occurrence (0 turns it off).
         presence_penalty: subtracted once when the token occurred (0 turns it off).
         dry_multiplier: strength of DRY, which punishes continuing a repeated sequence (0 turns it off).
         dry_base: base of DRY's exponential.
         dry_allowed_length: repeats up to this many tokens go unpunished.
-        dry_penalty_last_n: how many tokens back DRY looks; -1 is the whole context.
+        dry_penalty_last_n: number of newest tokens that DRY looks at; -1 is the whole context.
         dry_sequence_breakers: texts that end a repeated sequence.
         xtc_probability: chance that XTC drops all but the least likely of the top tokens (0 turns it off).
         xtc_threshold: the probability a token must have for XTC to count it as a top token.
         seed: makes the draw repeatable; None takes a fresh one.
         logit_bias: token id -> value added to its logit; -inf forbids the token.
         stop: texts that end the reply; they may span tokens and are not part of the reply.
-        max_tokens: the longest reply in tokens; None is until the model stops or the window is full.
+        max_tokens: length of the longest reply in tokens; None is until the model stops or the window is full.
 
     Raises:
         UsageError: a value is out of its range.
@@ -119,15 +119,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one turn read and wrote, in tokens.
+    """Tokens of one turn.
 
     Attributes:
-        n_prompt: tokens of the whole prompt.
-        n_reused: of these, how many did not have to be computed: they were in the KV cache or on the disk.
+        n_prompt: tokens of the prompt.
+        n_reused: tokens of the prompt that were in the KV cache or on the disk and not computed.
         n_generated: tokens of the reply.
-        n_restored: of the reused ones, how many came from the disk.
-        saved_ms: about what computing the reused ones would have taken, less what restoring them took.
-        is_answer_cached: nothing was computed at all: the same request had been answered before.
+        n_restored: reused tokens that came from the disk.
+        saved_ms: estimated time to compute the reused tokens, less the time to restore them.
+        is_answer_cached: nothing was computed: the same request was answered before.
     """
 
     n_prompt: int = 0
@@ -139,20 +139,20 @@ class Usage:
 
     @property
     def n_computed(self) -> int:
-        """Prompt tokens that had to be computed."""
+        """Prompt tokens that were computed."""
         return self.n_prompt - self.n_reused
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of one turn went, in milliseconds of wall clock.
+    """Times of one turn, in milliseconds of wall clock.
 
     Attributes:
-        queue_ms: waiting for the engine, which another turn was using.
+        queue_ms: waiting for the engine while another turn used it.
         tokenize_ms: template and tokenizer.
         prefill_ms: computing the part of the prompt that was not in the cache.
-        first_token_ms: from the request to the first text that can be shown; 0 when there was none.
-        decode_ms: from the first token to the last.
+        first_token_ms: from the request to the first text that can be shown; 0 without any.
+        decode_ms: from the first token to the end, also while its text was withheld in case a stop text followed.
         total_ms: from the request to the end.
     """
 
@@ -164,5 +164,5 @@ class Timing:
     total_ms: float = 0.0
 
     def tokens_per_s(self, n_generated: int) -> float:
-        """Decode speed; the first token belongs to prefill and is not counted. 0 when there is too little to tell."""
+        """Return the decode speed. The first token belongs to prefill and does not count; 0 with fewer than two tokens."""
         return (n_generated - 1) * 1000.0 / self.decode_ms if n_generated > 1 and self.decode_ms > 0 else 0.0

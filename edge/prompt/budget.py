@@ -1,7 +1,7 @@
-"""What one rendering of a chat template may use, and the prices of what it does. See `edge.prompt.sandbox`.
+"""Limits of one rendering of a chat template, and the price of each operation. See `edge.prompt.sandbox`.
 
-Nothing can interrupt a single long operation inside the interpreter from outside, so an operation that multiplies text
-(`*`, replace, join, format, ...) is priced before it runs, and everything that repeats pays a step each time.
+Nothing can interrupt a single long operation of the interpreter, so an operation that multiplies text (`*`, replace, join,
+format, ...) is priced before it runs, and everything that repeats pays a step each time.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one rendering may use. Real templates stay far below: the longest known has 20 thousand characters.
+    """Limits of one rendering. Real templates stay far below: the longest known has 20 thousand characters.
 
     Attributes:
         source_chars: length of the template itself.
         steps: loop turns, calls, operators and filters.
-        chars: characters of text made on the way, besides `chars_per_input_char` for each character it was given.
+        chars: characters of text made on the way, besides `chars_per_input_char` for each character of the input.
         chars_per_input_char: see `chars`.
-        seconds: wall clock; the others end a rendering first, except on a very slow or busy device.
+        seconds: wall clock; the other limits end a rendering first, except on a very slow or busy device.
     """
 
     source_chars: int = 500_000
@@ -51,7 +51,7 @@ class Limits:
 
 
 class LimitError(Exception):
-    """The template used up its budget. No Jinja or Python error, so that nothing in between takes it for its own."""
+    """The template used up its budget. Not a Jinja or Python error, so that nothing in between catches it."""
 
 
 _MAX_NUMBER = 100_000  # the sandbox's own limit on ranges; no template needs a larger width, count or indent
@@ -62,7 +62,7 @@ _CONTAINERS = (list, tuple, Mapping, set, frozenset, KeysView, ValuesView, Items
 
 
 class Budget:
-    """What is left of the limits in one rendering."""
+    """The rest of the limits in one rendering."""
 
     def __init__(self, limits: Limits, n_input_chars: int = 0) -> None:
         self.chars = limits.chars + limits.chars_per_input_char * n_input_chars
@@ -83,19 +83,19 @@ class Budget:
                 raise LimitError("it runs too long")
 
     def spend(self, n_chars: int) -> None:
-        """Pay for text that is about to be made, or was just made."""
+        """Pay for text."""
         self.chars -= n_chars
         if self.chars < 0:
             raise LimitError("it makes too much text")
 
     def measure(self, value: object) -> int:
-        """Length of `value` as text, roughly, counting what is in it as often as it is in it."""
+        """Return about the length of `value` as text, counting what is in it as often as it is in it."""
         if isinstance(value, str):
             return len(value) + 1
         if isinstance(value, int):
             return value.bit_length() // 3 + 1
         if isinstance(value, Namespace):
-            # Namespaces can be changed after they were measured, and could then hold themselves.
+            # Namespaces can change after they were measured, and could then hold themselves.
             raise LimitError("it puts a namespace into a value")
         if not isinstance(value, _CONTAINERS):
             return 1
@@ -117,7 +117,7 @@ budget: ContextVar[Budget] = ContextVar("edge_template_budget")
 
 
 def pay(value: Any) -> Any:
-    """Pay for a value that was made, and give it back; refuses nested lists that would explode when written out."""
+    """Pay for a value and return it; refuse nested lists that would explode when written out."""
     left = budget.get()
     if isinstance(value, str):
         left.spend(len(value))
@@ -128,7 +128,7 @@ def pay(value: Any) -> Any:
 
 
 def join(parts: Iterable[object], separator: str = "") -> str:
-    """separator.join(parts), paid for part by part."""
+    """Return separator.join(parts), paid for part by part."""
     left = budget.get()
     texts = []
     for part in parts:
@@ -164,7 +164,7 @@ def check_binop(operator: str, left: Any, right: Any) -> None:
 
 
 def call_method(text: str, name: str, args: tuple[Any, ...]) -> str | None:
-    """Guard a method of str. Returns the result where the guard makes it itself, None where Python may."""
+    """Pay for a method of str before it runs. Returns the result if it was computed here, None if Python may compute it."""
     check_numbers(args)
     if name == "join" and len(args) == 1:
         return join(args[0], text)
@@ -194,13 +194,13 @@ def check_filter(name: str, value: Any, options: list[Any]) -> None:
 
 
 def check_numbers(values: Iterable[object]) -> None:
-    """Refuse numbers that are no sensible size of anything."""
+    """Refuse numbers that are too large for a size."""
     if any(isinstance(value, int) and abs(value) > _MAX_NUMBER for value in values):
         raise LimitError(f"it uses a number above {_MAX_NUMBER:,} as a size")
 
 
 def price_format(text: str, values: Iterable[object]) -> int:
-    """Upper bound of the length of text.format(values)."""
+    """Return an upper bound of the length of text.format(values)."""
     n_fields = 0
     for _, field, spec, _ in string.Formatter().parse(text):
         if field is None:

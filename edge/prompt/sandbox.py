@@ -1,8 +1,8 @@
-"""Runs a chat template from a model file: with what transformers offers templates, and within limits.
+"""Runs a chat template from a model file within limits, with the functions that transformers offers templates.
 
-A template is a program by a stranger. Jinja's immutable sandbox keeps it from Python's internals and from changing what it
-is given; it does not keep it from running for ever or from filling the memory. So every loop turn, call, operator and filter
-of a template passes through a budget of steps, of characters made and of time (`edge.prompt.budget`).
+A template is a program by a stranger. Jinja's immutable sandbox keeps it from Python's internals and from changing its input;
+it does not keep it from running for ever or from filling the memory. So every loop turn, call, operator and filter of a
+template passes through a budget of steps, of characters made and of time (`edge.prompt.budget`).
 
 Source: transformers `utils/chat_template_utils.py` for what templates may rely on (trim_blocks, lstrip_blocks, loop controls,
 the generation tag, tojson, raise_exception, strftime_now, the plain dict and namespace).
@@ -57,9 +57,9 @@ _METHODS: dict[type, frozenset[str]] = {
     int: frozenset(),
     float: frozenset(("is_integer",)),
 }
-"""What templates may call on values."""
+"""Methods that templates may call on values."""
 
-_DROPPED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")  # slow or unstable, and in no chat template
+_DROPPED_FILTERS = ("pprint", "random", "urlize", "wordwrap", "xmlattr")  # slow or unstable, and no chat template uses them
 
 
 def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def _raise_exception(message: object) -> None:
 
 
 class _PlainDict:
-    """`dict` for templates: makes dicts, and is not the type itself."""
+    """`dict` for templates: makes dicts without being the type itself."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -115,7 +115,7 @@ class _PlainDict:
 
 
 class _PlainNamespace(Namespace):
-    """`namespace` for templates: no names with an underscore in front, so no way to Python's internals."""
+    """`namespace` for templates, without names that begin with an underscore and lead to Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args  # so that `namespace(self=...)` works
@@ -137,7 +137,7 @@ class _PlainNamespace(Namespace):
 
 
 class _Generation(Extension):
-    """{% generation %}...{% endgeneration %} marks what the model says; only training looks at the marks."""
+    """{% generation %}...{% endgeneration %} marks text of the model; only training looks at the marks."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as a plain set)
 
@@ -151,7 +151,7 @@ class _Generation(Extension):
 
 
 class _Instrument(NodeTransformer):
-    """Puts the budget into a parsed template: into loops, `~`, and lists and dicts that are made."""
+    """Puts the budget into the loops, `~`, lists and dicts of a parsed template."""
 
     def _call(self, name: str, args: list[nodes.Expr], line: int) -> nodes.Call:
         function = nodes.EnvironmentAttribute(name).set_lineno(line)
@@ -207,7 +207,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Joins what a macro, a block or a captured {% set %} wrote."""
+        """Join the output of a macro, a block or a captured {% set %}."""
         return join(parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -243,7 +243,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def plain_data(value: Any) -> Any:
-    """A copy of `value` made of JSON's types only, so that a template meets no object with methods of its own.
+    """Copy `value` as JSON's types only, so that a template meets no object with methods of its own.
 
     Raises:
         TypeError: something in it is none of dict, list, tuple, str, int, float, bool, None.
@@ -264,7 +264,7 @@ class BoundedTemplate:
 
     Args:
         source: Jinja source.
-        limits: what a rendering may use.
+        limits: of a rendering.
         now: the clock behind strftime_now.
 
     Attributes:
@@ -305,10 +305,10 @@ class BoundedTemplate:
         """Run the template.
 
         Args:
-            variables: what it sees, as plain_data() makes it.
+            variables: its input, as plain_data() makes it.
 
         Raises:
-            TemplateError: the template called raise_exception (the message holds its words), failed, or went beyond the limits.
+            TemplateError: the template called raise_exception (the message holds its words), failed, or exceeded the limits.
         """
         n_input_chars = Budget(Limits(chars=2**62, steps=2**62)).measure(variables)
         left = Budget(self._limits, n_input_chars)
