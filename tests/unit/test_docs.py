@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_the_code_of_a_tutorial_runs(page: Path, tutorial_folder: Path) -> None:
     assert examples
     for example in examples:
         example.evaluate()
+
+
+def test_every_file_of_the_repository_that_a_page_names_exists() -> None:
+    named = re.compile(r"(?<![\w/~.-])(?:edge|apps|converters|tests|tools|benchmarks|models)/[\w/-]+(?:\.\w+)?")
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    missing = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in pages
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Zensical and mkdocstrings need Python 3.11")
