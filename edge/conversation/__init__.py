@@ -1,4 +1,4 @@
-"""Conversations: trees of messages in SQLite; nothing that was shown as saved is lost.
+"""Conversations: trees of messages in SQLite; nothing that was reported as saved is lost.
 
 store.py        `ConversationStore`
 reply_saver.py  saves a reply while it is generated

@@ -1,4 +1,4 @@
-"""What is wrong with a conversation file: damaged pages, keys, trees and search index."""
+"""Finds the problems of a conversation file: damaged pages, keys, trees and search index."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The SQLite file under the conversation store: opening it safely, its schema, transactions, and what its errors mean.
+"""The SQLite file of the conversation store: safe opening, schema, transactions, and translated errors.
 
-Two connections a process: one writes, one reads, each under a lock of its own, so that a list can be shown while a
-message is being flushed to a slow card. Other processes have theirs; SQLite's write-ahead log lets all of them work at once.
+A process has one connection that writes and one that reads, each with its own lock, so that a list can be shown while a
+message is flushed to a slow card. Other processes have theirs; SQLite's write-ahead log lets all of them work at once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from edge.errors import StorageError, UsageError
 __all__ = ["MIGRATIONS", "Database", "is_alive", "process_mark"]
 
 APPLICATION_ID = 0x65646765
-"""Marks a SQLite file as ours ("edge" in ASCII), so that a foreign database is never changed."""
+"""Marks a SQLite file as edge's ("edge" in ASCII), so that a foreign database is never changed."""
 
 BUSY_TIMEOUT_S = 10.0
 
 MIGRATIONS: tuple[str, ...] = (
     # Version 1. Statements are separated by blank lines.
-    # activity, not a clock, orders the list: a board without a battery-backed clock starts in 1970 and then jumps.
+    # The list is ordered by activity, not by time: a board without a battery-backed clock starts in 1970 and then jumps.
     # parent < id makes a cycle impossible. Deferred keys, no cascades: those recurse once per message and stop at 1000.
-    # spans holds [length of name, length of text] of each attachment; attached is what they say, for the search.
+    # spans has [length of name, length of text] of each attachment; attached has their texts, for the search.
     """
     CREATE TABLE conversation (
         key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, system TEXT NOT NULL,
@@ -82,10 +82,10 @@ MIGRATIONS: tuple[str, ...] = (
             VALUES ('delete', old.id, old.content, old.attached); END
     """,
 )
-"""What brings a file from version i to version i + 1. Append to it; never change an entry that was released."""
+"""Script i brings a file from version i to i + 1. Append to it; never change a released script."""
 
 _FAULTS = (
-    # What SQLite's message contains (stable, and on Python 3.10 all there is), what it means, what to do.
+    # A part of SQLite's message (stable, and all that Python 3.10 has), its meaning, and the hint.
     (
         "disk is full",
         "The disk is full, so {path} was not written. What was saved before is still there.",
@@ -123,7 +123,7 @@ _FAULTS = (
 
 _ASIDE = (
     "It was left as it is. Close edge and move it aside: mv {path} {damaged}; if there is {path}-wal, move it to "
-    "{damaged}-wal. Edge then starts a new one, and what can still be read is brought back by: "
+    "{damaged}-wal. Edge then starts a new one. To restore what can still be read: "
     "python -m edge.conversation.rescue {damaged} {path}"
 )
 
@@ -134,10 +134,10 @@ class Database:
     """One SQLite file, or one in memory.
 
     Args:
-        path: the file; made, with its directories, where it does not exist. None keeps everything in memory.
+        path: the file, created with its directories if missing. None keeps everything in memory.
 
     Raises:
-        StorageError: it cannot be opened or made, is not ours, is damaged, or is of a newer version of edge.
+        StorageError: it cannot be opened or created, is not edge's, is damaged, or is from a newer version of edge.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -164,7 +164,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read from, with one unchanging view of the data until the block ends.
+        """Yield a connection to read from, with one unchanging view of the data until the block ends.
 
         Raises:
             StorageError: the file cannot be read, or the store is closed.
@@ -179,11 +179,11 @@ class Database:
                     connection.execute("ROLLBACK")
 
     @contextmanager
-    def write(self, *, undo: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection to change things with. When the block ends they are on the disk, all of them; if it raises, none.
+    def write(self, *, rollback: bool = False) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to write with. When the block ends all changes are on the disk; if it raises, none.
 
         Args:
-            undo: leave everything as it was at the end.
+            rollback: undo the changes at the end.
 
         Raises:
             StorageError: they could not be saved, or the store is closed.
@@ -193,14 +193,14 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("ROLLBACK" if undo else "COMMIT")
+                connection.execute("ROLLBACK" if rollback else "COMMIT")
             finally:
                 # A COMMIT that failed (disk full) leaves the transaction open.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
     def forget_deleted(self) -> None:
-        """Empty the write-ahead log, which still holds pages from before a deletion. Others who read just now delay it.
+        """Empty the write-ahead log, which still has pages from before a deletion. Current readers delay this.
 
         Raises:
             StorageError: it could not be emptied; what was deleted stays deleted.
@@ -211,8 +211,8 @@ class Database:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             except sqlite3.Error as error:
                 raise StorageError(
-                    f"It was deleted, but {self._name}-wal still holds traces of it, since that could not be emptied: {error}.",
-                    "They go when edge next writes there; free some space if the disk is full.",
+                    f"It was deleted, but {self._name}-wal still has traces of it, because it could not be emptied: {error}.",
+                    "They disappear when edge next writes there; free some space if the disk is full.",
                 ) from error
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class Database:
             writer.close()
 
     def _connect(self) -> sqlite3.Connection:
-        # Several threads use a connection, one at a time: our locks see to that.
+        # Several threads use a connection, one at a time by the locks above.
         connection = sqlite3.connect(
             self.path if self.path is not None else ":memory:",
             timeout=BUSY_TIMEOUT_S,
@@ -252,7 +252,7 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
                 break
             except sqlite3.OperationalError as error:
-                # SQLite does not wait here, since two programs that switch at once would wait for each other.
+                # SQLite does not wait here, because two programs that switch at once would wait for each other.
                 if "is locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
@@ -283,7 +283,7 @@ class Database:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            # Read again: another process may have done it while this one waited for the lock.
+            # Check again: another process may have migrated while this one waited for the lock.
             for script in MIGRATIONS[self._version(connection) :]:
                 for statement in script.strip().split("\n\n"):
                     connection.execute(statement)
@@ -310,8 +310,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise self._explained(error) from error
-        except OverflowError as error:  # an integer that is no 64-bit number cannot be a key
-            raise UsageError("There is no message with a number that large.", "Numbers of messages fit 64 bits.") from error
+        except OverflowError as error:  # a larger integer cannot be a key
+            raise UsageError("There is no message with a number that large.", "Numbers of messages have 64 bits.") from error
         except OSError as error:
             raise StorageError(
                 f"{self._name} cannot be used: {error.strerror or error}.",
@@ -329,11 +329,11 @@ class Database:
 
 
 def _prepare_file(path: Path) -> None:
-    """Make the file and its directories, or check them: nobody else may read them."""
+    """Create or check the file and its directories: nobody else may read them."""
     missing = [parent for parent in path.parents if not parent.exists()]
     for directory in reversed(missing):
         directory.mkdir(mode=0o700, exist_ok=True)
-    # Under a lock, and never for a file that is there: closing any descriptor of it would silently drop the locks that
+    # Under a lock, and never for an existing file: closing any descriptor of it would silently drop the locks that
     # SQLite holds in this process (https://sqlite.org/howtocorrupt.html, section 2.2).
     with _creation_lock:
         try:
@@ -351,7 +351,7 @@ def _prepare_file(path: Path) -> None:
 
 
 def process_mark() -> str:
-    """What tells this process from every other one, also from a later one with the same number: see `is_alive`."""
+    """Return a mark that no other process has, not even a later one with the same number; see `is_alive`."""
     return _own_mark(os.getpid())
 
 
@@ -361,7 +361,7 @@ def _own_mark(pid: int) -> str:
 
 
 def is_alive(mark: str) -> bool | None:
-    """Whether the process with this mark still runs; None when that cannot be seen from here (another container)."""
+    """Return True if the process with this mark still runs; None if that cannot be seen from here (another container)."""
     if mark == process_mark():
         return True
     try:
@@ -375,9 +375,9 @@ def is_alive(mark: str) -> bool | None:
 
 
 def _mark(pid: int) -> str | None:
-    """Boot, PID namespace, number and start of a process; None when there is none (a zombie is none)."""
+    """Return boot, PID namespace, number and start of a process; None if there is none or only a zombie."""
     if sys.platform == "linux":
-        # In ticks since boot, which stay put when the clock is set; psutil turns them into a time of day, which does not.
+        # In ticks since boot, which do not change when the clock is set, unlike the time of day that psutil returns.
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,12 +1,12 @@
-"""Conversations as files: JSON for the whole tree, Markdown for the path that is shown.
+"""Conversations as files: JSON for the whole tree, Markdown for the current path.
 
-Both formats are written from a ConversationFile and read into one; where it is stored is conversation.py's affair. A file is
-input from outside: nodes refer to each other by their place in it, never by an id, and nothing in it is trusted unchecked.
+Both formats are converted from and to a ConversationFile. A file is input from outside: nodes refer to each other by their
+position in it, never by an id, and nothing in it is trusted unchecked.
 
 The Markdown starts with a comment that names a marker which no text in it contains. Every part begins with a comment
-`<!-- MARKER:kind {...} -->`; what stands between two of them, without the heading and one blank line at each end, is the text.
-A text that would spoil the page around it (an unclosed fence, raw HTML) is put into a fence, named in that comment, and one
-with characters that files do not carry safely (carriage returns, other control characters) has them escaped as well.
+`<!-- MARKER:kind {...} -->`; the text is between two of them, without the heading and one blank line at each end. A text that
+would break the page around it (an unclosed fence, raw HTML) is put into a fence, which that comment names; characters that
+files do not carry safely (carriage returns, other control characters) are escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge.conversation import tree as tree
+from edge.conversation import tree
 from edge.conversation.tree import Attachment, ConversationInfo, Node, Status, to_line
 from edge.errors import StorageError
 from edge.types import Role
@@ -31,7 +31,7 @@ __all__ = ["ConversationFile", "NodeFile", "from_json", "from_markdown", "to_jso
 FORMAT: Literal["edge-conversation"] = "edge-conversation"
 VERSION = 1
 
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]  # until the end of 9999, where datetime ends
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]  # until the end of 9999, the largest datetime
 _Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -43,7 +43,7 @@ class AttachmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A message in a file; `parent` is the place of another one before it."""
+    """A message in a file; `parent` is the position of an earlier one."""
 
     parent: _Index | None
     role: Role
@@ -57,7 +57,7 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @classmethod
     def from_node(cls, node: Node, places: Mapping[int, int]) -> NodeFile:
-        """A node of the store; `places` gives the place in the file of each id."""
+        """Convert a node of the store; `places` maps ids to positions in the file."""
         return cls(
             parent=None if node.parent is None else places[node.parent],
             role=node.role,
@@ -71,7 +71,7 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         )
 
     def to_node(self) -> Node:
-        """The same for the store, without an id or a parent."""
+        """Convert to a node for the store, without an id or a parent."""
         attachments = tuple(Attachment(attachment.name, attachment.text) for attachment in self.attachments)
         return Node(
             0, None, self.role, self.content, attachments, self.status, self.created, self.model, self.record, self.name
@@ -79,7 +79,7 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def saved_status(self) -> Status:
-        """Nobody goes on writing an imported message, so a partial one is a stopped one."""
+        """The status after import: nobody finishes a partial message then, so it is a stopped one."""
         return "stopped" if self.status == "partial" else self.status
 
 
@@ -105,7 +105,7 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     @classmethod
     def load(cls, db: sqlite3.Connection, id: str, *, active_only: bool = False) -> ConversationFile:
-        """What the store holds, or only the path that is shown.
+        """Read a conversation from the store, or only its current path.
 
         Raises:
             UsageError: there is no such conversation.
@@ -129,7 +129,7 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         )
 
     def save(self, db: sqlite3.Connection, id: str) -> ConversationInfo:
-        """Add the conversation to the store, with new numbers for its nodes."""
+        """Add the conversation to the store, with new ids for its nodes."""
         key = tree.insert_conversation(
             db,
             id,
@@ -154,15 +154,15 @@ class _Envelope(msgspec.Struct):
 
 
 def to_json(file: ConversationFile) -> str:
-    """The file as JSON text."""
+    """Return the file as JSON text."""
     return msgspec.json.format(msgspec.json.encode(file), indent=2).decode() + "\n"
 
 
 def from_json(data: str | bytes) -> ConversationFile:
-    """Read what `to_json` wrote.
+    """Parse the JSON of `to_json`.
 
     Raises:
-        StorageError: it is something else, damaged, or of a newer version.
+        StorageError: it is another file, damaged, or of a newer version.
     """
     with _refusing("JSON"):
         envelope = msgspec.json.decode(data, type=_Envelope)
@@ -171,7 +171,7 @@ def from_json(data: str | bytes) -> ConversationFile:
 
 
 def to_markdown(file: ConversationFile) -> str:
-    """The file as Markdown. Its nodes are one path; records are left out."""
+    """Return the file, whose nodes are one path, as Markdown without records."""
     texts = [file.system, *(node.content for node in file.nodes)]
     texts += [attachment.text for node in file.nodes for attachment in node.attachments]
     marker, n_tries = "edge", 0
@@ -205,14 +205,14 @@ def to_markdown(file: ConversationFile) -> str:
 
 
 def from_markdown(data: str | bytes) -> ConversationFile:
-    """Read what `to_markdown` wrote. The text of a part may have been edited; the comments have to be there.
+    """Parse the Markdown of `to_markdown`. Texts may have been edited; the comments have to be there.
 
     Raises:
-        StorageError: it is something else, damaged, cut off, or of a newer version.
+        StorageError: it is another file, damaged, truncated, or of a newer version.
     """
     with _refusing("Markdown"):
         text = data.decode() if isinstance(data, bytes) else data
-        # Texts never hold a bare carriage return, so those that are there came with a Windows editor or checkout.
+        # Texts never have a bare carriage return, so any of them is from a Windows editor or checkout.
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
         if not (lines[0].startswith(_START) and lines[0].endswith(" -->")):
             raise ValueError("the first line is not the comment that edge writes there")
@@ -241,7 +241,7 @@ def from_markdown(data: str | bytes) -> ConversationFile:
                 named = msgspec.json.decode(meta, type=_AttachmentMeta)
                 nodes[-1].attachments.append(AttachmentFile(named.name, _read_text(body, named)))
             else:
-                raise ValueError(f"there is a part {kind!r} where none can be")
+                raise ValueError(f"a part {kind!r} is in the wrong place")
         return ConversationFile(
             title=header.title,
             system=system,
@@ -285,14 +285,14 @@ class _AttachmentMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def _part(marker: str, kind: str, heading: str, text: str, **about: object) -> list[str]:
-    """The lines of one part: its comment, heading, blank line, text, blank line."""
+    """Return the lines of one part: its comment, heading, blank line, text, blank line."""
     is_escaped = bool(_UNSAFE.search(text))
     if is_escaped:
         text = _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\\", "\\\\"))
         about["is_escaped"] = True
     lines = [heading, "", text, ""]
     if is_escaped or kind == "attachment" or not _is_tame(text):
-        fence = "`" * (max(map(len, re.findall("`{3,}", text)), default=2) + 1)
+        fence = tree.fence_for(text)
         about["fence"] = fence
         lines[2:3] = [fence, text, fence]
     return [
@@ -302,7 +302,7 @@ def _part(marker: str, kind: str, heading: str, text: str, **about: object) -> l
 
 
 def _parts(lines: list[str], marker: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(kind, JSON, lines up to the next part) of every part but the end."""
+    """Yield (kind, JSON, lines up to the next part) of every part but the end."""
     opening = f"<!-- {marker}:"
     pattern = re.compile(re.escape(opening) + r"([a-z]+) (\{.*\}) -->")
     starts = [place for place, line in enumerate(lines) if line.startswith(opening)]
@@ -313,11 +313,11 @@ def _parts(lines: list[str], marker: str) -> Iterator[tuple[str, str, list[str]]
         if match[1] == "end":
             return
         yield match[1], match[2], lines[start + 1 : end]
-    raise ValueError("the end is missing, so the file is cut off")
+    raise ValueError("the end is missing, so the file is truncated")
 
 
 def _read_text(body: list[str], meta: _TextMeta) -> str:
-    """The text in the lines of a part."""
+    """Return the text in the lines of a part."""
     if meta.fence:
         fences = [place for place, line in enumerate(body) if line.rstrip() == meta.fence]
         if len(fences) < 2:
@@ -333,7 +333,7 @@ def _read_text(body: list[str], meta: _TextMeta) -> str:
 
 
 def _is_tame(text: str) -> bool:
-    """Whether Markdown in `text` ends with it: every fence is closed, and there is no raw HTML outside of code."""
+    """Return True if Markdown in `text` does not affect what follows: fences are closed, no raw HTML outside of code."""
     fence = ""
     for line in text.split("\n"):
         match = re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)", line)
@@ -348,7 +348,7 @@ def _is_tame(text: str) -> bool:
 
 
 def _comment_json(value: object) -> str:
-    """JSON that cannot end the HTML comment it stands in."""
+    """Return JSON that cannot end the HTML comment around it."""
     text = msgspec.json.encode(value).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("--", "-\\u002d")
 
@@ -359,7 +359,7 @@ def _escape_markdown(text: str) -> str:
 
 def _check_version(format_name: str, version: int) -> None:
     if format_name != FORMAT or version < 1:
-        raise ValueError("it does not say that it is a conversation of edge")
+        raise ValueError("it is not marked as a conversation of edge")
     if version > VERSION:
         raise StorageError(
             f"This conversation was exported by a newer version of edge (format {version}, this one reads up to {VERSION}).",
@@ -369,7 +369,7 @@ def _check_version(format_name: str, version: int) -> None:
 
 @contextmanager
 def _refusing(kind: str) -> Iterator[None]:
-    """Turn what is wrong with a file into an error of ours."""
+    """Translate the problems of a file into a StorageError."""
     try:
         yield
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Saves a reply while it is generated, and its end."""
+"""Saves a reply while it is generated."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ReplySaver:
         conversation_id: the conversation.
         question_id: the message that is answered.
         model: name of the model that answers.
-        fallback: the message that becomes the head again when nothing is said; None leaves the head at the question.
+        fallback: becomes the head again if the reply is empty; None leaves the head at the question.
 
     Attributes:
         conversation_id: as above.
         node: the saved message; None before the first save.
-        problem: why the newest save failed; "" where it did not.
+        problem: why the latest save failed; "" if it did not.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ReplySaver:
 
     @property
     def is_due(self) -> bool:
-        """Whether the text so far should be saved: about once a second, until that fails."""
+        """True if the text so far should be saved: about once a second, until that fails."""
         return not self.problem and time.monotonic() - self._saved_at >= _SAVE_EVERY_S
 
     def save_part(self, text: str) -> None:
@@ -57,7 +57,7 @@ class ReplySaver:
         self._saved_at = time.monotonic()
 
     def save_end(self, text: str, status: Status, record: dict[str, Any]) -> None:
-        """Save the whole reply. Where nothing was said, only the question stays, to be answered again."""
+        """Save the whole reply. Of an empty one only the question stays, to be answered again."""
         if text or status == "complete":
             self._save(text, status, record)
         elif self._fallback is not None:

@@ -1,6 +1,6 @@
 """Restores what can still be read of a damaged conversation file.
 
-python -m edge.conversation.rescue DAMAGED TARGET      adds what DAMAGED still holds to the store in TARGET
+python -m edge.conversation.rescue DAMAGED TARGET      adds what can be read of DAMAGED to the store in TARGET
 """
 
 # ruff: noqa: S608 -- SQL is put together from constants; values are always bound.
@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from edge.conversation import tree as tree
+from edge.conversation import tree
 from edge.conversation.files import ConversationFile, NodeFile, to_json
 from edge.conversation.store import ConversationStore
 from edge.errors import EdgeError, StorageError
@@ -28,17 +28,17 @@ __all__ = ["Rescued", "rescue"]
 _LAST_RESORT = "Restore it from a backup, or have SQLite's own tool list what it finds: sqlite3 FILE .recover"
 
 _N_PROBED = 100_000
-"""How many row numbers are tried where the largest cannot be read."""
+"""Row numbers to try if the largest cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What came back.
+    """The result of a rescue.
 
     Attributes:
-        n_conversations, n_messages: that were added to the store.
-        n_lost: numbers of messages that cannot be read. Where whole pages are gone, numbers that were never a message, or
-            a deleted one, count as well.
+        n_conversations, n_messages: added to the store.
+        n_lost: row numbers that cannot be read. If whole pages are lost, numbers that were never used or belonged to deleted
+            messages count as well.
     """
 
     n_conversations: int
@@ -47,19 +47,19 @@ class Rescued:
 
 
 def rescue(damaged: Path, store: ConversationStore) -> Rescued:
-    """Add to `store` what can be read of a damaged file, row by row; the file itself is not changed.
+    """Add the readable rows of a damaged file to `store`; the file itself is not changed.
 
-    A message whose parent is lost is put under the newest message before it, so that nothing that was read is hidden.
+    A message whose parent is lost is put under the newest message before it, so that no readable message is hidden.
 
     Raises:
-        StorageError: nothing can be read of it, or the store cannot be written.
+        StorageError: nothing can be read, or the store cannot be written.
     """
     if not damaged.is_file():
         raise StorageError(f"There is no file {damaged}.", "Name the file that was moved aside.")
     try:
-        # Not immutable: a write-ahead log beside it holds the newest messages.
+        # Not immutable: a write-ahead log beside it has the newest messages.
         with closing(sqlite3.connect(f"{damaged.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # without the first page, nothing can be looked up
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # without the first page nothing can be read
             db.text_factory = lambda data: data.decode("utf-8", "replace")
             conversations, _ = _read_rows(db, "conversation", "key", "title, system, model, created, updated, head")
             columns = "conversation, parent, role, content, attached, spans, status, created, model, record, name, '', writer"
@@ -73,7 +73,7 @@ def rescue(damaged: Path, store: ConversationStore) -> Rescued:
             checked = msgspec.convert(msgspec.to_builtins(NodeFile.from_node(node, {})), NodeFile)
             members.setdefault(key, []).append((node_id, parent, checked))
         except (msgspec.MsgspecError, TypeError, ValueError):
-            n_lost += 1  # what the row holds is not a message
+            n_lost += 1  # the row is not a message
     if not members:
         raise StorageError(f"{damaged} holds no conversation that can be read.", _LAST_RESORT)
     for key, found in members.items():
@@ -82,7 +82,7 @@ def rescue(damaged: Path, store: ConversationStore) -> Rescued:
 
 
 def _read_rows(db: sqlite3.Connection, table: str, key: str, columns: str) -> tuple[dict[int, tuple[Any, ...]], int]:
-    """The rows of a table that can be read, by key, and how many cannot."""
+    """Return the readable rows of a table by key, and the number of unreadable ones."""
     largest = 0
     for sql in (f"SELECT max({key}) FROM {table}", f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"):
         try:
@@ -125,13 +125,13 @@ def _to_file(conversation: tuple[Any, ...] | None, found: Sequence[tuple[int, in
                 ConversationFile,
             )
         except (msgspec.MsgspecError, TypeError):
-            pass  # the row is garbage: the messages come back under a title of their own
+            pass  # the row is garbage: the messages get a new title
     title = "Rescued conversation"
     return ConversationFile(title=title, system="", model="", created=now, updated=now, head=last, nodes=nodes)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; gives the exit code."""
+    """Run the command line and return the exit code."""
     if len(arguments) != 2:
         sys.stderr.write(f"{__doc__}\n")
         return 2

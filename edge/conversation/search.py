@@ -1,4 +1,4 @@
-"""Full-text search over titles, messages and attachments. Whatever the user types is looked for, never parsed as a query."""
+"""Full-text search over titles, messages and attachments. The user's text is searched for, never parsed as a query."""
 
 # ruff: noqa: S608 -- SQL is put together from constants; values are always bound.
 
@@ -15,15 +15,15 @@ __all__ = ["Found", "search"]
 
 _MAX_WORDS = 32
 _CONTEXT_CHARS = 60
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no text of consequence has them, and one that has loses a highlight
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: hardly any text has them, and one that has loses a highlight
 
-# Scripts that put no spaces between words: FTS5 takes a whole sentence for one word, so these are looked for as they are.
+# Scripts without spaces between words: FTS5 takes a whole sentence for one word, so these are found by a scan.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A hit: the key of the conversation, the node (None: its title), and the line around the words with their places."""
+    """A hit: the key of the conversation, the node (None for its title), and the line around the words with their positions."""
 
     key: int
     node_id: int | None
@@ -32,12 +32,12 @@ class Found:
 
 
 def search(db: sqlite3.Connection, text: str, limit: int) -> list[Found]:
-    """Find what holds all words of `text`: titles first, newest activity first, then messages, newest first.
+    """Find titles, newest activity first, and then messages, newest first, that contain all words of `text`.
 
     Args:
-        db: within a transaction.
-        text: what the user typed; "double quotes" keep words together, the last word may be the beginning of one.
-        limit: at most so many hits.
+        db: in a transaction.
+        text: the user's; "double quotes" keep words together, the last word may be a prefix.
+        limit: the most hits.
     """
     # A NUL would end FTS5's query in the middle of a string.
     phrases = [(quoted or word).strip() for quoted, word in re.findall(r'"([^"]*)"|([^\s"]+)', text.replace("\0", " "))]
@@ -80,7 +80,7 @@ def _by_scan(db: sqlite3.Connection, phrases: list[str]) -> Iterator[Found]:
 
 
 def _read_marks(marked: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Take the marks out and say where they were; characters that could steer a terminal become spaces."""
+    """Remove the marks and return their positions; characters that could control a terminal become spaces."""
     characters: list[str] = []
     matches: list[tuple[int, int]] = []
     start: int | None = None

@@ -1,7 +1,7 @@
-"""Conversations: trees of messages, kept in SQLite so that nothing that was shown as saved is lost.
+"""The store of conversations. A message is a node under the one that it answers.
 
-A message is a node under the one it answers. Editing a question or asking for another answer adds a sibling; nothing is
-overwritten. The head of a conversation is the node at the end of the path that is on the screen.
+Editing a question or asking for another answer adds a sibling; nothing is overwritten. The head of a conversation is the last
+node of the current path, the one that is on the screen.
 """
 
 # ruff: noqa: S608 -- SQL is put together from constants; values are always bound.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge.conversation import tree as tree
+from edge.conversation import tree
 from edge.conversation.db import Database
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
@@ -34,16 +34,16 @@ _ACTIVE = "updated = ?, activity = (SELECT max(activity) + 1 FROM conversation)"
 class ConversationStore:
     """All conversations of a user. Threads may share it, and several processes may have the same file open.
 
-    Whatever a method added or changed is on the disk when it returns. When it raises, nothing of it is, and the store can
-    be used further. Text is Unicode: halves of surrogate pairs, which no file can hold, become U+FFFD.
+    The changes of a method are on the disk when it returns. When it raises, nothing is changed, and the store stays usable.
+    Halves of surrogate pairs, which no file can hold, become U+FFFD.
 
     Args:
-        path: the database file, made where there is none. None keeps everything in memory.
-        on_delete: called with the ids of conversations that were deleted, in the thread that deleted them: whatever else was
-            kept of them has to go too. See `edge.kv.open.forget_conversations`.
+        path: the database file, created if missing. None keeps everything in memory.
+        on_delete: called with the ids of deleted conversations, in the thread that deleted them, to delete other data about
+            them. See `edge.kv.open.forget_conversations`.
 
     Raises:
-        StorageError: here, the file cannot be opened, is not ours, is damaged, or was written by a newer edge; in every
+        StorageError: here, the file cannot be opened, is not edge's, is damaged, or was written by a newer edge; in every
             method, the disk is full, read-only or failing, the file stays locked, or the store was closed.
         UsageError: in every method that takes an id, there is no such conversation or message (any more).
     """
@@ -76,8 +76,8 @@ class ConversationStore:
         Args:
             system: the system prompt.
             title: "" takes it from the first user message.
-            model: the model it is for.
-            id: letters, digits, - and _, at most 64; None makes one.
+            model: name of its model.
+            id: letters, digits, - and _, at most 64; None generates one.
 
         Raises:
             UsageError: the id is malformed or taken.
@@ -93,7 +93,7 @@ class ConversationStore:
             return tree.read_info(db, key)
 
     def get(self, id: str) -> ConversationInfo:
-        """The conversation with this id, or with the only id that begins so; case does not matter, nor o for 0, l for 1.
+        """Return the conversation with this id or unique prefix of one; case does not matter, nor o for 0 and l for 1.
 
         Raises:
             UsageError: there is none, or more than one.
@@ -114,14 +114,14 @@ class ConversationStore:
         return ConversationInfo(*found[0])
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Titles, messages and attachments that hold all these words, titles first, then the newest messages.
+        """Find titles, messages and attachments with all these words: titles first, then the newest messages.
 
-        The last word may be the beginning of one. "Words in double quotes" stand together. Accents and case do not count.
-        No text is an error; one without a word finds nothing.
+        The last word may be a prefix. "Words in double quotes" are a phrase. Accents and case do not matter. No text is an
+        error; one without a word finds nothing.
 
         Args:
-            text: what the user typed; the first 32 words of it count.
-            limit: at most so many hits.
+            text: the user's; its first 32 words count.
+            limit: the most hits.
         """
         from edge.conversation.search import search
 
@@ -144,18 +144,18 @@ class ConversationStore:
         self._set(id, "system", system)
 
     def set_model(self, id: str, model: str) -> None:
-        """Remember which model the conversation is used with."""
+        """Remember the conversation's model."""
         self._set(id, "model", model)
 
     def set_draft(self, id: str, draft: str) -> None:
-        """Keep what is typed but not sent."""
+        """Save a text that is typed but not sent."""
         self._set(id, "draft", draft)
 
     def set_head(self, id: str, node_id: int | None) -> None:
-        """Show the path that ends at this node; None shows an empty conversation.
+        """Make the path that ends at this node the current one; None is an empty path.
 
         Raises:
-            UsageError: the node is not one of this conversation.
+            UsageError: the node does not belong to this conversation.
         """
         with self._db.write() as db:
             key = tree.find_key(db, id)
@@ -167,7 +167,7 @@ class ConversationStore:
         """Delete conversations for good: their text is overwritten in the file and in the search index.
 
         Raises:
-            UsageError: one of them is not there; none is deleted.
+            UsageError: one of them is missing; none is deleted.
         """
         with self._db.write() as db:
             keys = [tree.find_key(db, id) for id in ids]
@@ -184,7 +184,7 @@ class ConversationStore:
         """Start a new conversation with a copy of the path that ends at this node.
 
         Raises:
-            UsageError: the node is not one of this conversation.
+            UsageError: the node does not belong to this conversation.
         """
         with self._db.write() as db:
             key = tree.find_key(db, id)
@@ -219,16 +219,16 @@ class ConversationStore:
         model: str = "",
         record: Mapping[str, object] | None = None,
     ) -> Node:
-        """Add a message and move the head to it. It is on the disk when this returns.
+        """Add a message and move the head to it.
 
         Args:
             conversation_id: the whole id.
             message: role, text and name.
-            parent: the node it answers, None for the start of a conversation. A sibling of an older message has its parent.
-            attachments: texts that go with it.
+            parent: the node that it answers, None at the start of a conversation. Siblings have the same parent.
+            attachments: texts attached to it.
             status: "partial" for a reply that `update` will finish.
-            model: what wrote it.
-            record: how it came about; what msgspec can write as JSON.
+            model: that generated it.
+            record: usage, timing and plan; must be JSON values.
 
         Raises:
             UsageError: there is no such conversation or parent, or the record is not JSON.
@@ -264,12 +264,12 @@ class ConversationStore:
         status: Status | None = None,
         record: Mapping[str, object] | None = None,
     ) -> Node:
-        """Write on at a partial message, or finish it. A finished one keeps its text and status; only its record may change.
+        """Extend or finish a partial message. Of a finished one only the record may change.
 
         Args:
             node_id: a message whose status is "partial".
             content: the whole text so far.
-            status: anything but "partial" finishes it.
+            status: any but "partial" finishes it.
             record: replaces the record.
 
         Raises:
@@ -291,16 +291,16 @@ class ConversationStore:
             return tree.read_node(db, node_id)
 
     def node(self, node_id: int) -> Node:
-        """One message.
+        """Return one message.
 
         Raises:
-            UsageError: there is none with this number.
+            UsageError: there is none with this id.
         """
         with self._db.read() as db:
             return tree.read_node(db, node_id)
 
     def path(self, conversation_id: str, head: int | None = None) -> list[Node]:
-        """The messages from the start to a node.
+        """Return the messages from the start to a node.
 
         Args:
             conversation_id: the whole id.
@@ -317,16 +317,8 @@ class ConversationStore:
                 tree.check_member(db, key, head, conversation_id)
             return tree.read_path(db, head) if head is not None else []
 
-    def children(self, conversation_id: str, parent: int | None) -> list[Node]:
-        """The messages that answer a node, oldest first; those at the start of the conversation for None."""
-        with self._db.read() as db:
-            key = tree.find_key(db, conversation_id)
-            return tree.read_nodes(
-                db, f"SELECT {tree.NODE} FROM node n WHERE conversation = ? AND parent IS ? ORDER BY n.id", (key, parent)
-            )
-
     def siblings(self, node_id: int) -> list[Node]:
-        """The versions of a message, itself included, oldest first."""
+        """Return the versions of a message, itself included, oldest first."""
         sql = f"""SELECT {tree.NODE} FROM node n JOIN node this ON this.id = ? AND n.conversation = this.conversation
             AND n.parent IS this.parent ORDER BY n.id"""
         with self._db.read() as db:
@@ -336,7 +328,7 @@ class ConversationStore:
         return found
 
     def branches(self, conversation_id: str) -> dict[int, tuple[int, ...]]:
-        """For every message that has other versions: the ids of all of them, itself included, oldest first."""
+        """Return, for every message with several versions, the ids of all of them, itself included, oldest first."""
         sql = """SELECT group_concat(id) FROM (SELECT id, parent FROM node WHERE conversation = ? ORDER BY id)
             GROUP BY parent HAVING count(*) > 1"""
         with self._db.read() as db:
@@ -345,35 +337,18 @@ class ConversationStore:
         return {node_id: group for group in groups for node_id in group}
 
     def leaf(self, node_id: int) -> Node:
-        """The newest message in the part of the tree that begins at this node; nothing answers it."""
+        """Return the newest descendant of a message, or itself if nothing answers it."""
+        sql = """WITH RECURSIVE below(id) AS (SELECT ? UNION ALL SELECT n.id FROM node n JOIN below b ON n.parent = b.id)
+            SELECT max(id) FROM below"""
         with self._db.read() as db:
             tree.read_node(db, node_id)
-            newest = db.execute(f"{tree.BELOW} SELECT max(id) FROM below", (node_id,)).fetchone()[0]
+            newest = db.execute(sql, (node_id,)).fetchone()[0]
             return tree.read_node(db, newest)
-
-    def delete_branch(self, node_id: int) -> None:
-        """Delete a message and all that follow it, for good. A head among them moves to the newest that is left."""
-        with self._db.write() as db:
-            row = db.execute("SELECT conversation, parent FROM node WHERE id = ?", (node_id,)).fetchone()
-            if row is None:
-                raise tree.no_node(node_id)
-            key, parent = row
-            gone = [found[0] for found in db.execute(f"{tree.BELOW} SELECT id FROM below", (node_id,))]
-            db.executemany("DELETE FROM node WHERE id = ?", [(found,) for found in gone])
-            if parent is None:
-                newest = "SELECT max(id) FROM node WHERE conversation = ?"
-                head = db.execute(newest, (key,)).fetchone()[0]
-            else:
-                head = db.execute(f"{tree.BELOW} SELECT max(id) FROM below", (parent,)).fetchone()[0]
-            sql = "UPDATE conversation SET head = ? WHERE key = ? AND NOT EXISTS (SELECT 1 FROM node WHERE id = head)"
-            db.execute(sql, (head, key))
-            tree.purge_index(db)
-        self._db.forget_deleted()
 
     # Files
 
     def export_json(self, id: str) -> str:
-        """The whole conversation with all branches as JSON; everything but the draft is in it."""
+        """Return the whole conversation with all branches as JSON, without the draft."""
         from edge.conversation.files import ConversationFile, to_json
 
         with self._db.read() as db:
@@ -381,17 +356,17 @@ class ConversationStore:
         return to_json(file)
 
     def import_json(self, data: str | bytes) -> ConversationInfo:
-        """Add the conversation that `export_json` wrote, under a new id.
+        """Add a conversation from `export_json`, under a new id.
 
         Raises:
-            StorageError: this is no such file, it is damaged, or of a newer version.
+            StorageError: it is another file, damaged, or of a newer version.
         """
         from edge.conversation.files import from_json
 
         return self._save(from_json(data))
 
     def export_markdown(self, id: str) -> str:
-        """The path that is shown as Markdown that reads well on GitHub and can be imported again exactly.
+        """Return the current path as Markdown that reads well on GitHub and can be imported again exactly.
 
         Records (usage, timing, plan) and other branches are left out; `export_json` has them.
         """
@@ -402,20 +377,20 @@ class ConversationStore:
         return to_markdown(file)
 
     def import_markdown(self, text: str | bytes) -> ConversationInfo:
-        """Add the conversation that `export_markdown` wrote, perhaps edited by hand since, under a new id.
+        """Add a conversation from `export_markdown`, which may have been edited by hand, under a new id.
 
         Raises:
-            StorageError: this is no such file, it is damaged, or of a newer version.
+            StorageError: it is another file, damaged, or of a newer version.
         """
         from edge.conversation.files import from_markdown
 
         return self._save(from_markdown(text))
 
     def check(self) -> list[str]:
-        """What is wrong with the file, a line each: pages, keys, the trees, the search index. Reads all of it."""
+        """Return the problems of the file, a line each: pages, keys, trees, search index. Reads all of it."""
         from edge.conversation.check import find_problems
 
-        with self._db.write(undo=True) as db:
+        with self._db.write(rollback=True) as db:
             return find_problems(db)
 
     def _save(self, file: ConversationFile) -> ConversationInfo:
@@ -424,7 +399,7 @@ class ConversationStore:
 
     def _new_id(self, db: sqlite3.Connection) -> str:
         while True:
-            # Never twice the same millisecond, so that ids made here sort in the order they were made.
+            # Never the same millisecond twice, so that these ids sort in the order of their creation.
             self._last_ms = max(self._last_ms + 1, time.time_ns() // 1_000_000)
             id = tree.make_id(self._last_ms)
             if db.execute("SELECT 1 FROM conversation WHERE id = ?", (id,)).fetchone() is None:
@@ -435,14 +410,14 @@ class ConversationStore:
             key = tree.find_key(db, id)
             db.execute(f"UPDATE conversation SET {column} = ? WHERE key = ?", (tree.clean(value), key))
 
-    # Last, since within a class the name hides the type.
+    # Last, because in the class this name hides the type.
 
     def list(self, *, limit: int | None = None, offset: int = 0) -> list[ConversationInfo]:
-        """Conversations, the one with the newest message first.
+        """List conversations, the one with the newest message first.
 
         Args:
-            limit: at most so many; None gives all.
-            offset: leave out so many at the start.
+            limit: the most to return; None is all.
+            offset: number to skip at the start.
         """
         sql = f"SELECT {tree.INFO} FROM conversation c ORDER BY activity DESC LIMIT ? OFFSET ?"
         with self._db.read() as db:

@@ -1,6 +1,6 @@
-"""What a conversation is made of, and the SQL that reads and writes one row of it.
+"""The values of a conversation, and the SQL that reads and writes one row.
 
-Everything here works inside a transaction that the caller (conversation.py) has begun.
+Everything here runs in a transaction that the caller (store.py) has begun.
 """
 
 # ruff: noqa: S608 -- SQL is put together from constants; values are always bound.
@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
@@ -28,11 +28,11 @@ Status = Literal["complete", "partial", "stopped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A text that goes with a message.
+    """A text attached to a message.
 
     Attributes:
-        name: of the file, or what the user called it.
-        text: what is in it.
+        name: of the file, or given by the user.
+        text: its content.
     """
 
     name: str
@@ -44,17 +44,17 @@ class Node:
     """One saved message and its place in the tree.
 
     Attributes:
-        id: its number, larger than that of every older node.
-        parent: the node it answers; None at the start of a conversation.
-        role, content: who speaks, and the text.
-        attachments: texts that were sent with it.
-        status: "partial" while it is being written, "stopped" when the user or the death of the process ended it early,
-            "failed" after an error, otherwise "complete".
-        created: when it was added, in seconds since 1970.
-        model: what wrote it, "" for a user's message.
-        record: how it came about (usage, timing, plan), as JSON values.
-        name: the tool's or speaker's name, where the role has one.
-        conversation_id: where it belongs.
+        id: larger than that of every older node.
+        parent: the node that it answers; None at the start of a conversation.
+        role, content: of the message.
+        attachments: sent with it.
+        status: "partial" while it is generated, "stopped" if the user or the end of the process ended it early, "failed" after
+            an error, otherwise "complete".
+        created: in seconds since 1970.
+        model: that generated it; "" for a user's message.
+        record: usage, timing and plan, as JSON values.
+        name: the tool's or speaker's name, if the role has one.
+        conversation_id: of its conversation.
     """
 
     id: int
@@ -70,11 +70,10 @@ class Node:
     conversation_id: str = ""
 
     def message(self) -> Message:
-        """What the model reads: the attachments, each in a fence that nothing in it can close, then the text."""
+        """Return the message for the model: the attachments, each in a fence that its text cannot close, then the text."""
         parts = []
         for attachment in self.attachments:
-            runs = re.findall("`{3,}", attachment.text)
-            fence = "`" * (max(map(len, runs), default=2) + 1)
+            fence = fence_for(attachment.text)
             parts.append(f"File {' '.join(attachment.name.split())}:\n{fence}\n{attachment.text}\n{fence}")
         if self.content or not parts:
             parts.append(self.content)
@@ -86,14 +85,14 @@ class ConversationInfo:
     """A conversation without its messages.
 
     Attributes:
-        id: 13 letters and digits that sort by time; any beginning that only one conversation has will do for `get`.
+        id: 13 letters and digits that sort by time; `get` accepts any unique prefix.
         title: given, or taken from the first question; "" before there is one.
         system: the system prompt.
-        model: the model it was last used with, as the user named it.
-        head: the last node of the path that is shown; None when empty.
-        draft: what is typed but not sent.
-        created, updated: seconds since 1970.
-        n_messages: how many nodes there are, all branches counted.
+        model: the last used model, as the user named it.
+        head: the last node of the current path; None if empty.
+        draft: typed but not sent.
+        created, updated: in seconds since 1970.
+        n_messages: number of nodes in all branches.
     """
 
     id: str
@@ -109,13 +108,13 @@ class ConversationInfo:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """Something that was found.
+    """One hit of a search.
 
     Attributes:
-        conversation: where.
-        node_id: the message; None when it was the title.
-        snippet: the words around it, one line without control characters.
-        matches: (start, end) of the words found within `snippet`.
+        conversation: with the hit.
+        node_id: the message; None for the title.
+        snippet: the words around the match, one line without control characters.
+        matches: (start, end) of the found words in `snippet`.
     """
 
     conversation: ConversationInfo
@@ -128,26 +127,25 @@ INFO = """c.id, c.title, c.system, c.model, c.head, c.draft, c.created, c.update
     (SELECT count(*) FROM node WHERE conversation = c.key)"""
 NODE = """n.id, n.parent, n.role, n.content, n.attached, n.spans, n.status, n.created, n.model, n.record, n.name,
     (SELECT id FROM conversation WHERE key = n.conversation), n.writer"""
-BELOW = "WITH RECURSIVE below(id) AS (SELECT ? UNION ALL SELECT n.id FROM node n JOIN below b ON n.parent = b.id)"
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's base 32: no character in it can be taken for another."""
+"""Crockford's base 32: no two characters look alike."""
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, line ends and what turns the direction of writing around: never in a title or a snippet."""
+"""Control characters, line ends and direction overrides: never in a title or a snippet."""
 
 _TITLE_LENGTH = 60
 _FORGOTTEN_S = 24 * 3600.0
-"""A partial message this old, of a process that cannot be seen from here, is taken for stopped."""
+"""A partial message this old, of a process that cannot be seen from here, counts as stopped."""
 
 
 def make_id(at_ms: int) -> str:
-    """An id of 13 characters: 9 for the time, in milliseconds since 1970, 4 drawn at random."""
+    """Return an id of 13 characters: 9 for the time in milliseconds since 1970, 4 random."""
     number = (at_ms % (1 << 45)) << 20 | secrets.randbits(20)
     return "".join(ALPHABET[number >> shift & 31] for shift in range(60, -1, -5))
 
 
 def clean(text: str) -> str:
-    """The text as it can be stored: surrogates joined where they are pairs, otherwise U+FFFD."""
+    """Return the text as it can be stored: pairs of surrogates joined, single ones replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -156,15 +154,20 @@ def clean(text: str) -> str:
 
 
 def to_line(text: str) -> str:
-    """The text as one line without what could steer a terminal."""
+    """Return the text as one line without characters that could control a terminal."""
     return " ".join(CONTROLS.sub(" ", clean(text)).split())
 
 
+def fence_for(text: str) -> str:
+    """Return a Markdown code fence that the text cannot close."""
+    return "`" * (max(map(len, re.findall("`{3,}", text)), default=2) + 1)
+
+
 def to_json(record: Mapping[str, object]) -> str:
-    """A record as JSON.
+    """Return a record as JSON.
 
     Raises:
-        UsageError: something in it has no JSON form.
+        UsageError: it holds a value without a JSON form.
     """
     try:
         return msgspec.json.encode(dict(record)).decode()
@@ -173,19 +176,18 @@ def to_json(record: Mapping[str, object]) -> str:
 
 
 def check_status(status: str) -> Status:
-    """The status, if it is one.
+    """Return the status, checked.
 
     Raises:
-        UsageError: it is none.
+        UsageError: there is no such status.
     """
-    for known in get_args(Status):
-        if status == known:
-            return known  # type: ignore[no-any-return]
-    raise UsageError(f"There is no status {status!r}.", f"Use one of {', '.join(get_args(Status))}.")
+    if status not in get_args(Status):
+        raise UsageError(f"There is no status {status!r}.", f"Use one of {', '.join(get_args(Status))}.")
+    return cast("Status", status)
 
 
 def default_title(content: str, attachments: Sequence[Attachment]) -> str:
-    """The first line that says something, at most 60 characters, cut between words; else the name of an attachment."""
+    """Return the first non-empty line, at most 60 characters and split between words, or the name of an attachment."""
     lines = (to_line(line) for line in [*content.splitlines(), *(attachment.name for attachment in attachments)])
     title = next((line for line in lines if line), "")
     if len(title) <= _TITLE_LENGTH:
@@ -195,7 +197,7 @@ def default_title(content: str, attachments: Sequence[Attachment]) -> str:
 
 
 def fork_title(title: str) -> str:
-    """ "Title (fork)", then "Title (fork 2)" and so on; "" stays "", so that the fork gets one of its own."""
+    """Return "Title (fork)", then "Title (fork 2)" and so on; "" stays "", so that the fork gets its own title."""
     match = re.fullmatch(r"(.*) \(fork(?: (\d{1,9}))?\)", title)
     if match:
         return f"{match[1]} (fork {int(match[2] or 1) + 1})"
@@ -203,12 +205,12 @@ def fork_title(title: str) -> str:
 
 
 def no_node(node_id: int) -> UsageError:
-    """The error for a message that is not there."""
+    """Return the error for a missing message."""
     return UsageError(f"There is no message {node_id}.", "It, or its conversation, may have been deleted.")
 
 
 def find_key(db: sqlite3.Connection, id: str) -> int:
-    """The key of the conversation with exactly this id.
+    """Return the key of the conversation with exactly this id.
 
     Raises:
         UsageError: there is none.
@@ -220,27 +222,27 @@ def find_key(db: sqlite3.Connection, id: str) -> int:
 
 
 def check_member(db: sqlite3.Connection, key: int, node_id: int, id: str) -> None:
-    """See to it that a node is one of a conversation.
+    """Check that a node belongs to a conversation.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it does not.
     """
     if db.execute("SELECT 1 FROM node WHERE id = ? AND conversation = ?", (node_id, key)).fetchone() is None:
         raise UsageError(f"Message {node_id} is not in conversation {id}.", "It may have been deleted.")
 
 
 def read_info(db: sqlite3.Connection, key: int) -> ConversationInfo:
-    """The conversation with this key, which exists."""
+    """Return the conversation with this key, which exists."""
     return ConversationInfo(*db.execute(f"SELECT {INFO} FROM conversation c WHERE key = ?", (key,)).fetchone())
 
 
 def read_nodes(db: sqlite3.Connection, sql: str, values: Sequence[object]) -> list[Node]:
-    """The nodes that a query for the columns NODE finds."""
+    """Return the nodes of a query for the columns NODE."""
     return [to_node(row) for row in db.execute(sql, values)]
 
 
 def read_node(db: sqlite3.Connection, node_id: int) -> Node:
-    """One node.
+    """Return one node.
 
     Raises:
         UsageError: there is none with this number.
@@ -252,7 +254,7 @@ def read_node(db: sqlite3.Connection, node_id: int) -> Node:
 
 
 def read_path(db: sqlite3.Connection, node_id: int) -> list[Node]:
-    """The nodes from the start to this one. A parent's number is smaller, so their order is the path."""
+    """Return the nodes from the start to this one, ordered by id, since a parent's id is smaller."""
     sql = f"""WITH RECURSIVE path(id, parent) AS (SELECT id, parent FROM node WHERE id = ?
         UNION ALL SELECT n.id, n.parent FROM node n JOIN path p ON n.id = p.parent)
         SELECT {NODE} FROM node n WHERE n.id IN (SELECT id FROM path) ORDER BY n.id"""
@@ -262,7 +264,7 @@ def read_path(db: sqlite3.Connection, node_id: int) -> list[Node]:
 def insert_conversation(
     db: sqlite3.Connection, id: str, *, title: str, system: str, model: str, created: float, updated: float
 ) -> int:
-    """Add a conversation without messages, as the one with the newest activity; gives its key."""
+    """Add a conversation without messages as the one with the newest activity, and return its key."""
     sql = """INSERT INTO conversation(id, title, system, model, draft, created, updated, activity)
         VALUES (?, ?, ?, ?, '', ?, ?, (SELECT coalesce(max(activity), 0) + 1 FROM conversation))"""
     cursor = db.execute(sql, (id, to_line(title), clean(system), clean(model), created, updated))
@@ -270,7 +272,7 @@ def insert_conversation(
 
 
 def insert_node(db: sqlite3.Connection, key: int, node: Node, parent: int | None, status: Status) -> int:
-    """Add what `node` says to a conversation, under `parent`, with a number of its own, which is returned."""
+    """Add a copy of `node` to a conversation, under `parent`, and return its new id."""
     attachments = [(clean(attachment.name), clean(attachment.text)) for attachment in node.attachments]
     sql = """INSERT INTO node(
         conversation, parent, role, name, content, attached, spans, status, writer, created, model, record)
@@ -293,16 +295,16 @@ def insert_node(db: sqlite3.Connection, key: int, node: Node, parent: int | None
 
 
 def purge_index(db: sqlite3.Connection) -> None:
-    """Rewrite the search index without the words of deleted texts, which it otherwise keeps, marked as deleted.
+    """Rewrite the search index without the words of deleted texts, which otherwise stay in it, marked as deleted.
 
-    FTS5's own "secure-delete" would do it in place, but an older SQLite cannot read a file that ever used it.
+    FTS5's own "secure-delete" does this in place, but older versions of SQLite cannot read a file that ever used it.
     """
     db.execute("INSERT INTO node_fts(node_fts) VALUES ('optimize')")
     db.execute("INSERT INTO title_fts(title_fts) VALUES ('optimize')")
 
 
 def to_node(row: tuple[Any, ...]) -> Node:
-    """A row of the columns NODE as a node."""
+    """Convert a row of the columns NODE."""
     id, parent, role, content, attached, spans, status, created, model, record, name, conversation_id, writer = row
     attachments, at = [], 0
     for name_length, text_length in msgspec.json.decode(spans, type=list[tuple[int, int]]):

@@ -120,7 +120,7 @@ def test_damage_is_reported_when_it_is_met(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(StorageError, match="damaged") as caught, ConversationStore(path) as store:
         store.list()
-    assert "conversation_rescue" in caught.value.hint
+    assert "edge.conversation.rescue" in caught.value.hint
     assert path.stat().st_size == len(data)
 
 
@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_emptied_is_no_secret(tmp_path: Path, monkeypatch: 
         assert writer is not None
         with monkeypatch.context() as patch:
             patch.setattr(store._db, "_writer", NoCheckpoint(writer))
-            with pytest.raises(StorageError, match=r"It was deleted, but .* still holds traces"):
+            with pytest.raises(StorageError, match=r"It was deleted, but .* still has traces"):
                 store.delete(id)
         assert store.list() == []
 
@@ -248,7 +248,7 @@ def test_what_a_dead_process_left_half_written_is_shown_as_stopped(tmp_path: Pat
         try:
             assert child.stdout is not None and child.stdout.readline() == b"saved\n"
             mine = store.append("streaming", Message("assistant", "mine"), parent=None, status="partial")
-            (other,) = [node for node in store.children("streaming", None) if node.id != mine.id]
+            (other,) = [node for node in store.siblings(mine.id) if node.id != mine.id]
             assert other.status == "partial"  # its process still writes
             child.kill()
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has fetched its exit code
@@ -260,7 +260,7 @@ def test_what_a_dead_process_left_half_written_is_shown_as_stopped(tmp_path: Pat
         finally:
             child.kill()
     with ConversationStore(path) as store:
-        assert {node.status for node in store.children("streaming", None)} == {"partial", "stopped"}
+        assert {node.status for node in store.siblings(mine.id)} == {"partial", "stopped"}
 
 
 @pytest.mark.parametrize("platform", [sys.platform, "darwin"])
