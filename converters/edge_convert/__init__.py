@@ -27,8 +27,7 @@ __all__ = ["Checkpoint", "Manifest", "open_checkpoint"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Checkpoint": "edge_convert.checkpoint",
-        "Manifest": "edge_convert.manifest",
-        "open_checkpoint": "edge_convert.checkpoint",
+        "edge_convert.checkpoint": ("Checkpoint", "open_checkpoint"),
+        "edge_convert.manifest": ("Manifest",),
     },
 )

@@ -25,11 +25,7 @@ __all__ = ["Attachment", "ConversationInfo", "ConversationStore", "Node", "Searc
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Attachment": "edge.conversation.tree",
-        "ConversationInfo": "edge.conversation.tree",
-        "ConversationStore": "edge.conversation.store",
-        "Node": "edge.conversation.tree",
-        "SearchHit": "edge.conversation.tree",
-        "Status": "edge.conversation.tree",
+        "edge.conversation.store": ("ConversationStore",),
+        "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node", "SearchHit", "Status"),
     },
 )

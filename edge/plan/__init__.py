@@ -27,11 +27,8 @@ __all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "ma
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Accelerator": "edge.names",
-        "Choice": "edge.plan.receipt",
-        "MemoryEstimate": "edge.plan.receipt",
-        "Plan": "edge.plan.receipt",
-        "PlanRequest": "edge.plan.receipt",
-        "make_plan": "edge.plan.make",
+        "edge.names": ("Accelerator",),
+        "edge.plan.make": ("make_plan",),
+        "edge.plan.receipt": ("Choice", "MemoryEstimate", "Plan", "PlanRequest"),
     },
 )

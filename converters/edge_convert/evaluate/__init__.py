@@ -20,11 +20,9 @@ __all__ = ["Card", "EvaluateOptions", "enforce", "evaluate", "open_logits", "par
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Card": "edge_convert.evaluate.card",
-        "EvaluateOptions": "edge_convert.evaluate.evaluation",
-        "enforce": "edge_convert.evaluate.gate",
-        "evaluate": "edge_convert.evaluate.evaluation",
-        "open_logits": "edge_convert.evaluate.logits",
-        "parse_gate": "edge_convert.evaluate.gate",
+        "edge_convert.evaluate.card": ("Card",),
+        "edge_convert.evaluate.evaluation": ("EvaluateOptions", "evaluate"),
+        "edge_convert.evaluate.gate": ("enforce", "parse_gate"),
+        "edge_convert.evaluate.logits": ("open_logits",),
     },
 )
