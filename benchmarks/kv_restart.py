@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a follow-up waits for its first word after a restart: read again, from llama.cpp's state file, from our blocks.
+"""Time to the first token of a follow-up after a restart: prefilled again, from llama.cpp's state file, from edge's blocks.
 
     python benchmarks/kv_restart.py --model model.gguf [--lengths 256,1024,2048,4096,8192] [--json FILE] [--plot FILE.svg]
 
@@ -318,7 +318,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.rcParams |= {"svg.hashsalt": "edge", "svg.fonttype": "none", "font.size": 9}
     figure, axes = plt.subplots(figsize=(8, 3.4))
     lines = (
-        ("cold", "read again", "#c05621", "-"),
+        ("cold", "prefilled again", "#c05621", "-"),
         ("whole file", "llama.cpp's file of the whole sequence", "#718096", "-"),
         ("from disk", "edge, after a restart of the machine", "#2b6cb0", "--"),
         ("blocks", "edge, after a restart of the program", "#2b6cb0", "-"),
@@ -330,7 +330,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="tokens of history", ylabel="seconds to the first token (median)")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.set_title("A conversation goes on after a restart", fontsize=9, loc="left")
+    axes.set_title("First token after a restart", fontsize=9, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -406,7 +406,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 marker="o", linestyle="--" if encrypted else "-", label=label + (", encrypted" if encrypted else ""),
             )  # fmt: skip
     axes.set(xscale="log", xlabel="blocks in the store", ylabel="milliseconds (median)", ylim=(0, None))
-    axes.set_title("Finding what is stored, in small and large stores", fontsize=9, loc="left")
+    axes.set_title("Finding a stored prefix, in small and large stores", fontsize=9, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

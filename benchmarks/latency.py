@@ -4,7 +4,7 @@
     python benchmarks/latency.py --model int4.gguf --float16 f16.gguf [--rounds 3] [--words 32] [--json FILE] [--plot FILE.svg]
 
 One scenario for every rung: an assistant with a manual of about 1,000 tokens as its system prompt is asked six questions in one
-conversation, and its program is started anew before the first, the third and the fifth. Each reply is greedy and has exactly
+conversation, and its program is restarted before the first, the third and the fifth. Each reply is greedy and has exactly
 `--words` tokens. Loading the model is not counted, everything else is: from the question to the last token of the reply.
 The rungs take turns within a round.
 
@@ -12,7 +12,7 @@ The rungs take turns within a round.
   float16        the same weights in 16 bits with llama.cpp; every turn reads the whole conversation
   int4           the model that edge ships
   memory         edge without its cache on the disk: a turn reads what is new; a restart forgets
-  disk           edge as it comes, on a device that was never asked before
+  disk           edge with its default settings, on a device that was never asked before
   disk, again    the same, on a device that has had another conversation with this manual
 """
 
@@ -40,20 +40,20 @@ QUESTIONS = (
     "Give me the whole procedure as a short list.",
 )
 RESTARTS = (0, 2, 4)
-"""Turns before which the program is started anew."""
+"""Turns before which the program is restarted."""
 LABELS = {
     "transformers": "transformers, float32",
     "float16": "llama.cpp, float16",
     "int4": "llama.cpp, int4",
     "memory": "edge, cache in memory",
-    "disk": "edge, as it comes",
-    "disk, again": "edge, manual known",
+    "disk": "edge, defaults",
+    "disk, again": "edge, manual cached",
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One turn: milliseconds to the first text and to the end, tokens of the prompt and how many were not read again."""
+    """One turn: milliseconds to the first text and to the end, tokens of the prompt and how many were reused."""
 
     first_ms: float
     total_ms: float
@@ -233,7 +233,7 @@ def summarise(results: dict[str, list[list[Answer]]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| rung | first word | whole reply | tokens not read again | first word, times faster | whole reply, times faster |"
+        "| rung | first word | whole reply | reused | first word, times faster | whole reply, times faster |"
     ]
     lines.append("|---|" + "---:|" * 5)
     base = rows[0]

@@ -210,6 +210,8 @@ def find_problems(site: Path) -> Iterator[str]:
 
 def main() -> int:
     """Build, print what is wrong, and return the exit code."""
+    if sys.version_info < (3, 11):
+        sys.exit("The documentation site needs Python 3.11 or newer, because Zensical and mkdocstrings do.")
     problems = build()
     print(*problems, sep="\n", file=sys.stderr)
     if not problems:
