@@ -89,7 +89,7 @@ def plan_for(path: Path) -> Plan:
             "coreml", "cpu", artifact, CONTEXT, 1, 1, 1, 64, 64, 0, "f16", "f16", True, True, False, True, memory, ()
         )  # fmt: skip
     plan = make_plan(probe(), artifact, PlanRequest(require="cpu", context=CONTEXT, n_seq=1))
-    return replace(plan, n_ubatch=64, n_batch=64)
+    return replace(plan, n_ubatch=64)
 
 
 @contextmanager

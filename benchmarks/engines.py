@@ -59,15 +59,16 @@ def prompt_of(n_vocab: int, n_prompt: int, seed: int) -> list[int]:
 
 
 def edge_plan(case: Case, backend: str) -> Any:
-    from edge.bench.candidates import safety_here
     from edge.config import load_settings
     from edge.device import probe
     from edge.formats.artifact import open_artifact
     from edge.plan import PlanRequest, make_plan
+    from edge.plan.placement import safety_here
+    from edge.registry import ENGINES
 
     device = probe()
     request = PlanRequest(backend=backend, require="cpu", context=case.n_tokens, threads=case.n_threads, n_seq=1)
-    safety = safety_here(device, load_settings().paths.cache_dir)
+    safety = safety_here(device, ENGINES.values(), load_settings().paths.cache_dir)
     return make_plan(device, open_artifact(case.path), request, safety=safety)
 
 

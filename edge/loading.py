@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import CancelledError
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator
     from edge.plan.receipt import Plan
+    from edge.registry import EngineRow
     from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]
@@ -131,13 +130,13 @@ def plan_model(
 
 def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
     """What plans a model, from what was found out about its formats by the time it is called. See `plan_model`."""
-    from edge.backends.llamacpp.canary import load_safety
     from edge.catalog.api import resolve_all
     from edge.device.detection import probe
     from edge.plan.choosing import choose_plan, rank_formats
-    from edge.plan.placement import check_request
+    from edge.plan.placement import rows_for, safety_here
     from edge.plan.receipt import PlanRequest
     from edge.plan.tuning import look_up
+    from edge.registry import load_entry
     from edge.sources.base import DownloadProgress
 
     def report(progress: DownloadProgress) -> None:
@@ -156,18 +155,19 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
         n_seq=1 if chosen.kv.exact else None,  # other sequences' cells could change the last bits
     )
     device = probe()
-    check_request(device, request)  # before gigabytes are fetched for nothing
-    formats = rank_formats(device, request)
+    formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
     artifacts = resolve_all(chosen.model, settings=chosen, download=download, on_progress=report, formats=formats)
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
     cache_dir = chosen.paths.cache_dir
     candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
-    engine = device.engine("llamacpp")
-    # The trial of llama.cpp's kernels matters only where it may be used.
-    is_tried = engine is not None and engine.is_installed and any(artifact.format == "gguf" for artifact in artifacts)
-    safety = load_safety(cache_dir) if is_tried else None
-    why_failed = partial(_why_failed, cache_dir)
+    here = {artifact.format for artifact in artifacts}
+    safety = safety_here(device, [row for row in rows_for(request) if here & set(row.formats)], cache_dir)
+
+    def why_failed(row: EngineRow, artifact: Artifact, accelerator: Accelerator) -> str:
+        found: str = load_entry(row.why_failed)(artifact, accelerator, cache_dir)
+        return found
+
     return lambda: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
 
 
@@ -186,18 +186,6 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
             plan = make()
             if (plan.artifact.path, plan.accelerator, plan.fallbacks) in tried:
                 raise
-
-
-def _why_failed(cache_dir: Path, artifact: Artifact, accelerator: Accelerator) -> str:
-    """What was wrong when Core ML tried this package on this accelerator; "" if nothing was, or it never did."""
-    from edge.backends.coreml.engine import UNITS
-    from edge.backends.coreml.trial import remembered_verdict
-
-    package = artifact.coreml
-    if package is None or accelerator not in UNITS:
-        return ""
-    verdict = remembered_verdict(package.sha256(cache_dir=cache_dir), UNITS[accelerator], cache_dir)
-    return "" if verdict is None or verdict.is_good else verdict.note
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:

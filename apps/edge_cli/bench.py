@@ -30,9 +30,9 @@ _N_SPEED_COLUMNS = 5
 
 def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list[str]:
     """Engines that the plan knows."""
-    from edge.plan.placement import ENGINES
+    from edge.registry import ENGINES
 
-    return [row.name for row in ENGINES if row.is_automatic and row.name.startswith(incomplete)]
+    return [row.name for row in ENGINES.values() if row.is_automatic and row.name.startswith(incomplete)]
 
 
 @click.command(
@@ -176,7 +176,7 @@ def _show(result: Result, *, as_json: bool) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     return [
         row.name,

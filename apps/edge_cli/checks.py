@@ -16,11 +16,11 @@ from edge.errors import EdgeError, ModelNotFoundError
 from edge_cli.text import size
 
 if TYPE_CHECKING:
-    from edge.backends.llamacpp.canary import Safety
     from edge.config import Settings
     from edge.device import DeviceProfile
     from edge.device.sensors import Readings
     from edge.plan import Plan
+    from edge.plan.receipt import Safety
 
 __all__ = [
     "Check",
@@ -85,25 +85,29 @@ def check_names(settings: Settings) -> Iterator[Check]:
 
 def check_engines(profile: DeviceProfile) -> Iterator[Check]:
     """Is there an engine that this version can run a model with?"""
-    from edge.backends.base import BACKENDS
+    from edge.names import TITLES
     from edge.plan.placement import install_hint
+    from edge.registry import ENGINES
 
-    usable = [engine for engine in profile.engines if engine.name in BACKENDS and engine.is_installed]
+    usable = [engine for engine in profile.engines if engine.is_installed]
     for engine in usable:
         text = f"{engine.package} {engine.version}, for {', '.join(engine.accelerators)}"
         yield Check("engine", "ok", text)
     if not usable:
         yield Check("engine", "broken", "No engine is installed that could run a model.", "Run: make install")
     for engine in profile.engines:
-        formats = {"onnx": "ONNX", "coreml": "Core ML"}.get(engine.name)
-        is_of_use = engine.name != "coreml" or profile.apple is not None
-        if formats and is_of_use and not engine.version:
+        row = ENGINES[engine.name]
+        is_of_use = row.package is not None and (profile.apple is not None or not row.package.is_mac_only)
+        if usable and is_of_use and not engine.version:
+            formats = " or ".join(TITLES[name] for name in row.formats)
             text = f"{engine.package} is not installed, so no {formats} model can be run"
             yield Check("engine", "note", text, install_hint(engine.name))
 
 
-def check_safety(safety: Safety) -> Iterator[Check]:
+def check_safety(safety: Safety | None) -> Iterator[Check]:
     """What became of the child process that tried the engine's fastest kernels."""
+    if safety is None:
+        return
     if safety.note:
         yield Check("canary", "note", safety.note)
     else:
@@ -158,7 +162,7 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
 def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
     """Is the default model here, and does it fit?"""
     from edge.catalog import load_catalog
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     try:
         made = plan()
@@ -177,7 +181,7 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
 def check_governor(settings: Settings, plan: Plan | None, readings: Readings) -> Iterator[Check]:
     """What would be held back now because the device is hot, low on battery or short of memory?"""
     from edge.engine.governor import Governor, Workload
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     if not settings.governor.enabled:
         yield Check("holding back", "note", "off: nothing is held back on a hot device, a low battery or little memory")

@@ -31,7 +31,7 @@ def devices(app: App, as_json: bool) -> None:
 
 def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
     """A profile as rows of what and value; what is not known is left out."""
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     host, memory, power, thermal = profile.host, profile.memory, profile.power, profile.thermal
     around = [f"in {host.container}" if host.container else "", "on a virtual machine" if host.virtual_machine else ""]

@@ -33,8 +33,9 @@ def doctor(app: App, as_json: bool) -> int:
     Changes no settings, models or conversations; whether the engine's fastest kernels work here is tried once and remembered
     in the cache directory. The exit code is 1 when something is broken.
     """
-    from edge.backends.llamacpp.canary import load_safety
     from edge.plan.advice import advice
+    from edge.plan.placement import safety_here
+    from edge.registry import ENGINES
     from edge_cli import checks
     from edge_cli.devices import device_rows
 
@@ -47,7 +48,8 @@ def doctor(app: App, as_json: bool) -> int:
         profile = app.probe()
         found += checks.guarded("engine", lambda: checks.check_engines(profile))
         status.show("trying the engine")
-        found += checks.guarded("canary", lambda: checks.check_safety(load_safety(settings.paths.cache_dir)))
+        cache_dir = settings.paths.cache_dir
+        found += checks.guarded("canary", lambda: checks.check_safety(safety_here(profile, ENGINES.values(), cache_dir)))
         found += checks.guarded("directories", lambda: checks.check_directories(settings))
         found += checks.guarded("conversations", lambda: checks.check_conversations(settings))
         status.show("looking at the model")

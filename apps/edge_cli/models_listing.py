@@ -192,7 +192,7 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
         )
         result |= {name: getattr(artifact.header, name) for name in names}
         result["has_chat_template"] = artifact.header.chat_template is not None
-    elif artifact.facts is not None:
+    else:
         result |= asdict(artifact.facts)
     return result
 
@@ -228,7 +228,7 @@ def artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -
             ("vocabulary", f"{header.n_vocab:,} tokens"),
             ("chat template", "yes" if header.chat_template else "none"),
         ]
-    elif artifact.facts is not None:
+    else:
         facts = artifact.facts
         rows += [
             ("architecture", facts.architecture),

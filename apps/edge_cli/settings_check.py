@@ -48,12 +48,12 @@ def _check_model(settings: Settings) -> str:
 
 
 def _check_backend(settings: Settings) -> str:
-    from edge.backends.base import BACKENDS
+    from edge.registry import ENGINES
 
     wanted = settings.backend
-    if wanted is not None and wanted not in BACKENDS:
-        near = difflib.get_close_matches(wanted, BACKENDS, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(BACKENDS)}, or auto."
+    if wanted is not None and wanted not in ENGINES:
+        near = difflib.get_close_matches(wanted, ENGINES, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(ENGINES)}, or auto."
         raise ConfigError(f"There is no backend {wanted!r}.", hint)
     return ""
 

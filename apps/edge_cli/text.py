@@ -23,7 +23,7 @@ def size(n_bytes: float) -> str:
 
 def stats_line(reply: Reply) -> str:
     """What one reply took, on one line."""
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     usage, timing, cost = reply.usage, reply.timing, reply.cost
     parts = [
@@ -54,7 +54,7 @@ def reuse_text(usage: Usage) -> str:
 
 def memory_lines(plan: Plan) -> list[tuple[str, str]]:
     """The memory estimate of a plan as rows of name and size."""
-    from edge.plan.receipt import size_text
+    from edge.units import size_text
 
     memory = plan.memory
     return [

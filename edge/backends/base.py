@@ -16,13 +16,13 @@ range does not exist, and BackendError once the backend is closed.
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edge.errors import BUILD_HINT, BackendUnavailableError, UnsupportedError
+from edge.errors import BackendUnavailableError, UnsupportedError
+from edge.registry import ENGINES, load_entry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from edge.types import Sampling
 
 __all__ = [
-    "BACKENDS",
     "Backend",
     "Capabilities",
     "LoadProgress",
@@ -41,14 +40,6 @@ __all__ = [
     "Sampler",
     "open_backend",
 ]
-
-BACKENDS = {
-    "llamacpp": "edge.backends.llamacpp.backend:LlamaCppBackend",
-    "onnx": "edge.backends.onnx.backend:OnnxBackend",
-    "coreml": "edge.backends.coreml.backend:CoreMLBackend",
-    "fake": "edge.backends.fake:FakeBackend",
-}
-"""Name of a backend -> where its class is. The factory imports it when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +123,7 @@ class Backend(ABC):
     """One loaded model. Made by `open_backend`.
 
     Attributes:
-        name: key in BACKENDS.
+        name: as in `edge.registry.ENGINES`.
         capabilities: what it can do.
         info: the model.
         tokenizer: of the model; from any thread. `close` closes it.
@@ -321,16 +312,15 @@ def open_backend(plan: Plan, *, on_progress: LoadProgress | None = None) -> Back
         ModelFileError: the file cannot be used.
         CancelledError: on_progress said False.
     """
+    row = ENGINES.get(plan.backend)
+    if row is None:
+        raise BackendUnavailableError(f"There is no backend {plan.backend!r}.", f"Known here: {', '.join(sorted(ENGINES))}.")
     try:
-        module_name, class_name = BACKENDS[plan.backend].split(":")
-    except KeyError:
-        known = ", ".join(sorted(BACKENDS))
-        raise BackendUnavailableError(f"There is no backend {plan.backend!r}.", f"Known here: {known}.") from None
-    try:
-        backend_class: Any = getattr(importlib.import_module(module_name), class_name)
+        backend_class = load_entry(row.backend)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"The {plan.backend} backend needs a package that is not installed ({error}).", f"Install it: {BUILD_HINT}"
+            f"The {plan.backend} backend needs a package that is not installed ({error}).",
+            row.package.install if row.package else "",
         ) from error
     backend: Backend = backend_class(plan, on_progress=on_progress)
     return backend

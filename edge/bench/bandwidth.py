@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.plan.memory import model_layers
+from edge.plan.memory import gguf_memory
 
 if TYPE_CHECKING:
     from edge.bench.values import Setting
@@ -72,8 +72,8 @@ def decode_bytes(artifact: Artifact, setting: Setting, n_past: float) -> int | N
     """
     header, facts = artifact.header, artifact.facts
     if header is None:
-        return round(facts.weights_bytes + facts.cell_bytes * n_past) if facts is not None and facts.weights_bytes else None
-    layers = model_layers(header)
+        return round(facts.weights_bytes + facts.cell_bytes * n_past) if facts.weights_bytes else None
+    layers = gguf_memory(header)
     n_experts, n_used = (header.metadata.get(f"{header.architecture}.expert_{what}") for what in ("count", "used_count"))
     idle = 0.0
     if isinstance(n_experts, int) and isinstance(n_used, int) and 0 < n_used < n_experts:

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 from edge.bench.run import Candidate
 from edge.errors import BackendUnavailableError, UsageError
 from edge.plan.make import make_plan
-from edge.plan.placement import ENGINES
+from edge.plan.placement import is_installed, rows_for, safety_here
 from edge.plan.receipt import PlanRequest
 from edge.plan.tuning import look_up
+from edge.registry import ENGINES
 
 if TYPE_CHECKING:
-    from edge.backends.llamacpp.canary import Safety
     from edge.device.profile import DeviceProfile
     from edge.errors import EdgeError
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator
-    from edge.plan.receipt import Plan
+    from edge.plan.receipt import Plan, Safety
     from edge.plan.tuning import Lookup
+    from edge.registry import EngineRow
 
-__all__ = ["Grid", "engines_for", "find_candidates", "safety_here"]
+__all__ = ["Grid", "engines_for", "find_candidates"]
 
 _MIN_CONTEXT = 1024  # a smaller one would make batches smaller than in normal use
 
@@ -47,17 +48,9 @@ class Grid:
     is_tuned: bool = True
 
 
-def engines_for(device: DeviceProfile, artifact: Artifact) -> list[str]:
-    """Return the names of the installed engines that read a model."""
-    able = [row for row in ENGINES if row.is_automatic and artifact.format in row.formats]
-    return [row.name for row in able if not row.needs_package or _is_installed(device, row.name)]
-
-
-def safety_here(device: DeviceProfile, cache_dir: Path) -> Safety | None:
-    """Return how llama.cpp may be loaded here; None if it is not installed."""
-    from edge.backends.llamacpp.canary import load_safety
-
-    return load_safety(cache_dir) if _is_installed(device, "llamacpp") else None
+def engines_for(device: DeviceProfile, artifact: Artifact) -> list[EngineRow]:
+    """Return the installed engines that read a model."""
+    return [row for row in rows_for(PlanRequest()) if artifact.format in row.formats and is_installed(device, row)]
 
 
 def find_candidates(
@@ -83,9 +76,11 @@ def find_candidates(
         BackendUnavailableError: a model has no engine here, or a named engine can run none of the models.
         UsageError, ModelTooLargeError: as `make_plan`.
     """
-    engines = {artifact.path: grid.backends or tuple(engines_for(device, artifact)) for artifact in artifacts}
-    needs_llamacpp = any("llamacpp" in names for names in engines.values())
-    safety = safety_here(device, cache_dir) if needs_llamacpp else None
+    engines = {
+        artifact.path: grid.backends or tuple(row.name for row in engines_for(device, artifact)) for artifact in artifacts
+    }
+    used = {name for names in engines.values() for name in names}
+    safety = safety_here(device, [row for row in ENGINES.values() if row.name in used], cache_dir)
     found: list[Candidate] = []
     problems: dict[str, EdgeError] = {}
     unable: list[tuple[Artifact, EdgeError]] = []
@@ -164,7 +159,7 @@ def _context(artifact: Artifact, n_tokens: int) -> int:
     Raises:
         UsageError: the model was built for less.
     """
-    built_for = artifact.facts.n_ctx_max if artifact.facts is not None else None
+    built_for = artifact.facts.n_ctx_max
     if built_for is None:
         return max(n_tokens + 1, _MIN_CONTEXT)
     if n_tokens >= built_for:
@@ -174,11 +169,6 @@ def _context(artifact: Artifact, n_tokens: int) -> int:
             "Measure less: --prompt, --decode.",
         )
     return max(n_tokens + 1, min(_MIN_CONTEXT, built_for))
-
-
-def _is_installed(device: DeviceProfile, name: str) -> bool:
-    engine = device.engine(name)
-    return engine is not None and engine.is_installed
 
 
 def _named(candidates: list[Candidate], grid: Grid) -> list[Candidate]:

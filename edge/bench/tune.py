@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.bench.candidates import engines_for, safety_here
+from edge.bench.candidates import engines_for
 from edge.bench.process import Worker, setting_of
 from edge.bench.run import Measuring
 from edge.bench.tuner import Knob, Outcome, Search, turn_seconds, wins
 from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.plan.make import make_plan
-from edge.plan.placement import ENGINES, find_targets
+from edge.plan.placement import find_targets, safety_here
 from edge.plan.receipt import Plan, PlanRequest
 from edge.plan.tuning import Tuning, remember
+from edge.registry import ENGINES, Option
 
 if TYPE_CHECKING:
     from edge.device.profile import Cpu, DeviceProfile
@@ -122,7 +123,9 @@ class Tuner:
         if options.budget_s <= 0:
             raise UsageError("No time to tune in.", "Give --minutes 1 or more.")
         self._device, self._artifact, self._options = device, artifact, options
-        self._safety = safety_here(device, cache_dir)
+        named = [row for row in ENGINES.values() if row.name in options.backends and artifact.format in row.formats]
+        self._rows = named if options.backends else engines_for(device, artifact)
+        self._safety = safety_here(device, self._rows, cache_dir)
         self._on_progress, self._open_worker, self._clock = on_progress, open_worker, clock
         self._workers: dict[Setting, Measuring] = {}  # the one used last is at the end
         self._plans: dict[Setting, Plan] = {}
@@ -224,8 +227,7 @@ class Tuner:
 
     def _first_backend(self) -> str | None:
         """Return the first requested engine that reads this model; if none does, the plan says so."""
-        named = self._options.backends
-        able = [row.name for row in ENGINES if self._artifact.format in row.formats]
+        named, able = self._options.backends, [row.name for row in self._rows]
         return next((name for name in named if name in able), named[0] if named else None)
 
     def _choose_lengths(self, start: Setting) -> None:
@@ -243,31 +245,30 @@ class Tuner:
         counts = thread_counts(self._device.cpu)
         batches = [size for size in _BATCHES if size <= self.lengths[0]]
         engine = Knob("engine", "turn", self._engines, lambda s: f"{s.backend} on {s.accelerator}")
-        batch = Knob("batch", "prefill", self._each(batches, "n_ubatch"), lambda s: f"{s.n_ubatch} tokens")
-        if self._artifact.format == "coreml":
-            return [engine]  # Core ML chooses threads itself, and the batch is part of the package
-        if self._artifact.format == "onnx":  # one number of threads for prefill and decode
-            return [engine, Knob("threads", "turn", self._each(counts, "threads", "threads_batch"), _threads_text), batch]
-        return [
-            engine,
-            Knob("threads", "decode", self._each(counts, "threads"), _threads_text),
-            Knob("threads, prefill", "prefill", self._each(counts, "threads_batch"), lambda s: str(s.threads_batch)),
-            batch,
-            Knob("flash attention", "turn", self._each((True, False), "flash_attention"), _flash_text),
-            Knob("KV cache", "turn", self._each(self._options.kv_types, "kv_type_k", "kv_type_v"), lambda s: s.kv_type_k),
-        ]
+        knobs: dict[Option, Knob] = {
+            "threads": Knob("threads", "decode", self._each(counts, "threads"), _threads_text),
+            "threads_batch": Knob(
+                "threads, prefill", "prefill", self._each(counts, "threads_batch"), lambda s: str(s.threads_batch)
+            ),
+            "n_ubatch": Knob("batch", "prefill", self._each(batches, "n_ubatch"), lambda s: f"{s.n_ubatch} tokens"),
+            "flash_attention": Knob("flash attention", "turn", self._each((True, False), "flash_attention"), _flash_text),
+            "kv_type": Knob(
+                "KV cache", "turn", self._each(self._options.kv_types, "kv_type_k", "kv_type_v"), lambda s: s.kv_type_k
+            ),
+        }
+        options = {option for row in self._rows for option in row.options}
+        if "threads_batch" not in options:  # one number of threads for prefill and decode
+            knobs["threads"] = Knob("threads", "turn", self._each(counts, "threads", "threads_batch"), _threads_text)
+        return [engine, *(knob for option, knob in knobs.items() if option in options)]
 
     def _engines(self, incumbent: Setting) -> list[Setting]:
         found = []
-        for backend in self._options.backends or engines_for(self._device, self._artifact):
-            row = next((row for row in ENGINES if row.name == backend), None)
-            if row is None:
-                continue
+        for row in self._rows:
             try:
-                targets, _ = find_targets(self._device, row, PlanRequest(backend=backend))
+                targets, _ = find_targets(self._device, row, PlanRequest(backend=row.name))
             except BackendUnavailableError:
                 continue
-            found += [PlanRequest(backend=backend, require=target.accelerator) for target in targets]
+            found += [PlanRequest(backend=row.name, require=target.accelerator) for target in targets]
         return self._possible(found)
 
     def _each(self, values: Sequence[Any], *fields: str) -> Callable[[Setting], list[Setting]]:
@@ -305,7 +306,7 @@ class Tuner:
     def _setting(self, request: PlanRequest) -> Setting:
         needed = max(n_prompt + n_decode + 1 for n_prompt, n_decode in _LENGTHS)
         facts = self._artifact.facts
-        limits = [limit for limit in (facts.n_ctx_train, facts.n_ctx_max) if limit] if facts is not None else []
+        limits = [limit for limit in (facts.n_ctx_train, facts.n_ctx_max) if limit]
         request = replace(request, context=min([needed, *limits]), n_seq=1)
         plan = make_plan(self._device, self._artifact, request, safety=self._safety)
         setting = setting_of(plan)

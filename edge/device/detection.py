@@ -10,7 +10,8 @@ out is left empty.
 from __future__ import annotations
 
 from edge.device.profile import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
-from edge.device.system import CapturedSystem, Package, RecordingSystem, System
+from edge.device.system import CapturedSystem, RecordingSystem, System
+from edge.registry import ENGINES, EnginePackage
 
 __all__ = [
     "Apple",
@@ -101,40 +102,19 @@ def _probe_mac(system: System) -> DeviceProfile:
     )
 
 
-_ON_A_MAC = {"onnx": ("ane", "cpu"), "coreml": ("ane", "metal", "cpu")}  # what the builds for macOS always have
-# name, module to look for, names of its distribution, accelerator -> part of a shared library's name that shows it
-_ENGINES: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
-    (
-        "llamacpp",
-        "llama_cpp",
-        ("llama-cpp-python",),
-        {"cuda": "ggml-cuda", "metal": "ggml-metal", "vulkan": "ggml-vulkan", "hip": "ggml-hip", "sycl": "ggml-sycl"},
-    ),
-    (
-        "onnx",
-        "onnxruntime",
-        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn"),
-        {"cuda": "providers_cuda", "tensorrt": "providers_tensorrt", "openvino": "providers_openvino", "qnn": "providers_qnn"},
-    ),
-    ("coreml", "coremltools", ("coremltools",), {}),
-)
-
-
 def _engines(system: System) -> tuple[Engine, ...]:
-    """Packages that run models; what a build can use is read from the names of its shared libraries."""
-    return tuple(
-        Engine(name, distributions[0], *_build(system, name, system.package(module, *distributions), signs))
-        for name, module, distributions, signs in _ENGINES
-    )
+    """Look for the packages that run models."""
+    return tuple(_engine(system, row.name, row.package) for row in ENGINES.values() if row.package is not None)
 
 
-def _build(system: System, name: str, package: Package | None, signs: dict[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Version of a package and the accelerators that its build can use; none where it can only convert models."""
-    if package is None:
-        return "", ()
-    if system.os_name == "darwin" and name in _ON_A_MAC:
-        return package.version, _ON_A_MAC[name]
-    if name == "coreml":
-        return package.version, ()
-    found = [api for api, sign in signs.items() if any(sign in library for library in package.libraries)]
-    return package.version, (*found, "cpu")
+def _engine(system: System, name: str, package: EnginePackage) -> Engine:
+    """Look for one package; the names of its shared libraries show what its build can use."""
+    found = system.package(package.module, *package.distributions)
+    is_mac = system.os_name == "darwin"
+    accelerators: tuple[str, ...] = ()
+    if found is not None and is_mac and package.on_mac:
+        accelerators = package.on_mac
+    elif found is not None and (is_mac or not package.is_mac_only):
+        signs = package.libraries.items()
+        accelerators = (*(api for api, sign in signs if any(sign in library for library in found.libraries)), "cpu")
+    return Engine(name, package.distributions[0], found.version if found is not None else "", accelerators)

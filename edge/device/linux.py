@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge.device.cgroups import Limits, parse_cpu_list
 from edge.device.profile import Cpu, Host, Memory, Power, Thermal
 from edge.device.system import System
+from edge.units import size_text
 
 __all__ = ["find_zones", "parse_temperature", "read_cpu", "read_host", "read_memory", "read_power", "read_thermal"]
 
@@ -154,7 +155,7 @@ def read_memory(system: System, limits: Limits) -> Memory:
         total_bytes=total if limit is None else limit,
         available_bytes=available,
         host_total_bytes=total,
-        limit="" if limit is None else f"the cgroup's limit of {limit / 2**30:.1f} GiB",
+        limit="" if limit is None else f"the cgroup's limit of {size_text(limit)}",
         swap_total_bytes=info.get("SwapTotal", 0),
         swap_free_bytes=info.get("SwapFree", 0),
     )

@@ -182,7 +182,7 @@ class Engine:
     """A package that can run models, found without importing it.
 
     Attributes:
-        name: key in edge.backends.BACKENDS, or what it will be called there.
+        name: as in `edge.registry.ENGINES`.
         package: its name in the package index.
         version: as installed; "" where it is not installed.
         accelerators: what this build of it can use: "cpu", "cuda", "metal", "ane", ...; none where it only converts models.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from edge.config.schema import GovernorSettings
 from edge.device.sensors import Readings
 from edge.errors import BackendError
-from edge.plan.receipt import size_text
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.device.sensors import Sensors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ _MOST_FOLDERS = 64  # of a folder that holds a model in several formats
 _CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no room for cached properties
 class Artifact:
     """A model on disk.
 
@@ -62,20 +63,19 @@ class Artifact:
     onnx: OnnxFolder | None = field(default=None, repr=False)
     coreml: CoreMLPackage | None = field(default=None, repr=False)
 
-    @property
-    def facts(self) -> ModelFacts | None:
-        """The model in numbers; None where only its size is known."""
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """The model in numbers."""
         if self.header is not None:
             return facts_of_gguf(self.header)
         if self.onnx is not None:
             return facts_of_onnx(self.onnx)
-        return facts_of_coreml(self.coreml) if self.coreml is not None else None
+        return facts_of_coreml(self.coreml) if self.coreml is not None else ModelFacts(weights_bytes=self.size_bytes)
 
     @property
     def quantisation(self) -> str:
-        """What its weights are kept as; "" where only its size is known."""
-        facts = self.facts
-        return facts.quantisation if facts is not None else ""
+        """Type of most of its weights; "" where only its size is known."""
+        return self.facts.quantisation
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""What a plan has to know of a model, whatever its format: `facts_of_*` make it from what each format says of itself."""
+"""A model in the numbers that a plan needs, whatever its format."""
 
 from __future__ import annotations
 
@@ -9,44 +9,47 @@ if TYPE_CHECKING:
     from edge.formats.coreml import CoreMLPackage
     from edge.formats.gguf import GGUFHeader
     from edge.formats.onnx import OnnxFolder
+    from edge.names import Accelerator
 
 __all__ = ["ModelFacts", "facts_of_coreml", "facts_of_gguf", "facts_of_onnx"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model in numbers. 0 and "" are unknown.
+    """A model in numbers. 0, "" and None are unknown or unlimited, so `ModelFacts()` is a model of which nothing is known.
 
     Attributes:
-        architecture: the format's name of it.
-        quantisation: what most of the weights are kept as: "Q4_0", "int4".
-        weights_bytes: of all weights.
+        architecture: as the format names it.
+        quantisation: type of most of the weights: "Q4_0", "int4".
+        weights_bytes: size of all weights.
         n_layer, n_embd, n_vocab: sizes.
         head_dim_k, head_dim_v: length of one key and one value vector.
-        n_ctx_train: context it was trained for, in tokens.
-        n_ctx_max: context it was built for and cannot go beyond; None where there is no such limit.
-        kv_type: the one way in which it keeps keys and values ("f32", "f16", "bf16"); None where the engine lets one choose.
-        cell_bytes: keys and values of one token where kv_type is given.
-        chunk: tokens of a pass that it is built for; None where that is free.
+        n_ctx_train: context that it was trained for, in tokens.
+        n_ctx_max: context that it was built for and cannot exceed, in tokens.
+        kv_type: the only type in which it can store keys and values ("f32", "f16", "bf16"); None where the engine has a choice.
+        cell_bytes: size of the keys and values of one token where kv_type is given.
+        chunk: tokens of a pass that it was built for.
+        made_for: the accelerator that it was converted for.
     """
 
-    architecture: str
-    quantisation: str
-    weights_bytes: int
-    n_layer: int
-    n_embd: int
-    n_vocab: int
-    head_dim_k: int
-    head_dim_v: int
-    n_ctx_train: int
+    architecture: str = ""
+    quantisation: str = ""
+    weights_bytes: int = 0
+    n_layer: int = 0
+    n_embd: int = 0
+    n_vocab: int = 0
+    head_dim_k: int = 0
+    head_dim_v: int = 0
+    n_ctx_train: int = 0
     n_ctx_max: int | None = None
     kv_type: str | None = None
     cell_bytes: int = 0
     chunk: int | None = None
+    made_for: Accelerator | None = None
 
 
 def facts_of_gguf(header: GGUFHeader) -> ModelFacts:
-    """From the header of a GGUF file."""
+    """Return the facts in the header of a GGUF file."""
     return ModelFacts(
         architecture=header.architecture,
         quantisation=header.file_type,
@@ -61,7 +64,7 @@ def facts_of_gguf(header: GGUFHeader) -> ModelFacts:
 
 
 def facts_of_onnx(folder: OnnxFolder) -> ModelFacts:
-    """From an ONNX folder."""
+    """Return the facts of an ONNX folder."""
     return ModelFacts(
         architecture=folder.architecture,
         quantisation=folder.quantisation,
@@ -78,14 +81,12 @@ def facts_of_onnx(folder: OnnxFolder) -> ModelFacts:
 
 
 def facts_of_coreml(package: CoreMLPackage) -> ModelFacts:
-    """From a Core ML package."""
+    """Return the facts of a Core ML package."""
     info = package.info
     return ModelFacts(
-        architecture="",
         quantisation=info.variant,
         weights_bytes=package.weights_bytes,
         n_layer=info.n_layers,
-        n_embd=0,
         n_vocab=info.vocab,
         head_dim_k=info.head_dim,
         head_dim_v=info.head_dim,
@@ -94,4 +95,5 @@ def facts_of_coreml(package: CoreMLPackage) -> ModelFacts:
         kv_type="f16",
         cell_bytes=info.cache_bytes // info.context,
         chunk=info.chunk,
+        made_for={"ane": "ane", "gpu": "metal"}.get(info.variant),  # type: ignore[arg-type]
     )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import BUILD_HINT
-from edge.plan.receipt import Plan, size_text
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
+    from edge.plan.receipt import Plan
 
 __all__ = ["advice"]
 

@@ -1,42 +1,30 @@
-"""Puts what `edge tune` measured in the place of the plan's usual choice, and says so in the receipt. Values only.
-
-What was asked for wins; what does not fit into memory, or would cost context, is left as it was.
-"""
+"""Applies `edge tune` results to the plan. The user's request wins; results that do not fit or cost context are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-from edge.plan.receipt import Choice, PlanRequest
 
 if TYPE_CHECKING:
     from edge.device.profile import Cpu
     from edge.plan.memory import Layout
-    from edge.plan.placement import EngineRow, Target
-    from edge.plan.tuning import Lookup, Tuning
+    from edge.plan.placement import Target
+    from edge.plan.receipt import Choice, PlanRequest
+    from edge.plan.tuning import Tuning
+    from edge.registry import EngineRow
 
-__all__ = ["Better", "apply_tuning", "explain_tuning", "prefer_measured"]
+__all__ = ["explain_tuning", "measured_target", "speeds_text", "tuned_request"]
 
 _EXACT = ("f32", "f16", "bf16")
 
 
-@dataclass(frozen=True, slots=True)
-class Better:
-    """A request in which the tuning stands where nothing was asked for."""
-
-    request: PlanRequest
-    tuning: Tuning
-
-
-def apply_tuning(tuned: Lookup | None, row: EngineRow, target: Target, request: PlanRequest, cpu: Cpu) -> Better | None:
-    """The request with the measured settings; None where nothing was measured for this engine and accelerator."""
-    tuning = tuned.tuning if tuned is not None else None
+def tuned_request(tuning: Tuning | None, row: EngineRow, target: Target, request: PlanRequest, cpu: Cpu) -> PlanRequest | None:
+    """Return the request with measured settings where it asks for nothing; None if none were measured for this engine there."""
     if tuning is None or (tuning.backend, tuning.accelerator) != (row.name, target.accelerator):
         return None
     if max(tuning.threads, tuning.threads_batch) > cpu.usable_logical:
-        return None  # the fingerprint rules it out; a number of threads that cannot be is not worth relying on that
+        return None  # the fingerprint rules this out, and an impossible number of threads would be costly
     changed = request
     if request.threads is None:
         changed = replace(changed, threads=tuning.threads, threads_batch=request.threads_batch or tuning.threads_batch)
@@ -44,79 +32,65 @@ def apply_tuning(tuned: Lookup | None, row: EngineRow, target: Target, request: 
         changed = replace(changed, n_ubatch=tuning.n_ubatch)
     if (request.kv_type_k, request.kv_type_v) == (None, None) and not _is_exact(tuning):
         changed = replace(changed, kv_type_k=tuning.kv_type_k, kv_type_v=tuning.kv_type_v)
-    is_exact = changed.kv_type_v in (None, "f16")  # anything else needs the fused attention
+    is_exact = changed.kv_type_v in (None, "f16")  # anything else needs flash attention
     if request.flash_attention is None and is_exact and not tuning.flash_attention:
         changed = replace(changed, flash_attention=False)
-    return Better(changed, tuning)
+    return changed
 
 
-def prefer_measured(
-    tuned: Lookup | None, row: EngineRow, targets: list[Target], request: PlanRequest
-) -> tuple[list[Target], str]:
-    """The accelerators to try, the one that was measured to be fastest first: what is usually best need not be on this device.
+def measured_target(tuning: Tuning | None, row: EngineRow, targets: Sequence[Target], request: PlanRequest) -> Target | None:
+    """Return the accelerator that was measured to be the fastest, if it is not the first anyway and no other is asked for.
 
     Args:
-        tuned: what was looked up.
+        tuning: measured settings.
         row: the engine.
-        targets: as usual, best first; at least one.
-        request: what the user asked for, which wins.
-
-    Returns:
-        The accelerators, and why they are in another order; "" where they are not.
+        targets: accelerators to try, in the usual order; at least one.
+        request: the user's.
     """
-    tuning = tuned.tuning if tuned is not None else None
     if tuning is None or tuning.backend != row.name or request.require is not None or request.gpu_layers is not None:
-        return targets, ""
-    best = next((target for target in targets if target.accelerator == tuning.accelerator), targets[0])
-    if best is targets[0]:
-        return targets, ""
+        return None
+    return next((target for target in targets[1:] if target.accelerator == tuning.accelerator), None)
+
+
+def speeds_text(tuning: Tuning) -> str:
+    """Return the reason for an accelerator that was measured to be the fastest."""
     speeds = _compare(tuning.decode_tokens_per_s, tuning.default_decode_tokens_per_s)
-    why = f"measured by edge tune on {tuning.measured_on}: decode {speeds}"
-    return [best, *(target for target in targets if target is not best)], why
+    return f"measured by edge tune on {tuning.measured_on}: decode {speeds}"
 
 
 def explain_tuning(
-    choices: Sequence[Choice],
-    tuned: Lookup | None,
-    tuning: Tuning | None,
-    request: PlanRequest,
-    usual: Layout,
-    usual_threads: tuple[Choice, Choice],
+    choices: Sequence[Choice], tuning: Tuning, request: PlanRequest, usual: Layout, usual_threads: Sequence[Choice]
 ) -> tuple[Choice, ...]:
-    """The receipt with the reasons of what was measured.
+    """Return the lines of a receipt with the reasons of the measured ones.
 
     Args:
         choices: of the plan, measured settings included.
-        tuned: what was looked up.
-        tuning: what of it was taken; None where nothing was.
-        request: what the user asked for, without the tuning.
-        usual: what would have been chosen without it.
-        usual_threads: likewise.
+        tuning: measured settings, which the plan follows.
+        request: the user's, without them.
+        usual: the layout that would have been chosen without them.
+        usual_threads: likewise, for decode and prefill.
     """
-    if tuning is None:
-        if tuned is None or not tuned.ignored:
-            return tuple(choices)
-        return (*choices, Choice("tuning", "not used", tuned.ignored))
     decode = _compare(tuning.decode_tokens_per_s, tuning.default_decode_tokens_per_s)
     prefill = _compare(tuning.prefill_tokens_per_s, tuning.default_prefill_tokens_per_s)
-    measured = {
+    # Line of the receipt -> what was asked for, the usual value, the figures.
+    measured: dict[str, tuple[object, str, str]] = {
         "threads": (request.threads, usual_threads[0].value, f"decode {decode}"),
         "threads, prefill": (request.threads or request.threads_batch, usual_threads[1].value, f"prefill {prefill}"),
         "batch": (request.n_ubatch, f"{usual.n_ubatch} tokens", f"prefill {prefill}"),
-        "KV cache": (request.kv_type_k or request.kv_type_v, "", f"decode {decode}"),
         "flash attention": (request.flash_attention, "on" if usual.flash_attention else "off", f"decode {decode}"),
     }
-    if _is_exact(tuning):
-        del measured["KV cache"]  # nothing else was tried
-    return tuple(_reword(choice, tuning.measured_on, *measured.get(choice.what, ("", "", ""))) for choice in choices)
+    if not _is_exact(tuning):  # otherwise no other type was tried
+        measured["KV cache"] = (request.kv_type_k or request.kv_type_v, "", f"decode {decode}")
 
+    def explain(choice: Choice) -> Choice:
+        asked, usual_value, figures = measured.get(choice.what, ("nothing was measured", "", ""))
+        if asked is not None:
+            return choice
+        if choice.value == usual_value:
+            return replace(choice, reason=f"edge tune on {tuning.measured_on} found nothing faster")
+        return replace(choice, reason=f"measured by edge tune on {tuning.measured_on}: {figures}")
 
-def _reword(choice: Choice, day: str, asked: object, usual_value: str, figures: str) -> Choice:
-    if not figures or asked is not None:
-        return choice
-    if choice.value == usual_value:
-        return replace(choice, reason=f"edge tune on {day} found nothing faster")
-    return replace(choice, reason=f"measured by edge tune on {day}: {figures}")
+    return tuple(explain(choice) for choice in choices)
 
 
 def _is_exact(tuning: Tuning) -> bool:

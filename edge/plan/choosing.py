@@ -1,9 +1,9 @@
-"""Which of a model's formats to run: `choose_plan` makes the plan of the best one that can be run here.
+"""Chooses among a model's formats: `choose_plan` makes the plan of the best one that can run here.
 
-What `edge tune` measured decides where it measured at least two of them on this device. Otherwise the order is: the accelerator
-that computes fastest or takes the least energy, then the engine (llama.cpp takes the least memory and reads a Q4_0 fastest, and
-which one writes faster depends on the model: docs/bench.md), then what was published before what `edge convert` made of it,
-then the smaller file. One that does not fit, or cannot do what is asked for, is passed over. The reason goes into the receipt.
+Results of `edge tune` decide where it measured at least two of them on this device. Otherwise the order is: the accelerator
+that computes fastest or takes the least energy, then the engine (llama.cpp takes the least memory and prefills a Q4_0 fastest;
+which one decodes faster depends on the model: docs/bench.md), then the published model before its conversions, then the smaller
+file. A format that does not fit, or cannot do what is asked for, is passed over; the receipt says why.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, EdgeError, ModelTooLargeError, UsageError
 from edge.names import ACCELERATORS, Accelerator
-from edge.plan.make import make_plan
-from edge.plan.placement import choose_engine, find_targets
-from edge.plan.receipt import Choice, Plan, PlanRequest, size_text
+from edge.plan.checks import check_request
+from edge.plan.make import make_plan, plan_at
+from edge.plan.placement import Placement, find_targets, is_installed, place, rows_for
+from edge.plan.receipt import Choice, Plan, PlanRequest
+from edge.registry import ENGINES, EngineRow
+from edge.units import size_text
 
 if TYPE_CHECKING:
-    from edge.backends.llamacpp.canary import Safety
     from edge.device.profile import DeviceProfile
     from edge.formats.artifact import Artifact
     from edge.names import Format
+    from edge.plan.receipt import Safety
     from edge.plan.tuning import Lookup
 
 __all__ = ["choose_plan", "rank_formats"]
 
-_ENGINES = ("llamacpp", "onnx", "coreml")
-_REPACKED = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0")  # llama.cpp repacks these for a CPU, which about doubles prefill
+WhyFailed = Callable[[EngineRow, "Artifact", Accelerator], str]
+"""Says what went wrong when an engine tried a model on an accelerator; "" where it works, or nobody tried."""
+
 _BY_ACCELERATOR = {
     "cuda": "a CUDA device computes fastest",
     "ane": "the Neural Engine takes the least energy",
@@ -39,73 +43,84 @@ _BY_ACCELERATOR = {
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One artifact and how it would be run.
+    """One artifact and how it would run.
 
     Attributes:
         artifact: the model.
-        engine, accelerator: where it would run.
+        placement: its engine and the accelerators to try.
+        accelerator: the first of them on which the engine has not failed.
         tuned: what was measured.
-        failed: why it does not run on what the engine would rather use, one note each.
-        is_hopeless: it runs on nothing here.
+        failed: why it does not run on the accelerators before, one note each.
+        is_hopeless: it runs on none of them.
     """
 
     artifact: Artifact
-    engine: str
+    placement: Placement
     accelerator: Accelerator
     tuned: Lookup | None
     failed: tuple[str, ...] = ()
     is_hopeless: bool = False
 
     @property
+    def engine(self) -> str:
+        """Name of its engine."""
+        return self.placement.row.name
+
+    @property
     def order(self) -> tuple[object, ...]:
-        """The smallest is the best."""
-        facts = self.artifact.facts
-        is_slow = self.engine == "llamacpp" and self.accelerator == "cpu" and facts is not None
-        # Palettes, which the Neural Engine wants, lose more than blocks.
+        """Sort key: the smallest is the best."""
+        facts, repacked = self.artifact.facts, self.placement.row.repacked
         return (
             self.is_hopeless,
             ACCELERATORS.index(self.accelerator),
-            _ENGINES.index(self.engine) if self.engine in _ENGINES else len(_ENGINES),
-            bool(self.artifact.made_from),  # beside what its makers publish a conversion is the copy, which loses a little
-            self.engine == "coreml" and facts is not None and facts.quantisation == "ane" and self.accelerator != "ane",
-            is_slow and facts is not None and facts.quantisation not in _REPACKED,
+            list(ENGINES).index(self.engine),
+            bool(self.artifact.made_from),  # a conversion loses a little against the model that its makers publish
+            facts.made_for == "ane" and self.accelerator != "ane",  # palettes, for the Neural Engine, lose more than blocks
+            bool(repacked) and self.accelerator == "cpu" and facts.quantisation not in repacked,
             self.artifact.size_bytes,
         )
 
     @property
     def speed(self) -> float | None:
-        """Measured tokens a second while writing; None where it was not measured."""
+        """Measured decode speed in tokens/s; None where it was not measured."""
         tuning = self.tuned.tuning if self.tuned is not None else None
         return tuning.decode_tokens_per_s if tuning is not None else None
 
 
-def rank_formats(device: DeviceProfile, request: PlanRequest) -> tuple[Format, ...]:
-    """The formats that can be run here, best first: for a model that is not on the device yet.
+def rank_formats(device: DeviceProfile, request: PlanRequest, *, must_run: bool = False) -> tuple[Format, ...]:
+    """Return the formats that can run here, the best first: for a model that is not on the device yet.
 
     Args:
         device: from `edge.device.probe`.
-        request: what was asked for.
+        request: the user's.
+        must_run: fail early, before anything is downloaded, when no engine could do what is asked for with any model.
 
     Returns:
-        Where nothing can be run, what the engine that was asked for reads, or ("gguf",), which is what most models are
-        published in: what is missing is said when the plan is made.
-    """
-    from edge.plan.placement import ENGINES
+        Where nothing can run, the formats of the engine that was asked for, or ("gguf",), in which most models are published:
+        the plan then says what is missing.
 
+    Raises:
+        BackendUnavailableError, UsageError: only if must_run; of the first engine that could use the accelerator, whose needs
+            say more than that another engine never can.
+    """
+    rows = rows_for(request)
+    able = [row for row in rows if request.require in (None, *row.accelerators, *row.on_request)]
     found: list[tuple[int, int, Format]] = []
-    for place, row in enumerate(ENGINES):
-        if row.name != request.backend and not (request.backend is None and row.is_automatic):
-            continue
-        engine = device.engine(row.name)
-        if row.needs_package and (engine is None or not engine.is_installed):
-            continue
+    errors: list[EdgeError] = []
+    for place_in_order, row in enumerate(rows):
         try:
             targets, _ = find_targets(device, row, request)
-        except EdgeError:
+        except (BackendUnavailableError, UsageError) as error:
+            if row in (able or rows):
+                errors.append(error)
             continue
-        best = min(ACCELERATORS.index(target.accelerator) for target in targets)
-        found += [(best, place, name) for name in row.formats]
-    asked = tuple(name for row in ENGINES if row.name == request.backend for name in row.formats)
+        must_run = False
+        if is_installed(device, row):
+            best = min(ACCELERATORS.index(target.accelerator) for target in targets)
+            found += [(best, place_in_order, name) for name in row.formats]
+    if must_run and errors:
+        raise errors[0]
+    asked = tuple(name for row in rows if row.name == request.backend for name in row.formats)
     return tuple(dict.fromkeys(name for _, _, name in sorted(found))) or asked or ("gguf",)
 
 
@@ -115,18 +130,18 @@ def choose_plan(
     request: PlanRequest,
     *,
     safety: Safety | None = None,
-    why_failed: Callable[[Artifact, Accelerator], str] = lambda artifact, accelerator: "",
+    why_failed: WhyFailed = lambda row, artifact, accelerator: "",
 ) -> Plan:
-    """The plan of the best artifact that can be run here.
+    """Return the plan of the best artifact that can run here.
 
     Its fallbacks end where another artifact would do better: when this one fails, plan again.
 
     Args:
         device: from `edge.device.probe`.
         candidates: one model in several formats or quantisations, at least one, each with what was measured of it here.
-        request: what was asked for.
+        request: the user's.
         safety: as for `make_plan`.
-        why_failed: what went wrong when an engine tried a model on an accelerator before; "" where it works, or nobody tried.
+        why_failed: asks the engines that try models when they load them.
 
     Raises:
         BackendUnavailableError, UsageError, ModelTooLargeError: as `make_plan`, of the artifact that came furthest.
@@ -134,12 +149,13 @@ def choose_plan(
     if len(candidates) == 1:
         artifact, tuned = candidates[0]
         return make_plan(device, artifact, request, safety=safety, tuned=tuned)
+    check_request(request, device.cpu)
     options, failures = _options(device, candidates, request, why_failed)
     if not options:
         raise failures[0]
 
     def plan_of(option: _Option) -> Plan:
-        return make_plan(device, option.artifact, request, safety=safety, tuned=option.tuned)
+        return plan_at(option.placement, device, option.artifact, request, safety=safety, tuned=option.tuned)
 
     ordered = sorted(options, key=lambda option: option.order)
     measured = sorted((option for option in options if option.speed), key=lambda option: -(option.speed or 0))
@@ -160,10 +176,9 @@ def choose_plan(
         why = _reason(option, ordered, measured if not passed_over else [])
         if request.backend is not None and len(ordered) == 1:
             why = f"what {request.backend} reads, which is asked for"
-        told = [f"{other.artifact.kind} {note}" for other in options if other is not option for note in other.failed]
-        plan = replace(
-            plan, choices=(Choice("format", option.artifact.kind, "; ".join([*told, *passed_over, why])), *plan.choices)
-        )
+        failed = [f"{other.artifact.kind} {note}" for other in options if other is not option for note in other.failed]
+        line = Choice("format", option.artifact.kind, "; ".join([*failed, *passed_over, why]))
+        plan = replace(plan, choices=(line, *plan.choices))
         if len(measured) > 1 or option.is_hopeless:
             return plan
         return replace(plan, fallbacks=_own_fallbacks(plan, option, ordered[ordered.index(option) + 1 :], plan_of))
@@ -173,58 +188,58 @@ def choose_plan(
 def _own_fallbacks(
     plan: Plan, option: _Option, others: Sequence[_Option], plan_of: Callable[[_Option], Plan]
 ) -> tuple[Accelerator, ...]:
-    """The fallbacks of a plan up to the first on which another option would be better, and can do what is asked for."""
-    kept: list[Accelerator] = []
-    for accelerator in plan.fallbacks:
+    """Return the fallbacks of a plan before the first on which another option would be better, and can do what is asked for."""
+    for n, accelerator in enumerate(plan.fallbacks):
         lesser = replace(option, accelerator=accelerator)
         for other in others:
             if other.order < lesser.order:
                 with suppress(ModelTooLargeError, UsageError):
                     plan_of(other)
-                    return tuple(kept)
-        kept.append(accelerator)
-    return tuple(kept)
+                    return plan.fallbacks[:n]
+    return plan.fallbacks
 
 
 def _options(
     device: DeviceProfile,
     candidates: Sequence[tuple[Artifact, Lookup | None]],
     request: PlanRequest,
-    why_failed: Callable[[Artifact, Accelerator], str],
+    why_failed: WhyFailed,
 ) -> tuple[list[_Option], list[EdgeError]]:
-    """Those that an engine here can run, and why the others cannot be."""
+    """Return the artifacts that an engine here can run, and why the others cannot."""
     options: list[_Option] = []
     failures: list[EdgeError] = []
     for artifact, tuned in candidates:
         try:
-            row, _ = choose_engine(device, artifact, request)
-            targets, _ = find_targets(device, row, request)
+            placement = place(device, artifact, request)
         except BackendUnavailableError as error:
             failures.append(error)
             continue
-        names = [target.accelerator for target in targets]
-        notes = {name: why_failed(artifact, name) if row.tries else "" for name in names}
+        names = [target.accelerator for target in placement.targets]
+        row = placement.row
+        notes = {name: why_failed(row, artifact, name) if row.why_failed else "" for name in names}
         best = next((name for name in names if not notes[name]), None)
         if tuned is not None and tuned.tuning is not None and tuned.tuning.accelerator not in names:
             tuned = None  # what the CPU did says nothing of the accelerator that is asked for
         failed = tuple(f"does not work on {name}: {notes[name]}" for name in names[: names.index(best) if best else None])
-        options.append(_Option(artifact, row.name, best or names[0], tuned, failed, is_hopeless=best is None))
+        options.append(_Option(artifact, placement, best or names[0], tuned, failed, is_hopeless=best is None))
     return options, failures
 
 
 def _reason(option: _Option, ordered: Sequence[_Option], measured: Sequence[_Option]) -> str:
-    """Why this one."""
-    others = [other for other in ordered if other is not option]
+    """Say why this one."""
     if len(measured) > 1 and measured[0] is option:
-        listed = ", ".join(f"{other.artifact.kind} {other.speed:,.1f}" for other in measured)
-        return f"edge tune measured on this device, in tokens/s: {listed}"
+        speeds = ", ".join(f"{other.artifact.kind} {other.speed:,.1f}" for other in measured)
+        return f"edge tune measured on this device, in tokens/s: {speeds}"
+    others = [other for other in ordered if other is not option]
     if not others:
         return "the only one that can be run here"
     listed = ", ".join(dict.fromkeys(other.artifact.kind for other in others))
     if all(other.accelerator != option.accelerator for other in others) and option.accelerator in _BY_ACCELERATOR:
-        return f"{_BY_ACCELERATOR[option.accelerator]}; also here: {listed}. edge tune measures them"
-    if all(other.engine != option.engine for other in others):
-        return f"the usual order, as nothing was measured here; also here: {listed}. edge tune measures them"
-    if not option.artifact.made_from and all(other.artifact.made_from for other in others if other.engine == option.engine):
-        return f"as it was published; also here: {listed}. edge tune measures them"
-    return f"{size_text(option.artifact.size_bytes)}; also here: {listed}. edge tune measures them"
+        why = _BY_ACCELERATOR[option.accelerator]
+    elif all(other.engine != option.engine for other in others):
+        why = "the usual order, as nothing was measured here"
+    elif not option.artifact.made_from and all(other.artifact.made_from for other in others if other.engine == option.engine):
+        why = "as it was published"
+    else:
+        why = size_text(option.artifact.size_bytes)
+    return f"{why}; also here: {listed}. edge tune measures them"

@@ -1,8 +1,8 @@
-"""How much memory a GGUF model takes, from its header, before anything is loaded.
+"""Memory that a model takes, from what its files say, before anything is loaded.
 
-Weights, KV cache and recurrent state are exact: they follow the sizes that llama.cpp allots. The compute buffers depend on
-how its allocator packs a graph; the formula follows the widest points of such a graph and was held against what
-llama.cpp prints (tests/unit/plan/test_memory.py keeps doing so, docs/devices.md has the numbers).
+Of a GGUF, weights, KV cache and recurrent state are exact: they follow the sizes that llama.cpp allocates. Its compute buffers
+depend on how the allocator packs a graph; the formula follows the widest points of such a graph, and is compared with what
+llama.cpp logs in tests/unit/plan/test_memory.py (docs/devices.md has the numbers).
 
 Source: llama.cpp (of llama-cpp-python 0.3.36) `llama-kv-cache.cpp`, `llama-memory-recurrent.cpp`, `llama-hparams.cpp`,
 `llama_context::output_reserve`, and `load_tensors` for which layers go to the accelerator.
@@ -14,24 +14,48 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from edge.formats.artifact import Artifact
     from edge.formats.facts import ModelFacts
     from edge.formats.gguf import GGUFHeader
 
-__all__ = ["KV_PAD", "KV_TYPES", "Footprint", "Layers", "Layout", "Parts", "Sizes", "Whole", "footprint", "model_layers"]
+__all__ = [
+    "KV_BLOCKS",
+    "KV_PAD",
+    "FolderMemory",
+    "Footprint",
+    "GGUFMemory",
+    "Layout",
+    "MemoryModel",
+    "Parts",
+    "gguf_memory",
+    "memory_model",
+]
 
-KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
-"""How keys and values can be kept -> numbers in a block, bytes of a block."""
+KV_BLOCKS = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+"""Type of keys and values that the engine can choose -> numbers in a block, bytes of a block."""
 
 KV_PAD = 256
-"""llama.cpp allots cells of the KV cache in multiples of this."""
+"""llama.cpp allocates cells of the KV cache in multiples of this."""
 
 # Measured: the tables of the tokenizer take 15.9 MiB for 49,152 tokens, graphs and the rest of the library some 3 MiB.
 _BYTES_PER_TOKEN = 340
 _FIXED_BYTES = 4 << 20
-# What an accelerator's library takes for itself before the first tensor. Not measured here (no such device): CUDA's context
-# and cuBLAS are commonly seen at 300 to 500 MB, Metal's share is small.
+# An accelerator's library before the first tensor. Not measured here (no such device): CUDA's context and cuBLAS commonly take
+# 300 to 500 MB, Metal's share is small.
 _DEVICE_FIXED_BYTES = {"cuda": 512 << 20, "metal": 64 << 20}
-_RECURRENT_INTERVAL = 4  # every how many layers Qwen3-Next and its kin attend, where the file does not say
+_RECURRENT_INTERVAL = 4  # Qwen3-Next and its kin attend in every fourth layer, unless the file says otherwise
+
+# Folders. What onnxruntime takes besides weights, keys and values was measured with SmolLM2-135M in int4 on x86-64 (onnxruntime
+# 1.32): 171 MiB without the pages of the mapped file, of which 108 are the weights, repacked for the CPU; 22 MiB more for a
+# chunk of 512 tokens. OpenVINO 2025.4 took 16 times the bytes of the weights: 1.9 GiB at most for the same model. Core ML has
+# not been measured.
+_FOLDER_FIXED_BYTES = 32 << 20
+_TOKENIZER_BYTES = 500  # a token, in the tables of the tokenizers package
+_ACTIVATIONS = 20  # numbers a token and unit of width that are alive at the widest point of a pass
+_UNKNOWN_WIDTH = 2048
+_FOLDER_DEVICE_BYTES = 512 << 20  # CUDA's context and libraries; not measured here
+_BITS = {"int2": 2, "int4": 4, "int8": 8, "f16": 16, "bf16": 16}  # of a weight; others are floats of 32
+_OPENVINO_BITS = 64  # that a weight takes there, whatever its type in the file; measured with int4, not explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +66,10 @@ class Layout:
         n_ctx: cells of the KV cache.
         n_seq: sequences; llama.cpp gets one more, for export and import.
         n_ubatch: tokens computed in one pass.
-        kv_type_k, kv_type_v: keys of KV_TYPES.
-        flash_attention: without it the scores of all heads are kept at once.
+        kv_type_k, kv_type_v: types of keys and values.
+        flash_attention: without it the scores of all heads are stored at once.
         gpu_layers: layers on the accelerator, the output counted as one.
-        accelerator: "cpu", "cuda" or "metal".
+        accelerator: its name.
     """
 
     n_ctx: int
@@ -62,9 +86,9 @@ class Layout:
 class Parts:
     """Bytes in one kind of memory."""
 
-    weights: int
-    kv: int
-    compute: int
+    weights: int = 0
+    kv: int = 0
+    compute: int = 0
 
     @property
     def total(self) -> int:
@@ -77,7 +101,7 @@ class Footprint:
     """Bytes in main memory and in the accelerator's. On a unified memory both come out of the same pool."""
 
     host: Parts
-    device: Parts
+    device: Parts = Parts()
 
     @property
     def total(self) -> int:
@@ -85,33 +109,82 @@ class Footprint:
         return self.host.total + self.device.total
 
 
-class Sizes(Protocol):
-    """What a plan asks of a model: `Layers` for GGUF, `edge.plan.memory.Whole` for the others."""
+class MemoryModel(Protocol):
+    """The memory of a model as a function of its settings."""
 
     @property
     def n_layer(self) -> int:
-        """Number of layers, without the output."""
+        """Number of layers, without the output; 0 where unknown."""
 
     def cell_bytes(self, kv_type_k: str, kv_type_v: str) -> int:
-        """Bytes that one token takes in the KV cache."""
+        """Return the bytes of one token in the KV cache."""
 
     def footprint(self, layout: Layout) -> Footprint:
-        """Memory that the model takes with these settings."""
+        """Return the memory that the model takes with these settings."""
+
+
+def memory_model(artifact: Artifact, *, n_spare: int = 0) -> MemoryModel:
+    """Return the memory model of an artifact.
+
+    Args:
+        artifact: the model.
+        n_spare: KV buffers beside one a sequence, if its sequences have buffers of their own.
+    """
+    return gguf_memory(artifact.header) if artifact.header is not None else FolderMemory(artifact.facts, n_spare)
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """A model, layer by layer.
+class FolderMemory:
+    """A model that runs on one device, where each sequence has its own KV buffer.
+
+    Attributes:
+        facts: the model.
+        n_spare: KV buffers beside one a sequence.
+    """
+
+    facts: ModelFacts
+    n_spare: int = 0
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers; 0 where only the size of the model is known."""
+        return self.facts.n_layer
+
+    def cell_bytes(self, kv_type_k: str, kv_type_v: str) -> int:
+        """Return the bytes of one token in the KV cache, whose type the model fixes."""
+        return self.facts.cell_bytes
+
+    def footprint(self, layout: Layout) -> Footprint:
+        """Return the memory that it takes with these settings. Any sequence may grow to the whole context."""
+        facts = self.facts
+        if not facts.n_layer:
+            return Footprint(Parts(facts.weights_bytes))
+        cells = facts.n_ctx_max or layout.n_ctx
+        kv = (layout.n_seq + self.n_spare) * cells * facts.cell_bytes
+        activations = layout.n_ubatch * 4 * _ACTIVATIONS * (facts.n_embd or _UNKNOWN_WIDTH)
+        tables = _FOLDER_FIXED_BYTES + facts.n_vocab * (_TOKENIZER_BYTES + 4 * layout.n_seq)
+        if not layout.gpu_layers:
+            weights = facts.weights_bytes
+            if layout.accelerator == "openvino":
+                weights *= _OPENVINO_BITS // _BITS.get(facts.quantisation, 32)
+            return Footprint(Parts(weights, kv, activations + tables))
+        fixed = _FOLDER_DEVICE_BYTES if layout.accelerator != "metal" else 0
+        return Footprint(Parts(0, 0, tables), Parts(facts.weights_bytes, kv, activations + fixed))
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFMemory:
+    """A GGUF model, layer by layer; the sequences share one KV cache.
 
     Attributes:
         weights: bytes of the tensors of every layer.
         input_bytes: tensors that stay in main memory (token embeddings).
         output_bytes: tensors of the output layer; with tied embeddings these are the embeddings again.
         is_tied: the output layer shares the embeddings, and takes memory of its own only on an accelerator.
-        key_width, value_width: numbers a cell keeps in every layer; 0 for layers that keep none.
+        key_width, value_width: numbers of a cell in every layer; 0 for layers without a cache.
         state_bytes: of the recurrent state of one sequence, in every layer.
         n_embd, n_ff, attention_width, n_head, n_vocab: widths that the compute buffers depend on; n_ff counts all experts
-            that work at once.
+            that are active at once.
         n_masks: attention masks: one, one more for sliding-window layers, none where nothing attends.
     """
 
@@ -140,7 +213,7 @@ class Layers:
         return sum(self.weights) + self.input_bytes + (0 if self.is_tied else self.output_bytes)
 
     def cell_bytes(self, kv_type_k: str, kv_type_v: str, layers: slice = slice(None)) -> int:
-        """Bytes that one token takes in the KV cache."""
+        """Return the bytes of one token in the KV cache, of some or all layers."""
         return sum(
             _row_bytes(width, name)
             for widths, name in ((self.key_width, kv_type_k), (self.value_width, kv_type_v))
@@ -148,16 +221,51 @@ class Layers:
         )
 
     def footprint(self, layout: Layout) -> Footprint:
-        """Memory that the model takes with these settings."""
-        return footprint(self, layout)
+        """Return the memory that the model takes with these settings."""
+        cells = -(-layout.n_ctx // KV_PAD) * KV_PAD
+        n_device = min(layout.gpu_layers, self.n_layer + 1)
+        # llama.cpp counts from the back: the first layer that goes to the accelerator is the output.
+        first = self.n_layer + 1 - n_device
+        on_host, on_device = slice(0, first), slice(first, None)
+
+        def cache(part: slice) -> int:
+            states = sum(self.state_bytes[part]) * (layout.n_seq + 1)
+            return cells * self.cell_bytes(layout.kv_type_k, layout.kv_type_v, part) + states
+
+        masks, compute = self._compute_bytes(layout, cells)
+        tables = self.n_vocab * (_BYTES_PER_TOKEN + 4 * (layout.n_seq + 1)) + _FIXED_BYTES
+        if not n_device:
+            return Footprint(Parts(self.total_weights, cache(on_host), tables + compute))
+        device_weights = sum(self.weights[on_device]) + self.output_bytes
+        host_weights = self.total_weights - device_weights + (self.output_bytes if self.is_tied else 0)
+        host_compute = tables + (masks if n_device > self.n_layer else compute)
+        device_compute = compute + _DEVICE_FIXED_BYTES.get(layout.accelerator, 0)
+        return Footprint(
+            Parts(host_weights, cache(on_host), host_compute), Parts(device_weights, cache(on_device), device_compute)
+        )
+
+    def _compute_bytes(self, layout: Layout, cells: int) -> tuple[int, int]:
+        """Return the bytes of the attention masks, and of the widest point of one pass with them.
+
+        That is the feed-forward, the attention or the output, each beside the residual. Masks have half precision with flash
+        attention, single precision without.
+        """
+        tokens = layout.n_ubatch + layout.n_seq
+        masks = self.n_masks * cells * layout.n_ubatch * (2 if layout.flash_attention else 4)
+        feed_forward = tokens * 4 * (3 * self.n_ff + 4 * self.n_embd)
+        attention = tokens * 4 * (3 * self.n_embd + 3 * self.attention_width)
+        if not layout.flash_attention and self.n_masks:
+            attention += cells * tokens * 4 * self.n_head
+        output = (layout.n_seq + 1) * 4 * (self.n_vocab + 2 * self.n_embd)
+        return masks, masks + max(feed_forward, attention, output)
 
 
 def _row_bytes(width: int, kv_type: str) -> int:
-    numbers, size_bytes = KV_TYPES[kv_type]
+    numbers, size_bytes = KV_BLOCKS[kv_type]
     return -(-width // numbers) * size_bytes
 
 
-def model_layers(header: GGUFHeader) -> Layers:
+def gguf_memory(header: GGUFHeader) -> GGUFMemory:
     """Take a model apart into layers.
 
     Args:
@@ -186,7 +294,7 @@ def model_layers(header: GGUFHeader) -> Layers:
         n_ff = max(n_ff, experts * (_number(header, "expert_feed_forward_length") or n_ff))
     # A state-space layer computes both halves of its gated input at once.
     inner = 2 * _number(header, "ssm.inner_size")
-    return Layers(
+    return GGUFMemory(
         weights=tuple(weights),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
@@ -210,7 +318,7 @@ def _layer_of(name: str) -> int | None:
 
 
 def _number(header: GGUFHeader, key: str) -> int:
-    """A number of the architecture; the largest, where it differs by layer; 0 where it is missing."""
+    """Return a number of the architecture: the largest, where it differs by layer; 0 where it is missing."""
     value = header.metadata.get(f"{header.architecture}.{key}", 0)
     if isinstance(value, tuple):
         return max((item for item in value if isinstance(item, int)), default=0)
@@ -218,13 +326,13 @@ def _number(header: GGUFHeader, key: str) -> int:
 
 
 def _per_layer(header: GGUFHeader, key: str) -> tuple[bool, ...] | None:
-    """A yes or no for every layer, or None where the file has no such list."""
+    """Return a yes or no for every layer, or None where the file has no such list."""
     value = header.metadata.get(f"{header.architecture}.{key}")
     return tuple(bool(item) for item in value) if isinstance(value, tuple) and len(value) == header.n_layer else None
 
 
 def _recurrent_layers(header: GGUFHeader) -> tuple[bool, ...]:
-    """Which layers keep a recurrent state."""
+    """Return for every layer whether it has a recurrent state."""
     if not (header.is_recurrent or header.is_hybrid):
         return (False,) * header.n_layer
     if header.is_recurrent or header.architecture == "falcon-h1":
@@ -239,9 +347,9 @@ def _recurrent_layers(header: GGUFHeader) -> tuple[bool, ...]:
 
 
 def _widths(header: GGUFHeader) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers that one cell keeps as key and as value, layer by layer.
+    """Return the numbers of one cell's key and value, layer by layer.
 
-    Sliding-window layers keep their whole past, since the backend asks llama.cpp for that (it makes them rewindable).
+    Sliding-window layers count with their whole past: the backend asks llama.cpp for it, which makes them rewindable.
     """
     recurrent = _recurrent_layers(header)
     has_both = header.architecture == "falcon-h1"  # its layers attend and recur
@@ -262,7 +370,7 @@ def _widths(header: GGUFHeader) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _states(header: GGUFHeader) -> tuple[int, ...]:
-    """Bytes of the recurrent state of one sequence, layer by layer (32-bit floats)."""
+    """Return the bytes of the recurrent state of one sequence, layer by layer (32-bit floats)."""
     heads = header.n_head if isinstance(header.n_head, int) else max(header.n_head, default=0)
     conv, inner = _number(header, "ssm.conv_kernel"), _number(header, "ssm.inner_size")
     state, groups = _number(header, "ssm.state_size"), _number(header, "ssm.group_count")
@@ -276,99 +384,3 @@ def _states(header: GGUFHeader) -> tuple[int, ...]:
     else:
         numbers = max(conv - 1, 0) * (inner + 2 * groups * state) + state * inner
     return tuple(4 * numbers if recurrent else 0 for recurrent in _recurrent_layers(header))
-
-
-def footprint(layers: Layers, layout: Layout) -> Footprint:
-    """Memory that a model takes with these settings.
-
-    Args:
-        layers: from `model_layers`.
-        layout: the settings.
-    """
-    cells = -(-layout.n_ctx // KV_PAD) * KV_PAD
-    n_device = min(layout.gpu_layers, layers.n_layer + 1)
-    # llama.cpp counts from the back: the first layer that goes to the accelerator is the output.
-    first = layers.n_layer + 1 - n_device
-    on_host, on_device = slice(0, first), slice(first, None)
-
-    def cache(part: slice) -> int:
-        states = sum(layers.state_bytes[part]) * (layout.n_seq + 1)
-        return cells * layers.cell_bytes(layout.kv_type_k, layout.kv_type_v, part) + states
-
-    device_weights = sum(layers.weights[on_device]) + (layers.output_bytes if n_device else 0)
-    host_weights = layers.total_weights - device_weights + (layers.output_bytes if n_device and layers.is_tied else 0)
-    buffers = _compute_bytes(layers, layout, cells)
-    tables = layers.n_vocab * (_BYTES_PER_TOKEN + 4 * (layout.n_seq + 1)) + _FIXED_BYTES
-    is_all = n_device > layers.n_layer
-    host_buffers = _mask_bytes(layers, layout, cells) if is_all else buffers
-    device_compute = buffers + _DEVICE_FIXED_BYTES.get(layout.accelerator, 0) if n_device else 0
-    return Footprint(
-        host=Parts(host_weights, cache(on_host), tables + host_buffers),
-        device=Parts(device_weights, cache(on_device) if n_device else 0, device_compute),
-    )
-
-
-def _mask_bytes(layers: Layers, layout: Layout, cells: int) -> int:
-    """The attention masks, which every layer reads: half precision with flash attention, single without."""
-    return layers.n_masks * cells * layout.n_ubatch * (2 if layout.flash_attention else 4)
-
-
-def _compute_bytes(layers: Layers, layout: Layout, cells: int) -> int:
-    """The widest point of one pass: feed-forward, attention, or output, each beside the residual and the mask."""
-    tokens = layout.n_ubatch + layout.n_seq
-    feed_forward = tokens * 4 * (3 * layers.n_ff + 4 * layers.n_embd)
-    attention = tokens * 4 * (3 * layers.n_embd + 3 * layers.attention_width)
-    if not layout.flash_attention and layers.n_masks:
-        attention += cells * tokens * 4 * layers.n_head
-    output = (layout.n_seq + 1) * 4 * (layers.n_vocab + 2 * layers.n_embd)
-    return _mask_bytes(layers, layout, cells) + max(feed_forward, attention, output)
-
-
-# Folders (ONNX, Core ML). Weights, keys and values follow from the files. What onnxruntime takes besides was measured with
-# SmolLM2-135M in int4 on x86-64 (onnxruntime 1.32): 171 MiB without the pages of the mapped file, of which 108 are the weights,
-# repacked for the CPU; 22 MiB more for a chunk of 512 tokens. OpenVINO 2025.4 took 16 times the bytes of the weights: 1.9 GiB
-# at most for the same model. What Core ML takes besides has not been measured.
-_FOLDER_FIXED_BYTES = 32 << 20
-_TOKENIZER_BYTES = 500  # a token, in the tables of the tokenizers package
-_ACTIVATIONS = 20  # numbers a token and unit of width that are alive at the widest point of a pass
-_UNKNOWN_WIDTH = 2048
-_FOLDER_DEVICE_BYTES = 512 << 20  # CUDA's context and libraries; not measured here
-_BITS = {"int2": 2, "int4": 4, "int8": 8, "f16": 16, "bf16": 16}  # of a weight; others are floats of 32
-_OPENVINO_BITS = 64  # that a weight takes there, whatever it was kept as; measured with int4, not explained
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A model that is computed in one place.
-
-    Attributes:
-        facts: the model.
-        n_spare: buffers of keys and values beside one a sequence.
-    """
-
-    facts: ModelFacts
-    n_spare: int = 0
-
-    @property
-    def n_layer(self) -> int:
-        """Number of layers."""
-        return self.facts.n_layer
-
-    def cell_bytes(self, kv_type_k: str, kv_type_v: str) -> int:
-        """Bytes that one token takes in the KV cache; it can be kept in one way only."""
-        return self.facts.cell_bytes
-
-    def footprint(self, layout: Layout) -> Footprint:
-        """Memory that it takes with these settings. Every sequence may come to have the whole context."""
-        facts = self.facts
-        cells = facts.n_ctx_max or layout.n_ctx
-        kv = (layout.n_seq + self.n_spare) * cells * facts.cell_bytes
-        activations = layout.n_ubatch * 4 * _ACTIVATIONS * (facts.n_embd or _UNKNOWN_WIDTH)
-        tables = _FOLDER_FIXED_BYTES + facts.n_vocab * (_TOKENIZER_BYTES + 4 * layout.n_seq)
-        if not layout.gpu_layers:
-            weights = facts.weights_bytes
-            if layout.accelerator == "openvino":
-                weights *= _OPENVINO_BITS // _BITS.get(facts.quantisation, 32)
-            return Footprint(Parts(weights, kv, activations + tables), Parts(0, 0, 0))
-        fixed = _FOLDER_DEVICE_BYTES if layout.accelerator != "metal" else 0
-        return Footprint(Parts(0, 0, tables), Parts(facts.weights_bytes, kv, activations + fixed))

@@ -1,66 +1,26 @@
-"""Which engine runs a model, and on which accelerator: what is wanted against what is there.
+"""The engine for a model and the accelerators it could run on: the request against what this device has.
 
-Engines are tried in the order of ENGINES, accelerators in the order of each engine. A new one is a new row.
+Engines are tried in the order of `edge.registry.ENGINES`, accelerators in the order of the engine's row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.errors import BUILD_HINT, BackendUnavailableError, UsageError
-from edge.names import Accelerator
-from edge.plan.receipt import PlanRequest
+from edge.errors import BackendUnavailableError, UsageError
+from edge.names import TITLES, Accelerator
+from edge.registry import ENGINES, EngineRow, load_entry
 
 if TYPE_CHECKING:
-    from edge.device.profile import DeviceProfile, Engine, Gpu
+    from pathlib import Path
+
+    from edge.device.profile import DeviceProfile
     from edge.formats.artifact import Artifact
-    from edge.names import Format
+    from edge.plan.receipt import PlanRequest, Safety
 
-__all__ = ["ENGINES", "EngineRow", "Missing", "Target", "check_request", "choose_engine", "find_targets", "install_hint"]
-
-# Engine -> what to do when its build lacks an accelerator, or when it is not there at all.
-_BUILD_HINTS = {
-    "llamacpp": f"Build llama.cpp for this machine: {BUILD_HINT}",
-    "onnx": "Install onnxruntime's build for it in the place of onnxruntime; see docs/onnx.md.",
-}
-_INSTALL_HINTS = {
-    "llamacpp": f"Install it: {BUILD_HINT}",
-    "onnx": 'Install it: pip install "edge-assistant[onnx]"',
-    "coreml": 'Install it on a Mac: pip install "edge-assistant[coreml]"',
-}
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRow:
-    """One engine, as far as the plan has to know it.
-
-    Attributes:
-        name: key in edge.backends.BACKENDS.
-        formats: of the artifacts it reads.
-        accelerators: what it can compute on, the best first.
-        on_request: what it computes on only if that is required, since how much of a model it takes differs by model.
-        is_automatic: the plan may choose it unasked.
-        needs_package: it is of no use without the package that the probe looks for.
-        tries: it tries a model on an accelerator when it loads it, and takes the next one where that fails.
-    """
-
-    name: str
-    formats: tuple[Format, ...]
-    accelerators: tuple[Accelerator, ...]
-    on_request: tuple[Accelerator, ...] = ()
-    is_automatic: bool = True
-    needs_package: bool = True
-    tries: bool = False
-
-
-ENGINES = (
-    EngineRow("llamacpp", ("gguf",), ("cuda", "metal", "cpu")),
-    EngineRow("onnx", ("onnx",), ("cuda", "cpu"), on_request=("tensorrt", "openvino", "qnn", "ane")),
-    EngineRow("coreml", ("coreml",), ("ane", "metal", "cpu"), tries=True),
-    EngineRow("fake", ("gguf", "onnx", "coreml"), ("cpu",), is_automatic=False, needs_package=False),
-)
+__all__ = ["Missing", "Placement", "Target", "find_targets", "install_hint", "is_installed", "place", "rows_for", "safety_here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +31,7 @@ class Target:
         accelerator: its name.
         free_bytes: memory that layers on it may take; None for the CPU.
         is_unified: that memory is part of main memory.
-        reason: why it is used, in words.
+        reason: the hardware's name, for the receipt.
     """
 
     accelerator: Accelerator
@@ -88,24 +48,83 @@ class Missing:
         accelerator: its name.
         reason: what is missing.
         hint: what would bring it.
-        is_worth_a_word: the hardware is there and something else is missing, which the receipt should say.
+        is_notable: the hardware is there and something else is missing, which the receipt should say.
     """
 
     accelerator: Accelerator
     reason: str
     hint: str
-    is_worth_a_word: bool = False
+    is_notable: bool = False
 
 
-def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanRequest) -> tuple[EngineRow, str]:
-    """The engine for a model, and why.
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model could run.
+
+    Attributes:
+        row: the engine.
+        reason: why that one.
+        targets: accelerators to try, the best first; at least one.
+        missing: accelerators of the engine that cannot be used here.
+    """
+
+    row: EngineRow
+    reason: str
+    targets: tuple[Target, ...]
+    missing: tuple[Missing, ...]
+
+
+def place(device: DeviceProfile, artifact: Artifact, request: PlanRequest) -> Placement:
+    """Find the engine for a model and the accelerators to try.
 
     Raises:
-        BackendUnavailableError: there is none of the name asked for, it cannot read this format, or its package is missing.
+        BackendUnavailableError: no engine here, or not the one asked for, reads this model; or as `find_targets`.
+        UsageError: as `find_targets`.
     """
-    rows = [row for row in ENGINES if row.name == request.backend or (request.backend is None and row.is_automatic)]
+    row, reason = _choose_engine(device, artifact, request)
+    made_for = artifact.facts.made_for
+    if made_for in row.accelerators:  # others may compute it wrongly, as the Neural Engine does with weights in blocks
+        n_unfit = row.accelerators.index(made_for)
+        on_request = (*row.on_request, *row.accelerators[:n_unfit])
+        row = replace(row, accelerators=row.accelerators[n_unfit:], on_request=on_request)
+    return Placement(row, reason, *find_targets(device, row, request))
+
+
+def rows_for(request: PlanRequest) -> list[EngineRow]:
+    """Return the engines that a request allows, the preferred ones first."""
+    return [row for row in ENGINES.values() if row.name == request.backend or (request.backend is None and row.is_automatic)]
+
+
+def is_installed(device: DeviceProfile, row: EngineRow) -> bool:
+    """Return whether the package of an engine is there and can run models on this system."""
+    engine = device.engine(row.name)
+    return row.package is None or (engine is not None and engine.is_installed)
+
+
+def install_hint(engine: str) -> str:
+    """Return what installs an engine, given its name; "" where nothing has to be installed."""
+    row = ENGINES.get(engine)
+    return row.package.install if row is not None and row.package is not None else ""
+
+
+def safety_here(device: DeviceProfile, rows: Iterable[EngineRow], cache_dir: Path) -> Safety | None:
+    """Return how the first of these engines that asks for a trial may be loaded here; None where none of them does.
+
+    Args:
+        device: from `edge.device.probe`.
+        rows: the engines that may be used.
+        cache_dir: where the outcome of the trial is stored.
+    """
+    row = next((row for row in rows if row.safety and is_installed(device, row)), None)
+    safety: Safety | None = load_entry(row.safety)(cache_dir) if row is not None else None
+    return safety
+
+
+def _choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanRequest) -> tuple[EngineRow, str]:
+    """Return the first engine that reads this model and is installed, and why it is taken."""
+    rows = rows_for(request)
     if not rows:
-        known = ", ".join(row.name for row in ENGINES if row.is_automatic)
+        known = ", ".join(row.name for row in ENGINES.values() if row.is_automatic)
         raise BackendUnavailableError(f"There is no backend {request.backend!r}.", f"Known here: {known}.")
     able = [row for row in rows if artifact.format in row.formats]
     if not able:
@@ -114,195 +133,103 @@ def choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReques
         raise BackendUnavailableError(
             f"{which} cannot read {artifact.format} models, such as {artifact.name}.", f"Use a model in the format {reads}."
         )
-    missing: Engine | None = None
     for row in able:
-        engine = device.engine(row.name)
-        if not row.needs_package:
-            return row, "asked for"
-        if engine is not None and engine.is_installed:
-            build = " and ".join(engine.accelerators)
+        if is_installed(device, row):
             asked = "asked for; " if request.backend else ""
-            reason = f"{asked}reads {artifact.format}; {engine.package} {engine.version} is installed, built for {build}"
-            return _for_artifact(row, artifact), reason
-        missing = missing or engine
-    name, package = able[0].name, missing.package if missing else able[0].name
-    if missing is not None and missing.version:
-        raise BackendUnavailableError(
-            f"The {name} backend runs on a Mac only, and this is {device.host.os}. {package} {missing.version} is installed, "
-            "but only converts models here.",
+            engine = device.engine(row.name)
+            if engine is None:
+                return row, f"{asked}reads {artifact.format}"
+            build = f"{engine.package} {engine.version} is installed, built for {' and '.join(engine.accelerators)}"
+            return row, f"{asked}reads {artifact.format}; {build}"
+    raise _not_installed(device, able[0])
+
+
+def _not_installed(device: DeviceProfile, row: EngineRow) -> BackendUnavailableError:
+    engine = device.engine(row.name)
+    package = engine.package if engine else row.name
+    if engine is not None and engine.version:
+        return BackendUnavailableError(
+            f"The {row.name} backend runs on a Mac only, and this is {device.host.os}. "
+            f"{package} {engine.version} is installed, but only converts models here.",
             "Use the same model as GGUF or ONNX.",
         )
-    message = f"The {name} backend needs the package {package}, which is not installed."
-    raise BackendUnavailableError(message, install_hint(name))
+    message = f"The {row.name} backend needs the package {package}, which is not installed."
+    return BackendUnavailableError(message, install_hint(row.name))
 
 
-def _for_artifact(row: EngineRow, artifact: Artifact) -> EngineRow:
-    """Packages with weights in blocks are made for the GPU: the Neural Engine is reported to compute blocks wrongly."""
-    if row.name == "coreml" and artifact.coreml is not None and artifact.coreml.info.variant == "gpu":
-        others = tuple(name for name in row.accelerators if name != "ane")
-        return replace(row, accelerators=others, on_request=("ane",))
-    return row
-
-
-def install_hint(engine: str) -> str:
-    """What installs an engine.
-
-    Args:
-        engine: its name, as in ENGINES.
-    """
-    return _INSTALL_HINTS.get(engine, "")
-
-
-def check_request(device: DeviceProfile, request: PlanRequest) -> None:
-    """Fail early, before anything is fetched, when no engine here could do what is asked for whatever the model.
+def find_targets(device: DeviceProfile, row: EngineRow, request: PlanRequest) -> tuple[tuple[Target, ...], tuple[Missing, ...]]:
+    """Return the accelerators to try, the best first, and those that are missing.
 
     Raises:
-        BackendUnavailableError, UsageError: as `find_targets`, of the first engine that might have been used.
-    """
-    first: BackendUnavailableError | None = None
-    rows = [row for row in ENGINES if row.name == request.backend or (request.backend is None and row.is_automatic)]
-    # What an engine lacks that could use the accelerator says more than that another one never can.
-    able = [row for row in rows if request.require in (None, *row.accelerators, *row.on_request)]
-    for row in able or rows:
-        try:
-            find_targets(device, row, request)
-            return
-        except BackendUnavailableError as error:
-            first = first or error
-    if first is not None:
-        raise first
-
-
-def find_targets(device: DeviceProfile, row: EngineRow, request: PlanRequest) -> tuple[list[Target], list[Missing]]:
-    """The accelerators to try, best first, and those that are missing.
-
-    Raises:
-        BackendUnavailableError: the accelerator that is required, or that layers were asked for on, is not to be had.
+        BackendUnavailableError: the accelerator that is required, or that layers were asked for on, is unavailable.
         UsageError: layers on an accelerator and the CPU alone were asked for at once.
     """
-    if request.require == "cpu" and request.gpu_layers:
-        raise UsageError(
-            f"{request.gpu_layers} layers on an accelerator and the CPU alone are asked for at once.",
-            "Leave out --gpu-layers or --require cpu.",
-        )
-    if request.require is not None:
-        if request.require not in (*row.accelerators, *row.on_request):
-            able = ", ".join((*row.accelerators, *row.on_request))
-            raise BackendUnavailableError(
-                f"The {row.name} backend cannot use {_NAMES[request.require]}; it computes on: {able}.",
-                "Require one of those, or another backend.",
-            )
-        names: tuple[Accelerator, ...] = (request.require,)
-    elif request.gpu_layers == 0:
-        names = ("cpu",)
-    else:
-        names = row.accelerators
-    found = [_FINDERS[name](device, row) for name in names]
-    targets = [item for item in found if isinstance(item, Target)]
-    missing = [item for item in found if isinstance(item, Missing)]
-    if request.gpu_layers and not any(target.free_bytes is not None for target in targets):
-        item = next((item for item in missing if item.is_worth_a_word), None)
-        reason = item.reason if item else "There is no accelerator on this device."
-        raise BackendUnavailableError(
-            f"{_layers(request.gpu_layers)} on an accelerator cannot be had. {reason}",
-            item.hint if item else "Leave out --gpu-layers.",
-        )
+    found = [_find(device, row, name) for name in _wanted(row, request)]
+    targets = tuple(item for item in found if isinstance(item, Target))
+    missing = tuple(item for item in found if isinstance(item, Missing))
     if request.gpu_layers:
-        targets = [target for target in targets if target.free_bytes is not None]
+        targets = tuple(target for target in targets if target.free_bytes is not None)
+        if not targets:
+            item = next((item for item in missing if item.is_notable), None)
+            layers = "All layers" if request.gpu_layers < 0 else f"{request.gpu_layers} layers"
+            raise BackendUnavailableError(
+                f"{layers} cannot be put on an accelerator. {item.reason if item else 'This device has none.'}",
+                item.hint if item else "Leave out --gpu-layers.",
+            )
     if not targets:
         raise BackendUnavailableError(missing[0].reason, missing[0].hint)
     return targets, missing
 
 
-def _layers(count: int) -> str:
-    return "All layers" if count < 0 else f"{count} layers"
-
-
-_NAMES: dict[Accelerator, str] = {
-    "cuda": "CUDA",
-    "metal": "Metal",
-    "ane": "the Neural Engine",
-    "cpu": "the CPU",
-    "tensorrt": "TensorRT",
-    "openvino": "OpenVINO",
-    "qnn": "Qualcomm's QNN",
-}
-
-
-def _find_cpu(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-    return Target("cpu", None, is_unified=False, reason=device.cpu.name)
-
-
-def _find_cuda(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-    gpus = device.gpus_of("cuda")
-    if not gpus:
-        return Missing("cuda", "There is no CUDA device here that this process can see.", "See: edge devices")
-    return _find_gpu(device, row, "cuda", gpus)
-
-
-def _find_tensorrt(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-    gpus = device.gpus_of("cuda")
-    if not gpus:
-        return Missing("tensorrt", "TensorRT needs a CUDA device, and this process can see none.", "See: edge devices")
-    return _find_gpu(device, row, "tensorrt", gpus)
-
-
-def _find_provider(api: Accelerator) -> Callable[[DeviceProfile, EngineRow], Target | Missing]:
-    """An accelerator that is there when the engine's build has it: its own library looks for the hardware when it starts."""
-
-    def find(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-        engine = device.engine(row.name)
-        if engine is None or api not in engine.accelerators:
-            package = engine.package if engine else row.name
-            reason = f"The installed {package} was built without {_NAMES[api]}."
-            return Missing(api, reason, _BUILD_HINTS.get(row.name, ""))
-        return Target(api, None, is_unified=True, reason=_NAMES[api])
-
-    return find
-
-
-def _find_metal(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-    gpus = device.gpus_of("metal")
-    if not gpus:
-        if device.apple is not None and device.host.virtual_machine:
-            return Missing("metal", "Metal is not used in a virtual machine, whose GPU lacks what llama.cpp needs.", "")
-        return Missing("metal", "Metal needs a Mac with an Apple chip, which this is not.", "See: edge devices")
-    return _find_gpu(device, row, "metal", gpus)
-
-
-def _find_gpu(device: DeviceProfile, row: EngineRow, api: Accelerator, gpus: tuple[Gpu, ...]) -> Target | Missing:
-    """A GPU is of use if the engine was built for it."""
-    names = " and ".join(gpu.name for gpu in gpus)
-    engine = device.engine(row.name)
-    if engine is None or api not in engine.accelerators:
-        package = engine.package if engine else row.name
-        return Missing(
-            api,
-            f"{names} is here, but the installed {package} was built without {_NAMES[api]}.",
-            _BUILD_HINTS.get(row.name, ""),
-            is_worth_a_word=True,
+def _wanted(row: EngineRow, request: PlanRequest) -> tuple[Accelerator, ...]:
+    """Return the accelerators that a request allows an engine to use."""
+    if request.require == "cpu" and request.gpu_layers:
+        raise UsageError(
+            f"{request.gpu_layers} layers on an accelerator and the CPU alone are asked for at once.",
+            "Leave out --gpu-layers or --require cpu.",
         )
-    is_unified = all(gpu.is_unified for gpu in gpus)
-    free = sum(gpu.free_bytes for gpu in gpus)
-    return Target(api, free, is_unified, names)
+    if request.require is None:
+        return ("cpu",) if request.gpu_layers == 0 else row.accelerators
+    able = (*row.accelerators, *row.on_request)
+    if request.require not in able:
+        the = "the " if request.require in ("ane", "cpu") else ""
+        raise BackendUnavailableError(
+            f"The {row.name} backend cannot use {the}{TITLES[request.require]}; it computes on: {', '.join(able)}.",
+            "Require one of those, or another backend.",
+        )
+    return (request.require,)
 
 
-def _find_ane(device: DeviceProfile, row: EngineRow) -> Target | Missing:
-    if device.apple is None or not device.apple.has_neural_engine:
-        return Missing("ane", "There is no Neural Engine here: that needs a Mac with an Apple chip.", "See: edge devices")
-    engine = device.engine(row.name)
-    if engine is None or "ane" not in engine.accelerators:
-        reason = f"The {row.name} backend is not installed with Core ML."
-        return Missing("ane", reason, install_hint(row.name), is_worth_a_word=True)
-    return Target("ane", None, is_unified=True, reason=device.apple.chip)
-
-
-_FINDERS: dict[Accelerator, Callable[[DeviceProfile, EngineRow], Target | Missing]] = {
-    "cuda": _find_cuda,
-    "metal": _find_metal,
-    "ane": _find_ane,
-    "cpu": _find_cpu,
-    "tensorrt": _find_tensorrt,
-    "openvino": _find_provider("openvino"),
-    "qnn": _find_provider("qnn"),
+_GPU_APIS = {"cuda": "cuda", "tensorrt": "cuda", "metal": "metal"}
+_NO_GPU = {
+    "cuda": "There is no CUDA device here that this process can see.",
+    "tensorrt": "TensorRT needs a CUDA device, and this process can see none.",
+    "metal": "Metal needs a Mac with an Apple chip.",
 }
+
+
+def _find(device: DeviceProfile, row: EngineRow, name: Accelerator) -> Target | Missing:
+    """Look for an accelerator: the hardware, and an engine that was built for it."""
+    if name == "cpu":
+        return Target(name, None, is_unified=False, reason=device.cpu.name)
+    gpus = device.gpus_of(_GPU_APIS[name]) if name in _GPU_APIS else ()
+    if name in _GPU_APIS and not gpus:
+        if name == "metal" and device.apple is not None and device.host.virtual_machine:
+            return Missing(name, "Metal is not used in a virtual machine, whose GPU lacks what llama.cpp needs.", "")
+        return Missing(name, _NO_GPU[name], "See: edge devices")
+    if name == "ane" and (device.apple is None or not device.apple.has_neural_engine):
+        return Missing(name, "There is no Neural Engine here: that needs a Mac with an Apple chip.", "See: edge devices")
+    engine = device.engine(row.name)
+    if engine is None or name not in engine.accelerators:
+        if name == "ane":
+            reason = f"The {row.name} backend is not installed with Core ML."
+            return Missing(name, reason, install_hint(row.name), is_notable=True)
+        here = f"{' and '.join(gpu.name for gpu in gpus)} is here, but the" if gpus else "The"
+        reason = f"{here} installed {engine.package if engine else row.name} was built without {TITLES[name]}."
+        return Missing(name, reason, row.package.rebuild if row.package else "", is_notable=bool(gpus))
+    if gpus:
+        free = sum(gpu.free_bytes for gpu in gpus)
+        return Target(name, free, all(gpu.is_unified for gpu in gpus), " and ".join(gpu.name for gpu in gpus))
+    # The library of any other accelerator looks for the hardware itself when it starts.
+    chip = device.apple.chip if name == "ane" and device.apple is not None else TITLES[name]
+    return Target(name, None, is_unified=True, reason=chip)

@@ -1,7 +1,4 @@
-"""What goes into a plan and what comes out: the request, and the placement receipt in which every choice has its reason.
-
-`edge.plan` makes one from the other.
-"""
+"""The request that goes into a plan, and the plan that comes out, with a receipt in which every choice has its reason."""
 
 from __future__ import annotations
 
@@ -13,30 +10,24 @@ from edge.names import Accelerator
 if TYPE_CHECKING:
     from edge.formats.artifact import Artifact
 
-__all__ = ["Accelerator", "Choice", "MemoryEstimate", "Plan", "PlanRequest", "size_text"]
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes for people: "98 MiB", "7.4 GiB"."""
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.0f} MiB"
+__all__ = ["Choice", "MemoryEstimate", "Plan", "PlanRequest", "Safety"]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the user asked for. None leaves a choice to the plan.
+    """The user's wishes. None leaves a choice to the plan.
 
     Attributes:
-        backend: name of a backend ("llamacpp", "onnx", "coreml").
+        backend: name of an engine, as in `edge.registry.ENGINES`.
         require: the accelerator that must be used; the plan fails rather than use another.
         context: cells of the KV cache, in tokens.
         threads: threads for decode and for prefill.
         gpu_layers: layers to put on the accelerator; 0 is none, -1 is all.
-        kv_type_k: how keys are kept: "f16", "q8_0" or "q4_0"; what the model itself says for ONNX and Core ML.
-        kv_type_v: how values are kept, likewise.
+        kv_type_k, kv_type_v: types of keys and values, of `edge.names.KV_TYPES`; ONNX and Core ML models have one of their own.
         n_seq: sequences side by side in the KV cache.
         threads_batch: threads for prefill, where they are not those of `threads`.
         n_ubatch: tokens computed in one pass of prefill.
-        flash_attention: False turns the fused attention off; otherwise it is on where the accelerator has it.
+        flash_attention: False turns it off; otherwise it is on where the accelerator has it.
     """
 
     backend: str | None = None
@@ -57,8 +48,8 @@ class Choice:
     """One line of the receipt.
 
     Attributes:
-        what: what was decided ("context").
-        value: the decision, as text ("8,192 tokens").
+        what: name of the setting ("context").
+        value: its value, as text ("8,192 tokens").
         reason: why, in plain words and with the numbers it rests on.
     """
 
@@ -69,16 +60,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What the model will take, estimated from its header before loading. All in bytes.
+    """Memory that the model will take, estimated from its files before loading. All in bytes.
 
     Attributes:
         weights_bytes: the tensors of the model.
         kv_bytes: the KV cache (and recurrent state) for the whole context.
-        compute_bytes: scratch buffers of the engine and what it needs besides.
+        compute_bytes: scratch buffers of the engine and its libraries.
         total_bytes: the sum.
-        available_bytes: what may be used: free memory less the safety margin.
-        device_bytes: of total_bytes, what an accelerator with memory of its own holds; 0 where it shares main memory.
-        device_available_bytes: of available_bytes, what is the accelerator's own.
+        available_bytes: free memory less the safety margin.
+        device_bytes: of total_bytes, the part in an accelerator's own memory; 0 where it shares main memory.
+        device_available_bytes: of available_bytes, the accelerator's own part.
     """
 
     weights_bytes: int
@@ -92,27 +83,25 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one model will be run on this device.
+    """How one model runs on this device.
 
     Attributes:
-        backend: key in edge.backends.base.BACKENDS.
-        accelerator: what computes.
+        backend: name of the engine.
+        accelerator: the device that computes.
         artifact: the model file.
         n_ctx: cells of the KV cache, in tokens, shared by all sequences.
         n_seq: sequences side by side.
         n_threads: threads for decode (one token at a time: bound by memory).
         n_threads_batch: threads for prefill (bound by arithmetic).
-        n_batch: longest prompt chunk handed to the engine at once, in tokens.
         n_ubatch: tokens computed in one pass.
         gpu_layers: layers on the accelerator; the output layer counts as one.
-        kv_type_k, kv_type_v: how keys and values are kept.
-        flash_attention: whether the fused attention is used (quantised values need it).
+        kv_type_k, kv_type_v: types of keys and values.
+        flash_attention: attention is fused into one kernel, as quantised values need it.
         use_mmap: map the file rather than read it.
-        use_mlock: keep it from being swapped out.
         use_extra_buffers: let the engine repack weights for this CPU.
         memory: the estimate.
         choices: every choice with its reason.
-        fallbacks: what may compute instead, the best first, where the engine finds out that `accelerator` does not.
+        fallbacks: accelerators to try instead, the best first, where the engine finds out that `accelerator` does not work.
     """
 
     backend: str
@@ -122,28 +111,26 @@ class Plan:
     n_seq: int
     n_threads: int
     n_threads_batch: int
-    n_batch: int
     n_ubatch: int
     gpu_layers: int
     kv_type_k: str
     kv_type_v: str
     flash_attention: bool
     use_mmap: bool
-    use_mlock: bool
     use_extra_buffers: bool
     memory: MemoryEstimate
     choices: tuple[Choice, ...]
     fallbacks: tuple[Accelerator, ...] = ()
 
     def explain(self) -> str:
-        """The receipt as plain text: one aligned line a choice."""
+        """Return the receipt as plain text: one aligned line a choice."""
         width_what = max((len(choice.what) for choice in self.choices), default=0)
         width_value = max((len(choice.value) for choice in self.choices), default=0)
         lines = [f"{c.what:<{width_what}}  {c.value:<{width_value}}  {c.reason}".rstrip() for c in self.choices]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as values that JSON knows; the model is given by name, path, size and hash."""
+        """Return the plan as values that JSON knows; the model is given by name, path, size and hash."""
         result: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -159,3 +146,16 @@ class Plan:
         result["memory"] = asdict(self.memory)
         result["choices"] = [asdict(choice) for choice in self.choices]
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """How an engine may be loaded on this device, from a trial of its kernels in a child process.
+
+    Attributes:
+        use_extra_buffers: repacked and AMX layouts may be used.
+        note: what was turned off, why, and what would make it faster; "" when nothing was.
+    """
+
+    use_extra_buffers: bool
+    note: str

@@ -18,6 +18,7 @@ import msgspec
 
 from edge.errors import EdgeError, StorageError
 from edge.names import Accelerator, KVType
+from edge.registry import ENGINES, load_entry
 
 if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
@@ -225,13 +226,12 @@ def device_fingerprint(device: DeviceProfile) -> str:
 
 def engine_build(device: DeviceProfile, backend: str) -> str:
     """Digest of the installed build of an engine: another version, or the same one compiled anew, may favour other settings."""
-    from edge.backends.llamacpp.canary import library_identity
-
     engine = device.engine(backend)
     about: list[object] = [backend, engine.version if engine else "", list(engine.accelerators) if engine else []]
-    if backend == "llamacpp":
+    row = ENGINES.get(backend)
+    if row is not None and row.build_id:
         try:
-            about.append(library_identity())
+            about.append(load_entry(row.build_id)())
         except (EdgeError, OSError):
             pass  # a profile of another machine, whose engine is not here: its version has to do
     return _digest(about)

@@ -323,7 +323,7 @@ def test_a_block_of_another_cache_is_refused_and_nothing_is_left_of_it(tiny_mode
 
 def test_a_chunk_can_be_stopped_in_the_middle(tiny_model: TinyModel, plan_for: PlanFor) -> None:
     prompt = tokens(300)
-    plan = plan_for(tiny_model("llama"), n_ctx=512, n_batch=256, n_ubatch=256)
+    plan = plan_for(tiny_model("llama"), n_ctx=512, n_ubatch=256)
     with LlamaCppBackend(plan) as backend:
         backend.prefill(0, prompt)
         expected = backend.logits(0)
@@ -367,7 +367,7 @@ def test_the_watcher_sets_the_flag_when_it_is_told_to_stop() -> None:
 
 @pytest.mark.model
 def test_esc_during_a_long_chunk_does_not_wait_for_its_end(model_path: Path, plan_for: PlanFor) -> None:
-    with LlamaCppBackend(plan_for(model_path, n_ctx=512, n_batch=512, n_ubatch=512)) as backend:
+    with LlamaCppBackend(plan_for(model_path, n_ctx=512, n_ubatch=512)) as backend:
         answers = iter([False])  # go on when asked before the chunk, stop when asked again
         assert backend.prefill(0, tokens(512), should_stop=lambda: next(answers, True)) == 0
         assert backend.length(0) == 0

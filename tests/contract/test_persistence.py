@@ -124,7 +124,7 @@ def opener(
 def test_exact_replies_are_those_of_a_cold_run_over_50_conversations(
     tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path
 ) -> None:
-    plan = plan_for(tiny_model("llama q4_0"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    plan = plan_for(tiny_model("llama q4_0"), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)  # a new process each time, and nothing on the disk
     cached = World(opener(plan, tmp_path / "kv", exact=True), restarts=False)
     restarted = World(opener(plan, tmp_path / "kv2", exact=True, encrypt=True), restarts=True)
@@ -142,7 +142,7 @@ def test_exact_replies_are_those_of_a_cold_run_over_50_conversations(
 @pytest.mark.parametrize("architecture", ["llama q4_0", "mamba", "lfm2"])
 def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path, architecture: str) -> None:
     """Without `exact`: replies are those of a process that was never stopped."""
-    plan = plan_for(tiny_model(architecture), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    plan = plan_for(tiny_model(architecture), n_ctx=1024, n_seq=1, n_ubatch=64)
     running = World(opener(plan, tmp_path / "running"), restarts=False)
     restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
     compare(restarted, running, range(100, 112))
@@ -150,7 +150,7 @@ def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp
 
 
 def test_a_sliding_window_comes_back_as_it_was(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
-    plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)
     restarted = World(opener(plan, tmp_path / "kv", exact=True), restarts=True)
     compare(restarted, cold, range(300, 312))
@@ -168,7 +168,7 @@ def test_several_sequences_and_the_disk_give_what_one_gives(tiny_model: TinyMode
 
 @pytest.mark.parametrize("kind", ["onnx-int4", "onnx-plain"])
 def test_onnx_says_the_same_after_a_restart_and_from_the_disk(tiny_onnx: TinyModel, tmp_path: Path, kind: str) -> None:
-    plan = onnx_plan(tiny_onnx(kind), n_ctx=1024, n_seq=1, n_batch=64, n_ubatch=64)
+    plan = onnx_plan(tiny_onnx(kind), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)
     exact = World(opener(plan, tmp_path / "exact", exact=True), restarts=True)
     running = World(opener(plan, tmp_path / "running"), restarts=False)

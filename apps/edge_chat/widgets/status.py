@@ -11,11 +11,10 @@ from textual.reactive import reactive
 from textual.widgets import Static
 
 from edge.names import TITLES
+from edge.registry import ENGINES
 from edge_chat import format as fmt
 
 __all__ = ["StatusLine", "StatusValues", "fit_parts"]
-
-_BACKENDS = {"llamacpp": "llama.cpp", "fake": "fake"}
 
 
 OF_A_REPLY = (
@@ -68,7 +67,7 @@ class StatusValues:
             name
             for name in (
                 TITLES.get(self.accelerator, self.accelerator),
-                _BACKENDS.get(self.backend, self.backend),
+                ENGINES[self.backend].title if self.backend in ENGINES else self.backend,
             )
             if name
         )

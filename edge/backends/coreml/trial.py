@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.backends.base import LoadProgress
+    from edge.formats.artifact import Artifact
     from edge.names import Accelerator
     from edge.plan.receipt import Plan
 
-__all__ = ["Verdict", "find_accelerator", "load_verdict", "main", "remembered_verdict"]
+__all__ = ["Verdict", "find_accelerator", "load_verdict", "main", "remembered_verdict", "why_failed"]
 
 SAME_NATS = 0.02
 """Divergence up to which two units of a device may differ by rounding; wrong weights or a lost cache give far more."""
@@ -157,6 +158,15 @@ def remembered_verdict(digest: str, units: str, cache_dir: Path) -> Verdict | No
         return msgspec.json.decode(_file(digest, units, cache_dir).read_bytes(), type=Verdict)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def why_failed(artifact: Artifact, accelerator: Accelerator, cache_dir: Path) -> str:
+    """Return what was wrong when a package was tried on an accelerator; "" if nothing was, or it never has been tried."""
+    package = artifact.coreml
+    if package is None or accelerator not in UNITS:
+        return ""
+    verdict = remembered_verdict(package.sha256(cache_dir=cache_dir), UNITS[accelerator], cache_dir)
+    return "" if verdict is None or verdict.is_good else verdict.note
 
 
 def _file(digest: str, units: str, cache_dir: Path) -> Path:

@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from edge.device.identity import cpu_identity
 from edge.errors import BUILD_HINT, BackendUnavailableError
+from edge.plan.receipt import Safety
 
-__all__ = ["Safety", "library_identity", "load_safety"]
+__all__ = ["library_identity", "load_safety"]
 
 _FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
 _TIMEOUT_S = 60.0
@@ -36,19 +36,6 @@ _CHILD = (
 
 Command = Callable[[Path, bool], list[str]]
 """(the tiny model, use_extra_buffers) -> the command line of the child."""
-
-
-@dataclass(frozen=True, slots=True)
-class Safety:
-    """How llama.cpp may be loaded on this device.
-
-    Attributes:
-        use_extra_buffers: repacked and AMX layouts may be used.
-        note: what was turned off, why, and what would make it faster; "" when nothing was.
-    """
-
-    use_extra_buffers: bool
-    note: str
 
 
 def load_safety(

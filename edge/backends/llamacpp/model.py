@@ -28,7 +28,7 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
 
     Args:
         library: from `load_library`.
-        plan: `artifact.path`, `accelerator`, `gpu_layers`, `use_mmap`, `use_mlock` and `use_extra_buffers` are used.
+        plan: `artifact.path`, `accelerator`, `gpu_layers`, `use_mmap` and `use_extra_buffers` are used.
         architecture: what the header says, for messages.
         on_progress: called with the share that is done (0 to 1); False stops.
 
@@ -48,12 +48,7 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
     params = library.llama_model_default_params()
     params.n_gpu_layers = plan.gpu_layers
     params.use_extra_bufts = plan.use_extra_buffers
-    params.load_mode = {
-        (False, False): library.LLAMA_LOAD_MODE_NONE,
-        (True, False): library.LLAMA_LOAD_MODE_MMAP,
-        (False, True): library.LLAMA_LOAD_MODE_MLOCK,
-        (True, True): library.LLAMA_LOAD_MODE_MMAP_MLOCK,
-    }[plan.use_mmap, plan.use_mlock]
+    params.load_mode = library.LLAMA_LOAD_MODE_MMAP if plan.use_mmap else library.LLAMA_LOAD_MODE_NONE
     no_devices = (ctypes.c_void_p * 1)(None)
     if plan.accelerator == "cpu":
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)  # without this a GPU build computes long prompts there
@@ -109,7 +104,7 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
         raise UsageError(f"{plan.n_seq} sequences are not possible.", f"Use 1 to {_MAX_SEQUENCES - 1}.")
     params.type_k, params.type_v = KV_TYPES[plan.kv_type_k], KV_TYPES[plan.kv_type_v]
     params.n_ctx = plan.n_ctx
-    params.n_batch = max(plan.n_batch, plan.n_ubatch, plan.n_seq)
+    params.n_batch = max(plan.n_ubatch, plan.n_seq)
     params.n_ubatch = plan.n_ubatch
     params.n_seq_max = plan.n_seq + 1
     # Logits are wanted for one token of each sequence at most. Without this, room for a whole batch of them is reserved:

@@ -13,11 +13,12 @@ import gguf
 import pytest
 
 from edge.backends.llamacpp import canary
-from edge.backends.llamacpp.canary import Safety, library_identity, load_safety
+from edge.backends.llamacpp.canary import library_identity, load_safety
 from edge.backends.llamacpp.canary_child import write_model
 from edge.device.identity import cpu_identity
 from edge.errors import BackendUnavailableError
 from edge.formats.gguf import read_header
+from edge.plan.receipt import Safety
 
 DEATHS = {
     "SIGSEGV": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",

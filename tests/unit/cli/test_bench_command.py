@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from edge.backends.llamacpp.canary import Safety
 from edge.bench.run import Candidate
 from edge.bench.tune import Report
 from edge.bench.tuner import Outcome, Trial
@@ -20,6 +19,7 @@ from edge.device import probe
 from edge.errors import BackendError, UsageError
 from edge.formats.artifact import open_artifact
 from edge.formats.coreml import METADATA_KEY
+from edge.plan.receipt import Safety
 from edge.plan.tuning import Tuning, remember
 from tests.tiny_onnx import write_onnx
 from tests.tiny_package import INFO, program_of, write_package
@@ -361,11 +361,11 @@ def test_of_several_formats_those_that_can_do_what_is_asked_for_are_measured(mod
     assert told == []
     assert formats(Grid(backends=("fake",), kv_types=("f16", "q8_0"))) == ["gguf", "gguf"]
     assert [form for form, _ in told] == ["onnx"]
-    assert "keeps its KV cache as f32" in told[0][1]
+    assert "stores its KV cache as f32" in told[0][1]
     with pytest.raises(UsageError, match="threads"):
         formats(Grid(backends=("fake",), threads=(1, 9999)))
     artifacts = [replace(artifact, source=str(artifact.path)) for artifact in artifacts]
-    with pytest.raises(UsageError, match="keeps its KV cache as f32"):  # each was named by itself
+    with pytest.raises(UsageError, match="stores its KV cache as f32"):  # each was named by itself
         formats(Grid(backends=("fake",), kv_types=("q8_0",)))
 
 

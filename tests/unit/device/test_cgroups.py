@@ -34,7 +34,7 @@ def test_a_container_with_version_2() -> None:
     assert device.memory.host_total_bytes == 32783704 * 1024
     # 700 MiB are in use, of which 570 MiB are file cache that can be dropped.
     assert device.memory.available_bytes == 2 * GIB - 734003200 + 419430400 + 178257920
-    assert device.memory.limit == "the cgroup's limit of 2.0 GiB"
+    assert device.memory.limit == "the cgroup's limit of 2.1 GB"
     assert (device.cpu.quota, device.cpu.usable_performance, device.cpu.usable_logical) == (1.5, 1, 2)
     assert device.cpu.n_physical == 8
     assert device.cpu.limits == ("the cgroup pays for 1.5 of 16 CPUs",)

@@ -98,7 +98,7 @@ def test_others_that_wait_for_memory_are_no_reason_where_there_is_plenty() -> No
     stalled = dataclasses.replace(WELL, stall_percent=13.0)
     assert Governor(WORK).step(stalled, 0).note == ""
     scarce = dataclasses.replace(stalled, available_bytes=8 * GIB // 5)
-    assert Governor(WORK).step(scarce, 0).why == "1.6 GiB of 8.0 GiB available, programs waited for memory 13 % of the time"
+    assert Governor(WORK).step(scarce, 0).why == "1.7 GB of 8.6 GB available, programs waited for memory 13 % of the time"
     unknown = Readings(stall_percent=13.0)
     assert Governor(WORK).step(unknown, 0).why == "programs waited for memory 13 % of the time"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edge.backends.llamacpp.canary import Safety
 from edge.device import CapturedSystem, DeviceProfile, Engine, Thermal, probe
 from edge.formats.artifact import Artifact
 from edge.formats.gguf import GGUFHeader, TensorInfo
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.plan.advice import advice
+from edge.plan.receipt import Safety
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "devices"
 MIB = 2**20
@@ -61,7 +61,7 @@ def test_nothing_to_say() -> None:
         ),
         ("laptop-rtx4060", ["runs on battery (63 %)", "power-saving mode is on (low-power)"]),
         ("mac-m1", ["runs on battery (72 %)", "power-saving mode is on"]),
-        ("container-cgroup-v2", ["pays for 1.5 of 16 CPUs", "the cgroup's limit of 2.0 GiB, of 31.3 GiB"]),
+        ("container-cgroup-v2", ["pays for 1.5 of 16 CPUs", "the cgroup's limit of 2.1 GB, of 33.6 GB"]),
         ("container-cgroup-v1", ["affinity allows 4 of 8 CPUs"]),
     ],
 )

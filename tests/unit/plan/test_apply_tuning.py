@@ -119,7 +119,7 @@ def test_why_it_is_not_used(model: Artifact) -> None:
 def test_requests_that_cannot_be(model: Artifact) -> None:
     with pytest.raises(UsageError, match="batch"):
         make_plan(LAPTOP, model, replace(CPU, n_ubatch=0))
-    with pytest.raises(UsageError, match="fused attention"):
+    with pytest.raises(UsageError, match="flash attention"):
         make_plan(LAPTOP, model, replace(CPU, flash_attention=False, kv_type_v="q8_0"))
     with pytest.raises(UsageError, match="threads"):
         make_plan(LAPTOP, model, replace(CPU, threads_batch=4000))

@@ -59,7 +59,7 @@ def test_a_package_whose_unit_fails_gives_way_to_one_made_for_the_next() -> None
     failed: set[tuple[str, str]] = set()
 
     def plan() -> Plan:
-        def why(artifact: Artifact, name: str) -> str:
+        def why(row: object, artifact: Artifact, name: str) -> str:
             return "it died" if (variant_of(artifact), name) in failed else ""
 
         return choose_plan(device("mac-m1", **MAC), BOTH, PlanRequest(), why_failed=why)
@@ -77,7 +77,7 @@ def test_a_package_whose_unit_fails_gives_way_to_one_made_for_the_next() -> None
 
 def test_the_receipt_says_why_another_package_is_used() -> None:
     plan = choose_plan(
-        device("mac-m1", **MAC), BOTH, PlanRequest(), why_failed=lambda artifact, name: "it died" if name == "ane" else ""
+        device("mac-m1", **MAC), BOTH, PlanRequest(), why_failed=lambda row, artifact, name: "it died" if name == "ane" else ""
     )
     assert (plan.artifact.path, plan.accelerator) == (BOTH[1][0].path, "metal")
     assert plan.choices[0].reason.startswith("coreml ane does not work on ane: it died; ")
@@ -86,7 +86,7 @@ def test_the_receipt_says_why_another_package_is_used() -> None:
 def test_a_package_that_works_nowhere_gives_way_to_any_other_format() -> None:
     mac = device("mac-m1", llamacpp=("cpu",), **MAC)
     both: Any = [(coreml("ane"), None), (gguf(), None)]
-    plan = choose_plan(mac, both, PlanRequest(), why_failed=lambda artifact, name: "it died")
+    plan = choose_plan(mac, both, PlanRequest(), why_failed=lambda row, artifact, name: "it died")
     assert (plan.backend, plan.accelerator) == ("llamacpp", "cpu")
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.formats.gguf import GGUFHeader, read_header
-from edge.plan.memory import KV_TYPES, Layers, Layout, footprint, model_layers
+from edge.plan.memory import KV_BLOCKS, GGUFMemory, Layout, gguf_memory
 
 MIB = 2**20
 Shapes = dict[str, tuple[int, ...]]
@@ -226,8 +226,8 @@ BASE = Layout(2048, 4, 512, "f16", "f16", True, 0, "cpu")
 @pytest.mark.parametrize("name", MODELS)
 def test_what_llama_cpp_allots(name: str, layout: Layout, tmp_path: Path) -> None:
     path = MODELS[name](tmp_path / "model.gguf")
-    layers = model_layers(read_header(path))
-    estimate = footprint(layers, layout)
+    layers = gguf_memory(read_header(path))
+    estimate = layers.footprint(layout)
     log, _ = run_llama(path, layout)
     # llama.cpp's log gives two decimals; its weights count padding between tensors.
     assert estimate.host.weights / MIB == pytest.approx(logged(log, "CPU(?:_Mapped)? model buffer size"), rel=0.01, abs=0.02)
@@ -246,7 +246,7 @@ def test_what_llama_cpp_allots(name: str, layout: Layout, tmp_path: Path) -> Non
 )
 def test_the_real_model_grows_by_the_estimate(layout: Layout, model_path: Path) -> None:
     """Loaded, its context filled to the last cell: the process grows by what was estimated."""
-    estimate = footprint(model_layers(read_header(model_path)), layout)
+    estimate = gguf_memory(read_header(model_path)).footprint(layout)
     log, grown = run_llama(model_path, layout, fill=layout.n_ctx)
     assert estimate.total == pytest.approx(grown, rel=0.1)
     assert estimate.host.kv / MIB == pytest.approx(logged(log, "CPU KV buffer size"), abs=0.01)
@@ -301,15 +301,15 @@ SSM_STATE = 4 * (3 * (1024 + 2 * 2 * 16) + 16 * 1024)
 )
 def test_families_that_llama_cpp_treats_specially(model: GGUFHeader, key_width: Any, states: Any) -> None:
     """By hand after llama-hparams.cpp and src/models/; the families above are checked against llama.cpp itself."""
-    layers = model_layers(model)
+    layers = gguf_memory(model)
     assert layers.key_width == key_width
     assert layers.state_bytes == states
     # One state a sequence, and one for the sequence that export and import use.
-    empty = footprint(layers, replace(BASE, n_ctx=1, n_seq=3))
+    empty = layers.footprint(replace(BASE, n_ctx=1, n_seq=3))
     assert empty.host.kv == 4 * sum(states) + 256 * layers.cell_bytes("f16", "f16")
 
 
-LAYERS = Layers(
+LAYERS = GGUFMemory(
     weights=(10 * MIB, 11 * MIB, 12 * MIB, 13 * MIB),
     input_bytes=100 * MIB,
     output_bytes=100 * MIB,
@@ -329,8 +329,8 @@ layouts = st.builds(
     n_ctx=st.integers(1, 40_000),
     n_seq=st.integers(1, 16),
     n_ubatch=st.sampled_from([64, 128, 512]),
-    kv_type_k=st.sampled_from(sorted(KV_TYPES)),
-    kv_type_v=st.sampled_from(sorted(KV_TYPES)),
+    kv_type_k=st.sampled_from(sorted(KV_BLOCKS)),
+    kv_type_v=st.sampled_from(sorted(KV_BLOCKS)),
     flash_attention=st.booleans(),
     gpu_layers=st.integers(0, 6),
     accelerator=st.sampled_from(["cuda", "metal"]),
@@ -339,29 +339,29 @@ layouts = st.builds(
 
 @given(layouts)
 def test_moving_layers_to_the_accelerator_moves_their_bytes(layout: Layout) -> None:
-    alone = footprint(LAYERS, replace(layout, gpu_layers=0))
-    split = footprint(LAYERS, layout)
+    alone = LAYERS.footprint(replace(layout, gpu_layers=0))
+    split = LAYERS.footprint(layout)
     n_device = min(layout.gpu_layers, LAYERS.n_layer + 1)
     copied = LAYERS.output_bytes if n_device else 0  # tied embeddings are in both places
     assert split.host.weights + split.device.weights == alone.host.weights + copied
     assert split.host.kv + split.device.kv == alone.host.kv
     assert (split.device.total == 0) == (n_device == 0)
-    more = footprint(LAYERS, replace(layout, gpu_layers=layout.gpu_layers + 1))
+    more = LAYERS.footprint(replace(layout, gpu_layers=layout.gpu_layers + 1))
     assert more.device.total >= split.device.total
     assert more.host.total <= split.host.total
 
 
 @given(layouts, st.integers(1, 10_000))
 def test_more_context_never_takes_less(layout: Layout, more: int) -> None:
-    bigger = footprint(LAYERS, replace(layout, n_ctx=layout.n_ctx + more))
-    assert bigger.host.total >= footprint(LAYERS, layout).host.total
-    assert bigger.device.total >= footprint(LAYERS, layout).device.total
+    bigger = LAYERS.footprint(replace(layout, n_ctx=layout.n_ctx + more))
+    assert bigger.host.total >= LAYERS.footprint(layout).host.total
+    assert bigger.device.total >= LAYERS.footprint(layout).device.total
 
 
 def test_layers_go_to_the_accelerator_from_the_back() -> None:
-    one = footprint(LAYERS, replace(BASE, gpu_layers=1, accelerator="cuda"))
+    one = LAYERS.footprint(replace(BASE, gpu_layers=1, accelerator="cuda"))
     assert one.device.weights == LAYERS.output_bytes  # the output comes first, and keeps no cells
     assert one.device.kv == 0
-    two = footprint(LAYERS, replace(BASE, gpu_layers=2, accelerator="cuda"))
+    two = LAYERS.footprint(replace(BASE, gpu_layers=2, accelerator="cuda"))
     assert two.device.weights == LAYERS.output_bytes + 13 * MIB
     assert two.device.kv == 2048 * (256 + 128) * 2
