@@ -232,9 +232,7 @@ def summarise(results: dict[str, list[list[Answer]]]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| rung | first word | whole reply | reused | first word, times faster | whole reply, times faster |"
-    ]
+    lines = ["| rung | first word | whole reply | reused | first word, times faster | whole reply, times faster |"]
     lines.append("|---|" + "---:|" * 5)
     base = rows[0]
     lines += [
