@@ -41,7 +41,7 @@ from edge.engine.scheduler import Scheduler
 from edge.formats.artifact import open_artifact
 from edge.kv.cache import KVCache
 from edge.kv.open import model_fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from edge.plan import Plan, PlanRequest, make_plan
 from edge.types import Sampling
 
@@ -73,7 +73,7 @@ class Engine:
         self.store = None
         model = b""
         if directory is not None:
-            self.store = BlockStore(directory, budget_bytes=1 << 36, min_free_bytes=0)
+            self.store = BlockStore(directory, StoreOptions(budget_bytes=1 << 36, min_free_bytes=0))
             model = model_fingerprint(self.backend, plan.artifact, exact=exact)
         self.scheduler = Scheduler(self.backend, KVCache(self.backend, self.store, model=model, exact=exact))
 

@@ -29,7 +29,7 @@ from edge.kv.blocks import fingerprint, open_block, pack_tokens, seal_block
 from edge.kv.disk import Disk
 from edge.kv.maintenance import scan
 from edge.kv.rows import Change
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "benchmark"})
 N_VOCAB = 49152
@@ -59,7 +59,7 @@ def timed(work: Callable[[], object], times: int) -> Figures:
 
 
 def open_store(directory: Path, *, encrypt: bool = False) -> BlockStore:
-    return BlockStore(directory, budget_bytes=BUDGET, min_free_bytes=0, encrypt=encrypt, queue_bytes=1 << 34)
+    return BlockStore(directory, StoreOptions(budget_bytes=BUDGET, min_free_bytes=0, encrypt=encrypt, queue_bytes=1 << 34))
 
 
 class Grower:
@@ -116,9 +116,7 @@ class Grower:
 def measure_growth(directory: Path, sizes: Iterable[int], *, encrypt: bool) -> list[dict[str, Any]]:
     results = []
     rng = random.Random(1)
-    disk = Disk(
-        directory, budget_bytes=BUDGET, min_free_bytes=0, encrypt=encrypt, secret=None, sync=False, clock=time.time
-    )  # fmt: skip
+    disk = Disk(directory, StoreOptions(budget_bytes=BUDGET, min_free_bytes=0, encrypt=encrypt, sync=False))
     scan(disk)  # so that nobody looks for the files that are not there
     grower = Grower(disk, rng)
     for n_blocks in sizes:
@@ -325,9 +323,7 @@ def measure_block_sizes(directory: Path, rounds: int) -> list[Figures]:
 
 def measure_rebuild(directory: Path, n_blocks: int) -> Figures:
     """How long it takes to make the index anew from the files."""
-    disk = Disk(
-        directory, budget_bytes=BUDGET, min_free_bytes=0, encrypt=False, secret=None, sync=False, clock=time.time
-    )  # fmt: skip
+    disk = Disk(directory, StoreOptions(budget_bytes=BUDGET, min_free_bytes=0, sync=False))
     grower = Grower(disk, random.Random(3))
     with disk.index.write() as change:
         for _ in range(n_blocks):

@@ -212,7 +212,7 @@ class Assistant:
             StorageError: the disk cannot be read.
             BackendError: the engine refuses a block, is closed, or replies are running.
         """
-        from edge.kv.check import check_cache
+        from edge.kv.verify import check_cache
 
         disk = self._disk
         if disk is None:

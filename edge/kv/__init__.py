@@ -1,0 +1,23 @@
+"""KV cache: sequences in memory, blocks on disk.
+
+answers.py      replies to exact repeats of a request
+background.py   the thread that writes blocks and keeps the store in order
+blocks.py       one block as one sealed file
+bundle.py       a conversation with its blocks in one zip file
+cache.py        memory and disk together, as the scheduler uses them
+carry.py        blocks between a store and a bundle
+disk.py         block files together with their index
+files.py        the directory of a store
+index.py        the SQLite index of the blocks
+keys.py         the secret of a store, and the keys derived from it
+lookup.py       longest stored prefix of a token sequence
+maintenance.py  work on a whole store: scan, verify, forget, clear, list
+open.py         the store of the settings; the fingerprint of a loaded model
+options.py      options of a store
+records.py      values that a store takes and returns
+rows.py         schema, queries and changes of the index
+slots.py        the sequences of a backend
+store.py        the block store: find, read, put, lease
+tree.py         radix tree of the tokens in memory
+verify.py       restored blocks against a cold run
+"""

@@ -1,6 +1,6 @@
-"""Answers to requests that were answered before: the same prompt, nothing left to chance, the same everything.
+"""Cache of replies to exact repeats of a request at temperature 0.
 
-They are kept in the block store, a block for each, so they are sealed, bounded, evicted and forgotten like everything there.
+Each reply is a block of the block store, so it is sealed, bounded, evicted and forgotten like any other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge.kv.blocks import fingerprint
 from edge.types import FinishReason, Sampling
 
 if TYPE_CHECKING:
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "AnswerCache"]
 
 _NAMESPACE = "answers"
-_WITHOUT_CHANCE = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "xtc_probability", "xtc_threshold")
-"""Fields of Sampling that change nothing at temperature 0, but for the first."""
+_IRRELEVANT = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "xtc_probability", "xtc_threshold")
+"""Fields of Sampling that change nothing at temperature 0."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was answered.
+    """A cached reply.
 
     Attributes:
         text: the reply.
-        tokens: its token ids; empty where a stop text cut through them.
+        tokens: its token ids; empty if a stop string ended inside one.
         reason: why it ended.
-        total_ms: what it took when it was computed.
+        total_ms: time that computing it took.
     """
 
     text: str
@@ -40,12 +41,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class AnswerCache:
-    """The answers in a block store. Thread-safe. Nothing that happens to the disk is raised: nothing is found then.
+    """The replies in a block store. Thread-safe. If the disk fails, nothing is found and nothing raised.
 
     Args:
-        store: where they are kept; the caller closes it.
+        store: holds them; the caller closes it.
         model: fingerprint of weights and engine, 32 bytes.
-        n_ctx: context window, which may have ended an answer.
+        n_ctx: context window in tokens, which may have ended a reply.
     """
 
     def __init__(self, store: BlockStore, model: bytes, n_ctx: int) -> None:
@@ -54,7 +55,7 @@ class AnswerCache:
         self._n_ctx = n_ctx
 
     def find(self, prompt: Sequence[int], sampling: Sampling) -> Answer | None:
-        """What was answered to exactly this; None when it never was, or when chance has a say in the answer."""
+        """Return the reply to exactly this request; None if there is none, or if sampling is random."""
         model = self._fingerprint(sampling)
         if model is None:
             return None
@@ -71,36 +72,25 @@ class AnswerCache:
             return None  # of another version of edge
 
     def add(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "") -> None:
-        """Remember an answer, unless chance had a say in it or it was broken off.
+        """Store a reply, unless sampling is random or the reply was interrupted.
 
         Args:
-            prompt: what was asked.
-            sampling: how its tokens were chosen.
+            prompt: token ids.
+            sampling: of the reply.
             answer: the reply.
-            owner: the conversation it belongs to, "" for none.
+            owner: its conversation, "" for none.
         """
         model = self._fingerprint(sampling)
         if model is None or answer.reason not in ("stop", "length"):
             return
         self._store.put(
-            None,
-            prompt,
-            msgspec.msgpack.encode(answer),
-            fingerprint=model,
-            namespace=_NAMESPACE,
-            start=0,
-            prefill_ms=answer.total_ms,
-            origin="decode",
-            owner=owner or None,
-        )
+            None, prompt, msgspec.msgpack.encode(answer), fingerprint=model, namespace=_NAMESPACE, start=0,
+            prefill_ms=answer.total_ms, origin="decode", owner=owner or None,
+        )  # fmt: skip
 
     def _fingerprint(self, sampling: Sampling) -> bytes | None:
-        """The model and all settings that an answer depends on; None where it depends on chance."""
-        from edge.kv.blocks import fingerprint
-
+        """Return the fingerprint of the model and all settings that a reply depends on; None if sampling is random."""
         if sampling.temperature != 0:
             return None
-        fields = {name: value for name, value in dataclasses.asdict(sampling).items() if name not in _WITHOUT_CHANCE}
-        return fingerprint(
-            {"model": self._model.hex(), "n_ctx": self._n_ctx, **{name: repr(value) for name, value in fields.items()}}
-        )
+        fields = {name: repr(value) for name, value in dataclasses.asdict(sampling).items() if name not in _IRRELEVANT}
+        return fingerprint({"model": self._model.hex(), "n_ctx": self._n_ctx, **fields})

@@ -1,7 +1,7 @@
-"""The thread behind a block store: writes what turns leave behind, keeps the store in order, and minds the disk.
+"""The thread behind a block store: it writes, keeps index and files in order, and watches the disk.
 
-No turn waits for it and no failure of the disk reaches a turn. What cannot be stored is dropped; after a failure the store says
-what is wrong, stays away from the disk for a while and then tries again by itself.
+No turn waits for it, and no failure of the disk reaches a turn. Blocks that cannot be stored are dropped; after a failure the
+store says what is wrong, pauses, and then tries again by itself.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import logging
 import os
 import sqlite3
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,22 +19,22 @@ from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
 from edge.kv.index import FAILURES, explain, is_busy, is_damage
 from edge.kv.maintenance import scan
+from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Pending
 
 __all__ = ["Background"]
 
 _log = logging.getLogger("edge.kv")
-TOUCH_DELAY_S = 2.0
+_TOUCH_DELAY_S = 2.0
 _BATCH_BYTES = 16 << 20
 _BATCH_BLOCKS = 64
-_LOG_BYTES = 4 << 20
 _RETRY_BUSY_S = 1.0
 _BUSY_PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
 class _Work:
-    """What the thread takes at a time."""
+    """Work that the thread takes at once."""
 
     batch: list[Pending] = field(default_factory=list)
     touched: dict[tuple[bytes, str], None] = field(default_factory=dict)
@@ -44,36 +43,34 @@ class _Work:
 
 
 class Background:
-    """Owns the open store and the thread that writes to it.
+    """The open store and the thread that writes to it.
 
     Args:
-        open_disk: opens the store; its argument is an index file that turned out to be damaged, or None.
-        queue_bytes: how much may wait to be written; more is dropped.
-        retry_s: how long to stay away from a disk that failed.
+        directory: of the store.
+        options: of the store.
 
     Attributes:
-        problem: why nothing is stored just now, or None.
-        hint: what to do about it, where the failure said so.
-        leased: keys in use in this process, with how often.
-        lost: blocks found bad whose rows could not be removed yet.
+        hint: what to do about the problem, if the failure said so.
+        leased: keys in use in this process, with counts.
+        lost: damaged blocks whose rows could not be removed yet.
         n_written, n_known, n_dropped, n_lost: see StoreStats.
     """
 
-    def __init__(self, open_disk: Callable[[Path | None], Disk], *, queue_bytes: int, retry_s: float) -> None:
-        self._open_disk, self._queue_bytes, self._retry_s = open_disk, queue_bytes, retry_s
+    def __init__(self, directory: Path, options: StoreOptions) -> None:
+        self._directory, self._options = directory, options
         self._pid = os.getpid()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
-        self._work = _Work()  # but for its batch, which is the queue
+        self._work = _Work()  # without a batch: that is the queue
         self._is_busy = self._is_closing = self._wants_open = self._wants_drop = self._wants_log = False
         self._n_flushing = 0
         self._disk: Disk | None = None
-        self._retry_at = self._distrusted_at = 0.0
+        self._retry_at = self._distrusted_at = float("-inf")
         self._distrusted: Path | None = None
-        self.problem: str | None = None
+        self._problem: str | None = None
         self.hint = ""
         self.leased: Counter[bytes] = Counter()
         self.lost: dict[bytes, BlockRef] = {}
@@ -81,46 +78,51 @@ class Background:
         self._open_first()
 
     @property
+    def problem(self) -> str | None:
+        """Why nothing is stored at present, or None."""
+        return "this process was forked from the one that opened it" if self._is_fork else self._problem
+
+    @property
+    def is_paused(self) -> bool:
+        """The disk failed, and it is too early to try again."""
+        return self.problem is not None and (self._is_fork or not self._may_try())
+
+    @property
     def disk(self) -> Disk | None:
-        """The open store; None while it is off. When it is time to try again, the thread is told to."""
-        if os.getpid() != self._pid:
-            self.problem = "this process was forked from the one that opened it"
+        """The open store, or None while it is off. Wakes the thread when it is time to open it again."""
+        if self._is_fork:
             return None
-        if self._disk is None and self.problem is not None and not self._is_closing and self._may_try():
+        if self._disk is None and self._problem is not None and not self._is_closing and self._may_try():
             self._wants_open = True
-            self._poke()
+            self._wake_thread()
         return self._disk
 
     def put(self, pending: Pending) -> bool:
-        """Queue a block. Never waits.
-
-        Returns:
-            False when it was dropped.
-        """
+        """Queue a block without waiting; return False if it was dropped."""
         with self._wake:
-            is_full = self._queued_bytes + pending.size_bytes > self._queue_bytes
+            is_full = self._queued_bytes + pending.size_bytes > self._options.queue_bytes
             if is_full or self._is_closing or not self._may_try():
                 self.n_dropped += 1
                 return False
             self._queue.append(pending)
             self._unwritten.add(pending.key)
             self._queued_bytes += pending.size_bytes
-        self._poke()
+        self._wake_thread()
         return True
 
     def touch(self, keys: Iterable[bytes], owner: str) -> None:
-        """Note a use of blocks, to be written down after what is queued now."""
+        """Note a use of blocks, to be written after the queue of now."""
         with self._wake:
             if self._may_try():
                 self._work.touched.update(((key, owner), None) for key in keys)
-        self._poke()
+        self._wake_thread()
 
     def pin(self, key: bytes, is_pinned: bool) -> None:
-        """Note a pin, to be written down after what is queued now."""
+        """Note a pin, to be written after the queue of now."""
         with self._wake:
             if self._may_try():
                 self._work.pins[key] = is_pinned
-        self._poke()
+        self._wake_thread()
 
     def lease(self, key: bytes) -> None:
         """Begin a lease in this process."""
@@ -128,7 +130,7 @@ class Background:
             self.leased[key] += 1
 
     def release(self, key: bytes, *, is_noted: bool) -> None:
-        """End a lease, and take it out of the index if it was noted there."""
+        """End a lease, and remove it from the index if it was noted there."""
         with self._wake:
             self.leased[key] -= 1
             if self.leased[key] <= 0:
@@ -136,47 +138,43 @@ class Background:
             if not is_noted:
                 return
             self._work.released.append(key)
-        self._poke()
+        self._wake_thread()
 
     def discard(self, owner: str | None) -> None:
-        """Drop what waits to be written for an owner; None drops everything."""
+        """Drop the queued blocks of an owner; None drops everything."""
         with self._wake:
-            kept = [] if owner is None else [pending for pending in self._queue if pending.owner != owner]
-            self.n_dropped += len(self._queue) - len(kept)
-            self._queue = deque(kept)
-            self._queued_bytes = sum(pending.size_bytes for pending in kept)
-            self._unwritten = {pending.key for pending in kept}
+            left = [] if owner is None else [pending for pending in self._queue if pending.owner != owner]
+            self.n_dropped += len(self._queue) - len(left)
+            self._queue = deque(left)
+            self._queued_bytes = sum(pending.size_bytes for pending in left)
+            self._unwritten = {pending.key for pending in left}
             for item in [item for item in self._work.touched if owner in (None, item[1])]:
                 del self._work.touched[item]
 
     def is_waiting(self, key: bytes) -> bool:
-        """Whether a block waits to be written."""
+        """Return whether a block waits to be written."""
         with self._wake:
             return key in self._unwritten
 
     def drop_lost(self) -> None:
-        """Have the blocks in `lost` removed as soon as others let go of the index."""
+        """Ask the thread to remove the blocks in `lost` once others release the index."""
         with self._wake:
             self._wants_drop = True
-        self._poke()
+        self._wake_thread()
 
     def warm_up(self) -> None:
-        """Have the thread do what the first turn would wait for."""
+        """Ask the thread to do beforehand what the first turn would wait for."""
         with self._wake:
             self._wants_log = True
-        self._poke()
+        self._wake_thread()
 
     def n_queued(self) -> int:
-        """How many blocks wait to be written."""
+        """Return the number of blocks that wait to be written."""
         with self._wake:
             return len(self._queue)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all that was asked for is done.
-
-        Returns:
-            False when the time was over first.
-        """
+        """Wait until all work is done; return False if the timeout came first."""
         with self._wake:
             self._n_flushing += 1
             self._wake.notify_all()
@@ -186,13 +184,13 @@ class Background:
                 self._n_flushing -= 1
 
     def fail(self, error: BaseException, disk: Disk | None = None) -> None:
-        """Stay away from the disk for a while, and say why. That others are busy with it is no reason to.
+        """Note a failure and pause. Other processes being busy is not one.
 
         Args:
-            error: what happened.
-            disk: what it happened to; nothing is done if that is not in use any more.
+            error: the failure.
+            disk: where it happened; ignored if that is not the open store any more.
         """
-        now = time.monotonic()
+        now = self._options.timer()
         reason = explain(error)
         with self._wake:
             if disk is not None and disk is not self._disk:
@@ -200,11 +198,12 @@ class Background:
             if is_busy(error) and self._disk is not None:
                 _log.debug("KV store: %s", reason)
                 return
-            if self._may_try():  # else it is staying away already, and must not do so for ever
-                self._retry_at = now + (min(self._retry_s, _RETRY_BUSY_S) if is_busy(error) else self._retry_s)
-            if self.problem is None:
-                _log.warning("The KV store does without the disk for now: %s", reason)
-            self.problem, self.hint = reason, error.hint if isinstance(error, EdgeError) else ""
+            if self._may_try():  # a failure during the pause does not prolong it
+                retry_s = self._options.retry_s
+                self._retry_at = now + (min(retry_s, _RETRY_BUSY_S) if is_busy(error) else retry_s)
+            if self._problem is None:
+                _log.warning("The KV store works without the disk for now: %s", reason)
+            self._problem, self.hint = reason, error.hint if isinstance(error, EdgeError) else ""
             self.n_dropped += len(self._queue)
             self._unwritten.clear()
             self._queue.clear()
@@ -212,17 +211,17 @@ class Background:
             self._work = _Work(released=self._work.released)
             if isinstance(error, sqlite3.Error) and is_damage(error) and self._disk is not None:
                 self._distrusted = self._disk.index.path
-                if now >= self._distrusted_at + self._retry_s:  # A new index helps, but not one after the other.
+                if now >= self._distrusted_at + self._options.retry_s:  # a new index helps, but not one after the other
                     self._retry_at = self._distrusted_at = now
                     self._wants_open = True
             self._wake.notify_all()
         if self._wants_open:
-            self._poke()
+            self._wake_thread()
 
     def close(self, timeout_s: float) -> None:
-        """Write what is queued, as far as time allows, and close the store. May be called twice."""
-        if os.getpid() != self._pid or self._is_closing:
-            return  # the store is the parent's, or closed
+        """Write the queue as far as time allows, and close the store. May be called twice."""
+        if self._is_fork or self._is_closing:
+            return  # the store belongs to the parent, or is closed
         if not self.flush(timeout_s):
             self.discard(None)
         with self._wake:
@@ -231,15 +230,19 @@ class Background:
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                return  # The disk hangs. The thread ends with the process.
+                return  # the disk hangs; the thread ends with the process
         disk, self._disk = self._disk, None
         if disk is not None:
             disk.close()
 
-    def _poke(self) -> None:
+    @property
+    def _is_fork(self) -> bool:
+        return os.getpid() != self._pid
+
+    def _wake_thread(self) -> None:
         with self._wake:
-            if self._thread is None and not self._is_closing and os.getpid() == self._pid:
-                # A daemon: what it leaves behind when the process ends in the middle is what a crash would leave.
+            if self._thread is None and not self._is_closing and not self._is_fork:
+                # A daemon: if the process ends in the middle, it leaves what a crash would leave.
                 self._thread = threading.Thread(target=self._run, name="edge-kv", daemon=True)
                 self._thread.start()
             self._wake.notify_all()
@@ -251,17 +254,17 @@ class Background:
             self.fail(error)
             return
         if disk.needs_scan:
-            self._poke()
+            self._wake_thread()
 
     def _may_try(self) -> bool:
-        return self.problem is None or time.monotonic() >= self._retry_at
+        return self._problem is None or self._options.timer() >= self._retry_at
 
     def _is_urgent(self) -> bool:
-        """There is something to do that should not wait."""
+        """Return whether there is work that should not wait."""
         if self._wants_open:
             return True
         work = self._work
-        needs_scan = self._disk is not None and self._disk.needs_scan and self.problem is None
+        needs_scan = self._disk is not None and self._disk.needs_scan and self._problem is None
         wants = needs_scan or self._wants_drop or self._wants_log
         return self._may_try() and bool(self._queue or work.pins or work.released or wants)
 
@@ -274,8 +277,8 @@ class Background:
                 self._is_busy = False
                 self._wake.notify_all()
                 self._wake.wait_for(lambda: self._has_work() or self._is_closing)
-                # Touches come in crowds and are in no hurry.
-                self._wake.wait_for(lambda: self._is_urgent() or self._n_flushing or self._is_closing, TOUCH_DELAY_S)
+                # Touches come in groups and are not urgent.
+                self._wake.wait_for(lambda: self._is_urgent() or self._n_flushing or self._is_closing, _TOUCH_DELAY_S)
                 if self._is_closing:
                     return
                 self._is_busy = True
@@ -288,8 +291,8 @@ class Background:
                 if is_busy(error):
                     with self._wake:
                         self._wake.wait_for(lambda: self._is_closing, _BUSY_PAUSE_S)
-            except Exception as error:  # noqa: BLE001  the thread must go on; the traceback says what to mend
-                _log.exception("The KV store's thread met an error that it does not know")
+            except Exception as error:  # noqa: BLE001  the thread must go on; the traceback says what to fix
+                _log.exception("The KV store's thread met an unknown error")
                 self._put_back(work, False)
                 self.fail(sqlite3.DatabaseError(f"malformed: {error}"))
 
@@ -305,13 +308,13 @@ class Background:
     def _take(self) -> _Work:
         batch = self._take_batch()
         if self._queue:
-            return _Work(batch)  # touches and pins may mean blocks that still wait
+            return _Work(batch)  # touches and pins may be for blocks that still wait
         work, self._work = self._work, _Work()
         work.batch = batch
         return work
 
     def _put_back(self, work: _Work, is_busy: bool) -> None:
-        """Keep what was not done: all of it if others only were busy, or else the ends of leases, which nobody repeats."""
+        """Queue undone work again: all of it if others were busy, else only the ends of leases, which nobody repeats."""
         with self._wake:
             self._work.released[:0] = work.released
             if not is_busy:
@@ -325,7 +328,7 @@ class Background:
             self._work.pins = {**work.pins, **self._work.pins}
 
     def _do(self, work: _Work) -> None:
-        """Do it, and take out of it what is done."""
+        """Do the work, and remove from it what is done."""
         disk = self._ensure_open()
         if self._wants_log:
             self._wants_log = False
@@ -342,12 +345,12 @@ class Background:
         except sqlite3.OperationalError as error:
             self._wants_drop = is_busy(error)
             raise
-        self.problem = None
+        self._problem = None
         if disk.needs_scan and not self._queue:
-            _log.debug("KV store put in order: %s", scan(disk, lambda: self._go_between(disk)))
-        if disk.index.log_bytes() > _LOG_BYTES:
+            _log.debug("KV store scanned: %s", scan(disk, lambda: self._write_between(disk)))
+        if disk.index.log_bytes() > self._options.log_bytes:
             disk.index.checkpoint()
-            disk.index.start_log()  # the log begins anew after it
+            disk.index.start_log()
 
     def _write(self, disk: Disk, batch: list[Pending]) -> None:
         if not batch:
@@ -362,8 +365,8 @@ class Background:
         if report.shortage:
             raise StorageError(report.shortage, "Free some space.")
 
-    def _go_between(self, disk: Disk) -> bool:
-        """What turns leave behind is written while a scan goes on, which can take long; and closing ends it."""
+    def _write_between(self, disk: Disk) -> bool:
+        """Write a batch during a long scan; return True to end the scan, since the store is being closed."""
         with self._wake:
             work = _Work(self._take_batch())
         try:
@@ -374,10 +377,9 @@ class Background:
         return self._is_closing
 
     def _note(self, disk: Disk, work: _Work) -> None:
-        now = disk.clock()
         with disk.index.write() as change:
             for key, owner in work.touched:
-                change.touch([key], budget_bytes=disk.budget_bytes, now=now, owner=owner)
+                change.touch([key], owner)
             for key, is_pinned in work.pins.items():
                 change.sql.execute("UPDATE block SET pinned = ? WHERE key = ?", (is_pinned, key))
             for key in work.released:
@@ -393,7 +395,7 @@ class Background:
             disk.close()
         if self._is_closing:
             raise StorageError("The KV store is closed.", "Open it again.")
-        self._disk = self._open_disk(self._distrusted)
+        self._disk = Disk(self._directory, self._options, self._distrusted)
         self._distrusted = None
-        self.problem = None
+        self._problem = None
         return self._disk

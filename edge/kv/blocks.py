@@ -1,9 +1,9 @@
-"""One block of KV cache as one immutable file: its name, its bytes, and how they are proven to be ours and whole.
+"""One block of KV cache as one immutable, authenticated file.
 
-A block holds the keys and values of a run of tokens that follows its parent block, or nothing. Its key is a keyed hash over
+A block holds the keys and values of tokens that follow its parent block, or start at position 0. Its key is a keyed hash of
 everything that gives its bytes a meaning: the fingerprint of model and engine, the namespace, the parent's key, the tokens.
-The payload is opaque here: the engine that wrote it reads it. That engine believes what it is given, so a payload leaves this
-module only after AES-256-GCM has verified every byte of the file, header included.
+The payload is opaque here. The engine that reads it checks little, so a payload leaves this module only after AES-256-GCM has
+verified every byte of the file, header included.
 
 The file (big-endian; sizes in bytes):
 
@@ -22,9 +22,10 @@ The file (big-endian; sizes in bytes):
 
 In a plain block the path is the tokens, the body is the payload, and the tag is GMAC: everything before it is associated data.
 In an encrypted block the body is the ciphertext of tokens and payload, the header is associated data, and entry i of the path
-is the beginning of block i of AES-256-CBC over the tokens, each padded to 16 bytes, that starts from a keyed hash of
-the parent. It depends on the parent and all tokens up to i: children of one block that begin alike have paths that begin alike,
-which is all a search needs, and nothing else can be read from it. Sizes, positions, times, namespace and owner stay readable.
+is the first 6 bytes of block i of AES-256-CBC over the tokens, each padded to 16 bytes, with a keyed hash of the parent as
+initial value. It depends on the parent and all tokens up to i: children that share a prefix of tokens share a prefix of the
+path, which is all a search needs, and nothing else can be read from it. Sizes, positions, times, namespace and owner stay
+readable.
 
 Nonces are 96 random bits; one secret is good for 2**32 files (NIST SP 800-38D, 8.3), more than any disk here will see.
 """
@@ -69,31 +70,31 @@ MAX_TOKENS = 1 << 20
 MAX_LABEL_BYTES = 255
 MAX_PREFILL_MS = 1e9
 MAX_FILE_BYTES = (1 << 31) - 1
-"""What the cipher takes in one call."""
+"""Limit of the cipher for one call."""
 ORIGINS = ("prefill", "decode")
 
 _ALIGNMENT = 64
 _FLAG_ENCRYPTED = 1
 _FIXED = struct.Struct(">8sHHI12sIQIHHd8s32s32s32sHHI")
 HEADER_READ_BYTES = 4096
-"""Enough to hold the header of a usual block; `parse_header` says when it was not."""
+"""Enough for the header of a usual block; `parse_header` raises when it was not."""
 
 
 class BlockDamaged(Exception):
-    """The bytes are not a whole block of this store. Its text says in which way."""
+    """The bytes are not a whole block of this store. Its text says why."""
 
 
 def fingerprint(fields: Mapping[str, str | int | float | bool]) -> bytes:
-    """Digest of everything that changes what the bytes of a KV cache mean: weights, tokenizer, rope, KV types, engine, ...
+    """Return a digest of everything that changes the meaning of KV cache bytes: weights, tokenizer, rope, KV types, engine, ...
 
     Args:
-        fields: name -> value. Order does not matter; a value's type does (1, 1.0, True and "1" differ).
+        fields: values by name, in any order. 1, 1.0, True and "1" differ.
 
     Returns:
         32 bytes.
 
     Raises:
-        UsageError: a value is of another type, or is no number (NaN).
+        UsageError: a value has another type, or is NaN.
     """
     digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"edge-kv model 1")
     for name in sorted(fields):
@@ -114,7 +115,7 @@ def fingerprint(fields: Mapping[str, str | int | float | bool]) -> bytes:
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
-    """Token ids as unsigned 32-bit big-endian numbers, so that bytes sort as the numbers do.
+    """Return token ids as unsigned 32-bit big-endian numbers, whose bytes sort as the numbers do.
 
     Raises:
         UsageError: a token id is negative or does not fit into 32 bits.
@@ -137,24 +138,24 @@ def unpack_tokens(packed: bytes) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a block says of itself. Nothing here is proven before `open_block` has seen the whole file.
+    """Header of a block. Unverified until `open_block` has seen the whole file.
 
     Attributes:
         key: its own key, 32 bytes.
         parent: its parent's key, or the root.
         model: the fingerprint, 32 bytes.
         namespace: who shares it.
-        owner: who had it written first, "" for nobody.
+        owner: the first owner, "" for none.
         start: position of its first token.
-        n_tokens: how many tokens it holds.
-        path: the tokens, or their hidden form.
+        n_tokens: tokens it holds.
+        path: the packed tokens, or their hidden form.
         payload_bytes: size of the payload.
-        encrypted: whether tokens and payload are.
-        origin: "prefill" or "decode": what computed the keys and values.
-        prefill_ms: what computing them took.
-        key_id: which secret it was sealed with, 8 bytes.
+        encrypted: tokens and payload are encrypted.
+        origin: "prefill" or "decode": the pass that computed the keys and values.
+        prefill_ms: time that computing them took.
+        key_id: identifies the secret that sealed it, 8 bytes.
         nonce: 12 bytes.
-        header_bytes: where the body starts.
+        header_bytes: offset of the body.
     """
 
     key: bytes
@@ -175,7 +176,7 @@ class Header:
 
     @property
     def body_bytes(self) -> int:
-        """Size of what stands between header and tag."""
+        """Size of the bytes between header and tag."""
         return self.payload_bytes + (self.n_tokens * TOKEN_BYTES if self.encrypted else 0)
 
     @property
@@ -189,9 +190,9 @@ class Block:
     """A block whose every byte was verified.
 
     Attributes:
-        header: what it says of itself.
+        header: its header.
         tokens: packed.
-        payload: what the engine exported; a view into the file's bytes as read, not copied.
+        payload: exported by the engine; a view into the bytes of the file, not copied.
     """
 
     header: Header
@@ -202,18 +203,18 @@ class Block:
 def check_block(
     *, model: bytes, namespace: str, owner: str, start: int, n_tokens: int, payload_bytes: int, origin: str, prefill_ms: float
 ) -> None:
-    """Make sure that the format can hold a block. Arguments as for `seal_block`.
+    """Check that the format can hold a block. Arguments as for `seal_block`.
 
     Raises:
         UsageError: it cannot.
     """
-    smaller = "Cut it into smaller ones."
+    smaller = "Split it into smaller ones."
     if not 1 <= n_tokens <= MAX_TOKENS or start < 0 or start + n_tokens >= 1 << 32:
         raise UsageError(f"A block cannot hold {n_tokens} tokens from position {start}.", smaller)
     if payload_bytes + 16 * n_tokens + 4096 > MAX_FILE_BYTES:
         raise UsageError(f"A block of {payload_bytes} bytes is too large.", smaller)
     if len(model) != KEY_BYTES or origin not in ORIGINS or not 0 <= prefill_ms <= MAX_PREFILL_MS:
-        raise UsageError("The fingerprint, the origin or the time of a block is not one.", "See BlockStore.put.")
+        raise UsageError("The fingerprint, the origin or the time of a block is invalid.", "See BlockStore.put.")
     if max(len(namespace.encode("utf-8")), len(owner.encode("utf-8"))) > MAX_LABEL_BYTES:
         raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
 
@@ -233,27 +234,27 @@ def seal_block(
     encrypted: bool = False,
     nonce: bytes | None = None,
 ) -> tuple[Header, list[bytes]]:
-    """Make the bytes of a block's file.
+    """Return the bytes of a block's file.
 
     Args:
-        keys: of the store.
+        keys: keys of the store.
         parent: the parent block's key, or the root.
         tokens: packed; at least one.
-        payload: what the engine exported.
+        payload: exported by the engine.
         model: the fingerprint, 32 bytes.
-        namespace: who shares it; at most 255 bytes of UTF-8.
-        owner: who has it written, at most 255 bytes of UTF-8.
+        namespace: who shares it, at most 255 bytes of UTF-8.
+        owner: its first owner, at most 255 bytes of UTF-8.
         start: position of its first token.
         origin: one of ORIGINS.
-        prefill_ms: what computing it took.
+        prefill_ms: time that computing it took.
         encrypted: hide tokens and payload.
         nonce: 12 bytes; only tests choose it.
 
     Returns:
-        The header, and the file in pieces to be written one after the other.
+        The header, and the file in pieces to be written in order.
 
     Raises:
-        UsageError: a value is outside what the format can hold.
+        UsageError: the format cannot hold a value.
     """
     n_tokens = len(tokens) // TOKEN_BYTES
     check_block(
@@ -265,22 +266,9 @@ def seal_block(
     used = _FIXED.size + len(path) + len(labels[0]) + len(labels[1])
     header_bytes = -(-used // _ALIGNMENT) * _ALIGNMENT
     header = Header(
-        key=keys.block(model, namespace, parent, tokens),
-        parent=parent,
-        model=model,
-        namespace=namespace,
-        owner=owner,
-        start=start,
-        n_tokens=n_tokens,
-        path=path,
-        payload_bytes=len(payload),
-        encrypted=encrypted,
-        origin=origin,
-        prefill_ms=prefill_ms,
-        key_id=keys.id,
-        nonce=os.urandom(12) if nonce is None else nonce,
-        header_bytes=header_bytes,
-    )
+        keys.block(model, namespace, parent, tokens), parent, model, namespace, owner, start, n_tokens, path, len(payload),
+        encrypted, origin, prefill_ms, keys.id, os.urandom(12) if nonce is None else nonce, header_bytes,
+    )  # fmt: skip
     head = _header_bytes(header)
     if encrypted:
         return header, [head, keys.cipher.encrypt(header.nonce, tokens + payload, head)]
@@ -289,14 +277,14 @@ def seal_block(
 
 
 def open_block(keys: Keys, data: bytes) -> Block:
-    """Verify a block's file and take it apart.
+    """Verify a block's file and split it.
 
     Args:
-        keys: of the store.
+        keys: keys of the store.
         data: the whole file.
 
     Raises:
-        BlockDamaged: any byte of it is not what was written, it is not whole, or it is of another store.
+        BlockDamaged: a byte was changed, added or removed, or it belongs to another store.
     """
     from cryptography.exceptions import InvalidTag
 
@@ -316,19 +304,19 @@ def open_block(keys: Keys, data: bytes) -> Block:
     except InvalidTag:
         raise BlockDamaged("its authentication tag does not match its bytes") from None
     if keys.block(header.model, header.namespace, header.parent, tokens) != header.key:
-        raise BlockDamaged("its key is not that of its tokens")
+        raise BlockDamaged("its key does not match its tokens")
     return Block(header, tokens, payload)
 
 
 def parse_header(data: bytes, file_bytes: int) -> Header:
-    """Read what a block says of itself. Not proven: only `open_block` proves it.
+    """Parse a header, without verifying it.
 
     Args:
-        data: the beginning of the file, `HEADER_READ_BYTES` or more; or all of it.
+        data: the first `HEADER_READ_BYTES` or more of the file, or all of it.
         file_bytes: size of the whole file.
 
     Raises:
-        BlockDamaged: not a block, of another format version, cut off, or its sizes contradict each other.
+        BlockDamaged: not a block, of another format version, truncated, or with sizes that contradict each other.
     """
     if len(data) < _FIXED.size:
         raise BlockDamaged(f"it has {file_bytes} bytes")
@@ -353,9 +341,9 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
         or header_bytes != -(-used // _ALIGNMENT) * _ALIGNMENT
         or not 0 <= prefill_ms <= MAX_PREFILL_MS
     ):
-        raise BlockDamaged("its header is not one this version writes")
+        raise BlockDamaged("its header is invalid")
     if len(data) < used:
-        raise BlockDamaged("its header is cut off" if len(data) >= file_bytes else "its header is longer than what was read")
+        raise BlockDamaged("its header is truncated" if len(data) >= file_bytes else "its header is longer than the bytes read")
     try:
         namespace = data[path_end : path_end + namespace_bytes].decode("utf-8")
         owner = data[path_end + namespace_bytes : used].decode("utf-8")

@@ -1,14 +1,13 @@
-"""A conversation and what it made a model compute, in one file that another machine can open.
+"""Bundle: a conversation and its KV blocks in one file that another machine can open.
 
-A bundle is a zip file without compression (KV cache hardly shrinks):
+It is a zip file without compression (KV cache hardly shrinks):
 
     conversation.json   as `ConversationStore.export_json` writes it
     blocks/0, 1, ...    payloads as the engine exported them, parents before children
-    manifest.json       what each of them is, with its size and SHA-256
+    manifest.json       describes each of them, with its size and SHA-256
 
 It holds the chat in readable form: keys and values can be turned back into text, and the text is beside them. The checksums
-prove that the file is as it was written, not who wrote it; and an engine believes the payloads it is given. So trust a bundle
-as much as whoever made it.
+prove that the file is unchanged, not who wrote it, and engines check payloads little. So trust a bundle as much as its maker.
 """
 
 from __future__ import annotations
@@ -21,30 +20,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import msgspec
 
 from edge.errors import StorageError
-from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS, BlockDamaged, pack_tokens, unpack_tokens
-from edge.kv.records import ImportReport, PlainBlock
+from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS
+from edge.kv.records import PlainBlock
 
-if TYPE_CHECKING:
-    from edge.kv.disk import Disk
-    from edge.kv.store import BlockStore
+__all__ = ["Bundle", "BundleReport", "open_bundle", "write_bundle"]
 
-__all__ = ["Bundle", "BundleReport", "add_blocks", "open_bundle", "plain_blocks", "write_bundle"]
-
-FORMAT: Literal["edge-bundle"] = "edge-bundle"
-VERSION: Literal[1] = 1
 _CONVERSATION, _MANIFEST = "conversation.json", "manifest.json"
 _MAX_TEXT_BYTES = 1 << 30
-_FLUSH_BYTES = 32 << 20
-_FLUSH_TIMEOUT_S = 600.0
-_NONSENSE = (
+_DAMAGE = (
     zipfile.BadZipFile, msgspec.MsgspecError, struct.error, KeyError, ValueError, OverflowError, RuntimeError, EOFError,
 )  # fmt: skip
-"""What a file that is no bundle, or a damaged one, makes the libraries raise."""
+"""Raised by the libraries for a file that is not a bundle, or a damaged one."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -59,7 +50,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class _BlockPart(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A block; `parent` is the place of another one before it."""
+    """A block; `parent` is the place of an earlier one."""
 
     parent: Annotated[int, msgspec.Meta(ge=0)] | None
     model: _Sha256
@@ -81,9 +72,9 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def __post_init__(self) -> None:
         for place, block in enumerate(self.blocks):
             if block.file != f"blocks/{place}":
-                raise ValueError(f"block {place} is called {block.file}")
+                raise ValueError(f"block {place} is named {block.file}")
             if (block.parent is None) != (block.start == 0):
-                raise ValueError(f"block {place} does not say what it follows")
+                raise ValueError(f"block {place} has no parent")
             if block.parent is not None:
                 parent = self.blocks[block.parent] if block.parent < place else None
                 if parent is None or parent.start + len(parent.tokens) != block.start:
@@ -92,7 +83,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What went into a bundle: blocks, the tokens they hold, and the size of the file in bytes."""
+    """Content of a written bundle: blocks, their tokens, and the size of the file in bytes."""
 
     n_blocks: int
     n_tokens: int
@@ -103,8 +94,8 @@ class Bundle:
     """An open bundle. See `open_bundle`.
 
     Attributes:
-        about: what its writer said of it.
-        models: fingerprint -> tokens held for it.
+        about: values from its writer, for people to read.
+        models: tokens by fingerprint.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
@@ -118,7 +109,7 @@ class Bundle:
             self.models[model] = self.models.get(model, 0) + len(block.tokens)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Read every byte and compare it with the manifest.
+        """Read every byte and compare the checksums of the manifest.
 
         Args:
             on_progress: called with (bytes done, bytes in all).
@@ -135,7 +126,7 @@ class Bundle:
                 on_progress(done, total)
 
     def conversation(self) -> bytes:
-        """The conversation, for `ConversationStore.import_json`.
+        """Return the conversation, for `ConversationStore.import_json`.
 
         Raises:
             StorageError: it is damaged.
@@ -143,10 +134,10 @@ class Bundle:
         return self._part(self._manifest.conversation)
 
     def blocks(self, model: bytes | None = None) -> Iterator[PlainBlock]:
-        """The blocks, parents before children, each compared with the manifest.
+        """Yield the blocks, parents before children, each compared with the manifest.
 
         Args:
-            model: only those of this fingerprint; None gives all.
+            model: only those of this fingerprint; None yields all.
 
         Raises:
             StorageError: one is damaged.
@@ -154,22 +145,15 @@ class Bundle:
         for place, part in enumerate(self._manifest.blocks):
             if model is None or part.model == model.hex():
                 yield PlainBlock(
-                    key=_place(place),
-                    parent=None if part.parent is None else _place(part.parent),
-                    model=bytes.fromhex(part.model),
-                    namespace=part.namespace,
-                    start=part.start,
-                    tokens=part.tokens,
-                    payload=self._part(part),
-                    origin=part.origin,
-                    prefill_ms=part.prefill_ms,
-                )
+                    _key(place), None if part.parent is None else _key(part.parent), bytes.fromhex(part.model), part.namespace,
+                    part.start, part.tokens, self._part(part), part.origin, part.prefill_ms,
+                )  # fmt: skip
 
     def _part(self, part: _Part) -> bytes:
         with _refusing(self._path):
             data = self._read(part.file, part.size)
             if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
-                raise ValueError(f"{part.file} is not what was written")
+                raise ValueError(f"{part.file} was changed")
         return data
 
     def _read(self, name: str, most: int) -> bytes:
@@ -185,7 +169,7 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     """Open a bundle and read its manifest.
 
     Raises:
-        StorageError: it cannot be read, is no bundle, damaged, or of a newer version.
+        StorageError: it cannot be read, or is not a bundle, damaged, or of a newer version.
     """
     with _refusing(path):
         archive = zipfile.ZipFile(path)
@@ -196,11 +180,11 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
 def write_bundle(
     path: Path, conversation: str, blocks: Iterable[PlainBlock], about: Mapping[str, object] | None = None
 ) -> BundleReport:
-    """Write a bundle, whole or not at all. Readable by its owner only.
+    """Write a bundle, whole or not at all, readable by its owner only.
 
     Args:
-        path: replaced if it is there.
-        conversation: as `ConversationStore.export_json` gives it.
+        path: replaced if it exists.
+        conversation: from `ConversationStore.export_json`.
         blocks: parents before children; see `BlockStore.export_blocks`.
         about: JSON values for people to read.
 
@@ -220,70 +204,9 @@ def write_bundle(
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        hint = "Choose a place with enough room that you may write to."
+        hint = "Choose a folder with enough space that you may write to."
         raise StorageError(f"The bundle {path} cannot be written ({error.strerror or error}).", hint) from error
     return BundleReport(n_blocks, n_tokens, size)
-
-
-def plain_blocks(disk: Disk, owner: str) -> Iterator[PlainBlock]:
-    """The blocks of an owner and those they follow, opened and verified; without those that are damaged, and what follows them.
-
-    Raises:
-        sqlite3.Error: the index cannot be read.
-    """
-    sql = """WITH RECURSIVE path(key) AS (
-        SELECT block.key FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
-        UNION SELECT block.parent FROM path JOIN block ON block.key = path.key WHERE block.start > 0)
-        SELECT block.key FROM path JOIN block ON block.key = path.key ORDER BY block.start"""
-    with disk.index.long_read() as view:
-        keys = [key for (key,) in view.sql.execute(sql, (owner,))]
-    given: set[bytes] = set()
-    for key in keys:
-        try:
-            block = disk.open(key)
-        except (BlockDamaged, OSError):
-            continue  # `verify` says so, and what it costs is computing these tokens once more
-        header = block.header
-        if header.start > 0 and header.parent not in given:
-            continue
-        given.add(key)
-        yield PlainBlock(
-            key, header.parent if header.start > 0 else None, header.model, header.namespace, header.start,
-            unpack_tokens(block.tokens), block.payload, header.origin, header.prefill_ms,
-        )  # fmt: skip
-
-
-def add_blocks(store: BlockStore, disk: Disk, blocks: Iterable[PlainBlock], owner: str) -> ImportReport:
-    """Put blocks into a store, sealed with its own key, and wait until they are there.
-
-    Raises:
-        StorageError: one of them cannot be read.
-        sqlite3.Error: the index cannot be read.
-    """
-    keys: dict[bytes, bytes] = {}
-    n_blocks = n_known = n_waiting = 0
-    for block in blocks:
-        n_blocks += 1
-        parent = None if block.parent is None else keys.get(block.parent)
-        if block.start > 0 and parent is None:
-            continue
-        if n_waiting + len(block.payload) > _FLUSH_BYTES:
-            store.flush(_FLUSH_TIMEOUT_S)
-            n_waiting = 0
-        n_waiting += len(block.payload)
-        root = disk.root(block.model, block.namespace)
-        known = disk.keys.block(block.model, block.namespace, parent or root, pack_tokens(block.tokens))
-        is_known = disk.has(known)
-        key = store.put(
-            parent, block.tokens, bytes(block.payload), fingerprint=block.model, namespace=block.namespace,
-            start=block.start, prefill_ms=block.prefill_ms, origin=block.origin, owner=owner,
-        )  # fmt: skip
-        if key is not None:
-            keys[block.key] = key
-            n_known += is_known
-    store.flush(_FLUSH_TIMEOUT_S)
-    n_there = sum(disk.has(key) for key in keys.values())
-    return ImportReport(n_there - n_known, n_known, n_blocks - n_there, store.problem)
 
 
 def _write(file: IO[bytes], conversation: str, blocks: Iterable[PlainBlock], about: dict[str, Any]) -> tuple[int, int]:
@@ -296,22 +219,17 @@ def _write(file: IO[bytes], conversation: str, blocks: Iterable[PlainBlock], abo
         for block in blocks:
             part = _add(archive, f"blocks/{len(parts)}", block.payload)
             places[block.key] = len(parts)
+            parent = None if block.parent is None else places[block.parent]
+            origin: Literal["prefill", "decode"] = "decode" if block.origin == "decode" else "prefill"
             parts.append(
                 _BlockPart(
-                    file=part.file,
-                    size=part.size,
-                    sha256=part.sha256,
-                    parent=None if block.parent is None else places[block.parent],
-                    model=block.model.hex(),
-                    namespace=block.namespace,
-                    start=block.start,
-                    tokens=list(block.tokens),
-                    origin="decode" if block.origin == "decode" else "prefill",
+                    file=part.file, size=part.size, sha256=part.sha256, parent=parent, model=block.model.hex(),
+                    namespace=block.namespace, start=block.start, tokens=list(block.tokens), origin=origin,
                     prefill_ms=block.prefill_ms,
                 )
-            )
+            )  # fmt: skip
         manifest = _Manifest(
-            format=FORMAT, version=VERSION, edge=edge.__version__, about=about, conversation=first, blocks=parts
+            format="edge-bundle", version=1, edge=edge.__version__, about=about, conversation=first, blocks=parts
         )  # fmt: skip
         _add(archive, _MANIFEST, msgspec.json.encode(manifest))
     return len(parts), sum(len(part.tokens) for part in parts)
@@ -332,12 +250,12 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise StorageError(f"There is no file {path}.", "Check the name.") from error
-    except _NONSENSE as error:
+    except _DAMAGE as error:
         reason = f"{error.args[0] if error.args else error}"
-        raise StorageError(f"{path} is no bundle of edge, or it is damaged: {reason}.", hint) from error
+        raise StorageError(f"{path} is damaged or not a bundle of edge: {reason}.", hint) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror or error}).", "Check its permissions.") from error
 
 
-def _place(number: int) -> bytes:
-    return number.to_bytes(8, "big")
+def _key(place: int) -> bytes:
+    return place.to_bytes(8, "big")

@@ -1,22 +1,22 @@
-"""Block files and their index as one thing.
+"""Block files together with their index.
 
-The rule that keeps them together, in all processes: a block file gets or loses its name only while its process holds the
-index's write lock, in the transaction that adds or removes the row. A crash in between leaves a file without a row, which the
-next scan indexes, or a row without a file, which a read or the scan drops; never a wrong block, since files are written under
-another name first and are verified whenever they are read.
+In all processes, a block file gets or loses its name only under the index's write lock, in the transaction that adds or removes
+its row. A crash in between leaves a file without a row, which the next scan indexes, or a row without a file, which a read or
+the scan drops; never a wrong block, since files are written under another name first and verified on every read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
-from edge.kv.files import Secret, StoreFiles, is_transient
+from edge.kv.files import StoreFiles, is_transient
 from edge.kv.index import Index
 from edge.kv.keys import entry_bytes
 from edge.kv.lookup import longest_prefix
+from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
 
@@ -24,11 +24,11 @@ __all__ = ["Disk", "WriteReport"]
 
 _SCAN_EVERY_S = 7 * 24 * 3600.0
 _AT_A_TIME = 8
-"""How many files are removed under the write lock before others get their turn."""
+"""Files removed in one transaction, before others get their turn."""
 
 
 class WriteReport(NamedTuple):
-    """What became of a batch: written, stored already, not stored (no parent, no room), what is short or ""."""
+    """Result of writing a batch: blocks written, known, and dropped (no parent, no room); the shortage of space, or ""."""
 
     n_written: int
     n_known: int
@@ -41,62 +41,45 @@ class Disk:
 
     Args:
         directory: of the store.
-        budget_bytes: the most that block files may take of the disk.
-        min_free_bytes: free space of the disk that the store never takes, and gives back by evicting.
-        encrypt: seal new blocks encrypted, and look for encrypted ones only.
-        secret: see `StoreFiles`.
-        sync: see `StoreFiles`.
-        clock: unix seconds.
-        distrusted: see `Index`.
+        options: of the store.
+        distrusted: a damaged index file, to be replaced.
 
     Attributes:
-        needs_scan: files and index may disagree, since somebody crashed or the index is new; or blocks are to go: plain
-            ones, or more of them than there may be now.
-        n_evicted: how many blocks this object evicted.
+        needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
+            or more than the options allow.
+        n_evicted: blocks that this object evicted.
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
     Raises:
         StorageError, OSError, sqlite3.Error: it cannot be opened.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        budget_bytes: int,
-        min_free_bytes: int,
-        encrypt: bool,
-        secret: Secret,
-        sync: bool,
-        clock: Callable[[], float],
-        distrusted: Path | None = None,
-    ) -> None:
-        self.budget_bytes, self.min_free_bytes, self.encrypt = budget_bytes, min_free_bytes, encrypt
-        self.clock = clock
+    def __init__(self, directory: Path, options: StoreOptions, distrusted: Path | None = None) -> None:
+        self.options = options
         self.n_evicted = 0
         self.shortage = ""
-        self.files = StoreFiles(directory, secret=secret, make_in_keyring=encrypt, sync=sync)
+        self.files = StoreFiles(directory, options)
         self.keys = self.files.keys
         try:
             with self.files.opening():
-                self.index = Index(directory, self.keys.id, distrusted)
+                self.index = Index(directory, self.keys.id, options, distrusted)
         except BaseException:
             self.files.close()
             raise
         scanned, taken = self.index.scanned, self.index.taken_bytes
-        is_old = scanned is None or abs(clock() - scanned) > _SCAN_EVERY_S
-        is_over = taken > budget_bytes or (taken > 0 and self.files.free_bytes() < min_free_bytes)
-        self.needs_scan = self.files.found_crash or is_old or is_over or (encrypt and self.index.has_plain)
+        is_old = scanned is None or abs(options.clock() - scanned) > _SCAN_EVERY_S
+        is_over = taken > options.budget_bytes or (taken > 0 and self.files.free_bytes() < options.min_free_bytes)
+        self.needs_scan = self.files.found_crash or is_old or is_over or (options.encrypt and self.index.has_plain)
 
     def root(self, model: bytes, namespace: str) -> bytes:
-        """What stands where the parent's key would, in first blocks."""
-        return self.keys.root(model, namespace, encrypted=self.encrypt)
+        """Return what first blocks have in place of a parent's key."""
+        return self.keys.root(model, namespace, encrypted=self.options.encrypt)
 
     def match(self, model: bytes, namespace: str, tokens: bytes, lost: Set[bytes], *, partial: bool) -> Match:
-        """The longest stored beginning of packed tokens, without the blocks in `lost`.
+        """Find the longest stored prefix of packed tokens, without the blocks in `lost`.
 
         Raises:
-            sqlite3.Error: the index cannot be read, or what it says makes no sense.
+            sqlite3.Error: the index cannot be read, or is inconsistent.
         """
         parent = self.root(model, namespace)
         with self.index.read() as view:
@@ -104,8 +87,8 @@ class Disk:
                 view,
                 parent,
                 tokens,
-                path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.encrypt),
-                entry_bytes=entry_bytes(encrypted=self.encrypt),
+                path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.options.encrypt),
+                entry_bytes=entry_bytes(encrypted=self.options.encrypt),
                 is_usable=lambda key: key not in lost,
                 partial=partial,
             )
@@ -122,7 +105,7 @@ class Disk:
         return Match(tuple(blocks), start)
 
     def has(self, key: bytes) -> bool:
-        """Whether the index has a block.
+        """Return whether the index has a block.
 
         Raises:
             sqlite3.Error: the index cannot be read.
@@ -131,10 +114,10 @@ class Disk:
             return view.sql.execute("SELECT 1 FROM block WHERE key = ?", (key,)).fetchone() is not None
 
     def load(self, ref: BlockRef) -> memoryview:
-        """The payload of a block, every byte verified, and the block the one that was asked for.
+        """Return the payload of a block, every byte verified.
 
         Raises:
-            BlockDamaged: it is not.
+            BlockDamaged: it is damaged, or another block.
             OSError: its file cannot be read.
         """
         block = open_block(self.keys, self.files.load(ref.key))
@@ -143,42 +126,34 @@ class Disk:
             ref.key, ref.parent, ref.model, ref.namespace, ref.start,
         )  # fmt: skip
         if not is_same or not block.tokens.startswith(ref.tokens) or header.n_tokens != ref.n_tokens:
-            raise BlockDamaged("it is another block than its name or the index says")
+            raise BlockDamaged("it is not the block of its name and index")
         return block.payload
 
-    def write(self, batch: Sequence[Pending], kept: Iterable[bytes] = ()) -> WriteReport:
-        """Store blocks. One whose parent is not stored would never be found and is not written.
+    def write(self, batch: Sequence[Pending], protected: Iterable[bytes] = ()) -> WriteReport:
+        """Store blocks, except those whose parent is not stored: they would never be found.
 
         Args:
             batch: parents before children.
-            kept: keys that are not evicted to make room.
+            protected: keys that are not evicted to make room.
 
         Raises:
             OSError, sqlite3.Error: nothing of the batch was stored.
         """
         wanted, known, n_dropped = self._wanted(batch)
-        stay = {*kept, *(pending.parent for pending in wanted)}
+        stay = {*protected, *(pending.parent for pending in wanted)}
         need, shortage = 0, ""
         drafts: list[tuple[Header, bytes, Path]] = []
         try:
             for pending in wanted:
                 if not self.make_room(need + disk_bytes(pending.size_bytes), stay):
                     shortage = self.shortage
-                    continue  # Those that follow it will find no parent.
+                    continue  # and `_publish` skips those that follow it
                 need += disk_bytes(pending.size_bytes)
                 header, pieces = seal_block(
-                    self.keys,
-                    parent=pending.parent,
-                    tokens=pending.tokens,
-                    payload=pending.payload,
-                    model=pending.model,
-                    namespace=pending.namespace,
-                    owner=pending.owner,
-                    start=pending.start,
-                    origin=pending.origin,
-                    prefill_ms=pending.prefill_ms,
-                    encrypted=self.encrypt,
-                )
+                    self.keys, parent=pending.parent, tokens=pending.tokens, payload=pending.payload, model=pending.model,
+                    namespace=pending.namespace, owner=pending.owner, start=pending.start, origin=pending.origin,
+                    prefill_ms=pending.prefill_ms, encrypted=self.options.encrypt,
+                )  # fmt: skip
                 drafts.append((header, pending.root, self.files.write(pieces)))
             n_written = self._publish(drafts, known, stay) if drafts or known else 0
         finally:
@@ -186,49 +161,50 @@ class Disk:
                 self.files.discard(draft)
         return WriteReport(n_written, len(known), n_dropped + len(wanted) - n_written, shortage)
 
-    def make_room(self, n_bytes: int, kept: Set[bytes] = frozenset()) -> bool:
-        """Evict until so many bytes more keep within the budget and leave the disk its free space.
+    def make_room(self, n_bytes: int, protected: Set[bytes] = frozenset()) -> bool:
+        """Evict until `n_bytes` more fit the budget and leave the disk its free space.
 
         Args:
             n_bytes: of disk, about to be written.
-            kept: keys that stay.
+            protected: keys that are not evicted.
 
         Returns:
-            False when that much cannot be freed.
+            False if that much cannot be freed.
 
         Raises:
             OSError, sqlite3.Error: the disk failed.
         """
         self.shortage = ""
-        if n_bytes > self.budget_bytes:
+        budget_bytes, floor_bytes = self.options.budget_bytes, self.options.min_free_bytes + n_bytes
+        if n_bytes > budget_bytes:
             return False
-        # Asked once: some file systems give space back late, and asking again would evict everything.
-        short = self.min_free_bytes + n_bytes - self.files.free_bytes()
+        # Asked once: some file systems free space late, and asking again would evict everything.
+        short = floor_bytes - self.files.free_bytes()
         with self.index.read() as view:
-            if view.disk() + n_bytes <= self.budget_bytes and short <= 0:
+            if view.disk() + n_bytes <= budget_bytes and short <= 0:
                 return True
         while True:
             with self.index.write() as change:
-                stay = change.leased(self.files.is_live) | kept
+                stay = change.leased(self.files.is_live) | protected
                 for _ in range(_AT_A_TIME):
-                    if change.disk() + n_bytes <= self.budget_bytes and short <= 0:
+                    if change.disk() + n_bytes <= budget_bytes and short <= 0:
                         return True
                     freed = self._evict_one(change, stay)
                     if freed is None:
                         if short > 0:
-                            self.shortage = f"less than {(self.min_free_bytes + n_bytes) >> 20} MiB of the disk are free"
+                            self.shortage = f"less than {floor_bytes >> 20} MiB of the disk are free"
                         return False
                     short -= freed
 
     def drop(self, ref: BlockRef, timeout_s: float | None = None) -> str | None:
-        """Look again at a block that could not be read and, if it is still bad, remove it and what hangs below it.
+        """Read a block again that could not be read and, if it is still bad, remove it and its descendants.
 
         Args:
             ref: the block.
             timeout_s: as for `Index.write`.
 
         Returns:
-            What is wrong with it; None when it is whole after all or was evicted meanwhile.
+            The damage; None if it is whole after all or was evicted meanwhile.
 
         Raises:
             OSError, sqlite3.Error: it cannot be removed.
@@ -252,17 +228,14 @@ class Disk:
         """Remove a block. Only inside `Index.write`.
 
         Raises:
-            OSError, sqlite3.Error: it cannot be removed; undo the change.
+            OSError, sqlite3.Error: it cannot be removed; roll the transaction back.
         """
-        # The row first: if the file stays (read-only disk), the transaction is undone.
+        # The row first: if the file cannot be removed (read-only disk), the transaction is rolled back.
         change.remove(key)
         self.files.remove(key)
 
     def remove_subtree(self, change: Change, key: bytes) -> int:
-        """Remove a block and all that hangs below it. Only inside `Index.write`.
-
-        Returns:
-            How many rows were removed.
+        """Remove a block and its descendants, and return how many rows that were. Only inside `Index.write`.
 
         Raises:
             OSError, sqlite3.Error: one of them cannot be removed.
@@ -273,7 +246,7 @@ class Disk:
         return len(found)
 
     def lease(self, key: bytes, change_by: int, timeout_s: float) -> None:
-        """Count one use more or fewer of a block by this store.
+        """Count one more (+1) or one less (-1) use of a block by this store.
 
         Raises:
             sqlite3.Error: the index cannot be changed in time.
@@ -282,15 +255,15 @@ class Disk:
             change.lease(self.files.live_id, key, change_by)
 
     def open(self, key: bytes) -> Block:
-        """A block, verified, whatever the index says of it.
+        """Return a verified block without consulting the index.
 
         Raises:
-            BlockDamaged: it is not whole.
+            BlockDamaged: it is damaged, or another block.
             OSError: its file cannot be read.
         """
         block = open_block(self.keys, self.files.load(key))
         if block.header.key != key:
-            raise BlockDamaged("it is another block than its name says")
+            raise BlockDamaged("it is not the block of its name")
         return block
 
     def close(self) -> None:
@@ -299,7 +272,7 @@ class Disk:
         self.files.close()
 
     def _wanted(self, batch: Sequence[Pending]) -> tuple[list[Pending], list[Pending], int]:
-        """Those to be written, those that are stored already, and how many have nothing to follow."""
+        """Return the blocks to write, those stored already, and the number that have no parent."""
         wanted: dict[bytes, Pending] = {}
         known = []
         n_dropped = 0
@@ -320,7 +293,7 @@ class Disk:
         return list(wanted.values()), known, n_dropped
 
     def _evict_one(self, change: Change, stay: Set[bytes]) -> int | None:
-        """Evict the next block that is not in `stay`: bytes of disk it took, or None when there is none."""
+        """Evict the next block that is not in `stay`; return its bytes of disk, or None if there is none."""
         victim = change.next_victim(stay)
         if victim is None:
             return None
@@ -329,19 +302,18 @@ class Disk:
         return victim[1]
 
     def _fits(self, change: Change, n_bytes: int, stay: Set[bytes]) -> bool:
-        """Whether so much more keeps within the budget, after evicting what must go for that."""
-        while change.disk() + n_bytes > self.budget_bytes:
+        """Return whether `n_bytes` more fit the budget, after evicting what is necessary."""
+        while change.disk() + n_bytes > self.options.budget_bytes:
             if self._evict_one(change, stay) is None:
                 return False
         return True
 
-    def _publish(self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending], kept: Set[bytes]) -> int:
+    def _publish(self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending], protected: Set[bytes]) -> int:
         """Give drafts their names and rows. Other processes may have changed the store since `_wanted` and `make_room`."""
         published: list[bytes] = []
-        now = self.clock()
         try:
             with self.index.write() as change:
-                stay = change.leased(self.files.is_live) | kept
+                stay = change.leased(self.files.is_live) | protected
                 for header, root, draft in drafts:
                     if change.get(header.key) is None:
                         has_parent = header.start == 0 or change.get(header.parent) is not None
@@ -349,10 +321,10 @@ class Disk:
                             continue
                         published.append(header.key)
                         self.files.publish(draft, header.key)
-                    change.insert(header, root=root, budget_bytes=self.budget_bytes, now=now)
+                    change.insert(header, root)
                     stay.add(header.key)
                 for pending in known:
-                    change.touch([pending.key], budget_bytes=self.budget_bytes, now=now, owner=pending.owner)
+                    change.touch([pending.key], pending.owner)
         except BaseException:
             for key in published:
                 self.files.path(key).unlink(missing_ok=True)

@@ -1,15 +1,15 @@
-"""The directory of a block store: who may enter, the secret, block files, and which processes are alive.
+"""Directory of a block store: permissions, the secret, block files, and the processes that have it open.
 
-    key                 the secret, or the id of one that is kept elsewhere
-    opening.lock        held while a store is opened
+    key                 the secret, or the id of one stored elsewhere
+    opening.lock        locked while a store is opened
     index-000001.sqlite see index.py
-    live/3f2c...        one per open store, locked as long as it lives
-    tmp/3f2c...-17      block files while they are written, named after who writes them
+    live/3f2c...        one per open store, locked while it is open
+    tmp/3f2c...-17      block files being written, named after their writer
     blocks/ab/cdef...   block files, named after their keys
 
-A process is alive while it holds the lock on its file in live/. The kernel lets go of it when the process ends, however it
-ends, so no process number can be mistaken for another, and containers that share the directory see each other. A file there
-that nobody has locked tells of a crash.
+A store is open while its process holds the lock on its file in live/. The kernel releases it however the process ends, so no
+process number can be mistaken for another, and containers that share the directory see each other. An unlocked file there
+means a crash.
 """
 
 from __future__ import annotations
@@ -24,59 +24,51 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from edge.errors import StorageError
+from edge.files import try_lock
 from edge.kv.blocks import HEADER_READ_BYTES
-from edge.kv.keys import KEY_BYTES, Keys, secret_of_keyring
+from edge.kv.keys import KEY_BYTES, KEYRING, Keys, Secret, secret_of_keyring
+from edge.kv.options import StoreOptions
 
-__all__ = ["KEYRING", "Secret", "StoreBusyError", "StoreFiles", "is_transient"]
+__all__ = ["StoreBusyError", "StoreFiles", "is_transient"]
 
-KEYRING: Literal["keyring"] = "keyring"
-Secret = bytes | Literal["keyring"] | None
-OPENING_TIMEOUT_S = 10.0
 _OWN_SECRET = b"edgekv key own\r\n"
 _KEPT_ELSEWHERE = b"edgekv key ext\r\n"
 _NAME = re.compile(r"[0-9a-f]{62}")
 _WRITE_BYTES = 1 << 20
-# No symbolic links, no waiting for whoever put a pipe there, nothing inherited by child processes.
+# No symbolic links, no waiting for the other end of a pipe, nothing inherited by child processes.
 _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether a file that could not be read is not to blame: this process has no more room for open files or memory."""
+    """Return whether a read failed for lack of memory or file descriptors, which says nothing about the file."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
 class StoreBusyError(StorageError):
-    """Another process is opening the store, for longer than one was ready to wait."""
+    """Other processes kept the store busy for too long."""
 
 
 class StoreFiles:
     """An open store directory.
 
     Args:
-        directory: made, with its parents, where it does not exist.
-        secret: 32 bytes kept elsewhere; None keeps them in the directory, readable by its owner only; KEYRING also finds
-            them in the keyring of the operating system.
-        make_in_keyring: with KEYRING, a new store's secret goes there, if there is a keyring.
-        sync: wait for the disk before a block file gets its name. Without it a power cut loses more of the last blocks; a
-            block that is torn is found when it is read, either way.
+        directory: created, with its parents, if it does not exist.
+        options: of the store.
 
     Attributes:
-        keys: what the secret is good for.
-        live_id: this open store's name among all of them.
+        keys: derived from the secret.
+        live_id: name of this open store among all that are open.
 
     Raises:
-        StorageError: the directory is not ours, or was made with another secret.
-        StoreBusyError: another process is opening it, for too long.
+        StorageError: the directory belongs to another user, or was sealed with another secret.
+        StoreBusyError: another process took too long to open it.
         OSError: it cannot be used.
     """
 
-    def __init__(self, directory: Path, *, secret: Secret = None, make_in_keyring: bool = False, sync: bool = True) -> None:
-        self.directory = directory
-        self._make_in_keyring = make_in_keyring
-        self._sync = sync
+    def __init__(self, directory: Path, options: StoreOptions) -> None:
+        self.directory, self._options = directory, options
         self._n_written = 0
         self._shards: set[str] = set()
         self.live_id = secrets.token_hex(8)
@@ -85,38 +77,36 @@ class StoreFiles:
         for path in (directory, self._blocks, self._tmp, self._live):
             _make_private(path)
         with self.opening():
-            self.keys = self._load_keys(secret)
+            self.keys = self._load_keys(options.secret)
             self._dead = self._find_dead()
             self._enter()
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Be alone among those who open this store.
+        """Hold the lock that everyone takes to open this store.
 
         Raises:
-            StoreBusyError: somebody else stays in there.
+            StoreBusyError: another process holds it for too long.
         """
         fd = os.open(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR | _CAREFUL, 0o600)
         try:
-            deadline = time.monotonic() + OPENING_TIMEOUT_S
-            while not _try_lock(fd):
+            timeout_s = self._options.open_timeout_s
+            deadline = time.monotonic() + timeout_s
+            while not try_lock(fd):
                 if time.monotonic() > deadline:
-                    waited = f"has been opening it for {OPENING_TIMEOUT_S:.0f} seconds"
-                    raise StoreBusyError(f"Another process {waited} ({self.directory}).", "Try again when that has ended.")
+                    waited = f"has been opening it for {timeout_s:.0f} seconds"
+                    raise StoreBusyError(f"Another process {waited} ({self.directory}).", "Try again when it has finished.")
                 time.sleep(0.005)
             yield
         finally:
             os.close(fd)
 
     def path(self, key: bytes) -> Path:
-        """Where the file of a block is."""
+        """Return the path of a block's file."""
         return Path(self._name(key))
 
     def write(self, pieces: Sequence[bytes]) -> Path:
-        """Write a block file that has no name yet.
-
-        Returns:
-            Where it is; for `publish` or `discard`.
+        """Write a block file to a temporary path, for `publish` or `discard`.
 
         Raises:
             OSError: it cannot be written; nothing is left of it.
@@ -124,7 +114,7 @@ class StoreFiles:
         self._n_written += 1
         path = self._tmp / f"{self.live_id}-{self._n_written}"
         try:
-            _write_file(path, pieces, sync=self._sync)
+            _write_file(path, pieces, sync=self._options.sync)
         except BaseException:
             self.discard(path)
             raise
@@ -142,16 +132,16 @@ class StoreFiles:
             self._shards.add(path.parent.name)
         try:
             draft.replace(path)
-        except FileNotFoundError:  # somebody tidied the shard away
+        except FileNotFoundError:  # someone removed the shard
             path.parent.mkdir(mode=0o700, exist_ok=True)
             draft.replace(path)
 
     def discard(self, draft: Path) -> None:
-        """Remove a written file that gets no name."""
+        """Remove a file from `write` that gets no name."""
         try:
             draft.unlink(missing_ok=True)
         except OSError:
-            pass  # Whoever opens the store next removes it.
+            pass  # the next process that opens the store removes it
 
     def remove(self, key: bytes) -> None:
         """Remove a block file, if there is one. Only inside `Index.write`.
@@ -168,25 +158,25 @@ class StoreFiles:
             path.rmdir()
 
     def prefetch(self, key: bytes) -> None:
-        """Have a block file fetched into the page cache, without waiting for it. Does nothing on systems that cannot."""
+        """Ask the system to load a block file into the page cache, without waiting. Does nothing where that is impossible."""
         if not hasattr(os, "posix_fadvise"):
             return
         try:
             fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
         except OSError:
-            return  # whoever reads it finds out why
+            return  # reading it will say why
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         except OSError:
-            pass  # not a file, or not one that can be fetched: as above
+            pass  # not a file, or one that cannot be prefetched: as above
         finally:
             os.close(fd)
 
     def load(self, key: bytes) -> bytes:
-        """All bytes of a block file. Not verified.
+        """Return all bytes of a block file, unverified.
 
-        It is read, not mapped: bytes that were verified must not change afterwards, and a bad sector or a truncation under a
-        mapping would kill the process.
+        Read, not mapped: verified bytes must not change afterwards, and a bad sector or a truncation under a mapping would kill
+        the process.
 
         Raises:
             OSError: it cannot be read.
@@ -202,7 +192,7 @@ class StoreFiles:
             os.close(fd)
 
     def head(self, key: bytes) -> tuple[bytes, os.stat_result]:
-        """The first bytes of a block file, enough for its header, and its size and times.
+        """Return the first bytes of a block file, enough for its header, with its size and times.
 
         Raises:
             OSError: it cannot be read.
@@ -212,7 +202,7 @@ class StoreFiles:
             _regular_size(fd)
             head = os.read(fd, HEADER_READ_BYTES)
             if len(head) >= 16:
-                # The header's size is in it; a header of many tokens is longer than a usual one.
+                # The first bytes say how long the header is: one of many tokens is longer than usual.
                 missing = min(int.from_bytes(head[12:16], "big"), 1 << 24) - len(head)
                 while missing > 0 and (more := os.read(fd, missing)):
                     head, missing = head + more, missing - len(more)
@@ -221,13 +211,13 @@ class StoreFiles:
             os.close(fd)
 
     def shard(self, first: int) -> tuple[set[bytes], int]:
-        """The block files there are, one directory of 256 at a time.
+        """List the block files of one of 256 directories.
 
         Args:
             first: first byte of the keys.
 
         Returns:
-            The keys, and how many other entries there are (they are left alone).
+            The keys, and the number of other entries (which are left alone).
 
         Raises:
             OSError: the directory cannot be read.
@@ -241,15 +231,15 @@ class StoreFiles:
         return keys, len(entries) - len(keys)
 
     def free_bytes(self) -> int:
-        """Free space of the disk the store is on.
+        """Return the free space of the store's disk.
 
         Raises:
-            OSError: it cannot be asked.
+            OSError: it is unknown.
         """
         return shutil.disk_usage(self.directory).free
 
     def is_live(self, live_id: str) -> bool:
-        """Whether the process that opened the store under this name still has it open."""
+        """Return whether the store with this `live_id` is still open."""
         if live_id == self.live_id:
             return True
         try:
@@ -257,29 +247,29 @@ class StoreFiles:
         except OSError:
             return False
         try:
-            return not _try_lock(fd)
+            return not try_lock(fd)
         finally:
             os.close(fd)
 
     @property
     def found_crash(self) -> bool:
-        """Whether a process that had the store open died without closing it, and nobody has put the store in order since."""
+        """A process died without closing the store, and no scan has finished since."""
         return bool(self._dead)
 
     def remove_dead(self) -> None:
-        """Forget the dead that were found: the store is in order again."""
+        """Remove the traces of crashes, once a scan has finished."""
         for name in self._dead:
             (self._live / name).unlink(missing_ok=True)
         self._dead = []
 
     def close(self) -> None:
-        """Leave. May be called twice."""
+        """Close it. May be called twice."""
         if self._live_fd >= 0:
             fd, self._live_fd = self._live_fd, -1
             try:
                 (self._live / self.live_id).unlink(missing_ok=True)
             except OSError:
-                pass  # Then it looks like a crash, and the next one who opens the store has a look around.
+                pass  # then it looks like a crash, and the next process that opens the store scans it
             os.close(fd)
 
     def _name(self, key: bytes) -> str:
@@ -289,8 +279,8 @@ class StoreFiles:
     def _enter(self) -> None:
         path = self._live / self.live_id
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _CAREFUL, 0o600)
-        # Those who look for the dead hold the opening lock, as we do: nobody sees the file without its lock.
-        if not _try_lock(fd):
+        # Like us, those who look for crashes hold the opening lock: none of them sees the file before it is locked.
+        if not try_lock(fd):
             os.close(fd)
             raise StorageError(f"Files in {self.directory} cannot be locked.", "Put the cache on a local disk.")
         self._live_fd = fd
@@ -327,11 +317,11 @@ class StoreFiles:
                 f"The blocks in {self.directory} were sealed with another key.",
                 "Give that key (is the package keyring installed?), or delete that directory: it holds a cache only.",
             )
-        return self._make_keys(path, secret)  # damaged, and with it every block: the scan removes them
+        return self._make_keys(path, secret)  # damaged, which makes every block unreadable: the scan removes them
 
     def _make_keys(self, path: Path, secret: Secret) -> Keys:
         if secret == KEYRING:
-            secret = secret_of_keyring(make=True) if self._make_in_keyring else None
+            secret = secret_of_keyring(make=True) if self._options.encrypt else None
         made = secrets.token_bytes(KEY_BYTES) if secret is None else secret
         keys = Keys(made)
         draft = self._tmp / f"{self.live_id}-key"
@@ -362,11 +352,11 @@ def _regular_size(fd: int) -> int:
 
 
 def _make_private(path: Path) -> None:
-    """Make a directory that only we may enter, or make sure that one is.
+    """Create a directory that only its owner may enter, or make an existing one private.
 
     Raises:
-        StorageError: it belongs to somebody else, or is no directory.
-        OSError: it cannot be made.
+        StorageError: it belongs to another user.
+        OSError: it cannot be created.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = path.stat()
@@ -378,19 +368,6 @@ def _make_private(path: Path) -> None:
 def _check_owner(path: Path, state: os.stat_result) -> None:
     if hasattr(os, "geteuid") and state.st_uid != os.geteuid():
         raise StorageError(
-            f"{path} belongs to another user, who could read or change what is kept there.",
+            f"{path} belongs to another user, who could read or change its content.",
             "Set EDGE_CACHE_DIR to a directory of yours.",
         )
-
-
-def _try_lock(fd: int) -> bool:
-    """Take the lock on an open file without waiting. It ends with the process, or when the file is closed."""
-    try:
-        import fcntl
-    except ImportError:
-        raise StorageError("This system has no file locks that the KV store knows.", "The chat works without it.") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,12 +1,11 @@
-"""Which blocks there are, in a SQLite file: to find the longest stored prefix, to know what to evict, who owns what.
+"""SQLite index of the blocks: prefix search, order of eviction, owners.
 
-The index proves nothing and may be thrown away: blocks are files that describe themselves, and a scan of them makes a new one
-(pins, recency, and owners other than who had a block written are lost with it). What it says is checked against the file when
-a block is read.
+The index can be deleted: blocks describe themselves, and a scan of their files builds a new one (pins, recency, and all owners
+but the first are lost with it). A read checks what the index says against the file.
 
-Two connections a process, one to read and one to write, each under its own lock, so that a search never waits for a write; in
-other processes neither waits for a reader. An index is never repaired in place, nor its name used twice: a new one gets the
-next number, so that a process that still has the old one open can harm nothing (https://sqlite.org/howtocorrupt.html).
+Each process has two connections, one to read and one to write, each under its own lock, so that a search never waits for a
+write. An index is never repaired in place, and its name never used twice: a new one gets the next number, so that a process
+that still has the old one open can do no harm (https://sqlite.org/howtocorrupt.html).
 """
 
 from __future__ import annotations
@@ -21,22 +20,21 @@ from pathlib import Path
 
 from edge.errors import EdgeError
 from edge.kv.files import StoreBusyError
+from edge.kv.options import StoreOptions
 from edge.kv.rows import CONTRADICTIONS, SCHEMA, Change, View
 
-__all__ = ["BUSY_TIMEOUT_S", "FAILURES", "Index", "explain", "is_busy", "is_damage"]
+__all__ = ["FAILURES", "Index", "explain", "is_busy", "is_damage"]
 
 APPLICATION_ID = 0x65646B76
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 60.0
-"""How long to wait for other processes. They hold it for milliseconds, but a loaded machine may stop them right there."""
 _READ_TIMEOUT_S = 1.0
-"""The same for searches, which wait for nobody but a process that repairs the log after a crash."""
+"""Longest wait of a search, which only a process that repairs the log after a crash can block."""
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
 _NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
-"""What comes of a value whose type a flipped bit has changed."""
+"""Raised for a value whose type a flipped bit has changed."""
 _PATTERN = "index-*.sqlite"
 FAILURES = (OSError, sqlite3.Error, EdgeError, ImportError)
-"""What a disk, an index or a missing `cryptography` can raise."""
+"""Errors of a disk, an index or a missing `cryptography`."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -51,21 +49,21 @@ _REASONS = {
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that the index file itself is bad, rather than busy or on a full disk."""
+    """Return whether the index file itself is damaged, rather than busy or on a full disk."""
     if type(error) in (sqlite3.DatabaseError, sqlite3.IntegrityError):
         return True
     return any(part in str(error) for part in ("malformed", "not a database", "no such table", "no such column", "UTF-8"))
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether an error says that others keep the store, for longer than one was ready to wait, and nothing else."""
+    """Return whether the error only means that others kept the store busy for too long."""
     if isinstance(error, sqlite3.OperationalError):
         return any(part in str(error) for part in ("locked", "locking protocol"))
     return isinstance(error, StoreBusyError)
 
 
 def explain(error: BaseException) -> str:
-    """What a failure means, as the end of a sentence."""
+    """Return the meaning of a failure, as the end of a sentence."""
     if isinstance(error, EdgeError):
         return error.message.rstrip(".")
     if isinstance(error, OSError):
@@ -83,23 +81,25 @@ def explain(error: BaseException) -> str:
 
 
 class Index:
-    """The index file of a store, opened or made. Whoever makes one holds the store's opening lock.
+    """The index file of a store, opened or created. The caller holds the store's opening lock.
 
     Args:
-        directory: the store's, private.
-        key_id: of the store's secret; an index that was made with another is not used.
-        distrusted: an index file that turned out to be damaged; another one takes its place.
+        directory: of the store, private.
+        key_id: of the store's secret; an index with another one is replaced.
+        options: of the store.
+        distrusted: a damaged index file, to be replaced.
 
     Attributes:
-        scanned: when, in unix seconds, it was last compared with the files; None for never.
-        has_plain: there were blocks that are not encrypted when it was opened.
-        taken_bytes: what blocks took of the disk when it was opened.
+        scanned: time of the last finished scan when it was opened, in unix seconds, or None.
+        has_plain: it held plain blocks when it was opened.
+        taken_bytes: disk space of its blocks when it was opened.
 
     Raises:
-        sqlite3.Error, OSError: it can neither be opened nor made.
+        sqlite3.Error, OSError: it can neither be opened nor created.
     """
 
-    def __init__(self, directory: Path, key_id: bytes, distrusted: Path | None = None) -> None:
+    def __init__(self, directory: Path, key_id: bytes, options: StoreOptions, distrusted: Path | None = None) -> None:
+        self._options = options
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
@@ -115,7 +115,7 @@ class Index:
 
     @contextmanager
     def read(self) -> Iterator[View]:
-        """One unchanging view of the index until the block ends. For short questions: searches of other threads wait.
+        """Give an unchanging view of the index. For short queries: searches of other threads wait.
 
         Raises:
             sqlite3.Error: it cannot be read.
@@ -125,13 +125,13 @@ class Index:
 
     @contextmanager
     def long_read(self) -> Iterator[View]:
-        """The same on a connection of its own, for what takes long.
+        """Give an unchanging view on a connection of its own, for long queries.
 
         Raises:
             sqlite3.Error: it cannot be read.
         """
         self._usable(self._reader)
-        connection = _connect(self.path)
+        connection = self._connect()
         try:
             with _viewing(connection) as view:
                 yield view
@@ -140,17 +140,17 @@ class Index:
 
     @contextmanager
     def write(self, timeout_s: float | None = None) -> Iterator[Change]:
-        """Change the index; alone, in all processes. When the block ends all of it holds; if it raises, nothing.
+        """Run a transaction, excluding all others in all processes. It is rolled back if the block raises.
 
-        Files of blocks are given their names, and lose them, only in here: names and rows never disagree for long.
+        Block files get and lose their names only in here, so that names and rows do not disagree for long.
 
         Args:
-            timeout_s: how long to wait for others that change it; None is BUSY_TIMEOUT_S.
+            timeout_s: longest wait for others; None is the options' `busy_timeout_s`.
 
         Raises:
-            sqlite3.Error: it cannot be changed, or the time is over.
+            sqlite3.Error: it cannot be changed, or not in time.
         """
-        timeout_s = BUSY_TIMEOUT_S if timeout_s is None else timeout_s
+        timeout_s = self._options.busy_timeout_s if timeout_s is None else timeout_s
         if not self._write_lock.acquire(timeout=timeout_s):
             raise sqlite3.OperationalError("the index is locked by another thread")
         try:
@@ -158,7 +158,7 @@ class Index:
             connection.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Change(connection)
+                yield Change(connection, self._options)
                 connection.execute("COMMIT")
             except _NONSENSE as error:
                 raise sqlite3.DatabaseError(f"malformed row: {error}") from error
@@ -168,9 +168,7 @@ class Index:
             self._write_lock.release()
 
     def check(self) -> None:
-        """Read all of it. A flipped bit can hide a block, or make it look as if it could not be evicted.
-
-        Takes about 10 us a block.
+        """Read all of it, at about 10 us a block: a flipped bit can hide a block, or protect it from eviction.
 
         Raises:
             sqlite3.Error: it is damaged, or contradicts itself.
@@ -181,34 +179,33 @@ class Index:
                 raise sqlite3.DatabaseError(f"malformed: {found[0]}")
 
     def is_current(self) -> bool:
-        """False when another process has put a new index in this one's place."""
+        """Return False once another process has replaced this index."""
         return self.path.exists()
 
     def checkpoint(self, *, emptying: bool = False) -> None:
-        """Move what was written from the log into the file. Only the background thread does: it waits for the disk.
+        """Move the log into the file. For the background thread, since it waits for the disk.
 
         Args:
-            emptying: also empty the log, which still holds what was deleted. Readers can delay that.
+            emptying: also empty the log, which still holds deleted rows. Readers can delay that.
         """
         with self._write_lock:
             self._usable(self._writer).execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})")
 
     def start_log(self) -> None:
-        """Write to the log, changing nothing. SQLite waits for the disk when an empty log gets its first lines, and a turn that
-        notes its lease should not be the one that meets this. For the background thread, like `checkpoint`.
+        """Write to the log without changing anything: the first write to an empty log waits for the disk.
 
         Raises:
-            sqlite3.Error: it cannot be written to.
+            sqlite3.Error: it cannot be written.
         """
         with self.write() as change:
-            change.sql.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # a row that stays as it is would not be written
+            change.sql.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # an unchanged row would not be written
 
     def log_bytes(self) -> int:
-        """Size of the log that a checkpoint would empty."""
+        """Return the size of the log."""
         return _size(self.path, "-wal")
 
     def file_bytes(self) -> int:
-        """Size of the index on disk."""
+        """Return the size of the index on disk."""
         return sum(_size(self.path, end) for end in ("", "-wal", "-shm"))
 
     def close(self) -> None:
@@ -222,7 +219,7 @@ class Index:
 
     def _opens(self, key_id: bytes) -> bool:
         try:
-            self._reader, self._writer = _connect(self.path), _connect(self.path)
+            self._reader, self._writer = self._connect(), self._connect()
             self._reader.execute("PRAGMA query_only = ON")
             self._reader.execute(f"PRAGMA busy_timeout = {int(_READ_TIMEOUT_S * 1000)}")
             application = self._writer.execute("PRAGMA application_id").fetchone()[0]
@@ -245,11 +242,11 @@ class Index:
 
     def _make(self, directory: Path, key_id: bytes, number: int) -> None:
         draft = directory / f"index-{number:06}.new"
-        remove_index(draft)  # of a process that died here
+        remove_index(draft)  # left by a process that died here
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # after a power cut now, the next one makes it anew
+            connection.execute("PRAGMA synchronous = OFF")  # after a power cut now, the next process creates it again
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN")
@@ -265,6 +262,22 @@ class Index:
         if not self._opens(key_id):
             raise sqlite3.DatabaseError(f"{self.path} cannot be read back")
 
+    def _connect(self) -> sqlite3.Connection:
+        # Several threads share a connection under the locks. mode=rw: a file that is gone is not created again, empty and
+        # readable by others.
+        uri = f"{self.path.resolve().as_uri()}?mode=rw"
+        timeout_s = self._options.busy_timeout_s
+        connection = sqlite3.connect(uri, timeout=timeout_s, isolation_level=None, check_same_thread=False, uri=True)
+        try:
+            # Losing the last transactions in a power cut costs a scan at most. Deleted tokens are overwritten.
+            for pragma in ("synchronous = NORMAL", "secure_delete = ON", "wal_autocheckpoint = 0", "temp_store = MEMORY"):
+                connection.execute(f"PRAGMA {pragma}")
+            connection.execute("PRAGMA journal_size_limit = 4194304")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def _usable(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
         if connection is None:
             raise sqlite3.ProgrammingError("the index is closed")
@@ -272,25 +285,9 @@ class Index:
 
 
 def remove_index(path: Path) -> None:
-    """Remove an index file and its companions."""
+    """Remove an index file, its log and its shared memory."""
     for end in ("", "-wal", "-shm"):
         path.with_name(path.name + end).unlink(missing_ok=True)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Several threads use a connection, one at a time: the locks see to that.
-    # mode=rw: a file that is gone is not made anew, empty and readable by others.
-    uri = f"{path.resolve().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True)
-    try:
-        # Losing the last transactions in a power cut costs a scan at most. Deleted tokens are overwritten.
-        for pragma in ("synchronous = NORMAL", "secure_delete = ON", "wal_autocheckpoint = 0", "temp_store = MEMORY"):
-            connection.execute(f"PRAGMA {pragma}")
-        connection.execute("PRAGMA journal_size_limit = 4194304")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 @contextmanager

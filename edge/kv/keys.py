@@ -1,6 +1,6 @@
-"""What the secret of a store is good for, and the keyring of the operating system as a place for it.
+"""The secret of a store: the keys derived from it, and the operating system's keyring as a place for it.
 
-Otherwise the secret is a file in the store's directory, which only its owner can read: see files.py.
+Without a keyring the secret is a file in the store's directory that only its owner can read: see files.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ import hashlib
 import importlib
 import secrets
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["Keys", "entry_bytes", "secret_of_keyring"]
+__all__ = ["KEYRING", "Keys", "Secret", "entry_bytes", "secret_of_keyring"]
 
+KEYRING: Literal["keyring"] = "keyring"
+Secret = bytes | Literal["keyring"] | None
 KEY_BYTES = 32
 TOKEN_BYTES = 4
 HIDDEN_ENTRY_BYTES = 6
@@ -26,7 +28,7 @@ _SERVICE, _ACCOUNT = "edge-assistant", "kv-cache"
 
 
 class Keys:
-    """What one secret is good for: naming blocks, hiding their tokens, sealing them.
+    """Keys derived from one secret: they name blocks, hide their tokens and seal them.
 
     Args:
         secret: 32 random bytes.
@@ -49,21 +51,21 @@ class Keys:
         return AESGCM(self._seal_key)
 
     def root(self, model: bytes, namespace: str, *, encrypted: bool) -> bytes:
-        """What stands where the parent's key would, in blocks that start at position 0 (32 bytes).
+        """Return what blocks at position 0 have in place of a parent's key (32 bytes).
 
         Args:
             model: the fingerprint.
-            namespace: who shares: blocks of one namespace are never found from another.
+            namespace: blocks of one namespace are never found from another.
             encrypted: plain and encrypted blocks never follow each other.
         """
         return self._name(b"root", b"encrypted" if encrypted else b"plain", model, namespace.encode("utf-8"))
 
     def block(self, model: bytes, namespace: str, parent: bytes, tokens: bytes) -> bytes:
-        """The key of a block (32 bytes).
+        """Return the key of a block (32 bytes).
 
         Args:
             model: the fingerprint.
-            namespace: who shares.
+            namespace: as for `root`.
             parent: the parent block's key, or `root(...)`.
             tokens: packed.
         """
@@ -71,7 +73,7 @@ class Keys:
         return self._name(b"block", model, namespace.encode("utf-8"), parent, n_tokens, tokens)
 
     def path(self, parent: bytes, tokens: bytes, *, encrypted: bool) -> bytes:
-        """What the index sorts by: the tokens (4 bytes each), or what hides them and keeps common beginnings common (6 each).
+        """Return the sort key of the index: the packed tokens, or a prefix-preserving encryption of them (6 bytes each).
 
         Args:
             parent: the parent block's key, or `root(...)`.
@@ -82,7 +84,7 @@ class Keys:
             return tokens
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-        # AES-CBC with a starting value that follows from the parent: a block of its output depends on all tokens so far.
+        # AES-CBC with an initial value derived from the parent: each output block depends on all tokens so far.
         start = hashlib.blake2b(parent, digest_size=16, key=self._start_key).digest()
         n_tokens = len(tokens) // TOKEN_BYTES
         padded = bytearray(16 * n_tokens)
@@ -104,31 +106,31 @@ def _derived(secret: bytes, purpose: bytes) -> bytes:
 
 
 def entry_bytes(*, encrypted: bool) -> int:
-    """Size of one entry of a path."""
+    """Return the size of one entry of a path."""
     return HIDDEN_ENTRY_BYTES if encrypted else TOKEN_BYTES
 
 
 def secret_of_keyring(*, make: bool) -> bytes | None:
-    """The secret that the operating system's keyring keeps for this user's stores.
+    """Return the secret of this user's stores from the operating system's keyring.
 
     Args:
-        make: keep a new one there if there is none.
+        make: store a new one there if there is none.
 
     Returns:
-        32 bytes; None when there is none, or no keyring: the package `keyring` is not installed, or finds nothing here to use.
+        32 bytes; None if there is none, or no keyring: the package `keyring` is not installed or finds nothing to use here.
 
     Raises:
-        StorageError: there is a keyring, but it does not let us in, or what it holds is not ours.
+        StorageError: the keyring refuses access, or holds something else.
     """
     keyring = _keyring()
     if keyring is None:
         return None
-    hint = "Unlock it and try again, or delete that entry; the cache then begins anew."
+    hint = "Unlock it and try again, or delete that entry; the cache then starts empty."
     try:
         text = keyring.get_password(_SERVICE, _ACCOUNT)
         if text is None and make:
             keyring.set_password(_SERVICE, _ACCOUNT, secrets.token_hex(KEY_BYTES))
-            text = keyring.get_password(_SERVICE, _ACCOUNT)  # another process may have been there at the same time
+            text = keyring.get_password(_SERVICE, _ACCOUNT)  # another process may have stored one at the same time
     except keyring.errors.KeyringError as error:
         raise StorageError(f"The keyring does not give the key of the KV cache ({error}).", hint) from error
     if text is None:
@@ -138,12 +140,12 @@ def secret_of_keyring(*, make: bool) -> bytes | None:
     except ValueError:
         secret = b""
     if len(secret) != KEY_BYTES:
-        raise StorageError(f"What the keyring keeps as {_SERVICE}, {_ACCOUNT} is not a key of ours.", hint)
+        raise StorageError(f"The keyring's entry {_SERVICE}, {_ACCOUNT} is not a key of edge.", hint)
     return secret
 
 
 def _keyring() -> Any:
-    """The package, if it is installed and finds a keyring that hides what it keeps."""
+    """Return the package if it is installed and finds a keyring that protects its content."""
     try:
         keyring, _ = (importlib.import_module(name) for name in ("keyring", "keyring.errors"))
     except ImportError:

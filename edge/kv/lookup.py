@@ -1,13 +1,12 @@
-"""The longest stored prefix of a row of tokens, at the grain of a token.
+"""Longest stored prefix of a token sequence, exact to the token.
 
-Blocks form a tree; a walk from the root follows blocks that lie wholly on the query and ends with the part of one more that
-still agrees with it. The children of a block are sorted by their tokens in the index, so a few questions of O(log n) find,
-among any number of them:
+Blocks form a tree. A walk from the root follows blocks that lie wholly on the query and ends with one more that agrees in part.
+The index sorts the children of a block by their tokens, so a few queries of O(log n) find, among any number of children:
 
-- the child that shares the most tokens with the query: it stands next to the query in that order, before or behind it;
-- all children that are whole prefixes of the query, longest first: the last child p at or before the query is one, or
-  it agrees with the query for l tokens only; then every such child is at most l tokens long (a longer one would stand between
-  p and the query), and the next question is for the last child at or before the query's first l tokens.
+- the child that shares the most tokens with the query: it is the query's neighbour in that order, before or after it;
+- all children that are whole prefixes of the query, longest first. The last child p at or before the query is one, or it agrees
+  with the query for only l tokens; then every such child has at most l tokens (a longer one would sort between p and the
+  query), so the next step looks for the last child at or before the query's first l tokens.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from edge.kv.rows import Row, View
 __all__ = ["Step", "longest_prefix"]
 
 MAX_VISITS = 4096
-"""Bounds the walk where the same tokens were stored in very many different cuts. A prefix that is long enough is found then,
-perhaps not the longest."""
+"""Bounds the walk where the same tokens were stored in very many different splits. It then finds a long prefix, perhaps not the
+longest."""
 _WINDOW_TOKENS = 160  # a little more than the usual block
 
 
 class Step(NamedTuple):
-    """One block of a walk and how many of its tokens agree with the query."""
+    """One block of a walk, and the number of its tokens that agree with the query."""
 
     row: Row
     n_used: int
@@ -43,16 +42,16 @@ def longest_prefix(
     is_usable: Callable[[bytes], bool],
     partial: bool = True,
 ) -> list[Step]:
-    """Find the blocks that hold the longest stored beginning of `tokens`.
+    """Find the blocks that hold the longest stored prefix of `tokens`.
 
     Args:
         view: the index, at one moment.
         root: of fingerprint and namespace.
         tokens: packed.
-        path_of: (parent's key, packed tokens) -> what the index sorts by.
+        path_of: (parent's key, packed tokens) -> sort key of the index.
         entry_bytes: bytes of a path per token.
-        is_usable: says of a key whether the block may be used.
-        partial: whether part of a block counts.
+        is_usable: returns whether the block with a key may be used.
+        partial: part of a block counts.
 
     Returns:
         Blocks from the root on; only the last may be used in part.
@@ -61,7 +60,7 @@ def longest_prefix(
     best: list[Step] = []
     best_depth = 0
     n_tokens = len(tokens) // TOKEN_BYTES
-    walk = [(0, search.children(root, 0))]  # depth of a node and its children that are still to be looked at
+    walk = [(0, search.children(root, 0))]  # depth of a node, and its children still to be visited
     trail: list[Step] = []
     n_visits = 1
     while walk:
@@ -98,17 +97,17 @@ class _Search:
         self._is_usable, self._partial = is_usable, partial
 
     def children(self, parent: bytes, depth: int) -> Iterator[Step]:
-        """The children of a block that agree with the query from token `depth` on: whole ones, longest first; then, unless it
-        is one of them, the one that agrees furthest."""
+        """Yield the children that agree with the query from token `depth` on: whole ones, longest first, then the one that
+        agrees furthest, unless it is one of them."""
         rest = len(self._tokens) // TOKEN_BYTES - depth
         window = _WINDOW_TOKENS
         if rest <= 0:
             return
         while True:
-            # Children are mostly shorter than what is left of a long query, so look at its beginning first.
+            # Children are mostly shorter than the rest of a long query, so try its first tokens first.
             query = self._path_of(parent, self._tokens[depth * TOKEN_BYTES : (depth + window) * TOKEN_BYTES])
-            before, behind = self._view.at_or_before(parent, query), self._view.after(parent, query)
-            shared = [(_common(row.path, query, self._entry), row) for row in (before, behind) if row is not None]
+            before, after = self._view.at_or_before(parent, query), self._view.after(parent, query)
+            shared = [(_common(row.path, query, self._entry), row) for row in (before, after) if row is not None]
             if window >= rest or all(length < len(query) for length, _ in shared):
                 break
             window *= 4
@@ -125,13 +124,13 @@ class _Search:
             before = self._view.at_or_before(parent, bound) if bound else None
         if self._partial:
             for length, row in sorted(shared, key=lambda pair: -pair[0]):
-                if length > whole_bytes and length < len(row.path) and self._is_usable(row.key):
+                if whole_bytes < length < len(row.path) and self._is_usable(row.key):
                     yield Step(row, length // self._entry)
                     return
 
 
 def _common(a: bytes, b: bytes, entry_bytes: int) -> int:
-    """How many bytes two paths have in common, in whole entries."""
+    """Return the number of bytes that two paths share from the start, in whole entries."""
     size = min(len(a), len(b))
     if a[:size] == b[:size]:
         return size - size % entry_bytes

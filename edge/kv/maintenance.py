@@ -1,6 +1,6 @@
-"""What is done with a whole store: making files and index agree, reading everything once, forgetting, listing.
+"""Work on a whole store: scan, verify, forget, clear, list.
 
-All of it goes on while others use the store: the index's write lock is held for a few files at a time.
+Others may use the store meanwhile: the index's write lock is held for a few files at a time.
 """
 
 from __future__ import annotations
@@ -21,22 +21,17 @@ __all__ = ["clear", "forget", "list_blocks", "scan", "verify"]
 
 _log = logging.getLogger("edge.kv")
 _AT_A_TIME = 32
-"""How many files are removed under the write lock before others get their turn."""
+"""Files handled in one transaction, before others get their turn."""
 _T = TypeVar("_T")
 
 
 def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcReport:
-    """Make files and index agree, and keep the budget.
-
-    Headers are believed here; a block is verified when it is read.
+    """Make files and index agree, and keep the budget. Headers are trusted here; a block is verified when it is read.
 
     Args:
         disk: the store.
-        should_stop: asked every few milliseconds, outside of any transaction, so that it may do something else in between;
-            True ends the scan early, and it counts as not done.
-
-    Returns:
-        What was found.
+        should_stop: called every few milliseconds, outside of any transaction, so that it may do other work; True ends the scan
+            early, and it counts as not done.
 
     Raises:
         OSError, sqlite3.Error: the disk failed.
@@ -61,26 +56,26 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
             else:
                 unknown.append((time, key, header))
     n_indexed = 0
-    unknown.sort(key=lambda found: (found[0], found[2].start))  # as they were written, so that the oldest are evicted first
+    unknown.sort(key=lambda found: (found[0], found[2].start))  # in the order of writing, so that the oldest are evicted first
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
         indexed, removed = _index_unknown(disk, [header for _, _, header in portion])
         n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
-    if disk.encrypt:
+    if disk.options.encrypt:
         n_removed += _drop_plain(disk)
     before = disk.n_evicted
     disk.make_room(0)
     with disk.index.write() as change:
-        change.sql.execute("UPDATE state SET scanned = ?", (disk.clock(),))
+        change.sql.execute("UPDATE state SET scanned = ?", (disk.options.clock(),))
     disk.files.remove_dead()
     disk.needs_scan = False
     return GcReport(n_indexed, n_removed, n_missing, disk.n_evicted - before, n_foreign)
 
 
 def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read every block and drop those that are not whole, with what hangs below them.
+    """Read every block and drop damaged ones with their descendants.
 
     Args:
         disk: the store.
@@ -107,7 +102,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
             if reason is None:
                 continue
             with disk.index.write() as change:
-                # Again, under the lock: it may have been evicted meanwhile.
+                # Again under the lock: it may have been evicted meanwhile.
                 if change.get(key) is not None and _examine(disk, key)[1] is not None:
                     disk.remove_subtree(change, key)
                     damaged.append((key.hex(), reason))
@@ -117,14 +112,14 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
 
 
 def forget(disk: Disk, owner: str) -> ForgetReport:
-    """Remove the blocks that only this owner used; not those that others' blocks follow, nor pinned ones.
+    """Remove the blocks that only this owner used, except pinned ones and parents of others' blocks.
 
     Raises:
         OSError, sqlite3.Error: some are left.
     """
     n_blocks = n_bytes = 0
     with disk.index.long_read() as view:
-        # Children stand behind their parents, so they go first.
+        # Children start after their parents, so they come first.
         sql = """SELECT block.key, block.disk FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ?
             ORDER BY block.start DESC"""
         found = view.sql.execute(sql, (owner,)).fetchall()
@@ -144,23 +139,22 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
 
 
 def clear(disk: Disk) -> int:
-    """Remove every block.
-
-    Returns:
-        How many there were.
+    """Remove every block, and return how many there were.
 
     Raises:
         OSError, sqlite3.Error: some are left.
     """
     n_blocks = 0
-    while True:
-        with disk.index.write() as change:
-            keys = [key for (key,) in change.sql.execute("SELECT key FROM block LIMIT ?", (_AT_A_TIME,))]
-            for key in keys:
-                disk.remove(change, key)
-        n_blocks += len(keys)
-        if not keys:
-            break
+    # Leaves first: a scan by another process drops blocks whose parent is gone. The last pass is for a damaged tree.
+    for which in ("WHERE children = 0 AND pinned = 0", "WHERE children = 0", ""):
+        is_done = False
+        while not is_done:
+            with disk.index.write() as change:
+                keys = [key for (key,) in change.sql.execute(f"SELECT key FROM block {which} LIMIT ?", (_AT_A_TIME,))]  # noqa: S608
+                for key in keys:
+                    disk.remove(change, key)
+            n_blocks += len(keys)
+            is_done = not keys
     for first in range(256):
         names, _ = disk.files.shard(first)
         with disk.index.write() as change:
@@ -172,7 +166,7 @@ def clear(disk: Disk) -> int:
 
 
 def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
-    """All blocks, or those of one owner, parents before children.
+    """List all blocks, or those of one owner, parents before children.
 
     Raises:
         sqlite3.Error: the index cannot be read.
@@ -199,11 +193,11 @@ def _check_roots(disk: Disk) -> None:
     with disk.index.read() as view:
         for root, model, namespace, encrypted in view.sql.execute("SELECT root, model, namespace, encrypted FROM space"):
             if disk.keys.root(model, namespace, encrypted=bool(encrypted)) != root:
-                raise sqlite3.DatabaseError("malformed: a namespace is not what it says")
+                raise sqlite3.DatabaseError("malformed: a namespace does not match its root")
 
 
 def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:
-    """The size of a block's file, and what is wrong with it."""
+    """Return the size of a block's file, and its damage if any."""
     try:
         header = disk.open(key).header
     except BlockDamaged as damage:
@@ -215,7 +209,7 @@ def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:
     with disk.index.read() as view:
         row = view.get(key)
     if row is not None and (row.parent, row.path, row.start) != (header.parent, header.path, header.start):
-        return 0, "the index says something else of it"
+        return 0, "it contradicts the index"
     return header.file_bytes, None
 
 
@@ -235,17 +229,16 @@ def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
 
 
 def _index_unknown(disk: Disk, headers: Sequence[Header]) -> tuple[int, int]:
-    """How many were indexed and how many removed."""
+    """Index files, and return how many were indexed and how many removed."""
     n_indexed = n_removed = 0
     with disk.index.write() as change:
         for header in headers:
             if change.get(header.key) is not None or not disk.files.path(header.key).exists():
                 continue
-            root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
             try:
-                change.insert(header, root=root, budget_bytes=disk.budget_bytes, now=disk.clock())
+                change.insert(header, disk.keys.root(header.model, header.namespace, encrypted=header.encrypted))
                 n_indexed += 1
-            except sqlite3.IntegrityError:  # it says that it holds the tokens that another block holds
+            except sqlite3.IntegrityError:  # it claims the tokens of another block
                 disk.files.remove(header.key)
                 n_removed += 1
     return n_indexed, n_removed
@@ -269,7 +262,7 @@ def _drop_missing(disk: Disk, keys: Sequence[bytes]) -> int:
 
 
 def _drop_unreachable(disk: Disk) -> int:
-    """Blocks whose parent is not there, or does not end where they start."""
+    """Drop blocks whose parent is missing or does not end where they start, and return how many."""
     sql = """SELECT block.key FROM block LEFT JOIN block AS parent ON parent.key = block.parent
         WHERE block.start > 0 AND parent.start + parent.n_tokens IS NOT block.start"""
     with disk.index.long_read() as view:
@@ -286,7 +279,7 @@ def _drop_unreachable(disk: Disk) -> int:
 
 
 def _drop_plain(disk: Disk) -> int:
-    """Whoever turns encryption on does not want yesterday's chats to stay readable."""
+    """Drop plain blocks, and return how many: encryption should hide older chats too."""
     with disk.index.long_read() as view:
         sql = "SELECT key FROM block JOIN space ON space.id = block.space WHERE NOT space.encrypted"
         found = [key for (key,) in view.sql.execute(sql)]

@@ -1,4 +1,4 @@
-"""Opens the block store that the settings describe, and says which blocks of it a loaded model may use."""
+"""Open the block store of the settings, and fingerprint a loaded model."""
 
 from __future__ import annotations
 
@@ -21,37 +21,33 @@ __all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]
 _log = logging.getLogger("edge.kv")
 _GB = 1_000_000_000
 _opened: weakref.WeakSet[BlockStore] = weakref.WeakSet()
-"""Stores of this process: what waits in them to be written has to be forgotten, too."""
+"""Stores of this process, whose queues have to be forgotten too."""
 
 
 def open_block_store(settings: Settings) -> BlockStore:
-    """The KV blocks on this device's disk, in `kv` below the cache directory. Never fails: see `BlockStore.problem`.
+    """Open the block store `kv` below the cache directory. Never fails: see `BlockStore.problem`.
 
     Args:
-        settings: `kv.*` and `paths.cache_dir` count.
+        settings: `kv.*` and `paths.cache_dir` are used.
     """
-    from edge.kv.files import KEYRING
-    from edge.kv.store import BlockStore
+    from edge.kv.keys import KEYRING
+    from edge.kv.store import BlockStore, StoreOptions
 
     kv = settings.kv
-    store = BlockStore(
-        settings.paths.kv_dir,
-        budget_bytes=int(kv.budget_gb * _GB),
-        min_free_bytes=int(kv.min_free_gb * _GB),
-        encrypt=kv.encrypt,
-        secret=KEYRING,
-    )
+    budget_bytes, min_free_bytes = int(kv.budget_gb * _GB), int(kv.min_free_gb * _GB)
+    options = StoreOptions(budget_bytes, min_free_bytes, encrypt=kv.encrypt, secret=KEYRING)
+    store = BlockStore(settings.paths.kv_dir, options)
     _opened.add(store)
     return store
 
 
 def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path | None = None, exact: bool = False) -> bytes:
-    """Digest of the weights and of everything else that changes what the bytes of a KV block mean.
+    """Return a digest of the weights and everything else that changes the meaning of KV bytes.
 
     Args:
         backend: an open backend.
-        artifact: the model it has loaded. Its weights are read through once where their hash is not known yet.
-        cache_dir: where the hash is remembered.
+        artifact: the model it has loaded. Its weights are read once if their hash is not known yet.
+        cache_dir: folder that caches the hash.
         exact: blocks made under that promise are kept apart, see `edge.kv.cache`.
 
     Returns:
@@ -71,9 +67,9 @@ def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path |
 
 
 def forget_conversations(settings: Settings, ids: Sequence[str]) -> None:
-    """Delete the blocks that only these conversations used: they are deleted.
+    """Delete the blocks that only these deleted conversations used.
 
-    A disk that fails leaves them to be evicted some day; that is logged, as the conversations themselves are gone already.
+    If the disk fails, they stay until they are evicted; that is logged, since the conversations themselves are gone already.
     """
     if not settings.paths.kv_dir.is_dir():
         return

@@ -1,4 +1,4 @@
-"""The values a block store takes and gives."""
+"""Values that a block store takes and returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class BlockRef:
-    """A stored block that agrees with a query, and where it must stand for its bytes to mean what was asked for.
+    """A stored block that agrees with a query.
 
     Attributes:
         key: its key, 32 bytes.
@@ -29,12 +29,12 @@ class BlockRef:
         model: the fingerprint.
         namespace: who shares it.
         start: position of its first token.
-        n_tokens: how many tokens it holds.
-        n_used: how many of them agree with the query; less than `n_tokens` only in the last block of a match.
-        size_bytes: of its file.
-        prefill_ms: what computing the whole block took.
+        n_tokens: tokens it holds.
+        n_used: tokens that agree with the query; less than `n_tokens` only in the last block of a match.
+        size_bytes: size of its file.
+        prefill_ms: time that computing the whole block took.
         origin: "prefill" or "decode".
-        tokens: those that agree, packed; `BlockStore.read` compares them with what is in the file.
+        tokens: those that agree, packed; `BlockStore.read` compares them with the file.
     """
 
     key: bytes
@@ -52,11 +52,11 @@ class BlockRef:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest stored beginning of a query.
+    """The longest stored prefix of a query.
 
     Attributes:
         blocks: in order from position 0; only the last may be used in part.
-        n_tokens: how many tokens of the query they cover.
+        n_tokens: tokens of the query that they cover.
     """
 
     blocks: tuple[BlockRef, ...] = ()
@@ -64,18 +64,13 @@ class Match:
 
     @property
     def prefill_ms(self) -> float:
-        """What computing the covered tokens took when they were stored."""
+        """Time that computing the covered tokens took when they were stored."""
         return sum(block.prefill_ms * block.n_used / block.n_tokens for block in self.blocks)
-
-    @property
-    def size_bytes(self) -> int:
-        """How much has to be read to restore it."""
-        return sum(block.size_bytes for block in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A block on its way to the disk. Fields as in `seal_block`."""
+    """A block that waits to be written. Fields as in `seal_block`."""
 
     key: bytes
     parent: bytes
@@ -91,19 +86,19 @@ class Pending:
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes in memory and on the disk."""
+        """Approximate size in memory and on disk."""
         return len(self.payload) + 3 * len(self.tokens) + 1024
 
 
 @dataclass(frozen=True, slots=True)
 class PlainBlock:
-    """A block outside of any store, as it goes into a bundle and comes out of one.
+    """A block outside of any store, as bundles carry it.
 
     Attributes:
-        key: what others call it that follow it; another store names it otherwise.
+        key: identifies it to the blocks that follow it; another store gives it another key.
         parent: the key of the block it follows; None at position 0.
-        tokens: the token ids it holds.
-        payload: what the engine exported.
+        tokens: its token ids.
+        payload: exported by the engine.
         model, namespace, start, origin, prefill_ms: as in `BlockRef`.
     """
 
@@ -120,13 +115,13 @@ class PlainBlock:
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What became of blocks that were imported.
+    """Result of an import of blocks.
 
     Attributes:
-        n_added: stored now.
-        n_known: stored before.
-        n_dropped: not stored: no room, or what they follow is not there.
-        problem: why the store takes nothing just now, or None.
+        n_added: blocks stored by it.
+        n_known: blocks stored before.
+        n_dropped: blocks not stored, for lack of room or of the block they follow.
+        problem: why the store takes nothing at present, or None.
     """
 
     n_added: int
@@ -157,23 +152,23 @@ class BlockInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What is in a store, and what became of blocks in this process.
+    """Content of a store, and counts of this process.
 
     Attributes:
         n_blocks: blocks stored.
         n_tokens: tokens in them.
         size_bytes: disk they take.
-        budget_bytes: the most they may take.
-        index_bytes: disk the index takes, on top.
+        budget_bytes: most disk they may take.
+        index_bytes: disk of the index, on top.
         free_bytes: free space of that disk.
-        prefill_ms: what computing all blocks took.
+        prefill_ms: time that computing all blocks took.
         spaces: (fingerprint in hexadecimal, namespace, blocks, bytes of disk).
         n_queued: blocks that wait to be written.
-        n_written: by this process.
-        n_known: given to `put` and stored already.
-        n_dropped: given to `put` and not stored: the queue was full, the disk failed, there was no room, the parent was gone.
-        n_evicted: by this process.
-        n_lost: found damaged or missing by this process.
+        n_written: blocks written by this process.
+        n_known: blocks given to `put` that were stored already.
+        n_dropped: blocks given to `put` and not stored: queue full, disk failed, no room, or no parent.
+        n_evicted: blocks evicted by this process.
+        n_lost: blocks that this process found damaged or missing.
     """
 
     n_blocks: int
@@ -194,7 +189,7 @@ class StoreStats:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `BlockStore.verify` found: blocks looked at, their bytes, and (key in hexadecimal, reason) of those it dropped."""
+    """Result of `BlockStore.verify`: blocks read, their bytes, and (key in hexadecimal, reason) of those it dropped."""
 
     n_checked: int
     size_bytes: int
@@ -203,14 +198,14 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a look at all files found.
+    """Result of a scan of all files.
 
     Attributes:
-        n_indexed: files the index did not know, now in it.
-        n_removed: files that cannot be used, removed.
-        n_missing: blocks whose file was gone, or whose parent was, dropped.
+        n_indexed: files added to the index.
+        n_removed: unusable files removed.
+        n_missing: blocks dropped because their file or their parent was gone.
         n_evicted: blocks evicted to keep the budget and the free space.
-        n_foreign: entries that are none of ours; left alone, and not counted against the budget.
+        n_foreign: entries that are not edge's; left alone, and not counted against the budget.
     """
 
     n_indexed: int = 0
@@ -222,7 +217,7 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class ForgetReport:
-    """What `BlockStore.forget` removed: blocks, and bytes of disk."""
+    """Result of `BlockStore.forget`: blocks removed, and their bytes of disk."""
 
     n_blocks: int
     size_bytes: int

@@ -1,7 +1,4 @@
-"""What the index of a block store holds, and what can be asked of it and changed in it: all the SQL that a turn needs.
-
-Transactions, files and what to do about damage are `index.py`'s.
-"""
+"""Schema of a block store's index, with the queries and changes that a turn needs. Transactions and files are in index.py."""
 
 from __future__ import annotations
 
@@ -12,13 +9,14 @@ from typing import NamedTuple
 
 from edge.kv.blocks import Header
 from edge.kv.keys import KEY_BYTES
+from edge.kv.options import StoreOptions
 
 __all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "Change", "Row", "View", "disk_bytes"]
 
 DISK_BLOCK_BYTES = 4096
-"""Files take whole blocks of a disk; that is what counts against the budget."""
+"""Files take whole blocks of a disk; those count against the budget."""
 COST_SHARE = 0.5
-"""How far cost per byte can move a block in the order of eviction, as a share of the budget: see `Change.touch`."""
+"""Most that the cost per byte moves a block in the order of eviction, as a share of the budget: see `Change.touch`."""
 
 SCHEMA = """
     CREATE TABLE space (
@@ -73,18 +71,18 @@ CONTRADICTIONS = (
 
 
 def disk_bytes(size: int) -> int:
-    """What a file of `size` bytes takes of the disk."""
+    """Return the disk space of a file of `size` bytes."""
     return -(-size // DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
 
 
 class Row(NamedTuple):
-    """One block as the index knows it.
+    """One block in the index.
 
     Attributes:
         key, parent, path, start, n_tokens, prefill_ms, origin: as in `Header`.
         size: of the file, in bytes.
-        disk: what the file takes of the disk, in bytes.
-        children: how many blocks follow it.
+        disk: disk space of the file, in bytes.
+        children: number of blocks that follow it.
         pinned: 1 or 0.
         last_used: unix seconds.
     """
@@ -104,56 +102,56 @@ class Row(NamedTuple):
 
 
 class View:
-    """What can be asked of the index, inside `Index.read` or `Index.write`."""
+    """Queries, inside `Index.read` or `Index.write`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.sql = connection
 
     def get(self, key: bytes) -> Row | None:
-        """One block."""
+        """Return one block."""
         return self._row("SELECT * FROM row WHERE key = ?", key)
 
     def at_or_before(self, parent: bytes, path: bytes) -> Row | None:
-        """The child of `parent` that is the last one not after `path`, in the order of bytes."""
+        """Return the last child of `parent` that does not sort after `path`."""
         return self._row("SELECT * FROM row WHERE parent = ? AND path <= ? ORDER BY path DESC LIMIT 1", parent, path)
 
     def after(self, parent: bytes, path: bytes) -> Row | None:
-        """The child of `parent` that is the first one after `path`."""
+        """Return the first child of `parent` that sorts after `path`."""
         return self._row("SELECT * FROM row WHERE parent = ? AND path > ? ORDER BY path LIMIT 1", parent, path)
 
     def keys_from(self, first: int) -> set[bytes]:
-        """All keys whose first byte this is."""
+        """Return all keys with this first byte."""
         low, high = bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * (KEY_BYTES + 1)
         return {key for (key,) in self.sql.execute("SELECT key FROM block WHERE key >= ? AND key < ?", (low, high))}
 
     def descendants(self, key: bytes) -> list[bytes]:
-        """The block and everything that hangs below it, parents before children."""
-        # UNION, not UNION ALL: parents that a damaged file turned into a ring would go round for ever.
+        """Return a block and its descendants, parents before children."""
+        # UNION, not UNION ALL: it ends even where damage made parents a ring.
         sql = """WITH RECURSIVE below(key) AS (VALUES(?)
             UNION SELECT block.key FROM below JOIN block ON block.parent = below.key)
             SELECT key FROM below"""
         return [found for (found,) in self.sql.execute(sql, (key,))]
 
     def scanned(self) -> float | None:
-        """When the index was last compared with the files, in unix seconds."""
+        """Return the time of the last finished scan, in unix seconds."""
         found = self.sql.execute("SELECT scanned FROM state").fetchone()[0]
         return None if found is None else float(found)
 
     def has_plain(self) -> bool:
-        """Whether there are blocks that are not encrypted."""
+        """Return whether there are plain blocks."""
         return self.sql.execute("SELECT 1 FROM space WHERE NOT encrypted").fetchone() is not None
 
     def disk(self) -> int:
-        """Bytes of disk that all blocks take."""
+        """Return the disk space of all blocks, in bytes."""
         return int(self.sql.execute("SELECT disk FROM state").fetchone()[0])
 
     def totals(self) -> tuple[int, int, int, float]:
-        """Blocks, tokens, bytes of disk, milliseconds of prefill."""
+        """Return blocks, tokens, bytes of disk, milliseconds of prefill."""
         row = self.sql.execute("SELECT n_blocks, n_tokens, disk, prefill_ms FROM state").fetchone()
         return int(row[0]), int(row[1]), int(row[2]), float(row[3])
 
     def spaces(self) -> tuple[tuple[str, str, int, int], ...]:
-        """(fingerprint in hexadecimal, namespace, blocks, bytes of disk), largest first."""
+        """Return (fingerprint in hexadecimal, namespace, blocks, bytes of disk), largest first."""
         sql = """SELECT model, namespace, count(*), sum(disk) FROM block JOIN space ON space.id = block.space
             GROUP BY space.id ORDER BY sum(disk) DESC"""
         return tuple((model.hex(), name, count, total) for model, name, count, total in self.sql.execute(sql))
@@ -164,16 +162,18 @@ class View:
 
 
 class Change(View):
-    """What can be changed, inside `Index.write`."""
+    """Changes, inside `Index.write`."""
 
-    def insert(self, header: Header, *, root: bytes, budget_bytes: int, now: float) -> None:
-        """Add a block; one that is there already only gets a new owner. Its parent need not be there.
+    def __init__(self, connection: sqlite3.Connection, options: StoreOptions) -> None:
+        super().__init__(connection)
+        self._options = options
+
+    def insert(self, header: Header, root: bytes) -> None:
+        """Add a block, or an owner to a known one. Its parent need not be there.
 
         Args:
-            header: what the block says of itself.
+            header: the block's.
             root: of its fingerprint and namespace.
-            budget_bytes: see `touch`.
-            now: unix seconds.
         """
         known = self.sql.execute("SELECT id FROM block WHERE key = ?", (header.key,)).fetchone()
         if known is None:
@@ -184,7 +184,7 @@ class Change(View):
             children = self.sql.execute("SELECT count(*) FROM block WHERE parent = ?", (header.key,)).fetchone()[0]
             values = (
                 header.key, header.parent, header.path, header.start, header.n_tokens, header.file_bytes,
-                disk_bytes(header.file_bytes), header.prefill_ms, header.origin, children, space[0], now,
+                disk_bytes(header.file_bytes), header.prefill_ms, header.origin, children, space[0], 0.0,
             )  # fmt: skip
             added = self.sql.execute(
                 "INSERT INTO block (key, parent, path, start, n_tokens, size, disk, prefill_ms, origin, children,"
@@ -192,32 +192,31 @@ class Change(View):
                 values,
             )
             known = (added.lastrowid,)
-            self.touch([header.key], budget_bytes=budget_bytes, now=now)
+            self.touch([header.key])
         if header.owner:
             self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (header.owner, known[0]))
 
     def remove(self, key: bytes) -> None:
-        """Forget one block."""
+        """Delete the row of a block."""
         self.sql.execute("DELETE FROM block WHERE key = ?", (key,))
 
-    def touch(self, keys: Iterable[bytes], *, budget_bytes: int, now: float, owner: str = "") -> None:
-        """Say that blocks were used.
+    def touch(self, keys: Iterable[bytes], owner: str = "") -> None:
+        """Note a use of blocks.
 
-        Blocks are evicted in the order of their rank. It is a position in the stream of all bytes ever written or used (so
-        that a clock that jumps changes nothing), moved by what the block saves: one that took twice the store's average of
-        milliseconds per byte to compute ranks as if it had been used half a budget of bytes later, one that took half as if
-        earlier; further than that cost does not reach.
+        Blocks are evicted in the order of their rank: a position in the stream of all bytes ever written or used, so that
+        clock jumps do not matter, moved by what the block saves. One that took twice the store's average of milliseconds per
+        byte to compute ranks as if it had been used half a budget of bytes later, one that took half as if earlier; cost moves
+        it no further.
 
         Args:
-            keys: of the blocks; unknown ones are passed over.
-            budget_bytes: of the store.
-            now: unix seconds; for people only.
-            owner: also note that it uses them.
+            keys: of the blocks; unknown ones are skipped.
+            owner: also becomes their owner.
 
         Source: least recently used, with the cost per size of GreedyDual-Size (Cao and Irani, 1997).
         """
         work, disk, prefill_ms = self.sql.execute("SELECT work, disk, prefill_ms FROM state").fetchone()
         average = prefill_ms / disk if disk else 0.0
+        now = self._options.clock()
         for key in keys:
             found = self.sql.execute("SELECT id, disk, prefill_ms FROM block WHERE key = ?", (key,)).fetchone()
             if found is None:
@@ -225,29 +224,29 @@ class Change(View):
             work += found[1]
             bonus = 0.0
             if average > 0 and found[2] > 0:
-                bonus = COST_SHARE * budget_bytes * max(-1.0, min(1.0, math.log2(found[2] / found[1] / average)))
+                bonus = COST_SHARE * self._options.budget_bytes * max(-1.0, min(1.0, math.log2(found[2] / found[1] / average)))
             self.sql.execute("UPDATE block SET rank = ?, last_used = ? WHERE id = ?", (work + bonus, now, found[0]))
             if owner:
                 self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (owner, found[0]))
         self.sql.execute("UPDATE state SET work = ?", (work,))
 
-    def next_victim(self, kept: Set[bytes]) -> tuple[bytes, int] | None:
-        """The block to evict next, with its bytes of disk: nothing hangs below it, it is not pinned and not in `kept`."""
+    def next_victim(self, protected: Set[bytes]) -> tuple[bytes, int] | None:
+        """Return the block to evict next and its bytes of disk: a leaf that is not pinned and not in `protected`."""
         cursor = self.sql.execute("SELECT key, disk FROM block WHERE children = 0 AND pinned = 0 ORDER BY rank")
         try:
-            return next(((key, disk) for key, disk in cursor if key not in kept), None)
+            return next(((key, disk) for key, disk in cursor if key not in protected), None)
         finally:
             cursor.close()
 
     def leased(self, is_live: Callable[[str], bool]) -> set[bytes]:
-        """Keys that a living process uses just now. What dead ones left behind is removed."""
+        """Return the keys that living processes use now, and remove the leases of dead ones."""
         for (live,) in self.sql.execute("SELECT DISTINCT live FROM lease").fetchall():
             if not is_live(live):
                 self.sql.execute("DELETE FROM lease WHERE live = ?", (live,))
         return {key for (key,) in self.sql.execute("SELECT key FROM lease")}
 
     def lease(self, live: str, key: bytes, change: int) -> None:
-        """Count one more (+1) or one fewer (-1) use of a block by a process."""
+        """Count one more (+1) or one less (-1) use of a block by a process."""
         sql = "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT (live, key) DO UPDATE SET n = n + excluded.n"
         self.sql.execute(sql, (live, key, change))
         self.sql.execute("DELETE FROM lease WHERE live = ? AND key = ? AND n <= 0", (live, key))

@@ -1,7 +1,7 @@
-"""The sequences of a backend: what each of them holds, and which one a new prompt should go to.
+"""Sequences of a backend: what each of them holds, and which one a new prompt goes to.
 
-A turn takes the sequence that shares the longest beginning with its prompt, so that only the rest is computed. The tail it
-replaces is kept in another sequence when one is free and the backend can share the common part (`Capabilities.rewind` and
+A turn takes the sequence that shares the longest prefix with its prompt, so that only the rest is computed. The tail that it
+replaces stays in another sequence if one is free and the backend can share the common part (`Capabilities.rewind` and
 `Backend.copy`). The engine thread owns this, like the backend itself.
 """
 
@@ -26,11 +26,11 @@ class Slot:
 
     Attributes:
         seq_id: its number.
-        n_tokens: how many tokens the KV cache holds for it.
+        n_tokens: tokens that the KV cache holds for it.
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
         owner: the conversation whose turn uses it, "" for none.
-        n_prefilled: up to where it was read as a prompt; what follows was decoded.
+        n_prefilled: position up to which it was prefilled; the rest was decoded.
         boundaries: positions that later prompts are likely to share, in order.
     """
 
@@ -48,32 +48,33 @@ class Slots:
 
     Args:
         backend: an open backend whose sequences are empty.
-        grid: only whole multiples of so many tokens are reused; 1 is every token.
+        alignment: only whole multiples of so many tokens are reused; 1 reuses every token.
 
     Attributes:
-        tree: the tokens that may be reused. It is shorter than the slot where a grid cuts off the rest.
+        slots: one for each sequence.
+        tree: the tokens that may be reused; with an alignment, less than a slot holds.
     """
 
-    def __init__(self, backend: Backend, grid: int = 1) -> None:
+    def __init__(self, backend: Backend, alignment: int = 1) -> None:
         self._backend = backend
-        self._grid = grid
-        self._slots = [Slot(seq_id) for seq_id in range(backend.capabilities.n_seq)]
+        self._alignment = alignment
         self._clock = 0
-        self.tree = PrefixTree(len(self._slots))
+        self.slots = [Slot(seq_id) for seq_id in range(backend.capabilities.n_seq)]
+        self.tree = PrefixTree(len(self.slots))
 
     def acquire(self, prompt: Sequence[int]) -> Slot | None:
-        """Take a sequence for a prompt, with as much of its beginning as possible already in the cache.
+        """Take a sequence for a prompt, with as much of its prefix as possible already in the cache.
 
         Args:
             prompt: token ids, at least one. At least the last one is left to compute, since its logits are needed.
 
         Returns:
-            A busy slot which holds the reused beginning of the prompt, or None when every sequence is busy.
+            A busy slot that holds the reused prefix, or None if every sequence is busy.
 
         Raises:
             BackendError: the engine failed; no slot was taken.
         """
-        idle = [slot for slot in self._slots if not slot.is_busy]
+        idle = [slot for slot in self.slots if not slot.is_busy]
         if not idle:
             return None
         source, n_shared = self._longest(prompt[: self.reusable(len(prompt) - 1)])
@@ -90,61 +91,60 @@ class Slots:
         return target
 
     def reusable(self, n_tokens: int) -> int:
-        """How many of so many tokens may be reused: all, or those on the grid."""
-        return n_tokens // self._grid * self._grid
+        """Round a length down to the alignment."""
+        return n_tokens // self._alignment * self._alignment
 
     def append(self, slot: Slot, tokens: Sequence[int], *, is_prefill: bool) -> None:
-        """Note that the backend has computed or taken in more tokens.
+        """Note that the backend has computed or imported more tokens.
 
         Args:
             slot: a busy one.
-            tokens: what follows what it holds.
-            is_prefill: they were read as a prompt and not decoded one by one. Only what was read counts on a grid.
+            tokens: those after what it held.
+            is_prefill: they were not decoded one by one. With an alignment only prefilled tokens are reused.
         """
         start = self.tree.length(slot.seq_id)
         slot.n_tokens += len(tokens)
-        if self._grid == 1:
+        if self._alignment == 1:
             self.tree.extend(slot.seq_id, tokens)
         elif is_prefill and start == slot.n_tokens - len(tokens):
             self.tree.extend(slot.seq_id, tokens[: self.reusable(slot.n_tokens) - start])
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; what it holds stays, for the next prompt that begins the same."""
+        """Give a slot back; it keeps its tokens for the next prompt with the same prefix."""
         slot.is_busy = False
         if slot.n_tokens > self.tree.length(slot.seq_id):
             self.truncate(slot, self.tree.length(slot.seq_id))
 
     @property
     def n_idle(self) -> int:
-        """How many sequences nobody uses and hold something all the same."""
-        return sum(not slot.is_busy and slot.n_tokens > 0 for slot in self._slots)
+        """Number of idle sequences that hold tokens."""
+        return len(self._idle())
 
     def evict_one(self) -> bool:
-        """Empty the idle sequence that was used longest ago, to free its cells.
-
-        Returns:
-            False when there was nothing to free.
-        """
-        candidates = [slot for slot in self._slots if not slot.is_busy and slot.n_tokens]
+        """Empty the least recently used idle sequence; return False if there is none."""
+        candidates = self._idle()
         if not candidates:
             return False
         self.truncate(min(candidates, key=lambda slot: slot.last_used), 0)
         return True
 
     def truncate(self, slot: Slot, n_keep: int) -> None:
-        """Shorten a slot; to nothing where the engine cannot cut there."""
+        """Truncate a slot; to nothing if the engine cannot truncate there."""
         if n_keep != slot.n_tokens:
             try:
                 self._backend.rewind(slot.seq_id, n_keep)
             except UnsupportedError:
-                # A sliding window has moved on, so what comes before the cut is gone: start again.
+                # A sliding window has moved past this position.
                 n_keep = 0
                 self._backend.rewind(slot.seq_id, 0)
         self._note_length(slot, n_keep)
 
     def resync(self, slot: Slot) -> None:
-        """After a failure: believe the backend about how much of the sequence is there."""
+        """After a failure, take the length of a sequence from the backend."""
         self._note_length(slot, self._backend.length(slot.seq_id))
+
+    def _idle(self) -> list[Slot]:
+        return [slot for slot in self.slots if not slot.is_busy and slot.n_tokens]
 
     def _note_length(self, slot: Slot, n_tokens: int) -> None:
         slot.n_tokens = n_tokens
@@ -152,23 +152,23 @@ class Slots:
             self.tree.truncate(slot.seq_id, n_tokens)
 
     def _longest(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
-        """The slot that holds the longest usable beginning of a prompt, an idle one if possible."""
+        """Find the slot with the longest usable prefix of a prompt, an idle one if possible."""
         if self._backend.capabilities.rewind:
             found = self.tree.match(prompt)
             n_shared = self.reusable(found.n_tokens)
-            holders = [self._slots[seq_id] for seq_id in found.holders] if n_shared else []
+            holders = [self.slots[seq_id] for seq_id in found.holders] if n_shared else []
             return min(holders, key=lambda slot: slot.is_busy, default=None), n_shared
-        # This model can only go on where it stopped.
-        whole = [slot for slot in self._slots if not slot.is_busy and self._is_beginning(slot, prompt)]
+        # This model can only continue at the end.
+        whole = [slot for slot in self._idle() if self._is_prefix(slot, prompt)]
         longest = max(whole, key=lambda slot: slot.n_tokens, default=None)
         return longest, longest.n_tokens if longest else 0
 
-    def _is_beginning(self, slot: Slot, prompt: Sequence[int]) -> bool:
+    def _is_prefix(self, slot: Slot, prompt: Sequence[int]) -> bool:
         tokens = self.tree.tokens(slot.seq_id)
         return bool(tokens) and list(prompt[: len(tokens)]) == tokens
 
     def _choose_target(self, idle: list[Slot], source: Slot | None, n_shared: int) -> Slot:
-        """Go on in place when nothing, or not much, is lost by it; otherwise leave the other tail where it is."""
+        """Continue in place if that loses nothing, or little; otherwise leave the other tail where it is."""
         empty = [slot for slot in idle if not slot.n_tokens]
         oldest = min(idle, key=lambda slot: slot.last_used)
         if source is not None and not source.is_busy:
@@ -181,6 +181,6 @@ class Slots:
         try:
             self._backend.copy(source.seq_id, target.seq_id, n_tokens)
         except UnsupportedError:
-            return  # then the beginning is computed once more
+            return  # then the prefix is computed once more
         self.tree.share(source.seq_id, target.seq_id, n_tokens)
         target.n_tokens = n_tokens

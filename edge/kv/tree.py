@@ -1,13 +1,12 @@
-"""The radix tree over what is resident in the KV cache: which sequence holds which tokens, and what of them is on the disk.
+"""Radix tree of the tokens in the KV cache: which sequence holds which of them, and which are stored on disk.
 
-Sequences that begin alike share the nodes of their common beginning, so one walk along a prompt finds the sequence that has
-most of it. A node ends where sequences part, where one of them ends, or where a block on the disk ends (its *mark*, the
-block's key). What is on the disk and not resident is not mirrored here: other processes change it, and the store's own index
-finds it.
+Sequences share the nodes of their common prefix, so one walk along a prompt finds the sequence that holds most of it. A node
+ends where sequences part, where one of them ends, or where a stored block ends (its *mark*, the block's key). Blocks that are
+not resident are not mirrored here: other processes change them, and the store's index finds them.
 
 The engine thread owns the tree.
 
-Source: the radix attention of SGLang (Zheng et al., 2024), here with a handful of sequences and marks for a disk below it.
+Source: radix attention of SGLang (Zheng et al., 2024), for a few sequences and with marks for a disk below it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ _STRIDE = 256
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
-    """How many tokens `a` and `b[start:]` have in common from their beginnings.
+    """Return the length of the common prefix of `a` and `b[start:]`.
 
-    Compares whole slices first: list comparison runs in C, a loop over thousands of tokens does not.
+    Compares slices first: list comparison runs in C, a loop over thousands of tokens does not.
     """
     end = min(len(a), len(b) - start)
     at = 0
@@ -37,21 +36,21 @@ def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
 
 
 class Resident(NamedTuple):
-    """The longest resident beginning of a query: how many tokens, and the sequences that hold all of them."""
+    """The longest resident prefix of a query: its length, and the sequences that hold all of it."""
 
     n_tokens: int
     holders: frozenset[int]
 
 
 class Mark(NamedTuple):
-    """A stored block: the position at which it ends, and its key."""
+    """A stored block: the position of its end, and its key."""
 
     position: int
     key: bytes
 
 
 class _Node:
-    """A run of tokens. `end` is the position after its last one; `holders` are the sequences that go through it."""
+    """A run of tokens. `end` is the position after its last one; `holders` are the sequences that contain it."""
 
     __slots__ = ("children", "end", "holders", "mark", "parent", "tokens")
 
@@ -72,19 +71,19 @@ class PrefixTree:
     """See the module. Every sequence starts empty.
 
     Args:
-        n_seq: how many sequences there are, numbered from 0.
+        n_seq: number of sequences.
     """
 
     def __init__(self, n_seq: int) -> None:
         self._root = _Node(None, [], 0, set())
-        self._ends = [self._root] * n_seq  # the node that each sequence ends with
+        self._ends = [self._root] * n_seq  # the last node of each sequence
 
     def length(self, seq_id: int) -> int:
-        """How many tokens a sequence holds."""
+        """Return the number of tokens of a sequence."""
         return self._ends[seq_id].end
 
     def tokens(self, seq_id: int, start: int = 0) -> list[int]:
-        """The tokens of a sequence from a position on."""
+        """Return the tokens of a sequence from a position on."""
         runs: list[list[int]] = []
         node = self._ends[seq_id]
         while node.parent is not None and node.end > start:
@@ -93,7 +92,7 @@ class PrefixTree:
         return [token for run in reversed(runs) for token in run]
 
     def match(self, tokens: Sequence[int]) -> Resident:
-        """The longest beginning of `tokens` that some sequence holds."""
+        """Find the longest prefix of `tokens` that a sequence holds."""
         node, position = self._root, 0
         holders: set[int] = set()
         while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
@@ -127,25 +126,25 @@ class PrefixTree:
         self._ends[seq_id] = end
 
     def truncate(self, seq_id: int, n_keep: int) -> None:
-        """Shorten a sequence to its first `n_keep` tokens; what no sequence holds any more is dropped, marks too."""
+        """Truncate a sequence to `n_keep` tokens; nodes that no sequence holds any more are dropped with their marks."""
         node = self._ends[seq_id]
         while node.parent is not None and node.start >= n_keep:
             parent = node.parent
             self._leave(node, seq_id)
             node = parent
         if node.end > n_keep:
-            kept = self._split(node, n_keep - node.start)
+            upper = self._split(node, n_keep - node.start)
             self._leave(node, seq_id)
-            node = kept
+            node = upper
         self._ends[seq_id] = node
 
     def share(self, source: int, target: int, n_tokens: int) -> None:
-        """Make the first `n_tokens` of `source` the whole of `target`."""
+        """Make `target` hold the first `n_tokens` of `source` and nothing else."""
         self.truncate(target, 0)
         self.extend(target, self.tokens(source)[:n_tokens])
 
     def set_mark(self, seq_id: int, mark: Mark) -> None:
-        """Note that the block that ends at a position of a sequence is stored."""
+        """Note that a block is stored which ends at a position of a sequence."""
         node = self._ends[seq_id]
         while node.parent is not None and node.start >= mark.position:
             node = node.parent
@@ -153,7 +152,7 @@ class PrefixTree:
             self._split(node, mark.position - node.start).mark = mark.key
 
     def last_mark(self, seq_id: int) -> Mark | None:
-        """The last stored block on a sequence; None when nothing of it is stored."""
+        """Return the last stored block of a sequence, or None."""
         node = self._ends[seq_id]
         while node.parent is not None:
             if node.mark is not None:
@@ -162,7 +161,7 @@ class PrefixTree:
         return None
 
     def marks(self, seq_id: int) -> list[bytes]:
-        """The keys of all stored blocks on a sequence, first block first."""
+        """Return the keys of all stored blocks of a sequence, first block first."""
         keys: list[bytes] = []
         node: _Node | None = self._ends[seq_id]
         while node is not None:
@@ -172,14 +171,14 @@ class PrefixTree:
         return keys[::-1]
 
     def forget_marks(self, keys: Collection[bytes]) -> None:
-        """Drop marks of blocks that are not on the disk any more, and those below them."""
-        for node in list(self._nodes()) if keys else ():
+        """Drop the marks of blocks that are not on disk any more, and of their descendants."""
+        for node in list(self.nodes()) if keys else ():
             if node.mark is not None and node.mark in keys:
-                for below in self._nodes(node):
-                    below.mark = None
+                for lower in self.nodes(node):
+                    lower.mark = None
 
-    def _nodes(self, top: _Node | None = None) -> Iterator[_Node]:
-        """A node and all below it."""
+    def nodes(self, top: _Node | None = None) -> Iterator[_Node]:
+        """Yield a node and its descendants; None starts at the root."""
         stack = [top or self._root]
         while stack:
             node = stack.pop()
@@ -187,7 +186,7 @@ class PrefixTree:
             stack.extend(node.children.values())
 
     def _split(self, node: _Node, n_tokens: int) -> _Node:
-        """Cut a run in two; gives the node of its first `n_tokens`. The old object stays the lower one, with end and mark."""
+        """Split a run; return the node of its first `n_tokens`. The old object stays the lower one, with end and mark."""
         if n_tokens == len(node.tokens):
             return node
         parent = node.parent

@@ -1,4 +1,4 @@
-"""Proof by computing: what is restored from the disk against reading the same tokens from the start."""
+"""Verification by computing: restored KV cache against a cold prefill of the same tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge.errors import UsageError
 from edge.kv.records import PlainBlock
 
 if TYPE_CHECKING:
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.backends.base import Backend
+    from edge.kv.store import BlockStore
 
-__all__ = ["CacheCheck", "compare", "longest_path"]
+__all__ = ["CacheCheck", "check_cache", "compare", "longest_path"]
+
+Comparison = Callable[["Backend", int], "CacheCheck"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,11 @@ class CacheCheck:
 
     Attributes:
         owner: the conversation.
-        n_tokens: how long the sequence is.
-        n_decoded: how many of its tokens were decoded and not read; those differ from a cold run in the last bits.
-        max_difference: the largest difference of two logits after it.
-        kl: Kullback-Leibler divergence of the restored run's next token from the cold one's, in nats.
-        is_same_choice: the likeliest next token is the same.
+        n_tokens: length of the sequence.
+        n_decoded: tokens of it that were decoded, not prefilled; those differ from a cold run in the last bits.
+        max_difference: largest difference of two logits after it.
+        kl: Kullback-Leibler divergence of the restored next-token distribution from the cold one, in nats.
+        is_same_choice: the most likely next token is the same.
     """
 
     owner: str
@@ -38,13 +42,54 @@ class CacheCheck:
     is_same_choice: bool
 
 
+def check_cache(
+    blocks: BlockStore,
+    model: bytes,
+    run: Callable[[Comparison], CacheCheck],
+    *,
+    n_ctx: int,
+    n: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[CacheCheck]:
+    """Restore the newest conversations of a model and compare each with a cold run.
+
+    Args:
+        blocks: the store.
+        model: fingerprint of weights and engine, 32 bytes.
+        run: calls a function with (backend with empty sequences, chunk size).
+        n_ctx: context window, in tokens.
+        n: most conversations.
+        on_progress: called with (conversations done, conversations in all).
+
+    Raises:
+        UsageError: the disk has nothing of this model.
+        StorageError: the disk cannot be read.
+        BackendError: the engine refuses a block, or is closed.
+    """
+    last_used: dict[str, float] = {}
+    for info in blocks.ls():
+        if info.model == model.hex() and not info.namespace:
+            last_used.update({owner: max(info.last_used, last_used.get(owner, 0.0)) for owner in info.owners})
+    owners = sorted(last_used, key=last_used.__getitem__, reverse=True)[:n]
+    checks: list[CacheCheck] = []
+    for n_done, owner in enumerate(owners):
+        if on_progress is not None:
+            on_progress(n_done, len(owners))
+        path = longest_path(blocks.export_blocks(owner), model, n_ctx - 1)
+        if path:
+            checks.append(run(lambda backend, chunk_size, path=path, owner=owner: compare(backend, path, owner, chunk_size)))  # type: ignore[misc]
+    if not checks:
+        raise UsageError("The disk has nothing of this model and these settings.", "Chat a little first: edge chat")
+    return checks
+
+
 def longest_path(blocks: Iterable[PlainBlock], model: bytes, n_max: int) -> list[PlainBlock]:
-    """The longest row of blocks that follow each other from position 0, of one model, with bytes at its end.
+    """Return the longest chain of blocks from position 0 that belongs to a model and ends with a payload.
 
     Args:
         blocks: parents before children.
-        model: fingerprint; others are left out.
-        n_max: the most tokens it may have.
+        model: fingerprint.
+        n_max: most tokens of the chain.
     """
     paths: dict[bytes, list[PlainBlock]] = {}
     best: list[PlainBlock] = []
@@ -59,20 +104,14 @@ def longest_path(blocks: Iterable[PlainBlock], model: bytes, n_max: int) -> list
     return best
 
 
-def compare(
-    backend: Backend, path: Sequence[PlainBlock], owner: str, *, chunk_size: int, should_stop: Callable[[], bool] | None = None
-) -> CacheCheck | None:
-    """Restore a row of blocks, compute one token more, and do the same without the disk. Empties sequence 0.
+def compare(backend: Backend, path: Sequence[PlainBlock], owner: str, chunk_size: int) -> CacheCheck:
+    """Restore a chain of blocks and compute one more token, then do the same without the disk. Leaves sequence 0 empty.
 
     Args:
         backend: with empty sequences.
         path: from `longest_path`, not empty.
-        owner: for the report.
-        chunk_size: prompts are read in chunks of so many tokens.
-        should_stop: asked before each chunk; True ends it.
-
-    Returns:
-        What was found; None when it was stopped.
+        owner: for the result.
+        chunk_size: tokens prefilled at once.
 
     Raises:
         BackendError: the engine refuses a block.
@@ -87,8 +126,6 @@ def compare(
         restored = backend.logits(0)
         backend.rewind(0, 0)
         for start in range(0, len(tokens), chunk_size):
-            if should_stop is not None and should_stop():
-                return None
             backend.prefill(0, tokens[start : start + chunk_size])
         backend.prefill(0, [last])
         cold = backend.logits(0)

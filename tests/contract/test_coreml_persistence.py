@@ -18,7 +18,7 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 from edge.assistant import Assistant, DiskCache
 from edge.conversation import ConversationStore
 from edge.kv.open import model_fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from tests.contract.coreml import coreml_plan, open_coreml, write_package
 from tests.contract.test_persistence import World, compare
 
@@ -42,7 +42,7 @@ def opener(package: Path, plan_for: Any, tmp_path: Path) -> Callable[..., Callab
             backend = open_coreml(plan, tmp_path / "cache")
             disk = None
             if directory is not None:
-                blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=False, sync=False)
+                blocks = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=False, sync=False))
                 disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact))
             return Assistant(backend, plan, store=store, disk=disk, exact=exact)
 

@@ -19,7 +19,7 @@ from edge.assistant import Assistant, Conversation, DiskCache
 from edge.backends.base import open_backend
 from edge.conversation import ConversationStore
 from edge.kv.open import model_fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from edge.types import Sampling
 
 from .conftest import onnx_plan
@@ -114,7 +114,7 @@ def opener(
         backend = open_backend(plan)
         disk = None
         if directory is not None:
-            blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False)
+            blocks = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False))
             disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact))
         return Assistant(backend, plan, store=store, disk=disk, exact=exact)
 

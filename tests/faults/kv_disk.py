@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: F401  before this process may read less
 
 from edge.kv.blocks import fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 scale = 1
@@ -49,7 +49,7 @@ def check(store: BlockStore, n_tokens: int) -> dict[str, int]:
 
 
 def fill(directory: Path, ballast: Path | None) -> dict[str, object]:
-    store = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, retry_s=0.0)
+    store = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, retry_s=0.0))
     result: dict[str, object] = {"opened": store.problem}
     problems: list[str | None] = []
     n_put = 0
@@ -58,7 +58,7 @@ def fill(directory: Path, ballast: Path | None) -> dict[str, object]:
             problems.append(store.problem)
         n_put += 1
     result |= {"n_put": n_put, "problems": sorted({str(problem) for problem in problems}), "while_full": check(store, n_put)}
-    other = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, retry_s=0.0)
+    other = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, retry_s=0.0))
     result |= {"other": other.problem, "other_reads": check(other, n_put)["right"]}
     other.close()
     if ballast is not None:
@@ -82,7 +82,7 @@ def become_nobody() -> None:
 
 
 def forbidden(directory: Path, mode: int) -> dict[str, object]:
-    with BlockStore(directory / "warm", budget_bytes=1 << 24, min_free_bytes=0) as store:
+    with BlockStore(directory / "warm", StoreOptions(budget_bytes=1 << 24, min_free_bytes=0)) as store:
         assert put(store, 1)  # everything is imported now: nobody may not be allowed to
     here = directory / "kv"
     here.mkdir()
@@ -90,15 +90,15 @@ def forbidden(directory: Path, mode: int) -> dict[str, object]:
         for path in (directory, here):
             os.chown(path, 65534, 65534)
     become_nobody()
-    with BlockStore(here, budget_bytes=1 << 24, min_free_bytes=0) as store:
+    with BlockStore(here, StoreOptions(budget_bytes=1 << 24, min_free_bytes=0)) as store:
         assert put(store, 1)
-    opened = BlockStore(here, budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0)
+    opened = BlockStore(here, StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0))
     everything = [here, *here.rglob("*")]
     for path in sorted(everything, reverse=True):
         path.chmod(mode if path.is_dir() else mode & 0o444)
     was_open = {"stored": put(opened, 2), "checked": check(opened, 2), "problem": opened.problem}
     opened.close()
-    store = BlockStore(here, budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0)
+    store = BlockStore(here, StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0))
     result: dict[str, object] = {"problem": store.problem, "stored": put(store, 2), "checked": check(store, 3)}
     store.touch([b"k" * 32])
     store.pin(b"k" * 32)

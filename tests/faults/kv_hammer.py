@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edge.kv.blocks import fingerprint
 from edge.kv.rows import DISK_BLOCK_BYTES
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 
@@ -86,7 +86,9 @@ def main() -> None:
     pins: list[bytes] = []
     longest = 0.0
     end = time.monotonic() + seconds
-    store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False, retry_s=1.0)
+    store = BlockStore(
+        directory, StoreOptions(budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False, retry_s=1.0)
+    )
     while time.monotonic() < end:
         began = time.monotonic()
         turn(store, rng, f"owner {seed}-{rng.randrange(5)}", counts, pins)
@@ -104,7 +106,9 @@ def main() -> None:
             counts["cleared"] += store.clear()
         elif chance < 0.058:
             store.close()
-            store = BlockStore(directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False)
+            store = BlockStore(
+                directory, StoreOptions(budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, sync=False)
+            )
         elif chance < 0.13:
             assert store.flush(60.0), "a flush hangs"
         elif chance < 0.6:

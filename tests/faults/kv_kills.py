@@ -23,8 +23,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: F401  loaded once, before the forks
 
 from edge.kv.blocks import fingerprint, unpack_tokens
+from edge.kv.disk import Disk
 from edge.kv.rows import DISK_BLOCK_BYTES
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 CUT = 3
@@ -38,7 +39,8 @@ def payload_of(tokens: list[int]) -> bytes:
 
 def open_store(directory: Path, budget_blocks: int, encrypt: bool) -> BlockStore:
     return BlockStore(
-        directory, budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0
+        directory,
+        StoreOptions(budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0),
     )
 
 
@@ -81,11 +83,10 @@ def examine(directory: Path, budget_blocks: int, encrypt: bool, said: list[list[
     store = open_store(directory, budget_blocks, encrypt)
     if not store.flush(60.0) or store.problem is not None:
         problems.append(f"the store does not work: {store.problem}")
-    disk = store._background.disk
-    assert disk is not None
     listed = store.ls()
     n_blocks = 0
     tokens_of: dict[str, list[int]] = {}
+    disk = Disk(directory, store.options)
     for info in listed:
         block = disk.open(bytes.fromhex(info.key))
         tokens = tokens_of.get(info.parent, []) + unpack_tokens(block.tokens)
@@ -99,6 +100,7 @@ def examine(directory: Path, budget_blocks: int, encrypt: bool, said: list[list[
         if payload is None or bytes(payload) != payload_of(tokens):
             problems.append("a block holds something else")
         n_blocks += 1
+    disk.close()
     files = [path for path in directory.glob("blocks/*/*") if path.is_file()]
     if {path.parent.name + path.name for path in files} != {info.key for info in listed}:
         problems.append("files and index disagree")

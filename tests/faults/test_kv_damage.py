@@ -15,7 +15,7 @@ import pytest
 
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
-from edge.kv.store import BlockRef, BlockStore, GcReport, Match
+from edge.kv.store import BlockRef, BlockStore, GcReport, Match, StoreOptions
 from tests.prove import proof_size
 
 pytestmark = pytest.mark.prove
@@ -36,7 +36,9 @@ def stores(tmp_path: Path) -> Iterator[Callable[..., BlockStore]]:
     opened: list[BlockStore] = []
 
     def make(name: str, *, encrypt: bool) -> BlockStore:
-        opened.append(BlockStore(tmp_path / name, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False))
+        opened.append(
+            BlockStore(tmp_path / name, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False))
+        )
         return opened[-1]
 
     yield make
@@ -201,7 +203,9 @@ def test_an_index_is_made_anew_from_files_with_damaged_headers(tmp_path: Path, e
     directory = tmp_path / "kv"
 
     def open_store() -> BlockStore:
-        return BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0)
+        return BlockStore(
+            directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0)
+        )
 
     with open_store() as store:
         fill(store)
@@ -249,14 +253,16 @@ def damage_index(path: Path, rng: random.Random) -> None:
 def test_a_damaged_index_gives_no_wrong_bytes_and_heals(tmp_path: Path, encrypt: bool, seed: int) -> None:
     rng = random.Random(seed)
     pristine = tmp_path / "pristine"
-    with BlockStore(pristine, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False) as store:
+    with BlockStore(pristine, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False)) as store:
         fill(store, N_INDEX_ROWS)
     n_found = 0
     for number in range(N_INDEXES):
         directory = tmp_path / f"kv{number}"
         shutil.copytree(pristine, directory)
         damage_index(next(directory.glob("index-*.sqlite")), rng)
-        with BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0) as store:
+        with BlockStore(
+            directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False, retry_s=0.0)
+        ) as store:
             for row in rng.sample(range(N_INDEX_ROWS), 40):
                 tokens = [row, 0, 7, row, 3, 7]
                 match = store.match(MODEL, "ns", tokens)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge.kv.blocks import fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 SCRIPT = Path(__file__).with_name("kv_disk.py")
 MODEL = fingerprint({"weights": "a"})
@@ -84,7 +84,7 @@ def test_writes_that_stop_in_the_middle(tmp_path: Path, monkeypatch: pytest.Monk
         left[0] -= n_written
         return n_written
 
-    with BlockStore(tmp_path / "kv", budget_bytes=1 << 24, min_free_bytes=0, sync=False, retry_s=0.0) as store:
+    with BlockStore(tmp_path / "kv", StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, sync=False, retry_s=0.0)) as store:
         monkeypatch.setattr(os, "write", short)
         for quota in range(0, 720, 40):
             left[0] = quota
@@ -104,7 +104,7 @@ def test_a_failing_fsync_or_rename_leaves_nothing_behind(tmp_path: Path, monkeyp
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    with BlockStore(tmp_path / "kv", budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0) as store:
+    with BlockStore(tmp_path / "kv", StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, retry_s=0.0)) as store:
         for owner, name in ((os, "fsync"), (Path, "replace")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, fail)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.kv.rows import DISK_BLOCK_BYTES
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from tests.prove import proof_size
 
 SCRIPT = Path(__file__).with_name("kv_hammer.py")
@@ -46,7 +46,7 @@ def test_processes_do_not_harm_each_other(tmp_path: Path, n_processes: int, budg
         assert result["most_bytes"] <= budget_blocks * DISK_BLOCK_BYTES
     if budget_blocks < 1000:
         assert sum(result["evicted"] for result in results) > 0
-    with BlockStore(tmp_path / "kv", budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0) as store:
+    with BlockStore(tmp_path / "kv", StoreOptions(budget_bytes=budget_blocks * DISK_BLOCK_BYTES, min_free_bytes=0)) as store:
         report = store.gc()
         assert (report.n_indexed, report.n_removed, report.n_missing) == (0, 0, 0)
         assert store.verify().damaged == ()

@@ -15,7 +15,7 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from edge.types import Message, Sampling
 
 
@@ -491,7 +491,7 @@ def test_a_disk_that_fails_is_said(make: Callable[..., Assistant], tmp_path: Pat
     assert make().disk_problem is None, "nothing is to be stored, so nothing is wrong"
     (tmp_path / "file").touch()
     for directory, is_usable in ((tmp_path / "kv", True), (tmp_path / "file" / "kv", False)):
-        blocks = BlockStore(directory, budget_bytes=1 << 30, min_free_bytes=0, sync=False)
+        blocks = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, sync=False))
         with Assistant(FakeBackend(script=words), disk=DiskCache(blocks, b"m" * 32)) as assistant:
             assert assistant.generate("hello " * 20).wait(), "replies do not need the disk"
             blocks.flush()

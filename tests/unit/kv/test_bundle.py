@@ -14,7 +14,7 @@ import pytest
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
 from edge.kv.bundle import open_bundle, write_bundle
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 OTHER = fingerprint({"weights": "b"})
@@ -28,7 +28,7 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
     def make(name: str, **options: object) -> BlockStore:
         values = {"budget_bytes": 1 << 24, "min_free_bytes": 0, "sync": False, "retry_s": 3600.0} | options
-        opened.append(BlockStore(tmp_path / name, **values))  # type: ignore[arg-type]
+        opened.append(BlockStore(tmp_path / name, StoreOptions(**values)))  # type: ignore[arg-type]
         return opened[-1]
 
     yield make

@@ -17,7 +17,7 @@ from edge.kv.blocks import fingerprint
 from edge.kv.cache import KVCache, Reuse
 from edge.kv.files import StoreFiles
 from edge.kv.slots import Slot
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "one"})
 OTHER_MODEL = fingerprint({"weights": "another"})
@@ -57,14 +57,13 @@ class Device:
         budget_bytes: int = 1 << 30,
     ) -> None:
         self.directory, self.kind, self.n_ctx, self.n_seq, self.exact = directory, kind, n_ctx, n_seq, exact
-        self.encrypt, self.budget_bytes = encrypt, budget_bytes
+        self.encrypt, self.budget_bytes, self.now = encrypt, budget_bytes, 0.0
         self.start()
 
     def start(self, model: bytes = MODEL) -> None:
         self.backend = self.kind(n_ctx=self.n_ctx, n_seq=self.n_seq, chunk_size=CHUNK)
-        self.store = BlockStore(
-            self.directory, budget_bytes=self.budget_bytes, min_free_bytes=0, encrypt=self.encrypt, sync=False
-        )
+        options = StoreOptions(self.budget_bytes, 0, encrypt=self.encrypt, sync=False, timer=lambda: self.now)
+        self.store = BlockStore(self.directory, options)
         self.cache = KVCache(self.backend, self.store, model=model, exact=self.exact)
 
     def stop(self) -> None:
@@ -342,6 +341,26 @@ def test_a_disk_that_fails_costs_nothing_but_reuse(device: Device, monkeypatch: 
     device.store.flush()
     assert device.store.problem == "the disk is full"
     device.turn([*said, 1], tokens(20, 4))
+
+
+@pytest.mark.parametrize("owner", ["", "ann"])
+def test_a_disk_that_was_full_from_the_start_is_used_once_it_has_room(
+    device: Device, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.kv.files.StoreFiles.write", full)
+        said, _ = device.turn(tokens(200), tokens(20, 1), owner)
+        device.store.flush()
+        assert device.store.problem == "the disk is full" and device.store.is_paused
+        device.turn([*said, 1], tokens(20, 2), owner)
+        assert device.store.stats().n_queued == 0, "it is left alone for a while"
+    device.now += 60.0
+    device.turn([*said, 2], tokens(20, 3), owner)
+    device.store.flush()
+    assert device.store.problem is None and device.store.stats().n_blocks > 0
 
 
 def test_a_block_that_the_engine_refuses_is_computed_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
 from edge.kv.keys import secret_of_keyring
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 
@@ -61,7 +61,8 @@ def keyring(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKeyring]:
 
 def open_store(directory: Path, *, encrypt: bool) -> BlockStore:
     return BlockStore(
-        directory, budget_bytes=1 << 24, min_free_bytes=0, encrypt=encrypt, secret="keyring", sync=False, retry_s=3600.0
+        directory,
+        StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, encrypt=encrypt, secret="keyring", sync=False, retry_s=3600.0),
     )
 
 
@@ -128,5 +129,5 @@ def test_an_entry_of_somebody_else_is_refused(keyring: FakeKeyring) -> None:
     assert secret_of_keyring(make=False) is None
     for text in ("secret", "00" * 31):
         keyring.kept["edge-assistant", "kv-cache"] = text
-        with pytest.raises(StorageError, match="not a key of ours"):
+        with pytest.raises(StorageError, match="not a key of edge"):
             secret_of_keyring(make=True)

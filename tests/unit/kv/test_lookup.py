@@ -17,10 +17,12 @@ from edge.kv.blocks import Header, pack_tokens
 from edge.kv.index import Index
 from edge.kv.keys import Keys, entry_bytes
 from edge.kv.lookup import Step, longest_prefix
+from edge.kv.options import StoreOptions
 from edge.kv.rows import Change, View
 
 MODEL = b"m" * 32
 KEYS = Keys(b"s" * 32)
+OPTIONS = StoreOptions(budget_bytes=1 << 30)
 
 
 class Forest:
@@ -39,7 +41,7 @@ class Forest:
         header = Header(
             key, parent, MODEL, "ns", "", start, len(tokens), path, 10, self.encrypted, "prefill", 1.0, KEYS.id, b"n" * 12, 704
         )
-        change.insert(header, root=self.root, budget_bytes=1 << 30, now=0.0)
+        change.insert(header, self.root)
         self.blocks[key] = (*self.blocks[parent], *tokens)
         return key
 
@@ -80,7 +82,7 @@ class Forest:
 @contextmanager
 def forest(*, encrypted: bool = False) -> Iterator[Forest]:
     with tempfile.TemporaryDirectory() as directory:
-        index = Index(Path(directory), KEYS.id)
+        index = Index(Path(directory), KEYS.id, OPTIONS)
         try:
             yield Forest(index, encrypted=encrypted)
         finally:
@@ -97,7 +99,7 @@ def spread(parents: Sequence[int], runs: Sequence[Sequence[int]], grown: Forest,
 
 @pytest.fixture(scope="module")
 def shared_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
-    index = Index(tmp_path_factory.mktemp("index"), KEYS.id)
+    index = Index(tmp_path_factory.mktemp("index"), KEYS.id, OPTIONS)
     yield index
     index.close()
 

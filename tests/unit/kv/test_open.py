@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import ModelFileError
 from edge.formats.artifact import Artifact
+from edge.kv.files import StoreFiles
 from edge.kv.open import forget_conversations, model_fingerprint, open_block_store
 from edge.types import Sampling
 
@@ -27,7 +30,7 @@ def test_the_store_is_where_the_cache_is_and_as_large_as_wanted() -> None:
     settings = load_settings({"kv.budget_gb": 0.5, "kv.encrypt": True})
     with open_block_store(settings) as store:
         assert store.directory == settings.paths.cache_dir / "kv"
-        assert store.budget_bytes == 500_000_000
+        assert store.options.budget_bytes == 500_000_000
         assert store.problem is None
     assert (settings.paths.kv_dir.stat().st_mode & 0o777) == 0o700
 
@@ -73,11 +76,17 @@ def test_deleting_a_conversation_deletes_its_blocks(tmp_path: Path) -> None:
 
 def test_what_waits_to_be_written_is_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings({"kv.min_free_gb": 0})
+    write = StoreFiles.write
+
+    def slow_write(files: StoreFiles, pieces: Sequence[bytes]) -> Path:
+        time.sleep(0.2)
+        return write(files, pieces)
+
+    monkeypatch.setattr(StoreFiles, "write", slow_write)
     with open_block_store(settings) as running:
-        monkeypatch.setattr(running._background, "_poke", lambda: None)  # a disk so slow that nothing is written yet
         for number in range(3):
             assert running.put(None, [number] * 40, b"x" * 400, fingerprint=b"m" * 32, namespace="", start=0, owner="gone")
-        monkeypatch.undo()
+        assert running.stats().n_blocks == 0, "they wait"
         forget_conversations(settings, ["gone"])
         running.flush()
         assert running.stats().n_blocks == 0

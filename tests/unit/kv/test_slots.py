@@ -34,7 +34,7 @@ def test_reuse_is_never_wrong_and_never_shorter_than_in_place(seed: int, n_seq: 
             slots.release(busy.pop(rng.randrange(len(busy))))
         start = rng.choice(prompts) if prompts and rng.random() < 0.8 else []
         prompt = start[: rng.randrange(len(start) + 1)] + [rng.randrange(97, 100) for _ in range(rng.randrange(1, 30))]
-        resident = [slots.tree.tokens(slot.seq_id) for slot in slots._slots]
+        resident = [slots.tree.tokens(slot.seq_id) for slot in slots.slots]
         slot = slots.acquire(prompt)
         assert slot is not None
         best = max(common_prefix(tokens, prompt[:-1]) for tokens in resident)

@@ -8,20 +8,19 @@ import os
 import sqlite3
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edge.errors import StorageError, UsageError
+from edge.files import lock_file
 from edge.kv.blocks import fingerprint, pack_tokens
 from edge.kv.disk import Disk
 from edge.kv.files import StoreFiles
 from edge.kv.maintenance import scan
-from edge.kv.store import BlockStore, Match
+from edge.kv.store import BlockStore, Match, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 OTHER = fingerprint({"weights": "b"})
@@ -35,12 +34,21 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
     def make(name: str = "kv", **options: object) -> BlockStore:
         values = {"budget_bytes": 1 << 24, "min_free_bytes": 0, "sync": False, "retry_s": 0.0} | options
-        opened.append(BlockStore(tmp_path / name, **values))  # type: ignore[arg-type]
+        opened.append(BlockStore(tmp_path / name, StoreOptions(**values)))  # type: ignore[arg-type]
         return opened[-1]
 
     yield make
     for store in opened:
         store.close()
+
+
+class Timer:
+    """A timer that tests move on."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def put_row(
@@ -82,6 +90,16 @@ def path_of(store: BlockStore, key: bytes) -> Path:
     return store.directory / "blocks" / key.hex()[:2] / key.hex()[2:]
 
 
+def index_of(store: BlockStore) -> Path:
+    return sorted(store.directory.glob("index-*.sqlite"))[-1]
+
+
+def change_index(store: BlockStore, sql: str, *values: object) -> None:
+    """Change the index from outside, behind the store's back."""
+    with closing(sqlite3.connect(index_of(store), isolation_level=None)) as connection:
+        connection.execute(sql, values)
+
+
 def is_stored(store: BlockStore, key: bytes) -> bool:
     return key.hex() in {info.key for info in store.ls()}
 
@@ -93,7 +111,7 @@ def test_what_is_put_is_found_by_its_tokens_and_read_back(make_store: MakeStore)
     assert (match.n_tokens, [ref.key for ref in match.blocks]) == (9, keys)
     assert [(ref.start, ref.n_tokens, ref.n_used) for ref in match.blocks] == [(0, 4, 4), (4, 4, 4), (8, 2, 1)]
     assert match.prefill_ms == pytest.approx(8.0 + 8.0 + 4.0)
-    assert match.size_bytes == sum(path_of(store, key).stat().st_size for key in keys)
+    assert [ref.size_bytes for ref in match.blocks] == [path_of(store, key).stat().st_size for key in keys]
     assert restored(store, list(range(10))) == [b"kv of %r" % list(range(end)) for end in (4, 8, 10)]
 
 
@@ -150,16 +168,14 @@ def test_a_full_queue_drops_and_does_not_wait(make_store: MakeStore, monkeypatch
     store = make_store(queue_bytes=10_000)
     put_row(store, [0])
     may_go_on, has_begun = threading.Event(), threading.Event()
-    disk = store._background.disk
-    assert disk is not None
-    write = disk.files.write
+    write = StoreFiles.write
 
-    def slow_write(pieces: list[bytes]) -> Path:
+    def slow_write(files: StoreFiles, pieces: list[bytes]) -> Path:
         has_begun.set()
         assert may_go_on.wait(30)
-        return write(pieces)
+        return write(files, pieces)
 
-    monkeypatch.setattr(disk.files, "write", slow_write)
+    monkeypatch.setattr(StoreFiles, "write", slow_write)
     keys = []
     for token in range(1, 6):
         keys.append(store.put(None, [token], bytes(4000), fingerprint=MODEL, namespace="ns", start=0))
@@ -292,24 +308,22 @@ def test_leases_of_a_store_that_was_closed_hold_nothing(make_store: MakeStore) -
     lease.__exit__(None, None, None)
 
 
-def test_a_turn_does_not_begin_the_log_of_the_index(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_does_not_begin_the_log_of_the_index(make_store: MakeStore) -> None:
     """The first write to an empty log waits for the disk; then it has a new header."""
 
     def header_of_log() -> bytes:
         return index.with_name(index.name + "-wal").read_bytes()[:32]
 
     make_store().close()
-    store = make_store()
+    store = make_store(log_bytes=8000)  # what `warm_up` writes stays below it, a block does not
     (index,) = store.directory.glob("index-*.sqlite")
     assert header_of_log() == b""
     store.warm_up()
     assert store.flush()
     headers = [header_of_log()]
-    monkeypatch.setattr("edge.kv.background._LOG_BYTES", 0)  # the log is moved into the file, and begins anew
-    keys = put_row(store, [1, 2, 3])
+    keys = put_row(store, [1, 2, 3])  # the log is moved into the file, and begins again
     assert store.flush()
     headers.append(header_of_log())
-    monkeypatch.undo()
     with store.lease(store.match(MODEL, "ns", [1, 2, 3])):
         headers.append(header_of_log())
     assert keys and len(headers[0]) == 32 and headers[1] != headers[0] and headers[2] == headers[1]
@@ -333,11 +347,9 @@ def test_what_cannot_be_fetched_early_is_found_out_when_it_is_read(make_store: M
 
 
 def test_free_space_is_left_and_given_back(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = make_store(min_free_bytes=100 * KIB4, retry_s=3600.0)
-    disk = store._background.disk
-    assert disk is not None
     free = [1000 * KIB4]
-    monkeypatch.setattr(disk.files, "free_bytes", lambda: free[0])
+    monkeypatch.setattr(StoreFiles, "free_bytes", lambda files: free[0])
+    store = make_store(min_free_bytes=100 * KIB4, retry_s=3600.0)
     keys = put_row(store, [0]) + put_row(store, [1]) + put_row(store, [2])
     free[0] = 99 * KIB4
     put_row(store, [3])  # two short: one for the floor, one for itself
@@ -414,6 +426,25 @@ def test_clear_removes_everything(make_store: MakeStore) -> None:
     assert store.ls() == [] and store.stats().size_bytes == 0 and not list(store.directory.glob("blocks/*/*"))
     put_row(store, [1])
     assert store.stats().n_blocks == 1
+
+
+def test_clear_removes_children_before_their_parents(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a scan by another process in between would find blocks without a parent, and report them as missing."""
+    store = make_store()
+    for token in range(100, 130):
+        keys = put_row(store, [token, *range(7)], cut=2)
+    store.pin(keys[1])
+    assert store.flush(60.0)
+    parents = {bytes.fromhex(info.key): bytes.fromhex(info.parent) for info in store.ls()}
+    remove, removed = StoreFiles.remove, list[bytes]()
+
+    def note(files: StoreFiles, key: bytes) -> None:
+        assert parents[key] not in removed
+        removed.append(key)
+        remove(files, key)
+
+    monkeypatch.setattr(StoreFiles, "remove", note)
+    assert store.clear() == len(removed) == 120 and store.ls() == []
 
 
 # Privacy
@@ -533,10 +564,7 @@ def test_an_evicted_block_is_no_damage(make_store: MakeStore, caplog: pytest.Log
 def test_what_the_index_says_is_checked_against_the_file(make_store: MakeStore) -> None:
     store = make_store()
     (key,) = put_row(store, [1, 2, 3])
-    disk = store._background.disk
-    assert disk is not None
-    with disk.index.write() as change:
-        change.sql.execute("UPDATE block SET path = ? WHERE key = ?", (pack_tokens([1, 2, 9]), key))
+    change_index(store, "UPDATE block SET path = ? WHERE key = ?", pack_tokens([1, 2, 9]), key)
     match = store.match(MODEL, "ns", [1, 2, 9])
     assert match.n_tokens == 3  # so the index says
     assert store.read(match.blocks[0]) is None
@@ -560,23 +588,22 @@ def test_verify_reads_every_block(make_store: MakeStore) -> None:
 
 def test_verify_passes_over_what_others_evict_meanwhile(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every point: before a block is read, after it, and so on."""
+    load = StoreFiles.load
     for moment in ("before", "after"):
         store = make_store()
         keys = put_row(store, list(range(8)), owner="ann")
         other = make_store()
-        disk = store._background.disk
-        assert disk is not None
-        load = disk.files.load
 
-        def load_and_lose(key: bytes, moment: str = moment, load: Any = load, other: BlockStore = other) -> bytes:
+        def load_and_lose(files: StoreFiles, key: bytes, moment: str = moment, other: BlockStore = other) -> bytes:
             if moment == "before":
                 other.clear()
-            data: bytes = load(key)
+            data = load(files, key)
             other.clear()
             return data
 
-        monkeypatch.setattr(disk.files, "load", load_and_lose)
-        report = store.verify()
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreFiles, "load", load_and_lose)
+            report = store.verify()
         assert report.damaged == () and report.n_checked == len(keys)
         assert store.problem is None and store.stats().n_lost == 0
 
@@ -587,8 +614,6 @@ def test_running_out_of_files_or_memory_loses_no_block(
 ) -> None:
     store = make_store()
     put_row(store, list(range(8)))
-    disk = store._background.disk
-    assert disk is not None
     for path in store.directory.glob("index-*"):
         path.unlink()  # so that gc has to read headers
 
@@ -635,35 +660,25 @@ def test_a_crash_is_known_until_the_store_was_put_in_order(make_store: MakeStore
 
 
 def open_disk(directory: Path) -> Disk:
-    return Disk(directory, budget_bytes=1 << 24, min_free_bytes=0, encrypt=False, secret=None, sync=False, clock=time.time)
+    return Disk(directory, StoreOptions(budget_bytes=1 << 24, min_free_bytes=0, sync=False))
 
 
 # Others are busy
 
 
-@pytest.fixture
-def hold_index(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BlockStore], Any]]:
-    """Change the index of a store from outside, for as long as a `with` block lasts; nobody waits long for that."""
-    monkeypatch.setattr("edge.kv.index.BUSY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr("edge.kv.store.BUSY_TIMEOUT_S", 0.2)
-
-    @contextmanager
-    def hold(store: BlockStore) -> Iterator[None]:
-        connection = sqlite3.connect(next(store.directory.glob("index-*.sqlite")), isolation_level=None)
+@contextmanager
+def hold_index(store: BlockStore) -> Iterator[None]:
+    """Change the index of a store from outside, for as long as the block lasts."""
+    with closing(sqlite3.connect(index_of(store), isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            connection.execute("ROLLBACK")
-            connection.close()
-
-    yield hold
+        yield
+        connection.execute("ROLLBACK")
 
 
 def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
-    make_store: MakeStore, hold_index: Callable[[BlockStore], Any], caplog: pytest.LogCaptureFixture
+    make_store: MakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = make_store(retry_s=3600.0, sync=False)
+    store = make_store(retry_s=3600.0, busy_timeout_s=0.1)
     (key,) = put_row(store, [1, 2])
     with caplog.at_level(logging.WARNING, "edge.kv"):
         with hold_index(store):
@@ -675,7 +690,7 @@ def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
             store.pin(key)
             assert not store.flush(0.3) and store.problem is None
             for call in (store.gc, lambda: store.forget("nobody")):
-                with pytest.raises(StorageError, match="did not come to an end") as caught:
+                with pytest.raises(StorageError, match="did not finish its queue") as caught:
                     call()
                 assert "Nothing is lost" in caught.value.hint and "permissions" not in str(caught.value)
         assert store.flush(60.0)
@@ -688,33 +703,29 @@ def test_while_others_are_busy_nothing_is_lost_and_the_store_stays_on(
             call()  # those who read wait for nobody
 
 
-def test_a_damaged_block_is_removed_when_others_let_go_of_the_index(
-    make_store: MakeStore, hold_index: Callable[[BlockStore], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = make_store(retry_s=3600.0)
+def test_a_damaged_block_is_removed_once_others_release_the_index(make_store: MakeStore) -> None:
+    store = make_store(retry_s=3600.0, busy_timeout_s=0.05, drop_timeout_s=0.05)
     (key,) = put_row(store, [1, 2])
     match = store.match(MODEL, "ns", [1, 2])
     path_of(store, key).write_bytes(b"damage")
-    monkeypatch.setattr("edge.kv.store._DROP_TIMEOUT_S", 0.05)
     with hold_index(store):
         assert store.read(match.blocks[0]) is None and store.match(MODEL, "ns", [1, 2]) == Match()
         assert path_of(store, key).exists() and store.problem is None
     assert store.flush(60.0) and not path_of(store, key).exists()
-    assert store.ls() == [] and store.stats().n_lost == 1 and not store._background.lost
+    assert store.ls() == [] and store.stats().n_lost == 1
+    put_row(store, [1, 2])
+    assert restored(store, [1, 2]) == [b"kv of [1, 2]"]
 
 
-def test_a_store_that_others_keep_opening_is_opened_soon_after(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = make_store()
+def test_a_store_that_others_keep_opening_is_opened_soon_after(make_store: MakeStore) -> None:
+    first, timer = make_store(), Timer()
     put_row(first, [1, 2])
-    monkeypatch.setattr("edge.kv.files.OPENING_TIMEOUT_S", 0.05)
-    disk = first._background.disk
-    assert disk is not None
-    with disk.files.opening():
-        store = make_store(retry_s=3600.0)
+    with lock_file(first.directory / "opening.lock"):
+        store = make_store(retry_s=3600.0, open_timeout_s=0.05, timer=timer)
         assert store.problem is not None and "has been opening it" in store.problem
         with pytest.raises(StorageError, match="has been opening it"):
             store.stats()
-    store._background._retry_at -= 1.0  # it tries again after a second, not after an hour
+    timer.now += 1.0  # it tries again after a second, not after an hour
     assert store.match(MODEL, "ns", [1, 2]) == Match() and store.flush(60.0)
     assert store.problem is None and restored(store, [1, 2]) == [b"kv of [1, 2]"]
 
@@ -765,11 +776,8 @@ def test_blocks_that_nothing_leads_to_are_removed(make_store: MakeStore) -> None
 def test_an_index_that_goes_bad_while_it_is_open_is_replaced(make_store: MakeStore) -> None:
     store, other = make_store(), make_store()
     put_row(store, list(range(12)))
-    disk = store._background.disk
-    assert disk is not None
-    old = disk.index.path
-    with disk.index.write() as change:  # what bad bytes in a page do: SQLite finds no such thing
-        change.sql.execute("DROP TABLE state")
+    old = index_of(store)
+    change_index(store, "DROP TABLE state")  # what bad bytes in a page do: SQLite finds no such table
     put_row(store, [50, 51])
     assert store.flush(60.0)
     assert store.match(MODEL, "ns", [50, 51]) == Match() or store.problem is None
@@ -802,61 +810,71 @@ def test_files_that_are_none_of_ours_are_left_alone(make_store: MakeStore) -> No
 def test_a_failing_disk_turns_the_store_off_until_it_works_again(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = make_store(retry_s=3600.0)
+    timer = Timer()
+    store = make_store(retry_s=3600.0, timer=timer)
     put_row(store, [1, 2])
-    disk = store._background.disk
-    assert disk is not None
-    write = disk.files.write
 
-    def full(pieces: list[bytes]) -> Path:
+    def full(files: StoreFiles, pieces: list[bytes]) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.files, "write", full)
+    monkeypatch.setattr(StoreFiles, "write", full)
     with caplog.at_level(logging.WARNING, "edge.kv"):
         assert store.put(None, [3], b"", fingerprint=MODEL, namespace="ns", start=0) is not None
         assert store.flush(60.0)
         assert store.put(None, [4], b"", fingerprint=MODEL, namespace="ns", start=0) is None
     assert store.problem == "the disk is full" and len(caplog.records) == 1
     assert restored(store, [1, 2]) == [b"kv of [1, 2]"]  # what is there can still be read
-    monkeypatch.setattr(disk.files, "write", write)
-    monkeypatch.setattr(store._background, "_retry_at", 0.0)
+    monkeypatch.undo()
+    assert store.is_paused
+    timer.now += 3600.0
+    assert not store.is_paused and store.problem == "the disk is full", "until something works again"
     put_row(store, [5])
     assert store.problem is None and store.match(MODEL, "ns", [5]).n_tokens == 1
 
 
-def test_failures_while_it_stays_away_do_not_keep_it_away_for_ever(make_store: MakeStore) -> None:
-    store = make_store(retry_s=3600.0)
-    background = store._background
-    background.fail(OSError(5, "Input/output error"))
-    until = background._retry_at
-    background.fail(OSError(5, "Input/output error"))
-    assert background._retry_at == until
-    assert store.put(None, [1], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+def test_failures_during_the_pause_do_not_prolong_it(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = Timer()
+    store = make_store(retry_s=3600.0, timer=timer)
+    put_row(store, [1])
+    (ref,) = store.match(MODEL, "ns", [1]).blocks
+
+    def fail(*args: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "load", "remove"):
+            patch.setattr(StoreFiles, name, fail)
+        store.put(None, [2], b"", fingerprint=MODEL, namespace="ns", start=0)
+        assert store.flush(60.0) and store.is_paused
+        timer.now += 2000.0
+        assert store.read(ref) is None and store.is_paused
+    assert store.put(None, [2], b"", fingerprint=MODEL, namespace="ns", start=0) is None
+    timer.now += 1600.0
+    put_row(store, [2])
+    assert store.problem is None
 
 
 def test_damage_that_cannot_be_removed_is_logged_once_and_not_given_again(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = make_store(retry_s=3600.0)
+    timer = Timer()
+    store = make_store(retry_s=3600.0, timer=timer)
     keys = put_row(store, list(range(8)))
     match = store.match(MODEL, "ns", list(range(8)))
     path_of(store, keys[1]).write_bytes(b"damage")
-    disk = store._background.disk
-    assert disk is not None
-    remove = disk.files.remove
 
-    def refuse(key: bytes) -> None:
+    def refuse(files: StoreFiles, key: bytes) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(disk.files, "remove", refuse)
+    monkeypatch.setattr(StoreFiles, "remove", refuse)
     with caplog.at_level(logging.WARNING, "edge.kv"):
         for _ in range(3):
             assert store.read(match.blocks[1]) is None
             assert store.match(MODEL, "ns", list(range(8))).n_tokens == 4
     assert sum("computed again" in record.message for record in caplog.records) == 1
     assert store.problem == "the disk is read-only" and is_stored(store, keys[1])
-    monkeypatch.setattr(disk.files, "remove", remove)
-    monkeypatch.setattr(store._background, "_retry_at", 0.0)
+    monkeypatch.undo()
+    timer.now += 3600.0
     put_row(store, [50])
     assert store.problem is None and not is_stored(store, keys[1])
     put_row(store, list(range(8)))
@@ -865,7 +883,8 @@ def test_damage_that_cannot_be_removed_is_logged_once_and_not_given_again(
 
 def test_a_store_that_cannot_be_opened_is_off_and_comes_back(make_store: MakeStore, tmp_path: Path) -> None:
     (tmp_path / "kv").write_text("a file where the directory should be")
-    store = make_store(retry_s=3600.0)
+    timer = Timer()
+    store = make_store(retry_s=3600.0, timer=timer)
     assert store.problem is not None
     assert store.put(None, [1], b"", fingerprint=MODEL, namespace="ns", start=0) is None
     store.touch([b"k" * 32])
@@ -877,7 +896,7 @@ def test_a_store_that_cannot_be_opened_is_off_and_comes_back(make_store: MakeSto
         with pytest.raises(StorageError, match="cannot be used"):
             call()
     (tmp_path / "kv").unlink()
-    store._background._retry_at = 0.0
+    timer.now += 3600.0
     assert store.match(MODEL, "ns", [1]) == Match() and store.flush(60.0)
     assert store.problem is None
     put_row(store, [1])
@@ -916,13 +935,12 @@ def test_a_closed_store_finds_nothing_and_says_so(make_store: MakeStore) -> None
     assert not list(store.directory.glob("live/*"))
 
 
-def test_a_forked_child_keeps_its_hands_off(make_store: MakeStore) -> None:
+def test_a_forked_child_keeps_its_hands_off(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store()
     put_row(store, [1])
-    store._background._pid += 1  # what the child of a fork sees
-    assert store.match(MODEL, "ns", [1]) == Match()
-    assert store.problem is not None and "forked" in store.problem
-    store.close()
-    store._background._pid -= 1
-    store._background.problem = None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)  # what the child of a fork sees
+        assert store.match(MODEL, "ns", [1]) == Match()
+        assert store.problem is not None and "forked" in store.problem
+        store.close()
     assert store.match(MODEL, "ns", [1]).n_tokens == 1

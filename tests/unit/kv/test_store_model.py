@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge.kv.blocks import fingerprint
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from tests.prove import proof_size
 
 MODELS = [fingerprint({"weights": name}) for name in ("a", "b")]
@@ -68,12 +68,14 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.store = BlockStore(
             self.directory,
-            budget_bytes=self.n_blocks * DISK_BLOCK,
-            min_free_bytes=0,
-            encrypt=self.encrypt,
-            secret=bytes(32),  # a random one would name, and order, blocks differently each time
-            sync=False,
-            clock=lambda: 1000.0,  # a clock that stands still must change nothing
+            StoreOptions(
+                budget_bytes=self.n_blocks * DISK_BLOCK,
+                min_free_bytes=0,
+                encrypt=self.encrypt,
+                secret=bytes(32),  # a random one would name, and order, blocks differently each time
+                sync=False,
+                clock=lambda: 1000.0,  # a clock that stands still must change nothing
+            ),
         )
 
     def teardown(self) -> None:

@@ -101,7 +101,7 @@ class TreeAgainstLists(RuleBasedStateMachine):
 
     @invariant()
     def is_well_formed(self) -> None:
-        nodes = list(self.tree._nodes())
+        nodes = list(self.tree.nodes())
         for node in nodes[1:]:
             assert node.tokens and node.holders and node.parent is not None
             assert node.parent.children[node.tokens[0]] is node
@@ -139,7 +139,7 @@ def test_decoding_appends_in_place() -> None:
     tree = PrefixTree(2)
     for token in range(1000):
         tree.extend(0, [token])
-    assert len(list(tree._nodes())) == 2
+    assert len(list(tree.nodes())) == 2
     tree.share(0, 1, 400)
     tree.extend(0, [1000])
     tree.extend(1, [7])

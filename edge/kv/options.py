@@ -1,0 +1,51 @@
+"""Options of a block store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge.kv.keys import Secret
+
+__all__ = ["StoreOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Size, privacy and patience of a block store.
+
+    Attributes:
+        budget_bytes: most disk that block files may take. The index comes on top, about 1.5 kB a block.
+        min_free_bytes: free disk space that the store never takes, and gives back by evicting.
+        encrypt: encrypt new blocks and remove plain ones. Blocks are authenticated either way.
+        secret: 32 bytes stored elsewhere; None stores random ones in a private file of the directory; KEYRING also looks in
+            the operating system's keyring, and puts the secret of a new store that encrypts there.
+        sync: fsync each block file before it gets its name. Without it a power cut loses more of the last blocks; a torn
+            block is found when it is read, either way.
+        queue_bytes: most memory for blocks that wait to be written; more are dropped.
+        retry_s: pause after the disk failed.
+        busy_timeout_s: longest wait for other processes that change the index. They need milliseconds, but a loaded machine
+            may stop them in the middle.
+        turn_timeout_s: the same inside a turn.
+        drop_timeout_s: the same when a turn finds a damaged block; where that is not enough, the thread removes it later.
+        open_timeout_s: longest wait for another process that opens the store.
+        log_bytes: size of the index's log that starts a checkpoint.
+        clock: unix seconds; for people and the time of the next scan, never for the order of eviction.
+        timer: monotonic seconds; for `retry_s`.
+    """
+
+    budget_bytes: int
+    min_free_bytes: int = 1 << 30
+    encrypt: bool = False
+    secret: Secret = None
+    sync: bool = True
+    queue_bytes: int = 64 << 20
+    retry_s: float = 60.0
+    busy_timeout_s: float = 60.0
+    turn_timeout_s: float = 0.05
+    drop_timeout_s: float = 1.0
+    open_timeout_s: float = 10.0
+    log_bytes: int = 4 << 20
+    clock: Callable[[], float] = time.time
+    timer: Callable[[], float] = time.monotonic
