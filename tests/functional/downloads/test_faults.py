@@ -87,7 +87,7 @@ def test_a_server_that_lies_about_the_hash(hub: Hub, settings: Settings, model: 
 @pytest.mark.parametrize("extra", [b"more", b""], ids=["longer", "shorter"])
 def test_a_server_that_lies_about_the_size(hub: Hub, settings: Settings, model: bytes, extra: bytes) -> None:
     hub.fail("content", content=model + extra if extra else model[:-4])
-    with pytest.raises(ChecksumError, match=r"promised were .* bytes, the server sends") as caught:
+    with pytest.raises(ChecksumError, match=r"bytes were promised, the server sends") as caught:
         pull(REFERENCE, settings=settings)
     assert f"{len(model):,}" in caught.value.message
     assert not models(settings)
@@ -162,8 +162,8 @@ def test_a_busy_server_is_asked_again_when_it_says(hub: Hub, settings: Settings,
 @pytest.mark.parametrize(
     ("status", "headers", "message", "hint", "n_waits"),
     [
-        (429, {"Retry-After": "3600"}, "takes no more requests", "Try again in 3600 s", 0),
-        (429, {}, "takes no more requests", "Try again later", 3),
+        (429, {"Retry-After": "3600"}, "accepts no more requests", "Try again in 3600 s", 0),
+        (429, {}, "accepts no more requests", "Try again later", 3),
         (503, {}, r"has a fault \(HTTP 503\)", "Try again later", 3),
     ],
 )
