@@ -109,7 +109,7 @@ def module_page(name: str, shown: dict[str, str]) -> str:
 
 def defining_path(module: ModuleType, name: str, value: Any) -> str:
     """Return the full path of a public name where it is defined, whatever module re-exports it."""
-    if hasattr(value, "__qualname__"):
+    if inspect.isclass(value) or inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
     package = module.__name__.partition(".")[0]
     homes = [module, *(other for key, other in sys.modules.items() if key.startswith(f"{package}."))]

@@ -92,6 +92,13 @@ def test_the_site_builds_without_broken_links_and_requests_to_other_hosts() -> N
     assert build_docs.build() == []
 
 
+def test_a_public_name_is_documented_where_it_is_defined() -> None:
+    import edge.types
+
+    assert build_docs.defining_path(edge, "Conversation", edge.Conversation) == "edge.assistant.Conversation"
+    assert build_docs.defining_path(edge.types, "Role", edge.types.Role) == "edge.types.Role"
+
+
 def test_the_check_finds_what_is_broken(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(
         '<h1 id="top">x</h1> <a href="#top">fine</a> <a href="#gone">x</a> <a href="gone.html">x</a>'
