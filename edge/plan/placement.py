@@ -133,6 +133,7 @@ def _choose_engine(device: DeviceProfile, artifact: Artifact, request: PlanReque
         raise BackendUnavailableError(
             f"{which} cannot read {artifact.format} models, such as {artifact.name}.", f"Use a model in the format {reads}."
         )
+    able.sort(key=lambda row: request.require not in (None, *row.accelerators, *row.on_request))
     for row in able:
         if is_installed(device, row):
             asked = "asked for; " if request.backend else ""

@@ -1,4 +1,4 @@
-"""The backends that the contract is tested on, and tiny random models to test more of llama.cpp with.
+"""The fixtures of the contract, and tiny random models to test more of llama.cpp with.
 
 Every test gets a `bench`: an open backend with empty sequences, and how exact its engine is.
 """
@@ -6,8 +6,6 @@ Every test gets a `bench`: an open backend with empty sequences, and how exact i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +14,14 @@ import numpy as np
 import pytest
 
 from edge.backends.base import Backend
-from edge.backends.fake import FakeBackend
-from edge.formats.artifact import Artifact, open_artifact
-from edge.plan import MemoryEstimate, Plan
+from edge.plan import Plan
 from edge.prompt.tokenizers import Tokenizer
-from tests.contract.coreml import coreml_plan, open_coreml, write_package
+from tests.contract.coreml import write_package
+from tests.contract.entries import CHUNK, ENTRIES, N_CTX, N_SEQ, Bench, make_plan
 from tests.tiny_onnx import write_onnx
 
-N_CTX, N_SEQ, CHUNK = 256, 4, 32
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN = 64, 4, 2, 32, 128
 SPECIALS = ("<|im_start|>", "<|im_end|>")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A backend under test.
-
-    Attributes:
-        backend: open, all sequences empty.
-        tolerance: by how much logits may differ when the same tokens are computed in other chunks. 0 means not at all.
-        can_chat: the model answers in ChatML.
-    """
-
-    backend: Backend
-    tolerance: float
-    can_chat: bool
-
-    def tokens(self, n_tokens: int, seed: int) -> list[int]:
-        """Random tokens below 256, which every vocabulary here has, without control tokens of SmolLM2."""
-        return [int(token) for token in np.random.default_rng(seed).integers(20, 256, n_tokens)]
-
-
-def make_plan(path: Path, **changes: object) -> Plan:
-    """A small plan for a GGUF file."""
-    values: dict[str, object] = {
-        "backend": "llamacpp",
-        "accelerator": "cpu",
-        "artifact": Artifact(path=path, format="gguf", name=path.stem, size_bytes=path.stat().st_size),
-        "n_ctx": N_CTX,
-        "n_seq": N_SEQ,
-        "n_threads": 1,
-        "n_threads_batch": 1,
-        "n_ubatch": CHUNK,
-        "gpu_layers": 0,
-        "kv_type_k": "f16",
-        "kv_type_v": "f16",
-        "flash_attention": True,
-        "use_mmap": True,
-        "use_extra_buffers": True,
-        "memory": MemoryEstimate(0, 0, 0, 0, 0),
-        "choices": (),
-    }
-    return Plan(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def _byte_letters() -> list[str]:
@@ -354,59 +308,10 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return path_of
 
 
-def onnx_plan(path: Path, **changes: object) -> Plan:
-    """A small plan for an ONNX folder."""
-    values = {"backend": "onnx", "artifact": open_artifact(path), "kv_type_k": "f32", "kv_type_v": "f32"}
-    return make_plan(path, **{**values, **changes})
-
-
-def _openvino_kinds() -> list[str]:
-    """The ONNX models once more on OpenVINO, where onnxruntime's build for it is installed instead of the usual one."""
-    try:
-        version("onnxruntime-openvino")
-    except PackageNotFoundError:
-        return []
-    return [f"openvino {kind}" for kind in ("onnx", "onnx-int4", "onnx-plain")]
-
-
-@pytest.fixture(
-    scope="session",
-    params=[
-        "fake",
-        "tiny",
-        "coreml",
-        "coreml-explicit",
-        "onnx",
-        "onnx-int4",
-        "onnx-plain",
-        *_openvino_kinds(),
-        pytest.param("smollm2", marks=pytest.mark.model),
-    ],
-)
-def opened(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Bench]:
+@pytest.fixture(scope="session", params=[pytest.param(entry, id=entry.kind, marks=entry.marks) for entry in ENTRIES])
+def opened(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Each backend once, open for the whole session."""
-    kind = request.param
-    if kind == "fake":
-        bench = Bench(FakeBackend(n_ctx=N_CTX, n_seq=N_SEQ, chunk_size=CHUNK), tolerance=0.0, can_chat=True)
-    elif kind.startswith("coreml"):
-        package = request.getfixturevalue("coreml_package")(kind)
-        backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
-        bench = Bench(backend, tolerance=0.1, can_chat=False)  # logits of about 5, rounded to float16 like all before them
-    elif "onnx" in kind:
-        from edge.backends.onnx.backend import OnnxBackend
-
-        provider, name = kind.split() if " " in kind else ("cpu", kind)
-        # In int4 the activations are rounded to 8 bits, block by block.
-        tolerance = 0.3 if name == "onnx-int4" else 1e-3
-        plan = onnx_plan(request.getfixturevalue("tiny_onnx")(name), accelerator=provider)
-        bench = Bench(OnnxBackend(plan), tolerance=tolerance, can_chat=False)
-    else:
-        from edge.backends.llamacpp.backend import LlamaCppBackend
-
-        path = tiny_model("llama") if kind == "tiny" else request.getfixturevalue("model_path")
-        # Keys and values in float16, weights in 4 bits: another split of the prompt moves logits by a few tenths.
-        tolerance = 0.05 if kind == "tiny" else 1.0
-        bench = Bench(LlamaCppBackend(make_plan(path)), tolerance=tolerance, can_chat=kind == "smollm2")
+    bench = request.param.open(request, request.param.kind)
     yield bench
     bench.backend.close()
 

@@ -72,7 +72,7 @@ sys.path[:] = json.loads(sys.argv.pop(1))
 sys.modules["torch"] = None  # coremltools would spend seconds on importing it
 from pathlib import Path
 import numpy as np
-from tests.contract.conftest import make_plan
+from tests.contract.entries import make_plan
 from tests.contract.coreml import coreml_plan, open_coreml
 action, package, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 tokens = [int(token) for token in np.random.default_rng(8).integers(20, 256, 90)]

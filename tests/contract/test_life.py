@@ -18,8 +18,7 @@ from edge.errors import BackendError, BackendUnavailableError, CancelledError
 from edge.prompt.tokenizers import Tokenizer
 from edge.types import Sampling
 from tests.contract.coreml import coreml_plan, open_coreml
-
-from .conftest import onnx_plan
+from tests.contract.entries import onnx_plan
 
 Open = Callable[..., Backend]
 

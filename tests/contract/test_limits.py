@@ -15,8 +15,7 @@ import edge.backends.llamacpp.backend
 from edge.backends.base import Backend
 from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError, UnsupportedError, UsageError
-
-from .conftest import CHUNK, N_CTX, N_SEQ, Bench
+from tests.contract.entries import CHUNK, N_CTX, N_SEQ, Bench
 
 
 @contextmanager

@@ -19,9 +19,8 @@ from edge.backends.onnx.kv import DeviceBuffers, Layout, SeparateBuffers
 from edge.backends.onnx.session import PROVIDERS
 from edge.errors import BackendUnavailableError, ModelFileError, UsageError
 from tests.checkpoints import add_tokens
+from tests.contract.entries import CHUNK, onnx_plan
 from tests.tiny_onnx import N_VOCAB, write_onnx
-
-from .conftest import CHUNK, onnx_plan
 
 ort = pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 pytest.importorskip("onnx", reason="needs the extra [convert]")

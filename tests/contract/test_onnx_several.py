@@ -25,9 +25,8 @@ from edge.engine.governor import Limits
 from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, ContextFullError, ModelTooLargeError
 from edge.types import Sampling
+from tests.contract.entries import N_CTX, onnx_plan
 from tests.tiny_onnx import write_onnx
-
-from .conftest import N_CTX, onnx_plan
 
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 onnx = pytest.importorskip("onnx", reason="needs the extra [convert]")

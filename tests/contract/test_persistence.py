@@ -21,8 +21,7 @@ from edge.conversation import ConversationStore
 from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore, StoreOptions
 from edge.types import Sampling
-
-from .conftest import onnx_plan
+from tests.contract.entries import onnx_plan
 
 PlanFor = Callable[..., Any]
 TinyModel = Callable[[str], Path]

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from edge.backends.base import Backend
 from edge.errors import UsageError
 from edge.prompt.tokenizers import Tokenizer
-
-from .conftest import Bench
+from tests.contract.entries import Bench
 
 TEXTS = [
     "",

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and 
 
 from edge.backends.onnx.backend import OnnxBackend
 from edge.formats.artifact import open_artifact
-from tests.contract.conftest import make_plan
+from tests.contract.entries import make_plan
 
 from .test_export import KINDS, N_PROMPT, load_transformers, tokens_of, transformers_logits
 
