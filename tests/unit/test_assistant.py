@@ -381,6 +381,28 @@ def test_going_on_with_a_kept_conversation(make: Callable[..., Assistant], tmp_p
         assert again.send("three").wait() == "You wrote 5 letters."
 
 
+def test_tokens_of_a_reply_that_are_not_its_text_are_not_believed(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "c.db") as store:
+        conversation = make(store=store).conversation()
+        conversation.send("one").wait()
+        answer = conversation.messages[-1]
+        expected = make(store=store).conversation(conversation.id).fork().send("two")
+        assert expected.wait() == words("two")
+        for wrong in (
+            [1, 2, 3],
+            [-1],
+            ["a"],
+            "abc",
+            [10**9],
+            [*answer.record["tokens"], 65],
+            {"a": 1},
+            [257, *answer.record["tokens"]],
+        ):
+            store.update(answer.id, record={**answer.record, "tokens": wrong})
+            reply = make(store=store).conversation(conversation.id).fork().send("two")
+            assert (reply.wait(), reply.usage.n_prompt) == (expected.text, expected.usage.n_prompt)
+
+
 def test_many_threads_each_with_a_conversation(make: Callable[..., Assistant]) -> None:
     assistant = make(delay_s=0.0005)
     answers: dict[int, list[str]] = {}
