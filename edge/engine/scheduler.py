@@ -195,13 +195,13 @@ class Scheduler:
                 item.run(self._backend)
 
     def _apply(self, limits: Limits) -> None:
-        before, self.limits = self.limits, limits
-        threads = (limits.n_threads, limits.n_threads_batch)
+        before, threads = self.limits, (limits.n_threads, limits.n_threads_batch)
         if self._backend.capabilities.threads and (before is None or threads != (before.n_threads, before.n_threads_batch)):
             self._backend.set_threads(*threads)
         for generation in self._running:
             generation.held_back = limits.note or generation.held_back
         self.n_ctx = min(self.full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self.full_n_ctx
+        self.limits = limits
         self._release_idle()
 
     def _resize_window(self) -> None:

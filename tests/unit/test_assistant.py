@@ -430,9 +430,10 @@ async def test_async_use(make: Callable[..., Assistant]) -> None:
 
 
 async def test_sending_leaves_the_event_loop_free(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = make().conversation()
+    assistant = make()
+    conversation = assistant.conversation()
     may_save, is_saving, loop_thread = threading.Event(), threading.Event(), threading.get_ident()
-    append, threads = conversation._store.append, list[int]()
+    append, threads = assistant.store.append, list[int]()
 
     def wait_and_append(*arguments: Any, **options: Any) -> Any:
         threads.append(threading.get_ident())
@@ -440,7 +441,7 @@ async def test_sending_leaves_the_event_loop_free(make: Callable[..., Assistant]
         may_save.wait()  # for ever, if the loop were blocked here
         return append(*arguments, **options)
 
-    monkeypatch.setattr(conversation._store, "append", wait_and_append)
+    monkeypatch.setattr(assistant.store, "append", wait_and_append)
     sending = asyncio.create_task(conversation.asend("hello"))
     await asyncio.to_thread(is_saving.wait)
     may_save.set()

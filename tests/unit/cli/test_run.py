@@ -19,6 +19,7 @@ from edge.conversation import ConversationStore
 from edge.engine.governor import Limits
 from edge.errors import StorageError
 from edge_cli.app import App
+from tests.throttle import QuickSensors, SetGovernor
 
 
 def echo(message: str) -> str:
@@ -160,9 +161,10 @@ def test_stats_go_to_stderr(call: Any, app: App) -> None:
 
 def test_what_was_held_back_is_in_the_result_and_in_the_stats(call: Any) -> None:
     def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
-        assistant = Assistant(FakeBackend(script=lambda _: "yes"), store=store)
-        limits = Limits(2, 2, 0.0, 4096, False, "hot: 2 of 4 threads", "97 °C")
-        assistant._scheduler.throttle(limits)
+        governor = SetGovernor()
+        backend = FakeBackend(script=lambda _: "yes")
+        assistant = Assistant(backend, store=store, governor=governor, sensors=QuickSensors())
+        governor.set(assistant, Limits(2, 2, 0.0, 4096, False, "hot: 2 of 4 threads", "97 °C"))
         return assistant
 
     app = App(load=load)

@@ -12,15 +12,14 @@ import pytest
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
-from edge.device.sensors import Readings, Sensors
+from edge.device.sensors import Readings
 from edge.engine.generation import Finished, Generation
-from edge.engine.governor import Governor, Limits, Workload
+from edge.engine.governor import Governor, Workload
 from edge.engine.scheduler import Scheduler
-from edge.errors import ContextFullError, ModelTooLargeError, UnsupportedError
+from edge.errors import BackendError, ContextFullError, ModelTooLargeError, UnsupportedError
 from edge.types import Message, Sampling
+from tests.throttle import FULL, SHORT, QuickSensors, SetGovernor, eventually
 
-FULL = Limits(4, 4, 0.0, 4096, False)
-SHORT = Limits(4, 4, 0.0, 1024, True, "short of memory: window 1,024", "12 MiB available")
 GREEDY = Sampling(temperature=0)
 
 
@@ -45,12 +44,17 @@ class Sized(FakeBackend):
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., tuple[Assistant, Sized]]]:
+def governor() -> SetGovernor:
+    return SetGovernor()
+
+
+@pytest.fixture
+def make(governor: SetGovernor) -> Iterator[Callable[..., tuple[Assistant, Sized]]]:
     made: list[Assistant] = []
 
     def build(**options: Any) -> tuple[Assistant, Sized]:
         backend = Sized(**{"script": lambda message: f"{len(message)} letters.", **options})
-        made.append(Assistant(backend, sampling=GREEDY))
+        made.append(Assistant(backend, sampling=GREEDY, governor=governor, sensors=QuickSensors()))
         return made[-1], backend
 
     yield build
@@ -58,65 +62,59 @@ def make() -> Iterator[Callable[..., tuple[Assistant, Sized]]]:
         assistant.close()
 
 
-def hold(assistant: Assistant, limits: Limits) -> None:
-    """Set limits and wait until they hold."""
-    assistant._scheduler.throttle(limits)
-    assistant._scheduler.call(lambda backend: None)
-
-
-def test_threads_follow_and_come_back(make: Any) -> None:
+def test_threads_follow_and_come_back(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make()
-    hold(assistant, replace(FULL, n_threads=2, n_threads_batch=3, note="hot: 2 of 4 threads"))
+    governor.set(assistant, replace(FULL, n_threads=2, n_threads_batch=3, note="hot: 2 of 4 threads"))
     assert backend.threads == (2, 3)
     assert assistant.held_back == "hot: 2 of 4 threads"
-    hold(assistant, FULL)
+    governor.set(assistant, FULL)
     assert backend.threads == (4, 4)
     assert assistant.held_back == ""
 
 
-def test_the_record_of_a_reply_says_what_was_held_back(make: Any) -> None:
+def test_the_record_of_a_reply_says_what_was_held_back(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make()
     conversation = assistant.conversation()
     assert conversation.send("one").wait()
-    hold(assistant, replace(FULL, n_threads=2, note="hot: 2 of 4 threads"))
+    governor.set(assistant, replace(FULL, n_threads=2, note="hot: 2 of 4 threads"))
     reply = conversation.send("two")
     reply.wait()
     assert reply.held_back == "hot: 2 of 4 threads"
-    hold(assistant, FULL)
+    governor.set(assistant, FULL)
     conversation.send("three").wait()
     records = [node.record for node in conversation.messages if node.role == "assistant"]
     assert [record["held_back"] for record in records] == ["", "hot: 2 of 4 threads", ""]
 
 
-def test_what_begins_to_hold_while_a_reply_is_written_is_in_its_record(make: Any) -> None:
+def test_what_begins_to_hold_while_a_reply_is_written_is_in_its_record(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make(script=lambda message: "x" * 400, delay_s=0.001)
     reply = assistant.generate("go on")
     next(iter(reply))
-    hold(assistant, replace(FULL, rest=0.25, note="hot: rests 25 % of the time"))
-    hold(assistant, FULL)
+    governor.set(assistant, replace(FULL, rest=0.25, note="hot: rests 25 % of the time"))
+    governor.set(assistant, FULL)
     reply.wait()
     assert reply.held_back == "hot: rests 25 % of the time"
 
 
-def test_resting_changes_no_word(make: Any) -> None:
+def test_resting_changes_no_word(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make()
     expected = assistant.generate("hello").wait()
-    hold(assistant, replace(FULL, rest=0.75))
+    governor.set(assistant, replace(FULL, rest=0.75))
     assert assistant.generate("hello").wait() == expected
 
 
-def test_a_rest_is_a_share_of_the_time(make: Any) -> None:
+def test_a_rest_is_a_share_of_the_time(make: Any, governor: SetGovernor) -> None:
     """Lower bounds only: a busy machine makes everything longer."""
     assistant, _ = make(script=lambda message: "x" * 20, delay_s=0.01)
-    hold(assistant, replace(FULL, rest=0.5))
+    governor.set(assistant, replace(FULL, rest=0.5))
     began = time.perf_counter()
     assistant.generate("hello").wait()
     assert time.perf_counter() - began >= 2 * 20 * 0.01
 
 
-def test_a_rest_does_not_keep_a_cancelled_reply_or_the_end_waiting(make: Any) -> None:
+def test_a_rest_does_not_keep_a_cancelled_reply_or_the_end_waiting(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make(script=lambda message: "x" * 4000, delay_s=0.05)
-    hold(assistant, replace(FULL, rest=0.99))  # would rest for two seconds after every token
+    governor.set(assistant, replace(FULL, rest=0.99))  # would rest for two seconds after every token
     reply = assistant.generate("hello")
     next(iter(reply))
     began = time.perf_counter()
@@ -126,56 +124,55 @@ def test_a_rest_does_not_keep_a_cancelled_reply_or_the_end_waiting(make: Any) ->
     assert time.perf_counter() - began < 60
 
 
-def test_while_memory_is_short_replies_come_one_after_the_other(make: Any) -> None:
+def test_while_memory_is_short_replies_come_one_after_the_other(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make(script=lambda message: "x" * 50, delay_s=0.001)
-    hold(assistant, replace(SHORT, n_ctx=4096))
+    governor.set(assistant, replace(SHORT, n_ctx=4096))
     replies = [assistant.generate(text) for text in ("one", "two", "three")]
     assert [reply.wait() for reply in replies] == ["x" * 50] * 3
     assert backend.n_side_by_side == 1
-    hold(assistant, FULL)
+    governor.set(assistant, FULL)
     replies = [assistant.generate(text) for text in ("one", "two", "three")]
     for reply in replies:
         reply.wait()
     assert backend.n_side_by_side > 1
 
 
-def test_while_memory_is_short_idle_sequences_are_let_go(make: Any) -> None:
-    assistant, _ = make()
+def test_while_memory_is_short_idle_sequences_are_let_go(make: Any, governor: SetGovernor) -> None:
+    assistant, backend = make()
     for text in ("one", "two", "three"):
         assistant.generate(text).wait()
 
     def n_held() -> int:
-        return assistant._scheduler.call(lambda b: sum(b.length(seq_id) > 0 for seq_id in range(4)))
+        return sum(backend.length(seq_id) > 0 for seq_id in range(4))
 
     assert n_held() == 3
-    hold(assistant, replace(SHORT, n_ctx=4096))
-    assert n_held() == 1
+    governor.set(assistant, replace(SHORT, n_ctx=4096))
+    eventually(lambda: n_held() == 1)
     assistant.generate("four").wait()
-    assert n_held() == 1
+    eventually(lambda: n_held() == 1)
 
 
-def test_the_window_shrinks_at_once_when_nothing_runs_and_grows_again(make: Any) -> None:
+def test_the_window_shrinks_at_once_when_nothing_runs_and_grows_again(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make()
-    hold(assistant, SHORT)
-    assert (backend.n_ctx, assistant.n_ctx) == (1024, 1024)
+    governor.set(assistant, SHORT)
+    eventually(lambda: (backend.n_ctx, assistant.n_ctx) == (1024, 1024))
     assert assistant.generate("hello").wait() == "5 letters."
-    hold(assistant, FULL)
-    assert (backend.n_ctx, assistant.n_ctx) == (4096, 4096)
+    governor.set(assistant, FULL)
+    eventually(lambda: (backend.n_ctx, assistant.n_ctx) == (4096, 4096))
     assert assistant.generate("hello").wait() == "5 letters."
 
 
-def test_a_reply_that_runs_keeps_its_window(make: Any) -> None:
+def test_a_reply_that_runs_keeps_its_window(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make(script=lambda message: "x" * 1100, delay_s=0.0002)
     reply = assistant.generate("hello")
     next(iter(reply))
-    hold(assistant, SHORT)
+    governor.set(assistant, SHORT)
     assert assistant.n_ctx == 1024
     assert len(reply.wait()) == 1100
-    assistant._scheduler.call(lambda backend: None)
-    assert backend.n_ctx == 1024
+    eventually(lambda: backend.n_ctx == 1024)
 
 
-def test_a_conversation_that_no_longer_fits_says_why(make: Any) -> None:
+def test_a_conversation_that_no_longer_fits_says_why(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make()
     conversation = assistant.conversation()
     for n in range(6):
@@ -183,15 +180,15 @@ def test_a_conversation_that_no_longer_fits_says_why(make: Any) -> None:
     whole = conversation.send("still whole")
     whole.wait()
     assert not whole.notices
-    hold(assistant, SHORT)
+    governor.set(assistant, SHORT)
     reply = conversation.send("and now?")
     reply.wait()
     assert [notice for notice in reply.notices if "short of memory" in notice], reply.notices
 
 
-def test_what_cannot_be_said_in_a_smaller_window_gets_the_usual_one(make: Any) -> None:
+def test_what_cannot_be_said_in_a_smaller_window_gets_the_usual_one(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make()
-    hold(assistant, SHORT)
+    governor.set(assistant, SHORT)
     text = "w" * 2500
     assert assistant.generate(text).wait() == "2500 letters."
     assert backend.sizes[:2] == [1024, 4096]
@@ -201,32 +198,34 @@ def test_what_cannot_be_said_in_a_smaller_window_gets_the_usual_one(make: Any) -
         assistant.generate("w" * 5000).wait()
 
 
-def test_refusing_old_messages_is_not_brought_forward(make: Any) -> None:
+def test_refusing_old_messages_is_not_brought_forward(make: Any, governor: SetGovernor) -> None:
     """Somebody who wants no message left out gets the full window rather than an error."""
     assistant, _ = make()
     assistant.window = "refuse"
     messages = [Message("user" if n % 2 == 0 else "assistant", "w" * 300) for n in range(7)]
-    hold(assistant, SHORT)
+    governor.set(assistant, SHORT)
     assert assistant.generate(messages).wait() == "300 letters."
 
 
-def test_a_long_prompt_waits_for_the_reply_that_runs_in_the_smaller_window(make: Any) -> None:
+def test_a_long_prompt_waits_for_the_reply_that_runs_in_the_smaller_window(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make(script=lambda message: "x" * (400 if len(message) < 9 else 1), delay_s=0.001)
-    hold(assistant, SHORT)
+    governor.set(assistant, SHORT)
     first = assistant.generate("hello")
     next(iter(first))
-    hold(assistant, FULL)
+    governor.set(assistant, FULL)
     second = assistant.generate("w" * 2500)
     assert (len(first.wait()), len(second.wait())) == (400, 1)
     assert backend.n_ctx == 4096
 
 
 @pytest.mark.parametrize("refusal", [ModelTooLargeError("There is not enough memory."), UnsupportedError("Not this model.")])
-def test_a_cache_that_cannot_be_made_anew_stays(make: Any, refusal: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_resized_stays(
+    make: Any, governor: SetGovernor, refusal: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     assistant, backend = make()
     backend.refusal = refusal
-    hold(assistant, SHORT)
-    assert (assistant.n_ctx, assistant.held_back) == (4096, "short of memory: one reply at a time")
+    governor.set(assistant, SHORT)
+    eventually(lambda: (assistant.n_ctx, assistant.held_back) == (4096, "short of memory: one reply at a time"))
     assert assistant.generate("hello").wait() == "5 letters."
     assert backend.sizes == [1024], "asked once, not before every token"
     assert "stays at 4096" in caplog.text
@@ -242,39 +241,28 @@ def test_a_backend_that_can_do_neither_still_rests() -> None:
 
     backend = Fixed(script=lambda message: "yes")
     backend.capabilities = replace(backend.capabilities, threads=False, resize=False)
-    with Assistant(backend, sampling=GREEDY) as assistant:
-        hold(assistant, replace(SHORT, rest=0.5))
+    governor = SetGovernor()
+    with Assistant(backend, sampling=GREEDY, governor=governor, sensors=QuickSensors()) as assistant:
+        governor.set(assistant, replace(SHORT, rest=0.5))
         assert (assistant.n_ctx, assistant.generate("hello").wait()) == (4096, "yes")
 
 
-def test_engines_that_round_up_are_asked_once(make: Any) -> None:
+def test_engines_that_round_up_are_asked_once(governor: SetGovernor) -> None:
     class Rounding(Sized):
         def resize(self, n_ctx: int) -> None:
             super().resize(-(-n_ctx // 256) * 256)
 
     backend = Rounding(script=lambda message: "yes")
-    with Assistant(backend, sampling=GREEDY) as assistant:
-        hold(assistant, replace(SHORT, n_ctx=1000))
-        assert assistant.n_ctx == 1024
+    with Assistant(backend, sampling=GREEDY, governor=governor, sensors=QuickSensors()) as assistant:
+        governor.set(assistant, replace(SHORT, n_ctx=1000))
+        eventually(lambda: assistant.n_ctx == 1024)
         for _ in range(3):
             assistant.generate("hello").wait()
         assert backend.sizes == [1024]
 
 
-class Changing(Sensors):
-    """Readings that a test changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.period_s = 0.001
-        self.readings = Readings()
-
-    def read(self) -> Readings:
-        return self.readings
-
-
 def test_from_the_sensor_to_the_reply() -> None:
-    sensors, is_hot = Changing(), threading.Event()
+    sensors, is_hot = QuickSensors(), threading.Event()
 
     class Told(FakeBackend):
         def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
@@ -293,8 +281,6 @@ def test_from_the_sensor_to_the_reply() -> None:
 
 
 def test_a_closed_scheduler_takes_no_limits() -> None:
-    from edge.errors import BackendError
-
     scheduler = Scheduler(FakeBackend())
     scheduler.close()
     with pytest.raises(BackendError, match="closed"):

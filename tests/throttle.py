@@ -1,0 +1,55 @@
+"""Throttles an assistant to given limits, the way a governor does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from edge.assistant import Assistant
+from edge.device.sensors import Readings, Sensors
+from edge.engine.governor import Governor, Limits, Workload
+
+FULL = Limits(4, 4, 0.0, 4096, False)
+SHORT = Limits(4, 4, 0.0, 1024, True, "short of memory: window 1,024", "12 MiB available")
+
+
+class QuickSensors(Sensors):
+    """Readings that a test sets, read every millisecond."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.period_s = 0.001
+        self.readings = Readings()
+
+    def read(self) -> Readings:
+        return self.readings
+
+
+class SetGovernor(Governor):
+    """Limits that a test sets."""
+
+    def __init__(self, limits: Limits = FULL) -> None:
+        super().__init__(Workload(4, 4, 4096))
+        self.wanted = limits
+        self._current = FULL
+
+    @property
+    def limits(self) -> Limits:
+        return self._current
+
+    def step(self, readings: Readings, now_s: float) -> Limits:
+        self._current = self.wanted
+        return self._current
+
+    def set(self, assistant: Assistant, limits: Limits) -> None:
+        """Set limits and wait until the assistant has taken them on."""
+        before, self.wanted = assistant.limits, limits
+        eventually(lambda: assistant.limits is not before)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s, "it never came true"
+        time.sleep(0.001)
