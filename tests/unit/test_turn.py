@@ -18,7 +18,7 @@ from edge.engine.governor import Limits
 from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, ContextFullError, StorageError
 from edge.kv.answers import AnswerCache
-from edge.kv.store import BlockStore
+from edge.kv.store import BlockStore, StoreOptions
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.turn import Turn
@@ -379,7 +379,7 @@ def test_stopping_while_it_summarises_is_not_an_error(make: Callable[..., Room],
 
 @pytest.fixture
 def blocks(tmp_path: Path) -> Iterator[BlockStore]:
-    with BlockStore(tmp_path / "kv", budget_bytes=1 << 30, min_free_bytes=0, sync=False) as blocks:
+    with BlockStore(tmp_path / "kv", StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, sync=False)) as blocks:
         yield blocks
 
 
