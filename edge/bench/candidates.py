@@ -178,18 +178,15 @@ def _named(candidates: list[Candidate], grid: Grid) -> list[Candidate]:
     result = []
     for candidate, model in zip(candidates, models, strict=True):
         plan = candidate.plan
-        parts = [model]
-        if len(engines) > 1:
-            parts.append(plan.backend if plan.accelerator == "cpu" else f"{plan.backend} {plan.accelerator}")
-        if len(grid.threads) > 1:
-            parts.append(f"{plan.n_threads} thread{'s' if plan.n_threads > 1 else ''}")
-        if len(grid.n_ubatch) > 1:
-            parts.append(f"batch {plan.n_ubatch}")
-        if len(grid.kv_types) > 1:
-            parts.append(f"KV {plan.kv_type_k}")
-        if len(grid.flash_attention) > 1:
-            parts.append(f"flash attention {'on' if plan.flash_attention else 'off'}")
-        result.append(Candidate(", ".join(parts), plan))
+        parts = (
+            (engines, plan.backend if plan.accelerator == "cpu" else f"{plan.backend} {plan.accelerator}"),
+            (grid.threads, f"{plan.n_threads} thread{'s' if plan.n_threads > 1 else ''}"),
+            (grid.n_ubatch, f"batch {plan.n_ubatch}"),
+            (grid.kv_types, f"KV {plan.kv_type_k}"),
+            (grid.flash_attention, f"flash attention {'on' if plan.flash_attention else 'off'}"),
+        )
+        name = ", ".join([model, *(text for choices, text in parts if len(choices) > 1)])
+        result.append(Candidate(name, plan))
     return result
 
 

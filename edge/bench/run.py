@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+import edge
 from edge.bench.bandwidth import decode_bytes, sweep_bytes
 from edge.bench.process import Worker, bandwidth_here, setting_of
 from edge.bench.values import FORMAT, Result, Row, Sample, Stat, ratio_stat, stat
@@ -113,7 +114,8 @@ def run_bench(
     """
     _check(candidates, options)
     entries = [_Entry(candidate) for candidate in candidates]
-    keeps_all = _fit_together(candidates, device)
+    needed = sum(candidate.plan.memory.total_bytes for candidate in candidates)
+    keeps_all = needed <= device.memory.available_bytes * _MEMORY_SHARE
     bandwidths: list[float] = []
     is_complete = True
 
@@ -145,7 +147,7 @@ def run_bench(
     rows = [_row(entry, entries[0], options, bandwidth) for entry in entries]
     return Result(
         format=FORMAT,
-        edge=_version(),
+        edge=edge.__version__,
         device=device.name,
         processor=f"{device.cpu.name}, {device.cpu.n_physical} cores",
         measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -172,11 +174,6 @@ def _check(candidates: Sequence[Candidate], options: Options) -> None:
                 f"{candidate.name} has a context of {candidate.plan.n_ctx:,} tokens, less than the {needed:,} to be measured.",
                 "Measure a shorter prompt or reply.",
             )
-
-
-def _fit_together(candidates: Sequence[Candidate], device: DeviceProfile) -> bool:
-    needed = sum(candidate.plan.memory.total_bytes for candidate in candidates)
-    return needed <= device.memory.available_bytes * _MEMORY_SHARE
 
 
 def _take_turn(entry: _Entry, n: int, options: Options, open_worker: Callable[..., Measuring], *, keeps_open: bool) -> None:
@@ -241,9 +238,3 @@ def _ratio(entry: _Entry, first: _Entry, value: Callable[[Sample], float]) -> St
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
-
-
-def _version() -> str:
-    import edge
-
-    return edge.__version__

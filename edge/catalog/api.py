@@ -193,9 +193,7 @@ def add_model(name: str, reference: str, settings: Settings) -> list[Artifact]:
     found = open_artifacts(reference)
     for artifact in found:
         entry = ArtifactEntry(
-            reference=str(artifact.path.absolute()),
-            format=artifact.format,
-            quantisation=artifact.quantisation or None,
+            reference=str(artifact.path.absolute()), format=artifact.format, quantisation=artifact.quantisation or None
         )
         add_artifact(name, entry, settings)
     return found

@@ -138,8 +138,7 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:80]!r} cannot be the name of a model.",
-            "Use small letters, digits and . _ - such as my-model.",
+            f"{name[:80]!r} cannot be the name of a model.", "Use small letters, digits and . _ - such as my-model."
         )
 
 

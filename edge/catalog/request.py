@@ -218,10 +218,7 @@ class Request:
             return files_sha256(self._artifact(found.path).weight_files, cache_dir=cache_dir, fresh=fresh)
         context = Context(self.settings, self.reference, None, self.on_progress)
         return file_sha256(
-            found.path,
-            cache_dir=cache_dir,
-            fresh=fresh,
-            on_bytes=lambda done: context.report(done, found.size_bytes, "verify"),
+            found.path, cache_dir=cache_dir, fresh=fresh, on_bytes=lambda done: context.report(done, found.size_bytes, "verify")
         )
 
     def _check_licence(self, entry: CatalogEntry | None) -> None:

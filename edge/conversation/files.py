@@ -131,13 +131,7 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def save(self, db: sqlite3.Connection, id: str) -> ConversationInfo:
         """Add the conversation to the store, with new ids for its nodes."""
         key = tree.insert_conversation(
-            db,
-            id,
-            title=self.title,
-            system=self.system,
-            model=self.model,
-            created=self.created,
-            updated=self.updated,
+            db, id, title=self.title, system=self.system, model=self.model, created=self.created, updated=self.updated
         )
         ids: list[int] = []
         for node in self.nodes:

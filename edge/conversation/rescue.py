@@ -107,27 +107,16 @@ def _to_file(conversation: tuple[Any, ...] | None, found: Sequence[tuple[int, in
     for node_id, parent, node in found:
         nodes.append(msgspec.structs.replace(node, parent=places.get(parent, len(nodes) - 1 if nodes else None)))
         places[node_id] = len(nodes) - 1
-    last = len(nodes) - 1 if nodes else None
-    now = time.time()
-    if conversation is not None:
-        title, system, model, created, updated, head = conversation
-        try:
-            return msgspec.convert(
-                {
-                    "title": title,
-                    "system": system,
-                    "model": model,
-                    "created": created,
-                    "updated": updated,
-                    "head": places.get(head, last),
-                    "nodes": msgspec.to_builtins(nodes),
-                },
-                ConversationFile,
-            )
-        except (msgspec.MsgspecError, TypeError):
-            pass  # the row is garbage: the messages get a new title
-    title = "Rescued conversation"
-    return ConversationFile(title=title, system="", model="", created=now, updated=now, head=last, nodes=nodes)
+    last, now = len(nodes) - 1 if nodes else None, time.time()
+    file = ConversationFile(title="Rescued conversation", system="", model="", created=now, updated=now, head=last, nodes=nodes)
+    if conversation is None:
+        return file
+    *values, head = conversation
+    row = dict(zip(("title", "system", "model", "created", "updated"), values, strict=True), head=places.get(head, last))
+    try:
+        return msgspec.convert({**msgspec.to_builtins(file), **row}, ConversationFile)
+    except (msgspec.MsgspecError, TypeError):
+        return file  # the row is garbage: the messages get a new title
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -195,10 +195,7 @@ class Context:
         """
         if self.entry is None:
             return
-        for kind, ours, theirs in (
-            ("size", self.entry.size_bytes, size_bytes),
-            ("SHA-256", self.entry.sha256, sha256),
-        ):
+        for kind, ours, theirs in (("size", self.entry.size_bytes, size_bytes), ("SHA-256", self.entry.sha256, sha256)):
             if ours is not None and theirs is not None and ours != theirs:
                 raise ChecksumError(
                     f"{what} is not what the catalogue names: its {kind} is {theirs}, not {ours}.",

@@ -67,13 +67,7 @@ class FolderKind:
 
 
 def fetch_folder(
-    client: HubClient,
-    wanted: Reference,
-    listing: Listing,
-    kind: FolderKind,
-    place: str,
-    into: tuple[str, ...],
-    record: Record,
+    client: HubClient, wanted: Reference, listing: Listing, kind: FolderKind, place: str, into: tuple[str, ...], record: Record
 ) -> tuple[Path, Record]:
     """Fetch a folder. The caller holds its lock.
 

@@ -116,8 +116,7 @@ def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
     both = output + debug
     if "DO NOT MATCH THE HASHES" in both:
         return ChecksumError(
-            f"The package {requirement} of your index is not the one that the catalogue names: its hash differs.",
-            _WHICH_INDEX,
+            f"The package {requirement} of your index is not the one that the catalogue names: its hash differs.", _WHICH_INDEX
         )
     if re.search(r"No space left on device|Disk quota exceeded", both):
         hint = "Free some space (edge models ls, edge models rm NAME), and try again."

