@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
     from edge.plan.receipt import Plan
 
-__all__ = ["Candidate", "Measuring", "Options", "Progress", "run_bench"]
+__all__ = ["MEMORY_SHARE", "Candidate", "Measuring", "Options", "Progress", "run_bench"]
 
-_MEMORY_SHARE = 0.8  # of free memory; beyond that, models take turns in memory too
+MEMORY_SHARE = 0.8
+"""Share of free memory for the processes that measure; beyond that, models take turns in memory too."""
 
 Progress = Callable[[str, float], None]
 """Called with (current step, share done from 0 to 1)."""
@@ -115,7 +116,7 @@ def run_bench(
     _check(candidates, options)
     entries = [_Entry(candidate) for candidate in candidates]
     needed = sum(candidate.plan.memory.total_bytes for candidate in candidates)
-    keeps_all = needed <= device.memory.available_bytes * _MEMORY_SHARE
+    keeps_all = needed <= device.memory.available_bytes * MEMORY_SHARE
     bandwidths: list[float] = []
     is_complete = True
 

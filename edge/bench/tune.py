@@ -14,7 +14,7 @@ import msgspec
 
 from edge.bench.candidates import engines_for
 from edge.bench.process import Worker, setting_of
-from edge.bench.run import Measuring
+from edge.bench.run import MEMORY_SHARE, Measuring
 from edge.bench.tuner import Knob, Outcome, Search, turn_seconds, wins
 from edge.bench.values import Sample, Setting, stat
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edge.device.profile import Cpu, DeviceProfile
     from edge.formats.artifact import Artifact
 
-__all__ = ["MEMORY_SHARE", "Report", "TuneOptions", "Tuner", "measure_in_turns", "thread_counts", "tune"]
+__all__ = ["Report", "TuneOptions", "Tuner", "measure_in_turns", "thread_counts", "tune"]
 
 _BATCHES = (128, 256, 512, 1024, 2048)
 _LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
@@ -36,8 +36,6 @@ _SAMPLES_IN_BUDGET = 60
 _FINAL_SHARE = 0.2
 _FINAL_ROUNDS, _MIN_FINAL_ROUNDS = 7, 3
 _MAX_WORKERS = 3
-MEMORY_SHARE = 0.8
-"""Share of free memory for the processes that measure."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.bench.process import Worker
-from edge.bench.tune import MEMORY_SHARE, Report, TuneOptions, Tuner, measure_in_turns
+from edge.bench.run import MEMORY_SHARE
+from edge.bench.tune import Report, TuneOptions, Tuner, measure_in_turns
 from edge.plan.tuning import remember
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import html
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
@@ -104,19 +104,18 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             raise ValueError(f"the head is node {self.head}, and there are {len(self.nodes)}")
 
     @classmethod
-    def load(cls, db: sqlite3.Connection, id: str, *, active_only: bool = False) -> ConversationFile:
-        """Read a conversation from the store, or only its current path.
+    def load(cls, db: sqlite3.Connection, id: str, path: Sequence[Node] | None = None) -> ConversationFile:
+        """Read a conversation from the store: its whole tree, or only a path of it.
 
         Raises:
             UsageError: there is no such conversation.
         """
         key = tree.find_key(db, id)
-        info = tree.read_info(db, key)
-        if not active_only:
+        info, nodes = tree.read_info(db, key), path
+        if nodes is None:
             sql = f"SELECT {tree.NODE} FROM node n WHERE conversation = ? ORDER BY n.id"  # noqa: S608 -- a constant
             nodes = tree.read_nodes(db, sql, (key,))
-        else:
-            nodes = tree.read_path(db, info.head) if info.head is not None else []
+        head = info.head if path is None else path[-1].id if path else None
         places = {node.id: place for place, node in enumerate(nodes)}
         return cls(
             title=info.title,
@@ -124,7 +123,7 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             model=info.model,
             created=info.created,
             updated=info.updated,
-            head=None if info.head is None else places[info.head],
+            head=None if head is None else places[head],
             nodes=[NodeFile.from_node(node, places) for node in nodes],
         )
 

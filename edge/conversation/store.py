@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from edge.conversation import tree
 from edge.conversation.db import Database
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
@@ -186,25 +188,12 @@ class ConversationStore:
         Raises:
             UsageError: the node does not belong to this conversation.
         """
+        from edge.conversation.files import ConversationFile
+
         with self._db.write() as db:
-            key = tree.find_key(db, id)
-            tree.check_member(db, key, node_id, id)
-            old = tree.read_info(db, key)
-            now = time.time()
-            new_key = tree.insert_conversation(
-                db,
-                self._new_id(db),
-                title=tree.fork_title(old.title),
-                system=old.system,
-                model=old.model,
-                created=now,
-                updated=now,
-            )
-            parent = None
-            for node in tree.read_path(db, node_id):
-                parent = tree.insert_node(db, new_key, node, parent, "stopped" if node.status == "partial" else node.status)
-            db.execute("UPDATE conversation SET head = ? WHERE key = ?", (parent, new_key))
-            return tree.read_info(db, new_key)
+            file, now = ConversationFile.load(db, id, self._read_path(db, id, node_id)), time.time()
+            copy = msgspec.structs.replace(file, title=tree.fork_title(file.title), created=now, updated=now)
+            return copy.save(db, self._new_id(db))
 
     # Messages
 
@@ -310,12 +299,7 @@ class ConversationStore:
             UsageError: there is no such conversation, or the node is not in it.
         """
         with self._db.read() as db:
-            key = tree.find_key(db, conversation_id)
-            if head is None:
-                head = db.execute("SELECT head FROM conversation WHERE key = ?", (key,)).fetchone()[0]
-            else:
-                tree.check_member(db, key, head, conversation_id)
-            return tree.read_path(db, head) if head is not None else []
+            return self._read_path(db, conversation_id, head)
 
     def siblings(self, node_id: int) -> list[Node]:
         """Return the versions of a message, itself included, oldest first."""
@@ -373,7 +357,7 @@ class ConversationStore:
         from edge.conversation.files import ConversationFile, to_markdown
 
         with self._db.read() as db:
-            file = ConversationFile.load(db, id, active_only=True)
+            file = ConversationFile.load(db, id, self._read_path(db, id))
         return to_markdown(file)
 
     def import_markdown(self, text: str | bytes) -> ConversationInfo:
@@ -392,6 +376,14 @@ class ConversationStore:
 
         with self._db.write(rollback=True) as db:
             return find_problems(db)
+
+    def _read_path(self, db: sqlite3.Connection, id: str, head: int | None = None) -> list[Node]:
+        key = tree.find_key(db, id)
+        if head is None:
+            head = db.execute("SELECT head FROM conversation WHERE key = ?", (key,)).fetchone()[0]
+        else:
+            tree.check_member(db, key, head, id)
+        return tree.read_path(db, head)
 
     def _save(self, file: ConversationFile) -> ConversationInfo:
         with self._db.write() as db:

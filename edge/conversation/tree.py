@@ -253,8 +253,8 @@ def read_node(db: sqlite3.Connection, node_id: int) -> Node:
     return found[0]
 
 
-def read_path(db: sqlite3.Connection, node_id: int) -> list[Node]:
-    """Return the nodes from the start to this one, ordered by id, since a parent's id is smaller."""
+def read_path(db: sqlite3.Connection, node_id: int | None) -> list[Node]:
+    """Return the nodes from the start to this one, ordered by id, since a parent's id is smaller; [] for None."""
     sql = f"""WITH RECURSIVE path(id, parent) AS (SELECT id, parent FROM node WHERE id = ?
         UNION ALL SELECT n.id, n.parent FROM node n JOIN path p ON n.id = p.parent)
         SELECT {NODE} FROM node n WHERE n.id IN (SELECT id FROM path) ORDER BY n.id"""
