@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,15 +51,39 @@ def test_every_public_name_exists() -> None:
         _ = edge.nonsense
 
 
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    """Hold the tree below a folder to the contracts in its pyproject.toml."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    paths = os.pathsep.join(str(root / folder) for folder in (".", "apps", "converters"))
+    env = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=300)
+
+
 def test_import_contracts_hold() -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("edge/errors.py", "import edge.files", "floors of the runtime"),
+        ("edge/kv/keys.py", "def later(): import edge.assistant", "floors of the runtime"),
+        ("edge/formats/gguf.py", "import edge.plan.memory", "floors of the runtime"),
+        ("edge/kv/keys.py", "import edge.kv.store", "no circles"),
+        ("apps/edge_chat/app.py", "import edge_cli.main", "houses"),
+    ],
+)
+def test_a_broken_floor_fails(tmp_path: Path, file: str, line: str, contract: str) -> None:
+    for folder in ("edge", "apps", "converters"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / file).open("a", encoding="utf-8") as target:
+        target.write(f"\n{line}\n")
+    done = lint_imports(tmp_path)
+    broken = [name for name in done.stdout.splitlines() if name.endswith("BROKEN")]
+    assert done.returncode == 1
+    assert any(name.startswith(contract) for name in broken), done.stdout
 
 
 def test_errors_carry_their_exit_codes() -> None:
