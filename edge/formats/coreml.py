@@ -1,8 +1,8 @@
-"""Reads what a Core ML package made by `edge convert` says about itself, without coremltools and without its weights.
+"""Core ML packages made by `edge convert`, read without coremltools and without their weights.
 
 A package is a folder: Manifest.json names the program (a protobuf file) and, beside it, the weights. The exporter writes what a
-runtime needs to know into the program's user-defined metadata, as JSON. The folder comes from outside and is not trusted: only
-that metadata is looked for, lengths are held against the file, sizes against what they mean.
+runtime needs into the program's user-defined metadata, as a `PackageInfo` in JSON. The folder comes from outside and is not
+trusted: only that metadata is looked for, lengths are checked against the file, sizes against each other.
 
 Source: coremltools' mlmodel/format/Model.proto and FeatureTypes.proto (field numbers).
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -22,9 +22,16 @@ from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.protobuf import ProtobufError, fields
 from edge.hashes import file_sha256
 
-__all__ = ["CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "read_package"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["METADATA_KEY", "CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "read_info", "read_package"]
 
 METADATA_KEY = "io.edge.package"
+"""Key of the user-defined metadata that holds a PackageInfo."""
+
+_N_TOP = 64
+_NOT_NUMBERS_NATS = 100.0  # divergence of logits that are no numbers
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_INFO_BYTES = 16 << 20
 _MAX_PROGRAM_BYTES = 512 << 20  # without its weights; that of 30 layers has 1 MB
@@ -41,35 +48,62 @@ class TopLogits(msgspec.Struct, frozen=True):
     tokens: _Tokens
     log_probabilities: list[float]
 
+    @classmethod
+    def of(cls, logits: NDArray[Any]) -> TopLogits:
+        """Return the likeliest tokens of logits [vocab]."""
+        import numpy as np
+
+        log_p = _log_softmax(logits)
+        top = np.argsort(-log_p, kind="stable")[:_N_TOP]
+        return cls([int(token) for token in top], [round(float(log_p[token]), 5) for token in top])
+
+    def divergence(self, logits: NDArray[Any]) -> float:
+        """Return the KL divergence in nats from these to logits [vocab], over the tokens here and all others as one.
+
+        Logits that are no numbers are 100 nats away from anything.
+        """
+        import numpy as np
+
+        if not np.isfinite(logits).all():
+            return _NOT_NUMBERS_NATS
+        log_p, log_q = np.array(self.log_probabilities), _log_softmax(logits)[self.tokens]
+        p, q = np.exp(log_p), np.exp(log_q)
+        rest_p, rest_q = max(1.0 - float(p.sum()), 1e-9), max(1.0 - float(q.sum()), 1e-9)
+        return max(float((p * (log_p - log_q)).sum()) + rest_p * float(np.log(rest_p / rest_q)), 0.0)
+
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device that computes what was meant gives.
+    """Logits to compare a prediction with: of a prompt, and of its greedy continuation by the checkpoint.
 
     Attributes:
-        prompt: tokens to read first.
-        continuation: tokens to feed one by one after them.
-        package: the likeliest tokens after the prompt, then after each token of the continuation but the last.
+        prompt: tokens to prefill; longer than one chunk where the context allows.
+        continuation: tokens to decode one by one after them.
+        source: the likeliest tokens by the checkpoint in float32 (transformers), after the prompt and then after each token of
+            the continuation but the last.
+        package: by this package, evaluated with rounding to fp16, at the same places.
     """
 
     prompt: _Tokens
     continuation: _Tokens
+    source: list[TopLogits] = []
     package: list[TopLogits] = []
 
 
 class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a package says about itself.
+    """The description that the exporter stores inside a package.
 
     Attributes:
         version: of this layout.
         variant: "gpu" (int4 in blocks), "ane" (palettes, for the Neural Engine) or "fp16".
         context: rows of the cache, in tokens.
-        chunk: tokens that one call of `prefill` reads.
+        chunk: tokens of one call of `prefill`.
         stateful: keys and values live in a Core ML state; otherwise they are an input, and the new rows an output.
         n_layers, n_kv_heads, head_dim, vocab: sizes.
-        window: tokens that layers with a sliding window see; None where no second mask is needed.
-        n_params, n_ctx_train: weights, and the longest context of the training; 0 where the package does not say.
+        window: tokens that layers with a sliding window see, themselves included; None where no second mask is needed.
+        n_params: numbers in the checkpoint's tensors; 0 where the package does not say.
+        n_ctx_train: longest context of the training, in tokens; 0 where the package does not say.
         encodings: how many matrices are stored in which way.
-        golden: logits to hold a prediction to.
+        golden: logits to compare a prediction with.
     """
 
     version: Literal[1] = 1
@@ -94,7 +128,7 @@ class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cache_bytes(self) -> int:
-        """Of the cache of one sequence, in float16."""
+        """Size of the cache of one sequence, in float16."""
         rows, heads, context, width = self.cache_shape
         return 2 * rows * heads * context * width
 
@@ -105,7 +139,7 @@ class CoreMLPackage:
 
     Attributes:
         path: the .mlpackage folder.
-        info: what it says about itself.
+        info: its description.
         program: the protobuf file.
         weights: the weight file, which a tiny model may lack.
     """
@@ -126,7 +160,7 @@ class CoreMLPackage:
         return self.weights.stat().st_size if self.weights.is_file() else 0
 
     def sha256(self, *, cache_dir: Path | None = None) -> str:
-        """Digest of the package's content, wherever it lies. Its files are read through once, see `edge.hashes`.
+        """Return the digest of the package's content, wherever it lies. Its files are read once, see `edge.hashes`.
 
         Raises:
             ModelFileError: a file cannot be read.
@@ -143,7 +177,7 @@ def read_package(path: Path) -> CoreMLPackage:
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
-        ModelFileError: it is no Core ML package, was not made by `edge convert`, is damaged, or of a newer layout.
+        ModelFileError: it is not a Core ML package, was not made by `edge convert`, is damaged, or of a newer layout.
     """
     try:
         if not path.exists():
@@ -154,21 +188,44 @@ def read_package(path: Path) -> CoreMLPackage:
         raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
     except ProtobufError as error:
         raise ModelFileError(f"{program} is damaged: {error}.", _HINT) from error
-    if text is None:
-        raise ModelFileError(
-            f"{path.name} was not made by `edge convert`, so edge does not know what its functions take.",
-            "Convert the checkpoint with: edge convert CHECKPOINT --to coreml",
-        )
-    try:
-        info = msgspec.json.decode(text, type=PackageInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelFileError(f"What {path.name} says about itself cannot be used: {error}.", "Convert it again.") from error
+    info = read_info({METADATA_KEY: text} if text is not None else {}, path.name)
     _check(path, info)
     return CoreMLPackage(path, info, program, weights)
 
 
+def read_info(metadata: Mapping[str, str | bytes], name: str) -> PackageInfo:
+    """Return the description in a package's user-defined metadata.
+
+    Args:
+        metadata: of the program.
+        name: of the package, for messages.
+
+    Raises:
+        ModelFileError: the package was not made by `edge convert`, or the description is damaged.
+    """
+    if METADATA_KEY not in metadata:
+        raise ModelFileError(
+            f"{name} was not made by `edge convert`, so edge does not know what its functions take.",
+            "Convert the checkpoint with: edge convert CHECKPOINT --to coreml",
+        )
+    try:
+        return msgspec.json.decode(metadata[METADATA_KEY], type=PackageInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelFileError(f"The description inside {name} is damaged: {error}.", "Convert it again.") from error
+
+
+def _log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return the log-probabilities of logits [vocab], in float64."""
+    import numpy as np
+
+    values = np.asarray(logits, np.float64)
+    values = values - values.max()
+    shifted: NDArray[Any] = values - np.log(np.exp(values).sum())
+    return shifted
+
+
 def _check(path: Path, info: PackageInfo) -> None:
-    """Sizes that contradict each other would only fail while something is computed."""
+    """Refuse sizes that contradict each other, which would only fail during a computation."""
     golden = info.golden
     n_fed = len(golden.prompt) + len(golden.continuation)
     contradictions = {
@@ -181,7 +238,7 @@ def _check(path: Path, info: PackageInfo) -> None:
     }
     for what, is_so in contradictions.items():
         if is_so:
-            raise ModelFileError(f"What {path.name} says about itself contradicts itself: {what}.", "Convert it again.")
+            raise ModelFileError(f"The description inside {path.name} contradicts itself: {what}.", "Convert it again.")
 
 
 def _tokens_of(golden: Golden) -> Iterator[int]:
@@ -191,10 +248,10 @@ def _tokens_of(golden: Golden) -> Iterator[int]:
 
 
 def _find_files(path: Path) -> tuple[Path, Path]:
-    """The program and its weight file, as Manifest.json names them."""
+    """Return the program and its weight file, as Manifest.json names them."""
     manifest = path / "Manifest.json"
     if not manifest.is_file():
-        raise ModelFileError(f"{path} is no Core ML package: it has no Manifest.json.", _HINT)
+        raise ModelFileError(f"{path} is not a Core ML package: it has no Manifest.json.", _HINT)
     try:
         with manifest.open("rb") as file:
             found = json.loads(file.read(_MAX_MANIFEST_BYTES))
@@ -209,10 +266,10 @@ def _find_files(path: Path) -> tuple[Path, Path]:
 
 
 def _find_info(program: Path) -> bytes | None:
-    """The JSON in Model.description.metadata.userDefined; None where there is none under our name.
+    """Return the JSON in Model.description.metadata.userDefined; None where there is none under our key.
 
     Raises:
-        ProtobufError: the program is damaged, or what it says about itself is larger than any description.
+        ProtobufError: the program is damaged, or the description is too large.
     """
     if program.stat().st_size > _MAX_PROGRAM_BYTES:
         raise ProtobufError("it is larger than any program")
@@ -220,13 +277,13 @@ def _find_info(program: Path) -> bytes | None:
         if bytes(next(_messages(entry, (_KEY,)), b"")) == METADATA_KEY.encode():
             value = next(_messages(entry, (_VALUE,)), memoryview(b""))
             if len(value) > _MAX_INFO_BYTES:
-                raise ProtobufError("what it says about itself is larger than any description")
+                raise ProtobufError("its description is larger than any description")
             return bytes(value)
     return None
 
 
 def _messages(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
-    """The fields with a length that a path of numbers leads to."""
+    """Yield the fields with a length that a path of field numbers leads to."""
     for number, value, _, _ in fields(data):
         if number == path[0] and isinstance(value, memoryview):
             if len(path) == 1:

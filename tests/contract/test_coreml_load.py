@@ -24,10 +24,10 @@ from edge.backends.coreml.trial import Verdict
 from edge.config import load_settings
 from edge.errors import BackendUnavailableError
 from edge.formats.artifact import open_artifact
+from edge.formats.coreml import METADATA_KEY, read_info
 from edge.loading import _why_failed
 from edge.plan import Plan
 from edge.types import Sampling
-from edge_convert.coreml.info import METADATA_KEY, read_info
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from tests.contract.test_persistence import NO_LETTERS

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.backends.coreml import trial as coreml_trial
-from edge.backends.coreml.trial import Verdict, divergence, load_verdict, main, remembered_verdict
+from edge.backends.coreml.trial import Verdict, load_verdict, main, remembered_verdict
 from edge.errors import BackendError, BackendUnavailableError, CancelledError
-from edge.formats.coreml import CoreMLPackage, TopLogits, read_package
-from edge_convert.coreml.info import TopLogits as ConvertersTopLogits
+from edge.formats.coreml import CoreMLPackage, read_package
 from tests.contract.coreml import coreml_plan, open_coreml
 from tests.standins.coremltools_predict import make_coremltools
 
@@ -217,15 +215,3 @@ def test_loading_is_stopped_while_a_trial_runs(
     with pytest.raises(CancelledError):
         open_coreml(coreml_plan(plan_for, package.path), tmp_path, verdict=None, on_progress=report)
     assert told[0] == "trying the Neural Engine, once per model (0 s):"
-
-
-def test_divergence_is_the_converters(package: CoreMLPackage) -> None:
-    rng = np.random.default_rng(3)
-    for spread in (0.0, 0.3, 2.0):
-        logits = (rng.normal(size=500) * 3).astype(np.float32)
-        other = (logits + rng.normal(size=500) * spread).astype(np.float32)
-        theirs = ConvertersTopLogits.of(logits)
-        ours = TopLogits(theirs.tokens, theirs.log_probabilities)
-        assert divergence(ours, other) == pytest.approx(theirs.divergence(other), abs=1e-9)
-    logits[3] = np.nan
-    assert divergence(ours, logits) == theirs.divergence(logits) == 100.0

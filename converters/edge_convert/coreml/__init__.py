@@ -12,7 +12,6 @@ carried.py     blocks of a GGUF taken over unchanged
 join.py        two functions, one set of weights
 normalise.py   same input, same bytes
 golden.py      logits to hold a prediction to
-info.py        what a package says about itself
 program.py     a package read for evaluation; blobs.py: its weight file
 mil.py         MLModel's interface in numpy; mil_ops.py: its operations
 runner.py      the host's half of a prediction: masks, chunks, caches

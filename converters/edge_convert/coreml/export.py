@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from edge.errors import UsageError
+from edge.formats.coreml import METADATA_KEY, PackageInfo
 from edge_convert.checkpoint import open_checkpoint
 
 from .calibrate import load_reference
 from .decoder import Decoder, read_decoder, rotary_tables
 from .golden import evaluate_golden, source_golden
-from .info import METADATA_KEY, PackageInfo
 from .join import join_functions
 from .model import DecoderProgram
 from .normalise import normalise_package

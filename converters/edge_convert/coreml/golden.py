@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from .info import Golden, PackageInfo, TopLogits
+from edge.formats.coreml import Golden, PackageInfo, TopLogits
+
 from .mil import MilModel
 from .runner import Functions, PackageRunner
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from edge.errors import BackendUnavailableError, ContextFullError
+from edge.formats.coreml import PackageInfo, read_info
 
-from .info import PackageInfo, read_info
 from .mil import MilModel
 from .model import MASKED, STATE
 from .tools import quiet_coremltools

@@ -27,12 +27,9 @@ from edge.backends.coreml.engine import UNIT_NAMES, UNITS, Share, load_coremltoo
 from edge.backends.coreml.sequence import CoreMLSequence
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, StorageError
 from edge.files import write_private
-from edge.formats.coreml import CoreMLPackage, TopLogits, read_package
+from edge.formats.coreml import CoreMLPackage, read_package
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from edge.backends.base import LoadProgress
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator
@@ -269,7 +266,7 @@ def main(path: str, units: str, cache_dir: str, *, coremltools: Any = None) -> N
         sequence.step(golden.prompt[-1])
         n_steps += 1
     seconds = time.perf_counter() - started
-    compared = [divergence(top, logits) for top, logits in zip(golden.package, found, strict=False)]
+    compared = [top.divergence(logits) for top, logits in zip(golden.package, found, strict=False)]
     verdict = Verdict(
         is_good=True,
         divergence=sum(compared) / len(compared) if compared else None,
@@ -277,20 +274,3 @@ def main(path: str, units: str, cache_dir: str, *, coremltools: Any = None) -> N
         placement=read_placement(coremltools, functions, units),
     )
     sys.stdout.write("\n" + msgspec.json.encode(verdict).decode() + "\n")
-
-
-def divergence(top: TopLogits, logits: npt.NDArray[np.float32]) -> float:
-    """KL in nats from the likeliest tokens at a position to logits [vocab], all other tokens counted as one.
-
-    Logits that are no numbers are 100 nats away from anything.
-    """
-    import numpy as np
-
-    if not np.isfinite(logits).all():
-        return 100.0
-    values = logits.astype(np.float64) - logits.max()
-    log_q = (values - np.log(np.exp(values).sum()))[top.tokens]
-    log_p = np.array(top.log_probabilities)
-    p, q = np.exp(log_p), np.exp(log_q)
-    rest_p, rest_q = max(1.0 - float(p.sum()), 1e-9), max(1.0 - float(q.sum()), 1e-9)
-    return max(float((p * (log_p - log_q)).sum()) + rest_p * float(np.log(rest_p / rest_q)), 0.0)

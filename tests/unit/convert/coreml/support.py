@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from edge.formats.coreml import PackageInfo, read_info
 from edge_convert.coreml import runner, verify
 from edge_convert.coreml.export import CoreMLOptions, export_coreml
-from edge_convert.coreml.info import PackageInfo, read_info
 from edge_convert.coreml.mil import MilModel, Precision
 from edge_convert.coreml.runner import ComputeUnits, Functions, PackageRunner
 

@@ -15,10 +15,10 @@ pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
+from edge.formats.coreml import METADATA_KEY, Golden, TopLogits, read_info
 from edge_cli.convert_verify import verify_package
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
-from edge_convert.coreml.info import METADATA_KEY, Golden, TopLogits, read_info
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from edge_convert.coreml.program import Package, find_spec, read_spec
@@ -223,6 +223,7 @@ def test_top_logits_are_a_good_measure_of_divergence() -> None:
     other = logits + rng.normal(size=1000) * 0.3
     assert TopLogits.of(logits).divergence(other) == pytest.approx(divergence(logits, other), rel=0.2)
     assert TopLogits.of(logits).divergence(logits) < 1e-6
+    assert TopLogits.of(logits).divergence(np.where(np.arange(1000) == 3, np.nan, logits)) == 100.0
     assert TopLogits.of(logits).tokens[0] == int(logits.argmax())
     assert TopLogits.of(logits).log_probabilities[0] == pytest.approx(float(log_softmax(logits).max()), abs=1e-5)
 
