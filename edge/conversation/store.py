@@ -173,14 +173,13 @@ class ConversationStore:
         """
         with self._db.write() as db:
             keys = [tree.find_key(db, id) for id in ids]
-            deleted = [tree.read_info(db, key).id for key in keys]
             for key in keys:
                 db.execute("DELETE FROM node WHERE conversation = ?", (key,))
                 db.execute("DELETE FROM conversation WHERE key = ?", (key,))
             tree.purge_index(db)
         self._db.forget_deleted()
-        if self._on_delete is not None and deleted:
-            self._on_delete(deleted)
+        if self._on_delete is not None and ids:
+            self._on_delete(ids)
 
     def fork(self, id: str, node_id: int) -> ConversationInfo:
         """Start a new conversation with a copy of the path that ends at this node.

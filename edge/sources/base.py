@@ -256,7 +256,7 @@ class Source(ABC):
         Raises:
             UsageError: the reference is malformed, or means several files.
             ModelNotFoundError: there is no such model.
-            DownloadError: the other side failed; its subclasses say how.
+            DownloadError: the server failed; its subclasses say how.
             StorageError: there is no room, or the folder cannot be written.
         """
 
@@ -288,6 +288,6 @@ def safe_name(name: str) -> str:
     )
     if not is_safe:
         raise DownloadError(
-            f"The other side names a file {name[:80]!r}, which is not safe to write here.", "Report it to its publisher."
+            f"The server names a file {name[:80]!r}, which is not safe to write here.", "Report it to its publisher."
         )
     return "--".join(parts)

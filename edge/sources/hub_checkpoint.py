@@ -62,7 +62,7 @@ class HubCheckpointSource:
             UsageError: the reference is malformed.
             ModelNotFoundError: there is no such repository, or edge is offline.
             ModelFileError: its weights are pickle.
-            DownloadError: the other side failed; its subclasses say how.
+            DownloadError: the server failed; its subclasses say how.
             StorageError: there is no room, or the folder cannot be written.
         """
         wanted, context = parse_reference(reference), self._context

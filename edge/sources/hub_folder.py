@@ -262,7 +262,7 @@ def _check_name(name: str) -> None:
     """
     safe_name(name)
     if any(part.startswith(".") for part in name.split("/")) or name.endswith(".edge.json"):
-        raise DownloadError(f"The other side names a file {name[:80]!r}, which is not safe to write here.", "Report it there.")
+        raise DownloadError(f"The server names a file {name[:80]!r}, which is not safe to write here.", "Report it there.")
 
 
 FOLDERS: Mapping[str, FolderKind] = {

@@ -74,7 +74,7 @@ class OllamaSource(Source):
                 raise StorageError(f"{manifest} cannot be read: {error.strerror}.", "Check the disk.") from error
             return self._model(wanted, folder, content)
         if closed:
-            raise _unreadable(closed[0], f"Whether {wanted} is on this device cannot be told: ")
+            raise _unreadable(closed[0], f"It is unknown whether {wanted} is on this device: ")
         return None
 
     def fetch(self, reference: str) -> Found:
@@ -192,7 +192,7 @@ def _blob(wanted: _Tag, layer: dict[str, Any]) -> tuple[str, int | None]:
 
 def _unreadable(path: Path, about: str = "") -> StorageError:
     return StorageError(
-        f"{about}{path} belongs to Ollama and cannot be read by you.",
+        f"{about}{path} belongs to Ollama, and you cannot read it.",
         "Join Ollama's group (sudo usermod -aG ollama $USER, then log in again), or give OLLAMA_MODELS a folder of yours.",
     )
 

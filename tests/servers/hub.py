@@ -41,7 +41,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with one request. Everything left at its default is done right.
+    """The faults of one request; by default there are none.
 
     Attributes:
         status: answer this instead.
@@ -135,7 +135,7 @@ class Hub:
 
 @contextmanager
 def run_hub(**repos: Repo) -> Iterator[Hub]:
-    """A hub with these repositories; "__" in a keyword stands for the "/" between owner and name."""
+    """A hub with these repositories; write "__" in a keyword for the "/" between owner and name."""
     hub = Hub()
     hub.repos.update({name.replace("__", "/"): repo for name, repo in repos.items()})
     try:

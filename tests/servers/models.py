@@ -1,4 +1,4 @@
-"""What the tests of downloads share: a model that is small, and a look into the models folder."""
+"""Shared by the tests of downloads: a small model, and the content of the models folder."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ COMMIT = "0123456789" * 4
         ),
     ],
 )
-def test_a_server_that_is_no_hub(hub: Hub, settings: Settings, body: bytes) -> None:
+def test_a_server_that_is_not_a_hub(hub: Hub, settings: Settings, body: bytes) -> None:
     hub.fail("listing", body=body)
     with pytest.raises(DownloadError, match="does not answer as a model hub"):
         pull(REFERENCE, settings=settings)

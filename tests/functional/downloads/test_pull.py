@@ -79,7 +79,7 @@ def test_a_newer_commit_takes_the_place_of_the_older(hub: Hub, settings: Setting
     second = pull(REFERENCE, settings=settings)
     assert second.path.read_bytes() == newer
     assert models(settings) == [second.path]
-    # What is asked for by commit stays.
+    # A pinned commit stays.
     hub.repos[REPO].files[FILE] = model
     pinned = pull(f"{REFERENCE}@{old_commit}", settings=settings)
     hub.repos[REPO].files[FILE] = newer

@@ -164,10 +164,10 @@ def test_nothing_to_measure(worker: type[Worker]) -> None:
 
 
 def test_progress_ends_at_one(candidates: list[Candidate], worker: type[Worker]) -> None:
-    told: list[float] = []
-    run(candidates, worker, on_progress=lambda text, share: told.append(share))
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    shares: list[float] = []
+    run(candidates, worker, on_progress=lambda text, share: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def test_json_comes_back(candidates: list[Candidate], worker: type[Worker]) -> None:

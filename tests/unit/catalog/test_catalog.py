@@ -424,7 +424,7 @@ def test_a_folder_of_ollama_that_is_closed_to_us_is_said(
 
     monkeypatch.setattr(Path, "is_dir", refuse)
     for download in (False, True):
-        with pytest.raises(StorageError, match=r"Whether ollama:tiny:latest is on this device cannot be told") as caught:
+        with pytest.raises(StorageError, match=r"unknown whether ollama:tiny:latest is on this device") as caught:
             resolve("ollama:tiny", settings=settings, download=download)
         assert "usermod -aG ollama" in caught.value.hint
     assert list_models(settings) == []
@@ -575,7 +575,7 @@ def test_listing_names_the_default(settings: Settings, monkeypatch: pytest.Monke
     assert listed.used_by == ("hf:a/b", "default")
 
 
-def test_a_lock_is_let_go_when_its_holder_fails(settings: Settings) -> None:
+def test_a_lock_is_released_when_its_holder_fails(settings: Settings) -> None:
     store = Store(settings.paths.models_dir)
     waited = []
 

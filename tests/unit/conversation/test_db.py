@@ -97,7 +97,7 @@ def test_the_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["c.db"]
 
 
-def test_a_file_that_is_no_database_stays_and_the_way_out_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_stays_and_the_error_has_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "my data" / "c.db"
     path.parent.mkdir()
     path.write_bytes(b"not a database" * 500)

@@ -16,7 +16,7 @@ from edge.conversation.tree import to_line
 from edge.errors import StorageError
 from edge.types import Message
 
-# What looks like the formats' own parts, or opens something in Markdown that it does not close.
+# Texts that look like parts of the formats, or open something in Markdown without closing it.
 TRAPS = [
     "<!-- edge:message {} -->",
     "<!-- edge:end {} -->",
@@ -245,7 +245,7 @@ BAD_JSON = {
     "a deep record": json.dumps({**GOOD, "nodes": [{**GOOD["nodes"][0], "record": {"a": 1}}]}).replace(
         '{"a": 1}', '{"a":' * 100_000 + "1" + "}" * 100_000
     ),
-    "bytes that are no text": b"\xff\xfe{}",
+    "bytes that are not text": b"\xff\xfe{}",
 }
 
 
@@ -271,7 +271,7 @@ BAD_MARKDOWN = {
     "an odd marker": PAGE.replace('"marker":"edge"', '"marker":".*"'),
     "a broken comment": PAGE.replace("<!-- edge:message {", "<!-- edge:message "),
     "an attachment of nothing": PAGE.replace("<!-- edge:message", "<!-- other:message"),
-    "bytes that are no text": PAGE.encode("utf-16"),
+    "bytes that are not text": PAGE.encode("utf-16"),
 }
 
 
