@@ -102,7 +102,7 @@ class OurLoop:
         backend, sampler = self.backend, self.sampler
         backend.rewind(0, len(self.prompt) - 1)
         backend.prefill(0, self.prompt[-1:])
-        backend.newest_logits(0)
+        backend.logits(0)
         started = now()
         for _ in range(n_tokens):
             token = sampler.sample(0)
@@ -110,7 +110,7 @@ class OurLoop:
             backend.tokenizer.token_bytes(token)
             backend.decode([(0, token)])
         # The library's loop waits for its last pass; so does this one.
-        backend.newest_logits(0)
+        backend.logits(0)
         return since(started, n_tokens)
 
     def close(self) -> None:

@@ -37,9 +37,14 @@ def prompt_of(backend: OnnxBackend, seq_id: int, n_tokens: int) -> list[int]:
 
 def write(backend: OnnxBackend, sequences: list[int], n_steps: int, *, is_batched: bool) -> None:
     """Greedy steps for all of them."""
-    backend._is_batched = is_batched
     for _ in range(n_steps):
-        backend.decode([(seq_id, int(backend._newest_logits(seq_id).argmax())) for seq_id in sequences])
+        decode(backend, [(seq_id, int(backend.logits(seq_id).argmax())) for seq_id in sequences], is_batched=is_batched)
+
+
+def decode(backend: OnnxBackend, steps: list[tuple[int, int]], *, is_batched: bool) -> None:
+    """One step for all sequences in one pass, or in a pass each."""
+    for part in [steps] if is_batched else [[step] for step in steps]:
+        backend.decode(part)
 
 
 def agreement(backend: OnnxBackend, sequences: list[int], lengths: list[int], n_steps: int) -> dict[str, Any]:
@@ -48,12 +53,11 @@ def agreement(backend: OnnxBackend, sequences: list[int], lengths: list[int], n_
     seen: dict[bool, list[npt.NDArray[np.float32]]] = {}
     for is_batched in (False, True):
         read(backend, sequences, lengths)
-        backend._is_batched = is_batched
         logits = seen[is_batched] = []
         for n in range(n_steps):
             if not is_batched:
-                replies.append([(seq_id, int(backend._newest_logits(seq_id).argmax())) for seq_id in sequences])
-            backend.decode(replies[n])
+                replies.append([(seq_id, int(backend.logits(seq_id).argmax())) for seq_id in sequences])
+            decode(backend, replies[n], is_batched=is_batched)
             logits += [backend.logits(seq_id) for seq_id in sequences]
     pairs = list(zip(seen[False], seen[True], strict=True))
     return {

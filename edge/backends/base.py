@@ -1,17 +1,16 @@
 """The contract that every engine keeps. tests/contract/ holds all of them to it.
 
-A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (engine/scheduler.py) owns it,
-everything else talks to that thread through a queue. Only `close`, `tokenizer` and the read-only attributes may be used
-elsewhere.
+A backend is one loaded model with one KV cache. It is **not** thread-safe: the engine thread (engine/scheduler.py) owns it, and
+everything else talks to that thread through a queue. Only `close`, `tokenizer` and read-only attributes may be used elsewhere.
 
 A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`; position i of it holds the key and value of
-its i-th token. `prefill` and `decode` append at the end; `rewind` cuts the tail off. The caller keeps the tokens themselves.
+its i-th token. `prefill` and `decode` append at the end; `rewind` truncates it. The caller keeps the tokens themselves.
 
-A sequence has *newest logits* after a `prefill` that was not stopped and after a `decode`. Whatever else changes the
-sequence (rewind, copy, import_kv) takes them away; work on other sequences does not.
+A sequence has *newest logits* after a `prefill` that was not stopped and after a `decode`. Whatever else changes the sequence
+(rewind, copy, import_kv) drops them; work on other sequences does not.
 
-Whatever a docstring says of its own errors, every method raises UsageError, and changes nothing, where a sequence, token or
-range does not exist, and BackendError once the backend is closed.
+Beside the errors that its docstring names, every method raises UsageError, and changes nothing, if a sequence, token or range
+does not exist, and BackendError once the backend is closed.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ class Capabilities:
     """What a backend can do. Callers ask, and refuse by name what it cannot (UnsupportedError).
 
     Attributes:
-        rewind: the tail of a sequence can be cut at any token (false for recurrent and some sliding-window models).
-        export_kv: any range of the KV cache can be written out and read back.
-        checkpoints: the state of a whole sequence can be written out and read back into an empty one. Where export_kv is false
+        rewind: a sequence can be truncated at any token (false for recurrent and some sliding-window models).
+        export_kv: any range of the KV cache can be exported and imported.
+        checkpoints: the state of a whole sequence can be exported, and imported into an empty one. Where export_kv is false
             (recurrent models), this is all that `Backend.export_kv` and `import_kv` do.
         n_seq: how many sequences fit side by side.
         shared_cells: sequences take cells from one pool, so the sum of their lengths is bounded (cells shared by `copy` count
             once). Where false, each sequence has a buffer of its own, and none takes room from another.
         threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
-        resize: the KV cache can be made smaller and larger while the model is open (`Backend.resize`).
+        resize: the KV cache can be resized while the model is open (`Backend.resize`).
     """
 
     rewind: bool
@@ -69,11 +68,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a backend knows of the model it loaded.
+    """What a backend knows about the model it loaded.
 
     Attributes:
         name: as the file calls it.
-        architecture: llama.cpp's name of it: "llama", "qwen2", ...
+        architecture: llama.cpp's name for it: "llama", "qwen2", ...
         n_params: number of weights.
         size_bytes: of the weights.
         n_vocab: size of the vocabulary.
@@ -81,7 +80,7 @@ class ModelInfo:
         chat_template: Jinja source from the model file, or None.
         bos_text, eos_text: text of these special tokens, "" where the model has none.
         adds_bos: the tokenizer puts the beginning-of-sequence token in front by itself.
-        details: what else is worth showing in `edge models show`, as short texts.
+        details: whatever else `edge models show` prints, as short texts.
     """
 
     name: str
@@ -98,7 +97,7 @@ class ModelInfo:
 
 
 class Sampler(ABC):
-    """Chooses tokens for one reply; holds the state of penalties and of the random draw."""
+    """Chooses the tokens of one reply; holds the state of penalties and of the random draw."""
 
     @abstractmethod
     def sample(self, seq_id: int) -> int:
@@ -111,7 +110,7 @@ class Sampler(ABC):
             A token id.
 
         Raises:
-            BackendError: the sequence has no newest logits, they are not numbers, or the sampler or backend is closed.
+            BackendError: the sequence has no newest logits, they contain NaN, or the sampler or backend is closed.
         """
 
     @abstractmethod
@@ -126,12 +125,13 @@ class Backend(ABC):
         name: as in `edge.registry.ENGINES`.
         capabilities: what it can do.
         info: the model.
-        tokenizer: of the model; from any thread. `close` closes it.
-        n_ctx: cells of the KV cache, of all sequences together where `capabilities.shared_cells` is true, otherwise of each.
+        tokenizer: of the model; usable from any thread. `close` closes it.
+        n_ctx: cells of the KV cache, for all sequences together where `capabilities.shared_cells` is true, otherwise for each.
             Only `resize` changes it.
-        kv_window: a sliding window: only ranges shorter than it, among the newest of a sequence, can be exported. 0 is none.
-        chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from
-            position 0; cancelling happens between chunks.
+        kv_window: tokens of a sliding window, 0 for none: only ranges shorter than it, among the newest of a sequence, can be
+            exported.
+        chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from position 0;
+            `should_stop` takes effect between chunks.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Backend(ABC):
 
     @abstractmethod
     def length(self, seq_id: int) -> int:
-        """How many positions of a sequence are in the KV cache."""
+        """Return the number of positions of a sequence in the KV cache."""
 
     @abstractmethod
     def prefill(self, seq_id: int, tokens: Sequence[int], *, should_stop: Callable[[], bool] | None = None) -> int:
@@ -154,15 +154,15 @@ class Backend(ABC):
             seq_id: the sequence; tokens go to positions `length(seq_id)` and up.
             tokens: at least one.
             should_stop: asked before every chunk, and perhaps from another thread while one is computed; True ends the
-                call early, with the chunks so far in the cache.
+                call early and keeps the finished chunks.
 
         Returns:
             How many of `tokens` are now in the cache: all of them, unless should_stop said True.
 
         Raises:
-            ContextFullError: they do not fit; the cache is as it was.
-            BackendError: the engine failed; the cache holds the chunks before the failure, or nothing of this sequence
-                where it cannot be cut (see rewind): ask `length`.
+            ContextFullError: they do not fit; the cache is unchanged.
+            BackendError: the engine failed; the cache holds the chunks before the failure, or nothing of this sequence where it
+                cannot be truncated (see rewind): ask `length`.
         """
 
     @abstractmethod
@@ -173,23 +173,23 @@ class Backend(ABC):
             steps: (seq_id, token), at least one, every sequence at most once.
 
         Raises:
-            ContextFullError: no cell is free; the cache is as it was.
-            BackendError: the engine failed; the sequences are as they were, or empty where they cannot be cut (see rewind):
+            ContextFullError: no cell is free; the cache is unchanged.
+            BackendError: the engine failed; the sequences are unchanged, or empty where they cannot be truncated (see rewind):
                 ask `length`.
         """
 
     @abstractmethod
     def rewind(self, seq_id: int, n_keep: int) -> None:
-        """Cut a sequence down to its first `n_keep` positions. 0 empties it, which every backend can.
+        """Truncate a sequence to its first `n_keep` positions. 0 empties it, which every backend can.
 
         Raises:
-            UnsupportedError: the backend cannot cut there (`capabilities.rewind` is false and n_keep is neither 0 nor the
-                current length); the cache is as it was.
+            UnsupportedError: the backend cannot truncate there (`capabilities.rewind` is false and n_keep is neither 0 nor the
+                current length); the cache is unchanged.
         """
 
     @abstractmethod
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        """A copy of the newest logits of a sequence, shape (n_vocab,), float32.
+        """Return a copy of the newest logits of a sequence, shape (n_vocab,), float32.
 
         Raises:
             BackendError: the sequence has none.
@@ -197,7 +197,7 @@ class Backend(ABC):
 
     @abstractmethod
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        """Start choosing tokens.
+        """Return a sampler for one reply.
 
         Args:
             sampling: the settings.
@@ -208,22 +208,22 @@ class Backend(ABC):
         """
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
-        """Make the first `n_tokens` of `source` the whole of `target`, sharing memory where the backend can.
+        """Replace `target` by the first `n_tokens` of `source`, sharing memory where the backend can.
 
         Raises:
-            UnsupportedError: the backend has one sequence only, cannot share, or cannot cut `source` there (see rewind).
+            UnsupportedError: the backend has one sequence only, cannot share, or cannot truncate `source` there (see rewind).
         """
         raise UnsupportedError(f"The {self.name} backend cannot copy one sequence to another.")
 
     def export_kv(self, seq_id: int, start: int, end: int) -> bytes:
-        """The keys and values of positions [start, end), as an opaque block.
+        """Return the keys and values of positions [start, end) as an opaque block.
 
         Args:
             seq_id: the sequence.
             start, end: positions; 0 and the length of the sequence where `capabilities.export_kv` is false.
 
         Raises:
-            UnsupportedError: this range cannot be written out; see Capabilities. A sliding window may have passed over it.
+            UnsupportedError: this range cannot be exported; see Capabilities. A sliding window may have moved past it.
         """
         raise UnsupportedError(f"The {self.name} backend cannot export its KV cache.")
 
@@ -234,15 +234,15 @@ class Backend(ABC):
 
         Raises:
             UnsupportedError: neither `capabilities.export_kv` nor `checkpoints` is true.
-            ContextFullError: there is no room; the sequence is as it was.
-            BackendError: the engine refused the block; the sequence is as it was.
+            ContextFullError: there is no room; the sequence is unchanged.
+            BackendError: the engine refused the block; the sequence is unchanged.
         """
         raise UnsupportedError(f"The {self.name} backend cannot import a KV cache.")
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """Compute with another number of CPU threads from the next pass on.
 
-        Where the engine splits sums among threads, the last bits of what is decoded depend on their number.
+        Where the engine splits sums among threads, the last bits of decoded logits depend on their number.
 
         Args:
             n_threads: for passes over one token a sequence; at least 1.
@@ -250,30 +250,30 @@ class Backend(ABC):
 
         Raises:
             UnsupportedError: `capabilities.threads` is false.
-            UsageError: there is no such number of threads.
+            UsageError: a number is below 1.
         """
         raise UnsupportedError(f"The {self.name} backend cannot change its threads.")
 
     def resize(self, n_ctx: int) -> None:
-        """Make the KV cache anew, for so many cells, and give the memory of the old one back. All sequences must be empty.
+        """Replace the KV cache by one of another size and free the old one. All sequences must be empty.
 
         Args:
-            n_ctx: cells; the engine may round up, `n_ctx` says to what.
+            n_ctx: cells; the engine may round up, as the attribute `n_ctx` then says.
 
         Raises:
-            UnsupportedError: `capabilities.resize` is false, or this model's blocks mean something else in such a window; the
-                cache is as it was.
+            UnsupportedError: `capabilities.resize` is false, or blocks of this model mean something else in such a window; the
+                cache is unchanged.
             UsageError: a sequence is not empty, or n_ctx is below 1.
-            ModelTooLargeError: there is no memory for it; the cache has the size that it had.
-            BackendError: nor is there for the old one any more; the backend is closed.
+            ModelTooLargeError: there is no memory for it; the cache keeps its size.
+            BackendError: nor is there memory for the old one any more; the backend is closed.
         """
         raise UnsupportedError(f"The {self.name} backend cannot change the size of its KV cache.")
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
-        """Everything but the weights that changes what an exported block means or how its numbers came out.
+        """Return everything but the weights that changes what an exported block means or how its numbers came out.
 
-        Blocks may only be given to `import_kv` of a backend that says the same and has the same weights. Empty where nothing
-        can be exported.
+        A block may only be given to `import_kv` of a backend with equal values and the same weights. Empty where nothing can be
+        exported.
         """
         return {}
 
@@ -289,10 +289,10 @@ class Backend(ABC):
 
 
 class LoadProgress(Protocol):
-    """Is told how far loading is."""
+    """Progress callback of a load."""
 
     def __call__(self, share: float, stage: str = "loading") -> bool:
-        """Called with the share of a stage that is done, 0 to 1, and the stage, in words that a model's name can follow.
+        """Take the share of a stage that is done, 0 to 1, and the stage, in words that a model's name can follow.
 
         Returns:
             False stops the load.

@@ -1,8 +1,8 @@
-"""What all engines have in common that count cells: `CellsBackend`.
+"""The base of all engines: `CellsBackend`.
 
-It keeps the contract of base.py as far as no engine is needed for it: it checks what it is asked, refuses what does not fit,
-cuts prompts into chunks, takes back what a failed pass left, and frames KV blocks. An engine adds what is below "for the
-engine": the pass itself, and what it does with its own keys and values.
+It keeps the contract of base.py as far as no engine is needed for it: it checks arguments, refuses what does not fit, cuts
+prompts into chunks, rolls back failed passes, and frames KV blocks. An engine adds the methods below "for the engine": the
+passes themselves, and what it does with its own keys and values.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
     from edge.prompt.tokenizers import Tokenizer
 
-__all__ = ["CellsBackend"]
+__all__ = ["CellsBackend", "no_logits"]
 
 _BLOCK = struct.Struct("<8siiQ")  # magic, first position, end, bytes that follow
+
+
+def no_logits(seq_id: int) -> BackendError:
+    """Return the error of a sequence without newest logits."""
+    return BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
 
 
 class CellsBackend(Backend):
@@ -33,44 +38,41 @@ class CellsBackend(Backend):
 
     Args:
         info, capabilities, tokenizer, n_ctx, chunk_size: as in `Backend`.
+
+    Attributes:
         block_magic: 8 bytes that KV blocks of this engine begin with.
     """
 
+    block_magic: bytes
+
     def __init__(
-        self,
-        info: ModelInfo,
-        capabilities: Capabilities,
-        tokenizer: Tokenizer,
-        *,
-        n_ctx: int,
-        chunk_size: int,
-        block_magic: bytes,
+        self, info: ModelInfo, capabilities: Capabilities, tokenizer: Tokenizer, *, n_ctx: int, chunk_size: int
     ) -> None:
         self.info = info
         self.capabilities = capabilities
         self.tokenizer = tokenizer
-        self.n_ctx = n_ctx
         self.chunk_size = chunk_size
-        self._block_magic = block_magic
         # Held during every use of the native objects, so that close() from another thread waits for the pass.
         self._lock = threading.RLock()
         self._is_open = True
-        self._cells = CellAllocator(n_ctx, capabilities.n_seq, shared=capabilities.shared_cells)
+        self._allocate(n_ctx)
 
-    # -- for the engine: all of it is called under the lock, with arguments that were checked
+    # -- for the engine: all of it is called under the lock, with checked arguments
 
     @abstractmethod
-    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
-        """One pass over part of a prompt, and the logits after its last token.
+    def _prefill_chunk(
+        self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
+    ) -> bool:
+        """Run one pass over part of a prompt, and compute the logits after its last token.
 
         Args:
-            seq_id: the sequence, which has `start` positions.
+            seq_id: the sequence, which has `start` positions. Its buffers may hold more, from before it was truncated.
             start: position of the first token.
             ids: shape (n,), 1 to chunk_size of them; they fit.
-            should_stop: may be asked while the pass runs, to give it up.
+            should_stop: may be asked while the pass runs, to stop it.
 
         Returns:
-            False when the pass was given up. What it left is taken back then, as after an error.
+            False when the pass was stopped. It is rolled back then, as after an error.
 
         Raises:
             BackendError: the engine failed.
@@ -78,8 +80,8 @@ class CellsBackend(Backend):
         """
 
     @abstractmethod
-    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        """One token for each of several sequences, and their logits. Raises as `_read`; what was done is taken back then.
+    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        """Append one token to each of several sequences, and compute their logits. Raises as `_prefill_chunk`.
 
         Args:
             steps: (seq_id, token).
@@ -88,19 +90,19 @@ class CellsBackend(Backend):
 
     @abstractmethod
     def _forget_logits(self, seq_id: int) -> None:
-        """The sequence has changed: it has no newest logits any more. It may have had none."""
+        """Drop the newest logits of a sequence that has changed, if it has any."""
 
     @abstractmethod
-    def _cut(self, seq_id: int, n_keep: int) -> None:
+    def _truncate(self, seq_id: int, n_keep: int) -> None:
         """Drop what is behind the first `n_keep` positions of the engine's own keys and values.
 
         Raises:
-            UnsupportedError: the engine cannot cut there; nothing has changed.
+            UnsupportedError: the engine cannot truncate there; nothing has changed.
         """
 
-    def _undo(self, seq_id: int, n_keep: int) -> int:
-        """Drop what a failed pass left behind the first `n_keep` positions; says how many are left of those."""
-        self._cut(seq_id, n_keep)
+    def _roll_back(self, seq_id: int, n_keep: int) -> int:
+        """Drop what a failed pass left behind the first `n_keep` positions. Returns how many of those are left."""
+        self._truncate(seq_id, n_keep)
         return n_keep
 
     @abstractmethod
@@ -109,10 +111,10 @@ class CellsBackend(Backend):
 
     @abstractmethod
     def _export(self, seq_id: int, start: int, end: int) -> bytes:
-        """Positions [start, end) as a block, see `_new_block`.
+        """Return positions [start, end) as a block, see `_new_block`.
 
         Raises:
-            UnsupportedError: this range cannot be written out.
+            UnsupportedError: this range cannot be exported.
         """
 
     @abstractmethod
@@ -120,12 +122,12 @@ class CellsBackend(Backend):
         """Append positions [start, end): the bytes that follow the header of a block. They fit.
 
         Raises:
-            BackendError: they are not of this model; the sequence is as it was.
+            BackendError: they are not of this model; the sequence is unchanged.
         """
 
     @abstractmethod
     def _free(self) -> None:
-        """Let go of the model. Called once."""
+        """Free the model. Called once."""
 
     # -- cache
 
@@ -149,11 +151,11 @@ class CellsBackend(Backend):
             chunk = ids[n_done : n_done + n_chunk]
             with self._lock:
                 self._check_open()
-                if not self._read_chunk(seq_id, chunk, should_stop):
+                if not self._prefill_or_roll_back(seq_id, chunk, should_stop):
                     return n_done
                 n_done += len(chunk)
                 if n_done < len(ids):
-                    self._forget_logits(seq_id)  # only a prefill that came to its end leaves some
+                    self._forget_logits(seq_id)  # only a whole prefill leaves some
         return n_done
 
     def decode(self, steps: Sequence[tuple[int, int]]) -> None:
@@ -166,10 +168,10 @@ class CellsBackend(Backend):
                 raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
             self._cells.check_room(dict.fromkeys(starts, 1))
             try:
-                self._step(steps, starts)
+                self._decode(steps, starts)
             except BaseException:  # also Ctrl-C: all of the sequences or none
                 for seq_id, n_before in starts.items():
-                    self._take_back(seq_id, n_before)
+                    self._forget_pass(seq_id, n_before)
                 raise
             for seq_id in starts:
                 self._cells.append(seq_id, 1)
@@ -177,16 +179,16 @@ class CellsBackend(Backend):
     def rewind(self, seq_id: int, n_keep: int) -> None:
         with self._lock:
             n_now = self.length(seq_id)
-            self._check_cut(seq_id, n_keep)
+            self._check_truncate(seq_id, n_keep)
             if n_keep == n_now:
                 return
-            self._cut(seq_id, n_keep)
+            self._truncate(seq_id, n_keep)
             self._cells.truncate(seq_id, n_keep)
             self._forget_logits(seq_id)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         with self._lock:
-            self._check_cut(source, n_tokens)
+            self._check_truncate(source, n_tokens)
             if source == target:
                 self.rewind(source, n_tokens)
                 return
@@ -208,9 +210,9 @@ class CellsBackend(Backend):
         with self._lock:
             n_now = self.length(seq_id)
             if len(block) < _BLOCK.size:
-                raise BackendError("The KV block is cut off.")
+                raise BackendError("The KV block is truncated.")
             magic, start, end, size = _BLOCK.unpack_from(block)
-            if magic != self._block_magic or len(block) != _BLOCK.size + size or not 0 <= start < end:
+            if magic != self.block_magic or len(block) != _BLOCK.size + size or not 0 <= start < end:
                 raise BackendError(f"This is not a whole KV block of the {self.name} backend.")
             if start != n_now:
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
@@ -228,41 +230,39 @@ class CellsBackend(Backend):
 
     # -- inside
 
-    def _read_chunk(self, seq_id: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
-        """One pass, noted; False when it was given up, and then it left nothing behind."""
+    def _prefill_or_roll_back(self, seq_id: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
         start = self._cells.length(seq_id)
+        is_done = False
         try:
-            is_done = self._read(seq_id, start, ids, should_stop)
-        except BaseException:  # also Ctrl-C: the pass may be done, but nobody is told
-            self._take_back(seq_id, start)
-            raise
+            is_done = self._prefill_chunk(seq_id, start, ids, should_stop)
+        finally:
+            if not is_done:  # also Ctrl-C: the pass may be done, but nobody is told
+                self._forget_pass(seq_id, start)
         if is_done:
             self._cells.append(seq_id, len(ids))
-        else:
-            self._take_back(seq_id, start)
         return is_done
 
-    def _take_back(self, seq_id: int, n_keep: int) -> None:
-        """After a failed pass."""
+    def _forget_pass(self, seq_id: int, n_keep: int) -> None:
+        """Make a sequence what it was before a failed pass."""
         self._forget_logits(seq_id)
-        self._cells.truncate(seq_id, self._undo(seq_id, n_keep))
+        self._cells.truncate(seq_id, self._roll_back(seq_id, n_keep))
 
     def _new_block(self, start: int, end: int, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """A block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
+        """Return a block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
         import numpy as np
 
         block = np.empty(_BLOCK.size + size, dtype=np.uint8)
-        _BLOCK.pack_into(block.data, 0, self._block_magic, start, end, size)
+        _BLOCK.pack_into(block.data, 0, self.block_magic, start, end, size)
         return block, block[_BLOCK.size :]
 
-    def _count_anew(self, n_ctx: int) -> None:
-        """Another number of cells; all sequences are empty."""
-        self._cells = CellAllocator(n_ctx, self.capabilities.n_seq, shared=self.capabilities.shared_cells)
+    def _allocate(self, n_ctx: int) -> None:
+        """Begin counting with so many cells and empty sequences."""
         self.n_ctx = n_ctx
+        self._cells = CellAllocator(n_ctx, self.capabilities.n_seq, shared=self.capabilities.shared_cells)
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise BackendError("The model is closed.", "Open it again.")
+            raise BackendError("The model is closed.", "Load it again.")
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         self._check_open()
@@ -271,22 +271,20 @@ class CellsBackend(Backend):
             wrong = next(token for token in tokens if not 0 <= token < n_vocab)
             raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
 
-    def _check_cut(self, seq_id: int, n_keep: int) -> None:
-        """Engines that cannot cut everywhere add to it."""
+    def _check_truncate(self, seq_id: int, n_keep: int) -> None:
+        """Refuse what no engine can; engines that cannot truncate everywhere extend it."""
         n_now = self.length(seq_id)
         if not 0 <= n_keep <= n_now:
-            raise UsageError(f"Sequence {seq_id} has {n_now} tokens; {n_keep} of them are not possible.")
+            raise UsageError(f"Sequence {seq_id} has {n_now} tokens; it cannot keep {n_keep}.")
 
     def _check_threads(self, *numbers: int) -> None:
-        """For engines that can `set_threads`."""
         self._check_open()
         if min(numbers) < 1:
             raise UsageError(f"{min(numbers)} threads are not possible.", "Use at least one.")
 
     def _check_resize(self, n_ctx: int) -> None:
-        """For engines that can `resize`."""
         self._check_open()
         if n_ctx < 1:
             raise UsageError(f"A KV cache of {n_ctx} cells is not possible.", "Ask for 512 or more.")
         if any(self._cells.length(seq_id) for seq_id in range(self.capabilities.n_seq)):
-            raise UsageError("A KV cache that is in use cannot be made anew.", "Empty every sequence first: rewind(seq_id, 0).")
+            raise UsageError("A KV cache that is in use cannot be resized.", "Empty every sequence first: rewind(seq_id, 0).")

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from edge.backends.base import Capabilities, ModelInfo, Sampler
-from edge.backends.cells_backend import CellsBackend
-from edge.errors import BackendError, CancelledError
+from edge.backends.base import Capabilities, ModelInfo
+from edge.backends.logits_backend import LogitsBackend
+from edge.errors import CancelledError
 from edge.prompt.tokenizers import Token, Tokenizer
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge.plan.receipt import Plan
-    from edge.types import Sampling
 
 __all__ = ["CHATML", "FakeBackend", "FakeTokenizer", "default_answer"]
 
@@ -38,16 +37,15 @@ _SPECIALS = {"<|im_start|>": 256, "<|im_end|>": 257, "<|endoftext|>": 258}
 _PIECES = [bytes([i]) for i in range(256)] + [text.encode() for text in _SPECIALS]
 _IM_START, _IM_END, _END_OF_TEXT = 256, 257, 258
 _N_VOCAB = len(_PIECES)
-_SPECIAL_PATTERN = re.compile("|".join(re.escape(text) for text in _SPECIALS))
+_SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in _SPECIALS) + ")")
 _CERTAIN = 100.0  # a logit so high that the script is followed at any sane temperature
-_BLOCK_MAGIC = b"FAKEKV2\0"
 _CELL = struct.Struct("<i16s")
 
 Script = Callable[[str], str] | Mapping[str, str]
 
 
 def default_answer(message: str) -> str:
-    """What the fake says unless it is told otherwise: Markdown that names the message it answers."""
+    """Return what the fake says unless it has a script: Markdown that names the message it answers."""
     first_line = message.strip().split("\n", 1)[0][:60] or "nothing"
     return (
         f"You said: **{first_line}**\n\n- words: {len(message.split())}\n- characters: {len(message)}\n\n"
@@ -69,26 +67,21 @@ class FakeTokenizer(Tokenizer):
         super().__init__(_N_VOCAB)
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        if not parse_special:
-            return list(text.encode("utf-8", "replace"))
         tokens: list[int] = []
-        position = 0
-        for match in _SPECIAL_PATTERN.finditer(text):
-            tokens.extend(text[position : match.start()].encode("utf-8", "replace"))
-            tokens.append(_SPECIALS[match.group()])
-            position = match.end()
-        tokens.extend(text[position:].encode("utf-8", "replace"))
+        for part in _SPECIAL_PATTERN.split(text) if parse_special else [text]:
+            special = _SPECIALS.get(part) if parse_special else None
+            tokens += part.encode("utf-8", "replace") if special is None else [special]
         return tokens
 
     def _look_up(self, token: int) -> Token:
         return Token(_PIECES[token] if token < 256 else b"", _PIECES[token], token in (_IM_END, _END_OF_TEXT))
 
 
-class FakeBackend(CellsBackend):
+class FakeBackend(LogitsBackend):
     """See the module.
 
     Args:
-        plan: `n_ctx` and `n_seq` are taken from it; None for the defaults.
+        plan: `n_ctx`, `n_seq` and threads are taken from it; None for the defaults.
         on_progress: as in `open_backend`.
         script: the answer to a user message: a function, or a mapping (messages it lacks get `default_answer`).
         delay_s: time one decode step takes, in seconds.
@@ -98,13 +91,14 @@ class FakeBackend(CellsBackend):
         chunk_size: tokens a chunk.
 
     Attributes:
-        threads: what `set_threads` was last told; nothing is computed by them.
+        threads: the last arguments of `set_threads`; they compute nothing.
 
     Raises:
         CancelledError: on_progress said False.
     """
 
     name = "fake"
+    block_magic = b"FAKEKV2\0"
 
     def __init__(
         self,
@@ -121,16 +115,12 @@ class FakeBackend(CellsBackend):
         for share in (0.0, 0.5, 1.0):
             if on_progress is not None and not on_progress(share):
                 raise CancelledError("Loading was stopped.")
+        self.threads = (1, 1)
+        if plan is not None:
+            n_ctx, n_seq, self.threads = plan.n_ctx, plan.n_seq, (plan.n_threads, plan.n_threads_batch)
         capabilities = Capabilities(
-            rewind=True,
-            export_kv=True,
-            checkpoints=True,
-            n_seq=n_seq if plan is None else plan.n_seq,
-            shared_cells=True,
-            threads=True,
-            resize=True,
+            rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, shared_cells=True, threads=True, resize=True
         )
-        n_ctx = n_ctx if plan is None else plan.n_ctx
         info = ModelInfo(
             name="Fake",
             architecture="fake",
@@ -144,47 +134,58 @@ class FakeBackend(CellsBackend):
             adds_bos=False,
             details={"tokenizer": "UTF-8 bytes"},
         )
-        super().__init__(info, capabilities, FakeTokenizer(), n_ctx=n_ctx, chunk_size=chunk_size, block_magic=_BLOCK_MAGIC)
-        self.threads = (1, 1) if plan is None else (plan.n_threads, plan.n_threads_batch)
+        super().__init__(info, capabilities, FakeTokenizer(), n_ctx=n_ctx, chunk_size=chunk_size)
         self._script = script
         self._delay_s = delay_s
         self._prefill_delay_s = prefill_delay_s
-        self._sequences: list[list[_Cell]] = [[] for _ in range(self.capabilities.n_seq)]
-        self._has_logits: set[int] = set()
+        self._sequences: list[list[_Cell]] = [[] for _ in range(n_seq)]
         self._answers: dict[bytes, list[int]] = {}
 
-    # -- for CellsBackend
+    # -- for LogitsBackend
 
-    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
-        self._append(seq_id, ids.tolist())
+    def _compute(
+        self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
+    ) -> npt.NDArray[np.float32]:
         if self._prefill_delay_s:
             time.sleep(self._prefill_delay_s)
-        return True
+        return self._append(seq_id, ids.tolist())
 
-    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        for seq_id, token in steps:
-            self._append(seq_id, [token])
+    def _compute_one(self, seq_id: int, start: int, token: int) -> npt.NDArray[np.float32]:
+        return self._append(seq_id, [token])
+
+    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+        super()._decode(steps, starts)
         if self._delay_s:
             time.sleep(self._delay_s)
 
-    def _forget_logits(self, seq_id: int) -> None:
-        self._has_logits.discard(seq_id)
+    def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        import numpy as np
 
-    def _cut(self, seq_id: int, n_keep: int) -> None:
+        cells = self._sequences[seq_id]
+        scripted = self._scripted_token(cells)
+        random = np.random.default_rng(int.from_bytes(cells[-1].digest, "little"))
+        values = random.normal(0.0, 2.0, _N_VOCAB).astype(np.float32)
+        if scripted is not None:
+            values[scripted] = _CERTAIN
+        return values
+
+    def _truncate(self, seq_id: int, n_keep: int) -> None:
         del self._sequences[seq_id][n_keep:]
 
     def _copy(self, source: int, target: int, n_tokens: int) -> None:
         self._sequences[target] = self._sequences[source][:n_tokens]
 
-    def _export(self, seq_id: int, start: int, end: int) -> bytes:
-        block, payload = self._new_block(start, end, (end - start) * _CELL.size)
-        payload.data[:] = b"".join(_CELL.pack(*cell) for cell in self._sequences[seq_id][start:end])
-        return block.tobytes()
+    def _kv_bytes(self, n_tokens: int) -> int:
+        return n_tokens * _CELL.size
 
-    def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
-        if len(payload) != (end - start) * _CELL.size:
-            raise BackendError("The KV block is cut off or too long.")
-        self._sequences[seq_id].extend(_Cell(*cell) for cell in _CELL.iter_unpack(payload.data))
+    def _read_kv(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
+        out.data[:] = b"".join(_CELL.pack(*cell) for cell in self._sequences[seq_id][start:end])
+
+    def _write_kv(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8]) -> None:
+        self._sequences[seq_id].extend(_Cell(*cell) for cell in _CELL.iter_unpack(data.data))
+
+    def _free_kv(self, seq_id: int) -> None:
+        pass  # _truncate did
 
     # -- what a governor changes
 
@@ -194,36 +195,11 @@ class FakeBackend(CellsBackend):
 
     def resize(self, n_ctx: int) -> None:
         self._check_resize(n_ctx)
-        self._count_anew(n_ctx)
+        self._allocate(n_ctx)
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         self._check_open()
         return {"backend": self.name, "version": 2}
-
-    # -- choosing
-
-    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        import numpy as np
-
-        self.length(seq_id)
-        if seq_id not in self._has_logits:
-            raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
-        cells = self._sequences[seq_id]
-        scripted = self._scripted_token(cells)
-        random = np.random.default_rng(int.from_bytes(cells[-1].digest, "little"))
-        values = random.normal(0.0, 2.0, _N_VOCAB).astype(np.float32)
-        if scripted is not None:
-            values[scripted] = _CERTAIN
-        return values
-
-    def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
-        from edge.backends.sampling import NumpySampler, find_breakers
-
-        self._check_tokens(history)
-        breakers = None
-        if sampling.dry_multiplier:
-            breakers = find_breakers(sampling.dry_sequence_breakers, _PIECES, self.tokenizer.tokenize)
-        return NumpySampler(sampling, history, self.logits, _N_VOCAB, breakers)
 
     # -- inside
 
@@ -231,15 +207,17 @@ class FakeBackend(CellsBackend):
         self._sequences = []
         self._answers.clear()
 
-    def _append(self, seq_id: int, tokens: Sequence[int]) -> None:
+    def _append(self, seq_id: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
         cells = self._sequences[seq_id]
         for token in tokens:
             before = cells[-1].digest if cells else b""
             cells.append(_Cell(token, hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=16).digest()))
-        self._has_logits.add(seq_id)
+        return np.empty(0, np.float32)  # see _late_logits
 
     def _scripted_token(self, cells: Sequence[_Cell]) -> int | None:
-        """What the script wants next, or None outside of an assistant's turn."""
+        """Return what the script wants next, or None outside of an assistant's turn."""
         start = next((i for i in range(len(cells) - 1, -1, -1) if cells[i].token == _IM_START), None)
         if start is None:
             return None
@@ -256,11 +234,10 @@ class FakeBackend(CellsBackend):
         return answer[min(len(cells) - body_start, len(answer) - 1)]
 
     def _answer(self, message: str) -> str:
-        if self._script is None:
-            return default_answer(message)
-        if isinstance(self._script, Mapping):
-            return self._script[message] if message in self._script else default_answer(message)
-        return self._script(message)
+        if callable(self._script):
+            return self._script(message)
+        script = self._script or {}
+        return script[message] if message in script else default_answer(message)
 
 
 def _last_user_message(tokens: Sequence[int]) -> str:

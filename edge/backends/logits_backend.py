@@ -1,8 +1,7 @@
-"""What engines have in common that compute logits and nothing else: `LogitsBackend`.
+"""The base of engines that compute logits and nothing else (onnxruntime, Core ML): `LogitsBackend`.
 
-Such an engine (onnxruntime, Core ML) knows neither tokens nor sequences. On top of what `CellsBackend` keeps of the contract,
-this class has a tokenizer, keeps the newest logits, and samples. An engine adds what is below "for the engine": a pass, and its
-own buffers of keys and values, one a sequence.
+On top of `CellsBackend` it keeps the newest logits and samples. An engine adds the methods below "for the engine": a pass, and
+its own buffers of keys and values, one a sequence.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge.backends.base import Capabilities, ModelInfo, Sampler
-from edge.backends.cells_backend import CellsBackend
+from edge.backends.cells_backend import CellsBackend, no_logits
 from edge.errors import BackendError
 
 if TYPE_CHECKING:
@@ -27,33 +26,12 @@ __all__ = ["LogitsBackend"]
 
 
 class LogitsBackend(CellsBackend):
-    """See the module and `Backend`.
-
-    Args:
-        tokenizer: of the model.
-        info: the model.
-        n_ctx: cells of each sequence.
-        n_seq: sequences.
-        chunk_size: as in `Backend`.
-        block_magic: as in `CellsBackend`.
-        capabilities: None is that of an engine whose buffers can be cut, read and written anywhere.
-    """
+    """See the module. Takes the arguments of `CellsBackend`."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        info: ModelInfo,
-        *,
-        n_ctx: int,
-        n_seq: int,
-        chunk_size: int,
-        block_magic: bytes,
-        capabilities: Capabilities | None = None,
+        self, info: ModelInfo, capabilities: Capabilities, tokenizer: Tokenizer, *, n_ctx: int, chunk_size: int
     ) -> None:
-        capabilities = capabilities or Capabilities(
-            rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, shared_cells=False
-        )
-        super().__init__(info, capabilities, tokenizer, n_ctx=n_ctx, chunk_size=chunk_size, block_magic=block_magic)
+        super().__init__(info, capabilities, tokenizer, n_ctx=n_ctx, chunk_size=chunk_size)
         self._newest: dict[int, npt.NDArray[np.float32]] = {}
         self._breakers: dict[tuple[str, ...], Breakers] = {}
 
@@ -63,33 +41,31 @@ class LogitsBackend(CellsBackend):
     def _compute(
         self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
     ) -> npt.NDArray[np.float32] | None:
-        """One pass: append tokens to a sequence.
-
-        Args:
-            seq_id: the sequence, which has `start` tokens. Its buffers may hold more; those are of the past.
-            start: position of the first token.
-            ids: shape (n,), 1 to chunk_size of them; they fit.
-            should_stop: may be asked while the pass runs, to give it up.
+        """Run one pass, with the arguments of `CellsBackend._prefill_chunk`.
 
         Returns:
-            Logits after the last one, shape (n_vocab,). They must stay as they are until the next pass of this sequence.
-            None when the pass was given up.
+            Logits after the last token, shape (n_vocab,), which must not change until the next pass of this sequence; empty
+            where `_late_logits` computes them; None when the pass was stopped.
 
         Raises:
             BackendError: the engine failed.
         """
 
     def _compute_one(self, seq_id: int, start: int, token: int) -> npt.NDArray[np.float32]:
-        """`_compute` of one token of a reply, for engines that have a shorter way for it."""
+        """Run `_compute` on one token of a reply; for engines that have a shorter way."""
         import numpy as np
 
         logits = self._compute(seq_id, start, np.array([token], dtype=np.int64), None)
         assert logits is not None  # nobody asked to stop
         return logits
 
+    def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        """Compute the newest logits of a sequence when they are first asked for, if `_compute` did not."""
+        raise NotImplementedError
+
     @abstractmethod
     def _kv_bytes(self, n_tokens: int) -> int:
-        """Bytes of the keys and values of so many positions."""
+        """Return the bytes of the keys and values of so many positions."""
 
     @abstractmethod
     def _read_kv(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
@@ -101,27 +77,26 @@ class LogitsBackend(CellsBackend):
 
     @abstractmethod
     def _free_kv(self, seq_id: int) -> None:
-        """The sequence is empty now: its buffers may be let go. Called on the empty ones, too."""
+        """Free the buffers of a sequence that is empty now, if it has any."""
 
     # -- choosing
 
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        import numpy as np
+
         with self._lock:
-            copied: npt.NDArray[np.float32] = self._newest_logits(seq_id).copy()
-            return copied
+            return np.array(self._newest_logits(seq_id))
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
         from edge.backends.sampling import NumpySampler, find_breakers
 
         self._check_tokens(history)
-        breakers = None
+        breakers, texts = None, sampling.dry_sequence_breakers
         if sampling.dry_multiplier:
-            # Finding a breaker's tokens walks the whole vocabulary.
-            texts = sampling.dry_sequence_breakers
             breakers = self._breakers.get(texts)
-            if breakers is None:
-                pieces = self.tokenizer.vocabulary()
-                breakers = self._breakers[texts] = find_breakers(texts, pieces, self.tokenizer.tokenize)
+            if breakers is None:  # finding a breaker's tokens walks the whole vocabulary
+                breakers = find_breakers(texts, self.tokenizer.vocabulary(), self.tokenizer.tokenize)
+                self._breakers[texts] = breakers
         return NumpySampler(sampling, history, self._newest_logits, self.info.n_vocab, breakers)
 
     def close(self) -> None:
@@ -131,22 +106,24 @@ class LogitsBackend(CellsBackend):
 
     # -- for CellsBackend
 
-    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+    def _prefill_chunk(
+        self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
+    ) -> bool:
         logits = self._compute(seq_id, start, ids, should_stop)
         if logits is None:
             return False
         self._newest[seq_id] = logits
         return True
 
-    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
         for seq_id, token in steps:
             self._newest[seq_id] = self._compute_one(seq_id, starts[seq_id], token)
 
     def _forget_logits(self, seq_id: int) -> None:
         self._newest.pop(seq_id, None)
 
-    def _cut(self, seq_id: int, n_keep: int) -> None:
-        if not n_keep:  # what is behind the end of a longer one is written over
+    def _truncate(self, seq_id: int, n_keep: int) -> None:
+        if not n_keep:  # positions behind the end of a longer one are overwritten later
             self._free_kv(seq_id)
 
     def _export(self, seq_id: int, start: int, end: int) -> bytes:
@@ -162,9 +139,12 @@ class LogitsBackend(CellsBackend):
     # -- inside
 
     def _newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        """Without a copy; good until the next pass of this sequence."""
-        self.length(seq_id)
-        newest = self._newest.get(seq_id)
-        if newest is None:
-            raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
-        return newest
+        """Return the newest logits without a copy; good until the next pass of this sequence."""
+        with self._lock:
+            self.length(seq_id)
+            newest = self._newest.get(seq_id)
+            if newest is None:
+                raise no_logits(seq_id)
+            if not newest.size:
+                newest = self._newest[seq_id] = self._late_logits(seq_id)
+            return newest

@@ -1,7 +1,7 @@
-"""llama.cpp's sampler chain in numpy, for engines that hand out logits and leave the choice to us.
+"""llama.cpp's sampler chain in numpy, for engines that only return logits.
 
-Each stage is a pure function over candidates: token ids and their logits, both shape (n,). `narrow` applies them in the
-order that edge/types.py Sampling promises, `NumpySampler` adds the memory (tokens so far, random draw).
+Each stage is a pure function over candidates: token ids and their logits, both shape (n,). `narrow` applies them in the order
+that edge/types.py Sampling promises, `NumpySampler` adds the state (tokens so far, random draw).
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from edge.errors import BackendError, UsageError
 if TYPE_CHECKING:
     from edge.types import Sampling
 
-__all__ = ["Breakers", "NumpySampler", "find_breakers", "narrow", "probabilities", "seed_of"]
+__all__ = [
+    "Breakers",
+    "NumpySampler",
+    "check_bias",
+    "find_breakers",
+    "narrow",
+    "not_numbers",
+    "probabilities",
+    "seed_of",
+]
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float64]
@@ -31,13 +40,29 @@ Breakers = dict[int, list[tuple[int, ...]]]
 
 MAX_BREAKER_CHARS = 40
 MAX_BREAKER_TAIL = 20
-_FEW = 256  # candidates that are looked at first; in text, nearly always enough
-_GROUPS = 1024  # of a vocabulary; their largest values tell where the best ones can be
+_FEW = 256  # candidates to try first; in text, nearly always enough
+_GROUPS = 1024  # of a vocabulary; their largest values bound the best ones
 _FLOAT_MAX_LOG = 88.7228391
 
 
+def check_bias(sampling: Sampling, n_vocab: int) -> None:
+    """Check the tokens of logit_bias.
+
+    Raises:
+        UsageError: it names a token that the vocabulary does not have.
+    """
+    unknown = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
+    if unknown:
+        raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
+
+
+def not_numbers() -> BackendError:
+    """Return the error of logits that contain NaN."""
+    return BackendError("The model computed values that are not numbers.", "The model file may be damaged; fetch it again.")
+
+
 def seed_of(seed: int | None) -> int:
-    """The 32-bit seed to use: the one asked for, or a fresh one. Never 2**32 - 1, which means "random" to llama.cpp."""
+    """Return the 32-bit seed to use: the given one, or a random one. Never 2**32 - 1, which means "random" to llama.cpp."""
     return (secrets.randbits(64) if seed is None else seed) % 0xFFFFFFFF
 
 
@@ -68,7 +93,7 @@ def narrow(
         (ids, logits) of the tokens that remain, both shape (n,), n >= 1; softmax of the logits is the distribution.
 
     Raises:
-        BackendError: the engine computed something that is not a number.
+        BackendError: a logit is NaN.
     """
     values = logits.astype(np.float32, copy=_is_changing(sampling))  # single precision, as in llama.cpp
     _likeliest(values)
@@ -96,29 +121,29 @@ def narrow(
 
 
 def _is_changing(sampling: Sampling) -> bool:
-    """Whether a setting changes logits before any are left out."""
+    """Tell if a setting changes logits before any are dropped."""
     has_penalty = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1, 0, 0)
     return bool(sampling.logit_bias) or has_penalty or sampling.dry_multiplier != 0
 
 
 def _likeliest(logits: npt.NDArray[np.float32]) -> int:
-    """The likeliest token.
+    """Return the likeliest token.
 
     Raises:
-        BackendError: some logit is not a number.
+        BackendError: a logit is NaN.
     """
     best = int(logits.argmax())
-    if math.isnan(logits[best]):  # argmax finds what is not a number first
-        raise BackendError("The model computed values that are not numbers.", "The model file may be damaged.")
+    if math.isnan(logits[best]):  # argmax finds NaN first
+        raise not_numbers()
     return best
 
 
 def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids | None:
-    """What the first stage that is on leaves of the whole vocabulary, best first. Sorting all of it would take longer than all
-    other stages together, so what is sorted is only what is left.
+    """Apply the first stage that is on to the whole vocabulary. Sorting all of it would take longer than all other stages
+    together, so only what is left is sorted.
 
     Returns:
-        Ids, shape (n,); None where nothing is cut off and no order is needed.
+        Ids, shape (n,), best first; None where no token is dropped and no order is needed.
     """
     if 0 < sampling.top_k < len(values):
         return _best(values, sampling.top_k)
@@ -134,7 +159,7 @@ def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids 
 
 
 def _best(values: Values | Logits, n_best: int) -> Ids:
-    """Where the largest values are, the largest first; of equal ones the first. Shape (n_best,)."""
+    """Return the indices of the largest values, largest first, equal ones in order. Shape (n_best,)."""
     if n_best >= len(values):
         return np.argsort(-values, kind="stable")
     # The largest of n groups are n values, so none below the least of them is among the n best.
@@ -150,7 +175,7 @@ def _best(values: Values | Logits, n_best: int) -> Ids:
 
 
 def _add_up(values: Values | Logits, shares: Values | Logits, p: float, *, side: Literal["left", "right"]) -> Ids:
-    """The largest values whose shares add up to p, best first: tried with a few, then with more."""
+    """Return the largest values whose shares add up to p, best first: tried with a few, then with more."""
     n_best = _FEW
     while True:
         order = _best(values, n_best)
@@ -174,7 +199,7 @@ def _penalise(values: Values, sampling: Sampling, history: Sequence[int]) -> Non
 
 
 def _dry(values: Values, sampling: Sampling, history: Sequence[int], breakers: Breakers) -> None:
-    """Punish every token that would continue a repeat. The plain quadratic form of what llama.cpp does with a Z-array."""
+    """Penalise every token that would continue a repeat. The plain quadratic form of llama.cpp's Z-array algorithm."""
     last_n = sampling.dry_penalty_last_n if sampling.dry_penalty_last_n >= 0 else len(history)
     allowed = sampling.dry_allowed_length
     if sampling.dry_multiplier == 0 or last_n == 0:
@@ -207,7 +232,7 @@ def _dry(values: Values, sampling: Sampling, history: Sequence[int], breakers: B
 
 
 def _repeat_limit(recent: Sequence[int], breakers: Breakers) -> int:
-    """How many tokens back the newest sequence breaker ends; repeats do not reach across it."""
+    """Return how many tokens back the newest sequence breaker ends; repeats do not reach across it."""
     for back in range(len(recent)):
         matched = [
             len(tail)
@@ -252,12 +277,12 @@ def _xtc(ids: Ids, values: Logits, threshold: float) -> tuple[Ids, Logits]:
 
 
 def find_breakers(texts: Sequence[str], pieces: Sequence[bytes], tokenize: Callable[[str], Sequence[int]]) -> Breakers:
-    """Which tokens begin a DRY sequence breaker.
+    """Find the tokens that begin a DRY sequence breaker.
 
     Args:
         texts: the breakers.
         pieces: bytes of every token of the vocabulary.
-        tokenize: text to ids, for what of a breaker is left after its first token.
+        tokenize: text to ids, for the rest of a breaker after its first token.
 
     Source: llama.cpp `get_overlapping_token_sequences`, after koboldcpp pull 982 by pi6am.
     """
@@ -282,7 +307,7 @@ class NumpySampler(Sampler):
     Args:
         sampling: the settings.
         history: tokens before the reply.
-        logits_of: gives the newest logits of a sequence, shape (n_vocab,).
+        logits_of: returns the newest logits of a sequence, shape (n_vocab,).
         n_vocab: size of the vocabulary, to check logit_bias against.
         breakers: DRY's sequence breakers.
 
@@ -298,9 +323,7 @@ class NumpySampler(Sampler):
         n_vocab: int,
         breakers: Breakers | None = None,
     ) -> None:
-        unknown = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
-        if unknown:
-            raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
+        check_bias(sampling, n_vocab)
         self._sampling = sampling
         self._history = list(history)
         self._logits_of = logits_of
@@ -326,7 +349,7 @@ class NumpySampler(Sampler):
         self._is_open = False
 
     def _draw(self, values: Logits) -> int:
-        """An index, as likely as softmax of the values says."""
+        """Draw an index with the probabilities softmax(values)."""
         reached = np.cumsum(np.exp(values - values.max()))
         place = int(np.searchsorted(reached, self._random.random() * reached[-1], side="right"))
         return min(place, len(values) - 1)  # the product may round up to the end itself

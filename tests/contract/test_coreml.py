@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
+import edge.backends.coreml.backend
 from edge.backends.base import open_backend
 from edge.backends.coreml import engine as coreml_engine
 from edge.backends.coreml.backend import CoreMLBackend
@@ -206,14 +209,25 @@ def test_blocks_hold_the_cache_in_float16(open_one: Callable[..., CoreMLBackend]
         assert backend.length(1) == 0
 
 
-def test_sequences_that_are_emptied_give_their_states_back(open_one: Callable[..., CoreMLBackend]) -> None:
+def test_sequences_that_are_emptied_free_their_states_but_for_one(
+    open_one: Callable[..., CoreMLBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[CoreMLSequence] = weakref.WeakSet()
+
+    class Counted(CoreMLSequence):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            alive.add(self)
+
+    monkeypatch.setattr(edge.backends.coreml.backend, "CoreMLSequence", Counted)
     with open_one() as backend:
         for seq_id in range(4):
             backend.prefill(seq_id, [40 + seq_id, 50])
-        assert len(backend._sequences) == 4
+        assert len(alive) == 4
         for seq_id in range(4):
             backend.rewind(seq_id, 0)
-        assert (len(backend._sequences), backend._spare is not None) == (0, True)
+        gc.collect()
+        assert len(alive) == 1, "the next conversation begins on it"
 
 
 # -- what goes wrong

@@ -197,7 +197,7 @@ def test_where_there_is_no_memory_the_old_size_stays(failing: Any) -> None:
 def test_without_memory_for_either_the_backend_is_closed(failing: Any) -> None:
     backend, fail = failing
     fail(2)
-    with pytest.raises(BackendError, match="made anew"):
+    with pytest.raises(BackendError, match="re-created"):
         backend.resize(2 * N_CTX)
     with pytest.raises(BackendError, match="closed"):
         backend.prefill(0, [50])

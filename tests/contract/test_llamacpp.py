@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
+import edge.backends.llamacpp.backend
 from edge.backends.base import Backend
 from edge.backends.llamacpp.backend import LlamaCppBackend
 from edge.backends.llamacpp.library import AbortFlag, load_library
@@ -30,6 +31,7 @@ from edge.types import Sampling
 
 PlanFor = Callable[..., Any]
 TinyModel = Callable[[str], Path]
+FailAfter = Callable[[int, int], None]
 
 
 def tokens(n_tokens: int, seed: int = 1) -> list[int]:
@@ -321,30 +323,36 @@ def test_a_block_of_another_cache_is_refused_and_nothing_is_left_of_it(tiny_mode
 # -- passes
 
 
-def test_a_chunk_can_be_stopped_in_the_middle(tiny_model: TinyModel, plan_for: PlanFor) -> None:
-    prompt = tokens(300)
+def test_a_chunk_can_be_stopped_in_the_middle(
+    tiny_model: TinyModel, plan_for: PlanFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: list[AbortFlag] = []
+
+    class Flag(AbortFlag):
+        def __init__(self, library: Any) -> None:
+            super().__init__(library)
+            flags.append(self)
+
+    monkeypatch.setattr(edge.backends.llamacpp.backend, "AbortFlag", Flag)
+    library, prompt, codes = load_library(), tokens(300), list[int]()
+    real = library.llama_decode
+
+    def decode(context: Any, batch: Any) -> int:
+        if batch.n_tokens == 256:
+            flags[0].set()  # while the pass is under way, from the engine's view: before its first operation
+        codes.append(real(context, batch))
+        return codes[-1]
+
     plan = plan_for(tiny_model("llama"), n_ctx=512, n_ubatch=256)
     with LlamaCppBackend(plan) as backend:
         backend.prefill(0, prompt)
         expected = backend.logits(0)
         backend.rewind(0, 0)
-        abort = backend._abort
-        # The flag is set while the pass is under way, from the engine's view: before its first operation.
-        real = backend._run
-        stopped_passes: list[int] = []
-
-        def run(n_tokens: int, changing: Any) -> int:
-            if n_tokens == 256:
-                abort.set()
-            code = real(n_tokens, changing)
-            stopped_passes.append(code)
-            return code
-
-        backend._run = run  # type: ignore[method-assign]
-        assert backend.prefill(0, prompt, should_stop=lambda: False) == 0
-        assert stopped_passes == [2]
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "llama_decode", decode)
+            assert backend.prefill(0, prompt, should_stop=lambda: False) == 0
+        assert codes == [2]
         assert backend.length(0) == 0
-        backend._run = real  # type: ignore[method-assign]
         assert backend.prefill(0, prompt, should_stop=lambda: False) == 300
         np.testing.assert_array_equal(backend.logits(0), expected)
 
@@ -409,31 +417,38 @@ def test_several_threads_compute_the_same(tiny_model: TinyModel, plan_for: PlanF
 # -- failures of the engine
 
 
-def fail_after(backend: LlamaCppBackend, n_good: int, code: int) -> None:
-    """Let some passes succeed; the next one computes, and then reports failure."""
-    real, left = backend._run, [n_good]
+@pytest.fixture
+def fail_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Lets some passes succeed; the next one computes, and then reports failure."""
+    library = load_library()
+    real = library.llama_decode
 
-    def run(n_tokens: int, changing: Any) -> int:
-        result = real(n_tokens, changing)
-        left[0] -= 1
-        if left[0] < 0:
-            backend._run = real  # type: ignore[method-assign]
-            return code
-        return result
+    def break_down(n_good: int, code: int) -> None:
+        left = [n_good]
 
-    backend._run = run  # type: ignore[method-assign]
+        def decode(context: Any, batch: Any) -> int:
+            result: int = real(context, batch)
+            left[0] -= 1
+            if left[0] < 0:
+                monkeypatch.setattr(library, "llama_decode", real)
+                return code
+            return result
+
+        monkeypatch.setattr(library, "llama_decode", decode)
+
+    return break_down
 
 
 @pytest.mark.parametrize(("code", "error"), [(-3, BackendError), (-1, BackendError), (1, ContextFullError)])
 def test_a_failed_pass_leaves_what_was_there_before(
-    tiny_model: TinyModel, plan_for: PlanFor, code: int, error: type[Exception]
+    tiny_model: TinyModel, plan_for: PlanFor, fail_after: FailAfter, code: int, error: type[Exception]
 ) -> None:
     prompt = tokens(80)
     with LlamaCppBackend(plan_for(tiny_model("llama"))) as backend:
         backend.prefill(0, prompt)
         expected = backend.logits(0)
         backend.rewind(0, 0)
-        fail_after(backend, 1, code)
+        fail_after(1, code)
         with pytest.raises(error):
             backend.prefill(0, prompt)
         assert backend.length(0) == 32
@@ -442,7 +457,7 @@ def test_a_failed_pass_leaves_what_was_there_before(
         backend.prefill(0, prompt[32:])
         np.testing.assert_array_equal(backend.logits(0), expected)
         backend.prefill(1, prompt[:3])
-        fail_after(backend, 0, code)
+        fail_after(0, code)
         with pytest.raises(error):
             backend.decode([(0, 50), (1, 51)])
         assert (backend.length(0), backend.length(1)) == (80, 3)
@@ -450,13 +465,15 @@ def test_a_failed_pass_leaves_what_was_there_before(
         assert backend.length(0) == 81
 
 
-def test_a_recurrent_model_loses_the_sequence_whose_pass_failed_and_no_other(tiny_model: TinyModel, plan_for: PlanFor) -> None:
+def test_a_recurrent_model_loses_the_sequence_whose_pass_failed_and_no_other(
+    tiny_model: TinyModel, plan_for: PlanFor, fail_after: FailAfter
+) -> None:
     prompt = tokens(40)
     with LlamaCppBackend(plan_for(tiny_model("mamba"))) as backend:
         backend.prefill(0, prompt)
         expected = backend.logits(0)
         backend.prefill(1, prompt)
-        fail_after(backend, 0, -3)
+        fail_after(0, -3)
         with pytest.raises(BackendError):
             backend.decode([(1, 50)])
         assert (backend.length(0), backend.length(1)) == (40, 0)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import edge.backends.onnx.backend
+import edge.backends.onnx.passes
 from edge.backends.onnx.backend import OnnxBackend
 from edge.engine.generation import Failed, Finished, Generation
 from edge.engine.governor import Limits
@@ -43,17 +43,17 @@ def text(seq_id: int, n_tokens: int) -> list[int]:
 @contextmanager
 def passes(backend: OnnxBackend) -> Iterator[list[Any]]:
     """Notes the binding of every pass."""
-    real, seen = backend._run, []
+    real, seen = backend.passes.run, []
 
     def run(binding: Any, should_stop: Any) -> bool:
         seen.append(binding)
         return real(binding, should_stop)
 
-    backend._run = run  # type: ignore[method-assign]
+    backend.passes.run = run  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        backend._run = real  # type: ignore[method-assign]
+        backend.passes.run = real  # type: ignore[method-assign]
 
 
 def alone(backend: OnnxBackend, seq_id: int, reply: list[int]) -> npt.NDArray[np.float32]:
@@ -152,7 +152,7 @@ def test_a_failed_pass_leaves_all_of_them_as_they_were(tiny_onnx: Tiny, monkeypa
     with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
         for seq_id in range(4):
             backend.prefill(seq_id, text(seq_id, LENGTHS[seq_id]))
-        real, left = backend._run, [1]
+        real, left = backend.passes.run, [1]
 
         def run(binding: Any, should_stop: Any) -> bool:
             left[0] -= 1
@@ -161,7 +161,7 @@ def test_a_failed_pass_leaves_all_of_them_as_they_were(tiny_onnx: Tiny, monkeypa
             return real(binding, should_stop)
 
         with monkeypatch.context() as patch:
-            patch.setattr(backend, "_run", run)
+            patch.setattr(backend.passes, "run", run)
             with pytest.raises(BackendError, match="no such kernel"):
                 backend.decode([(0, 50), (3, 51)])  # two passes, of which the second fails
         assert [backend.length(seq_id) for seq_id in range(4)] == list(LENGTHS)
@@ -255,8 +255,8 @@ def test_where_there_is_no_memory_for_another_size_the_old_one_stays(tiny_onnx: 
         expected = alone(backend, 0, [50])
         backend.rewind(0, 0)
         with monkeypatch.context() as patch:
-            patch.setattr(edge.backends.onnx.backend, "open_buffers", refuse)
-            with pytest.raises(ModelTooLargeError, match="make room for keys and values"):
+            patch.setattr(edge.backends.onnx.passes, "open_buffers", refuse)
+            with pytest.raises(ModelTooLargeError, match="allocate keys and values"):
                 backend.resize(2 * N_CTX)
         assert backend.n_ctx == N_CTX
         with pytest.raises(ContextFullError):
@@ -271,21 +271,21 @@ def test_a_session_is_opened_again_only_when_the_number_changes(tiny_onnx: Tiny,
     caplog.set_level(logging.INFO, "edge.onnx")
     with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
         backend.prefill(0, text(0, 20))
-        session = backend._session.native
+        session = backend.passes.session.native
         old = weakref.ref(session)
         backend.set_threads(1, 4)
         backend.set_threads(3, 3)
         backend.set_threads(1, 1)
         backend.decode([(0, 50)])
-        assert backend._session.native is session
+        assert backend.passes.session.native is session
         backend.set_threads(2, 2)
-        assert backend._session.native is session, "not before a pass needs it"
+        assert backend.passes.session.native is session, "not before a pass needs it"
         backend.decode([(0, 51)])
-        assert backend._session.native is not session
+        assert backend.passes.session.native is not session
         del session
         assert old() is None, "two of them would be the weights twice"
         assert "opened again with 2 threads instead of 1, in " in caplog.text
-        assert backend._session.native.get_session_options().intra_op_num_threads == 2
+        assert backend.passes.session.native.get_session_options().intra_op_num_threads == 2
 
 
 def test_several_rows_go_on_together_with_other_threads(tiny_onnx: Tiny) -> None:
@@ -308,7 +308,7 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
         """The replies to two prompts, and how many passes were for both."""
         backend = OnnxBackend(onnx_plan(tiny_onnx("onnx")))
         n_together, n_threads = 0, {1}
-        real = backend._compute_neighbours
+        real = backend.passes.compute_neighbours
 
         def count(first: int, lengths: list[int], tokens: dict[int, int]) -> Any:
             nonlocal n_together
@@ -316,10 +316,10 @@ def test_a_scheduler_writes_replies_together_and_goes_on_when_it_is_held_back(ti
             if limits is not None and n_together == 3:
                 scheduler.throttle(limits)
             logits = real(first, lengths, tokens)
-            n_threads.add(backend._session.n_threads)
+            n_threads.add(backend.passes.session.n_threads)
             return logits
 
-        backend._compute_neighbours = count  # type: ignore[method-assign]
+        backend.passes.compute_neighbours = count  # type: ignore[method-assign]
         scheduler = Scheduler(backend)
         ended: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(2)]
         replies: list[tuple[int, ...]] = []
@@ -352,7 +352,7 @@ def test_a_model_whose_files_changed_keeps_its_threads(tmp_path: Path, caplog: p
         (tmp_path / "model.onnx.data").unlink()
         backend.set_threads(2, 2)
         np.testing.assert_array_equal(alone(backend, 0, [50]), expected)
-        assert backend._session.n_threads == 1
+        assert backend.passes.session.n_threads == 1
         assert "has changed since it was loaded" in caplog.text
         assert caplog.text.count("has changed") == 1, "it is not tried at every pass"
 
@@ -364,20 +364,21 @@ def test_a_session_that_cannot_be_opened_again(
     with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
         expected = alone(backend, 0, [50, 51])
         alone(backend, 0, [50])
-        real, left = backend._session._open, [n_failures]
+        runtime = backend.passes.session.runtime
+        real, left = runtime.InferenceSession, [n_failures]
 
-        def fail(*arguments: Any) -> Any:
+        def fail(*arguments: Any, **options: Any) -> Any:
             left[0] -= 1
             if left[0] >= 0:
                 raise MemoryError
-            return real(*arguments)
+            return real(*arguments, **options)
 
-        monkeypatch.setattr(backend._session, "_open", fail)
+        monkeypatch.setattr(runtime, "InferenceSession", fail)
         backend.set_threads(2, 2)
         if n_failures == 1:
             backend.decode([(0, 51)])
             np.testing.assert_array_equal(backend.logits(0), expected)
-            assert backend._session.n_threads == 1
+            assert backend.passes.session.n_threads == 1
             assert "could not be opened again with 2 threads: There is not enough memory" in caplog.text
             return
         with pytest.raises(BackendError, match="could not be opened again"):

@@ -1,10 +1,5 @@
 """Core ML on Apple's devices, through coremltools: packages that `edge convert --to coreml` makes.
 
-The files beside this one: coreml_engine.py (coremltools: compiling, loading, the compute plan), coreml_sequence.py (one
-sequence and its cache), coreml_trial.py (a child process finds out whether a package computes what was meant on this device).
-What the engine shares with others that give logits only is in logits_backend.py; edge/mlpackage.py reads what a package says
-about itself.
-
 A sequence has a Core ML state of its own, with room for the whole context. States cannot share cells, so a copy copies.
 """
 
@@ -15,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import LoadProgress, ModelInfo
+from edge.backends.base import Capabilities, LoadProgress, ModelInfo
 from edge.backends.coreml.engine import UNITS, load_coremltools, open_functions, os_identity, placement_text
 from edge.backends.coreml.sequence import CoreMLSequence
 from edge.backends.coreml.trial import Verdict, find_accelerator
@@ -33,16 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CoreMLBackend"]
 
-_BLOCK_MAGIC = b"EDGECM1\0"
 _TOKEN_BYTES = 4
 
 
 class CoreMLBackend(LogitsBackend):
     """See the module and `Backend`.
 
-    `prefill` computes keys and values; the logits after its last token are computed when they are asked for, so a prompt
-    that is read in many calls pays for them once. An engine that fails then raises BackendError from `logits` or
-    `Sampler.sample`.
+    `prefill` computes keys and values only; the logits after its last token are computed when they are first asked for, so a
+    prompt in many calls pays for them once. An engine that fails then raises BackendError from `logits` or `Sampler.sample`.
 
     Args:
         plan: what to load and how. The artifact is an .mlpackage with its tokenizer files beside it.
@@ -52,7 +45,7 @@ class CoreMLBackend(LogitsBackend):
         cache_dir: for compiled models and verdicts; None is the setting paths.cache_dir.
 
     Raises:
-        BackendUnavailableError: this is no Mac with macOS 15, coremltools is missing, or a trial of the package failed here.
+        BackendUnavailableError: this is not a Mac with macOS 15, coremltools is missing, or a trial of the package failed here.
         ModelFileError: the package or its tokenizer is damaged, or not made by `edge convert`.
         UsageError: the plan asks for a longer context than the package has, or for a cache that is not float16.
         BackendError: Core ML failed.
@@ -60,6 +53,7 @@ class CoreMLBackend(LogitsBackend):
     """
 
     name = "coreml"
+    block_magic = b"EDGECM1\0"
 
     def __init__(
         self,
@@ -86,15 +80,14 @@ class CoreMLBackend(LogitsBackend):
         self._package = package
         self._functions: Any = open_functions(toolkit, package, units, cache_dir, digest, on_progress)
         super().__init__(
-            tokenizer,
             _describe(plan, package, tokenizer, accelerator, found, tried),
+            Capabilities(rewind=True, export_kv=True, checkpoints=True, n_seq=plan.n_seq, shared_cells=False),
+            tokenizer,
             n_ctx=min(plan.n_ctx, info.context),
-            n_seq=plan.n_seq,
             chunk_size=info.chunk,
-            block_magic=_BLOCK_MAGIC,
         )
         self._identity: dict[str, str | int | float | bool] = {
-            "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
+            "layout": self.block_magic.decode("ascii", "replace"),
             "units": units,
             "system": os_identity(),
             "coremltools": str(toolkit.__version__),
@@ -116,23 +109,19 @@ class CoreMLBackend(LogitsBackend):
         import numpy as np
 
         tokens = [int(token) for token in ids]
-        with _errors_of_ours("compute a pass"):
+        with _wrap_errors("compute a pass"):
             sequence = self._sequence(seq_id, start)
             if len(tokens) == 1:
                 return sequence.step(tokens[0])
             sequence.read_chunk(tokens)
-        return np.empty(0, np.float32)  # see _newest_logits
+        return np.empty(0, np.float32)  # see _late_logits
 
-    def _newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        with self._lock:
-            newest = super()._newest_logits(seq_id)
-            if not newest.size:
-                with _errors_of_ours("compute logits"):
-                    newest = self._newest[seq_id] = self._sequences[seq_id].newest_logits()
-            return newest
+    def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        with _wrap_errors("compute logits"):
+            return self._sequences[seq_id].newest_logits()
 
     def _copy(self, source: int, target: int, n_tokens: int) -> None:
-        with _errors_of_ours("copy a state"):
+        with _wrap_errors("copy a state"):
             origin = self._sequences[source]
             self._sequence(target, 0).append_rows(origin.tokens[:n_tokens], origin.read_rows(0, n_tokens))
 
@@ -143,10 +132,10 @@ class CoreMLBackend(LogitsBackend):
     def _read_kv(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
         import numpy as np
 
-        with _errors_of_ours("read a state"):
+        with _wrap_errors("read a state"):
             sequence = self._sequences[seq_id]
             n_head = _TOKEN_BYTES * (end - start)
-            # The tokens go along: a chunk near the end of the context begins earlier, and is computed from them.
+            # With its tokens: a chunk near the end of the context begins earlier, and is computed from them.
             out[:n_head] = np.array(sequence.tokens[start:end], "<i4").view(np.uint8)
             out[n_head:] = np.ascontiguousarray(sequence.read_rows(start, end), "<f2").reshape(-1).view(np.uint8)
 
@@ -160,12 +149,12 @@ class CoreMLBackend(LogitsBackend):
             raise BackendError("The KV block is of another model: it has tokens that this one does not know.")
         rows, heads, _, width = info.cache_shape
         values = np.frombuffer(data[n_head:].tobytes(), "<f2").reshape(rows, heads, end - start, width)
-        with _errors_of_ours("write a state"):
+        with _wrap_errors("write a state"):
             self._sequence(seq_id, start).append_rows([int(token) for token in tokens], values)
 
     def _free_kv(self, seq_id: int) -> None:
         sequence = self._sequences.pop(seq_id, None)
-        if sequence is not None:  # one is kept for the next conversation; others give their memory back
+        if sequence is not None:  # one is kept for the next conversation; others free their memory
             sequence.cut(0)
             self._spare = sequence
 
@@ -177,7 +166,7 @@ class CoreMLBackend(LogitsBackend):
     # -- inside
 
     def _sequence(self, seq_id: int, start: int) -> CoreMLSequence:
-        """A sequence with exactly its first `start` tokens: rewinding is noted here, when something is to be appended."""
+        """Return a sequence with exactly its first `start` tokens: it is truncated only now, before tokens are appended."""
         sequence = self._sequences.get(seq_id)
         if sequence is None:
             sequence, self._spare = self._spare or CoreMLSequence(self._functions, self._package.info), None
@@ -186,8 +175,8 @@ class CoreMLBackend(LogitsBackend):
         return sequence
 
     def _warm_up(self) -> CoreMLSequence:
-        """Run each function once: Core ML leaves much of its preparation to the first call."""
-        with _errors_of_ours("compute a first pass"):
+        """Run each function once: Core ML prepares much in the first call."""
+        with _wrap_errors("compute a first pass"):
             sequence = CoreMLSequence(self._functions, self._package.info)
             sequence.read_chunk([0])
             sequence.step(0)
@@ -195,8 +184,8 @@ class CoreMLBackend(LogitsBackend):
 
 
 @contextmanager
-def _errors_of_ours(what: str) -> Iterator[None]:
-    """coremltools raises RuntimeError for what Core ML says, and many kinds of errors for what it finds itself."""
+def _wrap_errors(what: str) -> Iterator[None]:
+    """Turn errors into edge's: coremltools raises RuntimeError for Core ML's own, and many kinds for what it finds itself."""
     try:
         yield
     except EdgeError:
@@ -250,7 +239,7 @@ def _describe(
 
 
 def _architecture(folder: Path) -> str:
-    """As the manifest beside the package names it."""
+    """Return the architecture that the manifest beside the package names."""
     import msgspec
 
     from edge.files import read_json

@@ -2,6 +2,7 @@
 
 backend.py       the contract
 model.py         opens a model and its context
+logits.py        the newest logits of every sequence
 library.py       llama.cpp imported once, its log caught, its results turned into our errors
 vocabulary.py    the tokenizer
 sampler.py       llama.cpp's sampler chain from our settings

@@ -1,13 +1,8 @@
-"""llama.cpp, through the low-level functions of llama-cpp-python.
-
-The files beside this one: llamacpp_library.py (the shared library, its log, stopping a pass), llamacpp_model.py (opening
-and describing a model), llamacpp_sampler.py (the sampler chain). This one owns the KV cache and runs the passes.
-"""
+"""llama.cpp's KV cache and passes: the contract over the files beside this one."""
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,12 +12,13 @@ from edge.backends.cells_backend import CellsBackend
 from edge.backends.llamacpp.library import (
     AbortFlag,
     Batch,
-    forget_log,
-    give_memory_back,
+    clear_log,
     library_version,
     load_library,
     recent_log,
+    trim_heap,
 )
+from edge.backends.llamacpp.logits import Logits
 from edge.backends.llamacpp.model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp.sampler import DryCache, LlamaCppSampler
 from edge.backends.llamacpp.vocabulary import Vocabulary
@@ -38,12 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCppBackend"]
 
 _OK, _NO_ROOM, _ABORTED = 0, 1, 2  # what llama_decode returns; below 0 it failed
-_BLOCK_MAGIC = b"EDGEKV1\0"
 _WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 
 
 class LlamaCppBackend(CellsBackend):
-    """See the module and `Backend`.
+    """See `Backend`.
 
     Args:
         plan: what to load and how.
@@ -51,13 +46,14 @@ class LlamaCppBackend(CellsBackend):
 
     Raises:
         BackendUnavailableError: llama.cpp is not installed, or was built without the accelerator of the plan.
-        ModelFileError: the file is missing its end, is no model, or of a kind that llama.cpp or edge does not know.
+        ModelFileError: the file is truncated, not a model, or of a kind that llama.cpp or edge does not know.
         ModelTooLargeError: memory ran out.
         UsageError: the plan names a KV type or a number of sequences that does not exist.
         CancelledError: on_progress said False.
     """
 
     name = "llamacpp"
+    block_magic = b"EDGEKV1\0"
 
     def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
         from edge.formats.gguf import read_header
@@ -74,20 +70,20 @@ class LlamaCppBackend(CellsBackend):
             check_usable(library, self._model, path)
             self._context = open_context(library, plan, self._model, header.architecture, self._abort)
         except BaseException:
-            self._free()
+            self._free_pointers()
             raise
         self._plan, self._architecture = plan, header.architecture
         self._vocab = library.llama_model_get_vocab(self._model)
         self._memory = library.llama_get_memory(self._context)
         self.kv_window = library.llama_model_n_swa(self._model)
-        self._spare = plan.n_seq
+        self._spare = plan.n_seq  # a sequence beyond those of the plan, for export and import
+        info = describe(library, self._model)
         super().__init__(
-            describe(library, self._model),
+            info,
             capabilities_of(library, self._model, plan.n_seq),
             Vocabulary(library, self._vocab),
             n_ctx=library.llama_n_ctx(self._context),
             chunk_size=min(library.llama_n_ubatch(self._context), library.llama_n_batch(self._context)),
-            block_magic=_BLOCK_MAGIC,
         )
         self._identity: dict[str, str | int | float | bool] = {
             "kv_type_k": plan.kv_type_k,
@@ -98,24 +94,25 @@ class LlamaCppBackend(CellsBackend):
             "gpu_layers": plan.gpu_layers,
             "extra_buffers": plan.use_extra_buffers,
             "unified": True,
-            "layout": _BLOCK_MAGIC.decode("ascii", "replace"),
+            "layout": self.block_magic.decode("ascii", "replace"),
             "rope": rope_variant(library, self._model, self.n_ctx),
         }
         self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
-        self._rows: dict[int, int] = {}  # sequence -> row of its newest logits in the engine's output
-        self._kept: dict[int, npt.NDArray[np.float32]] = {}  # newest logits that a later pass would have overwritten
-        self._views: dict[int, npt.NDArray[np.float32]] = {}  # address of an output row -> the same memory as an array
+        self._logits = Logits(library, info.n_vocab)
+        self._logits.reset(self._context)
 
     # -- for CellsBackend
 
-    def _read(self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None) -> bool:
+    def _prefill_chunk(
+        self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
+    ) -> bool:
         n_chunk, batch = len(ids), self._batch
         batch.tokens[:n_chunk] = ids
         batch.positions[:n_chunk] = range(start, start + n_chunk)
         batch.seq_ids[:n_chunk] = seq_id
         batch.wants_logits[:n_chunk] = 0
         batch.wants_logits[n_chunk - 1] = 1
-        # Half a pass can be taken back from an attention cache, not from a recurrent state.
+        # Half a pass can be rolled back in an attention cache, not in a recurrent state.
         is_stoppable = self.capabilities.rewind and n_chunk >= _WATCHED_FROM
         with self._abort.watching(should_stop if is_stoppable else None):
             code = self._run(n_chunk, (seq_id,))
@@ -123,10 +120,10 @@ class LlamaCppBackend(CellsBackend):
             return False
         if code != _OK:
             raise self._failure(code, n_chunk)
-        self._rows = {seq_id: n_chunk - 1}
+        self._logits.set_rows({seq_id: n_chunk - 1})
         return True
 
-    def _step(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
         batch = self._batch
         for row, (seq_id, token) in enumerate(steps):
             batch.tokens[row] = token
@@ -136,22 +133,21 @@ class LlamaCppBackend(CellsBackend):
         code = self._run(len(steps), starts)
         if code != _OK:
             raise self._failure(code, len(steps))
-        self._rows = {seq_id: row for row, seq_id in enumerate(starts)}
+        self._logits.set_rows({seq_id: row for row, seq_id in enumerate(starts)})
 
     def _forget_logits(self, seq_id: int) -> None:
-        self._rows.pop(seq_id, None)
-        self._kept.pop(seq_id, None)
+        self._logits.forget(seq_id)
 
-    def _cut(self, seq_id: int, n_keep: int) -> None:
-        # Emptying a sequence is asked for as such: a recurrent state has no positions to cut at.
+    def _truncate(self, seq_id: int, n_keep: int) -> None:
+        # A sequence is emptied by -1: a recurrent state has no positions to truncate at.
         first = n_keep if n_keep else -1
         if not self._library.llama_memory_seq_rm(self._memory, seq_id, first, -1):
             raise UnsupportedError(f"This model cannot be rewound to {n_keep} tokens.")
 
-    def _undo(self, seq_id: int, n_keep: int) -> int:
+    def _roll_back(self, seq_id: int, n_keep: int) -> int:
         if n_keep and self._library.llama_memory_seq_rm(self._memory, seq_id, n_keep, -1):
             return n_keep
-        self._library.llama_memory_seq_rm(self._memory, seq_id, -1, -1)  # a state that cannot be cut is emptied
+        self._library.llama_memory_seq_rm(self._memory, seq_id, -1, -1)  # a state that cannot be truncated is emptied
         return 0
 
     def _copy(self, source: int, target: int, n_tokens: int) -> None:
@@ -164,7 +160,7 @@ class LlamaCppBackend(CellsBackend):
             return self._export_all(seq_id, start, end)
         if self.kv_window:
             self._check_window(seq_id, start, end)
-        # The spare sequence shares just these cells for a moment, and is what gets written out.
+        # The spare sequence shares just these cells for a moment, and is exported.
         self._library.llama_memory_seq_cp(self._memory, seq_id, self._spare, start, end)
         try:
             return self._export_all(self._spare, start, end)
@@ -173,7 +169,7 @@ class LlamaCppBackend(CellsBackend):
 
     def _import(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
         library, memory = self._library, self._memory
-        # llama.cpp clears the sequence that it reads into, so what is to be appended goes through the spare one.
+        # llama.cpp clears the sequence that it reads into, so a block that is appended goes through the spare one.
         target = self._spare if self.capabilities.export_kv else seq_id
         is_taken = False
         try:
@@ -184,6 +180,10 @@ class LlamaCppBackend(CellsBackend):
         finally:
             if target != seq_id or not is_taken:
                 library.llama_memory_seq_rm(memory, target, -1, -1)
+
+    def _free(self) -> None:
+        self._logits.reset(None)
+        self._free_pointers()
 
     # -- what a governor changes
 
@@ -196,18 +196,18 @@ class LlamaCppBackend(CellsBackend):
     def resize(self, n_ctx: int) -> None:
         with self._lock:
             self._check_resize(n_ctx)
-            library, before = self._library, self._plan.n_ctx
-            if rope_variant(library, self._model, n_ctx) != self._identity["rope"]:
-                raise UnsupportedError(f"This model turns positions another way in a window of {n_ctx:,} tokens.")
+            before = self._plan.n_ctx
+            if rope_variant(self._library, self._model, n_ctx) != self._identity["rope"]:
+                raise UnsupportedError(f"This model rotates positions differently in a window of {n_ctx:,} tokens.")
             try:
-                self._reopen(n_ctx)  # the old one goes first: both at once would be what there is no memory for
+                self._reopen(n_ctx)
             except EdgeError:
                 try:
                     self._reopen(before)
                 except EdgeError as error:
                     self.close()
                     raise BackendError(
-                        f"The KV cache could not be made anew: {error.message}", "Load the model again."
+                        f"The KV cache could not be re-created: {error.message}", "Load the model again."
                     ) from error
                 raise
 
@@ -223,80 +223,51 @@ class LlamaCppBackend(CellsBackend):
     # -- choosing
 
     def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        import numpy as np
+
         with self._lock:
-            copied: npt.NDArray[np.float32] = self.newest_logits(seq_id).copy()
-            return copied
+            self.length(seq_id)
+            return np.array(self._logits.newest(seq_id))
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
         with self._lock:
-            self._check_open()
             self._check_tokens(history)
-            return LlamaCppSampler(self, self._library, self._vocab, self._dry, sampling, history)
-
-    # -- for the sampler, under the lock
-
-    @property
-    def lock(self) -> threading.RLock:
-        """Held during every use of the native objects, so that close() from another thread waits for the pass."""
-        return self._lock
-
-    def newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        """The newest logits without a copy, shape (n_vocab,); good until the next pass.
-
-        Raises:
-            BackendError: there are none: the last call for this sequence was not a complete prefill or decode.
-        """
-        self.length(seq_id)
-        row = self._rows.get(seq_id)
-        if row is not None:
-            return self._row(row)
-        kept = self._kept.get(seq_id)
-        if kept is None:
-            raise BackendError(f"Sequence {seq_id} has no newest logits.", "Prefill or decode at least one token.")
-        return kept
-
-    def native_row(self, seq_id: int) -> tuple[Any, int] | None:
-        """(context, row) when the newest logits are still in the engine's own output, else None."""
-        row = self._rows.get(seq_id)
-        return None if row is None else (self._context, row)
+            return LlamaCppSampler(
+                self._library,
+                self._vocab,
+                self._logits,
+                self._dry,
+                sampling,
+                history,
+                lock=self._lock,
+                n_ctx=self.n_ctx,
+                n_vocab=self.info.n_vocab,
+            )
 
     # -- inside
 
     def _reopen(self, n_ctx: int) -> None:
-        """Another context of the same model, for so many tokens, in the place of this one."""
+        """Replace the context by one for so many tokens. The old one is freed first: there may be no memory for both."""
         library = self._library
+        self._logits.reset(None)
         if self._context:
             library.llama_free(self._context)
-            give_memory_back()
+            trim_heap()
         self._context = self._memory = None
-        self._rows, self._kept, self._views = {}, {}, {}
         plan = replace(self._plan, n_ctx=n_ctx)
         self._context = open_context(library, plan, self._model, self._architecture, self._abort)
         self._plan, self._memory = plan, library.llama_get_memory(self._context)
-        self._count_anew(library.llama_n_ctx(self._context))
+        self._logits.reset(self._context)
+        self._allocate(library.llama_n_ctx(self._context))
 
     def _run(self, n_tokens: int, changing: Iterable[int]) -> int:
-        """One pass over the filled batch. Logits of the other sequences are put aside, since it overwrites them."""
+        """Run one pass over the filled batch. Save the other sequences' logits first; the pass overwrites them."""
         for seq_id in changing:
-            self._forget_logits(seq_id)
-        for seq_id, row in self._rows.items():
-            self._kept[seq_id] = self._row(row).copy()
-        self._rows = {}
+            self._logits.forget(seq_id)
+        self._logits.save()
         self._batch.native.n_tokens = n_tokens
-        forget_log()
+        clear_log()
         return int(self._library.llama_decode(self._context, self._batch.native))
-
-    def _row(self, row: int) -> npt.NDArray[np.float32]:
-        import numpy as np
-
-        pointer = self._library.llama_get_logits_ith(self._context, row)  # waits for the pass
-        if not pointer:
-            raise BackendError("llama.cpp gave no logits.", "Load the model again.")
-        address = ctypes.addressof(pointer.contents)
-        view = self._views.get(address)
-        if view is None:
-            view = self._views[address] = np.ctypeslib.as_array(pointer, (self.info.n_vocab,))
-        return view
 
     def _failure(self, code: int, n_tokens: int) -> BackendError | ContextFullError:
         if code == _NO_ROOM:
@@ -308,11 +279,11 @@ class LlamaCppBackend(CellsBackend):
         return BackendError(f"llama.cpp failed while computing (code {code}): {reason}.", "Load the model again.")
 
     def _export_all(self, seq_id: int, start: int, end: int) -> bytes:
-        """All that llama.cpp has of a sequence, behind a header that says which positions it is."""
+        """Return all that llama.cpp has of a sequence as a block of positions [start, end)."""
         library = self._library
         size = library.llama_state_seq_get_size(self._context, seq_id)
         block, payload = self._new_block(start, end, size)
-        forget_log()
+        clear_log()
         if library.llama_state_seq_get_data(self._context, _address(payload), size, seq_id) != size:
             raise BackendError(f"llama.cpp could not export its KV cache: {recent_log() or 'it gave no reason'}.")
         return block.tobytes()
@@ -320,7 +291,7 @@ class LlamaCppBackend(CellsBackend):
     def _import_all(self, seq_id: int, start: int, end: int, payload: npt.NDArray[np.uint8]) -> None:
         """Give the bytes of a block to llama.cpp, which empties the sequence first."""
         library = self._library
-        forget_log()
+        clear_log()
         n_read = library.llama_state_seq_set_data(self._context, _address(payload), len(payload), seq_id)
         first = library.llama_memory_seq_pos_min(self._memory, seq_id)
         last = library.llama_memory_seq_pos_max(self._memory, seq_id)
@@ -330,7 +301,7 @@ class LlamaCppBackend(CellsBackend):
             raise BackendError(f"llama.cpp refused the KV block: {recent_log() or 'it is of another model'}.")
 
     def _check_window(self, seq_id: int, start: int, end: int) -> None:
-        """llama.cpp leaves out of a state what its window has passed over, and may give those cells away in any later pass."""
+        """Refuse to export what the sliding window has moved past: llama.cpp may reuse its cells in any later pass."""
         oldest = self._library.llama_memory_seq_pos_min(self._memory, seq_id)
         is_recent = self.length(seq_id) - start <= self.kv_window + self.chunk_size
         if end - start >= self.kv_window or start < oldest or not is_recent:
@@ -338,8 +309,8 @@ class LlamaCppBackend(CellsBackend):
                 f"The sliding window of this model has moved on: [{start}, {end}) of sequence {seq_id} cannot be exported."
             )
 
-    def _check_cut(self, seq_id: int, n_keep: int) -> None:
-        super()._check_cut(seq_id, n_keep)
+    def _check_truncate(self, seq_id: int, n_keep: int) -> None:
+        super()._check_truncate(seq_id, n_keep)
         n_now = self.length(seq_id)
         if n_keep in (0, n_now):
             return
@@ -353,14 +324,13 @@ class LlamaCppBackend(CellsBackend):
                 f"The sliding window of this model has moved on: sequence {seq_id} cannot be cut at {n_keep} of {n_now}."
             )
 
-    def _free(self) -> None:
+    def _free_pointers(self) -> None:
         self._dry.close()
         if self._context:
             self._library.llama_free(self._context)
         if self._model:
             self._library.llama_model_free(self._model)
         self._context = self._model = self._memory = self._vocab = None
-        self._rows, self._kept, self._views = {}, {}, {}
 
 
 def _address(data: npt.NDArray[np.uint8]) -> Any:

@@ -18,12 +18,12 @@ from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeE
 __all__ = [
     "AbortFlag",
     "Batch",
-    "bound_waiting",
-    "forget_log",
-    "give_memory_back",
+    "clear_log",
+    "limit_spinning",
     "load_failure",
     "load_library",
     "recent_log",
+    "trim_heap",
 ]
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
@@ -34,12 +34,12 @@ _library: Any = None
 _callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
 
 
-def bound_waiting(environ: MutableMapping[str, str]) -> None:
-    """How long OpenMP's threads, which a pass has hundreds of meetings of, spin for each other before they sleep.
+def limit_spinning(environ: MutableMapping[str, str]) -> None:
+    """Limit how long OpenMP's threads spin while they wait for each other, hundreds of times a pass, before they sleep.
 
-    OpenMP reads this once, when it is loaded. By its default they spin for many milliseconds; when another program has the core
-    of the one that is waited for, decoding becomes ten times slower and more. If they sleep at once, all of them wake up late
-    at every meeting, which costs up to half of the speed (docs/builds.md).
+    OpenMP reads this once, when it is loaded. By default they spin for many milliseconds; if another program takes the core
+    of the one that is waited for, decoding becomes ten times slower and more. If they sleep at once, all of them wake up
+    late each time, which costs up to half of the speed (docs/builds.md).
 
     Args:
         environ: changed, unless the user has decided.
@@ -49,15 +49,15 @@ def bound_waiting(environ: MutableMapping[str, str]) -> None:
         environ["GOMP_SPINCOUNT"] = _SPINS
 
 
-def give_memory_back() -> None:
-    """Have the C library hand freed memory to the system. glibc keeps what lies in its heap, which a KV cache may."""
+def trim_heap() -> None:
+    """Have the C library return freed memory to the system. glibc keeps its heap, where a KV cache may lie."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none, and gives back by itself
+    if trim is not None:  # musl has none, and returns memory by itself
         trim(0)
 
 
 def load_library() -> Any:
-    """The module with llama.cpp's C functions, ready to use. The first call takes about 0.3 s.
+    """Return the module with llama.cpp's C functions, ready to use. The first call takes about 0.3 s.
 
     Raises:
         BackendUnavailableError: the package is not installed, or its shared library cannot be loaded here.
@@ -65,7 +65,7 @@ def load_library() -> Any:
     global _library
     with _lock:
         if _library is None:
-            bound_waiting(os.environ)
+            limit_spinning(os.environ)
             try:
                 library = importlib.import_module("llama_cpp.llama_cpp")
             except (ImportError, OSError, RuntimeError) as error:
@@ -73,13 +73,13 @@ def load_library() -> Any:
             _silence(library)
             library.llama_backend_init()
             _library = library
-        else:  # somebody else in this process may have sent the log elsewhere meanwhile
+        else:  # something else in this process may have redirected the log meanwhile
             _library.llama_log_set(_callback, None)
     return _library
 
 
 def library_version() -> str:
-    """Which llama.cpp this is. Its state format may change from one version to the next."""
+    """Return the version of llama.cpp. Its state format may change from one to the next."""
     return str(importlib.import_module("llama_cpp").__version__)
 
 
@@ -99,20 +99,20 @@ def _silence(library: Any) -> None:
     library.llama_log_set(_callback, None)
 
 
-def forget_log() -> None:
-    """Drop older lines of llama.cpp's log, so that `recent_log` tells of the next call only."""
+def clear_log() -> None:
+    """Drop older lines of llama.cpp's log, so that `recent_log` covers the next call only."""
     _log.clear()
 
 
 def recent_log(n_lines: int = 3) -> str:
-    """The last errors of llama.cpp, or the last warnings where there is no error, without its function names, as one line."""
+    """Return llama.cpp's last errors, or warnings where there are none, as one line without its function names."""
     worst = max((level for level, _ in _log), default=0)
     lines = [" ".join(text.split(": ", 1)[-1].split()) for level, text in _log if level == worst]
     return "; ".join([line for line in lines if line.strip(".") and line != "failed to load model"][-n_lines:])
 
 
 def load_failure(action: str, path: object, architecture: str) -> EdgeError:
-    """Which of our errors a failed load is, from what llama.cpp wrote about it.
+    """Return the error of a failed load, told from llama.cpp's log.
 
     Args:
         action: what failed ("load the model", "make room for the context").
@@ -141,9 +141,9 @@ def load_failure(action: str, path: object, architecture: str) -> EdgeError:
 class AbortFlag:
     """Lets another thread stop a pass of llama.cpp half-way, without the engine ever taking Python's lock.
 
-    llama.cpp asks an abort callback before every operation, about a thousand times a pass. A callback in Python would
-    take the interpreter's lock as often and stall behind a busy user interface. C's `strlen` over a buffer of ours
-    answers the same question natively: 0 for an empty string, 1 after `set`.
+    llama.cpp calls an abort callback before every operation, about a thousand times a pass. A callback in Python would take
+    the interpreter's lock as often and stall behind a busy user interface. C's `strlen` over a buffer of ours answers
+    natively: 0 for an empty string, 1 after `set`.
     """
 
     def __init__(self, library: Any) -> None:
@@ -156,22 +156,18 @@ class AbortFlag:
         """Ask the pass that is running to stop."""
         self._buffer[0] = b"x"
 
-    def clear(self) -> None:
-        """Let the next pass run."""
-        self._buffer[0] = b"\0"
-
     @contextmanager
     def watching(self, should_stop: Callable[[], bool] | None, poll_s: float = 0.02) -> Iterator[None]:
-        """Ask `should_stop` from a thread of its own while the body runs, and set the flag when it says True."""
+        """Set the flag when `should_stop` says True while the body runs; clear it afterwards."""
         try:
             with watching(should_stop, self.set, poll_s):
                 yield
         finally:
-            self.clear()
+            self._buffer[0] = b"\0"
 
 
 class Batch:
-    """A llama_batch over arrays of ours, filled anew for every pass so that no pass allocates.
+    """A llama_batch over arrays of ours, filled again for every pass so that no pass allocates.
 
     Args:
         library: from `load_library`.

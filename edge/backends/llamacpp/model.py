@@ -1,4 +1,4 @@
-"""Opens a model and its context with llama.cpp, and says what they are and can do."""
+"""A model and its context: opened with llama.cpp, and described."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Capabilities, ModelInfo
-from edge.backends.llamacpp.library import forget_log, load_failure
+from edge.backends.llamacpp.library import clear_log, load_failure
 from edge.errors import BUILD_HINT, BackendUnavailableError, CancelledError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
         return not (is_cancelled or raised)
 
     params.progress_callback = library.llama_progress_callback(progress)
-    forget_log()
+    clear_log()
     model = library.llama_model_load_from_file(os.fsencode(plan.artifact.path), params)
     if model and (is_cancelled or raised):
         library.llama_model_free(model)
@@ -81,7 +81,7 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
 
 
 def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort: Any) -> Any:
-    """Make the KV cache and the buffers to compute in.
+    """Allocate the KV cache and the compute buffers.
 
     Args:
         library, plan, architecture: as for `load_model`; the plan's `n_ctx`, `n_seq`, threads, batches and KV types count.
@@ -94,7 +94,7 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
     Raises:
         UsageError: the plan names a KV type that does not exist, or too many sequences.
         ModelTooLargeError, BackendError: llama.cpp refused; see `load_failure`.
-        ModelFileError: the model reads text as a whole, so it has no use for a KV cache and cannot go on writing.
+        ModelFileError: the model is an encoder: it has no KV cache and cannot generate.
     """
     params = library.llama_context_default_params()
     for name in (plan.kv_type_k, plan.kv_type_v):
@@ -107,10 +107,10 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
     params.n_batch = max(plan.n_ubatch, plan.n_seq)
     params.n_ubatch = plan.n_ubatch
     params.n_seq_max = plan.n_seq + 1
-    # Logits are wanted for one token of each sequence at most. Without this, room for a whole batch of them is reserved:
-    # 100 MB at 512 tokens and a vocabulary of 49,152.
+    # Each sequence needs logits of one token at most. By default llama.cpp reserves room for a whole batch of them: 100 MB at
+    # 512 tokens and a vocabulary of 49,152.
     params.n_outputs_max = plan.n_seq + 1
-    params.kv_unified = True  # cells are shared between sequences, which copy, export and import rest on
+    params.kv_unified = True  # cells are shared between sequences, which copy, export and import need
     params.swa_full = True  # keeps the whole past of sliding-window layers, so that such models can be rewound too
     params.n_threads = plan.n_threads
     params.n_threads_batch = plan.n_threads_batch
@@ -121,7 +121,7 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
     params.abort_callback = abort.callback
     params.abort_callback_data = abort.user_data
     params.no_perf = True
-    forget_log()
+    clear_log()
     context = library.llama_init_from_model(model, params)
     if not context:
         raise load_failure("make room for the context", plan.artifact.path, architecture)
@@ -132,7 +132,7 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
 
 
 def check_usable(library: Any, model: Any, path: object) -> None:
-    """Refuse models that load but cannot write text; llama.cpp would end the process when asked to.
+    """Refuse models that load but cannot generate text; llama.cpp would end the process.
 
     Raises:
         ModelFileError: no tokenizer, an encoder, or a diffusion model.
@@ -151,10 +151,7 @@ def _encoder_error(path: object) -> ModelFileError:
 
 
 def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
-    """What this model allows.
-
-    A recurrent state has no tail to cut off and no range to export, only itself as a whole.
-    """
+    """Return what this model allows. A recurrent state cannot be truncated, and is exported as a whole only."""
     is_recurrent = library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model)
     return Capabilities(
         rewind=not is_recurrent,
@@ -168,7 +165,7 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
 
 
 def meta(library: Any, model: Any, key: str) -> str:
-    """A value of the model's metadata as text; "" where it is missing."""
+    """Return a value of the model's metadata as text, "" where it is missing."""
     size = library.llama_model_meta_val_str(model, key.encode(), None, 0)
     if size < 0:
         return ""
@@ -178,13 +175,13 @@ def meta(library: Any, model: Any, key: str) -> str:
 
 
 def rope_variant(library: Any, model: Any, n_ctx: int) -> str:
-    """Which rotation positions get: some models (LongRoPE: Phi-3) have one for short contexts and one for long ones."""
+    """Return which rotation positions get: some models (LongRoPE: Phi-3) have one for short contexts, another for long ones."""
     original = meta(library, model, f"{meta(library, model, 'general.architecture')}.rope.scaling.original_context_length")
     return "one" if not original.isdigit() else "long" if n_ctx > int(original) else "short"
 
 
 def describe(library: Any, model: Any) -> ModelInfo:
-    """What the model says of itself."""
+    """Return what the model says about itself."""
     vocab = library.llama_model_get_vocab(model)
 
     def text_of(token: int) -> str:

@@ -1,21 +1,22 @@
-"""llama.cpp's sampler chain, built from our settings with nothing in it that does nothing."""
+"""llama.cpp's sampler chain, with only those stages that a setting turns on."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Sampler
-from edge.backends.sampling import seed_of
-from edge.errors import BackendError, UsageError
+from edge.backends.sampling import check_bias, not_numbers, seed_of
+from edge.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edge.backends.llamacpp.backend import LlamaCppBackend
+    from edge.backends.llamacpp.logits import Logits
     from edge.types import Sampling
 
 __all__ = ["DryCache", "LlamaCppSampler"]
@@ -25,14 +26,14 @@ _NO_PROBABILITY = 1e-12
 
 
 class DryCache:
-    """DRY samplers by their settings. Finding a breaker's tokens walks the whole vocabulary, a copy does not."""
+    """DRY samplers by their settings. Finding a breaker's tokens walks the whole vocabulary; copying a sampler does not."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
         self._made: dict[tuple[object, ...], Any] = {}
 
     def new(self, vocab: Any, sampling: Sampling, last_n: int) -> Any:
-        """A DRY sampler with an empty history; the caller frees it."""
+        """Return a DRY sampler with an empty history; the caller frees it."""
         breakers = [text.encode() for text in sampling.dry_sequence_breakers]
         settings = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, last_n)
         key = (*settings, *breakers)
@@ -52,12 +53,14 @@ class LlamaCppSampler(Sampler):
     """See `Sampler`. Made by LlamaCppBackend.open_sampler.
 
     Args:
-        backend: whose logits are sampled.
         library: from `load_library`.
         vocab: the vocabulary pointer.
-        dry: where DRY samplers come from.
+        logits: of the backend.
+        dry: makes DRY samplers.
         sampling: the settings.
         history: tokens before the reply.
+        lock: of the backend.
+        n_ctx, n_vocab: of the backend.
 
     Raises:
         UsageError: logit_bias names a token that the vocabulary does not have.
@@ -65,23 +68,28 @@ class LlamaCppSampler(Sampler):
 
     def __init__(
         self,
-        backend: LlamaCppBackend,
         library: Any,
         vocab: Any,
+        logits: Logits,
         dry: DryCache,
         sampling: Sampling,
         history: Sequence[int],
+        *,
+        lock: threading.RLock,
+        n_ctx: int,
+        n_vocab: int,
     ) -> None:
-        self._backend = backend
         self._library = library
+        self._logits = logits
+        self._lock = lock
         self._candidates: npt.NDArray[np.void] | None = None
         chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         # Also frees a sampler that nobody closed; calling it twice does nothing.
         self._free = weakref.finalize(self, library.llama_sampler_free, chain)
         self._chain = chain
         try:
-            bias = self._bias(vocab, sampling)
-            n_back = self._add_memory(vocab, dry, sampling, bias)
+            bias = self._bias(vocab, sampling, n_vocab)
+            n_back = self._add_memory(vocab, dry, sampling, bias, n_ctx, n_vocab)
         except BaseException:
             self._free()
             raise
@@ -92,40 +100,36 @@ class LlamaCppSampler(Sampler):
                 library.llama_sampler_accept(chain, token)
 
     def sample(self, seq_id: int) -> int:
-        with self._backend.lock:
+        with self._lock:
             if not self._free.alive:
                 raise BackendError("The sampler is closed.", "Open another one.")
-            logits = self._backend.newest_logits(seq_id)
-            native = self._backend.native_row(seq_id)
+            logits, row = self._logits.newest(seq_id), self._logits.row(seq_id)
             if self._is_plain_greedy:
                 token = int(logits.argmax())
-            elif native is not None:
-                token = self._library.llama_sampler_sample(self._chain, *native)
+            elif row is not None:
+                token = int(self._library.llama_sampler_sample(self._chain, self._logits.context, row))
             else:
                 token = self._sample_copy(logits)
             if logits[token] != logits[token]:
-                raise BackendError(
-                    "The model computed values that are not numbers.", "The model file may be damaged; fetch it again."
-                )
-            return int(token)
+                raise not_numbers()
+            return token
 
     def close(self) -> None:
         self._free()
 
-    def _bias(self, vocab: Any, sampling: Sampling) -> dict[int, float]:
-        n_vocab = self._backend.info.n_vocab
-        unknown = [token for token in sampling.logit_bias if not 0 <= token < n_vocab]
-        if unknown:
-            raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
-        # Some models list tokens that must never be written, such as placeholders of images.
+    def _bias(self, vocab: Any, sampling: Sampling, n_vocab: int) -> dict[int, float]:
+        check_bias(sampling, n_vocab)
+        # Some models list tokens that must never be generated, such as placeholders of images.
         count = ctypes.c_int32(0)
         suppressed = self._library.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(count))
         never = {int(suppressed[i]): float("-inf") for i in range(count.value)}
         return {**{token: bias for token, bias in sampling.logit_bias.items() if bias}, **never}
 
-    def _add_memory(self, vocab: Any, dry: DryCache, sampling: Sampling, bias: dict[int, float]) -> int:
-        """Add bias, penalties and DRY where they do something; returns how many tokens back they look."""
-        library, n_ctx, n_vocab = self._library, self._backend.n_ctx, self._backend.info.n_vocab
+    def _add_memory(
+        self, vocab: Any, dry: DryCache, sampling: Sampling, bias: dict[int, float], n_ctx: int, n_vocab: int
+    ) -> int:
+        """Add bias, penalties and DRY where they do something. Returns how many tokens back they look."""
+        library = self._library
         if bias:
             values = (library.llama_logit_bias * len(bias))(*bias.items())
             self._add(library.llama_sampler_init_logit_bias(n_vocab, len(bias), values))
@@ -150,8 +154,8 @@ class LlamaCppSampler(Sampler):
         if sampling.top_k:
             self._add(library.llama_sampler_init_top_k(sampling.top_k))
         if sampling.typical_p < 1:
-            # llama.cpp's entropy is not a number as soon as one token has no probability at all, which a forbidden token
-            # has, and then nothing is cut off. So these go first.
+            # llama.cpp's entropy is NaN as soon as one token has probability 0, as a forbidden one has, and then no token is
+            # dropped. So these go first.
             self._add(library.llama_sampler_init_min_p(_NO_PROBABILITY, _MIN_KEEP))
             self._add(library.llama_sampler_init_typical(sampling.typical_p, _MIN_KEEP))
         if sampling.top_p < 1:
@@ -171,7 +175,7 @@ class LlamaCppSampler(Sampler):
         self._library.llama_sampler_chain_add(self._chain, sampler)
 
     def _sample_copy(self, logits: npt.NDArray[np.float32]) -> int:
-        """Sample from logits that are no longer in the engine's output."""
+        """Sample from a copy of logits that the engine's output no longer holds."""
         import numpy as np
 
         library = self._library

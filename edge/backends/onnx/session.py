@@ -1,4 +1,4 @@
-"""onnxruntime as a library: imported once and kept quiet, providers, sessions, and which provider got which nodes."""
+"""onnxruntime as a library: quiet import, errors, providers, sessions, and which provider got which nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge.formats.onnx import OnnxFolder
     from edge.plan.receipt import Plan
 
-__all__ = ["PROVIDERS", "Session", "error_of_ours", "errors_of_ours", "load_runtime", "placement_text"]
+__all__ = ["PROVIDERS", "Session", "load_runtime", "placement_text", "to_edge_error", "wrap_errors"]
 
 _log = logging.getLogger("edge.onnx")
 _INSTALL = 'Install it: pip install "edge-assistant[onnx]"'
@@ -37,17 +37,16 @@ PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "openvino": (("OpenVINOExecutionProvider", {"device_type": "CPU", "num_of_threads": "{n_threads}"}),),
     "qnn": (("QNNExecutionProvider", {"backend_type": "htp"}),),
 }
-"""Accelerator of a plan -> providers to register, in this order, before the CPU's; each with its options, which may name
-{n_threads}."""
+"""Accelerator of a plan -> providers to register before the CPU's, in order, with options that may name {n_threads}."""
 
+_NO_MEMORY = ("bad_alloc", "allocate", "out of memory", "bad allocation")
 _READ_IN_PLACE = frozenset({_CPU, "OpenVINOExecutionProvider"})  # others may copy an input when it is bound
 _ON_DEVICE = {"CUDAExecutionProvider": "cuda"}  # providers that keep tensors in memory of their own
 _MOST_EDITED_BYTES = 512 << 20  # a model file larger than this, weights inside, is not copied to be edited
-_FULL, _LAST = "every position", "the last position"
 
 
 def load_runtime() -> Any:
-    """The module onnxruntime, with its log and its telemetry off.
+    """Return the module onnxruntime, with its log and its telemetry off.
 
     Raises:
         BackendUnavailableError: it is not installed, or cannot be loaded here.
@@ -63,29 +62,24 @@ def load_runtime() -> Any:
 
 
 @contextmanager
-def errors_of_ours(what: str) -> Iterator[None]:
-    """onnxruntime raises a dozen kinds of plain Exceptions.
+def wrap_errors(what: str) -> Iterator[None]:
+    """Turn onnxruntime's errors, a dozen kinds of plain Exceptions, into edge's.
 
     Args:
-        what: what could not be done, after "onnxruntime could not".
+        what: the failed action, to follow "onnxruntime could not".
     """
     try:
         yield
     except EdgeError:
         raise
     except Exception as error:
-        raise error_of_ours(what, error) from error
+        raise to_edge_error(what, error) from error
 
 
-def error_of_ours(what: str, error: Exception) -> EdgeError:
-    """One exception of onnxruntime's as one of edge's; see `errors_of_ours`."""
-    if isinstance(error, MemoryError):
-        return ModelTooLargeError(f"There is not enough memory: onnxruntime could not {what}.", "Use a smaller context.")
+def to_edge_error(what: str, error: Exception) -> EdgeError:
+    """Return edge's error for an exception of onnxruntime's; see `wrap_errors`."""
     text = _first_line(error)
-    if any(
-        sign in text.lower()
-        for sign in ("bad_alloc", "failed to allocate", "cannot allocate", "out of memory", "bad allocation")
-    ):
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
         return ModelTooLargeError(
             f"There is not enough memory: onnxruntime could not {what} ({text}).",
             "Use a smaller context, or a smaller model.",
@@ -107,8 +101,8 @@ class Session:
         n_threads: that compute; `reopen` changes them.
         providers: those that are active, in order.
         device: where keys and values live: "cpu" or "cuda".
-        reads_in_place: a pass reads inputs where they were bound, as they are then.
-        logits_rows: whether a pass gives logits of "every position" or of "the last position".
+        reads_in_place: a pass reads inputs in place; otherwise they are copied when they are bound.
+        is_last_only: a pass returns logits of the last position, otherwise of every position.
 
     Raises:
         BackendUnavailableError: onnxruntime, or its provider for the accelerator, is not here.
@@ -130,7 +124,7 @@ class Session:
         else:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
-        model, self.logits_rows = _model_of(folder)
+        model, self.is_last_only = _model_of(folder)
         is_stopped = False
 
         def should_stop() -> bool:
@@ -157,7 +151,7 @@ class Session:
         self.device = next((_ON_DEVICE[name] for name in self.providers if name in _ON_DEVICE), "cpu")
 
     def placement(self) -> Counter[str]:
-        """How many nodes each provider got; to be asked once, after the first pass."""
+        """Return how many nodes each provider got. To be called once, after the first pass."""
         if self._can_tell:
             found: Counter[str] = Counter()
             for part in self.native.get_provider_graph_assignment_info():
@@ -166,22 +160,22 @@ class Session:
         return _profiled(Path(self.native.end_profiling()))
 
     def reopen(self, n_threads: int) -> int:
-        """Another session of the same model in the place of this one: onnxruntime's threads belong to a session.
+        """Replace the native session by one with another number of threads.
 
-        This one goes first, since both at once would be the weights twice. Bindings of it must have been dropped, too.
+        The old one is freed first, since both at once would hold the weights twice. Its bindings must have been dropped, too.
 
         Args:
-            n_threads: that are to compute.
+            n_threads: wanted.
 
         Returns:
-            How many do: as many as before where the model's files have changed meanwhile or memory did not suffice.
+            The number now: the old one if the model's files have changed meanwhile or memory ran out.
 
         Raises:
-            BackendError: there is no session any more.
+            BackendError: the old one could not be opened again either.
         """
         before = self.n_threads
         if _state_of(self._folder.files) != self._files:
-            _log.warning("%s has changed since it was loaded: it goes on with %d threads", self._folder.model, before)
+            _log.warning("%s has changed since it was loaded: it keeps its %d threads", self._folder.model, before)
             return before
         began = time.perf_counter()
         self.close()
@@ -189,7 +183,7 @@ class Session:
             try:
                 model, _ = _model_of(self._folder)
                 self.native = self._open(model, self._options(n), n)
-            except Exception as error:  # noqa: BLE001 (onnxruntime raises many kinds; what went wrong is told below)
+            except Exception as error:  # noqa: BLE001 (onnxruntime raises many kinds; reported below)
                 failure = error if isinstance(error, EdgeError) else _load_failure(self._folder, error)
                 _log.warning("The model could not be opened again with %d threads: %s", n, failure.message)
             else:
@@ -200,7 +194,7 @@ class Session:
         raise BackendError(f"The model could not be opened again: {failure.message}", "Load it again.") from failure
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Free the model."""
         self.native, self.n_threads = None, 0
 
     def _open(self, model: bytes | str, options: Any, n_threads: int) -> Any:
@@ -214,10 +208,9 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
-        # A pattern would be kept for every length of the sequence that was ever seen.
-        options.enable_mem_pattern = False
+        options.enable_mem_pattern = False  # it would keep a pattern for every length of a sequence
         # A thread that spins while another program has its core makes all others wait (docs/builds.md); one that sleeps
-        # between two operators wakes up late. So they spin for as long as it is to the next operator and no longer.
+        # between two operators wakes up late. So threads spin until the next operator and no longer.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         folder = str(self._folder.model.parent)
@@ -234,7 +227,7 @@ class Session:
                 )
 
     def _check_active(self, accelerator: str, wanted: list[str]) -> None:
-        """onnxruntime goes on without a provider whose libraries cannot be loaded, and computes on the CPU."""
+        """Refuse to go on without the provider: if its libraries cannot be loaded, onnxruntime computes on the CPU."""
         if wanted and not any(name in self.providers for name in wanted):
             raise BackendUnavailableError(
                 f"{wanted[0]} could not start, although onnxruntime was built with it: a library of {accelerator} is missing, "
@@ -244,39 +237,36 @@ class Session:
 
 
 def placement_text(placement: Counter[str]) -> str:
-    """Which provider got what share of the nodes: "CUDA 98 % (311 nodes), CPU 2 % (6 nodes)"."""
+    """Return which provider got which share of the nodes: "CUDA 98 % (311 nodes), CPU 2 % (6)"."""
     total = sum(placement.values())
     shares = [
-        f"{_short(name)} {count / total:.0%}".replace("%", " %") + f" ({count:,})" for name, count in placement.most_common()
+        f"{name.removesuffix('ExecutionProvider')} {100 * count / total:.0f} % ({count:,})"
+        for name, count in placement.most_common()
     ]
     if shares:
         shares[0] = shares[0][:-1] + " nodes)"
     return ", ".join(shares)
 
 
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
-
-
-def _model_of(folder: OnnxFolder) -> tuple[bytes | str, str]:
-    """What to give to onnxruntime, and which logits it computes then."""
+def _model_of(folder: OnnxFolder) -> tuple[bytes | str, bool]:
+    """Return what onnxruntime opens, and whether it then computes logits of the last position only."""
     path = folder.model
     if folder.has_last_logits:
-        return str(path), _LAST
+        return str(path), True
     try:
         if path.stat().st_size <= _MOST_EDITED_BYTES:
             edited = only_last_logits(path.read_bytes(), folder.logits)
             if edited is not None:
-                return edited, _LAST
+                return edited, True
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
     except ProtobufError as error:
         raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
-    return str(path), _FULL
+    return str(path), False
 
 
 def _state_of(files: tuple[Path, ...]) -> list[tuple[int, int]]:
-    """Changes when somebody changes one of them."""
+    """Return sizes and times, which differ once a file has changed."""
     try:
         return [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in files)]
     except OSError:
@@ -284,7 +274,7 @@ def _state_of(files: tuple[Path, ...]) -> list[tuple[int, int]]:
 
 
 def _profiled(path: Path) -> Counter[str]:
-    """The providers of the nodes in a profile of one pass."""
+    """Count the nodes of each provider in a profile of one pass."""
     try:
         events = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -297,13 +287,11 @@ def _profiled(path: Path) -> Counter[str]:
 
 def _load_failure(folder: OnnxFolder, error: Exception) -> EdgeError:
     text = _first_line(error)
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text.lower():
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
         return ModelTooLargeError(
             f"There is not enough memory to load {folder.model} ({text}).", "Use a smaller model, or close other programs."
         )
-    return ModelFileError(
-        f"onnxruntime cannot use {folder.model}: {text}", "Convert it anew with: edge convert MODEL --to onnx"
-    )
+    return ModelFileError(f"onnxruntime cannot use {folder.model}: {text}", "Convert it again: edge convert MODEL --to onnx")
 
 
 def _first_line(error: Exception) -> str:
