@@ -181,12 +181,13 @@ class Assistant:
     @property
     def limits(self) -> Limits | None:
         """Limits of the engine now; None before the governor first set some."""
-        return self._scheduler.limits
+        limits = self._scheduler.limits
+        return limits if limits.n_threads else None
 
     @property
     def held_back(self) -> str:
         """How the engine is throttled now, for a status line: "hot: 2 of 4 threads"; "" if it is not."""
-        return self.limits.note if self.limits is not None else ""
+        return self._scheduler.limits.note
 
     @property
     def disk_problem(self) -> str | None:

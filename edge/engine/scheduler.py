@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.engine.generation import Failed, Generation, Prefilled
+from edge.engine.governor import Limits
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
 from edge.kv.cache import KVCache
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
-    from edge.engine.governor import Limits
     from edge.types import FinishReason
 
 __all__ = ["Scheduler"]
@@ -57,7 +57,7 @@ class Scheduler:
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
         full_n_ctx: the context window while memory suffices.
-        limits: the limits that hold now; None before any were set.
+        limits: the limits that hold now; without numbers of threads before any were set.
     """
 
     def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
@@ -68,8 +68,8 @@ class Scheduler:
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
         self._is_full = False  # a generation was preempted and waits until a running one ends
-        self.limits: Limits | None = None
         self.full_n_ctx = self.n_ctx = backend.n_ctx
+        self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
         self._lock = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
@@ -144,12 +144,12 @@ class Scheduler:
         try:
             while self._receive():
                 began = time.perf_counter()
+                self._finish_cancelled()
                 self._resize_window()
                 self._admit()
                 self._prefill_one_chunk()
                 self._decode_one_token_each()
-                if self.limits is not None and self.limits.rest:
-                    self._rest(time.perf_counter() - began, self.limits.rest)
+                self._rest(time.perf_counter() - began, self.limits.rest)
         except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding must leave nobody waiting)
             reason = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
             reason.__cause__ = error
@@ -162,20 +162,16 @@ class Scheduler:
                 self._backend.close()
 
     def _abandon(self, reason: EdgeError) -> None:
-        for generation in [*self._running, *self._waiting]:
-            if generation.is_cancelled:
-                self._finish(generation, "cancelled")
-            else:
-                self._fail(generation, reason)
-        while True:
-            try:
+        with contextlib.suppress(queue.Empty):
+            while True:
                 item = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(item, Generation):
-                self._fail(item, reason)
-            elif item is not None:
-                item.future.set_exception(reason)
+                if isinstance(item, Generation):
+                    self._waiting.append(item)
+                elif item is not None:
+                    item.future.set_exception(reason)
+        self._finish_cancelled()
+        for generation in [*self._running, *self._waiting]:
+            self._fail(generation, reason)
 
     def _receive(self) -> bool:
         """Take everything out of the inbox; wait for something when there is nothing else to do. False means stop."""
@@ -196,7 +192,7 @@ class Scheduler:
 
     def _apply(self, limits: Limits) -> None:
         before, threads = self.limits, (limits.n_threads, limits.n_threads_batch)
-        if self._backend.capabilities.threads and (before is None or threads != (before.n_threads, before.n_threads_batch)):
+        if self._backend.capabilities.threads and threads != (before.n_threads, before.n_threads_batch):
             self._backend.set_threads(*threads)
         for generation in self._running:
             generation.held_back = limits.note or generation.held_back
@@ -221,14 +217,13 @@ class Scheduler:
         except (ModelTooLargeError, UnsupportedError) as error:
             _log.warning("The context window stays at %d tokens: %s", self._backend.n_ctx, error)
             wanted = self.n_ctx  # until the limits change again
-            if self.limits is not None:
-                self.limits = self.limits.with_window(self._backend.n_ctx)
+            self.limits = self.limits.with_window(self._backend.n_ctx)
         if wanted == self.n_ctx:
             self.n_ctx = self._backend.n_ctx  # engines round up
 
     def _release_idle(self) -> None:
         """While memory is short, release all idle sequences but the newest."""
-        if self.limits is not None and self.limits.single_reply:
+        if self.limits.single_reply:
             self._cache.evict_idle(1)
 
     def _rest(self, worked_s: float, share: float) -> None:
@@ -240,26 +235,27 @@ class Scheduler:
                 return
             time.sleep(min(left, _REST_SLICE_S))
 
+    def _finish_cancelled(self) -> None:
+        for generation in [one for one in [*self._running, *self._waiting] if one.is_cancelled]:
+            self._finish(generation, "cancelled")
+
     def _admit(self) -> None:
         """Give waiting generations a sequence, oldest first."""
-        for generation in [one for one in self._waiting if one.is_cancelled]:
-            self._waiting.remove(generation)
-            self._finish(generation, "cancelled")
         while self._waiting and not self._is_full:
-            if self._running and self.limits is not None and self.limits.single_reply:
+            if self._running and self.limits.single_reply:
                 return
             generation = self._waiting[0]
             n_tokens, n_ctx = len(generation.to_prefill), self._backend.n_ctx
             if self._running and n_ctx <= n_tokens < self.full_n_ctx:
                 return  # until nothing runs and the window can be made larger
             if generation.generated and n_tokens >= n_ctx:
-                self._finish(self._waiting.pop(0), "length")
+                self._finish(generation, "length")
                 continue
             try:
                 if not self._start(generation, n_tokens):
                     return  # every sequence is busy
             except EdgeError as error:
-                self._fail(self._waiting.pop(0), error)
+                self._fail(generation, error)
                 continue
             self._running.append(self._waiting.pop(0))
 
@@ -282,8 +278,7 @@ class Scheduler:
         if not generation.started_at:
             generation.started_at = started
             generation.reuse = reuse
-        if self.limits is not None:
-            generation.held_back = self.limits.note or generation.held_back
+        generation.held_back = self.limits.note or generation.held_back
         generation.listener(Prefilled(generation.slot.n_tokens, n_tokens))
         return True
 
@@ -293,9 +288,6 @@ class Scheduler:
             return
         slot, tokens = generation.slot, generation.to_prefill
         assert slot is not None
-        if generation.is_cancelled:
-            self._finish(generation, "cancelled")
-            return
         checkpoints = self._cache.checkpoints(generation.boundaries)
         chunk_size = self._cache.chunk_size
         ends = [(slot.n_tokens // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
@@ -362,9 +354,6 @@ class Scheduler:
         """Choose and show one token; None when that ended the reply."""
         slot, sampler = generation.slot, generation.sampler
         assert slot is not None and sampler is not None
-        if generation.is_cancelled:
-            self._finish(generation, "cancelled")
-            return None
         token = sampler.sample(slot.seq_id)
         if self._tokenizer.is_end(token):
             self._finish(generation, "stop")
@@ -396,6 +385,8 @@ class Scheduler:
         generation.listener(Failed(error))
 
     def _release(self, generation: Generation) -> None:
+        if generation in self._waiting:
+            self._waiting.remove(generation)
         if generation in self._running:
             self._running.remove(generation)
             self._is_full = False
