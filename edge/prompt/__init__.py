@@ -1,14 +1,15 @@
 """From messages to tokens, and from tokens to text.
 
-template.py   chat templates
-sandbox.py    Jinja within limits
-budget.py     what one rendering may use
-contents.py   tells the template's words from people's
-encode.py     pieces to tokens; only the template's words become special tokens
-roles.py      fits a conversation to what a template accepts
-window.py     what enters the context window
-summary.py    summaries of what no longer fits
-prompting.py  messages to prompt tokens, tokenising only new text
-tokenizers.py the tokenizer of a loaded model, from any thread; hf_tokenizer.py, that of a Hugging Face folder
-stream.py     token bytes to whole characters, and stop texts
+template.py      chat templates
+sandbox.py       Jinja within limits
+budget.py        limits of one rendering
+contents.py      separates the template's words from people's
+encode.py        pieces to tokens; only the template's words become special tokens
+roles.py         fits a conversation to a template
+window.py        messages that enter the context window
+summary.py       summaries of the messages that do not
+prompting.py     messages to prompt tokens, tokenising only new text
+tokenizers.py    the tokenizer of a loaded model, usable from any thread
+hf_tokenizer.py  the tokenizer of a Hugging Face folder
+stream.py        token bytes to whole characters, and stop texts
 """
