@@ -87,7 +87,7 @@ def test_a_converted_model_is_advised_as_the_one_it_was_made_from() -> None:
 def test_the_receipt_ends_with_what_runs_where() -> None:
     engine = FakeBackend()
     plan = Plan(**{field.name: () if field.name == "choices" else None for field in fields(Plan)})  # type: ignore[arg-type]
-    assert loading._with_placement(plan, engine) is plan
+    assert loading._with_placement(plan, engine) == plan
     engine.info.details["placement"] = "CPU 100 % (880 nodes)"
     assert [choice.value for choice in loading._with_placement(plan, engine).choices] == ["CPU 100 % (880 nodes)"]
     engine.info.details["several replies"] = "in one pass"
