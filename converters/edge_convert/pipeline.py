@@ -1,13 +1,13 @@
-"""A conversion: a plan that can be shown before anything is done, and its steps, run so that a second run resumes.
+"""A conversion: a plan that can be shown before it runs, and its steps, run so that a second run resumes.
 
-    OUT/.work-<digest>/          what is under way; the digest is over the source, the recipe and the tools
+    OUT/.work-<digest>/          work in progress; the digest is over the source, the recipe and the tools
         gguf-base/               the result of a finished step
-        gguf-base.done           written after it, so a folder without one is not believed; says how much memory it took
-        gguf-Q4_K_M.tmp/         a step under way; thrown away by the next run
-        hidden.part/             likewise, of a step that goes on where it was stopped; the next run hands it to the step again
-    OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when everything is done
+        gguf-base.done           written after it, so that a folder without one is not trusted; holds the memory it took
+        gguf-Q4_K_M.tmp/         a step in progress; thrown away by the next run
+        hidden.part/             the same, of a step that resumes; the next run hands it to the step again
+    OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when all steps are done
 
-A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command goes on from there.
+A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command resumes it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
 from edge.errors import ModelTooLargeError, StorageError, UsageError
+from edge.files import lock_file, sync_file, sync_folder
+from edge.units import size_text
 from edge_convert.peak import PeakMemory
 
 __all__ = [
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 StepProgress = Callable[[str, float], None]
-"""Called by a step while it works: with what it is doing, and the share of its work that is done."""
+"""Called by a step with what it is doing, and the share of its work that is done."""
 
 FolderOf = Callable[[str], Path]
 """Returns the folder of a finished step, by the step's name."""
@@ -61,11 +63,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         title: for people.
         work: does it.
         artifact: its folder is a result and moves to OUT under its name.
+        is_heavy: it loads large libraries or much data, so it is worth a process of its own (edge_convert.step_process).
+        resumes: it continues in its own half-written folder.
         seconds: estimate.
         disk_bytes: estimate of what it writes.
-        memory_bytes: estimate of what it holds in memory at once; files that are mapped do not count, see edge_convert.peak.
-        is_heavy: it loads large libraries or holds much, so it is worth a process of its own (edge_convert.step_process).
-        resumes: it goes on in its own half-written folder, where it was stopped there.
+        memory_bytes: estimate of its peak memory; mapped files do not count, see edge_convert.peak.
     """
 
     name: str
@@ -80,16 +82,16 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversion is going to do.
+    """The steps of a conversion.
 
     Attributes:
         title: model and source, for people.
         out: folder for the artifacts.
-        digest: over everything that decides what comes out.
+        digest: over everything that decides the result.
         steps: in order.
         notes: what the user should know before it starts.
-        f16_bytes: what the source's weights take in 16 bits; 0 where that is not known.
-        force: replace artifacts that are there.
+        f16_bytes: size of the source's weights in 16 bits; 0 where it is not known.
+        force: replace existing artifacts.
     """
 
     title: str
@@ -102,44 +104,49 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def work(self) -> Path:
-        """Where steps under way are kept."""
+        """Folder of the steps in progress."""
         return self.out / f".work-{self.digest[:16]}"
 
     @property
     def artifacts(self) -> tuple[Path, ...]:
-        """Folders that will be there at the end."""
+        """Folders of the results."""
         return tuple(self.out / step.name for step in self.steps if step.artifact)
 
     @property
+    def steps_left(self) -> list[Step]:
+        """Steps that no earlier run finished."""
+        return [step for step in self.steps if not is_done(self, step)]
+
+    @property
     def disk_bytes(self) -> int:
-        """Still to be written."""
-        return sum(step.disk_bytes for step in self.steps if not is_done(self, step))
+        """Bytes that the remaining steps write."""
+        return sum(step.disk_bytes for step in self.steps_left)
 
     @property
     def memory_bytes(self) -> int:
-        """Most that any step that is left holds at once."""
-        return max((step.memory_bytes for step in self.steps if not is_done(self, step)), default=0)
+        """Highest peak memory of the remaining steps."""
+        return max((step.memory_bytes for step in self.steps_left), default=0)
 
     @property
     def seconds(self) -> float:
-        """How long the steps that are left take, roughly."""
-        return sum(step.seconds for step in self.steps if not is_done(self, step))
+        """Rough duration of the remaining steps."""
+        return sum(step.seconds for step in self.steps_left)
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a conversion is.
+    """Progress of a conversion.
 
     Attributes:
         step: number of the step, from 1.
         n_steps: of the plan.
         title: of the step.
-        detail: what the step is doing just now.
+        detail: what the step is doing.
         share: of the step's work that is done, 0 to 1.
         total_share: of the whole.
-        seconds_left: of the whole; None before that can be said.
-        is_resumed: the step was done by an earlier run.
-        peak_bytes: the most memory that the step held at once, its child processes included; 0 before it is done.
-        resident_bytes: the same with the parts of mapped files that were in memory.
+        seconds_left: of the whole; None while it is not known.
+        is_resumed: an earlier run finished the step.
+        peak_bytes: peak memory of the step, its child processes included; 0 before it is done.
+        resident_bytes: the same with the resident parts of mapped files.
     """
 
     step: int
@@ -158,25 +165,25 @@ OnProgress = Callable[[Progress], None]
 
 
 def is_done(plan: Plan, step: Step) -> bool:
-    """Whether an earlier run finished a step of this very plan."""
+    """Return whether an earlier run of this plan finished a step."""
     return (plan.work / f"{step.name}.done").is_file()
 
 
 def left_over(plan: Plan) -> list[Path]:
-    """Work folders in `plan.out` that other plans left: stopped, and never gone on with."""
+    """Return the work folders in `plan.out` of other plans that were stopped."""
     return sorted(path for path in plan.out.glob(".work-*") if path != plan.work and path.is_dir() and not _is_running(path))
 
 
 def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None:
-    """Refuse what cannot work before anything is done.
+    """Refuse a plan that cannot succeed, before anything is written.
 
     Args:
-        plan: what is to be done.
-        free_memory_bytes: of the machine or the container; asked of the system where it is None.
+        plan: to be run.
+        free_memory_bytes: of the machine or the container; None asks the system.
 
     Raises:
-        UsageError: an artifact is there already, and it was not said that it may be replaced.
-        StorageError: there is not enough room, or the folder cannot be written.
+        UsageError: an artifact exists already and may not be replaced.
+        StorageError: there is not enough disk space, or the folder cannot be written.
         ModelTooLargeError: there is not enough memory.
     """
     import psutil
@@ -192,13 +199,13 @@ def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None
     free = shutil.disk_usage(existing).free
     if plan.disk_bytes + _MARGIN_BYTES > free:
         raise StorageError(
-            f"The conversion writes about {_size(plan.disk_bytes)}, and the disk of {existing} has {_size(free)} free.",
+            f"The conversion writes about {size_text(plan.disk_bytes)}, and the disk of {existing} has {size_text(free)} free.",
             "Free some space, or choose another disk: --out DIR",
         )
     memory = psutil.virtual_memory().available if free_memory_bytes is None else free_memory_bytes
     if plan.memory_bytes > memory:
         raise ModelTooLargeError(
-            f"The conversion needs about {_size(plan.memory_bytes)} of memory, and {_size(memory)} are free.",
+            f"The conversion needs about {size_text(plan.memory_bytes)} of memory, and {size_text(memory)} are free.",
             "Close other programs, or convert on a larger machine.",
         )
 
@@ -206,13 +213,13 @@ def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None
 def run(
     plan: Plan, on_progress: OnProgress | None = None, *, choose: Callable[[], Collection[str]] | None = None
 ) -> list[Path]:
-    """Do what a plan says. What an earlier run of the same plan finished is not done again.
+    """Run a plan. Steps that an earlier run of the same plan finished are not repeated.
 
     Args:
         plan: from `edge_convert.plan.make_plan`.
-        on_progress: called with how far it is; what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
-        choose: called when all steps are done, gives the names of the artifacts to keep; all of them without it. What it
-            raises keeps the artifacts out of `plan.out`, and the finished steps for another run.
+        on_progress: what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
+        choose: called when all steps are done, returns the names of the artifacts to keep; None keeps all. What it raises keeps
+            the artifacts out of `plan.out`, and the finished steps for another run.
 
     Returns:
         The folders of the artifacts that are kept.
@@ -239,6 +246,11 @@ def run(
     return [path for path in plan.artifacts if path.name in kept]
 
 
+def digest_of(*parts: object) -> str:
+    """Return the SHA-256 over values as text, for `Plan.digest`."""
+    return hashlib.sha256(msgspec.json.encode([str(part) for part in parts])).hexdigest()
+
+
 def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
     clock = _Clock(plan, on_progress)
     for number, step in enumerate(plan.steps, 1):
@@ -258,21 +270,23 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
                 lambda name: plan.work / name,
                 lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
             )
-        _sync(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                sync_file(path)
         temporary.rename(folder)
         note.write_text(f"{peak.n_bytes} {peak.resident_bytes}", encoding="ascii")
-        _sync_folder(plan.work)
+        sync_folder(plan.work)
         clock.report(number, step, "", 1.0, peak=(peak.n_bytes, peak.resident_bytes))
 
 
 def _read_peak(path: Path) -> tuple[int, int]:
-    """The two numbers in a step's note; zeros where a power cut emptied it."""
+    """Read the two numbers in a step's note; zeros where a power cut emptied it."""
     numbers = path.read_text(encoding="ascii", errors="replace").split()
     return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else (0, 0)
 
 
 class _Clock:
-    """Time left, from the estimates and from how long things really took in this run."""
+    """Estimates the time left from the estimates of the steps and the time that this run took so far."""
 
     def __init__(self, plan: Plan, on_progress: OnProgress | None) -> None:
         self._plan, self._on_progress = plan, on_progress
@@ -294,7 +308,6 @@ class _Clock:
             return
         behind_s = sum(other.seconds for other in self._plan.steps[: number - 1]) + share * step.seconds
         done_s, elapsed_s = behind_s - self._resumed_s, time.monotonic() - self._start
-        left = None if done_s <= 0 else elapsed_s / done_s * (self._total_s - behind_s)
         self._on_progress(
             Progress(
                 step=number,
@@ -303,7 +316,7 @@ class _Clock:
                 detail=detail,
                 share=share,
                 total_share=min(1.0, behind_s / self._total_s),
-                seconds_left=left,
+                seconds_left=None if done_s <= 0 else elapsed_s / done_s * (self._total_s - behind_s),
                 is_resumed=is_resumed,
                 peak_bytes=peak[0],
                 resident_bytes=peak[1],
@@ -312,7 +325,7 @@ class _Clock:
 
 
 def _publish(plan: Plan, kept: Collection[str]) -> None:
-    """Give the artifacts their final names. A run that is killed in between goes on here."""
+    """Give the artifacts their final names. A run that is killed in between continues here."""
     for step in plan.steps:
         if not step.artifact or step.name not in kept or _is_published(plan, step.name):
             continue
@@ -322,16 +335,16 @@ def _publish(plan: Plan, kept: Collection[str]) -> None:
                 raise UsageError(f"{target} appeared while the conversion ran.", "Move it away, and run the command again.")
             target.rename(plan.work / f"{step.name}.old")
         (plan.work / step.name).rename(target)
-    _sync_folder(plan.out)
+    sync_folder(plan.out)
 
 
 def _is_published(plan: Plan, name: str) -> bool:
-    """Whether an earlier run of this plan, killed since, moved an artifact to its place already."""
+    """Return whether an earlier run of this plan, killed since, moved an artifact to its place."""
     return (plan.work / f"{name}.done").is_file() and not (plan.work / name).exists()
 
 
 def _tidy(plan: Plan, is_new: bool) -> None:
-    """After a failure: finished steps stay for the next run, anything half-written goes unless its step can use it."""
+    """Clean up after a failure: finished steps stay, half-written ones go unless they resume."""
     for leftover in plan.work.glob("*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     if not any(plan.work.glob("*.done")) and not any(plan.work.glob("*.part")):
@@ -343,26 +356,17 @@ def _tidy(plan: Plan, is_new: bool) -> None:
                 pass  # somebody else has put something there
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the kernel lets go of it when the process dies."""
-    import fcntl
+def _lock(work: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a work folder: one process at a time."""
 
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"Another process runs this conversion into {folder.parent}.", "Wait for it, or choose another folder."
-            ) from error
-        yield
-    finally:
-        os.close(handle)
+    def refuse() -> None:
+        raise UsageError(f"Another process runs this conversion into {work.parent}.", "Wait for it, or choose another folder.")
+
+    return lock_file(work / "lock", on_wait=refuse)
 
 
 def _is_running(work: Path) -> bool:
-    """Whether a process holds the lock of a work folder."""
+    """Return whether a process holds the lock of a work folder."""
     if not (work / "lock").is_file():
         return False
     try:
@@ -374,36 +378,7 @@ def _is_running(work: Path) -> bool:
         return False  # another user's
 
 
-def _sync(folder: Path) -> None:
-    """Make what a step wrote survive a power cut before it is called done."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _storage_error(error: OSError, folder: Path) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"The disk of {folder} is full.", "Free some space and run the same command again: it resumes.")
     return StorageError(f"{error.filename or folder} cannot be used: {error.strerror or error}.", "Check its permissions.")
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n_bytes) < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
-
-
-def digest_of(*parts: object) -> str:
-    """SHA-256 over values, for `Plan.digest`."""
-    return hashlib.sha256(msgspec.json.encode([str(part) for part in parts])).hexdigest()

@@ -269,7 +269,7 @@ def plan_that_needs(tmp_path: Path, **needs: int) -> Plan:
 def test_room_and_memory_are_checked_first(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"writes about 9000\.0 TB"):
         check_resources(plan_that_needs(tmp_path, disk_bytes=9 * 10**15))
-    with pytest.raises(ModelTooLargeError, match="needs about 3 GB of memory, and 2 GB are free"):
+    with pytest.raises(ModelTooLargeError, match=r"needs about 3\.0 GB of memory, and 2\.0 GB are free"):
         check_resources(plan_that_needs(tmp_path, memory_bytes=3 * 10**9), free_memory_bytes=2 * 10**9)
     check_resources(plan_that_needs(tmp_path, memory_bytes=10**9), free_memory_bytes=2 * 10**9)
     (tmp_path / "deep").write_text("a file")
