@@ -151,9 +151,9 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     if not options["as_json"]:
         _show(plan, as_json=False)
     check_resources(plan, free_memory_bytes=_free_memory(app))
-    from edge_convert.step_process import isolated
+    from edge_convert.step_process import isolate
 
-    return _run(isolated(plan, found, request), app, name, options)
+    return _run(isolate(plan, found, request), app, name, options)
 
 
 def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge_convert.architectures import Architecture, expected_tensors, find_architecture, is_tied
 
@@ -23,7 +24,7 @@ __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_json"]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SOURCE_NOTE = "edge_source.json"
-"""Written beside a checkpoint that was made from a GGUF: where it comes from and what its weights were."""
+"""Written beside a checkpoint that edge made: its source, licence and former weight mix."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,20 +37,21 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has 35 MB
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies.
+    """Location of one tensor.
 
     Attributes:
         shard: the file.
         offset: of its first byte in the file.
         dtype: "F64", "F32", "F16" or "BF16".
-        shape: as torch writes it: rows first.
+        shape: rows first, as in torch.
         size_bytes: in the file.
     """
 
@@ -65,12 +67,12 @@ class Checkpoint:
     """A checkpoint folder.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         source: the reference the user gave, or the folder.
-        architecture: what config.json says it is.
+        architecture: named in config.json.
         config: the content of config.json.
-        tensors: name -> where it lies.
-        tokenizer_files: names of the tokenizer's and template's files that are there.
+        tensors: name -> location.
+        tokenizer_files: names of the tokenizer's and template's files.
         chat_template: Jinja source; None where the checkpoint has none.
         licence: where it is known.
         source_quantised: the weight mix of the GGUF this was made from ("Q4_1"), None for an original.
@@ -88,12 +90,12 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """For people and file names: the last part of the folder or reference."""
+        """The last part of the folder or reference."""
         return self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0] or self.folder.name
 
     @property
     def shards(self) -> tuple[Path, ...]:
-        """The weight files, in order of their names."""
+        """The weight files, by name."""
         return tuple(sorted({info.shard for info in self.tensors.values()}))
 
     @property
@@ -108,11 +110,11 @@ class Checkpoint:
 
     @property
     def f16_bytes(self) -> int:
-        """What the weights take in 16 bits."""
+        """Size of the weights in 16 bits."""
         return 2 * self.n_params
 
     def load(self, name: str) -> NDArray[np.generic]:
-        """Read one tensor from the disk.
+        """Read one tensor.
 
         Args:
             name: a key of `tensors`.
@@ -144,12 +146,12 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | None = None) -> Checkpoint:
-    """Open a checkpoint folder and check that it is whole, as far as that is possible without reading the weights.
+    """Open a checkpoint folder and check that it is complete, without reading the weights.
 
     Args:
         folder: with config.json, safetensors and tokenizer files.
-        source: the reference it came from; the folder where it is None.
-        licence: instead of what the folder says.
+        source: the reference it came from; None is the folder.
+        licence: overrides the folder's.
 
     Raises:
         ModelNotFoundError: there is no such folder.
@@ -158,12 +160,12 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
     if not folder.is_dir():
         raise ModelNotFoundError(f"There is no folder {folder}.", "Give the folder of a checkpoint, with its config.json.")
     if not (folder / "config.json").is_file():
-        raise ModelFileError(f"{folder} has no config.json, so it is no checkpoint.", "Download the checkpoint again.")
+        raise ModelFileError(f"{folder} has no config.json, so it is not a checkpoint.", "Download the checkpoint again.")
     config = read_json(folder / "config.json")
     architecture = find_architecture(config, folder.name)
     tensors = _find_tensors(folder)
     _check_complete(tensors, architecture, config)
-    if "tokenizer.json" not in (files := _present(folder, _TOKENIZER_FILES)):
+    if "tokenizer.json" not in (names := _present(folder, _TOKENIZER_FILES)):
         raise ModelFileError(
             f"{folder} has no tokenizer.json.",
             "Make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
@@ -175,7 +177,7 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         architecture=architecture,
         config=config,
         tensors=tensors,
-        tokenizer_files=files,
+        tokenizer_files=names,
         chat_template=_chat_template(folder),
         licence=licence or note.get("licence") or _licence_in_card(folder / "README.md"),
         source_quantised=note.get("source_quantised"),
@@ -183,18 +185,12 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a file with a JSON object.
 
     Raises:
-        ModelFileError: it cannot be read, or is no JSON object.
+        ModelFileError: it cannot be read, or does not hold a JSON object.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.", "Download it again.") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} holds no JSON object.", "Download it again.")
-    return value
+    return files.read_json(path, dict[str, Any], _MAX_JSON_BYTES)
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -209,24 +205,24 @@ def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
         return _read_shards(folder, weight_map)
     if (folder / SINGLE).is_file():
         return _read_shard(folder / SINGLE)
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ModelFileError(
             f"{folder} holds its weights as pickle ({pickles[0]}), which can run any code when it is opened.",
             "Use a safetensors version of this checkpoint.",
         )
-    raise ModelFileError(f"{folder} holds no weights: there is neither {SINGLE} nor {INDEX}.", "Download it again.")
+    raise ModelFileError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX} is there.", "Download it again.")
 
 
 def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
     names = sorted(set(weight_map.values()))
     strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if strange:
-        raise ModelFileError(f"{INDEX} names {strange[0]!r}, which is no safetensors file beside it.", "Download it again.")
+        raise ModelFileError(f"{INDEX} names {strange[0]!r}, which is not a safetensors file beside it.", "Download it again.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelFileError(
-            f"{folder} is not whole: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
+            f"{folder} is incomplete: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
             "Download what is missing into that folder.",
         )
     shards = {name: _read_shard(folder / name) for name in names}
@@ -237,7 +233,7 @@ def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorIn
 
 
 def _read_shard(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file. The library checks the header against the file; we only need the offsets."""
+    """Locate the tensors of a safetensors file. The library checks its header; only the offsets are read here."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -247,14 +243,14 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(header_bytes, _MAX_HEADER_BYTES)))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelFileError(f"{path.name} is damaged or cut off: {error}.", f"Download {path.name} again.") from error
+        raise ModelFileError(f"{path.name} is damaged or truncated: {error}.", f"Download {path.name} again.") from error
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _ITEM_BYTES:
             raise ModelFileError(
-                f"{path.name}: {name} is stored as {entry['dtype']}, which is no 16 or 32-bit float.",
+                f"{path.name}: {name} is stored as {entry['dtype']}, which is not a 16 or 32-bit float.",
                 "Convert the checkpoint that it was made from.",
             )
         start, end = entry["data_offsets"]
@@ -281,7 +277,7 @@ def _check_complete(tensors: Mapping[str, TensorInfo], architecture: Architectur
 
 
 def _check_shapes(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> None:
-    """Refuse weights of another model than config.json describes: an engine would read them as something else."""
+    """Refuse weights of another model than config.json describes: an engine would misread them."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes = {
         "embed_tokens": (config["vocab_size"], width),
@@ -306,13 +302,13 @@ def _chat_template(folder: Path) -> str | None:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several by name: the one that is used where nobody names one
+    if isinstance(template, list):  # several by name: take the default
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 
 def _licence_in_card(card: Path) -> str | None:
-    """The licence in the front matter of a model card. A card without one is no error."""
+    """Return the licence in the front matter of a model card, or None."""
     if not card.is_file():
         return None
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Which of several conversions is the best for this device: the fastest here of those that are good enough."""
+"""Chooses the best of several conversions for this device: the fastest here of those that meet the gate."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["CANDIDATES", "DEFAULT_GATE", "Choice", "choose", "with_candidates"]
 
 CANDIDATES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_K_M", "Q8_0")
-"""GGUF quantisations worth trying: the first two have repacked kernels on many CPUs, the others keep more quality."""
+"""GGUF quantisations to try: the first two have repacked kernels on many CPUs, the others keep more quality."""
 
 DEFAULT_GATE = "top1=0.9,kl=0.1"
-_READ_TOKENS, _WRITTEN_TOKENS = 256, 128
+_PREFILL_TOKENS, _DECODE_TOKENS = 256, 128
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What was chosen, and why.
+    """The chosen conversion.
 
     Attributes:
-        index: of the artifact among those that were measured.
+        index: of the artifact among those on the card.
         reasons: a sentence for each candidate, the chosen one first.
     """
 
@@ -37,31 +37,26 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def with_candidates(request: Request, source: Input) -> Request:
-    """The same request for all candidates. Of a GGUF that is quantised already, its own blocks are one: they cost nothing.
-
-    Args:
-        request: what is wanted.
-        source: of the conversion.
-    """
+    """Return the request with all candidates. A quantised GGUF's own blocks are one of them: they cost nothing."""
     names: tuple[str, ...] = CANDIDATES
-    if source.kind == "gguf" and request.smaller is None and request.adapter is None:
+    if source.kind == "gguf" and not request.changes_model:
         own = read_header(source.path).file_type
         names = (own, *names) if own in QUANTISATIONS and own not in (*FLOATS, *names) else names
     return msgspec.structs.replace(request, gguf=msgspec.structs.replace(request.gguf, quantisations=names))
 
 
 def choose(card: Card) -> Choice:
-    """Choose by the time of a typical turn: 256 tokens read, 128 written.
+    """Choose by the time of a typical turn: 256 tokens of prefill, 128 of decode.
 
     Args:
         card: with speed, and with the failures of the gate in its rows.
 
     Raises:
         QualityGateError: no candidate meets the gate.
-        UsageError: speed was not measured, of none of them.
+        UsageError: no row has a speed.
     """
     others = [row for row in card.rows if not row.is_reference]
-    # A checkpoint is on the card to show what a distillation cost; nobody runs it on a device.
+    # A checkpoint is on the card to show the cost of a distillation; nobody runs it on a device.
     rows = [(index, row) for index, row in enumerate(others) if row.speed is not None and row.format != "checkpoint"]
     if not rows:
         raise UsageError("The card has no speeds to choose by.", "Measure at least one round, of a format that runs here.")
@@ -78,13 +73,13 @@ def choose(card: Card) -> Choice:
 
 
 def turn_s(row: Row) -> float:
-    """Seconds of a typical turn."""
+    """Return the seconds of a typical turn."""
     assert row.speed is not None
-    return _READ_TOKENS / row.speed.prefill_tokens_per_s + _WRITTEN_TOKENS / row.speed.decode_tokens_per_s
+    return _PREFILL_TOKENS / row.speed.prefill_tokens_per_s + _DECODE_TOKENS / row.speed.decode_tokens_per_s
 
 
 def _reason(row: Row, is_best: bool, n_good: int, gate: str) -> str:
-    took = f"{turn_s(row):.1f} s for {_READ_TOKENS} tokens read and {_WRITTEN_TOKENS} written"
+    took = f"{turn_s(row):.1f} s for {_PREFILL_TOKENS} tokens read and {_DECODE_TOKENS} written"
     if is_best:
         return f"{row.name} is chosen: {took}, the fastest here of the {n_good} that meet {gate}."
     if row.failures:

@@ -1,4 +1,4 @@
-"""What is known of a conversion before a step has run: what is asked for, and the model that is exported."""
+"""The inputs of a plan: the request, and the model that is exported."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The model that steps work on: the source, or what merging an adapter and dropping layers make of it.
+    """The model that steps work on: the source, the source with an adapter merged, or its student.
 
     Attributes:
         input: source of the conversion.
@@ -145,7 +145,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         quantisation: str,
         recipe: Mapping[str, str],
     ) -> None:
-        """Write manifest.json beside what a step made.
+        """Write manifest.json into the folder of a step.
 
         Args:
             folder: of the step.
@@ -175,7 +175,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_facts(source: Input) -> Facts:
-    """Read what a plan needs to know of its source; weights are not read.
+    """Read the facts of a source, without its weights.
 
     Raises:
         ModelFileError: the source is damaged, incomplete or of an unknown architecture.

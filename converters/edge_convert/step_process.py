@@ -24,21 +24,14 @@ from edge_convert.inputs import Input
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress
 from edge_convert.plan import make_plan
 
-__all__ = ["isolated"]
+__all__ = ["isolate"]
 
 _SAVE_S, _STOP_S = 60.0, 5.0
-"""How long a step may take to end when it is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
+"""Time to end for a step that is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child is to do.
-
-    Attributes:
-        source, request: make the plan.
-        out: folder of the plan.
-        step: name of the step.
-        folder: to write into.
-    """
+    """The request to a child: the step of that name, out of the plan that source, out and request make, into a folder."""
 
     source: Input
     request: Request
@@ -47,13 +40,12 @@ class _Task(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
 
 
-def isolated(plan: Plan, source: Input, request: Request) -> Plan:
-    """The same plan with its heavy steps in processes of their own.
+def isolate(plan: Plan, source: Input, request: Request) -> Plan:
+    """Return a plan with its heavy steps in processes of their own.
 
     Args:
         plan: from `make_plan(source, out, request)`.
-        source: of the plan.
-        request: of the plan.
+        source, request: that it was made from.
     """
     steps = tuple(_isolated(step, plan, source, request) if step.is_heavy else step for step in plan.steps)
     return msgspec.structs.replace(plan, steps=steps)
@@ -65,9 +57,6 @@ def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
         _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
 
     return msgspec.structs.replace(step, work=work)
-
-
-# -- the parent's side
 
 
 def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: float) -> None:
@@ -93,9 +82,6 @@ def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: f
             f'The process of the step "{title}" {ended.reason}.',
             "Run the same command again: it goes on with this step. If it fails again, report this.",
         )
-
-
-# -- the child's side
 
 
 def main() -> None:

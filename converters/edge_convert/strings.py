@@ -1,4 +1,4 @@
-"""Strings of many kinds, the same for the same seed: what two tokenizers have to agree on."""
+"""Varied test strings, reproducible by seed, that two tokenizers must agree on."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _part(draw: random.Random, specials: Sequence[str]) -> str:
 
 
 def _letters(draw: random.Random) -> str:
-    """A few assigned characters of one block."""
+    """Return a few assigned characters of one Unicode block."""
     first, last = draw.choice(_RANGES + _FAR_RANGES)
     drawn = (chr(draw.randrange(first, last)) for _ in range(draw.randint(1, 6)))
     return "".join(char for char in drawn if unicodedata.category(char) not in ("Cn", "Co", "Cs", "Cc"))

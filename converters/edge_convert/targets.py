@@ -1,4 +1,4 @@
-"""The formats that a checkpoint can become, a row each: what plans the steps, and which packages they need."""
+"""The formats that a checkpoint can become, a row each: the module that plans its steps, and the packages that they need."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Target(NamedTuple):
     """A format that a checkpoint can become.
 
     Attributes:
-        module: where `make_steps(facts, request)` is; imported when the format is asked for.
-        tools: distributions whose versions decide what comes out.
+        module: defines `make_steps(facts, request)`; imported when the format is asked for.
+        tools: distributions whose versions decide the result.
         packages: modules that it imports, besides those of every conversion.
     """
 

@@ -61,12 +61,7 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
         seconds=60 + facts.n_params / 1e6,
         disk_bytes=int(facts.n_params * (2.2 if variant == "fp16" else 1.0)),
         memory_bytes=estimates.build_coreml(
-            facts.n_params,
-            facts.largest,
-            facts.layer_params,
-            facts.columns,
-            is_walked=variant != "fp16" and not (variant == "gpu" and options.source_gguf),
-            is_loaded=not facts.is_wide and facts.architecture.gguf.startswith("gemma"),
+            facts, is_walked=variant == "ane" or (variant == "gpu" and not options.source_gguf)
         ),
         is_heavy=True,
     )

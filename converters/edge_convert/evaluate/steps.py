@@ -53,9 +53,7 @@ def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | No
         seconds=(len(steps) - n_slow + 2) * (_MODEL_S + facts.n_params * _READ_S)
         + n_slow * facts.n_params * _EVALUATOR_S * chosen.texts.n_slow,
         disk_bytes=1 << 20,
-        memory_bytes=estimates.evaluate(
-            facts.n_params, facts.largest, facts.n_vocab, is_wide=facts.is_wide, n_evaluators=min(2, n_slow)
-        ),
+        memory_bytes=estimates.evaluate(facts, min(2, n_slow)),
     )
 
 

@@ -1,6 +1,6 @@
-"""A checkpoint's config.json, as the keys of a GGUF file, and what of it llama.cpp cannot do.
+"""Writes a checkpoint's config.json as the keys of a GGUF file, and refuses what llama.cpp cannot run.
 
-Source: `llama_model::load_hparams` in llama.cpp (which keys an architecture reads, and what it takes for granted).
+Source: `llama_model::load_hparams` in llama.cpp: the keys that an architecture reads, and what it takes for granted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.errors import ModelFileError
+from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,22 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Rope", "head_dim", "read_rope", "rope_tensors", "write_config"]
 
-_ACTIVATIONS = {"gemma2": "gelu_pytorch_tanh", "gemma3": "gelu_pytorch_tanh"}
-# Every n-th layer looks at everything, the others at a window: llama.cpp takes these for granted.
-_WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6}
-# Layers of the 27B models, whose attention scale llama.cpp knows to be another.
-_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
-
 
 class Rope(msgspec.Struct, frozen=True):
-    """Rotary embedding, as old (rope_theta, rope_scaling) and new (rope_parameters) config.json files say it.
+    """Rotary embedding of old (rope_theta, rope_scaling) and new (rope_parameters) config.json files.
 
     Attributes:
         theta: base of the frequencies.
         kind: "default", "linear", "llama3", "yarn" or "longrope".
-        scaling: the numbers that belong to that kind.
+        scaling: the parameters of that kind.
         partial: share of a head that is rotated.
-        local_theta: base in the layers that see a window only, where it is another.
+        local_theta: base in the layers with a sliding window, where it differs.
     """
 
     theta: float
@@ -47,16 +42,16 @@ class Rope(msgspec.Struct, frozen=True):
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
-    """Width of one attention head."""
+    """Return the width of an attention head."""
     given = config.get("head_dim")
     return int(given or config["hidden_size"] // config["num_attention_heads"])
 
 
 def read_rope(config: Mapping[str, Any]) -> Rope:
-    """The rotary embedding of a config.json.
+    """Read the rotary embedding of a config.json.
 
     Raises:
-        ModelFileError: it is scaled in a way that is unknown here.
+        ModelFileError: its scaling is unknown.
     """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     local = parameters.get("sliding_attention") or {}
@@ -81,10 +76,11 @@ def write_config(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     """Add the model's sizes and constants.
 
     Raises:
-        ModelFileError: the checkpoint needs something that llama.cpp does not do.
+        ModelFileError: llama.cpp cannot run this variant.
     """
-    config, arch = checkpoint.config, checkpoint.architecture.gguf
-    _check_supported(config, arch)
+    config, architecture = checkpoint.config, checkpoint.architecture
+    arch = architecture.gguf
+    _check_supported(config, architecture)
     n_head = config["num_attention_heads"]
     writer.add_vocab_size(config["vocab_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -97,18 +93,18 @@ def write_config(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_value_length(head_dim(config))
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     _write_rope(writer, config, read_rope(config))
-    if arch in _WINDOW_PATTERNS:
+    if architecture.is_gemma:
         writer.add_sliding_window(config["sliding_window"])
         if config.get("attn_logit_softcapping"):
             writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         if config.get("final_logit_softcapping"):
             writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if arch == "phi3":  # zero is how llama.cpp tells Phi-4 from Phi-3
+    if arch == "phi3":  # llama.cpp tells Phi-4 from Phi-3 by zero
         writer.add_sliding_window(config.get("sliding_window") or 0)
 
 
 def rope_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """Factors by which llama.cpp divides the frequencies of the rotary embedding, where a model scales them one by one.
+    """Return the factors by which llama.cpp divides the frequencies of the rotary embedding, where a model has them.
 
     Returns:
         GGUF tensor name -> float32 [rotated width / 2].
@@ -162,29 +158,25 @@ def _original_context(config: Mapping[str, Any], rope: Rope) -> int:
 
 
 def _context_length(config: Mapping[str, Any], arch: str) -> int:
-    """What the model was trained for. llama.cpp gives Mistral's first version no window, so it ends where that would begin."""
+    """Return the context of the training. llama.cpp gives Mistral's first version no window, so its context ends there."""
     length = int(config["max_position_embeddings"])
     window = config.get("sliding_window")
     return min(length, int(window)) if arch == "llama" and window else length
 
 
-def _check_supported(config: Mapping[str, Any], arch: str) -> None:
+def _check_supported(config: Mapping[str, Any], architecture: Architecture) -> None:
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
-    if activation != _ACTIVATIONS.get(arch, "silu"):
+    if activation != ("gelu_pytorch_tanh" if architecture.is_gemma else "silu"):
         raise _cannot(f"its activation is {activation}")
-    layers = config["num_hidden_layers"]
-    pattern = _WINDOW_PATTERNS.get(arch)
-    kinds = config.get("layer_types")
-    if pattern and kinds:
-        taken = ["full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(layers)]
-        if list(kinds) != taken:
-            raise _cannot(f"its full attention is not in every {pattern}th layer")
-    if arch in ("qwen2", "qwen3") and config.get("use_sliding_window"):
-        raise _cannot("some of its layers see a window only")
+    n_layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    if architecture.is_gemma and kinds and tuple(kinds) != architecture.layer_kinds(n_layers):
+        raise _cannot(f"its full attention is not in every {architecture.window_pattern}th layer")
+    if architecture.gguf in ("qwen2", "qwen3") and config.get("use_sliding_window"):
+        raise _cannot("some of its layers have a sliding window")
     scale = config.get("query_pre_attn_scalar")
-    if scale and pattern:
+    if scale and architecture.is_gemma:
         by_width = config["hidden_size"] // config["num_attention_heads"]
-        if scale != (by_width if layers == _SCALED_BY_WIDTH[arch] else head_dim(config)):
+        if scale != (by_width if n_layers == architecture.n_wide_layers else head_dim(config)):
             raise _cannot(f"its attention is scaled by {scale}")
 
 

@@ -1,6 +1,6 @@
-"""llama.cpp's own work in a conversion (quantising, calibrating, tokenising), each in a process of its own.
+"""Runs llama.cpp's part of a conversion (quantising, calibrating, tokenising) in child processes.
 
-A child, because llama.cpp cannot be interrupted, may abort on bad input, and keeps memory; the parent stays in control.
+llama.cpp cannot be interrupted, may abort on bad input, and keeps memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
     Args:
         task: its name there.
         arguments: its arguments; JSON.
-        on_progress: called with the share that is done, 0 to 1. What it raises ends the child and goes through.
+        on_progress: called with the share that is done, 0 to 1. What it raises ends the child.
 
     Returns:
-        What the task returned; JSON.
+        The task's result; JSON.
 
     Raises:
         BackendError: llama.cpp failed, refused or died.

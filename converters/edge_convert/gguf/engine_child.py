@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from edge.child import claim_stdout, end_with_parent
-from edge.errors import EdgeError
+from edge.errors import BackendError, EdgeError
+from edge_convert.gguf.imatrix_child import collect
+from edge_convert.gguf.llama import load_library, load_model
 
 __all__ = ["main"]
 
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 _COUNTER = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 _MAX_TEXT_TOKENS = 65_536
@@ -41,86 +43,51 @@ def main() -> None:
     os._exit(0)
 
 
-def _quantise(on_progress: Progress, source: str, out: str, file_type: int, threads: int, **options: Any) -> int:
-    """Quantise a GGUF file. Returns the size of what came out.
-
-    `options` are imatrix (path of a file by edge_convert.gguf.imatrix, or None), overrides (list of [pattern, ggml type]) and
-    max_buffer_bytes.
-    """
+def _quantise(on_progress: OnProgress, source: str, out: str, file_type: int, threads: int, imatrix: str | None) -> int:
+    """Quantise a GGUF file and return the size of the new one. `imatrix` is a file by edge_convert.gguf.imatrix."""
     import numpy as np
-    from llama_cpp import llama_cpp
 
-    from edge.errors import BackendError
+    warnings: list[str] = []
 
-    said: list[str] = []
-
-    def log(level: int, text: bytes, _: object) -> None:
+    def on_log(level: int, text: bytes, _: object) -> None:
         line = text.decode("utf-8", "replace")
-        found = _COUNTER.search(line)
-        if found:
+        if found := _COUNTER.search(line):
             on_progress(int(found[1]) / int(found[2]))
         if level in (3, 4):  # warnings and errors
-            said.append(line.strip())
+            warnings.append(line.strip())
 
-    callback = llama_cpp.llama_log_callback(log)
-    llama_cpp.llama_log_set(callback, None)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_quantize_default_params()
+    library = load_library(on_log)
+    params = library.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, threads
-    if options.get("max_buffer_bytes") and hasattr(params, "max_buf_size"):
-        params.max_buf_size = options["max_buffer_bytes"]
-    kept: list[Any] = []  # what C points to has to live until the call is over
-    if options.get("imatrix"):
-        entries = [(name, values.astype(np.float32)) for name, values in np.load(options["imatrix"]).items()]
-        array = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))()
+    entries: list[tuple[str, Any]] = []  # the arrays that C points to have to live until the call is over
+    if imatrix:
+        entries = [(name, values.astype(np.float32)) for name, values in np.load(imatrix).items()]
+        params.imatrix = array = (library.llama_model_imatrix_data * (len(entries) + 1))()
         for place, (name, values) in zip(array, entries, strict=False):
             place.name, place.size = name.encode(), values.size
             place.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = array
-        kept += [entries, array]
-    if options.get("overrides"):
-        patterns = (llama_cpp.llama_model_tensor_override * (len(options["overrides"]) + 1))()
-        for place, (pattern, kind) in zip(patterns, options["overrides"], strict=False):
-            place.pattern, place.type = pattern.encode(), kind
-        params.tt_overrides = patterns
-        kept.append(patterns)
-    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
+    code = library.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
     if code != 0:
-        raise BackendError(f"llama.cpp could not quantise: {' '.join(said[-3:]) or f'code {code}'}", "Report this.")
+        raise BackendError(f"llama.cpp could not quantise: {' '.join(warnings[-3:]) or f'code {code}'}", "Report this.")
     return Path(out).stat().st_size
 
 
-def _tokenise(on_progress: Progress, model: str, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts, special tokens recognised, beginning and end tokens added where the model says so."""
-    from llama_cpp import llama_cpp
-
-    from edge.errors import BackendError
-
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    loaded = llama_cpp.llama_model_load_from_file(os.fsencode(model), params)
+def _tokenise(on_progress: OnProgress, model: str, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts, with special tokens, and beginning and end tokens if the model adds them."""
+    library = load_library()
+    loaded = load_model(library, model, vocab_only=True)
     if not loaded:
-        raise BackendError("llama.cpp cannot read the tokenizer of what was converted.", "Report this.")
-    vocabulary = llama_cpp.llama_model_get_vocab(loaded)
-    buffer = (llama_cpp.llama_token * _MAX_TEXT_TOKENS)()
+        raise BackendError("llama.cpp cannot read the tokenizer of the converted model.", "Report this.")
+    vocabulary = library.llama_model_get_vocab(loaded)
+    buffer = (library.llama_token * _MAX_TEXT_TOKENS)()
     results = []
     for done, text in enumerate(texts):
         data = text.encode()
-        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), buffer, _MAX_TEXT_TOKENS, True, True)
+        count = library.llama_tokenize(vocabulary, data, len(data), buffer, _MAX_TEXT_TOKENS, True, True)
         results.append(list(buffer[: max(0, count)]))
         if done % 500 == 0:
             on_progress(done / len(texts))
     return results
 
 
-def _calibrate(on_progress: Progress, model: str, chunks: list[list[int]], out: str, threads: int) -> int:
-    """Importance matrix of a model over token chunks, saved to `out`. Returns the number of tensors in it."""
-    from edge_convert.gguf.imatrix_child import collect
-
-    return collect(on_progress, model, chunks, out, threads)
-
-
-_TASKS: dict[str, Callable[..., Any]] = {"quantise": _quantise, "tokenise": _tokenise, "calibrate": _calibrate}
+_TASKS: dict[str, Callable[..., Any]] = {"quantise": _quantise, "tokenise": _tokenise, "calibrate": collect}

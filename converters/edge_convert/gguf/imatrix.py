@@ -1,7 +1,4 @@
-"""Importance matrix: which inputs of each weight matrix matter, measured on a calibration text.
-
-A quantiser that knows it spends its precision where the model looks.
-"""
+"""The importance matrix: how much each input of each weight matrix matters, measured on a calibration text."""
 
 from __future__ import annotations
 
@@ -12,29 +9,25 @@ from pathlib import Path
 from edge.errors import ModelFileError, UsageError
 from edge_convert.gguf.engine import run_task
 
-__all__ = ["CHUNK_TOKENS", "calibration_chunks", "compute_imatrix", "default_calibration"]
+__all__ = ["calibration_chunks", "compute_imatrix", "read_calibration"]
 
-CHUNK_TOKENS = 256
+_CHUNK_TOKENS = 256
 _MIN_TOKENS = 64
 _MAX_TEXT_BYTES = 16 << 20
 
 
-def default_calibration() -> str:
-    """The calibration text that comes with edge: English prose, questions and answers, technical text and code."""
-    return (resources.files("edge_convert") / "calibration.txt").read_text(encoding="utf-8")
-
-
 def read_calibration(path: Path | None) -> str:
-    """A calibration text.
+    """Read a calibration text.
 
     Args:
-        path: of a text file in UTF-8; None for the one that comes with edge.
+        path: of a text file in UTF-8; None is the one that ships with edge: English prose, questions and answers, technical
+            text and code.
 
     Raises:
-        UsageError: it cannot be read, or is no text.
+        UsageError: it cannot be read, or is not a text.
     """
     if path is None:
-        return default_calibration()
+        return (resources.files("edge_convert") / "calibration.txt").read_text(encoding="utf-8")
     try:
         if path.stat().st_size > _MAX_TEXT_BYTES:
             raise UsageError(f"{path} is larger than 16 MB.", "A few hundred kB of text are enough.")
@@ -44,18 +37,18 @@ def read_calibration(path: Path | None) -> str:
 
 
 def calibration_chunks(model: Path, text: str, n_tokens: int) -> list[list[int]]:
-    """Cut a text into chunks of tokens.
+    """Split a text into chunks of tokens.
 
     Args:
         model: a GGUF file, for its tokenizer.
         text: paragraphs, separated by empty lines.
-        n_tokens: at most so many in all.
+        n_tokens: at most, in all.
 
     Returns:
-        Chunks of at most CHUNK_TOKENS ids.
+        Chunks of at most 256 token ids.
 
     Raises:
-        UsageError: the text is too short to say anything.
+        UsageError: the text is too short.
         BackendError: llama.cpp cannot read the tokenizer.
     """
     # By paragraph, since tokenising time grows faster than the text's length.
@@ -65,14 +58,14 @@ def calibration_chunks(model: Path, text: str, n_tokens: int) -> list[list[int]]
         raise UsageError(
             f"The calibration text has {len(ids)} tokens; at least {_MIN_TOKENS} are needed.", "Give a longer one."
         )
-    chunks = [ids[start : start + CHUNK_TOKENS] for start in range(0, len(ids), CHUNK_TOKENS)]
+    chunks = [ids[start : start + _CHUNK_TOKENS] for start in range(0, len(ids), _CHUNK_TOKENS)]
     return [chunk for chunk in chunks if len(chunk) >= _MIN_TOKENS]
 
 
 def compute_imatrix(
     model: Path, chunks: list[list[int]], out: Path, threads: int, on_progress: Callable[[float], None] | None = None
 ) -> Path:
-    """Run a model over token chunks and save the mean square of every input of every weight matrix.
+    """Save the mean square of every input of every weight matrix over token chunks.
 
     Args:
         model: a GGUF file in 16 or 32 bits.
@@ -87,5 +80,5 @@ def compute_imatrix(
     """
     arguments = {"model": str(model), "chunks": chunks, "out": str(out), "threads": threads}
     if not run_task("calibrate", arguments, on_progress):
-        raise ModelFileError("The model has no weight matrix that could be weighted.", "Convert without it: --no-imatrix")
+        raise ModelFileError("The model has no weight matrix that could be calibrated.", "Convert without it: --no-imatrix")
     return out

@@ -1,7 +1,7 @@
-"""Runs a model over a text and sums up, for every weight matrix, how strongly each of its inputs is used.
+"""Runs a model over a text and sums, for every weight matrix, the squares of its inputs.
 
-llama.cpp calls us for every matrix product; `ggml_tensor` is read by the layout of ggml.h, and checked against what the library
-itself says of the first tensor before anything of it is believed.
+llama.cpp calls back for every matrix product. `ggml_tensor` is read by the layout of ggml.h, which is checked against the
+library's own functions on the first tensor.
 
 Source: `tools/imatrix` of llama.cpp, whose numbers these are: the mean square of each input.
 """
@@ -9,12 +9,12 @@ Source: `tools/imatrix` of llama.cpp, whose numbers these are: the mean square o
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import BackendError
+from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class _Collector:
         self.failure: Exception | None = None
 
     def __call__(self, address: int, is_question: bool, _: object) -> bool:
-        """llama.cpp asks first whether a tensor is wanted, and calls again when it is computed."""
+        """Answer llama.cpp, which first asks whether a tensor is wanted, and calls again when it is computed."""
         try:
             tensor = _Tensor.from_address(address)
             if not self._is_checked:
@@ -78,7 +78,7 @@ class _Collector:
                 return not is_question
             if not is_question:
                 self._add(name, tensor.src[1])
-        except Exception as error:  # noqa: BLE001 (nothing may fly through C code; collect() raises it)
+        except Exception as error:  # noqa: BLE001 (nothing may be raised through C code; collect() raises it)
             self.failure = error
             return False
         return True
@@ -86,7 +86,7 @@ class _Collector:
     def _check_layout(self, address: int, tensor: _Tensor) -> None:
         expected = 4 * tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3] if tensor.type == _F32 else None
         if tensor.name != self._name(address) or (expected and expected != self._n_bytes(address)):
-            raise BackendError("This build of llama.cpp lays out its tensors in a way that edge does not know.", _HINT)
+            raise BackendError("This build of llama.cpp has another tensor layout than edge knows.", _HINT)
         self._is_checked = True
 
     def _add(self, name: str, source: Any) -> None:
@@ -106,7 +106,7 @@ class _Collector:
 
 
 def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[int]], out: str, threads: int) -> int:
-    """Run the chunks through the model and save the matrix.
+    """Compute the importance matrix of a model, and save it.
 
     Args:
         on_progress: called with the share that is done.
@@ -122,39 +122,31 @@ def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[
         BackendError: the model cannot be run, or the engine's tensors cannot be read.
     """
     import numpy as np
-    from llama_cpp import llama_cpp
 
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
-    llama_cpp.llama_backend_init()
-    model_params = llama_cpp.llama_model_default_params()
-    model_params.use_extra_bufts = False  # repacked weights would change nothing here, and AMX crashes in some builds
-    loaded = llama_cpp.llama_model_load_from_file(os.fsencode(model), model_params)
+    library = load_library()
+    # Repacked weights would change nothing here, and AMX crashes in some builds.
+    loaded = load_model(library, model, use_extra_bufts=False)
     if not loaded:
-        raise BackendError("llama.cpp cannot load what was converted.", "Report this.")
+        raise BackendError("llama.cpp cannot load the converted model.", "Report this.")
     collector = _Collector()
-    callback = llama_cpp.ggml_backend_sched_eval_callback(collector)
+    callback = library.ggml_backend_sched_eval_callback(collector)
     longest = max(len(chunk) for chunk in chunks)
-    params = llama_cpp.llama_context_default_params()
+    params = library.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = longest
     params.n_threads = params.n_threads_batch = threads
     params.cb_eval = callback
-    context = llama_cpp.llama_init_from_model(loaded, params)
+    context = library.llama_init_from_model(loaded, params)
     if not context:
-        raise BackendError("llama.cpp cannot run what was converted.", "Report this.")
-    batch = llama_cpp.llama_batch_init(longest, 0, 1)
+        raise BackendError("llama.cpp cannot run the converted model.", "Report this.")
+    batch = library.llama_batch_init(longest, 0, 1)
     for done, chunk in enumerate(chunks):
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        batch.n_tokens = len(chunk)
-        for place, token in enumerate(chunk):
-            batch.token[place], batch.pos[place] = token, place
-            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-            batch.logits[place] = 1  # else the last layer would only be computed for the last token
-        code = llama_cpp.llama_decode(context, batch)
+        library.llama_memory_clear(library.llama_get_memory(context), True)
+        fill_batch(batch, chunk, 0, wants_all=True)  # else the last layer would only be computed for the last token
+        code = library.llama_decode(context, batch)
         if collector.failure:
             raise collector.failure
         if code != 0:
-            raise BackendError(f"llama.cpp stopped with code {code} while it read the calibration text.", _HINT)
+            raise BackendError(f"llama.cpp stopped with code {code} during calibration.", _HINT)
         on_progress((done + 1) / len(chunks))
     means = {name: (total / collector.counts[name]).astype(np.float32) for name, total in sorted(collector.sums.items())}
     with Path(out).open("wb") as file:
@@ -163,11 +155,11 @@ def collect(on_progress: Callable[[float], None], model: str, chunks: list[list[
 
 
 def _library_path() -> Path:
-    """The library that holds ggml's tensors, beside llama.cpp's."""
+    """Return the path of ggml's own library, beside llama.cpp's."""
     import llama_cpp
 
     folder = Path(llama_cpp.__file__).parent / "lib"
     found = sorted([*folder.glob("libggml-base.so"), *folder.glob("libggml-base.dylib"), *folder.glob("ggml-base.dll")])
     if not found:
-        raise BackendError("This build of llama.cpp has no library of its own for tensors.", _HINT)
+        raise BackendError("This build of llama.cpp has no separate ggml library.", _HINT)
     return found[0]

@@ -1,9 +1,9 @@
-"""Checkpoint to GGUF: in 16 bits by us, quantised by llama.cpp, with the tokenizer proven to be the same."""
+"""Quantises GGUF files with llama.cpp, and proves that their tokenizer is the checkpoint's."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,9 +19,9 @@ __all__ = ["FLOATS", "QUANTISATIONS", "GgufOptions", "check_tokenizer", "needs_i
 
 FLOATS = ("F32", "F16", "BF16")
 _FILE_TYPE = {name: number for number, name in FILE_TYPES.items()}
-_NOT_OFFERED = ("MXFP4_MOE", "NVFP4", "Q1_0")  # for models of their own kind
+_NOT_OFFERED = ("MXFP4_MOE", "NVFP4", "Q1_0")  # for special models
 QUANTISATIONS = tuple(name for name in FILE_TYPES.values() if name not in _NOT_OFFERED)
-"""What can be asked for: llama.cpp's names."""
+"""llama.cpp's names of the quantisations on offer."""
 
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
 _CHECKED_STRINGS = 2_000
@@ -29,15 +29,14 @@ _SEED = 20_240_607
 
 
 class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make.
+    """How to make GGUF files.
 
     Attributes:
-        quantisations: names out of QUANTISATIONS.
-        use_imatrix: weight the quantisation by how the model uses its inputs.
-        calibration: text file for that; the one that comes with edge where it is None.
-        calibration_tokens: how much of it is used.
-        threads: CPU threads; 0 takes all.
-        max_buffer_bytes: what the quantiser may hold in memory at once; 0 leaves it to llama.cpp.
+        quantisations: names out of QUANTISATIONS, a file each.
+        use_imatrix: weight the quantisation by an importance matrix.
+        calibration: text file for it; None is the one that ships with edge.
+        calibration_tokens: at most, of that text.
+        threads: CPU threads; 0 is all.
     """
 
     quantisations: tuple[str, ...] = ("Q4_K_M",)
@@ -45,23 +44,22 @@ class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Path | None = None
     calibration_tokens: int = 8_192
     threads: int = 0
-    max_buffer_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in self.quantisations:
             if name not in QUANTISATIONS:
                 raise UsageError(f"There is no quantisation {name}.", f"Known are: {', '.join(QUANTISATIONS)}.")
             if name in _NEED_IMATRIX and not self.use_imatrix:
-                raise UsageError(f"{name} has too few bits to do without an importance matrix.", "Leave out --no-imatrix.")
+                raise UsageError(f"{name} has too few bits to be made without an importance matrix.", "Leave out --no-imatrix.")
 
     @property
     def n_threads(self) -> int:
-        """CPU threads to use."""
+        """CPU threads."""
         return self.threads or os.cpu_count() or 1
 
 
 def needs_imatrix(options: GgufOptions) -> bool:
-    """Whether anything that is to be made would use one."""
+    """Return whether one of the quantisations uses an importance matrix."""
     return options.use_imatrix and any(name not in (*FLOATS, "Q8_0") for name in options.quantisations)
 
 
@@ -77,10 +75,10 @@ def quantise(
 
     Args:
         base: GGUF in 16 or 32 bits.
-        out: the file to make.
+        out: the new file.
         name: out of QUANTISATIONS.
-        options: threads and memory.
-        imatrix: what `compute_imatrix` saved.
+        options: for the threads.
+        imatrix: from `compute_imatrix`.
         on_progress: called with the share that is done.
 
     Raises:
@@ -93,7 +91,6 @@ def quantise(
         "file_type": _FILE_TYPE[name],
         "threads": options.n_threads,
         "imatrix": str(imatrix) if imatrix and name not in FLOATS else None,
-        "max_buffer_bytes": options.max_buffer_bytes,
     }
     try:
         run_task("quantise", arguments, on_progress)
@@ -106,19 +103,19 @@ def quantise(
 def check_tokenizer(
     gguf: Path, checkpoint: Checkpoint, on_progress: Callable[[float], None] | None = None, count: int = _CHECKED_STRINGS
 ) -> int:
-    """Hold llama.cpp's token ids against those of the checkpoint's tokenizer, on strings of many kinds.
+    """Compare llama.cpp's token ids with those of the checkpoint's tokenizer on varied strings.
 
     Args:
-        gguf: the file that was written.
-        checkpoint: what it was written from.
+        gguf: the file.
+        checkpoint: its source.
         on_progress: called with the share that is done.
         count: number of strings.
 
     Returns:
-        How many strings were compared.
+        The number of strings.
 
     Raises:
-        ModelFileError: some are split otherwise; the first is shown.
+        ModelFileError: some are tokenised differently; the first is shown.
     """
     from transformers import AutoTokenizer
 
@@ -135,13 +132,10 @@ def check_tokenizer(
     ours = run_task("tokenise", {"model": str(gguf), "texts": texts}, on_progress)
     different = [index for index, (ids, others) in enumerate(zip(ours, theirs, strict=True)) if ids != others]
     if different:
+        first = different[0]
         raise ModelFileError(
-            f"llama.cpp splits {len(different)} of {count} test strings otherwise than this checkpoint's tokenizer, "
-            f"for example {_first_difference(texts, ours, theirs, different[0])}.",
+            f"llama.cpp tokenises {len(different)} of {count} test strings differently from this checkpoint's tokenizer, "
+            f"for example {texts[first][:60]!r}: {ours[first][:12]} and {theirs[first][:12]}.",
             "This tokenizer cannot be carried over to GGUF. Convert to another format: --to onnx or --to coreml",
         )
     return count
-
-
-def _first_difference(texts: Sequence[str], ours: Sequence[list[int]], theirs: Sequence[list[int]], index: int) -> str:
-    return f"{texts[index][:60]!r}: {ours[index][:12]} and {theirs[index][:12]}"

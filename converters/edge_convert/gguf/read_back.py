@@ -1,10 +1,10 @@
-"""A GGUF file back to a checkpoint folder: the way of gguf_tensors, gguf_config and gguf_tokenizer in the other direction.
+"""Reads a GGUF file back into a checkpoint folder: the inverse of tensors.py, config.py and tokenizer.py.
 
-Weights are dequantised by the `gguf` package, one tensor at a time. What was lost when the file was quantised stays lost; the
-folder says so (`source_quantised`), and formats that can take the blocks as they are find the file by `source_gguf`.
+Weights are dequantised by the `gguf` package, one tensor at a time. The loss of the quantisation stays; the folder records it
+(`source_quantised`), and formats that can take over the blocks find the file by `source_gguf`.
 
-transformers can load a GGUF too; it forgets the Llama 3 scaling of positions and the rule that splits digits, and holds the
-whole model in float32, so it is the oracle in the tests and not the way here.
+transformers can load a GGUF too, but loses the Llama 3 scaling of positions and the rule that splits digits, and holds the
+whole model in float32: it is the oracle in the tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge.errors import ModelFileError
 from edge.formats.gguf import GGUFHeader, read_header
@@ -31,27 +31,34 @@ if TYPE_CHECKING:
 
 __all__ = ["checkpoint_from_gguf", "find_gguf_architecture"]
 
-# llama.cpp keeps Llama and Mistral apart by nothing; a checkpoint of either is read the same way.
+# llama.cpp does not tell Mistral from Llama; checkpoints of both are read the same way.
 _BY_NAME = {architecture.gguf: architecture for architecture in reversed(ARCHITECTURES.values())}
-_MODEL_TYPES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-    "phi3": "phi3",
-}
 _SHARD_BYTES = 4 << 30
 _PART_ELEMENTS = 1 << 20
-"""Weights that are dequantised at a time: an embedding as a whole would take a dozen bytes for each of its weights."""
-_DTYPES = {"F16": "F16", "BF16": "BF16"}
+"""Weights that are dequantised at a time: a whole embedding would take a dozen bytes for each of its weights."""
+
+
+class _Entry(NamedTuple):
+    """A tensor to write: its name in a checkpoint, gguf's ReaderTensor, "F32", "F16" or "BF16"."""
+
+    name: str
+    tensor: Any
+    dtype: str
+
+    @property
+    def shape(self) -> list[int]:
+        return [int(size) for size in reversed(self.tensor.shape)]
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * (4 if self.dtype == "F32" else 2)
 
 
 def find_gguf_architecture(header: GGUFHeader, where: str) -> Architecture:
-    """What a GGUF file would be as a checkpoint.
+    """Return the architecture of a GGUF file.
 
     Raises:
-        ModelFileError: an architecture that edge does not convert.
+        ModelFileError: edge does not convert it.
     """
     found = _BY_NAME.get(header.architecture)
     if found is None:
@@ -74,32 +81,31 @@ def checkpoint_from_gguf(
 
     Args:
         path: the file.
-        out: the folder; made if it is not there.
-        source: the reference it came from; its file name where it is None.
-        licence: instead of the one in the file.
+        out: the folder; made if needed.
+        source: the reference it came from; None is its file name.
+        licence: overrides the one in the file.
         on_progress: called with the share that is done.
 
     Returns:
         `out`.
 
     Raises:
-        ModelFileError: the file is damaged or of an architecture or a tokenizer that edge does not convert.
+        ModelFileError: the file is damaged, or edge does not convert its architecture or tokenizer.
     """
     from gguf import GGUFReader
 
-    header = read_header(path)  # refuses what would make the library below stumble
+    header = read_header(path)  # refuses what would trip the library below
     architecture = find_gguf_architecture(header, path.name)
     logging.getLogger("gguf").setLevel(logging.ERROR)
     reader = GGUFReader(path)
     config = _config(reader, header, architecture)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, tokenizer_config = build_tokenizer(reader, path.name)
-    template = header.chat_template
     _write_json(out / "config.json", config)
     _write_json(out / "tokenizer.json", tokenizer)
     _write_json(out / "tokenizer_config.json", tokenizer_config)
-    if template:
-        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if header.chat_template:
+        (out / "chat_template.jinja").write_text(header.chat_template, encoding="utf-8")
     _write_weights(reader, architecture, config, out, on_progress)
     in_file = header.metadata.get("general.license")
     note = {
@@ -113,7 +119,7 @@ def checkpoint_from_gguf(
 
 
 def _config(reader: GGUFReader, header: GGUFHeader, architecture: Architecture) -> dict[str, Any]:
-    """config.json as transformers writes it."""
+    """Return config.json as transformers writes it."""
     arch = header.architecture
 
     def value(key: str, default: Any = None) -> Any:
@@ -124,7 +130,7 @@ def _config(reader: GGUFReader, header: GGUFHeader, architecture: Architecture) 
     names = {tensor.name for tensor in reader.tensors}
     config: dict[str, Any] = {
         "architectures": [architecture.name],
-        "model_type": _MODEL_TYPES.get(arch, arch),
+        "model_type": "gemma3_text" if arch == "gemma3" else architecture.module,
         "vocab_size": header.n_vocab,
         "hidden_size": width,
         "intermediate_size": _one(value("feed_forward_length"), "feed-forward widths"),
@@ -140,18 +146,15 @@ def _config(reader: GGUFReader, header: GGUFHeader, architecture: Architecture) 
     }
     if arch == "llama":
         config["attention_bias"] = "blk.0.attn_q.bias" in names
-    if arch.startswith("gemma"):
-        pattern = {"gemma2": 2, "gemma3": 6}[arch]
-        by_width = header.n_layer == {"gemma2": 46, "gemma3": 62}[arch]
+    if architecture.is_gemma:
+        by_width = header.n_layer == architecture.n_wide_layers
         config |= {
             "hidden_activation": "gelu_pytorch_tanh",
             "sliding_window": value("attention.sliding_window"),
             "query_pre_attn_scalar": width // heads if by_width else config["head_dim"],
             "attn_logit_softcapping": value("attn_logit_softcapping"),
             "final_logit_softcapping": value("final_logit_softcapping"),
-            "layer_types": [
-                "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(header.n_layer)
-            ],
+            "layer_types": list(architecture.layer_kinds(header.n_layer)),
         }
     if arch == "phi3":
         config["sliding_window"] = value("attention.sliding_window") or None
@@ -163,7 +166,7 @@ def _config(reader: GGUFReader, header: GGUFHeader, architecture: Architecture) 
 
 
 def _rope(reader: GGUFReader, header: GGUFHeader, value: Callable[..., Any]) -> dict[str, Any]:
-    """The rotary embedding's parameters."""
+    """Return the parameters of the rotary embedding."""
     head = value("attention.key_length", header.n_embd // _one(header.n_head, "heads"))
     default = {"gemma3": 1e6}.get(header.architecture, 1e4)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _short_float(value("rope.freq_base", default))}
@@ -192,7 +195,7 @@ def _rope(reader: GGUFReader, header: GGUFHeader, value: Callable[..., Any]) -> 
 
 
 def _llama3_rope(rope: dict[str, Any], factors: NDArray[np.float32], n_context: int, rotated: int) -> dict[str, Any]:
-    """Llama 3's three numbers, found again from the factors that they were turned into."""
+    """Recover Llama 3's parameters from the factors that were computed from them."""
     import numpy as np
 
     for original in sorted({8192, n_context, *(2**power for power in range(5, 18))}):
@@ -219,44 +222,47 @@ def _write_weights(
     out: Path,
     on_progress: Callable[[float], None] | None,
 ) -> None:
-    """Weights as safetensors, one tensor in memory at a time, in files of at most 4 GB."""
+    """Write the weights as safetensors, one tensor in memory at a time, in files of at most 4 GB."""
+    entries = _entries(reader, architecture, config)
+    shards: list[list[_Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.n_bytes > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.n_bytes
+    before = 0
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map.update({entry.name: file for entry in shard})
+        for done in _write_shard(out / file, shard, architecture, config):
+            if on_progress:
+                on_progress((before + done) / len(entries))
+        before += len(shard)
+    if len(shards) > 1:
+        _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _entries(reader: GGUFReader, architecture: Architecture, config: Mapping[str, Any]) -> list[_Entry]:
+    """Return the tensors of the checkpoint; 16-bit types stay as they are."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
     known = get_tensor_name_map(arch, config["num_hidden_layers"])
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    plan: list[tuple[str, Any, str]] = []
-    wanted = [*expected_tensors(architecture, config), *([] if config["tie_word_embeddings"] else ["lm_head.weight"])]
-    for name in wanted:
+    entries = []
+    for name in [*expected_tensors(architecture, config), *([] if config["tie_word_embeddings"] else ["lm_head.weight"])]:
         mapped = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped not in stored:
             raise ModelFileError(f"The file lacks the tensor {mapped}.", "Download it again.")
-        plan.append((name, stored[mapped], _DTYPES.get(stored[mapped].tensor_type.name, "F32")))
-    shards: list[list[tuple[str, Any, str]]] = [[]]
-    size = 0
-    for entry in plan:
-        n_bytes = int(entry[1].n_elements) * (4 if entry[2] == "F32" else 2)
-        if shards[-1] and size + n_bytes > _SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += n_bytes
-    before = 0
-    weight_map = {}
-    for number, entries in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weight_map.update({name: file for name, _, _ in entries})
-        for done in _write_shard(out / file, entries, architecture, config):
-            if on_progress:
-                on_progress((before + done) / len(plan))
-        before += len(entries)
-    if len(shards) > 1:
-        _write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+        kind = stored[mapped].tensor_type.name
+        entries.append(_Entry(name, stored[mapped], kind if kind in ("F16", "BF16") else "F32"))
+    return entries
 
 
-def _write_shard(
-    path: Path, entries: list[tuple[str, Any, str]], architecture: Architecture, config: Mapping[str, Any]
-) -> Iterator[int]:
+def _write_shard(path: Path, entries: list[_Entry], architecture: Architecture, config: Mapping[str, Any]) -> Iterator[int]:
     """Write one safetensors file: a JSON header, then the tensors end to end. The library itself wants all of them at once.
 
     Yields:
@@ -264,48 +270,43 @@ def _write_shard(
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor, dtype in entries:
-        shape = [int(size) for size in reversed(tensor.shape)]
-        n_bytes = math.prod(shape) * (4 if dtype == "F32" else 2)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + n_bytes]}
-        offset += n_bytes
+    for entry in entries:
+        end = offset + entry.n_bytes
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for done, (name, tensor, dtype) in enumerate(entries, 1):
-            for part in _weights(name, tensor, dtype, architecture, config):
+        for done, entry in enumerate(entries, 1):
+            for part in _weights(entry, architecture, config):
                 file.write(part.data)
             yield done
 
 
-def _weights(
-    name: str, tensor: Any, dtype: str, architecture: Architecture, config: Mapping[str, Any]
-) -> Iterator[NDArray[np.generic]]:
-    """One tensor in transformers' layout, some rows at a time where their order stays."""
+def _weights(entry: _Entry, architecture: Architecture, config: Mapping[str, Any]) -> Iterator[NDArray[np.generic]]:
+    """Yield a tensor in transformers' layout, some rows at a time where their order stays."""
     import numpy as np
     from gguf import dequantize
 
-    shape = [int(size) for size in reversed(tensor.shape)]
-    found = re.search(r"self_attn\.([qk])_proj\.", name)
-    is_permuted = found is not None and architecture.gguf == "llama"
+    tensor, shape = entry.tensor, entry.shape
+    found = re.search(r"self_attn\.([qk])_proj\.", entry.name) if architecture.gguf == "llama" else None
     n_rows = len(tensor.data)
-    step = n_rows if is_permuted else max(1, _PART_ELEMENTS * n_rows // math.prod(shape))
+    step = n_rows if found else max(1, _PART_ELEMENTS * n_rows // math.prod(shape))
     for start in range(0, n_rows, step):
         data = tensor.data[start : start + step]
-        # 16-bit types are carried over as they are.
-        values = dequantize(data, tensor.tensor_type) if dtype == "F32" else np.asarray(data)
-        values = values.view(np.uint16) if dtype == "BF16" and values.dtype == np.uint8 else values
-        if architecture.gguf.startswith("gemma") and name.endswith("norm.weight"):
+        values = dequantize(data, tensor.tensor_type) if entry.dtype == "F32" else np.asarray(data)
+        values = values.view(np.uint16) if entry.dtype == "BF16" and values.dtype == np.uint8 else values
+        if architecture.is_gemma and entry.name.endswith("norm.weight"):
             values = values - np.float32(1.0)
-        if found and is_permuted:
+        if found:
             heads = config["num_attention_heads"] if found[1] == "q" else config["num_key_value_heads"]
             values = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2)
         yield np.ascontiguousarray(values)
 
 
 def _one(value: Any, what: str) -> int:
-    """A size that is the same in every layer."""
+    """Return a size that is the same in every layer."""
     if isinstance(value, tuple) and len(set(value)) == 1:
         value = value[0]
     if not isinstance(value, int):
@@ -314,7 +315,7 @@ def _one(value: Any, what: str) -> int:
 
 
 def _short_float(value: Any) -> float:
-    """A float32 as the short decimal number that it was before."""
+    """Return a float32 as the short decimal number that it was rounded from."""
     return float(f"{float(value):.7g}")
 
 

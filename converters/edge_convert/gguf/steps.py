@@ -52,7 +52,7 @@ def read_step(facts: Facts) -> Step:
         work=work,
         seconds=facts.n_params / 60e6,
         disk_bytes=facts.n_params * (4 if facts.quantised else 2),
-        memory_bytes=estimates.read_gguf(facts.n_vocab),
+        memory_bytes=estimates.read_gguf(facts),
         is_heavy=True,
     )
 
@@ -64,14 +64,13 @@ def _write_step(facts: Facts) -> Step:
         write_gguf(checkpoint, path, lossless_precision(checkpoint), lambda share: on_progress("weights", share * 0.8))
         check_tokenizer(path, checkpoint, lambda share: on_progress("comparing tokens", 0.8 + share * 0.2))
 
-    item_bytes = 4 if facts.quantised else 2
     return Step(
         name="gguf-base",
         title="Write GGUF without loss, and compare its tokenizer",
         work=work,
         seconds=3 + facts.n_params / 100e6,
-        disk_bytes=item_bytes * facts.n_params,
-        memory_bytes=estimates.write_gguf(facts.n_vocab, item_bytes * facts.largest),
+        disk_bytes=(4 if facts.quantised else 2) * facts.n_params,
+        memory_bytes=estimates.write_gguf(facts),
         is_heavy=True,
     )
 
@@ -87,7 +86,7 @@ def _imatrix_step(facts: Facts, options: GgufOptions) -> Step:
         title=f"Find out which weights matter, on {options.calibration_tokens:,} tokens of text",
         work=work,
         seconds=facts.n_params * options.calibration_tokens * _CORE_CALIBRATION_S / options.n_threads,
-        memory_bytes=estimates.calibrate(facts.n_vocab),
+        memory_bytes=estimates.calibrate(facts),
     )
 
 
@@ -111,7 +110,7 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
         artifact=True,
         seconds=1 + facts.f16_bytes / (_CORE_BYTES_S * options.n_threads),
         disk_bytes=int(facts.n_params * _bits(name) / 8),
-        memory_bytes=estimates.quantise(facts.largest, is_wide=facts.quantised is not None),
+        memory_bytes=estimates.quantise(facts),
     )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file in 16 bits: names, layout and types of its tensors. One tensor is in memory at a time.
+"""Writes a checkpoint as a GGUF file in 16 or 32 bits, one tensor in memory at a time.
 
 Source: `conversion/` of llama.cpp, which is the oracle in tools/compare_gguf.py; names come from the `gguf` package.
 """
@@ -31,13 +31,13 @@ _PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
 
 
 def lossless_precision(checkpoint: Checkpoint) -> Precision:
-    """The smallest type that holds the checkpoint's weights exactly: what a quantiser should start from."""
+    """Return the smallest type that holds the checkpoint's weights exactly, for a quantiser to start from."""
     dtypes = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1}
     return {"F16": "F16", "BF16": "BF16"}.get(dtypes.pop(), "F32") if len(dtypes) == 1 else "F32"  # type: ignore[return-value]
 
 
 def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Checkpoint tensor -> GGUF tensor, in the order in which llama.cpp reads them.
+    """Return checkpoint tensor -> GGUF tensor, in the order in which llama.cpp reads them.
 
     Raises:
         ModelFileError: the `gguf` package does not know a name.
@@ -63,8 +63,8 @@ def write_gguf(
     """Write a checkpoint as one GGUF file.
 
     Args:
-        checkpoint: what to write.
-        out: the file; replaced if it is there.
+        checkpoint: the source.
+        out: the file; replaced if it exists.
         precision: of the matrices. Norms and biases are always float32.
         on_progress: called with the share that is done, 0 to 1; may raise to stop.
 
@@ -105,11 +105,11 @@ def write_gguf(
 
 
 def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArray[np.generic]:
-    """One tensor in llama.cpp's layout and type."""
+    """Return a tensor in llama.cpp's layout and type."""
     import numpy as np
 
     tensor = checkpoint.load(name)
-    if checkpoint.architecture.gguf.startswith("gemma") and name.endswith("norm.weight"):
+    if checkpoint.architecture.is_gemma and name.endswith("norm.weight"):
         shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
         return shifted
     found = _PERMUTED.search(name)
@@ -122,14 +122,14 @@ def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArr
 
 
 def _pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:
-    """Rows of each head from "first halves, second halves" to pairs: transformers rotates halves, llama.cpp pairs."""
+    """Reorder the rows of each head from two halves to pairs: transformers rotates halves, llama.cpp pairs."""
     heads = tensor.reshape(n_heads, 2, tensor.shape[0] // n_heads // 2, *tensor.shape[1:])
     paired: NDArray[np.generic] = heads.swapaxes(1, 2).reshape(tensor.shape)
     return paired
 
 
 def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.generic]:
-    """Change the type in pieces, so that no third copy of a large tensor exists, and look at what came out."""
+    """Change the type in pieces, so that no third copy of a large tensor exists, and check the result."""
     import numpy as np
 
     result = tensor if tensor.dtype == dtype else np.empty(tensor.shape, dtype=dtype)
@@ -141,7 +141,7 @@ def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.gene
                 flat_out[start : start + step] = flat_in[start : start + step]
         if not np.isfinite(flat_out[start : start + step]).all():
             is_damaged = not np.isfinite(flat_in[start : start + step]).all()
-            what = "holds values that are no numbers" if is_damaged else f"has weights too large for {np.dtype(dtype).name}"
+            what = "holds values that are not numbers" if is_damaged else f"has weights too large for {np.dtype(dtype).name}"
             raise ModelFileError(f"The tensor {name} {what}.", "Download it again." if is_damaged else "Choose BF16 or F32.")
     return result
 
@@ -154,7 +154,7 @@ def _dtype(kind: str) -> Any:
 
 
 def _write_about(writer: Any, checkpoint: Checkpoint) -> None:
-    """Name, licence and source: what would otherwise be lost on the way."""
+    """Add name, licence and source, which would otherwise be lost."""
     writer.add_type("model")
     writer.add_name(_display_name(checkpoint))
     if checkpoint.licence:
@@ -164,7 +164,7 @@ def _write_about(writer: Any, checkpoint: Checkpoint) -> None:
 
 
 def _display_name(checkpoint: Checkpoint) -> str:
-    """For people, and for llama.cpp: where it reads "phi-3" or "phi3", special tokens swallow the space behind them."""
+    """Return the name; llama.cpp lets special tokens swallow the space behind them where it reads "phi-3" or "phi3"."""
     added = read_json(checkpoint.folder / "tokenizer.json").get("added_tokens", [])
     swallows = any(entry.get("rstrip") for entry in added)
     is_named = re.search(r"phi-?3", checkpoint.name, re.IGNORECASE) is not None

@@ -1,9 +1,9 @@
-"""The tokenizer of a checkpoint, as the keys of a GGUF file.
+"""Writes the tokenizer of a checkpoint as the keys of a GGUF file.
 
-llama.cpp knows two kinds that matter here: byte-level BPE, where the file only names the rule that splits text into words, and
-sentencepiece, where every piece has a score. Both are read from tokenizer.json, which is what transformers itself reads.
+llama.cpp has two kinds: byte-level BPE, where the file only names the rule that splits text into words, and sentencepiece,
+where every piece has a score. Both are read from tokenizer.json, as transformers does.
 
-Source: `llama_vocab` in llama.cpp (what the keys mean); its `conversion/base.py` (which token is of which type).
+Source: `llama_vocab` in llama.cpp (the keys); its `conversion/base.py` (the types of tokens).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = "|".join([*_CASED, r"\p{N}", _CASED_REST])
 _GPT_4O = "|".join([*(part + _CONTRACTIONS + "?" for part in _CASED), r"\p{N}{1,3}", _CASED_REST])
 
-# What tokenizer.json's pre_tokenizer does, in short -> (llama.cpp's name where merges are always made, its name where a whole
-# word that is in the vocabulary is taken as it is). None: llama.cpp knows no such combination.
+# Steps of tokenizer.json's pre_tokenizer -> llama.cpp's names (where merges are always made, where a word in the vocabulary is
+# taken as it is). None: llama.cpp has no such combination.
 SPLITS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     ("bytes+words",): ("gpt-2", None),
     ("digits", "bytes+words"): ("smollm", None),
@@ -49,13 +49,13 @@ SPLITS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
 
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<(?:pad|mask|2mass|\[@BOS@\])>", re.DOTALL)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_SPACE = "▁"
+SPACE = "▁"
 _ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer.
+    """A tokenizer in a GGUF file.
 
     Attributes:
         model: llama.cpp's kind: "gpt2" (byte-level BPE) or "llama" (sentencepiece).
@@ -64,7 +64,6 @@ class Vocabulary:
         types: kind of each id, as gguf.TokenType.
         scores: of each id; None for byte-level BPE.
         adds_space: whether a space is put before the text; None for byte-level BPE.
-        n_known: ids below this one are in tokenizer.json; the rest only fills up the embedding.
     """
 
     model: str
@@ -73,7 +72,6 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None
     adds_space: bool | None
-    n_known: int
 
 
 def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
@@ -81,10 +79,10 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
 
     Args:
         folder: of the checkpoint.
-        n_vocab: rows of the embedding; ids that the tokenizer does not use are filled up.
+        n_vocab: rows of the embedding; ids that the tokenizer does not use are padded.
 
     Raises:
-        ModelFileError: the tokenizer is of a kind that llama.cpp does not have, or has more tokens than the model.
+        ModelFileError: llama.cpp does not have this kind of tokenizer, or it has more tokens than the model.
     """
     content = read_json(folder / "tokenizer.json")
     model = content.get("model") or {}
@@ -96,10 +94,10 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     added = {entry["id"]: entry for entry in content.get("added_tokens", [])}
     texts = {index: text for text, index in model["vocab"].items()}
     texts.update({index: entry["content"] for index, entry in added.items()})
-    n_known = max(texts) + 1
-    if n_known > n_vocab:
+    n_tokens = max(texts) + 1
+    if n_tokens > n_vocab:
         raise ModelFileError(
-            f"{folder.name}: its tokenizer has {n_known} tokens, its embedding {n_vocab} rows.", "Download it again."
+            f"{folder.name}: its tokenizer has {n_tokens} tokens, its embedding {n_vocab} rows.", "Download it again."
         )
     is_sentencepiece = bool(model.get("byte_fallback"))
     tokens, types = [], []
@@ -109,17 +107,17 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
         types.append(kind)
     if not is_sentencepiece:
         pre = split_name(content.get("pre_tokenizer"), bool(model.get("ignore_merges")), folder.name)
-        return Vocabulary("gpt2", pre, tokens, types, None, None, n_known)
+        return Vocabulary("gpt2", pre, tokens, types, None, None)
     scores = _scores(tokens, types, model)
-    return Vocabulary("llama", "default", tokens, types, scores, _adds_space(content), n_known)
+    return Vocabulary("llama", "default", tokens, types, scores, _adds_space(content))
 
 
 def split_name(pre_tokenizer: Mapping[str, Any] | None, ignores_merges: bool, where: str) -> str:
-    """llama.cpp's name for a rule that splits text into words.
+    """Return llama.cpp's name for a rule that splits text into words.
 
     Args:
         pre_tokenizer: the part of tokenizer.json.
-        ignores_merges: whether a word that is a token is never put together from its parts.
+        ignores_merges: whether a word that is a token is taken whole.
         where: for messages.
 
     Raises:
@@ -138,10 +136,10 @@ def split_name(pre_tokenizer: Mapping[str, Any] | None, ignores_merges: bool, wh
 
 
 def write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary, chat_template: str | None) -> None:
-    """Add everything llama.cpp needs to turn text into ids and chats into prompts."""
+    """Add all keys of the tokenizer, and the chat template."""
     from gguf import SpecialVocab
 
-    # The library tells what it finds through logging; what matters of it is checked afterwards by comparing ids.
+    # The library logs its findings; the result is checked afterwards by comparing ids.
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -160,7 +158,7 @@ def write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary, ch
 def _token(
     index: int, texts: Mapping[int, str], added: Mapping[int, Any], model: Mapping[str, Any], is_sentencepiece: bool
 ) -> tuple[str, int]:
-    """Text and kind of one id."""
+    """Return the text and kind of an id."""
     text = texts.get(index)
     if text is None:
         return f"[PAD{index}]", UNUSED
@@ -170,14 +168,14 @@ def _token(
         if added[index].get("special") or _LOOKS_SPECIAL.fullmatch(text):
             return text, CONTROL
         # llama.cpp looks for these in the text as the user wrote it, where spaces are spaces.
-        return text.replace(_SPACE, " "), USER_DEFINED
+        return text.replace(SPACE, " "), USER_DEFINED
     if is_sentencepiece and _BYTE_PIECE.fullmatch(text):
         return text, BYTE
     return text, NORMAL
 
 
 def _scores(tokens: list[str], types: list[int], model: Mapping[str, Any]) -> list[float]:
-    """Scores that make llama.cpp merge in the order of tokenizer.json: the earlier the merge, the higher the score.
+    """Return scores that make llama.cpp merge in the order of tokenizer.json: the earlier the merge, the higher the score.
 
     sentencepiece's own scores of a BPE model are the same numbers: minus the place of the piece.
     """
@@ -197,7 +195,7 @@ def _scores(tokens: list[str], types: list[int], model: Mapping[str, Any]) -> li
 
 
 def _signature(part: Mapping[str, Any]) -> str:
-    """One step of a pre_tokenizer, in a word, or its regular expression."""
+    """Return a step of a pre_tokenizer as a word, or its regular expression."""
     kind = part.get("type")
     if kind == "ByteLevel" and not part.get("add_prefix_space"):
         return "bytes+words" if part.get("use_regex", True) else "bytes"
@@ -209,16 +207,16 @@ def _signature(part: Mapping[str, Any]) -> str:
 
 
 def _adds_space(content: Mapping[str, Any]) -> bool:
-    """Whether a sentencepiece tokenizer puts a space before the text."""
+    """Return whether a sentencepiece tokenizer puts a space before the text."""
     normalizer, pre = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
     steps = [*normalizer.get("normalizers", [normalizer]), *pre.get("pretokenizers", [pre])]
-    prepends = any(step.get("type") == "Prepend" and step.get("prepend") == _SPACE for step in steps)
+    prepends = any(step.get("type") == "Prepend" and step.get("prepend") == SPACE for step in steps)
     metaspace = any(step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
     return prepends or metaspace
 
 
 def _added_around(folder: Path) -> dict[str, bool]:
-    """Whether a beginning and an end token are put around every text, found by doing it."""
+    """Return whether beginning and end tokens are put around a text, found by trying."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

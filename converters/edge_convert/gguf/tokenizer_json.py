@@ -1,19 +1,18 @@
-"""The tokenizer of a GGUF file as tokenizer.json: the way of gguf_tokenizer in the other direction."""
+"""Writes the tokenizer of a GGUF file as tokenizer.json: the inverse of tokenizer.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import ModelFileError
-from edge_convert.gguf.tokenizer import BYTE, CONTROL, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
+from edge_convert.gguf.tokenizer import BYTE, CONTROL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 __all__ = ["build_tokenizer"]
 
-_SPACE = "▁"
-# Names that llama.cpp treats as one of those in SPLITS.
+# llama.cpp's synonyms of names in SPLITS.
 _SAME_SPLIT = {
     "default": "gpt-2",
     "gpt2": "gpt-2",
@@ -26,6 +25,27 @@ _SAME_SPLIT = {
 }
 _NORMALISED = ("qwen2",)
 _SPECIALS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+# In the order in which transformers writes them.
+_CONTENT: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": None,
+}
+_MODEL: dict[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
 _SWALLOWING_NAMES = ("phi-3", "phi3")
 
 
@@ -37,7 +57,7 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
         where: for messages.
 
     Raises:
-        ModelFileError: a tokenizer of another kind, or one that splits text by an unknown rule.
+        ModelFileError: the tokenizer is of another kind, or splits text by an unknown rule.
     """
     facts = {
         name.removeprefix("tokenizer.ggml."): field.contents()
@@ -50,7 +70,9 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
             f"{where} has a tokenizer of the kind {kind!r}, which edge does not convert.", "Known: gpt2, llama."
         )
     types = facts.get("token_type") or [1] * len(tokens)
-    content = _sentencepiece(facts, tokens, types) if kind == "llama" else _byte_level(facts, tokens, where)
+    vocabulary = {text: index for index, text in enumerate(tokens) if types[index] not in (UNUSED, USER_DEFINED)}
+    is_sentencepiece = kind == "llama"
+    content = _sentencepiece(facts, tokens, types, vocabulary) if is_sentencepiece else _byte_level(facts, vocabulary, where)
     general = reader.fields.get("general.name")
     name = str(general.contents()).lower() if general else ""
     swallows = any(part in name for part in _SWALLOWING_NAMES)
@@ -64,11 +86,11 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
         index = facts.get(f"{ours}_token_id")
         if isinstance(index, int) and index < len(tokens):
             config[f"{theirs}_token"] = tokens[index]
-    content["post_processor"] = _around(facts, tokens, content["post_processor"], is_default=kind == "llama")
+    content["post_processor"] = _around(facts, tokens, content["post_processor"], is_default=is_sentencepiece)
     return content, config
 
 
-def _byte_level(facts: dict[str, Any], tokens: list[str], where: str) -> dict[str, Any]:
+def _byte_level(facts: dict[str, Any], vocabulary: dict[str, int], where: str) -> dict[str, Any]:
     pre = str(facts.get("pre", "default"))
     pre = _SAME_SPLIT.get(pre, pre)
     found = next(((steps, names) for steps, names in SPLITS.items() if pre in names), None)
@@ -88,24 +110,14 @@ def _byte_level(facts: dict[str, Any], tokens: list[str], where: str) -> dict[st
         known.get(step, {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
         for step in steps
     ]
-    types = facts.get("token_type") or [1] * len(tokens)
-    vocabulary = {text: index for index, text in enumerate(tokens) if types[index] not in (UNUSED, USER_DEFINED)}
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+        **_CONTENT,
         "normalizer": {"type": "NFC"} if pre in _NORMALISED else None,
         "pre_tokenizer": parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts},
         "post_processor": {**byte_level, "use_regex": False, "trim_offsets": False},
         "decoder": {**byte_level, "use_regex": True},
         "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
+            **_MODEL,
             "ignore_merges": names[1] == pre,
             "vocab": vocabulary,
             "merges": [merge.split(" ", 1) for merge in facts.get("merges", [])],
@@ -113,12 +125,11 @@ def _byte_level(facts: dict[str, Any], tokens: list[str], where: str) -> dict[st
     }
 
 
-def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
-    """As transformers makes it of a sentencepiece model: every way to put a piece together is a merge, best piece first.
+def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int], vocabulary: dict[str, int]) -> dict[str, Any]:
+    """Return what transformers makes of a sentencepiece model: every way to compose a piece is a merge, best piece first.
 
     Source: `generate_merges` in transformers' convert_slow_tokenizer.py.
     """
-    vocabulary = {text: index for index, text in enumerate(tokens) if types[index] not in (UNUSED, USER_DEFINED)}
     scores = facts["scores"]
     plain = [index for index, kind in enumerate(types) if kind not in (UNUSED, USER_DEFINED, CONTROL, UNKNOWN, BYTE)]
     merges: list[tuple[str, str]] = []
@@ -128,32 +139,24 @@ def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int]) -
         ways = [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
         merges += sorted(ways, key=lambda way: (vocabulary[way[0]], vocabulary[way[1]]))
     adds_space = bool(facts.get("add_space_prefix", True))
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    first = {"type": "Prepend", "prepend": _SPACE}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    first = {"type": "Prepend", "prepend": SPACE}
     decoders = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     unknown = next((tokens[index] for index, kind in enumerate(types) if kind == UNKNOWN), None)
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+        **_CONTENT,
         "normalizer": {"type": "Sequence", "normalizers": [first, spaces]} if adds_space else spaces,
-        "pre_tokenizer": None,
-        "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [*decoders, strip] if adds_space else decoders},
         "model": {
-            "type": "BPE",
-            "dropout": None,
+            **_MODEL,
             "unk_token": unknown,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": True,
-            "ignore_merges": False,
             "vocab": vocabulary,
             "merges": merges,
         },
@@ -161,7 +164,7 @@ def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int]) -
 
 
 def _added(index: int, text: str, kind: int, swallows: bool) -> dict[str, Any]:
-    # As llama.cpp does it for models with such a name.
+    # As llama.cpp does for models with such a name.
     rstrip = swallows and kind == CONTROL and text not in ("<s>", "<|endoftext|>")
     return {
         "id": index,
@@ -175,7 +178,7 @@ def _added(index: int, text: str, kind: int, swallows: bool) -> dict[str, Any]:
 
 
 def _around(facts: dict[str, Any], tokens: list[str], default: Any, *, is_default: bool) -> Any:
-    """What puts the beginning and end tokens around a text."""
+    """Return the post-processor that puts beginning and end tokens around a text."""
     parts: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
     used = {}
     for kind, adds, place in (

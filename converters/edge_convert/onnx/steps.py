@@ -53,5 +53,5 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
 
 def _memory_bytes(facts: Facts, precision: str) -> int:
     if precision == "int4" and facts.carried_gguf and str(facts.quantised).split("_")[0] in ("Q4", "Q8"):
-        return estimates.carry_onnx(facts.n_params, facts.largest)
-    return estimates.build_onnx(facts.n_params, facts.largest, is_quantised=precision != "fp32")
+        return estimates.carry_onnx(facts)
+    return estimates.build_onnx(facts, is_quantised=precision != "fp32")

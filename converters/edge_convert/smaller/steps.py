@@ -22,8 +22,6 @@ __all__ = ["adapter_key", "made_smaller", "merge_step", "merged", "recipe_key", 
 
 _CORE_FLOPS = 1.2e11  # a core in bfloat16, forward and backward; measured on one that has instructions for it
 _DECODE_SHARE, _PREFILL_SHARE = 0.5, 1.7  # of that speed, where the teacher writes, and where it only reads
-_PATTERNS = {"gemma2": 2, "gemma3": 6}
-"""Every n-th layer has full attention, where a config does not list the kinds."""
 _REPORT, _CHOICE = "report.json", "choice.json"
 
 
@@ -90,7 +88,7 @@ def merge_step(facts: Facts, adapter: Adapter) -> Step:
         work=work,
         seconds=8 + facts.n_params / 50e6,
         disk_bytes=4 * facts.n_params,
-        memory_bytes=estimates.merge_adapter(facts.n_params, adapter.n_bytes),
+        memory_bytes=estimates.merge_adapter(facts, adapter.n_bytes),
         is_heavy=True,
     )
 
@@ -163,8 +161,7 @@ def _layer_kinds(facts: Facts) -> tuple[str, ...]:
     named = facts.config.get("layer_types")
     if isinstance(named, list) and len(named) == facts.n_layers:
         return tuple(map(str, named))
-    pattern = _PATTERNS.get(facts.architecture.gguf, 1)
-    return tuple("full_attention" if (place + 1) % pattern == 0 else "sliding_attention" for place in range(facts.n_layers))
+    return facts.architecture.layer_kinds(facts.n_layers)
 
 
 def _n_tokens(texts: Sequence[Text]) -> int:
@@ -203,14 +200,13 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
             write_answers(folder, teacher, text, prompts, recipe.training.window, recipe.training.seed, on_part)
             before += share
 
-    longest_answer = max(text.answer_tokens for text in texts)
     return Step(
         name="written",
         title=f"The teacher writes about {wanted:,} tokens to learn from",
         work=_with_threads(work, n_threads),
         seconds=5 + wanted * 2 * facts.n_params / (_CORE_FLOPS * n_threads * _DECODE_SHARE),
         disk_bytes=8 * wanted,
-        memory_bytes=estimates.write_answers(facts.n_params, facts.n_vocab, facts.n_layers * facts.kv_width, longest_answer),
+        memory_bytes=estimates.write_answers(facts, max(text.answer_tokens for text in texts)),
         is_heavy=True,
         resumes=True,
     )
@@ -251,7 +247,7 @@ def _text_step(facts: Facts, recipe: Recipe) -> Step:
         work=work,
         seconds=2 + wanted / 200e3,
         disk_bytes=5 * wanted,
-        memory_bytes=estimates.tokenise_texts(facts.n_vocab, wanted),
+        memory_bytes=estimates.tokenise_texts(facts, wanted),
         is_heavy=True,
     )
 
@@ -283,7 +279,7 @@ def _hidden_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         work=_with_threads(work, n_threads),
         seconds=3 + wanted * 2 * body / (_CORE_FLOPS * n_threads * _PREFILL_SHARE),
         disk_bytes=2 * facts.width * wanted,
-        memory_bytes=estimates.read_texts(facts.n_params, recipe.training.window * facts.width),
+        memory_bytes=estimates.read_texts(facts, recipe),
         is_heavy=True,
         resumes=True,
     )
@@ -327,14 +323,7 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         work=_with_threads(work, n_threads),
         seconds=8 + flops / (_CORE_FLOPS * n_threads),
         disk_bytes=2 * made_smaller(facts, recipe).n_params,
-        memory_bytes=estimates.cut_layers(
-            facts.n_params,
-            facts.width,
-            facts.columns,
-            recipe.training.window,
-            recipe.repair_tokens,
-            facts.n_vocab if recipe.layers == "divergence" else 0,
-        ),
+        memory_bytes=estimates.cut_layers(facts, recipe),
         is_heavy=True,
     )
 
@@ -360,8 +349,7 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         student_facts.write_manifest(folder, lambda step: folder if step == name else folder_of(step), "checkpoint", "BF16", {})
 
     trained = recipe.keep_layers * facts.layer_params
-    tokens = training.batch * training.window
-    flops = training.steps * tokens * (6 * trained + 6 * facts.n_vocab * facts.width)
+    flops = training.steps * training.batch * training.window * (6 * trained + 6 * facts.n_vocab * facts.width)
     return Step(
         name=name,
         title=f"Distil: {training.steps:,} steps" if training.steps else f"Distil for {training.minutes:g} min",
@@ -370,9 +358,7 @@ def _distil_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
         seconds=20 + (flops / (_CORE_FLOPS * n_threads) if training.steps else 60 * training.minutes),
         # A saved state takes 12 bytes a weight; the old one stays until the new one is complete.
         disk_bytes=2 * student_facts.n_params + 24 * trained,
-        memory_bytes=estimates.distil(
-            student_facts.n_params, trained, facts.n_vocab, tokens * recipe.keep_layers * facts.width
-        ),
+        memory_bytes=estimates.distil(student_facts, recipe),
         is_heavy=True,
         resumes=True,
     )

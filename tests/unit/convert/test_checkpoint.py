@@ -65,7 +65,7 @@ def test_every_kind_is_recognised(kind: str, tiny_checkpoint: Make) -> None:
 def test_missing_shards_are_named(copy: Path) -> None:
     shards = sorted(copy.glob("model-*.safetensors"))
     shards[1].unlink()
-    with pytest.raises(ModelFileError, match=rf"not whole: {shards[1].name} is missing"):
+    with pytest.raises(ModelFileError, match=rf"incomplete: {shards[1].name} is missing"):
         open_checkpoint(copy)
     shards[0].unlink()
     with pytest.raises(ModelFileError, match=rf"{shards[0].name}, {shards[1].name} are missing"):
@@ -86,7 +86,7 @@ def test_corrupt_shards_are_named(damage: str, copy: Path) -> None:
     else:
         data = {"cut": data[:-10], "header": data[:8] + b"x" + data[9:], "empty": b""}[damage]
     shard.write_bytes(data)
-    with pytest.raises(ModelFileError, match=rf"{shard.name} is damaged or cut off"):
+    with pytest.raises(ModelFileError, match=rf"{shard.name} is damaged or truncated"):
         open_checkpoint(copy)
 
 
@@ -131,7 +131,7 @@ def test_configs_that_do_not_fit(keys: dict[str, object], message: str, copy: Pa
 def test_an_index_may_not_point_elsewhere(copy: Path) -> None:
     index = json.loads((copy / INDEX).read_text())
     name = next(iter(index["weight_map"]))
-    for target, message in (("../model.safetensors", "no safetensors file beside it"), (None, "no weight_map")):
+    for target, message in (("../model.safetensors", "not a safetensors file beside it"), (None, "no weight_map")):
         index["weight_map"][name] = target
         (copy / INDEX).write_text(json.dumps(index))
         with pytest.raises(ModelFileError, match=message):
@@ -143,7 +143,7 @@ def test_other_missing_files(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
         open_checkpoint(copy)
     (copy / "config.json").write_text("{")
-    with pytest.raises(ModelFileError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelFileError, match=r"config\.json is damaged"):
         open_checkpoint(copy)
     (copy / "config.json").unlink()
     with pytest.raises(ModelFileError, match=r"no config\.json"):

@@ -150,7 +150,7 @@ def test_bad_sources(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> No
     assert (one.code, "is one file of a checkpoint" in one.err) == (2, True)
     weights.write_bytes(weights.read_bytes()[:-100])
     cut = convert(folder, *out)
-    assert (cut.code, "model.safetensors is damaged or cut off" in cut.err) == (1, True)
+    assert (cut.code, "model.safetensors is damaged or truncated" in cut.err) == (1, True)
     weights.rename(folder / "pytorch_model.bin")
     pickled = convert(folder, *out)
     assert (pickled.code, "as pickle (pytorch_model.bin)" in pickled.err) == (1, True)

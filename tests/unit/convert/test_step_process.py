@@ -19,7 +19,7 @@ from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.pipeline import Plan, is_done, run
 from edge_convert.plan import make_plan
-from edge_convert.step_process import isolated
+from edge_convert.step_process import isolate
 
 Make = Callable[[str], Path]
 REQUEST = Request(gguf=GgufOptions(quantisations=("Q8_0",), use_imatrix=False), card=False)
@@ -37,12 +37,12 @@ def test_results_are_those_of_one_process_and_libraries_stay_out_of_it(tiny_chec
 import sys
 from pathlib import Path
 import msgspec
-from edge_convert.step_process import isolated
+from edge_convert.step_process import isolate
 from edge_convert.pipeline import run
 from tests.unit.convert.test_step_process import plan_of
 plan, found = plan_of(Path({str(found.path)!r}), Path({str(tmp_path / "there")!r}))
 told = []
-run(isolated(plan, found, __import__("tests.unit.convert.test_step_process", fromlist=["REQUEST"]).REQUEST), told.append)
+run(isolate(plan, found, __import__("tests.unit.convert.test_step_process", fromlist=["REQUEST"]).REQUEST), told.append)
 assert "comparing tokens" in [progress.detail for progress in told]
 print(sorted(name for name in ("torch", "transformers", "gguf") if name in sys.modules))
 """
@@ -68,7 +68,7 @@ def test_an_error_of_a_step_comes_through_as_what_it_is(tiny_checkpoint: Make, t
     (copy / shard.name).write_bytes(content[:start] + b"\xff" * (len(content) - start))
     plan, found = plan_of(copy, tmp_path / "out")
     with pytest.raises(ModelFileError, match="no numbers") as caught:
-        run(isolated(plan, found, REQUEST))
+        run(isolate(plan, found, REQUEST))
     assert caught.value.hint == "Download it again."
     assert [step.name for step in plan.steps if is_done(plan, step)] == ["source"]
 
@@ -83,7 +83,7 @@ def test_a_process_that_dies_is_told_with_what_it_said(
     (stub / "step_process.py").write_text("import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos.abort()\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(BackendError, match=r"(?s)SIGABRT.*out of luck"):
-        run(isolated(plan, found, REQUEST))
+        run(isolate(plan, found, REQUEST))
 
 
 def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: Path) -> None:
