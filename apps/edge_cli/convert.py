@@ -70,7 +70,7 @@ _ONLY_FOR = {
     "--palette-bits", type=click.Choice(["4", "6"]), default="6", show_default=True, help="Core ML, ane: bits a weight."
 )
 @click.option("--context", type=int, default=2048, show_default=True, metavar="TOKENS", help="Core ML: context window.")
-@click.option("--card/--no-card", default=True, help="Measure what came out against the source.")
+@click.option("--card/--no-card", default=True, help="Evaluate the results against the source.")
 @click.option("--gate", default="", metavar="LIMITS", help="Fail with exit code 5 beyond these: top1=0.9,kl=0.1,ppl=+5%.")
 @click.option("--explicit-kv", is_flag=True, help="Core ML: keys and values as input and output instead of a state.")
 @click.option(

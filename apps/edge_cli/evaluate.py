@@ -1,4 +1,4 @@
-"""edge eval: what models are worth, side by side."""
+"""`edge eval`: measures models side by side."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PATH = click.Path(exists=False, path_type=Path)
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of one model.  [default: half of them]")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time, for quality.")
-@click.option("--ray", default="", metavar="ADDRESS", help="Run on this Ray engine: HOST:PORT, ray://HOST:PORT or auto.")
+@click.option("--ray", default="", metavar="ADDRESS", help="Run on this Ray cluster: HOST:PORT, ray://HOST:PORT or auto.")
 @json_option
 @pass_app
 def evaluate(
@@ -105,13 +105,13 @@ def evaluate(
 
 def print_card(card: Card) -> None:
     """The card as a table on a terminal, as plain columns in a pipe; what explains it goes to stderr."""
-    from edge_convert.evaluate.card import COLUMNS, cells, notes
+    from edge_convert.evaluate.card import notes, row_texts, used_columns
 
-    used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
+    used = used_columns(card)
     if output.is_terminal(sys.stdout):
         output.piece(_rich_table(card, used))
     else:
-        output.table([tuple(cells(row)[index] or "-" for index in used) for row in card.rows])
+        output.table([tuple(row_texts(row)[index] or "-" for index in used) for row in card.rows])
     by_tool: dict[str, list[str]] = {}
     for row in card.rows:
         by_tool.setdefault(row.tool, []).append(row.name)
@@ -147,17 +147,17 @@ def _columns(card: Card, used: list[int]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from edge_convert.evaluate.card import COLUMNS, cells
+    from edge_convert.evaluate.card import COLUMNS, row_texts
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index in used:
-        width = max(len(heading) for heading in (COLUMNS[index], *(cells(row)[index] for row in card.rows)))
+        width = max(len(heading) for heading in (COLUMNS[index], *(row_texts(row)[index] for row in card.rows)))
         is_name = index == 0  # names give way where it gets narrow, numbers do not
         table.add_column(
             COLUMNS[index], justify="left" if is_name else "right", overflow="fold", min_width=10 if is_name else width
         )
     for row in card.rows:
-        texts = [Text(output.plain(cells(row)[index])) for index in used]
+        texts = [Text(output.plain(row_texts(row)[index])) for index in used]
         table.add_row(*texts, style="red" if row.failures else None)
     return table
 

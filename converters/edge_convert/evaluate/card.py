@@ -1,4 +1,4 @@
-"""The card: models side by side, and how it is written down (Markdown and JSON here, HTML in page.py)."""
+"""The card: models side by side, as values, Markdown and JSON; page.py has the HTML."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError
+from edge.units import size_text
 from edge_convert.evaluate.metrics import Quality, Scores
 
 __all__ = [
@@ -19,13 +20,14 @@ __all__ = [
     "Failure",
     "Row",
     "Speed",
-    "cells",
     "failures",
-    "kinds",
+    "kind_texts",
     "markdown",
     "notes",
     "read_card",
+    "row_texts",
     "to_json",
+    "used_columns",
 ]
 
 
@@ -52,13 +54,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians over the rounds.
+    """Speed of a model in one round, each in a fresh process, or the medians over the rounds.
 
     Attributes:
-        load_s: from opening the file to the end of a first step.
-        prefill_tokens_per_s: reading.
-        decode_tokens_per_s: writing.
-        peak_bytes: memory of the process, its libraries included.
+        load_s: from opening the file to the end of a first step over one token.
+        prefill_tokens_per_s: of a prompt, into an empty KV.
+        decode_tokens_per_s: one token at a time after that prompt.
+        peak_bytes: resident memory of the process, its libraries included.
     """
 
     load_s: float
@@ -74,13 +76,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         name: for people.
         format: "checkpoint", "gguf", "onnx" or "coreml".
         size_bytes: on disk, all files.
-        tool: what computed it.
-        is_reference: whether the others are held to it.
+        tool: engine that computed it.
+        is_reference: whether the others are compared with it.
         quality: against the reference.
-        speed: None where it was not measured.
-        splits_alike: whether its tokenizer gives the reference's tokens; None where it brings none.
-        is_part: whether it read the beginnings of the texts only, since it is computed slowly here.
-        failures: what of the gate it does not meet.
+        speed: None if it was not measured.
+        splits_alike: whether its tokenizer gives the reference's tokens; None if it has none.
+        is_part: whether it read the beginnings of the texts only, since edge's evaluator computed it.
+        failures: conditions of the gate that it does not meet.
     """
 
     name: str
@@ -96,19 +98,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """What models are worth.
+    """The quality card of some models.
 
     Attributes:
         version: of this layout.
-        reference: the name of the model that the others are held to.
+        reference: name of the model that the others are compared with.
         n_prose: positions of prose that count.
         n_prompts: chat prompts.
         n_answer: tokens of each answer.
         n_rounds: rounds of the speed measurement; 0 without.
-        n_prefill: tokens read in a round.
-        n_decode: tokens written in a round.
-        machine: where speed was measured.
-        gate: the conditions, as they were given.
+        n_prefill: tokens of prefill in a round.
+        n_decode: tokens of decode in a round.
+        machine: that speed was measured on.
+        gate: the conditions, as given.
         title: heading of its pages.
         rows: the reference first.
     """
@@ -140,18 +142,23 @@ COLUMNS = (
     "decode",
     "peak memory",
 )
-"""Headings of what `cells` gives."""
+"""Headings of `row_texts`."""
 
 KINDS_TITLE = "By kind of text (KL mean / top-1), and what computed each model"
 KIND_COLUMNS = ("model", "prose", "chat", "computed by")
-"""Headings of what `kinds` gives."""
+"""Headings of `kind_texts`."""
 
 N_QUALITY_COLUMNS = 7
 """The first of them, up to the greedy tokens; the rest is speed."""
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as texts, one for each of COLUMNS."""
+def used_columns(card: Card) -> list[int]:
+    """Return the indices of COLUMNS that some row fills."""
+    return [index for index in range(len(COLUMNS)) if any(row_texts(row)[index] for row in card.rows)]
+
+
+def row_texts(row: Row) -> tuple[str, ...]:
+    """Return a row as texts, one for each of COLUMNS."""
     quality, speed = row.quality, row.speed
     if row.is_reference:
         kl, p99, top1, same = "reference", "", "", ""
@@ -165,14 +172,14 @@ def cells(row: Row) -> tuple[str, ...]:
             f"{speed.load_s:.2f} s",
             f"{speed.prefill_tokens_per_s:.0f} tok/s",
             f"{speed.decode_tokens_per_s:.1f} tok/s",
-            f"{speed.peak_bytes / 1e6:.0f} MB",
+            size_text(speed.peak_bytes),
         )
     perplexity = f"{quality.prose.perplexity:.2f}{' *' if row.is_part else ''}"
-    return (row.name, f"{row.size_bytes / 1e6:.1f} MB", perplexity, kl, p99, top1, same, *measured)
+    return (row.name, size_text(row.size_bytes), perplexity, kl, p99, top1, same, *measured)
 
 
-def kinds(row: Row) -> tuple[str, ...]:
-    """A row as texts, one for each of KIND_COLUMNS."""
+def kind_texts(row: Row) -> tuple[str, ...]:
+    """Return a row as texts, one for each of KIND_COLUMNS."""
     prose, chat = ("", "") if row.is_reference else (_agreement(row.quality.prose), _agreement(row.quality.chat))
     return row.name, prose, chat, row.tool
 
@@ -186,9 +193,9 @@ def _kl(value: float) -> str:
 
 
 def notes(card: Card) -> list[str]:
-    """What a reader has to know to understand the numbers, a sentence or two each."""
+    """Return what a reader must know to understand the numbers, a sentence or two each."""
     found = [
-        f"Held to {card.reference} over the same tokens: {card.n_prose} of prose (Jane Austen, Emma, chapter II) and the "
+        f"Compared with {card.reference} over the same tokens: {card.n_prose} of prose (Jane Austen, Emma, chapter II) and the "
         f"greedy answers to {card.n_prompts} chat prompts, {card.n_answer} tokens each. Perplexity is that of the prose.",
         "KL is the Kullback-Leibler divergence from the reference's distribution in nats, mean and 99th percentile over all "
         "positions; top-1 is how often both prefer the same token; same greedy is how many tokens of an answer are the "
@@ -206,14 +213,12 @@ def notes(card: Card) -> list[str]:
         )
     if card.n_rounds:
         found.append(
-            f"Speed: medians of {card.n_rounds} alternating rounds, each in a fresh process: {card.n_prefill} tokens read, "
-            f"{card.n_decode} written, on {card.machine}. Peak memory is that of the process and includes its libraries."
+            f"Speed: medians of {card.n_rounds} alternating rounds, each in a fresh process: prefill of {card.n_prefill} "
+            f"tokens, decode of {card.n_decode}, on {card.machine}. Peak memory is that of the process with its libraries."
         )
     odd = [row.name for row in card.rows if row.splits_alike is False]
     if odd:
-        found.append(
-            f"These split the text otherwise than the reference: {', '.join(odd)}. Their tokenizer should be looked at."
-        )
+        found.append(f"These tokenise the text differently from the reference: {', '.join(odd)}. Check their tokenizers.")
     if card.gate:
         failed = sum(bool(row.failures) for row in card.rows)
         found.append(f"Gate {card.gate}: {f'{failed} failed' if failed else 'passed by all'}.")
@@ -221,26 +226,26 @@ def notes(card: Card) -> list[str]:
 
 
 def failures(card: Card) -> list[str]:
-    """What of the gate is not met, a sentence each."""
+    """Return the unmet conditions of the gate, a sentence each."""
     return [f"{row.name}: {failure}." for row in card.rows for failure in row.failures]
 
 
 def markdown(card: Card) -> str:
-    """The card as Markdown."""
-    used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
+    """Return the card as Markdown."""
+    used = used_columns(card)
     lines = [f"# {card.title}", "", "| " + " | ".join(COLUMNS[index] for index in used) + " |"]
     lines.append("|---|" + "---:|" * (len(used) - 1))
     for row in card.rows:
-        texts = cells(row)
+        texts = row_texts(row)
         lines.append("| " + " | ".join(texts[index].replace("|", "\\|") for index in used) + " |")
     lines += ["", f"{KINDS_TITLE}:", "", "| " + " | ".join(KIND_COLUMNS) + " |", "|---|---:|---:|---|"]
-    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in kinds(row)) + " |" for row in card.rows]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in kind_texts(row)) + " |" for row in card.rows]
     lines += ["", *(f"- {note}" for note in notes(card) + failures(card)), ""]
     return "\n".join(lines)
 
 
 def to_json(card: Card) -> bytes:
-    """The card as indented JSON. A number that is none (no prompts, no divergence) does not occur in it."""
+    """Return the card as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n"
 
 
@@ -248,9 +253,9 @@ def read_card(path: Path) -> Card:
     """Read a card that `to_json` wrote.
 
     Raises:
-        ModelFileError: it is missing or no card.
+        ModelFileError: it is missing or not a card.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Card)
     except (OSError, msgspec.MsgspecError) as error:
-        raise ModelFileError(f"{path} is no card: {error}.", "Make it with: edge eval MODEL... --json") from error
+        raise ModelFileError(f"{path} is not a quality card: {error}.", "Make it with: edge eval MODEL... --json") from error

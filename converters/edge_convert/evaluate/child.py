@@ -10,14 +10,8 @@ import msgspec
 
 from edge.child import claim_stdout, end_with_parent
 from edge.errors import EdgeError
-from edge_convert.evaluate.measure import (
-    QualityResult,
-    SpeedSample,
-    load_reference,
-    measure_quality,
-    measure_reference,
-    measure_speed,
-)
+from edge_convert.evaluate.card import Speed
+from edge_convert.evaluate.measure import QualityResult, load_reference, measure_quality, measure_reference, measure_speed
 from edge_convert.evaluate.passages import TextOptions, Window
 
 __all__ = ["Problem", "QualityRequest", "ReferenceRequest", "Reply", "Request", "SpeedRequest", "main"]
@@ -59,7 +53,7 @@ class SpeedRequest(Request, frozen=True, kw_only=True, tag=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """An error of the child: the name of its class in edge.errors, and what it says."""
+    """An error of the child: the name of its class in edge.errors, message and hint."""
 
     kind: str
     message: str
@@ -70,7 +64,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a job: one of the three."""
 
     quality: QualityResult | None = None
-    speed: SpeedSample | None = None
+    speed: Speed | None = None
     problem: Problem | None = None
 
 

@@ -13,9 +13,9 @@ import msgspec
 from edge.errors import StorageError, UsageError
 from edge_convert.evaluate.card import Card, Row, Speed
 from edge_convert.evaluate.gate import check, parse_gate
-from edge_convert.evaluate.jobs import Jobs, LocalJobs, RayJobs
+from edge_convert.evaluate.jobs import LocalJobs, RayJobs
 from edge_convert.evaluate.logits import find_format, is_slow, size_on_disk
-from edge_convert.evaluate.measure import QualityResult, SpeedSample
+from edge_convert.evaluate.measure import QualityResult
 from edge_convert.evaluate.passages import TextOptions, beginnings
 
 __all__ = ["EvaluateOptions", "evaluate"]
@@ -24,18 +24,17 @@ Progress = Callable[[str, float], None]
 
 
 class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How models are evaluated.
+    """How to evaluate models.
 
     Attributes:
         texts: how much is read.
-        n_rounds: of the speed measurement; 0 measures no speed. That of models which are only computed here says nothing of the
-            device that they are for, and is not measured.
-        n_prefill: tokens read in a round.
-        n_decode: tokens written in a round.
+        n_rounds: of the speed measurement; 0 measures no speed. Models that edge's evaluator computes are not timed.
+        n_prefill: tokens of prefill in a round.
+        n_decode: tokens of decode in a round.
         n_threads: CPU threads of one model; 0 is half of the machine's, at least 1.
-        n_jobs: models at a time, where quality is measured; 0 is as many as the threads allow.
+        n_jobs: models at a time, for quality; 0 is as many as the threads allow.
         gate: conditions such as "top1=0.9,kl=0.1,ppl=+5%"; "" is none.
-        ray: address of a Ray cluster that runs the jobs; "" uses processes of this machine.
+        ray: address of a Ray cluster that runs the jobs; "" runs them on this machine.
     """
 
     texts: TextOptions = TextOptions()
@@ -49,20 +48,20 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOptions, on_progress: Progress) -> Card:
-    """Measure models side by side.
+    """Evaluate models side by side.
 
     Args:
         models: checkpoint folders, .gguf files, ONNX folders or .mlpackages.
-        reference: what they are held to; where it is None, the first checkpoint folder among them, else the first of them.
-        options: see there.
-        on_progress: called with what is being done and which part of the whole is done (0 to 1); may raise to stop.
+        reference: model that the others are compared with; None is the first checkpoint folder among them, else the first.
+        options: see `EvaluateOptions`.
+        on_progress: called with what is done, and its share of the whole (0 to 1); may raise to stop.
 
     Raises:
         UsageError: no model is given, or an option is out of range.
-        ModelNotFoundError, ModelFileError: a path is no model, or damaged.
-        BackendUnavailableError: a package is missing, or there is no Ray engine at that address.
+        ModelNotFoundError, ModelFileError: a path is not a model, or damaged.
+        BackendUnavailableError: a package is missing, or there is no Ray cluster at that address.
         BackendError: an engine refused a model or crashed.
-        StorageError: there is not enough room for the reference's logits.
+        StorageError: there is not enough disk space for the reference's logits.
     """
     if not models:
         raise UsageError("There is no model to evaluate.", "Name one: edge eval MODEL")
@@ -75,48 +74,45 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
     n_threads = options.n_threads or max(1, n_cpus // 2)
     local = LocalJobs(n_threads, options.n_jobs or max(1, n_cpus // n_threads))
     remote = RayJobs(options.ray, n_threads) if options.ray else None
-    jobs: Jobs = remote or local
     try:
-        results, samples = _measure(paths, local, jobs, options, on_progress)
+        results, samples = _measure(paths, local, remote or local, options, on_progress)
     finally:
         if remote is not None:
             remote.close()
-    rows = []
-    n_positions = results[next(iter(paths))].quality.all.n_tokens
-    for index, (name, path) in enumerate(paths.items()):
-        result = results[name]
-        rows.append(
-            Row(
-                name=name,
-                format=find_format(path),
-                size_bytes=size_on_disk(path),
-                tool=result.tool,
-                is_reference=index == 0,
-                quality=result.quality,
-                speed=_median(samples[name]) if name in samples else None,
-                splits_alike=result.splits_alike,
-                is_part=result.quality.all.n_tokens < n_positions,
-                failures=check(result.quality, gate) if index else (),
-            )
+    first = next(iter(paths))
+    quality = results[first].quality
+    rows = [
+        Row(
+            name=name,
+            format=find_format(path),
+            size_bytes=size_on_disk(path),
+            tool=results[name].tool,
+            is_reference=name == first,
+            quality=results[name].quality,
+            speed=_median(samples[name]) if name in samples else None,
+            splits_alike=results[name].splits_alike,
+            is_part=results[name].quality.all.n_tokens < quality.all.n_tokens,
+            failures=check(results[name].quality, gate) if name != first else (),
         )
-    quality = rows[0].quality
+        for name, path in paths.items()
+    ]
     return Card(
-        reference=rows[0].name,
+        reference=first,
         n_prose=quality.prose.n_tokens,
         n_prompts=len(quality.divergence),
         n_answer=quality.n_answer,
         n_rounds=options.n_rounds,
         n_prefill=options.n_prefill,
         n_decode=options.n_decode,
-        machine=jobs.machine,
+        machine=(remote or local).machine,
         gate=options.gate,
         rows=tuple(rows),
     )
 
 
 def _measure(
-    paths: dict[str, Path], local: LocalJobs, jobs: Jobs, options: EvaluateOptions, on_progress: Progress
-) -> tuple[dict[str, QualityResult], dict[str, list[SpeedSample]]]:
+    paths: dict[str, Path], local: LocalJobs, jobs: LocalJobs | RayJobs, options: EvaluateOptions, on_progress: Progress
+) -> tuple[dict[str, QualityResult], dict[str, list[Speed]]]:
     first, *others = paths
     timed = {name: path for name, path in paths.items() if not is_slow(find_format(path))}
     n_steps = 2 + len(others) + options.n_rounds * len(timed)  # the reference also answers the prompts
@@ -133,7 +129,7 @@ def _measure(
             result = local.reference(paths[first], options.texts, Path(folder))
         except OSError as error:
             raise StorageError(
-                f"The reference's logits cannot be kept: {error}.", "Free some disk, or read less text."
+                f"The reference's logits cannot be stored: {error}.", "Free some disk space, or read less text: --tokens"
             ) from error
         advance(f"quality of {len(others)} models" if others else "speed", 2)
         results = {first: result}
@@ -158,9 +154,9 @@ def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Names for people: the last part of each path, with the folder before it where that is not enough."""
+    """Name models by the last part of their paths, with the folder before it where that is ambiguous."""
     full = [path.absolute() for path in paths]
-    # Packages of `edge convert` are all called model.mlpackage, in a folder named for the variant.
+    # Packages of `edge convert` are all called model.mlpackage, in a folder named after the variant.
     stems = [path.parent.name if path.name == "model.mlpackage" else path.name.removesuffix(".gguf") for path in full]
     named: dict[str, Path] = {}
     for path, whole, stem in zip(paths, full, stems, strict=True):
@@ -170,7 +166,7 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _median(samples: Sequence[SpeedSample]) -> Speed:
+def _median(samples: Sequence[Speed]) -> Speed:
     return Speed(
         load_s=statistics.median(sample.load_s for sample in samples),
         prefill_tokens_per_s=statistics.median(sample.prefill_tokens_per_s for sample in samples),

@@ -27,7 +27,7 @@ class Limit(msgspec.Struct, frozen=True):
     Attributes:
         measure: a key of MEASURES.
         value: the limit; for a relative one, 0.05 means 5% above the reference.
-        is_relative: whether it is a part of the reference's value rather than a value.
+        is_relative: whether the value is relative to the reference's.
     """
 
     measure: str
@@ -39,14 +39,16 @@ def parse_gate(text: str) -> tuple[Limit, ...]:
     """Read a gate such as "top1=0.9,kl=0.1,ppl=+5%".
 
     Raises:
-        UsageError: a measure is unknown or given twice, or a value is no number.
+        UsageError: a measure is unknown or given twice, or a value is not a number.
     """
     limits: dict[str, Limit] = {}
     for part in (piece.strip() for piece in text.split(",")):
         measure, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or measure not in MEASURES:
             known = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
-            raise UsageError(f"{part!r} is no condition of a gate.", f"Write MEASURE=VALUE,... with these measures: {known}.")
+            raise UsageError(
+                f"{part!r} is not a condition of a gate.", f"Write MEASURE=VALUE,... with these measures: {known}."
+            )
         if measure in limits:
             raise UsageError(f"The gate names {measure} twice.", "Name each measure once.")
         limits[measure] = _limit(measure, value)
@@ -62,12 +64,12 @@ def _limit(measure: str, value: str) -> Limit:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf") or (measure == "top1" and number > 1):
-        raise UsageError(f"{measure}={value}: that is no usable limit.", "For example: --gate top1=0.9,kl=0.1,ppl=+5%")
+        raise UsageError(f"{measure}={value} is not a usable limit.", "For example: --gate top1=0.9,kl=0.1,ppl=+5%")
     return Limit(measure, number, is_relative)
 
 
 def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
-    """The conditions that a model does not meet."""
+    """Return the conditions that a model does not meet."""
     values = {
         "top1": quality.all.top1,
         "kl": quality.all.kl_mean,
@@ -80,13 +82,13 @@ def check(quality: Quality, limits: Sequence[Limit]) -> tuple[Failure, ...]:
         value = values[limit.measure]
         allowed = quality.prose.reference_perplexity * (1 + limit.value) if limit.is_relative else limit.value
         is_met = value >= allowed if limit.measure in AT_LEAST else value <= allowed
-        if not is_met:  # a value that is no number meets nothing
+        if not is_met:  # NaN meets nothing
             failures.append(Failure(limit.measure, value, allowed))
     return tuple(failures)
 
 
 def enforce(card: Card) -> None:
-    """Raise where a model of the card failed its gate.
+    """Raise if a model of the card failed its gate.
 
     Raises:
         QualityGateError: with each such model, and what failed by how much.

@@ -11,17 +11,18 @@ import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError, BackendUnavailableError, EdgeError
+from edge_convert.evaluate.card import Speed
 from edge_convert.evaluate.child import Problem, QualityRequest, ReferenceRequest, Reply, SpeedRequest
-from edge_convert.evaluate.measure import QualityResult, SpeedSample, load_reference, measure_quality
+from edge_convert.evaluate.measure import QualityResult, load_reference, measure_quality
 from edge_convert.evaluate.passages import TextOptions, Window
 
-__all__ = ["Jobs", "LocalJobs", "RayJobs", "run_job"]
+__all__ = ["LocalJobs", "RayJobs", "run_job"]
 
 Paths = Mapping[str, Path]
 Texts = Mapping[str, Mapping[int, Window]]
@@ -29,43 +30,15 @@ OnProgress = Callable[[str], None]
 AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
 
 
-class Jobs(Protocol):
-    """A place where jobs run.
-
-    Attributes:
-        machine: what speed is measured on; known once it has been.
-    """
-
-    machine: str
-
-    def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
-        """Hold each model to the reference.
-
-        Args:
-            models: name -> path.
-            texts: name -> what it reads.
-            folder: the reference's logits, see `measure_reference`.
-            on_progress: called with the name of each model that is finished.
-
-        Returns:
-            For each name its result.
-
-        Raises:
-            EdgeError: a model could not be measured; the others are stopped.
-        """
-
-    def speeds(
-        self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
-    ) -> dict[str, list[SpeedSample]]:
-        """Measure speed in rounds, one model after the other in each; see `qualities`."""
-
-
 class LocalJobs:
-    """Child processes on this machine.
+    """Jobs in child processes on this machine.
 
     Args:
         n_threads: CPU threads of one model.
         n_jobs: quality jobs at a time.
+
+    Attributes:
+        machine: that speed is measured on.
     """
 
     def __init__(self, n_threads: int, n_jobs: int) -> None:
@@ -80,7 +53,17 @@ class LocalJobs:
         return reply.quality
 
     def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
-        """See `Jobs`."""
+        """Compare models with the reference.
+
+        Args:
+            models: name -> path.
+            texts: name -> the windows that it reads, by number.
+            folder: the reference's logits, see `measure_reference`.
+            on_progress: called with the name of each model that is finished.
+
+        Raises:
+            EdgeError: a model could not be measured; the others are stopped.
+        """
         found: dict[str, QualityResult] = {}
         running: list[Child] = []
         with ThreadPoolExecutor(max(1, self._n_jobs)) as pool:
@@ -107,9 +90,9 @@ class LocalJobs:
 
     def speeds(
         self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
-    ) -> dict[str, list[SpeedSample]]:
-        """See `Jobs`."""
-        found: dict[str, list[SpeedSample]] = {name: [] for name in models}
+    ) -> dict[str, list[Speed]]:
+        """Measure speed in rounds, one model after the other in each; see `qualities`."""
+        found: dict[str, list[Speed]] = {name: [] for name in models}
         for _ in range(n_rounds):
             for name, path in models.items():
                 request = SpeedRequest(path=str(path), n_threads=self._n_threads, n_prefill=n_prefill, n_decode=n_decode)
@@ -158,14 +141,17 @@ def _unpack(reply: Reply) -> Reply:
 
 
 class RayJobs:
-    """Tasks of a Ray engine that runs already. Each machine of it needs this package and the models at the same paths.
+    """Jobs as tasks of a running Ray cluster. Each machine of it needs this package and the models at the same paths.
 
     Args:
-        address: of the engine: HOST:PORT, "auto", or ray://HOST:PORT.
-        n_threads: CPU threads of one model, which is also what a task asks the engine for.
+        address: of the cluster: HOST:PORT, "auto", or ray://HOST:PORT.
+        n_threads: CPU threads of one model, and CPUs that a task asks the cluster for.
+
+    Attributes:
+        machine: that speed is measured on; "" before.
 
     Raises:
-        BackendUnavailableError: Ray is not installed, or there is no engine at that address.
+        BackendUnavailableError: Ray is not installed, or there is no cluster at that address.
     """
 
     def __init__(self, address: str, n_threads: int) -> None:
@@ -183,11 +169,11 @@ class RayJobs:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise BackendUnavailableError(
-                    f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
+                    f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
                 ) from error
 
     def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
-        """See `Jobs`."""
+        """See `LocalJobs`."""
         numbers = sorted({number for windows in texts.values() for number in windows})
         arrays = load_reference(folder, numbers)
         reference = self._ray.put({number: array[:] for number, array in zip(numbers, arrays, strict=True)})
@@ -219,8 +205,8 @@ class RayJobs:
 
     def speeds(
         self, models: Paths, n_rounds: int, n_prefill: int, n_decode: int, on_progress: OnProgress
-    ) -> dict[str, list[SpeedSample]]:
-        """See `Jobs`. All rounds are one task: they have to run on one machine to be compared."""
+    ) -> dict[str, list[Speed]]:
+        """See `LocalJobs`. All rounds are one task: they have to run on one machine to be compared."""
         task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_speed_task)
         paths = {name: str(path) for name, path in models.items()}
         try:
@@ -230,17 +216,17 @@ class RayJobs:
         for name in models:
             for _ in range(n_rounds):
                 on_progress(name)
-        self.machine, found = msgspec.json.decode(data, type=tuple[str, dict[str, list[SpeedSample]]])
+        self.machine, found = msgspec.json.decode(data, type=tuple[str, dict[str, list[Speed]]])
         return found
 
     def close(self) -> None:
-        """Leave the engine; it goes on running."""
+        """Leave the cluster, which keeps running."""
         if self._is_ours:
             self._ray.shutdown()
 
 
 def _check_listens(address: str) -> None:
-    """Ray itself tries for minutes before it says that nobody is there."""
+    """Refuse an address where nobody listens; Ray itself tries for minutes."""
     import socket
 
     host, colon, port = address.rpartition("://")[2].rpartition(":")
@@ -250,7 +236,7 @@ def _check_listens(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise BackendUnavailableError(
-            f"There is no Ray engine at {address}: {error}.", "Start one with: ray start --head"
+            f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
         ) from error
 
 

@@ -1,16 +1,17 @@
-"""A model as the evaluation sees it: tokens in, logits out, whatever its format.
+"""Models of any format as the evaluation needs them: tokens in, logits out.
 
-Each format has a module here that makes a `LogitModel` of a path; `open_logits` chooses it. A model is used by one thread.
+Each format has a module here that opens a path as a `LogitModel`. A model is used by one thread.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, ModelNotFoundError
 
@@ -34,9 +35,9 @@ __all__ = [
 ]
 
 CONTEXT = 512
-"""Tokens that a model is opened for: more than any window of the evaluation."""
+"""Context in tokens that a model is opened for: more than any window of the evaluation."""
 
-# Format -> where its `open_model(path, n_threads, is_safe)` is.
+# Format -> module that defines `open_model(path, n_threads, is_safe)`.
 _OPENERS = {
     "checkpoint": "edge_convert.evaluate.logits_torch",
     "gguf": "edge_convert.evaluate.logits_gguf",
@@ -45,11 +46,11 @@ _OPENERS = {
 }
 
 
-class LogitModel(Protocol):
+class LogitModel(ABC):
     """A loaded model.
 
     Attributes:
-        tool: what computes it, with its version.
+        tool: engine that computes it, with its version.
         n_vocab: logits per token.
     """
 
@@ -57,26 +58,45 @@ class LogitModel(Protocol):
     n_vocab: int
 
     def logits(self, tokens: Sequence[int]) -> Logits:
-        """Compute a text from its beginning.
+        """Compute the logits after each token of a text.
 
         Args:
             tokens: at most CONTEXT.
 
         Returns:
-            float32 [n_tokens, n_vocab]: what follows each token.
+            float32 [n_tokens, n_vocab].
         """
+        self._reset()
+        return self._read(tokens, wants_all=True)
 
     def start(self, tokens: Sequence[int]) -> Logits:
-        """Forget everything, read these tokens, and keep their KV. Returns float32 [n_vocab] after the last one."""
+        """Prefill tokens into an empty KV. Returns the logits after the last one, float32 [n_vocab]."""
+        self._reset()
+        return self._last(tokens)
 
     def step(self, token: int) -> Logits:
-        """Read one more token. Returns float32 [n_vocab]."""
+        """Decode one more token. Returns the logits after it, float32 [n_vocab]."""
+        return self._last([token])
 
+    def _last(self, tokens: Sequence[int]) -> Logits:
+        last: Logits = self._read(tokens, wants_all=False)[-1]
+        return last
+
+    @abstractmethod
     def tokenise(self, text: str) -> list[int] | None:
-        """The text as this model's own tokenizer splits it, with the tokens it begins texts with; None where it brings none."""
+        """Tokenise a text with the model's own tokenizer, beginning tokens included; None if it has none."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
+
+    @abstractmethod
+    def _reset(self) -> None:
+        """Empty the KV."""
+
+    @abstractmethod
+    def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
+        """Process tokens behind those in the KV. Returns float32 [n, n_vocab]: all rows, or at least the last."""
 
 
 def open_logits(path: Path, *, n_threads: int = 2, is_safe: bool = False) -> LogitModel:
@@ -84,12 +104,12 @@ def open_logits(path: Path, *, n_threads: int = 2, is_safe: bool = False) -> Log
 
     Args:
         path: a checkpoint folder, a .gguf file, an ONNX folder or an .mlpackage.
-        n_threads: CPU threads that compute.
-        is_safe: avoid code paths that are known to crash on some CPUs (llama.cpp's weight repacking).
+        n_threads: CPU threads.
+        is_safe: avoid code paths that crash on some CPUs (llama.cpp's weight repacking).
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
-        ModelFileError: it is no model, or damaged.
+        ModelFileError: it is not a model, or damaged.
         BackendUnavailableError: the package that runs it is not installed.
         BackendError: the engine refused it.
     """
@@ -110,7 +130,7 @@ def open_logits(path: Path, *, n_threads: int = 2, is_safe: bool = False) -> Log
 
 
 def find_format(path: Path) -> str:
-    """Which kind of model is at a path: "checkpoint", "gguf", "onnx" or "coreml".
+    """Return the format of the model at a path: "checkpoint", "gguf", "onnx" or "coreml".
 
     Raises:
         ModelNotFoundError: nothing is there.
@@ -127,24 +147,24 @@ def find_format(path: Path) -> str:
     if (path / "config.json").is_file():
         return "checkpoint"
     raise ModelFileError(
-        f"{path} is no model that can be evaluated.",
+        f"{path} is not a model that can be evaluated.",
         "Give a .gguf file, a folder with genai_config.json (ONNX) or config.json (checkpoint), or an .mlpackage.",
     )
 
 
 def model_in(path: Path) -> Path:
-    """The only GGUF or package in a folder that `edge convert` made; a path that is a model is that model."""
+    """Return the only GGUF or package in a folder that `edge convert` made; any other path as it is."""
     inside = sorted([*path.glob("*.gguf"), *path.glob("*.mlpackage")]) if path.suffix != ".mlpackage" else []
     return inside[0] if len(inside) == 1 and not (path / "config.json").is_file() else path
 
 
 def is_slow(form: str) -> bool:
-    """Whether models of a format are not run here but computed by edge's evaluator, at seconds a token: Core ML off a Mac."""
+    """Return whether edge's evaluator computes a format here, at seconds a token: Core ML off a Mac."""
     return form == "coreml" and platform.system() != "Darwin"
 
 
 def greedy(model: LogitModel, tokens: Sequence[int], n: int) -> list[int]:
-    """The n tokens that follow when the likeliest one is always taken."""
+    """Decode n tokens greedily after a prompt, and return them."""
     found: list[int] = []
     logits = model.start(tokens)
     for _ in range(n):
@@ -155,14 +175,14 @@ def greedy(model: LogitModel, tokens: Sequence[int], n: int) -> list[int]:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Return the bytes of a file, or of all files below a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def tokenise_with(folder: Path, text: str) -> list[int] | None:
-    """Split a text with a folder's tokenizer.json; None where it has none."""
+    """Tokenise a text with a folder's tokenizer.json; None if it has none."""
     from tokenizers import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
@@ -173,7 +193,7 @@ def tokenise_with(folder: Path, text: str) -> list[int] | None:
 
 
 def chat_template(path: Path) -> str | None:
-    """The chat template that a model brings, as Jinja source."""
+    """Return a model's chat template, as Jinja source, or None."""
     form = find_format(path)
     if form == "gguf":
         from edge.formats.gguf import read_header

@@ -7,36 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llama_cpp
+import numpy as np
+
 from edge.errors import BackendError, ModelFileError
 from edge.formats.gguf import read_header
-from edge_convert.evaluate.logits import CONTEXT
+from edge_convert.evaluate.logits import CONTEXT, LogitModel
+from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]
+    from edge_convert.evaluate.logits import Logits
 
 __all__ = ["open_model"]
 
 
-# llama.cpp's log goes nowhere: what fails is raised. Kept here because llama.cpp keeps only its address.
-_be_quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
-
-
-class _LlamaModel:
+class _LlamaModel(LogitModel):
     def __init__(self, path: Path, n_threads: int, is_safe: bool) -> None:
-        import llama_cpp
-        from llama_cpp import llama_cpp as library
-
-        read_header(path)  # llama.cpp sees no file that this has not passed
-        library.llama_log_set(_be_quiet, ctypes.c_void_p(0))
-        library.llama_backend_init()
-        self._library, self._model, self._context = library, None, None
-        parameters = library.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        parameters.use_extra_bufts = not is_safe
-        self._model = library.llama_model_load_from_file(str(path).encode(), parameters)
+        read_header(path)  # llama.cpp only gets files that pass this
+        self._library = library = load_library()
+        self._context: Any = None
+        self._model = load_model(library, path, n_gpu_layers=0, use_extra_bufts=not is_safe)
         if not self._model:
             raise ModelFileError(f"llama.cpp cannot load {path}.", "Its version may not know this architecture.")
         settings = library.llama_context_default_params()
@@ -52,35 +42,14 @@ class _LlamaModel:
         self.tool = f"llama.cpp (llama-cpp-python {llama_cpp.__version__}{', without weight repacking' if is_safe else ''})"
         self.n_vocab = int(library.llama_vocab_n_tokens(self._vocabulary))
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        self._forget()
-        return self._read(tokens, wants_all=True)
-
-    def start(self, tokens: Sequence[int]) -> Logits:
-        self._forget()
-        found: Logits = self._read(tokens, wants_all=False)[0]
-        return found
-
-    def step(self, token: int) -> Logits:
-        found: Logits = self._read([token], wants_all=False)[0]
-        return found
-
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         self._n_past = 0
 
     def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
-        import numpy as np
-
         batch = self._library.llama_batch_init(len(tokens), 0, 1)
         try:
-            batch.n_tokens = len(tokens)
-            for index, token in enumerate(tokens):
-                batch.token[index] = token
-                batch.pos[index] = self._n_past + index
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
-                batch.logits[index] = wants_all or index == len(tokens) - 1
+            fill_batch(batch, tokens, self._n_past, wants_all=wants_all)
             code = self._library.llama_decode(self._context, batch)
         finally:
             self._library.llama_batch_free(batch)
@@ -106,6 +75,6 @@ class _LlamaModel:
         self._context = self._model = None
 
 
-def open_model(path: Path, *, n_threads: int, is_safe: bool) -> _LlamaModel:
+def open_model(path: Path, *, n_threads: int, is_safe: bool) -> LogitModel:
     """Load a GGUF file; see `open_logits`."""
     return _LlamaModel(path, n_threads, is_safe)

@@ -1,4 +1,4 @@
-"""Logits of an ONNX folder: plain onnxruntime, which is given the KV of the past and gives back that of the present."""
+"""Logits of an ONNX folder: plain onnxruntime, with past KV as inputs and present KV as outputs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnxruntime
+
 from edge.errors import BackendError
-from edge_convert.evaluate.logits import tokenise_with
+from edge_convert.evaluate.logits import LogitModel, tokenise_with
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]
+    from edge_convert.evaluate.logits import Logits
 
 __all__ = ["open_model"]
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
-class _OnnxModel:
+class _OnnxModel(LogitModel):
     def __init__(self, folder: Path, n_threads: int) -> None:
-        import onnxruntime
-
         model = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
@@ -32,7 +30,7 @@ class _OnnxModel:
         file = folder / model["decoder"]["filename"]
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no class in common but this one
+        except Exception as error:  # the only class that its errors have in common
             raise BackendError(f"{folder} cannot be loaded: {error}.", "Convert it again, or try another format.") from error
         self._folder = folder
         self._inputs = {value.name: value for value in self._session.get_inputs()}
@@ -43,24 +41,7 @@ class _OnnxModel:
         self.tool = f"onnxruntime {onnxruntime.__version__}"
         self.n_vocab = int(model["vocab_size"])
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        self._forget()
-        return self._read(tokens)
-
-    def start(self, tokens: Sequence[int]) -> Logits:
-        self._forget()
-        return self._last(tokens)
-
-    def step(self, token: int) -> Logits:
-        return self._last([token])
-
-    def _last(self, tokens: Sequence[int]) -> Logits:
-        found: Logits = self._read(tokens)[-1]
-        return found
-
-    def _forget(self) -> None:
-        import numpy as np
-
+    def _reset(self) -> None:
         self._n_past = 0
         self._past = {
             name: np.zeros((1, value.shape[1], 0, self._head_size), _TYPES[value.type])
@@ -68,9 +49,7 @@ class _OnnxModel:
             if name.startswith("past_key_values.")
         }
 
-    def _read(self, tokens: Sequence[int]) -> Logits:
-        import numpy as np
-
+    def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
         n_all = self._n_past + len(tokens)
         feed: dict[str, Any] = {
             "input_ids": np.array([tokens], np.int64),
@@ -92,6 +71,6 @@ class _OnnxModel:
         del self._session
 
 
-def open_model(path: Path, *, n_threads: int, is_safe: bool) -> _OnnxModel:
+def open_model(path: Path, *, n_threads: int, is_safe: bool) -> LogitModel:
     """Load a folder with a genai_config.json; see `open_logits`."""
     return _OnnxModel(path, n_threads)

@@ -1,4 +1,4 @@
-"""Logits of a checkpoint: transformers in float32. This is what the other formats are held to."""
+"""Logits of a checkpoint: transformers in float32, the usual reference."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_convert.evaluate.logits import tokenise_with
+import torch
+import transformers
+
+from edge_convert.evaluate.logits import LogitModel, tokenise_with
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]
+    from edge_convert.evaluate.logits import Logits
 
 __all__ = ["open_model"]
 
 
-class _TorchModel:
+class _TorchModel(LogitModel):
     def __init__(self, folder: Path, n_threads: int) -> None:
-        import torch
-        import transformers
-
         torch.set_num_threads(n_threads)
-        self._torch, self._folder = torch, folder
+        self._folder = folder
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         self._model: Any = model.eval()
         self._past: Any = None
@@ -31,24 +28,18 @@ class _TorchModel:
         self.n_vocab = int(model.config.vocab_size)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
-        with self._torch.inference_mode():
-            found: Logits = self._model(self._torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+        with torch.inference_mode():
+            found: Logits = self._model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
         return found
 
-    def start(self, tokens: Sequence[int]) -> Logits:
+    def _reset(self) -> None:
         self._past = None
-        return self._read(tokens)
 
-    def step(self, token: int) -> Logits:
-        return self._read([token])
-
-    def _read(self, tokens: Sequence[int]) -> Logits:
-        with self._torch.inference_mode():
-            output = self._model(
-                self._torch.tensor([list(tokens)]), past_key_values=self._past, use_cache=True, logits_to_keep=1
-            )
+    def _read(self, tokens: Sequence[int], *, wants_all: bool) -> Logits:
+        with torch.inference_mode():
+            output = self._model(torch.tensor([list(tokens)]), past_key_values=self._past, use_cache=True, logits_to_keep=1)
         self._past = output.past_key_values
-        found: Logits = output.logits[0, -1].numpy()
+        found: Logits = output.logits[0].numpy()
         return found
 
     def tokenise(self, text: str) -> list[int] | None:
@@ -58,6 +49,6 @@ class _TorchModel:
         self._model = self._past = None
 
 
-def open_model(path: Path, *, n_threads: int, is_safe: bool) -> _TorchModel:
+def open_model(path: Path, *, n_threads: int, is_safe: bool) -> LogitModel:
     """Load a checkpoint folder; see `open_logits`."""
     return _TorchModel(path, n_threads)

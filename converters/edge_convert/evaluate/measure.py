@@ -1,4 +1,4 @@
-"""What is measured of one model. Runs in a process of its own (child.py) or in a Ray task, never in the caller's process."""
+"""Measures one model. Runs in a process of its own (child.py) or in a Ray task, never in the caller's process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_convert.evaluate.logits import open_logits
+from edge_convert.evaluate.card import Speed
+from edge_convert.evaluate.logits import LogitModel, open_logits
 from edge_convert.evaluate.metrics import Quality, compare, summarise
 from edge_convert.evaluate.passages import TextOptions, Window, make_windows, read_texts
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["QualityResult", "SpeedSample", "load_reference", "measure_quality", "measure_reference", "measure_speed"]
+__all__ = ["QualityResult", "load_reference", "measure_quality", "measure_reference", "measure_speed"]
 
 
 class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,9 +27,9 @@ class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         quality: against the reference.
-        tool: what computed the model.
-        windows: what was read; only the reference's own result has it.
-        splits_alike: whether the model's tokenizer splits the texts as the reference's does; None where it brings none.
+        tool: engine that computed the model.
+        windows: the texts; only the reference's own result has them.
+        splits_alike: whether its tokenizer gives the reference's tokens; None if it has none.
     """
 
     quality: Quality
@@ -37,29 +38,13 @@ class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
     splits_alike: bool | None = None
 
 
-class SpeedSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One round of one model, in a fresh process.
-
-    Attributes:
-        load_s: from opening the file to the end of a first step over one token.
-        prefill_tokens_per_s: reading a prompt from an empty KV.
-        decode_tokens_per_s: one token at a time after that prompt.
-        peak_bytes: most memory that was resident in the process, libraries included.
-    """
-
-    load_s: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    peak_bytes: int
-
-
 def measure_reference(path: Path, texts: TextOptions, folder: Path, *, n_threads: int, is_safe: bool) -> QualityResult:
-    """Tokenise the texts, let the reference answer, and keep its logits.
+    """Tokenise the texts, let the reference answer, and store its logits.
 
     Args:
         path: the reference.
-        texts: how much is read.
-        folder: where the logits go: float32 [n_tokens, n_vocab] for each window, as N.npy.
+        texts: how much of them.
+        folder: for the logits: float32 [n_tokens, n_vocab] of each window, as N.npy.
         n_threads: CPU threads.
         is_safe: see `open_logits`.
     """
@@ -76,7 +61,7 @@ def measure_reference(path: Path, texts: TextOptions, folder: Path, *, n_threads
 
 
 def load_reference(folder: Path, numbers: Iterable[int]) -> list[NDArray[np.float32]]:
-    """The logits that `measure_reference` kept of these windows, without reading them into memory yet."""
+    """Map the logits that `measure_reference` stored of these windows."""
     import numpy as np
 
     return [np.load(folder / f"{number}.npy", mmap_mode="r") for number in numbers]
@@ -85,7 +70,7 @@ def load_reference(folder: Path, numbers: Iterable[int]) -> list[NDArray[np.floa
 def measure_quality(
     path: Path, windows: Sequence[Window], reference: Sequence[NDArray[np.float32]], *, n_threads: int, is_safe: bool
 ) -> QualityResult:
-    """Hold a model to the reference's logits, window by window.
+    """Compare a model with the reference's logits, window by window.
 
     Args:
         path: the model.
@@ -102,11 +87,11 @@ def measure_quality(
     return QualityResult(quality=quality, tool=model.tool, splits_alike=_splits_alike(model, windows))
 
 
-def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, is_safe: bool) -> SpeedSample:
-    """Load a model, read a prompt, write an answer, once."""
+def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, is_safe: bool) -> Speed:
+    """Load a model, prefill a prompt and decode an answer, once."""
     started = time.perf_counter()
     model = open_logits(path, n_threads=n_threads, is_safe=is_safe)
-    model.start([1])  # what engines put off until they are used belongs to loading
+    model.start([1])  # what engines postpone until first use belongs to loading
     load_s = time.perf_counter() - started
     prompt = _prompt(model.n_vocab, n_prefill)
     started = time.perf_counter()
@@ -116,7 +101,7 @@ def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, 
     for _ in range(n_decode):
         logits = model.step(int(logits.argmax()))
     decode_s = time.perf_counter() - started
-    return SpeedSample(
+    return Speed(
         load_s=load_s,
         prefill_tokens_per_s=n_prefill / prefill_s,
         decode_tokens_per_s=n_decode / decode_s,
@@ -125,12 +110,12 @@ def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, 
 
 
 def _prompt(n_vocab: int, n_tokens: int) -> list[int]:
-    """Ids spread over the vocabulary: what is in the prompt makes no difference to how long reading it takes."""
+    """Return ids spread over the vocabulary; the time of a prefill does not depend on them."""
     return [3 + (7919 * index) % max(1, n_vocab - 3) for index in range(n_tokens)]
 
 
-def _splits_alike(model: Any, windows: Sequence[Window]) -> bool | None:
-    """Whether the model's own tokenizer gives the beginning of the novel as the reference's did."""
+def _splits_alike(model: LogitModel, windows: Sequence[Window]) -> bool | None:
+    """Return whether the model's own tokenizer gives the reference's tokens of the novel."""
     prose = [token for window in windows if window.kind == "prose" for token in window.tokens]
     own = model.tokenise(read_texts()[0])
     return None if own is None else own[: len(prose)] == prose

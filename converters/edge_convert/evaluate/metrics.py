@@ -1,6 +1,6 @@
-"""How far a model is from its reference, over the same tokens.
+"""Distance of a model from its reference over the same tokens.
 
-Source: KL divergence and top-1 agreement as llama.cpp's llama-perplexity --kl-divergence defines them.
+Source: KL divergence and top-1 agreement as in llama.cpp's llama-perplexity --kl-divergence.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _CHUNK = 32
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Over one kind of text.
+    """Scores over one kind of text.
 
     Attributes:
         n_tokens: positions that count.
-        perplexity: of what really follows (for chat: of the reference's answer).
-        reference_perplexity: the same by the reference.
+        perplexity: of the text that follows (for chat: of the reference's answer).
+        reference_perplexity: the reference's.
         kl_mean: Kullback-Leibler divergence from the reference's distribution, in nats, mean over the positions.
         kl_p99: its 99th percentile.
-        top1: part of the positions where both prefer the same token.
+        top1: share of the positions where both prefer the same token.
     """
 
     n_tokens: int
@@ -49,8 +49,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         all: over all positions.
         prose: over the novel.
         chat: over the answers; None without prompts.
-        divergence: for each prompt, how many tokens of the reference's greedy answer the model writes before it leaves it;
-            None where it writes all of them.
+        divergence: for each prompt, tokens of the reference's greedy answer before the model's first other one; None if it has
+            all of them.
         n_answer: tokens of such an answer.
     """
 
@@ -62,17 +62,17 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mean_divergence(self) -> float:
-        """Tokens written before the first difference, mean over the prompts; a full answer counts n_answer."""
+        """Tokens before the first difference, mean over the prompts; a full answer counts n_answer."""
         lengths = [self.n_answer if found is None else found for found in self.divergence]
         return sum(lengths) / len(lengths) if lengths else math.nan
 
 
 class Positions(NamedTuple):
-    """Per position of one window, float64 or bool [n_positions].
+    """Values per position of one window, float64 or bool [n_positions].
 
     Attributes:
         nll: negative log-likelihood of the token that follows.
-        reference_nll: the same by the reference.
+        reference_nll: the reference's.
         kl: divergence from the reference, in nats.
         same: whether both prefer the same token.
     """
@@ -89,7 +89,7 @@ def compare(window: Window, reference: NDArray[np.float32], logits: NDArray[np.f
     Args:
         window: the tokens.
         reference: float32 [n_tokens, n_vocab], the reference's logits.
-        logits: the same of the model. Where one of them is padded with tokens that do not exist, the shorter vocabulary counts.
+        logits: the model's. If one of them is padded with tokens that do not exist, the shorter vocabulary counts.
     """
     import numpy as np
 
@@ -108,7 +108,7 @@ def compare(window: Window, reference: NDArray[np.float32], logits: NDArray[np.f
 
 
 def summarise(windows: Sequence[Window], positions: Iterable[Positions]) -> Quality:
-    """What `compare` found, window by window, as numbers for a card."""
+    """Summarise the results of `compare`, a window each, for a card."""
     found = list(zip(windows, positions, strict=True))
     prose = [part for window, part in found if window.kind == "prose"]
     chat = [part for window, part in found if window.kind == "chat"]

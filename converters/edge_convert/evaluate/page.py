@@ -8,12 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from edge.names import TITLES
-from edge_convert.evaluate.card import COLUMNS, KIND_COLUMNS, KINDS_TITLE, Card, Row, cells, failures, kinds, notes
+from edge_convert.evaluate.card import (
+    COLUMNS,
+    KIND_COLUMNS,
+    KINDS_TITLE,
+    Card,
+    Row,
+    failures,
+    kind_texts,
+    notes,
+    row_texts,
+    used_columns,
+)
 
 __all__ = ["html_page"]
 
 _LEFT = 58
-"""Where the scatter plot begins, right of the numbers of its y axis."""
+"""Left edge of the scatter plot, right of the numbers of its y axis."""
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2937; --dim: #6b7280; --line: #e5e7eb; --back: #ffffff; --bad: #b91c1c;
   --checkpoint: #6b7280; --gguf: #2563eb; --onnx: #d97706; --coreml: #059669; }
@@ -48,11 +59,11 @@ svg .dim { fill: var(--dim); } svg .grid { stroke: var(--line); } ul { color: va
 
 
 def html_page(card: Card) -> str:
-    """The card as a self-contained page: no scripts, nothing is loaded."""
+    """Return the card as a self-contained page: no scripts, nothing is loaded."""
     title = card.title
-    used = [index for index in range(len(COLUMNS)) if any(cells(row)[index] for row in card.rows)]
-    main = _table(card, [COLUMNS[index] for index in used], lambda row: [cells(row)[index] for index in used])
-    by_kind = _table(card, KIND_COLUMNS, kinds, ' class="said"')
+    used = used_columns(card)
+    main = _table(card, [COLUMNS[index] for index in used], lambda row: [row_texts(row)[index] for index in used])
+    by_kind = _table(card, KIND_COLUMNS, kind_texts, ' class="said"')
     formats = dict.fromkeys(row.format for row in card.rows)
     key = "".join(f'<span><i class="{form}"></i>{TITLES.get(form, form)}</span>' for form in formats)
     plots = "".join(f"<section><h2>{escape(name)}</h2>{plot}</section>\n" for name, plot in _plots(card) if plot)
@@ -96,7 +107,7 @@ def _plots(card: Card) -> list[tuple[str, str]]:
 
 
 def _bars(rows: Sequence[Row], short: Mapping[str, str], value: Callable[[Row], float], form: str) -> str:
-    """Horizontal bars from 0, a name above each. Boxes and no drawing: their texts keep their size in a narrow window."""
+    """Draw horizontal bars from 0, a name above each, as boxes: their texts keep their size in a narrow window."""
     largest = max((value(row) for row in rows), default=0) or 1
     parts = []
     for row in rows:
@@ -110,7 +121,7 @@ def _bars(rows: Sequence[Row], short: Mapping[str, str], value: Callable[[Row], 
 
 
 def _scatter(rows: Sequence[Row], short: Mapping[str, str]) -> str:
-    """Size on the x axis from 0, KL on a logarithmic y axis."""
+    """Draw size on the x axis from 0, KL on a logarithmic y axis."""
     width, height, bottom = 400, 270, 34
     largest = max(row.size_bytes for row in rows) / 1e6 * 1.15
     values = [max(row.quality.all.kl_mean, 1e-6) for row in rows]
@@ -145,7 +156,7 @@ def _scatter(rows: Sequence[Row], short: Mapping[str, str]) -> str:
 def _free_place(
     x: float, y: float, length: float, width: float, taken: list[tuple[float, float, float, float]]
 ) -> tuple[float, float]:
-    """Where a label of some length goes beside its point without covering others; its box is added to those taken."""
+    """Return the left edge and base of a label beside its point that covers no others; its box is added to those taken."""
     beside = [(x + 9, y + 4), (x - 9 - length, y + 4)]
     around = [(min(x - length / 2, width - length), y + step) for step in (-11, 20, -27, 36, -43, 52)]
     boxes = [(left, base - 12, left + length, base + 3) for left, base in (*beside, *around)]
@@ -161,7 +172,7 @@ def _free_place(
 
 
 def _ticks(largest: float) -> list[float]:
-    """Three to six round numbers from 0 up to the largest."""
+    """Return three to six round numbers from 0 up to the largest."""
     step = 10.0 ** math.floor(math.log10(largest))
     while largest / step < 3:
         step /= 2
@@ -171,7 +182,7 @@ def _ticks(largest: float) -> list[float]:
 
 
 def _short_names(card: Card) -> dict[str, str]:
-    """Names for plots: without the reference's name, which most begin with, where they stay different without it."""
+    """Return names for plots: without the reference's name, which most begin with, if they stay different."""
     names = [row.name for row in card.rows]
     start = re.compile(re.escape(card.reference) + "[-.](?=.)")
     short = {name: start.sub("", name, count=1) if start.match(name) else name for name in names}

@@ -1,8 +1,8 @@
 """The texts of the evaluation as tokens: windows of prose, and chat prompts with the reference's own answers.
 
-Every model of a card reads the same tokens. Where a model answers differently from the reference shows without letting it
-write: as long as both choose the same token they have read the same text, so the first position at which the model prefers
-another token is where its greedy answer would have left the reference's.
+Every model of a card reads the same tokens. The place where its greedy answer would leave the reference's shows without
+decoding: as long as both choose the same tokens they have read the same text, so it is the first position at which the model
+prefers another token.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["TextOptions", "Window", "beginnings", "make_windows", "read_texts"]
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is read.
+    """Amount of text that is read.
 
     Attributes:
         n_prose: tokens of the novel, over all windows.
-        window: tokens of one window; each is read from an empty KV.
+        window: tokens of a window; each is read into an empty KV.
         n_prompts: chat prompts.
         n_answer: tokens of the reference's answer to each.
-        n_slow: tokens in all that models read which are computed slowly here.
+        n_slow: tokens, in all, for models that edge's evaluator computes.
     """
 
     n_prose: int = 1024
@@ -44,7 +44,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: "prose" or "chat".
         tokens: at most CONTEXT.
-        first: the first position that counts, as an index into tokens: what is predicted there is tokens[first + 1].
+        first: the first position that counts, as an index into tokens; tokens[first + 1] is predicted there.
     """
 
     kind: str
@@ -53,18 +53,18 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_texts() -> tuple[str, list[str]]:
-    """The novel's chapter and the chat prompts that come with this package."""
+    """Read the novel's chapter and the chat prompts that ship with this package."""
     folder = files("edge_convert.evaluate") / "texts"
     prompts: list[str] = json.loads((folder / "chat.json").read_text(encoding="utf-8"))
     return (folder / "novel.txt").read_text(encoding="utf-8"), prompts
 
 
 def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Window]:
-    """Split the texts as the reference does, and let it answer the prompts.
+    """Tokenise the texts as the reference does, and let it answer the prompts.
 
     Args:
         model: the reference.
-        path: where it came from; its chat template is read there.
+        path: of the reference, for its chat template.
         options: how much.
 
     Raises:
@@ -76,7 +76,7 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
     novel, prompts = read_texts()
     tokens = model.tokenise(novel)
     if not tokens:
-        raise ModelFileError(f"{path.name} brings no tokenizer.", "Give another reference: --against")
+        raise ModelFileError(f"{path.name} has no tokenizer.", "Give another reference: --against")
     end = min(options.n_prose, len(tokens))
     found = [
         Window(kind="prose", tokens=tuple(tokens[start : min(end, start + options.window)]), first=0)
@@ -92,7 +92,7 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
 
 
 def beginnings(windows: Sequence[Window], n_tokens: int) -> dict[int, Window]:
-    """What a slow model reads instead of all windows: half of it prose, then whole answers, as many as fit, at least one.
+    """Return the windows of a slow model: half of its tokens prose, then whole answers, as many as fit, at least one.
 
     Args:
         windows: of the card.
@@ -112,14 +112,14 @@ def beginnings(windows: Sequence[Window], n_tokens: int) -> dict[int, Window]:
 
 
 def _render(template: str | None, prompt: str, path: Path) -> str:
-    """A prompt in the model's own form; as it is where the model has no template."""
+    """Render a prompt by the model's chat template, if it has one."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if template is None:
         return prompt
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["strftime_now"] = lambda form: "2025-01-01"  # templates that name the day must not change with it
+    environment.globals["strftime_now"] = lambda form: "2025-01-01"  # templates with a date must not change daily
     messages = [{"role": "user", "content": prompt}]
     try:
         # No bos_token: the tokenizer puts it first.

@@ -47,7 +47,7 @@ def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | No
 
     return Step(
         name=CARD,
-        title="Measure what came out against the source",
+        title="Evaluate the results against the source",
         work=work,
         artifact=True,
         seconds=(len(steps) - n_slow + 2) * (_MODEL_S + facts.n_params * _READ_S)

@@ -1,15 +1,15 @@
-"""Carry the int4 and int8 blocks of a GGUF over into an ONNX model, so that nothing is quantised a second time.
+"""Carries the int4 and int8 blocks of a GGUF over into an ONNX model, so that nothing is quantised a second time.
 
 A GGUF block of 32 weights is w = d * q + m (Q4_1), d * (q - 8) (Q4_0) or d * q with a signed q (Q8_0). MatMulNBits of ONNX
 Runtime computes d * (q - z) with one scale per block, z = 8 for 4 bits and 128 for 8 bits. Q4_0 and Q8_0 therefore fit as they
-are. For Q4_1 the zero point -m/d is no integer, and the fast kernels of MatMulNBits take integers only; so the rest, c = m + 8
-d per block, is added beside it as a small MatMul over the sums of each 32 inputs:
+are. For Q4_1 the zero point -m/d is not an integer, as the fast kernels of MatMulNBits need; so the rest, c = m + 8 d for each
+block, is added as a small MatMul over the sums of each 32 inputs:
 
     x . w = sum_b d_b * (x_b . (q_b - 8)) + sum_b c_b * sum(x_b)
 
 which is exact, and costs one float32 value per block (1 bit a weight).
 
-Source: block layouts of ggml (ggml-common.h); MatMulNBits and GatherBlockQuantized in ONNX Runtime's ContribOperators.md.
+Source: MatMulNBits and GatherBlockQuantized in ONNX Runtime's ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -20,20 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge.errors import UsageError
+from edge_convert.gguf.blocks import BLOCK, BLOCK_BYTES, checkpoint_rows, unpack_blocks
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "Blocks", "can_carry", "carry_blocks", "read_blocks", "shrink_embedding"]
+__all__ = ["Blocks", "can_carry", "carry_blocks", "read_blocks", "shrink_embedding"]
 
-BLOCK = 32
-"""Weights in a block."""
-
-_CARRIED = ("Q4_0", "Q4_1", "Q8_0")
-_PART_WEIGHTS = 1 << 20  # dequantised at a time; an embedding as a whole would take gigabytes
-# What the model builder calls a matrix -> the GGUF tensors that are stacked in it.
+_PART_WEIGHTS = 1 << 20  # dequantised at a time; a whole embedding would take gigabytes
+# The model builder's name of a matrix -> the GGUF tensors that are stacked in it.
 _MATRICES = {
     "attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
     "attn.q_proj": ("attn_q",),
@@ -64,9 +62,7 @@ class Blocks:
     rest: NDArray[np.float32] | None
 
     def packed(self) -> NDArray[np.uint8]:
-        """The codes as MatMulNBits stores them: uint8 [n_rows, n_columns / 32, 4 * bits], the low half of a byte first."""
-        import numpy as np
-
+        """Return the codes as MatMulNBits stores them, uint8 [n_rows, n_columns / 32, 4 * bits], low half of a byte first."""
         rows = self.codes.reshape(len(self.codes), -1, BLOCK)
         if self.bits == 8:
             return rows
@@ -74,9 +70,7 @@ class Blocks:
         return packed
 
     def dequantised(self) -> NDArray[np.float32]:
-        """The weights: float32 [n_rows, n_columns]."""
-        import numpy as np
-
+        """Return the weights, float32 [n_rows, n_columns]."""
         codes = self.codes.reshape(len(self.codes), -1, BLOCK).astype(np.float32) - 2 ** (self.bits - 1)
         values: NDArray[np.float32] = codes * self.scale[..., None]
         if self.rest is not None:
@@ -84,53 +78,38 @@ class Blocks:
         return values.reshape(self.codes.shape)
 
     def rows(self, order: NDArray[np.int64] | slice) -> Blocks:
-        """Some of its rows, or all of them in another order."""
+        """Return some of the rows, or all of them in another order."""
         rest = None if self.rest is None else self.rest[order]
         return Blocks(self.bits, self.codes[order], self.scale[order], rest)
 
 
 def can_carry(source: Path) -> bool:
-    """Whether all matrices of a GGUF are of types whose blocks fit, so that `carry_blocks` leaves nothing in float."""
+    """Return whether the blocks of all matrices of a GGUF fit, so that `carry_blocks` leaves nothing in float."""
     import gguf
 
     matrices = [tensor for tensor in gguf.GGUFReader(source).tensors if len(tensor.shape) > 1]
-    return bool(matrices) and all(tensor.tensor_type.name in _CARRIED for tensor in matrices)
+    return bool(matrices) and all(tensor.tensor_type.name in BLOCK_BYTES for tensor in matrices)
 
 
 def read_blocks(kind: str, data: NDArray[np.uint8]) -> Blocks:
-    """Take GGUF blocks apart.
-
-    Args:
-        kind: Q4_0, Q4_1 or Q8_0.
-        data: uint8 [n_rows, bytes of a row], as in the file.
-    """
-    import numpy as np
-
-    n_rows = len(data)
-    size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
-    blocks = data.reshape(n_rows, -1, size)
-    scale = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float32)
+    """Unpack GGUF blocks; see `unpack_blocks` for the arguments."""
+    codes, scale, least = unpack_blocks(kind, data)
+    factor = scale.astype(np.float32)
     if kind == "Q8_0":
-        codes = blocks[..., 2:] ^ np.uint8(0x80)  # signed -> offset by 128
-        return Blocks(8, np.ascontiguousarray(codes).reshape(n_rows, -1), scale, None)
-    nibbles = blocks[..., -16:]
-    codes = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=-1).reshape(n_rows, -1)
-    if kind == "Q4_0":
-        return Blocks(4, codes, scale, None)
-    least = blocks[..., 2:4].copy().view(np.float16)[..., 0].astype(np.float32)
-    return Blocks(4, codes, scale, least + 8 * scale)
+        return Blocks(8, codes.view(np.uint8) ^ np.uint8(0x80), factor, None)  # signed -> offset by 128
+    return Blocks(4, codes.view(np.uint8), factor, None if least is None else least.astype(np.float32) + 8 * factor)
 
 
 def carry_blocks(
     model: Path, source: Path, out: Path, on_progress: Callable[[str, float], None], *, accuracy_level: int
 ) -> None:
-    """Replace the float matrices of an ONNX model by the blocks of the GGUF that its checkpoint was read from.
+    """Replace the float matrices of an ONNX model with the blocks of the GGUF that its checkpoint was read from.
 
     Args:
         model: model.onnx in float32, written by onnxruntime-genai's model builder.
-        source: the GGUF; `can_carry` holds.
+        source: a GGUF that `can_carry` accepts.
         out: the new model.onnx; its weights go beside it as model.onnx.data.
-        on_progress: called with what is being done and which part of it is done (0 to 1).
+        on_progress: called with what is done, and its share (0 to 1).
         accuracy_level: of MatMulNBits: 4 computes with int8 activations, 1 with float32.
 
     Raises:
@@ -153,14 +132,14 @@ def carry_blocks(
 
 
 def shrink_embedding(model: Path, out: Path) -> bool:
-    """Give an embedding that the head does not share 8 bits a weight, where the builder leaves it in float32.
+    """Quantise an embedding that the head does not share to 8 bits, where the builder leaves it in float32.
 
     Args:
         model: model.onnx.
         out: the new one; its weights go beside it as model.onnx.data.
 
     Returns:
-        Whether there was such an embedding; if not, nothing is written.
+        Whether there was one; if not, nothing is written.
     """
     import gguf
     import onnx_ir as ir
@@ -181,7 +160,7 @@ def _is_weight(node: Any) -> bool:
 
 
 class _Source:
-    """The GGUF, by the names that the model builder gives to matrices."""
+    """The matrices of a GGUF by the model builder's names."""
 
     def __init__(self, path: Path) -> None:
         import gguf
@@ -197,9 +176,7 @@ class _Source:
         return field.contents() if field else None
 
     def matrix(self, name: str) -> Blocks:
-        """The blocks of a matrix of the ONNX model, its rows being the outputs."""
-        import numpy as np
-
+        """Return the blocks of a matrix of the ONNX model; its rows are the outputs."""
         if name == "lm_head.MatMul.weight":
             return self._blocks("output.weight" if "output.weight" in self._tensors else "token_embd.weight")
         found = _LAYER.fullmatch(name)
@@ -218,39 +195,26 @@ class _Source:
         return Blocks(pieces[0].bits, codes, scale, rest)
 
     def embedding(self) -> Blocks:
-        """The blocks of the token embedding, a row a token."""
+        """Return the blocks of the token embedding, a row per token."""
         return self._blocks("token_embd.weight")
 
     def _blocks(self, name: str) -> Blocks:
         tensor = self._tensors.get(name)
-        if tensor is None or tensor.tensor_type.name not in _CARRIED:
+        if tensor is None or tensor.tensor_type.name not in BLOCK_BYTES:
             kind = f"of type {tensor.tensor_type.name}" if tensor else "missing"
             raise UsageError(f"{name} is {kind} in the GGUF, so its blocks cannot be carried over.", _OTHERWISE)
         blocks = read_blocks(tensor.tensor_type.name, tensor.data)
         if self._architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             n_head = self._n_head if "attn_q" in name else self._n_head_kv
-            return blocks.rows(_unpermuted(len(blocks.codes), n_head))
+            return blocks.rows(checkpoint_rows(len(blocks.codes), n_head))
         return blocks
 
 
-_OTHERWISE = "Convert without the source GGUF: the weights are then quantised anew."
-
-
-def _unpermuted(n_rows: int, n_head: int) -> NDArray[np.int64]:
-    """Where each row of the checkpoint is in a GGUF of the llama architecture, whose q and k rows are interleaved for its RoPE.
-
-    Source: LlamaModel.permute in llama.cpp's conversion.
-    """
-    import numpy as np
-
-    order: NDArray[np.int64] = np.arange(n_rows).reshape(n_head, n_rows // n_head // 2, 2).swapaxes(1, 2).reshape(-1)
-    return order
+_OTHERWISE = "Convert without the source GGUF: the weights are then quantised again."
 
 
 def _check_same(name: str, weight: Any, blocks: Blocks) -> None:
-    """The checkpoint may have been rounded to 16 bits, but must hold the weights of the GGUF."""
-    import numpy as np
-
+    """Refuse a checkpoint that does not hold the weights of the GGUF, but for rounding to 16 bits."""
     held = weight.numpy().T
     is_same = held.shape == blocks.codes.shape
     if is_same:
@@ -268,7 +232,7 @@ def _check_same(name: str, weight: Any, blocks: Blocks) -> None:
 
 
 class _Editor:
-    """Puts blocks in the place of float matrices in a graph of onnx_ir."""
+    """Replaces float matrices with blocks in a graph of onnx_ir."""
 
     def __init__(self, model: Any, accuracy_level: int) -> None:
         self._model, self._graph = model, model.graph
@@ -295,9 +259,7 @@ class _Editor:
         return node.outputs[0]
 
     def replace(self, node: Any, blocks: Blocks) -> None:
-        """One MatMul with a float matrix becomes MatMulNBits, and for Q4_1 the MatMul of the sums beside it."""
-        import numpy as np
-
+        """Replace a MatMul with MatMulNBits, for Q4_1 plus a MatMul of the sums."""
         source, weight, base = node.inputs[0], node.inputs[1].name, node.inputs[1].name.removesuffix(".MatMul.weight")
         n_rows, n_columns = blocks.codes.shape
         codes = self._constant(f"{base}.MatMulNBits.qweight", blocks.packed())
@@ -323,9 +285,7 @@ class _Editor:
         self._supersede(node, result)
 
     def _block_sums(self, source: Any, before: Any) -> Any:
-        """The sum of each 32 inputs; matrices that read the same input share it."""
-        import numpy as np
-
+        """Return the sums of each 32 inputs; matrices that read the same input share them."""
         if source.name not in self._sums:
             shape = self._constant("edge/blocks_shape", np.array([0, 0, -1, BLOCK], np.int64))
             axes = self._constant("edge/blocks_axis", np.array([-1], np.int64))
@@ -334,13 +294,11 @@ class _Editor:
         return self._sums[source.name]
 
     def find_embedding(self) -> Any:
-        """The node that looks tokens up in float weights; None where there is none."""
+        """Return the node that looks up tokens in float weights, or None."""
         return next((node for node in self._graph if node.op_type == "Gather" and "embed_tokens" in (node.name or "")), None)
 
     def replace_embedding(self, blocks: Blocks) -> None:
-        """Look tokens up in the blocks where those need no rest; a tied embedding reads the blocks of the head."""
-        import numpy as np
-
+        """Look up tokens in the blocks, if they have no rest; a tied embedding reads the blocks of the head."""
         gather = self.find_embedding()
         if gather is None or blocks.rest is not None:
             return
@@ -378,7 +336,7 @@ class _Editor:
         self._graph.remove(node, safe=True)
 
     def save(self, out: Path) -> None:
-        """Write the graph without the float matrices that nothing reads any more."""
+        """Write the graph without unused float matrices."""
         import onnx_ir as ir
 
         for node in reversed(list(self._graph)):

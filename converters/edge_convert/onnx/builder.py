@@ -1,8 +1,7 @@
 """The child process that runs onnxruntime-genai's model builder.
 
-The builder (0.18) reads the RoPE settings of a config as older versions of transformers laid them out, and takes some it does
-not know for none at all. Here they are laid out as it reads them, and what it would get wrong is refused. What it prints is the
-parent's to read.
+The builder (0.18) reads the RoPE settings of a config in the layout of older versions of transformers, and ignores those that
+it does not know. Here they are laid out as it reads them, and the others are refused. The parent reads what it prints.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _OTHER_ROPE_TYPES = ("default", "linear")
 
 
 def adapt_config(config: Any) -> Any:
-    """Lay the RoPE settings of a transformers config out as the builder reads them.
+    """Lay out the RoPE settings of a transformers config as the builder reads them.
 
     Raises:
         NotImplementedError: the builder has no such RoPE for this architecture.
@@ -53,18 +52,18 @@ def adapt_config(config: Any) -> Any:
 
 
 def main(out: str, cache: str, precision: str, checkpoint: str, *extra: str) -> None:
-    """Build one model; see `export_onnx` for what the arguments come from."""
+    """Build a model; `export_onnx` passes the arguments."""
     from onnxruntime_genai.models import builder
 
     end_with_parent(signal.SIGKILL)
-    _mend(builder)
+    _fix(builder)
     options = builder.parse_extra_options(None, checkpoint, out, precision, "cpu", cache, list(extra))
     adapt_config(options["hf_details"]["hf_config"])
     builder.create_model(None, checkpoint, out, precision, "cpu", cache, **options)
 
 
-def _mend(builder: Any) -> None:
-    """Two places where the builder forgets a scaling of RoPE or applies it where it does not belong."""
+def _fix(builder: Any) -> None:
+    """Fix two places where the builder forgets a scaling of RoPE or applies it to the wrong layers."""
     plain = builder.Model.make_rope_init
     own = builder.LlamaModel.make_rope_init
 

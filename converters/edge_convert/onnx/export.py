@@ -1,9 +1,8 @@
-"""A checkpoint becomes an ONNX model: int4 MatMulNBits and GroupQueryAttention, past and present KV as inputs and outputs.
+"""Makes an ONNX model of a checkpoint: int4 MatMulNBits and GroupQueryAttention, past and present KV as inputs and outputs.
 
-The model builder of onnxruntime-genai makes the graph, in a child process: it prints, changes sys.path and keeps memory, and
-can be stopped that way. What comes out is the folder layout of onnxruntime-genai (genai_config.json), which plain onnxruntime
-loads too. A checkpoint that came from an int4 GGUF is not quantised a second time: its blocks are carried over
-(onnx_blocks.py).
+The model builder of onnxruntime-genai makes the graph in a child process: it prints, changes sys.path and keeps memory, and can
+only be stopped that way. The result is a folder in the layout of onnxruntime-genai (genai_config.json), which plain onnxruntime
+loads too. A checkpoint from an int4 GGUF is not quantised a second time: blocks.py carries its blocks over.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
 
 Progress = Callable[[str, float], None]
 
+BLOCK_SIZE = 32
+"""Weights that share a scale."""
 _PRECISIONS = ("int4", "int8", "fp32")
-_BLOCK_SIZES = (16, 32, 64, 128, 256)
-_MIXES = {
-    "none": "",
-    "head": "last_matmul:int8",
-    "sensitive": "last_matmul:int8,mixed_layers:int8",
-}
+_ALGORITHM = "k_quant"  # llama.cpp's search for scale and zero point, the closest of the builder's three
+# In 8 bits: the last matrix, which a tied embedding shares, and the qkv and down projections of the first and last eighth of
+# the layers and of each third between.
+_MIXED = "last_matmul:int8,mixed_layers:int8"
 
 
 class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,20 +39,11 @@ class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         precision: of the matrices: "int4", "int8" or "fp32". Norms, activations and KV are float32, as the CPU computes them.
-        algorithm: how int4 codes are chosen: "k_quant" (llama.cpp's search for scale and zero point, the closest of the three),
-            "rtn" or "default" (plain rounding).
-        block_size: weights that share a scale.
-        mixed: what stays at 8 bits: "none", "head" (the last matrix, which a tied embedding shares) or "sensitive" (also the
-            qkv and down projections of the first and last eighth of the layers and of each third between).
         accuracy_level: 4 computes with activations rounded to int8 per block, 1 with float32: closer and slower.
-        source_gguf: the GGUF that the checkpoint was read from. Where its types fit (Q4_0, Q4_1, Q8_0), its blocks are taken as
-            they are, and algorithm, block_size and mixed have no effect.
+        source_gguf: the GGUF that the checkpoint was read from. If its types fit (Q4_0, Q4_1, Q8_0), its blocks are taken over.
     """
 
     precision: Literal["int4", "int8", "fp32"] = "int4"
-    algorithm: Literal["k_quant", "rtn", "default"] = "k_quant"
-    block_size: int = 32
-    mixed: Literal["none", "head", "sensitive"] = "sensitive"
     accuracy_level: Literal[1, 4] = 4
     source_gguf: Path | None = None
 
@@ -62,17 +52,17 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
     """Write an ONNX model.
 
     Args:
-        checkpoint: a folder that `open_checkpoint` accepts. Nothing is fetched from the network.
-        out: the folder to make. It appears when all is written, or not at all.
-        options: see there.
-        on_progress: called with what is being done and which part of the whole is done (0 to 1); may raise to stop.
+        checkpoint: a folder that `open_checkpoint` accepts. Nothing is downloaded.
+        out: the new folder. It appears when all is written, or not at all.
+        options: see `OnnxOptions`.
+        on_progress: called with what is done, and its share of the whole (0 to 1); may raise to stop.
 
     Returns:
         The files, sorted by name.
 
     Raises:
-        UsageError: an option is out of range, or `out` holds something already.
-        ModelFileError: the checkpoint cannot be used (see `open_checkpoint`), or the builder does not know its architecture.
+        UsageError: an option is out of range, or `out` is not empty.
+        ModelFileError: the checkpoint cannot be used (see `open_checkpoint`), or its architecture cannot become ONNX.
         BackendUnavailableError: a package of the extra [convert] is missing.
         BackendError: the builder failed.
     """
@@ -96,13 +86,12 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
 
 
 def describe_quantisation(options: OnnxOptions) -> str:
-    """The name of the mix of weight types, for manifests and tables: "int4 k_quant, sensitive layers int8"."""
+    """Return the name of the mix of weight types, for manifests: "int4 k_quant, head and sensitive layers int8"."""
     if options.source_gguf is not None and _is_carried(options):
         return "blocks of the source GGUF"
     if options.precision == "fp32":
         return "fp32"
-    mixed = {"none": "", "head": ", head int8", "sensitive": ", head and sensitive layers int8"}
-    return f"{options.precision} {options.algorithm}" + (mixed[options.mixed] if options.precision == "int4" else "")
+    return f"{options.precision} {_ALGORITHM}" + (", head and sensitive layers int8" if options.precision == "int4" else "")
 
 
 def _export(checkpoint: Path, work: Path, options: OnnxOptions, on_progress: Progress) -> Path:
@@ -112,7 +101,7 @@ def _export(checkpoint: Path, work: Path, options: OnnxOptions, on_progress: Pro
     built, other = work / "model", work / "other"
     part = 0.6 if is_carried else 1.0
     n_layers = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    # A block-wise copy starts from the float graph, so that no weight is rounded on its way.
+    # Carrying blocks over starts from the float graph, so that no weight is rounded on its way.
     precision = "fp32" if is_carried else options.precision
     command = _builder_command(checkpoint, built, work / "cache", precision, options)
     _run_builder(command, work, n_layers, lambda text, done: on_progress(text, part * done))
@@ -141,13 +130,7 @@ def _is_carried(options: OnnxOptions) -> bool:
 
 def _check_options(options: OnnxOptions) -> None:
     if options.precision not in _PRECISIONS:
-        raise UsageError(f"{options.precision!r} is no precision of ONNX here.", f"Choose one of: {', '.join(_PRECISIONS)}.")
-    if options.algorithm not in ("k_quant", "rtn", "default"):
-        raise UsageError(f"{options.algorithm!r} is no algorithm.", "Choose one of: k_quant, rtn, default.")
-    if options.block_size not in _BLOCK_SIZES:
-        raise UsageError(f"A block of {options.block_size} weights is not possible.", f"Choose one of: {_BLOCK_SIZES}.")
-    if options.mixed not in _MIXES:
-        raise UsageError(f"{options.mixed!r} is no mix of widths.", f"Choose one of: {', '.join(_MIXES)}.")
+        raise UsageError(f"{options.precision!r} is not a precision of ONNX here.", f"Choose one of: {', '.join(_PRECISIONS)}.")
     if options.accuracy_level not in (1, 4):
         raise UsageError(f"Accuracy level {options.accuracy_level} is unknown.", "Choose 1 (float32) or 4 (int8 activations).")
     if options.source_gguf is not None and not options.source_gguf.is_file():
@@ -155,17 +138,13 @@ def _check_options(options: OnnxOptions) -> None:
 
 
 def _builder_command(checkpoint: Path, out: Path, cache: Path, precision: str, options: OnnxOptions) -> list[str]:
-    # hf_token=false: no login is looked for. windowed_kv_cache=false: the KV of sliding-window layers keeps its full length, so
-    # that whoever owns the KV sees the same shape in every layer.
+    # hf_token=false: no login is looked for. windowed_kv_cache=false: the KV of sliding-window layers has its full length, so
+    # that all layers have one shape.
     extra = ["hf_token=false", "windowed_kv_cache=false"]
     if precision != "fp32":
-        extra += [
-            f"algo_config={options.algorithm}",
-            f"block_size={options.block_size}",
-            f"accuracy_level={options.accuracy_level}",
-        ]
-    if precision == "int4" and _MIXES[options.mixed]:
-        extra.append(f"matmul_mixed_precision={_MIXES[options.mixed]}")
+        extra += [f"algo_config={_ALGORITHM}", f"block_size={BLOCK_SIZE}", f"accuracy_level={options.accuracy_level}"]
+    if precision == "int4":
+        extra.append(f"matmul_mixed_precision={_MIXED}")
     paths = [str(out), str(cache), precision, str(checkpoint)]
     return python_command("edge_convert.onnx.builder:main", *paths, *extra, unbuffered=True)
 

@@ -32,7 +32,7 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         export.export_onnx(facts.open(folder_of).folder, folder, options, on_progress)
         recipe = {
             "quantisation": export.describe_quantisation(options),
-            "block size": str(options.block_size),
+            "block size": str(export.BLOCK_SIZE),
             "accuracy level": str(options.accuracy_level),
         }
         facts.write_manifest(folder, folder_of, "onnx", precision, recipe)

@@ -130,7 +130,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--variants", "gpu"), 2, "--variants is for coreml"),
         (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PACKAGE"),
         (("--compute-units", "FOO"), 2, "is not one of"),
-        (("--gate", "top2=1"), 2, "no condition of a gate"),
+        (("--gate", "top2=1"), 2, "not a condition of a gate"),
         (("--gate", "top1=0.9", "--no-card"), 2, "leave out --no-card"),
     ],
 )

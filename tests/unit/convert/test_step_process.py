@@ -67,7 +67,7 @@ def test_an_error_of_a_step_comes_through_as_what_it_is(tiny_checkpoint: Make, t
     start = 8 + int.from_bytes(content[:8], "little")
     (copy / shard.name).write_bytes(content[:start] + b"\xff" * (len(content) - start))
     plan, found = plan_of(copy, tmp_path / "out")
-    with pytest.raises(ModelFileError, match="no numbers") as caught:
+    with pytest.raises(ModelFileError, match="not numbers") as caught:
         run(isolate(plan, found, REQUEST))
     assert caught.value.hint == "Download it again."
     assert [step.name for step in plan.steps if is_done(plan, step)] == ["source"]

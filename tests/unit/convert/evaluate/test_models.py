@@ -247,7 +247,7 @@ def test_two_ray_workers_make_the_same_card(
 
 def test_no_engine_at_that_address() -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
-    with pytest.raises(BackendUnavailableError, match=r"no Ray engine at 127\.0\.0\.1:1"):
+    with pytest.raises(BackendUnavailableError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         jobs.RayJobs("127.0.0.1:1", 1)
 
 
@@ -269,7 +269,7 @@ def test_the_command_prints_the_card_and_fails_the_gate(
     assert run(["eval", *models, *little, "--html", str(page), "--markdown", str(text)]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["llama-fp32", "llama-int4"]
-    assert "Held to llama-fp32" in err
+    assert "Compared with llama-fp32" in err
     assert "Computed by onnxruntime" in err and ": llama-fp32, llama-int4." in err
     assert page.read_text().startswith("<!doctype html>")
     assert text.read_text().startswith("# What the converted models are worth")

@@ -249,7 +249,7 @@ def test_a_card_survives_json(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_bytes(to_json(made))
     assert read_card(tmp_path / "card.json") == made
     (tmp_path / "card.json").write_bytes(b"{}")
-    with pytest.raises(ModelFileError, match="no card"):
+    with pytest.raises(ModelFileError, match="not a quality card"):
         read_card(tmp_path / "card.json")
 
 
@@ -324,7 +324,7 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         find_format(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ModelFileError, match="no model that can be evaluated"):
+    with pytest.raises(ModelFileError, match="not a model that can be evaluated"):
         find_format(tmp_path / "notes.txt")
     (tmp_path / "x.mlpackage").mkdir()
     assert find_format(tmp_path / "x.mlpackage") == "coreml"

@@ -101,7 +101,7 @@ def test_a_tokenizer_that_differs_is_refused(tiny_checkpoint: Make, tmp_path: Pa
     other = make_checkpoint(tmp_path / "other", "llama")
     make_tokenizer(tmp_path / "other", "gpt2")
     assert check_tokenizer(path, open_checkpoint(tiny_checkpoint("llama")), count=200) == 200
-    with pytest.raises(ModelFileError, match="of 200 test strings otherwise"):
+    with pytest.raises(ModelFileError, match="of 200 test strings differently"):
         check_tokenizer(path, open_checkpoint(other), count=200)
 
 
@@ -134,7 +134,7 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
     write_gguf(checkpoint, tmp_path / "model.gguf", "BF16")
     weights["model.norm.weight"][0] = np.nan
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ModelFileError, match=r"model\.norm\.weight holds values that are no numbers"):
+    with pytest.raises(ModelFileError, match=r"model\.norm\.weight holds values that are not numbers"):
         write_gguf(open_checkpoint(folder), tmp_path / "model.gguf", "BF16")
 
 
