@@ -89,8 +89,12 @@ class Prompting:
             return self._counter(message)
 
     def remember_reply(self, text: str, tokens: Sequence[int]) -> None:
-        """Reuse the generated token ids in the next prompt; only they match the KV cache."""
-        self._replies.put(text, list(tokens))
+        """Reuse the generated token ids in the next prompt; only they match the KV cache.
+
+        Replies with special tokens are left out, as in `recall_replies`: prompts must not depend on when a process started.
+        """
+        if _spell(self.tokenizer, tokens, text):
+            self._replies.put(text, list(tokens))
 
     def recall_replies(self, stored: Iterable[tuple[str, object]]) -> None:
         """Remember replies of an earlier process.

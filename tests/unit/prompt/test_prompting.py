@@ -201,3 +201,11 @@ def test_news_is_what_was_not_said_last() -> None:
     prompting = make()
     said = [prompting.is_news(about, what) for about, what in [("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1)]]
     assert said == [True, False, True, True, True]
+
+
+def test_a_generated_reply_with_special_tokens_is_not_reused_either() -> None:
+    """Or the prompts of a process that runs on would differ from those of one that starts again and recalls its replies."""
+    prompting = make()
+    honest = prompting.encode(HELLO)
+    prompting.remember_reply("Hello", [*b"Hel", IM_END, *b"lo"])
+    assert prompting.encode(HELLO) == honest
