@@ -93,7 +93,6 @@ class OnnxFolder:
         past_key, past_value, present_key, present_value: names, layer by layer.
         weights_bytes: of all weights.
         quantisation: "int4", "f16", ...
-        n_nodes: operators of the graph, before onnxruntime joins some of them.
     """
 
     model: Path
@@ -123,7 +122,6 @@ class OnnxFolder:
     present_value: tuple[str, ...]
     weights_bytes: int
     quantisation: str
-    n_nodes: int
 
     @property
     def kv_item_bytes(self) -> int:
@@ -196,7 +194,6 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         present_value=names[3],
         weights_bytes=check_external_files(path, graph),
         quantisation=_quantisation(graph),
-        n_nodes=graph.ops.total(),
     )
 
 

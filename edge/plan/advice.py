@@ -1,4 +1,4 @@
-"""What would make this device faster: `advice`, shown by `edge doctor`."""
+"""Advice on making this device faster, shown by `edge doctor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edge.errors import BUILD_HINT
+from edge.names import TITLES
+from edge.registry import ENGINES
 from edge.units import size_text
 
 if TYPE_CHECKING:
@@ -15,20 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["advice"]
 
-_BUILD = BUILD_HINT
 # Weight types that llama.cpp has no repacked layout for, so that the CPU computes them at about half the speed of Q4_0.
 _NOT_REPACKED = ("Q4_1", "Q5_0", "Q5_1")
 
 
 def advice(device: DeviceProfile, plan: Plan | None = None) -> list[str]:
-    """What would make it faster, the most worthwhile first.
+    """Return advice on making it faster, the most worthwhile first.
 
     Args:
         device: from `edge.device.probe`.
-        plan: how a model would run; None where there is none, and only the device is looked at.
+        plan: of a model; None looks at the device only.
 
     Returns:
-        One sentence or two for every piece of advice; [] where there is nothing to say.
+        One or two sentences each; [] where there is nothing to say.
     """
     found = [text for rule in _DEVICE_RULES for text in rule(device)]
     if plan is not None:
@@ -39,12 +40,12 @@ def advice(device: DeviceProfile, plan: Plan | None = None) -> list[str]:
 def _engine(device: DeviceProfile) -> Iterator[str]:
     engine = device.engine("llamacpp")
     if engine is None or not engine.is_installed:
-        yield f"llama-cpp-python is not installed, so no GGUF model can run. Build it for this machine with: {_BUILD}"
+        yield f"llama-cpp-python is not installed, so no GGUF model can run. Build it for this machine with: {BUILD_HINT}"
         return
-    for api, name in (("cuda", "CUDA"), ("metal", "Metal")):
+    for api in ("cuda", "metal"):
         gpus = device.gpus_of(api)
         if gpus and api not in engine.accelerators:
-            yield f"{gpus[0].name} is idle: llama.cpp was built without {name}. Build it with: {_BUILD} --force"
+            yield f"{gpus[0].name} is idle: llama.cpp was built without {TITLES[api]}. Build it with: {BUILD_HINT} --force"
 
 
 def _power(device: DeviceProfile) -> Iterator[str]:
@@ -70,7 +71,7 @@ def _jetson(device: DeviceProfile) -> Iterator[str]:
 
 
 def _mode_rank(name: str) -> tuple[int, int]:
-    """MAXN_SUPER before MAXN before the most watts."""
+    """Sort key: MAXN_SUPER, then MAXN, then the most watts."""
     watts = re.search(r"(\d+)W", name)
     return (2 if "SUPER" in name else 1 if "MAXN" in name else 0, int(watts[1]) if watts else 0)
 
@@ -98,24 +99,24 @@ def _old_cpu(device: DeviceProfile) -> Iterator[str]:
 
 
 def _repacking(device: DeviceProfile, plan: Plan) -> Iterator[str]:
-    if plan.backend != "llamacpp":
+    if "use_extra_buffers" not in ENGINES[plan.backend].options:
         return
     if not plan.use_extra_buffers:
-        note = next((choice.reason for choice in plan.choices if choice.what == "weight repacking"), "")
+        note = _reason(plan, "weight repacking")
         amx = " This CPU has AMX, with which such a build can crash." if "amx_tile" in device.cpu.features else ""
-        yield f"Weight repacking is off, which costs up to half of the speed.{amx} {note or f'Build it with: {_BUILD}'}"
-    header = plan.artifact.header
-    if plan.accelerator == "cpu" and header is not None and header.file_type in _NOT_REPACKED:
+        yield f"Weight repacking is off, which costs up to half of the speed.{amx} {note or f'Build it with: {BUILD_HINT}'}"
+    packed = plan.artifact.quantisation
+    if plan.accelerator == "cpu" and packed in _NOT_REPACKED:
         yield (
-            f"{plan.artifact.name} is packed as {header.file_type}. The same model as Q4_0 reads prompts about twice as fast "
-            "on a CPU, since llama.cpp can repack it."
+            f"{plan.artifact.name} is packed as {packed}. The same model as Q4_0 prefills about twice as fast on a CPU, since "
+            "llama.cpp can repack it."
         )
 
 
 def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
     if plan.accelerator == "cpu" and (plan.kv_type_k, plan.kv_type_v) != ("f16", "f16"):
         yield (
-            f"The KV cache is kept as {plan.kv_type_k}, which saves memory and costs the CPU speed: with 2,000 tokens, "
+            f"The KV cache is stored as {plan.kv_type_k}, which saves memory and costs the CPU speed: with 2,000 tokens, "
             "prefill was 2 to 3 times slower. With more free memory it would be f16."
         )
     memory = plan.memory
@@ -124,18 +125,21 @@ def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
             f"The model takes {size_text(memory.total_bytes)} of {size_text(memory.available_bytes)} that may be used. Close "
             "other programs, before the machine starts to swap."
         )
-    layers = next((choice for choice in plan.choices if choice.what == "layers offloaded"), None)
     if plan.accelerator == "cpu" and plan.gpu_layers == 0:
         engine = device.engine(plan.backend)
         idle = [gpu.name for gpu in device.gpus if engine is not None and gpu.api in engine.accelerators]
         if idle:
-            reason = next((choice.reason for choice in plan.choices if choice.what == "accelerator"), "")
-            yield f"{idle[0]} is not used by this plan ({reason})."
-    if layers is not None and plan.artifact.header is not None and plan.gpu_layers <= plan.artifact.header.n_layer:
+            yield f"{idle[0]} is not used by this plan ({_reason(plan, 'accelerator')})."
+    layers = next((choice for choice in plan.choices if choice.what == "layers offloaded"), None)
+    if layers is not None and plan.gpu_layers <= plan.artifact.facts.n_layer:
         yield (
             f"Only {layers.value} layers are on the accelerator. A smaller context (--context), fewer bits a weight or "
-            "less use of its memory by others would put more there."
+            "less use of its memory by other programs would put more there."
         )
+
+
+def _reason(plan: Plan, what: str) -> str:
+    return next((choice.reason for choice in plan.choices if choice.what == what), "")
 
 
 _DEVICE_RULES: tuple[Callable[[DeviceProfile], Iterator[str]], ...] = (_engine, _heat, _jetson, _power, _limits, _old_cpu)

@@ -1,8 +1,8 @@
-"""What `edge tune` found out about a model on this device, kept for the plan: `look_up`, `remember`, `forget`.
+"""Results of `edge tune`, stored for the plan: `look_up`, `remember`, `forget`.
 
 A record counts for one device, one build of the engine and one shape of model: speed depends on how many numbers of which type
-are read, not on their values, so a retrained model of the same shape and layout shares it. The file is ours and private, and is
-still checked when it is read. What does not fit is left out, with the reason, and never stops a start.
+are read, not on their values, so a retrained model of the same shape and layout shares it. The file is private, and checked all
+the same when it is read. A record that does not fit is left out, with the reason, and never stops a start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = [
     "device_fingerprint",
     "engine_build",
     "forget",
-    "load_tuning",
     "look_up",
     "records",
     "remember",
@@ -42,7 +41,7 @@ _FILE = "tuning.json"
 _FORMAT = 1
 _MAX_BYTES = 1 << 20
 _MAX_RECORDS = 500
-_HEADER_BYTES = 1 << 20  # of the small files of a folder that tell its shape
+_HEADER_BYTES = 1 << 20  # larger files of a folder count with their size only
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 _Batch = Annotated[int, msgspec.Meta(ge=1, le=65536)]
@@ -53,17 +52,17 @@ _CacheType = KVType | Literal["f32", "bf16"]
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings that were fastest, and how fast. Everything in it was measured.
+    """The fastest settings, and their speed. Everything in it was measured.
 
     Attributes:
-        backend, accelerator: what computed; names as in a Plan.
+        backend, accelerator: names as in a Plan.
         threads, threads_batch: for decode and for prefill.
         n_ubatch: tokens computed in one pass of prefill.
-        flash_attention: whether the fused attention was on.
-        kv_type_k, kv_type_v: how the KV cache was kept; q8_0 and q4_0 only if the user let tune try them.
+        flash_attention: it was on.
+        kv_type_k, kv_type_v: types of the KV cache; q8_0 and q4_0 only if the user let tune try them.
         decode_tokens_per_s, prefill_tokens_per_s: medians with these settings.
         default_decode_tokens_per_s, default_prefill_tokens_per_s: medians with the plan's own choice, in the same run.
-        n_prompt, n_decode: tokens that were read and written in each measurement.
+        n_prompt, n_decode: tokens prefilled and decoded in each measurement.
         measured_on: the day, "2026-11-26".
     """
 
@@ -85,15 +84,15 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tuning and what it is true for.
+    """A tuning, and what it holds for.
 
     Attributes:
         device: `device_fingerprint`.
         build: `engine_build` of the backend.
         shape: `shape_fingerprint` of the model.
         device_name, model_name: for people.
-        tuning: what was measured.
-        seal: digest of all the rest: a record that was changed by hand is no measurement.
+        tuning: the results.
+        seal: digest of all the rest: a record that was changed by hand is not a measurement.
     """
 
     device: _Hex
@@ -107,31 +106,26 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What is remembered for a model.
+    """The results stored for a model.
 
     Attributes:
-        tuning: the settings; None where there are none that count here.
-        ignored: why something that is remembered does not count, in words; "" where there is nothing to say.
+        tuning: the settings; None where none of them count here.
+        ignored: why stored results do not count; "" where there is nothing to say.
     """
 
     tuning: Tuning | None = None
     ignored: str = ""
 
 
-def load_tuning(device: DeviceProfile, artifact: Artifact, *, cache_dir: Path) -> Tuning | None:
-    """The tuning of a model on this device, or None. `look_up` also says why there is none."""
-    return look_up(device, artifact, cache_dir=cache_dir).tuning
-
-
 def look_up(device: DeviceProfile, artifact: Artifact, *, cache_dir: Path) -> Lookup:
-    """What is remembered for a model on this device. Never raises: a tuning saves time, nothing else.
+    """Return the results for a model on this device. Never raises: a tuning saves time, nothing else.
 
     Args:
         device: from `edge.device.probe`.
         artifact: the model.
         cache_dir: `settings.paths.cache_dir`.
     """
-    known, problem = _read(cache_dir / _FILE)
+    known, problem = records(cache_dir)
     if not known:
         return Lookup(None, problem)
     try:
@@ -142,131 +136,18 @@ def look_up(device: DeviceProfile, artifact: Artifact, *, cache_dir: Path) -> Lo
     mine = next((record for record in alike if record.device == here), None)
     if mine is None:
         if alike:
-            return Lookup(None, f"what edge tune measured was on another machine, or in another state ({alike[0].device_name})")
+            return Lookup(None, f"edge tune measured on another machine, or in another state ({alike[0].device_name})")
         return Lookup(None, problem)
     if mine.seal != _seal(mine):
-        return Lookup(None, "what edge tune kept was changed since; measure anew with edge tune")
+        return Lookup(None, "the results of edge tune were changed since; measure again with edge tune")
     if mine.build != engine_build(device, mine.tuning.backend):
-        return Lookup(None, f"{mine.tuning.backend} was installed anew since edge tune on {mine.tuning.measured_on}")
+        return Lookup(None, f"{mine.tuning.backend} was reinstalled since edge tune on {mine.tuning.measured_on}")
     return Lookup(mine.tuning)
 
 
 def records(cache_dir: Path) -> tuple[list[Record], str]:
-    """All that is remembered, and why the file could not be used; "" where it could."""
-    return _read(cache_dir / _FILE)
-
-
-def remember(device: DeviceProfile, artifact: Artifact, tuning: Tuning, *, cache_dir: Path) -> None:
-    """Keep a tuning, in the place of an earlier one of this device and shape of model.
-
-    Raises:
-        StorageError: it cannot be written, or the model's files cannot be read.
-    """
-    try:
-        shape = shape_fingerprint(artifact)
-    except OSError as error:
-        raise StorageError(f"{artifact.path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    record = Record(
-        device=device_fingerprint(device),
-        build=engine_build(device, tuning.backend),
-        shape=shape,
-        device_name=device.name[:500],
-        model_name=artifact.name[:500],
-        tuning=tuning,
-    )
-    record = msgspec.structs.replace(record, seal=_seal(record))
-    known, _ = _read(cache_dir / _FILE)
-    kept = [other for other in known if (other.device, other.shape) != (record.device, record.shape)]
-    _write(cache_dir, [*kept, record][-_MAX_RECORDS:])
-
-
-def forget(cache_dir: Path, *, artifact: Artifact | None = None) -> int:
-    """Forget a model's tunings, or all.
-
-    Args:
-        cache_dir: `settings.paths.cache_dir`.
-        artifact: the model; None is every one.
-
-    Returns:
-        How many were forgotten.
-
-    Raises:
-        StorageError: the file cannot be written, or the model's files cannot be read.
-    """
-    known, _ = _read(cache_dir / _FILE)
-    if artifact is None:
-        try:
-            (cache_dir / _FILE).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{cache_dir / _FILE} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
-        return len(known)
-    try:
-        shape = shape_fingerprint(artifact)
-    except OSError as error:
-        raise StorageError(f"{artifact.path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    kept = [record for record in known if record.shape != shape]
-    if len(kept) < len(known):
-        _write(cache_dir, kept)
-    return len(known) - len(kept)
-
-
-def device_fingerprint(device: DeviceProfile) -> str:
-    """Digest of what of a machine decides which settings are fastest: not of what comes and goes, such as free memory."""
-    cpu, gpus = device.cpu, device.gpus
-    return _digest(
-        [
-            device.kind,
-            [cpu.name, cpu.architecture, cpu.n_logical, cpu.n_performance, cpu.n_efficiency, list(cpu.features)],
-            [cpu.usable_performance, cpu.usable_efficiency, cpu.usable_logical, cpu.quota],
-            [[gpu.name, gpu.api, gpu.total_bytes, gpu.driver] for gpu in gpus],
-            device.power.mode,
-        ]
-    )
-
-
-def engine_build(device: DeviceProfile, backend: str) -> str:
-    """Digest of the installed build of an engine: another version, or the same one compiled anew, may favour other settings."""
-    engine = device.engine(backend)
-    about: list[object] = [backend, engine.version if engine else "", list(engine.accelerators) if engine else []]
-    row = ENGINES.get(backend)
-    if row is not None and row.build_id:
-        try:
-            about.append(load_entry(row.build_id)())
-        except (EdgeError, OSError):
-            pass  # a profile of another machine, whose engine is not here: its version has to do
-    return _digest(about)
-
-
-def shape_fingerprint(artifact: Artifact) -> str:
-    """Digest of a model's layout: types and shapes of a GGUF's tensors; files, sizes and settings of a folder.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    header = artifact.header
-    if header is not None:
-        tensors = [[tensor.name, list(tensor.shape), tensor.type] for tensor in header.tensors]
-        return _digest(["gguf", header.architecture, header.n_vocab, tensors])
-    files: list[object] = []
-    for path in sorted(artifact.path.rglob("*")) if artifact.path.is_dir() else []:
-        if path.is_file():
-            size = path.stat().st_size
-            is_small = size <= _HEADER_BYTES and path.suffix == ".json"
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if is_small else ""
-            files.append([path.relative_to(artifact.path).as_posix(), size, content])
-    return _digest([artifact.format, artifact.size_bytes, files])
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()
-
-
-def _seal(record: Record) -> str:
-    return _digest([_FORMAT, msgspec.to_builtins(msgspec.structs.replace(record, seal=""))])
-
-
-def _read(path: Path) -> tuple[list[Record], str]:
-    """The records of the file, and what is wrong with it. A single damaged record does not spoil the others."""
+    """Return all records, and what is wrong with the file; "" if nothing. A damaged record does not spoil the others."""
+    path = cache_dir / _FILE
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -294,6 +175,116 @@ def _read(path: Path) -> tuple[list[Record], str]:
         except msgspec.ValidationError as error:
             problem = f"a record of {path} is damaged ({error})"
     return found, problem
+
+
+def remember(device: DeviceProfile, artifact: Artifact, tuning: Tuning, *, cache_dir: Path) -> None:
+    """Store a tuning in the place of an earlier one of this device and shape of model.
+
+    Raises:
+        StorageError: it cannot be written, or the model's files cannot be read.
+    """
+    shape = _shape_of(artifact)
+    record = Record(
+        device=device_fingerprint(device),
+        build=engine_build(device, tuning.backend),
+        shape=shape,
+        device_name=device.name[:500],
+        model_name=artifact.name[:500],
+        tuning=tuning,
+    )
+    record = msgspec.structs.replace(record, seal=_seal(record))
+    known, _ = records(cache_dir)
+    kept = [other for other in known if (other.device, other.shape) != (record.device, record.shape)]
+    _write(cache_dir, [*kept, record][-_MAX_RECORDS:])
+
+
+def forget(cache_dir: Path, *, artifact: Artifact | None = None) -> int:
+    """Forget a model's tunings, or all.
+
+    Args:
+        cache_dir: `settings.paths.cache_dir`.
+        artifact: the model; None is every one.
+
+    Returns:
+        How many were forgotten.
+
+    Raises:
+        StorageError: the file cannot be written, or the model's files cannot be read.
+    """
+    known, _ = records(cache_dir)
+    if artifact is None:
+        try:
+            (cache_dir / _FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{cache_dir / _FILE} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
+        return len(known)
+    shape = _shape_of(artifact)
+    kept = [record for record in known if record.shape != shape]
+    if len(kept) < len(known):
+        _write(cache_dir, kept)
+    return len(known) - len(kept)
+
+
+def device_fingerprint(device: DeviceProfile) -> str:
+    """Return a digest of the parts of a machine that decide which settings are fastest, so not of its free memory."""
+    cpu, gpus = device.cpu, device.gpus
+    return _digest(
+        [
+            device.kind,
+            [cpu.name, cpu.architecture, cpu.n_logical, cpu.n_performance, cpu.n_efficiency, list(cpu.features)],
+            [cpu.usable_performance, cpu.usable_efficiency, cpu.usable_logical, cpu.quota],
+            [[gpu.name, gpu.api, gpu.total_bytes, gpu.driver] for gpu in gpus],
+            device.power.mode,
+        ]
+    )
+
+
+def engine_build(device: DeviceProfile, backend: str) -> str:
+    """Return a digest of the installed build of an engine; another one may favour other settings."""
+    engine = device.engine(backend)
+    about: list[object] = [backend, engine.version if engine else "", list(engine.accelerators) if engine else []]
+    row = ENGINES.get(backend)
+    if row is not None and row.build_id:
+        try:
+            about.append(load_entry(row.build_id)())
+        except (EdgeError, OSError):
+            pass  # a profile of another machine, whose engine is not here: its version has to suffice
+    return _digest(about)
+
+
+def shape_fingerprint(artifact: Artifact) -> str:
+    """Return a digest of a model's layout: types and shapes of a GGUF's tensors; files, sizes and settings of a folder.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    header = artifact.header
+    if header is not None:
+        tensors = [[tensor.name, list(tensor.shape), tensor.type] for tensor in header.tensors]
+        return _digest(["gguf", header.architecture, header.n_vocab, tensors])
+    files: list[object] = []
+    for path in sorted(artifact.path.rglob("*")) if artifact.path.is_dir() else []:
+        if path.is_file():
+            size = path.stat().st_size
+            is_small = size <= _HEADER_BYTES and path.suffix == ".json"
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if is_small else ""
+            files.append([path.relative_to(artifact.path).as_posix(), size, content])
+    return _digest([artifact.format, artifact.size_bytes, files])
+
+
+def _shape_of(artifact: Artifact) -> str:
+    try:
+        return shape_fingerprint(artifact)
+    except OSError as error:
+        raise StorageError(f"{artifact.path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()
+
+
+def _seal(record: Record) -> str:
+    return _digest([_FORMAT, msgspec.to_builtins(msgspec.structs.replace(record, seal=""))])
 
 
 def _write(cache_dir: Path, known: list[Record]) -> None:

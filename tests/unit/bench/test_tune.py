@@ -16,7 +16,7 @@ from edge.device import Engine
 from edge.errors import BackendError, BackendUnavailableError, UsageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import PlanRequest, make_plan
-from edge.plan.tuning import load_tuning, look_up
+from edge.plan.tuning import look_up
 from tests.tiny_onnx import write_onnx
 from tests.unit.bench.fakes import Machine, device, write_gguf
 
@@ -95,7 +95,7 @@ def test_finds_keeps_and_is_used(model: Artifact, tmp_path: Path) -> None:
     assert report.outcome.is_complete
     assert kept.decode_tokens_per_s / kept.default_decode_tokens_per_s == pytest.approx(1.3**4, rel=0.1)
     assert workers.n_most <= 3
-    assert load_tuning(LAPTOP, model, cache_dir=tmp_path) == kept
+    assert look_up(LAPTOP, model, cache_dir=tmp_path).tuning == kept
     plan = make_plan(LAPTOP, model, PlanRequest(), tuned=look_up(LAPTOP, model, cache_dir=tmp_path))
     assert (plan.n_threads, plan.n_ubatch, plan.flash_attention) == (n, 256, False)
     assert (usual.n_threads, usual.n_ubatch) != (n, 256)
@@ -157,8 +157,8 @@ def test_formats_are_measured_in_turns_and_each_is_kept(model: Artifact, tmp_pat
     ratio = second.tuning.decode_tokens_per_s / first.tuning.decode_tokens_per_s
     assert ratio == pytest.approx(1.5, rel=0.05)
     assert (first.tuning.n_prompt, first.tuning.n_decode) == (second.tuning.n_prompt, second.tuning.n_decode)
-    assert load_tuning(LAPTOP, other, cache_dir=tmp_path) == first.tuning
-    assert load_tuning(LAPTOP, model, cache_dir=tmp_path) == second.tuning
+    assert look_up(LAPTOP, other, cache_dir=tmp_path).tuning == first.tuning
+    assert look_up(LAPTOP, model, cache_dir=tmp_path).tuning == second.tuning
 
 
 def test_an_engine_with_one_number_of_threads_gets_the_best_one(tmp_path: Path) -> None:

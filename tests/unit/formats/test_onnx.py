@@ -36,7 +36,6 @@ def test_a_folder_says_what_it_is(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     expected = sum(onnx.numpy_helper.to_array(weight).nbytes for weight in model.graph.initializer)
     assert found.weights_bytes == expected
-    assert found.n_nodes == len(model.graph.node)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_plan_that_is_short_of_memory() -> None:
     plan = plan_for(tight)
     assert plan.kv_type_k == "q8_0"
     said = "\n".join(advice(tight, plan))
-    assert "kept as q8_0" in said
+    assert "stored as q8_0" in said
     assert "may be used. Close other programs" in said
 
 

@@ -49,7 +49,7 @@ def onnx(size: int = 110 * MIB) -> Artifact:
     sizes = {"n_layer": 30, "n_head": 9, "n_head_kv": 3, "head_dim": 64, "n_embd": 576, "n_vocab": 49152, "n_ctx_train": 8192}
     about: dict[str, Any] = {"architecture": "llama", "kv_type": "f32", "logits_type": "f32", "quantisation": "int4"}
     folder = OnnxFolder(
-        model=Path("o/model.onnx"), files=(Path("o/model.onnx"),), weights_bytes=size, n_nodes=9,
+        model=Path("o/model.onnx"), files=(Path("o/model.onnx"),), weights_bytes=size,
         **about, **sizes, **flags, **layers, **{name: name for name in names},
     )  # fmt: skip
     return Artifact(Path("o"), "onnx", "Tiny", size, onnx=folder)

@@ -16,7 +16,7 @@ from edge.device import DeviceProfile, Engine
 from edge.errors import StorageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import tuning
-from edge.plan.tuning import Tuning, forget, load_tuning, look_up, records, remember
+from edge.plan.tuning import Tuning, forget, look_up, records, remember
 from tests.unit.bench.fakes import device, write_gguf
 
 LAPTOP, JETSON = device("laptop-rtx4060"), device("jetson-orin-nano")
@@ -57,9 +57,9 @@ def cache(tmp_path: Path) -> Path:
 def test_kept_and_found(model: Artifact, cache: Path) -> None:
     assert look_up(LAPTOP, model, cache_dir=cache) == tuning.Lookup(None, "")
     remember(LAPTOP, model, make(), cache_dir=cache)
-    assert load_tuning(LAPTOP, model, cache_dir=cache) == make()
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make()
     remember(LAPTOP, model, make(threads=2), cache_dir=cache)
-    assert load_tuning(LAPTOP, model, cache_dir=cache) == make(threads=2)
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make(threads=2)
     assert len(records(cache)[0]) == 1
 
 
@@ -71,7 +71,7 @@ def test_only_the_owner_may_read_it(model: Artifact, cache: Path) -> None:
 def test_other_weights_of_the_same_shape_share_it(model: Artifact, cache: Path, tmp_path: Path) -> None:
     remember(LAPTOP, model, make(), cache_dir=cache)
     retrained = open_artifact(write_gguf(tmp_path / "again.gguf", name="Retrained", seed=7))
-    assert load_tuning(LAPTOP, retrained, cache_dir=cache) == make()
+    assert look_up(LAPTOP, retrained, cache_dir=cache).tuning == make()
 
 
 def test_another_layout_is_another_model(model: Artifact, cache: Path) -> None:
@@ -89,11 +89,11 @@ def test_folders(cache: Path, tmp_path: Path) -> None:
     (folder / "model.onnx.data").write_bytes(b"\0" * 1000)
     artifact = Artifact(folder, "onnx", "model", 1002)
     remember(LAPTOP, artifact, make(backend="onnx"), cache_dir=cache)
-    assert load_tuning(LAPTOP, artifact, cache_dir=cache) is not None
+    assert look_up(LAPTOP, artifact, cache_dir=cache).tuning is not None
     (folder / "model.onnx.data").write_bytes(b"\1" * 1000)
-    assert load_tuning(LAPTOP, artifact, cache_dir=cache) is not None
+    assert look_up(LAPTOP, artifact, cache_dir=cache).tuning is not None
     (folder / "genai_config.json").write_text('{"model": 1}')
-    assert load_tuning(LAPTOP, artifact, cache_dir=cache) is None
+    assert look_up(LAPTOP, artifact, cache_dir=cache).tuning is None
 
 
 def test_another_machine(model: Artifact, cache: Path) -> None:
@@ -102,8 +102,8 @@ def test_another_machine(model: Artifact, cache: Path) -> None:
     assert found.tuning is None
     assert "another machine" in found.ignored
     remember(JETSON, model, make(threads=5), cache_dir=cache)
-    assert load_tuning(LAPTOP, model, cache_dir=cache) == make()
-    assert load_tuning(JETSON, model, cache_dir=cache) == make(threads=5)
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make()
+    assert look_up(JETSON, model, cache_dir=cache).tuning == make(threads=5)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_another_machine(model: Artifact, cache: Path) -> None:
 )
 def test_the_machine_in_another_state(model: Artifact, cache: Path, change: Callable[[DeviceProfile], DeviceProfile]) -> None:
     remember(LAPTOP, model, make(), cache_dir=cache)
-    assert load_tuning(change(LAPTOP), model, cache_dir=cache) is None
+    assert look_up(change(LAPTOP), model, cache_dir=cache).tuning is None
 
 
 def test_what_comes_and_goes_does_not_count(model: Artifact, cache: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_comes_and_goes_does_not_count(model: Artifact, cache: Path) -> Non
         power=replace(LAPTOP.power, battery_percent=3, source="battery"),
         gpus=tuple(replace(gpu, free_bytes=1) for gpu in LAPTOP.gpus),
     )
-    assert load_tuning(later, model, cache_dir=cache) == make()
+    assert look_up(later, model, cache_dir=cache).tuning == make()
 
 
 def test_another_build(model: Artifact, cache: Path, build: Callable[[str], None]) -> None:
@@ -137,13 +137,13 @@ def test_another_build(model: Artifact, cache: Path, build: Callable[[str], None
     build("compiled anew")
     found = look_up(LAPTOP, model, cache_dir=cache)
     assert found.tuning is None
-    assert found.ignored == "llamacpp was installed anew since edge tune on 2026-11-26"
+    assert found.ignored == "llamacpp was reinstalled since edge tune on 2026-11-26"
 
 
 def test_another_version(model: Artifact, cache: Path) -> None:
     remember(LAPTOP, model, make(), cache_dir=cache)
     engines = tuple(Engine(e.name, e.package, "0.9.9", ("cpu",)) if e.name == "llamacpp" else e for e in LAPTOP.engines)
-    assert "installed anew" in look_up(replace(LAPTOP, engines=engines), model, cache_dir=cache).ignored
+    assert "reinstalled" in look_up(replace(LAPTOP, engines=engines), model, cache_dir=cache).ignored
 
 
 def edit(cache: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -181,8 +181,8 @@ def test_a_damaged_record_leaves_the_others(model: Artifact, cache: Path) -> Non
     remember(JETSON, model, make(threads=5), cache_dir=cache)
     remember(LAPTOP, model, make(), cache_dir=cache)
     edit(cache, lambda record: record["tuning"].update(threads=-1))
-    assert load_tuning(LAPTOP, model, cache_dir=cache) == make()
-    assert load_tuning(JETSON, model, cache_dir=cache) is None
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make()
+    assert look_up(JETSON, model, cache_dir=cache).tuning is None
     assert "damaged" in records(cache)[1]
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_is_none(model: Artifact, cache: Path, content: bytes) -> No
     assert found.tuning is None
     assert found.ignored
     remember(LAPTOP, model, make(), cache_dir=cache)  # and it is replaced
-    assert load_tuning(LAPTOP, model, cache_dir=cache) == make()
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make()
 
 
 def test_a_file_without_end(model: Artifact, cache: Path) -> None:
@@ -230,8 +230,8 @@ def test_forgetting(model: Artifact, cache: Path, tmp_path: Path) -> None:
         remember(LAPTOP, artifact, make(), cache_dir=cache)
     assert forget(cache, artifact=model) == 1
     assert forget(cache, artifact=model) == 0
-    assert load_tuning(LAPTOP, model, cache_dir=cache) is None
-    assert load_tuning(LAPTOP, other, cache_dir=cache) == make()
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning is None
+    assert look_up(LAPTOP, other, cache_dir=cache).tuning == make()
     assert forget(cache) == 1
     assert not (cache / "tuning.json").exists()
 
