@@ -177,13 +177,14 @@ def sync_folder(path: Path) -> None:
 
 
 def make_private_dir(path: Path) -> Path:
-    """Make a directory that only its owner may enter. One that is there already stays as it is.
+    """Make a directory, and its missing parents, that only their owner may enter. Existing ones stay as they are.
 
     Raises:
         StorageError: it cannot be made.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in reversed([path, *(parent for parent in path.parents if not parent.exists())]):
+            folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         hint = "Check its owner and the free space, or choose another directory (edge config path)."
         raise StorageError(f"The directory {path} cannot be made: {error.strerror}.", hint) from error

@@ -157,7 +157,7 @@ class Store:
         return tempfile.TemporaryDirectory(suffix=".pip", dir=self._partials(), ignore_cleanup_errors=True)
 
     def _partials(self) -> Path:
-        return make_private_dir(make_private_dir(self.root) / _PARTIAL)
+        return make_private_dir(self.root / _PARTIAL)
 
     @contextmanager
     def lock(self, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -170,7 +170,7 @@ class Store:
         Raises:
             StorageError: the folder cannot be written or does not support locks.
         """
-        path = make_private_dir(make_private_dir(self.root) / _LOCKS) / _key(key)
+        path = make_private_dir(self.root / _LOCKS) / _key(key)
         with ExitStack() as stack:
             try:
                 stack.enter_context(lock_file(path, on_wait=on_wait))
@@ -210,9 +210,7 @@ class Store:
         Raises:
             StorageError: it cannot be written.
         """
-        target_dir = self.root
-        for name in folder:
-            target_dir = make_private_dir(target_dir / name)
+        target_dir = make_private_dir(self.root.joinpath(*folder))
         target = target_dir / record.file
         try:
             if partial.is_dir():
@@ -235,15 +233,12 @@ class Store:
         return target, record
 
     def place_in(self, staging: Path, name: str) -> Path:
-        """Return the path of a folder's file; missing folders on the way are made, each of them private.
+        """Return the path of a folder's file; missing folders on the way are made.
 
         Raises:
             StorageError: one cannot be made.
         """
-        target = staging / name
-        for folder in reversed(list(target.relative_to(staging).parents)[:-1]):
-            make_private_dir(staging / folder)
-        return target
+        return make_private_dir((staging / name).parent) / Path(name).name
 
     def gather(self, partial: Path, staging: Path, name: str) -> None:
         """Move a whole and checked file into its folder.

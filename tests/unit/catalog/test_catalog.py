@@ -510,9 +510,15 @@ def test_only_old_partial_downloads_are_swept(settings: Settings) -> None:
     for path in (old, young):
         path.write_bytes(b"x")
     os.utime(old, (0, 0))
+    of_a_killed_pip, running_pip = store.root / ".partial" / "old.pip", store.root / ".partial" / "young.pip"
+    for folder in (of_a_killed_pip, running_pip):
+        (folder / "wheels").mkdir(parents=True)
+    os.utime(of_a_killed_pip, (0, 0))
     store.sweep()
     assert not old.exists()
     assert young.exists()
+    assert not of_a_killed_pip.exists()
+    assert running_pip.exists()
 
 
 def test_verify_reads_what_opening_does_not(settings: Settings) -> None:
