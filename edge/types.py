@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from edge.errors import UsageError
 
@@ -29,8 +32,12 @@ class Message:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in ("system", "user", "assistant", "tool"):
+        if self.role not in get_args(Role):
             raise UsageError(f"There is no role {self.role!r}.", "Roles are system, user, assistant and tool.")
+        if not isinstance(self.content, str):
+            raise UsageError(f"The content of a message is text, not {_kind(self.content)}.", "Pass a str.")
+        if not isinstance(self.name, str | None):
+            raise UsageError(f"The name of a message is text, not {_kind(self.name)}.", "Pass a str or None.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,10 @@ class Sampling:
         stop: texts that end the reply; they may span tokens and are not part of the reply.
         max_tokens: length of the longest reply in tokens; None is until the model stops or the window is full.
 
+    Numbers of any library become int and float, `stop="END"` becomes `("END",)`, and text keys of `logit_bias` ids.
+
     Raises:
-        UsageError: a value is out of its range.
+        UsageError: a value has the wrong type, or is out of its range.
 
     Source: llama.cpp `common/sampling.cpp`; DRY by p-e-w; XTC by p-e-w; min-p by Nguyen et al., 2024.
     """
@@ -87,34 +96,96 @@ class Sampling:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken. Dividing by a temperature near 0 would overflow float32."""
+        return self.temperature < 1e-6
+
     def __post_init__(self) -> None:
-        ranges: list[tuple[str, float | None, float | None]] = [
-            ("temperature", 0.0, None),
-            ("top_k", 0, None),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("typical_p", 0.0, 1.0),
-            ("repeat_last_n", -1, None),
-            ("dry_multiplier", 0.0, None),
-            ("dry_base", 1.0, None),
-            ("dry_allowed_length", 0, None),
-            ("dry_penalty_last_n", -1, None),
-            ("xtc_probability", 0.0, 1.0),
-            ("xtc_threshold", 0.0, 1.0),
-        ]
-        for name, low, high in ranges:
+        for name, (kind, low, high, hint) in _NUMBERS.items():
             value = getattr(self, name)
-            # NaN fails every comparison, so the test is for being inside, not outside.
-            is_inside = (low is None or value >= low) and (high is None or value <= high)
-            if not is_inside:
-                top = "up" if high is None else f"to {high:g}"
-                raise UsageError(f"{name} is {value}, which is out of range.", f"Use a value from {low:g} {top}.")
-        if not self.repeat_penalty > 0:
-            raise UsageError(f"repeat_penalty is {self.repeat_penalty}, which is out of range.", "1 turns it off.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UsageError(f"max_tokens is {self.max_tokens}.", "Ask for at least one token.")
-        if any(not text for text in self.stop):
-            raise UsageError("A stop text is empty, so every reply would end at once.", "Leave it out.")
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            object.__setattr__(self, name, _number(name, value, kind, low, high, hint))
+        for name in ("stop", "dry_sequence_breakers"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+
+_INT, _FLOAT = 2**31 - 1, 3.4e38  # what engines can hold; larger values would wrap round, or be infinite, without a word
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
+    "temperature": (float, 0, _FLOAT, "0 always takes the likeliest token."),
+    "top_k": (int, 0, _INT, "0 turns it off."),
+    "top_p": (float, 0, 1, "1 turns it off."),
+    "min_p": (float, 0, 1, "0 turns it off."),
+    "typical_p": (float, 0, 1, "1 turns it off."),
+    "repeat_penalty": (float, 1e-30, _FLOAT, "1 turns it off."),
+    "repeat_last_n": (int, -1, _INT, "-1 is the whole context."),
+    "frequency_penalty": (float, -_FLOAT, _FLOAT, "0 turns it off."),
+    "presence_penalty": (float, -_FLOAT, _FLOAT, "0 turns it off."),
+    "dry_multiplier": (float, 0, _FLOAT, "0 turns it off."),
+    "dry_base": (float, 1, _FLOAT, "1.75 is usual."),
+    "dry_allowed_length": (int, 0, _INT, "2 is usual."),
+    "dry_penalty_last_n": (int, -1, _INT, "-1 is the whole context."),
+    "xtc_probability": (float, 0, 1, "0 turns it off."),
+    "xtc_threshold": (float, 0, 1, "0.1 is usual."),
+    "seed": (int, -(2**63), 2**64 - 1, "None takes a fresh one."),
+    "max_tokens": (int, 1, _INT, "Ask for at least one token; None sets no limit."),
+}
+_MAY_BE_NONE = ("seed", "max_tokens")
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} ({str(value)[:40]!r})"
+
+
+def _number(name: str, value: object, kind: type[int] | type[float], low: float, high: float, hint: str) -> int | float:
+    """Return a number as a plain int or float, whatever library it comes from."""
+    number: Any = None
+    if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+        number = operator.index(value)
+    elif kind is float and not isinstance(value, bool) and isinstance(value, Real | Decimal):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = float("inf")
+    if number is None:
+        wanted = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{name} is {wanted}, not {_kind(value)}.", hint)
+    if not low <= number <= high:  # NaN fails every comparison
+        bounds = f"from {low:g} up" if high in (_INT, _FLOAT) else f"from {low:g} to {high:g}"
+        raise UsageError(f"{name} is {value}, which is out of range.", f"Use a value {bounds}. {hint}")
+    return kind(number)
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """Return texts as a tuple. A single str is one text, not its letters."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if texts is None or isinstance(value, bytes | Mapping) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{name} takes texts, not {_kind(value)}.", f'For example: {name}=("END",)')
+    if not all(texts):
+        raise UsageError(f"{name} has an empty text, which every reply contains.", "Leave it out.")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} has a text that is not Unicode ({error.reason}).", "Remove lone surrogates.") from None
+    return texts
+
+
+def _biases(value: object) -> dict[int, float]:
+    """Return biases of the logits by token id. JSON has text keys only, so "5" is token 5."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"logit_bias maps token ids to numbers; it is not {_kind(value)}.", "For example: {1234: -5.0}")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        key = int(token) if isinstance(token, str) and token.isascii() and token.isdecimal() else token
+        name, hint = "A key of logit_bias", "It is the id of a token."
+        number = int(_number(name, key, int, 0, _INT, hint))
+        if bias == float("-inf"):
+            biases[number] = bias
+        else:
+            biases[number] = _number(f"logit_bias[{number}]", bias, float, -_FLOAT, _FLOAT, "-inf forbids the token.")
+    return biases
 
 
 @dataclass(frozen=True, slots=True)

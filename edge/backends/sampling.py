@@ -101,7 +101,7 @@ def narrow(
         values[token] += bias
     _penalise(values, sampling, history)
     _dry(values, sampling, history, breakers or {})
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         best = int(values.argmax())
         return np.array([best]), values[best : best + 1].astype(np.float64)
     is_xtc = sampling.xtc_probability > 0 and xtc_draw <= sampling.xtc_probability
@@ -329,7 +329,7 @@ class NumpySampler(Sampler):
         self._logits_of = logits_of
         self._breakers = breakers
         self._random = np.random.default_rng(seed_of(sampling.seed))
-        self._is_plain = sampling.temperature == 0 and not _is_changing(sampling)
+        self._is_plain = sampling.is_greedy and not _is_changing(sampling)
         self._is_open = True
 
     def sample(self, seq_id: int) -> int:

@@ -93,7 +93,7 @@ class LlamaCppSampler(Sampler):
         except BaseException:
             self._free()
             raise
-        self._is_plain_greedy = sampling.temperature == 0 and not bias and n_back == 0
+        self._is_plain_greedy = sampling.is_greedy and not bias and n_back == 0
         self._add_choice(sampling)
         if n_back:
             for token in history[-n_back:]:
@@ -134,12 +134,12 @@ class LlamaCppSampler(Sampler):
             values = (library.llama_logit_bias * len(bias))(*bias.items())
             self._add(library.llama_sampler_init_logit_bias(n_vocab, len(bias), values))
         n_back = 0
-        last_n = sampling.repeat_last_n if sampling.repeat_last_n >= 0 else n_ctx
+        last_n = min(sampling.repeat_last_n, n_ctx) if sampling.repeat_last_n >= 0 else n_ctx  # llama.cpp allots that many
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         if last_n and penalties != (1.0, 0.0, 0.0):
             self._add(library.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
             n_back = last_n
-        last_n = sampling.dry_penalty_last_n if sampling.dry_penalty_last_n >= 0 else n_ctx
+        last_n = min(sampling.dry_penalty_last_n, n_ctx) if sampling.dry_penalty_last_n >= 0 else n_ctx
         if last_n and sampling.dry_multiplier:
             self._add(dry.new(vocab, sampling, last_n))
             n_back = max(n_back, last_n)
@@ -147,7 +147,7 @@ class LlamaCppSampler(Sampler):
 
     def _add_choice(self, sampling: Sampling) -> None:
         library = self._library
-        if sampling.temperature == 0:
+        if sampling.is_greedy:
             self._add(library.llama_sampler_init_greedy())
             return
         seed = seed_of(sampling.seed)
