@@ -33,6 +33,8 @@ class Reply:
         held_back: how the engine was throttled meanwhile, since the device was hot, low on battery or short of memory.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
+        is_cancelled: whether cancel() was called.
+        error: the error that ended it, if one did; iterating or waiting raises it.
     """
 
     def __init__(self) -> None:
@@ -46,8 +48,8 @@ class Reply:
         self.node: Node | None = None
         self.tokens: tuple[int, ...] = ()
         self._pieces: list[str] = []
-        self._error: EdgeError | None = None
-        self._is_cancelled = False
+        self.error: EdgeError | None = None
+        self.is_cancelled = False
         self._on_cancel: Callable[[], None] | None = None
         self._changed = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -62,20 +64,10 @@ class Reply:
         """Whether the reply is over."""
         return self.finish_reason is not None
 
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether cancel() was called."""
-        return self._is_cancelled
-
-    @property
-    def error(self) -> EdgeError | None:
-        """The error that ended it, if one did; iterating or waiting raises it."""
-        return self._error
-
     def cancel(self) -> None:
         """Stop the reply and keep its text; does nothing once the reply is over."""
         with self._changed:
-            self._is_cancelled = True
+            self.is_cancelled = True
             on_cancel = self._on_cancel
         if on_cancel is not None:
             on_cancel()
@@ -96,8 +88,8 @@ class Reply:
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_done, timeout_s):
                 raise TimeoutError("The reply is still being written.")
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self.text
 
     def __iter__(self) -> Iterator[str]:
@@ -115,8 +107,8 @@ class Reply:
                 break
             position += len(new)
             yield from new
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield the text in pieces, from the start, without blocking the event loop.
@@ -132,8 +124,8 @@ class Reply:
             position += len(new)
             for piece in new:
                 yield piece
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._wait_async().__await__()
@@ -178,7 +170,7 @@ class Reply:
         """Set the function that cancels; call it at once if cancel() was called before."""
         with self._changed:
             self._on_cancel = on_cancel
-            is_cancelled = self._is_cancelled
+            is_cancelled = self.is_cancelled
         if is_cancelled:
             on_cancel()
 
@@ -189,7 +181,7 @@ class Reply:
 
     def _end(self, reason: FinishReason, error: EdgeError | None = None) -> None:
         with self._changed:
-            self._error = error
+            self.error = error
             self.finish_reason = reason
             self._on_cancel = None
             self._wake()

@@ -226,8 +226,8 @@ class Turn:
             n_ctx=self._n_ctx,
             reserve=quarter if self.sampling.max_tokens is None else min(self.sampling.max_tokens, quarter),
             count=count,
-            policy=self.window,
             count_one=self.prompting.count_one,
+            policy=self.window,
             summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.notices.append),
             summary=self.summary,
         )

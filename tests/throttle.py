@@ -31,15 +31,10 @@ class SetGovernor(Governor):
     def __init__(self, limits: Limits = FULL) -> None:
         super().__init__(Workload(4, 4, 4096))
         self.wanted = limits
-        self._current = FULL
-
-    @property
-    def limits(self) -> Limits:
-        return self._current
 
     def step(self, readings: Readings, now_s: float) -> Limits:
-        self._current = self.wanted
-        return self._current
+        self.limits = self.wanted
+        return self.limits
 
     def set(self, assistant: Assistant, limits: Limits) -> None:
         """Set limits and wait until the assistant has taken them on."""

@@ -139,6 +139,9 @@ class Governor:
     Args:
         workload: what can be throttled.
         settings: the thresholds.
+
+    Attributes:
+        limits: of the last step; nothing is throttled before the first.
     """
 
     def __init__(self, workload: Workload, settings: GovernorSettings | None = None) -> None:
@@ -148,12 +151,7 @@ class Governor:
         self._window = _Level(self._settings.hold_s)
         self._pace_cause = self._window_cause = _Verdict("")
         self._oom_kills: int | None = None
-        self._limits = self._make()
-
-    @property
-    def limits(self) -> Limits:
-        """Limits of the last step; none before the first."""
-        return self._limits
+        self.limits = self._make()
 
     def step(self, readings: Readings, now_s: float) -> Limits:
         """Return the limits that follow from new readings; the same object while nothing changes.
@@ -175,8 +173,8 @@ class Governor:
         if memory.least and has_moved:
             self._window_cause = memory
         if has_moved:
-            self._limits = self._make()
-        return self._limits
+            self.limits = self._make()
+        return self.limits
 
     def _heat(self, readings: Readings) -> _Verdict:
         level = self._pace.level

@@ -11,7 +11,7 @@ from edge.errors import TemplateError
 from edge.kv.tree import common_prefix
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
-from edge.prompt.window import MessageCounter
+from edge.prompt.window import message_counter
 from edge.types import Message
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Prompting:
     Attributes:
         template: the model's chat template.
         tokenizer, system: as above.
+        count_one: returns how many tokens a message adds to a prompt, rather too many than too few.
     """
 
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer, system: str | None) -> None:
@@ -43,8 +44,7 @@ class Prompting:
         self.tokenizer = tokenizer
         self._texts: _Memo[tuple[str, bool, bool]] = _Memo()
         self._replies: _Memo[str] = _Memo()
-        self._counter = MessageCounter(lambda messages: len(self.encode(messages)))
-        self._counter_lock = threading.Lock()
+        self.count_one = message_counter(lambda messages: len(self.encode(messages)))
         self._told: dict[str, object] = {}
         self._told_lock = threading.Lock()
 
@@ -82,11 +82,6 @@ class Prompting:
             known = self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
             self._texts.put(key, known)
         return known
-
-    def count_one(self, message: Message) -> int:
-        """Return how many tokens a message adds to a prompt, rather too many than too few."""
-        with self._counter_lock:
-            return self._counter(message)
 
     def remember_reply(self, text: str, tokens: Sequence[int]) -> None:
         """Reuse the generated token ids in the next prompt; only they match the KV cache.

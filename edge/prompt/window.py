@@ -11,15 +11,15 @@ never moves it back, and another branch of the conversation moves only what diff
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 from edge.errors import ContextFullError, UsageError
 from edge.prompt.summary import SUMMARY_TITLE, Summary, update_summary
 from edge.types import Message
 
-__all__ = ["MessageCounter", "Window", "fit"]
+__all__ = ["Window", "fit", "message_counter"]
 
 Count = Callable[[Sequence[Message]], int]
 
@@ -48,33 +48,25 @@ class Window:
     summary: Summary | None = None
 
 
-class MessageCounter:
-    """Counts the tokens that a message adds to a prompt, slightly too many rather than too few, and remembers them.
+def message_counter(count: Count, max_entries: int = 4096) -> Callable[[Message], int]:
+    """Return a function that counts the tokens a message adds to a prompt, slightly too many rather than too few.
 
     Args:
-        count: tokens of the prompt made of some messages.
-        max_entries: messages to remember.
+        count: returns the tokens of the prompt made of some messages.
+        max_entries: messages whose tokens are remembered.
     """
 
-    def __init__(self, count: Count, max_entries: int = 4096) -> None:
-        self._count = count
-        self._max_entries = max_entries
-        self._memo: OrderedDict[Message, int] = OrderedDict()
-        self._base_sizes: dict[int, int] = {}
+    @cache
+    def count_base(n_messages: int) -> int:
+        return count(_EXCHANGE[:n_messages])
 
-    def __call__(self, message: Message) -> int:
-        known = self._memo.get(message)
-        if known is None:
-            # Counted behind other messages, since many templates take a message only where it belongs.
-            base = _EXCHANGE[:1] if message.role == "assistant" else _EXCHANGE
-            if len(base) not in self._base_sizes:
-                self._base_sizes[len(base)] = self._count(base)
-            known = max(0, self._count([*base, message]) - self._base_sizes[len(base)]) + _MARGIN
-            self._memo[message] = known
-        self._memo.move_to_end(message)
-        while len(self._memo) > self._max_entries:
-            self._memo.popitem(last=False)
-        return known
+    @lru_cache(maxsize=max_entries)
+    def count_one(message: Message) -> int:
+        # Counted behind other messages, since many templates take a message only where it belongs.
+        n_base = 1 if message.role == "assistant" else 2
+        return max(0, count([*_EXCHANGE[:n_base], message]) - count_base(n_base)) + _MARGIN
+
+    return count_one
 
 
 def fit(
@@ -83,8 +75,8 @@ def fit(
     n_ctx: int,
     reserve: int,
     count: Count,
+    count_one: Callable[[Message], int],
     policy: str = "drop",
-    count_one: Callable[[Message], int] | None = None,
     summarise: Callable[[Sequence[Message]], str] | None = None,
     summary: Summary | None = None,
 ) -> Window:
@@ -95,9 +87,8 @@ def fit(
         n_ctx: context window in tokens.
         reserve: tokens to keep free for the reply.
         count: returns the exact tokens of the prompt made of some messages. The last call is for the messages of the window.
+        count_one: returns the tokens that one message adds to a prompt, or more; see `message_counter`.
         policy: "drop" leaves old turns out, "summarise" replaces them by a summary, "refuse" raises.
-        count_one: returns the tokens that one message adds to a prompt, or more; a `MessageCounter` kept from turn to turn
-            saves counting every message again. None makes one for this call.
         summarise: writes a summary of messages, an earlier summary in front as a system message. It may be given more than
             fits into the window, when a long conversation is continued with a small model. Without it "summarise" drops.
         summary: `Window.summary` of an earlier turn.
@@ -107,7 +98,7 @@ def fit(
         UsageError: there is no message, an unknown policy, or no room at all beside the reply.
     """
     room = _check(messages, n_ctx, reserve, policy)
-    if policy == "refuse" or not _is_far_above(messages, room, count_one):
+    if policy == "refuse" or sum(map(count_one, messages)) <= 2 * room:  # far above, an exact count is not needed
         n_tokens = count(messages)
         if n_tokens <= room:
             return Window(list(messages), range(0), n_tokens)
@@ -116,7 +107,6 @@ def fit(
                 f"This conversation has {n_tokens:,} tokens; the context window of {n_ctx:,} holds {room:,} besides the reply.",
                 'Start a new conversation, load the model with a larger context, or set window = "drop".',
             )
-    counter = count_one or MessageCounter(count)
     n_head = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
     head, rest = list(messages[:n_head]), list(messages[n_head:])
     starts = _turn_starts(rest)
@@ -125,13 +115,13 @@ def fit(
     if policy == "drop":
         summarise = None
     n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
-    n_fixed = max(0, count([*head, rest[0]]) - counter(rest[0]))
-    first = _replay(rest, starts, [counter(message) for message in rest], n_fixed, room, n_summary)
+    n_fixed = max(0, count([*head, rest[0]]) - count_one(rest[0]))
+    first = _replay(rest, starts, [count_one(message) for message in rest], n_fixed, room, n_summary)
     while True:
         made: Summary | None = None
         front, kept = head, rest[starts[first] :]
         if summarise is not None and first > 0:
-            made = update_summary(summary, rest[: starts[first]], summarise, counter, n_summary)
+            made = update_summary(summary, rest[: starts[first]], summarise, count_one, n_summary)
             front = _with_summary(head, made.text)
         n_tokens = count([*front, *kept])
         if n_tokens <= room:
@@ -144,7 +134,7 @@ def fit(
         else:
             raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
     dropped = range(n_head, n_head + starts[first])
-    notice = _notice(dropped, sum(map(counter, rest[: starts[first]])), n_ctx, made) if dropped else None
+    notice = _notice(dropped, sum(map(count_one, rest[: starts[first]])), n_ctx, made) if dropped else None
     return Window([*front, *kept], dropped, n_tokens, notice, made)
 
 
@@ -159,11 +149,6 @@ def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -
             f"A reply of {reserve:,} tokens leaves no room in a context window of {n_ctx:,}.", "Ask for a shorter reply."
         )
     return n_ctx - reserve
-
-
-def _is_far_above(messages: Sequence[Message], room: int, count_one: Callable[[Message], int] | None) -> bool:
-    """Tell if messages need so much more room that an exact count is not needed."""
-    return count_one is not None and sum(map(count_one, messages)) > 2 * room
 
 
 def _turn_starts(messages: Sequence[Message]) -> list[int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge.errors import ContextFullError, UsageError
 from edge.prompt.summary import Summary
-from edge.prompt.window import MessageCounter, fit
+from edge.prompt.window import fit, message_counter
 from edge.types import Message
 
 OVERHEAD = 7  # what a template writes besides messages
@@ -91,11 +91,11 @@ def test_the_choice_depends_on_nothing_but_the_conversation(message_sizes, syste
     messages = talk(message_sizes, system)
     expected = choose(messages)
     # Earlier calls, in whatever order, and a counter that remembers them, change nothing.
-    counter = MessageCounter(count)
+    counter = message_counter(count)
     for earlier in data.draw(st.permutations(requests(messages))):
         choose(earlier, count_one=counter)
     with_memory = choose(messages, count_one=counter)
-    assert with_memory == choose(messages, count_one=None)
+    assert with_memory == choose(messages, count_one=message_counter(count))
     assert choose(messages) == expected
 
 
@@ -249,7 +249,7 @@ def test_a_counter_counts_each_message_once():
         n_calls += 1
         return count(messages)
 
-    counter = MessageCounter(counted)
+    counter = message_counter(counted)
     messages = talk([40] * 101)
     for request in requests(messages):
         fit(request, n_ctx=400, reserve=100, count=counted, count_one=counter)
@@ -265,7 +265,7 @@ def test_a_counter_forgets_the_oldest():
         calls.append(messages[-1].content)
         return count(messages)
 
-    counter = MessageCounter(counted, max_entries=2)
+    counter = message_counter(counted, max_entries=2)
     for content in ("a", "b", "a", "c", "a", "b"):
         assert counter(Message("user", content)) >= count_one(Message("user", content))
     assert [call for call in calls if call != "Hello"] == ["a", "b", "c", "b"]
