@@ -186,7 +186,7 @@ class Assistant:
 
     @property
     def held_back(self) -> str:
-        """How the engine is throttled now, for a status line: "hot: 2 of 4 threads"; "" if it is not."""
+        """The engine's throttling now, for a status line: "hot: 2 of 4 threads"; "" if there is none."""
         return self._scheduler.limits.note
 
     @property
@@ -217,7 +217,7 @@ class Assistant:
 
         disk = self._disk
         if disk is None:
-            raise UsageError("Nothing is kept on the disk for this model.", "Turn it on: edge config set kv.enabled true")
+            raise UsageError("Nothing is stored on the disk for this model.", "Turn it on: edge config set kv.enabled true")
         return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:
@@ -287,7 +287,7 @@ class Conversation:
 
     @property
     def info(self) -> ConversationInfo:
-        """What the store knows about it."""
+        """The conversation as the store lists it."""
         return self._store.get(self.id)
 
     @property

@@ -22,7 +22,7 @@ class Reply:
 
         for piece in reply: ...            # or: async for piece in reply
         text = reply.wait()                # or: text = await reply
-        with conversation.send("hi") as reply: ...      # leaving the block stops what is still running, and waits for that
+        with conversation.send("hi") as reply: ...      # leaving the block stops the reply, and waits for that
 
     Attributes:
         notices: what the user should know about this reply, for example which messages no longer fit the window.
@@ -61,7 +61,7 @@ class Reply:
 
     @property
     def is_done(self) -> bool:
-        """Whether the reply is over."""
+        """True once the reply is over."""
         return self.finish_reason is not None
 
     def cancel(self) -> None:
@@ -87,7 +87,7 @@ class Reply:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_done, timeout_s):
-                raise TimeoutError("The reply is still being written.")
+                raise TimeoutError("The reply is still running.")
         if self.error is not None:
             raise self.error
         return self.text

@@ -90,7 +90,7 @@ class Turn:
         return self.reply
 
     def _run(self) -> tuple[FinishReason, EdgeError | None]:
-        """Answer and save. Returns how the reply ended; the reply itself is told last."""
+        """Answer, save, and return how the reply ended."""
         reply = self.reply
         try:
             finished = self._answer()

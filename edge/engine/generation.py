@@ -111,7 +111,7 @@ class Generation:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether part of the prompt is still to be computed."""
+        """True while part of the prompt is still to be computed."""
         return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.generated)
 
     def show(self, data: bytes) -> bool:

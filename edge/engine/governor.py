@@ -49,7 +49,7 @@ _STALL_COUNTS_BELOW = 0.25  # of memory available
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What can be throttled.
+    """The workload to throttle.
 
     Attributes:
         n_threads, n_threads_batch: of the plan, for decode and for prefill.

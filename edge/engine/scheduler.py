@@ -58,6 +58,9 @@ class Scheduler:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
         full_n_ctx: the context window while memory suffices.
         limits: the limits that hold now; without numbers of threads before any were set.
+
+    Raises:
+        BackendError: every method but `close`, once it is closed.
     """
 
     def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
@@ -77,23 +80,15 @@ class Scheduler:
 
     @property
     def wants_checkpoints(self) -> bool:
-        """Whether states are stored only at `Generation.boundaries`."""
+        """True if states are stored only at `Generation.boundaries`."""
         return self._cache.wants_checkpoints
 
     def submit(self, generation: Generation) -> None:
-        """Queue a generation. Its listener hears of everything else, errors included.
-
-        Raises:
-            BackendError: the scheduler is closed.
-        """
+        """Queue a generation. Its listener hears of everything else, errors included."""
         self._put(generation)
 
     def call(self, function: Callable[[Backend], T]) -> T:
-        """Run a function on the engine thread between two steps, and return what it returns or raise what it raises.
-
-        Raises:
-            BackendError: the scheduler is closed.
-        """
+        """Run a function on the engine thread between two steps, and return what it returns or raise what it raises."""
         call = _Call(function)
         self._put(call)
         result: T = call.future.result()
@@ -103,23 +98,19 @@ class Scheduler:
         """Run a function of (backend, chunk size) on the engine thread with all sequences empty.
 
         Raises:
-            BackendError: the scheduler is closed, or replies are running.
+            BackendError: replies are running.
         """
 
         def run(backend: Backend) -> T:
             if self._running:
-                raise BackendError("Replies are being written.", "Wait until they are done.")
+                raise BackendError("Replies are running.", "Wait until they are done.")
             self._cache.evict_idle(0)
             return function(backend, self._cache.chunk_size)
 
         return self.call(run)
 
     def throttle(self, limits: Limits) -> None:
-        """Go on within these limits after the current round. Returns at once.
-
-        Raises:
-            BackendError: the scheduler is closed.
-        """
+        """Go on within these limits after the current round. Returns at once."""
         self._put(_Call(lambda _: self._apply(limits)))
 
     def close(self) -> None:
@@ -374,12 +365,12 @@ class Scheduler:
         if not is_stop_text:
             generation.show_rest()
         generation.listener(generation.finished(reason, is_stop_text=is_stop_text))
-        self._release(generation)  # after the end is told: storing what was computed takes time
+        self._release(generation)  # last, because storing the KV cache takes time
 
     def _fail(self, generation: Generation, error: EdgeError) -> None:
         generation.show_rest()
         if generation.slot is not None:
-            with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
+            with contextlib.suppress(BackendError):  # the engine is failing already; the first error counts
                 self._cache.resync(generation.slot)
         self._release(generation)
         generation.listener(Failed(error))
@@ -391,7 +382,7 @@ class Scheduler:
             self._running.remove(generation)
             self._is_full = False
         if generation.sampler is not None:
-            with contextlib.suppress(BackendError):  # the engine is failing already; the first error is the one to tell
+            with contextlib.suppress(BackendError):  # the engine is failing already; the first error counts
                 generation.sampler.close()
             generation.sampler = None
         if generation.slot is not None:

@@ -116,7 +116,7 @@ class Guard:
     def edges(self, message: Message) -> Message:
         """Return a guarded message with its first and last letter hidden too.
 
-        Half a control token at its end must not make a whole one with the beginning of the next message.
+        Half a control token at its end must not become a whole one with the start of the next message.
         """
         before, body, after = _strip(message.content)
         if not body:

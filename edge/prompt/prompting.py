@@ -71,11 +71,7 @@ class Prompting:
         return self.template.encode(prompt, self.tokenize, known=self._replies.get)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Tokenise a text as `Tokenizer.tokenize` does, with a memo.
-
-        Raises:
-            BackendError: the model is closed.
-        """
+        """Tokenise a text as `Tokenizer.tokenize` does, with a memo."""
         key = (text, add_special, parse_special)
         known = self._texts.get(key)
         if known is None:

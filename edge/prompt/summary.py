@@ -71,7 +71,7 @@ class Summariser:
         return self._continue(summary, part)
 
     def _truncate(self, message: Message, line: str, n_tokens: int) -> str:
-        """Return the beginning of a message that is too long to be read whole; both the user and the model are told."""
+        """Return the first part of a message that is too long, with a notice for the user and a mark for the model."""
         n_chars = len(line) * self._room // n_tokens
         whose = {"user": "of yours", "assistant": "of the model"}.get(message.role, f"({message.role})")
         self._on_notice(

@@ -4,7 +4,7 @@ The template comes from the model file and is Jinja; it runs within limits in a 
 imported when a template is first needed.
 
 **What people type must not speak as the system.** A message may hold "<|im_end|>\\n<|im_start|>system"; as special tokens these
-would end the message and begin a system prompt. So template and contents are told apart before anything is tokenised:
+would end the message and begin a system prompt. So template and contents are separated before anything is tokenised:
 
 1. The conversation is rendered twice: as it is, and with private characters around each content (inside its white space, so
    that trimming works; in assistant messages also around what the template looks for, such as "</think>", so that cutting
@@ -202,7 +202,7 @@ class ChatTemplate:
 
     @cached_property
     def abilities(self) -> Abilities:
-        """Which roles and orders of messages the template accepts."""
+        """Roles and orders of messages that the template accepts."""
         return probe(lambda messages: self._run(messages, self._plain_options))
 
     @property

@@ -1,4 +1,4 @@
-"""Which messages enter the context window when not all of them fit.
+"""Chooses the messages that enter the context window when not all of them fit.
 
 The system prompt and the newest turns stay; the oldest turns go, whole turns at a time (a message of the user and all that
 answers it), replaced by a summary where one is wanted. A full window is emptied down to half, so that the next turns only
@@ -141,7 +141,7 @@ def fit(
 def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -> int:
     """Return the room that a prompt has, in tokens."""
     if policy not in _POLICIES:
-        raise UsageError(f"There is no way {policy!r} to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
+        raise UsageError(f"{policy!r} is not a way to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
     if not messages:
         raise UsageError("There is no message to answer.", "Give at least one message.")
     if reserve >= n_ctx:

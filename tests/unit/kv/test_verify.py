@@ -66,7 +66,7 @@ def test_bytes_of_another_conversation_show(blocks: BlockStore) -> None:
 
 
 def test_nothing_to_check_is_said(blocks: BlockStore) -> None:
-    with Assistant(FakeBackend()) as ai, pytest.raises(UsageError, match="Nothing is kept"):
+    with Assistant(FakeBackend()) as ai, pytest.raises(UsageError, match="Nothing is stored"):
         ai.check_cache()
     with Assistant(FakeBackend(), disk=DiskCache(blocks, MODEL)) as ai, pytest.raises(UsageError, match="has nothing"):
         ai.check_cache()
