@@ -20,12 +20,11 @@ import edge
 from edge.backends.coreml import backend as coreml
 from edge.backends.coreml import trial as coreml_trial
 from edge.backends.coreml.engine import Share
-from edge.backends.coreml.trial import Verdict
+from edge.backends.coreml.trial import Verdict, why_failed
 from edge.config import load_settings
 from edge.errors import BackendUnavailableError
 from edge.formats.artifact import open_artifact
 from edge.formats.coreml import METADATA_KEY, read_info
-from edge.loading import _why_failed
 from edge.plan import Plan
 from edge.types import Sampling
 from edge_convert.coreml.mil import MilModel
@@ -46,7 +45,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coreml, "load_coremltools", make_coremltools)
     good = msgspec.json.encode(GPU).decode()
     programs = {"CPU_AND_NE": "import os; os.abort()", "CPU_AND_GPU": f"print({good!r})", "CPU_ONLY": "1 / 0"}
-    monkeypatch.setattr(coreml_trial, "_command", lambda path, units, cache_dir: [sys.executable, "-c", programs[units]])
+    monkeypatch.setattr(coreml_trial, "trial_command", lambda path, units, cache_dir: [sys.executable, "-c", programs[units]])
 
 
 def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable[[str], Path]) -> None:
@@ -58,15 +57,15 @@ def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable
             plan = assistant.plan
             assert (plan.backend, plan.accelerator) == ("coreml", "metal")
             receipt = plan.explain()
-            assert "ane was chosen; the Neural Engine is not used: A trial of model.mlpackage died of signal 6" in receipt
+            assert "ane was chosen; the Neural Engine is not used: A trial of model.mlpackage died of SIGABRT" in receipt
             assert "GPU 90 % of the work (70 operations), CPU 10 % of the work (10 operations)" in receipt
             json.dumps(plan.to_dict())
             conversation = assistant.conversation(system="the fox ran over a hill and saw two dogs near an old house")
             reply = conversation.send("what did the fox see near the river", sampling=sampling)
             said.append((reply.wait(), reply.usage.n_restored))
     artifact, cache_dir = open_artifact(path), load_settings().paths.cache_dir
-    notes = {name: _why_failed(cache_dir, artifact, name) for name in ("ane", "metal", "cpu")}  # type: ignore[arg-type]
-    assert notes == {"ane": "A trial of model.mlpackage died of signal 6", "metal": "", "cpu": ""}
+    notes = {name: why_failed(artifact, name, cache_dir) for name in ("ane", "metal", "cpu")}  # type: ignore[arg-type]
+    assert notes == {"ane": "A trial of model.mlpackage died of SIGABRT", "metal": "", "cpu": ""}
     assert said[0][0] == said[1][0]
     assert (said[0][1], said[1][1] > 20) == (0, True), "the second process finds on the disk what the first one read"
 
@@ -94,7 +93,7 @@ def test_where_the_neural_engine_fails_the_package_for_the_gpu_is_used(mac: None
 
     for plan in (load(), load()):
         assert (plan.artifact.path.parent.name, plan.accelerator) == ("coreml-gpu", "metal")
-        assert "coreml ane does not work on ane: A trial of model.mlpackage died of signal 6" in plan.explain()
+        assert "coreml ane does not work on ane: A trial of model.mlpackage died of SIGABRT" in plan.explain()
     trials = [stage for stage in dict.fromkeys(told) if "once per model" in stage]
     assert [stage.partition(",")[0] for stage in trials] == ["trying the Neural Engine", "trying the GPU"]
 

@@ -1,9 +1,8 @@
-"""Finds out, without risking the user's process, whether a Core ML package computes what was meant on this device.
+"""Tests, without risking the user's process, if a Core ML package computes the right numbers on this device.
 
-A compute unit may refuse a program, take the process down with it, or compute something else without a word; the Neural Engine
-has been reported to do each of these with some programs. So a child process runs a package first, on the units that were
-chosen, and compares with logits that the exporter stored in it. Once for each package, units, system and chip: the answer is
-kept.
+A compute unit may refuse a program, take the process down with it, or silently compute something else; the Neural Engine has
+been reported to do each of these. So a child process runs a package first, on the chosen units, and compares with logits that
+the exporter stored in it: once for each package, units, system and chip. The answer is stored.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +22,7 @@ import msgspec
 
 from edge.backends.coreml.engine import UNIT_NAMES, UNITS, Share, load_coremltools, open_functions, os_identity, read_placement
 from edge.backends.coreml.sequence import CoreMLSequence
+from edge.child import Ended, python_command, run_child
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, StorageError
 from edge.files import write_private
 from edge.formats.coreml import CoreMLPackage, read_package
@@ -35,7 +33,16 @@ if TYPE_CHECKING:
     from edge.names import Accelerator
     from edge.plan.receipt import Plan
 
-__all__ = ["Verdict", "find_accelerator", "load_verdict", "main", "remembered_verdict", "why_failed"]
+__all__ = [
+    "Verdict",
+    "find_accelerator",
+    "load_verdict",
+    "main",
+    "remembered_verdict",
+    "trial_command",
+    "verdict_path",
+    "why_failed",
+]
 
 SAME_NATS = 0.02
 """Divergence up to which two units of a device may differ by rounding; wrong weights or a lost cache give far more."""
@@ -43,14 +50,9 @@ N_ENDURANCE = 256
 """Steps of decode after the comparison: packages with a state have been reported to crash after 100 to 200 of them."""
 _FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
 _TIMEOUT_S = 1800.0  # compiling a large model for the Neural Engine takes minutes
-_POLL_S = 0.1
-_NOT_ITS_FAULT = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
 _OTHERWISE = (
     "Use another accelerator (--require metal, --require cpu), another variant (edge convert --variants), "
     "or a package without a state (edge convert --explicit-kv)."
-)
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edge.backends.coreml.trial import main; main(*sys.argv[2:])"
 )
 
 Command = Callable[[Path, str, Path], list[str]]
@@ -58,13 +60,13 @@ Command = Callable[[Path, str, Path], list[str]]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial found.
+    """The answer of a trial.
 
     Attributes:
-        is_good: the package computes what was meant.
-        note: what went wrong, for people; "" where nothing did.
-        divergence: mean KL in nats from the logits in the package to what came out; None where nothing did.
-        ms_per_token: mean time of a step of decode, in milliseconds.
+        is_good: the package computes the right numbers.
+        note: the problem, for people; "" if there is none.
+        divergence: mean KL in nats from the logits in the package to the computed ones; None if there are none.
+        ms_per_token: mean time of a decode step, in milliseconds.
         placement: where Core ML plans to run `decode`.
     """
 
@@ -83,30 +85,34 @@ def load_verdict(
     *,
     command: Command | None = None,
     timeout_s: float = _TIMEOUT_S,
-    is_stopped: Callable[[], bool] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Verdict:
-    """The remembered answer, or one found out now: seconds, or minutes where Core ML compiles for the Neural Engine.
+    """Return the stored answer, or try the package: seconds, or minutes where Core ML compiles for the Neural Engine.
 
     Args:
         package: what to try.
         digest: of its content.
         units: name of a coremltools.ComputeUnit.
-        cache_dir: answers and compiled models are kept in `coreml` below it.
-        command: the child's command line; None is the real one.
+        cache_dir: answers and compiled models are stored in `coreml` below it.
+        command: the child's command line; None is `trial_command`.
         timeout_s: a child that takes longer counts as hanging.
-        is_stopped: asked now and then; True ends the trial.
+        on_wait: called while the trial runs; whatever it raises ends the trial and goes through.
 
     Raises:
-        BackendError: no child can be started, or somebody else ended it, so nothing was found out.
-        CancelledError: is_stopped said True.
+        BackendError: no child can be started, or it was stopped from outside, so there is no answer.
     """
     known = remembered_verdict(digest, units, cache_dir)
     if known is not None:
         return known
-    arguments = (command or _command)(package.path, units, cache_dir)
-    verdict = _judge(package, *_run(arguments, timeout_s, is_stopped))
-    with suppress(StorageError):  # where nothing can be written it is simply found out again next time
-        write_private(_file(digest, units, cache_dir), msgspec.json.encode(verdict))
+    if on_wait is not None:
+        on_wait()
+    try:
+        ended = run_child((command or trial_command)(package.path, units, cache_dir), timeout_s=timeout_s, on_wait=on_wait)
+    except OSError as error:
+        raise BackendError(f"The process that tries a Core ML package cannot be started: {error}.") from error
+    verdict = _judge(package.path.name, ended, timeout_s)
+    with suppress(StorageError):  # then it is tried again next time
+        write_private(verdict_path(digest, units, cache_dir), msgspec.json.encode(verdict))
     return verdict
 
 
@@ -118,16 +124,16 @@ def find_accelerator(
     on_progress: LoadProgress | None = None,
     verdict: Verdict | None = None,
 ) -> tuple[Accelerator, Verdict, str]:
-    """The first accelerator of a plan on which a package computes what was meant.
+    """Return the first accelerator of a plan on which a package computes the right numbers.
 
     Args:
         plan: names the accelerators to try.
         package, digest, cache_dir: as for `load_verdict`.
-        on_progress: told which unit is tried, while it is; False stops.
-        verdict: instead of trying.
+        on_progress: called while a unit is tried, with its name; False stops.
+        verdict: taken instead of trying.
 
     Returns:
-        The accelerator, what was found there, and in words what was tried before it.
+        The accelerator, its verdict, and in words which ones were tried before it.
 
     Raises:
         BackendUnavailableError: there is none.
@@ -137,11 +143,12 @@ def find_accelerator(
     for accelerator in (plan.accelerator, *plan.fallbacks):
         units, began = UNITS[accelerator], time.monotonic()
 
-        def is_stopped(name: str = UNIT_NAMES[units], began: float = began) -> bool:
+        def report(name: str = UNIT_NAMES[units], began: float = began) -> None:
             stage = f"trying {name}, once per model ({time.monotonic() - began:.0f} s):"
-            return on_progress is not None and not on_progress(0.0, stage)
+            if on_progress is not None and not on_progress(0.0, stage):
+                raise CancelledError("Loading was stopped.")
 
-        found = verdict or load_verdict(package, digest, units, cache_dir, is_stopped=is_stopped)
+        found = verdict or load_verdict(package, digest, units, cache_dir, on_wait=report)
         if found.is_good:
             return accelerator, found, "; ".join(tried)
         tried.append(f"{UNIT_NAMES[units]} is not used: {found.note}")
@@ -150,15 +157,15 @@ def find_accelerator(
 
 
 def remembered_verdict(digest: str, units: str, cache_dir: Path) -> Verdict | None:
-    """What an earlier trial found; None where there was none, or its answer cannot be read."""
+    """Return the stored answer of a trial; None if there is none that can be read."""
     try:
-        return msgspec.json.decode(_file(digest, units, cache_dir).read_bytes(), type=Verdict)
+        return msgspec.json.decode(verdict_path(digest, units, cache_dir).read_bytes(), type=Verdict)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 def why_failed(artifact: Artifact, accelerator: Accelerator, cache_dir: Path) -> str:
-    """Return what was wrong when a package was tried on an accelerator; "" if nothing was, or it never has been tried."""
+    """Return the problem that a trial found on an accelerator; "" if there was none, or no trial."""
     package = artifact.coreml
     if package is None or accelerator not in UNITS:
         return ""
@@ -166,7 +173,8 @@ def why_failed(artifact: Artifact, accelerator: Accelerator, cache_dir: Path) ->
     return "" if verdict is None or verdict.is_good else verdict.note
 
 
-def _file(digest: str, units: str, cache_dir: Path) -> Path:
+def verdict_path(digest: str, units: str, cache_dir: Path) -> Path:
+    """Return the file of an answer."""
     try:
         version = importlib.metadata.version("coremltools")
     except importlib.metadata.PackageNotFoundError:
@@ -175,70 +183,38 @@ def _file(digest: str, units: str, cache_dir: Path) -> Path:
     return cache_dir / "coreml" / f"trial-{key[:32]}.json"
 
 
-def _judge(package: CoreMLPackage, outcome: Verdict | None, failure: str) -> Verdict:
-    name = package.path.name
-    if outcome is None:
-        return Verdict(is_good=False, note=f"A trial of {name} {failure}")
-    if outcome.divergence is not None and not outcome.divergence <= SAME_NATS:
-        note = (
-            f"A trial of {name} computed something else than was meant: its predictions are {outcome.divergence:.3f} nats away "
-            f"from those that the package names, and rounding explains {SAME_NATS}"
-        )
-        return msgspec.structs.replace(outcome, is_good=False, note=note)
-    return outcome
+def trial_command(package: Path, units: str, cache_dir: Path) -> list[str]:
+    """Return the command line of a trial, with the arguments of `main`."""
+    return python_command("edge.backends.coreml.trial:main", str(package), units, str(cache_dir))
 
 
-def _command(package: Path, units: str, cache_dir: Path) -> list[str]:
-    if not sys.executable or getattr(sys, "frozen", False):
-        raise BackendError("A Core ML package is tried in a process of its own, and there is no Python interpreter to start.")
-    # -I keeps the environment and the current folder out; the child then finds packages exactly where this process does.
-    return [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(package), units, str(cache_dir)]
-
-
-def _run(arguments: list[str], timeout_s: float, is_stopped: Callable[[], bool] | None) -> tuple[Verdict | None, str]:
-    """Run a child to its end: what it found, or None and what became of it."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        except OSError as error:
-            raise BackendError(
-                f"A Core ML package is tried in a process of its own, which cannot be started: {error}."
-            ) from error
-        try:
-            deadline = time.monotonic() + timeout_s
-            while child.poll() is None:
-                if is_stopped is not None and is_stopped():
-                    raise CancelledError("Loading was stopped.")
-                if time.monotonic() > deadline:
-                    return None, f"did not end within {timeout_s:g} s"
-                time.sleep(_POLL_S)
-        finally:
-            child.kill()
-            child.wait()
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode("utf-8", "replace").strip().splitlines())
-    said, complained = texts
-    if -child.returncode in _NOT_ITS_FAULT:
-        raise BackendError("The trial of a Core ML package was ended by somebody else.", "Load the model again.")
-    if child.returncode < 0:
-        return None, f"died of signal {-child.returncode}"
-    if child.returncode:
-        return None, f"failed: {complained[-1]}" if complained else f"ended with code {child.returncode}"
+def _judge(name: str, ended: Ended, timeout_s: float) -> Verdict:
+    if ended.was_stopped and ended.code != -signal.SIGKILL:
+        raise BackendError("The trial of a Core ML package was stopped from outside.", "Load the model again.")
+    if ended.code is None:
+        return Verdict(is_good=False, note=f"A trial of {name} did not end within {timeout_s:g} s")
+    if ended.code:
+        return Verdict(is_good=False, note=f"A trial of {name} {ended.reason}")
     try:
-        return msgspec.json.decode(said[-1], type=Verdict), ""
+        outcome = msgspec.json.decode(ended.stdout.strip().splitlines()[-1], type=Verdict)
     except (IndexError, msgspec.DecodeError) as error:
         raise BackendError(
             "The trial of a Core ML package gave no answer that can be read.", "Load the model again."
         ) from error
+    if outcome.divergence is None or outcome.divergence <= SAME_NATS:
+        return outcome
+    note = (
+        f"A trial of {name} computed wrong numbers: its predictions are {outcome.divergence:.3f} nats away from those stored "
+        f"in the package, and rounding explains {SAME_NATS}"
+    )
+    return msgspec.structs.replace(outcome, is_good=False, note=note)
 
 
-# -- in the child -----------------------------------------------------------------------------------------------
+# -- in the child
 
 
 def main(path: str, units: str, cache_dir: str, *, coremltools: Any = None) -> None:
-    """Run a package's golden prompt, compare, go on for a while, and write the verdict as the last line of the output.
+    """Run a package's golden prompt, compare, decode for a while, and write the verdict as the last line of the output.
 
     Args:
         path: of the package.

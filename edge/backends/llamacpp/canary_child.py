@@ -1,6 +1,6 @@
-"""What the canary's child process runs: a tiny model of zeros, through every kind of kernel that could kill it.
+"""The canary's child process: a tiny model of zeros, through every kind of kernel that could kill it.
 
-Run by edge/backends/canary.py and by nothing else. It dies, or it writes one line of JSON and ends with 0.
+Run by canary.py only. It dies, or ends with 0.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import json
 import struct
 import sys
 import types
@@ -24,7 +23,7 @@ _N_THREADS = 2
 _BATCHES = (80, 17, 1)  # AMX and repacked kernels branch on how many rows they get
 _ALIGNMENT = 32
 
-# ggml type -> (bytes of a block, weights in it): everything that llama.cpp has special kernels or a repacked layout for.
+# ggml type -> (bytes of a block, weights in it): all types with special kernels or a repacked layout in llama.cpp.
 _TYPES = {
     2: (18, 32),  # Q4_0
     3: (20, 32),  # Q4_1
@@ -45,7 +44,7 @@ _F32, _Q8_0 = 0, 8
 
 
 def write_model(path: Path) -> None:
-    """Write a llama model of two layers whose 14 matrices have 14 different types. All weights are zero: a hole on disk."""
+    """Write a llama model of two layers whose 14 matrices have 14 different types. All weights are zero, in a sparse file."""
     metadata: list[tuple[str, str | int | float]] = [
         ("general.architecture", "llama"),
         ("llama.block_count", _N_LAYER),
@@ -98,7 +97,7 @@ def _value(value: str | int | float) -> bytes:
 
 
 def _load_binding() -> Any:
-    """llama_cpp.llama_cpp without the package around it, which takes ten times as long. Only this process sees that."""
+    """Import llama_cpp.llama_cpp without the package around it, which takes ten times as long."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("llama_cpp is not installed")
@@ -109,7 +108,7 @@ def _load_binding() -> Any:
 
 
 def _without_core_dump() -> None:
-    """Dying is part of the job here; a core file of it is of no use to anyone."""
+    """Write no core file when this process dies, which is part of its job."""
     try:
         import resource
     except ImportError:  # Windows
@@ -117,12 +116,12 @@ def _without_core_dump() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(path: str, use_extra_buffers: bool) -> None:
-    """Compute a few batches and say so.
+def main(path: str, use_extra_buffers: str) -> None:
+    """Compute a few batches.
 
     Args:
         path: the model that `write_model` wrote.
-        use_extra_buffers: what is being tried.
+        use_extra_buffers: "True" tries them.
 
     Raises:
         RuntimeError: llama.cpp refused the model or a batch.
@@ -136,7 +135,7 @@ def main(path: str, use_extra_buffers: bool) -> None:
     no_devices = (ctypes.c_void_p * 1)(None)
     params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     params.n_gpu_layers = 0
-    params.use_extra_bufts = use_extra_buffers
+    params.use_extra_bufts = use_extra_buffers == "True"
     model = library.llama_model_load_from_file(path.encode(sys.getfilesystemencoding()), params)
     if not model:
         raise RuntimeError("llama.cpp refused the canary's model")
@@ -152,5 +151,3 @@ def main(path: str, use_extra_buffers: bool) -> None:
         library.llama_synchronize(context)
         if code != 0:
             raise RuntimeError(f"llama.cpp failed on a batch of {n_tokens} (code {code})")
-    info = library.llama_print_system_info().decode("utf-8", "replace")
-    sys.stdout.write(json.dumps({"system_info": info}) + "\n")
