@@ -84,7 +84,6 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 
 def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
     from edge.bench.tune import TuneOptions, tune
-    from edge.bench.tune_formats import tune_formats
     from edge.errors import UsageError
 
     artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
@@ -103,10 +102,7 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
             def tell(text: str, share: float) -> None:
                 status.show(f"{100 * share:3.0f}%  {text}")
 
-            if len(artifacts) == 1:
-                reports = [tune(app.probe(), artifacts[0], chosen, cache_dir=cache_dir, on_progress=tell)]
-            else:
-                reports = tune_formats(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
+            reports = tune(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
     except KeyboardInterrupt:
         output.note("Interrupted. Nothing was kept; what was remembered before still counts.")
         return 130

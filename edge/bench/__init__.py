@@ -1,14 +1,13 @@
 """`edge bench` and `edge tune`: speed and memory of models on this device, and the best settings.
 
-values.py        measurements as values, and statistics over them
-measure.py       one prefill and one decode through a backend
-child.py         the process that loads and measures one model
-process.py       the parent's side of that process
-candidates.py    models times engines times settings
-run.py           rounds over several candidates
-bandwidth.py     memory bandwidth, and the share of it that decode uses
-tuner.py         the search for better settings
-tune.py          that search over the settings of one model
-tune_formats.py  and over its formats
-plot.py          a result as a picture
+values.py      measurements as values, and statistics over them
+measure.py     one prefill and one decode through a backend
+child.py       the process that loads and measures one model
+process.py     the parent's side of that process
+candidates.py  models times engines times settings
+run.py         rounds over several candidates
+bandwidth.py   memory bandwidth, and the share of it that decode uses
+tuner.py       the search for better settings
+tune.py        that search over the settings of a model, in each of its formats
+plot.py        a result as a picture
 """

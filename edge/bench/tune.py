@@ -1,12 +1,14 @@
-"""`edge tune`: the search of tuner.py over the settings that this device and its engines offer, and its stored result."""
+"""`edge tune`: the search of tuner.py over the settings that this device and its engines offer, for each format of a model."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from edge.device.profile import Cpu, DeviceProfile
     from edge.formats.artifact import Artifact
 
-__all__ = ["Report", "TuneOptions", "Tuner", "measure_in_turns", "thread_counts", "tune"]
+__all__ = ["Report", "TuneOptions", "thread_counts", "tune"]
 
 _BATCHES = (128, 256, 512, 1024, 2048)
 _LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
 _SAMPLES_IN_BUDGET = 60
-_FINAL_SHARE = 0.2
+_FINAL_SHARE = 0.2  # of the time of one format
+_TURNS_SHARE = 0.3  # of the time of all formats, if there are several
 _FINAL_ROUNDS, _MIN_FINAL_ROUNDS = 7, 3
 _MAX_WORKERS = 3
 
@@ -72,36 +75,74 @@ class Report:
 
 def tune(
     device: DeviceProfile,
-    artifact: Artifact,
+    artifacts: Sequence[Artifact],
     options: TuneOptions,
     *,
     cache_dir: Path,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
     open_worker: Callable[..., Measuring] = Worker,
     clock: Callable[[], float] = time.monotonic,
-) -> Report:
+) -> list[Report]:
     """Find the fastest settings for a model on this device, and store them for the plan.
+
+    Of a model in several formats each is tuned, then the usual and the best settings of all are measured in turns, so that the
+    plan can choose among them.
 
     Args:
         device: from `edge.device.probe`.
-        artifact: the model.
-        options: limits of the search.
-        cache_dir: where the result is stored.
+        artifacts: the model, in one or more formats.
+        options: limits of the search; the time is for all formats together.
+        cache_dir: where the results are stored.
         on_progress: called with (current trial, share of the time that has passed).
         open_worker: starts the process of a plan.
         clock: in seconds.
 
+    Returns:
+        A report for each format, in order.
+
     Raises:
-        EdgeError: the model does not run here, or the result cannot be stored.
+        EdgeError: a format does not run here, or the result cannot be stored.
     """
-    with Tuner(device, artifact, options, cache_dir, on_progress, open_worker, clock) as tuner:
-        report = tuner.run()
-    remember(device, artifact, report.tuning, cache_dir=cache_dir)
-    return report
+    started = clock()
+    is_one = len(artifacts) == 1
+    each = options if is_one else replace(options, budget_s=options.budget_s * (1 - _TURNS_SHARE) / len(artifacts))
+
+    def report(form: str, text: str) -> None:
+        on_progress(text if is_one else f"{form}: {text}", min(1.0, (clock() - started) / options.budget_s))
+
+    with ExitStack() as stack:
+        tuners, found = [], []
+        for artifact in artifacts:
+            tuner = Tuner(device, artifact, each, cache_dir, partial(report, artifact.format), open_worker, clock)
+            tuners.append(stack.enter_context(tuner))
+            found.append(tuner.search())
+            if not is_one:
+                tuner.close()
+        settings = [(tuner, setting) for tuner, (start, outcome) in zip(tuners, found, strict=True)
+                    for setting in dict.fromkeys((start, outcome.best))]  # fmt: skip
+        needed = sum(tuner.memory_bytes(setting) for tuner, setting in settings)
+        for tuner in tuners:
+            tuner.lengths = min(other.lengths for other in tuners)
+            tuner.reuses_workers = needed <= device.memory.available_bytes * MEMORY_SHARE
+        samples: dict[tuple[Tuner, Setting], list[Sample]] = {pair: [] for pair in settings}
+        for n in range(_FINAL_ROUNDS):
+            if n >= _MIN_FINAL_ROUNDS and clock() - started > options.budget_s:
+                break
+            # Every second round backwards, so that a busy moment of the machine affects all.
+            for tuner, setting in settings if n % 2 == 0 else reversed(settings):
+                report("all formats", "the best against the usual settings")
+                samples[tuner, setting].append(tuner.measure(setting))
+        reports = [
+            tuner.report(start, outcome, samples[tuner, start], samples[tuner, outcome.best])
+            for tuner, (start, outcome) in zip(tuners, found, strict=True)
+        ]
+    for artifact, result in zip(artifacts, reports, strict=True):
+        remember(device, artifact, result.tuning, cache_dir=cache_dir)
+    return reports
 
 
 class Tuner:
-    """One run of `tune`. Use it in a `with` block: it holds the processes that measure.
+    """The search of one format. Use it in a `with` block: it holds the processes that measure.
 
     Attributes:
         lengths: tokens prefilled and decoded in each measurement.
@@ -114,7 +155,7 @@ class Tuner:
         artifact: Artifact,
         options: TuneOptions,
         cache_dir: Path,
-        on_progress: Callable[[str, float], None],
+        on_progress: Callable[[str], None],
         open_worker: Callable[..., Measuring],
         clock: Callable[[], float],
     ) -> None:
@@ -131,18 +172,6 @@ class Tuner:
         self.reuses_workers = True
         self._started = clock()
 
-    def run(self) -> Report:
-        """Search, and compare the result with the usual setting.
-
-        Raises:
-            EdgeError: the model does not run here with the usual setting.
-        """
-        start, outcome = self.search()
-        pairs = [(self, setting) for setting in dict.fromkeys((start, outcome.best))]
-        text = "the best against the usual settings" if len(pairs) > 1 else "the usual settings once more"
-        samples = measure_in_turns(pairs, lambda: self._passed() > self._options.budget_s, lambda: self._report_progress(text))
-        return self.report(start, outcome, samples[self, start], samples[self, outcome.best])
-
     def search(self) -> tuple[Setting, Outcome]:
         """Look for better settings than the usual ones.
 
@@ -155,7 +184,7 @@ class Tuner:
         start = self._setting(PlanRequest(backend=self._first_backend()))
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
-        search = Search(self.measure, lambda: self._passed() < limit, self._report_progress)
+        search = Search(self.measure, lambda: self._passed() < limit, self._on_progress)
         return start, search.run(start, self._knobs())
 
     def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
@@ -230,7 +259,7 @@ class Tuner:
 
     def _choose_lengths(self, start: Setting) -> None:
         """Choose prompt and reply as long as the time allows: a slow device gets short ones."""
-        self._report_progress("the approximate speed")
+        self._on_progress("the approximate speed")
         sample = self.measure(start)
         allowed_s = self._options.budget_s / _SAMPLES_IN_BUDGET
         possible = [(prompt, reply) for prompt, reply in _LENGTHS if prompt + reply < start.n_ctx]
@@ -321,29 +350,6 @@ class Tuner:
 
     def _passed(self) -> float:
         return self._clock() - self._started
-
-    def _report_progress(self, text: str) -> None:
-        self._on_progress(text, min(1.0, self._passed() / self._options.budget_s))
-
-
-def measure_in_turns(
-    settings: Sequence[tuple[Tuner, Setting]], is_over: Callable[[], bool], on_measure: Callable[[], None]
-) -> dict[tuple[Tuner, Setting], list[Sample]]:
-    """Measure settings once a round, every second round backwards, so that a busy moment of the machine affects all.
-
-    Args:
-        settings: to be measured, each with its tuner.
-        is_over: ends the rounds after a minimum of them.
-        on_measure: called before each measurement.
-    """
-    samples: dict[tuple[Tuner, Setting], list[Sample]] = {pair: [] for pair in settings}
-    for n in range(_FINAL_ROUNDS):
-        if n >= _MIN_FINAL_ROUNDS and is_over():
-            break
-        for tuner, setting in settings if n % 2 == 0 else reversed(settings):
-            on_measure()
-            samples[tuner, setting].append(tuner.measure(setting))
-    return samples
 
 
 def thread_counts(cpu: Cpu) -> list[int]:

@@ -10,6 +10,7 @@ import msgspec
 import psutil
 import pytest
 
+from edge.backends.base import Sampler
 from edge.backends.fake import FakeBackend
 from edge.bench.bandwidth import measure_bandwidth, sweep_bytes
 from edge.bench.child import Answer, Open, serve
@@ -97,8 +98,19 @@ def test_what_is_timed() -> None:
             return super().prefill(*args, **options)  # type: ignore[arg-type]
 
         def logits(self, seq_id: int) -> object:  # type: ignore[override]
-            clock.now += 0.01  # once to wait for the prompt, once for each token that is chosen
+            clock.now += 0.01  # to wait for the prompt
             return super().logits(seq_id)
+
+        def open_sampler(self, *args: object) -> Sampler:
+            sampler = super().open_sampler(*args)  # type: ignore[arg-type]
+            sample = sampler.sample
+
+            def slow(seq_id: int) -> int:
+                clock.now += 0.01
+                return sample(seq_id)
+
+            sampler.sample = slow  # type: ignore[method-assign]
+            return sampler
 
         def decode(self, *args: object) -> None:
             clock.now += 0.1

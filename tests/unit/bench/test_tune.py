@@ -10,7 +10,6 @@ import pytest
 
 from edge.bench.process import setting_of
 from edge.bench.tune import Report, TuneOptions, thread_counts, tune
-from edge.bench.tune_formats import tune_formats
 from edge.bench.values import Setting
 from edge.device import Engine
 from edge.errors import BackendError, BackendUnavailableError, UsageError
@@ -69,7 +68,7 @@ class _Worker:
 
 def run(machine: Machine, model: Artifact, cache: Path, options: TuneOptions | None = None) -> tuple[Report, Workers]:
     workers = Workers(machine)
-    report = tune(LAPTOP, model, options or TuneOptions(600.0), cache_dir=cache, open_worker=workers, clock=machine.clock)
+    [report] = tune(LAPTOP, [model], options or TuneOptions(600.0), cache_dir=cache, open_worker=workers, clock=machine.clock)
     assert workers.n_open == 0
     return report, workers
 
@@ -145,7 +144,7 @@ def test_formats_are_measured_in_turns_and_each_is_kept(model: Artifact, tmp_pat
             return super().run(n_prompt, n_decode)
 
     workers = Workers(machine)
-    first, second = tune_formats(
+    first, second = tune(
         LAPTOP,
         [other, model],
         TuneOptions(600.0),
@@ -175,7 +174,7 @@ def test_an_engine_with_one_number_of_threads_gets_the_best_one(tmp_path: Path) 
 def test_each_format_is_tuned_on_those_named_engines_that_read_it(model: Artifact, tmp_path: Path) -> None:
     other = open_artifact(write_onnx(tmp_path / "onnx", kind="int4"))
     machine = Machine(lambda s: (0.2, 0.2))
-    reports = tune_formats(
+    reports = tune(
         LAPTOP,
         [model, other],
         TuneOptions(600.0, backends=("llamacpp", "onnx")),

@@ -193,12 +193,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         Trial("batch", "128 tokens", "512 tokens", 1, -0.1, 0.0, is_taken=False, why="others were faster"),
     )
 
-    def tune(device: Any, artifact: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> Report:
+    def tune(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
         calls.append(options)
         on_progress("threads: 1", 0.5)
         found = make(threads=1, threads_batch=1)
-        remember(device, artifact, found, cache_dir=cache_dir)
-        return Report(found, Outcome(setting(), trials, is_complete=False), is_better=True, seconds=61.23)
+        remember(device, artifacts[0], found, cache_dir=cache_dir)
+        return [Report(found, Outcome(setting(), trials, is_complete=False), is_better=True, seconds=61.23)]
 
     monkeypatch.setattr("edge.bench.tune.tune", tune)
     return calls
@@ -223,14 +223,14 @@ def test_tune_of_a_name_with_several_formats(
     (own_home / "catalog.toml").write_text(rows)
     given: list[Any] = []
 
-    def tune_formats(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
+    def tune(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
         given.extend(artifacts)
         found = [make(decode_tokens_per_s=speed) for speed in (20.0, 30.0)]
         for artifact, tuning in zip(artifacts, found, strict=True):
             remember(device, artifact, tuning, cache_dir=cache_dir)
         return [Report(tuning, Outcome(setting(), (), is_complete=True), is_better=True, seconds=1.0) for tuning in found]
 
-    monkeypatch.setattr("edge.bench.tune_formats.tune_formats", tune_formats)
+    monkeypatch.setattr("edge.bench.tune.tune", tune)
     done = call("tune", "both")
     assert [artifact.format for artifact in given] == ["gguf", "onnx"]
     assert done.code == 0

@@ -111,7 +111,7 @@ def test_it_is_measured_and_tuned(model: Artifact, tmp_path: Path, monkeypatch: 
         stop = close
 
     options = TuneOptions(600.0, backends=("toy",))
-    report = tune(device(), model, options, cache_dir=tmp_path, open_worker=Worker, clock=machine.clock)
+    [report] = tune(device(), [model], options, cache_dir=tmp_path, open_worker=Worker, clock=machine.clock)
     assert (report.tuning.backend, report.tuning.threads, report.tuning.threads_batch) == ("toy", 2, 2)
     assert {given.flash_attention for given in machine.measured} == {True}, "it has no such setting"
     tuned = look_up(device(), model, cache_dir=tmp_path)
