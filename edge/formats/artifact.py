@@ -1,8 +1,8 @@
-"""What a model on disk is: an artifact, opened and checked before any engine sees it.
+"""Models on disk, opened and checked before any engine sees them.
 
 GGUF is one file. ONNX is a folder in the layout of onnxruntime-genai (genai_config.json), Core ML an .mlpackage folder. A
-folder that `edge convert` made can hold one model in several formats: `open_artifacts`. Everything else is refused by name,
-with what would make it usable.
+folder made by `edge convert` can hold one model in several formats: `open_artifacts`. Everything else is refused by name, with
+advice on how to make it usable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edge.names import Format
 
 __all__ = ["Artifact", "licence_beside", "open_artifact", "open_artifacts"]
 
-# general.type of a GGUF file -> what it is, where it is no language model.
+# general.type of a GGUF file that is not a language model -> description.
 _NOT_MODELS = {
     "adapter": "a LoRA adapter, which needs the model it was made for",
     "mmproj": "the picture or sound part of a model, which needs its text part",
@@ -40,15 +40,15 @@ class Artifact:
 
     Attributes:
         path: the file, or the folder for ONNX and Core ML.
-        format: which engines can read it.
-        name: for people: the catalogue's name, or what the file calls itself.
+        format: decides which engines can read it.
+        name: the catalogue's name, or the one in the file.
         size_bytes: of the file, or of all files of the folder.
-        sha256: of the file, where it is known; None where nobody computed it.
-        licence: SPDX identifier or name, where it is known.
+        sha256: of the file; None where nobody computed it.
+        licence: SPDX identifier or name; None where unknown.
         source: the reference it came from, or its path.
-        made_from: SHA-256 of the files that it was converted from, where `edge convert` wrote them down.
+        made_from: SHA-256 of the files that it was converted from, if `edge convert` recorded them.
         header: the GGUF header; None for other formats.
-        onnx, coreml: likewise, what such a folder says of itself.
+        onnx, coreml: the folder's description; None for other formats.
     """
 
     path: Path
@@ -98,7 +98,7 @@ def open_artifact(
     sha256: str | None = None,
     licence: str | None = None,
 ) -> Artifact:
-    """Look at a model on disk and check that an engine could load it. Its weights are not read.
+    """Open a model on disk and check that an engine could load it. Its weights are not read.
 
     Args:
         path: a .gguf file, an ONNX or Core ML folder, or a folder that holds exactly one of these.
@@ -109,7 +109,7 @@ def open_artifact(
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
-        ModelFileError: it is no model, is damaged or cut off, is one part of a split model, or is a checkpoint that has to
+        ModelFileError: it is not a model, is damaged or truncated, is one part of a split model, or is a checkpoint that has to
             be converted first.
     """
     given = Path(path).expanduser()
@@ -119,13 +119,13 @@ def open_artifact(
 def open_artifacts(
     path: str | os.PathLike[str], *, name: str | None = None, source: str | None = None, licence: str | None = None
 ) -> list[Artifact]:
-    """As `open_artifact`, for a folder that may hold one model in several formats, as `edge convert` leaves them.
+    """Open a folder that may hold one model in several formats, as `edge convert` leaves them; otherwise as `open_artifact`.
 
     Returns:
         At least one artifact.
 
     Raises:
-        ModelNotFoundError, ModelFileError: as `open_artifact`; or the folder holds models that are not the same one.
+        ModelNotFoundError, ModelFileError: as `open_artifact`; or the folder holds different models.
     """
     given = Path(path).expanduser()
     origin = source if source is not None else str(given)
@@ -136,44 +136,40 @@ def open_artifacts(
 
 
 def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence: str | None) -> Artifact:
-    """Look at a file, or at a folder that is a model."""
-    kind = _folder_format(path)
-    made = _read_manifest(path)
-    if kind is None:
+    """Open a file, or a folder that is a model."""
+    folder_format, manifest = _folder_format(path), _read_manifest(path)
+    header: GGUFHeader | None = None
+    own_licence: object = manifest.licence
+    if folder_format is None:
         header = read_header(path)
         _check_is_model(path, header)
-        in_file = header.metadata.get("general.license")
-        return Artifact(
-            path=path,
-            format="gguf",
-            name=name or header.name or path.stem,
-            size_bytes=header.file_bytes,
-            sha256=sha256,
-            licence=licence or (in_file if isinstance(in_file, str) else None),
-            source=origin,
-            made_from=made.sources,
-            header=header,
-        )
-    try:
-        size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        own_name, own_licence, size_bytes = header.name, header.metadata.get("general.license"), header.file_bytes
+    else:
+        own_name, size_bytes = manifest.name, _folder_bytes(path)
     return Artifact(
         path=path,
-        format=kind,
-        name=name or made.name or path.stem,
+        format=folder_format or "gguf",
+        name=name or own_name or path.stem,
         size_bytes=size_bytes,
         sha256=sha256,
-        licence=licence or made.licence,
+        licence=licence or (own_licence if isinstance(own_licence, str) else None),
         source=origin,
-        made_from=made.sources,
-        onnx=read_onnx_folder(path) if kind == "onnx" else None,
-        coreml=read_package(path) if kind == "coreml" else None,
+        made_from=manifest.sources,
+        header=header,
+        onnx=read_onnx_folder(path) if folder_format == "onnx" else None,
+        coreml=read_package(path) if folder_format == "coreml" else None,
     )
 
 
+def _folder_bytes(path: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
 def licence_beside(path: Path) -> str | None:
-    """What the manifest of a model says of its licence; None where it has none. A look at one small file, unlike opening it."""
+    """Return the licence in the manifest of a model, None if it has none. Reads one small file, unlike opening the model."""
     return _read_manifest(path).licence
 
 
@@ -182,7 +178,7 @@ class _SourceFile(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What counts here of the manifest.json that `edge convert` writes beside a model."""
+    """The part of manifest.json, which `edge convert` writes beside a model, that counts here."""
 
     name: str = ""
     licence: str | None = None
@@ -194,17 +190,17 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 def _read_manifest(path: Path) -> _Manifest:
-    """Of a model; empty where it has none."""
+    """Return the manifest of a model, empty where it has none."""
     folder = path if _folder_format(path) == "onnx" else path.parent
     manifest = folder / "manifest.json"
     try:
         return read_json(manifest, _Manifest) if manifest.is_file() else _Manifest()
     except ModelFileError:
-        return _Manifest()  # other programs have files of that name, too; it only tells names
+        return _Manifest()  # other programs have files of that name, too
 
 
 def _choose(path: Path) -> Path:
-    """The model that a path means: itself, or the only one in a folder."""
+    """Return the model that a path means: itself, or the only one in a folder."""
     try:
         if not path.exists():
             raise ModelNotFoundError(f"There is no file or folder {path}.", "Check the path. See names: edge models ls")
@@ -227,13 +223,13 @@ def _choose(path: Path) -> Path:
 
 
 def _variants(path: Path) -> list[Path]:
-    """The models in the folders of a folder, if they are all one model in several formats; [] for any other path."""
+    """Return the models in the folders of a folder, if they are one model in several formats; [] for any other path."""
     try:
         if not path.is_dir() or _folder_format(path) or _models_in(path):
             return []
         found = [model for folder in _folders_in(path) for model in _models_in(folder)]
     except (OSError, ValueError):
-        return []  # `open_artifact` says what is wrong
+        return []  # `open_artifact` reports it
     if len(found) < 2:
         return []
     names = {(made.name, made.sources) for made in map(_read_manifest, found)}
@@ -254,7 +250,7 @@ def _folders_in(path: Path) -> list[Path]:
 
 
 def _models_in(path: Path) -> list[Path]:
-    """What in a folder is a model: the folder itself, or files and folders in it."""
+    """Return the models in a folder: the folder itself, or files and folders in it."""
     if _folder_format(path):
         return [path]
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -285,5 +281,5 @@ def _check_is_model(path: Path, header: GGUFHeader) -> None:
         raise ModelFileError(
             f"{path.name} does not say how many layers it has or how wide they are, as a model of the architecture "
             f"{header.architecture[:40]!r} should.",
-            "If llama.cpp knows no such architecture, nor does edge; otherwise download the file again, or convert it anew.",
+            "If llama.cpp does not know this architecture, nor does edge; otherwise download or convert the model again.",
         )

@@ -1,13 +1,14 @@
-"""Reads the header of a GGUF model file: what the model is, and where its weights are.
+"""The header of a GGUF file: metadata, and where the weights are.
 
 The file comes from outside and is not trusted: every count and length is checked against the size of the file before
-anything is allocated, at most a few MB are ever held, and the only errors are ours. The weights themselves are not read.
+anything is allocated, at most a few MB are held, and the only errors are ours. The weights themselves are not read.
 
-Source: docs/gguf.md of ggml-org/ggml (the format); `gguf_init_from_file` of llama.cpp (what it refuses, so do we).
+Source: docs/gguf.md of ggml-org/ggml; `gguf_init_from_file` of llama.cpp, whose refusals are kept.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import struct
@@ -31,7 +32,7 @@ _MAX_KEPT_BYTES = 16 << 20
 _MAX_KEYS = 65_536
 _MAX_TENSORS = 131_072
 _MAX_NAME_BYTES = 65_535
-_KEPT_NUMBERS = 1024  # per-layer values are kept; token scores and types are not
+_KEPT_NUMBERS = 1024  # more than per-layer values need, less than token scores and types
 _KEPT_STRINGS = 64
 _MAX_DIMS = 4
 _MAX_HYPERPARAMETER = 2**31 - 1
@@ -59,11 +60,11 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """A list in the metadata that is too long to keep, such as the vocabulary.
+    """A list in the metadata that is too long to load, such as the vocabulary.
 
     Attributes:
         type: of its elements: "string", "float32", ...
-        length: how many elements it has.
+        length: number of elements.
     """
 
     type: str
@@ -71,7 +72,7 @@ class ArrayInfo:
 
 
 Value = bool | int | float | str | tuple[bool | int | float | str, ...] | ArrayInfo
-"""What stands behind a metadata key."""
+"""A value of the metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class TensorInfo:
 
     Attributes:
         name: "blk.0.attn_q.weight", ...
-        shape: in ggml's order, the fastest-running dimension first.
+        shape: in ggml's order, the fastest-varying dimension first.
         type: "Q4_0", "F32", ...
         offset: of its first byte, from the start of the tensor data (`GGUFHeader.data_offset`), in bytes.
         size_bytes: its length in the file.
@@ -95,7 +96,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file says of its model. Values that the file leaves out are 0, None or "".
+    """The header of a GGUF file. Values that the file leaves out are 0, None or "".
 
     Attributes:
         version: of the format, 2 or 3.
@@ -111,12 +112,12 @@ class GGUFHeader:
         n_embd: width of the model.
         n_ctx_train: context it was trained for, in tokens.
         n_vocab: size of the vocabulary.
-        sliding_window: tokens a sliding-window layer looks back, None where there is no such layer.
+        sliding_window: tokens that a sliding-window layer looks back, None where there is no such layer.
         chat_template: Jinja source, or None.
-        file_type: what the mix of weight types is called: "Q4_K_M".
+        file_type: name of the mix of weight types: "Q4_K_M".
         n_params: number of weights.
         tensors_bytes: size of all tensors.
-        is_recurrent: keeps a state instead of keys and values (Mamba, RWKV).
+        is_recurrent: has a state instead of keys and values (Mamba, RWKV).
         is_hybrid: has both attention and recurrent layers (Jamba, Falcon-H1, LFM2, Qwen3-Next).
     """
 
@@ -145,7 +146,7 @@ class GGUFHeader:
 
     @property
     def split_count(self) -> int:
-        """Of how many files the model consists; 1 where it is whole."""
+        """Number of files of a split model; 1 where it is whole."""
         count = self.metadata.get("split.count", 1)
         return count if isinstance(count, int) and count > 1 else 1
 
@@ -163,12 +164,11 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         path: the file. It is not trusted.
 
     Returns:
-        The header. Files are refused that llama.cpp would refuse for their layout.
+        The header. A file whose layout llama.cpp would refuse is refused.
 
     Raises:
         ModelNotFoundError: there is no such file.
-        ModelFileError: it cannot be read, is not GGUF, is cut off, is damaged, or is of a version or weight type that
-            is not known.
+        ModelFileError: it cannot be read, is not GGUF, is truncated or damaged, or has an unknown version or weight type.
     """
     path = Path(path)
     try:
@@ -184,7 +184,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
 
 
 class _Reader:
-    """A cursor over the file that holds one chunk of it, and never reads or keeps more than the limits above."""
+    """A cursor over the file that holds one chunk of it, and never reads or holds more than the limits above."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
@@ -192,7 +192,7 @@ class _Reader:
         self.size = os.fstat(file.fileno()).st_size
         self.base = 0  # where the chunk starts in the file
         self.chunk = b""
-        self.pos = 0  # in the chunk; may point behind it
+        self.pos = 0  # in the chunk; may point beyond it
         self.n_strings = 0
         self.kept_bytes = 0
 
@@ -283,9 +283,7 @@ class _Reader:
                 )
             raise self._error(f"stores the tensor {_short(name)} in a weight type (number {code}) that is not known here")
         type_name, block_length, block_bytes = TENSOR_TYPES[code]
-        n_weights = 1
-        for length in shape:
-            n_weights *= length
+        n_weights = math.prod(shape)
         if n_weights >= 2**63 or (shape[0] if shape else 1) % block_length:
             raise self._error(f"gives the tensor {_short(name)} the impossible shape {shape} for {type_name}")
         if offset % alignment:
@@ -309,7 +307,7 @@ class _Reader:
     # -- the cursor
 
     def _fill(self, n_bytes: int) -> None:
-        """Make the chunk start at the cursor. The next `n_bytes` must exist in the file."""
+        """Read a chunk from the cursor on. The next `n_bytes` must exist in the file."""
         at = self.base + self.pos
         if at + n_bytes > self.size:
             raise self._cut_off()
@@ -351,7 +349,7 @@ class _Reader:
         return raw.decode("utf-8", errors="replace")
 
     def _skip_strings(self, count: int) -> None:
-        """Walk over texts without making them. Vocabularies have 50,000 and more, so the inner loop does nothing else."""
+        """Skip texts without decoding them. Vocabularies have 50,000 and more, so the inner loop does nothing else."""
         length_at = _UINT64.unpack_from
         walked = 0
         while walked < count:
@@ -379,7 +377,7 @@ class _Reader:
 
 
 class _Facts:
-    """Picks the model's dimensions out of the metadata, and checks that they are numbers a planner can use."""
+    """Extracts the model's dimensions from the metadata, and checks that a plan can use them."""
 
     def __init__(self, reader: _Reader, metadata: dict[str, Value], tensors: list[TensorInfo]) -> None:
         self.error = reader._error
@@ -421,7 +419,7 @@ class _Facts:
             sliding_window=self._number("attention.sliding_window") or None,
             chat_template=template if isinstance(template, str) and template else None,
             file_type=self._file_type(),
-            n_params=sum(_n_weights(tensor) for tensor in self.tensors),
+            n_params=sum(math.prod(tensor.shape) for tensor in self.tensors),
             tensors_bytes=sum(tensor.size_bytes for tensor in self.tensors),
             is_recurrent=has_state and not has_attention,
             is_hybrid=has_state and has_attention,
@@ -436,7 +434,9 @@ class _Facts:
 
     def _checked(self, key: str, value: Value) -> int:
         if type(value) is not int or not 0 <= value <= _MAX_HYPERPARAMETER:
-            raise self.error(f"has {_short(value)} as {self.architecture[:40]}.{key}, which is no usable number: it is damaged")
+            raise self.error(
+                f"has {_short(value)} as {self.architecture[:40]}.{key}, which is not a usable number: it is damaged"
+            )
         return value
 
     def _per_layer(self, key: str, n_layer: int, default: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -467,14 +467,7 @@ class _Facts:
         return max(sizes, key=lambda name: sizes[name]) if sizes else ""
 
 
-def _n_weights(tensor: TensorInfo) -> int:
-    count = 1
-    for length in tensor.shape:
-        count *= length
-    return count
-
-
 def _short(value: object) -> str:
-    """A value from the file for a message: quoted, so that it cannot speak to a terminal, and not too long."""
+    """Return a value from the file for a message: quoted, so that it cannot control a terminal, and not too long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""What an ONNX folder says of its model: the layout of onnxruntime-genai, read without its package and without trusting it.
+"""An ONNX folder in the layout of onnxruntime-genai, read without its package and without trusting it.
 
-genai_config.json names the model file and its inputs and outputs; the model file itself says how large keys, values and weights
-are. Session options, provider options and libraries that the file may name are passed over: what runs where is the plan's.
+genai_config.json names the model file and its inputs and outputs; the model file has the sizes of keys, values and weights.
+Session options, provider options and libraries that the configuration may name are ignored: placement is up to the plan.
 
 Source: the config reference of onnxruntime-genai (0.18) and what its model builder writes.
 """
@@ -25,7 +25,7 @@ CONFIG = "genai_config.json"
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _LAYER = re.compile(r"%d")
 _KV_TYPES = {"f32": 4, "f16": 2, "bf16": 2}
-_HINT = "Convert it anew with: edge convert MODEL --to onnx"
+_HINT = "Convert it again with: edge convert MODEL --to onnx"
 
 
 class _Inputs(msgspec.Struct, frozen=True):
@@ -83,15 +83,15 @@ class OnnxFolder:
         files: it and the files with its weights.
         architecture: onnxruntime-genai's name of it: "llama", "qwen2", ...
         n_layer, n_head, n_head_kv, head_dim, n_embd, n_vocab, n_ctx_train: sizes; head_dim of keys and of values alike.
-        kv_type: how keys and values are kept: "f32", "f16" or "bf16".
+        kv_type: type of keys and values: "f32", "f16" or "bf16".
         logits_type: likewise.
         shares_buffer: one buffer may be past and present at once, so that nothing of it is copied.
         has_last_logits: the model computes the logits of the last position only.
-        has_branches: what is computed is chosen while it runs, for all rows of a batch alike: Phi's rotation of long texts.
+        has_branches: it branches while it runs, for all rows of a batch alike: Phi's rotation of long texts.
         has_position_ids, has_attention_mask: inputs besides the tokens and the past.
         input_ids, attention_mask, position_ids, logits: names.
         past_key, past_value, present_key, present_value: names, layer by layer.
-        weights_bytes: of all weights.
+        weights_bytes: size of all weights.
         quantisation: "int4", "f16", ...
     """
 
@@ -135,14 +135,13 @@ class OnnxFolder:
 
 
 def read_onnx_folder(folder: Path) -> OnnxFolder:
-    """Look into a folder and check that everything an engine needs is there. Weights are not read.
+    """Read a folder and check that everything an engine needs is there. Weights are not read.
 
     Args:
         folder: with genai_config.json.
 
     Raises:
-        ModelFileError: a file is missing, damaged, cut off or outside of the folder, or the model is of a kind that edge cannot
-            run.
+        ModelFileError: a file is missing, damaged, truncated or outside of the folder, or edge cannot run this kind of model.
     """
     config = _read_config(folder)
     where, decoder = folder / CONFIG, config.model.decoder
@@ -198,7 +197,7 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
 
 
 def find_decoder(folder: Path) -> str:
-    """Which file genai_config.json names as the model, relative to the folder. Nothing else has to be there.
+    """Return the model file that genai_config.json names, relative to the folder. Nothing else has to be there.
 
     Raises:
         ModelFileError: the configuration is missing or damaged, or names a kind of model that edge cannot run.
@@ -214,7 +213,7 @@ def _read_config(folder: Path) -> _Config:
                 f"{folder} also has a part for {part}; edge runs models of text only.", "Choose another model."
             )
     if config.model.decoder.pipeline is not None or not config.model.decoder.filename:
-        raise ModelFileError(f"{folder} is cut into several models that run after each other, which edge does not do.", _HINT)
+        raise ModelFileError(f"{folder} is split into several models that run after each other, which edge does not do.", _HINT)
     return config
 
 
@@ -228,7 +227,7 @@ def _inside(where: Path, name: str) -> PurePosixPath:
 
 
 def _layer_names(where: Path, decoder: _Decoder) -> list[tuple[str, ...]]:
-    """Names of past keys, past values, present keys and present values, one a layer."""
+    """Return the names of past keys, past values, present keys and present values, one a layer."""
     if decoder.num_hidden_layers > 4096:
         raise ModelFileError(f"{where} promises {decoder.num_hidden_layers:,} layers.", "Download or convert the model again.")
     patterns = (
@@ -244,7 +243,7 @@ def _layer_names(where: Path, decoder: _Decoder) -> list[tuple[str, ...]]:
 
 
 def _check_kv(path: Path, ports: list[Port], decoder: _Decoder) -> str:
-    """All keys and values have one type and the shape (batch, heads, tokens, width)."""
+    """Check that all keys and values have one type and the shape (batch, heads, tokens, width), and return the type."""
     expected = (None, decoder.num_key_value_heads, None, decoder.head_size)
     for port in ports:
         fits = len(port.dims) == 4 and all(
@@ -252,15 +251,15 @@ def _check_kv(path: Path, ports: list[Port], decoder: _Decoder) -> str:
         )
         if not fits or port.type not in _KV_TYPES or port.type != ports[0].type:
             raise ModelFileError(
-                f"{path} keeps {port.name} as {port.type or 'an unknown type'} of the shape {port.dims}, and {CONFIG} promises "
-                f"{decoder.num_key_value_heads} heads of {decoder.head_size} numbers.",
+                f"{path} stores {port.name} as {port.type or 'an unknown type'} of the shape {port.dims}, and {CONFIG} "
+                f"promises {decoder.num_key_value_heads} heads of {decoder.head_size} numbers.",
                 _HINT,
             )
     return ports[0].type
 
 
 def _quantisation(graph: Graph) -> str:
-    """What most of the weights are kept as."""
+    """Return the type of most of the weights."""
     if graph.bits:
         return f"int{graph.bits.most_common(1)[0][0]}"
     sizes: dict[str, int] = {}

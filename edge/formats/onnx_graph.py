@@ -1,9 +1,9 @@
-"""Looks into an ONNX file without its package, and without trusting it: inputs, outputs, weights and where their bytes are.
+"""An ONNX file, read without its package and without trusting it: inputs, outputs, weights and where their bytes are.
 
-Weights stay where they are; of a file with embedded weights only their places are noted. `only_last_logits` rewrites a
-decoder so that a prompt's last position is the only one whose logits are computed.
+Weights are not loaded, only located. `only_last_logits` rewrites a decoder to compute the logits of a prompt's last position
+only.
 
-Source: onnx.proto3 of ONNX (IR version 10), of which the fields named here are all that is needed.
+Source: onnx.proto3 of ONNX (IR version 10); only the fields named here are needed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_WHERE = 1, 2, 8, 9, 13, 14
 _FLOAT, _INT64 = 1, 7
-# What may stand between the matrix product of the output layer and the logits: casts, scaling, Gemma's soft cap.
+# Operators between the matrix product of the output layer and the logits: casts, scaling, Gemma's soft cap.
 _ELEMENTWISE = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
 _PRODUCTS = ("MatMul", "MatMulNBits", "Gemm")
 
@@ -47,8 +47,8 @@ class Port:
 
     Attributes:
         name: "input_ids", ...
-        type: "f32", "f16", "i64", ...; "" for what is none of the usual ones.
-        dims: None where a length is free.
+        type: "f32", "f16", "i64", ...; "" for unusual ones.
+        dims: lengths, None where one is free.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Weight:
         name: of the tensor.
         type: as in Port.
         size_bytes: of its data.
-        file: where its data is, relative to the folder of the model; "" when it is in the model file.
+        file: of its data, relative to the folder of the model; "" when it is in the model file.
         offset: of its first byte there.
     """
 
@@ -77,13 +77,13 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What an ONNX file says of itself.
+    """An ONNX file.
 
     Attributes:
         inputs, outputs: of the main graph.
         weights: all constant tensors, those of nested graphs too.
-        ops: how often each operator occurs in the main graph.
-        bits: bits of the weights of MatMulNBits -> how often.
+        ops: number of each operator in the main graph.
+        bits: bits of the weights of MatMulNBits -> number of them.
     """
 
     inputs: tuple[Port, ...]
@@ -94,7 +94,7 @@ class Graph:
 
 
 def read_graph(path: Path) -> Graph:
-    """Look into a model.
+    """Read a model file without its weights.
 
     Raises:
         ModelFileError: it cannot be read, or is damaged.
@@ -109,9 +109,9 @@ def read_graph(path: Path) -> Graph:
                     if inner == _FUNCTION_NODE:
                         reader.read_node(_message(node), 1)
     except ProtobufError as error:
-        raise ModelFileError(f"{path} is no ONNX model, or is damaged: {error}.", _AGAIN) from error
+        raise ModelFileError(f"{path} is not an ONNX model, or is damaged: {error}.", _AGAIN) from error
     if not reader.inputs or not reader.ops:
-        raise ModelFileError(f"{path} is no ONNX model: it has no graph.", _AGAIN)
+        raise ModelFileError(f"{path} is not an ONNX model: it has no graph.", _AGAIN)
     return Graph(tuple(reader.inputs), tuple(reader.outputs), tuple(reader.weights), reader.ops, reader.bits)
 
 
@@ -120,7 +120,7 @@ def check_external_files(path: Path, graph: Graph) -> int:
 
     Args:
         path: the model file.
-        graph: what it says.
+        graph: of `read_graph`.
 
     Returns:
         Bytes of all weights.
@@ -143,15 +143,15 @@ def check_external_files(path: Path, graph: Graph) -> int:
 def only_last_logits(data: bytes, logits: str) -> bytes | None:
     """Rewrite a decoder so that it computes the logits of the last position only.
 
-    Before the output layer, a Slice keeps the last position of the hidden states. What the other layers compute, and the keys
-    and values, stay what they were.
+    A Slice before the output layer keeps the last position of the hidden states. The other layers, keys and values stay as they
+    are.
 
     Args:
         data: the model file.
         logits: name of its output.
 
     Returns:
-        The file anew, or None where the output layer is not one that is known here.
+        The rewritten file, or None where the output layer is of an unknown kind.
 
     Raises:
         ProtobufError: the model is damaged.
@@ -194,7 +194,7 @@ def only_last_logits(data: bytes, logits: str) -> bytes | None:
 
 
 class _Reader:
-    """Collects what a graph and the graphs inside it hold."""
+    """Collects inputs, outputs, weights and operators of a graph and the graphs inside it."""
 
     def __init__(self) -> None:
         self.inputs: list[Port] = []
@@ -236,7 +236,7 @@ class _Reader:
                 self.bits[bits] += 1
 
     def _read_attribute(self, data: memoryview, depth: int) -> int | None:
-        """Note the tensors and graphs of an attribute; returns the number when it is called "bits"."""
+        """Collect the tensors and graphs of an attribute; return its number if it is called "bits"."""
         name, number_value = "", None
         for number, value, _, _ in fields(data):
             if number == _ATTRIBUTE_NAME:
@@ -258,7 +258,7 @@ class _Reader:
 
 
 def _map(path: Path) -> memoryview:
-    """The file without reading it; unmapped when the last view is gone."""
+    """Map a file; it is unmapped when the last view is gone."""
     try:
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -273,12 +273,12 @@ def _external_size(path: Path, folder: Path, name: str) -> int:
     file = path.parent / relative
     if relative.is_absolute() or ".." in relative.parts or "\\" in name or not file.resolve().is_relative_to(folder):
         raise ModelFileError(
-            f"{path} keeps weights in {name}, which is not in its own folder. edge does not read files from elsewhere.",
+            f"{path} stores weights in {name}, which is not in its own folder. edge does not read files from elsewhere.",
             "Copy the file itself (not a link to it) beside the model, or get the model from a source you trust.",
         )
     try:
         if not file.is_file():
-            raise ModelFileError(f"{file} is missing: {path.name} keeps its weights there.", _AGAIN)
+            raise ModelFileError(f"{file} is missing: {path.name} stores its weights there.", _AGAIN)
         return file.stat().st_size
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
@@ -286,7 +286,7 @@ def _external_size(path: Path, folder: Path, name: str) -> int:
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ProtobufError("a number stands where a message belongs")
+        raise ProtobufError("a message is expected, and there is a number")
     return value
 
 
@@ -294,7 +294,7 @@ def _text(value: int | memoryview) -> str:
     try:
         return bytes(_message(value)).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ProtobufError(f"a name is no text: {error}") from error
+        raise ProtobufError(f"a name is not text: {error}") from error
 
 
 def _weight(data: memoryview) -> Weight:
@@ -330,7 +330,7 @@ def _tensor_name(data: memoryview) -> str:
 
 
 def _port(data: memoryview) -> Port:
-    """ValueInfoProto: name, and inside of type.tensor_type the element type and the shape."""
+    """Read a ValueInfoProto: its name, and inside of type.tensor_type the element type and the shape."""
     name, kind = "", 0
     dims: list[int | None] = []
     for number, value, _, _ in fields(data):
@@ -363,14 +363,14 @@ def _node_parts(data: memoryview) -> tuple[str, list[str], list[str]]:
 
 
 def _slice(output: str, hidden: str) -> bytes:
-    """The node Slice(hidden, starts, ends, axes): the last position. Its numbers are weights that `_last_only` adds."""
+    """Encode the node Slice(hidden, starts, ends, axes): the last position. `_last_only` adds its numbers as weights."""
     names = [hidden, "edge/last_start", "edge/last_end", "edge/last_axis"]
     inputs = b"".join(bytes_field(_NODE_INPUT, name.encode()) for name in names)
     return inputs + bytes_field(_NODE_OUTPUT, output.encode()) + bytes_field(3, b"edge/last") + bytes_field(_NODE_OP, b"Slice")
 
 
 def _with_input(graph: memoryview, first: int, last: int) -> bytes:
-    """The node at this place, with the slice as its first input."""
+    """Encode the node at this place with the slice as its first input."""
     ((_, node, _, _),) = fields(graph[first:last])
     edited, is_first = bytearray(), True
     for number, _, start, end in fields(_message(node)):
@@ -383,7 +383,7 @@ def _with_input(graph: memoryview, first: int, last: int) -> bytes:
 
 
 def _last_only(graph: memoryview, place: tuple[int, int]) -> bytes:
-    """The constants of the slice, and the output with one position."""
+    """Encode the constants of the slice, and the output with one position."""
     added = b""
     for name, value in (("edge/last_start", -1), ("edge/last_end", 2**63 - 1), ("edge/last_axis", 1)):
         tensor = number_field(_TENSOR_DIMS, 1) + number_field(_TENSOR_TYPE, _INT64)

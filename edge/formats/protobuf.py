@@ -1,6 +1,6 @@
-"""Reads and writes just enough of the protobuf wire format to look into an ONNX model without its package.
+"""The part of the protobuf wire format that reading and editing ONNX and Core ML models takes.
 
-The bytes come from strangers: every length is checked against what is there, and nothing is copied while reading.
+The bytes are not trusted: every length is checked against the data, and nothing is copied while reading.
 
 Source: protobuf.dev, "Encoding".
 """
@@ -17,21 +17,21 @@ _MASK = (1 << 64) - 1
 
 
 class ProtobufError(ValueError):
-    """These bytes are no protobuf message."""
+    """These bytes are not a protobuf message."""
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]:
-    """The fields of a message, one level deep.
+    """Yield the fields of a message, one level deep.
 
     Args:
         data: the message.
 
     Yields:
-        (number, value, start, end): a number for varints and fixed widths (unsigned), the bytes of everything else; where the
-        field stands, tag included, is [start, end).
+        (number, value, start, end): a number for varints and fixed widths (unsigned), the bytes of everything else; the field,
+        tag included, is at [start, end).
 
     Raises:
-        ProtobufError: the message is damaged or cut off.
+        ProtobufError: the message is damaged or truncated.
     """
     position, size = 0, len(data)
     while position < size:
@@ -57,7 +57,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]
 
 
 def varints(value: int | memoryview) -> list[int]:
-    """The numbers of a repeated integer field: one, or several packed together. Signed, 64 bits.
+    """Return the numbers of a repeated integer field: one, or several packed together. Signed, 64 bits.
 
     Raises:
         ProtobufError: the numbers are damaged.
@@ -72,12 +72,12 @@ def varints(value: int | memoryview) -> list[int]:
 
 
 def number_field(number: int, value: int) -> bytes:
-    """A field that holds an integer; negative ones as two's complement of 64 bits."""
+    """Encode a field with an integer; negative ones as two's complement of 64 bits."""
     return _varint(number << 3 | _VARINT) + _varint(value & _MASK)
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """A field that holds bytes, text or a message."""
+    """Encode a field with bytes, text or a message."""
     return _varint(number << 3 | _BYTES) + _varint(len(value)) + value
 
 

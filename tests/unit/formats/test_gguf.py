@@ -269,13 +269,13 @@ BAD_FILES = {
     ),
     "no architecture": (build([text_entry("general.name", "x")]), "which architecture"),
     "architecture is a number": (build([entry("general.architecture", 4, b"\1\0\0\0")]), "which architecture"),
-    "layers are a text": (build([ARCHITECTURE, text_entry("llama.block_count", "many")]), "no usable number"),
+    "layers are a text": (build([ARCHITECTURE, text_entry("llama.block_count", "many")]), "not a usable number"),
     "layers below zero": (
-        build([ARCHITECTURE, entry("llama.block_count", 5, struct.pack("<i", -1))]), "no usable number"
+        build([ARCHITECTURE, entry("llama.block_count", 5, struct.pack("<i", -1))]), "not a usable number"
     ),
-    "layers as a truth": (build([ARCHITECTURE, entry("llama.block_count", 7, b"\1")]), "no usable number"),
+    "layers as a truth": (build([ARCHITECTURE, entry("llama.block_count", 7, b"\1")]), "not a usable number"),
     "layers as a list": (
-        build([ARCHITECTURE, entry("llama.block_count", 9, struct.pack("<IQI", 4, 1, 3))]), "no usable number"
+        build([ARCHITECTURE, entry("llama.block_count", 9, struct.pack("<IQI", 4, 1, 3))]), "not a usable number"
     ),
     "heads for other layers": (
         build([ARCHITECTURE, entry("llama.attention.head_count", 9, struct.pack("<IQI", 4, 1, 3))]),
