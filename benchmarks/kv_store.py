@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from edge.kv.blocks import fingerprint, open_block, pack_tokens, seal_block
+from edge.kv.blocks import NewBlock, fingerprint, open_block, pack_tokens, seal_block
 from edge.kv.disk import Disk
 from edge.kv.maintenance import scan
 from edge.kv.rows import Change
@@ -99,14 +99,15 @@ class Grower:
     def add(self, change: Change, tokens: list[int], *, is_kept: bool, among: list[list[int]]) -> None:
         parent = self.root
         for start in range(0, len(tokens), BLOCK_TOKENS):
-            header, pieces = seal_block(
-                self.disk.keys, parent=parent, tokens=pack_tokens(tokens[start : start + BLOCK_TOKENS]), payload=b"x" * 64,
-                model=MODEL, namespace="ns", start=start, prefill_ms=800.0, encrypted=self.disk.encrypt,
-            )  # fmt: skip
+            packed = pack_tokens(tokens[start : start + BLOCK_TOKENS])
+            block = NewBlock(
+                parent=parent, tokens=packed, payload=b"x" * 64, model=MODEL, namespace="ns", start=start, prefill_ms=800.0
+            )
+            header, pieces = seal_block(self.disk.keys, block, encrypted=self.disk.options.encrypt)
             if is_kept:
                 self.disk.files.publish(self.disk.files.write(pieces), header.key)
                 self.n_files += 1
-            change.insert(header, root=self.root, budget_bytes=BUDGET, now=0.0)
+            change.insert(header, self.root)
             parent = header.key
             self.n_blocks += 1
         if is_kept:
@@ -252,16 +253,8 @@ def measure_sealing(rounds: int) -> dict[str, Figures]:
     for kind, encrypted in (("authenticated", False), ("encrypted", True)):
 
         def seal(encrypted: bool = encrypted) -> bytes:
-            _, pieces = seal_block(
-                keys,
-                parent=bytes(32),
-                tokens=tokens,
-                payload=payload,
-                model=MODEL,
-                namespace="ns",
-                start=0,
-                encrypted=encrypted,
-            )
+            block = NewBlock(parent=bytes(32), tokens=tokens, payload=payload, model=MODEL, namespace="ns", start=0)
+            _, pieces = seal_block(keys, block, encrypted=encrypted)
             return pieces[0] + pieces[1]
 
         data = seal()

@@ -54,7 +54,7 @@ __all__ = [
     "Block",
     "BlockDamaged",
     "Header",
-    "check_block",
+    "NewBlock",
     "fingerprint",
     "open_block",
     "pack_tokens",
@@ -200,44 +200,11 @@ class Block:
     payload: memoryview
 
 
-def check_block(
-    *, model: bytes, namespace: str, owner: str, start: int, n_tokens: int, payload_bytes: int, origin: str, prefill_ms: float
-) -> None:
-    """Check that the format can hold a block. Arguments as for `seal_block`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBlock:
+    """A block to be sealed.
 
-    Raises:
-        UsageError: it cannot.
-    """
-    smaller = "Split it into smaller ones."
-    if not 1 <= n_tokens <= MAX_TOKENS or start < 0 or start + n_tokens >= 1 << 32:
-        raise UsageError(f"A block cannot hold {n_tokens} tokens from position {start}.", smaller)
-    if payload_bytes + 16 * n_tokens + 4096 > MAX_FILE_BYTES:
-        raise UsageError(f"A block of {payload_bytes} bytes is too large.", smaller)
-    if len(model) != KEY_BYTES or origin not in ORIGINS or not 0 <= prefill_ms <= MAX_PREFILL_MS:
-        raise UsageError("The fingerprint, the origin or the time of a block is invalid.", "See BlockStore.put.")
-    if max(len(namespace.encode("utf-8")), len(owner.encode("utf-8"))) > MAX_LABEL_BYTES:
-        raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
-
-
-def seal_block(
-    keys: Keys,
-    *,
-    parent: bytes,
-    tokens: bytes,
-    payload: bytes,
-    model: bytes,
-    namespace: str,
-    owner: str = "",
-    start: int,
-    origin: str = "prefill",
-    prefill_ms: float = 0.0,
-    encrypted: bool = False,
-    nonce: bytes | None = None,
-) -> tuple[Header, list[bytes]]:
-    """Return the bytes of a block's file.
-
-    Args:
-        keys: keys of the store.
+    Attributes:
         parent: the parent block's key, or the root.
         tokens: packed; at least one.
         payload: exported by the engine.
@@ -247,32 +214,58 @@ def seal_block(
         start: position of its first token.
         origin: one of ORIGINS.
         prefill_ms: time that computing it took.
+
+    Raises:
+        UsageError: the format cannot hold a value.
+    """
+
+    parent: bytes
+    tokens: bytes
+    payload: bytes
+    model: bytes
+    namespace: str
+    owner: str = ""
+    start: int
+    origin: str = "prefill"
+    prefill_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        n_tokens, n_bytes, smaller = len(self.tokens) // TOKEN_BYTES, len(self.payload), "Split it into smaller ones."
+        if not 1 <= n_tokens <= MAX_TOKENS or self.start < 0 or self.start + n_tokens >= 1 << 32:
+            raise UsageError(f"A block cannot hold {n_tokens} tokens from position {self.start}.", smaller)
+        if n_bytes + 16 * n_tokens + 4096 > MAX_FILE_BYTES:
+            raise UsageError(f"A block of {n_bytes} bytes is too large.", smaller)
+        if len(self.model) != KEY_BYTES or self.origin not in ORIGINS or not 0 <= self.prefill_ms <= MAX_PREFILL_MS:
+            raise UsageError("The fingerprint, the origin or the time of a block is invalid.", "See BlockStore.put.")
+        if max(len(self.namespace.encode("utf-8")), len(self.owner.encode("utf-8"))) > MAX_LABEL_BYTES:
+            raise UsageError(f"Namespace and owner have at most {MAX_LABEL_BYTES} bytes.", "Use an id.")
+
+
+def seal_block(
+    keys: Keys, block: NewBlock, *, encrypted: bool = False, nonce: bytes | None = None
+) -> tuple[Header, list[bytes]]:
+    """Return the bytes of a block's file.
+
+    Args:
+        keys: keys of the store.
+        block: the block.
         encrypted: hide tokens and payload.
         nonce: 12 bytes; only tests choose it.
 
     Returns:
         The header, and the file in pieces to be written in order.
-
-    Raises:
-        UsageError: the format cannot hold a value.
     """
-    n_tokens = len(tokens) // TOKEN_BYTES
-    check_block(
-        model=model, namespace=namespace, owner=owner, start=start, n_tokens=n_tokens, payload_bytes=len(payload),
-        origin=origin, prefill_ms=prefill_ms,
-    )  # fmt: skip
-    path = keys.path(parent, tokens, encrypted=encrypted)
-    labels = namespace.encode("utf-8"), owner.encode("utf-8")
-    used = _FIXED.size + len(path) + len(labels[0]) + len(labels[1])
-    header_bytes = -(-used // _ALIGNMENT) * _ALIGNMENT
+    path = keys.path(block.parent, block.tokens, encrypted=encrypted)
+    used = _FIXED.size + len(path) + len(block.namespace.encode("utf-8")) + len(block.owner.encode("utf-8"))
     header = Header(
-        keys.block(model, namespace, parent, tokens), parent, model, namespace, owner, start, n_tokens, path, len(payload),
-        encrypted, origin, prefill_ms, keys.id, os.urandom(12) if nonce is None else nonce, header_bytes,
+        keys.block(block.model, block.namespace, block.parent, block.tokens), block.parent, block.model, block.namespace,
+        block.owner, block.start, len(block.tokens) // TOKEN_BYTES, path, len(block.payload), encrypted, block.origin,
+        block.prefill_ms, keys.id, os.urandom(12) if nonce is None else nonce, -(-used // _ALIGNMENT) * _ALIGNMENT,
     )  # fmt: skip
     head = _header_bytes(header)
     if encrypted:
-        return header, [head, keys.cipher.encrypt(header.nonce, tokens + payload, head)]
-    plain = head + payload
+        return header, [head, keys.cipher.encrypt(header.nonce, block.tokens + block.payload, head)]
+    plain = head + block.payload
     return header, [plain, keys.cipher.encrypt(header.nonce, b"", plain)]
 
 

@@ -51,7 +51,8 @@ class Disk:
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
     Raises:
-        StorageError, OSError, sqlite3.Error: it cannot be opened.
+        StorageError: it cannot be opened; see `StoreFiles`.
+        OSError, sqlite3.Error: here and from every method: the disk failed. A change was not made then.
     """
 
     def __init__(self, directory: Path, options: StoreOptions, distrusted: Path | None = None) -> None:
@@ -76,11 +77,7 @@ class Disk:
         return self.keys.root(model, namespace, encrypted=self.options.encrypt)
 
     def match(self, model: bytes, namespace: str, tokens: bytes, lost: Set[bytes], *, partial: bool) -> Match:
-        """Find the longest stored prefix of packed tokens, without the blocks in `lost`.
-
-        Raises:
-            sqlite3.Error: the index cannot be read, or is inconsistent.
-        """
+        """Find the longest stored prefix of packed tokens, without the blocks in `lost`."""
         parent = self.root(model, namespace)
         with self.index.read() as view:
             steps = longest_prefix(
@@ -105,39 +102,29 @@ class Disk:
         return Match(tuple(blocks), start)
 
     def has(self, key: bytes) -> bool:
-        """Return whether the index has a block.
-
-        Raises:
-            sqlite3.Error: the index cannot be read.
-        """
+        """Return whether the index has a block."""
         with self.index.read() as view:
-            return view.sql.execute("SELECT 1 FROM block WHERE key = ?", (key,)).fetchone() is not None
+            return view.get(key) is not None
 
     def load(self, ref: BlockRef) -> memoryview:
         """Return the payload of a block, every byte verified.
 
         Raises:
             BlockDamaged: it is damaged, or another block.
-            OSError: its file cannot be read.
         """
-        block = open_block(self.keys, self.files.load(ref.key))
+        block = self.open(ref.key)
         header = block.header
-        is_same = (header.key, header.parent, header.model, header.namespace, header.start) == (
-            ref.key, ref.parent, ref.model, ref.namespace, ref.start,
-        )  # fmt: skip
-        if not is_same or not block.tokens.startswith(ref.tokens) or header.n_tokens != ref.n_tokens:
-            raise BlockDamaged("it is not the block of its name and index")
+        found = header.parent, header.model, header.namespace, header.start, header.n_tokens
+        if found != (ref.parent, ref.model, ref.namespace, ref.start, ref.n_tokens) or not block.tokens.startswith(ref.tokens):
+            raise BlockDamaged("it is not the block that the index describes")
         return block.payload
 
     def write(self, batch: Sequence[Pending], protected: Iterable[bytes] = ()) -> WriteReport:
-        """Store blocks, except those whose parent is not stored: they would never be found.
+        """Store blocks, all or none, except those whose parent is not stored: they would never be found.
 
         Args:
             batch: parents before children.
             protected: keys that are not evicted to make room.
-
-        Raises:
-            OSError, sqlite3.Error: nothing of the batch was stored.
         """
         wanted, known, n_dropped = self._wanted(batch)
         stay = {*protected, *(pending.parent for pending in wanted)}
@@ -149,11 +136,7 @@ class Disk:
                     shortage = self.shortage
                     continue  # and `_publish` skips those that follow it
                 need += disk_bytes(pending.size_bytes)
-                header, pieces = seal_block(
-                    self.keys, parent=pending.parent, tokens=pending.tokens, payload=pending.payload, model=pending.model,
-                    namespace=pending.namespace, owner=pending.owner, start=pending.start, origin=pending.origin,
-                    prefill_ms=pending.prefill_ms, encrypted=self.options.encrypt,
-                )  # fmt: skip
+                header, pieces = seal_block(self.keys, pending, encrypted=self.options.encrypt)
                 drafts.append((header, pending.root, self.files.write(pieces)))
             n_written = self._publish(drafts, known, stay) if drafts or known else 0
         finally:
@@ -170,9 +153,6 @@ class Disk:
 
         Returns:
             False if that much cannot be freed.
-
-        Raises:
-            OSError, sqlite3.Error: the disk failed.
         """
         self.shortage = ""
         budget_bytes, floor_bytes = self.options.budget_bytes, self.options.min_free_bytes + n_bytes
@@ -205,9 +185,6 @@ class Disk:
 
         Returns:
             The damage; None if it is whole after all or was evicted meanwhile.
-
-        Raises:
-            OSError, sqlite3.Error: it cannot be removed.
         """
         with self.index.write(timeout_s) as change:
             if change.get(ref.key) is None:
@@ -225,32 +202,20 @@ class Disk:
             return reason
 
     def remove(self, change: Change, key: bytes) -> None:
-        """Remove a block. Only inside `Index.write`.
-
-        Raises:
-            OSError, sqlite3.Error: it cannot be removed; roll the transaction back.
-        """
+        """Remove a block. Only inside `Index.write`."""
         # The row first: if the file cannot be removed (read-only disk), the transaction is rolled back.
         change.remove(key)
         self.files.remove(key)
 
     def remove_subtree(self, change: Change, key: bytes) -> int:
-        """Remove a block and its descendants, and return how many rows that were. Only inside `Index.write`.
-
-        Raises:
-            OSError, sqlite3.Error: one of them cannot be removed.
-        """
+        """Remove a block and its descendants, and return how many rows that were. Only inside `Index.write`."""
         found = change.descendants(key)
         for each in reversed(found):
             self.remove(change, each)
         return len(found)
 
     def lease(self, key: bytes, change_by: int, timeout_s: float) -> None:
-        """Count one more (+1) or one less (-1) use of a block by this store.
-
-        Raises:
-            sqlite3.Error: the index cannot be changed in time.
-        """
+        """Count one more (+1) or one less (-1) use of a block by this store."""
         with self.index.write(timeout_s) as change:
             change.lease(self.files.live_id, key, change_by)
 
@@ -259,7 +224,6 @@ class Disk:
 
         Raises:
             BlockDamaged: it is damaged, or another block.
-            OSError: its file cannot be read.
         """
         block = open_block(self.keys, self.files.load(key))
         if block.header.key != key:

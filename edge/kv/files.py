@@ -64,7 +64,7 @@ class StoreFiles:
     Raises:
         StorageError: the directory belongs to another user, or was sealed with another secret.
         StoreBusyError: another process took too long to open it.
-        OSError: it cannot be used.
+        OSError: here and from every method: the disk failed.
     """
 
     def __init__(self, directory: Path, options: StoreOptions) -> None:
@@ -88,8 +88,7 @@ class StoreFiles:
         Raises:
             StoreBusyError: another process holds it for too long.
         """
-        fd = os.open(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR | _CAREFUL, 0o600)
-        try:
+        with _opened(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR) as fd:
             timeout_s = self._options.open_timeout_s
             deadline = time.monotonic() + timeout_s
             while not try_lock(fd):
@@ -98,19 +97,13 @@ class StoreFiles:
                     raise StoreBusyError(f"Another process {waited} ({self.directory}).", "Try again when it has finished.")
                 time.sleep(0.005)
             yield
-        finally:
-            os.close(fd)
 
     def path(self, key: bytes) -> Path:
         """Return the path of a block's file."""
         return Path(self._name(key))
 
     def write(self, pieces: Sequence[bytes]) -> Path:
-        """Write a block file to a temporary path, for `publish` or `discard`.
-
-        Raises:
-            OSError: it cannot be written; nothing is left of it.
-        """
+        """Write a block file, whole or not at all, to a temporary path for `publish` or `discard`."""
         self._n_written += 1
         path = self._tmp / f"{self.live_id}-{self._n_written}"
         try:
@@ -121,11 +114,7 @@ class StoreFiles:
         return path
 
     def publish(self, draft: Path, key: bytes) -> None:
-        """Give a written file its name. Only inside `Index.write`.
-
-        Raises:
-            OSError: it cannot be renamed.
-        """
+        """Give a written file its name. Only inside `Index.write`."""
         path = self.path(key)
         if path.parent.name not in self._shards:
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -144,11 +133,7 @@ class StoreFiles:
             pass  # the next process that opens the store removes it
 
     def remove(self, key: bytes) -> None:
-        """Remove a block file, if there is one. Only inside `Index.write`.
-
-        Raises:
-            OSError: it is there and stays there.
-        """
+        """Remove a block file, if there is one. Only inside `Index.write`."""
         path = self.path(key)
         try:
             path.unlink(missing_ok=True)
@@ -162,43 +147,27 @@ class StoreFiles:
         if not hasattr(os, "posix_fadvise"):
             return
         try:
-            fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
+            with _opened(self._name(key), os.O_RDONLY) as fd:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         except OSError:
-            return  # reading it will say why
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-        except OSError:
-            pass  # not a file, or one that cannot be prefetched: as above
-        finally:
-            os.close(fd)
+            pass  # reading it will say why
 
     def load(self, key: bytes) -> bytes:
         """Return all bytes of a block file, unverified.
 
         Read, not mapped: verified bytes must not change afterwards, and a bad sector or a truncation under a mapping would kill
         the process.
-
-        Raises:
-            OSError: it cannot be read.
         """
-        fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
-        try:
+        with _opened(self._name(key), os.O_RDONLY) as fd:
             size = _regular_size(fd)
             data = os.read(fd, size)
             while len(data) < size and (more := os.read(fd, size - len(data))):
                 data += more
             return data
-        finally:
-            os.close(fd)
 
     def head(self, key: bytes) -> tuple[bytes, os.stat_result]:
-        """Return the first bytes of a block file, enough for its header, with its size and times.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        fd = os.open(self._name(key), os.O_RDONLY | _CAREFUL)
-        try:
+        """Return the first bytes of a block file, enough for its header, with its size and times."""
+        with _opened(self._name(key), os.O_RDONLY) as fd:
             _regular_size(fd)
             head = os.read(fd, HEADER_READ_BYTES)
             if len(head) >= 16:
@@ -207,8 +176,6 @@ class StoreFiles:
                 while missing > 0 and (more := os.read(fd, missing)):
                     head, missing = head + more, missing - len(more)
             return head, os.fstat(fd)
-        finally:
-            os.close(fd)
 
     def shard(self, first: int) -> tuple[set[bytes], int]:
         """List the block files of one of 256 directories.
@@ -218,9 +185,6 @@ class StoreFiles:
 
         Returns:
             The keys, and the number of other entries (which are left alone).
-
-        Raises:
-            OSError: the directory cannot be read.
         """
         name = f"{first:02x}"
         try:
@@ -231,11 +195,7 @@ class StoreFiles:
         return keys, len(entries) - len(keys)
 
     def free_bytes(self) -> int:
-        """Return the free space of the store's disk.
-
-        Raises:
-            OSError: it is unknown.
-        """
+        """Return the free space of the store's disk."""
         return shutil.disk_usage(self.directory).free
 
     def is_live(self, live_id: str) -> bool:
@@ -243,13 +203,10 @@ class StoreFiles:
         if live_id == self.live_id:
             return True
         try:
-            fd = os.open(self._live / live_id, os.O_RDWR | _CAREFUL)
+            with _opened(self._live / live_id, os.O_RDWR) as fd:
+                return not try_lock(fd)
         except OSError:
             return False
-        try:
-            return not try_lock(fd)
-        finally:
-            os.close(fd)
 
     @property
     def found_crash(self) -> bool:
@@ -295,16 +252,13 @@ class StoreFiles:
     def _load_keys(self, secret: Secret) -> Keys:
         path = self.directory / "key"
         try:
-            fd = os.open(path, os.O_RDONLY | _CAREFUL)
+            with _opened(path, os.O_RDONLY) as fd:
+                _check_owner(path, os.fstat(fd))
+                if os.fstat(fd).st_mode & 0o077:
+                    os.fchmod(fd, 0o600)
+                content = os.read(fd, 256)
         except FileNotFoundError:
             return self._make_keys(path, secret)
-        try:
-            _check_owner(path, os.fstat(fd))
-            if os.fstat(fd).st_mode & 0o077:
-                os.fchmod(fd, 0o600)
-            content = os.read(fd, 256)
-        finally:
-            os.close(fd)
         kind, value = content[: len(_OWN_SECRET)], content[len(_OWN_SECRET) :]
         if kind == _OWN_SECRET and len(value) == KEY_BYTES and not isinstance(secret, bytes):
             return Keys(value)
@@ -331,17 +285,23 @@ class StoreFiles:
         return keys
 
 
-def _write_file(path: Path, pieces: Sequence[bytes], *, sync: bool) -> None:
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _CAREFUL, 0o600)
+@contextmanager
+def _opened(path: Path | str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | _CAREFUL, 0o600)
     try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _write_file(path: Path, pieces: Sequence[bytes], *, sync: bool) -> None:
+    with _opened(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
         for piece in pieces:
             view = memoryview(piece)
             while view:
                 view = view[os.write(fd, view[:_WRITE_BYTES]) :]
         if sync:
             os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _regular_size(fd: int) -> int:

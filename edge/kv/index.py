@@ -95,7 +95,7 @@ class Index:
         taken_bytes: disk space of its blocks when it was opened.
 
     Raises:
-        sqlite3.Error, OSError: it can neither be opened nor created.
+        OSError, sqlite3.Error: here and from every method: it cannot be used, or not in time.
     """
 
     def __init__(self, directory: Path, key_id: bytes, options: StoreOptions, distrusted: Path | None = None) -> None:
@@ -115,21 +115,13 @@ class Index:
 
     @contextmanager
     def read(self) -> Iterator[View]:
-        """Give an unchanging view of the index. For short queries: searches of other threads wait.
-
-        Raises:
-            sqlite3.Error: it cannot be read.
-        """
+        """Give an unchanging view of the index. For short queries: searches of other threads wait."""
         with self._read_lock, _viewing(self._usable(self._reader)) as view:
             yield view
 
     @contextmanager
     def long_read(self) -> Iterator[View]:
-        """Give an unchanging view on a connection of its own, for long queries.
-
-        Raises:
-            sqlite3.Error: it cannot be read.
-        """
+        """Give an unchanging view on a connection of its own, for long queries."""
         self._usable(self._reader)
         connection = self._connect()
         try:
@@ -146,9 +138,6 @@ class Index:
 
         Args:
             timeout_s: longest wait for others; None is the options' `busy_timeout_s`.
-
-        Raises:
-            sqlite3.Error: it cannot be changed, or not in time.
         """
         timeout_s = self._options.busy_timeout_s if timeout_s is None else timeout_s
         if not self._write_lock.acquire(timeout=timeout_s):
@@ -168,11 +157,7 @@ class Index:
             self._write_lock.release()
 
     def check(self) -> None:
-        """Read all of it, at about 10 us a block: a flipped bit can hide a block, or protect it from eviction.
-
-        Raises:
-            sqlite3.Error: it is damaged, or contradicts itself.
-        """
+        """Read all of it, at about 10 us a block: a flipped bit can hide a block, or protect it from eviction."""
         with self.long_read() as view:
             found = [row[0] for row in view.sql.execute("PRAGMA integrity_check(1)")]
             if found != ["ok"] or any(view.sql.execute(sql).fetchone() is not None for sql in CONTRADICTIONS):
@@ -192,11 +177,7 @@ class Index:
             self._usable(self._writer).execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})")
 
     def start_log(self) -> None:
-        """Write to the log without changing anything: the first write to an empty log waits for the disk.
-
-        Raises:
-            sqlite3.Error: it cannot be written.
-        """
+        """Write to the log without changing anything: the first write to an empty log waits for the disk."""
         with self.write() as change:
             change.sql.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # an unchanged row would not be written
 

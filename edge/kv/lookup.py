@@ -12,6 +12,7 @@ The index sorts the children of a block by their tokens, so a few queries of O(l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from edge.kv.keys import TOKEN_BYTES
@@ -83,49 +84,45 @@ def longest_prefix(
     return best
 
 
+@dataclass(frozen=True, slots=True)
 class _Search:
-    def __init__(
-        self,
-        view: View,
-        tokens: bytes,
-        path_of: Callable[[bytes, bytes], bytes],
-        entry_bytes: int,
-        is_usable: Callable[[bytes], bool],
-        partial: bool,
-    ) -> None:
-        self._view, self._tokens, self._path_of, self._entry = view, tokens, path_of, entry_bytes
-        self._is_usable, self._partial = is_usable, partial
+    view: View
+    tokens: bytes
+    path_of: Callable[[bytes, bytes], bytes]
+    entry_bytes: int
+    is_usable: Callable[[bytes], bool]
+    partial: bool
 
     def children(self, parent: bytes, depth: int) -> Iterator[Step]:
         """Yield the children that agree with the query from token `depth` on: whole ones, longest first, then the one that
         agrees furthest, unless it is one of them."""
-        rest = len(self._tokens) // TOKEN_BYTES - depth
+        rest = len(self.tokens) // TOKEN_BYTES - depth
         window = _WINDOW_TOKENS
         if rest <= 0:
             return
         while True:
             # Children are mostly shorter than the rest of a long query, so try its first tokens first.
-            query = self._path_of(parent, self._tokens[depth * TOKEN_BYTES : (depth + window) * TOKEN_BYTES])
-            before, after = self._view.at_or_before(parent, query), self._view.after(parent, query)
-            shared = [(_common(row.path, query, self._entry), row) for row in (before, after) if row is not None]
+            query = self.path_of(parent, self.tokens[depth * TOKEN_BYTES : (depth + window) * TOKEN_BYTES])
+            before, after = self.view.at_or_before(parent, query), self.view.after(parent, query)
+            shared = [(_common(row.path, query, self.entry_bytes), row) for row in (before, after) if row is not None]
             if window >= rest or all(length < len(query) for length, _ in shared):
                 break
             window *= 4
         whole_bytes = 0
         bound = query
         while before is not None:
-            length = _common(before.path, bound, self._entry)
+            length = _common(before.path, bound, self.entry_bytes)
             if length == len(before.path):
-                if self._is_usable(before.key):
+                if self.is_usable(before.key):
                     whole_bytes = max(whole_bytes, length)
                     yield Step(before, before.n_tokens)
-                length -= self._entry
+                length -= self.entry_bytes
             bound = bound[:length]
-            before = self._view.at_or_before(parent, bound) if bound else None
-        if self._partial:
+            before = self.view.at_or_before(parent, bound) if bound else None
+        if self.partial:
             for length, row in sorted(shared, key=lambda pair: -pair[0]):
-                if whole_bytes < length < len(row.path) and self._is_usable(row.key):
-                    yield Step(row, length // self._entry)
+                if whole_bytes < length < len(row.path) and self.is_usable(row.key):
+                    yield Step(row, length // self.entry_bytes)
                     return
 
 

@@ -1,6 +1,7 @@
 """Work on a whole store: scan, verify, forget, clear, list.
 
-Others may use the store meanwhile: the index's write lock is held for a few files at a time.
+Others may use the store meanwhile: the index's write lock is held for a few files at a time. Every function raises OSError or
+sqlite3.Error if the disk fails, with part of its work done.
 """
 
 from __future__ import annotations
@@ -32,9 +33,6 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
         disk: the store.
         should_stop: called every few milliseconds, outside of any transaction, so that it may do other work; True ends the scan
             early, and it counts as not done.
-
-    Raises:
-        OSError, sqlite3.Error: the disk failed.
     """
     disk.index.check()
     _check_roots(disk)
@@ -80,9 +78,6 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
     Args:
         disk: the store.
         on_progress: called with (blocks done, blocks in all).
-
-    Raises:
-        OSError, sqlite3.Error: the disk failed.
     """
     with disk.index.read() as view:
         total = view.totals()[0]
@@ -112,11 +107,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
 
 
 def forget(disk: Disk, owner: str) -> ForgetReport:
-    """Remove the blocks that only this owner used, except pinned ones and parents of others' blocks.
-
-    Raises:
-        OSError, sqlite3.Error: some are left.
-    """
+    """Remove the blocks that only this owner used, except pinned ones and parents of others' blocks."""
     n_blocks = n_bytes = 0
     with disk.index.long_read() as view:
         # Children start after their parents, so they come first.
@@ -139,11 +130,7 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
 
 
 def clear(disk: Disk) -> int:
-    """Remove every block, and return how many there were.
-
-    Raises:
-        OSError, sqlite3.Error: some are left.
-    """
+    """Remove every block, and return how many there were."""
     n_blocks = 0
     # Leaves first: a scan by another process drops blocks whose parent is gone. The last pass is for a damaged tree.
     for which in ("WHERE children = 0 AND pinned = 0", "WHERE children = 0", ""):
@@ -166,11 +153,7 @@ def clear(disk: Disk) -> int:
 
 
 def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
-    """List all blocks, or those of one owner, parents before children.
-
-    Raises:
-        sqlite3.Error: the index cannot be read.
-    """
+    """List all blocks, or those of one owner, parents before children."""
     sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
         space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
         WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)

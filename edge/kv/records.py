@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edge.kv.blocks import NewBlock
+
 __all__ = [
     "BlockInfo",
     "BlockRef",
@@ -68,21 +70,12 @@ class Match:
         return sum(block.prefill_ms * block.n_used / block.n_tokens for block in self.blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A block that waits to be written. Fields as in `seal_block`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending(NewBlock):
+    """A block that waits to be written, with its key and the root of its fingerprint and namespace."""
 
     key: bytes
-    parent: bytes
     root: bytes
-    tokens: bytes
-    payload: bytes
-    model: bytes
-    namespace: str
-    owner: str
-    start: int
-    origin: str
-    prefill_ms: float
 
     @property
     def size_bytes(self) -> int:

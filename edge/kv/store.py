@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.background import Background
-from edge.kv.blocks import BlockDamaged, check_block, pack_tokens
+from edge.kv.blocks import BlockDamaged, pack_tokens
 from edge.kv.carry import add_blocks, plain_blocks
 from edge.kv.disk import Disk
 from edge.kv.files import StoreBusyError, is_transient
@@ -168,22 +168,22 @@ class BlockStore:
         Raises:
             UsageError: a block cannot hold one of the arguments.
         """
-        check_block(
-            model=fingerprint, namespace=namespace, owner=owner or "", start=start, n_tokens=len(tokens),
-            payload_bytes=len(payload), origin=origin, prefill_ms=prefill_ms,
-        )  # fmt: skip
         disk = self._background.disk
-        if disk is None or (parent is None and start > 0):
+        if disk is None:
             self._background.n_dropped += 1
             return None
         root = disk.root(fingerprint, namespace)
         packed = pack_tokens(tokens)
         before = root if start == 0 else parent or root
-        key = disk.keys.block(fingerprint, namespace, before, packed)
         pending = Pending(
-            key, before, root, packed, bytes(payload), fingerprint, namespace, owner or "", start, origin, prefill_ms
-        )
-        return key if self._background.put(pending) else None
+            key=disk.keys.block(fingerprint, namespace, before, packed), root=root, parent=before, tokens=packed,
+            payload=bytes(payload), model=fingerprint, namespace=namespace, owner=owner or "", start=start, origin=origin,
+            prefill_ms=prefill_ms,
+        )  # fmt: skip
+        if parent is None and start > 0:
+            self._background.n_dropped += 1
+            return None
+        return pending.key if self._background.put(pending) else None
 
     def touch(self, keys: Iterable[bytes], *, owner: str | None = None) -> None:
         """Note a use of blocks. Written in the background, many at a time.

@@ -15,6 +15,7 @@ from edge.errors import UsageError
 from edge.kv.blocks import (
     Block,
     BlockDamaged,
+    NewBlock,
     fingerprint,
     open_block,
     pack_tokens,
@@ -51,8 +52,7 @@ GOLDEN = {
 
 def sealed(*, encrypted: bool, tokens: list[int] | None = None, payload: bytes = b"KEYS+VALUES", start: int = 0) -> bytes:
     keys = Keys(SECRET)
-    _, pieces = seal_block(
-        keys,
+    block = NewBlock(
         parent=keys.root(MODEL, "shared", encrypted=encrypted) if start == 0 else b"p" * 32,
         tokens=pack_tokens(tokens or [1, 2, 70000]),
         payload=payload,
@@ -62,9 +62,8 @@ def sealed(*, encrypted: bool, tokens: list[int] | None = None, payload: bytes =
         start=start,
         origin="decode",
         prefill_ms=12.5,
-        encrypted=encrypted,
-        nonce=b"nonce-12-byt",
     )
+    _, pieces = seal_block(keys, block, encrypted=encrypted, nonce=b"nonce-12-byt")
     return b"".join(pieces)
 
 
@@ -241,9 +240,8 @@ def test_values_that_do_not_fit_are_refused() -> None:
     keys = Keys(SECRET)
 
     def attempt(tokens: bytes, namespace: str, start: int) -> Block:
-        _, pieces = seal_block(
-            keys, parent=b"p" * 32, tokens=tokens, payload=b"", model=MODEL, namespace=namespace, start=start
-        )
+        block = NewBlock(parent=b"p" * 32, tokens=tokens, payload=b"", model=MODEL, namespace=namespace, start=start)
+        _, pieces = seal_block(keys, block)
         return open_block(keys, b"".join(pieces))
 
     assert attempt(pack_tokens([1]), "n" * 255, 2**32 - 2).header.namespace == "n" * 255
