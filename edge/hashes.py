@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge.errors import ModelFileError, StorageError
 from edge.files import read_bytes, write_private
 
-__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "join_sha256"]
+__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "is_sha256", "join_sha256"]
 
 CHUNK_BYTES = 1 << 20
 _FILE = "hashes.json"
@@ -72,6 +73,11 @@ def join_sha256(digests: Sequence[tuple[str, str]]) -> str:
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests).encode()).hexdigest()
+
+
+def is_sha256(text: str) -> bool:
+    """Return True if a text is a SHA-256 in lower-case hexadecimal."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def _read(path: Path, on_bytes: Callable[[int], None] | None) -> str:

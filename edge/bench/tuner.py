@@ -19,10 +19,9 @@ import msgspec
 from edge.bench.values import Sample, Setting, Stat, stat
 from edge.errors import EdgeError
 
-__all__ = ["MIN_GAIN", "Knob", "Outcome", "Search", "Trial", "turn_seconds", "wins"]
+__all__ = ["Knob", "Outcome", "Search", "Trial", "turn_seconds", "wins"]
 
-MIN_GAIN = 0.01
-"""A smaller gain is not worth another setting, however certain it is."""
+_MIN_GAIN = 0.01  # a smaller one is not worth another setting, however certain it is
 _FINAL_ROUNDS = 5
 _LOST_AFTER = 3  # rounds in the final without a single win
 
@@ -166,7 +165,7 @@ class _Contest:
     def is_lost(self, setting: Setting) -> bool:
         """Return True if it has not won a single round by now."""
         ratios = self.ratios(setting)
-        return ratios is not None and self.n_rounds(setting) >= _LOST_AFTER and ratios.max <= 1 + MIN_GAIN
+        return ratios is not None and self.n_rounds(setting) >= _LOST_AFTER and ratios.max <= 1 + _MIN_GAIN
 
     def halve(self) -> None:
         self.left.sort(key=lambda setting: statistics.median(self.times[setting].values()))
@@ -205,8 +204,8 @@ class _Contest:
 
 
 def wins(ratios: Stat) -> bool:
-    """Return True if a speed-up exceeds the spread of its measurements and MIN_GAIN."""
-    return ratios.median - 1 > max(MIN_GAIN, ratios.quartile_3 - ratios.quartile_1)
+    """Return True if a speed-up exceeds the spread of its measurements and _MIN_GAIN."""
+    return ratios.median - 1 > max(_MIN_GAIN, ratios.quartile_3 - ratios.quartile_1)
 
 
 def turn_seconds(sample: Sample, goal: Goal = "turn") -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edge.errors import ChecksumError, DownloadError
+from edge.hashes import is_sha256
 from edge.names import FORMATS, Format
 from edge.sources.store import FileRecord, Record, Store
 
@@ -39,7 +40,6 @@ Phase = Literal["connect", "wait", "download", "unpack", "verify"]
 Owner = Literal["edge", "ollama", "pip", "hub cache", "you"]
 """Who put a file where it is, and so may remove it."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _QUANTISATION = re.compile(r"(?:^|[-_.])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|F16|F32|FP16|MXFP4\w*))\.gguf$", re.IGNORECASE)
 
 
@@ -108,7 +108,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         hashes = [value for piece in self.pieces for value in (piece.sha256, piece.archive_sha256)]
         for value in (self.sha256, self.archive_sha256, *hashes):
-            if value is not None and not _SHA256.fullmatch(value):
+            if value is not None and not is_sha256(value):
                 raise ValueError(f"{value!r} is not a SHA-256")
 
     @property

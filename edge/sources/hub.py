@@ -5,13 +5,13 @@ A reference without a revision means the newest commit at the time of the pull; 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError
+from edge.hashes import is_sha256
 from edge.sources.base import Found, Source
 from edge.sources.hub_client import COMMIT, HubClient, parse_reference
 from edge.sources.hub_folder import FOLDERS, fetch_folder
@@ -118,7 +118,7 @@ class HubSource(Source):
         except (OSError, ValueError, ModelNotFoundError, ModelFileError):
             # Not an error if nothing here fits: the hub is asked next.
             return None
-        sha256 = blob.name if re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
+        sha256 = blob.name if is_sha256(blob.name) else None
         try:
             self.context.check_promise(str(path), size_bytes, sha256)
         except ChecksumError:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from edge.errors import DownloadError, ModelNotFoundError, UsageError
+from edge.hashes import is_sha256
 from edge.sources.store import Record
 from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry, transport_errors
 
@@ -225,7 +226,7 @@ def _read_listing(info: ModelInfo) -> Listing:
         size: Any = sibling.lfs.size if sibling.lfs else sibling.size
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         is_whole = isinstance(name, str) and (size is None or (type(size) is int and size >= 0))
-        if not is_whole or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256)):
+        if not is_whole or (sha256 is not None and not is_sha256(sha256)):
             raise ValueError("a file without a proper name, size or hash")
         files[name] = Listed(name, size, sha256)
     # From the repository's card, or from its tag "license:..." if there is no card.

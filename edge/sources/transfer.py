@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError
-from edge.hashes import CHUNK_BYTES
+from edge.hashes import CHUNK_BYTES, is_sha256
 from edge.sources.store import storage_error
 from edge.units import size_text
 
@@ -346,4 +346,4 @@ def _number(text: str | None) -> int | None:
 
 def _sha256(etag: str | None) -> str | None:
     bare = (etag or "").removeprefix("W/").strip('"')
-    return bare if len(bare) == 64 and all(letter in "0123456789abcdef" for letter in bare) else None
+    return bare if is_sha256(bare) else None
