@@ -1,4 +1,4 @@
-"""Stops an engine half-way through a pass: `watching`."""
+"""Stopping an engine half-way through a pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def watching(should_stop: Callable[[], bool] | None, stop: Callable[[], None], p
 
     Args:
         should_stop: None watches nothing.
-        stop: makes the pass that is running end soon; called from the watching thread.
+        stop: makes the running pass end soon; called from the watching thread.
         poll_s: seconds between two questions.
 
     Raises:
-        Exception: what `should_stop` raised; the pass was stopped then, too.
+        Exception: any that `should_stop` raised; the pass was stopped then, too.
     """
     if should_stop is None:
         yield

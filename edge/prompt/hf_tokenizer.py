@@ -1,13 +1,13 @@
 """The tokenizer of a folder in Hugging Face's layout, on the `tokenizers` package.
 
-`tokenizer.json` says how text becomes tokens; which tokens are special, begin and end a text is spread over
-`tokenizer_config.json`, `generation_config.json` and `genai_config.json`. All are files from strangers: bounded, checked, and
-nothing in them is run.
+`tokenizer.json` defines how text becomes tokens; `tokenizer_config.json`, `generation_config.json` and `genai_config.json`
+name the tokens that are special, and that begin and end a text. All are untrusted input: bounded, checked, and never
+executed.
 
-How a token becomes bytes is read from the decoder in `tokenizer.json`, for byte-level BPE (GPT-2 and after) and for the
-SentencePiece kind ("▁" for a space, <0xE2> for a byte). So the bytes of the tokens one after another are the text that
-transformers decodes, with two differences: the space that SentencePiece tokenizers put before a text stays, since a token does
-not know whether it is the first, and bytes that are no UTF-8 are left to who decodes them.
+Bytes of a token follow from the decoder in `tokenizer.json`, for byte-level BPE (GPT-2 and after) and for SentencePiece ("▁"
+for a space, <0xE2> for a byte). Joined, they are the text that transformers decodes, with two differences: the space that
+SentencePiece tokenizers put before a text stays, since a token does not know if it is the first, and invalid UTF-8 is left to
+the caller.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["HFTokenizer"]
 
 _MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's, with 262,144 tokens, has 33 MB
 _MAX_TEMPLATE_BYTES = 1 << 20
-_MOST_WITHOUT_ROW = 256  # added tokens of a larger sister: Gemma 3's has one for pictures in sizes that read text only
+_MOST_WITHOUT_ROW = 256  # added tokens of a larger sister: text-only sizes of Gemma 3 share a token for pictures
 _INSTALL = "Install it: pip install tokenizers"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Tokens that end a turn whatever the files say; llama.cpp keeps such a list too, as many files forget to say it.
+# Tokens that end a turn whatever the files say, which many forget; llama.cpp has such a list too.
 _TURN_ENDS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
     "<|eot|>", "<|return|>", "<|call|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "_<EOT>",
@@ -71,7 +71,7 @@ class _TokenizerConfig(msgspec.Struct):
 
 
 class _Ids(msgspec.Struct):
-    """What generation_config.json, config.json and the "model" of genai_config.json have in common."""
+    """The common fields of generation_config.json, config.json and the "model" of genai_config.json."""
 
     bos_token_id: int | list[int] | None = None
     eos_token_id: int | list[int] | None = None
@@ -85,19 +85,19 @@ class HFTokenizer(Tokenizer):
     """See the module.
 
     Args:
-        folder: with `tokenizer.json` and whatever else there is of the files above.
-        n_vocab: token ids of the model; None is those of the tokenizer. A few added tokens may lie behind them, which no text
-            may have then.
+        folder: has `tokenizer.json` and any of the files above.
+        n_vocab: token ids of the model; None is those of the tokenizer. A few added tokens may lie behind them; texts with one
+            are refused.
 
     Attributes:
         n_tokens: token ids of the tokenizer; a model may have room for more.
         chat_template: Jinja source, or None.
         bos_text, eos_text: text of these tokens, "" where there is none.
-        adds_bos: a text begins with the beginning-of-sequence token.
+        adds_bos: `add_special` puts the beginning-of-sequence token in front.
 
     Raises:
         BackendUnavailableError: the `tokenizers` package is not installed.
-        ModelFileError: a file is missing, damaged, or of a kind that is not known here, or the tokenizer is not this model's.
+        ModelFileError: a file is missing, damaged or of an unknown kind, or the tokenizer is not this model's.
     """
 
     def __init__(self, folder: Path, n_vocab: int | None = None) -> None:
@@ -110,7 +110,7 @@ class HFTokenizer(Tokenizer):
         described = parse_json(path, data, _TokenizerFile)
         config = _optional_json(folder / "tokenizer_config.json", _TokenizerConfig) or _TokenizerConfig()
         self._piece = _piece_decoder(path, described.decoder)
-        with _errors_of_ours(f"{path} cannot be used"):
+        with _wrap_errors(f"{path} cannot be used"):
             self._native = library.Tokenizer.from_buffer(data)
             self._native.no_truncation()
             self._native.no_padding()
@@ -132,7 +132,7 @@ class HFTokenizer(Tokenizer):
         unknown = self._known(described.model.unk_token or "")
         if unknown is None:
             unknown = described.model.unk_id
-        # What a vocabulary lacks becomes the unknown token. That is fine, unless it is one that begins or ends something.
+        # Text outside the vocabulary becomes the unknown token, which is fine unless it begins or ends something.
         self._untypable = self._specials - ({unknown} - self._ends - {bos})
         texts = sorted((self._text_of(id) for id in self._untypable), key=len, reverse=True)
         self._untypable_text = re.compile("|".join(re.escape(text) for text in texts if text)) if any(texts) else None
@@ -163,7 +163,7 @@ class HFTokenizer(Tokenizer):
     # -- inside
 
     def _check_rows(self, folder: Path, needed: list[int]) -> None:
-        """A few added tokens behind the model's last row are harmless, unless each text or its end needs one of them."""
+        """Refuse the tokenizer of another model. Added tokens behind the last row are harmless unless every text needs one."""
         n_words = self._native.get_vocab_size(with_added_tokens=False)
         fits = n_words <= self.n_vocab and self.n_tokens <= self.n_vocab + _MOST_WITHOUT_ROW
         if not fits or any(id >= self.n_vocab for id in needed):
@@ -175,16 +175,16 @@ class HFTokenizer(Tokenizer):
     def _ids(self, text: str, *, parse_special: bool) -> list[int]:
         if not text:
             return []
-        with _errors_of_ours("A text could not be tokenised", BackendError):
+        with _wrap_errors("A text could not be tokenised", BackendError):
             self._native.encode_special_tokens = not parse_special
             return list(self._native.encode(text, add_special_tokens=False).ids)
 
     def _ids_of_typed(self, text: str) -> list[int]:
-        """Tokens of what a person wrote: never special ones, though the vocabulary itself may hold their text."""
+        """Tokenise what a person typed: never to special tokens, though the vocabulary itself may hold their text."""
         ids = self._ids(text, parse_special=False)
         if self._untypable.isdisjoint(ids):
             return ids
-        # Unigram vocabularies hold the special tokens as words. Cut in two, such a word is two ordinary ones.
+        # Unigram vocabularies hold the special tokens as words. Split in two, such a word is two ordinary ones.
         pieces, position = [], 0
         for match in self._untypable_text.finditer(text) if self._untypable_text is not None else ():
             pieces.append(text[position : match.start() + 1])
@@ -200,15 +200,15 @@ class HFTokenizer(Tokenizer):
         return (self._native.id_to_token(id) or "") if id is not None and id >= 0 else ""
 
     def _id_of(self, named: str | _AddedToken | None, listed: list[int]) -> int | None:
-        """The token that tokenizer_config.json names, else the first of the ids that the others list."""
+        """Return the token that tokenizer_config.json names, else the first of the ids that the others list."""
         known = self._known(_text(named))
         return known if known is not None else next((id for id in listed if self._text_of(id)), None)
 
     def _find_leading(self, add_bos: bool | None, bos: int | None) -> list[int]:
-        """What the tokenizer puts before a text."""
+        """Return the tokens that the tokenizer puts before a text."""
         if add_bos is not None:
             return [bos] if add_bos and bos is not None else []
-        with _errors_of_ours("The tokenizer's post-processor failed"):
+        with _wrap_errors("The tokenizer's post-processor failed"):
             plain = list(self._native.encode("a", add_special_tokens=False).ids)
             marked = list(self._native.encode("a", add_special_tokens=True).ids)
         start = next((i for i in range(len(marked) - len(plain) + 1) if marked[i : i + len(plain)] == plain), 0)
@@ -216,8 +216,8 @@ class HFTokenizer(Tokenizer):
 
 
 @contextmanager
-def _errors_of_ours(what: str, kind: type[ModelFileError] | type[BackendError] = ModelFileError) -> Iterator[None]:
-    """The library is written in Rust: its errors are plain Exceptions, and its panics no Exceptions at all."""
+def _wrap_errors(what: str, kind: type[ModelFileError] | type[BackendError] = ModelFileError) -> Iterator[None]:
+    """Turn the library's errors into edge's: plain Exceptions, and BaseExceptions for panics of its Rust code."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -231,7 +231,7 @@ def _optional_json(path: Path, kind: type[Any]) -> Any:
 
 
 def _chat_template(folder: Path, config: _TokenizerConfig) -> str | None:
-    """The file of its own goes before the field, as in transformers; of several named ones the default counts."""
+    """Prefer the template's own file to the field, as transformers does; of several named ones take the default."""
     own = folder / "chat_template.jinja"
     if own.exists():
         return read_text(own, _MAX_TEMPLATE_BYTES)
@@ -255,7 +255,7 @@ def _text(token: str | _AddedToken | None) -> str:
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
+    """Return GPT-2's printable stand-ins for the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -269,7 +269,7 @@ def _byte_level(text: str, letters: dict[str, int]) -> bytes:
 
 
 def _piece_decoder(path: Path, decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
-    """What makes bytes of a token's text, from the decoder in tokenizer.json.
+    """Return the function from a token's text to its bytes, told from the decoder in tokenizer.json.
 
     Raises:
         ModelFileError: the decoder is of a kind whose tokens have no bytes of their own, such as BERT's.
@@ -320,6 +320,6 @@ def _steps(path: Path, decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _unknown(path: Path, kind: str) -> ModelFileError:
     return ModelFileError(
-        f"The decoder in {path} ({kind}) is none that edge knows: byte-level BPE and the SentencePiece kind.",
+        f"edge does not know the decoder in {path} ({kind}), only byte-level BPE and SentencePiece.",
         "Choose another model, or run it as GGUF.",
     )

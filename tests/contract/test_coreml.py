@@ -99,7 +99,7 @@ def test_logits_are_those_of_the_converters_runner(kind: str, package_of: Packag
         piece = tokens[start : start + min(size, info.context - start)]
         if not piece:
             break
-        sequence.read_chunk(piece)
+        sequence.prefill(piece)
         start += len(piece)
         expected = oracle.feed(piece)
         # The runner leaves the last token of each piece as `decode` computed it, so bits may differ from the second piece on.
@@ -112,11 +112,11 @@ def test_a_chunk_that_would_run_past_the_cache_begins_earlier(package_of: Packag
     tokens = [int(token) for token in np.random.default_rng(6).integers(20, 256, 96)]
     given, imported = sequence_on(package, tmp_path), sequence_on(package, tmp_path)
     for start in range(0, 80, 20):
-        given.read_chunk(tokens[start : start + 20])
-    given.step(tokens[80])
+        given.prefill(tokens[start : start + 20])
+    given.decode(tokens[80])
     imported.append_rows(given.tokens, given.read_rows(0, 81))  # the tokens it goes back to came with the rows
     for sequence in (given, imported):
-        sequence.read_chunk(tokens[81:96])
+        sequence.prefill(tokens[81:96])
     expected = PackageRunner(load_functions(package, "evaluator")).feed(tokens)
     for sequence in (given, imported):
         np.testing.assert_allclose(sequence.newest_logits(), expected, rtol=0, atol=0.03 * expected.std())
@@ -159,16 +159,16 @@ def test_asking_for_logits_does_not_change_a_whole_chunk(kind: str, package_of: 
     Blurring(coremltools)
     sequence = sequence_on(package_of(kind), tmp_path, coremltools)
     tokens = list(range(50, 114))
-    sequence.read_chunk(tokens[:20])
-    sequence.read_chunk(tokens[20:32])
+    sequence.prefill(tokens[:20])
+    sequence.prefill(tokens[20:32])
     read = sequence.read_rows(0, 32)
     first = sequence.newest_logits()
     np.testing.assert_array_equal(sequence.read_rows(0, 32), read)
     np.testing.assert_array_equal(sequence.newest_logits(), first)
-    sequence.step(tokens[32])
+    sequence.decode(tokens[32])
     assert (sequence.read_rows(0, 32) == read).all()
-    sequence.cut(31)
-    sequence.step(tokens[31])
+    sequence.truncate(31)
+    sequence.decode(tokens[31])
     assert (sequence.read_rows(31, 32) != read[:, :, 31:]).any(), "this unit was meant to round otherwise"
 
 

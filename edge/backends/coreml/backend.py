@@ -112,8 +112,8 @@ class CoreMLBackend(LogitsBackend):
         with _wrap_errors("compute a pass"):
             sequence = self._sequence(seq_id, start)
             if len(tokens) == 1:
-                return sequence.step(tokens[0])
-            sequence.read_chunk(tokens)
+                return sequence.decode(tokens[0])
+            sequence.prefill(tokens)
         return np.empty(0, np.float32)  # see _late_logits
 
     def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
@@ -155,7 +155,7 @@ class CoreMLBackend(LogitsBackend):
     def _free_kv(self, seq_id: int) -> None:
         sequence = self._sequences.pop(seq_id, None)
         if sequence is not None:  # one is kept for the next conversation; others free their memory
-            sequence.cut(0)
+            sequence.truncate(0)
             self._spare = sequence
 
     def _free(self) -> None:
@@ -171,15 +171,15 @@ class CoreMLBackend(LogitsBackend):
         if sequence is None:
             sequence, self._spare = self._spare or CoreMLSequence(self._functions, self._package.info), None
             self._sequences[seq_id] = sequence
-        sequence.cut(start)
+        sequence.truncate(start)
         return sequence
 
     def _warm_up(self) -> CoreMLSequence:
         """Run each function once: Core ML prepares much in the first call."""
         with _wrap_errors("compute a first pass"):
             sequence = CoreMLSequence(self._functions, self._package.info)
-            sequence.read_chunk([0])
-            sequence.step(0)
+            sequence.prefill([0])
+            sequence.decode(0)
         return sequence
 
 

@@ -1,7 +1,6 @@
-"""coremltools as the Core ML backend uses it: compiled models, kept; functions, loaded; and where Core ML plans to run what.
+"""coremltools as the Core ML backend uses it: stored compiled models, loaded functions, and the compute plan.
 
-Source: coremltools 9, models/_compiled_model.py, models/compute_plan.py and coremlpython/CoreMLPython.mm, for what is raised,
-copied and converted.
+Source: coremltools 9, models/_compiled_model.py, models/compute_plan.py and coremlpython/CoreMLPython.mm.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class CoreMLFunctions:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one device does of a function.
+    """The part of a function that one device runs.
 
     Attributes:
         device: "Neural Engine", "GPU" or "CPU".
@@ -78,10 +77,10 @@ class Share:
 
 
 def load_coremltools() -> Any:
-    """coremltools, on a system where it can predict.
+    """Import coremltools, on a system where it can predict.
 
     Raises:
-        BackendUnavailableError: this is no Mac, its macOS is too old, or coremltools is not installed.
+        BackendUnavailableError: this is not a Mac, its macOS is too old, or coremltools is not installed.
     """
     if platform.system() != "Darwin":
         raise BackendUnavailableError(
@@ -96,7 +95,7 @@ def load_coremltools() -> Any:
         )
     logger = logging.getLogger("coremltools")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it remarks on versions of packages that are not used here
+    logger.setLevel(logging.ERROR)  # it warns about versions of packages that are not used here
     try:
         with redirect_stderr(io.StringIO()):
             loaded = importlib.import_module("coremltools")
@@ -113,13 +112,13 @@ def load_coremltools() -> Any:
 
 
 def os_identity() -> str:
-    """The system and chip, as far as they decide how Core ML compiles and what it computes."""
+    """Return the system and chip, which decide how Core ML compiles and computes."""
     return " ".join((platform.system(), platform.mac_ver()[0] or platform.release(), platform.machine(), _chip()))
 
 
 @functools.cache
 def _chip() -> str:
-    """ "Apple M3 Pro": Python only knows "arm", and a cache directory may move to another Mac."""
+    """Return "Apple M3 Pro": Python only knows "arm", and a cache directory may move to another Mac."""
     command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=5, check=False, stdin=subprocess.DEVNULL)
@@ -136,20 +135,20 @@ def open_functions(
     digest: str,
     on_progress: Callable[[float], bool] | None = None,
 ) -> CoreMLFunctions:
-    """Compile a package, or take what was compiled before, and load its functions.
+    """Compile a package, unless it is in the cache, and load its functions.
 
     Args:
         coremltools: from `load_coremltools`.
         package: what to load.
         units: name of a coremltools.ComputeUnit.
-        cache_dir: compiled models are kept in `coreml` below it.
+        cache_dir: compiled models are stored in `coreml` below it.
         digest: of the package's content.
         on_progress: called with the share that is done (0 to 1); False stops.
 
     Raises:
         ModelFileError: Core ML cannot compile the package.
         BackendError: Core ML does not load it on these units.
-        StorageError: the compiled model cannot be kept.
+        StorageError: the compiled model cannot be stored.
         CancelledError: on_progress said False.
     """
 
@@ -170,7 +169,7 @@ def open_functions(
                     f"Core ML does not load {package.path.name} on {UNIT_NAMES[units]}: {error}",
                     "Try another accelerator (--require metal, --require cpu), or convert with --explicit-kv.",
                 ) from error
-            shutil.rmtree(compiled, ignore_errors=True)  # what was kept may be damaged, or not be to this system's liking
+            shutil.rmtree(compiled, ignore_errors=True)  # the cached one may be damaged, or of another system
             return open_functions(coremltools, package, units, cache_dir, digest, on_progress)
         report(share)
     decode, prefill = loaded
@@ -184,12 +183,12 @@ def _load(coremltools: Any, compiled: Path, units: str, function: str) -> Any:
 
 
 def _compiled(coremltools: Any, package: CoreMLPackage, cache_dir: Path, digest: str) -> tuple[Path, bool]:
-    """The compiled model, and whether it was made just now. Another system's is another one."""
+    """Return the compiled model for this system, and whether it was compiled just now."""
     key = hashlib.sha256(f"{digest}\n{os_identity()}".encode()).hexdigest()
     folder = make_private_dir(cache_dir / "coreml")
     target = folder / f"{key[:32]}.mlmodelc"
     if target.is_dir():
-        with suppress(OSError):  # it only says which were used last
+        with suppress(OSError):  # the time only tells which were used last
             os.utime(target)
         return target, False
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as work:
@@ -204,16 +203,16 @@ def _compiled(coremltools: Any, package: CoreMLPackage, cache_dir: Path, digest:
             made.rename(target)
         except OSError as error:
             if not target.is_dir():  # otherwise another process was faster
-                raise StorageError(f"The compiled model cannot be kept: {error}.", "Check the space on that disk.") from error
+                raise StorageError(f"The compiled model cannot be stored: {error}.", "Check the space on that disk.") from error
     _prune(folder, target)
     return target, True
 
 
 def _prune(folder: Path, newest: Path) -> None:
-    """Keep the models that were used last. A process that runs an older one has it open."""
+    """Delete all models but those used last. A process that runs an older one has it open."""
     ages: list[tuple[float, Path]] = []
     for path in folder.glob("*.mlmodelc"):
-        with suppress(OSError):  # another process may tidy up, too
+        with suppress(OSError):  # another process may prune, too
             ages.append((path.stat().st_mtime, path))
     for _, path in sorted(ages, reverse=True)[_MAX_COMPILED:]:
         if path != newest:
@@ -221,10 +220,10 @@ def _prune(folder: Path, newest: Path) -> None:
 
 
 def read_placement(coremltools: Any, functions: CoreMLFunctions, units: str) -> tuple[Share, ...]:
-    """Where Core ML plans to run the operations of `decode`. It says so for this device; nobody can check what it then does.
+    """Return where Core ML plans to run the operations of `decode` on this device; what it then does cannot be checked.
 
     Returns:
-        One entry a device, the largest share of the cost first; empty where Core ML has no plan to tell.
+        One entry a device, the largest share of the cost first; empty where Core ML has no plan.
     """
     plan = coremltools.models.compute_plan.MLComputePlan.load_from_path(
         path=str(functions.compiled), compute_units=coremltools.ComputeUnit[units]
@@ -249,6 +248,6 @@ def read_placement(coremltools: Any, functions: CoreMLFunctions, units: str) -> 
 
 
 def placement_text(placement: tuple[Share, ...]) -> str:
-    """Where Core ML plans to run a model, for people: "Neural Engine 97 % of the work (1,204 operations), CPU 3 % (26)"."""
+    """Return a placement as text: "Neural Engine 97 % of the work (1,204 operations), CPU 3 % of the work (26 operations)"."""
     shares = [f"{share.device} {100 * share.cost:.0f} % of the work ({share.n_operations:,} operations)" for share in placement]
     return ", ".join(shares)

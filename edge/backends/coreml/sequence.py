@@ -1,11 +1,11 @@
 """One sequence of tokens in a Core ML package: the host's half of its two functions.
 
-The program does not know how far its cache is filled. The host gives the position of the first token of a call and a mask that
-hides what lies behind each token, so going back needs nothing but a smaller position: what is behind it is hidden, and
-overwritten later.
+The program does not know how far its cache is filled. The host passes the position of the first token of a call and a mask that
+hides positions behind each token, so rewinding takes just a smaller position: whatever is behind it is hidden, and overwritten
+later.
 
-Two kinds of package, see docs/convert-coreml.md: with the cache in a Core ML state (`_StateCache`), or with the cache in the
-host's hands (`_ArrayCache`).
+There are two kinds of package (docs/convert-coreml.md): the cache is a Core ML state (`_StateCache`), or an array of the host
+(`_ArrayCache`).
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ _MASKED = np.float32(-1e4)  # softmax gives exactly 0 for it in float16
 
 
 class Predictor(Protocol):
-    """The part of coremltools' CompiledMLModel that is used."""
+    """The used part of coremltools' CompiledMLModel."""
 
     def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, Any]:
         """Run once. Replaces float16 arrays in `data` by float32 ones."""
         ...
 
     def make_state(self) -> Any:
-        """A new state, with read_state(name) and write_state(name, value)."""
+        """Return a new state, with read_state(name) and write_state(name, value)."""
         ...
 
 
 class Functions(Protocol):
-    """The two functions of a package, loaded."""
+    """The two loaded functions of a package."""
 
     @property
     def decode(self) -> Predictor:
-        """Reads one token and gives logits."""
+        """Computes one token and its logits."""
         ...
 
     @property
     def prefill(self) -> Predictor:
-        """Reads a chunk of tokens and leaves their keys and values."""
+        """Computes the keys and values of a chunk of tokens."""
         ...
 
 
 def attention_mask(start: int, n_rows: int, context: int, window: int | None) -> Floats:
-    """What each of `n_rows` tokens from position `start` may look at.
+    """Return which positions each of `n_rows` tokens from position `start` may attend to.
 
     Args:
         start: position of the first.
@@ -66,7 +66,7 @@ def attention_mask(start: int, n_rows: int, context: int, window: int | None) ->
         window: tokens that a token sees, itself included; None for all before it.
 
     Returns:
-        float32 [1, 1, n_rows, context]: 0 where it may look, -10000 elsewhere.
+        float32 [1, 1, n_rows, context]: 0 where it may, -10000 elsewhere.
     """
     rows, columns = np.arange(start, start + n_rows)[:, None], np.arange(context)[None, :]
     is_hidden = columns > rows
@@ -78,18 +78,18 @@ def attention_mask(start: int, n_rows: int, context: int, window: int | None) ->
 class _StateCache:
     """Keys and values in a Core ML state, which can only be read and written as a whole.
 
-    So what is read is kept until the engine changes it, and what is put in is written when the engine next runs: exporting or
-    importing many blocks costs one transfer. coremltools hands out float32 and refuses float16; the state itself is float16,
-    so nothing is lost either way.
+    So a copy is kept until the engine changes the state, and imported rows are written when the engine next runs: exporting or
+    importing many blocks costs one transfer. coremltools returns float32 and refuses float16; the state itself is float16, so
+    nothing is lost either way.
     """
 
-    is_changed_by_reading = True
+    is_changed_by_run = True
 
     def __init__(self, maker: Predictor, shape: tuple[int, ...]) -> None:
         self._state = maker.make_state()
         self._shape = shape
         self._host: Floats | None = None
-        self._is_ahead = False  # the copy holds what the state does not
+        self._is_ahead = False  # the copy holds rows that the state does not
 
     def run(self, function: Predictor, data: dict[str, Any], start: int, n_keep: int) -> dict[str, Any]:
         if self._is_ahead:
@@ -116,9 +116,9 @@ class _StateCache:
 
 
 class _ArrayCache:
-    """Keys and values in an array of the host. In float32, which is what coremltools turns float16 into for each call."""
+    """Keys and values in an array of the host, in float32: coremltools would convert float16 at each call."""
 
-    is_changed_by_reading = False
+    is_changed_by_run = False
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._array = np.zeros(shape, np.float32)
@@ -132,21 +132,21 @@ class _ArrayCache:
         return self._array[:, :, start:end].astype(np.float16)
 
     def forget(self) -> None:
-        pass  # what is behind the last token is hidden, and overwritten later
+        pass  # rows behind the last token are hidden, and overwritten later
 
     def write(self, start: int, rows: Halves, *, is_first: bool) -> None:
         self._array[:, :, start : start + rows.shape[2]] = rows
 
 
 class CoreMLSequence:
-    """Tokens and their cache. Not thread-safe; whatever coremltools raises goes through, and then `tokens` is as it was.
+    """Tokens and their cache. Not thread-safe. Errors of coremltools go through and leave `tokens` unchanged.
 
     Args:
         functions: of the package.
         info: of the package.
 
     Attributes:
-        tokens: what is in the cache, in order.
+        tokens: of the cache, in order.
     """
 
     def __init__(self, functions: Functions, info: PackageInfo) -> None:
@@ -157,15 +157,15 @@ class CoreMLSequence:
         self._cache = _StateCache(functions.decode, shape) if info.stateful else _ArrayCache(shape)
         self._chunk_start = 0
 
-    def read_chunk(self, tokens: SequenceOf[int]) -> None:
-        """Append tokens: at most `info.chunk`, and no more than there is room for."""
+    def prefill(self, tokens: SequenceOf[int]) -> None:
+        """Append at most `info.chunk` tokens; they fit."""
         start, n_new = len(self.tokens), len(tokens)
         assert 0 < n_new <= self._info.chunk, "the caller cuts chunks"
         self._fill(start, tokens)
         self.tokens.extend(tokens)
         self._chunk_start = start
 
-    def step(self, token: int) -> Floats:
+    def decode(self, token: int) -> Floats:
         """Append one token.
 
         Returns:
@@ -177,10 +177,10 @@ class CoreMLSequence:
         return logits
 
     def newest_logits(self) -> Floats:
-        """The logits after the last token of a chunk that was just read; `prefill` gives none, so they are computed here.
+        """Compute the logits after the last token of a chunk, which `prefill` does not return.
 
-        Where that token ends a chunk of the grid (counted from position 0), its keys and values stay those that reading the
-        chunk gave: `decode` may round them otherwise, and the same chunk must give the same bits in every prompt.
+        Where that token ends an aligned chunk (counted from position 0), its keys and values stay those of `prefill`: `decode`
+        may round them differently, and the same chunk must give the same bits in every prompt.
 
         Returns:
             Shape (n_vocab,).
@@ -188,22 +188,22 @@ class CoreMLSequence:
         last = len(self.tokens) - 1
         is_whole = len(self.tokens) % self._info.chunk == 0
         logits = self._logits(last, self.tokens[last], n_keep=0 if is_whole else 1)
-        if is_whole and self._cache.is_changed_by_reading:
+        if is_whole and self._cache.is_changed_by_run:
             self._fill(self._chunk_start, self.tokens[self._chunk_start :])
         return logits
 
-    def cut(self, n_keep: int) -> None:
-        """Forget all but the first `n_keep` tokens."""
+    def truncate(self, n_keep: int) -> None:
+        """Drop all but the first `n_keep` tokens."""
         del self.tokens[n_keep:]
         if not n_keep:
             self._cache.forget()
 
     def read_rows(self, start: int, end: int) -> Halves:
-        """Keys and values of positions [start, end): float16 [2 x layers, key heads, end - start, head dimension]."""
+        """Return keys and values of positions [start, end): float16 [2 x layers, key heads, end - start, head dimension]."""
         return self._cache.read(start, end)
 
     def append_rows(self, tokens: SequenceOf[int], rows: Halves) -> None:
-        """Append tokens whose keys and values are known, as `read_rows` gave them."""
+        """Append tokens with keys and values from `read_rows`."""
         start = len(self.tokens)
         self._cache.write(start, rows, is_first=start == 0)
         self.tokens.extend(tokens)

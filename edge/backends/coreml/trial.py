@@ -230,16 +230,16 @@ def main(path: str, units: str, cache_dir: str, *, coremltools: Any = None) -> N
     sequence = CoreMLSequence(functions, info)
     found = []
     for start in range(0, len(golden.prompt), info.chunk):
-        sequence.read_chunk(golden.prompt[start : start + info.chunk])
+        sequence.prefill(golden.prompt[start : start + info.chunk])
     found.append(sequence.newest_logits())
     started, n_steps = time.perf_counter(), 0
     for token in golden.continuation[:-1]:
-        found.append(sequence.step(token))
+        found.append(sequence.decode(token))
         n_steps += 1
     for _ in range(N_ENDURANCE if info.stateful else 0):
         if len(sequence.tokens) == info.context:
-            sequence.cut(len(golden.prompt))
-        sequence.step(golden.prompt[-1])
+            sequence.truncate(len(golden.prompt))
+        sequence.decode(golden.prompt[-1])
         n_steps += 1
     seconds = time.perf_counter() - started
     compared = [top.divergence(logits) for top, logits in zip(golden.package, found, strict=False)]

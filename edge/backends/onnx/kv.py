@@ -3,9 +3,9 @@
 Three kinds, the best that model and provider allow (see `open_buffers`):
 
     InPlaceBuffers   the model writes new rows into the buffer that holds the old ones: nothing is copied. The sequences of a
-                     layer follow each other in memory, so a pass over neighbours sees them as one batch, where they are
+                     layer are contiguous, so a pass over neighbours sees them as one batch
     DeviceBuffers    the same in the memory of an accelerator, one sequence by itself, with a copy in main memory for export
-    TurnedBuffers    the model gives a new tensor of all rows; two buffers take turns, so that nothing is allocated
+    TurnedBuffers    the model returns a new tensor of all rows; two buffers take turns, so that nothing is allocated
 
 Rows are positions. The keys and values of one sequence are an array of the shape (2 x layers, heads, rows, width): keys of
 layer 0, its values, and so on.
@@ -42,15 +42,15 @@ __all__ = [
 _GROWTH = 256  # rows
 _NUMPY = {"f32": "float32", "f16": "float16", "bf16": "uint16"}
 _ONNX_BF16 = 16
-# How pages are given back while their mapping stays. Windows has no such call, and macOS means it only by the second name.
-_GIVE_BACK: int | None = getattr(mmap, "MADV_FREE" if sys.platform == "darwin" else "MADV_DONTNEED", None)
+# Frees pages while their mapping stays. Windows has no such call, and on macOS only the second name frees.
+_FREE_PAGES: int | None = getattr(mmap, "MADV_FREE" if sys.platform == "darwin" else "MADV_DONTNEED", None)
 
 
 class Layout:
-    """What rows look like.
+    """Names, shape and type of rows.
 
     Args:
-        folder: names and sizes.
+        folder: the model.
 
     Attributes:
         names: of past and present in the order of the array: key and value of each layer.
@@ -70,11 +70,11 @@ class Layout:
         self.element: Any = _ONNX_BF16 if folder.kv_type == "bf16" else self.dtype.type
 
     def row_bytes(self) -> int:
-        """Bytes of one row of all layers."""
+        """Return the bytes of one row of all layers."""
         return len(self.names) * self.heads * self.width * self.dtype.itemsize
 
     def view(self, data: npt.NDArray[np.uint8], n_rows: int) -> npt.NDArray[np.generic]:
-        """Bytes as the rows of one sequence, without a copy."""
+        """Return bytes as the rows of one sequence, without a copy."""
         return data.view(self.dtype).reshape(len(self.names), self.heads, n_rows, self.width)
 
 
@@ -89,23 +89,23 @@ class KVBuffers(ABC):
 
     @abstractmethod
     def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
-        """Tell a binding where keys and values are.
+        """Bind keys and values.
 
         Args:
-            binding: of onnxruntime; for the same sequences always the same one.
+            binding: of onnxruntime; always the same one for the same sequences.
             first: the first sequence.
             n_seq: how many neighbours from there on; 1 unless `can_batch`.
-            start: rows that the sequence has; several may have different numbers, at most this.
-            n_new: rows that are to come.
+            start: rows of the sequence, the most of several.
+            n_new: rows that the pass will add.
         """
 
     @abstractmethod
     def commit(self, seq_id: int, end: int) -> None:
-        """A pass has written rows up to `end`."""
+        """Note that a pass has written rows up to `end`."""
 
     @abstractmethod
     def rows(self, seq_id: int, end: int) -> npt.NDArray[np.generic]:
-        """All rows up to `end` in main memory, shape (2 x layers, heads, end, width); a view to read from."""
+        """Return all rows up to `end` in main memory, shape (2 x layers, heads, end, width); a view to read from."""
 
     @abstractmethod
     def write(self, seq_id: int, start: int, values: npt.NDArray[np.generic]) -> None:
@@ -113,7 +113,7 @@ class KVBuffers(ABC):
 
     @abstractmethod
     def free(self, seq_id: int) -> None:
-        """The sequence is empty: give its memory back."""
+        """Free the memory of a sequence that is empty now."""
 
 
 class InPlaceBuffers(KVBuffers):
@@ -131,12 +131,12 @@ class InPlaceBuffers(KVBuffers):
         self._layout = layout
         self._pages, data = _pages(n_seq * n_rows * layout.row_bytes())
         values: npt.NDArray[np.generic] = data.view(layout.dtype)
-        # What was given back is not sure to be zeros; nothing reads behind the end of a sequence.
+        # Freed pages may come back with other content; nothing reads behind the end of a sequence.
         self._values = values.reshape(len(layout.names), n_seq, layout.heads, n_rows, layout.width)
         self._bound: WeakSet[Any] = WeakSet()  # a binding would keep its session in memory
 
     def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
-        if binding in self._bound:  # it keeps what it was told, and this never changes
+        if binding in self._bound:  # addresses never change
             return
         shape = [n_seq, *self._values.shape[2:]]
         for (past, present), values in zip(self._layout.names, self._values[:, first], strict=True):
@@ -146,7 +146,7 @@ class InPlaceBuffers(KVBuffers):
         self._bound.add(binding)
 
     def commit(self, seq_id: int, end: int) -> None:
-        pass  # they are where they belong
+        pass  # they are in place
 
     def rows(self, seq_id: int, end: int) -> npt.NDArray[np.generic]:
         return self._values[:, seq_id, :, :end]
@@ -155,18 +155,18 @@ class InPlaceBuffers(KVBuffers):
         self._values[:, seq_id, :, start : start + values.shape[2]] = values
 
     def free(self, seq_id: int) -> None:
-        if _GIVE_BACK is None:
+        if _FREE_PAGES is None:
             return
         base, page = self._values.ctypes.data, mmap.PAGESIZE
         for values in self._values[:, seq_id]:
             first = -(-(values.ctypes.data - base) // page) * page
             end = (values.ctypes.data - base + values.nbytes) // page * page
-            if first < end:  # the pages that it does not share with its neighbours
-                self._pages.madvise(_GIVE_BACK, first, end - first)
+            if first < end:  # pages that it does not share with its neighbours
+                self._pages.madvise(_FREE_PAGES, first, end - first)
 
 
 class SequenceBuffers(ABC):
-    """The buffers of one sequence by itself; its functions are those of `KVBuffers`.
+    """The buffers of one sequence by itself; the methods are those of `KVBuffers`.
 
     Args:
         layout: of the rows.
@@ -178,30 +178,26 @@ class SequenceBuffers(ABC):
         self.n_rows = n_rows
 
     @abstractmethod
-    def bind(self, binding: Any, start: int, n_new: int) -> None:
-        """Tell a binding where the first `start` rows are and where `n_new` more belong."""
+    def bind(self, binding: Any, start: int, n_new: int) -> None: ...
 
     @abstractmethod
-    def commit(self, end: int) -> None:
-        """A pass has written rows up to `end`."""
+    def commit(self, end: int) -> None: ...
 
     @abstractmethod
-    def rows(self, end: int) -> npt.NDArray[np.generic]:
-        """All rows up to `end` in main memory; a view to read from."""
+    def rows(self, end: int) -> npt.NDArray[np.generic]: ...
 
     @abstractmethod
-    def write(self, start: int, values: npt.NDArray[np.generic]) -> None:
-        """Put rows behind the first `start` ones."""
+    def write(self, start: int, values: npt.NDArray[np.generic]) -> None: ...
 
     def _zeros(self, n_rows: int) -> npt.NDArray[np.generic]:
         return self._layout.view(_pages(n_rows * self._layout.row_bytes())[1], n_rows)
 
 
 class SeparateBuffers(KVBuffers):
-    """Sequences that have nothing to do with each other.
+    """Independent buffers for each sequence.
 
     Args:
-        make: makes the buffers of one.
+        make: makes those of one.
     """
 
     def __init__(self, make: Callable[[], SequenceBuffers]) -> None:
@@ -233,8 +229,8 @@ class SeparateBuffers(KVBuffers):
 class DeviceBuffers(SequenceBuffers):
     """Buffers in an accelerator's memory. See the module.
 
-    onnxruntime moves whole tensors between the two memories, so rows are fetched once for all that is read after a pass, and
-    sent once for all that is written before one.
+    onnxruntime moves whole tensors between the two memories, so rows are fetched once for all reads after a pass, and sent once
+    for all writes before one.
 
     Args:
         layout, n_rows: as in `SequenceBuffers`.
@@ -247,7 +243,7 @@ class DeviceBuffers(SequenceBuffers):
         shape = [1, layout.heads, n_rows, layout.width]
         self._tensors = [runtime.OrtValue.ortvalue_from_shape_and_type(shape, layout.element, device, 0) for _ in layout.names]
         self._host: npt.NDArray[np.generic] | None = None
-        self._n_host = self._n_device = 0  # rows that are right there
+        self._n_host = self._n_device = 0  # rows that are up to date there
         self._bound: WeakSet[Any] = WeakSet()
 
     def bind(self, binding: Any, start: int, n_new: int) -> None:
@@ -295,7 +291,7 @@ class TurnedBuffers(SequenceBuffers):
 
     def bind(self, binding: Any, start: int, n_new: int) -> None:
         layout = self._layout
-        self._cut(start)
+        self._truncate(start)
         if self._present.shape[1] < (start + n_new) * layout.heads * layout.width:
             self._present = self._flat(start + n_new)
         for (past, present), old, new in zip(layout.names, self._past, self._present, strict=True):
@@ -319,15 +315,15 @@ class TurnedBuffers(SequenceBuffers):
         rows[:, :, start:] = values
         self._past, self._n_past = new, end
 
-    def _cut(self, n_rows: int) -> None:
-        """The model takes exactly what there is, so a shorter past has to be packed anew."""
+    def _truncate(self, n_rows: int) -> None:
+        """Repack a truncated past: the model takes exactly the rows of its tensor."""
         if n_rows < self._n_past:
             new = self._flat(n_rows)
             self._shaped(new, n_rows)[:] = self.rows(n_rows)
             self._past, self._n_past = new, n_rows
 
     def _flat(self, n_rows: int) -> npt.NDArray[np.generic]:
-        """Room for so many rows and some more: shape (2 x layers, numbers)."""
+        """Allocate so many rows and some more: shape (2 x layers, numbers)."""
         room = min(self.n_rows, -(-n_rows // _GROWTH) * _GROWTH) or 1
         return self._zeros(max(room, n_rows)).reshape(len(self._layout.names), -1)
 
@@ -338,14 +334,14 @@ class TurnedBuffers(SequenceBuffers):
 
 
 def open_buffers(folder: OnnxFolder, n_rows: int, n_seq: int, runtime: Any, device: str) -> KVBuffers:
-    """The best buffers for a model.
+    """Return the best kind of buffers for a model.
 
     Args:
         folder: the model.
         n_rows: the most rows of a sequence.
         n_seq: sequences.
         runtime: the module onnxruntime.
-        device: where the provider keeps tensors: "cpu", "cuda".
+        device: where the provider stores tensors: "cpu", "cuda".
     """
     layout = Layout(folder)
     if not folder.shares_buffer:
@@ -356,13 +352,12 @@ def open_buffers(folder: OnnxFolder, n_rows: int, n_seq: int, runtime: Any, devi
 
 
 def _pages(size: int) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
-    """Zeros in pages of their own, which the system gives when they are first written: room that is not used costs nothing.
+    """Map zeros, whose pages the system allocates when they are first written, so that unused room costs nothing.
 
-    numpy's own asks for huge pages, and then the whole context of a sequence is there from its first token on.
+    numpy's own allocation asks for huge pages, which back the whole context of a sequence from its first token on.
     """
     import numpy as np
 
-    # A private mapping is not what Python's default is where there is a choice.
     options = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     pages = mmap.mmap(-1, max(size, 1), **options)
     return pages, np.frombuffer(pages, np.uint8, size)
