@@ -1,4 +1,4 @@
-"""Settings by their dotted names: which there are, what each may be, and values from text."""
+"""Settings by their dotted names: types, allowed values, and values from text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Key(msgspec.Struct, frozen=True):
     Attributes:
         name: dotted, such as "sampling.top_k".
         type: its Python type.
-        variable: the environment variable that sets it; for a free table, what entries' variables start with.
-        is_free: a table whose own keys the user chooses, such as chat.keys.
+        variable: the environment variable that sets it; for a free table, the prefix of its entries' variables.
+        is_free: a table whose keys the user chooses, such as chat.keys.
         is_optional: None is a value, written "auto".
     """
 
@@ -39,13 +39,13 @@ class Key(msgspec.Struct, frozen=True):
 
     @property
     def allowed(self) -> str:
-        """What the value may be, for people."""
+        """The allowed values, in words."""
         return describe(msgspec.inspect.type_info(self.type)) if self.type is not Path else "a path"
 
 
 @functools.cache
 def setting_keys() -> dict[str, Key]:
-    """Every setting by its dotted name, in the order of the structs."""
+    """Return every setting by its dotted name, in the order of the structs."""
     keys: dict[str, Key] = {}
 
     def add(name: str, annotation: Any) -> None:
@@ -67,7 +67,7 @@ def setting_keys() -> dict[str, Key]:
 
 
 def find_key(name: str) -> Key:
-    """The setting of that dotted name; "chat.keys.quit" finds the free table chat.keys.
+    """Return the setting of that dotted name; "chat.keys.quit" finds the free table chat.keys.
 
     Raises:
         ConfigError: there is none; the nearest one is named.
@@ -84,7 +84,7 @@ def find_key(name: str) -> Key:
 
 
 def split_key(name: str) -> tuple[str, ...]:
-    """A dotted name as the names of its tables and its own; an entry of a free table keeps its dots.
+    """Split a dotted name into its tables and its own name; an entry of a free table keeps its dots.
 
     Raises:
         ConfigError: there is no such setting.
@@ -94,7 +94,7 @@ def split_key(name: str) -> tuple[str, ...]:
 
 
 def get_value(settings: Settings, name: str) -> Any:
-    """The value of a setting by its dotted name; None for an entry of a free table that is not there.
+    """Return the value of a setting by its dotted name; None for a missing entry of a free table.
 
     Raises:
         ConfigError: there is no such setting.
@@ -110,17 +110,17 @@ def get_value(settings: Settings, name: str) -> Any:
 
 
 def parse_text(name: str, text: str, source: str) -> Any:
-    """A value written as text, as in a variable or on a command line, as the setting's type.
+    """Convert a text, as in a variable or on a command line, to the setting's type.
 
-    Texts are taken as they are; "auto" is None where that is allowed; a list is JSON, or one text that stands for itself.
+    Texts stay as they are; "auto" is None where that is allowed; a list is JSON, or one text by itself.
 
     Args:
         name: dotted key. An entry of a free table gives a dict with that entry.
         text: the value.
-        source: where it is from, for the error.
+        source: its origin, for the error.
 
     Raises:
-        ConfigError: there is no such setting, or it cannot be this.
+        ConfigError: there is no such setting, or the value is not allowed.
     """
     key = find_key(name)
     value: object = text
@@ -143,7 +143,7 @@ def parse_text(name: str, text: str, source: str) -> Any:
 
 
 def convert(key: Key, value: object, source: str, *, strict: bool = True, base: Path | None = None) -> Any:
-    """A value as the setting's type, or ConfigError that says where it is and what is allowed."""
+    """Convert a value to the setting's type; the ConfigError of one that is not allowed says where it is and what is."""
     if key.is_optional and value == "auto":
         return None
     if key.type is Path and isinstance(value, (str, os.PathLike)) and str(value):
@@ -166,24 +166,24 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
 
 
 class Typed(str):
-    """What a user typed for a setting, such as "--kv-type": the source of a value, and its name at the same time."""
+    """The option that a user typed, such as "--kv-type": the source of a value, and its name at the same time."""
 
     __slots__ = ()
 
 
 def _subject(source: str, name: str) -> str:
-    """What was wrong, as the user wrote it."""
+    """Return the subject of an error, as the user wrote it."""
     return source if isinstance(source, Typed) else f"{source}: {name}"
 
 
 def _show(value: object) -> str:
-    """A value as the user wrote it, near enough, and never a page of it."""
+    """Return a value roughly as the user wrote it, and not too long."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def describe(info: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     kinds = msgspec.inspect
     if isinstance(info, kinds.UnionType):
         rest = [one for one in info.types if not isinstance(one, kinds.NoneType)]
@@ -205,7 +205,7 @@ def describe(info: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names what was probably meant: the whole name is compared first, then its last part."""
+    """Return a hint with the name that was probably meant: the whole name is compared first, then its last part."""
     known = list(known)
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not found:

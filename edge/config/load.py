@@ -1,10 +1,7 @@
-"""Settings: flag > environment (EDGE_*) > file (TOML) > default, merged once; where each value came from is kept.
+"""Settings: flag > environment (EDGE_*) > file (TOML) > default, merged once, each with its origin.
 
-What a setting is called, what it may be and what it is when nobody says anything stands in one place: the structs of
-config_schema.py. Everything else (the names of the environment variables, the text of the errors, `edge config ls`) follows
-from them. A key or an EDGE_ variable that is not among them is an error, so that a typing mistake never goes unnoticed.
-
-    config_schema.py   the structs        config_keys.py   settings by name, values from text        config_file.py   the file
+The structs of schema.py have the names, types and defaults; the names of the environment variables, the texts of the errors and
+`edge config ls` follow from them. An unknown key or EDGE_ variable is an error, so that no typing mistake goes unnoticed.
 """
 
 from __future__ import annotations
@@ -14,36 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.config.keys import Key, Typed, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
-from edge.config.schema import TABLES, ChatSettings, GovernorSettings, HubSettings, KVSettings, Paths, Settings, default_paths
+from edge.config.keys import Key, Typed, convert, find_key, nearest, parse_text, setting_keys
+from edge.config.schema import TABLES, Paths, Settings, default_paths
 from edge.config.toml import read_toml
 from edge.errors import ConfigError
 
-__all__ = [
-    "COMMAND_LINE",
-    "DEFAULT",
-    "RESERVED_VARIABLES",
-    "ChatSettings",
-    "GovernorSettings",
-    "HubSettings",
-    "KVSettings",
-    "Key",
-    "Paths",
-    "Settings",
-    "Typed",
-    "convert",
-    "default_paths",
-    "find_key",
-    "get_value",
-    "load_settings",
-    "nearest",
-    "parse_text",
-    "setting_keys",
-    "split_key",
-]
+__all__ = ["COMMAND_LINE", "DEFAULT", "RESERVED_VARIABLES", "load_settings"]
 
 COMMAND_LINE = "command line"
-"""Origin of a value that came as a flag, in `Settings.sources`."""
+"""Origin of a flag, in `Settings.sources`."""
 
 DEFAULT = "default"
 """Origin of a value that nobody set."""
@@ -52,9 +28,9 @@ RESERVED_VARIABLES = {
     "EDGE_DEBUG": "1 shows the traceback of an unexpected error",
     "EDGE_TEST_MODEL": "the model file that the tests use",
 }
-"""EDGE_ variables that are no settings. Others that begin with EDGE_TEST_ belong to tests and are left alone, too."""
+"""EDGE_ variables that are not settings. Others that begin with EDGE_TEST_ belong to tests and are left alone, too."""
 
-# Variables of the hub's own library that mean the same; EDGE_HUB_* wins over them.
+# Variables of the hub's own library with the same meaning; EDGE_HUB_* wins over them.
 _BORROWED_VARIABLES = {"HF_ENDPOINT": "hub.endpoint", "HF_HUB_OFFLINE": "hub.offline"}
 
 
@@ -69,7 +45,7 @@ def load_settings(
 
     Args:
         flags: dotted key -> value; a value of None counts as not given, the text "auto" stands for None.
-        flag_names: dotted key -> what the user typed for it, such as "--kv-type", for errors.
+        flag_names: dotted key -> the option that the user typed for it, such as "--kv-type", for errors.
         environ: instead of the process's own. A variable that is empty counts as not set.
         path: the settings file, which must exist; without it EDGE_CONFIG or the user's own, which need not.
 
@@ -95,7 +71,7 @@ def load_settings(
 
 
 class _Merged:
-    """Values that were set, by dotted key. Later ones win, so sources are added from the weakest to the strongest."""
+    """Values by dotted key. Later ones win, so sources are added from the weakest to the strongest."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -108,14 +84,10 @@ class _Merged:
             raise ConfigError(f"{source}: {error.message}", error.hint) from None
         if name != key.name:
             value = {name[len(key.name) + 1 :]: value}
-        converted = convert(key, value, source, base=base)
-        if key.is_free:
-            converted = {**self.values.get(key.name, {}), **converted}
-        self.values[key.name] = converted
-        self.sources[key.name] = source
+        self._put(key, convert(key, value, source, base=base), source)
 
     def add_flag(self, name: str, value: object, typed: str) -> None:
-        """A value of the command line; errors name it as it was typed."""
+        """Add a value of the command line; errors name it as it was typed."""
         if isinstance(value, str):
             self.add_text(name, value, typed)
         else:
@@ -123,11 +95,10 @@ class _Merged:
         self.sources[find_key(name).name] = COMMAND_LINE
 
     def add_text(self, name: str, text: str, source: str) -> None:
-        key = find_key(name)
-        value = parse_text(name, text, source)
-        if key.is_free:
-            value = {**self.values.get(key.name, {}), **value}
-        self.values[key.name] = value
+        self._put(find_key(name), parse_text(name, text, source), source)
+
+    def _put(self, key: Key, value: Any, source: str) -> None:
+        self.values[key.name] = {**self.values.get(key.name, {}), **value} if key.is_free else value
         self.sources[key.name] = source
 
     def add_table(self, prefix: str, table: Mapping[str, Any], where: Any, *, base: Path) -> None:
@@ -169,7 +140,7 @@ class _Merged:
                 self.add_text(key.name + entry, environ[variable], variable)
 
     def build(self, paths: Paths, config_file: Path) -> Settings:
-        """Settings from the values; paths that follow from other paths are worked out here."""
+        """Return the settings; paths that follow from other paths are set here."""
         nested: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
         top: dict[str, Any] = {}
         for name, value in self.values.items():

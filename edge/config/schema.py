@@ -1,4 +1,4 @@
-"""What can be set: the structs that `load_settings` fills. Names, types and defaults stand here and nowhere else."""
+"""The structs that `load_settings` fills, with the names, types and defaults of all settings."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ PATH_VARIABLES = {
     "paths.models_dir": "EDGE_MODELS_DIR",
     "paths.config_file": "EDGE_CONFIG",
 }
-"""Paths whose variables are shorter than their names; every other setting's is EDGE_ and its name."""
+"""Paths with a variable of their own; every other setting has EDGE_ and its name."""
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where edge keeps its files. All absolute; none is made before something is written there.
+    """The directories of edge. All absolute; none is made before something is written there.
 
     Attributes:
         data_dir: conversations and crash reports.
-        cache_dir: what can be made again: KV blocks, the canary's verdict.
+        cache_dir: files that can be recomputed: KV blocks, the canary's verdict.
         models_dir: models; `models` below data_dir unless set.
         config_file: the settings file. Not a setting of the file itself: EDGE_CONFIG names it.
     """
@@ -58,17 +58,17 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def kv_dir(self) -> Path:
-        """Where KV blocks are kept."""
+        """Folder of the KV blocks."""
         return self.cache_dir / "kv"
 
     @property
     def conversations_file(self) -> Path:
-        """Where conversations are kept; the chat app and `edge run --continue` share it."""
+        """File of the conversations, which the chat app and `edge run --continue` share."""
         return self.data_dir / "conversations.db"
 
 
 def default_paths(environ: Mapping[str, str] | None = None) -> Paths:
-    """The directories before any settings file is read: EDGE_*_DIR and EDGE_CONFIG, else the platform's (XDG) ones.
+    """Return the directories before any settings file is read: EDGE_*_DIR and EDGE_CONFIG, else the platform's (XDG) ones.
 
     Args:
         environ: instead of the process's own, for the EDGE_ variables; XDG_* are always the process's own.
@@ -99,7 +99,7 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         plain: no box drawing, spinners or colour-only signals, for screen readers and bare terminals.
         paste_chars: a pasted text of more characters than this becomes an attachment.
         attachment_bytes: larger files are refused as attachments.
-        history: what is sent is kept for Up and Down in later sessions.
+        history: sent messages are stored for Up and Down in later sessions.
     """
 
     theme: str | None = None
@@ -111,13 +111,13 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The KV cache on the disk: what this device has read, so that it need not be read again.
+    """The KV cache on the disk, which saves prefill.
 
     Attributes:
-        enabled: whether there is one. Off, conversations are read again after a restart.
+        enabled: use it. Otherwise conversations are prefilled again after a restart.
         budget_gb: the most it may take of the disk, in GB (10^9 bytes).
         min_free_gb: space that it leaves free on the disk, in GB.
-        encrypt: encrypt what is kept; it is authenticated either way.
+        encrypt: encrypt its blocks, which are authenticated either way.
         exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
         answers: give the same answer at once to an exact repeat of a request at temperature 0.
     """
@@ -131,16 +131,16 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When to hold back: while the device is hot, low on battery or short of memory. See `edge.engine.governor`.
+    """Throttling while the device is hot, low on battery or short of memory. See `edge.engine.governor`.
 
     Attributes:
-        enabled: whether to hold back at all.
+        enabled: throttle at all.
         hot_c: temperature that counts as hot, in degrees Celsius; None is 3 below where the system slows the processor down.
         battery_percent: the level that counts as low while no charger is connected; 0 never does.
         memory_percent: share of memory that counts as too little when no more is available; 0 never does.
         stall_percent: share of time in which programs waited for memory that counts as short of it, where little is available;
             0 never does.
-        hold_s: the least time between two changes, and how long all must be well before one is taken back, in seconds.
+        hold_s: the least time between two changes, and the time without trouble before one is taken back, in seconds.
     """
 
     enabled: bool = True
@@ -152,7 +152,7 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where models are fetched from. The token is not a setting: HF_TOKEN or `hf auth login`.
+    """The hub that models are downloaded from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
     Attributes:
         endpoint: address of the hub; None is the hub's own. HF_ENDPOINT is read too.
@@ -164,24 +164,24 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be set. None means: edge decides, and the placement receipt says how.
+    """All settings. None means: edge decides, and the placement receipt says how.
 
     Attributes:
         model: catalogue name, path, or hf:, ollama: or pypi: reference.
         backend: name of the engine.
-        require: fail rather than run on anything else.
+        require: the accelerator to run on; edge fails rather than use another.
         context: context window, in tokens.
         threads: CPU threads of one step.
         gpu_layers: layers computed by the accelerator; -1 is all of them.
-        kv_type_k, kv_type_v: how keys and values are stored.
+        kv_type_k, kv_type_v: types of keys and values.
         system: system prompt; "" leaves it to the model's template.
-        window: what happens to old messages when the context window is full.
+        window: fate of old messages when the context window is full.
         sampling: how tokens are chosen.
         chat: the terminal chat.
-        paths: where files are.
-        hub: where models come from.
+        paths: directories.
+        hub: source of models.
         kv: the KV cache on the disk.
-        governor: when to hold back.
+        governor: throttling.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 

@@ -1,17 +1,15 @@
-"""The settings file: read with limits, edited without losing comments, written whole."""
+"""The settings file: bounded reads, edits that keep comments, atomic writes."""
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.errors import ConfigError, StorageError
-from edge.files import write_private
+from edge.files import parse_toml, write_private
 
 __all__ = ["Document", "read_toml", "set_in_file", "unset_in_file"]
 
@@ -21,7 +19,7 @@ MAX_SIZE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """A TOML file as read.
+    """A TOML file.
 
     Attributes:
         values: its tables; empty where there is no file.
@@ -39,16 +37,14 @@ def read_toml(path: Path, *, must_exist: bool = False) -> Document:
         ConfigError: it is not TOML, not UTF-8, much too long, or missing although it must exist.
         StorageError: it is there and cannot be read.
     """
-    # tomllib came with Python 3.11; tomli is the same library for 3.10.
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     text = _read_text(path)
     if text is None:
         if must_exist:
             raise ConfigError(f"There is no settings file {path}.", "Check the path.")
         text = ""
     try:
-        values = toml.loads(text)
-    except toml.TOMLDecodeError as error:
+        values = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line.") from None
     lines = _key_lines(text)
     return Document(values, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
@@ -60,10 +56,10 @@ def set_in_file(path: Path, parts: Sequence[str], value: object) -> None:
     Args:
         path: the file; made, readable by its owner only, where it is missing.
         parts: names of the tables and of the key, already checked.
-        value: what TOML can hold: text, number, true or false, list, table.
+        value: text, number, bool, list or table.
 
     Raises:
-        ConfigError: the file is not TOML, or something else stands where a table is needed.
+        ConfigError: the file is not TOML, or has a value where a table is needed.
         StorageError: it cannot be written.
     """
     import tomlkit
@@ -89,7 +85,7 @@ def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
         parts: names of the tables and of the key.
 
     Returns:
-        Whether the key was there.
+        False if the key was not there.
 
     Raises:
         ConfigError: the file is not TOML.
@@ -129,7 +125,7 @@ def _read_text(path: Path) -> str | None:
 
 
 def _edit(path: Path) -> Any:
-    """The file as an editable document."""
+    """Return the file as an editable document."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -146,13 +142,13 @@ _ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=\s*(.*)")
 
 
 def _key_lines(text: str) -> dict[str, int]:
-    """Dotted key -> line on which it stands. For messages only: tomllib does not say, and decides nothing by it."""
+    """Return dotted key -> its line. For messages only, since tomllib does not say."""
     lines: dict[str, int] = {}
     table = ""
     open_quote = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if open_quote:
-            # Inside a text that goes over several lines nothing is a key.
+            # Inside a multi-line text nothing is a key.
             open_quote = "" if open_quote in line else open_quote
             continue
         if header := _HEADER.fullmatch(line.split("#")[0].rstrip()):
