@@ -1,16 +1,16 @@
-"""What this machine is, what it feels, and what a turn takes from it.
+"""This machine: its hardware, its sensors, and the cost of a turn.
 
 detection.py  `probe()`: fast, no engine imported, never an error
-profile.py    what was found, as values
+profile.py    the result, as values
 linux.py      Linux: processors, memory, power, heat, containers
 macos.py      macOS, from small commands run at the same time
 nvidia.py     CUDA devices and Jetsons
 cgroups.py    limits of control groups, versions 1 and 2
-system.py     what the probe reads goes through a `System`, so that captured outputs can stand in
+system.py     files, commands and packages that the probe reads; captured ones can replace them
 identity.py   the CPU and kernel that stored measurements belong to
 sensors.py    memory, heat and battery right now
 energy.py     energy meters: RAPL, tegrastats, powermetrics
-cost.py       what a turn took: memory, energy
+cost.py       memory and energy of a turn
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits of control groups, version 1 and 2: in a container, the limit counts and not the host's memory and cores.
+"""Limits of control groups, versions 1 and 2: in a container they count, and not the host's memory and cores.
 
 Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the Linux kernel.
 """
@@ -22,7 +22,7 @@ class Limits:
 
     Attributes:
         memory_bytes: most memory the group may hold, or None.
-        memory_free_bytes: how much of it is left, caches that can be dropped counted as free; None without a limit.
+        memory_free_bytes: the part of it that is left, droppable caches included; None without a limit.
         cpu_quota: CPU time per second of wall clock, or None.
         cpus: CPUs the group may run on, or None for all.
     """
@@ -34,7 +34,7 @@ class Limits:
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
-    """ "0-3,8" -> {0, 1, 2, 3, 8}; what is not a list of CPUs gives the empty set."""
+    """Parse "0-3,8" as {0, 1, 2, 3, 8}; anything else gives the empty set."""
     cpus: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
@@ -44,7 +44,7 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def read_limits(system: System) -> Limits:
-    """The limits that hold for this process; all None where there is no control group."""
+    """Return the limits of this process; all None where there is no control group."""
     memory: list[tuple[int, int]] = []
     quotas: list[float] = []
     cpus: frozenset[int] | None = None
@@ -70,7 +70,7 @@ def read_limits(system: System) -> Limits:
 
 
 def group_folders(system: System) -> list[tuple[str, int]]:
-    """Folders of every group from this process's own up to the mounted root, with the version of their hierarchy."""
+    """Return the folders of every group from this process's own up to the mounted root, with the version of their hierarchy."""
     paths: dict[str, str] = {}  # controller -> path; "" is version 2
     for line in system.read("/proc/self/cgroup").splitlines():
         parts = line.split(":", 2)
@@ -97,7 +97,7 @@ def group_folders(system: System) -> list[tuple[str, int]]:
 
 
 def _upwards(mount_point: str, root: str, path: str) -> list[str]:
-    """The group's folder below the mount point, then its parents up to the mount point.
+    """Return the group's folder below the mount point, then its parents up to the mount point.
 
     Inside a container the mount shows only the part below `root`, and the group's path may lie outside of it.
     """
@@ -111,13 +111,13 @@ def _upwards(mount_point: str, root: str, path: str) -> list[str]:
 
 
 def _number(text: str) -> int | None:
-    """A limit; "max" and absurdly large ones are none."""
+    """Parse a limit; "max" and absurdly large ones are none."""
     value = int(text) if text.isdecimal() else None
     return value if value is not None and value < _UNLIMITED_BYTES else None
 
 
 def _droppable(stat: str, *names: str) -> int:
-    """Bytes of file cache in a memory.stat."""
+    """Return the bytes of file cache in a memory.stat."""
     values = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
     return sum(_number(values.get(name, "")) or 0 for name in names)
 
@@ -152,7 +152,7 @@ def _quota_1(system: System, folder: str) -> float | None:
 
 
 def _share(quota: str, period: str) -> float | None:
-    """CPUs from a quota and its period in microseconds; "max" and -1 are no quota."""
+    """Return the CPUs of a quota and its period in microseconds; "max" and -1 are no quota."""
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
         return None
     return int(quota) / int(period)

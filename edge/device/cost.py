@@ -1,7 +1,4 @@
-"""What a turn took from the device: memory and, where the device tells it without being asked for, energy. One record a turn.
-
-Times, speeds and reuse are in `edge.types.Timing` and `Usage`; all three go into the record that is kept with a reply.
-"""
+"""Memory and energy of a turn. With `edge.types.Timing` and `Usage` they are stored with a reply."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ __all__ = ["Cost", "TurnMeter", "peak_bytes"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one turn took from the device.
+    """Memory and energy of one turn.
 
     Attributes:
         memory_bytes: main memory that this process held at the end of the turn, mapped weights included; 0 where unknown.
-        peak_bytes: the most it ever held since it was started; 0 where unknown.
-        energy_j: energy of processor and memory during the turn, in joules, everything else on the device included; None where
-            the device does not tell (RAPL, which Linux shows to root only).
+        peak_bytes: the most it has held since it was started; 0 where unknown.
+        energy_j: energy of processor and memory during the turn, in joules, other programs included; None where the device
+            does not report it (RAPL, which Linux shows to root only).
     """
 
     memory_bytes: int = 0
@@ -33,21 +30,21 @@ class Cost:
 
 
 class TurnMeter:
-    """Measures from when it is made. Costs well below a millisecond; nothing here raises."""
+    """Measures from its creation on. Takes well below a millisecond; nothing here raises."""
 
     def __init__(self) -> None:
         self._meter = _find_counter()
         self._began_j = _joules(self._meter)
 
     def read(self) -> Cost:
-        """What was taken so far."""
+        """Return the cost so far."""
         now_j = _joules(self._meter)
         is_known = now_j is not None and self._began_j is not None
         return Cost(_memory_bytes(), peak_bytes(), round(now_j - self._began_j, 3) if is_known else None)  # type: ignore[operator]
 
 
 def _find_counter() -> Meter | None:
-    """Counters that can simply be read. Meters that are programs are for `edge bench`: they cost power themselves."""
+    """Return counters that can simply be read. Meters that are programs are for `edge bench`: they take power themselves."""
     from edge.device.energy import CounterMeter
 
     try:

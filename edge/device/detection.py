@@ -1,67 +1,39 @@
-"""Finds out what this machine is: `probe()`. Fast, without importing an engine, and never an error: what cannot be found
-out is left empty.
-
-    device_system.py    files, commands, packages: the machine itself, or a capture of another one
-    device_profile.py   the result, as values
-    device_linux.py     processors, memory, power, heat          device_limits.py   control groups
-    device_macos.py     the same on a Mac                        device_nvidia.py   CUDA devices, Jetson
+"""Finds out what this machine is: `probe()`. Fast, without importing an engine, and never an error: what cannot be found out is
+left empty.
 """
 
 from __future__ import annotations
 
-from edge.device.profile import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Jetson, Memory, Power, Thermal
-from edge.device.system import CapturedSystem, RecordingSystem, System
+from dataclasses import replace
+
+from edge.device.profile import DeviceProfile, Engine
+from edge.device.system import System
 from edge.registry import ENGINES, EnginePackage
 
-__all__ = [
-    "Apple",
-    "CapturedSystem",
-    "Cpu",
-    "DeviceProfile",
-    "Engine",
-    "Gpu",
-    "Host",
-    "Jetson",
-    "Memory",
-    "Power",
-    "RecordingSystem",
-    "System",
-    "Thermal",
-    "probe",
-]
+__all__ = ["probe"]
 
 
 def probe(system: System | None = None) -> DeviceProfile:
-    """Find out what a machine is.
+    """Return the profile of a machine.
 
     Args:
         system: where to look; None is this machine.
-
-    Returns:
-        Its profile.
     """
     system = system or System()
-    if system.os_name == "darwin":
-        return _probe_mac(system)
-    return _probe_linux(system)
+    return _probe_mac(system) if system.os_name == "darwin" else _probe_linux(system)
 
 
 def _probe_linux(system: System) -> DeviceProfile:
-    """Linux, and as far as it goes every other system: most of the profile is then empty."""
+    """Probe Linux, and as far as that works any other system: most of the profile is then empty."""
     from edge.device.cgroups import read_limits
     from edge.device.linux import read_cpu, read_host, read_memory, read_power, read_thermal
     from edge.device.nvidia import read_cuda_gpus, read_jetson
 
     limits = read_limits(system)
-    cpu, memory, host, power = (
-        read_cpu(system, limits),
-        read_memory(system, limits),
-        read_host(system),
-        read_power(system),
-    )
+    cpu, memory, host, power = read_cpu(system, limits), read_memory(system, limits), read_host(system), read_power(system)
     jetson = read_jetson(system)
     if jetson is not None and jetson.power_mode:
-        power = Power(power.source, power.battery_percent, power.is_saving, jetson.power_mode)
+        power = replace(power, mode=jetson.power_mode)
     board = system.read("/proc/device-tree/model")
     product = " ".join(
         system.read(f"/sys/class/dmi/id/{name}") for name in ("sys_vendor", "product_name") if not host.virtual_machine

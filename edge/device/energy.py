@@ -1,10 +1,10 @@
-"""Meters of energy: what a device tells about itself. `find_meter` takes the first that works here.
+"""Energy meters of devices. `find_meter` takes the first that works here.
 
     RAPL            counters of an x86 processor, in /sys/class/powercap; readable by root only since CVE-2020-8694
     tegrastats      power of a Jetson's rails, a line every 100 ms
     powermetrics    power of an Apple chip, a line every 200 ms; needs root
 
-All of them see the whole device, idle draw and other programs included.
+All of them measure the whole device, idle draw and other programs included.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _APPLE = re.compile(r"(Combined Power|Package Power)[^:]*: (\d+(?:\.\d+)?) mW")
 
 
 class Meter(ABC):
-    """Counts energy from when it was made."""
+    """Counts energy from its creation on."""
 
     name: str
 
     @abstractmethod
     def joules(self) -> float:
-        """What the device has used so far."""
+        """Return the energy that the device has used so far."""
 
     def close(self) -> None:  # noqa: B027 (counters hold nothing)
-        """Let go of what it holds."""
+        """Free what it holds."""
 
 
 @dataclass
 class _Counter:
-    """One counter that runs over."""
+    """One counter that wraps around."""
 
     file: Path
     range_uj: int
@@ -66,8 +66,8 @@ class CounterMeter(Meter):
         folder: the powercap class of the kernel.
 
     Raises:
-        PermissionError: only root may read it.
-        FileNotFoundError: there is none.
+        PermissionError: only root may read the counters.
+        FileNotFoundError: there are none.
     """
 
     def __init__(self, folder: Path = _POWERCAP) -> None:
@@ -93,7 +93,7 @@ class PowerMeter(Meter):
 
     Args:
         name: for people.
-        lines: what the program prints; read in a thread of its own.
+        lines: output of the program; read in a thread of its own.
         watts: the power in a line, or None where it has none.
         stop: ends the program.
         clock: seconds.
@@ -116,7 +116,7 @@ class PowerMeter(Meter):
         self._thread.start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the first figure; False where none came."""
+        """Wait for the first figure; return False where none came."""
         return self._has_begun.wait(timeout_s)
 
     def joules(self) -> float:
@@ -141,7 +141,7 @@ class PowerMeter(Meter):
 
 
 def tegrastats_watts(line: str) -> float | None:
-    """The power in a line of tegrastats: of the whole module where that is a rail of its own, else the sum of all rails."""
+    """Return the power in a line of tegrastats: of the whole module where that has a rail, else the sum of all rails."""
     rails = {name: int(now) / 1000 for name, now, _ in _RAIL.findall(line) if name not in ("RAM", "SWAP", "IRAM")}
     for name in _TOTAL_RAILS:
         if name in rails:
@@ -150,7 +150,7 @@ def tegrastats_watts(line: str) -> float | None:
 
 
 def powermetrics_watts(line: str) -> float | None:
-    """The power in a line of powermetrics: CPU, GPU and Neural Engine together."""
+    """Return the power in a line of powermetrics: CPU, GPU and Neural Engine together."""
     found = _APPLE.search(line)
     return float(found[2]) / 1000 if found else None
 
@@ -162,7 +162,7 @@ def find_meter(
     which: Callable[[str], str | None] = shutil.which,
     is_root: bool | None = None,
 ) -> tuple[Meter | None, str]:
-    """A meter, and its name; or None, and why there is none.
+    """Return a meter and its name, or None and why there is none.
 
     Args:
         powercap: the kernel's folder of power domains.
@@ -174,9 +174,9 @@ def find_meter(
         is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     if platform == "darwin":
         if not which("powermetrics"):
-            return None, "macOS tells energy through powermetrics, which is not here"
+            return None, "macOS reports energy through powermetrics, which is not here"
         if not is_root:
-            return None, "macOS tells energy to root only: sudo edge bench ..."
+            return None, "macOS reports energy to root only: sudo edge bench ..."
         command = ["powermetrics", "--samplers", "cpu_power", "-i", "200"]
         return _watch("powermetrics: CPU, GPU and Neural Engine", command, powermetrics_watts)
     if which("tegrastats"):
@@ -186,7 +186,7 @@ def find_meter(
     except PermissionError:
         return None, "the processor's energy counters (RAPL) may be read by root only: sudo edge bench ..."
     except (OSError, ValueError):
-        return None, "this device does not tell: no RAPL counters, no tegrastats"
+        return None, "this device does not report energy: no RAPL counters, no tegrastats"
     return meter, meter.name
 
 
@@ -206,12 +206,12 @@ def _watch(name: str, command: list[str], watts: Callable[[str], float | None]) 
     meter = PowerMeter(name, process.stdout, watts, stop)
     if not meter.wait(3.0):
         meter.close()
-        return None, f"{command[0]} told nothing within 3 s"
+        return None, f"{command[0]} reported nothing within 3 s"
     return meter, name
 
 
 def _is_counted(zone: Path) -> bool:
-    """Packages, and the memory beside them. Cores and graphics are parts of a package, "psys" is everything again."""
+    """Return whether a zone is a package or its memory. Cores and graphics are parts of a package, "psys" is everything."""
     name = _zone_name(zone)
     return (_PACKAGE.fullmatch(zone.name) is not None and name.startswith("package")) or name == "dram"
 

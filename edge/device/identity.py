@@ -9,7 +9,7 @@ __all__ = ["cpu_identity"]
 
 
 def cpu_identity(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU and the kernel, which must allow AMX to each process, as far as they decide which kernels run."""
+    """Return the CPU, and the kernel, which must allow AMX to each process: they decide which compute kernels run."""
     lines = [platform.system(), platform.release(), platform.machine(), platform.processor()]
     wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags", "features", "cpu implementer", "cpu part")
     try:

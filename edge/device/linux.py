@@ -1,4 +1,4 @@
-"""What Linux says of a machine: processors, memory, power, heat, container or virtual machine."""
+"""Linux: processors, memory, power, heat, container or virtual machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from edge.device.profile import Cpu, Host, Memory, Power, Thermal
 from edge.device.system import System
 from edge.units import size_text
 
-__all__ = ["find_zones", "parse_temperature", "read_cpu", "read_host", "read_memory", "read_power", "read_thermal"]
+__all__ = [
+    "find_zones",
+    "parse_temperature",
+    "read_cpu",
+    "read_host",
+    "read_memory",
+    "read_pi_throttling",
+    "read_power",
+    "read_thermal",
+]
 
 _CPUS = "/sys/devices/system/cpu"
 # A core below this share of the fastest one counts as an efficiency core. Between the kinds in use: Cortex-A55 beside A76
@@ -50,7 +59,7 @@ class _Core:
 
 
 def read_cpu(system: System, limits: Limits) -> Cpu:
-    """Processors, and what the affinity and the control group leave of them."""
+    """Return the processors, and the part that the affinity and the control group leave."""
     info = system.read("/proc/cpuinfo")
     online = parse_cpu_list(system.read(f"{_CPUS}/online"))
     if not online:
@@ -89,7 +98,7 @@ def read_cpu(system: System, limits: Limits) -> Cpu:
 
 
 def _cores(system: System, online: frozenset[int]) -> list[_Core]:
-    """The physical cores of the CPUs that are switched on."""
+    """Return the physical cores of the CPUs that are switched on."""
     atoms = parse_cpu_list(system.read("/sys/devices/cpu_atom/cpus"))  # Intel's hybrid processors list them here
     threads: dict[frozenset[int], int] = {}
     for cpu in sorted(online):
@@ -112,7 +121,7 @@ def _cores(system: System, online: frozenset[int]) -> list[_Core]:
 
 
 def _fields(info: str, name: str) -> list[str]:
-    """Every value of a field of /proc/cpuinfo."""
+    """Return every value of a field of /proc/cpuinfo."""
     return [value.strip() for key, _, value in (line.partition(":") for line in info.splitlines()) if key.strip() == name]
 
 
@@ -139,7 +148,7 @@ def _features(info: str) -> tuple[str, ...]:
 
 
 def read_memory(system: System, limits: Limits) -> Memory:
-    """Main memory and swap, and what the control group leaves of it."""
+    """Return main memory and swap, and the part that the control group leaves."""
     info: dict[str, int] = {}
     for line in system.read("/proc/meminfo").splitlines():
         name, _, value = line.partition(":")
@@ -162,7 +171,7 @@ def read_memory(system: System, limits: Limits) -> Memory:
 
 
 def read_host(system: System) -> Host:
-    """Operating system, container, virtual machine."""
+    """Return operating system, container and virtual machine."""
     release = system.release
     return Host(f"Linux {release}".strip(), system.python, _container(system), _virtual_machine(system))
 
@@ -191,7 +200,7 @@ def _virtual_machine(system: System) -> str:
 
 
 def read_power(system: System) -> Power:
-    """Mains or battery, and the firmware's power profile."""
+    """Return mains or battery, and the firmware's power profile."""
     folder = "/sys/class/power_supply"
     percent: int | None = None
     is_discharging = is_plugged_in = False
@@ -211,12 +220,11 @@ def read_power(system: System) -> Power:
 
 
 def read_thermal(system: System) -> Thermal:
-    """The hottest sensor, and whether it is at the temperature where the kernel slows the machine down."""
-    if system.read("/proc/device-tree/model").startswith("Raspberry Pi"):
-        flags = system.run("vcgencmd", "get_throttled").partition("=")[2]
-        if flags.startswith("0x") and _hex(flags) & 0b1110:  # frequency capped, throttled, soft temperature limit
-            return Thermal("throttled", _hottest(system)[0], f"vcgencmd get_throttled says {flags}")
+    """Return the hottest sensor, and the state of throttling."""
     hottest, zone, name = _hottest(system)
+    flags = read_pi_throttling(system)
+    if flags:
+        return Thermal("throttled", hottest, f"vcgencmd get_throttled says {flags}")
     if hottest is None:
         return Thermal("unknown", None, "no sensor")
     state, detail = "nominal", name
@@ -227,8 +235,17 @@ def read_thermal(system: System) -> Thermal:
     return Thermal(state, hottest, detail)
 
 
+def read_pi_throttling(system: System) -> str:
+    """Return the flags of a Raspberry Pi that is throttled now; "" otherwise."""
+    if not system.read("/proc/device-tree/model").startswith("Raspberry Pi"):
+        return ""
+    flags = system.run("vcgencmd", "get_throttled").removeprefix("throttled=")
+    # Frequency capped, throttled, soft temperature limit.
+    return flags if flags.startswith("0x") and max(0, _hex(flags)) & 0b1110 else ""
+
+
 def _hottest(system: System) -> tuple[float | None, str, str]:
-    """Temperature, folder and name of the hottest thermal zone."""
+    """Return temperature, folder and name of the hottest thermal zone."""
     found: list[tuple[float, str, str]] = []
     for zone in _zone_folders(system):
         temperature = parse_temperature(system.read(f"{zone}/temp"))
@@ -243,17 +260,17 @@ def _zone_folders(system: System) -> list[str]:
 
 
 def find_zones(system: System) -> dict[str, float | None]:
-    """Every thermal zone's folder, and the temperature at which the kernel slows the CPU down because of it, if it says so."""
+    """Return every thermal zone's folder, and the temperature at which the kernel throttles the CPU for it, None if unknown."""
     return {zone: _passive_trip(system, zone) for zone in _zone_folders(system)}
 
 
 def parse_temperature(text: str) -> float | None:
-    """Degrees Celsius from a zone's `temp`; None where it is switched off and answers with 0, absolute zero or an error."""
+    """Return the degrees Celsius in a zone's `temp`; None where it is switched off: 0, absolute zero or an error."""
     return int(text) / 1000 if text.lstrip("-").isdecimal() and 0 < int(text) < 150_000 else None
 
 
 def _passive_trip(system: System, zone: str) -> float | None:
-    """The temperature at which the kernel starts to slow the CPU of this zone down; None where it does not say."""
+    """Return the temperature at which the kernel throttles the CPU for this zone; None if unknown."""
     trips: list[float] = []
     for name in _trip_points(system.names(zone)):
         text = system.read(f"{zone}/{name}_temp")

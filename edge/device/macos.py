@@ -1,4 +1,4 @@
-"""What macOS says of a machine. Everything comes from small commands, run at the same time.
+"""macOS, from small commands that run at the same time.
 
 Source: sysctl(3), vm_stat(1) and pmset(1) of macOS; the share of memory that Metal may use, from what
 MTLDevice.recommendedMaxWorkingSetSize gives on Macs of 8 to 192 GB.
@@ -43,7 +43,7 @@ class MacReadings:
 
 
 def read_mac(system: System) -> MacReadings:
-    """Ask macOS for everything, at once."""
+    """Return all parts of a Mac's profile."""
     sysctl, vm_stat, battery, heat, settings = system.run_all(
         [_SYSCTL, ("vm_stat",), ("pmset", "-g", "batt"), ("pmset", "-g", "therm"), ("pmset", "-g")]
     )
@@ -66,7 +66,7 @@ def read_mac(system: System) -> MacReadings:
 
 
 def parse_sysctl(text: str) -> dict[str, str]:
-    """The values that `sysctl` printed, by their names."""
+    """Return the values that `sysctl` printed, by their names."""
     pairs = (line.partition(": ") for line in text.splitlines())
     return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
@@ -102,11 +102,11 @@ def _cpu(values: dict[str, str], chip: str, is_apple_chip: bool) -> Cpu:
 
 
 def parse_memory(values: dict[str, str], vm_stat: str) -> Memory:
-    """Memory from what `sysctl` (`parse_sysctl`) and `vm_stat` printed."""
+    """Return the memory in the outputs of `sysctl` (from `parse_sysctl`) and `vm_stat`."""
     total = _number(values, "hw.memsize")
     size = re.search(r"page size of (\d+) bytes", vm_stat)
     pages = {name: int(count) for name, count in re.findall(r"^Pages ([a-z ]+):\s+(\d+)\.?$", vm_stat, re.MULTILINE)}
-    # Inactive and speculative pages are given back on demand, as the page cache is on Linux.
+    # Inactive and speculative pages are freed on demand, as the page cache is on Linux.
     free = sum(pages.get(name, 0) for name in ("free", "inactive", "speculative"))
     swap = dict(re.findall(r"(total|free) = ([\d.]+)M", values.get("vm.swapusage", "")))
     return Memory(
@@ -120,7 +120,7 @@ def parse_memory(values: dict[str, str], vm_stat: str) -> Memory:
 
 
 def _gpu(values: dict[str, str], chip: str, memory: Memory) -> Gpu:
-    """The GPU. Metal may wire two thirds of up to 32 GB, and three quarters of more, unless the user set a limit."""
+    """Return the GPU. Metal may wire two thirds of up to 32 GiB, and three quarters of more, unless the user set a limit."""
     wired = _number(values, "iogpu.wired_limit_mb") * 2**20
     usual = memory.total_bytes * 2 // 3 if memory.total_bytes <= 32 * 2**30 else memory.total_bytes * 3 // 4
     budget = min(wired or usual, memory.total_bytes)
@@ -128,7 +128,7 @@ def _gpu(values: dict[str, str], chip: str, memory: Memory) -> Gpu:
 
 
 def parse_power(battery: str, settings: str) -> Power:
-    """Power from what `pmset -g batt` and `pmset -g` printed."""
+    """Return the power in the outputs of `pmset -g batt` and `pmset -g`."""
     percent = re.search(r"(\d+)%", battery)
     is_saving = bool(re.search(r"^\s*lowpowermode\s+1\b", settings, re.MULTILINE))
     source = "battery" if "'Battery Power'" in battery else "mains" if "'AC Power'" in battery else "unknown"
@@ -136,7 +136,7 @@ def parse_power(battery: str, settings: str) -> Power:
 
 
 def parse_thermal(heat: str) -> Thermal:
-    """`pmset -g therm`: a speed limit below 100 or a warning level means the machine is slowed down."""
+    """Return the heat in the output of `pmset -g therm`: a speed limit below 100 or a warning level means throttling."""
     speed = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", heat)
     if speed and int(speed[1]) < 100:
         return Thermal("throttled", None, f"pmset gives a CPU speed limit of {speed[1]} %")

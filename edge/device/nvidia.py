@@ -1,7 +1,7 @@
-"""NVIDIA's side of a machine: CUDA devices through nvidia-smi, and what a Jetson says of itself.
+"""NVIDIA: CUDA devices through nvidia-smi, and Jetsons.
 
-nvidia-smi wakes a sleeping GPU up and can take a second for it, so it is asked only where a driver is loaded. It knows
-nothing of a Jetson's integrated GPU (its fields read "[N/A]"), which is why that one is described from the device tree.
+nvidia-smi wakes a sleeping GPU, which can take a second, so it runs only where a driver is loaded. It does not know a Jetson's
+integrated GPU (its fields read "[N/A]"), which is described from the device tree instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _JETPACKS = {
 
 
 def read_jetson(system: System) -> Jetson | None:
-    """What a Jetson says of itself; None on any other machine."""
+    """Return the parts of a profile that only a Jetson has; None on any other machine."""
     compatible = system.read("/proc/device-tree/compatible")
     soc = next((name for name in _SOCS if name in compatible), "")
     release = system.read("/etc/nv_tegra_release")
@@ -59,7 +59,7 @@ def read_jetson(system: System) -> Jetson | None:
 
 
 def _jetpack(l4t: str) -> str:
-    """The JetPack of a release of Jetson Linux; of one that is newer than the table, its major version."""
+    """Return the JetPack of a release of Jetson Linux; of one that is newer than the table, its major version."""
     padded = l4t if l4t.count(".") == 2 else f"{l4t}.0"
     if padded in _JETPACKS:
         return _JETPACKS[padded]
@@ -69,7 +69,7 @@ def _jetpack(l4t: str) -> str:
 
 
 def _power_mode(system: System, modes: dict[str, str]) -> str:
-    """nvpmodel's mode: from the file that it keeps, or else by asking it."""
+    """Return nvpmodel's mode: from its status file, or else by asking it."""
     status = re.search(r"pmode:0*(\d+)", system.read("/var/lib/nvpmodel/status"))
     if status and status[1] in modes:
         return modes[status[1]]
@@ -78,11 +78,11 @@ def _power_mode(system: System, modes: dict[str, str]) -> str:
 
 
 def read_cuda_gpus(system: System, jetson: Jetson | None, memory: Memory) -> tuple[Gpu, ...]:
-    """CUDA devices that this process may see, in CUDA's order.
+    """Return the CUDA devices that this process may see, in CUDA's order.
 
     Args:
         system: where to look.
-        jetson: what `read_jetson` found.
+        jetson: from `read_jetson`.
         memory: main memory, which an integrated GPU shares.
     """
     visible = system.environ.get("CUDA_VISIBLE_DEVICES")
@@ -101,7 +101,7 @@ def read_cuda_gpus(system: System, jetson: Jetson | None, memory: Memory) -> tup
 
 
 def _query(system: System) -> list[list[str]]:
-    """Rows of nvidia-smi: index, UUID, name, total, free (MiB), driver, compute capability ("" on old drivers)."""
+    """Return rows of nvidia-smi: index, UUID, name, total, free (MiB), driver, compute capability ("" on old drivers)."""
     for fields in (_QUERY, _QUERY.rpartition(",")[0]):
         text = system.run("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", timeout_s=3.0)
         rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
@@ -112,7 +112,7 @@ def _query(system: System) -> list[list[str]]:
 
 
 def _visible(rows: list[list[str]], visible: str | None) -> list[list[str]]:
-    """The rows that CUDA_VISIBLE_DEVICES names, in its order; it ends at the first entry that names none."""
+    """Return the rows that CUDA_VISIBLE_DEVICES names, in its order, up to the first entry that names none."""
     if visible is None:
         return rows
     chosen: list[list[str]] = []

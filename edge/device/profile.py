@@ -1,4 +1,4 @@
-"""What a machine is, as values: made by `edge.device.probe`, read by the plan, `edge devices` and `edge doctor`."""
+"""The profile of a machine, as values: made by `edge.device.probe`, read by the plan, `edge devices` and `edge doctor`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Apple", "Cpu", "DeviceProfile", "Engine", "Gpu", "Host", "Jetson", "
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The operating system, and what stands between it and the metal.
+    """The operating system, and what is between it and the hardware.
 
     Attributes:
         os: "Linux 6.8.0-49-generic", "macOS 15.5".
         python: version of the interpreter.
         container: "docker", "podman", "kubernetes", ...; "" outside of one.
-        virtual_machine: whose machine it is ("QEMU", "WSL 2", "Amazon EC2"); "" on the metal.
+        virtual_machine: its maker ("QEMU", "WSL 2", "Amazon EC2"); "" on bare metal.
     """
 
     os: str
@@ -28,7 +28,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Processors: what the machine has, and what this process may use of it.
+    """Processors of the machine, and the part that this process may use.
 
     Attributes:
         name: "Cortex-A78AE", "Apple M3 Pro", ...
@@ -40,7 +40,7 @@ class Cpu:
         usable_performance, usable_efficiency: physical cores this process may run on.
         usable_logical: CPUs this process may run on, and pay for: the most threads that can work at once.
         quota: CPU time per second of wall clock that the cgroup allows, or None.
-        limits: why less is usable than there is, in words.
+        limits: why less is usable than there is.
         features: instruction sets that matter here, by the names Linux uses ("avx2", "amx_int8", "neon", "i8mm", ...).
     """
 
@@ -69,10 +69,10 @@ class Memory:
     """Main memory. All in bytes.
 
     Attributes:
-        total_bytes: what this process may use at most: the machine's memory, or the cgroup's limit.
-        available_bytes: what of it is free, or could be freed by dropping caches.
+        total_bytes: the most that this process may use: the machine's memory, or the cgroup's limit.
+        available_bytes: the part that is free, or could be freed by dropping caches.
         host_total_bytes: the machine's memory.
-        limit: which limit makes total smaller than host_total, in words; "" where none does.
+        limit: the limit that makes total smaller than host_total, in words; "" where there is none.
         swap_total_bytes, swap_free_bytes: swap space.
     """
 
@@ -91,8 +91,8 @@ class Gpu:
     Attributes:
         name: "NVIDIA GeForce RTX 4060 Laptop GPU".
         api: "cuda" or "metal".
-        total_bytes: its memory; on a unified one, what it may take of main memory.
-        free_bytes: what of it is free.
+        total_bytes: its memory; on a unified one, the part of main memory that it may take.
+        free_bytes: the free part of it.
         is_unified: it shares main memory with the CPU.
         compute_capability: CUDA's, "8.9"; "" otherwise.
         driver: version of the driver, or of CUDA on a Jetson; "" where unknown.
@@ -109,7 +109,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Jetson:
-    """What only a Jetson has.
+    """The parts of a profile that only a Jetson has.
 
     Attributes:
         model: as the device tree names it.
@@ -117,7 +117,7 @@ class Jetson:
         l4t: release of Jetson Linux, "36.4.3"; "" where it is not installed (some containers).
         jetpack: the JetPack it belongs to, "6.2"; "" where unknown.
         power_mode: nvpmodel's name of the mode, "15W", "MAXN"; "" where unknown.
-        power_modes: number and name of every mode it could be set to.
+        power_modes: number and name of every mode.
     """
 
     model: str
@@ -130,7 +130,7 @@ class Jetson:
 
 @dataclass(frozen=True, slots=True)
 class Apple:
-    """What only a Mac has.
+    """The parts of a profile that only a Mac has.
 
     Attributes:
         chip: "Apple M3 Pro".
@@ -147,7 +147,7 @@ class Apple:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Where the current comes from.
+    """The power supply.
 
     Attributes:
         source: "mains", "battery", or "unknown".
@@ -169,7 +169,7 @@ class Thermal:
     Attributes:
         state: "nominal", "warm" (within 10 degrees of throttling), "throttled", or "unknown".
         hottest_c: highest temperature in degrees Celsius, or None.
-        detail: which sensor, or what was reported.
+        detail: the sensor, or its report.
     """
 
     state: str
@@ -185,7 +185,7 @@ class Engine:
         name: as in `edge.registry.ENGINES`.
         package: its name in the package index.
         version: as installed; "" where it is not installed.
-        accelerators: what this build of it can use: "cpu", "cuda", "metal", "ane", ...; none where it only converts models.
+        accelerators: that this build can use: "cpu", "cuda", "metal", "ane", ...; none where it only converts models.
     """
 
     name: str
@@ -195,19 +195,19 @@ class Engine:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package is there and can run a model on this system."""
+        """The package is there and can run models on this system."""
         return bool(self.accelerators)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """A machine, as found by `edge.device.probe`. Values only; `to_dict` and `from_dict` go to JSON and back.
+    """A machine. `to_dict` and `from_dict` go to JSON and back.
 
     Attributes:
-        name: what a person would call it: "NVIDIA Jetson Orin Nano ...", "Apple M3 Pro (Mac15,6)".
+        name: for people: "NVIDIA Jetson Orin Nano ...", "Apple M3 Pro (Mac15,6)".
         kind: "jetson", "raspberry-pi", "mac" or "computer".
         host, cpu, memory, power, thermal: see there.
-        gpus: graphics processors; the plan uses the first API that the engine can use.
+        gpus: graphics processors.
         jetson, apple: only on such a machine.
         engines: packages that run models, installed or not.
     """
@@ -225,20 +225,20 @@ class DeviceProfile:
     engines: tuple[Engine, ...]
 
     def gpus_of(self, api: str) -> tuple[Gpu, ...]:
-        """The graphics processors that speak this API ("cuda" or "metal")."""
+        """Return the graphics processors with this API ("cuda" or "metal")."""
         return tuple(gpu for gpu in self.gpus if gpu.api == api)
 
     def engine(self, name: str) -> Engine | None:
-        """The engine of this name, installed or not; None where it is not known."""
+        """Return the engine of this name, installed or not; None where there is none."""
         return next((engine for engine in self.engines if engine.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as values that JSON knows."""
+        """Return the profile as values that JSON knows."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DeviceProfile:
-        """A profile back from `to_dict`, also after a round trip through JSON.
+        """Return the profile of a `to_dict`, also after a round trip through JSON.
 
         Raises:
             UsageError: something is missing or has the wrong type.
@@ -250,4 +250,4 @@ class DeviceProfile:
         try:
             return msgspec.convert(dict(values), cls)
         except msgspec.ValidationError as error:
-            raise UsageError(f"This is no device profile: {error}.", "Make one with: edge devices --json") from error
+            raise UsageError(f"This is not a device profile: {error}.", "Make one with: edge devices --json") from error

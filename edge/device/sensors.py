@@ -1,4 +1,4 @@
-"""What the device feels right now: memory, heat, battery. Read again and again; `edge.device` asks once.
+"""Memory, heat and battery right now: read again and again, where `edge.device.probe` asks once.
 
     Linux   /proc/meminfo, limits of control groups, memory.pressure (PSI) and memory.events of the group,
             /sys/class/thermal (a Jetson's zones too), vcgencmd on a Raspberry Pi, /sys/class/power_supply
@@ -31,19 +31,19 @@ _MAC_COMMANDS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """One look at all sensors. None is what this machine does not say.
+    """One reading of all sensors. None is a value that this machine does not have.
 
     Attributes:
         total_bytes: memory this process may use at most: the machine's, or the limit of its control group.
-        available_bytes: what of it is free, or could be freed by dropping caches.
+        available_bytes: the part that is free, or could be freed by dropping caches.
         stall_percent: share of the last ten seconds in which a process waited for memory (PSI, some avg10).
         n_oom_kills: processes of this control group that the kernel has killed for memory, ever since.
-        memory_level: macOS's own judgement: 1 normal, 2 warning, 4 critical.
+        memory_level: of macOS: 1 normal, 2 warning, 4 critical.
         hottest_c: the highest temperature, in degrees Celsius.
-        headroom_c: degrees left until the kernel slows the machine down, of the zone that is nearest to it; negative beyond.
-        is_throttled: the system says that it is slowed down because of heat.
-        heat_level: macOS's own judgement: 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping.
-        battery_percent: how full the battery is; None without one.
+        headroom_c: degrees left until the kernel throttles, of the nearest zone; negative beyond.
+        is_throttled: the system says that it is throttled because of heat.
+        heat_level: of macOS: 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping.
+        battery_percent: charge of the battery; None without one.
         is_on_battery: no charger is connected.
     """
 
@@ -61,7 +61,7 @@ class Readings:
 
 
 class Sensors:
-    """The sensors of one machine. What cannot be read is left out; nothing here raises.
+    """The sensors of one machine. A sensor that cannot be read is left out; nothing here raises.
 
     Args:
         system: where to look; None is this machine.
@@ -80,16 +80,16 @@ class Sensors:
             from edge.device.cgroups import group_folders
             from edge.device.linux import find_zones
 
-            self._zones = find_zones(self._system)  # trip points stay as they are; what is read again is the temperature
+            self._zones = find_zones(self._system)  # trip points do not change, only the temperature is read again
             self._groups = group_folders(self._system)  # its own first, then those around it
 
     def read(self) -> Readings:
-        """Look at all of them."""
+        """Read all of them."""
         return self._read_mac() if self._is_mac else self._read_linux()
 
     def _read_linux(self) -> Readings:
         from edge.device.cgroups import read_limits
-        from edge.device.linux import parse_temperature, read_memory, read_power
+        from edge.device.linux import parse_temperature, read_memory, read_pi_throttling, read_power
 
         system = self._system
         memory, power = read_memory(system, read_limits(system)), read_power(system)
@@ -102,13 +102,13 @@ class Sensors:
             n_oom_kills=self._oom_kills(),
             hottest_c=max((temperature for temperature, _ in warm), default=None),
             headroom_c=min((trip - temperature for temperature, trip in warm if trip is not None), default=None),
-            is_throttled=self._is_pi_throttled(),
+            is_throttled=bool(read_pi_throttling(system)),
             battery_percent=power.battery_percent,
             is_on_battery=power.source == "battery",
         )
 
     def _stall(self) -> float | None:
-        """The group's own, where the kernel keeps it: the machine's tells of other groups, too."""
+        """Return the stall of the group, where the kernel has it: the machine's includes other groups."""
         texts = [self._system.read(f"{folder}/memory.pressure") for folder, _ in self._groups]
         for text in [*texts, self._system.read("/proc/pressure/memory")]:
             some = re.search(r"^some avg10=(\d+(?:\.\d+)?)", text, re.MULTILINE)
@@ -123,12 +123,6 @@ class Sensors:
             if kills:
                 return int(kills[1])
         return None
-
-    def _is_pi_throttled(self) -> bool:
-        if not self._system.read("/proc/device-tree/model").startswith("Raspberry Pi"):
-            return False
-        flags = re.fullmatch(r"throttled=0x([0-9a-f]+)", self._system.run("vcgencmd", "get_throttled"))
-        return bool(flags and int(flags[1], 16) & 0b1110)  # frequency capped, throttled, soft temperature limit; now
 
     def _read_mac(self) -> Readings:
         from edge.device.macos import parse_memory, parse_power, parse_sysctl, parse_thermal

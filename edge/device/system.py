@@ -1,12 +1,12 @@
-"""Everything that the device probe reads goes through a `System`: files, commands, packages, the environment.
+"""Files, commands, packages and the environment, as the device probe reads them.
 
-`System` is this machine. `CapturedSystem` replays what was read on another one, and `RecordingSystem` writes such a
-capture: the tests replay captures, and a bug report can carry one.
+`System` is this machine. `RecordingSystem` writes a capture of it, and `CapturedSystem` replays one: in tests, or from a bug
+report.
 
 A capture is one text file in the form of `tail -n +1 FILE...`, a heading before each part:
 
     ==> /proc/meminfo <==                       a file
-    ==> $ sysctl hw <==                         a command and what it printed
+    ==> $ sysctl hw <==                         a command and its output
     ==> @package llama_cpp 0.3.36 <==           an installed Python package, then the names of its shared libraries
     ==> @system <==                             {"os": "linux", "machine": "aarch64", ...} as JSON
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 __all__ = ["CapturedSystem", "Package", "RecordingSystem", "System"]
 
 _HEADING = re.compile(r"^==> (.+) <==$", re.MULTILINE)
-# What the probe looks at in the environment; nothing else may get into a capture, which people send to others.
+# The variables that the probe reads; no others may get into a capture, which people send to others.
 _KEPT_VARIABLES = ("CUDA_VISIBLE_DEVICES", "KUBERNETES_SERVICE_HOST", "container")
 
 
@@ -43,7 +43,7 @@ class Package:
 
 
 class System:
-    """This machine, as far as the probe looks at it. Nothing here raises for something that is missing.
+    """This machine, as far as the probe reads it. Nothing here raises for something that is missing.
 
     Attributes:
         os_name: "linux", "darwin", ...
@@ -69,7 +69,7 @@ class System:
             self.affinity = frozenset(os.sched_getaffinity(0))
 
     def read(self, path: str) -> str:
-        """A file as text, without NULs and space around it; "" where it cannot be read."""
+        """Return a file as text, without NULs and space around it; "" where it cannot be read."""
         try:
             data = Path(path).read_bytes()
         except OSError:  # most of these files exist on some machines only, and drivers answer reads with odd errors
@@ -77,18 +77,18 @@ class System:
         return data.replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether there is such a file or folder."""
         return os.path.exists(path)  # noqa: PTH110 (Path.exists raises PermissionError before Python 3.12)
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; [] where it cannot be listed."""
+        """Return the names in a folder, sorted; [] where it cannot be listed."""
         try:
             return sorted(os.listdir(folder))  # noqa: PTH208
         except OSError:
             return []
 
     def run(self, *command: str, timeout_s: float = 2.0) -> str:
-        """What a command prints; "" where it is missing, fails without a word or takes too long."""
+        """Return the output of a command; "" where it is missing, fails silently or takes too long."""
         import subprocess
 
         try:
@@ -98,7 +98,7 @@ class System:
         return done.stdout.decode("utf-8", "replace").strip()
 
     def run_all(self, commands: Iterable[Sequence[str]]) -> list[str]:
-        """`run` for several commands at once, so that the slowest one sets the time."""
+        """Run several commands at once, so that the slowest one sets the time."""
         wanted = list(commands)
         results = [""] * len(wanted)
 
@@ -113,11 +113,11 @@ class System:
         return results
 
     def package(self, module: str, *distributions: str) -> Package | None:
-        """An installed package; None where it is not.
+        """Return an installed package, None where it is not.
 
         Args:
-            module: the name it is imported by. It is looked for, not imported.
-            distributions: names it may be installed under.
+            module: its import name. It is looked for, not imported.
+            distributions: names that it may be installed under.
         """
         from importlib.util import find_spec
 
@@ -138,8 +138,8 @@ class System:
         return Package(self._version(locations, distributions), tuple(sorted(set(libraries))))
 
     def _version(self, locations: Sequence[str], distributions: Sequence[str]) -> str:
-        """The version that is installed. It is in the name of a folder beside the package, which is ten times faster to
-        read than importlib.metadata is to import; only an editable install has to be asked for that way."""
+        """Return the installed version. The name of a folder beside the package has it, which is ten times faster to read than
+        importlib.metadata is to import; only an editable install needs that."""
         for location in locations:
             for name in self.names(os.path.dirname(location)):  # noqa: PTH120
                 for distribution in distributions:
@@ -203,7 +203,7 @@ class CapturedSystem(System):
 
 
 class RecordingSystem(System):
-    """This machine, and a note of everything that is read from it. `capture` gives the note as a capture."""
+    """This machine, with a record of everything that is read from it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class RecordingSystem(System):
         return package
 
     def capture(self) -> str:
-        """What was read so far, as a text that `CapturedSystem` takes."""
+        """Return everything read so far, as a text for `CapturedSystem`."""
         facts = {
             "os": self.os_name,
             "machine": self.machine,

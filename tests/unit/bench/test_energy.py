@@ -73,7 +73,7 @@ def test_power_is_integrated() -> None:
 def test_why_there_is_no_meter(tmp_path: Path) -> None:
     nothing = find_meter(tmp_path, platform="linux", which=lambda name: None)
     assert nothing[0] is None
-    assert "does not tell" in nothing[1]
+    assert "does not report" in nothing[1]
     mac = find_meter(tmp_path, platform="darwin", which=lambda name: "/usr/bin/powermetrics", is_root=False)
     assert mac[0] is None
     assert "sudo" in mac[1]
