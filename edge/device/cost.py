@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge.device.energy import Meter
 
-__all__ = ["Cost", "TurnMeter", "peak_bytes"]
+__all__ = ["Cost", "TurnMeter", "peak_bytes", "trim_heap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +85,10 @@ def peak_bytes(status: Path = Path("/proc/self/status")) -> int:
     # On Linux this begins with the parent's memory at the start of this process, so it is only the second choice.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def trim_heap() -> None:
+    """Have the C library return freed memory to the system. glibc keeps its heap, where a KV cache may lie."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none, and returns memory by itself
+        trim(0)

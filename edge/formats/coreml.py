@@ -25,7 +25,7 @@ from edge.hashes import file_sha256
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METADATA_KEY", "CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "read_info", "read_package"]
+__all__ = ["METADATA_KEY", "CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "find_files", "read_info", "read_package"]
 
 METADATA_KEY = "io.edge.package"
 """Key of the user-defined metadata that holds a PackageInfo."""
@@ -182,7 +182,7 @@ def read_package(path: Path) -> CoreMLPackage:
     try:
         if not path.exists():
             raise ModelNotFoundError(f"There is no package {path}.", "Check the path. See names: edge models ls")
-        program, weights = _find_files(path)
+        program, weights = find_files(path)
         text = _find_info(program)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
@@ -247,8 +247,12 @@ def _tokens_of(golden: Golden) -> Iterator[int]:
         yield from top.tokens
 
 
-def _find_files(path: Path) -> tuple[Path, Path]:
-    """Return the program and its weight file, as Manifest.json names them."""
+def find_files(path: Path) -> tuple[Path, Path]:
+    """Return a package's program and its weight file, which need not exist, as Manifest.json names them.
+
+    Raises:
+        ModelFileError: it is not a package, or its manifest is damaged.
+    """
     manifest = path / "Manifest.json"
     if not manifest.is_file():
         raise ModelFileError(f"{path} is not a Core ML package: it has no Manifest.json.", _HINT)

@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
 
 def read_record(file: BinaryIO, offset: int) -> Record:
-    """The description at an offset of an open weight file.
+    """Read the description at an offset of an open weight file.
 
     Raises:
         ModelFileError: there is none.
@@ -68,22 +68,22 @@ def read_record(file: BinaryIO, offset: int) -> Record:
 
 
 def write_record(file: BinaryIO, record: Record, offset: int) -> None:
-    """Write a description for content that follows it."""
+    """Write a description; its content is to follow it."""
     file.seek(offset)
     file.write(_RECORD.pack(_MAGIC, record.kind, record.size, offset + RECORD_BYTES, record.padding_bits))
 
 
 def write_record_count(file: BinaryIO, n_records: int) -> None:
-    """Say in a weight file's header how many records it has."""
+    """Write the number of records into a weight file's header."""
     file.seek(0)
     file.write(_HEADER.pack(n_records, _VERSION))
 
 
 class WeightFile:
-    """Reads records of a weight file; nothing is loaded before it is asked for.
+    """Reads records of a weight file on demand.
 
     Args:
-        path: the file. It need not exist before a record is asked for (small models have none).
+        path: the file. It must exist when a record is read; small models have none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,19 +91,19 @@ class WeightFile:
         self._bytes: NDArray[np.uint8] | None = None
 
     def read(self, offset: int, n_elements: int, dtype: Any, bits: int) -> NDArray[Any]:
-        """The elements of one record.
+        """Read the elements of one record.
 
         Args:
-            offset: where its 64 bytes start, as the program names it.
-            n_elements: how many elements the program declares.
-            dtype: numpy type of one element once unpacked.
-            bits: bits an element in the file.
+            offset: of its 64 bytes, as in the program.
+            n_elements: that the program declares.
+            dtype: numpy type of an unpacked element.
+            bits: per element in the file.
 
         Returns:
             A flat array of `n_elements`.
 
         Raises:
-            ModelFileError: the file is missing, cut off, or holds something else than the program declares.
+            ModelFileError: the file is missing, truncated, or does not hold what the program declares.
         """
         data = self._open()
         if offset % 64 or offset + _RECORD.size > data.size:
@@ -112,7 +112,7 @@ class WeightFile:
         if magic != _MAGIC:
             raise self._damaged(f"the record at byte {offset} has no mark")
         if kind not in _TYPES or _TYPES[kind] != (dtype, bits):
-            raise self._damaged(f"the record at byte {offset} is of another type than the program says")
+            raise self._damaged(f"the record at byte {offset} has another type than the program says")
         if start + size > data.size:
             raise self._damaged(f"the record at byte {offset} ends after the file's end")
         if size * 8 - padding_bits != n_elements * bits:
@@ -136,7 +136,7 @@ class WeightFile:
 
 
 def unpack(raw: NDArray[np.uint8], bits: int, n_elements: int, signed: bool) -> NDArray[Any]:
-    """Elements of 1, 2, 3, 4 or 6 bits, packed without gaps, lowest bits first.
+    """Unpack elements of 1, 2, 3, 4 or 6 bits, packed without gaps, lowest bits first.
 
     Returns:
         uint8, or int8 where `signed`, [n_elements].

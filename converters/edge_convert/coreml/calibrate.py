@@ -1,19 +1,20 @@
-"""Runs the checkpoint over some text, layer by layer, to see what each matrix is fed with while it is being quantised.
+"""Runs a checkpoint over a calibration text, layer by layer, and measures the inputs of each matrix while it is quantised.
 
-Source: GPTQ (Frantar et al. 2022): each layer is fed by the layers before it as they were quantised, so their error is seen.
+Source: GPTQ (Frantar et al. 2022): each layer gets its inputs from the quantised layers before it, so their error counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.errors import ModelFileError, UsageError
+from edge.errors import UsageError
 from edge_convert.checkpoint import open_checkpoint
+from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.torch_models import layer_calls, layer_output, layers_of, load_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,9 +31,9 @@ Quantise = Callable[[str, "NDArray[np.float32]", "NDArray[np.float32]"], "Weight
 
 
 def load_reference(folder: Path) -> Any:
-    """The checkpoint as a transformers model that computes in float32, for inference.
+    """Load a checkpoint as a transformers model that computes in float32.
 
-    Its weights stay in the type and in the file that they are in; each is widened for the moment in which it is used.
+    Its weights stay in their type and file; each is widened while it is used.
 
     Raises:
         ModelFileError: the checkpoint is damaged, or transformers cannot load it.
@@ -42,32 +43,24 @@ def load_reference(folder: Path) -> Any:
     dtypes = {info.dtype for info in open_checkpoint(folder).tensors.values()}
     own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtypes.pop()) if len(dtypes) == 1 else None
     if own is not None:
-        model = _load(folder, own)
+        model = load_model(folder, own, attn_implementation="eager")
         # Constants that a model computes for itself would be rounded to its weights' type (Gemma 3 has one).
         if all(buffer.dtype == torch.float32 for buffer in model.buffers() if buffer.is_floating_point()):
             return _widened(model)
-    return _load(folder, torch.float32)
-
-
-def _load(folder: Path, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{folder} cannot be loaded: {error}", "Download the checkpoint again.") from error
-    return model.eval()
+    return load_model(folder, torch.float32, attn_implementation="eager")
 
 
 def _widened(model: Any) -> Any:
-    """Let each module hold its weights in float32 while it computes, and only then."""
+    """Let each module hold its weights in float32 only while it computes."""
+    import torch
+
     narrow: dict[Any, list[Any]] = {}
 
     def widen(module: Any, _args: Any) -> None:
         narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
-        _to_float32(module, recurse=False)
+        with torch.inference_mode(False):  # what is made within it could not take the place of a weight
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
 
     def restore(module: Any, _args: Any, _output: Any) -> None:
         for parameter, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
@@ -80,21 +73,13 @@ def _widened(model: Any) -> Any:
     return model
 
 
-def _to_float32(module: Any, *, recurse: bool) -> None:
-    import torch
-
-    with torch.inference_mode(False):  # what is made within it could not take the place of a weight
-        for parameter in module.parameters(recurse=recurse):
-            parameter.data = parameter.data.float()
-
-
 def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[np.int64]:
-    """Pieces from all over a text, each with the tokens that its tokenizer begins a text with.
+    """Tokenise pieces from all over a text, each with the tokenizer's beginning tokens.
 
     Args:
         folder: the checkpoint, for its tokenizer.
         model: from `load_reference`.
-        text: a file in UTF-8; the text that comes with edge where it is None.
+        text: a file in UTF-8; None is the text that ships with edge.
 
     Returns:
         Token ids [pieces, tokens].
@@ -105,12 +90,7 @@ def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[n
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    source = resources.files("edge_convert") / "calibration.txt" if text is None else text
-    try:
-        content = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The calibration text {text} cannot be read: {error}.", "Give a text file in UTF-8.") from error
-    ids = tokenizer(content, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(read_calibration(text), add_special_tokens=False)["input_ids"]
     opening = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
     n_tokens = min(N_TOKENS, model.config.max_position_embeddings) - len(opening)
     n_pieces = min(len(ids) // n_tokens, _N_PIECES)
@@ -124,7 +104,7 @@ def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[n
 
 
 def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_progress: Callable[[float], None]) -> None:
-    """Quantise the linear layers of a model in order, each with the second moments of what it is fed.
+    """Quantise the linear layers of a model in order, each with the second moments of its inputs.
 
     Args:
         model: from `load_reference`; the matrices of its layers are gone afterwards.
@@ -135,23 +115,25 @@ def walk_layers(model: Any, tokens: NDArray[np.int64], quantise: Quantise, on_pr
     import torch
 
     with torch.inference_mode():
-        batches = _layer_inputs(model, torch.from_numpy(tokens).split(_BATCH))
-        for index, layer in enumerate(model.model.layers):
-            _take(layer)
-            moments = _second_moments(layer, batches, index)
+        batches = [layer_calls(model, part) for part in torch.from_numpy(tokens).split(_BATCH)]
+        hidden, calls = [first for first, _ in batches], [arguments for _, arguments in batches]
+        for index, layer in enumerate(layers_of(model)):
+            _own_weights(layer)
+            arguments = [call[index] for call in calls]
+            moments = _second_moments(layer, hidden, arguments)
             for name, module in layer.named_modules():
                 if isinstance(module, torch.nn.Linear):
                     weight = quantise(f"model.layers.{index}.{name}", module.weight.numpy(), moments[_shared_input(name)])
                     module.weight.copy_(torch.from_numpy(weight.dequantise()))
-            for batch in batches:
-                batch.hidden = _hidden(layer(batch.hidden, **batch.arguments[index]))
-                batch.arguments[index] = {}
-            _drop(layer)
-            on_progress((index + 1) / len(model.model.layers))
+            hidden = [layer_output(layer(part, **call)) for part, call in zip(hidden, arguments, strict=True)]
+            for call in calls:
+                call[index] = {}
+            _drop_matrices(layer)
+            on_progress((index + 1) / len(layers_of(model)))
 
 
-def _take(layer: Any) -> None:
-    """Give a layer weights of its own, in float32: writing into those of the file would copy each page that is hit."""
+def _own_weights(layer: Any) -> None:
+    """Give a layer weights of its own, in float32: writing into those of the file would copy its pages."""
     import torch
 
     with torch.inference_mode(False):
@@ -159,8 +141,8 @@ def _take(layer: Any) -> None:
             parameter.data = parameter.data.to(torch.float32, copy=True)
 
 
-def _drop(layer: Any) -> None:
-    """Let go of the matrices of a layer that nothing will run through any more."""
+def _drop_matrices(layer: Any) -> None:
+    """Release the matrices of a finished layer."""
     import torch
 
     with torch.inference_mode(False):
@@ -169,36 +151,7 @@ def _drop(layer: Any) -> None:
                 module.weight.data = torch.empty(0)
 
 
-class _Batch:
-    """Hidden states of some pieces on their way through the layers, and what else each layer is called with."""
-
-    def __init__(self) -> None:
-        self.hidden: Any = None
-        self.arguments: list[dict[str, Any]] = []
-
-
-def _layer_inputs(model: Any, batches: Any) -> list[_Batch]:
-    """Run the model once and keep what its layers are called with: masks and rotary tables differ between layers and models."""
-    found = []
-    for tokens in batches:
-        batch = _Batch()
-
-        def keep(_module: Any, args: Any, kwargs: dict[str, Any], batch: _Batch = batch) -> None:
-            if batch.hidden is None:
-                batch.hidden = args[0] if args else kwargs["hidden_states"]
-            batch.arguments.append({key: value for key, value in kwargs.items() if key != "hidden_states"})
-
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in model.model.layers]
-        try:
-            model.model(tokens, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        found.append(batch)
-    return found
-
-
-def _second_moments(layer: Any, batches: list[_Batch], index: int) -> dict[str, NDArray[np.float32]]:
+def _second_moments(layer: Any, hidden: list[Any], arguments: list[dict[str, Any]]) -> dict[str, NDArray[np.float32]]:
     import torch
 
     sums: dict[str, Any] = {}
@@ -216,20 +169,16 @@ def _second_moments(layer: Any, batches: list[_Batch], index: int) -> dict[str, 
     first_of = {_shared_input(name): module for name, module in reversed(linears.items())}
     hooks = [module.register_forward_pre_hook(add(key)) for key, module in first_of.items()]
     try:
-        for batch in batches:
-            layer(batch.hidden, **batch.arguments[index])
+        for part, call in zip(hidden, arguments, strict=True):
+            layer(part, **call)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
     return {key: (total / n_seen[key]).numpy() for key, total in sums.items()}
 
 
 def _shared_input(name: str) -> str:
-    """Linears that are fed with the same thing have the same key."""
+    """Return the same key for linears with the same input."""
     return {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(
         name.rsplit(".", 1)[-1], name.rsplit(".", 1)[-1]
     )
-
-
-def _hidden(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output

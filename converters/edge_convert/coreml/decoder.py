@@ -1,4 +1,4 @@
-"""What the exporter needs to know of a decoder: sizes, switches, rotary tables and where each weight comes from."""
+"""A decoder as the exporter needs it: sizes, switches, rotary tables and the source of each weight."""
 
 from __future__ import annotations
 
@@ -10,28 +10,18 @@ import msgspec
 import numpy as np
 
 from edge.errors import ModelFileError, UsageError
+from edge_convert.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ARCHITECTURES", "Decoder", "Linear", "layer_linears", "read_decoder", "rotary_tables"]
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3",
-    "Phi3ForCausalLM": "phi3",
-}
-"""Architectures that this exporter builds, and the folder of transformers that holds their reference code."""
+__all__ = ["Decoder", "Linear", "layer_linears", "read_decoder", "rotary_tables"]
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 
 
 class Linear(msgspec.Struct, frozen=True):
-    """Where one matrix comes from: rows [start, stop) of a tensor of the checkpoint (Phi-3 stores several in one)."""
+    """A matrix: rows [start, stop) of a tensor of the checkpoint (Phi-3 stores several in one)."""
 
     tensor: str
     start: int
@@ -39,7 +29,7 @@ class Linear(msgspec.Struct, frozen=True):
 
 
 class Decoder(msgspec.Struct, frozen=True):
-    """A decoder-only transformer as the Core ML program sees it. Sizes are numbers of elements."""
+    """A decoder-only transformer. Sizes are numbers of elements."""
 
     architecture: str
     n_layers: int
@@ -54,9 +44,9 @@ class Decoder(msgspec.Struct, frozen=True):
     attention_scale: float
     tied: bool
     windows: tuple[int | None, ...]
-    """Per layer: how many tokens back a token sees, itself included. None: all."""
+    """Per layer: tokens that a token sees, itself included; None is all."""
     layer_types: tuple[str, ...]
-    """Per layer: which rotary table it uses."""
+    """Per layer: its rotary table."""
     attention_softcap: float | None = None
     final_softcap: float | None = None
     embed_scale: float = 1.0
@@ -65,7 +55,7 @@ class Decoder(msgspec.Struct, frozen=True):
     sandwich: bool = False
     """Norms after attention and MLP too (Gemma)."""
     residual_scale: float = 1.0
-    """Power of two that the residual stream is kept scaled by, so that fp16 does not overflow."""
+    """Power of two that scales the residual stream, so that fp16 does not overflow."""
     fused: bool = False
     """q, k, v in one tensor, gate and up in another (Phi-3)."""
 
@@ -75,7 +65,7 @@ class Decoder(msgspec.Struct, frozen=True):
         return self.n_heads // self.n_kv_heads
 
     def window(self, layer: int, context: int) -> int | None:
-        """The sliding window of a layer, or None where it is never shorter than `context`."""
+        """Return the sliding window of a layer, or None if it is not shorter than `context`."""
         window = self.windows[layer]
         return None if window is None or window >= context else window
 
@@ -84,7 +74,7 @@ def read_decoder(folder: Path) -> Decoder:
     """Read a checkpoint's config.json.
 
     Raises:
-        ModelFileError: the architecture is unknown here, or its config holds something this exporter does not build.
+        ModelFileError: this exporter does not build the architecture, or something in its config.
     """
     config = _config(folder)
     names = list(getattr(config, "architectures", None) or [])
@@ -157,7 +147,7 @@ def _layer_types(config: Any) -> tuple[str, ...]:
 
 
 def rotary_tables(folder: Path, decoder: Decoder, context: int) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Cosines and sines by the reference code of transformers, so every kind of rope scaling is the reference's.
+    """Compute cosines and sines by the code of transformers, so that every kind of rope scaling is the reference's.
 
     Returns:
         For each layer type in use: (cos, sin), each [context, rotated dims / 2].
@@ -171,7 +161,7 @@ def rotary_tables(folder: Path, decoder: Decoder, context: int) -> dict[str, tup
             f"A context of {context} tokens was asked for, but this model knows positions up to {limit}.",
             f"Choose a context of at most {limit}.",
         )
-    module_name = ARCHITECTURES[decoder.architecture]
+    module_name = ARCHITECTURES[decoder.architecture].module
     module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
     rotary = getattr(module, f"{module_name.capitalize()}RotaryEmbedding")(config)
     per_type = module_name == "gemma3"
@@ -186,7 +176,7 @@ def rotary_tables(folder: Path, decoder: Decoder, context: int) -> dict[str, tup
 
 
 def layer_linears(decoder: Decoder, layer: int) -> dict[str, Linear]:
-    """The seven matrices of a layer by their usual names (q, k, v, o, gate, up, down)."""
+    """Return the seven matrices of a layer by their usual names (q, k, v, o, gate, up, down)."""
     attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
     n_q, n_kv, wide = decoder.n_heads * decoder.head_dim, decoder.n_kv_heads * decoder.head_dim, decoder.intermediate
     linears = {"o": Linear(attention + "o_proj", 0, decoder.hidden), "down": Linear(mlp + "down_proj", 0, decoder.hidden)}

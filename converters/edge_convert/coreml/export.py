@@ -1,8 +1,9 @@
-"""Checkpoint folder -> Core ML package: an ML program with the functions `decode` and `prefill`, which share their weights."""
+"""Makes a Core ML package of a checkpoint: an ML program with the functions `decode` and `prefill`, which share weights."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from edge.device.cost import trim_heap
 from edge.errors import UsageError
 from edge.formats.coreml import METADATA_KEY, PackageInfo
 from edge_convert.checkpoint import open_checkpoint
@@ -25,7 +27,7 @@ from .join import join_functions
 from .model import DecoderProgram
 from .normalise import normalise_package
 from .quantise import Encoder, Variant
-from .tools import quiet_coremltools, release_memory
+from .tools import quiet_coremltools
 
 __all__ = ["CoreMLOptions", "check_options", "export_coreml"]
 
@@ -33,16 +35,15 @@ Progress = Callable[[str, float], None]
 
 
 class CoreMLOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of package to make.
+    """How to make a package.
 
     Attributes:
         variant: "gpu": int4 in blocks; "ane": palettes, as the Neural Engine takes them; "fp16": not quantised.
         context: cache rows, a multiple of 32.
-        chunk: tokens that one call of `prefill` reads.
-        stateful: keys and values in a Core ML state. Otherwise they are an input and an output (explicit KV).
-        source_gguf: the GGUF that the checkpoint was made from. The gpu variant carries its Q4_0, Q4_1 and Q8_0 blocks over
-            instead of quantising a second time.
-        calibration: a text to weigh the quantisation by; the one that comes with edge where it is None.
+        chunk: tokens of one call of `prefill`.
+        stateful: keys and values in a Core ML state; otherwise they are an input and an output (explicit KV).
+        source_gguf: the GGUF that the checkpoint was made from; the gpu variant takes over its Q4_0, Q4_1 and Q8_0 blocks.
+        calibration: a text to weight the quantisation by; None is the one that ships with edge.
         palette_bits: of the ane variant: 6 (64 values for 16 rows), or 4 (16 values a row), which is smaller and loses more.
     """
 
@@ -60,16 +61,16 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
 
     Args:
         checkpoint: folder with config.json, safetensors and tokenizer.
-        out: folder to write into; made if it is not there.
-        options: what kind of package.
-        on_progress: called with what is done and the share of all work that is behind, 0 to 1.
+        out: folder to write into; made if needed.
+        options: see `CoreMLOptions`.
+        on_progress: called with what is done, and its share of the whole (0 to 1).
 
     Returns:
         The package (a folder, model.mlpackage) and the tokenizer files beside it.
 
     Raises:
         UsageError: an option does not fit the model.
-        ModelFileError: the checkpoint is damaged, or its architecture or something in its config is not built here.
+        ModelFileError: the checkpoint is damaged, or not built by this exporter.
         BackendUnavailableError: coremltools is not installed.
     """
     opened = open_checkpoint(checkpoint)
@@ -82,7 +83,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     encoder = Encoder(opened, decoder, options.variant, options.source_gguf, options.calibration, options.palette_bits)
     encoder.prepare(model, lambda share: on_progress("quantising", 0.05 + 0.45 * share))
     del model
-    release_memory()
+    _release()
     tables = rotary_tables(checkpoint, decoder, options.context)
     program = DecoderProgram(decoder, tables, encoder.weight, encoder.vector, options.context, options.stateful)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             on_progress(f"building {name}", 0.5 + 0.15 * share)
             parts[name] = Path(work) / f"{name}.mlpackage"
             _convert(ct, program.build(n_tokens, with_logits=name == "decode"), parts[name])
-            release_memory()
+            _release()
         on_progress("joining functions", 0.8)
         joined = Path(work) / "joined.mlpackage"
         join_functions(parts, joined)
@@ -114,7 +115,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             golden=golden,
         )
         del encoder, program
-        release_memory()
+        _release()
         info = evaluate_golden(joined, info)
         normalise_package(joined, {METADATA_KEY: msgspec.json.encode(info).decode()})
         if package.exists():
@@ -128,11 +129,11 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
 
 
 def check_options(options: CoreMLOptions, longest: int | None = None) -> None:
-    """Refuse what cannot be made, before anything is done.
+    """Refuse options that cannot be built.
 
     Args:
-        options: what is wanted.
-        longest: context in tokens that the model knows positions for, where that is known.
+        options: to check.
+        longest: context in tokens that the model has positions for, if known.
 
     Raises:
         UsageError: an option is out of range.
@@ -157,6 +158,12 @@ def check_options(options: CoreMLOptions, longest: int | None = None) -> None:
         )
 
 
+def _release() -> None:
+    """Release the memory of a program, which refers to itself."""
+    gc.collect()
+    trim_heap()
+
+
 def _window(decoder: Decoder, context: int) -> int | None:
     windows = {decoder.window(layer, context) for layer in range(decoder.n_layers)} - {None}
     return windows.pop() if windows else None
@@ -169,7 +176,7 @@ def _convert(ct: Any, program: Any, path: Path) -> None:
             convert_to="mlprogram",
             minimum_deployment_target=ct.target.iOS18,
             skip_model_load=True,
-            # the program is built lean; coremltools' hundred passes find little in it, and check all of it after each
+            # the program is lean: coremltools' hundred passes find little in it, and check all of it after each
             pass_pipeline=ct.PassPipeline.EMPTY,
         )
         model.save(str(path))
@@ -177,7 +184,7 @@ def _convert(ct: Any, program: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without coremltools' progress bars and warnings about what it does not find on this system."""
+    """Suppress coremltools' progress bars and its warnings about missing libraries of a Mac."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Logits that are stored in a package, so that any device can tell whether it computes what was meant."""
+"""Logits stored in a package, so that any device can check its computation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ somebody asks it for the capital of France, it says"""
 
 
 def source_golden(folder: Path, model: Any, context: int) -> Golden:
-    """What the checkpoint itself predicts, in float32.
+    """Compute the golden logits of a checkpoint, in float32.
 
     Args:
         folder: the checkpoint, for its tokenizer.
         model: the checkpoint as a transformers model, its weights unchanged.
-        context: of the package; the prompt and its continuation are cut to fit.
+        context: of the package; the prompt is truncated so that it fits with its continuation.
     """
     import torch
     from transformers import AutoTokenizer
@@ -51,14 +51,14 @@ def source_golden(folder: Path, model: Any, context: int) -> Golden:
 
 
 def golden_logits(runner: PackageRunner, golden: Golden) -> Iterator[NDArray[np.float32]]:
-    """Logits at the places of a golden: after the prompt, then after each token of the continuation but the last."""
+    """Yield the logits after the golden prompt, then after each token of its continuation but the last."""
     yield runner.feed(golden.prompt)
     for token in golden.continuation[:-1]:
         yield runner.feed([token])
 
 
 def evaluate_golden(package: Path, info: PackageInfo) -> PackageInfo:
-    """The same info with what the package itself gives, evaluated with rounding to fp16."""
+    """Return the description with the golden logits of the package itself, evaluated with rounding to fp16."""
     functions = Functions(
         MilModel(package, function_name="decode"), MilModel(package, function_name="prefill"), info, "evaluator"
     )

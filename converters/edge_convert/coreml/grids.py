@@ -1,7 +1,7 @@
-"""The numbers of quantisation: which values a weight may take, and which of them it takes.
+"""The numbers of quantisation: the values that weights may have, and the choice among them.
 
-Everything works on matrices float32 [rows, columns], a row an output. `importance` is the mean square of each input,
-[columns]; `hessian` the mean of the inputs' outer products, [columns, columns].
+Matrices are float32 [rows, columns], a row per output. `importance` is the mean square of each input, [columns]; `hessian` the
+mean of the inputs' outer products, [columns, columns].
 
 Sources: k-means palettes as in SqueezeLLM (Kim et al. 2023); error feedback from GPTQ (Frantar et al. 2022), with fixed grids.
 """
@@ -30,7 +30,7 @@ _DAMPING = 0.01
 
 
 def int8_rows(weight: Matrix) -> Blocks:
-    """8 bits, one scale a row, symmetric: what every unit of the device takes."""
+    """Quantise to 8 bits, symmetric, one scale per row: every unit of a device takes that."""
     scale = (np.abs(weight).max(axis=1, keepdims=True) / 127).astype(np.float16)
     scale = np.maximum(scale, np.finfo(np.float16).tiny)
     codes = np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8)
@@ -38,9 +38,9 @@ def int8_rows(weight: Matrix) -> Blocks:
 
 
 def int4_blocks(weight: Matrix, hessian: Matrix) -> Blocks:
-    """4 bits, a scale and an offset for each 32 columns of a row.
+    """Quantise to 4 bits, with a scale and an offset for each 32 columns of a row.
 
-    Weights that lie on such a grid already (they were a Q4_1 once) come out as they were.
+    Weights that lie on such a grid already (they were a Q4_1 once) do not change.
     """
     step, least = fit_blocks(weight, np.diagonal(hessian))
     scale, offset = shift_scale(step, least)
@@ -49,7 +49,7 @@ def int4_blocks(weight: Matrix, hessian: Matrix) -> Blocks:
 
 
 def palettes(weight: Matrix, hessian: Matrix, bits: int, n_together: int = 1) -> Palette:
-    """2**bits values for each `n_together` rows, free to lie where their weights are."""
+    """Quantise to 2**bits values for each `n_together` rows, by k-means."""
     groups = weight.reshape(len(weight) // n_together, -1)
     lut = fit_palettes(groups, np.tile(np.diagonal(hessian), n_together), bits).astype(np.float16)
     levels = lut.astype(np.float32).repeat(n_together, axis=0)
@@ -57,9 +57,9 @@ def palettes(weight: Matrix, hessian: Matrix, bits: int, n_together: int = 1) ->
 
 
 def shift_scale(step: Matrix, least: Matrix) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """step * q + least in the form that Core ML has, scale * (q - offset).
+    """Convert step * q + least to Core ML's form, scale * (q - offset).
 
-    A block whose step is nothing beside its least value holds one value: codes of 0 give it, and others nearly.
+    A block whose step is negligible against its least value holds one value: codes of 0 give it, and others nearly.
     """
     scale, least = step.astype(np.float16), least.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -71,17 +71,17 @@ def shift_scale(step: Matrix, least: Matrix) -> tuple[NDArray[np.float16], NDArr
 
 
 def fit_blocks(weight: Matrix, importance: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
-    """Step and least value of each block: the range of its weights, drawn in where that costs less.
+    """Fit step and least value of each block: the range of its weights, narrowed where that costs less.
 
     Returns:
         (step, least), each float32 [rows, columns / 32]; least + 15 * step is the largest value.
 
     Raises:
-        ValueError: the columns are no multiple of 32.
+        ValueError: the number of columns is not a multiple of 32.
     """
     n_rows, n_columns = weight.shape
     if n_columns % BLOCK:
-        raise ValueError(f"{n_columns} columns are no multiple of {BLOCK}")
+        raise ValueError(f"{n_columns} columns are not a multiple of {BLOCK}")
     blocks = weight.reshape(n_rows, -1, BLOCK)
     costs = np.asarray(importance, np.float32).reshape(-1, BLOCK)
     low, high = blocks.min(axis=2), blocks.max(axis=2)
@@ -89,7 +89,7 @@ def fit_blocks(weight: Matrix, importance: NDArray[np.float32]) -> tuple[Matrix,
     best = np.full(low.shape, np.inf, np.float32)
     step, least = np.zeros_like(low), low.copy()
     for shrink in _SHRINKS:
-        # rounded as they are stored, so that a grid which is there already costs nothing and wins
+        # rounded as they are stored, so that an existing grid costs nothing and wins
         trial_least = (low if shrink == 1.0 else middle - shrink * half).astype(np.float16).astype(np.float32)
         trial_step = (2 * shrink * half / 15).astype(np.float16).astype(np.float32)
         safe = np.where(trial_step == 0, 1.0, trial_step)[..., None]
@@ -106,7 +106,7 @@ def fit_blocks(weight: Matrix, importance: NDArray[np.float32]) -> tuple[Matrix,
 
 
 def fit_palettes(weight: Matrix, importance: NDArray[np.float32], bits: int, n_rounds: int = 40) -> Matrix:
-    """Weighted k-means of each row for itself (Lloyd's rounds on sorted rows, where a cluster is an interval).
+    """Fit values to each row by weighted k-means (Lloyd's rounds on sorted rows, where a cluster is an interval).
 
     Returns:
         float32 [rows, 2**bits], ascending.
@@ -138,7 +138,7 @@ def fit_palettes(weight: Matrix, importance: NDArray[np.float32], bits: int, n_r
 
 
 def _search_rows(values: Matrix, targets: NDArray[np.floating]) -> NDArray[np.intp]:
-    """numpy.searchsorted for each row: how many of a row's ascending values are below each of its targets."""
+    """Apply numpy.searchsorted to each row: count a row's ascending values below each of its targets."""
     low = np.zeros(targets.shape, np.intp)
     high = np.full(targets.shape, values.shape[1], np.intp)
     while (low < high).any():
@@ -150,19 +150,19 @@ def _search_rows(values: Matrix, targets: NDArray[np.floating]) -> NDArray[np.in
 
 
 def assign(weight: Matrix, levels: Matrix, hessian: Matrix) -> NDArray[np.uint8]:
-    """Choose a level for each weight, column by column, handing the error of each on to the columns that are still to come.
+    """Choose a level for each weight, column by column; the error of each is passed on to the columns that follow.
 
     Args:
         weight: [rows, columns].
-        levels: [rows, groups, n]; the columns are cut into that many groups of equal size.
-        hessian: what an error in one column does, and what another column can make good.
+        levels: [rows, groups, n]; the columns are split into that many groups of equal size.
+        hessian: of the inputs.
 
     Returns:
         Indices into the levels, uint8 [rows, columns].
     """
     n_rows, n_columns = weight.shape
     group_size = n_columns // levels.shape[1]
-    # the inputs that matter most first: later columns still have others to lean on
+    # the most important inputs first: their errors can still be compensated
     order = np.argsort(-np.diagonal(hessian), kind="stable")
     upper = _inverse_factor(hessian[np.ix_(order, order)])
     work = np.ascontiguousarray(weight[:, order].T)  # a column of the matrix is a row here
@@ -185,7 +185,7 @@ def assign(weight: Matrix, levels: Matrix, hessian: Matrix) -> NDArray[np.uint8]
 
 
 def _inverse_factor(hessian: Matrix) -> Matrix:
-    """Upper Cholesky factor of the inverse, damped so that inputs which never vary do no harm."""
+    """Return the upper Cholesky factor of the inverse, damped against inputs that never vary."""
     matrix = hessian.astype(np.float64)
     mean = float(np.diagonal(matrix).mean()) or 1.0
     matrix[np.diag_indices_from(matrix)] += _DAMPING * mean

@@ -1,7 +1,7 @@
 """Joins packages of one function each into one package whose functions share their weights.
 
-coremltools' save_multifunction does the same by reading both programs back and writing them anew, which takes several times as
-long as everything else together; here the protobufs are joined as they are, and equal records of the weight files become one.
+coremltools' save_multifunction reads both programs back and rewrites them, which takes several times as long as everything else
+together; here the protobufs are joined as they are, and equal records of the weight files become one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edge.formats.coreml import find_files
+
 from .blobs import RECORD_BYTES, Record, read_record, write_record, write_record_count
-from .program import find_spec, read_spec
+from .program import read_spec
 
 __all__ = ["join_functions"]
 
@@ -30,19 +32,18 @@ def join_functions(parts: Mapping[str, Path], joined: Path) -> None:
     """
     names = list(parts)
     shutil.move(parts[names[0]], joined)
-    spec_path, weight_path = find_spec(joined)
+    spec_path, weight_path = find_files(joined)
     spec = read_spec(spec_path)
     description, program = spec.description, spec.mlProgram
     with weight_path.open("r+b") as weights:
         known: dict[bytes, int] = {}
         for value in _blobs(program.functions["main"]):
-            record, digest = _identify(weights, value.offset)
-            del record
+            _, digest = _identify(weights, value.offset)
             known.setdefault(digest, value.offset)
         _describe(description, names[0], description)
         program.functions[names[0]].CopyFrom(program.functions["main"])
         for name in names[1:]:
-            other_path, other_weights = find_spec(parts[name])
+            other_path, other_weights = find_files(parts[name])
             other = read_spec(other_path)
             _describe(description, name, other.description)
             program.functions[name].CopyFrom(other.mlProgram.functions["main"])
@@ -69,7 +70,7 @@ def _describe(description: Any, name: str, source: Any) -> None:
 
 
 def _blobs(function: Any) -> Iterator[Any]:
-    """Every reference of a function into the weight file."""
+    """Yield every reference of a function into the weight file."""
     for block in function.block_specializations.values():
         for operation in block.operations:
             values = list(operation.attributes.values())
@@ -78,7 +79,7 @@ def _blobs(function: Any) -> Iterator[Any]:
 
 
 def _identify(file: BinaryIO, offset: int) -> tuple[Record, bytes]:
-    """A record, and a digest of its type and content."""
+    """Return a record, and a digest of its type and content."""
     record = read_record(file, offset)
     file.seek(record.start)
     digest = hashlib.sha256(f"{record.kind}:{record.padding_bits}:".encode())
@@ -87,7 +88,7 @@ def _identify(file: BinaryIO, offset: int) -> tuple[Record, bytes]:
 
 
 def _append(file: BinaryIO, source: BinaryIO, record: Record) -> int:
-    """Copy a record from another weight file to the end of this one; returns its offset."""
+    """Copy a record from another weight file to the end of this one, and return its offset."""
     source.seek(record.start)
     content = source.read(record.size)
     end = file.seek(0, 2)

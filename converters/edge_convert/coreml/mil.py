@@ -1,7 +1,7 @@
 """Evaluates a Core ML package without Core ML: the prediction interface of coremltools' MLModel, in numpy, on any system.
 
-It stands in for a Mac in tests, and it is how a package is checked where it was built. Two ways of computing: "fp16" rounds
-after every operation, as hardware does that keeps fp16 between operations; "fp32" rounds nothing but the weights.
+It stands in for a Mac in tests, and checks a package where it was built. "fp16" rounds after every operation, as hardware does;
+"fp32" rounds nothing but the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _open_packages: WeakValueDictionary[tuple[str, int, int], Package] = WeakValueDi
 
 
 class MilState:
-    """What a stateful function keeps between predictions; made by `make_state`. The interface of coremltools' MLState."""
+    """The state of a function between predictions, from `make_state`. The interface of coremltools' MLState."""
 
     def __init__(self, types: Mapping[str, TensorType], precision: Precision) -> None:
         self._types = dict(types)
@@ -37,10 +37,7 @@ class MilState:
         self._arrays = {name: np.zeros(kind.shape, np.float32) for name, kind in types.items()}
 
     def read_state(self, name: str) -> NDArray[np.float32]:
-        """A copy of one state.
-
-        Returns:
-            float32, whatever type the package declares, as coremltools does it.
+        """Return a copy of a state, float32 whatever type the package declares, as coremltools does.
 
         Raises:
             UsageError: there is no state of that name.
@@ -49,11 +46,11 @@ class MilState:
         return np.array(self._arrays[name])
 
     def write_state(self, name: str, value: NDArray[Any]) -> None:
-        """Replace one state.
+        """Replace a state.
 
         Args:
-            name: which.
-            value: float32 of the declared shape. float16 is refused, as coremltools refuses it.
+            name: of the state.
+            value: float32 of the declared shape. float16 is refused, as by coremltools.
 
         Raises:
             UsageError: there is no state of that name, or the value has another shape or type.
@@ -77,11 +74,11 @@ class MilModel:
 
     Args:
         model: path of the .mlpackage.
-        function_name: which function; the package's default where None.
+        function_name: None is the package's default.
         precision: "fp16" rounds the result of every operation that is declared fp16; "fp32" does not.
 
     Raises:
-        ModelFileError: the package is missing, damaged, or uses what the evaluator does not know.
+        ModelFileError: the package is missing, damaged, or uses an operation that the evaluator does not have.
     """
 
     def __init__(self, model: str | Path, *, function_name: str | None = None, precision: Precision = "fp16") -> None:
@@ -91,21 +88,11 @@ class MilModel:
 
     @property
     def user_defined_metadata(self) -> dict[str, str]:
-        """What the exporter wrote into the package."""
+        """The exporter's metadata."""
         return dict(self._package.metadata)
 
-    @property
-    def input_types(self) -> dict[str, TensorType]:
-        """Name -> type of each input, states left out."""
-        return dict(self._code.inputs)
-
-    @property
-    def output_types(self) -> dict[str, TensorType]:
-        """Name -> type of each output."""
-        return dict(self._code.outputs)
-
     def make_state(self) -> MilState:
-        """A new state, all zeros. Functions of one package can use each other's states."""
+        """Return a new state, all zeros. Functions of one package can use each other's states."""
         return MilState(self._code.states, self._precision)
 
     def predict(self, data: Mapping[str, Any], state: MilState | None = None) -> dict[str, NDArray[Any]]:
@@ -113,14 +100,14 @@ class MilModel:
 
         Args:
             data: input name -> array of the declared shape; floats of any width for float inputs, integers for integer inputs.
-            state: from `make_state`; needed by a stateful function, and changed by it.
+            state: from `make_state`; required and changed by a stateful function.
 
         Returns:
             Output name -> array: float16 where the program declares fp16 (float32 in "fp32" precision).
 
         Raises:
             UsageError: an input or the state is missing, unknown, or of the wrong shape or type.
-            ModelFileError: the program contradicts itself: an operation gives another shape than it declares.
+            ModelFileError: the program contradicts itself: an operation gives another shape than declared.
         """
         values = self._check_inputs(data)
         states = self._check_state(state)
@@ -166,10 +153,10 @@ class MilModel:
             if step.operation == "write_state":
                 states[str(step.inputs["input"])] = values[str(step.inputs["data"])]
             elif step.operation == "read_state":
-                # not a copy: nothing changes an array in place but the update that hands it back (see program._plan_memory)
+                # not a copy: only the update that hands an array back changes it in place (see program._plan_memory)
                 values[step.output] = states[str(step.inputs["input"])]
             else:
-                # A gather takes a few rows of a table: widening all of it would be in vain.
+                # A gather takes a few rows of a table: do not widen all of it.
                 read = values.__getitem__ if step.operation == "gather" else lambda name: _wide(values[name])
                 inputs = {
                     key: read(names) if isinstance(names, str) else [read(name) for name in names]
@@ -189,7 +176,7 @@ class MilModel:
             del values[name]
 
     def _checked(self, step: Step, result: NDArray[Any]) -> NDArray[Any]:
-        """Hold a result to its declaration, then round it as that type would."""
+        """Check a result against its declaration, then round it to that type."""
         declared = step.type
         fits = result.dtype.kind == "f" if declared.is_float else result.dtype == declared.dtype
         if result.shape != declared.shape or not fits:
@@ -205,7 +192,7 @@ class MilModel:
 
 
 def _wide(value: Any) -> Any:
-    """A weight as float32, for the one operation that reads it; anything else as it is."""
+    """Widen a float16 weight for the one operation that reads it."""
     return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float16 else value
 
 
@@ -216,12 +203,12 @@ def _rounded(array: NDArray[Any], kind: TensorType, precision: Precision) -> NDA
 
 
 def _open_package(folder: Path) -> Package:
-    """Open a package, or take the one that is open already: its functions share their weights."""
+    """Open a package, or return the open one: its functions share their weights."""
     weights = folder / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     try:
         stamp = weights.stat()
         key = (str(folder.resolve()), stamp.st_mtime_ns, stamp.st_size)
-    except OSError:  # no weight file, or no package at all, which opening it will tell
+    except OSError:  # no weight file, or no package at all, as opening it will show
         return Package(folder)
     package = _open_packages.get(key)
     if package is None:

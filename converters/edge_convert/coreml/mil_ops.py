@@ -1,6 +1,6 @@
-"""What the operations of a MIL program compute, in numpy.
+"""The operations of a MIL program in numpy.
 
-Floats travel as float32 whatever their declared type; the evaluator rounds results to float16 where the program says so.
+Floats are float32 whatever their declared type; the evaluator rounds results to float16 where the program says so.
 
 Source: coremltools' operator definitions (coremltools/converters/mil/mil/ops/defs).
 """
@@ -70,7 +70,7 @@ def _slice_by_index(inputs: Inputs) -> Array:
 
 
 def slice_update(inputs: Inputs, in_place: bool = False) -> Array:
-    """Copy x and write `update` into [begin, end) of it; without the copy where the caller owns x."""
+    """Copy x, unless the caller owns it, and write `update` into [begin, end) of it."""
     x, update = inputs["x"], inputs["update"]
     index = []
     for axis in range(x.ndim):
@@ -204,7 +204,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Array]] = {
     "tanh": _unary(np.tanh),
     "transpose": lambda inputs: np.ascontiguousarray(np.transpose(inputs["x"], [int(axis) for axis in inputs["perm"]])),
 }
-"""Operation type -> its numpy form. It gets its inputs by name and gives one array."""
+"""Operation type -> its numpy form, from inputs by name to one array."""
 
 
 def _blockwise_shift_scale(inputs: Inputs) -> Array:
@@ -239,4 +239,4 @@ CONSTEXPR: dict[str, Callable[[Inputs], Array]] = {
     "constexpr_blockwise_shift_scale": _blockwise_shift_scale,
     "constexpr_lut_to_dense": _lut_to_dense,
 }
-"""Operations that turn stored weights into numbers; evaluated once, when a package is opened."""
+"""Operations that decode stored weights; evaluated once, when a package is opened."""

@@ -1,8 +1,8 @@
-"""The decoder as a MIL program, in the shape that Core ML's compilers take on every unit of an Apple device.
+"""Builds the decoder as a MIL program, in the shape that Core ML's compilers take on every unit of an Apple device.
 
 Everything is static: (1, channels, 1, tokens) activations, linears as 1x1 convolutions, one fp16 state with the keys and
 values of all layers, a mask that the host builds. The program is written with coremltools' MIL builder instead of traced from
-torch: no second copy of the weights, no tracing, and each matrix enters in the encoding it ships in.
+torch: there is no second copy of the weights, and each matrix enters in its final encoding.
 
 Source: Apple, "Deploying Transformers on the Apple Neural Engine" (2022), for the layout.
 """
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["HEAD_ROWS", "MASKED", "STATE", "DecoderProgram"]
 
 HEAD_ROWS = 16384
-"""The vocabulary projection is cut into pieces of at most so many rows: the Neural Engine takes no longer axis."""
+"""Most rows of a piece of the vocabulary projection: the Neural Engine takes no longer axis."""
 MASKED = -1e4
-"""What the host's mask holds where a token must not look; zero elsewhere."""
+"""Value of the host's mask where a token must not look; zero elsewhere."""
 STATE = "kv_cache"
 SMALLEST = 2.0**-10
 """Floor of the divisor in the norm. Exact for any value: numerator and epsilon are divided by the same number."""
@@ -40,9 +40,9 @@ class DecoderProgram:
         decoder: sizes and switches.
         tables: rotary tables by layer type, [context, rotated dims / 2] each.
         weight: name of a matrix in the checkpoint ("model.layers.0.mlp.up_proj") -> its encoding.
-        vector: name of a tensor in the checkpoint -> float32 [n], or None if it has none of that name.
+        vector: name of a tensor in the checkpoint -> float32 [n], or None if it does not exist.
         context: cache rows.
-        stateful: keys and values in a Core ML state; otherwise the host passes the cache and gets the new rows back.
+        stateful: keys and values in a Core ML state; otherwise the host passes the cache and gets the new rows.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class DecoderProgram:
 
     @property
     def windowed(self) -> bool:
-        """Whether some layer sees less than the whole context, which needs a second mask."""
+        """Whether a layer sees less than the whole context, which needs a second mask."""
         return any(self._decoder.window(layer, self._context) for layer in range(self._decoder.n_layers))
 
     def build(self, n_tokens: int, with_logits: bool) -> Any:
-        """One function that reads `n_tokens` tokens.
+        """Build one function.
 
         Args:
             n_tokens: tokens in one call.
             with_logits: compute the whole model and the logits of the last token. Otherwise stop after the last layer's keys
-                and values, which is all that a prefill has to leave behind.
+                and values, the only results of a prefill.
 
         Returns:
             A coremltools MIL Program with the function `main`.
@@ -132,7 +132,7 @@ class _FunctionBuilder:
         if not self._parent._stateful:
             outputs.append(mb.concat(values=self._new_rows, axis=0, name="new_rows"))
         elif not with_logits:
-            # a function needs an output; these rows also let a host check what a prefill wrote
+            # a function needs an output; these rows also let a host check a prefill
             outputs.append(mb.identity(x=self._new_rows[-1], name="last_rows"))
         if with_logits:
             outputs.append(self._logits(x))
@@ -186,7 +186,7 @@ class _FunctionBuilder:
         return mb.add(x=x, y=out)
 
     def _heads(self, x: Any, linear: Linear, norm: str | None, rotate_as: int | None) -> Any:
-        """(1, hidden, 1, tokens) -> (1, heads, tokens, head_dim), normed and rotated where asked."""
+        """Project (1, hidden, 1, tokens) to (1, heads, tokens, head_dim), normed and rotated where asked."""
         mb, dim = self._mb, self._decoder.head_dim
         heads = self._linear(x, linear)
         heads = mb.reshape(x=heads, shape=[1, (linear.stop - linear.start) // dim, dim, self._n])
@@ -232,7 +232,7 @@ class _FunctionBuilder:
         self._cache = cache
 
     def _attend(self, queries: Any, layer: int) -> Any:
-        """(1, heads, tokens, head_dim) -> (1, heads x head_dim, 1, tokens). Heads that share keys become rows of one matmul."""
+        """Attend: (1, heads, tokens, head_dim) to (1, heads x head_dim, 1, tokens). Heads with the same keys share a matmul."""
         mb, decoder, n, context = self._mb, self._decoder, self._n, self._context
         kv, groups, dim = decoder.n_kv_heads, decoder.groups, decoder.head_dim
         queries = mb.mul(x=queries, y=np.float16(decoder.attention_scale))
@@ -275,7 +275,7 @@ class _FunctionBuilder:
         return mb.mul(x=mb.tanh(x=mb.mul(x=x, y=np.float16(1 / cap))), y=np.float16(cap))
 
     def _norm(self, x: Any, name: str, axis: int = 1, residual: bool = False, scale: float = 1.0) -> Any:
-        """RMSNorm that cannot overflow in fp16: everything is divided by the largest absolute value first."""
+        """Apply an RMSNorm that cannot overflow in fp16: the input is divided by its largest absolute value first."""
         mb, decoder = self._mb, self._decoder
         weight = self._parent._vector(name + ".weight")
         if weight is None:
@@ -303,7 +303,7 @@ class _FunctionBuilder:
         return mb.conv(**arguments)
 
     def _encode(self, weight: Weight, name: str, conv: bool) -> Any:
-        """A matrix as a constant or a constexpr: [rows, columns], or [rows, columns, 1, 1] for a convolution."""
+        """Add a matrix as a constant or a constexpr: [rows, columns], or [rows, columns, 1, 1] for a convolution."""
         mb, name = self._mb, name.replace(".", "_")
         tail = (1, 1) if conv else ()
 
@@ -324,7 +324,7 @@ class _FunctionBuilder:
 
 
 def _sub_byte(array: Any, bits: int) -> Any:
-    """Mark an array of bytes as one of 4 or 6 bits an element, the way coremltools does."""
+    """Mark an array of bytes as one of 4 or 6 bits per element, as coremltools does."""
     from coremltools.converters.mil.mil import types
 
     if bits == 8:

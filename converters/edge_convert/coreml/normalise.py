@@ -1,4 +1,4 @@
-"""Same input, same bytes: takes out of a package what coremltools makes anew each time."""
+"""Removes from a package what coremltools makes different each time, so that the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .program import find_spec, read_spec
+from edge.formats.coreml import find_files
+
+from .program import read_spec
 
 __all__ = ["normalise_package"]
 
 _DATE = "com.github.apple.coremltools.conversion_date"
-# coremltools names the two items of a package by random UUIDs; any two different names serve
+# coremltools names the two items of a package by random UUIDs
 _MODEL_ID = "00000000-0000-4000-8000-000000000001"
 _WEIGHTS_ID = "00000000-0000-4000-8000-000000000002"
 
 
 def normalise_package(folder: Path, metadata: Mapping[str, str]) -> None:
-    """Rewrite a package so that its bytes depend on nothing but its content.
+    """Rewrite a package so that its bytes depend on its content only.
 
     The date goes, map fields of the protobuf are written in order, and the items of the manifest get fixed identifiers.
 
@@ -28,7 +30,7 @@ def normalise_package(folder: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         ModelFileError: the package is damaged.
     """
-    path, _ = find_spec(folder)
+    path, _ = find_files(folder)
     spec = read_spec(path)
     defined = spec.description.metadata.userDefined
     if _DATE in defined:

@@ -1,11 +1,10 @@
-"""An mlpackage read and prepared for evaluation: functions, their steps, and the constants that they share.
+"""Reads an mlpackage for evaluation: functions, their steps, and the constants that they share.
 
-Reads the protobuf and the weight file itself, so that what coremltools wrote is judged by other code than coremltools.
+It parses the weight file itself, so that the output of coremltools is checked by other code than coremltools.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ModelFileError
+from edge.formats.coreml import find_files
 
 from .blobs import WeightFile
 from .mil_ops import CONSTEXPR, OPERATIONS
@@ -20,7 +20,7 @@ from .mil_ops import CONSTEXPR, OPERATIONS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FunctionCode", "Package", "Step", "TensorType", "find_spec", "read_spec"]
+__all__ = ["FunctionCode", "Package", "Step", "TensorType", "read_spec"]
 
 _MAX_SPEC_BYTES = 512 << 20
 # MIL.proto's numbering: (numpy type of an unpacked element, bits in the weight file)
@@ -55,7 +55,7 @@ class TensorType:
 
     @property
     def is_float(self) -> bool:
-        """Whether it travels as float32 in the evaluator."""
+        """Whether it is float32 in the evaluator."""
         return self.dtype in (np.float16, np.float32)
 
 
@@ -68,14 +68,14 @@ class Step:
     output: str
     type: TensorType
     frees: tuple[str, ...] = ()
-    """Values that nothing after this step reads."""
+    """Values that no later step reads."""
     in_place: bool = False
-    """A slice_update whose x is a state's own array, which the next step writes back: no copy is needed."""
+    """A slice_update of a state's own array, which the next step writes back: no copy is needed."""
 
 
 @dataclass
 class FunctionCode:
-    """One function of a package. Weights among its constants are float16, which is all that they hold; the rest is float32."""
+    """One function of a package. Weights among its constants stay float16; the rest is float32."""
 
     name: str
     inputs: dict[str, TensorType]
@@ -85,32 +85,11 @@ class FunctionCode:
     constants: dict[str, Any]
 
 
-def find_spec(folder: Path) -> tuple[Path, Path]:
-    """Where a package's model and weight file are, by its Manifest.json.
-
-    Raises:
-        ModelFileError: this is no mlpackage, or its manifest is damaged.
-    """
-    hint = "Convert or copy the package again."
-    try:
-        manifest = json.loads((folder / "Manifest.json").read_text(encoding="utf-8"))
-        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{folder} is no Core ML package: it has no Manifest.json.", hint) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{folder / 'Manifest.json'} is damaged ({error!r}).", hint) from error
-    data = (folder / "Data").resolve()
-    spec = (data / str(entry)).resolve()
-    if data not in spec.parents or not spec.is_file():
-        raise ModelFileError(f"{folder} names a model file that it does not hold ({entry}).", hint)
-    return spec, spec.parent / "weights" / "weight.bin"
-
-
 def read_spec(path: Path) -> Any:
-    """Parse a model.mlmodel. Returns coremltools' Model protobuf.
+    """Parse a model.mlmodel, and return coremltools' Model protobuf.
 
     Raises:
-        ModelFileError: it is damaged, too large, or no ML program.
+        ModelFileError: it is damaged, too large, or not an ML program.
     """
     from google.protobuf.message import DecodeError
 
@@ -118,14 +97,14 @@ def read_spec(path: Path) -> Any:
 
     proto = quiet_coremltools().proto
     if path.stat().st_size > _MAX_SPEC_BYTES:
-        raise ModelFileError(f"{path} is larger than any program of ours.", "Convert the model again.")
+        raise ModelFileError(f"{path} is larger than any program that edge makes.", "Convert the model again.")
     spec = proto.Model_pb2.Model()
     try:
         spec.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise ModelFileError(f"{path} is damaged: it is no Core ML model.", "Convert or copy the package again.") from error
+        raise ModelFileError(f"{path} is damaged: it is not a Core ML model.", "Convert or copy the package again.") from error
     if spec.WhichOneof("Type") != "mlProgram":
-        raise ModelFileError(f"{path} is no ML program.", "Only packages made by `edge convert` can be evaluated.")
+        raise ModelFileError(f"{path} is not an ML program.", "Only packages made by `edge convert` can be evaluated.")
     return spec
 
 
@@ -136,8 +115,8 @@ class Package:
         folder: the .mlpackage.
 
     Attributes:
-        metadata: what the exporter wrote into the model's user-defined metadata.
-        default_function: the function that runs where none is named.
+        metadata: the exporter's user-defined metadata.
+        default_function: the function that runs unless another is named.
 
     Raises:
         ModelFileError: something is missing or damaged.
@@ -145,7 +124,7 @@ class Package:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        spec_path, weight_path = find_spec(folder)
+        spec_path, weight_path = find_files(folder)
         spec = read_spec(spec_path)
         self.metadata: dict[str, str] = dict(spec.description.metadata.userDefined)
         self.default_function: str = spec.description.defaultFunctionName or "main"
@@ -160,10 +139,10 @@ class Package:
         return sorted(self._program.functions)
 
     def function(self, name: str | None = None) -> FunctionCode:
-        """A function, prepared: constants loaded and dequantised, every operation known.
+        """Prepare a function: load and dequantise its constants, and check its operations.
 
         Raises:
-            ModelFileError: there is none of that name, or it is damaged or uses what the evaluator does not know.
+            ModelFileError: it does not exist, is damaged, or uses an operation that the evaluator does not have.
         """
         name = self.default_function if name is None else name
         if name not in self._program.functions:
@@ -224,7 +203,7 @@ class Package:
         code.steps.append(Step(kind, inputs, output.name, types[output.name]))
 
     def _binding(self, code: FunctionCode, argument: Any) -> str | list[str]:
-        """Names that an argument is bound to; a value written in place gets a name of its own."""
+        """Return the names that an argument is bound to; an immediate value gets a name of its own."""
         names = []
         for binding in argument.arguments:
             if binding.WhichOneof("binding") == "name":
@@ -235,7 +214,7 @@ class Package:
         return names[0] if len(names) == 1 else names
 
     def _constexpr(self, kind: str, operation: Any, declared: TensorType) -> NDArray[Any]:
-        """A weight, dequantised: float16 where the program says so. Functions that share its data share the result."""
+        """Dequantise a weight, to float16 where the program says so. Functions that share its data share the result."""
         values, key = {}, [kind]
         sources = {**operation.inputs, **operation.attributes}
         for name, source in sorted(sources.items()):
@@ -275,7 +254,7 @@ class Package:
         return TensorType(_DTYPES[tensor.dataType][0], shape, is_state)
 
     def _value(self, value: Any, *, keep_half: bool = False) -> Any:
-        """A constant: a string or an array; floats as float32, or as float16 where that is how the weight file has them."""
+        """Return a constant: a string or an array; floats as float32, or as float16 if the weight file has them so."""
         declared = self._type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             dtype, bits = _DTYPES[value.type.tensorType.dataType]
@@ -293,7 +272,7 @@ class Package:
 
     def _unknown(self, what: str) -> ModelFileError:
         return ModelFileError(
-            f"{self.folder.name} uses {what}, which the evaluator does not know.",
+            f"{self.folder.name} uses {what}, which the evaluator does not have.",
             "Only packages made by `edge convert` can be evaluated away from a Mac.",
         )
 
@@ -313,7 +292,7 @@ def _immediate(tensor: Any, declared: TensorType) -> Any:
 
 
 def _plan_memory(code: FunctionCode) -> None:
-    """Say after which step each value can go, and which updates of a state need no copy of it."""
+    """Decide after which step each value can go, and which updates of a state need no copy."""
     last: dict[str, int] = {}
     uses: dict[str, int] = {}
     for index, step in enumerate(code.steps):
@@ -337,7 +316,7 @@ def _plan_memory(code: FunctionCode) -> None:
 
 
 def _has_other_view(code: FunctionCode, state: str | list[str], source: str, index: int, last: dict[str, int]) -> bool:
-    """Whether something that is still needed after step `index` may share memory with a state's array."""
+    """Return whether a value that is needed after step `index` may share memory with a state's array."""
     for step in code.steps[:index]:
         if step.operation == "read_state" and step.inputs["input"] == state and step.output != source:
             if last.get(step.output, index) > index or step.output in code.outputs:

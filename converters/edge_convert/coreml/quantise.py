@@ -1,4 +1,4 @@
-"""Chooses how each matrix is stored, for the unit of the device that a variant is made for."""
+"""Chooses the encoding of each matrix for the unit of the device that a variant is made for."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = ["Encoder", "Variant"]
 Variant = Literal["fp16", "gpu", "ane"]
 
 SENSITIVE = ("down_proj", "v_proj")
-"""Matrices that the ane variant keeps in 8 bits: in palettes they cost the most."""
+"""Matrices that the ane variant stores in 8 bits: palettes cost them the most quality."""
 _ROWS_TOGETHER = 16
 """Rows that share a palette of 64 values."""
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
 class Encoder:
-    """Gives the exporter each matrix in its encoding.
+    """Encodes the matrices of a model.
 
     Args:
         checkpoint: the model.
-        decoder: what was read from its config.
-        variant: what it is made for.
-        source_gguf: whose blocks the gpu variant may carry over.
-        calibration: a text file, or None for the text that comes with edge.
+        decoder: from its config.
+        variant: of the package.
+        source_gguf: whose blocks the gpu variant may take over.
+        calibration: a text file; None is the text that ships with edge.
         palette_bits: of the ane variant, 4 or 6.
     """
 
@@ -62,10 +62,10 @@ class Encoder:
         self._weights: dict[str, Weight] = {}
 
     def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
-        """Quantise what has to be quantised.
+        """Quantise the matrices.
 
         Args:
-            model: the checkpoint from `load_reference`; where weights are chosen by calibration, they are replaced in it.
+            model: the checkpoint from `load_reference`; calibration replaces its weights.
             on_progress: called with the share of the work done.
         """
         if self._variant == "fp16":
@@ -82,17 +82,17 @@ class Encoder:
         walk_layers(model, tokens, self._quantise, lambda share: on_progress(0.2 + 0.8 * share))
 
     def weight(self, name: str) -> Weight:
-        """The encoding of a matrix, by its name in the checkpoint without ".weight"."""
+        """Return the encoding of a matrix, by its name in the checkpoint without ".weight"."""
         if name not in self._weights:  # fp16: nothing was prepared
             self._weights[name] = Dense(self._load(name).astype(np.float16))
         return self._weights[name]
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
-        """A norm's weights or a bias, float32 [n]; None if the checkpoint has none of that name."""
+        """Return a norm's weights or a bias, float32 [n]; None if the checkpoint does not have it."""
         return self._checkpoint.load_f32(name) if name in self._checkpoint.tensors else None
 
     def summary(self) -> dict[str, int]:
-        """How many matrices are stored in which way."""
+        """Return the number of matrices in each encoding."""
         return dict(sorted(Counter(_kind(weight) for weight in self._weights.values()).items()))
 
     def _matrices(self) -> list[str]:

@@ -1,6 +1,6 @@
-"""Feeds tokens to a package through the prediction interface of coremltools: the host's half of the program.
+"""The host's half of the program: feeds tokens to a package through coremltools' prediction interface.
 
-Works the same with a real MLModel on a Mac and with the evaluator (mil.MilModel) elsewhere.
+It works with a real MLModel on a Mac and with the evaluator (mil.MilModel) elsewhere.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ class Predictor(Protocol):
 
     def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, NDArray[Any]]:
         """Run once."""
-        ...
 
     def make_state(self) -> Any:
-        """A new state."""
-        ...
+        """Return a new state."""
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The two functions of a package, loaded, and what the package says about itself."""
+    """The two functions of a package, loaded, and its description."""
 
     decode: Predictor
     prefill: Predictor
@@ -56,12 +54,12 @@ def load_functions(package: Path, engine: Engine | None = None, compute_units: C
 
     Args:
         package: an .mlpackage made by `edge convert`.
-        engine: real prediction or the evaluator; where it is None, real prediction on a Mac and the evaluator elsewhere.
-        compute_units: what Core ML may use. The evaluator has no units.
+        engine: real prediction or the evaluator; None is real prediction on a Mac and the evaluator elsewhere.
+        compute_units: that Core ML may use; the evaluator has none.
 
     Raises:
         ModelFileError: the package is damaged, or not made by `edge convert`.
-        BackendUnavailableError: real prediction was asked for and this is no Mac, or coremltools is missing.
+        BackendUnavailableError: real prediction was asked for and this is not a Mac, or coremltools is missing.
     """
     on_mac = platform.system() == "Darwin"
     if engine == "evaluator" or (engine is None and not on_mac):
@@ -80,11 +78,7 @@ def load_functions(package: Path, engine: Engine | None = None, compute_units: C
 
 
 class PackageRunner:
-    """One sequence of tokens and its cache.
-
-    Args:
-        functions: of a package.
-    """
+    """One sequence of tokens and its cache."""
 
     def __init__(self, functions: Functions) -> None:
         info = functions.info
@@ -101,7 +95,7 @@ class PackageRunner:
         return len(self._tokens)
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read tokens: all but the last in chunks, the last with its logits.
+        """Prefill tokens in chunks, and decode the last one.
 
         Args:
             tokens: at least one.
@@ -124,14 +118,14 @@ class PackageRunner:
         return self._call(self._decode, end - 1, 1)["logits"].reshape(-1).astype(np.float32)
 
     def _read_chunk(self, done: int, end: int) -> int:
-        """Bring up to `chunk` more tokens into the cache; returns how far it is filled."""
+        """Prefill up to `chunk` more tokens, and return how far the cache is filled."""
         start = chunk_start(done, self._info.chunk, self._info.context)
         self._call(self._prefill, start, self._info.chunk)
         return min(start + self._info.chunk, end)
 
     def _call(self, model: Predictor, start: int, n_rows: int) -> dict[str, NDArray[Any]]:
         info = self._info
-        tokens = np.zeros((1, n_rows), np.int32)  # rows after the last token are filled with token 0 and overwritten later
+        tokens = np.zeros((1, n_rows), np.int32)  # rows after the last token hold token 0 and are overwritten later
         known = self._tokens[start : start + n_rows]
         tokens[0, : len(known)] = known
         data: dict[str, Any] = {
@@ -150,21 +144,18 @@ class PackageRunner:
 
 
 def chunk_start(done: int, chunk: int, context: int) -> int:
-    """Where the next chunk starts: after what is done, but never so late that it would run past the context.
-
-    A chunk that is shifted back computes some tokens again, with the same result.
-    """
+    """Return the start of the next chunk: shifted back, with some tokens computed again, if it would run past the context."""
     return min(done, context - chunk)
 
 
 def causal_mask(start: int, n_rows: int, context: int, window: int | None) -> NDArray[np.float16]:
-    """What each of `n_rows` tokens from position `start` may look at.
+    """Return the mask of `n_rows` tokens from position `start`.
 
     Args:
         start: position of the first.
-        n_rows: how many.
+        n_rows: number of tokens.
         context: cache rows.
-        window: tokens a token sees, itself included; None for all before it.
+        window: tokens that a token sees, itself included; None for all before it.
 
     Returns:
         float16 [1, 1, n_rows, context]: 0 where it may look, -10000 elsewhere.

@@ -1,22 +1,19 @@
-"""coremltools, imported without its remarks."""
+"""Imports coremltools quietly."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import io
 import logging
-import sys
 from typing import Any
 
 from edge.errors import BackendUnavailableError
 
-__all__ = ["quiet_coremltools", "release_memory"]
+__all__ = ["quiet_coremltools"]
 
 
 def quiet_coremltools() -> Any:
-    """Import coremltools. On Linux it remarks on every Mac library that it does not find; none of them is needed.
+    """Import coremltools without its warnings about libraries of a Mac, which are not needed.
 
     Raises:
         BackendUnavailableError: it is not installed.
@@ -37,10 +34,3 @@ def quiet_coremltools() -> Any:
     finally:
         logger.setLevel(level)
     return coremltools
-
-
-def release_memory() -> None:
-    """Give back what is not used any more: programs refer to themselves, and glibc keeps what Python has freed."""
-    gc.collect()
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)

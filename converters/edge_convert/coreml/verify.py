@@ -1,7 +1,7 @@
-"""`edge convert verify PACKAGE`: does a Core ML package compute what it should, on this machine?
+"""`edge convert verify PACKAGE`: checks what a Core ML package computes on this machine.
 
-On a Mac by real prediction, in a child process since a compute unit that refuses a program may take the process with it;
-elsewhere by the evaluator. Both are held to the logits that the exporter stored in the package.
+On a Mac by real prediction, in a child process since a compute unit that refuses a program may crash the process; elsewhere by
+the evaluator. Both are compared with the logits that the exporter stored in the package.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from edge.child import python_command, run_child
 from edge.errors import BackendError, ModelNotFoundError, UsageError
+from edge.formats.coreml import find_files
+from edge_convert.evaluate.logits import model_in
 
 from .golden import golden_logits
-from .program import find_spec
 from .runner import ComputeUnits, Engine, Functions, PackageRunner, load_functions
 
 if TYPE_CHECKING:
@@ -27,30 +28,30 @@ if TYPE_CHECKING:
 
 __all__ = ["ComputeUnits", "Engine", "VerifyReport", "verify"]
 
-COMPUTE_UNITS: tuple[ComputeUnits, ...] = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+COMPUTE_UNITS: tuple[ComputeUnits, ...] = get_args(ComputeUnits)
 
 _SAME = 0.02
-"""KL divergence in nats up to which two units of a device may differ by rounding; wrong weights or a lost cache give more."""
+"""KL divergence in nats that rounding explains; wrong weights or a lost cache give more."""
 _TIMEOUT_S = 1800.0
 _CHILD = "edge_convert.coreml.verify:predict_in_child"
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         engine: "coreml" (real prediction) or "evaluator".
-        compute_units: what Core ML was allowed to use; None with the evaluator.
+        compute_units: that Core ML was allowed to use; None with the evaluator.
         variant: of the package.
-        encodings: how many of its matrices are stored in which way.
+        encodings: number of its matrices in each encoding.
         n_read: tokens that were read.
         n_positions: places where logits were compared.
-        divergence: mean KL in nats to what the exporter's evaluation of this package gave.
+        divergence: mean KL in nats to the exporter's evaluation of this package.
         source_divergence: mean KL in nats to the checkpoint in float32.
         source_agreement: share of places where the likeliest token is the checkpoint's.
         seconds_per_token: mean time of a decode step.
-        placement: share of operations that Core ML plans for each unit; empty where there is no plan.
-        is_good: whether the divergence is what rounding explains.
+        placement: share of operations that Core ML plans for each unit; empty with the evaluator.
+        is_good: whether rounding explains the divergence.
     """
 
     engine: Engine
@@ -70,20 +71,20 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 def verify(
     package: Path, *, engine: Engine | None = None, compute_units: ComputeUnits = "ALL", timeout_s: float = _TIMEOUT_S
 ) -> VerifyReport:
-    """Run a package's golden prompt and compare.
+    """Run a package's golden prompt and compare its logits.
 
     Args:
-        package: an .mlpackage made by `edge convert`, or the folder that it made for it.
-        engine: "coreml" or "evaluator"; real prediction on a Mac and the evaluator elsewhere where it is None.
-        compute_units: what Core ML may use. The evaluator has no units.
-        timeout_s: how long real prediction may take, loading and compiling included.
+        package: an .mlpackage made by `edge convert`, or the folder around it.
+        engine: "coreml" or "evaluator"; None is real prediction on a Mac and the evaluator elsewhere.
+        compute_units: that Core ML may use; the evaluator has none.
+        timeout_s: for real prediction, loading and compiling included.
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
         ModelFileError: the package is damaged, or not made by `edge convert`.
-        BackendUnavailableError: real prediction was asked for and this is no Mac, or coremltools is missing.
+        BackendUnavailableError: real prediction was asked for and this is not a Mac, or coremltools is missing.
         BackendError: Core ML refused the program, or crashed on it.
-        UsageError: an argument is none of those named above.
+        UsageError: an argument is unknown.
     """
     on_mac = platform.system() == "Darwin"
     engine = engine or ("coreml" if on_mac else "evaluator")
@@ -94,17 +95,11 @@ def verify(
         )
     if not package.exists():
         raise ModelNotFoundError(f"There is no package {package}.", "Check the path.")
-    package = _package_in(package)
+    package = model_in(package)
     if engine == "coreml" and on_mac:
-        find_spec(package)  # a package that is not there is no crash of Core ML
+        find_files(package)  # a package that is not there is no crash of Core ML
         return _in_child(package, compute_units, timeout_s)
     return _compare(load_functions(package, engine), None, {})
-
-
-def _package_in(path: Path) -> Path:
-    """The only package in a folder that is none itself."""
-    inside = [] if (path / "Manifest.json").exists() else sorted(path.glob("*.mlpackage"))
-    return inside[0] if len(inside) == 1 else path
 
 
 def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[str, float]) -> VerifyReport:
@@ -139,9 +134,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-# -- real prediction, in a process of its own ----------------------------------------------------------------------
-
-
 def _in_child(package: Path, units: ComputeUnits, timeout_s: float) -> VerifyReport:
     ended = run_child(python_command(_CHILD, str(package), units), timeout_s=timeout_s)
     if ended.code is None:
@@ -165,7 +157,7 @@ def predict_in_child(package: str, units: ComputeUnits) -> None:
 
 
 def _placement(model: Any, units: Any) -> dict[str, float]:
-    """Share of the decode function's operations that Core ML prefers on each unit. Reported, never relied on."""
+    """Return the share of the decode function's operations that Core ML prefers on each unit. Reported, never relied on."""
     import coremltools as ct
 
     plan = ct.models.compute_plan.MLComputePlan.load_from_path(

@@ -1,4 +1,4 @@
-"""Encoded matrices: how a weight is stored in the package, whatever chose its numbers."""
+"""Encodings of a matrix in a package."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Blocks", "Dense", "Palette", "Weight"]
 
 @dataclass(frozen=True)
 class Dense:
-    """A matrix as it is. values: float16 [rows, columns]."""
+    """A plain matrix. values: float16 [rows, columns]."""
 
     values: NDArray[np.float16]
 
     def rows(self, start: int, stop: int) -> Dense:
-        """Rows [start, stop)."""
+        """Return rows [start, stop)."""
         return Dense(self.values[start:stop])
 
     def dequantise(self) -> NDArray[np.float32]:
-        """The numbers that the device computes with, float32 [rows, columns]."""
+        """Return the numbers that the device computes with, float32 [rows, columns]."""
         return self.values.astype(np.float32)
 
 
@@ -43,12 +43,12 @@ class Blocks:
     bits: int
 
     def rows(self, start: int, stop: int) -> Blocks:
-        """Rows [start, stop)."""
+        """Return rows [start, stop)."""
         offset = None if self.offset is None else self.offset[start:stop]
         return Blocks(self.codes[start:stop], self.scale[start:stop], offset, self.bits)
 
     def dequantise(self) -> NDArray[np.float32]:
-        """The numbers that the device computes with, float32 [rows, columns]."""
+        """Return the numbers that the device computes with, float32 [rows, columns]."""
         n_rows, n_blocks = self.scale.shape
         values = self.codes.astype(np.float32).reshape(n_rows, n_blocks, -1)
         if self.offset is not None:
@@ -74,13 +74,13 @@ class Palette:
         return len(self.indices) // len(self.lut)
 
     def rows(self, start: int, stop: int) -> Palette:
-        """Rows [start, stop)."""
-        step = math.gcd(self.group_size, start, stop)  # where a group is cut, its parts become groups
+        """Return rows [start, stop)."""
+        step = math.gcd(self.group_size, start, stop)  # where a group is split, its parts become groups
         lut = self.lut.repeat(self.group_size // step, axis=0)[start // step : stop // step]
         return Palette(self.indices[start:stop], lut, self.bits)
 
     def dequantise(self) -> NDArray[np.float32]:
-        """The numbers that the device computes with, float32 [rows, columns]."""
+        """Return the numbers that the device computes with, float32 [rows, columns]."""
         table = self.lut.astype(np.float32).repeat(self.group_size, axis=0)
         return np.take_along_axis(table, self.indices.astype(np.intp), axis=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge.device.cost import peak_bytes
 from edge_convert.evaluate.card import Speed
 from edge_convert.evaluate.logits import LogitModel, open_logits
 from edge_convert.evaluate.metrics import Quality, compare, summarise
@@ -105,7 +105,7 @@ def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, 
         load_s=load_s,
         prefill_tokens_per_s=n_prefill / prefill_s,
         decode_tokens_per_s=n_decode / decode_s,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_bytes(),
     )
 
 
@@ -119,15 +119,3 @@ def _splits_alike(model: LogitModel, windows: Sequence[Window]) -> bool | None:
     prose = [token for window in windows if window.kind == "prose" for token in window.tokens]
     own = model.tokenise(read_texts()[0])
     return None if own is None else own[: len(prose)] == prose
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    if sys.platform == "linux":
-        # Linux hands the peak of the process that started this one down in ru_maxrss; this line is of this program alone.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,12 +16,12 @@ from edge.backends.llamacpp.library import (
     library_version,
     load_library,
     recent_log,
-    trim_heap,
 )
 from edge.backends.llamacpp.logits import Logits
 from edge.backends.llamacpp.model import capabilities_of, check_usable, describe, load_model, open_context, rope_variant
 from edge.backends.llamacpp.sampler import DryCache, LlamaCppSampler
 from edge.backends.llamacpp.vocabulary import Vocabulary
+from edge.device.cost import trim_heap
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ __all__ = [
     "load_failure",
     "load_library",
     "recent_log",
-    "trim_heap",
 ]
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
@@ -47,13 +46,6 @@ def limit_spinning(environ: MutableMapping[str, str]) -> None:
     if "OMP_WAIT_POLICY" not in environ and "GOMP_SPINCOUNT" not in environ:
         environ["OMP_WAIT_POLICY"] = "PASSIVE"  # all that other libraries than GNU's know
         environ["GOMP_SPINCOUNT"] = _SPINS
-
-
-def trim_heap() -> None:
-    """Have the C library return freed memory to the system. glibc keeps its heap, where a KV cache may lie."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none, and returns memory by itself
-        trim(0)
 
 
 def load_library() -> Any:

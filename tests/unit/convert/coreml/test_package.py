@@ -15,13 +15,13 @@ pytest.importorskip("torch", reason="needs the extra [convert]")
 pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
-from edge.formats.coreml import METADATA_KEY, Golden, TopLogits, read_info
+from edge.formats.coreml import METADATA_KEY, Golden, TopLogits, find_files, read_info
 from edge_cli.convert_verify import verify_package
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
-from edge_convert.coreml.program import Package, find_spec, read_spec
+from edge_convert.coreml.program import Package, read_spec
 from edge_convert.coreml.verify import verify
 from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, log_softmax, open_runner
 
@@ -42,7 +42,7 @@ def package(original: Path, tmp_path: Path) -> Path:
 
 
 def _weights(package: Path) -> Path:
-    return find_spec(package)[1]
+    return find_files(package)[1]
 
 
 def _fed(golden: Golden) -> list[list[int]]:
@@ -95,7 +95,7 @@ def _unmark(package: Path) -> None:
 
 
 def _garble(package: Path) -> None:
-    path = find_spec(package)[0]
+    path = find_files(package)[0]
     path.write_bytes(b"\xff" * 100 + path.read_bytes()[100:])
 
 
@@ -106,7 +106,7 @@ def _point_outside(package: Path) -> None:
 
 
 def _lie_about_a_shape(package: Path) -> None:
-    path, _ = find_spec(package)
+    path, _ = find_files(package)
     spec = read_spec(path)
     for operation in spec.mlProgram.functions["decode"].block_specializations["CoreML8"].operations:
         if operation.type == "softmax":
@@ -115,7 +115,7 @@ def _lie_about_a_shape(package: Path) -> None:
 
 
 def _use_an_unknown_operation(package: Path) -> None:
-    path, _ = find_spec(package)
+    path, _ = find_files(package)
     spec = read_spec(path)
     for operation in spec.mlProgram.functions["decode"].block_specializations["CoreML8"].operations:
         if operation.type == "softmax":
@@ -124,10 +124,10 @@ def _use_an_unknown_operation(package: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no manifest": (lambda package: (package / "Manifest.json").unlink(), "no Core ML package"),
+    "no manifest": (lambda package: (package / "Manifest.json").unlink(), "not a Core ML package"),
     "manifest is no JSON": (lambda package: (package / "Manifest.json").write_text("{"), "damaged"),
     "manifest points outside": (_point_outside, "does not hold"),
-    "no model": (lambda package: find_spec(package)[0].unlink(), "does not hold"),
+    "no model": (lambda package: find_files(package)[0].unlink(), "does not hold"),
     "model garbled": (_garble, "damaged|no ML program"),
     "no weights": (lambda package: _weights(package).unlink(), "cannot be opened"),
     "weights cut": (_cut, "damaged"),
@@ -205,12 +205,12 @@ def test_joining_is_what_coremltools_does(tiny_checkpoint: Make, tmp_path: Path,
     theirs = tmp_path / "theirs.mlpackage"
     with export._quiet():
         ct.utils.save_multifunction(descriptor, str(theirs))
-    specs = [read_spec(find_spec(path)[0]) for path in (ours, theirs)]
+    specs = [read_spec(find_files(path)[0]) for path in (ours, theirs)]
     assert specs[0].description.defaultFunctionName == specs[1].description.defaultFunctionName
     functions = [sorted(spec.description.functions, key=lambda function: function.name) for spec in specs]
     assert functions[0] == functions[1]
     assert specs[0].specificationVersion == specs[1].specificationVersion
-    sizes = [find_spec(path)[1].stat().st_size for path in (ours, theirs)]
+    sizes = [find_files(path)[1].stat().st_size for path in (ours, theirs)]
     assert sizes[0] <= sizes[1] * 1.01  # nothing is stored twice that coremltools stores once
     for name in ("decode", "prefill"):
         steps = [[step.operation for step in Package(path).function(name).steps] for path in (ours, theirs)]
