@@ -113,7 +113,10 @@ def open_artifact(
             be converted first.
     """
     given = Path(path).expanduser()
-    return _open(_choose(given), name, source if source is not None else str(given), sha256, licence)
+    models = _find_models(given)
+    if len(models) > 1:
+        raise _several(given, models)
+    return _open(models[0], name, source if source is not None else str(given), sha256, licence)
 
 
 def open_artifacts(
@@ -129,10 +132,7 @@ def open_artifacts(
     """
     given = Path(path).expanduser()
     origin = source if source is not None else str(given)
-    found = _variants(given)
-    if len(found) < 2:
-        return [open_artifact(given, name=name, source=source, licence=licence)]
-    return [_open(each, name, origin, None, licence) for each in found]
+    return [_open(model, name, origin, None, licence) for model in _find_models(given)]
 
 
 def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence: str | None) -> Artifact:
@@ -199,43 +199,30 @@ def _read_manifest(path: Path) -> _Manifest:
         return _Manifest()  # other programs have files of that name, too
 
 
-def _choose(path: Path) -> Path:
-    """Return the model that a path means: itself, or the only one in a folder."""
+def _find_models(path: Path) -> list[Path]:
+    """Return the models that a path means: itself, the only one in a folder, or one model in several formats in its folders."""
     try:
         if not path.exists():
             raise ModelNotFoundError(f"There is no file or folder {path}.", "Check the path. See names: edge models ls")
         if not path.is_dir() or _folder_format(path):
-            return path
-        models = _models_in(path) or [model for folder in _folders_in(path) for model in _models_in(folder)]
+            return [path]
+        own = _models_in(path)
+        models = own or [model for folder in _folders_in(path) for model in _models_in(folder)]
         names = sorted(entry.name for entry in path.iterdir())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
-    if len(models) == 1:
-        return models[0]
+    if len(models) > 1:
+        origins = {(manifest.name, manifest.sources) for manifest in map(_read_manifest, models)}
+        if own or len(origins) > 1 or ("", ()) in origins:
+            raise _several(path, models)
     if models:
-        raise _several(path, models)
+        return models
     if any(name in _CHECKPOINT_FILES or name.endswith(".safetensors") for name in names):
         raise ModelFileError(
             f"{path} is a checkpoint, which no engine here reads as it is.",
             f"Convert it with: edge convert {path}",
         )
     raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file, or an ONNX or Core ML folder.")
-
-
-def _variants(path: Path) -> list[Path]:
-    """Return the models in the folders of a folder, if they are one model in several formats; [] for any other path."""
-    try:
-        if not path.is_dir() or _folder_format(path) or _models_in(path):
-            return []
-        found = [model for folder in _folders_in(path) for model in _models_in(folder)]
-    except (OSError, ValueError):
-        return []  # `open_artifact` reports it
-    if len(found) < 2:
-        return []
-    names = {(made.name, made.sources) for made in map(_read_manifest, found)}
-    if len(names) > 1 or ("", ()) in names:
-        raise _several(path, found)
-    return found
 
 
 def _several(path: Path, models: list[Path]) -> ModelFileError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError
-from edge.formats.protobuf import ProtobufError, fields
+from edge.formats.protobuf import Message, ProtobufError
 from edge.hashes import file_sha256
 
 if TYPE_CHECKING:
@@ -277,20 +277,11 @@ def _find_info(program: Path) -> bytes | None:
     """
     if program.stat().st_size > _MAX_PROGRAM_BYTES:
         raise ProtobufError("it is larger than any program")
-    for entry in _messages(memoryview(program.read_bytes()), (_DESCRIPTION, _METADATA, _USER_DEFINED)):
-        if bytes(next(_messages(entry, (_KEY,)), b"")) == METADATA_KEY.encode():
-            value = next(_messages(entry, (_VALUE,)), memoryview(b""))
+    metadata = Message(memoryview(program.read_bytes())).inner(_DESCRIPTION).inner(_METADATA)
+    for entry in map(Message, metadata.all(_USER_DEFINED)):
+        if entry.text(_KEY) == METADATA_KEY:
+            value = (entry.all(_VALUE) or [memoryview(b"")])[-1]
             if len(value) > _MAX_INFO_BYTES:
                 raise ProtobufError("its description is larger than any description")
             return bytes(value)
     return None
-
-
-def _messages(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
-    """Yield the fields with a length that a path of field numbers leads to."""
-    for number, value, _, _ in fields(data):
-        if number == path[0] and isinstance(value, memoryview):
-            if len(path) == 1:
-                yield value
-            else:
-                yield from _messages(value, path[1:])

@@ -8,13 +8,15 @@ Source: onnx.proto3 of ONNX (IR version 10); only the fields named here are need
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edge.errors import ModelFileError
-from edge.formats.protobuf import ProtobufError, bytes_field, fields, number_field, varints
+from edge.formats.protobuf import Message, ProtobufError, bytes_field, fields, number_field
 
 __all__ = ["Graph", "Port", "Weight", "check_external_files", "only_last_logits", "read_graph"]
 
@@ -31,10 +33,10 @@ _TYPE_NAMES = {1: "f32", 10: "f16", 16: "bf16", 6: "i32", 7: "i64", 2: "u8", 3: 
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_FUNCTION_NODE = 7
+_FUNCTION_NODE, _PORT_NAME = 7, 1
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_WHERE = 1, 2, 8, 9, 13, 14
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL = 1, 2, 8, 9, 13
 _FLOAT, _INT64 = 1, 7
 # Operators between the matrix product of the output layer and the logits: casts, scaling, Gemma's soft cap.
 _ELEMENTWISE = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
@@ -101,13 +103,12 @@ def read_graph(path: Path) -> Graph:
     """
     reader = _Reader()
     try:
-        for number, value, _, _ in fields(_map(path)):
-            if number == _MODEL_GRAPH:
-                reader.read_graph(_message(value), 0)
-            elif number == _MODEL_FUNCTIONS:
-                for inner, node, _, _ in fields(_message(value)):
-                    if inner == _FUNCTION_NODE:
-                        reader.read_node(_message(node), 1)
+        model = Message(_map(path))
+        for graph in model.all(_MODEL_GRAPH):
+            reader.read_graph(graph, 0)
+        for function in model.all(_MODEL_FUNCTIONS):
+            for node in Message(function).all(_FUNCTION_NODE):
+                reader.read_node(node, 1)
     except ProtobufError as error:
         raise ModelFileError(f"{path} is not an ONNX model, or is damaged: {error}.", _AGAIN) from error
     if not reader.inputs or not reader.ops:
@@ -156,23 +157,24 @@ def only_last_logits(data: bytes, logits: str) -> bytes | None:
     Raises:
         ProtobufError: the model is damaged.
     """
-    graphs = [(start, end, value) for number, value, start, end in fields(memoryview(data)) if number == _MODEL_GRAPH]
-    if len(graphs) != 1:
-        raise ProtobufError(f"it has {len(graphs)} graphs")
-    start, end, graph = graphs[0][0], graphs[0][1], _message(graphs[0][2])
+    places = [(start, end) for number, _, start, end in fields(memoryview(data)) if number == _MODEL_GRAPH]
+    if len(places) != 1:
+        raise ProtobufError(f"it has {len(places)} graphs")
+    ((start, end),) = places
+    (graph,) = Message(memoryview(data)).all(_MODEL_GRAPH)
     nodes: dict[str, tuple[str, list[str], int, int]] = {}  # name of an output -> operator, inputs, place
     constants: set[str] = set()
     place_of_output = (0, 0)
-    for number, value, first, last in fields(graph):
+    for number, _, first, last in fields(graph):
         if number == _GRAPH_NODE:
-            op, inputs, outputs = _node_parts(_message(value))
-            for name in outputs:
-                nodes[name] = (op, inputs, first, last)
+            node = Message(graph[first:last]).inner(number)
+            op, inputs, outputs = node.text(_NODE_OP), node.texts(_NODE_INPUT), node.texts(_NODE_OUTPUT)
+            nodes |= dict.fromkeys(outputs, (op, inputs, first, last))
             if op == "Constant":
                 constants.update(outputs)
         elif number == _GRAPH_WEIGHT:
-            constants.add(_tensor_name(_message(value)))
-        elif number == _GRAPH_OUTPUT and _port(_message(value)).name == logits:
+            constants.add(Message(graph[first:last]).inner(number).text(_TENSOR_NAME))
+        elif number == _GRAPH_OUTPUT and Message(graph[first:last]).inner(number).text(_PORT_NAME) == logits:
             place_of_output = (first, last)
     name = logits
     while name in nodes and nodes[name][0] in _ELEMENTWISE:
@@ -207,54 +209,33 @@ class _Reader:
     def read_graph(self, data: memoryview, depth: int) -> None:
         if depth > _MAX_NESTING:
             raise ProtobufError("graphs are nested too deeply")
-        for number, value, _, _ in fields(data):
-            if number == _GRAPH_NODE:
-                self.read_node(_message(value), depth)
-            elif number == _GRAPH_WEIGHT:
-                self.weights.append(_weight(_message(value)))
-            elif number == _GRAPH_SPARSE:
-                self._read_sparse(_message(value))
-            elif depth == 0 and number == _GRAPH_INPUT:
-                self.inputs.append(_port(_message(value)))
-            elif depth == 0 and number == _GRAPH_OUTPUT:
-                self.outputs.append(_port(_message(value)))
+        graph = Message(data)
+        for node in graph.all(_GRAPH_NODE):
+            self.read_node(node, depth)
+        self._add_weights(graph.all(_GRAPH_WEIGHT), graph.all(_GRAPH_SPARSE))
+        if depth == 0:
+            self.inputs += [_port(port) for port in graph.all(_GRAPH_INPUT)]
+            self.outputs += [_port(port) for port in graph.all(_GRAPH_OUTPUT)]
 
     def read_node(self, data: memoryview, depth: int) -> None:
         self._n_nodes += 1
         if self._n_nodes > _MAX_NODES:
             raise ProtobufError(f"it has more than {_MAX_NODES:,} nodes")
-        op, bits = "", None
-        for number, value, _, _ in fields(data):
-            if number == _NODE_OP:
-                op = _text(value)
-            elif number == _NODE_ATTRIBUTE:
-                found = self._read_attribute(_message(value), depth)
-                bits = found if found is not None else bits
-        if depth == 0:
+        node = Message(data)
+        op, is_top = node.text(_NODE_OP), depth == 0
+        if is_top:
             self.ops[op] += 1
-            if op == "MatMulNBits" and bits is not None:
+        for attribute in map(Message, node.all(_NODE_ATTRIBUTE)):
+            self._add_weights(attribute.all(*_ATTRIBUTE_TENSORS), attribute.all(*_ATTRIBUTE_SPARSE))
+            for graph in attribute.all(*_ATTRIBUTE_GRAPHS):
+                self.read_graph(graph, depth + 1)
+            bits = attribute.number(_ATTRIBUTE_INT)
+            if is_top and op == "MatMulNBits" and bits is not None and attribute.text(_ATTRIBUTE_NAME) == "bits":
                 self.bits[bits] += 1
 
-    def _read_attribute(self, data: memoryview, depth: int) -> int | None:
-        """Collect the tensors and graphs of an attribute; return its number if it is called "bits"."""
-        name, number_value = "", None
-        for number, value, _, _ in fields(data):
-            if number == _ATTRIBUTE_NAME:
-                name = _text(value)
-            elif number == _ATTRIBUTE_INT and isinstance(value, int):
-                number_value = value
-            elif number in _ATTRIBUTE_TENSORS:
-                self.weights.append(_weight(_message(value)))
-            elif number in _ATTRIBUTE_GRAPHS:
-                self.read_graph(_message(value), depth + 1)
-            elif number in _ATTRIBUTE_SPARSE:
-                self._read_sparse(_message(value))
-        return number_value if name == "bits" else None
-
-    def _read_sparse(self, data: memoryview) -> None:
-        for number, value, _, _ in fields(data):
-            if number in (1, 2):  # values and indices
-                self.weights.append(_weight(_message(value)))
+    def _add_weights(self, tensors: Iterable[memoryview], sparse: Iterable[memoryview]) -> None:
+        values_and_indices = (part for data in sparse for part in Message(data).all(1, 2))
+        self.weights += [_weight(data) for data in (*tensors, *values_and_indices)]
 
 
 def _map(path: Path) -> memoryview:
@@ -284,82 +265,29 @@ def _external_size(path: Path, folder: Path, name: str) -> int:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ProtobufError("a message is expected, and there is a number")
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    try:
-        return bytes(_message(value)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ProtobufError(f"a name is not text: {error}") from error
-
-
 def _weight(data: memoryview) -> Weight:
-    name, kind, n_elements, raw = "", 0, 1, None
-    external: dict[str, str] = {}
-    for number, value, _, _ in fields(data):
-        if number == _TENSOR_NAME:
-            name = _text(value)
-        elif number == _TENSOR_TYPE and isinstance(value, int):
-            kind = value
-        elif number == _TENSOR_DIMS:
-            for length in varints(value):
-                if length < 0:
-                    raise ProtobufError(f"the tensor {name} has a negative length")
-                n_elements *= length
-        elif number == _TENSOR_RAW:
-            raw = len(_message(value))
-        elif number == _TENSOR_EXTERNAL:
-            pair = {inner: _text(text) for inner, text, _, _ in fields(_message(value))}
-            external[pair.get(1, "")] = pair.get(2, "")
-    size = (n_elements * _BITS.get(kind, 0) + 7) // 8
+    tensor = Message(data)
+    name, kind, dims = tensor.text(_TENSOR_NAME), tensor.number(_TENSOR_TYPE) or 0, tensor.numbers(_TENSOR_DIMS)
+    if any(length < 0 for length in dims):
+        raise ProtobufError(f"the tensor {name} has a negative length")
+    size = (math.prod(dims) * _BITS.get(kind, 0) + 7) // 8
     kind_name = _TYPE_NAMES.get(kind, "")
+    external = {pair.text(1): pair.text(2) for pair in map(Message, tensor.all(_TENSOR_EXTERNAL))}
     if not external:
-        return Weight(name, kind_name, size if raw is None else raw)
+        raw = tensor.all(_TENSOR_RAW)
+        return Weight(name, kind_name, len(raw[-1]) if raw else size)
     first, n_bytes = external.get("offset") or "0", external.get("length") or str(size)
     if not (first.isdecimal() and n_bytes.isdecimal() and len(first + n_bytes) < 40) or int(n_bytes) != size:
         raise ProtobufError(f"the tensor {name} does not say where its {size:,} bytes are")
     return Weight(name, kind_name, size, external.get("location") or ".", int(first))
 
 
-def _tensor_name(data: memoryview) -> str:
-    return next((_text(value) for number, value, _, _ in fields(data) if number == _TENSOR_NAME), "")
-
-
 def _port(data: memoryview) -> Port:
     """Read a ValueInfoProto: its name, and inside of type.tensor_type the element type and the shape."""
-    name, kind = "", 0
-    dims: list[int | None] = []
-    for number, value, _, _ in fields(data):
-        if number == 1:
-            name = _text(value)
-        elif number == 2:
-            tensor = next((_message(inner) for each, inner, _, _ in fields(_message(value)) if each == 1), memoryview(b""))
-            for each, inner, _, _ in fields(tensor):
-                if each == 1 and isinstance(inner, int):
-                    kind = inner
-                elif each == 2:
-                    dims = [_dim(_message(dim)) for which, dim, _, _ in fields(_message(inner)) if which == 1]
-    return Port(name, _TYPE_NAMES.get(kind, ""), tuple(dims))
-
-
-def _dim(data: memoryview) -> int | None:
-    return next((value for number, value, _, _ in fields(data) if number == 1 and isinstance(value, int)), None)
-
-
-def _node_parts(data: memoryview) -> tuple[str, list[str], list[str]]:
-    op, inputs, outputs = "", [], []
-    for number, value, _, _ in fields(data):
-        if number == _NODE_INPUT:
-            inputs.append(_text(value))
-        elif number == _NODE_OUTPUT:
-            outputs.append(_text(value))
-        elif number == _NODE_OP:
-            op = _text(value)
-    return op, inputs, outputs
+    port = Message(data)
+    tensor = port.inner(2).inner(1)
+    dims = tuple(Message(dim).number(1) for dim in tensor.inner(2).all(1))
+    return Port(port.text(_PORT_NAME), _TYPE_NAMES.get(tensor.number(1) or 0, ""), dims)
 
 
 def _slice(output: str, hidden: str) -> bytes:
@@ -371,14 +299,14 @@ def _slice(output: str, hidden: str) -> bytes:
 
 def _with_input(graph: memoryview, first: int, last: int) -> bytes:
     """Encode the node at this place with the slice as its first input."""
-    ((_, node, _, _),) = fields(graph[first:last])
+    (node,) = Message(graph[first:last]).all(_GRAPH_NODE)
     edited, is_first = bytearray(), True
-    for number, _, start, end in fields(_message(node)):
+    for number, _, start, end in fields(node):
         if number == _NODE_INPUT and is_first:
             edited += bytes_field(_NODE_INPUT, b"edge/last_hidden")
             is_first = False
         else:
-            edited += _message(node)[start:end]
+            edited += node[start:end]
     return bytes_field(_GRAPH_NODE, bytes(edited))
 
 
@@ -390,8 +318,8 @@ def _last_only(graph: memoryview, place: tuple[int, int]) -> bytes:
         tensor += bytes_field(_TENSOR_NAME, name.encode())
         tensor += bytes_field(_TENSOR_RAW, value.to_bytes(8, "little", signed=True))
         added += bytes_field(_GRAPH_WEIGHT, tensor)
-    ((_, output, _, _),) = fields(graph[place[0] : place[1]])
-    port = _port(_message(output))
+    (output,) = Message(graph[place[0] : place[1]]).all(_GRAPH_OUTPUT)
+    port = _port(output)
     kind = next((code for code, name in _TYPE_NAMES.items() if name == port.type), _FLOAT)
     dims = (None, 1, *port.dims[2:])
     shape = b"".join(bytes_field(1, b"" if dim is None else number_field(1, dim)) for dim in dims)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["ProtobufError", "bytes_field", "fields", "number_field", "varints"]
+__all__ = ["Message", "ProtobufError", "bytes_field", "fields", "number_field", "varints"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 _MASK = (1 << 64) - 1
+_EMPTY = memoryview(b"")
 
 
 class ProtobufError(ValueError):
@@ -54,6 +55,52 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]
         else:
             raise ProtobufError(f"a field has the unknown kind {kind}")
         yield number, value, start, position
+
+
+class Message:
+    """The fields of a message by their numbers, one level deep. Of a field that must be single, the last one counts.
+
+    Args:
+        data: the message.
+
+    Raises:
+        ProtobufError: the message, or a field that is asked for, is damaged.
+    """
+
+    def __init__(self, data: memoryview = _EMPTY) -> None:
+        self._fields: dict[int, list[int | memoryview]] = {}
+        for number, value, _, _ in fields(data):
+            self._fields.setdefault(number, []).append(value)
+
+    def number(self, field: int) -> int | None:
+        """Return an integer, None where it is missing."""
+        return next((value for value in reversed(self._fields.get(field, ())) if isinstance(value, int)), None)
+
+    def numbers(self, field: int) -> list[int]:
+        """Return all integers of a repeated field, packed or not."""
+        return [number for value in self._fields.get(field, ()) for number in varints(value)]
+
+    def all(self, *numbers: int) -> list[memoryview]:
+        """Return all messages, texts or bytes of some fields."""
+        found = [value for number in numbers for value in self._fields.get(number, ())]
+        if any(isinstance(value, int) for value in found):
+            raise ProtobufError("a message is expected, and there is a number")
+        return found  # type: ignore[return-value]
+
+    def texts(self, field: int) -> list[str]:
+        """Return all texts of a repeated field."""
+        try:
+            return [bytes(value).decode("utf-8") for value in self.all(field)]
+        except UnicodeDecodeError as error:
+            raise ProtobufError(f"a name is not text: {error}") from error
+
+    def text(self, field: int) -> str:
+        """Return a text, "" where it is missing."""
+        return (self.texts(field) or [""])[-1]
+
+    def inner(self, field: int) -> Message:
+        """Return the message in a field, an empty one where it is missing."""
+        return Message((self.all(field) or [_EMPTY])[-1])
 
 
 def varints(value: int | memoryview) -> list[int]:
