@@ -44,5 +44,5 @@ def watching(should_stop: Callable[[], bool] | None, stop: Callable[[], None], p
     finally:
         is_done.set()
         watcher.join()
-    if failures:
-        raise failures[0]
+        if failures:  # also where the body raised because it was stopped
+            raise failures[0]

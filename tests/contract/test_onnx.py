@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,20 @@ def test_an_emptied_sequence_leaves_nothing_in_an_accelerators_memory(tmp_path: 
         backend.rewind(0, 0)
         gc.collect()
         assert not bindings
+
+
+def test_an_error_in_should_stop_ends_the_pass_and_reaches_the_caller(tiny_onnx: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            while not options.terminate:
+                time.sleep(0.001)
+            raise RuntimeError("terminated")
+
+    with OnnxBackend(onnx_plan(tiny_onnx("onnx"))) as backend:
+        monkeypatch.setattr(backend.passes.session, "native", Endless())
+        with pytest.raises(ZeroDivisionError):
+            backend.passes.run(None, lambda: bool(1 / 0))
+        assert not backend.passes.run(None, lambda: True)
 
 
 def test_logits_of_every_position_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ class CoreMLFunctions:
     """A package, compiled and loaded.
 
     Attributes:
-        decode, prefill: its functions, as coremltools' CompiledMLModel.
+        decode: a CompiledMLModel of coremltools that computes one token and its logits.
+        prefill: one that computes the keys and values of a chunk of tokens.
         compiled: the .mlmodelc folder.
     """
 

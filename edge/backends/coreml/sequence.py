@@ -11,49 +11,24 @@ There are two kinds of package (docs/convert-coreml.md): the cache is a Core ML 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from edge.backends.coreml.engine import CoreMLFunctions
     from edge.formats.coreml import PackageInfo
 
     Floats = npt.NDArray[np.float32]
     Halves = npt.NDArray[np.float16]
 
-__all__ = ["CoreMLSequence", "Functions", "Predictor", "attention_mask"]
+__all__ = ["CoreMLSequence", "attention_mask"]
 
 STATE = "kv_cache"
 """Name of the cache in the program: of its state, or of an input."""
 _MASKED = np.float32(-1e4)  # softmax gives exactly 0 for it in float16
-
-
-class Predictor(Protocol):
-    """The used part of coremltools' CompiledMLModel."""
-
-    def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, Any]:
-        """Run once. Replaces float16 arrays in `data` by float32 ones."""
-        ...
-
-    def make_state(self) -> Any:
-        """Return a new state, with read_state(name) and write_state(name, value)."""
-        ...
-
-
-class Functions(Protocol):
-    """The two loaded functions of a package."""
-
-    @property
-    def decode(self) -> Predictor:
-        """Computes one token and its logits."""
-        ...
-
-    @property
-    def prefill(self) -> Predictor:
-        """Computes the keys and values of a chunk of tokens."""
-        ...
 
 
 def attention_mask(start: int, n_rows: int, context: int, window: int | None) -> Floats:
@@ -85,17 +60,18 @@ class _StateCache:
 
     is_changed_by_run = True
 
-    def __init__(self, maker: Predictor, shape: tuple[int, ...]) -> None:
+    def __init__(self, maker: Any, shape: tuple[int, ...]) -> None:
         self._state = maker.make_state()
         self._shape = shape
         self._host: Floats | None = None
         self._is_ahead = False  # the copy holds rows that the state does not
 
-    def run(self, function: Predictor, data: dict[str, Any], start: int, n_keep: int) -> dict[str, Any]:
+    def run(self, function: Any, data: dict[str, Any], start: int, n_keep: int) -> dict[str, Any]:
         if self._is_ahead:
             self._state.write_state(STATE, self._host)
         self._host, self._is_ahead = None, False
-        return function.predict(data, self._state)
+        result: dict[str, Any] = function.predict(data, self._state)
+        return result
 
     def read(self, start: int, end: int) -> Halves:
         return self._copy()[:, :, start:end].astype(np.float16)
@@ -123,8 +99,8 @@ class _ArrayCache:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._array = np.zeros(shape, np.float32)
 
-    def run(self, function: Predictor, data: dict[str, Any], start: int, n_keep: int) -> dict[str, Any]:
-        result = function.predict({**data, STATE: self._array})
+    def run(self, function: Any, data: dict[str, Any], start: int, n_keep: int) -> dict[str, Any]:
+        result: dict[str, Any] = function.predict({**data, STATE: self._array})
         self._array[:, :, start : start + n_keep] = result["new_rows"][:, :, :n_keep]
         return result
 
@@ -149,7 +125,7 @@ class CoreMLSequence:
         tokens: of the cache, in order.
     """
 
-    def __init__(self, functions: Functions, info: PackageInfo) -> None:
+    def __init__(self, functions: CoreMLFunctions, info: PackageInfo) -> None:
         self.tokens: list[int] = []
         self._functions = functions
         self._info = info

@@ -66,14 +66,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         is_good: the package computes the right numbers.
         note: the problem, for people; "" if there is none.
         divergence: mean KL in nats from the logits in the package to the computed ones; None if there are none.
-        ms_per_token: mean time of a decode step, in milliseconds.
         placement: where Core ML plans to run `decode`.
     """
 
     is_good: bool
     note: str = ""
     divergence: float | None = None
-    ms_per_token: float | None = None
     placement: tuple[Share, ...] = ()
 
 
@@ -228,25 +226,17 @@ def main(path: str, units: str, cache_dir: str, *, coremltools: Any = None) -> N
     functions = open_functions(coremltools, package, units, Path(cache_dir), digest)
     golden, info = package.info.golden, package.info
     sequence = CoreMLSequence(functions, info)
-    found = []
     for start in range(0, len(golden.prompt), info.chunk):
         sequence.prefill(golden.prompt[start : start + info.chunk])
-    found.append(sequence.newest_logits())
-    started, n_steps = time.perf_counter(), 0
-    for token in golden.continuation[:-1]:
-        found.append(sequence.decode(token))
-        n_steps += 1
+    found = [sequence.newest_logits(), *map(sequence.decode, golden.continuation[:-1])]
     for _ in range(N_ENDURANCE if info.stateful else 0):
         if len(sequence.tokens) == info.context:
             sequence.truncate(len(golden.prompt))
         sequence.decode(golden.prompt[-1])
-        n_steps += 1
-    seconds = time.perf_counter() - started
     compared = [top.divergence(logits) for top, logits in zip(golden.package, found, strict=False)]
     verdict = Verdict(
         is_good=True,
         divergence=sum(compared) / len(compared) if compared else None,
-        ms_per_token=1000 * seconds / n_steps if n_steps else None,
         placement=read_placement(coremltools, functions, units),
     )
     sys.stdout.write("\n" + msgspec.json.encode(verdict).decode() + "\n")

@@ -53,28 +53,22 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
     if plan.accelerator == "cpu":
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)  # without this a GPU build computes long prompts there
     raised: list[BaseException] = []
-    is_cancelled = False
 
     def progress(share: float, _user_data: object) -> bool:
-        nonlocal is_cancelled
-        if on_progress is None:
-            return True
         try:
-            is_cancelled = not on_progress(share)
+            if on_progress is not None and not on_progress(share):
+                raise CancelledError("Loading was stopped.")
         except BaseException as error:  # noqa: BLE001 (KeyboardInterrupt too: C cannot carry it, it is raised again below)
             raised.append(error)
-        return not (is_cancelled or raised)
+        return not raised
 
     params.progress_callback = library.llama_progress_callback(progress)
     clear_log()
     model = library.llama_model_load_from_file(os.fsencode(plan.artifact.path), params)
-    if model and (is_cancelled or raised):
-        library.llama_model_free(model)
-        model = None
     if raised:
+        if model:
+            library.llama_model_free(model)
         raise raised[0]
-    if is_cancelled:
-        raise CancelledError("Loading was stopped.")
     if not model:
         raise load_failure("load the weights", plan.artifact.path, architecture)
     return model

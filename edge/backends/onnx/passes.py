@@ -157,21 +157,15 @@ class Passes:
         if should_stop is None:
             self.session.native.run_with_iobinding(binding)
             return True
-        options = self.session.runtime.RunOptions()
-        is_stopped = False
-
-        def stop() -> None:
-            nonlocal is_stopped
-            is_stopped = options.terminate = True
-
-        try:
-            with watching(should_stop, stop):
+        options, is_done = self.session.runtime.RunOptions(), False
+        with watching(should_stop, lambda: setattr(options, "terminate", True)):
+            try:
                 self.session.native.run_with_iobinding(binding, options)
-        except Exception:
-            if is_stopped:
-                return False
-            raise
-        return True  # it may have been over before the question was answered
+                is_done = True  # also where it was over before the question was answered
+            except Exception:
+                if not options.terminate:
+                    raise
+        return is_done
 
     def free(self, seq_id: int) -> None:
         """Free the keys and values of a sequence that is empty now."""

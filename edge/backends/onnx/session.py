@@ -125,26 +125,20 @@ class Session:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
         model, self.is_last_only = _model_of(folder)
-        is_stopped = False
 
-        def should_stop() -> bool:
-            nonlocal is_stopped
-            is_stopped = on_progress is not None and not on_progress(0.5)
-            return is_stopped
+        def report(share: float) -> bool:
+            if on_progress is not None and not on_progress(share):
+                raise CancelledError("Loading was stopped.")
+            return False
 
-        if on_progress is not None and not on_progress(0.0):
-            raise CancelledError("Loading was stopped.")
+        report(0.0)
         try:
-            with watching(should_stop, lambda: options.set_load_cancellation_flag(True)):
+            with watching(lambda: report(0.5), lambda: options.set_load_cancellation_flag(True)):
                 self.native = self._open(model, options, plan.n_threads)
         except EdgeError:
             raise
         except Exception as error:
-            if is_stopped:
-                raise CancelledError("Loading was stopped.") from error
             raise _load_failure(folder, error) from error
-        if is_stopped:
-            raise CancelledError("Loading was stopped.")
         self.providers: tuple[str, ...] = tuple(self.native.get_providers())
         self._check_active(plan.accelerator, [name for name, _ in self._wanted])
         self.reads_in_place = _READ_IN_PLACE.issuperset(self.providers)
