@@ -6,6 +6,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the Linux kern
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edge.device.system import System
 
@@ -49,18 +50,14 @@ def read_limits(system: System) -> Limits:
     quotas: list[float] = []
     cpus: frozenset[int] | None = None
     for folder, version in group_folders(system):
-        read_memory, read_quota, cpu_files = _READERS[version]
-        found = read_memory(system, folder)
-        if found is not None:
+        files = _FILES[version]
+        if (found := _memory(system, folder, files)) is not None:
             memory.append(found)
-        quota = read_quota(system, folder)
-        if quota is not None:
+        if (quota := _quota(system, folder, files)) is not None:
             quotas.append(quota)
-        for name in cpu_files:
-            listed = parse_cpu_list(system.read(f"{folder}/{name}"))
-            if listed:
-                cpus = listed if cpus is None else cpus & listed
-                break
+        listed = next(filter(None, (parse_cpu_list(system.read(f"{folder}/{name}")) for name in files.cpus)), None)
+        if listed:
+            cpus = listed if cpus is None else cpus & listed
     return Limits(
         memory_bytes=min((limit for limit, _ in memory), default=None),
         memory_free_bytes=min((free for _, free in memory), default=None),
@@ -122,43 +119,48 @@ def _droppable(stat: str, *names: str) -> int:
     return sum(_number(values.get(name, "")) or 0 for name in names)
 
 
-def _memory_2(system: System, folder: str) -> tuple[int, int] | None:
-    # Above memory.high a group is not killed but slowed to a crawl, which is no place to run a model either.
-    limits = [_number(system.read(f"{folder}/{name}")) for name in ("memory.max", "memory.high")]
-    known = [limit for limit in limits if limit is not None]
+def _memory(system: System, folder: str, files: _Files) -> tuple[int, int] | None:
+    """Return the memory limit of a group, and the part of it that is left; None without a limit."""
+    known = [limit for name in files.limits if (limit := _number(system.read(f"{folder}/{name}"))) is not None]
     if not known:
         return None
-    used = _number(system.read(f"{folder}/memory.current")) or 0
-    cache = _droppable(system.read(f"{folder}/memory.stat"), "inactive_file", "active_file")
-    return min(known), max(0, min(min(known), min(known) - used + cache))
-
-
-def _memory_1(system: System, folder: str) -> tuple[int, int] | None:
-    limit = _number(system.read(f"{folder}/memory.limit_in_bytes"))
-    if limit is None:
-        return None
-    used = _number(system.read(f"{folder}/memory.usage_in_bytes")) or 0
-    cache = _droppable(system.read(f"{folder}/memory.stat"), "total_inactive_file", "total_active_file")
+    limit, used = min(known), _number(system.read(f"{folder}/{files.used}")) or 0
+    cache = _droppable(system.read(f"{folder}/memory.stat"), *files.caches)
     return limit, max(0, min(limit, limit - used + cache))
 
 
-def _quota_2(system: System, folder: str) -> float | None:
-    quota, _, period = system.read(f"{folder}/cpu.max").partition(" ")
-    return _share(quota, period)
-
-
-def _quota_1(system: System, folder: str) -> float | None:
-    return _share(system.read(f"{folder}/cpu.cfs_quota_us"), system.read(f"{folder}/cpu.cfs_period_us"))
-
-
-def _share(quota: str, period: str) -> float | None:
-    """Return the CPUs of a quota and its period in microseconds; "max" and -1 are no quota."""
+def _quota(system: System, folder: str, files: _Files) -> float | None:
+    """Return the CPUs that a group may use; "max" and -1 are no quota. Quota and period are in microseconds."""
+    quota, period, *_ = (*" ".join(system.read(f"{folder}/{name}") for name in files.quota).split(), "", "")
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
         return None
     return int(quota) / int(period)
 
 
-_READERS = {
-    1: (_memory_1, _quota_1, ("cpuset.effective_cpus", "cpuset.cpus")),
-    2: (_memory_2, _quota_2, ("cpuset.cpus.effective",)),
+class _Files(NamedTuple):
+    """Names of the files of a group, which differ by version."""
+
+    limits: tuple[str, ...]
+    used: str
+    caches: tuple[str, ...]
+    quota: tuple[str, ...]
+    cpus: tuple[str, ...]
+
+
+_FILES = {
+    1: _Files(
+        limits=("memory.limit_in_bytes",),
+        used="memory.usage_in_bytes",
+        caches=("total_inactive_file", "total_active_file"),
+        quota=("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+        cpus=("cpuset.effective_cpus", "cpuset.cpus"),
+    ),
+    2: _Files(
+        # Above memory.high a group is not killed but slowed to a crawl, which is no place to run a model either.
+        limits=("memory.max", "memory.high"),
+        used="memory.current",
+        caches=("inactive_file", "active_file"),
+        quota=("cpu.max",),
+        cpus=("cpuset.cpus.effective",),
+    ),
 }

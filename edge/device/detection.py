@@ -20,7 +20,11 @@ def probe(system: System | None = None) -> DeviceProfile:
         system: where to look; None is this machine.
     """
     system = system or System()
-    return _probe_mac(system) if system.os_name == "darwin" else _probe_linux(system)
+    if system.os_name == "darwin":
+        from edge.device.macos import read_mac
+
+        return read_mac(system, _engines(system))
+    return _probe_linux(system)
 
 
 def _probe_linux(system: System) -> DeviceProfile:
@@ -50,26 +54,6 @@ def _probe_linux(system: System) -> DeviceProfile:
         apple=None,
         power=power,
         thermal=read_thermal(system),
-        engines=_engines(system),
-    )
-
-
-def _probe_mac(system: System) -> DeviceProfile:
-    from edge.device.macos import read_mac
-
-    mac = read_mac(system)
-    model = mac.apple.model
-    return DeviceProfile(
-        name=f"{mac.apple.chip or 'Mac'} ({model})" if model else mac.apple.chip or "Mac",
-        kind="mac",
-        host=mac.host,
-        cpu=mac.cpu,
-        memory=mac.memory,
-        gpus=mac.gpus,
-        jetson=None,
-        apple=mac.apple,
-        power=mac.power,
-        thermal=mac.thermal,
         engines=_engines(system),
     )
 

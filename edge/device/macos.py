@@ -7,12 +7,11 @@ MTLDevice.recommendedMaxWorkingSetSize gives on Macs of 8 to 192 GB.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from edge.device.profile import Apple, Cpu, Gpu, Host, Memory, Power, Thermal
+from edge.device.profile import Apple, Cpu, DeviceProfile, Engine, Gpu, Host, Memory, Power, Thermal
 from edge.device.system import System
 
-__all__ = ["MacReadings", "parse_memory", "parse_power", "parse_sysctl", "parse_thermal", "read_mac"]
+__all__ = ["parse_memory", "parse_power", "parse_sysctl", "parse_thermal", "read_mac"]
 
 _SYSCTL = (
     "sysctl", "hw", "machdep.cpu", "kern.osproductversion", "kern.hv_vmm_present", "vm.swapusage", "iogpu.wired_limit_mb",
@@ -29,21 +28,8 @@ _ARM_FEATURES = {
 _X86_FEATURES = {"AVX1.0": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "AVX512F": "avx512f"}
 
 
-@dataclass(frozen=True, slots=True)
-class MacReadings:
-    """All parts of a Mac's profile."""
-
-    host: Host
-    cpu: Cpu
-    memory: Memory
-    gpus: tuple[Gpu, ...]
-    apple: Apple
-    power: Power
-    thermal: Thermal
-
-
-def read_mac(system: System) -> MacReadings:
-    """Return all parts of a Mac's profile."""
+def read_mac(system: System, engines: tuple[Engine, ...]) -> DeviceProfile:
+    """Return the profile of a Mac."""
     sysctl, vm_stat, battery, heat, settings = system.run_all(
         [_SYSCTL, ("vm_stat",), ("pmset", "-g", "batt"), ("pmset", "-g", "therm"), ("pmset", "-g")]
     )
@@ -51,17 +37,21 @@ def read_mac(system: System) -> MacReadings:
     is_virtual = values.get("kern.hv_vmm_present") == "1"
     memory = parse_memory(values, vm_stat)
     macos = values.get("kern.osproductversion") or system.run("sw_vers", "-productVersion")
-    chip = values.get("machdep.cpu.brand_string", "")
+    chip, model = values.get("machdep.cpu.brand_string", ""), values.get("hw.model", "")
     is_apple_chip = values.get("hw.optional.arm64") == "1" or system.machine == "arm64"
     has_gpu = is_apple_chip and not is_virtual
-    return MacReadings(
+    return DeviceProfile(
+        name=(chip or "Mac") + (f" ({model})" if model else ""),
+        kind="mac",
         host=Host(f"macOS {macos}".strip(), system.python, "", "Apple Virtualization" if is_virtual else ""),
         cpu=_cpu(values, chip, is_apple_chip),
         memory=memory,
         gpus=(_gpu(values, chip, memory),) if has_gpu else (),
-        apple=Apple(chip, values.get("hw.model", ""), macos, has_neural_engine=has_gpu),
+        jetson=None,
+        apple=Apple(chip, model, macos, has_neural_engine=has_gpu),
         power=parse_power(battery, settings),
         thermal=parse_thermal(heat),
+        engines=engines,
     )
 
 
