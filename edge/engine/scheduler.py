@@ -288,11 +288,11 @@ class Scheduler:
             n_done = self._cache.evict_and_retry(
                 lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=lambda: generation.is_cancelled)
             )
-        except EdgeError as error:
+        except Exception as error:  # noqa: BLE001 (see _of_reply)
             if isinstance(error, ContextFullError) and len(self._running) > 1:
                 self._preempt()
             else:
-                self._fail(generation, error)
+                self._fail(generation, _of_reply(error))
             return
         if n_done:
             self._cache.note_prefill(slot, chunk[:n_done], (time.perf_counter() - started) * 1000)
@@ -317,8 +317,8 @@ class Scheduler:
         for generation in [one for one in self._running if not one.is_prefilling]:
             try:
                 token = self._next_token(generation)
-            except EdgeError as error:
-                self._fail(generation, error)
+            except Exception as error:  # noqa: BLE001 (see _of_reply)
+                self._fail(generation, _of_reply(error))
                 continue
             if token is not None:
                 steps.append((generation, token))
@@ -333,9 +333,9 @@ class Scheduler:
                     steps = [step for step in steps if step[0] is not youngest]
                 else:
                     self._finish(steps.pop()[0], "length")
-            except EdgeError as error:
+            except Exception as error:  # noqa: BLE001 (see _of_reply)
                 for generation, _ in steps:
-                    self._fail(generation, error)
+                    self._fail(generation, _of_reply(error))
                 return
         for generation, token in steps:
             if generation.slot:
@@ -390,3 +390,15 @@ class Scheduler:
             with contextlib.suppress(BackendError):  # likewise
                 self._cache.release(slot)
                 self._release_idle()
+
+
+def _of_reply(error: Exception) -> EdgeError:
+    """Return the error that ends one reply. Whatever its work raises ends that reply only, never the engine thread."""
+    if isinstance(error, EdgeError):
+        return error
+    _log.error("A reply failed with an unexpected error", exc_info=error)
+    wrapped = BackendError(
+        f"This reply failed with an unexpected error: {error!r}.", "Other replies go on. Please report this."
+    )
+    wrapped.__cause__ = error
+    return wrapped

@@ -307,12 +307,54 @@ def test_an_engine_failure_is_told_and_the_next_turn_works(backend: FakeBackend,
 
 def test_a_bug_in_the_engine_thread_leaves_nobody_waiting(backend: FakeBackend) -> None:
     scheduler = Scheduler(backend)
-    backend.tokenizer.token_bytes = lambda token, special=False: 1 / 0  # type: ignore[method-assign,assignment]
-    _, listener = start(scheduler, ask(backend, "one"))
+    scheduler.submit(Generation(ask(backend, "one"), GREEDY, lambda event: 1 // (not isinstance(event, Finished)) and None))
+    _, listener = start(scheduler, ask(backend, "two"))
     assert "broke down" in listener.until(Failed).error.message
     scheduler.close()
     with pytest.raises(BackendError, match="closed"):
         scheduler.call(lambda backend: backend.n_ctx)
+
+
+@pytest.mark.parametrize("place", ["open_sampler", "sample", "token_bytes", "prefill"])
+def test_what_one_reply_raises_ends_that_reply_only(place: str) -> None:
+    backend = FakeBackend(script=lambda message: f"Answer to {message}", delay_s=0.001)
+    culprit: list[int] = []
+
+    def guard(function: Any, is_culprit: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if culprit and is_culprit(*arguments):
+                raise TypeError("a bug")
+            return function(*arguments, **options)
+
+        return call
+
+    if place == "open_sampler":
+        backend.open_sampler = guard(backend.open_sampler, lambda sampling, history: history == culprit)  # type: ignore[method-assign]
+    elif place == "prefill":
+        backend.prefill = guard(backend.prefill, lambda seq_id, tokens: list(tokens) == culprit[-len(tokens) :])  # type: ignore[method-assign]
+    elif place == "token_bytes":
+        backend.tokenizer.token_bytes = guard(backend.tokenizer.token_bytes, lambda token: token == ord("!"))  # type: ignore[method-assign]
+    else:
+        opened = backend.open_sampler
+
+        def open_sampler(sampling: Sampling, history: Any = ()) -> Any:
+            sampler = opened(sampling, history)
+            sampler.sample = guard(sampler.sample, lambda seq_id: list(history) == culprit)  # type: ignore[method-assign]
+            return sampler
+
+        backend.open_sampler = open_sampler  # type: ignore[method-assign]
+    scheduler = Scheduler(backend)
+    _, victim = start(scheduler, ask(backend, "long " * 20))
+    victim.until(Decoded)
+    culprit[:] = ask(backend, "bad!")
+    _, listener = start(scheduler, culprit)
+    error = listener.until(Failed).error
+    assert "unexpected error" in error.message and isinstance(error.__cause__, TypeError)
+    assert victim.until(Finished).reason == "stop"
+    assert victim.text == "Answer to " + "long " * 20
+    _, after = start(scheduler, ask(backend, "one"))
+    assert after.until(Finished).reason == "stop"
+    scheduler.close()
 
 
 def test_calls_run_on_the_engine_thread_and_hand_back_errors(scheduler: Scheduler) -> None:
