@@ -87,23 +87,6 @@ def plan_at(
     fit, layout = chosen.fit, chosen.fit.layout
     threads, threads_batch = _threads(device.cpu, chosen.request, row)
     use_mmap = not (fit.target.accelerator == "cuda" and fit.target.is_unified)
-    lines = [
-        Choice("backend", row.name, placement.reason),
-        _accelerator_line(placement, chosen, request),
-        *_layers_line(fitting, fit, row),
-        fit.context_choice,
-        fit.kv_choice,
-        _memory_line(fit, device),
-        threads,
-        threads_batch,
-        fit.batch_choice,
-        *_engine_lines(fitting, fit, row, use_mmap, safety),
-        _sequences_line(fitting),
-    ]
-    if chosen.tuning is not None:
-        lines[:] = explain_tuning(lines, chosen.tuning, request, chosen.usual, _threads(device.cpu, request, row))
-    elif tuned is not None and tuned.ignored:
-        lines.append(Choice("tuning", "not used", tuned.ignored))
     return Plan(
         backend=row.name,
         accelerator=fit.target.accelerator,
@@ -120,7 +103,7 @@ def plan_at(
         use_mmap=use_mmap,
         use_extra_buffers=safety.use_extra_buffers if safety is not None else True,
         memory=fit.memory,
-        choices=tuple(lines),
+        choices=_receipt(fitting, placement, chosen, (threads, threads_batch), use_mmap, safety, tuned),
         # An engine that tries a model before it uses an accelerator may take another one, unless one is required.
         fallbacks=chosen.others if row.why_failed and request.require is None else (),
     )
@@ -227,6 +210,37 @@ def _threads(cpu: Cpu, request: PlanRequest, row: EngineRow) -> tuple[Choice, Ch
         speed = f"{cpu.efficiency_speed:.0%} as fast: prefill is bound by arithmetic"
         return prefill(fast + slow, f"with the {slow} efficiency cores, {speed}")
     return prefill(decode.value, f"as for decode: the {slow} efficiency cores would hold the others up")
+
+
+def _receipt(
+    fitting: Fitting,
+    placement: Placement,
+    chosen: _Chosen,
+    threads: tuple[Choice, Choice],
+    use_mmap: bool,
+    safety: Safety | None,
+    tuned: Lookup | None,
+) -> tuple[Choice, ...]:
+    """Return every choice with its reason."""
+    fit, row, request = chosen.fit, placement.row, fitting.request
+    lines = (
+        Choice("backend", row.name, placement.reason),
+        _accelerator_line(placement, chosen, request),
+        *_layers_line(fitting, fit, row),
+        fit.context_choice,
+        fit.kv_choice,
+        _memory_line(fit, fitting.device),
+        *threads,
+        fit.batch_choice,
+        *_engine_lines(fitting, fit, row, use_mmap, safety),
+        _sequences_line(fitting),
+    )
+    if chosen.tuning is not None:
+        usual_threads = _threads(fitting.device.cpu, request, row)
+        return explain_tuning(lines, chosen.tuning, request, chosen.usual, usual_threads)
+    if tuned is not None and tuned.ignored:
+        return (*lines, Choice("tuning", "not used", tuned.ignored))
+    return lines
 
 
 def _accelerator_line(placement: Placement, chosen: _Chosen, request: PlanRequest) -> Choice:
