@@ -245,8 +245,8 @@ class Scheduler:
             try:
                 if not self._start(generation, n_tokens):
                     return  # every sequence is busy
-            except EdgeError as error:
-                self._fail(generation, error)
+            except Exception as error:  # noqa: BLE001 (see _of_reply)
+                self._fail(generation, _of_reply(error))
                 continue
             self._running.append(self._waiting.pop(0))
 

@@ -305,10 +305,11 @@ def test_an_engine_failure_is_told_and_the_next_turn_works(backend: FakeBackend,
     assert again.text == "Answer to one — done ✓"
 
 
-def test_a_bug_in_the_engine_thread_leaves_nobody_waiting(backend: FakeBackend) -> None:
+def test_a_bug_in_the_engine_thread_leaves_nobody_waiting() -> None:
+    backend = FakeBackend(script=lambda message: message * 100, delay_s=0.001)
     scheduler = Scheduler(backend)
-    scheduler.submit(Generation(ask(backend, "one"), GREEDY, lambda event: 1 // (not isinstance(event, Finished)) and None))
-    _, listener = start(scheduler, ask(backend, "two"))
+    _, listener = start(scheduler, ask(backend, "long"))
+    scheduler.submit(Generation(ask(backend, "1"), GREEDY, lambda event: 1 // 0))  # type: ignore[arg-type]
     assert "broke down" in listener.until(Failed).error.message
     scheduler.close()
     with pytest.raises(BackendError, match="closed"):
