@@ -1,14 +1,16 @@
-"""From a device, a model and a request to a placement receipt in which every choice has its reason.
+"""From a device, a model and a request to a plan, with a receipt in which every choice has its reason.
 
 make.py          `make_plan`
 receipt.py       the request, and the plan that comes out
-placement.py     which engine runs a model, on which accelerator
+checks.py        requests that cannot be met, whatever memory there is
+placement.py     the engine for a model, and the accelerators to try
 fitting.py       context, KV type, batch and layers that fit into memory
-memory.py        how much memory a model takes
-choosing.py      which of a model's formats to run
-tuning.py        what `edge tune` measured, stored per device, build and model shape
-apply_tuning.py  applies `edge tune` results to the plan
-advice.py        what would make this device faster
+shortage.py      why nothing fits, and the nearest plan that would
+memory.py        memory that a model takes
+choosing.py      the best of a model's formats
+tuning.py        results of `edge tune`, stored per device, build and model shape
+apply_tuning.py  applies them to the plan
+advice.py        advice on making this device faster
 """
 
 from __future__ import annotations
