@@ -14,6 +14,7 @@ estimates.py      memory that each step takes
 peak.py           memory that a conversion took
 manifest.py       manifest.json: source, options and tools of a result
 choose.py         chooses the best of several results for this device
+torch_models.py   checkpoints as torch models
 strings.py        strings that two tokenizers are compared on
 gguf/, onnx/, coreml/, smaller/, evaluate/
 """

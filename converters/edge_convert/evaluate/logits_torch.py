@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from edge_convert.evaluate.logits import LogitModel, tokenise_with
+from edge_convert.torch_models import load_model
 
 if TYPE_CHECKING:
     from edge_convert.evaluate.logits import Logits
@@ -21,11 +22,10 @@ class _TorchModel(LogitModel):
     def __init__(self, folder: Path, n_threads: int) -> None:
         torch.set_num_threads(n_threads)
         self._folder = folder
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        self._model: Any = model.eval()
+        self._model: Any = load_model(folder, torch.float32)
         self._past: Any = None
         self.tool = f"transformers {transformers.__version__}, torch {torch.__version__}"
-        self.n_vocab = int(model.config.vocab_size)
+        self.n_vocab = int(self._model.config.vocab_size)
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         with torch.inference_mode():

@@ -1,11 +1,11 @@
 """The texts of a recipe as windows of tokens: some to train on, some held out.
 
     tokens.npy    int32 [n_windows, window]
-    counted.npy   bool, same shape: whether what follows that token is learned; a prompt is read, its answer is learned
+    counted.npy   bool, same shape: whether the token after this one is learned; a prompt is read, its answer is learned
     held-NAME.npy, held-NAME-counted.npy
-    corpus.json   where all of it comes from
+    corpus.json   the origin of all of it
 
-A document is either trained on or held out, never cut between the two.
+A document is either trained on or held out, never split between the two.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Document(msgspec.Struct, frozen=True):
 
     Attributes:
         tokens: of the text.
-        first: the first token that is learned; those before it are a prompt.
-        is_whole: it begins a window of its own (a conversation), instead of following the one before.
+        first: index of the first token that is learned, after the prompt.
+        is_whole: it begins a window of its own (a conversation), instead of following the document before.
     """
 
     tokens: tuple[int, ...]
@@ -44,12 +44,12 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one ingredient comes from, and how much of it there is.
+    """Origin and size of one text.
 
     Attributes:
         name: in the recipe.
         origin: file or package, or that the teacher wrote it.
-        licence: as the recipe says.
+        licence: from the recipe.
         n_tokens: to train on.
         n_held_out: tokens that are held out.
     """
@@ -62,13 +62,13 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Corpus(msgspec.Struct, frozen=True):
-    """What `load_corpus` found.
+    """A corpus on disk.
 
     Attributes:
         tokens: int32 [n_windows, window].
         counted: bool, same shape.
         held_out: name -> the same two.
-        provenance: of each ingredient.
+        provenance: of each text.
     """
 
     tokens: Any
@@ -86,17 +86,17 @@ class Corpus(msgspec.Struct, frozen=True):
 
 
 def pack(documents: Sequence[Document], text: Text, window: int, seed: int, filler: int) -> tuple[Windows, Windows]:
-    """Cut documents into windows: those to train on, and those that are held out.
+    """Pack documents into windows: those to train on, and those that are held out.
 
     Args:
-        documents: of one ingredient.
-        text: how many tokens of it are wanted; what there is is not repeated.
+        documents: of one text.
+        text: for the numbers of tokens; documents are not repeated to reach them.
         window: tokens of a window.
         seed: of the order.
         filler: token that fills the last window; never learned.
 
     Raises:
-        UsageError: there is too little to fill one window that is wanted.
+        UsageError: the documents do not fill one window.
     """
     import numpy as np
 
@@ -113,7 +113,7 @@ def pack(documents: Sequence[Document], text: Text, window: int, seed: int, fill
 
 
 def _fill(stream: Iterable[Document], n_windows: int, window: int, filler: int) -> tuple[list[list[int]], list[list[bool]]]:
-    """Up to so many windows. A conversation begins one of its own, and the beginning of the next one fills it up."""
+    """Fill up to `n_windows`. A conversation begins a window of its own, and the beginning of the next one fills it up."""
     tokens: list[list[int]] = []
     counted: list[list[bool]] = []
     line: list[int] = []
@@ -127,7 +127,7 @@ def _fill(stream: Iterable[Document], n_windows: int, window: int, filler: int) 
 
     for document in stream if n_windows else ():
         ids = list(document.tokens)
-        # What follows token i is token i + 1, so an answer that begins at `first` is learned from first - 1 on.
+        # Token i predicts token i + 1, so an answer that begins at `first` is learned from first - 1 on.
         marks = [index >= document.first - 1 for index in range(len(ids))]
         if document.is_whole:
             if waiting is not None:

@@ -1,8 +1,8 @@
-"""Training: the student's distribution over the next token is brought to the teacher's, where the teacher read the same text.
+"""Training: brings the student's distribution over the next token to the teacher's, on the same text.
 
-Weights are trained in float32 and computed in bfloat16. The embedding and the head are the teacher's and stay as they are.
-What a stopped run needs to go on exactly where it was (weights, both moments of Adam, the step, the clock) is saved now and
-then and when it is stopped; it is plain tensors and JSON, no pickle.
+Weights are trained in float32 and computed in bfloat16; the teacher's embedding and head do not change. The state of a run
+(weights, both moments of Adam, the step, the clock) is saved from time to time and when the run is stopped, so that it resumes
+exactly there. It is plain tensors and JSON, no pickle.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import Any
 import msgspec
 
 from edge.errors import ModelFileError
+from edge.files import sync_file
 from edge_convert.smaller.corpus import Corpus
-from edge_convert.smaller.models import head_of, layers_of
+from edge_convert.smaller.models import head_of
 from edge_convert.smaller.recipe import Training
 from edge_convert.smaller.teacher import hidden_rows
+from edge_convert.torch_models import layers_of
 
 __all__ = ["METHOD", "HeldOut", "Report", "distil", "measure"]
 
 _BETAS = (0.7, 0.95)
 METHOD = f"forward KL, AdamW with betas {_BETAS[0]} and {_BETAS[1]}, linear learning-rate decay"
-"""What a recipe does not say: part of what decides the weights that come out."""
+"""The part of a training that no recipe sets: it decides the weights, too."""
 
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
@@ -34,11 +36,11 @@ _WEIGHTS = "state.safetensors"
 
 
 class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
-    """What a student is worth on one text that it was not trained on.
+    """Quality of a student on one text that it was not trained on.
 
     Attributes:
         divergence: mean KL(teacher || student) in nats.
-        top1: how often both prefer the same token.
+        top1: share of positions where both prefer the same token.
     """
 
     divergence: float
@@ -46,13 +48,13 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training was.
+    """The record of a training.
 
     Attributes:
         steps: taken.
-        tokens: read in them; what was read twice counts twice.
+        tokens: read in them, repeated ones included.
         seconds: of training, without measuring.
-        before, after: held-out text -> what the student was worth on it.
+        before, after: held-out text -> quality of the student.
         course: (seconds, mean held-out divergence) on a part of these texts, along the way.
     """
 
@@ -65,7 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _State(msgspec.Struct):
-    """Where a training is. The tensors that belong to it are in a file of their own."""
+    """Progress of a training, saved with its tensors."""
 
     step: int = 0
     elapsed_s: float = 0.0
@@ -82,20 +84,19 @@ def distil(
     folder: Path,
     on_progress: Callable[[str, float], None],
 ) -> Report:
-    """Train a student. Changes it.
+    """Train a student in place.
 
     Args:
         student: a bfloat16 model from `edge_convert.smaller.models`.
-        corpus: what is read.
+        corpus: to train on.
         hidden: the teacher's last hidden states over it, see `edge_convert.smaller.teacher`.
-        held_hidden: likewise over the held-out texts.
+        held_hidden: over the held-out texts.
         training: how.
-        folder: keeps the state of a run that is stopped, and goes on from one that is there.
-        on_progress: called with the state, and the share that is done. What it raises stops the run, as Ctrl-C does; a
-            second call resumes.
+        folder: for the state of a stopped run, which a second call resumes.
+        on_progress: called with the state, and the share that is done. What it raises stops the run, as Ctrl-C does.
 
     Raises:
-        ModelFileError: training went astray: a value is no number any more.
+        ModelFileError: the training diverged.
     """
     run = _Run(student, corpus, hidden, held_hidden, training, folder)
     if not run.resume():
@@ -125,7 +126,7 @@ def distil(
 
 
 def measure(student: Any, corpus: Corpus, held_hidden: dict[str, Any]) -> dict[str, HeldOut]:
-    """What a student is worth on each held-out text."""
+    """Measure a student on each held-out text."""
     return {
         name: _measure(student, *corpus.held_out[name], held_hidden[name], len(corpus.held_out[name][0]))
         for name in corpus.held_out
@@ -150,7 +151,7 @@ def _measure(student: Any, tokens: Any, counted: Any, hidden: Any, n_windows: in
 
 
 class _Run:
-    """One training, from its beginning or from where it was stopped."""
+    """One training, from its beginning or a saved state."""
 
     def __init__(
         self, student: Any, corpus: Corpus, hidden: Any, held_hidden: dict[str, Any], training: Training, folder: Path
@@ -177,16 +178,16 @@ class _Run:
         self._order: tuple[int, Any] = (-1, None)
         self._saved_at = time.monotonic()
         self.state = _State()
-        self.is_whole = True  # False while weights are being changed: what is saved then fits nothing
+        self.is_whole = True  # False while weights change: a state saved then would be inconsistent
 
     @property
     def share(self) -> float:
-        """Of the training that is done."""
+        """Share of the training that is done."""
         training = self._training
         return self.state.step / training.steps if training.steps else self.state.elapsed_s / (60 * training.minutes)
 
     def step(self) -> None:
-        """Read a batch and learn from it. Now and then look at the held-out texts and save."""
+        """Train on a batch. From time to time measure on held-out texts, and save."""
         started = time.monotonic()
         share = self.share
         gradients = self._gradients(self._rows())
@@ -201,7 +202,7 @@ class _Run:
             self.save()
 
     def _rows(self) -> Any:
-        """The windows of this step: all of them once, in a new order, before any comes again."""
+        """Return the windows of this step: all of them once, in a new order, before any repeats."""
         import numpy as np
 
         n_windows, batch = len(self._corpus.tokens), self._training.batch
@@ -212,7 +213,7 @@ class _Run:
             if self._order[0] != epoch:
                 self._order = epoch, np.random.default_rng([self._training.seed, epoch]).permutation(n_windows)
             found.append(self._order[1][position % n_windows])
-        return np.sort(np.asarray(found))  # rising: the disk is read in one direction
+        return np.sort(np.asarray(found))  # ascending, for the disk
 
     def _gradients(self, rows: Any) -> list[Any]:
         import numpy as np
@@ -231,7 +232,7 @@ class _Run:
 
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if not math.isfinite(norm):
-            raise ModelFileError("The training went astray: its gradient is no number any more.", "Use a lower learning rate.")
+            raise ModelFileError("The training diverged: its gradient is not a number any more.", "Use a lower learning rate.")
         if norm > _CLIP:
             torch._foreach_mul_(gradients, _CLIP / norm)
         for master, gradient in zip(self._masters, gradients, strict=True):
@@ -243,7 +244,7 @@ class _Run:
             torch._foreach_copy_(self._parameters, self._masters)
 
     def look(self) -> None:
-        """Note the mean divergence on a small part of each held-out text."""
+        """Record the mean divergence on a small part of each held-out text."""
         if not self._corpus.held_out:
             return
         each = max(1, _PROGRESS_TOKENS // self._training.window // len(self._corpus.held_out))
@@ -254,7 +255,7 @@ class _Run:
         self.state.course.append((self.state.elapsed_s, sum(found) / len(found)))
 
     def describe(self) -> str:
-        """How it stands, in a few words."""
+        """Return the state in a few words."""
         state, training = self.state, self._training
         speed = state.step * training.batch * training.window / max(state.elapsed_s, 1e-9)
         text = f"step {state.step:,}, {speed:,.0f} tokens/s"
@@ -263,9 +264,7 @@ class _Run:
         return text
 
     def save(self) -> None:
-        """Write the state. The old one stays until the new one is whole."""
-        import os
-
+        """Write the state. The old one stays until the new one is complete."""
         from safetensors.torch import save_file
 
         tensors = {}
@@ -273,19 +272,17 @@ class _Run:
             tensors[f"weight/{name}"] = master.detach()
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 if master in self._optimiser.state:
-                    tensors[f"{key}/{name}"] = (
-                        self._optimiser.state[master][key].reshape(-1) if key == "step" else self._optimiser.state[master][key]
-                    )
+                    value = self._optimiser.state[master][key]
+                    tensors[f"{key}/{name}"] = value.reshape(-1) if key == "step" else value
         part = self._folder / f"{_WEIGHTS}.part"
-        # The numbers travel in the header of the tensors' file, so that both are renamed at once.
+        # The numbers go into the header of the tensors' file, so that one rename replaces both.
         save_file(tensors, part, metadata={"state": msgspec.json.encode(self.state).decode()})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(part)
         part.rename(self._folder / _WEIGHTS)
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
-        """Go on from what an earlier run saved; False where there is nothing."""
+        """Resume from a saved state; return False if there is none."""
         import torch
         from safetensors import SafetensorError, safe_open
 
@@ -310,7 +307,7 @@ class _Run:
 
 
 def _rate(share: float, training: Training) -> float:
-    """The learning rate's share of its height: up in a line, down in a line."""
+    """Return the learning rate's share of its maximum: linear warm-up, linear decay."""
     if share < training.warmup:
         return max(share / training.warmup, _LEAST_RATE)
     return max((1 - share) / (1 - training.warmup), _LEAST_RATE)

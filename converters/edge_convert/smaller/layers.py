@@ -1,11 +1,10 @@
-"""Which layers of a model stay.
+"""Chooses the layers of a model that stay.
 
-"divergence" (the default) takes out one layer after the other, each time the one without which the KL to the whole model is
-least, on the texts that are held out. It takes minutes. "influence" ranks layers by how much they turn the hidden state,
-and takes seconds; it starts further away, and two minutes of training make up for that.
+"divergence" (the default) removes one layer after the other, each time the one without which the KL to the whole model is least
+on the held-out texts; it takes minutes. "influence" ranks layers by how much they turn the hidden state, and takes seconds; its
+student is worse at first, and two minutes of training make up for that.
 
-llama.cpp knows which layers of a Gemma look at a window only by their place, so a layer may only move to a place of its own
-kind.
+llama.cpp knows by their place which layers of a Gemma have a sliding window, so a layer may only move to a place of its kind.
 
 Source: Men et al., ShortGPT (2024), arXiv:2403.03853, for the influence of a layer.
 """
@@ -19,8 +18,9 @@ import msgspec
 
 from edge.errors import UsageError
 from edge_convert.smaller.corpus import sample_windows
-from edge_convert.smaller.models import head_of, layer_kinds, layers_of
+from edge_convert.smaller.models import head_of, layer_kinds
 from edge_convert.smaller.recipe import Recipe
+from edge_convert.torch_models import layer_output, layers_of
 
 __all__ = ["Choice", "best_layers", "check_layers", "choose_layers", "layer_influence", "least_divergent"]
 
@@ -75,16 +75,16 @@ def choose_layers(model: Any, tokens: Any, recipe: Recipe, title: str, on_progre
 
 
 def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], title: str) -> None:
-    """Refuse a choice that no model can have.
+    """Refuse a choice of layers that the model cannot have.
 
     Args:
-        keep: how many layers stay.
-        named: their numbers, where they are given.
+        keep: number of layers that stay.
+        named: their numbers, if they are given.
         kinds: of attention, by place.
         title: of the model.
 
     Raises:
-        UsageError: there are too many or too few, or the numbers are not right.
+        UsageError: there are too many or too few, or the numbers are wrong.
     """
     n_layers = len(kinds)
     if not 1 <= keep < n_layers:
@@ -98,23 +98,22 @@ def check_layers(keep: int, named: Sequence[int] | None, kinds: Sequence[str], t
         return
     if len(named) != keep or list(named) != sorted(set(named)) or named[0] < 0 or named[-1] >= n_layers:
         raise UsageError(
-            f"The recipe keeps {keep} layers and does not name as many, rising, from 0 to {n_layers - 1}.", "Name them."
+            f"The recipe keeps {keep} layers and does not name as many, ascending, from 0 to {n_layers - 1}.", "Name them."
         )
     if any(kinds[index] != kinds[place] for place, index in enumerate(named)):
         raise UsageError("The layers that the recipe names do not fit the model's pattern of windows.", "Name others.")
 
 
 def best_layers(scores: Sequence[float], keep: int, kinds: Sequence[str]) -> tuple[int, ...] | None:
-    """The layers with the highest sum of scores, the first and the last among them.
+    """Return the layers with the highest sum of scores, the first and the last among them.
 
     Args:
-        scores: what each layer is worth.
-        keep: how many stay.
-        kinds: of attention; the layer that comes to a place must be of the kind that is there now.
+        scores: of each layer.
+        keep: number of layers that stay.
+        kinds: of attention, by place; a layer must match the kind of its new place.
 
     Returns:
-        Their numbers, rising. Without the last layer where the pattern of kinds does not allow it; None where there is no
-        choice.
+        Their numbers, ascending; without the last layer if the kinds do not allow it. None if there is no choice.
     """
     n_layers = len(scores)
     # best[j]: the best choice of j layers among those seen so far.
@@ -135,7 +134,7 @@ def best_layers(scores: Sequence[float], keep: int, kinds: Sequence[str]) -> tup
 
 
 def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[float]:
-    """How much each layer turns the hidden state: one minus the mean cosine between what goes in and what comes out.
+    """Measure how much each layer turns the hidden state: one minus the mean cosine between its input and output.
 
     Args:
         model: from `open_model`.
@@ -149,7 +148,7 @@ def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[f
     def watch(place: int) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, keywords: Any, output: Any) -> None:
             before = inputs[0] if inputs else keywords["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = layer_output(output)
             totals[place] += torch.cosine_similarity(before.float(), after.float(), dim=-1).sum().double()
 
         return hook
@@ -167,16 +166,16 @@ def layer_influence(model: Any, windows: Any, on_progress: OnProgress) -> list[f
 
 
 def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress) -> tuple[int, ...]:
-    """Take out one layer after the other, each time the one that costs the least divergence. The model is as before at the end.
+    """Choose layers by removing one after the other, each time the one that costs the least divergence.
 
     Args:
-        model: from `open_model`.
+        model: from `open_model`; not changed.
         windows: int64 [n, window], tokens.
-        keep: how many layers stay.
+        keep: number of layers that stay.
         on_progress: called with the share that is done.
 
     Returns:
-        Their numbers, rising.
+        Their numbers, ascending.
     """
     import torch
 
@@ -211,7 +210,7 @@ def least_divergent(model: Any, windows: Any, keep: int, on_progress: OnProgress
 
 
 def _can_end(rest: Sequence[int], keep: int, kinds: Sequence[str]) -> bool:
-    """Whether some of these layers can be the ones that stay, each at a place of its kind."""
+    """Return whether layers can be chosen among these, each at a place of its kind."""
     places = 0
     for layer in rest:
         if places < keep and kinds[layer] == kinds[places]:

@@ -1,5 +1,4 @@
-"""A LoRA adapter merged into the checkpoint that it was trained on. peft does the arithmetic; this looks first whether the two
-fit.
+"""Merges a LoRA adapter into its checkpoint with peft, after a check that the two belong together.
 
 Only safetensors: an adapter that is a pickle could run any code when it is opened.
 """
@@ -13,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import BackendUnavailableError, ModelFileError, ModelNotFoundError
-from edge_convert.checkpoint import Checkpoint, open_checkpoint, read_json
+from edge_convert.checkpoint import PICKLES, Checkpoint, open_checkpoint, read_json
 
 __all__ = ["Adapter", "merge", "open_adapter"]
 
@@ -23,12 +22,12 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter's folder that has been looked at.
+    """An adapter folder.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         rank: of its matrices.
-        shapes: tensor name, as in the file -> shape.
+        shapes: tensor name in the file -> shape.
         n_bytes: of its weights.
         name: for people.
     """
@@ -41,20 +40,20 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What it consists of."""
+        """Its files."""
         return self.folder / _CONFIG, self.folder / _WEIGHTS
 
 
 def open_adapter(folder: Path, name: str = "") -> Adapter:
-    """Look at an adapter without loading it.
+    """Open an adapter without loading its weights.
 
     Args:
         folder: that peft saved.
-        name: for people; that of the folder where it is left out.
+        name: for people; "" is the folder's.
 
     Raises:
         ModelNotFoundError: there is no such folder.
-        ModelFileError: it is no LoRA adapter, a pickle, or damaged.
+        ModelFileError: it is not a LoRA adapter, a pickle, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -64,13 +63,13 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
         )
     name = name or folder.resolve().name
     if not (folder / _CONFIG).is_file():
-        raise ModelFileError(f"{folder} has no {_CONFIG}, so it is no adapter.", "Give the folder that peft saved.")
+        raise ModelFileError(f"{folder} has no {_CONFIG}, so it is not an adapter.", "Give the folder that peft saved.")
     config = read_json(folder / _CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelFileError(f"{name} is an adapter of the type {kind}.", "Only LoRA adapters can be merged.")
     if not (folder / _WEIGHTS).is_file():
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        if any(path.suffix in PICKLES for path in folder.iterdir()):
             raise ModelFileError(
                 f"{name} holds its weights as pickle, which can run any code when it is opened.",
                 "Save the adapter as safetensors: model.save_pretrained(FOLDER)",
@@ -92,11 +91,11 @@ def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse an adapter of another model.
 
     Args:
-        adapter: that is to be merged.
+        adapter: to be merged.
         shapes: of the checkpoint's tensors, by name.
 
     Raises:
-        ModelFileError: it changes a matrix that the model does not have, or that has another shape there.
+        ModelFileError: it changes a matrix that the model does not have, or one of another shape.
     """
     for name, shape in adapter.shapes.items():
         module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
@@ -122,10 +121,10 @@ def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Callable[[float], None]) -> Checkpoint:
-    """Write a checkpoint into which an adapter is merged. It is computed in float32 and stored as the source is.
+    """Merge an adapter into a checkpoint, in float32, and save it in the type of the source.
 
     Args:
-        source: that the adapter was trained on.
+        source: the adapter's model.
         adapter: from `open_adapter`.
         folder: for the result.
         on_progress: called with the share that is done.
@@ -149,7 +148,7 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
     on_progress(0.3)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what has another name now
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
             wrapped = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

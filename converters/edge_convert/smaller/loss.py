@@ -1,8 +1,8 @@
-"""Forward KL over a large vocabulary, in pieces, with its gradient worked out by hand.
+"""Forward KL over a large vocabulary, in pieces, with an analytic gradient.
 
-What the head does with a hidden state h is known (logits = W h), so the gradient of KL(teacher || student) by the student's
-h is W^T (p_student - p_teacher). Written out, no piece keeps more than a few hundred rows of logits, the teacher's logits come
-from its last hidden states, and autograd sees the body of the student only.
+With logits = W h, the gradient of KL(teacher || student) by the student's hidden state h is W^T (p_student - p_teacher). So
+only a few hundred rows of logits exist at a time, the teacher's logits come from its last hidden states, and autograd sees the
+body of the student only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ROWS_AT_ONCE = 256
 
 
 class Head:
-    """The last step of a model: hidden states to logits.
+    """The head of a model: hidden states to logits.
 
     Args:
-        weight: [n_vocab, width], in the dtype that it is computed in.
-        cap: logits become cap * tanh(logits / cap), as Gemma 2 has it; None leaves them.
+        weight: [n_vocab, width], in the dtype of the computation.
+        cap: logits become cap * tanh(logits / cap), as in Gemma 2; None leaves them.
         bias: [n_vocab], or None.
         chunk: rows of logits that exist at a time.
     """
@@ -29,11 +29,11 @@ class Head:
         self._buffers: tuple[Any, ...] | None = None
 
     def logits(self, hidden: Any) -> Any:
-        """float32 logits of a few rows."""
+        """Return the float32 logits of a few rows."""
         return self._capped(self._product(hidden)).float()
 
     def gradient(self, student: Any, teacher: Any) -> Any:
-        """Gradient of the mean KL(teacher || student) by the student's hidden states.
+        """Return the gradient of the mean KL(teacher || student) by the student's hidden states.
 
         Args:
             student: [n, width].
@@ -64,7 +64,7 @@ class Head:
         return found.div_(len(student))
 
     def divergence(self, student: Any, teacher: Any) -> tuple[Any, Any]:
-        """KL(teacher || student) and whether both prefer the same token, for each row.
+        """Return KL(teacher || student) and whether both prefer the same token, for each row.
 
         Returns:
             float32 [n] in nats, and bool [n].
@@ -91,7 +91,7 @@ class Head:
         return logits if self._cap is None else (logits / self._cap).tanh_().mul_(self._cap)
 
     def _take(self, n_rows: int) -> tuple[Any, Any]:
-        """Two tables of logits that are used again and again: fresh memory costs more than what is computed in it."""
+        """Return two tables of logits that are reused: fresh memory costs more than the computation in it."""
         import torch
 
         if self._buffers is None:

@@ -1,4 +1,4 @@
-"""Checkpoints as torch models: opened, cut to some of their layers, and saved so that every exporter reads them."""
+"""Opens teachers and students, cuts them to some of their layers, and saves them as checkpoints."""
 
 from __future__ import annotations
 
@@ -8,39 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.errors import ModelFileError
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
+from edge_convert.torch_models import layers_of, load_model
 
-__all__ = ["head_of", "keep_layers", "layer_kinds", "layers_of", "open_model", "save_model"]
+__all__ = ["head_of", "keep_layers", "layer_kinds", "open_model", "save_model"]
 
 
 def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
-    """A checkpoint as a transformers model without dropout, that keeps no KV.
+    """Load a checkpoint as a frozen transformers model that keeps no KV.
 
     Raises:
         ModelFileError: transformers cannot load it.
     """
     import torch
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"transformers cannot load {folder.name}: {error}.", "Download the checkpoint again.") from error
+    model = load_model(folder, getattr(torch, dtype))
     model.config.use_cache = False
     model.requires_grad_(False)
-    return model.eval()
-
-
-def layers_of(model: Any) -> Any:
-    """The list of a model's layers."""
-    return model.base_model.layers
+    return model
 
 
 def head_of(model: Any) -> tuple[Head, Any]:
-    """The head of a model, and its matrix."""
+    """Return the head of a model, and its matrix."""
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
     weight = head.weight.detach()
@@ -48,17 +38,17 @@ def head_of(model: Any) -> tuple[Head, Any]:
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:
-    """What kind of attention each layer has, by the layer's place."""
+    """Return the kind of attention of each layer."""
     kinds = getattr(config, "layer_types", None)
     return tuple(kinds) if kinds else ("full_attention",) * int(config.num_hidden_layers)
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> Any:
-    """Leave only some layers in a model, in their order, and say so in its config. Changes the model.
+    """Cut a model to some of its layers, in place.
 
     Args:
         model: from `open_model`.
-        kept: numbers of layers, rising.
+        kept: numbers of layers, ascending.
     """
     import torch
 
@@ -77,9 +67,9 @@ def save_model(model: Any, folder: Path, source: Checkpoint, name: str) -> None:
     """Save a model as a checkpoint folder, with the tokenizer and template of its source.
 
     Args:
-        model: to be saved, in the dtype that it has.
-        folder: made if it is not there.
-        source: what it was made of.
+        model: saved in its dtype.
+        folder: made if needed.
+        source: for tokenizer, template and licence.
         name: of the new model.
     """
     model.save_pretrained(folder, max_shard_size="4GB")

@@ -1,4 +1,4 @@
-"""Questions and requests that a teacher answers where nobody brings a text. Made of parts, so that there are enough of them.
+"""Built-in prompts that a teacher answers where a recipe has no text, combined from parts.
 
 None of them is among the prompts that models are measured with (edge_convert/evaluate/texts/chat.json).
 """
@@ -115,7 +115,7 @@ tomatoes; build a bookshelf; set up a home network
 
 
 def built_in_prompts() -> list[str]:
-    """All of them, in a fixed order that mixes the kinds."""
+    """Return all built-in prompts, in a fixed order that mixes the kinds."""
     made = [
         *_combine(_ASK_ABOUT_THINGS, _THINGS),
         *_combine(_DO_IN_PLACES, _PLACES),

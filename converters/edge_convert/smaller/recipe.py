@@ -1,16 +1,14 @@
-"""A recipe: how a model is made smaller. A TOML file in models/recipes/ or anywhere, or options of the command line."""
+"""Recipes for a smaller model: TOML files in models/recipes/ or anywhere, or options of the command line."""
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from edge.errors import UsageError
-from edge.files import shipped
+from edge.files import parse_toml, shipped
 
 __all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
@@ -23,12 +21,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A file with texts.
 
     Attributes:
-        file: a path; relative to the recipe's folder, or to the package's.
-        package: an installed Python package that brings the file; nothing of it is run.
-        install: how the package gets here, for people.
-        field: of each line of a JSON lines file; a text file where it is "".
+        file: a path, relative to the recipe's folder or the package's.
+        package: an installed Python package with the file; nothing of it is run.
+        install: how to install the package, for people.
+        field: of each line of a JSON lines file; "" is a text file.
         licence: of the text.
-        sha256: of the file; not checked where it is "".
+        sha256: of the file; "" is not checked.
     """
 
     file: str
@@ -40,21 +38,21 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def origin(self) -> str:
-        """Where the text comes from, without a path of this machine."""
+        """Origin of the text, without a path of this machine."""
         return f"{self.package}/{self.file}" if self.package else Path(self.file).name
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ingredient of what is trained on.
+    """One text of a training.
 
     Attributes:
         name: for people.
-        tokens: to train on; 0 makes it a text that is only measured.
-        held_out_tokens: never trained on; the model is measured on them.
-        source: the text; None lets the teacher write.
-        prompts: what the teacher answers, where it writes; None takes those that come with edge.
-        answer_tokens: at most so many in an answer.
-        temperature: of the teacher's writing.
+        tokens: to train on; 0 only measures on this text.
+        held_out_tokens: to measure on, never trained on.
+        source: the text; None lets the teacher write it.
+        prompts: that the teacher answers; None takes the built-in ones.
+        answer_tokens: at most, of an answer.
+        temperature: of the teacher's sampling.
     """
 
     name: str
@@ -72,18 +70,18 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the student learns.
+    """How to train the student.
 
     Attributes:
-        minutes: of training; 0 leaves it to `steps`.
-        steps: of training, the same on every machine; 0 leaves it to `minutes`.
-        window: tokens read in one go.
-        batch: windows in a step.
+        minutes: of training; 0 if `steps` are given.
+        steps: of training, the same on every machine; 0 if `minutes` are given.
+        window: tokens of a window.
+        batch: windows per step.
         lr: highest learning rate.
         warmup: share of the training in which the rate rises.
         weight_decay: of the matrices.
-        seed: of the order of windows and of the teacher's writing.
-        save_s: seconds between two states on the disk.
+        seed: of the order of windows and of the teacher's sampling.
+        save_s: seconds between two saved states.
     """
 
     minutes: float = 0.0
@@ -98,15 +96,15 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model is made smaller.
+    """How to make a model smaller.
 
     Attributes:
         title: for people.
-        keep_layers: how many stay.
-        layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or the numbers themselves.
-        repair_tokens: read to fit what is left to the teacher before training; 0 leaves that out. Worth it where training is
-            short: after a minute or two it makes no difference.
-        texts: what is trained on and measured; see `with_texts` where there are none.
+        keep_layers: number of layers that stay.
+        layers: how they are chosen (`edge_convert.smaller.layers`): "divergence", "influence", or their numbers.
+        repair_tokens: to fit the rest to the teacher before training; 0 leaves that out. After a minute or two of training it
+            makes no difference.
+        texts: to train and measure on; () is filled in by `with_texts`.
         training: how.
     """
 
@@ -119,9 +117,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def with_texts(recipe: Recipe, n_params: int) -> Recipe:
-    """The recipe with something to train on: where it names nothing, answers of the teacher to prompts that come with edge.
+    """Fill in the texts of a recipe without any: answers of the teacher to the built-in prompts.
 
-    As many as the training comes to read once: what is read again teaches little. On slower machines fewer would do.
+    They last for one pass of the training, since repeated text teaches little; slower machines would need fewer.
 
     Args:
         recipe: from `check_recipe`.
@@ -142,7 +140,7 @@ def with_texts(recipe: Recipe, n_params: int) -> Recipe:
 
 
 def list_recipes() -> dict[str, Path]:
-    """The recipes that come with edge, by name."""
+    """Return the recipes that ship with edge, by name."""
     folder = shipped("recipes")
     return {path.stem: path for path in sorted(folder.glob("*.toml"))} if folder else {}
 
@@ -151,20 +149,17 @@ def find_recipe(name: str) -> Recipe:
     """Read a recipe.
 
     Args:
-        name: of one that comes with edge, or the path of a TOML file.
+        name: of one that ships with edge, or the path of a TOML file.
 
     Raises:
-        UsageError: there is none of that name, or it is malformed, has an unknown key or a value out of range.
+        UsageError: it does not exist, is malformed, has an unknown key or a value out of range.
     """
-    # tomllib came with Python 3.11; tomli is the same library for 3.10.
-    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     known = list_recipes()
     path = known.get(name) or Path(name).expanduser()
     try:
-        content = toml.loads(path.read_text(encoding="utf-8"))
-        recipe = msgspec.convert(content, Recipe)
+        recipe = msgspec.convert(parse_toml(path.read_text(encoding="utf-8")), Recipe)
     except FileNotFoundError as error:
-        listed = f" Those that come with edge: {', '.join(known)}." if known else ""
+        listed = f" Those that ship with edge: {', '.join(known)}." if known else ""
         raise UsageError(f"There is no recipe {name}.", f"Give the path of a TOML file.{listed}") from error
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"The recipe {name} cannot be used: {error}.", "docs/convert.md describes recipes.") from error
@@ -172,10 +167,10 @@ def find_recipe(name: str) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
-    """Refuse what cannot be meant.
+    """Refuse a recipe with a value out of range or without a text to train on.
 
     Raises:
-        UsageError: a value is out of range, or there is nothing to train on.
+        UsageError: it is refused.
     """
     training = recipe.training
     if not (training.minutes > 0) ^ (training.steps > 0):
@@ -208,7 +203,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
 
 
 def _rooted(text: Text, folder: Path) -> Text:
-    """Paths in a recipe count from its own folder."""
+    """Resolve the paths of a text against the recipe's folder."""
 
     def rooted(source: Source | None) -> Source | None:
         if source is None or source.package:

@@ -1,4 +1,4 @@
-"""Where the texts of a recipe are on this machine. Nothing is downloaded, and nothing of a package is run."""
+"""Finds and reads the texts of a recipe on this machine. Nothing is downloaded, and nothing of a package is run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PIECE = re.compile(r".{1000,2000}\n\n|.{1000,2000}\n|.{1,2000}(?:\s|$)|.{1,2000
 
 
 def find_file(source: Source) -> Path:
-    """The file of a source.
+    """Return the file of a source.
 
     Raises:
-        UsageError: the package is not installed, or the file is not there.
+        UsageError: the package is not installed, or the file is missing or too large.
     """
     if not source.package:
         path = Path(source.file)
@@ -44,17 +44,18 @@ def find_file(source: Source) -> Path:
 
 
 def read_documents(source: Source) -> list[str]:
-    """The documents of a source, each once, in the file's order.
+    """Read the documents of a source, each once, in the file's order.
 
     Raises:
-        UsageError: it is not there, is no text, or holds none.
-        StorageError: it is another file than the recipe means.
+        UsageError: the file is missing, not a text, or empty.
+        StorageError: it is not the recipe's version of the file.
     """
     path = find_file(source)
     content = path.read_bytes()
     if source.sha256 and hashlib.sha256(content).hexdigest() != source.sha256:
         raise StorageError(
-            f"{path.name} is another file than the recipe was written for.", source.install or "Look for the version it names."
+            f"{path.name} is not the version that the recipe was written for.",
+            source.install or "Find that version.",
         )
     try:
         text = content.decode("utf-8")
@@ -72,7 +73,7 @@ def read_documents(source: Source) -> list[str]:
 
 
 def _documents(text: str) -> list[str]:
-    """What two empty lines part. A text with few of those is cut into pieces, so that some can be held out."""
+    """Split a text at two empty lines; one with few of those into pieces, so that some can be held out."""
     found = text.split("\n\n\n")
     return found if len(found) >= _ENOUGH_DOCUMENTS else [piece for part in found for piece in _PIECE.findall(part)]
 

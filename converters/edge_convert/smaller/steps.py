@@ -291,8 +291,9 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
 
         from edge_convert.smaller.corpus import load_corpus, sample_windows
         from edge_convert.smaller.layers import choose_layers
-        from edge_convert.smaller.models import keep_layers, layers_of, open_model, save_model
+        from edge_convert.smaller.models import keep_layers, open_model, save_model
         from edge_convert.smaller.repair import can_repair, repair
+        from edge_convert.torch_models import layers_of
 
         source = facts.open(folder_of)
         model = open_model(source.folder)

@@ -1,7 +1,6 @@
-"""The teacher's last hidden states over the corpus, computed once and kept on the disk.
+"""The teacher's last hidden states over the corpus, computed once and stored on disk.
 
-A row of logits is as long as the vocabulary; the hidden state that it comes from takes a hundredth of that, and the head that
-both models share turns it into logits again when they are needed.
+They take a hundredth of the logits, and the head that both models share turns them into logits when they are needed.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _COUNT = "done.txt"
 
 
 def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_progress: Callable[[float], None]) -> Path:
-    """Compute the last hidden states (after the last norm) of all windows. Goes on where a run that was stopped left off.
+    """Compute the last hidden states (after the last norm) of all windows, resuming a stopped run.
 
     Args:
-        folder: gets hidden.npy: bfloat16 as uint16 [n_windows, window, width].
+        folder: for hidden.npy: bfloat16 as uint16 [n_windows, window, width].
         teacher: checkpoint folder.
         windows: tokens.
         on_progress: called with the share that is done.
@@ -40,31 +39,31 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
     done = int((folder / _COUNT).read_text()) if (folder / _COUNT).is_file() and path.is_file() else 0
     if not done:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape).flush()  # type: ignore[no-untyped-call]
-    kept = np.load(path, mmap_mode="r+")
+    stored = np.load(path, mmap_mode="r+")
     with torch.inference_mode():
         for start in range(done, len(windows), _BATCH):
             tokens = torch.from_numpy(windows[start : start + _BATCH].astype(np.int64))
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            kept[start : start + _BATCH] = hidden.view(torch.uint16).numpy()
+            stored[start : start + _BATCH] = hidden.view(torch.uint16).numpy()
             on_progress(min(1.0, (start + _BATCH) / len(windows)))
             if start % (64 * _BATCH) == 0:
-                kept.flush()
+                stored.flush()
                 (folder / _COUNT).write_text(str(start + _BATCH))
-    kept.flush()
+    stored.flush()
     (folder / _COUNT).unlink(missing_ok=True)
     return path
 
 
 def open_hidden(path: Path) -> Any:
-    """What `write_hidden` wrote, without reading it into memory."""
+    """Map the hidden states that `write_hidden` stored."""
     import numpy as np
 
     return np.load(path, mmap_mode="r")
 
 
-def hidden_rows(kept: Any, rows: Any) -> Any:
-    """Hidden states of some windows, as a bfloat16 tensor [n, window, width]."""
+def hidden_rows(stored: Any, rows: Any) -> Any:
+    """Read the hidden states of some windows, as a bfloat16 tensor [n, window, width]."""
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(kept[rows])).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(stored[rows])).view(torch.bfloat16)

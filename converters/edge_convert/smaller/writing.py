@@ -1,10 +1,9 @@
-"""The teacher writes what its student learns from: answers to prompts, by sampling.
+"""The teacher writes the training text of its student: answers to prompts, by sampling.
 
-Text of the teacher's own is free of other people's rights, and it is what the student will be asked to write. Many answers at
-a time: a step over 128 answers costs a CPU little more than one over 16, so that transformers writes faster here than
-llama.cpp one by one.
+Text of the teacher's own is free of other people's rights, and of the kind that the student will be asked to write. It writes
+128 answers at a time, which costs a CPU little more per step than 16, so transformers is faster here than llama.cpp one by one.
 
-Answers are kept batch by batch, so that a run that was stopped goes on with the next.
+Answers are stored batch by batch, so that a stopped run continues with the next.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ def write_answers(
     seed: int,
     on_progress: Callable[[str, float], None],
 ) -> None:
-    """Let the teacher answer until there are as many tokens as the recipe wants, or no prompts any more.
+    """Let the teacher answer until the recipe's number of tokens is reached, or no prompts are left.
 
     Args:
-        folder: gets NAME-NUMBER.json for each batch; those that are there are not written again.
+        folder: for NAME-NUMBER.json of each batch; existing ones are not written again.
         teacher: checkpoint folder.
         text: how much, and how.
-        prompts: what is asked; each once.
+        prompts: each is asked once.
         window: longest conversation in tokens.
         seed: of the order and the sampling.
-        on_progress: called with what is being done, and the share that is done.
+        on_progress: called with the number of tokens as text, and the share that is done.
 
     Raises:
         ModelFileError: the teacher has no chat template, or it fails.
@@ -66,7 +65,7 @@ def write_answers(
             part = path.with_suffix(".part")
             part.write_bytes(msgspec.json.encode(documents))
             part.rename(path)
-        # Only whole windows count: a conversation takes one.
+        # A conversation takes a whole window.
         done += window * len(batch)
         on_progress(f"{text.name}: {min(done, wanted):,} of {wanted:,} tokens", min(1.0, done / wanted))
         if done >= wanted:
@@ -76,23 +75,23 @@ def write_answers(
 
 
 def in_order(prompts: Sequence[str], seed: int) -> list[str]:
-    """Prompts in the order in which they are answered, each once."""
+    """Return prompts in the order in which they are answered, each once."""
     asked = list(dict.fromkeys(prompts))
     random.Random(seed).shuffle(asked)  # noqa: S311  # an order, no secret
     return asked
 
 
 def read_written(folder: Path, text: Text) -> list[Document]:
-    """What was written for a text."""
+    """Read the answers that were written for a text."""
     files = sorted(folder.glob(f"{text.name}-?????.json"))
     return [document for file in files for document in msgspec.json.decode(file.read_bytes(), type=list[Document])]
 
 
 def _open(teacher: Path) -> Any:
-    """The teacher, with a head that is handed whole rows.
+    """Open the teacher, with a head that gets contiguous rows.
 
-    Of a prompt transformers keeps the last position only, as a view with gaps; torch would copy the head, tens of MB, for each
-    answer that is being written.
+    transformers passes the last position of a prompt as a view with gaps, for which torch would copy the head, tens of MB, for
+    each answer.
     """
     model = open_model(teacher)
     model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),))
@@ -100,7 +99,7 @@ def _open(teacher: Path) -> Any:
 
 
 def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int) -> Iterator[list[list[int]]]:
-    """Prompts as tokens, in batches of alike lengths."""
+    """Yield prompts as tokens, in batches."""
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 

@@ -22,10 +22,11 @@ from edge.errors import UsageError
 from edge_convert.smaller.corpus import Document, pack
 from edge_convert.smaller.layers import best_layers, check_layers, layer_influence, least_divergent
 from edge_convert.smaller.loss import Head
-from edge_convert.smaller.models import head_of, keep_layers, layer_kinds, layers_of, open_model
+from edge_convert.smaller.models import head_of, keep_layers, layer_kinds, open_model
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import Text
 from edge_convert.smaller.repair import can_repair, repair
+from edge_convert.torch_models import layers_of
 
 Make = Callable[[str], Path]
 QUIET = lambda *_: None  # noqa: E731

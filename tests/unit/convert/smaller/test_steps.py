@@ -343,7 +343,7 @@ def test_an_adapter_of_the_hub(
         ),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), ModelFileError, "lacks adapter_model"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"xx"), ModelFileError, "is damaged"),
-        (lambda folder: (folder / "adapter_config.json").unlink(), ModelFileError, "so it is no adapter"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), ModelFileError, "so it is not an adapter"),
         (lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}'), ModelFileError, "type IA3"),
         (lambda folder: folder.rename(folder.with_name("away")), ModelNotFoundError, "There is no folder"),
     ],
@@ -434,7 +434,7 @@ def test_texts(tmp_path: Path) -> None:
     assert read_documents(Source(file=str(lines), field="p")) == ["one", "two"]
     with pytest.raises(UsageError, match="holds no text"):
         read_documents(Source(file=str(lines), field="z"))
-    with pytest.raises(StorageError, match="another file than the recipe"):
+    with pytest.raises(StorageError, match="not the version that the recipe"):
         read_documents(Source(file=str(lines), field="p", sha256="0" * 64))
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read as a text"):
