@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -115,22 +116,23 @@ def test_many_threads_tokenise_while_the_engine_decodes(bench: Bench) -> None:
                 assert tokenizer.tokenize(text) == tokens
                 assert join(tokenizer, tokens) == text.encode()
                 assert not any(map(tokenizer.is_end, tokens))
+            time.sleep(0.001)
             assert len(tokenizer.token_bytes(number, special=True)) <= tokenizer.longest_token
             n_done += 1
         return n_done
 
-    with ThreadPoolExecutor(8) as pool:
-        done = [pool.submit(work, number) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(work, number) for number in range(4)]
         try:
-            backend.prefill(0, bench.tokens(100, seed=1))
+            backend.prefill(0, bench.tokens(40, seed=1))
             alone = backend.logits(0)
-            for token in bench.tokens(20, seed=2):
+            for token in bench.tokens(5, seed=2):
                 backend.decode([(0, token)])
         finally:
             is_over.set()
         assert all(one.result(timeout=60) > 0 for one in done)
     backend.rewind(0, 0)
-    backend.prefill(0, bench.tokens(100, seed=1))
+    backend.prefill(0, bench.tokens(40, seed=1))
     assert (backend.logits(0) == alone).all()
 
 
