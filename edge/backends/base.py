@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do. Callers ask, and refuse by name what it cannot (UnsupportedError).
+    """Abilities of a backend. Callers ask, and refuse by name what it cannot (UnsupportedError).
 
     Attributes:
         rewind: a sequence can be truncated at any token (false for recurrent and some sliding-window models).
@@ -68,7 +68,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a backend knows about the model it loaded.
+    """Facts about the loaded model.
 
     Attributes:
         name: as the file calls it.

@@ -1,4 +1,4 @@
-"""The KV cache: what `prefill`, `decode`, `rewind`, `copy`, `export_kv` and `import_kv` promise."""
+"""The KV cache: `prefill`, `decode`, `rewind`, `copy`, `export_kv` and `import_kv`."""
 
 from __future__ import annotations
 

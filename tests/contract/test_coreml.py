@@ -345,7 +345,7 @@ def test_a_package_is_compiled_once_and_again_where_that_was_damaged(
     shutil.rmtree(folder / "package.mlpackage")
     open_coreml(plan, tmp_path, coremltools=coremltools).close()
     assert (len(compiled), kept()) == (2, [folder])
-    for version in range(6):  # each version of the system compiles anew, and old ones go
+    for version in range(6):  # each version of the system compiles again, and old ones are deleted
         monkeypatch.setattr(coreml_engine, "os_identity", lambda version=version: f"Darwin {version}")
         open_coreml(plan, tmp_path, coremltools=coremltools).close()
     assert len(compiled) == 8

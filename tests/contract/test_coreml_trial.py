@@ -181,7 +181,7 @@ def test_no_child_can_be_started(package: CoreMLPackage, tmp_path: Path, monkeyp
 
 
 def test_the_real_command_runs_the_module_away_from_a_mac(package: CoreMLPackage, tmp_path: Path) -> None:
-    """On Linux it gets as far as finding out that this is no Mac."""
+    """On Linux it gets as far as finding out that this is not a Mac."""
     if sys.platform == "darwin":
         pytest.skip("here the trial would be a real one")
     verdict = load_verdict(package, package.sha256(), "CPU_ONLY", tmp_path)

@@ -1,4 +1,4 @@
-"""What a governor may change while a model is open: threads, and the size of the KV cache."""
+"""Changes that a governor may make while a model is open: threads, and the size of the KV cache."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_block_of_a_larger_cache_needs_room(bench: Bench) -> None:
         assert backend.length(0) == 0
 
 
-def test_a_cache_in_use_is_not_made_anew(bench: Bench) -> None:
+def test_a_cache_in_use_is_not_resized(bench: Bench) -> None:
     backend = bench.backend
     if not backend.capabilities.resize:
         pytest.skip("this engine cannot change the size of its cache")

@@ -1,4 +1,4 @@
-"""What only llama.cpp can show: other architectures, broken files, quantised caches, stopping inside a chunk, silence."""
+"""llama.cpp beyond the contract: other architectures, broken files, quantised caches, stopping inside a chunk, silence."""
 
 from __future__ import annotations
 

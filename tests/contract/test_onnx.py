@@ -1,4 +1,4 @@
-"""What only the ONNX backend has: kinds of buffers, providers, placement, and onnxruntime itself as an oracle."""
+"""The ONNX backend beyond the contract: kinds of buffers, providers, placement, and onnxruntime itself as an oracle."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.contract.entries import onnx_plan
 PlanFor = Callable[..., Any]
 TinyModel = Callable[[str], Path]
 NO_LETTERS = dict.fromkeys((*range(32), *range(127, 256)), -math.inf)
-GREEDY = Sampling(temperature=0, max_tokens=12, logit_bias=NO_LETTERS)  # random models say bytes that are no text
+GREEDY = Sampling(temperature=0, max_tokens=12, logit_bias=NO_LETTERS)  # random models generate bytes that are not text
 WORDS = ("the", "fox", "ran", "over", "a", "hill", "and", "saw", "two", "dogs", "near", "an", "old", "house", "river")
 
 
@@ -36,7 +36,7 @@ class World:
 
     Attributes:
         open: makes an assistant on a store of conversations.
-        restarts: whether the assistant is closed and opened anew before each turn.
+        restarts: whether the assistant is closed and opened again before each turn.
     """
 
     open: Callable[[ConversationStore], Assistant]

@@ -1,4 +1,4 @@
-"""Choosing tokens: what `open_sampler` and `Sampler` promise, for every setting of edge.types.Sampling.
+"""Choosing tokens: `open_sampler` and `Sampler`, for every setting of edge.types.Sampling.
 
 Distributions are made to order, whatever the engine: a large logit bias lifts a few tokens to known logits above all others.
 """
@@ -17,7 +17,7 @@ from edge.errors import BackendError, UsageError
 from edge.types import Sampling
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-"""Settings under which nothing is cut off."""
+"""Settings that drop no token."""
 
 
 def start(bench, n_tokens: int = 8, seed: int = 100) -> Backend:
@@ -27,14 +27,14 @@ def start(bench, n_tokens: int = 8, seed: int = 100) -> Backend:
 
 
 def lift(backend: Backend, wanted: dict[int, float]) -> dict[int, float]:
-    """A logit bias that gives these tokens these logits, 100 above where the others can be."""
+    """A logit bias that gives these tokens these logits, 100 above all others."""
     logits = backend.logits(0)
     ceiling = float(logits.max()) + 100.0
     return {token: ceiling + value - float(logits[token]) for token, value in wanted.items()}
 
 
 def many(backend: Backend) -> int:
-    """How many draws a test can afford: sorting a large vocabulary for each takes its time."""
+    """Return the number of draws that a test can afford: each sorts the vocabulary."""
     return 2000 if backend.info.n_vocab < 1000 else 400
 
 

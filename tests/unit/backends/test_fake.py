@@ -1,4 +1,4 @@
-"""What the fake promises beyond the contract: the script, and its pace."""
+"""The fake beyond the contract: the script, and its pace."""
 
 from __future__ import annotations
 

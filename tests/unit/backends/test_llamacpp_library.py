@@ -1,4 +1,4 @@
-"""What is settled before llama.cpp is loaded."""
+"""Settings made before llama.cpp is loaded."""
 
 from __future__ import annotations
 

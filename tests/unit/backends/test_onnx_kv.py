@@ -1,4 +1,4 @@
-"""Keys and values of ONNX models that lie side by side: neighbours do not touch each other, and memory is given back."""
+"""Adjacent keys and values of ONNX models: neighbours do not touch each other, and memory is freed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_rows_are_where_they_were_written(layout: Layout) -> None:
         np.testing.assert_array_equal(store.rows(seq_id, 33), rows[seq_id][:, :, :33])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="others give pages back when they need them")
-def test_an_empty_sequence_gives_its_memory_back_and_an_unused_one_takes_none(layout: Layout) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="others free pages when they need them")
+def test_an_empty_sequence_frees_its_memory_and_an_unused_one_takes_none(layout: Layout) -> None:
     n_rows = 30_000
     size = n_rows * layout.row_bytes()
     process = psutil.Process()
@@ -54,7 +54,7 @@ def test_an_empty_sequence_gives_its_memory_back_and_an_unused_one_takes_none(la
     used = process.memory_info().rss - before
     assert 2.9 * size < used < 4 * size
     store.free(4)
-    given_back = before + used - process.memory_info().rss
-    assert 0.95 * size < given_back < 1.05 * size
+    freed = before + used - process.memory_info().rss
+    assert 0.95 * size < freed < 1.05 * size
     for seq_id in (3, 5):
         np.testing.assert_array_equal(store.rows(seq_id, n_rows)[:, :, -1000:], part)

@@ -61,7 +61,7 @@ def candidates_of(library: Any, logits: npt.NDArray[np.float32]) -> tuple[Any, A
 
 
 def theirs(logits: npt.NDArray[np.float32], sampling: Sampling, history: Sequence[int]) -> dict[int, float]:
-    """What is left after llama.cpp's samplers, and with which probability."""
+    """Tokens left after llama.cpp's samplers, with their probabilities."""
     library, chain = open_chain(sampling, history, len(logits))
     array, _data = candidates_of(library, logits)
     library.llama_sampler_apply(chain, ctypes.byref(array))
@@ -176,7 +176,7 @@ def test_draws_are_as_frequent_as_llama_cpps(values: dict[str, Any]) -> None:
     sampling, n_draws = Sampling(seed=11, **values), 4000
     logits, history = random_logits(30), [1, 2, 3, 2]
     mine: Counter[int] = Counter()
-    for _ in range(n_draws // 100):  # penalties see what is drawn, so the history begins anew
+    for _ in range(n_draws // 100):  # penalties see what is drawn, so the history begins again
         sampler = NumpySampler(replace(sampling, seed=11 + len(mine) + mine.total()), history, lambda seq_id: logits, N_VOCAB)
         for _ in range(100):
             mine[sampler.sample(0)] += 1
