@@ -1,4 +1,4 @@
-"""What is held back when, on traces of machines, and what holds for any readings whatever."""
+"""When the governor throttles, on traces of machines, and what holds for any readings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def course(name: str, work: Workload = WORK, **settings: Any) -> list[tuple[floa
     return seen
 
 
-def test_a_jetson_that_heats_up_is_held_back_before_it_throttles_and_comes_back() -> None:
+def test_a_jetson_that_heats_up_is_throttled_before_its_kernel_does_and_comes_back() -> None:
     throttles_s = next(
         t_s for t_s, readings in replay("jetson") if readings.headroom_c is not None and readings.headroom_c <= 0
     )
@@ -233,7 +233,7 @@ def test_limits_are_always_possible(work: Workload, history: list[tuple[float, R
         assert min(512, work.n_ctx) <= limits.n_ctx <= work.n_ctx
         full = (work.n_threads, work.n_threads_batch, 0.0, work.n_ctx, False)
         is_full = (limits.n_threads, limits.n_threads_batch, limits.rest, limits.n_ctx, limits.single_reply) == full
-        assert bool(limits.note) != is_full, "what is held back is said, and nothing else is"
+        assert bool(limits.note) != is_full, "throttling is said, and nothing else is"
 
 
 @given(histories)
@@ -267,7 +267,7 @@ def test_all_comes_back_when_all_is_well(work: Workload, history: list[tuple[flo
 
 
 @given(histories)
-def test_a_sensor_that_goes_away_is_no_reason_to_hold_back_for_ever(history: list[tuple[float, Readings]]) -> None:
+def test_a_sensor_that_goes_away_does_not_throttle_for_ever(history: list[tuple[float, Readings]]) -> None:
     governor, now_s = Governor(WORK), 0.0
     for pause_s, readings in history:
         now_s += pause_s

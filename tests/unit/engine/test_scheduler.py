@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from edge.backends.fake import FakeBackend
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
+from edge.engine.governor import Limits
 from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, ContextFullError
 from edge.types import Sampling
@@ -376,3 +379,47 @@ def test_closing_ends_what_runs_and_refuses_what_comes() -> None:
         scheduler.submit(Generation([1], GREEDY, listener.events.put))
     with pytest.raises(BackendError):
         backend.length(0)
+
+
+def test_a_call_alone_finds_empty_sequences_and_waits_for_no_reply() -> None:
+    backend = FakeBackend(script=lambda message: "t" * (3000 if message == "long" else 3), delay_s=0.001)
+    scheduler = Scheduler(backend)
+    _, listener = start(scheduler, ask(backend, "one"))
+    listener.until(Finished)
+    assert scheduler.call_alone(lambda b, chunk_size: ([b.length(n) for n in range(4)], chunk_size)) == ([0] * 4, 64)
+    _, listener = start(scheduler, ask(backend, "long"))
+    listener.until(Decoded)
+    with pytest.raises(BackendError, match="running"):
+        scheduler.call_alone(lambda b, chunk_size: None)
+    scheduler.close()
+
+
+def test_an_engine_thread_that_breaks_down_ends_what_is_queued_too() -> None:
+    backend = FakeBackend()
+    is_resizing, is_queued = threading.Event(), threading.Event()
+
+    def break_down(n_ctx: int) -> None:
+        is_resizing.set()
+        is_queued.wait()
+        raise ZeroDivisionError
+
+    backend.resize = break_down  # type: ignore[method-assign]
+    scheduler = Scheduler(backend)
+    scheduler.throttle(Limits(1, 1, 0.0, 1024, single_reply=True))
+    assert is_resizing.wait(30)
+    _, listener = start(scheduler, ask(backend, "one"))
+    cancelled, cancelled_listener = start(scheduler, ask(backend, "two"))
+    cancelled.cancel()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(scheduler.call, lambda backend: backend.n_ctx)
+        time.sleep(0.05)  # if it comes even later, it is refused
+        is_queued.set()
+        with pytest.raises(BackendError, match=r"broke down|closed"):
+            call.result(30)
+    assert "broke down" in listener.until(Failed).error.message
+    assert cancelled_listener.until(Finished).reason == "cancelled"
+
+
+def test_an_empty_prompt_is_refused(scheduler: Scheduler) -> None:
+    _, listener = start(scheduler, [])
+    assert "empty" in listener.until(Failed).error.message

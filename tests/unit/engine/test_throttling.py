@@ -72,7 +72,7 @@ def test_threads_follow_and_come_back(make: Any, governor: SetGovernor) -> None:
     assert assistant.held_back == ""
 
 
-def test_the_record_of_a_reply_says_what_was_held_back(make: Any, governor: SetGovernor) -> None:
+def test_the_record_of_a_reply_says_how_it_was_throttled(make: Any, governor: SetGovernor) -> None:
     assistant, _ = make()
     conversation = assistant.conversation()
     assert conversation.send("one").wait()
@@ -137,7 +137,7 @@ def test_while_memory_is_short_replies_come_one_after_the_other(make: Any, gover
     assert backend.n_side_by_side > 1
 
 
-def test_while_memory_is_short_idle_sequences_are_let_go(make: Any, governor: SetGovernor) -> None:
+def test_while_memory_is_short_idle_sequences_are_released(make: Any, governor: SetGovernor) -> None:
     assistant, backend = make()
     for text in ("one", "two", "three"):
         assistant.generate(text).wait()
