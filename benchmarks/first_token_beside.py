@@ -10,6 +10,7 @@ Printed are medians and the range over the rounds, with nothing beside and besid
   to scheduler   of that, until the prompt was handed to the scheduler: template, tokenizer, and waiting for them
   queue          of that, until the scheduler gave it a sequence
   rest           prefill and the first decode step; beside another prompt they wait for its chunks
+  long, %        of the long prompt that was prefilled before the first token; 100 where the short one waited for all of it
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("river", "stone", "bridge", "people", "walk", "under", "old", "while", "water", "light", "over", "quiet", "and")
-NAMES = ("first token", "to scheduler", "queue", "rest")
+NAMES = ("first token", "to scheduler", "queue", "rest", "long, %")
 
 
 def long_text(ai: Any, number: int, n_tokens: int) -> str:
@@ -34,17 +35,18 @@ def long_text(ai: Any, number: int, n_tokens: int) -> str:
     return " ".join(words[: int(len(words) * share)])
 
 
-def ask(ai: Any, text: str) -> dict[str, float]:
-    """Milliseconds of one short message in a new conversation."""
+def ask(ai: Any, text: str, long: Any = None) -> dict[str, float]:
+    """Milliseconds of one short message in a new conversation, and how much of the long prompt was prefilled before it."""
     conversation = ai.conversation()
     started = time.perf_counter()
     reply = conversation.send(text)
     next(iter(reply))
     first_ms = (time.perf_counter() - started) * 1000
+    long_share = 100 * long.progress[0] / long.progress[1] if long else 0.0
     reply.wait()
     timing = reply.timing
     rest = first_ms - timing.tokenize_ms - timing.queue_ms
-    return dict(zip(NAMES, (first_ms, timing.tokenize_ms, timing.queue_ms, rest), strict=True))
+    return dict(zip(NAMES, (first_ms, timing.tokenize_ms, timing.queue_ms, rest, long_share), strict=True))
 
 
 def ask_beside(ai: Any, number: int, n_tokens: int) -> dict[str, float]:
@@ -55,10 +57,7 @@ def ask_beside(ai: Any, number: int, n_tokens: int) -> dict[str, float]:
                 raise SystemExit(f"The long message ended early: {long.error or long.finish_reason}")
             time.sleep(0.0005)
         # Another text each time: a text seen before is not tokenised again.
-        found = ask(ai, f"hi {number}")
-        if long.progress[0] == long.progress[1]:
-            print("The long prompt was prefilled before the first token came: use more --tokens.", file=sys.stderr)
-    return found
+        return ask(ai, f"hi {number}", long)
 
 
 def main() -> int:

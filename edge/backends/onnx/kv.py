@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import sys
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -34,7 +35,6 @@ __all__ = [
     "KVBuffers",
     "Layout",
     "SeparateBuffers",
-    "SequenceBuffers",
     "TurnedBuffers",
     "open_buffers",
 ]
@@ -165,7 +165,7 @@ class InPlaceBuffers(KVBuffers):
                 self._pages.madvise(_FREE_PAGES, first, end - first)
 
 
-class SequenceBuffers(ABC):
+class _SequenceBuffers:
     """The buffers of one sequence by itself; the methods are those of `KVBuffers`.
 
     Args:
@@ -175,19 +175,7 @@ class SequenceBuffers(ABC):
 
     def __init__(self, layout: Layout, n_rows: int) -> None:
         self._layout = layout
-        self.n_rows = n_rows
-
-    @abstractmethod
-    def bind(self, binding: Any, start: int, n_new: int) -> None: ...
-
-    @abstractmethod
-    def commit(self, end: int) -> None: ...
-
-    @abstractmethod
-    def rows(self, end: int) -> npt.NDArray[np.generic]: ...
-
-    @abstractmethod
-    def write(self, start: int, values: npt.NDArray[np.generic]) -> None: ...
+        self._n_rows = n_rows
 
     def _zeros(self, n_rows: int) -> npt.NDArray[np.generic]:
         return self._layout.view(_pages(n_rows * self._layout.row_bytes())[1], n_rows)
@@ -200,40 +188,33 @@ class SeparateBuffers(KVBuffers):
         make: makes those of one.
     """
 
-    def __init__(self, make: Callable[[], SequenceBuffers]) -> None:
-        self._make = make
-        self._sequences: dict[int, SequenceBuffers] = {}
+    def __init__(self, make: Callable[[], DeviceBuffers | TurnedBuffers]) -> None:
+        self._sequences: defaultdict[int, DeviceBuffers | TurnedBuffers] = defaultdict(make)
 
     def bind(self, binding: Any, first: int, n_seq: int, start: int, n_new: int) -> None:
-        self._sequence(first).bind(binding, start, n_new)
+        self._sequences[first].bind(binding, start, n_new)
 
     def commit(self, seq_id: int, end: int) -> None:
-        self._sequence(seq_id).commit(end)
+        self._sequences[seq_id].commit(end)
 
     def rows(self, seq_id: int, end: int) -> npt.NDArray[np.generic]:
-        return self._sequence(seq_id).rows(end)
+        return self._sequences[seq_id].rows(end)
 
     def write(self, seq_id: int, start: int, values: npt.NDArray[np.generic]) -> None:
-        self._sequence(seq_id).write(start, values)
+        self._sequences[seq_id].write(start, values)
 
     def free(self, seq_id: int) -> None:
         self._sequences.pop(seq_id, None)
 
-    def _sequence(self, seq_id: int) -> SequenceBuffers:
-        sequence = self._sequences.get(seq_id)
-        if sequence is None:
-            sequence = self._sequences[seq_id] = self._make()
-        return sequence
 
-
-class DeviceBuffers(SequenceBuffers):
+class DeviceBuffers(_SequenceBuffers):
     """Buffers in an accelerator's memory. See the module.
 
     onnxruntime moves whole tensors between the two memories, so rows are fetched once for all reads after a pass, and sent once
     for all writes before one.
 
     Args:
-        layout, n_rows: as in `SequenceBuffers`.
+        layout, n_rows: as in `_SequenceBuffers`.
         runtime: the module onnxruntime.
         device: "cuda", ...
     """
@@ -266,7 +247,7 @@ class DeviceBuffers(SequenceBuffers):
         if self._layout.element == _ONNX_BF16:
             raise UnsupportedError("Keys and values kept as bf16 on an accelerator cannot be read: numpy has no such type.")
         if self._host is None:
-            self._host = self._zeros(self.n_rows)
+            self._host = self._zeros(self._n_rows)
         if self._n_host < end:
             for tensor, values in zip(self._tensors, self._host, strict=True):
                 values[:, :end] = tensor.numpy()[0, :, :end]
@@ -281,7 +262,7 @@ class DeviceBuffers(SequenceBuffers):
         self._n_host, self._n_device = end, min(self._n_device, start)
 
 
-class TurnedBuffers(SequenceBuffers):
+class TurnedBuffers(_SequenceBuffers):
     """Two buffers that take turns. See the module. They grow in steps, since both are as long as the sequence."""
 
     def __init__(self, layout: Layout, n_rows: int) -> None:
@@ -324,7 +305,7 @@ class TurnedBuffers(SequenceBuffers):
 
     def _flat(self, n_rows: int) -> npt.NDArray[np.generic]:
         """Allocate so many rows and some more: shape (2 x layers, numbers)."""
-        room = min(self.n_rows, -(-n_rows // _GROWTH) * _GROWTH) or 1
+        room = min(self._n_rows, -(-n_rows // _GROWTH) * _GROWTH) or 1
         return self._zeros(max(room, n_rows)).reshape(len(self._layout.names), -1)
 
     def _shaped(self, flat: npt.NDArray[np.generic], n_rows: int) -> npt.NDArray[np.generic]:
