@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from edge.errors import ModelFileError, StorageError
 
 __all__ = [
     "MAX_JSON_BYTES",
+    "check_replaceable",
     "lock_file",
     "make_private_dir",
     "parse_json",
@@ -34,6 +36,13 @@ MAX_JSON_BYTES = 16 << 20
 """Of a configuration file; the largest known, with thousands of added tokens, has 2 MB."""
 
 _WAIT_S = 0.2
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
 T = TypeVar("T")
 
 
@@ -191,14 +200,32 @@ def make_private_dir(path: Path) -> Path:
     return path
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that a path is an ordinary file, a link to one, or free.
+
+    Raises:
+        StorageError: there is something else, such as a device, which `write_private` would destroy; or it cannot be examined.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return  # free, or the folder cannot be made, which making it says
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Check the path and its owner.") from error
+    if not stat.S_ISREG(mode):
+        what = next((words for fits, words in _KINDS if fits(mode)), "not a file")
+        raise StorageError(f"{path} is {what}, so it is not replaced by a file.", "Give the path of an ordinary file.")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file as a whole: after a crash there is the old one or the new one. Only its owner may read it.
 
     Raises:
-        StorageError: it cannot be written; the old one is as it was.
+        StorageError: it cannot be written, or is not an ordinary file; the old one is as it was.
     """
     # A settings file kept elsewhere and linked to is replaced where it really is.
     target = Path(os.path.realpath(path))
+    check_replaceable(path)
     make_private_dir(target.parent)
     temporary = ""
     try:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import re
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge.errors import ConfigError, UsageError
-from edge.files import parse_toml, shipped, write_private
+from edge.config.toml import write_document
+from edge.errors import ConfigError, StorageError, UsageError
+from edge.files import check_replaceable, parse_toml, shipped
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
 from edge.sources.store import Store
@@ -35,6 +37,7 @@ __all__ = [
     "read_catalog",
 ]
 
+_MAX_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
@@ -92,6 +95,8 @@ def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
         return entries
     except OSError as error:
         raise ConfigError(f"Your catalogue {path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if stat.S_ISFIFO(state.st_mode) or stat.S_ISSOCK(state.st_mode):
+        raise ConfigError(f"Your catalogue {path} is not a file.", f"Correct or remove it: {path}")
     return _with_own(path, state.st_mtime_ns, state.st_size)
 
 
@@ -225,7 +230,11 @@ def read_catalog(path: Path) -> dict[str, CatalogEntry]:
 
 def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
     try:
-        document = parse_toml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError("it is longer than a catalogue can be (16 MiB)")
+        document = parse_toml(data.decode("utf-8-sig").replace("\r\n", "\n"))
         found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error
@@ -238,16 +247,22 @@ def _edit(settings: Settings, change: Callable[[Any], None]) -> None:
     from tomlkit.exceptions import TOMLKitError
 
     path = settings.paths.catalog_file
+    try:
+        check_replaceable(settings.paths.config_file)
+    except StorageError as error:
+        hint = "Set EDGE_CONFIG to the path of a settings file, which need not exist."
+        raise StorageError(f"Your catalogue {path} is not written beside the settings file: {error.message}", hint) from error
+    check_replaceable(path)
     with Store(settings.paths.models_dir).lock("catalogue"):
         try:
-            text = path.read_text(encoding="utf-8") if path.is_file() else _BEGINNING
+            text = path.read_text(encoding="utf-8-sig") if path.is_file() else _BEGINNING
             document = tomlkit.parse(text)
             if "models" not in document:
                 document["models"] = tomlkit.table(is_super_table=True)
             change(document["models"])
         except (OSError, ValueError, TOMLKitError, AttributeError, TypeError) as error:
             raise ConfigError(f"Your catalogue {path} is damaged: {error}.", f"Correct or remove it: {path}") from error
-        write_private(path, tomlkit.dumps(document).encode())
+        write_document(path, document)
 
 
 _BEGINNING = "# Models of your own, and more artifacts of models that edge knows. See docs/models.md.\n\n"

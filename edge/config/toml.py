@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ConfigError, StorageError
-from edge.files import parse_toml, write_private
+from edge.files import check_replaceable, parse_toml, write_private
 
-__all__ = ["Document", "read_toml", "set_in_file", "unset_in_file"]
+__all__ = ["Document", "read_toml", "set_in_file", "unset_in_file", "write_document"]
 
 MAX_SIZE_BYTES = 1 << 20
 """A settings file is a page or two; more is a mistake, such as a device or a model file."""
@@ -74,7 +74,7 @@ def set_in_file(path: Path, parts: Sequence[str], value: object) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {part} is not a table, so {'.'.join(parts)} has no place there.", "Remove it first.")
     table[last] = value
-    write_private(path, tomlkit.dumps(document).encode())
+    write_document(path, document)
 
 
 def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
@@ -91,7 +91,6 @@ def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
         ConfigError: the file is not TOML.
         StorageError: it cannot be written.
     """
-    import tomlkit
 
     document = _edit(path)
     parents: list[tuple[Any, str]] = []
@@ -104,8 +103,29 @@ def unset_in_file(path: Path, parts: Sequence[str]) -> bool:
     for parent, part in reversed(parents):
         if (parent, part) == parents[-1] or not parent[part]:
             del parent[part]
-    write_private(path, tomlkit.dumps(document).encode())
+    write_document(path, document)
     return True
+
+
+def write_document(path: Path, document: Any) -> None:
+    """Write an edited TOML document.
+
+    Raises:
+        ConfigError: it has a text that is not UTF-8, such as a path with other bytes.
+        StorageError: it cannot be written.
+    """
+    import tomlkit
+
+    text = tomlkit.dumps(document)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        found = text[text.rfind("\n", 0, error.start) + 1 :].partition("\n")[0]
+        raise ConfigError(
+            f"This cannot be written to {path}, since it is not UTF-8 text: {found[:200]!r}",
+            "TOML is UTF-8. Rename the file, or make a link to it with another name; write another text in UTF-8.",
+        ) from None
+    write_private(path, data)
 
 
 def _read_text(path: Path) -> str | None:
@@ -129,6 +149,7 @@ def _edit(path: Path) -> Any:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
+    check_replaceable(path)  # before it is read: a FIFO would wait for a writer
     try:
         return tomlkit.parse(_read_text(path) or "")
     except TOMLKitError as error:

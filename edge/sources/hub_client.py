@@ -195,7 +195,7 @@ def parse_reference(reference: str) -> Reference:
         UsageError: it is malformed.
     """
     found = _REFERENCE.fullmatch(reference)
-    if not found or ".." in reference:
+    if not found or ".." in reference or not reference.isprintable():
         raise UsageError(
             f"{reference!r} is not a valid Hub reference.",
             "Write hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo:file.gguf or hf:owner/repo:folder; @revision may follow.",

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.catalog import add_model, list_models, load_catalog, pull, remove, resolve, resolve_all, verify
 from edge.catalog import entries as catalog_file
-from edge.catalog import list_models, load_catalog, pull, remove, resolve, resolve_all, verify
 from edge.config import Settings, load_settings
 from edge.errors import (
     ConfigError,
@@ -667,6 +667,37 @@ def test_an_own_catalogue_that_is_damaged(settings: Settings, text: str, said: s
     with pytest.raises(ConfigError):
         catalog_file.add_artifact("b", ArtifactEntry(reference="hf:a/b"), settings)
     assert settings.paths.catalog_file.read_text() == text, "and is left as it is"
+
+
+def test_a_catalogue_is_not_written_beside_a_device(settings: Settings, tmp_path: Path) -> None:
+    write_model(tmp_path / "m.gguf")
+    beside = msgspec.structs.replace(settings, paths=msgspec.structs.replace(settings.paths, config_file=Path(os.devnull)))
+    with pytest.raises(StorageError, match="is a device") as caught:
+        add_model("mine", str(tmp_path / "m.gguf"), beside)
+    assert "EDGE_CONFIG" in caught.value.hint
+    assert not Path(os.devnull).with_name("catalog.toml").exists()
+
+
+def test_a_catalogue_that_is_a_fifo_or_endless_is_named(settings: Settings) -> None:
+    os.mkfifo(settings.paths.catalog_file)
+    for ask in (lambda: load_catalog(settings), lambda: add_model("a", "hf:a/b", settings)):
+        with pytest.raises((ConfigError, StorageError), match=r"not a file|is a FIFO"):
+            ask()
+    settings.paths.catalog_file.unlink()
+    settings.paths.catalog_file.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="longer than a catalogue"):
+        load_catalog(settings)
+
+
+def test_a_path_that_is_not_utf_8_is_used_but_not_written_down(settings: Settings, tmp_path: Path) -> None:
+    path = write_model(tmp_path / os.fsdecode(b"caf\xe9.gguf"))
+    assert resolve(str(path), settings=settings).path == path
+    with pytest.raises(ConfigError, match="not UTF-8 text") as caught:
+        add_model("mine", str(path), settings)
+    assert "Rename the file" in caught.value.hint
+    assert not settings.paths.catalog_file.exists()
+    with pytest.raises(UsageError, match="not a valid Hub reference"):
+        add_model("mine", "hf:a/b:caf\udce9.gguf", settings)
 
 
 def test_the_edited_catalogue_keeps_what_people_wrote(settings: Settings) -> None:

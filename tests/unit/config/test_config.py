@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -321,6 +324,52 @@ def test_a_linked_file_stays_a_link(tmp_path: Path) -> None:
     set_in_file(link, split_key("model"), "b")
     assert link.is_symlink()
     assert real.read_text() == 'model = "b"\n'
+
+
+@pytest.fixture
+def special(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """Files that are not ordinary ones: a FIFO, a socket, a directory, the null device, and a link to the FIFO."""
+    folder = tmp_path / "special"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    (folder / "directory").mkdir()
+    (folder / "link").symlink_to(folder / "fifo")
+    yield {"device": Path(os.devnull), **{path.name: path for path in folder.iterdir()}}
+    listener.close()
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "socket", "directory", "link"])
+def test_only_an_ordinary_file_is_replaced(special: dict[str, Path], kind: str) -> None:
+    path = special[kind]
+    before = path.lstat()
+    for change in (
+        lambda: set_in_file(path, split_key("context"), 512),
+        lambda: unset_in_file(path, split_key("context")),
+        lambda: write_private(path, b"new"),
+    ):
+        with pytest.raises(StorageError, match=f"{re.escape(str(path))} is a .*not replaced") as caught:
+            change()
+        assert "ordinary file" in caught.value.hint
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino, after.st_dev) == (before.st_mode, before.st_ino, before.st_dev)
+
+
+def test_a_link_to_nothing_gives_the_file_it_names(tmp_path: Path) -> None:
+    (tmp_path / "link.toml").symlink_to(tmp_path / "real.toml")
+    set_in_file(tmp_path / "link.toml", split_key("context"), 512)
+    assert (tmp_path / "link.toml").is_symlink()
+    assert (tmp_path / "real.toml").read_text() == "context = 512\n"
+
+
+def test_a_text_that_is_not_utf_8_is_not_written(config: Path) -> None:
+    write(config, 'model = "a"\n')
+    for parts in (("system",), ("chat", "keys", "caf\udce9")):
+        with pytest.raises(ConfigError, match=r"not UTF-8 text: .*caf.udce9") as caught:
+            set_in_file(config, parts, "caf\udce9")
+        assert "TOML is UTF-8" in caught.value.hint
+    assert config.read_text() == 'model = "a"\n'
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
