@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -84,6 +85,20 @@ def test_a_broken_floor_fails(tmp_path: Path, file: str, line: str, contract: st
     broken = [name for name in done.stdout.splitlines() if name.endswith("BROKEN")]
     assert done.returncode == 1
     assert any(name.startswith(contract) for name in broken), done.stdout
+
+
+PACKAGES = sorted({path.parent for top in ("edge", "converters") for path in (ROOT / top).rglob("__init__.py")})
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_face_has_a_line_for_each_file(package: Path) -> None:
+    face = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    if package == ROOT / "edge":
+        face = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for path in package.glob("*.py"):
+        if path.name != "__init__.py":
+            family = f"{path.stem.partition('_')[0]}_{{"  # logits_{torch,gguf}.py
+            assert path.name in face or family in face, f"{package.name}/__init__.py does not name {path.name}"
 
 
 def test_errors_carry_their_exit_codes() -> None:

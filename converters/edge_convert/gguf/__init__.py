@@ -6,6 +6,8 @@ config.py          config.json as the keys of a GGUF file, and what llama.cpp ca
 tokenizer.py       tokenizer.json as the keys of a GGUF file
 quantise.py        quantisation, and proof that the tokenizer is the same
 imatrix.py         the importance matrix; imatrix_child.py computes it
+llama.py           llama.cpp's C functions, for child processes
+blocks.py          blocks of int4 weights as numbers
 engine.py          runs llama.cpp's work in a child process, engine_child.py
 read_back.py       a GGUF file back to a checkpoint folder
 tokenizer_json.py  its tokenizer as tokenizer.json
