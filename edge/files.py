@@ -13,11 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge.errors import ModelFileError, StorageError
+from edge.errors import ModelFileError, StorageError, UsageError
 
 __all__ = [
     "MAX_JSON_BYTES",
+    "absolute_path",
     "check_replaceable",
+    "expand_user",
     "lock_file",
     "make_private_dir",
     "parse_json",
@@ -44,6 +46,43 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 T = TypeVar("T")
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with a leading "~" or "~user" replaced by that home directory.
+
+    Raises:
+        UsageError: there is no such user, or no home directory.
+    """
+    given = Path(path)
+    try:
+        return given.expanduser()
+    except RuntimeError:
+        if name := given.parts[0][1:]:
+            what, hint = f"there is no user {name!r} on this device", "Give the path without ~."
+        else:
+            what, hint = "your home directory is unknown", "Set HOME, or give the path without ~."
+        raise UsageError(f"{str(path)[:200]!r} leads nowhere: {what}.", hint) from None
+
+
+def absolute_path(path: str | os.PathLike[str], base: Path | None = None) -> Path:
+    """Return an absolute path with "~" expanded.
+
+    Args:
+        path: as the user wrote it.
+        base: folder of relative paths, instead of the current directory.
+
+    Raises:
+        UsageError: there is no such home directory, or the current directory was deleted.
+    """
+    expanded = expand_user(path)
+    try:
+        return (base / expanded if base else expanded).absolute()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{str(path)[:200]!r} is relative to the current directory, which no longer exists.",
+            "Give a path that begins with /, or change to another directory.",
+        ) from None
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -89,7 +89,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.settings = settings
         self.registry: Registry = REGISTRY
         self.clock = clock
-        self.cwd = cwd or Path.cwd()
+        self.cwd = cwd or _current_folder()
         self.is_plain = settings.chat.plain
         self.known_models: list[Choice] = []
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
@@ -286,6 +286,13 @@ class ChatApp(App[int], inherit_bindings=False):
 
 def _private(name: str, flags: int) -> int:
     return os.open(name, flags, 0o600)
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path()  # it was deleted: relative paths lead nowhere, and absolute ones work
 
 
 def _open_store(settings: Settings) -> ConversationStore:

@@ -99,7 +99,7 @@ def get(app: App, key: str, as_json: bool) -> None:
 @pass_app
 def set_(app: App, key: str, value: str) -> None:
     """Write a setting to the settings file. Comments and order stay as they are."""
-    from edge.config import default_paths, parse_text, split_key
+    from edge.config import default_path, parse_text, split_key
     from edge.config.toml import set_in_file
     from edge.errors import ConfigError
 
@@ -110,7 +110,7 @@ def set_(app: App, key: str, value: str) -> None:
     if isinstance(parsed, dict):
         (parsed,) = parsed.values()
     _check_name(app, key, value)
-    path = default_paths().config_file
+    path = default_path("paths.config_file")
     set_in_file(path, parts, "auto" if parsed is None else _plain(parsed))
     output.note(f"{key} is {_show(parsed)} in {path}")
     _say_what_wins(key)
@@ -120,11 +120,11 @@ def set_(app: App, key: str, value: str) -> None:
 @click.argument("key", shell_complete=complete_setting_name)
 def unset(key: str) -> None:
     """Remove a setting from the settings file. Also one that is not known, so that a broken file can be mended."""
-    from edge.config import default_paths, find_key, split_key
+    from edge.config import default_path, find_key, split_key
     from edge.config.toml import unset_in_file
     from edge.errors import ConfigError
 
-    path = default_paths().config_file
+    path = default_path("paths.config_file")
     try:
         parts = split_key(key)
     except ConfigError:
@@ -144,15 +144,15 @@ def unset(key: str) -> None:
 @pass_app
 def path(app: App, as_json: bool) -> None:
     """The path of the settings file. With --json, every directory too."""
-    from edge.config import default_paths
+    from edge.config import default_path
 
     # Only --json needs the file's content: its path must be printed even when what is in it is broken.
-    paths = app.settings().paths if as_json else default_paths()
     if as_json:
+        paths = app.settings().paths
         names = ("config_file", "data_dir", "cache_dir", "models_dir", "conversations_file")
         output.json_object({name: str(getattr(paths, name)) for name in names})
     else:
-        output.line(str(paths.config_file))
+        output.line(str(default_path("paths.config_file")))
 
 
 def _check_name(app: App, key: str, value: str) -> None:

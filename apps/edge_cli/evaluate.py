@@ -165,9 +165,10 @@ def _columns(card: Card, used: list[int]) -> Any:
 def _find(app: App, model: str) -> Path:
     """The path itself, or where the model of that name is on this device."""
     from edge.catalog import resolve
+    from edge.formats.artifact import given_path
     from edge_convert.evaluate.logits import model_in
 
-    path = Path(model).expanduser()
+    path = given_path(model)
     return model_in(path) if path.exists() else resolve(model, settings=app.settings(), download=False).path
 
 

@@ -130,11 +130,11 @@ def _write_report(trace: str) -> str:
     import platform
     import time
 
-    from edge.config import default_paths
+    from edge.config import default_path
     from edge.files import write_private
 
     now = time.strftime("%Y%m%d-%H%M%S")
-    path = default_paths().data_dir / "reports" / f"bug-{now}-{os.getpid()}.txt"
+    path = default_path("paths.data_dir") / "reports" / f"bug-{now}-{os.getpid()}.txt"
     about = f"edge {edge.__version__}, Python {platform.python_version()}, {platform.platform()}\n\n"
     write_private(path, (about + trace).encode("utf-8", "replace"))
     return str(path)

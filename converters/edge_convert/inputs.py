@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
+from edge.formats.artifact import given_path
 from edge_convert.checkpoint import PICKLES
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def find_input(
     from edge.catalog import pull_checkpoint, resolve
 
     reference = reference.strip()
-    path = Path(reference).expanduser()
+    path = given_path(reference)
     if path.is_dir() and _is_checkpoint(path):
         return Input(kind="checkpoint", path=path, source=path.resolve().name)
     if path.is_file() and path.suffix == ".safetensors":
@@ -115,6 +116,6 @@ def find_adapter(reference: str, settings: Settings, *, on_progress: Callable[[A
 
     reference = reference.strip()
     if not reference.startswith("hf:"):
-        return open_adapter(Path(reference).expanduser())
+        return open_adapter(given_path(reference))
     found = pull_adapter(reference, settings=settings, on_progress=on_progress)
     return open_adapter(found.path, name=reference.rpartition("/")[2].partition("@")[0])

@@ -17,7 +17,7 @@ import msgspec
 
 from edge.config.toml import write_document
 from edge.errors import ConfigError, StorageError, UsageError
-from edge.files import check_replaceable, parse_toml, shipped
+from edge.files import absolute_path, check_replaceable, parse_toml, shipped
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
 from edge.sources.store import Store
@@ -215,7 +215,12 @@ def _with_own(path: Path, mtime_ns: int, size_bytes: int) -> dict[str, CatalogEn
 
 def _absolute(reference: str, folder: Path) -> str:
     """Return a reference unchanged, and a path relative to the catalogue's folder as an absolute one."""
-    return reference if is_reference(reference) else str((folder / Path(reference).expanduser()).absolute())
+    if is_reference(reference):
+        return reference
+    try:
+        return str(absolute_path(reference, folder))
+    except UsageError:  # "~nobody/x": there is nothing at that path, which must not hide the other models
+        return str(folder / reference)
 
 
 def read_catalog(path: Path) -> dict[str, CatalogEntry]:

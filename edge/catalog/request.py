@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_catalog
 from edge.catalog.installed import list_models, source_of
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.formats.artifact import Artifact, open_artifact, open_artifacts
+from edge.formats.artifact import Artifact, given_path, open_artifact, open_artifacts
 from edge.hashes import file_sha256, files_sha256
 from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
@@ -68,9 +68,8 @@ class Request:
         return self.pull()
 
     def resolve_all(self, download: bool) -> list[Artifact]:
-        path = Path(self.reference).expanduser()
         _, artifacts = self.candidates
-        if not artifacts and path.is_dir():
+        if not artifacts and _is_folder(path := given_path(self.reference)):
             return open_artifacts(path, source=self.reference)
         return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
 
@@ -149,7 +148,7 @@ class Request:
 
     def _find_path(self) -> Found:
         """Return the file or folder of the user that the reference means."""
-        path = Path(self.reference).expanduser()
+        path = given_path(self.reference)
         if not _looks_like_path(self.reference) and not _exists(path):
             raise self._unknown()
         here = open_artifacts(path)
@@ -268,4 +267,11 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:  # a name that is too long to be one
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
         return False

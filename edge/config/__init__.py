@@ -15,7 +15,16 @@ from edge.lazy import lazy_names
 if TYPE_CHECKING:
     from edge.config.keys import Key, Typed, convert, find_key, get_value, nearest, parse_text, setting_keys, split_key
     from edge.config.load import COMMAND_LINE, DEFAULT, RESERVED_VARIABLES, load_settings
-    from edge.config.schema import ChatSettings, GovernorSettings, HubSettings, KVSettings, Paths, Settings, default_paths
+    from edge.config.schema import (
+        ChatSettings,
+        GovernorSettings,
+        HubSettings,
+        KVSettings,
+        Paths,
+        Settings,
+        default_path,
+        default_paths,
+    )
 
 __all__ = [
     "COMMAND_LINE",
@@ -30,6 +39,7 @@ __all__ = [
     "Settings",
     "Typed",
     "convert",
+    "default_path",
     "default_paths",
     "find_key",
     "get_value",
@@ -62,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
             "KVSettings",
             "Paths",
             "Settings",
+            "default_path",
             "default_paths",
         ),
     },

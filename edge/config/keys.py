@@ -15,6 +15,7 @@ import msgspec
 
 from edge.config.schema import PATH_VARIABLES, TABLES, Settings
 from edge.errors import ConfigError, UsageError
+from edge.files import absolute_path
 from edge.types import Sampling
 
 __all__ = ["Key", "Typed", "convert", "find_key", "get_value", "nearest", "parse_text", "setting_keys", "split_key"]
@@ -147,8 +148,10 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
     if key.is_optional and value == "auto":
         return None
     if key.type is Path and isinstance(value, (str, os.PathLike)) and str(value):
-        given = Path(value).expanduser()
-        return given if given.is_absolute() else (base or Path.cwd()) / given
+        try:
+            return absolute_path(value, base)
+        except UsageError as error:
+            raise ConfigError(f"{_subject(source, key.name)}: {error.message}", error.hint) from None
     refused = ConfigError(f"{_subject(source, key.name)} cannot be {_show(value)}.", f"Allowed: {key.allowed}.")
     if key.type is Path:
         raise refused

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edge.config.keys import Key, Typed, convert, find_key, nearest, parse_text, setting_keys
-from edge.config.schema import TABLES, Paths, Settings, default_paths
+from edge.config.schema import TABLES, Settings, default_path
 from edge.config.toml import read_toml
 from edge.errors import ConfigError
+from edge.files import absolute_path
 
 __all__ = ["COMMAND_LINE", "DEFAULT", "RESERVED_VARIABLES", "load_settings"]
 
@@ -54,8 +55,7 @@ def load_settings(
         StorageError: the file is there and cannot be read.
     """
     environ = os.environ if environ is None else environ
-    paths = default_paths(environ)
-    config_file = Path(path).expanduser().absolute() if path is not None else paths.config_file
+    config_file = default_path("paths.config_file", environ) if path is None else absolute_path(path)
     merged = _Merged()
     document = read_toml(config_file, must_exist=path is not None)
     merged.add_table("", document.values, document.where, base=config_file.parent)
@@ -67,7 +67,7 @@ def load_settings(
         if value is not None:
             typed = (flag_names or {}).get(name)
             merged.add_flag(name, value, COMMAND_LINE if typed is None else Typed(typed))
-    return merged.build(paths, config_file)
+    return merged.build(environ, config_file)
 
 
 class _Merged:
@@ -139,7 +139,7 @@ class _Merged:
             if environ[variable]:
                 self.add_text(key.name + entry, environ[variable], variable)
 
-    def build(self, paths: Paths, config_file: Path) -> Settings:
+    def build(self, environ: Mapping[str, str], config_file: Path) -> Settings:
         """Return the settings; paths that follow from other paths are set here."""
         nested: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
         top: dict[str, Any] = {}
@@ -147,12 +147,11 @@ class _Merged:
             table, _, field = name.rpartition(".")
             (nested[table] if table else top)[field] = value
         found = nested["paths"]
-        data_dir = found.get("data_dir", paths.data_dir)
-        follows_data_dir = "data_dir" in found and "models_dir" not in found
+        data_dir = found.get("data_dir") or default_path("paths.data_dir", environ)
         nested["paths"] = {
             "data_dir": data_dir,
-            "cache_dir": found.get("cache_dir", paths.cache_dir),
-            "models_dir": data_dir / "models" if follows_data_dir else found.get("models_dir", paths.models_dir),
+            "cache_dir": found.get("cache_dir") or default_path("paths.cache_dir", environ),
+            "models_dir": found.get("models_dir") or data_dir / "models",
             "config_file": config_file,
         }
         return Settings(

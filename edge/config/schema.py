@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge.errors import ConfigError, UsageError
+from edge.files import absolute_path
 from edge.names import Accelerator, KVType
 from edge.types import Sampling
 
@@ -21,6 +23,7 @@ __all__ = [
     "KVSettings",
     "Paths",
     "Settings",
+    "default_path",
     "default_paths",
 ]
 
@@ -72,22 +75,54 @@ def default_paths(environ: Mapping[str, str] | None = None) -> Paths:
 
     Args:
         environ: instead of the process's own, for the EDGE_ variables; XDG_* are always the process's own.
+
+    Raises:
+        ConfigError: as `default_path`.
     """
+    return Paths(
+        data_dir=default_path("paths.data_dir", environ),
+        cache_dir=default_path("paths.cache_dir", environ),
+        models_dir=default_path("paths.models_dir", environ),
+        config_file=default_path("paths.config_file", environ),
+    )
+
+
+def default_path(key: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Return one of `default_paths`. The home directory is only needed for one that no variable names.
+
+    Args:
+        key: of PATH_VARIABLES.
+        environ: as for `default_paths`.
+
+    Raises:
+        ConfigError: the variable's path cannot be used, or no variable is set and there is no home directory.
+    """
+    environ = os.environ if environ is None else environ
+    variable = PATH_VARIABLES[key]
+    if text := environ.get(variable, ""):
+        try:
+            return absolute_path(text)
+        except UsageError as error:
+            raise ConfigError(f"{variable}: {error.message}", error.hint) from None
+    if key == "paths.models_dir":
+        return default_path("paths.data_dir", environ) / "models"
     import platformdirs
 
-    environ = os.environ if environ is None else environ
-
-    def pick(key: str, fallback: Path) -> Path:
-        text = environ.get(PATH_VARIABLES[key], "")
-        return Path(text).expanduser().absolute() if text else fallback
-
-    data_dir = pick("paths.data_dir", platformdirs.user_data_path(APP_NAME))
-    return Paths(
-        data_dir=data_dir,
-        cache_dir=pick("paths.cache_dir", platformdirs.user_cache_path(APP_NAME)),
-        models_dir=pick("paths.models_dir", data_dir / "models"),
-        config_file=pick("paths.config_file", platformdirs.user_config_path(APP_NAME) / "config.toml"),
-    )
+    find = {
+        "paths.data_dir": platformdirs.user_data_path,
+        "paths.cache_dir": platformdirs.user_cache_path,
+        "paths.config_file": platformdirs.user_config_path,
+    }[key]
+    try:
+        folder = find(APP_NAME)
+    except RuntimeError:
+        folder = Path("~")
+    if not folder.is_absolute():  # some versions of platformdirs leave "~" there
+        raise ConfigError(
+            f"Your home directory is unknown, so there is no place for {key}.",
+            f"Set HOME, or give {', '.join(PATH_VARIABLES.values())} paths that begin with /.",
+        )
+    return folder / "config.toml" if key == "paths.config_file" else folder
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

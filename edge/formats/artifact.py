@@ -14,15 +14,15 @@ from pathlib import Path
 
 import msgspec
 
-from edge.errors import ModelFileError, ModelNotFoundError
-from edge.files import read_json
+from edge.errors import ModelFileError, ModelNotFoundError, UsageError
+from edge.files import expand_user, read_json
 from edge.formats.coreml import CoreMLPackage, read_package
 from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
 
-__all__ = ["Artifact", "licence_beside", "open_artifact", "open_artifacts"]
+__all__ = ["Artifact", "given_path", "licence_beside", "open_artifact", "open_artifacts"]
 
 # general.type of a GGUF file that is not a language model -> description.
 _NOT_MODELS = {
@@ -112,7 +112,7 @@ def open_artifact(
         ModelFileError: it is not a model, is damaged or truncated, is one part of a split model, or is a checkpoint that has to
             be converted first.
     """
-    given = Path(path).expanduser()
+    given = given_path(path)
     models = _find_models(given)
     if len(models) > 1:
         raise _several(given, models)
@@ -130,9 +130,21 @@ def open_artifacts(
     Raises:
         ModelNotFoundError, ModelFileError: as `open_artifact`; or the folder holds different models.
     """
-    given = Path(path).expanduser()
+    given = given_path(path)
     origin = source if source is not None else str(given)
     return [_open(model, name, origin, None, licence) for model in _find_models(given)]
+
+
+def given_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a model as the user wrote it, with "~" expanded.
+
+    Raises:
+        ModelNotFoundError: there is no such home directory.
+    """
+    try:
+        return expand_user(path)
+    except UsageError as error:
+        raise ModelNotFoundError(error.message, error.hint) from None
 
 
 def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence: str | None) -> Artifact:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
+from edge.files import expand_user
 from edge.sources.base import Found, Source
 
 __all__ = ["OllamaSource"]
@@ -80,8 +81,10 @@ class OllamaSource(Source):
     def fetch(self, reference: str) -> Found:
         wanted = _parse(reference)
         if not self._folders():
+            own = os.environ.get("OLLAMA_MODELS")
+            where = f"OLLAMA_MODELS ({own})" if own else "this device"
             raise ModelNotFoundError(
-                f"{wanted} is not here: this device has no models of Ollama.",
+                f"{wanted} is not here: {where} has no models of Ollama.",
                 "If Ollama keeps them elsewhere, set OLLAMA_MODELS to that folder.",
             )
         known = [str(tag) for tag in self._tags()]
@@ -107,9 +110,12 @@ class OllamaSource(Source):
     def _folders(self, closed: list[Path] | None = None) -> list[Path]:
         """Return Ollama's readable folders; unreadable ones are added to `closed`."""
         own = os.environ.get("OLLAMA_MODELS")
-        candidates = [Path(own).expanduser()] if own else [Path.home() / ".ollama" / "models", *map(Path, _SYSTEM_FOLDERS)]
         folders = []
-        for folder in candidates:
+        for candidate in [own] if own else ["~/.ollama/models", *_SYSTEM_FOLDERS]:
+            try:
+                folder = expand_user(candidate)
+            except UsageError:
+                continue  # no such home directory, so no such folder
             try:
                 if (folder / "manifests").is_dir():
                     folders.append(folder)
@@ -117,6 +123,8 @@ class OllamaSource(Source):
                 # The service's folder is closed to others by default; only asking for a model there is an error.
                 if closed is not None:
                     closed.append(folder)
+            except OSError:
+                continue  # a name that is too long for a folder
         return folders
 
     def _tags(self) -> list[_Tag]:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from edge.errors import UsageError
-from edge.files import parse_toml, shipped
+from edge.files import expand_user, parse_toml, shipped
 
 __all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
@@ -155,7 +155,7 @@ def find_recipe(name: str) -> Recipe:
         UsageError: it does not exist, is malformed, has an unknown key or a value out of range.
     """
     known = list_recipes()
-    path = known.get(name) or Path(name).expanduser()
+    path = known.get(name) or expand_user(name)
     try:
         recipe = msgspec.convert(parse_toml(path.read_text(encoding="utf-8")), Recipe)
     except FileNotFoundError as error:
@@ -208,6 +208,6 @@ def _rooted(text: Text, folder: Path) -> Text:
     def rooted(source: Source | None) -> Source | None:
         if source is None or source.package:
             return source
-        return msgspec.structs.replace(source, file=str(folder / Path(source.file).expanduser()))
+        return msgspec.structs.replace(source, file=str(folder / expand_user(source.file)))
 
     return msgspec.structs.replace(text, source=rooted(text.source), prompts=rooted(text.prompts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import re
 from importlib import import_module
 from pathlib import Path
@@ -270,6 +271,48 @@ def test_a_path_without_a_slash(settings: Settings, tmp_path: Path, monkeypatch:
     assert resolve("model-without-suffix", settings=settings).name == "Tiny"
     with pytest.raises(ModelNotFoundError, match=r"no file or folder other\.gguf"):
         resolve("other.gguf", settings=settings)
+
+
+@pytest.mark.parametrize("path", ["~nobody2/x.gguf", "~nobody2"])
+def test_a_path_in_the_home_of_nobody(settings: Settings, path: str) -> None:
+    for ask in (
+        lambda: resolve(path, settings=settings),
+        lambda: resolve_all(path, settings=settings),
+        lambda: pull(path, settings=settings),
+        lambda: add_model("mine", path, settings),
+        lambda: remove(path, settings),
+    ):
+        with pytest.raises(ModelNotFoundError, match="there is no user 'nobody2'"):
+            ask()
+
+
+def test_a_path_of_nobody_in_the_own_catalogue_hides_no_other(settings: Settings) -> None:
+    own(settings, "[models.a]\n[[models.a.artifacts]]\nreference = '~nobody2/x.gguf'\n")
+    assert "smollm2-135m" in load_catalog(settings)
+    with pytest.raises(ModelNotFoundError, match="nothing there"):
+        resolve("a", settings=settings)
+    remove("a", settings)
+    assert "a" not in load_catalog(settings)
+
+
+@pytest.mark.parametrize("folder", ["~nobody2/x", "x" * 300, "/" + "x" * 5000])
+def test_an_odd_folder_of_ollama_is_no_folder(settings: Settings, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", folder)
+    list_models(settings)
+    with pytest.raises(ModelNotFoundError, match="OLLAMA_MODELS"):
+        pull("ollama:x", settings=settings)
+
+
+def test_ollama_without_a_home(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("OLLAMA_MODELS")
+    list_models(settings)
+    with pytest.raises(ModelNotFoundError, match="home directory is unknown"):
+        resolve("~/x.gguf", settings=settings)
 
 
 def test_files_of_the_user_are_not_removed(settings: Settings, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pwd
 import re
 import socket
 import stat
@@ -324,6 +325,58 @@ def test_a_linked_file_stays_a_link(tmp_path: Path) -> None:
     set_in_file(link, split_key("model"), "b")
     assert link.is_symlink()
     assert real.read_text() == 'model = "b"\n'
+
+
+# The home directory, users and the current directory
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without an entry in the system's list, as in containers, and without HOME."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", *(name for name in os.environ if name.startswith("XDG_"))):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_no_home_is_needed_where_every_path_is_given(no_home: None, config: Path, tmp_path: Path) -> None:
+    variables = {"EDGE_DATA_DIR": str(tmp_path / "d"), "EDGE_CACHE_DIR": str(tmp_path / "c"), "EDGE_CONFIG": str(config)}
+    assert load_settings(environ=variables).paths.models_dir == tmp_path / "d/models"
+    write(config, f"[paths]\ndata_dir = '{tmp_path}/d'\ncache_dir = '{tmp_path}/c'\n")
+    assert load_settings(environ={"EDGE_CONFIG": str(config)}).paths.cache_dir == tmp_path / "c"
+
+
+@pytest.mark.parametrize("missing", ["EDGE_DATA_DIR", "EDGE_CACHE_DIR", "EDGE_CONFIG"])
+def test_without_a_home_the_missing_path_is_named(no_home: None, tmp_path: Path, missing: str) -> None:
+    variables = {name: str(tmp_path / name) for name in ("EDGE_DATA_DIR", "EDGE_CACHE_DIR", "EDGE_CONFIG") if name != missing}
+    with pytest.raises(ConfigError, match=r"home directory is unknown.* paths\.\w") as caught:
+        load_settings(environ=variables)
+    assert missing in caught.value.hint
+    assert "HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("variable", ["EDGE_DATA_DIR", "EDGE_CACHE_DIR", "EDGE_MODELS_DIR", "EDGE_CONFIG"])
+def test_the_home_of_nobody_is_refused_by_name(variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{variable}: .*'~nobody2/x' leads nowhere: there is no user 'nobody2'"):
+        load_settings(environ={variable: "~nobody2/x"})
+    with pytest.raises(ConfigError, match="there is no user 'nobody2'"):
+        parse_text("paths.cache_dir", "~nobody2/x", "--set")
+
+
+def test_a_relative_path_in_a_directory_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for variable in ("EDGE_DATA_DIR", "EDGE_CACHE_DIR", "EDGE_CONFIG"):
+        with pytest.raises(
+            ConfigError, match=rf"{variable}: .*'d' is relative to the current directory, which no longer exists"
+        ):
+            load_settings(environ={variable: "d"})
+    assert load_settings().paths.data_dir.is_absolute()
 
 
 @pytest.fixture
