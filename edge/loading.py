@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import CancelledError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
     from edge.config.schema import Settings
@@ -180,16 +182,22 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
     while True:
         tried.add((plan.artifact.path, plan.accelerator, plan.fallbacks))
         try:
-            return plan, _open(plan, on_progress)
+            return plan, _open(plan, on_progress, chosen.paths.cache_dir)
         except BackendUnavailableError:
             plan = make()
             if (plan.artifact.path, plan.accelerator, plan.fallbacks) in tried:
                 raise
 
 
-def _open(plan: Plan, on_progress: Progress | None) -> Backend:
-    """Load in a thread of its own, since engines call back into Python and would swallow a Ctrl-C raised there."""
+def _open(plan: Plan, on_progress: Progress | None, cache_dir: Path | None = None) -> Backend:
+    """Load in a thread of its own, since engines call back into Python and would swallow a Ctrl-C raised there.
+
+    Args:
+        plan, on_progress: what to load, and who hears of it.
+        cache_dir: remembers which files were tried in a child process first; None tries none.
+    """
     from edge.backends import open_backend
+    from edge.registry import ENGINES, load_entry
 
     stop = threading.Event()
 
@@ -200,6 +208,9 @@ def _open(plan: Plan, on_progress: Progress | None) -> Backend:
 
     def run() -> None:
         try:
+            row = ENGINES.get(plan.backend) if cache_dir is not None else None
+            if row is not None and row.try_file:
+                load_entry(row.try_file)(plan, cache_dir, report)
             opened.set_result(open_backend(plan, on_progress=report))
         except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits)
             opened.set_exception(error)

@@ -65,6 +65,8 @@ class EngineRow:
         build_id: "module:function" that names the installed build; "" where its version is enough.
         why_failed: "module:function" of (artifact, accelerator, cache directory) that says what went wrong when the engine
             tried a model on an accelerator; "" for an engine that does not try models when it loads them.
+        try_file: "module:function" of (plan, cache directory, progress) that refuses a model file on which the engine would end
+            the process; "" for an engine that ends none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class EngineRow:
     safety: str = ""
     build_id: str = ""
     why_failed: str = ""
+    try_file: str = ""
 
 
 ENGINES: dict[str, EngineRow] = {
@@ -101,6 +104,7 @@ ENGINES: dict[str, EngineRow] = {
             repacked=("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0"),
             safety="edge.backends.llamacpp.canary:load_safety",
             build_id="edge.backends.llamacpp.canary:library_identity",
+            try_file="edge.backends.llamacpp.trial:try_file",
             package=EnginePackage(
                 module="llama_cpp",
                 distributions=("llama-cpp-python",),

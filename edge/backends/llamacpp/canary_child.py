@@ -14,7 +14,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main", "write_model"]
+__all__ = ["load_binding", "main", "without_core_dump", "write_model"]
 
 _WIDTH = 256  # K-quants need rows of 256
 _N_VOCAB = 64
@@ -96,7 +96,7 @@ def _value(value: str | int | float) -> bytes:
     return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
 
 
-def _load_binding() -> Any:
+def load_binding() -> Any:
     """Import llama_cpp.llama_cpp without the package around it, which takes ten times as long."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
@@ -107,7 +107,7 @@ def _load_binding() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
-def _without_core_dump() -> None:
+def without_core_dump() -> None:
     """Write no core file when this process dies, which is part of its job."""
     try:
         import resource
@@ -126,8 +126,8 @@ def main(path: str, use_extra_buffers: str) -> None:
     Raises:
         RuntimeError: llama.cpp refused the model or a batch.
     """
-    _without_core_dump()
-    library = _load_binding()
+    without_core_dump()
+    library = load_binding()
     quiet = library.llama_log_callback(lambda level, text, user_data: None)
     library.llama_log_set(quiet, None)
     library.llama_backend_init()

@@ -25,7 +25,10 @@ class Vocabulary(Tokenizer):
         self._vocab = vocab
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode("utf-8", "replace")
+        return self.encode_bytes(text.encode("utf-8", "replace"), add_special, parse_special)
+
+    def encode_bytes(self, data: bytes, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Return the token ids of a text in UTF-8, or of a piece of one that need not be whole characters."""
         room = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * room)()

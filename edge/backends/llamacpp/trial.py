@@ -1,0 +1,181 @@
+"""Tests, without risking the user's process, if llama.cpp survives a model file.
+
+llama.cpp asserts much about a file, and throws C++ exceptions that nobody catches: a vocabulary with the same token twice ends
+the process that loads it, published models among them. So a child process loads an unknown file first, tokenises and computes
+a few tokens: once for each content, build of the library and CPU. The answer is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.backends.llamacpp.canary import library_identity
+from edge.child import Ended, python_command, run_child
+from edge.device.identity import cpu_identity
+from edge.errors import (
+    BUILD_HINT,
+    BackendError,
+    BackendUnavailableError,
+    CancelledError,
+    ModelFileError,
+    ModelTooLargeError,
+    StorageError,
+)
+from edge.files import write_private
+from edge.hashes import file_sha256
+
+if TYPE_CHECKING:
+    from edge.backends.base import LoadProgress
+    from edge.plan.receipt import Plan
+
+__all__ = ["KNOWN_GOOD", "REFUSED", "try_file"]
+
+KNOWN_GOOD = frozenset(("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",))
+"""SHA-256 of files that are not tried: the embedded default, which every release is tested with."""
+
+REFUSED = 10
+"""Exit code of a child that got an error of edge: loading gives the same one, so there is nothing to fear."""
+
+_FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
+_TIMEOUT_S = 120.0
+_BYTES_PER_S = 10 << 20  # that the slowest storage gives, on top of it
+_SMALL_BYTES = 1 << 30  # below it one thread is quick enough, and waits for no other program
+_STAGE = "checking"
+_PYTHON_ERROR = 1
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|unable|cannot) (to )?allocate", re.IGNORECASE)
+_BUILD_FOLDER = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")  # before the name of a source file
+_MEANINGS = {
+    "id_to_token.size() == token_to_id.size()": "its vocabulary has the same token twice",
+    "map::at": "its vocabulary lacks a token that texts need, such as that of a byte",
+}
+"""What llama.cpp says when it dies -> what that means."""
+
+Command = Callable[[str], list[str]]
+"""(what to load, as JSON) -> the command line of the child."""
+
+
+def try_file(
+    plan: Plan,
+    cache_dir: Path,
+    on_progress: LoadProgress | None = None,
+    *,
+    command: Command | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> None:
+    """Refuse a model file on which llama.cpp would end this process. A file that was tried before costs nothing.
+
+    Args:
+        plan: what will be loaded, and how.
+        cache_dir: answers are stored in `llamacpp` below it.
+        on_progress: called while the file is hashed and tried; False stops.
+        command: the child's command line; None is the real one.
+        timeout_s: a child that takes longer, and longer than its file takes to read, counts as hanging.
+
+    Raises:
+        ModelFileError: llama.cpp dies of it, or does not come to an end.
+        ModelTooLargeError: memory ran out.
+        BackendUnavailableError: llama.cpp has code for another CPU than this one.
+        BackendError: the child was stopped from outside.
+        CancelledError: on_progress said False.
+    """
+    began, artifact = time.monotonic(), plan.artifact
+
+    def report(share: float = 0.0, stage: str = "") -> None:
+        if on_progress is not None and not on_progress(share, stage or f"{_STAGE} ({time.monotonic() - began:.0f} s):"):
+            raise CancelledError("Loading was stopped.")
+
+    digest = artifact.sha256 or file_sha256(
+        artifact.path, cache_dir=cache_dir, on_bytes=lambda done: report(done / max(artifact.size_bytes, done), _STAGE)
+    )
+    if digest in KNOWN_GOOD:
+        return
+    settings: dict[str, str | bool] = {
+        "kv_type_k": plan.kv_type_k,
+        "kv_type_v": plan.kv_type_v,
+        "flash_attention": plan.flash_attention,
+    }
+    try:
+        path = _answer_path(cache_dir, digest, settings)
+        problem = _read(path)
+        if problem is None:
+            report(0.0, _STAGE)
+            n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
+            request = json.dumps({"path": str(artifact.path), "n_threads": n_threads, **settings})
+            limit_s = timeout_s + artifact.size_bytes / _BYTES_PER_S
+            ended = run_child(
+                (command or _command)(request),
+                timeout_s=limit_s,
+                on_wait=report,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            )
+            problem = _judge(artifact.path, ended, limit_s)
+            if problem is not None:
+                with suppress(StorageError):  # then it is tried again next time
+                    write_private(path, json.dumps({"problem": problem}).encode())
+    except OSError:
+        return  # no child can be started here, so the file is loaded untried
+    if problem:
+        raise ModelFileError(
+            f"llama.cpp cannot use {artifact.path}: {problem}. The file is damaged, or a converter made it wrong.",
+            "Download or convert it again, or choose another model.",
+        )
+
+
+def _answer_path(cache_dir: Path, digest: str, settings: dict[str, str | bool]) -> Path:
+    identity = json.dumps([_FORMAT, digest, library_identity(), cpu_identity(), settings], sort_keys=True)
+    return cache_dir / "llamacpp" / f"trial-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+
+
+def _command(request: str) -> list[str]:
+    return python_command("edge.backends.llamacpp.trial_child:main", request)
+
+
+def _judge(path: Path, ended: Ended, limit_s: float) -> str | None:
+    """Return the problem that a child found, "" if there is none; None if its end says nothing about the file.
+
+    Raises:
+        As `try_file`.
+    """
+    if ended.code == 0:
+        return ""
+    if ended.code in (REFUSED, _PYTHON_ERROR):
+        return None
+    if ended.code is None:
+        raise ModelFileError(
+            f"llama.cpp did not come to an end with {path} within {limit_s:.0f} s, in a process that tried it first.",
+            "The file may be damaged. Download or convert it again, or load it while the device is idle.",
+        )
+    if ended.code == -signal.SIGKILL or _OUT_OF_MEMORY.search(ended.stderr):
+        raise ModelTooLargeError(
+            f"There is not enough memory to load {path}: a process that tried it first {ended.reason}.",
+            "Close other programs, or choose a smaller model.",
+        )
+    if ended.was_stopped:
+        raise BackendError(f"The process that tries {path} was stopped from outside.", "Load the model again.")
+    if ended.code == -signal.SIGILL:
+        raise BackendUnavailableError(
+            f"llama.cpp was built for another CPU: loading {path} took an instruction that this one does not have.",
+            f"Build it for this CPU: {BUILD_HINT}",
+        )
+    meaning = next((f"{words}, and " for sign, words in _MEANINGS.items() if sign in ended.last_line), "")
+    doing = ended.stdout.decode("utf-8", "replace").split("\n")[-2:-1] or ["loads it"]
+    said = re.sub(_BUILD_FOLDER, "", ended.last_line.removeprefix("what():").strip()) or ended.reason
+    return f"{meaning}it crashes when it {doing[0]} ({said})"
+
+
+def _read(path: Path) -> str | None:
+    """Return the stored answer, None if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+        return found["problem"] if isinstance(found["problem"], str) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
