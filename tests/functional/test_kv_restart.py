@@ -12,10 +12,19 @@ import pytest
 import edge
 from edge.config import load_settings
 from edge.reply import Reply
+from tests.prove import proof_size
 
 pytestmark = pytest.mark.model
 GREEDY = edge.Sampling(temperature=0, max_tokens=16)
-STORY = " ".join(f"On day {n} the ship passed an island with {n % 7} palm trees and {n % 5} huts." for n in range(1, 36))
+# 17 tokens a day: SmolLM2 needs a few whole blocks of 128 tokens, Gemma more than its window of 512.
+N_DAYS = proof_size(18, 35)
+GEMMA_DAYS = 35
+
+
+def story(n_days: int) -> str:
+    return " ".join(
+        f"On day {n} the ship passed an island with {n % 7} palm trees and {n % 5} huts." for n in range(1, n_days + 1)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +44,26 @@ def go_on(model: Path, text: str, *, exact: bool = False, enabled: bool = True) 
         return reply.wait(), reply
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-def test_a_restored_run_writes_what_a_cold_one_writes(name: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.prove
+@pytest.mark.parametrize(("name", "n_days"), [("smollm2", N_DAYS), ("gemma3", GEMMA_DAYS)])
+def test_an_exact_restored_run_writes_what_a_cold_one_writes(name: str, n_days: int, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue("model_path" if name == "smollm2" else "gemma_path")
-    question = STORY + " In the end the captain said:"
+    question = story(n_days) + " In the end the captain said:"
     cold, reply = go_on(model, question, exact=True, enabled=False)
     assert reply.usage.n_reused == 0
-    assert reply.usage.n_prompt > 600
-    go_on(model, STORY, exact=True)
+    assert reply.usage.n_prompt > 17 * n_days
+    go_on(model, story(n_days), exact=True)
     restored, reply = go_on(model, question, exact=True)
-    assert reply.usage.n_restored >= 512
+    assert reply.usage.n_restored >= 17 * n_days // 128 * 128
     assert restored == cold
-    # The usual mode restores to the token, and goes on as the process would have that was not stopped.
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(("name", "n_days"), proof_size([("smollm2", N_DAYS)], [("smollm2", N_DAYS), ("gemma3", GEMMA_DAYS)]))
+def test_a_restored_run_goes_on_as_one_that_was_not_stopped(name: str, n_days: int, request: pytest.FixtureRequest) -> None:
+    """The usual mode restores to the token."""
+    model = request.getfixturevalue("model_path" if name == "smollm2" else "gemma_path")
+    question = story(n_days) + " In the end the captain said:"
     settings = load_settings({"model": str(model), "context": 1024})
     with edge.load(settings=settings) as ai:
         written = [ai.complete(question, GREEDY).wait() for _ in range(2)]
@@ -55,7 +72,8 @@ def test_a_restored_run_writes_what_a_cold_one_writes(name: str, request: pytest
     assert again == written[1]
 
 
-def test_a_killed_process_leaves_what_it_had_read(model_path: Path) -> None:
+@pytest.mark.prove
+def test_a_killed_process_leaves_what_it_had_prefilled(model_path: Path) -> None:
     """kill -9 while the reply is written: the prompt that was read comes back, and says the same as one that is read again."""
     script = (
         "import edge, os, signal, sys, time\n"
@@ -67,14 +85,16 @@ def test_a_killed_process_leaves_what_it_had_read(model_path: Path) -> None:
         "reply = ai.conversation().send(sys.argv[2], sampling=edge.Sampling(temperature=0, max_tokens=200))\n"
         "for number, piece in enumerate(reply):\n"
         "    if number == 3:\n"
-        "        while blocks.stats().n_tokens < 512: time.sleep(0.01)\n"
+        "        while blocks.stats().n_tokens < int(sys.argv[3]): time.sleep(0.01)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(model_path), STORY], timeout=300, env=dict(os.environ))
+    n_least, text = 17 * N_DAYS // 128 * 128, story(N_DAYS)
+    command = [sys.executable, "-c", script, str(model_path), text, str(n_least)]
+    done = subprocess.run(command, timeout=300, env=dict(os.environ))
     assert done.returncode == -9
     with edge.load(settings=load_settings({"model": str(model_path), "context": 1024})) as ai:
-        reply = ai.conversation().send(STORY, sampling=GREEDY)
+        reply = ai.conversation().send(text, sampling=GREEDY)
         assert reply.wait()
-        assert reply.usage.n_restored >= 512, "whole blocks go to the disk while the prompt is read"
+        assert reply.usage.n_restored >= n_least, "whole blocks go to the disk while the prompt is read"
         [check] = ai.check_cache(1)
         assert (check.is_same_choice, check.kl < 0.05) == (True, True)
