@@ -10,6 +10,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.prove import IS_WHOLE
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `make prove` runs."""
+    marks = {item: item.get_closest_marker("prove") for item in items}
+    left_out = [item for item, mark in marks.items() if mark is not None and mark.kwargs.get("whole_only") and not IS_WHOLE]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 # The same examples in every run, and none of them fails because the machine is busy.
 settings.register_profile("edge", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edge")

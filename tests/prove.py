@@ -1,4 +1,8 @@
-"""The size of long proofs: short in `make test`, whole in `make prove`. Every test that asks for it is marked `prove`."""
+"""Size of long proofs: short in `make test`, whole in `make prove`.
+
+Every test that asks for its size here is marked `prove`, so that `make prove` runs it. One that only `make prove` runs is
+marked `prove(whole_only=True)`: another test proves the same on something smaller.
+"""
 
 from __future__ import annotations
 

@@ -22,11 +22,13 @@ from edge.kv.open import model_fingerprint
 from edge.kv.store import BlockStore, StoreOptions
 from edge.types import Sampling
 from tests.contract.entries import onnx_plan
+from tests.prove import proof_size
 
 PlanFor = Callable[..., Any]
 TinyModel = Callable[[str], Path]
 NO_LETTERS = dict.fromkeys((*range(32), *range(127, 256)), -math.inf)
 GREEDY = Sampling(temperature=0, max_tokens=12, logit_bias=NO_LETTERS)  # random models generate bytes that are not text
+N_SEEDS = proof_size(4, 12)
 WORDS = ("the", "fox", "ran", "over", "a", "hill", "and", "saw", "two", "dogs", "near", "an", "old", "house", "river")
 
 
@@ -120,49 +122,52 @@ def opener(
     return open
 
 
-def test_exact_replies_are_those_of_a_cold_run_over_50_conversations(
-    tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path
-) -> None:
+@pytest.mark.prove
+def test_exact_replies_are_those_of_a_cold_run(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
     plan = plan_for(tiny_model("llama q4_0"), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)  # a new process each time, and nothing on the disk
     cached = World(opener(plan, tmp_path / "kv", exact=True), restarts=False)
     restarted = World(opener(plan, tmp_path / "kv2", exact=True, encrypt=True), restarts=True)
-    expected = {seed: live(cold, seed) for seed in range(50)}
-    for world, seeds in ((cached, range(50)), (restarted, range(25, 50))):
+    n = proof_size(16, 50)
+    expected = {seed: live(cold, seed) for seed in range(n)}
+    for world, seeds in ((cached, range(n)), (restarted, range(n // 2, n))):
         for seed in seeds:
             assert live(world, seed) == expected[seed]
         world.end()
     cold.end()
     assert cold.n_restored == 0
-    assert cached.n_restored > 300, "there is one sequence, so branches that were left come back from the disk"
-    assert restarted.n_restored > 5000
+    assert cached.n_restored > 6 * n, "there is one sequence, so branches that were left come back from the disk"
+    assert restarted.n_restored > 100 * n
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("architecture", ["llama q4_0", "mamba", "lfm2"])
 def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path, architecture: str) -> None:
     """Without `exact`: replies are those of a process that was never stopped."""
     plan = plan_for(tiny_model(architecture), n_ctx=1024, n_seq=1, n_ubatch=64)
     running = World(opener(plan, tmp_path / "running"), restarts=False)
     restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
-    compare(restarted, running, range(100, 112))
-    assert restarted.n_restored > 2000
+    compare(restarted, running, range(100, 100 + N_SEEDS))
+    assert restarted.n_restored > 150 * N_SEEDS
 
 
+@pytest.mark.prove
 def test_a_sliding_window_comes_back_as_it_was(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
     plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)
     restarted = World(opener(plan, tmp_path / "kv", exact=True), restarts=True)
-    compare(restarted, cold, range(300, 312))
-    assert restarted.n_restored > 1000
+    compare(restarted, cold, range(300, 300 + N_SEEDS))
+    assert restarted.n_restored > 80 * N_SEEDS
 
 
+@pytest.mark.prove
 def test_several_sequences_and_the_disk_give_what_one_gives(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
     """Conversations that take turns: what is in memory, shared or restored makes no difference that a reader sees."""
     one = plan_for(tiny_model("llama"), n_ctx=1024, n_seq=1)
     four = plan_for(tiny_model("llama"), n_ctx=1024, n_seq=4)
     alone = World(opener(one, None), restarts=True)
     together = World(opener(four, tmp_path / "kv"), restarts=False)
-    compare(together, alone, range(200, 210))
+    compare(together, alone, range(200, 200 + N_SEEDS))
 
 
 @pytest.mark.parametrize("kind", ["onnx-int4", "onnx-plain"])

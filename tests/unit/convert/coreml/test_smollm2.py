@@ -13,13 +13,14 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge_convert.coreml.calibrate import load_reference
 from edge_convert.gguf.read_back import checkpoint_from_gguf
+from tests.prove import proof_size
 from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, open_runner, reference_logits
 
-N_LAYERS = 3
+N_LAYERS = proof_size(1, 3)
 
 
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_blocks_of_the_gguf_give_the_logits_of_its_weights(model_path: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

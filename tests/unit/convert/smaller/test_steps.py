@@ -230,6 +230,7 @@ def test_a_conversion_that_makes_a_model_smaller(four_layers: Path, text_file: P
     assert (out / "gguf-Q4_K_M/tiny-2-layers-Q4_K_M.gguf").is_file()
 
 
+@pytest.mark.prove(whole_only=True)
 def test_a_kill_in_the_middle_of_training_loses_a_few_seconds(four_layers: Path, text_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
