@@ -10,10 +10,11 @@ Everything here may be used from any thread. A turn goes: messages -> window -> 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.store import ConversationStore
@@ -38,9 +39,12 @@ if TYPE_CHECKING:
     from edge.kv.verify import CacheCheck
     from edge.plan.receipt import Plan
     from edge.prompt.summary import Summary
-    from edge.reply import Reply
+    from edge.reply import Reply, ReplyState
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
+
+_STOPPING_S = 60.0
+"""How long a new message waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ class Assistant:
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
-        self._busy: set[str] = set()
-        self._busy_lock = threading.Lock()
+        self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
+        self._freed = threading.Condition()
 
     def conversation(
         self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
@@ -139,12 +143,15 @@ class Assistant:
                 self.store.set_system(info.id, system)
         return Conversation(self, info.id, sampling)
 
-    def generate(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Reply:
+    def generate(
+        self, prompt: str | Sequence[Message], sampling: Sampling | None = None, *, timeout_s: float | None = None
+    ) -> Reply:
         """Answer once, without a conversation: a text as one user message, or messages.
 
         Args:
             prompt: the text, or messages of which the last is to be answered.
             sampling: how tokens are chosen; None takes the assistant's.
+            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
 
         Raises:
             UsageError: there is no message.
@@ -155,15 +162,19 @@ class Assistant:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return self._turn(messages, sampling).start(self._keep_open)
+        return self._turn(messages, sampling, timeout_s=timeout_s).start(self._keep_open)
 
-    def complete(self, text: str, sampling: Sampling | None = None) -> Reply:
+    def complete(self, text: str, sampling: Sampling | None = None, *, timeout_s: float | None = None) -> Reply:
         """Continue a text, without chat template: for base models and for measuring.
+
+        Args:
+            text: the beginning.
+            sampling, timeout_s: as in `generate`.
 
         Raises:
             BackendError: the assistant is closed. All other errors come from the reply.
         """
-        return self._turn(text, sampling).start(self._keep_open)
+        return self._turn(text, sampling, timeout_s=timeout_s).start(self._keep_open)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.
@@ -247,26 +258,33 @@ class Assistant:
         sampling: Sampling | None,
         saver: ReplySaver | None = None,
         summary: Summary | None = None,
+        timeout_s: float | None = None,
     ) -> Turn:
         chosen, stops = sampling or self.sampling, self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        return Turn(self._scheduler, self._prompting, prompt, chosen, self.window, saver, self.plan, summary, self._answers)
+        scheduler, prompting, answers = self._scheduler, self._prompting, self._answers
+        return Turn(scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s)
 
     def _keep_open(self) -> None:
         """Do nothing: a running turn refers to this method, which keeps the assistant open until its end."""
 
     def _claim(self, conversation_id: str) -> None:
-        with self._busy_lock:
-            if conversation_id in self._busy:
-                raise UsageError(
-                    "This conversation is still being answered.", "Wait for the reply, or cancel it, before going on."
-                )
-            self._busy.add(conversation_id)
+        """Reserve a conversation for a turn. A stopped reply ends within one chunk or token, and is waited for."""
+        with self._freed:
+            until = time.monotonic() + _STOPPING_S
+            while conversation_id in self._busy:
+                reply = self._busy[conversation_id]
+                if reply is None or not reply.is_cancelled or not self._freed.wait(until - time.monotonic()):
+                    raise UsageError(
+                        "This conversation is still being answered.", "Wait for the reply, or cancel it, before going on."
+                    )
+            self._busy[conversation_id] = None
 
     def _release(self, conversation_id: str) -> None:
-        with self._busy_lock:
-            self._busy.discard(conversation_id)
+        with self._freed:
+            self._busy.pop(conversation_id, None)
+            self._freed.notify_all()
 
 
 class Conversation:
@@ -313,16 +331,24 @@ class Conversation:
         """The active path, first message first."""
         return self._store.path(self.id)
 
-    def send(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
+    def send(
+        self,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+    ) -> Reply:
         """Send a message and return the reply.
 
         Args:
             text: the message.
             attachments: texts that go with it.
             sampling: for this reply only.
+            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
 
         Returns:
-            The running reply.
+            The running reply. It stops when nobody holds it any more; see `Reply`.
 
         Raises:
             UsageError: the message is empty, or a reply is still running here.
@@ -333,27 +359,39 @@ class Conversation:
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
             sampling,
+            timeout_s,
         )
 
-    async def asend(self, text: str, *, attachments: Sequence[Attachment] = (), sampling: Sampling | None = None) -> Reply:
+    async def asend(
+        self,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+    ) -> Reply:
         """Send as `send` does, without blocking the event loop while the message is saved.
 
         A task that is cancelled meanwhile leaves the message saved and its reply stopped.
         """
         import asyncio
 
-        sending = asyncio.ensure_future(asyncio.to_thread(self.send, text, attachments=attachments, sampling=sampling))
+        options: dict[str, Any] = {"attachments": attachments, "sampling": sampling, "timeout_s": timeout_s}
+        sending = asyncio.ensure_future(asyncio.to_thread(self.send, text, **options))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             sending.add_done_callback(_stop_reply)
             raise
 
-    def regenerate(self, node_id: int | None = None, *, sampling: Sampling | None = None) -> Reply:
+    def regenerate(
+        self, node_id: int | None = None, *, sampling: Sampling | None = None, timeout_s: float | None = None
+    ) -> Reply:
         """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
+            sampling, timeout_s: as in `send`.
 
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
@@ -368,7 +406,7 @@ class Conversation:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, sampling, fallback=old_head)
+        return self._answer(go_back, sampling, timeout_s, fallback=old_head)
 
     def edit(
         self,
@@ -377,6 +415,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
+        timeout_s: float | None = None,
     ) -> Reply:
         """Send a message in place of an earlier one, as a new branch, and return the reply.
 
@@ -384,6 +423,7 @@ class Conversation:
             node_id: one of the user's messages.
             text: the new message.
             attachments: None keeps the earlier ones.
+            sampling, timeout_s: as in `send`.
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
@@ -394,7 +434,9 @@ class Conversation:
         kept = old.attachments if attachments is None else tuple(attachments)
         _check_message(text, kept)
         return self._answer(
-            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept), sampling
+            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept),
+            sampling,
+            timeout_s,
         )
 
     def fork(self, node_id: int | None = None) -> Conversation:
@@ -427,7 +469,13 @@ class Conversation:
     def __repr__(self) -> str:
         return f"<Conversation {self.id}>"
 
-    def _answer(self, prepare: Callable[[], Node], sampling: Sampling | None, fallback: int | None = None) -> Reply:
+    def _answer(
+        self,
+        prepare: Callable[[], Node],
+        sampling: Sampling | None,
+        timeout_s: float | None,
+        fallback: int | None = None,
+    ) -> Reply:
         """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
         assistant = self._assistant
         assistant._claim(self.id)
@@ -439,7 +487,8 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            turn = assistant._turn(messages, sampling or self.sampling, saver, summary)
+            turn = assistant._turn(messages, sampling or self.sampling, saver, summary, timeout_s)
+            assistant._busy[self.id] = turn.reply
             return turn.start(lambda: assistant._release(self.id))
         except BaseException:
             assistant._release(self.id)

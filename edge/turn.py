@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -15,7 +16,7 @@ from edge.errors import BackendError, CancelledError, ContextFullError, EdgeErro
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
-from edge.reply import Reply
+from edge.reply import Reply, ReplyState
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class Turn:
         plan: the placement receipt, saved with the reply.
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
+        timeout_s: the reply is stopped this long after it was asked for, in seconds; None never.
 
     Attributes:
-        reply: what the caller gets.
+        reply: the state of what the caller gets.
     """
 
     scheduler: Scheduler
@@ -61,7 +63,8 @@ class Turn:
     plan: Plan | None = None
     summary: Summary | None = None
     answers: AnswerCache | None = None
-    reply: Reply = field(init=False, default_factory=Reply)
+    timeout_s: float | None = None
+    reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
         self._n_ctx, self._full_n_ctx = self.scheduler.n_ctx, self.scheduler.full_n_ctx
@@ -84,10 +87,10 @@ class Turn:
                 reason, error = self._run()
             finally:
                 at_end()
-                self.reply._end(reason, error)
+                self.reply.end(reason, error)
 
         threading.Thread(target=run, name="edge-turn", daemon=True).start()
-        return self.reply
+        return Reply(self.reply)
 
     def _run(self) -> tuple[FinishReason, EdgeError | None]:
         """Answer, save, and return how the reply ended."""
@@ -169,7 +172,7 @@ class Turn:
         if isinstance(event, Prefilled):
             self.reply.progress = (event.done, event.total)
             return
-        self.reply._write(event.text)
+        self.reply.write(event.text)
         if self.saver is not None and self.saver.is_due:
             self.saver.save_part(self.reply.text)
             self.reply.node = self.saver.node
@@ -184,15 +187,26 @@ class Turn:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         generation = Generation(tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at)
-        self.reply._bind(generation.cancel)
+        self.reply.bind(generation.cancel)
         self.scheduler.submit(generation)
         while True:
-            event = events.get()
+            event = self._next_event(events)
             if isinstance(event, Finished):
                 return event
             if isinstance(event, Failed):
                 raise event.error
             show(event)
+
+    def _next_event(self, events: queue.SimpleQueue[Event]) -> Event:
+        """Wait for the engine, and stop the reply once its time is over."""
+        reply, left = self.reply, None
+        if self.timeout_s is not None and not reply.is_cancelled:
+            left = max(0.0, self._asked_at + self.timeout_s - time.perf_counter())
+        with contextlib.suppress(queue.Empty):
+            return events.get(timeout=left)
+        reply.notices.append(f"The reply was stopped because it took longer than {self.timeout_s:g} seconds.")
+        reply.cancel()
+        return events.get()
 
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""

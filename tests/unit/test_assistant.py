@@ -152,6 +152,41 @@ async def test_leaving_the_async_block_of_a_reply_frees_the_conversation(make: C
         pass
 
 
+async def test_leaving_a_reply_in_any_way_stops_it_and_the_conversation_goes_on(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda message: "z" * (4000 if message == "long" else 3), delay_s=0.001).conversation()
+
+    async def loop_left() -> None:
+        async for _ in await conversation.asend("long"):
+            break
+
+    def sync_loop_left() -> None:
+        for _ in conversation.send("long"):
+            raise KeyError
+
+    async def timed_out() -> None:
+        await asyncio.wait_for(await conversation.asend("long"), 0.05)
+
+    for leave in (loop_left, lambda: asyncio.to_thread(sync_loop_left), timed_out):
+        try:
+            await leave()
+        except (KeyError, asyncio.TimeoutError):
+            assert await (await conversation.asend("on")) == "zzz"  # in the handler, where the traceback lives
+        assert await (await conversation.asend("on")) == "zzz", "not a refusal, and not after 4000 tokens"
+    answers = [(node.content, node.status) for node in conversation.messages if node.role == "assistant"]
+    stopped = [status for content, status in answers if content != "zzz"]
+    assert stopped == ["stopped"] * 3
+
+
+def test_a_reply_with_a_limit_of_time_stops_itself(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 4000, delay_s=0.001)
+    conversation = assistant.conversation()
+    for ask in (conversation.send, assistant.generate):
+        reply = ask("go", timeout_s=0.1)
+        text = reply.wait(timeout_s=30)
+        assert (reply.finish_reason, 0 < len(text) < 4000) == ("cancelled", True)
+        assert "longer than 0.1 seconds" in reply.notices[-1]
+
+
 def test_an_assistant_that_is_dropped_frees_its_model() -> None:
     backend = FakeBackend(script=words)
     text = Assistant(backend, sampling=Sampling(temperature=0)).generate("hello").wait()

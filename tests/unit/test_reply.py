@@ -15,8 +15,8 @@ from edge.reply import Reply
 def write_in_background(reply: Reply, pieces: list[str], error: BackendError | None = None) -> threading.Thread:
     def run() -> None:
         for piece in pieces:
-            reply._write(piece)
-        reply._end("error" if error else "stop", error)
+            reply._state.write(piece)
+        reply._state.end("error" if error else "stop", error)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -79,14 +79,14 @@ def test_cancel_before_and_after_there_is_something_to_cancel() -> None:
     calls: list[int] = []
     early = Reply()
     early.cancel()
-    early._bind(lambda: calls.append(1))
+    early._state.bind(lambda: calls.append(1))
     assert (calls, early.is_cancelled) == ([1], True)
     with Reply() as late:
-        late._bind(lambda: (calls.append(2), late._end("cancelled"))[0])
+        late._state.bind(lambda: (calls.append(2), late._state.end("cancelled"))[0])  # type: ignore[func-returns-value]
     assert calls == [1, 2], "leaving the block cancels"
     done = Reply()
-    done._bind(lambda: calls.append(3))
-    done._end("stop")
+    done._state.bind(lambda: calls.append(3))
+    done._state.end("stop")
     done.cancel()
     assert calls == [1, 2], "a reply that is over has nothing to cancel"
 
@@ -107,3 +107,90 @@ async def test_a_reader_whose_loop_is_gone_holds_up_nobody() -> None:
     thread.join()
     write_in_background(reply, ["x"]).join()
     assert await reply == "x"
+
+
+# -- who stops it
+
+
+def running() -> tuple[Reply, list[str]]:
+    """A reply that runs, and what happens to it."""
+    reply, seen = Reply(), list[str]()
+    reply._state.bind(lambda: seen.append("stopped"))
+    reply._state.write("a")
+    return reply, seen
+
+
+def test_a_reply_that_nobody_holds_stops() -> None:
+    reply, seen = running()
+    for _ in reply:
+        break
+    assert seen == [], "it is still held"
+    reader = iter(reply)
+    next(reader)
+    del reply
+    assert seen == [], "it is still read"
+    del reader
+    assert seen == ["stopped"]
+
+
+async def test_an_async_loop_that_is_left_stops_the_reply_at_once() -> None:
+    replies, seen = zip(*[running() for _ in range(2)], strict=True)
+    waiting = list(replies)
+    del replies
+    async for _ in waiting.pop():
+        break
+    assert seen[1] == ["stopped"]
+    with pytest.raises(KeyError):
+        async for _ in waiting.pop():
+            raise KeyError
+    assert seen[0] == ["stopped"]
+
+
+def test_a_detached_reply_goes_on() -> None:
+    reply, seen = running()
+    assert reply.detach() is reply
+    state = reply._state
+    del reply
+    assert seen == []
+    state.cancel()
+    assert seen == ["stopped"], "but it can be stopped"
+
+
+async def test_the_last_reader_whose_task_is_cancelled_stops_the_reply() -> None:
+    reply, seen = running()
+    readers = [asyncio.create_task(_await(reply)) for _ in range(2)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+    await asyncio.wait(readers[:1])
+    assert seen == [], "somebody else reads it"
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(readers[1], 0.01)
+    assert seen == ["stopped"]
+    detached, seen = running()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(detached.detach(), 0.01)
+    assert seen == []
+
+
+def test_waiting_with_a_limit_that_stops() -> None:
+    reply, seen = running()
+    with pytest.raises(TimeoutError, match="still running"):
+        reply.wait(0.01)
+    assert seen == []
+    reply._state.bind(lambda: reply._state.end("cancelled"))
+    with pytest.raises(TimeoutError, match="stopped"):
+        reply.wait(0.01, cancel=True)
+    assert (reply.finish_reason, reply.text) == ("cancelled", "a")
+
+
+def test_an_interrupted_wait_stops_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply, seen = running()
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for read in (reply.wait, lambda: list(reply)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(reply._state.changed, "wait_for", interrupt)
+            read()
+    assert seen == ["stopped"] * 2

@@ -96,7 +96,7 @@ def test_a_reply_its_usage_and_its_timing(make: Callable[..., Room]) -> None:
     ends: list[str | None] = []
     turn = make().turn("hello")
     reply = turn.start(lambda: ends.append(turn.reply.finish_reason))
-    assert reply is turn.reply
+    assert reply._state is turn.reply
     assert (reply.wait(), reply.finish_reason) == ("5 letters.", "stop")
     assert ends == [None], "called once, before the reply says that it is over"
     assert reply.tokens == tuple(b"5 letters.")
