@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import CancelledError
+from edge.errors import CancelledError, ModelTooLargeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,6 +212,12 @@ def _open(plan: Plan, on_progress: Progress | None, cache_dir: Path | None = Non
             if row is not None and row.try_file:
                 load_entry(row.try_file)(plan, cache_dir, report)
             opened.set_result(open_backend(plan, on_progress=report))
+        except MemoryError as error:
+            shortage = ModelTooLargeError(
+                f"There is not enough memory to load {plan.artifact.name}.", "Close other programs, or choose a smaller model."
+            )
+            shortage.__cause__ = error
+            opened.set_exception(shortage)
         except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits)
             opened.set_exception(error)
 

@@ -103,6 +103,9 @@ def run(arguments: Sequence[str], app: object = None) -> int:
     except click.ClickException as error:
         output.error(error.format_message())
         return error.exit_code
+    except MemoryError:
+        output.error("There is not enough memory for this.", "Close other programs, or choose a smaller model.")
+        return 1
     except Exception as error:  # noqa: BLE001 (the last resort: a bug of ours becomes a report, not a page of code)
         return _report_bug(error)
 

@@ -15,6 +15,7 @@ does not exist, and BackendError once the backend is closed.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,17 @@ __all__ = [
     "LoadProgress",
     "ModelInfo",
     "Sampler",
+    "is_out_of_memory",
     "open_backend",
 ]
+
+# The C library's words for ENOMEM on several systems, and those of llama.cpp, onnxruntime and C++.
+_OUT_OF_MEMORY = re.compile(
+    r"bad[_ ]alloc|out of memory|not enough memory|memory exhausted|paging file is too small|"
+    r"(failed|unable|could not|couldn't|cannot|can't|error) (to )?(be )?(allocat|reserve memory|map segment)",
+    re.IGNORECASE,
+)
+_NOT_MEMORY = "in static TLS block"  # the linker's, of a library that was loaded too late
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +308,11 @@ class LoadProgress(Protocol):
             False stops the load.
         """
         ...
+
+
+def is_out_of_memory(error: Exception | str) -> bool:
+    """Tell if an error, or what an engine says about one, means that memory ran out."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)) and _NOT_MEMORY not in str(error))
 
 
 def open_backend(plan: Plan, *, on_progress: LoadProgress | None = None) -> Backend:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from edge.backends.fake import FakeBackend
 from edge.catalog import load_catalog
 from edge.config import load_settings
 from edge.device.sensors import Readings
-from edge.errors import BackendError, BackendUnavailableError, CancelledError, UsageError
+from edge.errors import BackendError, BackendUnavailableError, CancelledError, ModelTooLargeError, UsageError
 from edge.formats.artifact import Artifact
 from edge.plan.receipt import MemoryEstimate, Plan
 
@@ -63,6 +64,15 @@ def test_progress_that_says_no_stops_the_load(monkeypatch: pytest.MonkeyPatch) -
     assert loading._open(None, lambda stage, share: seen.append((stage, share))) is True  # type: ignore[arg-type,comparison-overlap]
     assert loading._open(None, lambda stage, share: False) is False  # type: ignore[arg-type,comparison-overlap]
     assert seen == [("loading", 0.5)]
+
+
+def test_memory_that_runs_out_while_loading_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_backend(plan: Any, *, on_progress: Callable[[float], bool]) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("edge.backends.open_backend", open_backend)
+    with pytest.raises(ModelTooLargeError, match="mine"):
+        loading._open(SimpleNamespace(artifact=artifact("mine")), None)  # type: ignore[arg-type]
 
 
 def test_what_the_catalogue_advises_yields_to_what_the_user_set() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from edge.backends.base import is_out_of_memory
 from edge.backends.stopping import watching
 from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
 
@@ -53,6 +54,7 @@ def load_library() -> Any:
 
     Raises:
         BackendUnavailableError: the package is not installed, or its shared library cannot be loaded here.
+        ModelTooLargeError: there is no memory for it.
     """
     global _library
     with _lock:
@@ -61,6 +63,10 @@ def load_library() -> Any:
             try:
                 library = importlib.import_module("llama_cpp.llama_cpp")
             except (ImportError, OSError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise ModelTooLargeError(
+                        f"There is not enough memory to load llama.cpp ({error}).", "Close other programs."
+                    ) from error
                 raise BackendUnavailableError(f"llama.cpp cannot be loaded: {error}.", f"Install it: {BUILD_HINT}") from error
             _silence(library)
             library.llama_backend_init()
@@ -118,7 +124,7 @@ def load_failure(action: str, path: object, architecture: str) -> EdgeError:
             f"{path} is a model of the architecture {architecture!r}, which this build of llama.cpp does not know.",
             "A newer edge may know it; otherwise choose another model.",
         )
-    if any(sign in lowered for sign in ("failed to allocate", "unable to allocate", "out of memory", "bad_alloc")):
+    if is_out_of_memory(text):
         return ModelTooLargeError(
             f"There is not enough memory to {action} of {path} ({text}).",
             "Use a smaller context or a smaller model, or close other programs.",

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.backends.base import is_out_of_memory
 from edge.backends.llamacpp.canary import library_identity
 from edge.child import Ended, python_command, run_child
 from edge.device.identity import cpu_identity
@@ -51,7 +52,6 @@ _BYTES_PER_S = 10 << 20  # that the slowest storage gives, on top of it
 _SMALL_BYTES = 1 << 30  # below it one thread is quick enough, and waits for no other program
 _STAGE = "checking"
 _PYTHON_ERROR = 1
-_OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|unable|cannot) (to )?allocate", re.IGNORECASE)
 _BUILD_FOLDER = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")  # before the name of a source file
 _MEANINGS = {
     "id_to_token.size() == token_to_id.size()": "its vocabulary has the same token twice",
@@ -154,7 +154,7 @@ def _judge(path: Path, ended: Ended, limit_s: float) -> str | None:
             f"llama.cpp did not come to an end with {path} within {limit_s:.0f} s, in a process that tried it first.",
             "The file may be damaged. Download or convert it again, or load it while the device is idle.",
         )
-    if ended.code == -signal.SIGKILL or _OUT_OF_MEMORY.search(ended.stderr):
+    if ended.code == -signal.SIGKILL or is_out_of_memory(ended.stderr):
         raise ModelTooLargeError(
             f"There is not enough memory to load {path}: a process that tried it first {ended.reason}.",
             "Close other programs, or choose a smaller model.",

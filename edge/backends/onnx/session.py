@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.backends.base import is_out_of_memory
 from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, ModelFileError, ModelTooLargeError
 from edge.formats.onnx_graph import only_last_logits
@@ -39,7 +40,6 @@ PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
 }
 """Accelerator of a plan -> providers to register before the CPU's, in order, with options that may name {n_threads}."""
 
-_NO_MEMORY = ("bad_alloc", "allocate", "out of memory", "bad allocation")
 _READ_IN_PLACE = frozenset({_CPU, "OpenVINOExecutionProvider"})  # others may copy an input when it is bound
 _ON_DEVICE = {"CUDAExecutionProvider": "cuda"}  # providers that keep tensors in memory of their own
 _MOST_EDITED_BYTES = 512 << 20  # a model file larger than this, weights inside, is not copied to be edited
@@ -79,7 +79,7 @@ def wrap_errors(what: str) -> Iterator[None]:
 def to_edge_error(what: str, error: Exception) -> EdgeError:
     """Return edge's error for an exception of onnxruntime's; see `wrap_errors`."""
     text = _first_line(error)
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
+    if is_out_of_memory(error):
         return ModelTooLargeError(
             f"There is not enough memory: onnxruntime could not {what} ({text}).",
             "Use a smaller context, or a smaller model.",
@@ -281,7 +281,7 @@ def _profiled(path: Path) -> Counter[str]:
 
 def _load_failure(folder: OnnxFolder, error: Exception) -> EdgeError:
     text = _first_line(error)
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
+    if is_out_of_memory(error):
         return ModelTooLargeError(
             f"There is not enough memory to load {folder.model} ({text}).", "Use a smaller model, or close other programs."
         )
