@@ -14,7 +14,7 @@ from typing import NamedTuple
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
 from edge.kv.files import StoreFiles, is_transient
 from edge.kv.index import Index
-from edge.kv.keys import entry_bytes
+from edge.kv.keys import TOKEN_BYTES, entry_bytes
 from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Match, Pending
@@ -92,12 +92,8 @@ class Disk:
         blocks = []
         start = 0
         for row, n_used in steps:
-            blocks.append(
-                BlockRef(
-                    row.key, parent, model, namespace, start, row.n_tokens, n_used, row.size, row.prefill_ms, row.origin,
-                    tokens[start * 4 : (start + n_used) * 4],
-                )
-            )  # fmt: skip
+            used = tokens[start * TOKEN_BYTES : (start + n_used) * TOKEN_BYTES]
+            blocks.append(BlockRef(row.key, parent, model, namespace, start, row.n_tokens, n_used, row.prefill_ms, used))
             parent, start = row.key, start + n_used
         return Match(tuple(blocks), start)
 
@@ -249,7 +245,7 @@ class Disk:
                 elif (
                     (pending.start == 0 and pending.parent == pending.root)
                     or (row is not None and row.start + row.n_tokens == pending.start)
-                    or (before is not None and before.start + len(before.tokens) // 4 == pending.start)
+                    or (before is not None and before.start + len(before.tokens) // TOKEN_BYTES == pending.start)
                 ):
                     wanted[pending.key] = pending
                 else:

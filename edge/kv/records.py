@@ -33,9 +33,7 @@ class BlockRef:
         start: position of its first token.
         n_tokens: tokens it holds.
         n_used: tokens that agree with the query; less than `n_tokens` only in the last block of a match.
-        size_bytes: size of its file.
         prefill_ms: time that computing the whole block took.
-        origin: "prefill" or "decode".
         tokens: those that agree, packed; `BlockStore.read` compares them with the file.
     """
 
@@ -46,9 +44,7 @@ class BlockRef:
     start: int
     n_tokens: int
     n_used: int
-    size_bytes: int
     prefill_ms: float
-    origin: str
     tokens: bytes = field(repr=False)
 
 
@@ -92,7 +88,7 @@ class PlainBlock:
         parent: the key of the block it follows; None at position 0.
         tokens: its token ids.
         payload: exported by the engine.
-        model, namespace, start, origin, prefill_ms: as in `BlockRef`.
+        model, namespace, start, origin, prefill_ms: as in `NewBlock`.
     """
 
     key: bytes

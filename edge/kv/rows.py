@@ -76,29 +76,14 @@ def disk_bytes(size: int) -> int:
 
 
 class Row(NamedTuple):
-    """One block in the index.
-
-    Attributes:
-        key, parent, path, start, n_tokens, prefill_ms, origin: as in `Header`.
-        size: of the file, in bytes.
-        disk: disk space of the file, in bytes.
-        children: number of blocks that follow it.
-        pinned: 1 or 0.
-        last_used: unix seconds.
-    """
+    """One block in the index. Fields as in `Header`."""
 
     key: bytes
     parent: bytes
     path: bytes
     start: int
     n_tokens: int
-    size: int
-    disk: int
     prefill_ms: float
-    origin: str
-    children: int
-    pinned: int
-    last_used: float
 
 
 class View:
@@ -109,15 +94,15 @@ class View:
 
     def get(self, key: bytes) -> Row | None:
         """Return one block."""
-        return self._row("SELECT * FROM row WHERE key = ?", key)
+        return self._row("key = ?", key)
 
     def at_or_before(self, parent: bytes, path: bytes) -> Row | None:
         """Return the last child of `parent` that does not sort after `path`."""
-        return self._row("SELECT * FROM row WHERE parent = ? AND path <= ? ORDER BY path DESC LIMIT 1", parent, path)
+        return self._row("parent = ? AND path <= ? ORDER BY path DESC LIMIT 1", parent, path)
 
     def after(self, parent: bytes, path: bytes) -> Row | None:
         """Return the first child of `parent` that sorts after `path`."""
-        return self._row("SELECT * FROM row WHERE parent = ? AND path > ? ORDER BY path LIMIT 1", parent, path)
+        return self._row("parent = ? AND path > ? ORDER BY path LIMIT 1", parent, path)
 
     def keys_from(self, first: int) -> set[bytes]:
         """Return all keys with this first byte."""
@@ -156,7 +141,8 @@ class View:
             GROUP BY space.id ORDER BY sum(disk) DESC"""
         return tuple((model.hex(), name, count, total) for model, name, count, total in self.sql.execute(sql))
 
-    def _row(self, sql: str, *values: bytes) -> Row | None:
+    def _row(self, where: str, *values: bytes) -> Row | None:
+        sql = f"SELECT key, parent, path, start, n_tokens, prefill_ms FROM row WHERE {where}"  # noqa: S608
         row = self.sql.execute(sql, values).fetchone()
         return None if row is None else Row._make(row)
 

@@ -1,4 +1,4 @@
-"""What the disk tests run in a process of their own. Prints one JSON object; the last line of stdout.
+"""Disk tests of conversations, run in a process of their own. Prints one JSON object, the last line of stdout.
 
 fill DIRECTORY        the directory is a small disk: write until it is full, free some space, write on
 limit DIRECTORY       the same with a limit on the size of files instead (RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""What the disk tests of the block store run in a process of their own. Prints one JSON object.
+"""Disk tests of the block store, run in a process of their own. Prints one JSON object.
 
 fill DIRECTORY        the directory is a disk of 4 MB: put until it is full and beyond, then free some space
 limit DIRECTORY       the same with a limit on the size of files instead (RLIMIT_FSIZE)

@@ -42,7 +42,7 @@ class Caught(logging.Handler):
 
 
 def turn(store: BlockStore, rng: random.Random, me: str, counts: Counter[str], pins: list[bytes]) -> None:
-    """What a turn does: find, restore, compute the rest, store it."""
+    """Do what a turn does: find, restore, compute the rest, store it."""
     query = [rng.randrange(3) for _ in range(rng.randint(1, 24))]
     match = store.match(MODEL, "ns", query)
     tokens: list[int] = []

@@ -32,7 +32,7 @@ CUT = 3
 
 
 def payload_of(tokens: list[int]) -> bytes:
-    """What the block that ends with these tokens (all from position 0) must hold. Sizes differ, up to some 20 kB."""
+    """Return the payload of the block that ends with these tokens (all from position 0): up to 20 kB or so."""
     digest = hashlib.sha256(repr(tokens).encode()).digest()
     return digest * (1 + digest[0] * 2)
 
@@ -45,7 +45,7 @@ def open_store(directory: Path, budget_blocks: int, encrypt: bool) -> BlockStore
 
 
 def live(directory: Path, budget_blocks: int, encrypt: bool, life: int, out: int) -> None:
-    """Write until killed. Says each row of tokens that is on the disk, after it is."""
+    """Write until killed, and report each token sequence once it is on disk."""
     rng = random.Random(life)
     store = open_store(directory, budget_blocks, encrypt)
     rows: list[list[int]] = [[]]

@@ -59,7 +59,7 @@ def fill(store: BlockStore, n_rows: int = N_ROWS) -> None:
 
 
 class Mutations:
-    """Ways for a block file to be wrong. Each changes the file at `path` and gives its name."""
+    """Ways to damage a block file. Each changes the file at `path` and returns its name."""
 
     def __init__(self, rng: random.Random, store: BlockStore, other: BlockStore) -> None:
         self.rng, self.store = rng, store
@@ -197,7 +197,7 @@ def test_no_mutated_file_gives_wrong_bytes(
 
 
 @pytest.mark.parametrize(("encrypt", "seed"), [(False, 5), (True, 6)])
-def test_an_index_is_made_anew_from_files_with_damaged_headers(tmp_path: Path, encrypt: bool, seed: int) -> None:
+def test_an_index_is_rebuilt_from_files_with_damaged_headers(tmp_path: Path, encrypt: bool, seed: int) -> None:
     """The scan believes headers: whatever they say, it comes to an end, and reading finds out."""
     rng = random.Random(seed)
     directory = tmp_path / "kv"

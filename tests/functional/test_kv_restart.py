@@ -74,7 +74,7 @@ def test_a_restored_run_goes_on_as_one_that_was_not_stopped(name: str, n_days: i
 
 @pytest.mark.prove
 def test_a_killed_process_leaves_what_it_had_prefilled(model_path: Path) -> None:
-    """kill -9 while the reply is written: the prompt that was read comes back, and says the same as one that is read again."""
+    """kill -9 while a reply is generated: its prompt is restored, and leads to the same words as a cold prefill."""
     script = (
         "import edge, os, signal, sys, time\n"
         "from edge.config import load_settings\n"

@@ -129,7 +129,7 @@ def test_what_has_no_room_is_dropped_from_the_end(make_store: MakeStore, tmp_pat
 
 
 def test_a_damaged_bundle_is_refused_and_the_store_stays_on(make_store: MakeStore, tmp_path: Path) -> None:
-    """Whatever byte is changed: refused, or (in what nobody reads, such as a date) the same content."""
+    """A changed byte makes a bundle refused, or (in unused fields, such as a date) changes nothing."""
     rng = random.Random(1)
     here, there = make_store("here"), make_store("there")
     fill(here)

@@ -75,7 +75,7 @@ class Device:
         self.start(model)
 
     def read(self, prompt: list[int], owner: str = "", boundaries: tuple[int, ...] = ()) -> tuple[Slot, Reuse]:
-        """What the scheduler does until the logits of the prompt's end are there."""
+        """Prefill a prompt as the scheduler does."""
         taken = self.cache.acquire(prompt, owner, boundaries)
         assert taken is not None
         slot, reuse = taken
@@ -128,7 +128,7 @@ def test_a_conversation_goes_on_after_a_restart(device: Device) -> None:
     assert reuse.saved_ms > 0
     device.restart()
     _, reuse = device.turn([*said, 9], [])
-    assert (reuse.n_memory, reuse.n_disk) == (0, 420), "what the second turn added hangs on what the first one wrote"
+    assert (reuse.n_memory, reuse.n_disk) == (0, 420), "the blocks of the second turn follow those of the first"
 
 
 def test_every_token_is_written_once(device: Device) -> None:
@@ -144,7 +144,7 @@ def test_every_token_is_written_once(device: Device) -> None:
     assert sum(info.size_bytes for info in device.store.ls()) < payload + stats.n_blocks * 600 + 4 * stats.n_tokens
 
 
-def test_a_shared_beginning_is_stored_once_and_found_by_a_new_conversation(device: Device) -> None:
+def test_a_shared_prefix_is_stored_once_and_found_by_a_new_conversation(device: Device) -> None:
     system = tokens(200)
     for number in range(10):
         device.turn([*system, *tokens(30, number)], tokens(10, number), owner=f"c{number}", boundaries=(200,))
@@ -173,7 +173,7 @@ def test_what_is_in_memory_is_not_read_from_the_disk(device: Device) -> None:
     assert reuse.saved_ms > 300
 
 
-def test_the_rest_of_a_prompt_comes_from_the_disk_when_memory_has_only_its_beginning(device: Device) -> None:
+def test_the_rest_of_a_prompt_comes_from_the_disk_when_memory_has_only_its_prefix(device: Device) -> None:
     said, _ = device.turn(tokens(400), tokens(50, 1))
     device.restart()
     device.turn([*said[:200], *tokens(9, 2)], [])
@@ -204,7 +204,7 @@ def test_a_deleted_conversation_is_gone_and_others_go_on(device: Device) -> None
     yours, _ = device.turn([*system, *tokens(50, 3)], tokens(20, 4), owner="yours")
     device.store.flush()
     device.store.forget("mine")
-    # Still resident here, and what it hung on is gone: the next turn stores what it needs anew.
+    # Still resident here, but its parents are gone: the next turn stores what it needs again.
     yours, _ = device.turn([*yours, *tokens(10, 5)], tokens(30, 6), owner="yours")
     device.restart()
     _, reuse = device.turn([*mine, 1], [])

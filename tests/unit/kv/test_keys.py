@@ -125,7 +125,7 @@ def test_a_keyring_that_is_locked_or_gone_turns_the_store_off(
     assert use(tmp_path / "kv", encrypt=True) == (3, None)  # nothing was destroyed
 
 
-def test_an_entry_of_somebody_else_is_refused(keyring: FakeKeyring) -> None:
+def test_an_entry_of_another_program_is_refused(keyring: FakeKeyring) -> None:
     assert secret_of_keyring(make=False) is None
     for text in ("secret", "00" * 31):
         keyring.kept["edge-assistant", "kv-cache"] = text

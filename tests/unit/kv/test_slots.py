@@ -1,4 +1,4 @@
-"""Slots against an obvious model: what they say is in the cache is in the cache, and the longest beginning is reused."""
+"""Slots against an obvious model: what they say is in the cache is in the cache, and the longest prefix is reused."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_reuse_is_never_wrong_and_never_shorter_than_in_place(seed: int, n_seq: 
         slot = slots.acquire(prompt)
         assert slot is not None
         best = max(common_prefix(tokens, prompt[:-1]) for tokens in resident)
-        assert slot.n_tokens == best, "the longest beginning in the cache is reused"
+        assert slot.n_tokens == best, "the longest prefix in the cache is reused"
         assert backend.length(slot.seq_id) == slot.n_tokens < len(prompt)
         read(backend, slots, slot, prompt)
         fresh = FakeBackend(n_ctx=4096, n_seq=1)
         fresh.prefill(0, prompt)
-        assert (backend.logits(slot.seq_id) == fresh.logits(0)).all(), "a reused beginning gives the same logits"
+        assert (backend.logits(slot.seq_id) == fresh.logits(0)).all(), "a reused prefix gives the same logits"
         busy.append(slot)
         prompts.append(prompt)
 

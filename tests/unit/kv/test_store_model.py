@@ -254,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_index(self) -> None:
-        """What only the index knew is gone: pins, recency, owners other than who had a block written. The blocks are not."""
+        """Lose what only the index knew: pins, recency, all owners but the first. The blocks stay."""
         while self.leases:
             self.leases.pop()[1].close()
         self.store.close()
@@ -266,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert listed.keys() == self.model.keys()
         for known in self.model.values():
             known.owners, known.is_pinned = {known.writer} if known.writer else set(), False
-        # From here on the order of eviction is the store's: written down anew by use.
+        # From here on the order of eviction is the store's: made by use.
         for key in sorted(self.model, key=lambda key: (self.model[key].start, key)):
             self.clock += 1
             self.model[key].used = self.clock

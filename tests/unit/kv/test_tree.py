@@ -15,7 +15,7 @@ SHARES = st.floats(0, 1)
 
 
 class TreeAgainstLists(RuleBasedStateMachine):
-    """The slow model: marks belong to tokens, so every sequence that holds the same beginning sees the same marks."""
+    """The slow model: marks belong to tokens, so every sequence with the same prefix sees the same marks."""
 
     def __init__(self) -> None:
         super().__init__()
