@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from edge_convert.smaller.corpus import Document, pack
+from edge_convert.smaller.corpus import Document, pack, read_written
 from edge_convert.smaller.models import open_model
 from edge_convert.smaller.prompts import built_in_prompts
 from edge_convert.smaller.recipe import Source, Text, Training
 from edge_convert.smaller.sources import read_documents
-from edge_convert.smaller.writing import in_order, read_written, write_answers
+from edge_convert.smaller.writing import in_order, write_answers
 
 _N_TOKENS, _WINDOW, _BATCH = 8192, 256, 4
 _NOVELS_FROM = 300_000

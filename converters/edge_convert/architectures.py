@@ -12,7 +12,15 @@ from typing import Any
 from edge.errors import ModelFileError
 from edge.names import FORMATS, TITLES, Format
 
-__all__ = ["ARCHITECTURES", "Architecture", "expected_tensors", "find_architecture", "is_tied", "markdown_table"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "expected_tensors",
+    "find_architecture",
+    "find_gguf_architecture",
+    "is_tied",
+    "markdown_table",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,19 @@ def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         if type(value) is not int or value < 1:
             raise ModelFileError(f"{where}: config.json has no usable {key} ({value!r}).", "Download the checkpoint again.")
     return ARCHITECTURES[name]
+
+
+def find_gguf_architecture(name: str, where: str) -> Architecture:
+    """Return the architecture that a GGUF file names; checkpoints of Mistral, which it calls "llama", are read as Llama.
+
+    Raises:
+        ModelFileError: edge does not convert it.
+    """
+    by_name = {architecture.gguf: architecture for architecture in reversed(ARCHITECTURES.values())}
+    if name not in by_name:
+        known = ", ".join(sorted(by_name))
+        raise ModelFileError(f"{where} is of the architecture {name!r}, which edge does not convert.", f"Known: {known}.")
+    return by_name[name]
 
 
 def expected_tensors(architecture: Architecture, config: Mapping[str, Any]) -> list[str]:

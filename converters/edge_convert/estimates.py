@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_convert.smaller.loss import ROWS_AT_ONCE
-from edge_convert.smaller.writing import ANSWERS_AT_ONCE
+from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from edge_convert.facts import Facts

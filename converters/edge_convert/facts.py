@@ -13,10 +13,9 @@ import msgspec
 from edge.errors import UsageError
 from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
-from edge_convert.architectures import Architecture
+from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.gguf.quantise import FLOATS, GgufOptions
-from edge_convert.gguf.read_back import find_gguf_architecture
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
 from edge_convert.pipeline import FolderOf
@@ -200,7 +199,7 @@ def read_facts(source: Input) -> Facts:
     facts = _facts(
         source,
         source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}"),
-        find_gguf_architecture(header, source.path.name),
+        find_gguf_architecture(header.architecture, source.path.name),
         config,
         shapes,
         quantised,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from edge.errors import ModelFileError
 
 __all__ = ["layer_calls", "layer_output", "layers_of", "load_model"]
@@ -21,8 +23,6 @@ def load_model(folder: Path, dtype: Any, **options: Any) -> Any:
     Raises:
         ModelFileError: transformers cannot load it.
     """
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)

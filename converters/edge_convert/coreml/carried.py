@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import numpy as np
 
 from edge.errors import ModelFileError
 from edge_convert.gguf.blocks import BLOCK_BYTES, checkpoint_rows, unpack_blocks
+from edge_convert.gguf.config import name_map
 
 from .decoder import Decoder
 from .grids import shift_scale
@@ -33,15 +35,12 @@ class CarriedWeights:
     """
 
     def __init__(self, path: Path, decoder: Decoder, architecture: str) -> None:
-        import gguf
-
         try:
             self._reader = gguf.GGUFReader(path)
         except (OSError, ValueError) as error:
             raise ModelFileError(f"{path} cannot be read as a GGUF: {error}.", "Download it again.") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-        self._names = gguf.get_tensor_name_map(kind, decoder.n_layers)
+        self._names = name_map(architecture, decoder.n_layers)
         self._decoder = decoder
         self._permuted = architecture == "llama"
 

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from gguf import MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
 
 from edge.errors import ModelFileError
 from edge_convert.architectures import Architecture
 from edge_convert.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    import numpy as np
-    from gguf import GGUFWriter
     from numpy.typing import NDArray
 
-__all__ = ["Rope", "head_dim", "read_rope", "rope_tensors", "write_config"]
+__all__ = ["Rope", "head_dim", "name_map", "read_rope", "rope_tensors", "write_config"]
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -39,6 +39,12 @@ class Rope(msgspec.Struct, frozen=True):
     scaling: dict[str, Any]
     partial: float = 1.0
     local_theta: float | None = None
+
+
+def name_map(architecture: str, n_layers: int) -> Any:
+    """Return the `gguf` package's map from checkpoint to GGUF tensors, by llama.cpp's name of the architecture."""
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(arch, n_layers)
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
@@ -111,8 +117,6 @@ def rope_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
 
     Source: `_compute_llama3_parameters` of transformers.
     """
-    import numpy as np
-
     rope = read_rope(config)
     if rope.kind == "longrope":
         named = (("rope_factors_long.weight", "long_factor"), ("rope_factors_short.weight", "short_factor"))
@@ -129,8 +133,6 @@ def rope_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
 
 
 def _write_rope(writer: GGUFWriter, config: Mapping[str, Any], rope: Rope) -> None:
-    from gguf import RopeScalingType
-
     scaling = rope.scaling
     writer.add_rope_dimension_count(int(head_dim(config) * rope.partial))
     writer.add_rope_freq_base(rope.theta)

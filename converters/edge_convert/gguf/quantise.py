@@ -12,7 +12,6 @@ from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
-from edge_convert.gguf.tokenizer import read_vocabulary
 from edge_convert.strings import varied_strings
 
 __all__ = ["FLOATS", "QUANTISATIONS", "GgufOptions", "check_tokenizer", "needs_imatrix", "quantise"]
@@ -118,6 +117,8 @@ def check_tokenizer(
         ModelFileError: some are tokenised differently; the first is shown.
     """
     from transformers import AutoTokenizer
+
+    from edge_convert.gguf.tokenizer import read_vocabulary
 
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder))
     texts = varied_strings(

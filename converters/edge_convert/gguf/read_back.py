@@ -17,22 +17,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from gguf import GGUFReader, dequantize
+
 from edge.errors import ModelFileError
 from edge.formats.gguf import GGUFHeader, read_header
-from edge_convert.architectures import ARCHITECTURES, Architecture, expected_tensors
+from edge_convert.architectures import Architecture, expected_tensors, find_gguf_architecture
 from edge_convert.checkpoint import SOURCE_NOTE
-from edge_convert.gguf.config import rope_tensors
+from edge_convert.gguf.config import name_map, rope_tensors
 from edge_convert.gguf.tokenizer_json import build_tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
-    from gguf import GGUFReader
     from numpy.typing import NDArray
 
-__all__ = ["checkpoint_from_gguf", "find_gguf_architecture"]
+__all__ = ["checkpoint_from_gguf"]
 
-# llama.cpp does not tell Mistral from Llama; checkpoints of both are read the same way.
-_BY_NAME = {architecture.gguf: architecture for architecture in reversed(ARCHITECTURES.values())}
 _SHARD_BYTES = 4 << 30
 _PART_ELEMENTS = 1 << 20
 """Weights that are dequantised at a time: a whole embedding would take a dozen bytes for each of its weights."""
@@ -52,21 +51,6 @@ class _Entry(NamedTuple):
     @property
     def n_bytes(self) -> int:
         return math.prod(self.shape) * (4 if self.dtype == "F32" else 2)
-
-
-def find_gguf_architecture(header: GGUFHeader, where: str) -> Architecture:
-    """Return the architecture of a GGUF file.
-
-    Raises:
-        ModelFileError: edge does not convert it.
-    """
-    found = _BY_NAME.get(header.architecture)
-    if found is None:
-        known = ", ".join(sorted(_BY_NAME))
-        raise ModelFileError(
-            f"{where} is of the architecture {header.architecture!r}, which edge does not convert.", f"Known: {known}."
-        )
-    return found
 
 
 def checkpoint_from_gguf(
@@ -92,10 +76,8 @@ def checkpoint_from_gguf(
     Raises:
         ModelFileError: the file is damaged, or edge does not convert its architecture or tokenizer.
     """
-    from gguf import GGUFReader
-
     header = read_header(path)  # refuses what would trip the library below
-    architecture = find_gguf_architecture(header, path.name)
+    architecture = find_gguf_architecture(header.architecture, path.name)
     logging.getLogger("gguf").setLevel(logging.ERROR)
     reader = GGUFReader(path)
     config = _config(reader, header, architecture)
@@ -196,8 +178,6 @@ def _rope(reader: GGUFReader, header: GGUFHeader, value: Callable[..., Any]) -> 
 
 def _llama3_rope(rope: dict[str, Any], factors: NDArray[np.float32], n_context: int, rotated: int) -> dict[str, Any]:
     """Recover Llama 3's parameters from the factors that were computed from them."""
-    import numpy as np
-
     for original in sorted({8192, n_context, *(2**power for power in range(5, 18))}):
         scaling = {
             "rope_type": "llama3",
@@ -247,10 +227,7 @@ def _write_weights(
 
 def _entries(reader: GGUFReader, architecture: Architecture, config: Mapping[str, Any]) -> list[_Entry]:
     """Return the tensors of the checkpoint; 16-bit types stay as they are."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
-    known = get_tensor_name_map(arch, config["num_hidden_layers"])
+    known = name_map(architecture.gguf, config["num_hidden_layers"])
     stored = {tensor.name: tensor for tensor in reader.tensors}
     entries = []
     for name in [*expected_tensors(architecture, config), *([] if config["tie_word_embeddings"] else ["lm_head.weight"])]:
@@ -286,9 +263,6 @@ def _write_shard(path: Path, entries: list[_Entry], architecture: Architecture, 
 
 def _weights(entry: _Entry, architecture: Architecture, config: Mapping[str, Any]) -> Iterator[NDArray[np.generic]]:
     """Yield a tensor in transformers' layout, some rows at a time where their order stays."""
-    import numpy as np
-    from gguf import dequantize
-
     tensor, shape = entry.tensor, entry.shape
     found = re.search(r"self_attn\.([qk])_proj\.", entry.name) if architecture.gguf == "llama" else None
     n_rows = len(tensor.data)

@@ -11,8 +11,6 @@ from edge_convert import estimates
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, needs_imatrix, quantise
-from edge_convert.gguf.read_back import checkpoint_from_gguf
-from edge_convert.gguf.tensors import lossless_precision, write_gguf
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
 __all__ = ["make_steps", "read_step"]
@@ -41,6 +39,8 @@ def read_step(facts: Facts) -> Step:
     """Plan the step that reads a GGUF back into a checkpoint."""
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.gguf.read_back import checkpoint_from_gguf
+
         source = facts.input
         checkpoint_from_gguf(
             source.path, folder, source=source.source, licence=source.licence, on_progress=lambda share: on_progress("", share)
@@ -59,6 +59,8 @@ def read_step(facts: Facts) -> Step:
 
 def _write_step(facts: Facts) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.gguf.tensors import lossless_precision, write_gguf
+
         checkpoint = facts.open(folder_of)
         path = folder / "base.gguf"
         write_gguf(checkpoint, path, lossless_precision(checkpoint), lambda share: on_progress("weights", share * 0.8))

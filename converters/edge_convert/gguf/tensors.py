@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import Checkpoint, read_json
-from edge_convert.gguf.config import rope_tensors, write_config
+from edge_convert.gguf.config import name_map, rope_tensors, write_config
 from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Precision", "gguf_names", "lossless_precision", "write_gguf"]
@@ -42,10 +45,7 @@ def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         ModelFileError: the `gguf` package does not know a name.
     """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == checkpoint.architecture.gguf)
-    known = get_tensor_name_map(arch, checkpoint.config["num_hidden_layers"])
+    known = name_map(checkpoint.architecture.gguf, checkpoint.config["num_hidden_layers"])
     names = {}
     for name in sorted(checkpoint.tensors, key=_by_layer):
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and checkpoint.is_tied):
@@ -71,8 +71,6 @@ def write_gguf(
     Raises:
         ModelFileError: a weight is not a number or does not fit into float16, or llama.cpp cannot run this variant.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-
     logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
     names = gguf_names(checkpoint)
     extra = rope_tensors(checkpoint.config)
@@ -106,8 +104,6 @@ def write_gguf(
 
 def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArray[np.generic]:
     """Return a tensor in llama.cpp's layout and type."""
-    import numpy as np
-
     tensor = checkpoint.load(name)
     if checkpoint.architecture.is_gemma and name.endswith("norm.weight"):
         shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
@@ -130,8 +126,6 @@ def _pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:
 
 def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.generic]:
     """Change the type in pieces, so that no third copy of a large tensor exists, and check the result."""
-    import numpy as np
-
     result = tensor if tensor.dtype == dtype else np.empty(tensor.shape, dtype=dtype)
     flat_in, flat_out = tensor.reshape(-1), result.reshape(-1)
     step = _ROW_CHUNK_BYTES // 4
@@ -147,9 +141,6 @@ def _cast(tensor: NDArray[np.generic], dtype: Any, name: str) -> NDArray[np.gene
 
 
 def _dtype(kind: str) -> Any:
-    import ml_dtypes
-    import numpy as np
-
     return {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32)}[kind]
 
 

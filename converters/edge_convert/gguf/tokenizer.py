@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from gguf import GGUFWriter, SpecialVocab
+from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import read_json
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
 
 __all__ = ["SPLITS", "Vocabulary", "read_vocabulary", "split_name", "write_tokenizer"]
 
@@ -137,8 +137,6 @@ def split_name(pre_tokenizer: Mapping[str, Any] | None, ignores_merges: bool, wh
 
 def write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary, chat_template: str | None) -> None:
     """Add all keys of the tokenizer, and the chat template."""
-    from gguf import SpecialVocab
-
     # The library logs its findings; the result is checked afterwards by comparing ids.
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     writer.add_tokenizer_model(vocabulary.model)
@@ -217,8 +215,6 @@ def _adds_space(content: Mapping[str, Any]) -> bool:
 
 def _added_around(folder: Path) -> dict[str, bool]:
     """Return whether beginning and end tokens are put around a text, found by trying."""
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids

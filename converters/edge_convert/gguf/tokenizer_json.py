@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from gguf import GGUFReader
 
 from edge.errors import ModelFileError
 from edge_convert.gguf.tokenizer import BYTE, CONTROL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 __all__ = ["build_tokenizer"]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import numpy as np
 
 from edge.errors import UsageError
@@ -85,8 +86,6 @@ class Blocks:
 
 def can_carry(source: Path) -> bool:
     """Return whether the blocks of all matrices of a GGUF fit, so that `carry_blocks` leaves nothing in float."""
-    import gguf
-
     matrices = [tensor for tensor in gguf.GGUFReader(source).tensors if len(tensor.shape) > 1]
     return bool(matrices) and all(tensor.tensor_type.name in BLOCK_BYTES for tensor in matrices)
 
@@ -141,7 +140,6 @@ def shrink_embedding(model: Path, out: Path) -> bool:
     Returns:
         Whether there was one; if not, nothing is written.
     """
-    import gguf
     import onnx_ir as ir
 
     editor = _Editor(ir.load(model), accuracy_level=0)
@@ -163,8 +161,6 @@ class _Source:
     """The matrices of a GGUF by the model builder's names."""
 
     def __init__(self, path: Path) -> None:
-        import gguf
-
         self._reader = gguf.GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._architecture = self._field("general.architecture")

@@ -7,7 +7,9 @@ prompts.py  questions that the teacher answers where nobody brings a text
 writing.py  the teacher writes answers
 corpus.py   texts as windows of tokens, some of them held out
 teacher.py  the teacher's last hidden states, stored on disk
-layers.py   chooses the layers that stay
+layers.py   choices of layers that a model can have
+choose_layers.py  chooses the layers that stay
+records.py  values that steps write as JSON
 repair.py   fits what is left to the teacher by least squares
 loss.py     forward KL over a large vocabulary, in pieces, with its gradient
 distill.py  training that survives Ctrl-C, kill and power cuts

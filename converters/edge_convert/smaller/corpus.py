@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from tokenizers import Tokenizer
 
 from edge.errors import UsageError
 from edge_convert.smaller.recipe import Text
+from edge_convert.smaller.records import Provenance
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Corpus", "Document", "Provenance", "load_corpus", "pack", "sample_windows", "save_corpus"]
+__all__ = ["Corpus", "Document", "load_corpus", "pack", "read_written", "save_corpus", "tokenise"]
 
 Windows = tuple["NDArray[np.int32]", "NDArray[np.bool_]"]
 
@@ -41,24 +43,6 @@ class Document(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     first: int = 0
     is_whole: bool = False
-
-
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Origin and size of one text.
-
-    Attributes:
-        name: in the recipe.
-        origin: file or package, or that the teacher wrote it.
-        licence: from the recipe.
-        n_tokens: to train on.
-        n_held_out: tokens that are held out.
-    """
-
-    name: str
-    origin: str
-    licence: str
-    n_tokens: int
-    n_held_out: int
 
 
 class Corpus(msgspec.Struct, frozen=True):
@@ -79,8 +63,6 @@ class Corpus(msgspec.Struct, frozen=True):
     @property
     def held_out_tokens(self) -> Any:
         """All held-out windows; those to train on where none are held out."""
-        import numpy as np
-
         held = [windows for windows, _ in self.held_out.values()]
         return np.concatenate(held) if held else self.tokens
 
@@ -98,8 +80,6 @@ def pack(documents: Sequence[Document], text: Text, window: int, seed: int, fill
     Raises:
         UsageError: the documents do not fill one window.
     """
-    import numpy as np
-
     shuffled = list(documents)
     random.Random(seed).shuffle(shuffled)  # noqa: S311  # an order, no secret
     stream = iter(shuffled)
@@ -155,8 +135,6 @@ def _fill(stream: Iterable[Document], n_windows: int, window: int, filler: int) 
 
 def save_corpus(folder: Path, train: Sequence[Windows], held_out: dict[str, Windows], provenance: Sequence[Provenance]) -> None:
     """Write windows into a folder."""
-    import numpy as np
-
     np.save(folder / "tokens.npy", np.concatenate([tokens for tokens, _ in train]))
     np.save(folder / "counted.npy", np.concatenate([counted for _, counted in train]))
     for name, (tokens, counted) in held_out.items():
@@ -167,8 +145,6 @@ def save_corpus(folder: Path, train: Sequence[Windows], held_out: dict[str, Wind
 
 def load_corpus(folder: Path) -> Corpus:
     """Read what `save_corpus` wrote."""
-    import numpy as np
-
     provenance = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=tuple[Provenance, ...])
     held_out = {
         entry.name: (np.load(folder / f"held-{entry.name}.npy"), np.load(folder / f"held-{entry.name}-counted.npy"))
@@ -178,11 +154,15 @@ def load_corpus(folder: Path) -> Corpus:
     return Corpus(np.load(folder / "tokens.npy"), np.load(folder / "counted.npy"), held_out, provenance)
 
 
-def sample_windows(tokens: Any, n_tokens: int) -> Any:
-    """Take windows from all over a corpus, as a torch tensor int64 [n, window]."""
-    import numpy as np
-    import torch
+def tokenise(folder: Path, texts: Sequence[str]) -> list[Document]:
+    """Tokenise texts with the tokenizer of a checkpoint folder, each with an empty line behind it."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    encoded = tokenizer.encode_batch([f"{text}\n\n" for text in texts])
+    return [Document(tuple(entry.ids)) for entry in encoded]
 
-    n_windows = min(len(tokens), max(1, n_tokens // tokens.shape[1]))
-    rows = np.linspace(0, len(tokens) - 1, n_windows).astype(int)
-    return torch.from_numpy(tokens[np.unique(rows)].astype(np.int64))
+
+def read_written(folder: Path, text: Text) -> list[Document]:
+    """Read the answers that were written for a text."""
+    files = sorted(folder.glob(f"{text.name}-?????.json"))
+    return [document for file in files for document in msgspec.json.decode(file.read_bytes(), type=list[Document])]

@@ -14,56 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from edge.errors import ModelFileError
 from edge.files import sync_file
 from edge_convert.smaller.corpus import Corpus
 from edge_convert.smaller.models import head_of
-from edge_convert.smaller.recipe import Training
+from edge_convert.smaller.recipe import BETAS, Training
+from edge_convert.smaller.records import HeldOut, Report
 from edge_convert.smaller.teacher import hidden_rows
 from edge_convert.torch_models import layers_of
 
-__all__ = ["METHOD", "HeldOut", "Report", "distil", "measure"]
-
-_BETAS = (0.7, 0.95)
-METHOD = f"forward KL, AdamW with betas {_BETAS[0]} and {_BETAS[1]}, linear learning-rate decay"
-"""The part of a training that no recipe sets: it decides the weights, too."""
+__all__ = ["distil", "measure"]
 
 _CLIP = 1.0
 _PROGRESS_TOKENS = 2048
 _LEAST_RATE = 0.02
 _WEIGHTS = "state.safetensors"
-
-
-class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
-    """Quality of a student on one text that it was not trained on.
-
-    Attributes:
-        divergence: mean KL(teacher || student) in nats.
-        top1: share of positions where both prefer the same token.
-    """
-
-    divergence: float
-    top1: float
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a training.
-
-    Attributes:
-        steps: taken.
-        tokens: read in them, repeated ones included.
-        seconds: of training, without measuring.
-        before, after: held-out text -> quality of the student.
-        course: (seconds, mean held-out divergence) on a part of these texts, along the way.
-    """
-
-    steps: int
-    tokens: int
-    seconds: float
-    before: dict[str, HeldOut]
-    after: dict[str, HeldOut]
-    course: tuple[tuple[float, float], ...]
 
 
 class _State(msgspec.Struct):
@@ -134,10 +104,7 @@ def measure(student: Any, corpus: Corpus, held_hidden: dict[str, Any]) -> dict[s
 
 
 def _measure(student: Any, tokens: Any, counted: Any, hidden: Any, n_windows: int) -> HeldOut:
-    import numpy as np
-    import torch
-
-    head, _ = head_of(student)
+    head = head_of(student)
     divergences, agreements = [], []
     with torch.inference_mode():
         for start in range(0, n_windows, 8):
@@ -156,11 +123,9 @@ class _Run:
     def __init__(
         self, student: Any, corpus: Corpus, hidden: Any, held_hidden: dict[str, Any], training: Training, folder: Path
     ) -> None:
-        import torch
-
         self._student, self._corpus, self._hidden, self._held = student, corpus, hidden, held_hidden
         self._training, self._folder = training, folder
-        self._head, _ = head_of(student)
+        self._head = head_of(student)
         trained = [
             *layers_of(student).named_parameters(),
             *((f"norm.{n}", p) for n, p in student.base_model.norm.named_parameters()),
@@ -174,7 +139,7 @@ class _Run:
             {"params": [m for m in self._masters if m.ndim > 1], "weight_decay": training.weight_decay},
             {"params": [m for m in self._masters if m.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=_BETAS, fused=True)
+        self._optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=BETAS, fused=True)
         self._order: tuple[int, Any] = (-1, None)
         self._saved_at = time.monotonic()
         self.state = _State()
@@ -203,8 +168,6 @@ class _Run:
 
     def _rows(self) -> Any:
         """Return the windows of this step: all of them once, in a new order, before any repeats."""
-        import numpy as np
-
         n_windows, batch = len(self._corpus.tokens), self._training.batch
         positions = np.arange(self.state.step * batch, (self.state.step + 1) * batch)
         found = []
@@ -216,9 +179,6 @@ class _Run:
         return np.sort(np.asarray(found))  # ascending, for the disk
 
     def _gradients(self, rows: Any) -> list[Any]:
-        import numpy as np
-        import torch
-
         marks = torch.from_numpy(self._corpus.counted[rows])
         teacher = hidden_rows(self._hidden, rows)[marks]
         tokens = torch.from_numpy(self._corpus.tokens[rows].astype(np.int64))
@@ -228,8 +188,6 @@ class _Run:
         return [gradient.float() for gradient in found]
 
     def _update(self, gradients: list[Any], rate: float) -> None:
-        import torch
-
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if not math.isfinite(norm):
             raise ModelFileError("The training diverged: its gradient is not a number any more.", "Use a lower learning rate.")
@@ -265,8 +223,6 @@ class _Run:
 
     def save(self) -> None:
         """Write the state. The old one stays until the new one is complete."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for name, master in zip(self._names, self._masters, strict=True):
             tensors[f"weight/{name}"] = master.detach()
@@ -283,9 +239,6 @@ class _Run:
 
     def resume(self) -> bool:
         """Resume from a saved state; return False if there is none."""
-        import torch
-        from safetensors import SafetensorError, safe_open
-
         path = self._folder / _WEIGHTS
         if not path.is_file():
             return False

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ROWS_AT_ONCE", "Head"]
+import torch
 
-ROWS_AT_ONCE = 256
+from edge_convert.smaller.recipe import ROWS_AT_ONCE
+
+__all__ = ["Head"]
 
 
 class Head:
@@ -42,8 +44,6 @@ class Head:
         Returns:
             [n, width], in the student's dtype.
         """
-        import torch
-
         found = torch.empty_like(student)
         with torch.no_grad():
             for start in range(0, len(student), self._chunk):
@@ -69,8 +69,6 @@ class Head:
         Returns:
             float32 [n] in nats, and bool [n].
         """
-        import torch
-
         divergences, agreements = [], []
         with torch.no_grad():
             for start in range(0, len(student), self._chunk):
@@ -82,8 +80,6 @@ class Head:
         return torch.cat(divergences), torch.cat(agreements)
 
     def _product(self, hidden: Any, out: Any = None) -> Any:
-        import torch
-
         found = torch.mm(hidden, self._weight.T, out=out) if out is not None else hidden @ self._weight.T
         return found if self._bias is None else found.add_(self._bias)
 
@@ -92,8 +88,6 @@ class Head:
 
     def _take(self, n_rows: int) -> tuple[Any, Any]:
         """Return two tables of logits that are reused: fresh memory costs more than the computation in it."""
-        import torch
-
         if self._buffers is None:
             shape = (self._chunk, len(self._weight))
             self._buffers = tuple(torch.empty(shape, dtype=self._weight.dtype) for _ in range(2))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edge_convert.checkpoint import SOURCE_NOTE, Checkpoint
 from edge_convert.smaller.loss import Head
 from edge_convert.torch_models import layers_of, load_model
@@ -21,20 +23,17 @@ def open_model(folder: Path, dtype: str = "bfloat16") -> Any:
     Raises:
         ModelFileError: transformers cannot load it.
     """
-    import torch
-
     model = load_model(folder, getattr(torch, dtype))
     model.config.use_cache = False
     model.requires_grad_(False)
     return model
 
 
-def head_of(model: Any) -> tuple[Head, Any]:
-    """Return the head of a model, and its matrix."""
+def head_of(model: Any) -> Head:
+    """Return the head of a model."""
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
-    weight = head.weight.detach()
-    return Head(weight, cap=cap, bias=None if head.bias is None else head.bias.detach()), weight
+    return Head(head.weight.detach(), cap=cap, bias=None if head.bias is None else head.bias.detach())
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:
@@ -50,8 +49,6 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
         model: from `open_model`.
         kept: numbers of layers, ascending.
     """
-    import torch
-
     kinds = layer_kinds(model.config)
     layers = layers_of(model)
     model.base_model.layers = torch.nn.ModuleList([layers[index] for index in kept])

@@ -10,7 +10,17 @@ import msgspec
 from edge.errors import UsageError
 from edge.files import expand_user, parse_toml, shipped
 
-__all__ = ["Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
+__all__ = ["METHOD", "Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
+
+BETAS = (0.7, 0.95)
+METHOD = f"forward KL, AdamW with betas {BETAS[0]} and {BETAS[1]}, linear learning-rate decay"
+"""The part of a training that no recipe sets: it decides the weights, too."""
+
+CHOICE_TOKENS, DIVERGENCE_TOKENS = 8192, 1024
+"""Tokens that layers are chosen on, by influence and by divergence."""
+
+ANSWERS_AT_ONCE, ROWS_AT_ONCE = 128, 256
+"""Answers that the teacher writes in a batch; rows of logits that exist at a time."""
 
 _READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
 _FEWEST_TOKENS, _MOST_ANSWERS = 50_000, 3_500  # there are prompts for a few more

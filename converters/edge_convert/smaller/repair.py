@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from edge_convert.torch_models import layer_calls, layer_output, layers_of
 
 __all__ = ["can_repair", "repair"]
@@ -47,8 +49,6 @@ def repair(
     Returns:
         Layer number -> new weight of its `mlp.down_proj`, in float32.
     """
-    import torch
-
     layers = layers_of(model)
     found: dict[int, Any] = {}
     with torch.inference_mode():
@@ -80,8 +80,6 @@ def repair(
 
 def _fit(layer: Any, old: Any, parts: Iterator[tuple[Any, Any]], arguments: dict[str, Any], ridge: float) -> Any:
     """Return the matrix D that brings rest + inputs D^T nearest to the target."""
-    import torch
-
     width = old.shape[1]
     square, mixed = torch.zeros(width, width), torch.zeros(width, old.shape[0])
     seen: list[Any] = []
@@ -109,7 +107,6 @@ def _run(layer: Any, hidden: Any, arguments: dict[str, Any]) -> Any:
 
 def _fitting(keywords: dict[str, Any], n_rows: int) -> dict[str, Any]:
     """Return the arguments for a batch of fewer windows than they were recorded with."""
-    import torch
 
     def cut(value: Any) -> Any:
         if isinstance(value, tuple):

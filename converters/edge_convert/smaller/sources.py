@@ -10,10 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge.errors import StorageError, UsageError
-from edge_convert.smaller.corpus import Document
 from edge_convert.smaller.recipe import Source
 
-__all__ = ["find_file", "read_documents", "tokenise"]
+__all__ = ["find_file", "read_documents"]
 
 _MAX_BYTES = 1 << 30
 _ENOUGH_DOCUMENTS = 20
@@ -76,13 +75,3 @@ def _documents(text: str) -> list[str]:
     """Split a text at two empty lines; one with few of those into pieces, so that some can be held out."""
     found = text.split("\n\n\n")
     return found if len(found) >= _ENOUGH_DOCUMENTS else [piece for part in found for piece in _PIECE.findall(part)]
-
-
-def tokenise(folder: Path, texts: Sequence[str]) -> list[Document]:
-    """Tokenise texts with the tokenizer of a checkpoint folder, each with an empty line behind it."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    encoded = tokenizer.encode_batch([f"{text}\n\n" for text in texts])
-    return [Document(tuple(entry.ids)) for entry in encoded]

@@ -12,11 +12,12 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Facts
 from edge_convert.manifest import digest_file
 from edge_convert.pipeline import FolderOf, Step, StepProgress, Work, digest_of
-from edge_convert.smaller.distill import METHOD
-from edge_convert.smaller.layers import CHOICE_TOKENS, DIVERGENCE_TOKENS, Choice, check_layers
+from edge_convert.smaller.layers import check_layers
 from edge_convert.smaller.lora import Adapter, check_fit, merge
-from edge_convert.smaller.recipe import Recipe, Text
-from edge_convert.smaller.sources import find_file, read_documents, tokenise
+from edge_convert.smaller.prompts import built_in_prompts
+from edge_convert.smaller.recipe import CHOICE_TOKENS, DIVERGENCE_TOKENS, METHOD, Recipe, Text
+from edge_convert.smaller.records import Choice, Provenance, Report
+from edge_convert.smaller.sources import find_file, read_documents
 
 __all__ = ["adapter_key", "made_smaller", "merge_step", "merged", "recipe_key", "smaller_steps"]
 
@@ -122,13 +123,10 @@ def _describe_adapter(adapter: Adapter) -> dict[str, str]:
 
 def _describe(recipe: Recipe, folder_of: FolderOf) -> dict[str, str]:
     """Return the lines of a manifest that say how a student was made."""
-    from edge_convert.smaller.corpus import load_corpus
-    from edge_convert.smaller.distill import Report
-
     folder = folder_of(f"checkpoint-{recipe.keep_layers}-layers")
     choice = msgspec.json.decode((folder / _CHOICE).read_bytes(), type=Choice)
     report = msgspec.json.decode((folder / _REPORT).read_bytes(), type=Report)
-    texts = load_corpus(folder_of("text")).provenance
+    texts = msgspec.json.decode((folder_of("text") / "corpus.json").read_bytes(), type=list[Provenance])
     held_out = [
         f"{name} {report.before[name].divergence:.3f} to {report.after[name].divergence:.3f}" for name in sorted(report.after)
     ]
@@ -185,7 +183,6 @@ def _writing_step(facts: Facts, recipe: Recipe, texts: Sequence[Text], n_threads
     wanted = _n_tokens(texts)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        from edge_convert.smaller.prompts import built_in_prompts
         from edge_convert.smaller.writing import write_answers
 
         before = 0.0
@@ -216,8 +213,7 @@ def _text_step(facts: Facts, recipe: Recipe) -> Step:
     wanted = _n_tokens(recipe.texts)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        from edge_convert.smaller.corpus import Provenance, pack, save_corpus
-        from edge_convert.smaller.writing import read_written
+        from edge_convert.smaller.corpus import pack, read_written, save_corpus, tokenise
 
         source = facts.open(folder_of)
         filler = source.config.get("eos_token_id")
@@ -289,8 +285,8 @@ def _cut_step(facts: Facts, recipe: Recipe, n_threads: int) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         import torch
 
-        from edge_convert.smaller.corpus import load_corpus, sample_windows
-        from edge_convert.smaller.layers import choose_layers
+        from edge_convert.smaller.choose_layers import choose_layers, sample_windows
+        from edge_convert.smaller.corpus import load_corpus
         from edge_convert.smaller.models import keep_layers, open_model, save_model
         from edge_convert.smaller.repair import can_repair, repair
         from edge_convert.torch_models import layers_of

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from edge_convert.smaller.models import open_model
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["hidden_rows", "open_hidden", "write_hidden"]
@@ -30,9 +32,6 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
         windows: tokens.
         on_progress: called with the share that is done.
     """
-    import numpy as np
-    import torch
-
     model = open_model(teacher)
     shape = (*windows.shape, model.config.hidden_size)
     path = folder / "hidden.npy"
@@ -56,14 +55,9 @@ def write_hidden(folder: Path, teacher: Path, windows: NDArray[np.int32], on_pro
 
 def open_hidden(path: Path) -> Any:
     """Map the hidden states that `write_hidden` stored."""
-    import numpy as np
-
     return np.load(path, mmap_mode="r")
 
 
 def hidden_rows(stored: Any, rows: Any) -> Any:
     """Read the hidden states of some windows, as a bfloat16 tensor [n, window, width]."""
-    import numpy as np
-    import torch
-
     return torch.from_numpy(np.ascontiguousarray(stored[rows])).view(torch.bfloat16)

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
 from edge.errors import ModelFileError, UsageError
 from edge_convert.smaller.corpus import Document
 from edge_convert.smaller.models import open_model
-from edge_convert.smaller.recipe import Text
+from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, Text
 
-__all__ = ["ANSWERS_AT_ONCE", "in_order", "read_written", "write_answers"]
+__all__ = ["in_order", "write_answers"]
 
-ANSWERS_AT_ONCE = 128
 _MAX_PROMPT_SHARE = 0.6
 
 
@@ -50,8 +52,6 @@ def write_answers(
         ModelFileError: the teacher has no chat template, or it fails.
         UsageError: no prompt fits.
     """
-    import torch
-
     wanted = text.tokens + text.held_out_tokens
     model: Any = None
     done, number = 0, 0
@@ -81,12 +81,6 @@ def in_order(prompts: Sequence[str], seed: int) -> list[str]:
     return asked
 
 
-def read_written(folder: Path, text: Text) -> list[Document]:
-    """Read the answers that were written for a text."""
-    files = sorted(folder.glob(f"{text.name}-?????.json"))
-    return [document for file in files for document in msgspec.json.decode(file.read_bytes(), type=list[Document])]
-
-
 def _open(teacher: Path) -> Any:
     """Open the teacher, with a head that gets contiguous rows.
 
@@ -100,9 +94,6 @@ def _open(teacher: Path) -> Any:
 
 def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int) -> Iterator[list[list[int]]]:
     """Yield prompts as tokens, in batches."""
-    from jinja2 import TemplateError
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(str(teacher))
     if not tokenizer.chat_template:
         raise ModelFileError(
@@ -123,8 +114,6 @@ def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, see
 
 
 def _answer(model: Any, batch: Sequence[Sequence[int]], text: Text) -> list[Document]:
-    import torch
-
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) - {None}
     longest = max(map(len, batch))

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UsageError
+from edge_convert.smaller.choose_layers import layer_influence, least_divergent
 from edge_convert.smaller.corpus import Document, pack
-from edge_convert.smaller.layers import best_layers, check_layers, layer_influence, least_divergent
+from edge_convert.smaller.layers import best_layers, check_layers
 from edge_convert.smaller.loss import Head
 from edge_convert.smaller.models import head_of, keep_layers, layer_kinds, open_model
 from edge_convert.smaller.prompts import built_in_prompts
@@ -100,7 +101,7 @@ def test_least_divergent_is_the_greedy_choice(tiny_checkpoint: Make) -> None:
     model = open_model(tiny_checkpoint("gemma3"), "float32")
     model.config.layer_types = ["full_attention"] * 7  # no pattern: what is tested is the choice
     tokens = windows(2, 24)
-    head, _ = head_of(model)
+    head = head_of(model)
     layers = layers_of(model)
 
     def without(kept: list[int]) -> Any:
