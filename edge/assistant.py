@@ -9,12 +9,14 @@ Everything here may be used from any thread. A turn goes: messages -> window -> 
 
 from __future__ import annotations
 
+import difflib
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.store import ConversationStore
@@ -28,10 +30,12 @@ from edge.kv.cache import KVCache
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.turn import Turn
-from edge.types import Message, Sampling
+from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
     import asyncio
+
+    from typing_extensions import Unpack
 
     from edge.backends.base import Backend, ModelInfo
     from edge.engine.governor import Governor, Limits
@@ -69,7 +73,7 @@ class Assistant:
         backend: an open backend; the assistant closes it.
         plan: how it was loaded, saved with every reply.
         store: where conversations are stored; None keeps them in memory only. The caller closes it.
-        sampling: how tokens are chosen where a call does not say.
+        sampling: how tokens are chosen where neither a call nor its conversation says.
         system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
         disk: the KV cache on the disk; None stores nothing there. The assistant closes it.
@@ -82,7 +86,6 @@ class Assistant:
         info: the model.
         model_name: name of the model, for people; saved with every reply.
         store: where conversations are stored.
-        sampling: the default sampling; may be replaced at any time.
         notices: what the user should know about how the model was loaded.
     """
 
@@ -105,7 +108,7 @@ class Assistant:
         self.backend_name = backend.name
         # Files often call themselves by the name of a training run; the artifact has the name that people know.
         self.model_name = plan.artifact.name if plan is not None else backend.info.name
-        self.sampling = sampling or Sampling()
+        self._sampling = self._loaded_sampling = _check_sampling(sampling) or Sampling()
         self.window = window
         self.store = ConversationStore(None) if store is None else store
         self._disk = disk
@@ -129,7 +132,7 @@ class Assistant:
         Args:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
             system: the system prompt; None leaves a stored conversation's as it is.
-            sampling: how tokens are chosen here; None takes the assistant's.
+            sampling: how tokens are chosen here; what it leaves out is the assistant's.
 
         Raises:
             UsageError: there is no such conversation.
@@ -144,14 +147,20 @@ class Assistant:
         return Conversation(self, info.id, sampling)
 
     def generate(
-        self, prompt: str | Sequence[Message], sampling: Sampling | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answer once, without a conversation: a text as one user message, or messages.
 
         Args:
             prompt: the text, or messages of which the last is to be answered.
-            sampling: how tokens are chosen; None takes the assistant's.
+            sampling: how tokens are chosen; what it leaves out is the assistant's.
             timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+            options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
 
         Raises:
             UsageError: there is no message.
@@ -162,19 +171,26 @@ class Assistant:
             raise UsageError("There is no message to answer.", "Give a text or at least one message.")
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return self._turn(messages, sampling, timeout_s=timeout_s).start(self._keep_open)
+        return self._turn(messages, _given(sampling, options), timeout_s=timeout_s).start(self._keep_open)
 
-    def complete(self, text: str, sampling: Sampling | None = None, *, timeout_s: float | None = None) -> Reply:
+    def complete(
+        self,
+        text: str,
+        sampling: Sampling | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
         """Continue a text, without chat template: for base models and for measuring.
 
         Args:
             text: the beginning.
-            sampling, timeout_s: as in `generate`.
+            sampling, timeout_s, options: as in `generate`.
 
         Raises:
             BackendError: the assistant is closed. All other errors come from the reply.
         """
-        return self._turn(text, sampling, timeout_s=timeout_s).start(self._keep_open)
+        return self._turn(text, _given(sampling, options), timeout_s=timeout_s).start(self._keep_open)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.
@@ -183,6 +199,18 @@ class Assistant:
             BackendError: the assistant is closed.
         """
         return len(self._prompting.tokenize(text))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen where neither a call nor its conversation says.
+
+        Fields that are left out when it is set stay as the assistant was loaded, with the model's own advice.
+        """
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self._sampling = (_check_sampling(sampling) or Sampling()).over(self._loaded_sampling)
 
     @property
     def n_ctx(self) -> int:
@@ -255,12 +283,12 @@ class Assistant:
     def _turn(
         self,
         prompt: str | Sequence[Message],
-        sampling: Sampling | None,
+        sampling: Sampling,
         saver: ReplySaver | None = None,
         summary: Summary | None = None,
         timeout_s: float | None = None,
     ) -> Turn:
-        chosen, stops = sampling or self.sampling, self._prompting.template.stops
+        chosen, stops = sampling.over(self.sampling), self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         scheduler, prompting, answers = self._scheduler, self._prompting, self._answers
@@ -294,7 +322,7 @@ class Conversation:
 
     Attributes:
         id: its name in the store.
-        sampling: how tokens are chosen here; None takes the assistant's.
+        sampling: how tokens are chosen here; what it leaves out is the assistant's.
     """
 
     def __init__(self, assistant: Assistant, id: str, sampling: Sampling | None = None) -> None:
@@ -338,14 +366,16 @@ class Conversation:
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send a message and return the reply.
 
         Args:
             text: the message.
             attachments: texts that go with it.
-            sampling: for this reply only.
+            sampling: for this reply only; what it leaves out is the conversation's.
             timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+            options: fields of `Sampling` as keywords, which win over `sampling`: `send("hi", max_tokens=5, temperature=0)`.
 
         Returns:
             The running reply. It stops when nobody holds it any more; see `Reply`.
@@ -358,7 +388,7 @@ class Conversation:
         _check_message(text, attachments)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
-            sampling,
+            _given(sampling, options),
             timeout_s,
         )
 
@@ -369,6 +399,7 @@ class Conversation:
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send as `send` does, without blocking the event loop while the message is saved.
 
@@ -376,8 +407,8 @@ class Conversation:
         """
         import asyncio
 
-        options: dict[str, Any] = {"attachments": attachments, "sampling": sampling, "timeout_s": timeout_s}
-        sending = asyncio.ensure_future(asyncio.to_thread(self.send, text, **options))
+        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, **options)
+        sending = asyncio.ensure_future(asyncio.to_thread(send))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -385,13 +416,18 @@ class Conversation:
             raise
 
     def regenerate(
-        self, node_id: int | None = None, *, sampling: Sampling | None = None, timeout_s: float | None = None
+        self,
+        node_id: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
-            sampling, timeout_s: as in `send`.
+            sampling, timeout_s, options: as in `send`.
 
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
@@ -406,7 +442,7 @@ class Conversation:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, sampling, timeout_s, fallback=old_head)
+        return self._answer(go_back, _given(sampling, options), timeout_s, fallback=old_head)
 
     def edit(
         self,
@@ -416,6 +452,7 @@ class Conversation:
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send a message in place of an earlier one, as a new branch, and return the reply.
 
@@ -423,7 +460,7 @@ class Conversation:
             node_id: one of the user's messages.
             text: the new message.
             attachments: None keeps the earlier ones.
-            sampling, timeout_s: as in `send`.
+            sampling, timeout_s, options: as in `send`.
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
@@ -435,7 +472,7 @@ class Conversation:
         _check_message(text, kept)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept),
-            sampling,
+            _given(sampling, options),
             timeout_s,
         )
 
@@ -472,12 +509,13 @@ class Conversation:
     def _answer(
         self,
         prepare: Callable[[], Node],
-        sampling: Sampling | None,
+        sampling: Sampling,
         timeout_s: float | None,
         fallback: int | None = None,
     ) -> Reply:
         """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
         assistant = self._assistant
+        sampling = sampling.over(_check_sampling(self.sampling) or Sampling())
         assistant._claim(self.id)
         try:
             question = prepare()
@@ -487,7 +525,7 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            turn = assistant._turn(messages, sampling or self.sampling, saver, summary, timeout_s)
+            turn = assistant._turn(messages, sampling, saver, summary, timeout_s)
             assistant._busy[self.id] = turn.reply
             return turn.start(lambda: assistant._release(self.id))
         except BaseException:
@@ -498,6 +536,26 @@ class Conversation:
 def _check_message(text: str, attachments: Sequence[Attachment]) -> None:
     if not text.strip() and not attachments:
         raise UsageError("The message is empty.", "Type something, or attach a file.")
+
+
+def _check_sampling(sampling: object) -> Sampling | None:
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise UsageError(f"sampling is {type(sampling).__name__}, not Sampling.", "For example: edge.Sampling(max_tokens=64)")
+    return sampling
+
+
+def _given(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
+    """Return everything that a call says about sampling.
+
+    Raises:
+        UsageError: a value is wrong, or there is no such option.
+    """
+    unknown = next((name for name in options if name not in SamplingOptions.__annotations__), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, SamplingOptions.__annotations__, n=1)
+        raise UsageError(f"There is no option {unknown!r}.", f"Did you mean {near[0]}?" if near else "See edge.Sampling.")
+    own = Sampling(**options)  # type: ignore[arg-type]
+    return own.over(_check_sampling(sampling) or Sampling())
 
 
 def _close(*parts: Watch | Scheduler | BlockStore | ConversationStore | None) -> None:

@@ -281,18 +281,15 @@ def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor 
 def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | None]:
     """Return sampling and system prompt: the user's, else the catalogue's for this model or its original, else the defaults."""
     from edge.catalog.entries import load_catalog
-    from edge.config.load import DEFAULT
+    from edge.types import Sampling
 
     catalog = load_catalog(settings)
     origins = [entry for entry in catalog.values() if any(file.sha256 in artifact.made_from for file in entry.artifacts)]
     entry = catalog.get(artifact.name) or next(iter(origins), None)
     if entry is None:
         return settings.sampling, settings.system or None
-    advice = {
-        field: value for field, value in entry.sampling.items() if settings.sources.get(f"sampling.{field}", DEFAULT) == DEFAULT
-    }
-    sampling = replace(settings.sampling, **advice)  # type: ignore[arg-type]
-    return sampling, settings.system or entry.system
+    advice = Sampling(**entry.sampling)  # type: ignore[arg-type]
+    return settings.sampling.over(advice), settings.system or entry.system
 
 
 def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:

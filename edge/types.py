@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from edge.errors import UsageError
 
-__all__ = ["FinishReason", "Message", "Role", "Sampling", "Timing", "Usage"]
+__all__ = ["FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "Usage"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -40,8 +40,28 @@ class Message:
             raise UsageError(f"The name of a message is text, not {_kind(self.name)}.", "Pass a str or None.")
 
 
+class _Given:
+    """Notes which fields a Sampling was made with. No field itself, so that it is neither compared, shown nor copied as one."""
+
+    __slots__ = ("_given",)
+
+    if TYPE_CHECKING:
+        _given: frozenset[str]
+    else:
+
+        def __new__(cls, *values: object, **named: object) -> Any:
+            """Note the names of all values; `__init__` gets them next."""
+            new = object.__new__(cls)
+            names = [one.name for one in fields(cls)[: len(values)]]
+            object.__setattr__(new, "_given", frozenset(names) | named.keys())
+            return new
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Sampling], tuple[dict[str, Any]]]:
+        return _make_sampling, ({name: getattr(self, name) for name in self._given},)
+
+
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(_Given):
     """Settings of the sampler. Names, order and meaning are those of llama.cpp's sampler chain: logit bias, penalties, DRY,
     top-k, typical-p, top-p, min-p, XTC, temperature, draw.
 
@@ -62,12 +82,16 @@ class Sampling:
         dry_sequence_breakers: texts that end a repeated sequence.
         xtc_probability: chance that XTC drops all but the least likely of the top tokens (0 turns it off).
         xtc_threshold: the probability a token must have for XTC to count it as a top token.
-        seed: makes the draw repeatable; None takes a fresh one.
+        seed: makes the draw repeatable while no other reply runs, which can change the engine's last bits, and thus a token.
+            None takes a fresh one.
         logit_bias: token id -> value added to its logit; -inf forbids the token.
         stop: texts that end the reply; they may span tokens and are not part of the reply.
         max_tokens: length of the longest reply in tokens; None is until the model stops or the window is full.
 
     Numbers of any library become int and float, `stop="END"` becomes `("END",)`, and text keys of `logit_bias` ids.
+
+    What is not given inherits: a call's sampling from the conversation's, that from the assistant's, and that from the model's
+    advice in the catalogue; see `over`. The defaults hold where nobody says anything.
 
     Raises:
         UsageError: a value has the wrong type, or is out of its range.
@@ -101,6 +125,15 @@ class Sampling:
         """Whether the likeliest token is always taken. Dividing by a temperature near 0 would overflow float32."""
         return self.temperature < 1e-6
 
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the fields that were given, also with their default value; the others inherit."""
+        return self._given
+
+    def over(self, base: Sampling) -> Sampling:
+        """Return the values given here, and those given in `base` for the rest."""
+        return Sampling(**{name: getattr(self if name in self._given else base, name) for name in self._given | base._given})
+
     def __post_init__(self) -> None:
         for name, (kind, low, high, hint) in _NUMBERS.items():
             value = getattr(self, name)
@@ -110,6 +143,36 @@ class Sampling:
         for name in ("stop", "dry_sequence_breakers"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of Sampling as keywords of `send`, `generate` and others."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    frequency_penalty: float
+    presence_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: str | Sequence[str]
+    xtc_probability: float
+    xtc_threshold: float
+    seed: int | None
+    logit_bias: Mapping[int, float]
+    stop: str | Sequence[str]
+    max_tokens: int | None
+
+
+def _make_sampling(values: dict[str, Any]) -> Sampling:
+    """Make a Sampling again; pickle and copy call this."""
+    return Sampling(**values)
 
 
 _INT, _FLOAT = 2**31 - 1, 3.4e38  # what engines can hold; larger values would wrap round, or be infinite, without a word

@@ -187,6 +187,44 @@ def test_a_reply_with_a_limit_of_time_stops_itself(make: Callable[..., Assistant
         assert "longer than 0.1 seconds" in reply.notices[-1]
 
 
+def test_sampling_inherits_from_the_call_to_the_assistant(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = make(script=lambda _: "z" * 50)
+    seen: list[Sampling] = []
+    turn = assistant._turn
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        made = turn(*arguments, **options)
+        seen.append(made.sampling)
+        return made
+
+    monkeypatch.setattr(assistant, "_turn", note)
+    assistant.sampling = Sampling(top_k=7, max_tokens=9)
+    assert (assistant.sampling.temperature, assistant.sampling.top_k) == (0, 7), "as loaded, where nothing is set"
+    conversation = assistant.conversation(sampling=Sampling(top_p=0.5, max_tokens=5))
+    assert conversation.send("a").wait() == "z" * 5
+    assert conversation.send("a", max_tokens=4, stop="END").wait() == "z" * 4
+    assert conversation.regenerate(max_tokens=3).wait() == "z" * 3
+    assert conversation.edit(conversation.messages[0].id, "b", sampling=Sampling(max_tokens=6), max_tokens=2).wait() == "zz"
+    assert assistant.generate("a", max_tokens=1).wait() == "z"
+    assert assistant.complete("a", max_tokens=1).wait(30)
+    assert [one.top_k for one in seen] == [7] * 6
+    assert [(one.temperature, one.top_p) for one in seen] == [(0, 0.5)] * 4 + [(0, 0.95)] * 2
+    assert seen[1].stop[0] == "END"
+
+
+def test_an_unknown_option_is_refused_before_anything_is_saved(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation()
+    with pytest.raises(UsageError, match="max_tokens") as caught:
+        conversation.send("hello", max_tokns=5)  # type: ignore[call-arg]
+    assert "Did you mean max_tokens?" in caught.value.hint
+    for wrong in ({"max_tokens": 0}, {"sampling": {"max_tokens": 4}}):
+        with pytest.raises(UsageError):
+            conversation.send("hello", **wrong)
+    assert conversation.messages == []
+
+
 def test_an_assistant_that_is_dropped_frees_its_model() -> None:
     backend = FakeBackend(script=words)
     text = Assistant(backend, sampling=Sampling(temperature=0)).generate("hello").wait()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+import inspect
+import pickle
+from dataclasses import fields, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from edge.errors import UsageError
-from edge.types import Message, Sampling
+from edge.types import Message, Sampling, SamplingOptions
 
 NAN, INF = float("nan"), float("inf")
 INTS = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "seed", "max_tokens")
@@ -98,3 +101,34 @@ def test_a_message_has_a_known_role() -> None:
 
 def test_a_tiny_temperature_is_greedy() -> None:
     assert [Sampling(temperature=value).is_greedy for value in (0, 1e-300, 1e-38, 1e-7, 1e-3)] == [True] * 4 + [False]
+
+
+# -- what is given and what inherits
+
+
+def test_what_is_not_given_inherits() -> None:
+    advice = Sampling(temperature=0.2, top_p=0.9)
+    call = Sampling(max_tokens=5, top_p=0.95)
+    assert call.over(advice) == Sampling(temperature=0.2, top_p=0.95, max_tokens=5)
+    assert Sampling(max_tokens=None).over(Sampling(max_tokens=7)).max_tokens is None, "None is a value"
+    assert Sampling(temperature=0.7).over(advice).temperature == 0.7, "so is the default"
+    assert Sampling().over(advice) == advice
+    assert call.over(advice).given == {"temperature", "top_p", "max_tokens"}
+
+
+def test_what_was_given_is_no_part_of_the_value() -> None:
+    assert Sampling() == Sampling(temperature=0.7)
+    assert (repr(Sampling()), Sampling().temperature) == (repr(Sampling(temperature=0.7)), 0.7)
+    assert "given" not in {field.name for field in fields(Sampling)}
+    assert list(inspect.signature(Sampling).parameters) == [field.name for field in fields(Sampling)]
+
+
+def test_what_was_given_survives_copies() -> None:
+    sampling = Sampling(0.5, max_tokens=3)
+    for other in (copy.copy(sampling), copy.deepcopy(sampling), pickle.loads(pickle.dumps(sampling))):
+        assert (other, other.given) == (sampling, {"temperature", "max_tokens"})
+    assert replace(sampling, top_k=1).given == {field.name for field in fields(Sampling)}, "a whole of its own"
+
+
+def test_every_field_is_an_option() -> None:
+    assert list(SamplingOptions.__annotations__) == [field.name for field in fields(Sampling)]
