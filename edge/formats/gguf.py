@@ -36,6 +36,11 @@ _KEPT_NUMBERS = 1024  # more than per-layer values need, less than token scores 
 _KEPT_STRINGS = 64
 _MAX_DIMS = 4
 _MAX_HYPERPARAMETER = 2**31 - 1
+# More than llama.cpp allows (512 and 1,024); the plan loops over layers, and llama.cpp allocates a name for every token.
+_MAX_LAYERS = 4096
+_MAX_EXPERTS = 65_536
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+_NORM_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 
 _STRING, _ARRAY = 8, 9
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -390,7 +395,8 @@ class _Facts:
         self.architecture = architecture
 
     def header(self, version: int, data_offset: int) -> GGUFHeader:
-        n_layer = self._number("block_count")
+        n_layer = self._n_layer()
+        self._check_values(n_layer)
         n_embd = self._number("embedding_length")
         n_head = self._per_layer("attention.head_count", n_layer, 0)
         n_head_kv = self._per_layer("attention.head_count_kv", n_layer, n_head)
@@ -428,6 +434,44 @@ class _Facts:
     def _has(self, part: str) -> bool:
         prefix = f"{self.architecture}.{part}"
         return any(key.startswith(prefix) for key in self.metadata)
+
+    def _n_layer(self) -> int:
+        """Return the number of blocks. Each has a tensor at least, unless the file holds a vocabulary only."""
+        n_layer, n_tensors = self._number("block_count"), len(self.tensors)
+        if n_layer > (min(n_tensors, _MAX_LAYERS) if n_tensors else _MAX_LAYERS):
+            raise self.error(f"claims {n_layer:,} layers, and has {n_tensors:,} tensors: it is damaged")
+        return n_layer
+
+    def _check_values(self, n_layer: int) -> None:
+        """Refuse numbers that cannot be: llama.cpp ends the process at them, or allocates by them."""
+        for key in _NORM_EPSILONS:
+            value = self.metadata.get(f"{self.architecture}.{key}")
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise self.error(f"has {value} as {self.architecture[:40]}.{key}, which no norm can be computed with")
+        scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        if isinstance(scaling, str) and scaling not in _ROPE_SCALINGS:
+            raise self.error(
+                f"scales its positions by {_short(scaling)}, which is not known here",
+                f"Known are {', '.join(_ROPE_SCALINGS)}. A newer edge may know it; otherwise choose another model.",
+            )
+        nextn = self._number("nextn_predict_layers")
+        if nextn > n_layer:
+            raise self.error(f"claims {nextn:,} layers that predict further tokens, and has {n_layer} layers: it is damaged")
+        for what, count, limit in (
+            ("tokens", self._number("vocab_size"), _MAX_STRINGS),
+            ("experts", self._number("expert_count"), _MAX_EXPERTS),
+        ):
+            if count > limit:
+                raise self.error(f"claims {count:,} {what}, more than any model has: it is damaged")
+        self._check_experts(n_layer)
+
+    def _check_experts(self, n_layer: int) -> None:
+        n_experts, used = self._number("expert_count"), self._per_layer("expert_used_count", n_layer, 0)
+        most_used = max(used, default=0) if isinstance(used, tuple) else used
+        if self.architecture.startswith("hunyuan") and n_experts <= 1:
+            return  # llama.cpp reads these as models without experts
+        if most_used > n_experts or (n_experts and not most_used):
+            raise self.error(f"uses {most_used:,} of {n_experts:,} experts, which is not possible: it is damaged")
 
     def _number(self, key: str, default: int = 0) -> int:
         return self._checked(key, self.metadata.get(f"{self.architecture}.{key}", default))

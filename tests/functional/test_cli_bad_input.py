@@ -12,6 +12,8 @@ from pathlib import Path
 import gguf
 import pytest
 
+from tests.tiny_gguf import TOKENS, write_gguf
+
 EDGE = Path(sys.executable).with_name("edge")
 LIMIT_S = 240
 
@@ -116,6 +118,21 @@ def test_a_model_larger_than_memory(edge: Edge, tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    "tokens", [[*TOKENS[:-1], "a"], [*TOKENS[:3], *(f"w{n}" for n in range(256))]], ids=["twice", "no bytes"]
+)
+def test_a_file_that_llamacpp_does_not_survive(edge: Edge, tmp_path: Path, tokens: list[str]) -> None:
+    scores = {"change": lambda writer: writer.add_token_scores([0.0] * len(tokens)), "tokenizer": "llama"}
+    path = write_gguf(tmp_path / "hostile.gguf", tokens=tokens, **(scores if "w0" in tokens else {}))  # type: ignore[arg-type]
+    for _ in range(2):
+        done = edge("run", "-m", str(path), "hi")
+        check(done, 1, "hostile.gguf", "its vocabulary", "crashes")
+        assert "backtrace" not in done.stderr
+    script = "import edge, sys\ntry:\n    edge.load(sys.argv[1])\nexcept edge.errors.ModelFileError:\n    print('alive')"
+    program = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=LIMIT_S)
+    assert program.stdout == "alive\n", program.stderr
+
+
 def test_an_accelerator_that_is_not_here(edge: Edge, model_path: Path) -> None:
     devices = json.loads(edge("devices", "--json").stdout)
     here = {name for engine in devices["engines"] for name in engine["accelerators"]} | {gpu["api"] for gpu in devices["gpus"]}

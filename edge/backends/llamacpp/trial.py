@@ -55,6 +55,7 @@ _PYTHON_ERROR = 1
 _BUILD_FOLDER = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")  # before the name of a source file
 _MEANINGS = {
     "id_to_token.size() == token_to_id.size()": "its vocabulary has the same token twice",
+    "unsupported types": "it stores a weight, such as that of a norm, in a type that llama.cpp cannot compute with",
     "map::at": "its vocabulary lacks a token that texts need, such as that of a byte",
 }
 """What llama.cpp says when it dies -> what that means."""
@@ -102,6 +103,7 @@ def try_file(
         "kv_type_k": plan.kv_type_k,
         "kv_type_v": plan.kv_type_v,
         "flash_attention": plan.flash_attention,
+        "accelerator": plan.accelerator,
     }
     try:
         path = _answer_path(cache_dir, digest, settings)
@@ -109,7 +111,8 @@ def try_file(
         if problem is None:
             report(0.0, _STAGE)
             n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
-            request = json.dumps({"path": str(artifact.path), "n_threads": n_threads, **settings})
+            amounts = {"n_threads": n_threads, "gpu_layers": plan.gpu_layers, "use_mmap": plan.use_mmap}
+            request = json.dumps({"path": str(artifact.path), **amounts, **settings})
             limit_s = timeout_s + artifact.size_bytes / _BYTES_PER_S
             ended = run_child(
                 (command or _command)(request),

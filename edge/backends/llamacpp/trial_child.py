@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.backends.llamacpp.canary_child import load_binding, without_core_dump
 from edge.backends.llamacpp.trial import REFUSED
@@ -41,7 +41,7 @@ def main(request: str) -> None:
     """Load a model file and use it.
 
     Args:
-        request: JSON with "path", "n_threads", "kv_type_k", "kv_type_v" and "flash_attention".
+        request: JSON with "path" and those settings of a plan that `_use` takes.
     """
     without_core_dump()
     load_binding()
@@ -51,28 +51,23 @@ def main(request: str) -> None:
         sys.exit(REFUSED)
 
 
-def _use(path: str, n_threads: int, kv_type_k: str, kv_type_v: str, flash_attention: bool) -> None:
+def _use(path: str, n_threads: int, **settings: Any) -> None:
     from edge.backends.llamacpp.backend import LlamaCppBackend
     from edge.formats.artifact import Artifact
     from edge.plan.receipt import MemoryEstimate, Plan
 
     plan = Plan(
         backend="llamacpp",
-        accelerator="cpu",
         artifact=Artifact(Path(path), "gguf", "", 0),
         n_ctx=_N_CTX,
         n_seq=1,
         n_threads=n_threads,
         n_threads_batch=n_threads,
         n_ubatch=_N_UBATCH,
-        gpu_layers=0,
-        kv_type_k=kv_type_k,
-        kv_type_v=kv_type_v,
-        flash_attention=flash_attention,
-        use_mmap=True,
         use_extra_buffers=False,  # a second copy of the weights; canary.py tries these kernels
         memory=MemoryEstimate(0, 0, 0, 0, 0),
         choices=(),
+        **settings,
     )
     _says("loads it")
     with LlamaCppBackend(plan) as backend:

@@ -72,8 +72,9 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "a token twice": lambda path: write_gguf(path, tokens=[*TOKENS[:-1], "a"]),
     "SPM without byte tokens": lambda path: write_gguf(path, tokenizer="llama", tokens=WORDS, change=byte_tokens),
     "a weight of a norm in F16": lambda path: write_gguf(path, types={"blk.0.attn_norm.weight": np.dtype(np.float16)}),
-    "more layers predicted than there are": lambda path: write_gguf(path, numbers={"nextn_predict_layers": 99}),
-    "experts of which none is used": lambda path: write_gguf(path, numbers={"expert_count": 8}),
+    "as many groups of experts as experts": lambda path: write_gguf(
+        path, numbers={"expert_count": 4, "expert_used_count": 2, "expert_group_count": 4}
+    ),
 }
 """Files of which llama.cpp dies in the different stages of a trial."""
 

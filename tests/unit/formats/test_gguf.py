@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.gguf import ArrayInfo, GGUFHeader, read_header
 from edge.formats.gguf_tables import FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES
+from tests.tiny_gguf import write_gguf
 
 
 def string(text: str | bytes) -> bytes:
@@ -409,3 +410,50 @@ def test_the_worst_vocabulary_is_walked_in_time(tmp_path: Path) -> None:
         file.write(build([ARCHITECTURE, entry("a", 9, struct.pack("<IQ", 8, 4_000_001))]))
     with pytest.raises(ModelFileError, match="texts"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ({"block_count": 2**31 - 1}, "2,147,483,647 layers"),
+        ({"block_count": 30_000_000}, "30,000,000 layers"),
+        ({"block_count": 12}, "12 layers, and has 11 tensors"),
+        ({"nextn_predict_layers": 2}, "claims 2 layers that predict"),
+        ({"expert_count": 8}, "uses 0 of 8 experts"),
+        ({"expert_used_count": 2}, "uses 2 of 0 experts"),
+        ({"expert_count": 2, "expert_used_count": 4}, "uses 4 of 2 experts"),
+        ({"expert_count": 100_000, "expert_used_count": 2}, "100,000 experts"),
+        ({"vocab_size": 2**31 - 1}, "2,147,483,647 tokens"),
+    ],
+    ids=str,
+)
+def test_impossible_numbers_are_refused_at_once(tmp_path: Path, numbers: dict[str, int], says: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf", numbers=numbers)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match=says):
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("eps", [float("nan"), -1.0, float("inf"), float("-inf")])
+def test_an_epsilon_that_no_norm_can_use_is_refused(tmp_path: Path, eps: float) -> None:
+    with pytest.raises(ModelFileError, match="epsilon"):
+        read_header(write_gguf(tmp_path / "m.gguf", eps=eps))
+
+
+def test_an_unknown_scaling_of_positions_is_refused_by_name(tmp_path: Path) -> None:
+    def scale(name: str) -> Path:
+        return write_gguf(tmp_path / "m.gguf", change=lambda writer: writer.add_string("llama.rope.scaling.type", name))
+
+    with pytest.raises(ModelFileError, match="'other'"):
+        read_header(scale("other"))
+    for name in ("none", "linear", "yarn", "longrope"):
+        assert read_header(scale(name)).n_layer == 1
+
+
+def test_possible_numbers_pass(tmp_path: Path) -> None:
+    numbers = {"expert_count": 4, "expert_used_count": 2, "nextn_predict_layers": 1, "vocab_size": 259}
+    assert read_header(write_gguf(tmp_path / "m.gguf", numbers=numbers)).n_layer == 1
