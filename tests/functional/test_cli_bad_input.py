@@ -117,7 +117,6 @@ def test_a_model_larger_than_memory(edge: Edge, tmp_path: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.model
 @pytest.mark.parametrize(
     "tokens", [[*TOKENS[:-1], "a"], [*TOKENS[:3], *(f"w{n}" for n in range(256))]], ids=["twice", "no bytes"]
 )
@@ -133,6 +132,7 @@ def test_a_file_that_llamacpp_does_not_survive(edge: Edge, tmp_path: Path, token
     assert program.stdout == "alive\n", program.stderr
 
 
+@pytest.mark.model
 def test_an_accelerator_that_is_not_here(edge: Edge, model_path: Path) -> None:
     devices = json.loads(edge("devices", "--json").stdout)
     here = {name for engine in devices["engines"] for name in engine["accelerators"]} | {gpu["api"] for gpu in devices["gpus"]}
