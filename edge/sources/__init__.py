@@ -2,6 +2,7 @@
 
 base.py            the contract of a source, and its values
 store.py           the folder of models that edge owns
+network.py         requests, with the user's proxies, certificates and token
 transfer.py        fetches one file over HTTP
 hub.py             hf: models; hub_client.py, the hub itself; hub_select.py, which model of a repository
 hub_folder.py      models that are folders; hub_checkpoint.py, checkpoints and adapters for converters

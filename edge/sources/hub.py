@@ -16,6 +16,7 @@ from edge.sources.base import Found, Source
 from edge.sources.hub_client import COMMIT, HubClient, parse_reference
 from edge.sources.hub_folder import FOLDERS, fetch_folder
 from edge.sources.hub_select import matching, select
+from edge.sources.network import hub_cache
 
 if TYPE_CHECKING:
     from edge.sources.base import Context
@@ -100,9 +101,7 @@ class HubSource(Source):
 
     def _cached_by_hub(self, wanted: Reference, reference: str) -> Found | None:
         """Return a file that another program fetched into the hub library's own cache. Its blob is named by its SHA-256."""
-        from huggingface_hub import constants
-
-        folder = Path(constants.HF_HUB_CACHE) / f"models--{wanted.owner}--{wanted.repo}"
+        folder = hub_cache() / f"models--{wanted.owner}--{wanted.repo}"
         try:
             commit = wanted.revision or "main"
             pointer = folder / "refs" / commit

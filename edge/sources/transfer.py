@@ -1,8 +1,7 @@
 """Fetches one file over HTTP: resumed, limited to its promised size, hashed on the way, with rules for redirects.
 
 huggingface_hub's own downloader writes whatever arrives and compares sizes afterwards, does not check the SHA-256, and passes
-large files to hf-xet, which plain servers do not support. Only its client is used, so that the user's proxies, certificates and
-client factory apply.
+large files to hf-xet, which plain servers do not support. Only its HTTP client is used (edge.sources.network).
 """
 
 from __future__ import annotations
@@ -10,27 +9,25 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
 
 from edge.errors import AccessDeniedError, ChecksumError, DownloadError, EdgeError, ModelNotFoundError
 from edge.hashes import CHUNK_BYTES, is_sha256
+from edge.sources.network import download_timeout_s, network_fault, open_url, transport_errors
 from edge.sources.store import storage_error
 from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.sources.store import Store
 
-__all__ = ["Download", "RetryLaterError", "fetch_file", "refusal", "retry", "transport_errors"]
+__all__ = ["Download", "RetryLaterError", "fetch_file", "refusal", "retry"]
 
-_MAX_REDIRECTS = 5
 _MAX_TRIES = 4  # without a byte of progress in between
 _MAX_WAIT_S = 60.0
-_CONNECT_TIMEOUT_S = 10.0
 _RETRIED = (408, 429, 500, 502, 503, 504)
 
 sleep = time.sleep
@@ -147,7 +144,7 @@ class _Transfer:
             try:
                 self._receive(file)
             except transport_errors() as error:
-                raise RetryLaterError(self._broken(error)) from error
+                raise network_fault() or RetryLaterError(self._broken(error)) from error
 
     def finish(self) -> tuple[str, str | None]:
         found = self.digest.hexdigest()
@@ -191,36 +188,26 @@ class _Transfer:
         if self.done != self.size_bytes:
             raise RetryLaterError(self._broken("the connection ended early"))
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """GET the rest of the file. Redirects: http(s) only, never from https to http, credentials for the first host only."""
-        from huggingface_hub import constants, get_session
+    def _open(self) -> AbstractContextManager[Any]:
+        """GET the rest of the file."""
+        headers = {"Accept-Encoding": "identity", **self.download.headers}
+        if self.done:
+            headers["Range"] = f"bytes={self.done}-"
+        return open_url(
+            self.download.url,
+            headers,
+            timeout_s=download_timeout_s(),
+            label=self.download.label,
+            hint=f"Report it at {self.download.page}",
+            on_first=self._learn,
+        )
 
-        client: Any = get_session()
-        download, url = self.download, self.download.url
-        for _ in range(_MAX_REDIRECTS + 1):
-            is_first_host = _origin(url) == _origin(download.url)
-            headers = {"Accept-Encoding": "identity", **(download.headers if is_first_host else {})}
-            if self.done:
-                headers["Range"] = f"bytes={self.done}-"
-            timeout = (_CONNECT_TIMEOUT_S, constants.HF_HUB_DOWNLOAD_TIMEOUT, _CONNECT_TIMEOUT_S, _CONNECT_TIMEOUT_S)
-            with client.stream("GET", url, headers=headers, follow_redirects=False, timeout=timeout) as response:
-                if is_first_host:  # the hub's own word on size and hash, if its listing had none
-                    if self.size_bytes is None:
-                        self.size_bytes = _number(response.headers.get("X-Linked-Size"))
-                    if self.sha256 is None:
-                        self.sha256 = _sha256(response.headers.get("X-Linked-Etag"))
-                if response.status_code not in (301, 302, 303, 307, 308):
-                    yield response
-                    return
-                target = urljoin(url, response.headers.get("Location", ""))
-            if urlsplit(target).scheme not in ("https", "http" if urlsplit(url).scheme == "http" else "https"):
-                raise DownloadError(
-                    f"{download.label}: the server redirects to {target[:100]!r}, which is not followed.",
-                    f"Only http and https are, and never from https to http. Report it at {download.page}",
-                )
-            url = target
-        raise DownloadError(f"{download.label}: the server redirects in circles.", "Try again later.")
+    def _learn(self, headers: Mapping[str, str]) -> None:
+        """Take the hub's own word on size and hash, if its listing had none."""
+        if self.size_bytes is None:
+            self.size_bytes = _number(headers.get("X-Linked-Size"))
+        if self.sha256 is None:
+            self.sha256 = _sha256(headers.get("X-Linked-Etag"))
 
     def _take(self, file: Any, chunk: bytes) -> None:
         if self.done + len(chunk) > (self.size_bytes or 0):
@@ -309,20 +296,8 @@ def refusal(status: int, headers: Mapping[str, str], label: str, page: str) -> E
     return DownloadError(f"{label}: the server answered with HTTP {status}.", f"See {page}")
 
 
-def transport_errors() -> tuple[type[Exception], ...]:
-    """Return the network errors of the hub's HTTP client: of httpx for huggingface_hub 1, of httpx2 for 2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (HfHubHTTPError.__bases__[0], OSError)
-
-
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc
 
 
 def _continues(response: Any, offset: int) -> bool:

@@ -27,6 +27,7 @@ def hub(model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A hub with one model. huggingface_hub read its own folders when it was imported, so they are moved by hand."""
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     with run_hub(acme__tiny_GGUF=Repo({})) as hub:
         hub.repos = {"acme/tiny-GGUF": Repo({FILE: model, "README.md": b"hello"})}
         monkeypatch.setenv("HF_ENDPOINT", hub.url)

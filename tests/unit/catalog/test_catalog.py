@@ -51,11 +51,9 @@ def write_model(path: Path, name: str = "Tiny") -> Path:
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """Offline, and with an Ollama folder that is empty: what is on this machine is none of the test's business."""
-    from huggingface_hub import constants
-
     monkeypatch.setenv("EDGE_HUB_OFFLINE", "1")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     return load_settings()
 
 
