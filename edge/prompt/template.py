@@ -21,18 +21,19 @@ the template writes them too. Templates that mark roles with ordinary words ("Us
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edge.errors import TemplateError, UsageError
 from edge.files import shipped
 from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of
 from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
 from edge.prompt.roles import Abilities, adapt, probe
-from edge.types import Message
+from edge.types import Message, Role
 
 if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
@@ -48,6 +49,9 @@ CHATML = (
 """The format most models know, for files without a template of their own."""
 
 _PROBE = "Hello, qwibvex"
+_ROLES = frozenset(get_args(Role))
+_SHOWN_PARTS = re.compile(r"""['"]type['"]: ['"]text['"]""")
+"""In a rendering: the template wrote the list of parts itself, since it expects text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class ChatTemplate:
         eos_text: the same for end of sequence.
         notice: what the user should know about where the template comes from.
         stops: texts that end a reply besides the model's own end tokens.
+        parts: roles whose content the template takes in parts, `[{"type": "text", "text": ...}]`, as those of models that
+            also see or hear do.
         limits: limits of a rendering.
         now: the clock for templates that tell the date.
 
@@ -93,6 +99,7 @@ class ChatTemplate:
         eos_text: str = "",
         notice: str | None = None,
         stops: tuple[str, ...] = (),
+        parts: Collection[str] = (),
         limits: Limits | None = None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
@@ -101,6 +108,7 @@ class ChatTemplate:
         self.source = source
         self.notice = notice
         self.stops = stops
+        self._parts = parts
         self._jinja = BoundedTemplate(source, limits=limits, now=now)
         self._special = {name: text for name, text in (("bos_token", bos_text), ("eos_token", eos_text)) if text}
         self._encoder = Encoder(sorted(_markers(self._jinja.literals)))
@@ -124,13 +132,17 @@ class ChatTemplate:
                 return cls(named, **{**options, "bos_text": info.bos_text if info.adds_bos else ""})
             problem = f"This model file names a chat format that edge does not know ({name[:40]!r})"
         else:
-            try:
-                template = cls(source, **options)
-                if _PROBE in template._run([Message("user", _PROBE)], template._plain_options):
-                    return template
-                problem = "This model file's chat template leaves the messages out"
-            except TemplateError as error:
-                problem = f"This model file's chat template cannot be used ({error.message})"
+            problem = ""
+            for parts in (frozenset[str](), _ROLES):
+                try:
+                    template = cls(source, parts=parts, **options)
+                    text = template._probe("user")
+                    if _PROBE in text and not _SHOWN_PARTS.search(text):
+                        template._parts = parts and template._roles_in_parts()
+                        return template
+                    problem = problem or "This model file's chat template leaves the messages out"
+                except TemplateError as error:
+                    problem = problem or f"This model file's chat template cannot be used ({error.message})"
         if not info.adds_bos:
             options["bos_text"] = ""
         notice = f"{problem}; the common ChatML format is used. A model trained on another one may answer badly."
@@ -211,10 +223,29 @@ class ChatTemplate:
 
     def _run(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         rows = [
-            {"role": message.role, "content": message.content} | ({"name": message.name} if message.name is not None else {})
+            {"role": message.role, "content": self._content(message)}
+            | ({"name": message.name} if message.name is not None else {})
             for message in messages
         ]
         return self._jinja.render({**options, "messages": rows})
+
+    def _probe(self, *roles: Role) -> str:
+        return self._run([Message(role, _PROBE) for role in roles], self._plain_options)
+
+    def _roles_in_parts(self) -> frozenset[str]:
+        """Return the roles whose content the template takes in parts; some take the system prompt as text all the same."""
+        orders: dict[str, tuple[Role, ...]] = {
+            "system": ("system", "user"), "assistant": ("user", "assistant"), "tool": ("user", "assistant", "tool"),
+        }  # fmt: skip
+        plain = set()
+        for role, order in orders.items():
+            with suppress(TemplateError):  # it does not accept that role
+                if _SHOWN_PARTS.search(self._probe(*order)):
+                    plain.add(role)
+        return _ROLES - plain
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": message.content}] if message.role in self._parts else message.content
 
     def _items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
         """Yield the parts of a prompt, control tokens only where the template wrote them."""

@@ -95,8 +95,11 @@ class Tokenizer:
 
         return PreTrainedTokenizerFast(tokenizer_object=self.fast, bos_token=BOS, eos_token=EOS)
 
-    def apply_chat_template(self, source, messages, **kwargs):
-        rows = [{"role": m.role, "content": m.content} | ({"name": m.name} if m.name else {}) for m in messages]
+    def apply_chat_template(self, source, messages, in_parts=False, **kwargs):
+        def content(m):
+            return [{"type": "text", "text": m.content}] if in_parts else m.content
+
+        rows = [{"role": m.role, "content": content(m)} | ({"name": m.name} if m.name else {}) for m in messages]
         kwargs["chat_template"] = source
         text = self.theirs.apply_chat_template(rows, tokenize=False, **kwargs)
         ids = self.theirs.apply_chat_template(rows, tokenize=True, return_dict=False, **kwargs)
@@ -576,6 +579,52 @@ def test_a_template_that_cannot_be_used_gives_way_to_chatml(source):
     template = ChatTemplate.from_model(model_info(source))
     assert template.source == CHATML
     assert "ChatML" in template.notice
+
+
+IN_PARTS = (
+    "<s>{% for m in messages %}{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}{{ ':' }}"
+    "{% else %}{{ ': ' }}{% endif %}{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("case", BENIGN)
+def test_a_template_that_takes_contents_in_parts_gets_parts(case):
+    template = ChatTemplate.from_model(model_info(IN_PARTS))
+    assert (template.source, template.notice, template.stops) == (IN_PARTS, None, ())
+    prompt = template.render(BENIGN[case])
+    text, ids = tokenizer().apply_chat_template(IN_PARTS, BENIGN[case], in_parts=True, add_generation_prompt=True)
+    assert (prompt.text, prompt.notices) == (text, ())
+    assert template.encode(prompt, tokenizer()) == ids
+
+
+def test_parts_cannot_speak_as_the_system():
+    template = ChatTemplate.from_model(model_info(IN_PARTS))
+    ids = [template.encode(template.render([Message("user", text)]), tokenizer()) for text in ("Hi", EVIL)]
+    marks = [[token for token in each if token in tokenizer().marker_ids] for each in ids]
+    assert marks[0] == marks[1]
+
+
+def test_a_template_may_take_the_system_prompt_as_text_and_the_rest_in_parts():
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content }}|{% else %}{{ m.role }}:{{ m.content[0].text }}|"
+        "{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate.from_model(model_info(source))
+    text = template.render([Message("system", "be brief"), Message("user", "hi"), Message("assistant", "yes")]).text
+    assert (text, template.notice) == ("S:be brief|user:hi|assistant:yes|", None)
+
+
+def test_a_template_that_takes_text_never_sees_parts():
+    assert ChatTemplate.from_model(model_info("{{ messages | tojson }}")).render([Message("user", "hi")]).text == (
+        '[{"role": "user", "content": "hi"}]'
+    )
+
+
+def test_a_template_that_writes_the_parts_themselves_gives_way_to_chatml():
+    source = "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}"
+    assert ChatTemplate.from_model(model_info(source)).source == CHATML
 
 
 def test_the_model_files_template_is_used_as_it_is():
