@@ -1,4 +1,4 @@
-"""A chat with a fake model, for tests and demonstrations: everything is real but the weights."""
+"""A chat with a fake model, for tests and pictures: everything is real but the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["closing_stores", "enter", "eventually", "fake_app", "patient_keys", "say", "settle", "texts"]
 
 _TIMEOUT_S = 120.0
-_KEY_TIMEOUT_S = 1.0  # what a part of the app waits for may be held up by the test itself, until after this key
+_KEY_TIMEOUT_S = 1.0  # the test itself may block a part of the app until after this key
 
 
 def fake_app(
@@ -39,14 +39,14 @@ def fake_app(
     cwd: Path | None = None,
     loader: Any = None,
 ) -> ChatApp:
-    """A chat whose model is fake, whose cursor does not blink and for which everything happened today.
+    """Return a chat with a fake model, a cursor that does not blink, and a clock that stands still.
 
     Args:
         backend: makes the backend; None is a FakeBackend with 8,192 cells.
         store: conversations; None keeps them in memory.
         settings: dotted key -> value.
         conversation: id of the one to open.
-        cwd: where attachments are looked for.
+        cwd: base of relative attachment paths.
         loader: instead of one that opens `backend`.
     """
     from edge.backends.fake import FakeBackend
@@ -91,9 +91,11 @@ def closing_stores() -> Iterator[None]:
 
 @contextmanager
 def patient_keys() -> Iterator[None]:
-    """Inside the block `pilot.press` and `pilot.pause` wait until the app has worked off what is there, and keys are pressed
-    one by one. Textual's own go by the processor time that is used, so on a busy machine they take an app that gets no
-    time for one that has nothing to do, and what the test does next overtakes the key."""
+    """Make `pilot.press` and `pilot.pause` wait until the app has handled its messages, and press keys one by one.
+
+    Textual's own go by processor time: on a busy machine they take an app that gets no time for an idle one, and the next step
+    of the test overtakes the key.
+    """
     from textual.pilot import Pilot
 
     press, pause = Pilot.press, Pilot.pause
@@ -108,14 +110,14 @@ def patient_keys() -> Iterator[None]:
         await pause(self, delay)
         if delay is None:
             await _work_off(self)
-            await pause(self, 0)  # what has changed meanwhile is drawn
+            await pause(self, 0)  # draw what has changed meanwhile
 
     with patch.object(Pilot, "press", press_patiently), patch.object(Pilot, "pause", pause_patiently):
         yield
 
 
 async def _work_off(pilot: Pilot[Any]) -> None:
-    """Wait until nothing is queued in the app and no command is being carried out, for a second at most."""
+    """Wait until nothing is queued in the app and no command is running, for a second at most."""
     app = pilot.app
     deadline = time.monotonic() + _KEY_TIMEOUT_S
     n_quiet = 0
@@ -126,20 +128,20 @@ async def _work_off(pilot: Pilot[Any]) -> None:
 
 
 async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
-    """Wait until something holds, letting the app go on meanwhile.
+    """Wait until something holds, while the app runs.
 
     Raises:
-        TimeoutError: it does not, for two minutes.
+        TimeoutError: it does not hold within two minutes.
     """
     deadline = time.monotonic() + _TIMEOUT_S
     while not is_true():
         if time.monotonic() > deadline:
-            raise TimeoutError("What was waited for did not happen.")
+            raise TimeoutError("The condition did not become true.")
         await pilot.pause(0.01)
 
 
 async def settle(pilot: Pilot[Any]) -> None:
-    """Wait until the app has nothing left to do: model loaded, replies written and shown, commands carried out, screen drawn.
+    """Wait until the app is idle: model loaded, replies finished and shown, commands done, screen drawn.
 
     Raises:
         TimeoutError: it is still busy after two minutes.
@@ -148,17 +150,16 @@ async def settle(pilot: Pilot[Any]) -> None:
     assert isinstance(app, ChatApp)
     deadline = time.monotonic() + _TIMEOUT_S
     n_quiet = 0
-    while n_quiet < 2:  # what ends may start something else
+    while n_quiet < 2:  # the end of one thing may start another
         await app.library.run(lambda store: None)
         await pilot.pause(0)
         n_quiet = n_quiet + 1 if _is_quiet(app) else 0
         if time.monotonic() > deadline:
-            raise TimeoutError("The app did not come to rest.")
+            raise TimeoutError("The app did not become idle.")
 
 
 def _is_quiet(app: ChatApp) -> bool:
-    """Whether nothing goes on that could still change the screen. pilot.pause() is no help in this: it goes by how much
-    processor time is used, so on a busy machine it takes an app that gets no time for one that has nothing to do."""
+    """Return whether nothing can still change the screen. `pilot.pause()` does not help: see `patient_keys`."""
     chat, controller = app.chat_screen, app.chat_screen.controller
     has_ended = (
         app.has_begun
@@ -175,16 +176,16 @@ def _is_quiet(app: ChatApp) -> bool:
 
 
 def _pumps(app: App[Any]) -> list[MessagePump]:
-    """Everything in the app that has a queue of messages. Scroll bars are nobody's children, and draw themselves late."""
+    """Return all parts of the app with a message queue. Scroll bars are nobody's children, and draw themselves late."""
     widgets = [widget for screen in app.screen_stack for widget in screen.walk_children(Widget, with_self=True)]
     bars = [bar for widget in widgets for bar in (widget._vertical_scrollbar, widget._horizontal_scrollbar) if bar is not None]
     return [app, *widgets, *bars]
 
 
 def _waits_for_messages(pump: MessagePump) -> bool:
-    """Whether a part of the app has worked off its messages. One that is still at one does not wait at its queue."""
+    """Return whether a part of the app has handled its messages. While it handles one it does not wait at its queue."""
     queue: Any = pump._message_queue
-    waiters = queue.ready_event._waiters  # of asyncio.Event, which says it no other way
+    waiters = queue.ready_event._waiters  # asyncio.Event has no public way to see them
     return bool(queue.empty() and any(not waiter.done() for waiter in waiters) and not pump._next_callbacks)
 
 
@@ -205,6 +206,6 @@ async def say(pilot: Pilot[Any], text: str) -> None:
 
 
 def texts(app: ChatApp) -> list[str]:
-    """The messages on the screen, as "You: ..." or "Fake: ..."."""
+    """Return the messages on the screen, as "You: ..." or "Fake: ..."."""
     views: list[MessageView] = app.chat_screen.transcript.views
     return [f"{view.author}: {view.text}" for view in views]

@@ -1,4 +1,14 @@
-"""The terminal chat app."""
+"""The terminal chat app.
+
+app.py          the app on top of base.py: settings, keys, conversations, the model
+screens/        the chat screen and the dialogs; widgets/, the parts of the chat screen
+controller.py   opening, branching, deleting on the desk (desk.py); sending.py, replies; replies.py, one of them
+outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
+model_host.py   the loaded model; models.py, the models to choose from
+table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
+pages.py        help, statistics, context, plan; wording.py and format.py, texts
+attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; settings.py and theme.py
+"""
 
 from __future__ import annotations
 
@@ -11,18 +21,15 @@ __all__ = ["run"]
 
 
 def run(settings: Settings, *, conversation: str | None = None) -> int:
-    """Run the chat until the user leaves.
+    """Run the chat until the user quits, and return the exit code.
 
     Args:
         settings: merged settings.
-        conversation: id of the conversation to open, or the beginning of one; None begins a new one.
-
-    Returns:
-        The exit code.
+        conversation: id of the conversation to open, or the beginning of one; None starts a new one.
 
     Raises:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
-        EdgeError: the app broke down; everything that was said is saved.
+        EdgeError: the app crashed; all messages are saved.
     """
     from edge_chat.app import ChatApp
 

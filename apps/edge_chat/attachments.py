@@ -1,4 +1,4 @@
-"""Files and pasted texts that go along with a message: reading them, `@path` mentions, proposals while typing, drafts."""
+"""Attachments of a message: reading files, `@path` mentions, proposing files while typing, drafts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import StorageError, UsageError
-from edge_chat import format as fmt
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
 
 __all__ = [
     "FileIndex",
-    "Mention",
     "edited_by_draft",
     "find_mentions",
     "mention_before",
@@ -42,24 +41,24 @@ _DRAFT_MARK = "\x1eedge-draft "
 
 
 def resolve(path_text: str, cwd: Path) -> Path:
-    """The path that was typed, `~` expanded, relative ones below `cwd`."""
+    """Return the path for a typed one: `~` expanded, relative to `cwd`."""
     try:
         path = Path(path_text).expanduser()
-    except RuntimeError:  # "~nobody/x": there is no such user, so it is a plain name
+    except RuntimeError:  # "~nobody/x" without such a user is a plain name
         path = Path(path_text)
     return path if path.is_absolute() else cwd / path
 
 
 def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
-    """Read a text file to send along.
+    """Read a text file to attach.
 
     Args:
         path_text: as typed; it names the attachment.
-        cwd: what relative paths are relative to.
+        cwd: base of relative paths.
         max_bytes: refuse larger files.
 
     Raises:
-        UsageError: it is not there, no plain file, too large, or not text.
+        UsageError: it is missing, not a regular file, too large, or not text.
         StorageError: it cannot be read.
     """
     path = resolve(path_text, cwd)
@@ -68,22 +67,24 @@ def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
         if stat.S_ISDIR(status.st_mode):
             raise UsageError(f"{path_text} is a directory.", "Attach files one by one.")
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path_text} is no plain file.", "Only text files can be attached.")
+            raise UsageError(f"{path_text} is not a regular file.", "Only text files can be attached.")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
+    except UsageError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"There is no file {path_text}.", f"Paths are relative to {cwd}.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StorageError(f"{path_text} cannot be read ({error}).", "Check the file.") from error
     if len(data) > max_bytes:
-        size = fmt.n_bytes(max(status.st_size, len(data)))
-        hint = f"The limit is {fmt.n_bytes(max_bytes)}; `chat.attachment_bytes` raises it."
+        size = size_text(max(status.st_size, len(data)))
+        hint = f"The limit is {size_text(max_bytes)}; the setting chat.attachment_bytes raises it."
         raise UsageError(f"{path_text} is too large to attach ({size}).", hint)
     return make_attachment(path_text, _decode(data, path_text))
 
 
 def make_attachment(name: str, text: str) -> Attachment:
-    """An attachment. The store's module is not needed before the first one."""
+    """Return an attachment. Imports the store's module, which is not needed before the first one."""
     from edge.conversation import Attachment
 
     return Attachment(name=name, text=text)
@@ -101,34 +102,23 @@ def _decode(data: bytes, name: str) -> str:
         raise UsageError(f"{name} is not UTF-8 text.", "Convert it first, for example with: iconv -t UTF-8") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """An `@path` in a text: the path, and the characters [start, end) that it takes up, the @ included."""
+def find_mentions(text: str, cwd: Path) -> list[str]:
+    """Return the paths of all `@path` in a text that exist, without repeats.
 
-    path: str
-    start: int
-    end: int
-
-
-def find_mentions(text: str, cwd: Path) -> list[Mention]:
-    """All `@path` in a text that name something that exists; an @ in front of anything else is just an @.
-
-    A sign such as a full stop at the end belongs to the sentence when the path exists without it.
+    Punctuation at the end belongs to the sentence if the path exists without it.
     """
     found = []
     for match in _MENTION.finditer(text):
-        path, end = match[1] or match[2], match.end()
+        path = match[1] or match[2]
         if not _exists(path, cwd) and match[1] is None:
-            shorter = path.rstrip(_TRAILING)
-            end -= len(path) - len(shorter)
-            path = shorter
+            path = path.rstrip(_TRAILING)
         if path and _exists(path, cwd):
-            found.append(Mention(path, match.start(), end))
-    return found
+            found.append(path)
+    return list(dict.fromkeys(found))
 
 
 def mention_before(text: str) -> tuple[int, str] | None:
-    """The `@path` that is being typed at the end of `text`: where its @ is, and what there is of the path."""
+    """Return the unfinished `@path` at the end of `text`: the position of its @, and the path so far."""
     match = _OPEN_MENTION.search(text)
     return (match.start(), match[1] if match[1] is not None else match[2]) if match else None
 
@@ -141,7 +131,7 @@ def _exists(path_text: str, cwd: Path) -> bool:
 
 
 def is_file(path_text: str) -> bool:
-    """Whether an absolute path names a plain file."""
+    """Return whether an absolute path names a regular file."""
     try:
         return Path(path_text).is_file()
     except (OSError, ValueError):  # too long for a name, or with a NUL: pasted text, not a path
@@ -149,15 +139,14 @@ def is_file(path_text: str) -> bool:
 
 
 def quote(path: str) -> str:
-    """A mention of the path, in quotes if it has blanks."""
+    """Return a mention of the path, in quotes if it has blanks."""
     return f'@"{path}"' if any(c.isspace() for c in path) else f"@{path}"
 
 
 class FileIndex:
-    """Files below the working directory, to propose while an `@path` is typed. Blocking: use it in a thread.
+    """Files below the working directory, to propose while an `@path` is typed. Blocks: use it in a thread.
 
-    Args:
-        cwd: the directory. Hidden files and directories of build products are left out until they are typed.
+    Hidden files and build directories are only proposed once typed.
     """
 
     def __init__(self, cwd: Path) -> None:
@@ -166,11 +155,9 @@ class FileIndex:
         self._read_at = -_MAX_AGE_S
 
     def search(self, typed: str, limit: int = 20) -> list[str]:
-        """Paths that match what was typed, best first. Directories end in a slash.
+        """Return at most `limit` paths that match, best first. Directories end in a slash.
 
-        Args:
-            typed: part of a path; one that begins with "/", "~" or "." lists that directory.
-            limit: at most so many.
+        A path that begins with "/", "~" or "." lists that directory.
         """
         if typed.startswith(("/", "~", ".")) or "/." in typed:
             return self._list_directory(typed)[:limit]
@@ -204,12 +191,12 @@ class FileIndex:
                     if entry.name.lower().startswith(start.lower()) and (start or not entry.name.startswith("."))
                 ]
         except (OSError, ValueError):
-            return []  # not a directory, or not ours to read: there is nothing to propose
+            return []  # not a directory, or not readable
         return sorted(found)
 
 
 def _score(typed: str, path: str) -> int:
-    """0 is best; -1 is no match: begins the name, is in the name, is in the path, is spread over the path."""
+    """Rank a match: 0 begins the name, 1 is in the name, 2 is in the path, 3 is spread over the path; -1 for no match."""
     name = path.rpartition("/")[2]
     if name.startswith(typed):
         return 0
@@ -222,17 +209,13 @@ def _score(typed: str, path: str) -> int:
 
 
 def paste_name(taken: Iterable[str]) -> str:
-    """A name for a pasted text that is not taken yet: "pasted text 1"."""
+    """Return an unused name for a pasted text: "pasted text 1"."""
     names = set(taken)
-    number = 1
-    while f"pasted text {number}" in names:
-        number += 1
-    return f"pasted text {number}"
+    return next(name for number in count(1) if (name := f"pasted text {number}") not in names)
 
 
 def pack_draft(text: str, attachments: Sequence[Attachment], edited: int | None = None) -> str:
-    """A draft as the store keeps it: the plain text, or JSON behind a mark when attachments go with it or when it is to
-    replace a message."""
+    """Return a draft as the store keeps it: the plain text, or marked JSON if it has attachments or replaces a message."""
     if not attachments and (edited is None or not text.strip()):
         return text
     content: dict[str, object] = {"text": text, "attachments": [[a.name, a.text] for a in attachments]}
@@ -242,22 +225,24 @@ def pack_draft(text: str, attachments: Sequence[Attachment], edited: int | None 
 
 
 def unpack_draft(draft: str) -> tuple[str, list[Attachment]]:
-    """The reverse of `pack_draft`. Something that only looks like a packed draft comes back as the text it is."""
-    if draft.startswith(_DRAFT_MARK):
-        try:
-            content = json.loads(draft[len(_DRAFT_MARK) :])
-            return str(content["text"]), [make_attachment(str(n), str(t)) for n, t in content["attachments"]]
-        except (ValueError, KeyError, TypeError):
-            pass  # typed or pasted by somebody, mark and all; it is shown as it is
-    return draft, []
+    """Return text and attachments of a packed draft. Text that only looks packed is returned as it is."""
+    try:
+        content = _packed(draft)
+        return str(content["text"]), [make_attachment(str(n), str(t)) for n, t in content["attachments"]]
+    except (ValueError, KeyError, TypeError):
+        return draft, []
 
 
 def edited_by_draft(draft: str) -> int | None:
-    """The message that a draft is to replace; None for a new one."""
-    if draft.startswith(_DRAFT_MARK):
-        try:
-            edited = json.loads(draft[len(_DRAFT_MARK) :])["edited"]
-            return edited if isinstance(edited, int) else None
-        except (ValueError, KeyError, TypeError):
-            pass  # as in `unpack_draft`
-    return None
+    """Return the message that a draft replaces; None for a new one."""
+    try:
+        edited = _packed(draft)["edited"]
+        return edited if isinstance(edited, int) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _packed(draft: str) -> Any:
+    if not draft.startswith(_DRAFT_MARK):
+        raise ValueError("not packed")
+    return json.loads(draft[len(_DRAFT_MARK) :])

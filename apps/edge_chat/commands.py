@@ -1,45 +1,36 @@
-"""What the app can do, as one table: slash commands, command palette, help screen and key bindings are all read off it.
+"""Commands: their descriptions, the registry that finds them, and slash lines.
 
-A command is something with a name ("/regenerate"). A key action is something that only has a key ("newline"). Both are
-`Command`s; what a key action lacks is a place behind the slash. The table itself is put together in `actions`.
+Slash commands, the command palette, the help pages and the key bindings are all made from one table, in `table.py`. A command
+has a name ("/regenerate"), a key or both; `actions` has the functions that run them.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from edge.errors import UsageError
-
-if TYPE_CHECKING:
-    from edge_chat.screens.chat import ChatScreen
 
 __all__ = ["GROUPS", "Command", "Completion", "Registry", "Scope", "SlashLine", "parse_slash"]
 
 Scope = Literal["everywhere", "chat", "composer", "message", "sidebar"]
-"""Where a key works: in dialogs too, in the whole chat, while writing, on a chosen message, in the list of conversations."""
+"""Where a key works: in dialogs too, in the whole chat, in the message box, on a selected message, in the conversation list."""
 
 GROUPS = ("Writing", "Conversation", "Messages", "Model", "View", "App")
-"""Headings of the help screen, in order."""
+"""Headings of the help page, in order."""
 
 _FIRST = ("new", "model", "set", "system", "edit", "regenerate", "copy", "help", "search", "save", "stats", "theme")
-"""What is proposed first when nothing but the slash is typed."""
+"""Commands to propose first when only the slash is typed."""
 
 _SLASH = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:[ \t]+(.*))?\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One line of the popup.
-
-    Attributes:
-        value: what is put into the text.
-        label: what is shown.
-        detail: shown beside it, quieter.
-    """
+    """One line of the completion popup: the text to insert, the label, and a dimmed explanation."""
 
     value: str
     label: str
@@ -51,67 +42,58 @@ class Command:
     """One thing the app can do.
 
     Attributes:
-        name: behind the slash, in `chat.keys` and in tests; lower case.
-        title: in the palette, as a person would call it.
+        name: the slash name, also used in `chat.keys`; lower case.
+        title: name in the palette.
         help: one sentence.
-        group: heading in the help screen, one of GROUPS.
-        run: does it, given the screen and the text behind the name; None for key actions, which a widget carries out.
-        argument: how the argument is written in the help, e.g. "[name]"; "" when there is none.
-        needs_argument: without one the palette only puts the command into the composer.
-        complete: proposes arguments, given the screen and what is typed of them so far.
-        aliases: other names behind the slash.
+        argument: the argument as the help shows it, e.g. "[name]"; "" for none.
+        needs_argument: the palette puts the command into the composer to be completed there.
+        aliases: other slash names.
         keys: default keys, comma-separated; "" for none.
         scope: where the keys work.
-        example: a line to learn from.
-        keys_of: commands whose keys do the same; the help shows them with its own.
-        is_slash: can be typed behind a slash and is in the palette, given that it has `run`.
+        example: a sample command line.
+        keys_of: commands whose keys do the same; the help lists them with its own.
+        is_slash: it can be typed and is in the palette; otherwise it only has a key.
+        group: heading in the help page, one of GROUPS.
     """
 
     name: str
     title: str
     help: str
-    group: str
-    run: Callable[[ChatScreen, str], Coroutine[Any, Any, None]] | None = None
     argument: str = ""
     needs_argument: bool = False
-    complete: Callable[[ChatScreen, str], Sequence[Completion]] | None = None
     aliases: tuple[str, ...] = ()
     keys: str = ""
     scope: Scope = "chat"
     example: str = ""
     is_slash: bool = True
     keys_of: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def usage(self) -> str:
-        """How it is typed: "/save [md|json] [path]"."""
+        """Name and argument: "/save [md|json] [path]"."""
         return f"/{self.name} {self.argument}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class SlashLine:
-    """A slash command as it was typed."""
+    """A slash command as typed."""
 
     name: str
     argument: str
 
 
 def parse_slash(text: str) -> SlashLine | None:
-    """Read a slash command; None when the text is a message.
+    """Parse a slash command; return None when the text is a message.
 
-    A message may begin with a slash: "/usr/bin/env" has a second slash in its first word and is no command, and a doubled
-    slash ("//new") stands for a message that begins with one.
+    "/usr/bin/env" is a message, because its first word has a second slash. "//new" is a message that begins with "/new".
     """
     match = _SLASH.match(text.strip())
     return SlashLine(match[1].lower(), (match[2] or "").strip()) if match else None
 
 
 class Registry:
-    """All commands, in the order of the help screen.
-
-    Args:
-        commands: names, aliases and keys within one scope must not clash.
-    """
+    """All commands, with unique names and aliases, in the order of the help page."""
 
     def __init__(self, commands: Iterable[Command]) -> None:
         self._by_name: dict[str, Command] = {}
@@ -132,22 +114,22 @@ class Registry:
         return self._by_name[name]
 
     def slash_commands(self) -> list[Command]:
-        """What can be typed behind a slash."""
-        return [command for command in self if command.run is not None and command.is_slash]
+        """Return the commands that can be typed."""
+        return [command for command in self if command.is_slash]
 
     def find(self, name: str) -> Command:
-        """The slash command of that name or alias.
+        """Return the slash command with this name or alias.
 
         Raises:
-            UsageError: there is none; the nearest is named.
+            UsageError: there is none; the hint names the closest.
         """
         command = self._by_name.get(name) or self._aliases.get(name)
-        if command is None or command.run is None or not command.is_slash:
+        if command is None or not command.is_slash:
             raise UsageError(f"There is no command /{name}.", self._suggestion(name))
         return command
 
     def search(self, start: str) -> list[Command]:
-        """Slash commands for what was typed of a name: those that begin with it, then those that contain it."""
+        """Return the slash commands that match a partly typed name: by its beginning first, then by any part of it."""
         start = start.lower()
         commands = sorted(self.slash_commands(), key=lambda c: _FIRST.index(c.name) if c.name in _FIRST else len(_FIRST))
         first = [c for c in commands if c.name.startswith(start)]
@@ -158,5 +140,5 @@ class Registry:
     def _suggestion(self, name: str) -> str:
         names = [c.name for c in self.slash_commands()] + list(self._aliases)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        rest = "Type /help for all of them, or begin with // to send this as a message."
+        rest = "Type /help for all commands, or start with // to send this as a message."
         return f"Did you mean /{near[0]}? {rest}" if near else rest

@@ -1,129 +1,87 @@
-"""The conversation on the screen: opening and switching, branches, what is being typed in it.
+"""The chat's controller: opening and switching conversations, branches, drafts, deleting.
 
-The store is the truth: the transcript shows what is saved, plus the reply that is being written. All of this runs on the
-event loop; whatever blocks goes through `Library` or a thread. Messages get their replies in `sending`.
+The store is the truth: the transcript shows the saved messages plus the reply being generated. Everything runs on the event
+loop; blocking work goes through `Library` or a thread. Messages get their replies in `sending`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
 from edge_chat.attachments import edited_by_draft, unpack_draft
-from edge_chat.library import Page
-from edge_chat.outbox import Departure, Outbox, Outgoing
+from edge_chat.desk import Desk
+from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
 from edge_chat.sending import Sending
-from edge_chat.wording import Unanswered
 
 if TYPE_CHECKING:
-    from edge.conversation import Attachment
-    from edge.types import Sampling
-    from edge_chat.app import ChatApp
-    from edge_chat.screens.chat import ChatScreen
+    from edge.conversation import Attachment, ConversationInfo, ConversationStore
+    from edge_chat.base import BaseApp
+    from edge_chat.library import Page
+    from edge_chat.screens.view import ChatView
 
 __all__ = ["ChatController"]
 
 
-class ChatController:
-    """State of the chat and the operations on it.
+class ChatController(Desk):
+    """State of the chat and the operations on it. Arguments as for Desk; `sending` has the replies being generated."""
 
-    Args:
-        app: settings, library and model.
-        screen: where it is shown.
-
-    Attributes:
-        page: the conversation on the screen as it is saved; None for a new one that is not saved yet.
-        editing: the message that the composer replaces; None for a new one.
-        visit: counts what has been on the screen, to tell one unsaved conversation from the next.
-        outbox: what was typed and is no saved message yet.
-        sending: replies that are being written.
-        moving: held while messages that are not saved yet are put on the screen, or what is saved is made to agree with it.
-    """
-
-    def __init__(self, app: ChatApp, screen: ChatScreen) -> None:
-        self.app = app
-        self.screen = screen
-        self.page: Page | None = None
-        self._changed: dict[str, Any] = {}
-        self.editing: int | None = None
-        self.visit = 0
-        self.outbox = Outbox(app.library, lambda error: app.call_later(screen.complain, error))
+    def __init__(self, app: BaseApp, screen: ChatView) -> None:
+        super().__init__(app, screen)
         self.sending = Sending(self)
-        self.moving = asyncio.Lock()
         self._lost: Page | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._creating = asyncio.Lock()
-
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are chosen in this session. What was changed stays so when the model is changed."""
-        return replace(self.default_sampling, **self._changed)
-
-    @sampling.setter
-    def sampling(self, sampling: Sampling) -> None:
-        default = self.default_sampling
-        values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
-        self._changed = {name: value for name, value in values.items() if value != getattr(default, name)}
-
-    @property
-    def default_sampling(self) -> Sampling:
-        """How tokens are chosen where nothing was set in this session."""
-        assistant = self.app.host.assistant
-        return assistant.sampling if assistant is not None else self.app.settings.sampling
-
-    @property
-    def active_id(self) -> str | None:
-        """Id of the conversation on the screen."""
-        return self.page.info.id if self.page is not None else None
+        self._deleted: list[str] = []
 
     @property
     def run(self) -> ReplyRun | None:
-        """The reply that is being written on the screen."""
+        """Return the reply being generated on the screen."""
         return self.sending.run
 
     @property
     def busy_ids(self) -> frozenset[str]:
-        """Conversations in which a reply is being written."""
+        """Return the conversations in which a reply is being generated."""
         return frozenset(self.sending.runs)
 
     @property
     def replies(self) -> list[asyncio.Task[None]]:
-        """The replies that are being written, as tasks that end with them."""
+        """Return the tasks of the replies being generated."""
         return [run.task for run in self.sending.runs.values()]
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is under way that nobody waits for."""
-        return bool(self._tasks)
-
     # Opening
+
+    async def open_first(self, wanted: str | None) -> None:
+        """Show a conversation; None shows the newest if it has a draft, else a new one."""
+        if wanted is None and not self.screen.composer.text:
+            newest = await self.app.library.run(lambda store: store.list(limit=1))
+            wanted = next((info.id for info in newest if info.draft), None)
+        if wanted is None:
+            await self.show_empty()
+        else:
+            info = await self.app.library.run(lambda store: store.get(wanted))
+            await self.open(info.id)
+        self.screen.refresh_sidebar()
 
     async def new(self) -> None:
         """Show an empty conversation; it is saved when something is typed."""
         self._leave()
         self.visit += 1
-        self.page = None
-        self.editing = None
+        self.page = self.editing = None
         self.screen.composer.load("")
         await self.show_empty()
 
     async def show_empty(self) -> None:
-        """Show that there is no message yet, without touching what is being typed."""
+        """Show that there is no message yet; the text being typed stays."""
         await self.screen.transcript.show(None, self.screen.make_empty_state())
-        await self.screen.model_view.show_error()
+        await self.screen.show_load_error()
         self.screen.page_changed()
 
     async def open(self, conversation_id: str, node_id: int | None = None) -> None:
-        """Show a conversation.
-
-        Args:
-            conversation_id: whose.
-            node_id: a message to scroll to; its branch becomes the active one.
+        """Show a conversation. If a message is given, scroll to it and make its branch the active one.
 
         Raises:
             UsageError: there is no such conversation or message.
@@ -134,105 +92,66 @@ class ChatController:
             if node_id not in {node.id for node in path}:
                 await self.app.library.run(lambda store: store.set_head(conversation_id, store.leaf(node_id).id))
         page = await self.app.library.page(conversation_id)
-        # From here to the new draft nothing waits: a key that is pressed meanwhile would be lost with the old one.
+        # No await from here to the new draft: a key pressed in between would be lost with the old one.
         typed_early = self.screen.composer.text if self.page is None else ""
         self._leave()
         self.visit += 1
         self.page = page
         edited = edited_by_draft(page.info.draft)
         self.editing = edited if any(node.id == edited and node.role == "user" for node in page.nodes) else None
-        self.outbox.know_draft(page.info.id, page.info.draft)
+        self.outbox.note_saved_draft(page.info.id, page.info.draft)
         draft, attachments = unpack_draft(page.info.draft)
         self.screen.composer.load(draft + typed_early, attachments)
         await self.screen.transcript.show(page, self.screen.make_empty_state())
         await self.sending.show_rest(page.info.id)
-        await self.screen.model_view.show_error()
+        await self.screen.show_load_error()
         self.screen.page_changed()
         if node_id is not None:
             self.screen.reveal(node_id)
 
     async def reload(self) -> None:
-        """Read the conversation on the screen again and show what has changed."""
-        if self.page is not None:
-            await self._follow(await self.app.library.page(self.page.info.id))
+        """Read the conversation on the screen again and show its changes."""
+        await self.sending.reload()
 
     async def catch_up(self) -> None:
-        """Show what another process has added to the conversation on the screen. What is being typed stays.
+        """Show what another process has added to the conversation on the screen. The text being typed stays.
 
         Raises:
-            UsageError: the conversation is not there any more.
+            UsageError: the conversation no longer exists.
             StorageError: it cannot be read.
         """
         page = self.page
-        if page is None or page is self._lost or self._is_in_motion(page.info.id):
+        if page is None or page is self._lost or self._is_changing(page.info.id):
             return
         try:
             info = await self.app.library.run(lambda store: store.get(page.info.id))
         except EdgeError:
-            self._lost = page  # said once
+            self._lost = page  # report it once
             raise
         is_growing = bool(page.nodes) and page.nodes[-1].status == "partial"
         if (info.updated, info.head) == (page.info.updated, page.info.head) and not is_growing:
             return
         fresh = await self.app.library.page(page.info.id)
         async with self.moving:
-            if self.page is page and not self._is_in_motion(page.info.id):
-                await self._follow(fresh, "elsewhere")
+            if self.page is page and not self._is_changing(page.info.id):
+                await self.sending.follow(fresh, "elsewhere")
                 self.screen.refresh_sidebar()
 
-    def _is_in_motion(self, conversation_id: str) -> bool:
-        """Whether this process is changing the conversation itself, and shows that itself."""
+    def _is_changing(self, conversation_id: str) -> bool:
+        """Return whether this process is changing the conversation, and shows the changes by itself."""
         return self.is_busy or conversation_id in self.sending.runs or bool(self.outbox.departures)
-
-    async def _follow(self, page: Page, why_unanswered: Unanswered = "left") -> None:
-        self.page = page
-        await self.screen.transcript.follow(page)
-        self.sending.show_notices()
-        await self.sending.show_unanswered(why_unanswered)
-        self.screen.page_changed()
-
-    async def ensure_saved(self) -> str:
-        """The id of the conversation on the screen, which is saved first if it is new.
-
-        Raises:
-            StorageError: it cannot be saved.
-        """
-        async with self._creating:
-            if self.page is not None:
-                return self.page.info.id
-            visit, system = self.visit, self.app.settings.system
-            info = await self.app.library.run(lambda store: store.create(system=system))
-            for departure in self.outbox.departures:
-                if departure.visit == visit:
-                    departure.conversation_id = info.id
-            if visit == self.visit:  # otherwise something else has been opened meanwhile
-                self.page = Page(info, (), {})
-                self.screen.page_changed()
-            return info.id
-
-    async def destination(self, departure: Departure) -> str:
-        """The id of the conversation that a message was written in, which is saved first if it is new."""
-        if departure.conversation_id is None and departure.visit == self.visit:
-            await self.ensure_saved()
-        async with self._creating:
-            if departure.conversation_id is None:
-                system = self.app.settings.system
-                info = await self.app.library.run(lambda store: store.create(system=system))
-                departure.conversation_id = info.id
-            return departure.conversation_id
 
     # Writing
 
     def depart(self, text: str, attachments: tuple[Attachment, ...]) -> Departure:
-        """Enter was pressed: keep hold of a message that leaves the composer, until `on_its_way` is over."""
+        """Track a message that leaves the composer, until `on_its_way` ends."""
         departure = Departure(Outgoing(text, attachments, self.editing), self.visit, self.active_id)
         self.outbox.departures.append(departure)
         return departure
 
     @contextmanager
     def on_its_way(self, departure: Departure) -> Iterator[None]:
-        """While a message is being made ready it stays the draft, so that it outlives the process. What goes wrong with it
-        brings it back to where it was written."""
+        """Keep a message as the draft while it is prepared, so that it outlives the process; put it back if that fails."""
         message, is_refused = departure.message, False
         try:
             yield
@@ -244,14 +163,14 @@ class ChatController:
             if is_refused and departure.visit == self.visit:
                 self.screen.composer.put_back(message.text, message.attachments)
             elif is_refused and departure.conversation_id is not None and departure.conversation_id not in self.outbox.waiting:
-                self.outbox.keep_draft(departure.conversation_id, message.as_draft())
+                self.outbox.save_draft(departure.conversation_id, message.as_draft())
             self.save_draft()
 
     def start_edit(self, node_id: int) -> None:
-        """Put one of the user's messages into the composer, to be said differently.
+        """Put one of the user's messages into the composer, to send an edited version.
 
         Raises:
-            UsageError: it is not one of the user's.
+            UsageError: it is not the user's message.
         """
         node = next((n for n in (self.page.nodes if self.page is not None else ()) if n.id == node_id), None)
         if node is None or node.role != "user":
@@ -263,7 +182,7 @@ class ChatController:
         self.screen.composer.input.focus()
 
     def cancel_edit(self) -> bool:
-        """Give up editing. Returns whether there was something to give up."""
+        """Stop editing a message. Return whether one was being edited."""
         if self.editing is None:
             return False
         self.editing = None
@@ -273,10 +192,10 @@ class ChatController:
         return True
 
     async def step_branch(self, node_id: int, step: int) -> None:
-        """Go to the next or previous alternative of a message.
+        """Show the next or previous branch of a message.
 
         Raises:
-            UsageError: there is none, or a reply is being written.
+            UsageError: it has no other branch, or a reply is being generated.
         """
         conversation_id = self.sending.idle_conversation()
         assert self.page is not None
@@ -293,7 +212,7 @@ class ChatController:
         """Copy the conversation up to a message into a new one and show that.
 
         Raises:
-            UsageError: it is empty.
+            UsageError: the conversation is empty.
         """
         if self.page is None or not self.page.nodes:
             raise UsageError("This conversation is empty.", "Send a message first.")
@@ -302,27 +221,42 @@ class ChatController:
         info = await self.app.library.run(lambda store: store.fork(conversation_id, head))
         await self.open(info.id)
 
-    def save_draft(self) -> None:
-        """Save what is typed, or what waits to be sent; until it is saved as a message it must not get lost."""
-        if self.page is None:
-            return
-        conversation_id = self.page.info.id
-        composer = self.screen.composer
-        message = self.outbox.on_hold(conversation_id) or Outgoing(composer.text, composer.attachments, self.editing)
-        self.outbox.keep_draft(conversation_id, message.as_draft())
+    # Deleting and leaving
 
-    async def forget(self, conversation_id: str) -> None:
-        """Let go of a conversation that is about to be deleted: what waits in it is not sent, and it leaves the screen."""
+    async def delete(self, conversation_id: str) -> None:
+        """Delete a conversation, its waiting message and its input history. `undelete` restores it."""
         self.outbox.waiting.pop(conversation_id, None)
         if conversation_id == self.active_id:
             self.save_draft()
-            self.page = None  # so that it is not left as one that is kept, or deleted for being empty
+            self.page = None  # so that leaving it neither saves a draft nor deletes it for being empty
             await self.new()
         self.sending.failures.pop(conversation_id, None)
         self.outbox.forget(conversation_id)
 
+        def delete(store: ConversationStore) -> tuple[str, str]:
+            copy, draft = store.export_json(conversation_id), store.get(conversation_id).draft
+            store.delete(conversation_id)
+            return copy, draft
+
+        copy, draft = await self.app.library.run(delete)
+        self._deleted.append(copy)
+        said = [node["content"] for node in json.loads(copy)["nodes"] if node["role"] == "user"]
+        self.screen.run_guarded(asyncio.to_thread, self.app.history.forget, [*said, unpack_draft(draft)[0]])
+
+    async def undelete(self) -> ConversationInfo:
+        """Restore the last deleted conversation.
+
+        Raises:
+            UsageError: none was deleted in this session.
+        """
+        if not self._deleted:
+            raise UsageError("No conversation was deleted in this session.", "")
+        info = await self.app.library.run(lambda store: store.import_json(self._deleted[-1]))
+        self._deleted.pop()
+        return info
+
     async def close(self) -> None:
-        """Stop all replies and wait until what they said is saved."""
+        """Stop all replies and wait until their text is saved."""
         self.save_draft()
         runs = list(self.sending.runs.values())
         for run in runs:
@@ -331,28 +265,12 @@ class ChatController:
             await asyncio.wait([run.task for run in runs], timeout=5)
 
     def _leave(self) -> None:
-        """Save the draft of the conversation on the screen; one in which nothing was ever typed is not kept."""
+        """Save the draft of the conversation on the screen; delete a conversation that never had any text."""
         page = self.page
         if page is None:
             return
         self.save_draft()
         composer = self.screen.composer
         is_unused = not page.nodes and not composer.text.strip() and not composer.attachments
-        if is_unused and page.info.id not in self.sending.runs and self.outbox.on_hold(page.info.id) is None:
+        if is_unused and page.info.id not in self.sending.runs and self.outbox.pending(page.info.id) is None:
             self.outbox.post(lambda store: store.delete(page.info.id))
-
-    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-        """Call something beside what is going on; its errors are shown, bugs are logged and shown."""
-
-        async def guarded() -> None:
-            try:
-                await work(*arguments)
-            except EdgeError as error:
-                self.screen.complain(error)
-            except Exception as bug:  # noqa: BLE001 (as in ChatScreen.run_guarded)
-                if self.screen.is_attached and self.app.is_running:
-                    self.screen.complain(self.app.report_bug(bug))
-
-        task = asyncio.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -1,33 +1,28 @@
-"""What was sent before, across sessions: Up and Down in the composer walk through it.
+"""The input history, across sessions: Up and Down in the composer go through it.
 
-One JSON string a line, newest last, in a private file that several chats append to at once. Whoever touches the file locks it,
-and it is always changed in place: a file put in its place would lose what others append to the old one.
+One JSON string a line, newest last, in a private file that several chats may append to at once. It is locked for every access
+and changed in place: replacing it would lose what others append to the old file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import StorageError
+from edge.files import lock_file
 
 __all__ = ["MAX_ENTRIES", "PromptHistory"]
 
 MAX_ENTRIES = 1000
-_MAX_ENTRY_CHARS = 20_000  # longer texts are attachments in spirit; keeping them would make the file slow to read
+_MAX_ENTRY_CHARS = 20_000  # longer inputs would make the file slow to read
 
 
 class PromptHistory:
-    """Earlier inputs, and where Up and Down have got to.
-
-    Args:
-        path: the file; None keeps the history in memory only.
-    """
+    """Earlier inputs, and the position of Up and Down in them. Without a path the history is kept in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -36,21 +31,15 @@ class PromptHistory:
         self._unsent = ""
 
     def load(self) -> None:
-        """Read the file. Lines that are not ours are skipped: a history is a convenience, not a record.
+        """Read the file, and skip malformed lines.
 
         Raises:
-            StorageError: it is there and cannot be read.
+            StorageError: it exists but cannot be read.
         """
-        if self._path is None:
+        if self._path is None or not self._path.exists():
             return
-        try:
-            with self._path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                lines = _lines(file)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StorageError(f"The input history cannot be read ({error}).", f"Check {self._path}.") from error
+        with self._locked("read") as file:
+            lines = _lines(file)
         loaded = [entry for line in lines if (entry := _parse(line)) is not None]
         self._entries = (loaded + self._entries)[-MAX_ENTRIES:]
         self.reset()
@@ -58,10 +47,10 @@ class PromptHistory:
             self._rewrite(lambda entries: entries[-MAX_ENTRIES:])
 
     def add(self, text: str) -> None:
-        """Remember an input, unless it repeats the newest one.
+        """Add an input, unless it repeats the newest one.
 
         Raises:
-            StorageError: it cannot be written; it is remembered for this session all the same.
+            StorageError: it cannot be written; the history of this session has it all the same.
         """
         text = text.strip()
         is_new = bool(text) and len(text) <= _MAX_ENTRY_CHARS and (not self._entries or self._entries[-1] != text)
@@ -70,18 +59,14 @@ class PromptHistory:
             del self._entries[:-MAX_ENTRIES]
         self.reset()
         if is_new and self._path is not None:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with self._locked() as file:
-                    file.write(json.dumps(text).encode() + b"\n")
-            except OSError as error:
-                raise StorageError(f"The input history cannot be written ({error}).", f"Check {self._path}.") from error
+            with self._locked("written") as file:
+                file.write(json.dumps(text).encode() + b"\n")
 
     def forget(self, texts: Collection[str]) -> None:
-        """Drop inputs, here and in the file, as when the conversation that they belong to is deleted.
+        """Remove inputs, as when their conversation is deleted.
 
         Raises:
-            StorageError: the file cannot be changed; they are forgotten for this session all the same.
+            StorageError: the file cannot be changed; the history of this session has lost them all the same.
         """
         unwanted = {text.strip() for text in texts}
         unwanted |= {f"/{text}" for text in unwanted if text.startswith("/")}  # a message "/x" is typed as "//x"
@@ -90,7 +75,7 @@ class PromptHistory:
         self._rewrite(lambda entries: [entry for entry in entries if entry not in unwanted])
 
     def previous(self, current: str) -> str | None:
-        """The next older entry that differs from `current`; None at the oldest. What was being typed is kept."""
+        """Return the next older entry that differs from `current`, which is kept; None at the oldest."""
         if self._position == len(self._entries):
             self._unsent = current
         position = self._position
@@ -102,7 +87,7 @@ class PromptHistory:
         return None
 
     def next(self) -> str | None:
-        """The next newer entry, at last what was being typed; None when already there."""
+        """Return the next newer entry, at the end the unsent text; None when already there."""
         if self._position >= len(self._entries):
             return None
         self._position += 1
@@ -114,27 +99,27 @@ class PromptHistory:
         self._unsent = ""
 
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
-        """Replace the entries of the file, those that other chats have appended among them."""
+        """Change the entries of the file, including those that other chats have appended."""
         if self._path is None or not self._path.exists():
             return
-        try:
-            with self._locked() as file:
-                entries = [entry for line in _lines(file) if (entry := _parse(line)) is not None]
-                kept = change(entries)
-                if kept != entries:
-                    file.truncate(0)  # what is written to a file that is open for appending goes to its end
-                    file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
-        except OSError as error:
-            raise StorageError(f"The input history cannot be changed ({error}).", f"Check {self._path}.") from error
+        with self._locked("changed") as file:
+            entries = [entry for line in _lines(file) if (entry := _parse(line)) is not None]
+            kept = change(entries)
+            if kept != entries:
+                file.truncate(0)  # the file is open for appending, so this writes from its start
+                file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
+    def _locked(self, what: str) -> Iterator[BinaryIO]:
+        """Open and lock the file. `what` is the verb for the error."""
         assert self._path is not None
-        with open(self._path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            yield file
-            file.flush()  # before the lock goes, which closing the file gives back
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with lock_file(self._path), self._path.open("a+b") as file:
+                file.seek(0)
+                yield file
+        except OSError as error:
+            raise StorageError(f"The input history cannot be {what} ({error}).", f"Check {self._path}.") from error
 
 
 def _lines(file: BinaryIO) -> list[str]:

@@ -1,4 +1,4 @@
-"""Keys: the default bindings of the command table, changed by the user's `chat.keys`."""
+"""Key bindings: the defaults of the command table, overridden by the user's `chat.keys`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from textual.keys import Keys
 from edge.errors import ConfigError
 from edge_chat.commands import Command, Registry, Scope
 
-__all__ = ["bindings", "composer_actions", "display_key", "display_keys", "make_keymap", "teach_terminal_keys"]
+__all__ = ["Keymap", "bindings", "composer_actions", "display_key", "display_keys", "make_keymap", "register_enter_sequences"]
 
 _MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 _NAMED = {key.value.rpartition("+")[2] for key in Keys} - {"<any>", "<bracketed-paste>", "<ignore>", "<sigint>"}
 _SYMBOLS = {"up": "Up", "down": "Down", "left": "Left", "right": "Right", "escape": "Esc", "pageup": "PgUp"}
 _SYMBOLS |= {"pagedown": "PgDn", "delete": "Del", "enter": "Enter", "space": "Space", "backspace": "Backspace"}
 
-# Keys that the text area takes for itself must be asked for before it sees them.
+# Bound with priority, since the text area would take these keys for itself.
 _PRIORITY_SCOPES = ("everywhere", "chat")
-# These two are for the focused widget first: Esc closes what is open there, Ctrl+C copies what is marked there.
+# Without priority: the focused widget handles these two first. Esc closes what is open there, Ctrl+C copies a selection.
 _LAST_RESORT = ("stop", "interrupt")
 _HEARD_WITH: dict[Scope, tuple[Scope, ...]] = {
     "everywhere": ("everywhere", "chat", "composer", "message", "sidebar"),
@@ -34,17 +34,12 @@ _HEARD_WITH: dict[Scope, tuple[Scope, ...]] = {
 
 
 def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
-    """Textual's bindings for the commands of one scope. Their id is the command's name, which a keymap refers to.
-
-    Args:
-        commands: the table.
-        scope: only commands of this scope.
-    """
+    """Return textual's bindings for the commands of one scope. Their id is the command's name, which a keymap refers to."""
     return [
         Binding(
             command.keys,
-            # A key action is carried out by the widget it belongs to, a command by the screen.
-            f"screen.command({command.name!r})" if command.run is not None else _action(command),
+            # What works in dialogs too is an action of the app, not of the chat screen.
+            command.name.replace("-", "_") if scope == "everywhere" else f"screen.command({command.name!r})",
             command.title,
             show=False,
             priority=scope in _PRIORITY_SCOPES and command.name not in _LAST_RESORT,
@@ -56,12 +51,7 @@ def bindings(commands: Iterable[Command], scope: Scope) -> list[Binding]:
 
 
 def composer_actions(registry: Registry, keymap: Mapping[str, str]) -> dict[str, str]:
-    """Key -> name of the key action, for the keys of the composer.
-
-    Args:
-        registry: the table.
-        keymap: checked changes of the user.
-    """
+    """Return key -> name of the action, for the keys of the message box. `keymap` has the user's changes, checked."""
     actions = {
         key: command.name
         for command in registry
@@ -69,23 +59,19 @@ def composer_actions(registry: Registry, keymap: Mapping[str, str]) -> dict[str,
         for key in keymap.get(command.name, command.keys).split(",")
     }
     if "shift+enter" in actions:
-        actions["shift+\r"] = actions["shift+enter"]  # what textual makes of xterm's way to say Shift+Enter
+        actions["shift+\r"] = actions["shift+enter"]  # textual's name for the sequence that xterm sends
     return actions
 
 
-def _action(command: Command) -> str:
-    return command.name.replace("-", "_")
-
-
 def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Check the user's keys and give them as a keymap for textual.
+    """Check the user's keys and return them as a keymap for textual.
 
     Args:
-        registry: the table.
+        registry: the command table.
         wanted: `chat.keys`: command name -> keys, comma-separated.
 
     Raises:
-        ConfigError: no such command, a command that takes no key, no such key, or two commands on one key.
+        ConfigError: no such command, a command without a default key, no such key, or two commands on one key.
     """
     rebindable = {command.name: command for command in registry if command.keys}
     keymap: dict[str, str] = {}
@@ -93,13 +79,10 @@ def make_keymap(registry: Registry, wanted: Mapping[str, str]) -> dict[str, str]
         if name not in rebindable:
             near = difflib.get_close_matches(name, list(rebindable), n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"chat.keys: there is no action {name!r}.",
-                f"{hint}Known are: {', '.join(rebindable)}.",
-            )
+            raise ConfigError(f"chat.keys: there is no action {name!r}.", f"{hint}Known actions: {', '.join(rebindable)}.")
         keymap[name] = ",".join(_check_key(name, key) for key in keys.split(","))
         if rebindable[name].scope == "composer" and any(len(key) == 1 for key in keymap[name].split(",")):
-            raise ConfigError(f"chat.keys: {name} = {keys!r} could not be typed any more.", "Add ctrl+ or alt+ to it.")
+            raise ConfigError(f"chat.keys: with {name} = {keys!r} it could not be typed any more.", "Add ctrl+ or alt+ to it.")
     _refuse_clashes(rebindable, keymap)
     return keymap
 
@@ -117,7 +100,7 @@ def _check_key(name: str, text: str) -> str:
 
 
 def _is_character_name(name: str) -> bool:
-    """Textual names signs by their Unicode names: "question_mark"."""
+    """Textual names punctuation by its Unicode name: "question_mark"."""
     try:
         unicodedata.lookup(name.replace("_", " "))
     except KeyError:
@@ -126,7 +109,7 @@ def _is_character_name(name: str) -> bool:
 
 
 def _refuse_clashes(commands: Mapping[str, Command], keymap: Mapping[str, str]) -> None:
-    """Two commands on one key clash when both are heard at once, unless both are as we made them."""
+    """Refuse a changed key that another command in reach of it has too."""
     for name, keys in keymap.items():
         scopes = _HEARD_WITH[commands[name].scope]
         for other, command in commands.items():
@@ -138,9 +121,11 @@ def _refuse_clashes(commands: Mapping[str, Command], keymap: Mapping[str, str]) 
                 )
 
 
-def teach_terminal_keys() -> None:
-    """Let textual know what terminals without the kitty protocol send for Alt+Enter, and xterm for Shift+Enter when asked to
-    tell: it takes them for Enter, so that a message would be sent that was not finished."""
+def register_enter_sequences() -> None:
+    """Teach textual the sequences for Alt+Enter of terminals without the kitty protocol.
+
+    It takes them for Enter, which would send an unfinished message.
+    """
     from enum import Enum
 
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -154,7 +139,7 @@ def teach_terminal_keys() -> None:
 
 
 def display_key(key: str) -> str:
-    """A key as people write it: "ctrl+j" -> "Ctrl+J"."""
+    """Format a key: "ctrl+j" -> "Ctrl+J"."""
     *modifiers, last = key.split("+") if key != "+" else ["+"]
     name = _SYMBOLS.get(last, last.upper() if len(last) == 1 and modifiers else last)
     if len(name) > 1 and name[0] == "f" and name[1:].isdigit():
@@ -163,6 +148,33 @@ def display_key(key: str) -> str:
 
 
 def display_keys(keys: str) -> str:
-    """Comma-separated keys as people write them: "shift+enter,ctrl+j" -> "Shift+Enter or Ctrl+J"."""
+    """Format comma-separated keys: "shift+enter,ctrl+j" -> "Shift+Enter or Ctrl+J"."""
     names = [display_key(key.strip()) for key in keys.split(",") if key.strip()]
     return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else "".join(names)
+
+
+class Keymap:
+    """The keys in force: the user's, else the defaults. Arguments and errors as for `make_keymap`.
+
+    Attributes:
+        changes: the user's keys, checked, as textual's `set_keymap` takes them.
+        composer_actions: key -> action of the message box, "send" or "newline".
+    """
+
+    def __init__(self, registry: Registry, wanted: Mapping[str, str]) -> None:
+        self.changes = make_keymap(registry, wanted)
+        self.composer_actions = composer_actions(registry, self.changes)
+        self._registry = registry
+
+    def keys(self, name: str) -> str:
+        """Return the keys of a command, comma-separated."""
+        return self.changes.get(name, self._registry[name].keys)
+
+    def display(self, name: str) -> str:
+        """Return the first key of a command, formatted."""
+        return display_key(self.keys(name).partition(",")[0])
+
+    def display_newline(self) -> str:
+        """Return the safest key for a new line: many terminals send the same for Shift+Enter as for Enter."""
+        names = [key.strip() for key in self.keys("newline").split(",")]
+        return display_key(next((key for key in names if not key.endswith("enter")), names[0]))

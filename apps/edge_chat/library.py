@@ -1,4 +1,4 @@
-"""The conversation store as the event loop may use it: calls go to one worker thread and keep their order."""
+"""The conversation store for the event loop: calls run in one worker thread, in order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One conversation as it is shown: its active path, and for each message its alternatives.
+    """One conversation as shown: its active path, and the branches of each message.
 
     Attributes:
         info: the conversation.
         nodes: the active path, first message first.
-        siblings: node id -> ids of the message and its alternatives, oldest first.
+        siblings: node id -> ids of the message and its other branches, oldest first.
     """
 
     info: ConversationInfo
@@ -32,11 +32,11 @@ class Page:
 
 
 class Library:
-    """Async face of the store. Opened on first use, so that the first frame does not wait for the disk.
+    """Asynchronous access to the store, which is opened on first use so that the first frame does not wait for the disk.
 
     Args:
-        open_store: opens the store; its errors come out of the first call, and again out of every further one.
-        owns: the store is closed with the library.
+        open_store: opens the store; called again after it failed. Its errors are raised by the call that needed the store.
+        owns: close the store with the library.
     """
 
     def __init__(self, open_store: Callable[[], ConversationStore], *, owns: bool = True) -> None:
@@ -49,29 +49,34 @@ class Library:
         """Call a function with the store, in the store's thread.
 
         Raises:
-            StorageError, UsageError: as the function does, or as opening the store did.
+            StorageError, UsageError: from the function, or from opening the store.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(self._opened()))
 
     def post(self, function: Callable[[ConversationStore], object]) -> None:
-        """Like `run`, for what nobody waits for; `close` does. Errors are the caller's business inside `function`."""
+        """Like `run`, without waiting; `close` waits. `function` handles its errors itself."""
         self._thread.submit(lambda: function(self._opened()))
 
     async def store(self) -> ConversationStore:
-        """The store itself, for `edge.load`."""
+        """Return the store itself, for `edge.load`."""
         return await self.run(lambda store: store)
 
     async def page(self, conversation_id: str) -> Page:
-        """Everything needed to show a conversation.
+        """Return all that is needed to show a conversation.
 
         Raises:
             UsageError: there is no such conversation.
             StorageError: the store cannot be read.
         """
-        return await self.run(lambda store: read_page(store, conversation_id))
+
+        def read(store: ConversationStore) -> Page:
+            info = store.get(conversation_id)
+            return Page(info, tuple(store.path(info.id)), store.branches(info.id))
+
+        return await self.run(read)
 
     def close(self) -> None:
-        """Finish what was posted and close the store, if it is ours. Blocks."""
+        """Finish posted work and close the store, if owned. Blocks."""
 
         def close_store() -> None:
             if self._store is not None and self._owns:
@@ -85,10 +90,3 @@ class Library:
         if self._store is None:
             self._store = self._open_store()
         return self._store
-
-
-def read_page(store: ConversationStore, conversation_id: str) -> Page:
-    """See `Library.page`."""
-    info = store.get(conversation_id)
-    nodes = tuple(store.path(info.id))
-    return Page(info, nodes, store.branches(info.id))

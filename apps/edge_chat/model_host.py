@@ -1,4 +1,4 @@
-"""Loading models in the background, and holding the one in use while the next is being loaded."""
+"""Loading models in the background; the current one stays in use while the next one loads."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _NICENESS = 5
 
 
 class Loader(Protocol):
-    """`edge.load`, as far as the app needs it; tests put a fake model in its place."""
+    """`edge.load` as the app uses it; tests replace it with a fake."""
 
     def __call__(self, model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What the host is doing.
+    """State of the host.
 
     Attributes:
         phase: "idle" before the first load; "loading"; "ready"; "failed", with or without an older model in use.
-        wanted: the reference being loaded, or that was last asked for.
-        stage: while loading: what is happening ("downloading", "loading").
-        share: while loading: how much of that stage is done, 0 to 1.
+        wanted: the reference being loaded, or last requested.
+        stage: while loading, the stage ("download", "loading").
+        share: while loading, the finished share of that stage, 0 to 1.
         error: why the last load failed.
     """
 
@@ -48,12 +48,11 @@ class ModelState:
     error: EdgeError | None = None
 
 
-async def in_background(function: Callable[[str], T], argument: str) -> T:
-    """Call a function in a thread that steps back for the one that draws the screen.
+async def in_background(function: Callable[[], T]) -> T:
+    """Call a function in a thread with a lower priority than the one that draws the screen.
 
-    On Linux a thread has a niceness of its own and hands it on to threads that it starts. The engine and its workers are
-    started while the model is loaded, so they inherit it: they take all that is left of the machine, but a key that is
-    pressed while they compute is drawn first. Elsewhere niceness belongs to the whole process, so it is left alone.
+    On Linux niceness belongs to a thread, and the threads it starts inherit it. The engine starts its threads while the model
+    loads, so a key pressed while they compute is drawn first. Elsewhere niceness belongs to the process and is not changed.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -63,71 +62,61 @@ async def in_background(function: Callable[[str], T], argument: str) -> T:
             try:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             except OSError:
-                pass  # a sandbox that forbids it; typing is a little less smooth then
+                pass  # a sandbox forbids it; typing is a little less smooth
         try:
-            result = function(argument)
-        except BaseException as error:  # noqa: BLE001 (handed over to whoever waits)
-            loop.call_soon_threadsafe(_set_exception, future, error)
+            result = function()
+        except BaseException as error:  # noqa: BLE001 (raised where the future is awaited)
+            loop.call_soon_threadsafe(settle, future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(_set_result, future, result)
+            loop.call_soon_threadsafe(settle, future.set_result, result)
+
+    def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
+        if not future.done():  # the caller may have been cancelled
+            set_outcome(outcome)
 
     threading.Thread(target=run, name="edge-load", daemon=True).start()
     return await future
 
 
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
 class ModelHost:
-    """The loaded model, if any. All methods are for the event loop; loading happens in a thread.
+    """The loaded model, if any. Call all methods on the event loop; loading runs in a thread.
 
     Args:
         loader: loads a model.
-        get_store: the store that the model's conversations live in.
+        get_store: returns the store of the model's conversations.
         on_change: called on the event loop whenever `state` has changed.
-        get_replies: the replies that are being written; a model is freed when those that it may be writing have ended.
+
+    Attributes:
+        get_replies: returns the replies being generated; a replaced model is freed once they have ended.
     """
 
     def __init__(
         self,
         loader: Loader,
         get_store: Callable[[], Any],
-        on_change: Callable[[], None],
-        get_replies: Callable[[], Iterable[asyncio.Task[None]]] = tuple,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.assistant: Assistant | None = None
         self.reference = ""
         self.state = ModelState()
         self._loader = loader
         self._get_store = get_store
-        self._on_change = on_change
-        self._get_replies = get_replies
+        self.on_change = on_change
+        self.get_replies: Callable[[], Iterable[asyncio.Task[None]]] = tuple
         self._retiring: dict[asyncio.Task[None], Assistant] = {}
-        self._cancelled = threading.Event()  # of the load that was started last; each has its own
+        self._cancelled = threading.Event()  # of the load started last; each load has its own
         self._is_closed = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a load is under way."""
-        return self.state.phase == "loading"
-
     def start(self, reference: str) -> asyncio.Task[None]:
-        """Load a model in the background and put it in the place of the one in use. A load under way is given up."""
+        """Load a model in the background to replace the current one. A running load is cancelled."""
         self.cancel()
         before, self._cancelled = self._task, threading.Event()
         self._task = asyncio.create_task(self._load(reference, before, self._cancelled), name=f"load {reference}")
         return self._task
 
     def cancel(self) -> None:
-        """Give up the load under way; the model in use stays."""
+        """Cancel the running load; the current model stays in use."""
         self._cancelled.set()
 
     async def close(self) -> None:
@@ -135,7 +124,7 @@ class ModelHost:
         self.cancel()
         self._is_closed.set()
         retiring = dict(self._retiring)
-        for old in retiring.values():  # which ends what they write, so that nothing is left to wait for
+        for old in retiring.values():  # this ends their replies, which the tasks wait for
             await asyncio.to_thread(old.close)
         tasks = [*retiring, *([self._task] if self._task is not None else [])]
         if tasks:
@@ -148,22 +137,21 @@ class ModelHost:
         if before is not None:
             await asyncio.wait([before])
         if cancelled.is_set():
-            return  # given up while it waited its turn
+            return  # cancelled while it waited for the load before it
         self._set(ModelState("loading", reference, "preparing"))
         try:
             assistant = await self._call_loader(reference, cancelled)
         except CancelledError as error:
             if cancelled is not self._cancelled:
-                return  # a newer choice is next; what waits to be sent waits for that
+                return  # a newer load is next; waiting messages wait for that one
             self._set(ModelState("ready" if self.assistant else "failed", reference, error=error))
             return
-        except EdgeError as error:
-            self._set(ModelState("failed", reference, error=error))
-            return
-        except Exception as unexpected:  # noqa: BLE001 (a bug below us; the app must stay usable and say so)
-            broken = EdgeError(f"Loading {reference} broke down: {unexpected!r}.", "Please report this.")
-            broken.__cause__ = unexpected
-            self._set(ModelState("failed", reference, error=broken))
+        except Exception as failure:  # noqa: BLE001 (a bug below us must not end the app)
+            if not isinstance(failure, EdgeError):
+                bug = EdgeError(f"Loading {reference} failed because of a bug: {failure!r}.", "Please report this.")
+                bug.__cause__ = failure
+                failure = bug
+            self._set(ModelState("failed", reference, error=failure))
             return
         old, self.assistant, self.reference = self.assistant, assistant, reference
         self._set(ModelState("ready", reference))
@@ -171,10 +159,10 @@ class ModelHost:
             self._retire(old)
 
     def _retire(self, old: Assistant) -> asyncio.Task[None]:
-        """Free a model that is not used any more, once the replies have ended that it is writing."""
+        """Free a replaced model once the replies it may be generating have ended."""
 
         async def retire() -> None:
-            replies = list(self._get_replies())
+            replies = list(self.get_replies())
             if replies:
                 await asyncio.wait(replies)
             await asyncio.to_thread(old.close)
@@ -185,7 +173,7 @@ class ModelHost:
         return task
 
     async def _call_loader(self, reference: str, cancelled: threading.Event) -> Assistant:
-        """Load beside the model in use; where both do not fit, free that one first and fall back to it on failure."""
+        """Load beside the current model; if both do not fit, free that first and reload it if the new one fails."""
         store = await self._get_store()
         try:
             return await self._call_once(reference, store, cancelled)
@@ -193,7 +181,7 @@ class ModelHost:
             old_reference, old = self.reference, self.assistant
             if old is None and not self._retiring:
                 raise
-            # No further reply is begun with the old model: messages wait for the new one.
+            # No new reply uses the old model: messages wait for the new one.
             self.assistant = None
             if old is not None:
                 self._retire(old)
@@ -201,7 +189,7 @@ class ModelHost:
             try:
                 return await self._call_once(reference, store, cancelled)
             except Exception:
-                if old is not None:  # giving up the new model is no wish to have none
+                if old is not None:
                     self.assistant = await self._call_once(old_reference, store, self._is_closed)
                 raise
 
@@ -217,10 +205,10 @@ class ModelHost:
                 loop.call_soon_threadsafe(self._set, ModelState("loading", reference, stage, share))
             return not cancelled.is_set()
 
-        return await in_background(lambda wanted: self._loader(wanted, store=store, on_progress=report), reference)
+        return await in_background(lambda: self._loader(reference, store=store, on_progress=report))
 
     def _set(self, state: ModelState) -> None:
         if state.phase == "loading" and self.state.phase != "loading" and state.stage != "preparing":
-            return  # a report that was still on its way when the load had ended
+            return  # a late report of a load that has ended
         self.state = state
-        self._on_change()
+        self.on_change()

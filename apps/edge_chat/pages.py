@@ -1,11 +1,13 @@
-"""The pages to read, as Markdown: help, keys, numbers, context, plan. Pure functions of what they show."""
+"""The pages to read, as Markdown: help, keys, statistics, context, plan. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from edge.units import duration_text, size_text
 from edge_chat import format as fmt
+from edge_chat import wording
 from edge_chat.commands import GROUPS, Command, Registry
 from edge_chat.keys import display_keys
 from edge_chat.widgets.status import StatusValues
@@ -18,21 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["command_help", "context", "help_page", "keys", "plan", "stats"]
 
 KeysOf = Callable[[str], str]
-"""Name of a command -> its keys, comma-separated, as the user set them."""
+"""Command name -> its keys, comma-separated, as the user set them."""
 
-_SCOPES = {"message": "on a chosen message", "sidebar": "in the list of conversations"}
+_SCOPES = {"message": "on a selected message", "sidebar": "in the list of conversations"}
 
 
 def help_page(registry: Registry, keys_of: KeysOf) -> str:
-    """The help screen."""
+    """Return the help page."""
     lines = [
-        f"Type a message; {display_keys(keys_of('send'))} sends it, {display_keys(keys_of('newline'))} begins a new line.",
+        f"Type a message; {display_keys(keys_of('send'))} sends it, {display_keys(keys_of('newline'))} starts a new line.",
         "",
-        "`/` at the beginning is a command, `@` and a part of a name attaches a file. Up and Down at the edges walk through "
-        "what you sent before. A long text that you paste becomes an attachment. Begin with `//` to send a message that "
-        "begins with a slash.",
+        "`/` at the start is a command, `@` and part of a name attaches a file. Up in the first line and Down in the last go "
+        "through your earlier messages. A long pasted text becomes an attachment. Start with `//` to send a message that "
+        "starts with a slash.",
         "",
-        f"{display_keys(keys_of('message-previous'))} chooses a message; then single keys act on it.",
+        f"{display_keys(keys_of('message-previous'))} selects a message; single keys then act on it.",
         "",
     ]
     for group in GROUPS:
@@ -49,13 +51,7 @@ def _keys(command: Command, keys_of: KeysOf) -> str:
 
 
 def command_help(command: Command, keys_of: KeysOf, scope: str) -> str:
-    """Help on one command.
-
-    Args:
-        command: which.
-        keys_of: as for `help_page`.
-        scope: where its keys work.
-    """
+    """Return the help on one command, whose keys work in `scope`."""
     keys = _keys(command, keys_of)
     lines = [f"`{command.usage}`", "", command.help, ""]
     if keys:
@@ -68,12 +64,12 @@ def command_help(command: Command, keys_of: KeysOf, scope: str) -> str:
 
 
 def keys(registry: Registry, keys_of: KeysOf) -> str:
-    """All keys by where they work, and how to change them."""
+    """Return all keys by scope, and how to change them."""
     headings = {
         "everywhere": "Everywhere",
         "chat": "In the chat",
-        "composer": "While writing",
-        "message": "On a chosen message",
+        "composer": "In the message box",
+        "message": "On a selected message",
         "sidebar": "In the list of conversations",
     }
     lines: list[str] = []
@@ -83,9 +79,9 @@ def keys(registry: Registry, keys_of: KeysOf) -> str:
         lines += [f"| `{c.name}` | {display_keys(keys_of(c.name))} | {_cell(c.help)} |" for c in commands]
         lines.append("")
     lines += [
-        "## To change one",
+        "## Changing a key",
         "",
-        "Name the action and its keys in the settings file (`edge config path` says where it is):",
+        "Name the action and its keys in the settings file (`edge config path` prints its path):",
         "",
         "```toml",
         "[chat.keys]",
@@ -98,11 +94,11 @@ def keys(registry: Registry, keys_of: KeysOf) -> str:
 
 
 def stats(nodes: Sequence[Node]) -> str:
-    """The numbers of every answer on the active path, and of all together."""
+    """Return the figures of every answer on the active path, and their totals."""
     answers = [(node, StatusValues().with_record(node.record)) for node in nodes if node.role == "assistant"]
     measured = [(node, values) for node, values in answers if values.has_reply]
     if not measured:
-        return "No answer has been measured in this conversation yet."
+        return "No answer in this conversation has been measured yet."
     lines = [
         "| # | Answer | Tokens | First token | Speed | Reused |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
@@ -113,69 +109,71 @@ def stats(nodes: Sequence[Node]) -> str:
         total, reused, prompt = total + generated, reused + values.n_reused, prompt + values.n_prompt
         speed = fmt.rate(values.tokens_per_s) if values.tokens_per_s else "–"
         lines.append(
-            f"| {number} | {_cell(fmt.one_line(node.content, 28))} | {fmt.count(generated)} "
-            f"| {fmt.seconds(values.first_token_ms)} | {speed} | {fmt.count(values.n_reused)}/{fmt.count(values.n_prompt)} |"
+            f"| {number} | {_cell(fmt.one_line(node.content, 28))} | {generated:,} "
+            f"| {duration_text(values.first_token_ms / 1000)} | {speed} | {values.n_reused:,}/{values.n_prompt:,} |"
         )
     share = f"{100 * reused / prompt:.0f} %" if prompt else "–"
     lines += [
         "",
-        f"{fmt.plural(len(measured), 'answer')}, {fmt.plural(total, 'token')} written. Of {fmt.count(prompt)} prompt tokens "
-        f"{fmt.count(reused)} ({share}) were in the cache and did not have to be read again.",
+        f"{fmt.plural(len(measured), 'answer')}, {fmt.plural(total, 'token')} generated. Of {prompt:,} prompt tokens, "
+        f"{reused:,} ({share}) came from the KV cache.",
         "",
     ]
     return "\n".join(lines)
 
 
 def context(counted: Sequence[tuple[Node, int]], *, n_system: int, n_ctx: int, policy: str) -> str:
-    """What fills the context window.
+    """Return what fills the context window.
 
     Args:
         counted: messages of the active path with their tokens.
         n_system: tokens of the system prompt.
         n_ctx: tokens of the window.
-        policy: what happens when it is full: "drop", "summarise" or "refuse".
+        policy: the setting `window`: "drop", "summarise" or "refuse".
     """
     used = n_system + sum(n for _, n in counted)
     behaviour = {
-        "drop": "When it is full, the oldest messages are left out of what the model reads; you are told which.",
-        "summarise": "When it is full, the oldest messages are replaced by a summary; you are told which.",
+        "drop": "When it is full, the oldest messages are left out of the prompt; a notice says which.",
+        "summarise": "When it is full, a summary replaces the oldest messages; a notice says which.",
         "refuse": "When it is full, nothing more is sent until you start a new conversation.",
     }
     lines = [
-        f"The messages take {fmt.count(used)} of {fmt.count(n_ctx)} tokens ({100 * used / n_ctx:.0f} %), and each a few more "
-        f"for the model's own marks. {behaviour.get(policy, '')}",
+        f"The messages take {used:,} of {n_ctx:,} tokens ({100 * used / n_ctx:.0f} %), plus a few for the chat template. "
+        f"{behaviour.get(policy, '')}",
         "",
     ]
     if n_system or counted:
         lines += ["| Tokens | | |", "| ---: | --- | --- |"]
         if n_system:
-            lines.append(f"| {fmt.count(n_system)} | System prompt | |")
+            lines.append(f"| {n_system:,} | System prompt | |")
         for node, n_tokens in counted:
             who = "You" if node.role == "user" else "Answer"
             text = node.content or ", ".join(attachment.name for attachment in node.attachments)
-            lines.append(f"| {fmt.count(n_tokens)} | {who} | {_cell(fmt.one_line(text, 40))} |")
+            lines.append(f"| {n_tokens:,} | {who} | {_cell(fmt.one_line(text, 40))} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None) -> str:
-    """The placement receipt, and what is held back of it now."""
+def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None, disk_problem: str | None = None) -> str:
+    """Return the placement receipt, the current throttling and the state of the disk cache."""
     lines = ["| | | Why |", "| --- | --- | --- |"]
     lines += [f"| {_cell(choice.what)} | {_cell(choice.value)} | {_cell(choice.reason)} |" for choice in receipt.choices]
     memory = receipt.memory
     lines += [
         "",
-        f"Memory: {fmt.n_bytes(memory.weights_bytes)} weights + {fmt.n_bytes(memory.kv_bytes)} KV cache + "
-        f"{fmt.n_bytes(memory.compute_bytes)} to compute = {fmt.n_bytes(memory.total_bytes)} of "
-        f"{fmt.n_bytes(memory.available_bytes)} that may be used.",
+        f"Memory: {size_text(memory.weights_bytes)} weights + {size_text(memory.kv_bytes)} KV cache + "
+        f"{size_text(memory.compute_bytes)} working buffers = {size_text(memory.total_bytes)} of "
+        f"{size_text(memory.available_bytes)} available.",
         "",
     ]
     if limits is not None and limits.note:
-        lines += [f"Held back now: {limits.note} ({limits.why}).", ""]
+        lines += [f"Throttled now: {limits.note} ({limits.why}).", ""]
+    if disk_problem is not None:
+        lines += [wording.disk_problem(disk_problem), ""]
     lines += [f"- {fmt.clean(notice)}" for notice in notices]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """Text inside a Markdown table."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

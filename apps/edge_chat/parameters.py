@@ -1,4 +1,4 @@
-"""The sampling parameters as the editor and `/set` know them: names, explanations, reading and writing of values."""
+"""The sampling parameters for the editor and `/set`: names, explanations, parsing and formatting of values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal["number", "integer", "optional", "texts", "bias"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One field of Sampling: its name, the kind of value it takes, and a line that explains it."""
+    """One field of Sampling: its name, the kind of its value, and a one-line explanation."""
 
     name: str
     kind: Kind
@@ -29,24 +29,24 @@ class Parameter:
 PARAMETERS: Mapping[str, Parameter] = {
     parameter.name: parameter
     for parameter in (
-        Parameter("temperature", "number", "0 always takes the likeliest token; higher is more varied"),
-        Parameter("top_k", "integer", "choose among the k likeliest tokens; 0 is all"),
-        Parameter("top_p", "number", "keep the likeliest tokens that add up to p; 1 is all"),
+        Parameter("temperature", "number", "0 always takes the likeliest token; higher values vary more"),
+        Parameter("top_k", "integer", "keep the k likeliest tokens; 0 keeps all"),
+        Parameter("top_p", "number", "keep the likeliest tokens that add up to p; 1 keeps all"),
         Parameter("min_p", "number", "drop tokens less likely than this share of the likeliest; 0 is off"),
         Parameter("typical_p", "number", "locally typical sampling; 1 is off"),
         Parameter("max_tokens", "optional", "longest reply in tokens; none is no limit"),
-        Parameter("seed", "optional", "the same seed repeats the same draw; none is a fresh one"),
+        Parameter("seed", "optional", "the same seed gives the same answer; none is random"),
         Parameter("repeat_penalty", "number", "makes recent tokens less likely; 1 is off"),
         Parameter("repeat_last_n", "integer", "how many tokens the penalties look back; -1 is all"),
         Parameter("frequency_penalty", "number", "subtracted for every earlier occurrence; 0 is off"),
         Parameter("presence_penalty", "number", "subtracted once when a token occurred; 0 is off"),
-        Parameter("dry_multiplier", "number", "strength against repeated sequences; 0 is off"),
-        Parameter("dry_base", "number", "how fast that grows with the length of the repeat"),
-        Parameter("dry_allowed_length", "integer", "repeats up to this many tokens are free"),
-        Parameter("dry_penalty_last_n", "integer", "how many tokens back repeats are looked for; -1 is all"),
+        Parameter("dry_multiplier", "number", "penalty for repeated sequences; 0 is off"),
+        Parameter("dry_base", "number", "how fast it grows with the length of the repeat"),
+        Parameter("dry_allowed_length", "integer", "repeats up to this many tokens have no penalty"),
+        Parameter("dry_penalty_last_n", "integer", "how many tokens DRY looks back; -1 is all"),
         Parameter("dry_sequence_breakers", "texts", "texts that end a repeat, as a JSON list"),
-        Parameter("xtc_probability", "number", "chance to leave out the likeliest tokens; 0 is off"),
-        Parameter("xtc_threshold", "number", "how likely a token must be for that"),
+        Parameter("xtc_probability", "number", "chance to exclude the likeliest tokens; 0 is off"),
+        Parameter("xtc_threshold", "number", "how likely a token must be to be excluded"),
         Parameter("stop", "texts", "texts that end the reply, as a JSON list"),
         Parameter("logit_bias", "bias", 'token id to bias, as JSON: {"42": -1.5}'),
     )
@@ -54,26 +54,21 @@ PARAMETERS: Mapping[str, Parameter] = {
 
 
 def find(name: str) -> Parameter:
-    """The parameter of that name; blanks and hyphens count as underscores.
+    """Return the parameter of that name; blanks and hyphens count as underscores.
 
     Raises:
-        UsageError: there is none; the nearest is named.
+        UsageError: there is none; the hint names the closest.
     """
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     if key in PARAMETERS:
         return PARAMETERS[key]
     near = difflib.get_close_matches(key, PARAMETERS, n=1)
-    hint = f"Did you mean {near[0]}?" if near else "/set shows them all."
+    hint = f"Did you mean {near[0]}?" if near else "/set shows all parameters."
     raise UsageError(f"There is no parameter {name!r}.", hint)
 
 
 def with_value(sampling: Sampling, name: str, text: str) -> Sampling:
-    """Sampling with one parameter changed.
-
-    Args:
-        sampling: what is in force.
-        name: the parameter.
-        text: the value as typed.
+    """Return the sampling with one parameter set to a value as typed.
 
     Raises:
         UsageError: no such parameter, not a value of its kind, or out of range.
@@ -84,7 +79,7 @@ def with_value(sampling: Sampling, name: str, text: str) -> Sampling:
 
 
 def describe(sampling: Sampling, name: str) -> str:
-    """A parameter's value as it can be typed again."""
+    """Return a parameter's value as text that `with_value` accepts."""
     value = getattr(sampling, name)
     if value is None:
         return "none"
@@ -104,7 +99,7 @@ def _parse(parameter: Parameter, text: str) -> object:
         try:
             return float(text)
         except ValueError:
-            raise UsageError(f"{parameter.name} is {text!r}, which is no number.", "Write it like 0.7.") from None
+            raise UsageError(f"{parameter.name} is {text!r}, which is not a number.", "Write it like 0.7.") from None
     return _texts(parameter, text) if parameter.kind == "texts" else _bias(parameter, text)
 
 
@@ -112,7 +107,7 @@ def _integer(parameter: Parameter, text: str) -> int:
     try:
         return int(text.replace(",", "").replace("_", ""))
     except ValueError:
-        raise UsageError(f"{parameter.name} is {text!r}, which is no whole number.", "Write it like 40.") from None
+        raise UsageError(f"{parameter.name} is {text!r}, which is not a whole number.", "Write it like 40.") from None
 
 
 def _texts(parameter: Parameter, text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One reply while it is being written: started in a thread, followed on the event loop, read by whichever view shows it."""
+"""One reply being generated: started in a thread, followed on the event loop, shown by any view."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplyRun"]
 
-Phase = Literal["starting", "reading", "writing", "done", "stopped", "failed"]
+Phase = Literal["starting", "prefill", "decode", "done", "stopped", "failed"]
 
 
 class ReplyRun:
-    """A reply of one conversation. It goes on when the user looks at another conversation.
+    """A reply in one conversation. It continues while another conversation is on the screen.
 
     Args:
-        conversation_id: whose.
-        start: begins the reply; blocks for as long as saving the message takes, so it is called in a thread.
-        on_accept: called on the event loop when the message is saved.
-        on_end: called on the event loop when it is over, however it ended.
+        conversation_id: of the conversation.
+        start: starts the reply; blocks while the message is saved, so it is called in a thread.
+        on_accept: called on the event loop once the message is saved.
+        on_end: called on the event loop when the reply has ended, in whatever way.
 
     Attributes:
-        text: what has been written.
-        reply: the reply, once it has begun.
+        text: generated so far.
+        reply: the reply, once started.
         error: why it failed.
-        was_accepted: the message that it answers has been saved.
-        n_written: about how many tokens have been written: pieces of text, which are tokens but for parts of characters.
+        was_accepted: the message that it answers is saved.
+        is_over: nothing more will come.
+        n_generated: about how many tokens: pieces of text, which are tokens except for parts of characters.
     """
 
     def __init__(
@@ -45,55 +46,49 @@ class ReplyRun:
         self.text = ""
         self.reply: Reply | None = None
         self.error: EdgeError | None = None
-        self.was_accepted = False
+        self.was_accepted = self.is_over = False
+        self.n_generated = 0
         self._start = start
         self._on_accept = on_accept
         self._on_end = on_end
         self._is_stopped = False
-        self._is_over = False
-        self.n_written = 0
-        self._times = (time.perf_counter(), 0.0, 0.0)  # of asking, of the first piece, of the last one
+        self._times = (time.perf_counter(), 0.0, 0.0)  # of the request, the first piece, the last piece
         self.task = asyncio.create_task(self._run(), name=f"reply in {conversation_id}")
 
     @property
     def phase(self) -> Phase:
-        """How far it is."""
-        if self._is_over:
+        """Return the current phase."""
+        if self.is_over:
             if self.error is not None:
                 return "failed"
             return "stopped" if self.reply is not None and self.reply.finish_reason == "cancelled" else "done"
         if self.text:
-            return "writing"
-        return "reading" if self.reply is not None and self.reply.progress[1] else "starting"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._is_over
+            return "decode"
+        return "prefill" if self.reply is not None and self.reply.progress[1] else "starting"
 
     @property
     def progress(self) -> tuple[int, int]:
-        """(tokens of the prompt that are read, all of them); (0, 0) before that is known."""
+        """Return (prompt tokens processed, all prompt tokens); (0, 0) before that is known."""
         return self.reply.progress if self.reply is not None else (0, 0)
 
     @property
     def first_token_s(self) -> float:
-        """Seconds from asking to the first piece; 0 before that."""
+        """Return seconds from the request to the first piece; 0 before that."""
         asked, first, _ = self._times
         return first - asked if first else 0.0
 
     @property
-    def writing_s(self) -> float:
-        """Seconds from the first to the last piece."""
+    def decode_s(self) -> float:
+        """Return seconds from the first to the last piece."""
         return self._times[2] - self._times[1]
 
     @property
     def notices(self) -> list[str]:
-        """What the user should know about this reply."""
+        """Return what the user should know about this reply."""
         return list(self.reply.notices) if self.reply is not None else []
 
     def stop(self) -> None:
-        """Stop writing; what was written stays."""
+        """Stop generating; the text so far stays."""
         self._is_stopped = True
         if self.reply is not None:
             self.reply.cancel()
@@ -107,15 +102,15 @@ class ReplyRun:
                 self.reply.cancel()
             async for piece in self.reply:
                 self.text += piece
-                self.n_written += 1
+                self.n_generated += 1
                 asked, first, _ = self._times
                 now = time.perf_counter()
                 self._times = (asked, first or now, now)
         except EdgeError as error:
             self.error = error
         except Exception as unexpected:  # noqa: BLE001 (a bug below us; it is shown in place, and the app goes on)
-            self.error = EdgeError(f"The reply broke down: {unexpected!r}.", "Please report this.")
+            self.error = EdgeError(f"The reply failed because of a bug: {unexpected!r}.", "Please report this.")
             self.error.__cause__ = unexpected
         finally:
-            self._is_over = True
+            self.is_over = True
             self._on_end(self)

@@ -1,4 +1,4 @@
-"""How a message gets its reply: sent now or when the model is free, followed on the screen, stopped, failing in place."""
+"""From message to reply: sent now or when the model is free, followed on the screen, stopped, failing in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
-from edge_chat import format as fmt
 from edge_chat import wording
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
@@ -22,62 +21,56 @@ if TYPE_CHECKING:
     from edge.conversation import Attachment
     from edge.reply import Reply
     from edge.types import Sampling
-    from edge_chat.controller import ChatController
+    from edge_chat.desk import Desk
+    from edge_chat.library import Page
 
 __all__ = ["Sending"]
 
-_FOLLOW_S = 0.05  # how often new text is put on the screen; the event loop is free for keys in between
-_FIGURES_S = 0.5  # how often the status line changes; faster could not be read
+_FOLLOW_S = 0.05  # seconds between two updates of the text; the event loop is free for keys in between
+_FIGURES_S = 0.5  # seconds between two updates of the status line; faster is unreadable
 _FOLLOW_PLAIN_S = 1.0  # a screen reader reads every change, so it gets fewer and larger ones
 
 
 class Sending:
-    """Replies of all conversations, and what became of them.
-
-    Args:
-        chat: the conversation on the screen.
+    """The replies of all conversations, and how they ended.
 
     Attributes:
-        runs: conversation -> the reply that is being written in it.
-        failures: conversation -> why its last reply failed, as it is shown.
+        runs: conversation -> the reply being generated in it.
+        failures: conversation -> the card that shows why its last reply failed.
     """
 
-    def __init__(self, chat: ChatController) -> None:
-        self.chat = chat
-        self._app = chat.app
-        self._screen = chat.screen
-        self._outbox = chat.outbox
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._app = desk.app
+        self._screen = desk.screen
+        self._outbox = desk.outbox
         self.runs: dict[str, ReplyRun] = {}
         self.failures: dict[str, ErrorCard] = {}
         self._notices: dict[int, list[str]] = {}
 
     @property
     def run(self) -> ReplyRun | None:
-        """The reply that is being written on the screen."""
-        return self.runs.get(self.chat.active_id or "")
+        """Return the reply being generated on the screen."""
+        return self.runs.get(self._desk.active_id or "")
 
     async def submit(self, departure: Departure, text: str, attachments: tuple[Attachment, ...]) -> None:
-        """Send a message, now or as soon as the model is free.
-
-        Args:
-            departure: where it comes from.
-            text, attachments: what is said.
+        """Send a message now, or as soon as the model is free.
 
         Raises:
             StorageError: it cannot be saved; nothing was sent.
-            UsageError: another message is waiting already.
+            UsageError: another message is already waiting.
         """
-        conversation_id = await self.chat.destination(departure)
+        conversation_id = await self._desk.destination(departure)
         if conversation_id in self._outbox.waiting:
-            raise UsageError("A message is waiting to be sent already.", "Wait, or press Esc to take it back.")
+            raise UsageError("A message is already waiting to be sent.", "Wait, or press Esc to take it back.")
         message = Outgoing(text, attachments, departure.message.edited)
-        is_active = conversation_id == self.chat.active_id
+        is_active = conversation_id == self._desk.active_id
         if is_active:
-            self.chat.editing = None
+            self._desk.editing = None
             self._screen.page_changed()
         if self._app.host.assistant is None or conversation_id in self.runs:
             self._outbox.waiting[conversation_id] = message
-            self._outbox.keep_draft(conversation_id, message.as_draft())
+            self._outbox.save_draft(conversation_id, message.as_draft())
             if is_active:
                 await self._screen.transcript.add(WaitingCard(text or "(attachment)", self._why_waiting()))
             if self._app.host.state.phase in ("failed", "idle") and self._app.host.assistant is None:
@@ -86,26 +79,23 @@ class Sending:
         await self._send(conversation_id, message)
 
     async def answer_again(self, node_id: int | None = None) -> None:
-        """Ask for another answer.
-
-        Args:
-            node_id: an answer or a question; None is the last one.
+        """Generate another answer to a question or in place of an answer; None is the last one.
 
         Raises:
-            UsageError: there is nothing to answer, no model, or a reply is being written.
+            UsageError: there is nothing to answer, no model is loaded, or a reply is being generated.
         """
         conversation_id = self.idle_conversation()
         self._assistant()
-        nodes = self.chat.page.nodes if self.chat.page is not None else ()
+        nodes = self._desk.page.nodes if self._desk.page is not None else ()
         target = node_id if node_id is not None else (nodes[-1].id if nodes else None)
         answer = next((node for node in nodes if node.id == target), None)
         if answer is None or not any(node.role == "user" for node in nodes):
             raise UsageError("There is no message to answer yet.", "Send one first.")
         if answer.role != "assistant":
             answer = next((node for node in nodes if node.parent == target), None)
-        async with self.chat.moving:
+        async with self._desk.moving:
             if answer is not None:
-                await self._screen.transcript.cut(answer.id)
+                await self._screen.transcript.truncate(answer.id)
             await self._begin(
                 conversation_id,
                 lambda sampling: self._assistant().conversation(conversation_id, sampling=sampling).regenerate(target),
@@ -113,8 +103,8 @@ class Sending:
             )
 
     async def stop(self) -> bool:
-        """Stop the reply, or take back the message that waits. Returns whether there was either."""
-        waiting = self._outbox.waiting.pop(self.chat.active_id or "", None)
+        """Stop the reply, or take back the waiting message. Return whether there was either."""
+        waiting = self._outbox.waiting.pop(self._desk.active_id or "", None)
         if waiting is not None:
             await self._screen.transcript.clear_waiting()
             self._put_back(waiting)
@@ -125,19 +115,19 @@ class Sending:
         return False
 
     def model_ready(self) -> None:
-        """A model can be used: send what waits."""
+        """Send the waiting messages, now that a model is loaded."""
         for conversation_id in list(self._outbox.waiting):
             if conversation_id not in self.runs:
                 message = self._outbox.waiting.pop(conversation_id)
                 self._outbox.unsaved[conversation_id] = message
-                self.chat.start(self._send, conversation_id, message)
+                self._desk.start(self._send, conversation_id, message)
 
-    def model_failed(self, error: EdgeError) -> None:
-        """No model can be used: give back what waits."""
+    def model_failed(self) -> None:
+        """Put the waiting messages back, since no model could be loaded."""
         for conversation_id, message in list(self._outbox.waiting.items()):
             del self._outbox.waiting[conversation_id]
-            if conversation_id == self.chat.active_id:
-                self.chat.start(self._screen.transcript.clear_waiting)
+            if conversation_id == self._desk.active_id:
+                self._desk.start(self._screen.transcript.clear_waiting)
                 self._put_back(message)
 
     async def _send(self, conversation_id: str, message: Outgoing) -> None:
@@ -152,12 +142,12 @@ class Sending:
                 return conversation.edit(message.edited, message.text, attachments=message.attachments)
             return conversation.send(message.text, attachments=message.attachments)
 
-        async with self.chat.moving:
-            if conversation_id == self.chat.active_id:
+        async with self._desk.moving:
+            if conversation_id == self._desk.active_id:
                 transcript = self._screen.transcript
                 await transcript.clear_waiting()
                 if message.edited is not None:
-                    await transcript.cut(message.edited)
+                    await transcript.truncate(message.edited)
                 await transcript.add(MessageView("user", message.text, "You", message.attachments))
             await self._begin(conversation_id, start, message)
 
@@ -171,15 +161,15 @@ class Sending:
         await self.drop_failure(conversation_id)
         if message is not None:
             self._outbox.unsaved[conversation_id] = message
-        sampling = self.chat.sampling
+        sampling = self._desk.sampling
         run = ReplyRun(
             conversation_id,
             lambda: start(sampling),
             self._accepted,
-            lambda run: self.chat.start(self._ended, run, message, wording.about_reply(run, sampling, before)),
+            lambda run: self._desk.start(self._ended, run, message, wording.reply_notices(run, sampling, before)),
         )
         self.runs[conversation_id] = run
-        if conversation_id == self.chat.active_id:
+        if conversation_id == self._desk.active_id:
             await self._screen.transcript.show_note("")
             await self._show_run(run)
         self._screen.activity_changed()
@@ -194,48 +184,41 @@ class Sending:
             view = MessageView("assistant", run.text, assistant.model_name if assistant is not None else "Assistant")
             await transcript.add(view)
         transcript.anchor()
-        self.chat.start(self._follow, run, view)
+        self._desk.start(self._update_view, run, view)
 
-    async def _follow(self, run: ReplyRun, view: MessageView) -> None:
+    async def _update_view(self, run: ReplyRun, view: MessageView) -> None:
         pause = _FOLLOW_PLAIN_S if self._app.is_plain else _FOLLOW_S
         shown, next_figures = (0, 0), 0.0
         while not run.is_over and view.is_attached:
             began = time.perf_counter()
-            view.state = self._run_state(run)
-            figures = (run.progress[0], run.n_written)
+            view.state = wording.reply_state(run, self._app.keymap)
+            figures = (run.progress[0], run.n_generated)
             if figures != shown and began >= next_figures:
                 shown, next_figures = figures, began + _FIGURES_S
-                self._screen.status.show_progress(*figures, run.first_token_s, run.writing_s)
+                self._screen.status.show_progress(*figures, run.first_token_s, run.decode_s)
             if run.notices:
                 view.notices = tuple(run.notices)
             await view.extend(run.text)
-            # A long reply takes longer to lay out; most of the time must stay free for keys all the same.
+            # A long reply takes longer to lay out, but most of the time must stay free for keys.
             await asyncio.wait([run.task], timeout=max(pause, 2 * (time.perf_counter() - began)))
 
-    def _run_state(self, run: ReplyRun) -> str:
-        stop = f"{self._app.key_display('stop')} stops"
-        if run.phase == "reading":
-            done, total = run.progress
-            return f"reading {fmt.count(done)} of {fmt.count(total)} tokens · {stop}"
-        return f"writing · {stop}" if run.phase == "writing" else f"waiting · {stop}"
-
     def _accepted(self, run: ReplyRun) -> None:
-        """The message is saved, so the draft must not bring it back; what has been typed since stays."""
-        self.chat.start(self._show_title, run.conversation_id)
+        """Clear the draft, since the message is saved; text typed since stays."""
+        self._desk.start(self._show_title, run.conversation_id)
         reference = self._app.host.reference
         self._outbox.post(lambda store: store.set_model(run.conversation_id, reference))
         if self._outbox.unsaved.pop(run.conversation_id, None) is None:
             return
-        if run.conversation_id == self.chat.active_id:
-            self.chat.save_draft()
+        if run.conversation_id == self._desk.active_id:
+            self._desk.save_draft()
         else:
-            self._outbox.keep_draft(run.conversation_id, "")
+            self._outbox.save_draft(run.conversation_id, "")
 
     async def _show_title(self, conversation_id: str) -> None:
-        """The first message gives a conversation its title."""
+        """Show the title, which the first message sets."""
         info = await self._app.library.run(lambda store: store.get(conversation_id))
-        if self.chat.page is not None and self.chat.page.info.id == conversation_id:
-            self.chat.page = replace(self.chat.page, info=info)
+        if self._desk.page is not None and self._desk.page.info.id == conversation_id:
+            self._desk.page = replace(self._desk.page, info=info)
             self._screen.title_changed()
         self._screen.refresh_sidebar()
 
@@ -246,14 +229,13 @@ class Sending:
         notices = [*run.notices, *notices]
         if run.reply is not None and run.reply.node is not None and notices:
             self._notices[run.reply.node.id] = notices
-        is_active = conversation_id == self.chat.active_id
         if run.error is not None:
             if not run.was_accepted and message is not None:
                 await self._give_back(conversation_id, message)
             again = ((("r", "regenerate", "Try again"),) if run.was_accepted else ()) + (("m", "model", "Other model"),)
             title = "The reply broke off" if run.text else "There is no reply"
             self.failures[conversation_id] = ErrorCard(title, run.error, again)
-        if is_active:
+        if conversation_id == self._desk.active_id:
             await self._show_end(run)
         self._screen.activity_changed()
         waiting = self._outbox.waiting.pop(conversation_id, None)
@@ -261,15 +243,15 @@ class Sending:
             await self._send(conversation_id, waiting)
 
     async def _show_end(self, run: ReplyRun) -> None:
-        """Show the reply as it was saved; a reply of which nothing was saved leaves the screen."""
-        view = next((v for v in reversed(self._screen.transcript.views) if v.role == "assistant" and v.node_id is None), None)
+        """Show the reply as saved; remove a reply of which nothing was saved."""
+        view = self._unsaved_view("assistant")
         if view is not None:
             if run.text:
                 await view.finish(run.text)
             else:
                 await view.remove()
         try:
-            await self.chat.reload()
+            await self.reload()
         except EdgeError as error:
             self._screen.complain(error)
         failure = self.failures.get(run.conversation_id)
@@ -279,23 +261,40 @@ class Sending:
             await self.show_unanswered("stopped")
 
     async def _give_back(self, conversation_id: str, message: Outgoing) -> None:
-        """What was not accepted goes back to where it was typed."""
-        if conversation_id == self.chat.active_id:
-            view = next((v for v in reversed(self._screen.transcript.views) if v.role == "user" and v.node_id is None), None)
+        """Return a message that was not accepted to the composer, or to the draft of its conversation."""
+        if conversation_id == self._desk.active_id:
+            view = self._unsaved_view("user")
             if view is not None:
                 await view.remove()
             self._put_back(message)
         else:
-            self._outbox.keep_draft(conversation_id, message.as_draft())
+            self._outbox.save_draft(conversation_id, message.as_draft())
+
+    def _unsaved_view(self, role: str) -> MessageView | None:
+        views = reversed(self._screen.transcript.views)
+        return next((view for view in views if view.role == role and view.node_id is None), None)
 
     def _put_back(self, message: Outgoing) -> None:
         self._screen.composer.put_back(message.text, message.attachments)
-        self.chat.editing = message.edited
+        self._desk.editing = message.edited
+        self._screen.page_changed()
+
+    async def reload(self) -> None:
+        """Read the conversation on the screen again and show its changes."""
+        if self._desk.page is not None:
+            await self.follow(await self._app.library.page(self._desk.page.info.id))
+
+    async def follow(self, page: Page, why_unanswered: Unanswered = "left") -> None:
+        """Show another state of the conversation on the screen."""
+        self._desk.page = page
+        await self._screen.transcript.follow(page)
+        self._show_notices()
+        await self.show_unanswered(why_unanswered)
         self._screen.page_changed()
 
     async def show_rest(self, conversation_id: str) -> None:
-        """What a conversation has besides saved messages: a running reply, a failure, a message that waits."""
-        self.show_notices()
+        """Show what a conversation has besides saved messages: a running reply, a failure, a waiting message."""
+        self._show_notices()
         if conversation_id in self.runs:
             await self._show_run(self.runs[conversation_id])
         failure = self.failures.get(conversation_id)
@@ -304,45 +303,53 @@ class Sending:
             await self._screen.transcript.add(fresh)
         if conversation_id in self._outbox.waiting:
             self._screen.composer.load("")
-            self.chat.editing = None
+            self._desk.editing = None
             waiting = self._outbox.waiting[conversation_id]
             await self._screen.transcript.add(WaitingCard(waiting.text, self._why_waiting()))
         await self.show_unanswered("left")
 
     async def show_unanswered(self, why: Unanswered) -> None:
-        """Say that the last message has no answer and will get none by itself, and how to get one; or take that back."""
-        page = self.chat.page
+        """Note below the last message that it has no answer and how to get one; remove the note if it has."""
+        page = self._desk.page
         is_last = page is not None and bool(page.nodes) and page.nodes[-1].role == "user"
         is_coming = page is not None and (
-            page.info.id in self.runs or page.info.id in self.failures or self._outbox.on_hold(page.info.id) is not None
+            page.info.id in self.runs or page.info.id in self.failures or self._outbox.pending(page.info.id) is not None
         )
-        await self._screen.transcript.show_note(wording.unanswered(self._app, why) if is_last and not is_coming else "")
+        note = wording.unanswered(self._app.keymap, why) if is_last and not is_coming else ""
+        await self._screen.transcript.show_note(note)
 
-    def show_notices(self) -> None:
+    def _show_notices(self) -> None:
         for view in self._screen.transcript.views:
             if view.node_id in self._notices:
                 view.notices = tuple(self._notices[view.node_id])
 
     async def drop_failure(self, conversation_id: str) -> None:
-        if self.failures.pop(conversation_id, None) is not None and conversation_id == self.chat.active_id:
+        """Forget why the last reply of a conversation failed, and remove its card."""
+        if self.failures.pop(conversation_id, None) is not None and conversation_id == self._desk.active_id:
             await self._screen.transcript.clear_failure()
 
     def idle_conversation(self) -> str:
-        if self.chat.page is None:
+        """Return the id of the conversation on the screen.
+
+        Raises:
+            UsageError: it is empty, or a reply is being generated in it.
+        """
+        if self._desk.page is None:
             raise UsageError("This conversation is empty.", "Send a message first.")
-        if self.chat.page.info.id in self.runs:
-            raise UsageError("A reply is being written.", f"Wait for it, or stop it with {self._app.key_display('stop')}.")
-        return self.chat.page.info.id
+        if self._desk.page.info.id in self.runs:
+            hint = f"Wait for it, or stop it with {self._app.keymap.display('stop')}."
+            raise UsageError("A reply is being generated.", hint)
+        return self._desk.page.info.id
 
     def _assistant(self) -> Assistant:
-        """The model in use. Asked for when a reply begins, not before: it may be changed at any time until then."""
+        """Return the loaded model. Call it when a reply begins, not before: the model may change until then."""
         assistant = self._app.host.assistant
         if assistant is None:
             raise UsageError("The model is not loaded yet.", "Wait until it is, or choose one with /model.")
         return assistant
 
     def _why_waiting(self) -> str:
-        takes_back = f"{self._app.key_display('stop')} takes it back"
+        takes_back = f"{self._app.keymap.display('stop')} takes it back"
         if self._app.host.assistant is None:
             return f"will be sent when the model is ready · {takes_back}"
         return f"will be sent after this reply · {takes_back}"

@@ -1,4 +1,4 @@
-"""The chat's settings, checked without starting it."""
+"""Checks of the chat's settings, without starting the chat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["check_keys", "check_theme"]
 
 
 def check_theme(name: str | None) -> None:
-    """Refuse a theme that the chat does not know.
+    """Refuse an unknown theme.
 
     Raises:
         ConfigError: there is no theme of that name.
@@ -21,7 +21,7 @@ def check_theme(name: str | None) -> None:
 
 
 def check_keys(wanted: Mapping[str, str]) -> None:
-    """Refuse bindings that the chat would refuse when it starts.
+    """Refuse key bindings that the chat would refuse at its start.
 
     Args:
         wanted: `chat.keys`: action -> keys, comma-separated.
@@ -29,7 +29,7 @@ def check_keys(wanted: Mapping[str, str]) -> None:
     Raises:
         ConfigError: no such action, no such key, or two actions on one key.
     """
-    from edge_chat.actions import REGISTRY
     from edge_chat.keys import make_keymap
+    from edge_chat.table import REGISTRY
 
     make_keymap(REGISTRY, wanted)

@@ -1,6 +1,6 @@
-"""The app's own themes, a dark and a light one, beside those that come with textual.
+"""The app's own dark and light themes, besides those of textual.
 
-Contrast: every text colour of both themes is at least 4.5 to 1 against what it stands on (WCAG 2.1 AA); a test measures it.
+Contrast: every text colour has at least 4.5 to 1 against its background (WCAG 2.1 AA); a test measures it.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ THEMES = (DARK, LIGHT)
 
 
 def choose_theme(wanted: str | None, known: Iterable[str], environ: Mapping[str, str]) -> str:
-    """The name of the theme to start with.
+    """Return the name of the theme to start with.
 
     Args:
-        wanted: from the settings; None chooses dark or light by what the terminal says of its background (COLORFGBG).
+        wanted: from the settings; None takes dark or light by the terminal's background (COLORFGBG).
         known: names of all themes.
         environ: the environment.
 
@@ -103,6 +103,6 @@ def choose_theme(wanted: str | None, known: Iterable[str], environ: Mapping[str,
 
 
 def _has_light_background(colorfgbg: str) -> bool:
-    """COLORFGBG is "foreground;background" in the terminal's 16 colours, as rxvt, Konsole and others set it."""
+    """Read COLORFGBG: "foreground;background" in the terminal's 16 colours, as rxvt, Konsole and others set it."""
     background = colorfgbg.rpartition(";")[2]
     return background in ("7", "15")

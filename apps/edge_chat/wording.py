@@ -1,40 +1,39 @@
-"""What the app says about itself, in words: what the model is doing, how to begin, which keys there are."""
+"""Texts of the app about itself: what the model and a reply are doing, first steps, key hints."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
 from edge_chat import format as fmt
-from edge_chat.keys import display_key, display_keys
+from edge_chat.keys import Keymap, display_keys
 
 if TYPE_CHECKING:
     from textual.widget import Widget
 
     from edge.types import Sampling
-    from edge_chat.app import ChatApp
     from edge_chat.model_host import ModelHost, ModelState
     from edge_chat.replies import ReplyRun
-    from edge_chat.widgets.cards import ErrorCard
-    from edge_chat.widgets.message import MessageView
 
 __all__ = [
     "Unanswered",
-    "about_reply",
     "activity",
+    "disk_problem",
     "focus_keys",
     "hints",
     "list_keys",
     "model_text",
+    "reply_notices",
+    "reply_state",
     "short_name",
     "tips",
     "unanswered",
 ]
 
 
-# What `edge.load` calls its stages, as something that is being done to a model.
+# Stages of `edge.load` as verbs that take a model.
 _STAGES = {
     "connect": "looking for",
-    "wait": "waiting for another process to fetch",
+    "wait": "waiting for another process that downloads",
     "download": "downloading",
     "unpack": "unpacking",
     "verify": "checking",
@@ -44,7 +43,7 @@ _STAGES = {
 
 
 def activity(state: ModelState) -> str:
-    """What the model host is doing, in words."""
+    """Return what the model host is doing: "loading smollm2-135m, 40%"."""
     if state.phase != "loading":
         return ""
     share = f", {state.share:.0%}" if state.share > 0 else ""
@@ -52,51 +51,65 @@ def activity(state: ModelState) -> str:
 
 
 def short_name(reference: str) -> str:
-    """A model's reference as short as it can be told apart: the file's name of a path."""
+    """Return the last part of a model's reference: the file name of a path."""
     return reference.rpartition("/")[2] or reference
 
 
 def model_text(host: ModelHost) -> str:
-    """The same as a sentence for a conversation without messages."""
+    """Return what the model host is doing, as a sentence for an empty conversation."""
     state = host.state
     if state.phase == "loading":
         doing = activity(state)
-        return f"{doing[:1].upper()}{doing[1:]}; you can write already."
+        return f"{doing[:1].upper()}{doing[1:]}; you can type already."
     if host.assistant is not None:
         return f"{host.assistant.model_name} is ready."
     return "No model is loaded; choose one with /model." if state.phase == "failed" else ""
 
 
+def disk_problem(problem: str) -> str:
+    """Return what a failed disk cache means. `problem` is its reason."""
+    return f"The on-disk KV cache is off: {problem}. Replies still work, but prompts are processed again after a restart."
+
+
+def reply_state(run: ReplyRun, keymap: Keymap) -> str:
+    """Return what a reply is doing: "processing prompt, 1,024 of 3,000 tokens · Esc stops"."""
+    stop = f"{keymap.display('stop')} stops"
+    if run.phase == "prefill":
+        done, total = run.progress
+        return f"processing prompt, {done:,} of {total:,} tokens · {stop}"
+    return f"generating · {stop}" if run.phase == "decode" else f"waiting · {stop}"
+
+
 Unanswered = Literal["left", "stopped", "elsewhere"]
-"""Why a message has no answer: the conversation was left so, the user stopped it, another process may be writing it."""
+"""Why a message has no answer: the app was left, the user stopped it, or another process may be generating it."""
 
 
-def unanswered(app: ChatApp, why: Unanswered) -> str:
-    """Below a message without an answer."""
-    key = app.key_display("regenerate")
+def unanswered(keymap: Keymap, why: Unanswered) -> str:
+    """Return the note below a message without an answer."""
+    key = keymap.display("regenerate")
     if why == "stopped":
-        return f"No answer was written: it was stopped before its first word. {key} asks again."
+        return f"No answer: it was stopped before its first word. {key} asks again."
     if why == "elsewhere":
-        return f"No answer yet; the program that asked may be writing it. {key} asks here."
-    return f"No answer was written (the app may have been stopped). {key} asks again."
+        return f"No answer yet; another process may be generating it. {key} asks here."
+    return f"No answer (the app may have been stopped). {key} asks again."
 
 
-def about_reply(run: ReplyRun, sampling: Sampling, before: str | None) -> list[str]:
-    """What is to be known of how a reply came out.
+def reply_notices(run: ReplyRun, sampling: Sampling, before: str | None) -> list[str]:
+    """Return what the user should know about a finished reply.
 
     Args:
-        run: the reply, when it is over.
+        run: the reply.
         sampling: how its tokens were chosen.
-        before: the answer that it was to differ from.
+        before: the answer that it replaces; None for a first answer.
     """
     notices = []
     reply = run.reply
     if reply is not None and reply.finish_reason == "length":
         if sampling.max_tokens is not None and reply.usage.n_generated >= sampling.max_tokens:
             limit = fmt.plural(sampling.max_tokens, "token")
-            notices.append(f"This answer ends at the limit you set, {limit}. /set max_tokens none takes it away.")
+            notices.append(f"This answer ends at the limit you set, {limit}. /set max_tokens none removes it.")
         else:
-            notices.append("This answer is cut off: the context window is full. /context shows with what.")
+            notices.append("This answer is cut off: the context window is full. /context shows what fills it.")
     if before is not None and run.text == before and run.phase == "done":
         notices.append(f"This is the same answer as before, because {_why_same(sampling)}.")
     return notices
@@ -104,79 +117,60 @@ def about_reply(run: ReplyRun, sampling: Sampling, before: str | None) -> list[s
 
 def _why_same(sampling: Sampling) -> str:
     if sampling.temperature == 0:
-        return "temperature 0 always takes the likeliest words. /set temperature 0.7 gives others"
+        return "temperature 0 always takes the likeliest token. /set temperature 0.7 gives other answers"
     if sampling.seed is not None:
-        return f"the seed is fixed at {sampling.seed}. /set seed none gives others"
-    return f"temperature {sampling.temperature:g} leaves little to chance. /set temperature 1 gives others"
+        return f"the seed is fixed at {sampling.seed}. /set seed none gives other answers"
+    return f"temperature {sampling.temperature:g} leaves little to chance. /set temperature 1 gives other answers"
 
 
-def tips(app: ChatApp) -> list[tuple[str, str]]:
-    """How to begin: (keys, what they do)."""
+def tips(keymap: Keymap) -> list[tuple[str, str]]:
+    """Return the first steps: (keys, what they do)."""
     return [
-        (display_keys(app.keys_of("send")), "send the message"),
-        (_sure_key(app.keys_of("newline")), "begin a new line"),
+        (display_keys(keymap.keys("send")), "send the message"),
+        (keymap.display_newline(), "start a new line"),
         ("/", "commands, such as /model and /set"),
         ("@", "attach a file by its name"),
-        (app.key_display("conversations"), "your conversations"),
-        (app.key_display("palette"), "find any command"),
-        (app.key_display("help"), "help"),
+        (keymap.display("conversations"), "your conversations"),
+        (keymap.display("palette"), "find any command"),
+        (keymap.display("help"), "help"),
     ]
 
 
-def focus_keys(app: ChatApp, focused: Widget | None) -> list[str]:
-    """The keys that work on what has the focus; while one writes where that has none of its own."""
+def focus_keys(keymap: Keymap, focused: Widget | None) -> list[str]:
+    """Return hints for the keys that work on the focused widget; those of the message box if it has none of its own."""
     from edge_chat.widgets.cards import ErrorCard
     from edge_chat.widgets.message import MessageView
 
+    write = f"{keymap.display('stop')} write"
+    if isinstance(focused, ErrorCard):
+        return [*(f"{key} {label[:1].lower()}{label[1:]}" for key, _, label in focused.actions), write]
     if isinstance(focused, MessageView):
-        return _message_keys(app, focused)
-    return _card_keys(app, focused) if isinstance(focused, ErrorCard) else _writing_keys(app)
-
-
-def _writing_keys(app: ChatApp) -> list[str]:
-    """The keys that work while one writes."""
+        names = ["copy", "copy-code" if focused.role == "assistant" else "edit", "regenerate", "fork"]
+        shown = [f"{keymap.display(name)} {name.replace('-', ' ')}" for name in names]
+        if focused.branch is not None:
+            shown.append(f"{keymap.display('branch-previous')}/{keymap.display('branch-next')} branch")
+        return [*shown, write]
     return [
-        f"{app.key_display('send')} send",
-        f"{_sure_key(app.keys_of('newline'))} new line",
+        f"{keymap.display('send')} send",
+        f"{keymap.display_newline()} new line",
         "@ file",
         "/ command",
-        f"{app.key_display('editor')} editor",
-        f"{app.key_display('palette')} commands",
-        f"{app.key_display('help')} help",
+        f"{keymap.display('editor')} editor",
+        f"{keymap.display('palette')} commands",
+        f"{keymap.display('help')} help",
     ]
 
 
-def _message_keys(app: ChatApp, view: MessageView) -> list[str]:
-    """The keys that work on a chosen message."""
-    names = ["copy", "copy-code", "regenerate", "fork"] if view.role == "assistant" else ["copy", "edit", "regenerate", "fork"]
-    short = {"copy-code": "copy code"}
-    shown = [f"{app.key_display(name)} {short.get(name, name)}" for name in names]
-    if view.branch is not None:
-        shown.append(f"{app.key_display('branch-previous')}/{app.key_display('branch-next')} branch")
-    return [*shown, f"{app.key_display('stop')} write"]
-
-
-def _card_keys(app: ChatApp, card: ErrorCard) -> list[str]:
-    """The keys that work on a chosen error."""
-    return [*(f"{key} {label[:1].lower()}{label[1:]}" for key, _, label in card.actions), f"{app.key_display('stop')} write"]
-
-
-def list_keys(app: ChatApp) -> list[str]:
-    """The keys that work in the list of conversations."""
+def list_keys(keymap: Keymap) -> list[str]:
+    """Return hints for the keys that work in the conversation list."""
     names = {"list-rename": "rename", "list-delete": "delete", "search": "search", "stop": "back"}
-    return ["Enter open", *(f"{app.key_display(name)} {what}" for name, what in names.items())]
+    return ["Enter open", *(f"{keymap.display(name)} {what}" for name, what in names.items())]
 
 
 def hints(keys: list[str], width: int, *, is_plain: bool) -> str:
-    """The line below the composer: as many keys as have room, the first and the last always."""
+    """Join as many key hints as fit, always the first and the last."""
     shown = list(keys)
     separator = ", " if is_plain else " · "
     while len(shown) > 2 and len(separator.join(shown)) > width:
         shown.pop(-2)
     return separator.join(shown)
-
-
-def _sure_key(keys: str) -> str:
-    """The key to show of several for a new line: many terminals send for Shift+Enter what they send for Enter."""
-    names = [key.strip() for key in keys.split(",")]
-    return display_key(next((key for key in names if not key.endswith("enter")), names[0]))

@@ -1,7 +1,8 @@
-"""What commands get from outside: settings, and models. Tests put their own in its place."""
+"""The runtime as commands see it: settings, models, stores. Tests replace it."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,52 +20,29 @@ if TYPE_CHECKING:
 __all__ = ["App", "pass_app"]
 
 
-def _load(**options: Any) -> Assistant:
-    import edge
-
-    return edge.load(**options)
-
-
-def _plan(**options: Any) -> Plan:
-    import edge
-
-    return edge.plan_model(**options)
+def _lazy(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that imports its target when it is called."""
+    return lambda **options: getattr(importlib.import_module(module), name)(**options)
 
 
-def _probe() -> DeviceProfile:
-    from edge.device import probe
-
-    return probe()
-
-
-def _sense() -> Readings:
-    from edge.device.sensors import Sensors
-
-    return Sensors().read()
+_load, _plan, _probe = _lazy("edge", "load"), _lazy("edge", "plan_model"), _lazy("edge.device", "probe")
 
 
 @dataclass(frozen=True)
 class App:
-    """The runtime as commands see it.
-
-    Attributes:
-        load: `edge.load`.
-        plan: `edge.plan_model`.
-        probe: `edge.device.probe`.
-        sense: `edge.device.sensors.Sensors.read`.
-    """
+    """The runtime: `edge.load`, `edge.plan_model`, `edge.device.probe` and a reading of the sensors."""
 
     load: Callable[..., Assistant] = _load
     plan: Callable[..., Plan] = _plan
     probe: Callable[[], DeviceProfile] = _probe
-    sense: Callable[[], Readings] = _sense
+    sense: Callable[[], Readings] = lambda: _lazy("edge.device.sensors", "Sensors")().read()
 
     def settings(self, flags: Mapping[str, object] | None = None, flag_names: Mapping[str, str] | None = None) -> Settings:
-        """The merged settings.
+        """Return the merged settings.
 
         Args:
-            flags: dotted key -> value; None is not given.
-            flag_names: dotted key -> the flag it came with, for errors.
+            flags: dotted key -> value; None counts as not given.
+            flag_names: dotted key -> the flag that set it, for errors.
 
         Raises:
             ConfigError: one of them is wrong.
@@ -74,7 +52,7 @@ class App:
         return load_settings(flags, flag_names=flag_names)
 
     def store(self, settings: Settings) -> ConversationStore:
-        """The user's conversations; the caller closes it.
+        """Return the user's conversations; the caller closes the store.
 
         Raises:
             StorageError: it cannot be opened.
@@ -87,14 +65,14 @@ class App:
         return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
 
     def blocks(self, settings: Settings) -> BlockStore:
-        """What is kept on the disk of what models have read; the caller closes it."""
+        """Return the on-disk KV cache; the caller closes it."""
         from edge.kv.open import open_block_store
 
         return open_block_store(settings)
 
 
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the App as its first argument."""
+    """Pass the App to a command as its first argument."""
     import functools
 
     import click

@@ -11,8 +11,8 @@ import click
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
-from edge_cli.group import CONTEXT_SETTINGS, examples
-from edge_cli.options import flag_names, flags_from, model_options, sampling_options
+from edge_cli.group import examples
+from edge_cli.options import model_options, sampling_options, settings_from
 
 __all__ = ["chat"]
 
@@ -25,12 +25,12 @@ EXAMPLES = examples(
 )
 
 
-@click.command(context_settings=CONTEXT_SETTINGS, epilog=EXAMPLES)
+@click.command(epilog=EXAMPLES)
 @click.option(
     "--conversation",
     metavar="ID",
     shell_complete=complete_conversation,
-    help="Open this conversation; the beginning of its ID will do.",
+    help="Open this conversation; the beginning of its ID is enough.",
 )
 @click.option("--plain", is_flag=True, help="No drawing and no colour: for screen readers and bare terminals.")
 @model_options
@@ -39,11 +39,11 @@ EXAMPLES = examples(
 def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int:
     """Chat with a model in the terminal.
 
-    Conversations are kept. F1 or /help says what can be done in it.
+    Conversations are saved. F1 or /help shows the commands and keys.
     """
     from edge.errors import EdgeError, UsageError
 
-    settings = app.settings({**flags_from(options), "chat.plain": plain or None}, flag_names(options))
+    settings = settings_from(app, options, {"chat.plain": plain or None})
     if importlib.util.find_spec("textual") is None:
         raise EdgeError(
             "The chat app is not installed: it needs the package textual.",

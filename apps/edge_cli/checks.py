@@ -1,4 +1,4 @@
-"""What `edge doctor` looks at, one function a thing. None of them leaves anything behind."""
+"""The checks of `edge doctor`, one function each. None of them leaves anything behind."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge.errors import EdgeError, ModelNotFoundError
-from edge_cli.text import size
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.device import DeviceProfile
     from edge.device.sensors import Readings
+    from edge.kv.store import BlockStore
     from edge.plan import Plan
     from edge.plan.receipt import Safety
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_chat",
     "check_conversations",
     "check_directories",
+    "check_disk_cache",
     "check_engines",
     "check_governor",
     "check_model",
@@ -35,19 +37,12 @@ __all__ = [
 ]
 
 LITTLE_SPACE_BYTES = 2_000_000_000
-"""Less than this on the disk of the models is worth a word: a small model and its download take about as much."""
+"""Less free space than this is reported: a small model and its download take about as much."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
-
-    Attributes:
-        what: the thing.
-        state: "broken" makes the exit code 1; "note" is worth knowing.
-        text: what was found.
-        hint: what to do about it.
-    """
+    """One finding about `what`, with a hint. "broken" makes the exit code 1; "note" is worth knowing."""
 
     what: str
     state: Literal["ok", "note", "broken"]
@@ -56,7 +51,7 @@ class Check:
 
 
 def guarded(what: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
-    """The findings of one look; an error of ours is one, too."""
+    """Return the findings of one check; an EdgeError is a finding too."""
     found: list[Check] = []
     try:
         found.extend(look())
@@ -66,7 +61,7 @@ def guarded(what: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
 
 
 def check_names(settings: Settings) -> Iterator[Check]:
-    """Do the settings name backends, themes and keys that exist? (The model has a check of its own.)"""
+    """Check that the settings name existing backends, themes and keys. (The model has its own check.)"""
     from edge.config import DEFAULT
     from edge_cli.settings_check import CHECKED, check_setting
 
@@ -84,7 +79,7 @@ def check_names(settings: Settings) -> Iterator[Check]:
 
 
 def check_engines(profile: DeviceProfile) -> Iterator[Check]:
-    """Is there an engine that this version can run a model with?"""
+    """Check that an engine is installed."""
     from edge.names import TITLES
     from edge.plan.placement import install_hint
     from edge.registry import ENGINES
@@ -94,7 +89,7 @@ def check_engines(profile: DeviceProfile) -> Iterator[Check]:
         text = f"{engine.package} {engine.version}, for {', '.join(engine.accelerators)}"
         yield Check("engine", "ok", text)
     if not usable:
-        yield Check("engine", "broken", "No engine is installed that could run a model.", "Run: make install")
+        yield Check("engine", "broken", "No engine that could run a model is installed.", "Run: make install")
     for engine in profile.engines:
         row = ENGINES[engine.name]
         is_of_use = row.package is not None and (profile.apple is not None or not row.package.is_mac_only)
@@ -105,7 +100,7 @@ def check_engines(profile: DeviceProfile) -> Iterator[Check]:
 
 
 def check_safety(safety: Safety | None) -> Iterator[Check]:
-    """What became of the child process that tried the engine's fastest kernels."""
+    """Report how the child process that tested the engine's fastest kernels ended."""
     if safety is None:
         return
     if safety.note:
@@ -115,7 +110,7 @@ def check_safety(safety: Safety | None) -> Iterator[Check]:
 
 
 def check_directories(settings: Settings) -> Iterator[Check]:
-    """Can everything be written that has to be?"""
+    """Check that the directories are writable and that models have room."""
     paths = settings.paths
     for what, path in (
         ("data", paths.data_dir),
@@ -125,7 +120,7 @@ def check_directories(settings: Settings) -> Iterator[Check]:
     ):
         problem = _why_unwritable(path)
         if problem:
-            hint = "Check its owner and permissions, or choose another place (edge config path --json)."
+            hint = "Check its owner and permissions, or choose another directory (edge config path --json)."
             yield Check(f"{what} directory", "broken", f"{path} cannot be written: {problem}.", hint)
         else:
             yield Check(f"{what} directory", "ok", str(path))
@@ -133,36 +128,53 @@ def check_directories(settings: Settings) -> Iterator[Check]:
     try:
         free = shutil.disk_usage(disk).free
     except OSError as error:
-        yield Check("disk space", "broken", f"The disk of {disk} cannot be asked: {error.strerror}.")
+        yield Check("disk space", "broken", f"The free space on the disk of {disk} is unknown: {error.strerror}.")
         return
     if free < LITTLE_SPACE_BYTES:
         hint = "Remove a model (edge models rm), or set paths.models_dir to another disk."
-        yield Check("disk space", "note", f"only {size(free)} are free for models", hint)
+        yield Check("disk space", "note", f"only {size_text(free)} free for models", hint)
     else:
-        yield Check("disk space", "ok", f"{size(free)} are free for models")
+        yield Check("disk space", "ok", f"{size_text(free)} free for models")
+
+
+def check_disk_cache(settings: Settings, open_store: Callable[[Settings], BlockStore]) -> Iterator[Check]:
+    """Check that the on-disk KV cache works, if there is one."""
+    path = settings.paths.kv_dir
+    if not settings.kv.enabled:
+        yield Check("disk cache", "ok", "off (kv.enabled)")
+        return
+    if not path.exists():
+        yield Check("disk cache", "ok", "nothing is stored yet")
+        return
+    with open_store(settings) as store:
+        problem = store.problem
+    if problem is None:
+        yield Check("disk cache", "ok", str(path))
+    else:
+        hint = "Replies work without it, but prompts are processed again after a restart. edge kv stats says more."
+        yield Check("disk cache", "note", f"off: {problem}", hint)
 
 
 def check_conversations(settings: Settings) -> Iterator[Check]:
-    """Is the file of conversations whole?"""
+    """Check that the file of conversations is intact."""
     from edge.conversation import ConversationStore
 
     path = settings.paths.conversations_file
     if not path.is_file():
-        yield Check("conversations", "ok", "none are kept yet")
+        yield Check("conversations", "ok", "none are saved yet")
         return
     with ConversationStore(path) as store:
         problems = store.check()
         n_conversations = len(store.list())
     for problem in problems:
-        yield Check("conversations", "broken", f"{path}: {problem}", "Keep a copy of the file before anything else.")
+        yield Check("conversations", "broken", f"{path}: {problem}", "Make a copy of the file before anything else.")
     if not problems:
         yield Check("conversations", "ok", f"{n_conversations:,} in {path}")
 
 
 def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]:
-    """Is the default model here, and does it fit?"""
+    """Check that the default model is here and fits."""
     from edge.catalog import load_catalog
-    from edge.units import size_text
 
     try:
         made = plan()
@@ -170,35 +182,33 @@ def check_model(settings: Settings, plan: Callable[[], Plan]) -> Iterator[Check]
         entry = load_catalog(settings).get(settings.model)
         if entry is None or settings.hub.offline:
             raise
-        yield Check("model", "note", f"{settings.model} will be fetched when it is first used.", error.hint)
+        yield Check("model", "note", f"{settings.model} will be downloaded on first use.", error.hint)
         return
     artifact, memory = made.artifact, made.memory
-    yield Check("model", "ok", f"{settings.model}: {size(artifact.size_bytes)} in {artifact.path}")
-    total, available = size_text(memory.total_bytes), size_text(memory.available_bytes)
-    yield Check("memory", "ok", f"it takes {total} of {available} that are available")
+    yield Check("model", "ok", f"{settings.model}: {size_text(artifact.size_bytes)} in {artifact.path}")
+    yield Check("memory", "ok", f"needs {size_text(memory.total_bytes)} of {size_text(memory.available_bytes)} available")
 
 
 def check_governor(settings: Settings, plan: Plan | None, readings: Readings) -> Iterator[Check]:
-    """What would be held back now because the device is hot, low on battery or short of memory?"""
+    """Report how the engine would be throttled now: the device may be hot, low on battery or short of memory."""
     from edge.engine.governor import Governor, Workload
-    from edge.units import size_text
 
     if not settings.governor.enabled:
-        yield Check("holding back", "note", "off: nothing is held back on a hot device, a low battery or little memory")
+        yield Check("throttling", "note", "off: a hot device, a low battery or little memory does not throttle the engine")
         return
     work = (plan.n_threads, plan.n_threads_batch, plan.n_ctx) if plan is not None else (1, 1, 1)
     limits = Governor(Workload(*work, is_on_cpu=plan is None or plan.accelerator == "cpu"), settings.governor).step(readings, 0)
     if limits.note:
-        yield Check("holding back", "note", f"{limits.note} ({limits.why})", "It goes on at full speed when that is over.")
+        yield Check("throttling", "note", f"{limits.note} ({limits.why})", "It returns to full speed when that is over.")
         return
     seen = [f"{readings.hottest_c:.0f} °C"] if readings.hottest_c is not None else []
     seen += [f"battery at {readings.battery_percent} %"] if readings.battery_percent is not None else []
     seen += [f"{size_text(readings.available_bytes)} of memory available"] if readings.available_bytes is not None else []
-    yield Check("holding back", "ok", f"nothing: {', '.join(seen) or 'no sensor says anything'}")
+    yield Check("throttling", "ok", f"none: {', '.join(seen) or 'no sensor readings'}")
 
 
 def check_chat() -> Iterator[Check]:
-    """Is the chat app's library here?"""
+    """Check that the chat app's library is installed."""
     if importlib.util.find_spec("textual") is None:
         yield Check("chat app", "note", "textual is not installed.", "Run: pip install 'edge-assistant[chat]'")
     else:
@@ -206,21 +216,21 @@ def check_chat() -> Iterator[Check]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
+    """Return the closest existing folder above a path."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def _why_unwritable(path: Path) -> str:
-    """Why nothing can be written below a path; "" where it can."""
+    """Return why a directory cannot be written; "" if it can."""
     there = _existing(path)
     if not there.is_dir():
         return f"{there} is not a directory"
     if there != path:
-        return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not ours to write"
+        return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
     try:
-        # Permissions do not tell of a read-only or full disk; a file does.
+        # Permissions do not reveal a read-only or full disk; writing a file does.
         handle, name = tempfile.mkstemp(prefix=".doctor-", dir=path)
     except OSError as error:
         return error.strerror or str(error)

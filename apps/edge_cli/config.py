@@ -10,7 +10,7 @@ import click
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_setting_name
-from edge_cli.group import CONTEXT_SETTINGS, SuggestingGroup, examples
+from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["config"]
 
 
-@click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
+@click.group(cls=SuggestingGroup)
 def config() -> None:
     """Show and change settings.
 
-    A flag wins over an EDGE_* variable, that over the settings file, and that over the default.
+    A flag overrides an EDGE_* variable, which overrides the settings file, which overrides the default.
     """
 
 
-@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config ls", "edge config ls --changed --json"))
-@click.option("--changed", is_flag=True, help="Only what is not at its default.")
+@config.command(epilog=examples("edge config ls", "edge config ls --changed --json"))
+@click.option("--changed", is_flag=True, help="Only settings that differ from their default.")
 @json_option
 @pass_app
 def ls(app: App, changed: bool, as_json: bool) -> None:
-    """Every setting, its value and where that comes from."""
+    """List all settings with their values and sources."""
     from edge.config import DEFAULT, get_value, setting_keys
 
     settings = app.settings()
@@ -56,14 +56,13 @@ def ls(app: App, changed: bool, as_json: bool) -> None:
 
 
 @config.command(
-    context_settings=CONTEXT_SETTINGS,
-    epilog=examples("edge config get sampling.temperature", "edge config get sampling", "edge config get paths --json"),
+    epilog=examples("edge config get sampling.temperature", "edge config get sampling", "edge config get paths --json")
 )
 @click.argument("key", shell_complete=complete_setting_name)
 @json_option
 @pass_app
 def get(app: App, key: str, as_json: bool) -> None:
-    """The value of one setting, or every setting of a section."""
+    """Show the value of a setting, or all settings of a section."""
     from edge.config import find_key, get_value, nearest, setting_keys
     from edge.errors import ConfigError
 
@@ -73,7 +72,7 @@ def get(app: App, key: str, as_json: bool) -> None:
         _show_section(settings, [name for name in setting_keys() if name.startswith(f"{key}.")], as_json)
         return
     if "." not in key and key not in setting_keys():
-        # Without a dot a section was meant as likely as a setting.
+        # A name without a dot may mean a section.
         raise ConfigError(f"There is no setting or section {key!r}.", nearest(key, [*sections, *setting_keys()]))
     value = get_value(settings, key)
     if as_json:
@@ -85,7 +84,7 @@ def get(app: App, key: str, as_json: bool) -> None:
 @config.command(
     "set",
     # So that -1 and -inf are values, not options.
-    context_settings={**CONTEXT_SETTINGS, "ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True},
     epilog=examples(
         "edge config set model smollm2-135m",
         "edge config set sampling.temperature 0.2",
@@ -98,13 +97,13 @@ def get(app: App, key: str, as_json: bool) -> None:
 @click.argument("value")
 @pass_app
 def set_(app: App, key: str, value: str) -> None:
-    """Write a setting to the settings file. Comments and order stay as they are."""
+    """Write a setting to the settings file, which keeps its comments and order."""
     from edge.config import default_path, parse_text, split_key
     from edge.config.toml import set_in_file
     from edge.errors import ConfigError
 
     if key == "paths.config_file":
-        raise ConfigError("A settings file cannot say where it is.", "Set the variable EDGE_CONFIG instead.")
+        raise ConfigError("A settings file cannot set its own path.", "Set the variable EDGE_CONFIG instead.")
     parsed = parse_text(key, value, "edge config set")
     parts = split_key(key)
     if isinstance(parsed, dict):
@@ -113,13 +112,13 @@ def set_(app: App, key: str, value: str) -> None:
     path = default_path("paths.config_file")
     set_in_file(path, parts, "auto" if parsed is None else _plain(parsed))
     output.note(f"{key} is {_show(parsed)} in {path}")
-    _say_what_wins(key)
+    _warn_of_variable(key)
 
 
-@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge config unset sampling.temperature"))
+@config.command(epilog=examples("edge config unset sampling.temperature"))
 @click.argument("key", shell_complete=complete_setting_name)
 def unset(key: str) -> None:
-    """Remove a setting from the settings file. Also one that is not known, so that a broken file can be mended."""
+    """Remove a setting from the settings file; an unknown one too, to repair the file."""
     from edge.config import default_path, find_key, split_key
     from edge.config.toml import unset_in_file
     from edge.errors import ConfigError
@@ -136,17 +135,17 @@ def unset(key: str) -> None:
         output.note(f"{find_key(key).name} is not set in {path}")
         return
     output.note(f"{key} is no longer in {path}")
-    _say_what_wins(key)
+    _warn_of_variable(key)
 
 
-@config.command(context_settings=CONTEXT_SETTINGS, epilog=examples('$EDITOR "$(edge config path)"', "edge config path --json"))
+@config.command(epilog=examples('$EDITOR "$(edge config path)"', "edge config path --json"))
 @json_option
 @pass_app
 def path(app: App, as_json: bool) -> None:
-    """The path of the settings file. With --json, every directory too."""
+    """Show the path of the settings file; with --json, all directories too."""
     from edge.config import default_path
 
-    # Only --json needs the file's content: its path must be printed even when what is in it is broken.
+    # Only --json needs the file's content: the path must be printed even if the file is broken.
     if as_json:
         paths = app.settings().paths
         names = ("config_file", "data_dir", "cache_dir", "models_dir", "conversations_file")
@@ -156,7 +155,7 @@ def path(app: App, as_json: bool) -> None:
 
 
 def _check_name(app: App, key: str, value: str) -> None:
-    """Refuse the name of something that does not exist."""
+    """Refuse a value that names something that does not exist."""
     from edge.config import find_key
     from edge.errors import ConfigError
     from edge_cli.settings_check import CHECKED, check_setting
@@ -167,8 +166,8 @@ def _check_name(app: App, key: str, value: str) -> None:
     try:
         settings = app.settings({key: value})
     except ConfigError:
-        # Something else in there is broken, and perhaps this very command mends it.
-        output.note(f"{key} was not checked, since the settings cannot be read as a whole: see edge doctor")
+        # Another setting is broken, and this command may be the repair.
+        output.note(f"{key} was not checked, since another setting is broken: see edge doctor")
         return
     if why := check_setting(name, settings):
         output.note(f"{key} could not be checked: {why}")
@@ -184,8 +183,8 @@ def _show_section(settings: Settings, names: list[str], as_json: bool) -> None:
         output.table([(name, _show(value)) for name, value in values.items()])
 
 
-def _say_what_wins(key: str) -> None:
-    """Warn when a variable hides what the file says."""
+def _warn_of_variable(key: str) -> None:
+    """Warn if an environment variable overrides the file."""
     import os
 
     from edge.config import find_key
@@ -194,11 +193,11 @@ def _say_what_wins(key: str) -> None:
     entry = key[len(found.name) + 1 :]
     variable = f"{found.variable}_{entry.upper()}" if entry else found.variable
     if os.environ.get(variable):
-        output.note(f"The variable {variable} is set and wins over the file.")
+        output.note(f"The variable {variable} is set and overrides the file.")
 
 
 def _plain(value: Any) -> Any:
-    """A setting's value as TOML and JSON know it."""
+    """Return a setting's value as a type that TOML and JSON have."""
     from pathlib import Path
 
     if isinstance(value, tuple):
@@ -209,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    """A setting's value the way `edge config set` takes it."""
+    """Format a setting's value as `edge config set` takes it."""
     value = _plain(value)
     if value is None:
         return "auto"

@@ -1,4 +1,4 @@
-"""`edge convert`: where an adapter comes from, and which name of the user's catalogue the results get."""
+"""`edge convert`: fetching adapters, and naming results in the user's catalogue."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _CHANGES = ("lora", "keep_layers", "recipe")  # options after which it is anothe
 
 
 def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
-    """What the results are called in the user's catalogue; "" where they get no name.
+    """Return the name of the results in the user's catalogue; "" for none.
 
     Raises:
-        UsageError: --name cannot be one, or a changed model would be called as the published one.
+        UsageError: --name is not a valid name, or a changed model would get the name of the published one.
     """
     from edge.catalog import check_name, find_entry, load_catalog
     from edge.errors import UsageError
@@ -31,26 +31,17 @@ def choose_name(app: App, source: str, options: Mapping[str, Any]) -> str:
     if options["name"] is not None:
         check_name(options["name"])
         if is_changed and options["name"] in load_catalog():
-            raise UsageError(f"{options['name']} is the model as its makers publish it.", "Give the changed one another name.")
+            raise UsageError(f"{options['name']} is the published model.", "Give the changed one another name.")
         return str(options["name"])
     known = find_entry(source, app.settings())
     return known.name if known is not None and not is_changed else ""
 
 
 def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[str, str]:
-    """Add results to the user's catalogue.
+    """Add results to the user's catalogue, and return the path of each -> format and quantisation.
 
-    Unasked only in formats of which there is no published one: one more GGUF would be a worse copy that only is faster, and
-    `edge tune` would choose it.
-
-    Args:
-        app: what the command got.
-        name: of the model; "" adds nothing.
-        made: folders that a conversion made.
-        is_asked: --name was given.
-
-    Returns:
-        Path of each that was added -> format and quantisation.
+    Without --name (`is_asked`) only formats that are not published are added: another GGUF would be a faster but worse copy,
+    and `edge tune` would choose it.
     """
     from edge.catalog import FORMATS, add_model, is_reference, load_catalog
 
@@ -67,15 +58,15 @@ def enter(app: App, name: str, made: Sequence[Path], *, is_asked: bool) -> dict[
 
 
 def say_names(name: str, named: Mapping[str, str]) -> None:
-    """Say what the catalogue has now, and how it is run."""
+    """Print the names that were added, and how to run them."""
     for path, kind in named.items():
         form = kind.partition(" ")[0]
         model = path if form == "gguf" else f"{name} --backend {form}"
-        output.note(f"{name} has {kind} now: edge run -m {model}, or let edge tune {name} choose.")
+        output.note(f"{name} now has {kind}: edge run -m {model}, or let edge tune {name} choose.")
 
 
 def fetch_adapter(app: App, reference: str | None) -> Adapter | None:
-    """The adapter of --lora, fetched where it is not here yet."""
+    """Return the adapter of --lora, downloaded if it is not here yet."""
     from edge_cli.progress import PullProgress
     from edge_convert.inputs import find_adapter
 

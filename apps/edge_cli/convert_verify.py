@@ -1,4 +1,4 @@
-"""`edge convert verify PACKAGE`: does a Core ML package compute what it should, on this machine?"""
+"""`edge convert verify PACKAGE`: check that a Core ML package computes correctly on this machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ __all__ = ["verify_package"]
 
 
 def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
-    """Check a Core ML package: by predicting with it on a Mac, with edge's evaluator elsewhere.
+    """Check a Core ML package, with Core ML on a Mac and with edge's evaluator elsewhere, and return the exit code.
 
-    Args:
-        path: the package, or the folder that `edge convert` made for it.
-        compute_units: what Core ML may use.
-        as_json: print the report as JSON.
-
-    Returns:
-        The exit code.
+    `path` is the package, or the folder that `edge convert` made for it.
 
     Raises:
-        QualityGateError: it computes something else than at the export.
+        QualityGateError: the results differ from those at the export.
         EdgeError: it cannot be computed, see `edge_convert.coreml.verify.verify`.
     """
     from msgspec.structs import asdict
@@ -43,18 +37,18 @@ def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
     else:
         output.table(_lines(report))
         if report.is_good:
-            output.line("It computes here what it computed at the export.")
+            output.line("The results are the same as at the export.")
     if not report.is_good:
         raise QualityGateError(
-            f"{path.name} does not compute here what it computed at the export.",
+            f"The results of {path.name} differ from those at the export.",
             "Try other --compute-units or another variant; if none helps, copy or convert it again.",
         )
     return 0
 
 
 def _lines(report: VerifyReport) -> list[tuple[str, str]]:
-    """What a verification found, for people."""
-    where = f"Core ML on {report.compute_units}" if report.engine == "coreml" else "edge's evaluator, as this is no Mac"
+    """Return the rows of a report."""
+    where = f"Core ML on {report.compute_units}" if report.engine == "coreml" else "edge's evaluator, since this is not a Mac"
     weights = ", ".join(f"{count} {kind}" for kind, count in sorted(report.encodings.items(), key=lambda item: -item[1]))
     n = report.n_positions
     source = f"KL {report.source_divergence:.4f} nats, {round(n * report.source_agreement)} of {n} tokens the same"

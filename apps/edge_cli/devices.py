@@ -1,4 +1,4 @@
-"""`edge devices`: what this machine is."""
+"""`edge devices`: this machine and its accelerators."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge.units import size_text
 from edge_cli import output
 from edge_cli.app import App, pass_app
-from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.group import examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["device_rows", "devices"]
 
 
-@click.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge devices", "edge devices --json | jq .cpu.features"))
+@click.command(epilog=examples("edge devices", "edge devices --json | jq .cpu.features"))
 @json_option
 @pass_app
 def devices(app: App, as_json: bool) -> None:
-    """Show what this machine is and what can compute on it."""
+    """Show this machine and its accelerators."""
     profile = app.probe()
     if as_json:
         output.json_object(profile.to_dict())
@@ -30,9 +31,7 @@ def devices(app: App, as_json: bool) -> None:
 
 
 def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
-    """A profile as rows of what and value; what is not known is left out."""
-    from edge.units import size_text
-
+    """Return a profile as rows of name and value, without unknown values."""
     host, memory, power, thermal = profile.host, profile.memory, profile.power, profile.thermal
     around = [f"in {host.container}" if host.container else "", "on a virtual machine" if host.virtual_machine else ""]
     rows = [
@@ -42,17 +41,17 @@ def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
         ("processor", _cores(profile.cpu)),
         *(("", limit) for limit in profile.cpu.limits),
         ("instructions", " ".join(profile.cpu.features)),
-        ("memory", f"{size_text(memory.total_bytes)}, of which {size_text(memory.available_bytes)} are available"),
+        ("memory", f"{size_text(memory.total_bytes)}, {size_text(memory.available_bytes)} available"),
         ("", f"{memory.limit} (the machine has {size_text(memory.host_total_bytes)})" if memory.limit else ""),
     ]
     if memory.swap_total_bytes:
-        rows.append(("swap", f"{size_text(memory.swap_total_bytes)}, of which {size_text(memory.swap_free_bytes)} are free"))
+        rows.append(("swap", f"{size_text(memory.swap_total_bytes)}, {size_text(memory.swap_free_bytes)} free"))
     for gpu in profile.gpus:
-        kind = "shared with the processor" if gpu.is_unified else "of its own"
+        kind = "shared with the processor" if gpu.is_unified else "dedicated"
         details = [gpu.api, f"{size_text(gpu.total_bytes)} {kind}", f"{size_text(gpu.free_bytes)} free", f"driver {gpu.driver}"]
         rows.append(("graphics", f"{gpu.name} ({', '.join(details if gpu.driver else details[:-1])})"))
     if not profile.gpus:
-        rows.append(("graphics", "none that an engine could use"))
+        rows.append(("graphics", "none that an engine can use"))
     if power.source != "unknown" or power.mode:
         percent = f"{power.battery_percent} %" if power.battery_percent is not None else ""
         saving = "saving power" if power.is_saving else ""
@@ -90,5 +89,5 @@ def _cores(cpu: Cpu) -> str:
     kinds = f" ({cpu.n_performance} fast, {cpu.n_efficiency} efficient)" if cpu.n_efficiency else ""
     off = f", {cpu.n_offline} switched off" if cpu.n_offline else ""
     used = cpu.usable_logical
-    usable = f"; {used} threads can work at once here" if used != cpu.n_logical else ""
+    usable = f"; {used} threads can run at once here" if used != cpu.n_logical else ""
     return f"{cpu.name}, {cpu.architecture}: {cpu.n_physical} cores{kinds}, {cpu.n_logical} threads{off}{usable}"

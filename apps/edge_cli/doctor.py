@@ -1,4 +1,4 @@
-"""`edge doctor`: is everything in order, and what would make it faster?"""
+"""`edge doctor`: check this device, and suggest how to make it faster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
-from edge_cli.group import CONTEXT_SETTINGS, examples
+from edge_cli.group import examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ __all__ = ["doctor"]
 _COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS, epilog=examples("edge doctor", "edge doctor --json | jq .is_ok"))
+@click.command(epilog=examples("edge doctor", "edge doctor --json | jq .is_ok"))
 @json_option
 @pass_app
 def doctor(app: App, as_json: bool) -> int:
-    """Check this device, and say what would make it faster.
+    """Check this device and suggest how to make it faster.
 
-    Looks at the machine, the engines, the directories and the default model, and shows how that model would be run and why.
-    Changes no settings, models or conversations; whether the engine's fastest kernels work here is tried once and remembered
-    in the cache directory. The exit code is 1 when something is broken.
+    Checks the machine, the engines, the directories and the default model, and shows how that model would be run and why.
+    Changes no settings, models or conversations; it tests once whether the engine's fastest kernels work here, and stores that
+    in the cache directory. The exit code is 1 if something is broken.
     """
     from edge.plan.advice import advice
     from edge.plan.placement import safety_here
@@ -44,15 +44,16 @@ def doctor(app: App, as_json: bool) -> int:
     found += checks.guarded("settings", lambda: checks.check_names(settings))
     plans: list[Plan] = []
     with output.Status() as status:
-        status.show("looking at this machine")
+        status.show("checking this machine")
         profile = app.probe()
         found += checks.guarded("engine", lambda: checks.check_engines(profile))
-        status.show("trying the engine")
+        status.show("testing the engine")
         cache_dir = settings.paths.cache_dir
         found += checks.guarded("canary", lambda: checks.check_safety(safety_here(profile, ENGINES.values(), cache_dir)))
         found += checks.guarded("directories", lambda: checks.check_directories(settings))
         found += checks.guarded("conversations", lambda: checks.check_conversations(settings))
-        status.show("looking at the model")
+        found += checks.guarded("disk cache", lambda: checks.check_disk_cache(settings, app.blocks))
+        status.show("checking the model")
 
         def plan() -> Plan:
             plans.append(app.plan(settings=settings, download=False))
@@ -60,7 +61,7 @@ def doctor(app: App, as_json: bool) -> int:
 
         found += checks.guarded("model", lambda: checks.check_model(settings, plan))
         now = app.sense()
-        found += checks.guarded("holding back", lambda: checks.check_governor(settings, plans[0] if plans else None, now))
+        found += checks.guarded("throttling", lambda: checks.check_governor(settings, plans[0] if plans else None, now))
         found += checks.guarded("chat app", checks.check_chat)
     advised = advice(profile, plans[0] if plans else None)
     is_ok = all(check.state != "broken" for check in found)
@@ -83,7 +84,7 @@ def doctor(app: App, as_json: bool) -> int:
         for row in plans[0].explain().splitlines():
             output.line("  " + output.plain(row))
     if advised:
-        output.line("\nWhat would make it faster:")
+        output.line("\nSuggestions to make it faster:")
         for text in advised:
             output.line("  - " + output.plain(text))
     output.line("\nEverything is in order." if is_ok else "\nSomething is broken: see above.")
@@ -91,7 +92,7 @@ def doctor(app: App, as_json: bool) -> int:
 
 
 def _settings(app: App, found: list[Check]) -> Settings:
-    """The user's settings; where they are broken, that is a finding, and the rest is looked at with the defaults."""
+    """Return the user's settings; if they are broken, report that and return the defaults."""
     from edge.config import Settings
     from edge.errors import EdgeError
     from edge_cli.checks import Check

@@ -1,4 +1,4 @@
-"""Command groups that import a command when it is called, and that suggest the nearest one to a name they do not know."""
+"""Command groups that import commands on use and suggest the closest name for an unknown one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 
 
 class Entry(NamedTuple):
-    """Where a command is, and its line in the list of commands."""
+    """The location of a command ("module:attribute"), and its line in the list of commands."""
 
     home: str
     help: str
 
 
 class SuggestingGroup(click.Group):
-    """A group that says which command was probably meant, and shows its help where none was named."""
+    """A group that suggests the closest command for an unknown name, and shows its help without one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -41,18 +41,14 @@ class SuggestingGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands with the whole first sentence of their help: click would cut it at the width of the screen."""
+        """List the commands with the whole first sentence of their help, which click would truncate."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in commands if command])
 
 
 class LazyGroup(SuggestingGroup):
-    """A group whose commands are imported on use.
-
-    Args:
-        entries: name -> where the command is ("module:attribute") and what it does, in a line.
-    """
+    """A group whose commands are imported on use. `entries` maps names to entries."""
 
     def __init__(self, *args: Any, entries: Mapping[str, Entry], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -74,5 +70,5 @@ class LazyGroup(SuggestingGroup):
 
 
 def examples(*lines: str) -> str:
-    """Examples for the end of a help page, one a line."""
+    """Return examples for the end of a help page, one a line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""What `edge kv` shows of the block store, and which blocks of it are meant by what is typed."""
+"""Tables of `edge kv`, and the lookup of the conversations and blocks that the user names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_cli.text import size
+from edge.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from edge_cli.app import App
 
 __all__ = [
-    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "owners", "seconds",
-    "titles",
+    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "owners", "titles",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -31,13 +30,13 @@ class Group:
     """Blocks that the same conversations use.
 
     Attributes:
-        title: what it is, for people.
-        conversations: ids of the conversations that use them, those of the user's first.
-        n_blocks, n_tokens: how much it is.
-        size_bytes: of its files.
-        prefill_ms: what computing it took.
-        last_used: unix seconds.
-        n_pinned: how many of the blocks are pinned.
+        title: a name for people.
+        conversations: ids of the saved conversations that use them.
+        n_blocks, n_tokens: their number.
+        size_bytes: of their files.
+        prefill_ms: time that computing them took.
+        last_used: Unix time in seconds.
+        n_pinned: number of pinned blocks.
     """
 
     title: str
@@ -50,24 +49,18 @@ class Group:
     n_pinned: int
 
     def row(self, now: float) -> tuple[str, ...]:
-        """As a line of a table."""
-        pinned = "" if not self.n_pinned else "pinned" if self.n_pinned == self.n_blocks else "pinned in part"
-        return (
-            self.title,
-            f"{self.n_tokens:,}",
-            size(self.size_bytes),
-            seconds(self.prefill_ms),
-            ago(now - self.last_used),
-            pinned,
-        )
+        """Return a line of a table."""
+        pinned = "" if not self.n_pinned else "pinned" if self.n_pinned == self.n_blocks else "partly pinned"
+        saves = duration_text(self.prefill_ms / 1000)
+        return self.title, f"{self.n_tokens:,}", size_text(self.size_bytes), saves, ago(now - self.last_used), pinned
 
 
 def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Group]:
-    """Each block once, with those that are used by the same conversations; largest first.
+    """Group blocks by the conversations that use them, largest group first.
 
     Args:
-        blocks: as `BlockStore.ls` gives them.
-        titles: id -> title of the conversations that there are. All others count as one.
+        blocks: as `BlockStore.ls` returns them.
+        titles: id -> title of the saved conversations. All others count as one.
     """
     members: dict[tuple[tuple[str, ...], bool, bool], list[BlockInfo]] = {}
     for block in blocks:
@@ -92,10 +85,10 @@ def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Grou
 
 def _title(known: Sequence[str], titles: Mapping[str, str], has_others: bool, is_answers: bool) -> str:
     if is_answers:
-        return "answers that are given again (kv.answers)"
+        return "cached answers (kv.answers)"
     names = [f"{_short(titles[id])} ({id})" for id in known]
     if has_others:
-        names.append("conversations that are not kept")
+        names.append("conversations that are not saved")
     if not names:
         return "used by no conversation"
     if len(names) == 1:
@@ -110,36 +103,31 @@ def _short(title: str) -> str:
 
 
 def block_rows(blocks: Sequence[BlockInfo], now: float) -> list[tuple[str, ...]]:
-    """Every block as a line of a table."""
+    """Return every block as a line of a table."""
     return [
         (
-            block.key[:12], f"{block.start:,}", f"{block.n_tokens:,}", size(block.size_bytes), seconds(block.prefill_ms),
-            ago(now - block.last_used), block.origin, ", ".join(block.owners) or "-", "pinned" if block.is_pinned else "",
+            block.key[:12], f"{block.start:,}", f"{block.n_tokens:,}", size_text(block.size_bytes),
+            duration_text(block.prefill_ms / 1000), ago(now - block.last_used), block.origin, ", ".join(block.owners) or "-",
+            "pinned" if block.is_pinned else "",
         )
         for block in blocks
     ]  # fmt: skip
 
 
-def seconds(ms: float) -> str:
-    """A time that is saved."""
-    if ms < 60_000:
-        return f"{ms / 1000:.1f} s"
-    return f"{ms / 60_000:.0f} min" if ms < 3_600_000 else f"{ms / 3_600_000:.1f} h"
-
-
 def ago(seconds_ago: float) -> str:
-    """How long something is past. A clock that was set back gives "just now"."""
-    for limit, length, unit in ((3600, 60, "min"), (86_400, 3600, "h"), (float("inf"), 86_400, "days")):
-        if seconds_ago < limit:
-            count = int(max(0.0, seconds_ago) // length)
-            return (
-                "just now" if unit == "min" and count == 0 else f"{count} {unit if count != 1 or unit != 'days' else 'day'} ago"
-            )
-    raise AssertionError
+    """Format the age of something: "5 min ago". A clock that was set back gives "just now"."""
+    if seconds_ago < 60:
+        return "just now"
+    if seconds_ago < 3600:
+        return f"{int(seconds_ago // 60)} min ago"
+    if seconds_ago < 86_400:
+        return f"{int(seconds_ago // 3600)} h ago"
+    days = int(seconds_ago // 86_400)
+    return "1 day ago" if days == 1 else f"{days} days ago"
 
 
 def titles(app: App, settings: Settings) -> dict[str, str]:
-    """The user's conversations: id -> title."""
+    """Return the user's conversations: id -> title."""
     if not settings.paths.conversations_file.exists():
         return {}
     with app.store(settings) as conversations:
@@ -147,10 +135,10 @@ def titles(app: App, settings: Settings) -> dict[str, str]:
 
 
 def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]) -> list[str]:
-    """The ids that were meant, also of conversations that are gone; all there are if nothing was typed.
+    """Return the ids for typed prefixes, including those of deleted conversations; all ids if nothing was typed.
 
     Raises:
-        UsageError: one of them is the beginning of none, or of several.
+        UsageError: a prefix matches no id, or several.
     """
     from edge.errors import UsageError
 
@@ -169,10 +157,10 @@ def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]
 
 
 def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> list[str]:
-    """Keys of the blocks that are meant: those of a conversation, or the one whose key begins like that.
+    """Return the keys of a conversation's blocks, or of the block whose key begins with `target`.
 
     Raises:
-        UsageError: there are none, or it is not clear which.
+        UsageError: there is no such block, or several.
     """
     from edge.errors import UsageError
 
@@ -181,22 +169,22 @@ def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> lis
         if len(keys) == 1:
             return keys
         if keys:
-            raise UsageError(f"{len(keys)} blocks have keys that begin with {target}.", "Give more of it.")
+            raise UsageError(f"{len(keys)} blocks have keys that begin with {target}.", "Give more digits.")
     (id,) = owners(app, settings, store, [target])
     found = [block.key for block in store.ls(owner=id)]
     if not found:
-        raise UsageError(f"Nothing is kept of conversation {id}.", "It is once a model has read it: edge chat.")
+        raise UsageError(f"Nothing of conversation {id} is cached.", "Continue it once in edge chat.")
     return found
 
 
 def fingerprint_here(app: App, settings: Settings) -> tuple[bytes | None, str]:
-    """What blocks of the model are marked with on this machine; or None and why that is not known."""
+    """Return the fingerprint of the model on this machine; or None and the reason."""
     from edge.errors import EdgeError
 
     try:
         with app.load(settings=settings, store=None, on_progress=lambda stage, share: True) as assistant:
             if assistant.kv_fingerprint is None:
-                return None, "Nothing is kept on the disk with these settings or this model (kv.enabled)."
+                return None, "These settings or this model do not use the on-disk cache (kv.enabled)."
             return assistant.kv_fingerprint, ""
     except EdgeError as error:
         return None, f"The model {settings.model} cannot be loaded here: {error.message}"

@@ -1,4 +1,4 @@
-"""The entry of the command `edge`: the list of commands, and the one place where errors become text and exit codes."""
+"""The entry point of `edge`: the list of commands, and the one place that turns errors into text and exit codes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["EXIT_CODES", "cli", "main", "run"]
 COMMANDS = {
     "chat": Entry("edge_cli.chat:chat", "Chat with a model in the terminal."),
     "run": Entry("edge_cli.run:run", "Answer one prompt and exit."),
-    "models": Entry("edge_cli.models:models", "List, fetch, show, name and remove models."),
+    "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),
-    "eval": Entry("edge_cli.evaluate:evaluate", "Measure models side by side: quality, speed and memory."),
-    "bench": Entry("edge_cli.bench:bench", "Measure how fast models run here, side by side."),
-    "tune": Entry("edge_cli.tune:tune", "Find the fastest settings for a model here, and remember them."),
-    "doctor": Entry("edge_cli.doctor:doctor", "Check this device, and say what would make it faster."),
-    "devices": Entry("edge_cli.devices:devices", "Show what this machine is and what can compute on it."),
-    "kv": Entry("edge_cli.kv:kv", "What models have read, kept on the disk so that they need not read it again."),
+    "eval": Entry("edge_cli.evaluate:evaluate", "Measure quality, speed and memory of models, side by side."),
+    "bench": Entry("edge_cli.bench:bench", "Measure the speed of models on this device, side by side."),
+    "tune": Entry("edge_cli.tune:tune", "Find and save the fastest settings for a model on this device."),
+    "doctor": Entry("edge_cli.doctor:doctor", "Check this device and suggest how to make it faster."),
+    "devices": Entry("edge_cli.devices:devices", "Show this machine and its accelerators."),
+    "kv": Entry("edge_cli.kv:kv", "Manage the on-disk KV cache."),
     "config": Entry("edge_cli.config:config", "Show and change settings."),
-    "completion": Entry("edge_cli.completion:completion", "Print the script that completes edge in your shell."),
+    "completion": Entry("edge_cli.completion:completion", "Print the completion script for your shell: bash, zsh or fish."),
 }
 
 EXIT_CODES = {
@@ -56,7 +56,7 @@ EPILOG = (
 )
 @click.version_option(edge.__version__, prog_name="edge", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Small language models on this device: chat, prompts from the shell, and the models themselves.
+    """Run small language models on this device: chat, prompts from the shell, and tools for models.
 
     Settings come from flags, EDGE_* variables and the settings file, in this order; see edge config ls.
     """
@@ -72,15 +72,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str], app: object = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: without the name of the program.
-        app: an `edge_cli.app.App` in the place of the real one, for tests.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command and return the exit code. `app` replaces the real `edge_cli.app.App` in tests."""
     from edge.errors import EdgeError
 
     try:
@@ -95,7 +87,7 @@ def run(arguments: Sequence[str], app: object = None) -> int:
         output.error(error.message, error.hint)
         return error.exit_code
     except click.UsageError as error:
-        # click does not say where an option without its value stood.
+        # click has no context for an option without its value.
         named = arguments[0] if arguments and arguments[0] in COMMANDS else ""
         where = error.ctx.command_path if error.ctx else f"edge {named}".rstrip()
         output.error(error.format_message(), f"Try: {where} --help")
@@ -106,7 +98,7 @@ def run(arguments: Sequence[str], app: object = None) -> int:
     except MemoryError:
         output.error("There is not enough memory for this.", "Close other programs, or choose a smaller model.")
         return 1
-    except Exception as error:  # noqa: BLE001 (the last resort: a bug of ours becomes a report, not a page of code)
+    except Exception as error:  # noqa: BLE001 (a bug becomes a report, not a traceback)
         return _report_bug(error)
 
 
@@ -121,9 +113,9 @@ def _report_bug(error: Exception) -> int:
         return 1
     try:
         path = _write_report(trace)
-    except Exception as failure:  # noqa: BLE001 (whatever keeps the report off the disk must not hide the bug)
+    except Exception as failure:  # noqa: BLE001 (a failure to write the report must not hide the bug)
         output.note(trace)
-        output.error(message, f"The report could not be kept ({failure}), so here it is above.")
+        output.error(message, f"The report could not be saved ({failure}), so it is printed above.")
         return 1
     output.error(message, f"The details are in {path}; EDGE_DEBUG=1 shows them here.")
     return 1

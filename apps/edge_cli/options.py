@@ -1,36 +1,28 @@
-"""Options that several commands share, and the settings they stand for."""
+"""Options that several commands share, and the settings they set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edge.names import ACCELERATORS
 from edge_cli.completers import complete_model, complete_setting
 
-__all__ = ["flag_names", "flags_from", "json_option", "model_options", "sampling_options"]
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge_cli.app import App
+
+__all__ = ["json_option", "model_options", "require_exclusive", "sampling_options", "settings_from"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Option -> the settings it sets. Values go through the same checks as those of the settings file.
 _SETTINGS = {
-    "model": ("model",),
-    "backend": ("backend",),
-    "require": ("require",),
-    "context": ("context",),
-    "threads": ("threads",),
-    "gpu_layers": ("gpu_layers",),
-    "kv_type": ("kv_type_k", "kv_type_v"),
-    "system": ("system",),
-    "temperature": ("sampling.temperature",),
-    "top_p": ("sampling.top_p",),
-    "top_k": ("sampling.top_k",),
-    "min_p": ("sampling.min_p",),
-    "seed": ("sampling.seed",),
-    "max_tokens": ("sampling.max_tokens",),
-    "stop": ("sampling.stop",),
+    **{name: [name] for name in ("model", "backend", "require", "context", "threads", "gpu_layers", "system")},
+    "kv_type": ["kv_type_k", "kv_type_v"],
+    **{name: [f"sampling.{name}"] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")},
 }
 
 _MODEL = [
@@ -42,15 +34,11 @@ _MODEL = [
         help="Catalogue name, path of a GGUF file or of an ONNX or Core ML folder, or hf:, ollama: or pypi: reference.",
     ),
     click.option("--backend", metavar="NAME", help="Engine that runs the model."),
-    click.option(
-        "--require",
-        type=click.Choice(ACCELERATORS),
-        help="Fail with exit code 4 rather than run on anything else.",
-    ),
+    click.option("--require", type=click.Choice(ACCELERATORS), help="Fail with exit code 4 rather than use anything else."),
     click.option("--context", metavar="TOKENS", help="Context window."),
     click.option("--threads", metavar="N", help="CPU threads."),
-    click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 is all."),
-    click.option("--kv-type", metavar="TYPE", help="How the KV cache is kept: f16, q8_0 or q4_0."),
+    click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
+    click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0 or q4_0."),
     click.option(
         "-s",
         "--set",
@@ -75,52 +63,51 @@ _SAMPLING = [
 
 
 def json_option(function: Function) -> Function:
-    """`--json`."""
+    """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def model_options(function: Function) -> Function:
-    """Which model, and how it is loaded."""
+    """Add the options that choose a model and how it is loaded."""
     return _apply(_MODEL, function)
 
 
 def sampling_options(function: Function) -> Function:
-    """What is said to the model and how its tokens are chosen."""
+    """Add the system prompt and the sampling options."""
     return _apply(_SAMPLING, function)
 
 
-def flags_from(options: Mapping[str, Any]) -> dict[str, object]:
-    """What was given on the command line, as dotted keys for `load_settings`.
+def settings_from(app: App, options: Mapping[str, Any], defaults: Mapping[str, object] | None = None) -> Settings:
+    """Return the merged settings with the options of this command line. `defaults` hold where no option sets a key.
 
     Raises:
         click.UsageError: an assignment is not KEY=VALUE.
+        ConfigError: an option or another setting is wrong.
     """
-    flags: dict[str, object] = {}
+    flags: dict[str, object] = dict(defaults or {})
+    typed: dict[str, str] = {}
     for assignment in options.get("assignments", ()):
         name, equals, value = assignment.partition("=")
         if not equals:
             raise click.UsageError(f"--set {assignment} is not KEY=VALUE.", click.get_current_context())
         flags[name.strip()] = value
+        typed[name.strip()] = f"--set {name.strip()}"
     for option, names in _SETTINGS.items():
-        if _is_given(options, option):
+        if options.get(option) not in (None, ()):
             flags.update(dict.fromkeys(names, options[option]))
-    return flags
-
-
-def flag_names(options: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> what was typed for it, for the errors of `load_settings`."""
-    typed: dict[str, str] = {}
-    for assignment in options.get("assignments", ()):
-        name = assignment.partition("=")[0].strip()
-        typed[name] = f"--set {name}"
-    for option, names in _SETTINGS.items():
-        if _is_given(options, option):
             typed.update(dict.fromkeys(names, "--" + option.replace("_", "-")))
-    return typed
+    return app.settings(flags, typed)
 
 
-def _is_given(options: Mapping[str, Any], option: str) -> bool:
-    return options.get(option) not in (None, ())
+def require_exclusive(*given: tuple[str, object]) -> None:
+    """Refuse options that exclude each other, given as pairs of name and value.
+
+    Raises:
+        click.UsageError: more than one is given.
+    """
+    if sum(bool(value) for _, value in given) > 1:
+        names = " and ".join(name for name, _ in given)
+        raise click.UsageError(f"{names} exclude each other.", click.get_current_context())
 
 
 def _apply(decorators: list[Callable[[Any], Any]], function: Function) -> Function:

@@ -1,6 +1,6 @@
 """The only module that writes to the terminal: answers to stdout, everything else to stderr.
 
-What goes into a pipe is plain: no colour, no control characters, no progress.
+Output into a pipe is plain: no colour, no control characters, no progress.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 __all__ = [
@@ -27,22 +28,24 @@ __all__ = [
     "piece",
     "plain",
     "table",
+    "wide_table",
+    "write_file",
 ]
 
-# What a terminal would act on. A model must not be able to move the cursor, set the title or hide text.
+# Terminal control sequences. A model must not be able to move the cursor, set the title or hide text.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
 class OutputClosedError(Exception):
-    """Nobody reads stdout any more (`| head`): not an error, but the end of the work."""
+    """The reader of stdout has left (`| head`): not an error, but the end of the work."""
 
 
 def piece(text: str) -> None:
-    """A part of the answer, shown at once.
+    """Write a part of the answer at once.
 
     Raises:
-        OutputClosedError: nobody reads it.
+        OutputClosedError: nobody reads it. The other functions for the answer raise it too.
     """
     try:
         sys.stdout.write(text)
@@ -52,29 +55,17 @@ def piece(text: str) -> None:
 
 
 def line(text: str = "") -> None:
-    """A line of the answer.
-
-    Raises:
-        OutputClosedError: nobody reads it.
-    """
+    """Write a line of the answer."""
     piece(text + "\n")
 
 
 def json_object(value: object, *, compact: bool = False) -> None:
-    """A JSON value as the answer; `compact` puts it on one line.
-
-    Raises:
-        OutputClosedError: nobody reads it.
-    """
+    """Write a JSON value as the answer; `compact` puts it on one line."""
     line(json.dumps(_for_json(value), ensure_ascii=False, indent=None if compact else 2, allow_nan=False, default=str))
 
 
 def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
-    """Rows as aligned columns, with headings on a terminal only: a pipe gets the data.
-
-    Raises:
-        OutputClosedError: nobody reads it.
-    """
+    """Write rows as aligned columns, with headings on a terminal only: a pipe gets the data."""
     rows = [[plain(cell) for cell in row] for row in rows]
     if headings and is_terminal(sys.stdout):
         rows.insert(0, [paint(heading, "bold", sys.stdout) for heading in headings])
@@ -86,35 +77,95 @@ def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
         line("  ".join(padded).rstrip())
 
 
+def wide_table(headings: Sequence[str], rows: Sequence[Sequence[str]], n_first: int, bad: Iterable[int] = ()) -> None:
+    """Write a table of names and figures. Empty columns are left out; a terminal too narrow for it gets two tables.
+
+    Args:
+        headings: of the columns; the first has the names.
+        rows: as many cells each.
+        n_first: columns of the first of the two tables.
+        bad: indices of rows to show in red.
+    """
+    used = [index for index in range(len(headings)) if index == 0 or any(row[index] for row in rows)]
+    if not is_terminal(sys.stdout):
+        table([[row[index] or "-" for index in used] for row in rows])
+        return
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def columns(indices: Sequence[int]) -> Table:
+        shown = Table(box=None, header_style="bold", pad_edge=False)
+        for index in indices:
+            width = max(len(cell) for cell in (headings[index], *(row[index] for row in rows)))
+            is_name = index == 0  # a narrow terminal shortens names, not figures
+            shown.add_column(
+                headings[index], justify="left" if is_name else "right", overflow="fold", min_width=10 if is_name else width
+            )
+        for number, row in enumerate(rows):
+            shown.add_row(*(Text(plain(row[index])) for index in indices), style="red" if number in red else None)
+        return shown
+
+    red = set(bad)
+    text = io.StringIO()
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    console = Console(file=text, force_terminal=True, no_color=is_plain)
+    first, rest = [index for index in used if index < n_first], [index for index in used if index >= n_first]
+    whole = columns(used)
+    if not rest or console.measure(whole, options=console.options.update(width=500)).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(columns(first))
+        console.print()
+        console.print(columns([0, *rest]))
+    piece(text.getvalue())
+
+
 def note(text: str = "") -> None:
-    """Something besides the answer: to stderr. Where nobody reads that, nothing is lost that was asked for."""
+    """Write something besides the answer to stderr. It is dropped if nobody reads that."""
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
     except (BrokenPipeError, ValueError):
-        pass  # there is nowhere left to say it
+        pass  # there is no other place for it
 
 
 def error(message: str, hint: str = "") -> None:
-    """An error and what to do about it, to stderr."""
+    """Write an error and its hint to stderr."""
     note(f"{paint('Error:', 'red', sys.stderr)} {plain(message)}")
     if hint:
         note(plain(hint))
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from edge.errors import StorageError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+
+
 def plain(text: str) -> str:
-    """Text without what a terminal would act on; line ends and tabs stay."""
+    """Remove terminal control sequences; line ends and tabs stay."""
     return _CONTROL.sub("", text)
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """Text in a colour or weight where the stream shows it and the user has not said NO_COLOR."""
+    """Colour a text, unless the stream is not a terminal or NO_COLOR is set."""
     shows = is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if shows else text
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person watches this stream."""
+    """Return whether a stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -122,19 +173,19 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def abandon_stdout() -> None:
-    """Send what is still buffered nowhere, so that the interpreter does not complain about it at exit."""
+    """Discard buffered output, so that the interpreter does not complain about it at exit."""
     try:
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())
         os.close(sink)
     except (OSError, ValueError, AttributeError):
-        pass  # not a real stream (a test's), which does not complain either
+        pass  # a test's stream, which does not complain
 
 
 class Status:
-    """One line on stderr that changes while the user waits and is gone afterwards. Silent unless stderr is a terminal.
+    """One line on stderr that changes while the user waits and disappears at the end. Silent unless stderr is a terminal.
 
-    Use it in a `with` block; safe to call from several threads.
+    Use it in a `with` block; it is safe to call from several threads.
     """
 
     def __init__(self) -> None:
@@ -153,8 +204,12 @@ class Status:
                 sys.stderr.flush()
                 self._is_shown = True
 
+    def show_share(self, text: str, share: float) -> None:
+        """Replace the line with a percentage and a text. `share` is from 0 to 1."""
+        self.show(f"{100 * share:3.0f}%  {text}")
+
     def watch(self, describe: Callable[[], str]) -> None:
-        """Ask for the text a few times a second until the status is closed; "" leaves the line as it is."""
+        """Ask for the text five times a second until the status is closed; "" leaves the line as it is."""
         if self._is_closed:
             return
 
@@ -172,7 +227,7 @@ class Status:
             self._erase()
 
     def close(self) -> None:
-        """Remove the line; nothing is shown any more."""
+        """Remove the line for good."""
         self._stop.set()
         with self._lock:
             self._erase()
@@ -192,7 +247,7 @@ class Status:
 
 
 def _for_json(value: Any) -> Any:
-    """A value in which infinities are texts, since JSON has none."""
+    """Replace infinities, which JSON does not have, by text."""
     if isinstance(value, dict):
         return {key: _for_json(below) for key, below in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,13 +1,13 @@
-"""How far a download is: a bar on a terminal, a line now and then elsewhere. All on stderr."""
+"""Progress of downloads and conversions on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge.units import size_text
 from edge_cli import output
-from edge_cli.text import size
 
 if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
@@ -15,48 +15,33 @@ if TYPE_CHECKING:
 __all__ = ["ConvertProgress", "PullProgress"]
 
 _WORDS = {
-    "connect": "Asking for",
-    "wait": "Waiting for another process that fetches",
-    "download": "Fetching",
+    "connect": "Looking for",
+    "wait": "Waiting for another process that downloads",
+    "download": "Downloading",
     "unpack": "Unpacking",
     "verify": "Checking",
 }
+_NOTE_S = 60.0
+"""Seconds between two lines about the same step, where there is no bar."""
+
+Self = TypeVar("Self", bound="_Progress")
 
 
-class PullProgress:
-    """Shows what `edge.catalog.pull` reports. Use it in a `with` block.
-
-    Args:
-        is_silent: show nothing.
-    """
+class _Progress:
+    """A bar on a terminal. Use it in a `with` block."""
 
     def __init__(self, *, is_silent: bool = False) -> None:
         self._is_silent = is_silent
         self._bar: Any = None
         self._task: Any = None
-        self._last = ("", -1)
 
-    def report(self, progress: DownloadProgress) -> None:
-        """Show one report."""
-        if self._is_silent:
-            return
-        if self._bar is not None:
-            text = f"{_WORDS[progress.phase]} {output.plain(progress.name)}"
-            self._bar.update(
-                self._task, description=text, completed=progress.done_bytes, total=progress.total_bytes, visible=True
-            )
-            return
-        # In a log, a line every tenth is enough; of what has no known size, one in all.
-        tenth = progress.done_bytes * 10 // progress.total_bytes if progress.total_bytes else 0
-        if (progress.phase, tenth) == self._last:
-            return
-        self._last = (progress.phase, tenth)
-        of = f": {size(progress.done_bytes)} of {size(progress.total_bytes)}" if progress.total_bytes else ""
-        output.note(f"{_WORDS[progress.phase]} {output.plain(progress.name)}{of}")
+    def _open(self) -> tuple[Any, Any]:
+        """Return a rich.progress.Progress and its task."""
+        raise NotImplementedError
 
-    def __enter__(self) -> PullProgress:
+    def __enter__(self: Self) -> Self:
         if not self._is_silent and output.is_terminal(sys.stderr):
-            self._bar, self._task = _open_bar()
+            self._bar, self._task = self._open()
             self._bar.start()
         return self
 
@@ -65,39 +50,61 @@ class PullProgress:
             self._bar.stop()
 
 
-def _open_bar() -> tuple[Any, Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+class PullProgress(_Progress):
+    """Shows the progress of `edge.catalog.pull`, or nothing if `is_silent`."""
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    return bar, bar.add_task("", total=None, visible=False)
+    _last = ("", -1)
+
+    def report(self, progress: DownloadProgress) -> None:
+        """Show one report."""
+        if self._is_silent:
+            return
+        text = f"{_WORDS[progress.phase]} {output.plain(progress.name)}"
+        if self._bar is not None:
+            self._bar.update(
+                self._task, description=text, completed=progress.done_bytes, total=progress.total_bytes, visible=True
+            )
+            return
+        # In a log, one line for each tenth is enough; without a known size, one line in all.
+        tenth = progress.done_bytes * 10 // progress.total_bytes if progress.total_bytes else 0
+        if (progress.phase, tenth) == self._last:
+            return
+        self._last = (progress.phase, tenth)
+        of = f": {size_text(progress.done_bytes)} of {size_text(progress.total_bytes)}" if progress.total_bytes else ""
+        output.note(text + of)
+
+    def _open(self) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return bar, bar.add_task("", total=None, visible=False)
 
 
-_NOTE_S = 60.0
-"""Seconds between two lines about the same step, where there is no bar."""
+class ConvertProgress(_Progress):
+    """Shows the progress of a conversion: a bar with the time left on a terminal, a line for each step elsewhere.
 
+    A step of several minutes also shows its detail, such as the divergence of a student from its teacher.
 
-class ConvertProgress:
-    """Shows what a conversion reports: a bar with the time left on a terminal, a line a step elsewhere, in a `with` block.
-
-    A step that takes minutes also says what it is doing: of a training, how far the student is from its teacher.
+    Attributes:
+        peak_bytes: title of a finished step -> the most memory it held.
+        resident_bytes: the same, with mapped files.
     """
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        super().__init__()
         self._last = 0
         self._said_at = 0.0
-        self.peak_bytes: dict[str, int] = {}  # title of a step that is done -> the most memory it held
-        self.resident_bytes: dict[str, int] = {}  # the same with mapped files
+        self.peak_bytes: dict[str, int] = {}
+        self.resident_bytes: dict[str, int] = {}
 
     def report(self, progress: Any) -> None:
         """Show one report (an edge_convert.pipeline.Progress)."""
@@ -111,36 +118,29 @@ class ConvertProgress:
             self._bar.update(self._task, description=title, completed=progress.total_share, **shown)
         elif progress.step != self._last:
             self._last, self._said_at = progress.step, time.monotonic()
-            output.note(title + (" (done already)" if progress.is_resumed else ""))
+            output.note(title + (" (already done)" if progress.is_resumed else ""))
         elif progress.detail and time.monotonic() - self._said_at >= _NOTE_S:
             self._said_at = time.monotonic()
             output.note(f"  {progress.share:4.0%}  {output.plain(progress.detail)}")
 
-    def __enter__(self) -> ConvertProgress:
-        if output.is_terminal(sys.stderr):
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-            from rich.table import Column
+    def _open(self) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.table import Column
 
-            # The detail takes what room there is, and gives way where there is none.
-            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=16),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[left]}", markup=False),
-                TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
-                expand=True,
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=1.0, left="", detail="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        # The detail takes the remaining room, and is truncated first.
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
+            expand=True,
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return bar, bar.add_task("", total=1.0, left="", detail="")
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What `edge run` says to the model: the words on the command line, stdin and files."""
+"""The message of `edge run`: words from the command line, stdin and files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
+from edge.units import size_text
 from edge_cli import output
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["read_prompt"]
 
 MAX_INPUT_BYTES = 64 << 20
-"""More than any context window holds; reading stops there, so that `edge run < /dev/zero` ends."""
+"""More than any context window holds. Reading stops there, so that `edge run < /dev/zero` ends."""
 
 _EXAMPLE = 'For example: edge run "What is the capital of France?"   or: cat notes.txt | edge run "Summarise"'
 _WAIT_S = 3.0
@@ -26,19 +27,18 @@ _WAIT_S = 3.0
 def read_prompt(
     words: Sequence[str], files: Sequence[Path], *, use_stdin: bool, is_chatty: bool
 ) -> tuple[str, list[Attachment]]:
-    """Put the message together.
+    """Return the text of the message and its attachments.
+
+    Stdin is the text if there are no words or a single "-", and an attachment otherwise.
 
     Args:
-        words: the arguments; "-" alone stands for stdin.
+        words: the arguments.
         files: texts to attach.
-        use_stdin: whether a pipe or file at stdin is read.
-        is_chatty: say so when stdin keeps us waiting.
-
-    Returns:
-        The text and what is attached: stdin is the text where there are no words, and an attachment where there are.
+        use_stdin: read a pipe or file at stdin.
+        is_chatty: say so while waiting for stdin.
 
     Raises:
-        UsageError: there is nothing to say, or something is not text or cannot be read.
+        UsageError: there is no text, or a file is not text or cannot be read.
     """
     from edge.conversation import Attachment
 
@@ -54,7 +54,7 @@ def read_prompt(
         elif not prompt:
             prompt = piped.strip("\r\n")
     if not prompt.strip():
-        said = "There is nothing to do with what is attached" if attachments else "There is no prompt"
+        said = "There is no question about the attachments" if attachments else "There is no prompt"
         raise UsageError(f"{said}: no words were given, and stdin is empty or a terminal.", _EXAMPLE)
     return prompt, attachments
 
@@ -63,7 +63,7 @@ def _read_stdin(*, is_chatty: bool) -> str:
     if sys.stdin is None:
         return ""
     reminder = threading.Timer(
-        _WAIT_S, output.note, ["Waiting for the end of stdin, since it is not a terminal (--no-stdin ignores it) ..."]
+        _WAIT_S, output.note, ["Waiting for the end of stdin, which is not a terminal (--no-stdin ignores it) ..."]
     )
     reminder.daemon = True
     if is_chatty:
@@ -87,11 +87,11 @@ def _read_file(path: Path) -> str:
 
 def _text(data: bytes, name: str) -> str:
     if len(data) > MAX_INPUT_BYTES:
-        raise UsageError(f"{name} is longer than {MAX_INPUT_BYTES >> 20} MiB.", "No model here reads that much.")
+        raise UsageError(f"{name} is larger than {size_text(MAX_INPUT_BYTES)}.", "That is more than any model here can take.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise UsageError(f"{name} is not UTF-8 text.", "Only texts can be read; convert it first.")
+        raise UsageError(f"{name} is not UTF-8 text.", "Only text can be used; convert it first.")
     return text

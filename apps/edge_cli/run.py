@@ -13,8 +13,8 @@ import click
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
-from edge_cli.group import CONTEXT_SETTINGS, examples
-from edge_cli.options import flag_names, flags_from, model_options, sampling_options
+from edge_cli.group import examples
+from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
 from edge_cli.text import memory_lines, stats_line
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ EXAMPLES = examples(
 )
 
 
-@click.command(context_settings=CONTEXT_SETTINGS, epilog=EXAMPLES)
+@click.command(epilog=EXAMPLES)
 @click.argument("prompt", nargs=-1)
 @model_options
 @sampling_options
@@ -47,34 +47,35 @@ EXAMPLES = examples(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object for every piece, and one at the end.")
 @click.option("--explain", is_flag=True, help="Print the placement receipt: every choice with its reason.")
-@click.option("--estimate-only", is_flag=True, help="Print what the model would take in memory, and exit.")
-@click.option("--continue", "is_continued", is_flag=True, help="Go on with the newest conversation, and keep this turn.")
+@click.option("--estimate-only", is_flag=True, help="Print the memory that the model needs, and exit.")
+@click.option("--continue", "is_continued", is_flag=True, help="Continue the newest conversation, and save this turn.")
 @click.option(
     "--conversation",
     metavar="ID",
     shell_complete=complete_conversation,
-    help="Go on with that conversation, and keep this turn.",
+    help="Continue that conversation, and save this turn.",
 )
-@click.option("--stats", is_flag=True, help="Print time to first token, speed and reuse.")
-@click.option("-v", "--verbose", is_flag=True, help="Say what is read from stdin even where stderr is not a terminal.")
+@click.option("--stats", is_flag=True, help="Print time to first token, speed and cache reuse.")
+@click.option("-v", "--verbose", is_flag=True, help="Report waiting for stdin even if stderr is not a terminal.")
 @pass_app
 def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     """Answer one prompt and exit.
 
-    The words are the prompt. Without words stdin is; with both, stdin goes along as an attachment. Only the answer goes to
-    stdout, as it is written; everything else goes to stderr.
+    The words are the prompt. Without words, stdin is the prompt; with both, stdin is attached. Only the answer goes to stdout,
+    as it is generated; everything else goes to stderr.
     """
     from edge_cli.prompt import read_prompt
 
-    _check(options)
-    settings = app.settings(flags_from(options), flag_names(options))
+    require_exclusive(("--json", options["as_json"]), ("--jsonl", options["as_lines"]))
+    require_exclusive(("--continue", options["is_continued"]), ("--conversation", options["conversation"]))
+    settings = settings_from(app, options)
     if options["estimate_only"]:
         return _estimate(app, settings, options)
     is_chatty = options["verbose"] or output.is_terminal(sys.stderr)
     text, attachments = read_prompt(prompt, options["files"], use_stdin=not options["no_stdin"], is_chatty=is_chatty)
-    keeps = options["is_continued"] or options["conversation"] is not None
+    saves = options["is_continued"] or options["conversation"] is not None
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(app.store(settings)) if keeps else None
+        store = stack.enter_context(app.store(settings)) if saves else None
         status = stack.enter_context(output.Status())
         assistant = stack.enter_context(_open(app, settings, store, status))
         if options["explain"] and assistant.plan is not None:
@@ -85,21 +86,16 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
         _show(reply, status, options)
         for notice in [*assistant.notices, *reply.notices]:
             output.note(notice)
-        if reply.finish_reason == "length" and (why := _why_cut(reply, assistant, settings)):
+        if assistant.disk_problem is not None:
+            output.note(f"The on-disk KV cache is off: {assistant.disk_problem}. See edge doctor.")
+        if reply.finish_reason == "length" and (why := _why_truncated(reply, assistant, settings)):
             output.note(why)
         if options["as_json"] or options["as_lines"]:
-            kept = conversation.id if keeps else None
-            _show_result(assistant, reply, kept, as_lines=options["as_lines"])
+            saved = conversation.id if saves else None
+            _show_result(assistant, reply, saved, as_lines=options["as_lines"])
         if options["stats"]:
             output.note(stats_line(reply))
-    return 1 if keeps and reply.node is None else 0  # a notice has said why it is not kept
-
-
-def _check(options: dict[str, Any]) -> None:
-    for one, other in (("as_json", "as_lines"), ("is_continued", "conversation")):
-        if options[one] and options[other]:
-            names = {"as_json": "--json and --jsonl", "is_continued": "--continue and --conversation"}
-            raise click.UsageError(f"{names[one]} exclude each other.", click.get_current_context())
+    return 1 if saves and reply.node is None else 0  # a notice has said why it is not saved
 
 
 def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
@@ -128,18 +124,18 @@ def _conversation(
     if options["is_continued"] and store is not None:
         newest = store.list(limit=1)
         chosen = newest[0].id if newest else None
-    # A kept conversation keeps its system prompt unless a new one is given right here.
+    # A saved conversation keeps its system prompt unless this command line sets one.
     system = settings.system if chosen is None else options["system"]
     return assistant.conversation(chosen, system=system)
 
 
 def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
-    """Write the answer as it comes."""
+    """Write the answer as it is generated."""
     from edge.errors import EdgeError
 
     def describe() -> str:
         done, total = reply.progress
-        return f"reading the prompt: {done:,} of {total:,} tokens" if total else ""
+        return f"processing prompt: {done:,} of {total:,} tokens" if total else ""
 
     status.watch(describe)
     last = "\n"
@@ -156,7 +152,7 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
             output.line()
         raise
     except BaseException:
-        # Ctrl-C, or nobody reads any more: let the engine come to its next stop, so that what was said is kept.
+        # Ctrl-C, or nobody reads stdout: let the engine reach its next stop, so that the text so far is saved.
         reply.cancel()
         with contextlib.suppress(EdgeError, TimeoutError):
             reply.wait(timeout_s=_STOP_WITHIN_S)
@@ -167,8 +163,8 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
         output.line()
 
 
-def _why_cut(reply: Reply, assistant: Assistant, settings: Settings) -> str:
-    """Why the answer ends where it does; "" where the user said in this very command how long it may be."""
+def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> str:
+    """Return why the answer ends early; "" if this command line limits its length."""
     from edge.config import COMMAND_LINE
 
     allowed = assistant.sampling.max_tokens
@@ -176,7 +172,7 @@ def _why_cut(reply: Reply, assistant: Assistant, settings: Settings) -> str:
         return f"The answer stops here because the context window of {assistant.n_ctx:,} tokens is full (--context)."
     if settings.sources.get("sampling.max_tokens") == COMMAND_LINE:
         return ""
-    return f"The answer stops here because it may have {allowed:,} tokens (the setting sampling.max_tokens, or --max-tokens)."
+    return f"The answer stops here because it is limited to {allowed:,} tokens (sampling.max_tokens, or --max-tokens)."
 
 
 def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:

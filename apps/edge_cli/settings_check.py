@@ -1,6 +1,6 @@
-"""Settings whose right values are known only where they are used: the names of models, backends, themes, actions and keys.
+"""Checks of settings whose valid values are known elsewhere: models, backends, themes, actions and keys.
 
-`edge config set` refuses a wrong one, `edge doctor` reports it. What belongs to the chat is checked by the chat itself.
+`edge config set` refuses a wrong value, `edge doctor` reports it. The chat checks its own settings.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import ConfigError, ModelFileError
@@ -17,22 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKED", "check_setting"]
 
-_NO_CHAT = "the chat app, which knows its themes and keys, is not installed."
-
 
 def check_setting(name: str, settings: Settings) -> str:
-    """Refuse a value that nothing here would know.
-
-    Args:
-        name: of the setting, one of CHECKED.
-        settings: merged, with the value to check.
-
-    Returns:
-        Why it could not be checked; "" where it is right.
+    """Refuse an unknown name in one of the settings of CHECKED. Return why it could not be checked, or "".
 
     Raises:
-        ConfigError: there is nothing of that name; the nearest one is in the hint.
-        ModelNotFoundError, UsageError: no model can be called that.
+        ConfigError: the name is unknown; the hint has the closest one.
+        ModelNotFoundError, UsageError: it cannot be a model.
     """
     return CHECKED[name](settings)
 
@@ -43,7 +35,7 @@ def _check_model(settings: Settings) -> str:
     try:
         check_reference(settings.model, settings)
     except ModelFileError as error:
-        return error.message  # it is there; what is wrong with it is said when it is loaded
+        return error.message  # it exists; loading it reports what is wrong
     return ""
 
 
@@ -58,28 +50,22 @@ def _check_backend(settings: Settings) -> str:
     return ""
 
 
-def _check_theme(settings: Settings) -> str:
+def _check_chat(name: str, settings: Settings) -> str:
     if importlib.util.find_spec("textual") is None:
-        return _NO_CHAT
-    from edge_chat.settings import check_theme
+        return "the chat app, which knows its themes and keys, is not installed."
+    from edge_chat.settings import check_keys, check_theme
 
-    check_theme(settings.chat.theme)
-    return ""
-
-
-def _check_keys(settings: Settings) -> str:
-    if importlib.util.find_spec("textual") is None:
-        return _NO_CHAT
-    from edge_chat.settings import check_keys
-
-    check_keys(settings.chat.keys)
+    if name == "theme":
+        check_theme(settings.chat.theme)
+    else:
+        check_keys(settings.chat.keys)
     return ""
 
 
 CHECKED: dict[str, Callable[[Settings], str]] = {
     "model": _check_model,
     "backend": _check_backend,
-    "chat.theme": _check_theme,
-    "chat.keys": _check_keys,
+    "chat.theme": partial(_check_chat, "theme"),
+    "chat.keys": partial(_check_chat, "keys"),
 }
 """Name of a setting -> its check."""

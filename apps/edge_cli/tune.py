@@ -1,4 +1,4 @@
-"""`edge tune`: the fastest settings for a model on this device, found by measuring and kept for the plan."""
+"""`edge tune`: find and save the fastest settings for a model on this device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.bench import complete_backend, find_models
 from edge_cli.completers import complete_model
-from edge_cli.group import CONTEXT_SETTINGS, examples
-from edge_cli.options import json_option
+from edge_cli.group import examples
+from edge_cli.options import json_option, require_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,22 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
-# Measured on SmolLM2-135M, docs/kv.md: share of tokens at which the model still prefers the same one.
+# Measured on SmolLM2-135M, docs/kv.md: share of tokens with the same likeliest token.
 _KV_COSTS = {
-    "q8_0": "half the memory of f16; docs/kv.md measured the same first choice for about 95% of all tokens",
-    "q4_0": "a quarter of the memory of f16; docs/kv.md measured the same first choice for about 88% of all tokens",
+    "q8_0": "half the memory of f16; docs/kv.md measured the same likeliest token for about 95% of all tokens",
+    "q4_0": "a quarter of the memory of f16; docs/kv.md measured the same likeliest token for about 88% of all tokens",
 }
 
 
 @click.command(
-    context_settings=CONTEXT_SETTINGS,
     epilog=examples(
         "edge tune",
         "edge tune smollm2-135m --minutes 10",
         "edge tune smollm2-135m --kv-type q8_0",
         "edge tune --show",
         "edge tune smollm2-135m --forget",
-    ),
+    )
 )
 @click.argument("model", required=False, metavar="[MODEL]", shell_complete=complete_model)
 @click.option(
@@ -48,7 +47,7 @@ _KV_COSTS = {
     default=3.0,
     show_default=True,
     metavar="N",
-    help="How long it may take, about.",
+    help="Approximate time limit.",
 )
 @click.option(
     "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
@@ -58,22 +57,21 @@ _KV_COSTS = {
     "kv_types",
     type=click.Choice(list(_KV_COSTS)),
     multiple=True,
-    help="Try this for the KV cache too: it saves memory and loses quality, so it is never tried unasked.",
+    help="Also try this type of KV cache: it saves memory but loses quality, so it is not tried by default.",
 )
-@click.option("--show", "is_shown", is_flag=True, help="Show what is remembered, for MODEL or for all.")
-@click.option("--forget", "is_forgotten", is_flag=True, help="Forget what is remembered, for MODEL or for all.")
+@click.option("--show", "is_shown", is_flag=True, help="Show the saved settings of MODEL, or all.")
+@click.option("--forget", "is_forgotten", is_flag=True, help="Delete the saved settings of MODEL, or all.")
 @json_option
 @pass_app
 def tune(app: App, model: str | None, **options: Any) -> int:
-    """Find the fastest settings for a model here, and remember them.
+    """Find and save the fastest settings for a model on this device.
 
-    Engine, threads, batch and flash attention are tried one after the other. A change is taken only if it wins by more than the
-    measurements spread; none of them changes what the model says beyond rounding. From then on the model is loaded that way,
-    unless a flag or a setting says otherwise. Of a model that is here in several formats all are tuned and then measured in
-    turns; the fastest is the one that is run.
+    Tries engine, threads, batch and flash attention in turn. A change is adopted only if its gain exceeds the spread of the
+    measurements; none of them changes the answers beyond rounding. The model is then loaded with these settings, unless a flag
+    or a setting overrides them. If a model is here in several formats, each is tuned and all are then compared; edge runs the
+    fastest.
     """
-    if options["is_shown"] and options["is_forgotten"]:
-        raise click.UsageError("--show and --forget exclude each other.", click.get_current_context())
+    require_exclusive(("--show", options["is_shown"]), ("--forget", options["is_forgotten"]))
     settings = app.settings()
     if options["is_forgotten"]:
         return _forget(settings, model)
@@ -89,22 +87,16 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
     artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
     if options["kv_types"] and all(artifact.format != "gguf" for artifact in artifacts):
         names = " and ".join(dict.fromkeys(artifact.name for artifact in artifacts))
-        raise UsageError(
-            f"{names} keeps its KV cache as it was built; only of a GGUF another type can be tried.", "Leave out --kv-type."
-        )
+        raise UsageError(f"{names} has a fixed type of KV cache; only a GGUF can use another.", "Leave out --kv-type.")
     for kind in options["kv_types"]:
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
     chosen = TuneOptions(60 * options["minutes"], backends=options["backends"], kv_types=options["kv_types"])
     cache_dir = settings.paths.cache_dir
     try:
         with output.Status() as status:
-
-            def tell(text: str, share: float) -> None:
-                status.show(f"{100 * share:3.0f}%  {text}")
-
-            reports = tune(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=tell)
+            reports = tune(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=status.show_share)
     except KeyboardInterrupt:
-        output.note("Interrupted. Nothing was kept; what was remembered before still counts.")
+        output.note("Interrupted. Nothing was saved; the settings saved before still apply.")
         return 130
     if options["as_json"]:
         found = [_report_json(artifact, report) for artifact, report in zip(artifacts, reports, strict=True)]
@@ -121,7 +113,7 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
         output.note(note)
     if len(artifacts) > 1:
         best = max(zip(reports, artifacts, strict=True), key=lambda pair: pair[0].tuning.decode_tokens_per_s)
-        output.note(f"Fastest in writing, and so what is run: {best[1].kind}.")
+        output.note(f"Fastest decode, so edge runs it: {best[1].kind}.")
     return 0
 
 
@@ -147,7 +139,7 @@ def _trial_cells(trial: Trial) -> tuple[str, ...]:
 
 
 def _rows(tuning: Tuning) -> list[tuple[str, str]]:
-    """A tuning as rows of what and value."""
+    """Return a tuning as rows of name and value."""
     kv = tuning.kv_type_k if tuning.kv_type_k == tuning.kv_type_v else f"K {tuning.kv_type_k}, V {tuning.kv_type_v}"
     return [
         ("engine", f"{tuning.backend} on {tuning.accelerator}"),
@@ -155,25 +147,19 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
         ("batch", f"{tuning.n_ubatch} tokens"),
         ("flash attention", "on" if tuning.flash_attention else "off"),
         ("KV cache", kv),
-        (
-            "decode",
-            f"{tuning.decode_tokens_per_s:,.1f} tokens/s, with the usual settings {tuning.default_decode_tokens_per_s:,.1f}",
-        ),
-        (
-            "prefill",
-            f"{tuning.prefill_tokens_per_s:,.1f} tokens/s, with the usual settings {tuning.default_prefill_tokens_per_s:,.1f}",
-        ),
-        ("measured", f"{tuning.measured_on}, {tuning.n_prompt:,} tokens read and {tuning.n_decode:,} written each time"),
+        ("decode", f"{tuning.decode_tokens_per_s:,.1f} tokens/s, default {tuning.default_decode_tokens_per_s:,.1f}"),
+        ("prefill", f"{tuning.prefill_tokens_per_s:,.1f} tokens/s, default {tuning.default_prefill_tokens_per_s:,.1f}"),
+        ("measured", f"{tuning.measured_on}, with {tuning.n_prompt:,} prompt tokens and {tuning.n_decode:,} generated tokens"),
     ]
 
 
 def _notes(reports: Sequence[Report]) -> list[str]:
     notes = []
     if not any(report.is_better for report in reports):
-        notes.append("Nothing beat the usual settings by more than the measurements spread, so those are what is kept.")
+        notes.append("No setting beat the defaults by more than the spread of the measurements, so the defaults are saved.")
     if not all(report.outcome.is_complete for report in reports):
         notes.append("Time ran out before everything was tried; --minutes gives it more.")
-    notes.append("It is used from now on whenever this model is loaded. Take it back with: edge tune --forget")
+    notes.append("This model is loaded with these settings from now on. To undo: edge tune --forget")
     return notes
 
 
@@ -206,7 +192,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
         else:
             why = f": {lookup.ignored}" if lookup.ignored else ""
             name = artifact.name if len(found) == 1 else f"{artifact.name} as {artifact.format}"
-            output.note(f"Nothing is remembered that counts for {name} here{why}. Measure it with: edge tune {model}")
+            output.note(f"No saved settings apply to {name} here{why}. Measure it with: edge tune {model}")
     return 0 if any(lookup.tuning for _, lookup in found) else 1
 
 
@@ -237,9 +223,9 @@ def _show_all(settings: Settings, *, as_json: bool) -> int:
         ]
         output.table(cells, ("model", "engine", "threads", "", "decode", "measured", "device"))
         if not known:
-            output.note("Nothing is remembered yet. Measure a model with: edge tune MODEL")
+            output.note("No settings are saved yet. Measure a model with: edge tune MODEL")
     if problem:
-        output.note(f"Not all of it could be read: {problem}.")
+        output.note(f"Some of the saved settings could not be read: {problem}.")
     return 0
 
 
@@ -250,5 +236,5 @@ def _forget(settings: Settings, model: str | None) -> int:
     cache_dir = settings.paths.cache_dir
     artifacts = resolve_all(model, settings=settings, download=False) if model else [None]
     count = sum(forget(cache_dir, artifact=artifact) for artifact in artifacts)
-    output.note(f"Forgotten: {count}." if count else "There was nothing to forget.")
+    output.note(f"Deleted saved settings: {count}." if count else "There are no saved settings to delete.")
     return 0

@@ -127,9 +127,9 @@ def test_ask_see_the_answer_stream_quit_and_find_it_again(terminal: Terminal, ow
 
     def is_answered() -> bool:
         screen = terminal.screen()
-        if "writing ·" in screen and screen not in screens:
+        if "generating ·" in screen and screen not in screens:
             screens.append(screen)
-        return answer(own_home)[1] == "complete" and "tok/s" in screen and "writing ·" not in screen
+        return answer(own_home)[1] == "complete" and "tok/s" in screen and "generating ·" not in screen
 
     terminal.wait(is_answered)
     assert len(screens) >= 2, "the answer came in one piece"

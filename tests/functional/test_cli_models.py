@@ -77,7 +77,7 @@ def test_ctrl_c_keeps_what_has_arrived_and_the_next_pull_resumes(edge: Edge, hub
     assert child.stderr is not None
     # A line every tenth: two of them, and something has arrived.
     seen = [child.stderr.readline()]
-    while seen[-1] and sum(line.startswith(b"Fetching") for line in seen) < 2:
+    while seen[-1] and sum(line.startswith(b"Downloading") for line in seen) < 2:
         seen.append(child.stderr.readline())
     child.send_signal(signal.SIGINT)
     out, errors = child.communicate(timeout=LIMIT_S)

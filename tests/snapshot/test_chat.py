@@ -23,6 +23,7 @@ from edge.engine.governor import Governor, Workload
 from edge.errors import BackendError, DownloadError
 from edge.types import Message
 from edge_chat.app import ChatApp
+from edge_chat.commands import Completion
 from tests.chat_app import enter, eventually, fake_app, say, settle
 
 Compare = Callable[..., bool]
@@ -84,7 +85,7 @@ def make_store() -> tuple[ConversationStore, str]:
 
 
 class GatedBackend(FakeBackend):
-    """Stops in the middle of reading or writing until the gate is opened."""
+    """Stops in the middle of prefill or decode until the gate is opened."""
 
     def __init__(self, gate: threading.Event, *, n_chunks: int = 1000, n_tokens: int = 1000) -> None:
         super().__init__(script=lambda message: CODE_ANSWER, n_ctx=8192)
@@ -138,9 +139,9 @@ def fix_numbers(app: ChatApp) -> None:
 
 
 def shows_all(app: ChatApp) -> bool:
-    """Whether the status line has caught up with the reply that is being written."""
+    """Whether the status line has caught up with the reply being generated."""
     run = app.chat_screen.controller.run
-    return run is not None and app.chat_screen.status.values.used == run.progress[0] + run.n_written
+    return run is not None and app.chat_screen.status.values.used == run.progress[0] + run.n_generated
 
 
 def title(app: ChatApp) -> str:
@@ -267,7 +268,9 @@ def test_reading_a_long_prompt(snap_compare: Compare) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await enter(pilot, "Summarise this: " + "lorem ipsum " * 240)
-        await eventually(pilot, lambda: any(v.state.startswith("reading 1,0") for v in app.chat_screen.transcript.views))
+        await eventually(
+            pilot, lambda: any(v.state.startswith("processing prompt, 1,0") for v in app.chat_screen.transcript.views)
+        )
         await eventually(pilot, lambda: title(app).startswith("Summarise") and shows_all(app))
         await pilot.pause()
 
@@ -282,7 +285,7 @@ def test_streaming(snap_compare: Compare) -> None:
         await settle(pilot)
         await enter(pilot, "Write me a Fibonacci generator")
         await eventually(pilot, lambda: any(v.text == CODE_ANSWER[:171] for v in app.chat_screen.transcript.views))
-        await eventually(pilot, lambda: app.chat_screen.transcript.views[-1].state.startswith("writing"))
+        await eventually(pilot, lambda: app.chat_screen.transcript.views[-1].state.startswith("generating"))
         await eventually(pilot, lambda: title(app).startswith("Write me") and shows_all(app))
         fix_numbers(app)
         await pilot.pause()
@@ -450,7 +453,7 @@ class Sensed(Sensors):
         return self.readings
 
 
-HELD_BACK = {
+THROTTLED = {
     "hot": (Readings(hottest_c=97.0, headroom_c=2.0), "hot: 3 of 4 threads"),
     "all": (
         Readings(battery_percent=9, is_on_battery=True, total_bytes=8 << 30, available_bytes=100 << 20),
@@ -460,9 +463,9 @@ HELD_BACK = {
 
 
 @pytest.mark.parametrize(("case", "size"), [("hot", "small"), ("hot", "medium"), ("all", "small"), ("all", "medium")])
-def test_held_back(snap_compare: Compare, case: str, size: str) -> None:
+def test_throttled(snap_compare: Compare, case: str, size: str) -> None:
     """The status line of a device that is hot, or low on battery and short of memory."""
-    readings, note = HELD_BACK[case]
+    readings, note = THROTTLED[case]
     governor = Governor(Workload(4, 4, 8192), GovernorSettings(hold_s=1e9))  # one step, however slow this machine is
 
     def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
@@ -472,15 +475,15 @@ def test_held_back(snap_compare: Compare, case: str, size: str) -> None:
         app = pilot.app
         assert isinstance(app, ChatApp)
         await settle(pilot)
-        await eventually(pilot, lambda: app.chat_screen.status.values.held_back == note)
+        await eventually(pilot, lambda: app.chat_screen.status.values.throttled == note)
         await eventually(pilot, lambda: app.chat_screen.status.values.total == governor.limits.n_ctx)
         await settle(pilot)
 
     assert snap_compare(saved_app(loader=load), terminal_size=SIZES[size], run_before=run)
 
 
-async def test_what_was_held_back_leaves_the_status_line() -> None:
-    sensors = Sensed(HELD_BACK["hot"][0])
+async def test_throttling_that_ended_leaves_the_status_line() -> None:
+    sensors = Sensed(THROTTLED["hot"][0])
     governor = Governor(Workload(4, 4, 8192), GovernorSettings(hold_s=1))
 
     def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
@@ -488,24 +491,20 @@ async def test_what_was_held_back_leaves_the_status_line() -> None:
 
     app = saved_app(loader=load)
     async with app.run_test(size=SIZES["small"]) as pilot:
-        await eventually(pilot, lambda: app.chat_screen.status.values.held_back)
+        await eventually(pilot, lambda: app.chat_screen.status.values.throttled)
         sensors.readings = Readings(hottest_c=50.0, headroom_c=49.0)
-        await eventually(pilot, lambda: not app.chat_screen.status.values.held_back)
+        await eventually(pilot, lambda: not app.chat_screen.status.values.throttled)
         assert "hot" not in str(app.chat_screen.status.render())
 
 
-def test_model_picker(snap_compare: Compare) -> None:
-    from edge_chat.screens.dialogs import Choice
-
+def test_model_picker(snap_compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
     app = saved_app()
-
-    async def choices() -> list[Choice]:
-        return [
-            Choice("smollm2-135m", "smollm2-135m", "98 MB, on this device, Apache-2.0"),
-            Choice("qwen3-0.6b", "qwen3-0.6b", "will be downloaded, Apache-2.0"),
-        ]
-
-    app.model_choices = choices  # type: ignore[method-assign]  # the real list depends on the machine
+    choices = [
+        Completion("smollm2-135m", "smollm2-135m", "98.4 MB, on this device, Apache-2.0"),
+        Completion("qwen3-0.6b", "qwen3-0.6b", "will be downloaded, Apache-2.0"),
+    ]
+    # The real list depends on the machine.
+    monkeypatch.setattr("edge_chat.actions.model.list_choices", lambda settings: choices)
 
     async def run(pilot: Pilot[Any]) -> None:
         await dialog("f3")(pilot)

@@ -1,12 +1,13 @@
-"""The command table, put together from one module for each group of commands."""
+"""The functions behind the commands of `table.py`, one module for each group."""
 
 from __future__ import annotations
 
 from edge_chat.actions import conversations, messages, model, view, writing
-from edge_chat.commands import Registry
 
-__all__ = ["REGISTRY"]
+__all__ = ["COMPLETERS", "RUNNERS"]
 
-REGISTRY = Registry(
-    (*writing.COMMANDS, *conversations.COMMANDS, *messages.COMMANDS, *model.COMMANDS, *view.COMMANDS),
-)
+RUNNERS = {**writing.RUNNERS, **conversations.RUNNERS, **messages.RUNNERS, **model.RUNNERS, **view.RUNNERS}
+"""Command name -> the function that runs it, given the screen and the argument."""
+
+COMPLETERS = {**writing.COMPLETERS, **conversations.COMPLETERS, **messages.COMPLETERS, **model.COMPLETERS, **view.COMPLETERS}
+"""Command name -> the function that proposes arguments, given the screen and the argument as typed so far."""

@@ -15,26 +15,25 @@ from typing import TYPE_CHECKING
 
 from edge.errors import StorageError, UsageError
 from edge_chat.attachments import FileIndex
-from edge_chat.commands import Command, Completion
+from edge_chat.commands import Completion
 
 if TYPE_CHECKING:
-    from edge_chat.app import ChatApp
+    from edge_chat.base import BaseApp
     from edge_chat.screens.chat import ChatScreen
 
-__all__ = ["COMMANDS", "editor_command"]
+__all__ = ["COMPLETERS", "RUNNERS", "editor_command"]
 
 _EDITORS = ("nano", "vim", "vi")
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
-    """/attach path"""
     if not argument:
-        raise UsageError("Which file?", "Type its path behind /attach, or @ and a part of its name in the message.")
+        raise UsageError("Which file?", "Type its path after /attach, or @ and part of its name in the message.")
     screen.composer.attach_file(argument.strip("\"'"))
 
 
 def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
-    """Paths as they are typed. Only lists one directory, since this runs on the event loop."""
+    """Propose paths. Lists only one directory, since this runs on the event loop."""
     start = typed if typed.startswith(("/", "~", "./", "../")) else f"./{typed}"
     found = FileIndex(screen.composer.cwd).search(start, limit=50)
     names = [path[2:] if start != typed else path for path in found]
@@ -42,55 +41,52 @@ def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
 
 
 def editor_command(environ: Mapping[str, str], find: Callable[[str], str | None] = shutil.which) -> list[str]:
-    """The user's editor as a command line: $VISUAL, $EDITOR, or the first that is there of those that most machines have.
-
-    Args:
-        environ: the environment.
-        find: the path of a program, or None, as shutil.which does.
+    """Return the user's editor as a command line: $VISUAL, $EDITOR, or the first common editor that `find` finds.
 
     Raises:
-        UsageError: the variable cannot be read as a command line.
+        UsageError: the variable is not a valid command line.
     """
     text = environ.get("VISUAL") or environ.get("EDITOR") or next(filter(find, _EDITORS), _EDITORS[0])
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"$VISUAL or $EDITOR is {text!r}, which is no command ({error}).", "Mend the variable.") from None
+        raise UsageError(
+            f"$VISUAL or $EDITOR is {text!r}, which is not a valid command ({error}).", "Correct the variable."
+        ) from None
 
 
 async def editor(screen: ChatScreen, argument: str) -> None:
-    """Ctrl+G: the message in the user's editor."""
     from textual.app import SuspendNotSupported
 
     command = editor_command(os.environ)
     try:
         path = await asyncio.to_thread(_write_temporary, screen.composer.text)
         try:
-            with _handed_over(screen.app):
+            with _suspended(screen.app):
                 result = await asyncio.to_thread(_run_editor, command, path)
             text = await asyncio.to_thread(path.read_text, "utf-8")
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
     except SuspendNotSupported:
-        raise UsageError("This terminal cannot be handed over to an editor.", "Write the message here.") from None
+        raise UsageError("This terminal cannot run an editor.", "Write the message here.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"The message could not be handed to the editor ({error}).", "Check the disk.") from error
+        raise StorageError(f"The message could not be passed to the editor ({error}).", "Check the disk.") from error
     screen.app.refresh(layout=True)
     if result != 0:
-        raise UsageError(f"{command[0]} ended with an error ({result}).", "The message was left as it was.")
+        raise UsageError(f"{command[0]} ended with an error ({result}).", "The message is unchanged.")
     screen.composer.load(text.rstrip("\n"), screen.composer.attachments)
     screen.composer.input.focus()
 
 
 @contextmanager
-def _handed_over(app: ChatApp) -> Iterator[None]:
-    """Leave the terminal to another program, and take it back however that ends.
+def _suspended(app: BaseApp) -> Iterator[None]:
+    """Hand the terminal to another program, and take it back however that ends.
 
-    Textual's `suspend` gives it back to nobody when its block fails. And it lets the app draw on, for example an answer that
-    is being written, into a short queue that nobody empties: when that is full, the app waits for ever.
+    Textual's `suspend` does not take it back when its block fails. It also lets the app draw, for example a reply being
+    generated, into a short queue that nobody empties: once that is full, the app hangs.
 
     Raises:
-        SuspendNotSupported: this terminal cannot be left.
+        SuspendNotSupported: this terminal cannot be handed over.
     """
     failure: BaseException | None = None
     with app.batch_update(), app.suspend():
@@ -117,26 +113,5 @@ def _run_editor(command: Sequence[str], path: Path) -> int:
         raise UsageError(f"The editor {command[0]!r} cannot be started ({error}).", hint) from None
 
 
-COMMANDS = (
-    Command("send", "Send", "Send the message, or run the command.", "Writing", keys="enter", scope="composer"),
-    Command("newline", "New line", "Begin a new line.", "Writing", keys="shift+enter,ctrl+j,alt+enter", scope="composer"),
-    Command(
-        "editor",
-        "Write in your editor",
-        "Open the message in $VISUAL or $EDITOR.",
-        "Writing",
-        editor,
-        keys="ctrl+g",
-    ),
-    Command(
-        "attach",
-        "Attach a file",
-        "Send a text file along. `@path` inside a message does the same.",
-        "Writing",
-        attach,
-        argument="path",
-        needs_argument=True,
-        complete=complete_path,
-        example="/attach notes.md",
-    ),
-)
+RUNNERS = {"attach": attach, "editor": editor}
+COMPLETERS = {"attach": complete_path}

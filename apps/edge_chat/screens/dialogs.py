@@ -1,10 +1,9 @@
-"""Small dialogs: a question, a line or page of text to change, a list to choose from, a page to read."""
+"""Small dialogs: a question, a line or page of text to edit, a list to pick from, a page to read."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual import events, on
@@ -18,37 +17,40 @@ from textual.widgets import Button, Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
 from edge_chat import format as fmt
+from edge_chat.commands import Completion
 
 if TYPE_CHECKING:
-    from edge_chat.app import ChatApp
+    from edge_chat.base import BaseApp
 
-__all__ = ["AskText", "Choice", "Confirm", "Dialog", "EditText", "Picker", "ReadPage"]
-
+__all__ = ["AskText", "Confirm", "Dialog", "EditText", "Picker", "ReadPage"]
 
 T = TypeVar("T")
 
 
 class Dialog(ModalScreen[T]):
-    """What all dialogs have in common."""
+    """A modal screen with a title and optionally a note. Esc cancels it."""
 
-    def __init__(self) -> None:
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel", show=False)]
+
+    def __init__(self, title: str, note: str = "") -> None:
         super().__init__(classes="dialog")
+        self._title_text = title
+        self._note = note
+
+    def _heading(self) -> ComposeResult:
+        yield Static(self._title_text, classes="dialog-title", markup=False)
+        if self._note:
+            yield Static(self._note, markup=False)
 
     def on_mount(self) -> None:
-        """Cursors blink in dialogs as they do in the chat. (Textual calls this besides the on_mount of each dialog.)"""
-        blinks = cast("ChatApp", self.app).blinks
+        """Let cursors blink as they do in the chat. (Textual calls this besides the on_mount of each dialog.)"""
+        blinks = cast("BaseApp", self.app).blinks
         for field in [*self.query(Input), *self.query(TextArea)]:
             field.cursor_blink = blinks
 
 
 class Confirm(Dialog[bool]):
-    """A question that is answered with a verb or not at all.
-
-    Args:
-        question: one sentence.
-        verb: what happens, on the button.
-        detail: what that means.
-    """
+    """A question with a button for the action, with `verb` on it, and one to cancel."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,n", "dismiss(False)", "No", show=False),
@@ -57,47 +59,34 @@ class Confirm(Dialog[bool]):
     ]
 
     def __init__(self, question: str, verb: str, detail: str = "") -> None:
-        super().__init__()
-        self._question = question
+        super().__init__(question, detail)
         self._verb = verb
-        self._detail = detail
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box -small"):
-            yield Static(self._question, classes="dialog-title", markup=False)
-            if self._detail:
-                yield Static(self._detail, markup=False)
+            yield from self._heading()
             with Horizontal(classes="dialog-buttons"):
                 yield Button(f"{self._verb} (y)", id="yes", variant="error")
                 yield Button("Cancel (Esc)", id="no")
 
     def on_mount(self) -> None:
-        """The harmless button has the focus."""
+        """Focus the harmless button."""
         self.query_one("#no").focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Answer."""
         self.dismiss(event.button.id == "yes")
 
 
 class AskText(Dialog["str | None"]):
-    """One line of text. None when it was left with Esc.
+    """One line of text to edit; None if cancelled."""
 
-    Args:
-        title: what it is.
-        value: what it is now.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel", show=False)]
-
-    def __init__(self, title: str, value: str = "") -> None:
-        super().__init__()
-        self._title_text = title
+    def __init__(self, title: str, value: str, note: str = "") -> None:
+        super().__init__(title, note)
         self._value = value
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box -small"):
-            yield Static(self._title_text, classes="dialog-title", markup=False)
+            yield from self._heading()
             yield Input(self._value)
             yield Static("Enter accepts, Esc cancels.", classes="dialog-keys")
 
@@ -106,67 +95,38 @@ class AskText(Dialog["str | None"]):
         self.dismiss(event.value.strip())
 
 
-class EditText(Dialog["str | None"]):
-    """Several lines of text. None when it was left with Esc.
+class EditText(AskText):
+    """Several lines of text to edit; None if cancelled."""
 
-    Args:
-        title: what it is.
-        value: what it is now.
-        note: what to know about it.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Cancel", show=False),
-        Binding("ctrl+s", "accept", "Save", show=False, priority=True),
-    ]
-
-    def __init__(self, title: str, value: str, note: str = "") -> None:
-        super().__init__()
-        self._title_text = title
-        self._value = value
-        self._note = note
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+s", "accept", "Save", show=False, priority=True)]
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box"):
-            yield Static(self._title_text, classes="dialog-title", markup=False)
-            if self._note:
-                yield Static(self._note, markup=False)
+            yield from self._heading()
             yield TextArea(self._value, soft_wrap=True, highlight_cursor_line=False)
             yield Static("Ctrl+S saves, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:
-        """Go on where the text ends."""
+        """Put the cursor at the end."""
         area = self.query_one(TextArea)
         area.move_cursor(area.document.end)
 
     def action_accept(self) -> None:
-        """Give the text back."""
         self.dismiss(self.query_one(TextArea).text.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A line of a Picker: what is given back, what is shown, and a quieter explanation."""
-
-    value: str
-    label: str
-    detail: str = ""
-
-
 class Picker(Dialog["str | None"]):
-    """A list to choose from, narrowed down by typing. None when it was left with Esc.
+    """A list to pick from, filtered by typing; None if cancelled.
 
     Args:
-        title: what is chosen.
+        title, note: above and below the list.
         choices: the lines.
-        current: value of the line that is marked at first.
-        note: what to know about it.
-        on_highlight: called with a value as the mark moves, to show what it would be like.
-        free_text: Enter on a text that matches no line gives that text back.
+        current: value of the line to highlight first.
+        on_highlight: called with a value as the highlight moves, for a preview.
+        free_text: Enter on a text that matches no line returns that text.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Cancel", show=False),
         Binding("down", "move(1)", "Down", show=False, priority=True),
         Binding("up", "move(-1)", "Up", show=False, priority=True),
     ]
@@ -174,18 +134,16 @@ class Picker(Dialog["str | None"]):
     def __init__(
         self,
         title: str,
-        choices: Sequence[Choice],
+        choices: Sequence[Completion],
         current: str = "",
         *,
         note: str = "",
         on_highlight: Callable[[str], None] | None = None,
         free_text: bool = False,
     ) -> None:
-        super().__init__()
-        self._title_text = title
+        super().__init__(title, note)
         self._choices = list(choices)
         self._current = current
-        self._note = note
         self._on_highlight = on_highlight
         self._free_text = free_text
         self.mounted = asyncio.Event()
@@ -193,31 +151,30 @@ class Picker(Dialog["str | None"]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box"):
             yield Static(self._title_text, classes="dialog-title", markup=False)
-            yield Input(placeholder="Type to narrow down" + (", or any reference" if self._free_text else ""))
+            yield Input(placeholder="Type to filter" + (", or any reference" if self._free_text else ""))
             yield OptionList(markup=False)
-            yield Static(self._note, classes="dialog-note", markup=False)
-            yield Static("Enter chooses, Esc cancels.", classes="dialog-keys")
+            yield Static(classes="dialog-note", markup=False)
+            yield Static("Enter selects, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:
-        """Show everything."""
-        self.query_one(".dialog-note").display = bool(self._note)
+        """Show all lines."""
+        self.set_note(self._note)
         self._fill("")
         self.mounted.set()
 
     def set_note(self, note: str) -> None:
-        """Change what is said below the list."""
-        self._note = note
+        """Change the note."""
         line = self.query_one(".dialog-note", Static)
         line.update(note)
         line.display = bool(note)
 
-    def set_choices(self, choices: Sequence[Choice]) -> None:
-        """Show other lines, for example when the rest of them has been found out."""
+    def set_choices(self, choices: Sequence[Completion]) -> None:
+        """Show other lines."""
         self._choices = list(choices)
         self._fill(self.query_one(Input).value)
 
     def action_move(self, step: int) -> None:
-        """Move the mark while the focus stays in the field."""
+        """Move the highlight while the focus stays in the field."""
         listed = self.query_one(OptionList)
         if step > 0:
             listed.action_cursor_down()
@@ -264,12 +221,7 @@ class Picker(Dialog["str | None"]):
 
 
 class ReadPage(Dialog[None]):
-    """A page of Markdown to read.
-
-    Args:
-        title: above it.
-        text: the page.
-    """
+    """A page of Markdown to read."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close", show=False),
@@ -278,29 +230,28 @@ class ReadPage(Dialog[None]):
     ]
 
     def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title_text = title
+        super().__init__(title)
         self._text = text
 
     def compose(self) -> ComposeResult:
         from edge_chat.widgets.markdown import ReplyMarkdown
 
         with Vertical(classes="dialog-box -large"):
-            yield Static(self._title_text, classes="dialog-title", markup=False)
+            yield from self._heading()
             with VerticalScroll():
                 yield ReplyMarkdown(self._text, bullets=not self.app.has_class("-plain"))
             yield Static("Up, Down and Page keys scroll, Esc closes.", classes="dialog-keys")
 
     def on_mount(self) -> None:
-        """Keys scroll right away."""
+        """Focus the text, so that keys scroll it."""
         self.query_one(VerticalScroll).focus()
 
     def action_scroll(self, step: int) -> None:
-        """Scroll by a line."""
+        """Scroll by `step` lines."""
         self.query_one(VerticalScroll).scroll_relative(y=step, animate=False)
 
     def on_key(self, event: events.Key) -> None:
-        """Blank and b page as in less."""
+        """Page with Space and b, as in less."""
         page = self.query_one(VerticalScroll)
         if event.key == "space":
             page.scroll_page_down(animate=False)

@@ -1,4 +1,4 @@
-"""What the chat shows of its model: how far it is loaded, what it is, why it could not be loaded."""
+"""The state of the model on the chat screen: loading, ready, failed, throttled."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from edge_chat import wording
 from edge_chat.widgets.cards import EmptyState, LoadErrorCard
 
 if TYPE_CHECKING:
+    from edge.assistant import Assistant
     from edge.errors import EdgeError
-    from edge_chat.screens.chat import ChatScreen
+    from edge_chat.base import BaseApp
+    from edge_chat.screens.view import ChatView
 
 __all__ = ["ModelView"]
 
 
 class ModelView:
-    """Keeps the chat screen true to the model host.
+    """Shows the state of the model host on the chat screen."""
 
-    Args:
-        screen: where it is shown.
-    """
-
-    def __init__(self, screen: ChatScreen) -> None:
+    def __init__(self, app: BaseApp, screen: ChatView) -> None:
+        self._host = app.host
         self._screen = screen
         self._card_lock = asyncio.Lock()
-        self._greeted: object = None  # the model whose notices have been told
+        self._greeted: Assistant | None = None  # its notices have been shown
+        self._disk_problem: str | None = None  # has been shown
         self._error: EdgeError | None = None
 
     def update(self) -> None:
-        """The model, or how far it is loaded, has changed."""
-        screen = self._screen
-        host = screen.app.host
-        state, assistant = host.state, host.assistant
+        """Show a changed state of the host."""
+        screen, state, assistant = self._screen, self._host.state, self._host.assistant
         changes: dict[str, Any] = {"activity": wording.activity(state)}
         if assistant is not None:
             plan = assistant.plan
@@ -43,36 +41,41 @@ class ModelView:
             }
         screen.status.change(**changes)
         self.show_limits()
-        for empty in screen.query(EmptyState):
-            empty.show_model(wording.model_text(host))
+        for empty in screen.transcript.query(EmptyState):
+            empty.show_model(wording.model_text(self._host))
         if state.phase == "ready":
             if assistant is not None and assistant is not self._greeted:
                 self._greeted = assistant
                 for notice in assistant.notices:
                     screen.tell(notice)
             screen.run_guarded(self._show, None)
-            screen.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
             screen.run_guarded(self._show, state.error)
-            screen.controller.sending.model_failed(state.error)
 
     def show_limits(self) -> None:
-        """Show what is held back now, and the window that is left. Looked at again and again: nobody tells of it."""
-        assistant, status = self._screen.app.host.assistant, self._screen.status
-        if assistant is not None and (assistant.held_back, assistant.n_ctx) != (status.values.held_back, status.values.total):
-            status.change(held_back=assistant.held_back, total=assistant.n_ctx)
+        """Show the current throttling, context window and disk cache. Polled, since nothing reports a change of them."""
+        assistant, status = self._host.assistant, self._screen.status
+        if assistant is None:
+            return
+        now = {"throttled": assistant.held_back, "total": assistant.n_ctx, "has_disk": assistant.disk_problem is None}
+        if now != {name: getattr(status.values, name) for name in now}:
+            status.change(**now)
+        if assistant.disk_problem != self._disk_problem:
+            self._disk_problem = assistant.disk_problem
+            if self._disk_problem is not None:
+                self._screen.tell(wording.disk_problem(self._disk_problem))
 
     async def _show(self, error: EdgeError | None) -> None:
         self._error = error
         await self.show_error()
 
     async def show_error(self) -> None:
-        """Show why the model could not be loaded below whatever conversation is on the screen; nothing if it could."""
+        """Show why the model could not be loaded, below the conversation on the screen; remove that if it could."""
         error, transcript = self._error, self._screen.transcript
         async with self._card_lock:
             await transcript.query_children(LoadErrorCard).remove()
             if error is not None:
                 actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-                wanted = wording.short_name(self._screen.app.host.state.wanted)
+                wanted = wording.short_name(self._host.state.wanted)
                 await transcript.mount(LoadErrorCard(f"{wanted} could not be loaded", error, actions))
                 transcript.scroll_end(animate=False)

@@ -1,4 +1,4 @@
-"""The editor of sampling parameters: one line each, checked while one types."""
+"""The editor of sampling parameters: one line each, checked while typing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ __all__ = ["ParameterEditor"]
 
 
 class ParameterLine(Vertical):
-    """Name, value and explanation of one parameter; below them what is wrong with the value.
-
-    Args:
-        name: of the parameter.
-        value: as it can be typed.
-    """
+    """Name, value and explanation of one parameter, with an error below them."""
 
     def __init__(self, name: str, value: str) -> None:
         super().__init__(classes="parameter")
@@ -39,22 +34,16 @@ class ParameterLine(Vertical):
         yield Static("", classes="parameter-error", markup=False)
 
     def show_error(self, text: str) -> None:
-        """Say what is wrong; "" is nothing."""
+        """Show what is wrong with the value; "" for nothing."""
         line = self.query_one(".parameter-error", Static)
         line.update(text)
         line.display = bool(text)
 
 
 class ParameterEditor(Dialog["Sampling | None"]):
-    """All sampling parameters. Gives back the changed sampling, or None when it was left with Esc.
-
-    Args:
-        sampling: what is in force.
-        default: what was in force when the app began.
-    """
+    """All sampling parameters; the result is the changed sampling, or None if cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Cancel", show=False),
         Binding("ctrl+s", "accept", "Save", show=False, priority=True),
         Binding("enter", "accept", "Save", show=False),
         Binding("ctrl+r", "restore", "Defaults", show=False, priority=True),
@@ -63,13 +52,13 @@ class ParameterEditor(Dialog["Sampling | None"]):
     ]
 
     def __init__(self, sampling: Sampling, default: Sampling) -> None:
-        super().__init__()
+        super().__init__("Parameters")
         self._sampling = sampling
         self._default = default
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box -tall"):
-            yield Static("Parameters", classes="dialog-title")
+            yield from self._heading()
             with VerticalScroll(can_focus=False):
                 for name in PARAMETERS:
                     yield ParameterLine(name, describe(self._sampling, name))
@@ -77,7 +66,6 @@ class ParameterEditor(Dialog["Sampling | None"]):
             yield Static("Enter saves for this session, Ctrl+R restores defaults, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:
-        """Begin at the top."""
         self.query(Input).first().focus()
 
     @on(Input.Changed)
@@ -85,16 +73,17 @@ class ParameterEditor(Dialog["Sampling | None"]):
         self._check()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """Say what the default is."""
+        """Show the default of the focused parameter."""
         if isinstance(event.widget, Input) and event.widget.name is not None:
-            self._note(event.widget.name)
+            default = describe(self._default, event.widget.name) or "empty"
+            self.query_one("#parameter-note", Static).update(f"{event.widget.name}: the default is {default}.")
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         self.action_accept()
 
     def action_accept(self) -> None:
-        """Give the parameters back, or go to the first that cannot be."""
+        """Return the parameters, or focus the first with an error."""
         sampling = self._check()
         if sampling is not None:
             self.dismiss(sampling)
@@ -109,12 +98,8 @@ class ParameterEditor(Dialog["Sampling | None"]):
         for line in self.query(ParameterLine):
             line.query_one(Input).value = describe(self._default, line.parameter)
 
-    def _note(self, name: str) -> None:
-        default = describe(self._default, name) or "empty"
-        self.query_one("#parameter-note", Static).update(f"{name}: the default is {default}.")
-
     def _check(self) -> Sampling | None:
-        """Read all fields; errors are shown below theirs."""
+        """Read all fields and show their errors; return None if there are any."""
         sampling: Sampling = self._sampling
         n_wrong = 0
         for line in self.query(ParameterLine):

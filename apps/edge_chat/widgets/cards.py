@@ -1,7 +1,8 @@
-"""What stands in the conversation besides messages: errors with what to do, a message that waits, the empty state."""
+"""Cards between the messages: errors, a waiting message, the empty state."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -17,23 +18,21 @@ __all__ = ["EmptyState", "ErrorCard", "LoadErrorCard", "WaitingCard"]
 
 
 class ErrorCard(Vertical, can_focus=True):
-    """An error where it happened: what it was, what to do next, and keys that do it.
+    """An error in the place where it happened, with its hint and keys for the next step.
 
     Args:
-        title: what did not work ("No answer").
+        title: what failed ("There is no reply").
         error: why.
-        actions: (key, name of a command, label), the usual one first.
+        actions: (key, command, label), the usual one first.
     """
 
     FOCUS_ON_CLICK: ClassVar[bool] = False
 
+    @dataclass
     class Chosen(Message):
-        """The user chose what to do."""
+        """The user chose an action."""
 
-        def __init__(self, card: ErrorCard, command: str) -> None:
-            super().__init__()
-            self.card = card
-            self.command = command
+        command: str
 
     def __init__(self, title: str, error: EdgeError, actions: tuple[tuple[str, str, str], ...] = ()) -> None:
         super().__init__(classes="error-card")
@@ -54,17 +53,15 @@ class ErrorCard(Vertical, can_focus=True):
                     yield Button(f"{label} ({key})", name=command, compact=True)
 
     def copy(self) -> ErrorCard:
-        """The same card once more, to be put on the screen again."""
+        """Return a new card with the same content, since a removed widget cannot be mounted again."""
         return ErrorCard(self.title_text, self.error, self.actions)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """A button was pressed."""
         event.stop()
         self.action_choose(event.button.name or "")
 
     def action_choose(self, command: str) -> None:
-        """Do what was chosen."""
-        self.post_message(self.Chosen(self, command))
+        self.post_message(self.Chosen(command))
 
 
 class LoadErrorCard(ErrorCard):
@@ -72,12 +69,7 @@ class LoadErrorCard(ErrorCard):
 
 
 class WaitingCard(Vertical):
-    """A message that will be sent as soon as that is possible.
-
-    Args:
-        text: the message.
-        why: what it waits for.
-    """
+    """A message waiting to be sent, and why."""
 
     def __init__(self, text: str, why: str) -> None:
         super().__init__(classes="waiting-card")
@@ -90,12 +82,7 @@ class WaitingCard(Vertical):
 
 
 class EmptyState(Vertical):
-    """What a new conversation shows: the model, what it is doing, and how to begin.
-
-    Args:
-        tips: (keys, what they do).
-        model: what the model is doing.
-    """
+    """The content of a new conversation: the state of the model, and first steps as (keys, what they do)."""
 
     def __init__(self, tips: list[tuple[str, str]], model: str) -> None:
         super().__init__(id="empty")
@@ -113,7 +100,7 @@ class EmptyState(Vertical):
         yield Static(Content.assemble(*lines), classes="empty-tips")
 
     def show_model(self, text: str) -> None:
-        """Say what the model is doing."""
+        """Show another state of the model."""
         self._model = text
         for line in self.query("#empty-model").results(Static):
             line.update(Content(fmt.clean(text)))

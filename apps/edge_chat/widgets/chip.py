@@ -1,7 +1,8 @@
-"""An attachment beside the text that is being written."""
+"""An attachment of the message being written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -10,6 +11,7 @@ from textual.message import Message
 from textual.style import Style
 from textual.widgets import Static
 
+from edge.units import size_text
 from edge_chat import format as fmt
 
 if TYPE_CHECKING:
@@ -26,12 +28,11 @@ class Chip(Static, can_focus=True):
         Binding("escape,enter", "leave", "Back to the text", show=False),
     ]
 
+    @dataclass
     class Removed(Message):
-        """It is not wanted any more."""
+        """The attachment should be removed."""
 
-        def __init__(self, chip: Chip) -> None:
-            super().__init__()
-            self.chip = chip
+        chip: Chip
 
     class Left(Message):
         """The focus should go back to the text."""
@@ -39,15 +40,13 @@ class Chip(Static, can_focus=True):
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
         name = fmt.one_line(fmt.clean(attachment.name), 40)
-        size = fmt.n_bytes(len(attachment.text.encode()))
+        size = size_text(len(attachment.text.encode()))
         remove = Style.from_meta({"@click": "remove"})
         super().__init__(Content.assemble(f"{name} ", (size, "$foreground 70%"), (" ×", remove)), classes="chip")
         self.tooltip = "Delete removes this attachment"
 
     def action_remove(self) -> None:
-        """Take it away."""
         self.post_message(self.Removed(self))
 
     def action_leave(self) -> None:
-        """Go back to the text."""
         self.post_message(self.Left())

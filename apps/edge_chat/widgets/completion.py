@@ -1,4 +1,4 @@
-"""The popup above the composer: commands, their arguments, and files, while they are typed."""
+"""The completion popup above the composer: commands, arguments and files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_LABEL = 44
 
 
 class CompletionPopup(OptionList, can_focus=False):
-    """Proposals, of which one is marked. The composer keeps the focus and moves the mark."""
+    """Proposals, one of them highlighted. The composer keeps the focus and moves the highlight."""
 
     def __init__(self) -> None:
         super().__init__(id="completions", markup=False)
@@ -26,12 +26,12 @@ class CompletionPopup(OptionList, can_focus=False):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to choose."""
+        """Return whether proposals are shown."""
         return bool(self.display)
 
     @property
     def chosen(self) -> Completion | None:
-        """The marked proposal."""
+        """Return the highlighted proposal."""
         return self._shown[self.highlighted] if self.is_open and self.highlighted is not None else None
 
     def open(self, completions: Sequence[Completion]) -> None:
@@ -48,11 +48,11 @@ class CompletionPopup(OptionList, can_focus=False):
             self.highlighted = 0
 
     def close(self) -> None:
-        """Show nothing."""
+        """Close the popup."""
         self.open([])
 
     def move(self, step: int) -> None:
-        """Move the mark, around the ends."""
+        """Move the highlight, wrapping around."""
         if self._shown:
             self.highlighted = ((self.highlighted or 0) + step) % len(self._shown)
 

@@ -1,12 +1,12 @@
-"""Where messages are written: several lines, history, completion, attachments."""
+"""The message box: several lines of text, history, completion, attachments."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -18,24 +18,23 @@ from textual.widgets import OptionList, Static, TextArea
 from edge.errors import EdgeError, StorageError
 from edge_chat import attachments as att
 from edge_chat import format as fmt
-from edge_chat.actions import REGISTRY
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.history import PromptHistory
+from edge_chat.table import REGISTRY
 from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.completion import CompletionPopup
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
-    from edge_chat.app import ChatApp
     from edge_chat.outbox import Departure
 
 __all__ = ["Composer"]
 
 
 class ComposerText(TextArea):
-    """The text itself. Keys that mean something to the whole composer are passed on to it."""
+    """The text area. Keys of the whole composer are passed on to it; `key_actions` maps keys to "send" and "newline"."""
 
-    def __init__(self) -> None:
+    def __init__(self, key_actions: Mapping[str, str]) -> None:
         super().__init__(
             id="text",
             compact=True,
@@ -44,16 +43,16 @@ class ComposerText(TextArea):
             soft_wrap=True,
             show_line_numbers=False,
         )
+        self._key_actions = key_actions
 
     @property
     def composer(self) -> Composer:
-        """What it is part of."""
         return self.query_ancestor(Composer)
 
     async def _on_key(self, event: events.Key) -> None:
-        # Not as bindings: those that come before the text area's own keys are carried out while letters that were typed
-        # faster are still on their way, and would send half a message.
-        action = cast("ChatApp", self.app).composer_actions.get(event.key)
+        # Not as bindings: a priority binding runs while letters typed before it are still queued, and would send half a
+        # message.
+        action = self._key_actions.get(event.key)
         if action is not None:
             event.stop()
             event.prevent_default()
@@ -70,40 +69,39 @@ class ComposerText(TextArea):
         self.composer.paste(event.text)
 
     def action_send(self) -> None:
-        """Send, or take what the popup proposes."""
         self.composer.send()
 
     def action_newline(self) -> None:
-        """Begin a new line."""
         self.insert("\n")
         self.scroll_cursor_visible()
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """One line up; from the first line, back through the history."""
+        """Move one line up; from the first line, go back through the history."""
         if select or not self.cursor_at_first_line or not self.composer.walk_history(back=True):
             super().action_cursor_up(select)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """One line down; from the last line, forward through the history."""
+        """Move one line down; from the last line, go forward through the history."""
         if select or not self.cursor_at_last_line or not self.composer.walk_history(back=False):
             super().action_cursor_down(select)
 
 
 class Composer(Vertical):
-    """Text, attachments, popup and what there is to say about them.
+    """Text, attachments, popup, complaints and hints.
 
     Args:
-        history: what was sent before.
-        cwd: where relative paths of attachments begin.
+        history: earlier inputs.
+        cwd: base of relative attachment paths.
         paste_chars: longer pastes become attachments.
         attachment_bytes: larger files are refused.
-        depart: told of a message at the moment it leaves the composer.
+        key_actions: key -> "send" or "newline".
+        depart: called with a message at the moment it leaves the composer.
+        complete: proposes arguments, given the name of a command and the argument as typed so far.
     """
 
     @dataclass
     class Submitted(Message):
-        """A message is to be sent, or (without a departure) a command carried out. The composer is free for typing on;
-        `put_back` undoes that."""
+        """A message to send or, without a departure, a command to run. The composer is empty again; `put_back` undoes that."""
 
         text: str
         attachments: tuple[Attachment, ...]
@@ -111,7 +109,7 @@ class Composer(Vertical):
 
     @dataclass
     class Changed(Message):
-        """Text or attachments changed."""
+        """The text or the attachments changed."""
 
     def __init__(
         self,
@@ -120,10 +118,14 @@ class Composer(Vertical):
         *,
         paste_chars: int,
         attachment_bytes: int,
+        key_actions: Mapping[str, str],
         depart: Callable[[str, tuple[Attachment, ...]], Departure],
+        complete: Callable[[str, str], Sequence[Completion]],
     ) -> None:
         super().__init__(id="composer")
+        self._key_actions = key_actions
         self._depart = depart
+        self._complete = complete
         self.history = history
         self.cwd = cwd
         self._paste_chars = paste_chars
@@ -140,31 +142,28 @@ class Composer(Vertical):
         yield Static("", id="mode", markup=False)
         yield Horizontal(id="chips")
         yield Static("Your message:", id="composer-label", markup=False)
-        yield ComposerText()
+        yield ComposerText(self._key_actions)
         yield Static("", id="hints", markup=False)
 
     @property
     def input(self) -> ComposerText:
-        """The text area."""
         return self.query_one(ComposerText)
 
     @property
     def popup(self) -> CompletionPopup:
-        """The popup."""
         return self.query_one(CompletionPopup)
 
     @property
     def text(self) -> str:
-        """What is typed."""
+        """Return the typed text."""
         return self.input.text
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        """What goes along."""
         return tuple(self._attachments)
 
     def load(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
-        """Put something into the composer in place of what is there, cursor at its end."""
+        """Replace text and attachments, with the cursor at the end."""
         self._attachments = list(attachments)
         self._show_chips()
         self._loaded = text
@@ -175,58 +174,58 @@ class Composer(Vertical):
         self.history.reset()
 
     def put_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
-        """Put something that could not be sent in front of what has been typed since."""
+        """Put a message that could not be sent in front of the text typed since."""
         typed = self.text
         names = {attachment.name for attachment in attachments}
         others = [a for a in self._attachments if a.name not in names]
         self.load(f"{text}\n{typed}" if typed.strip() and text else text or typed, [*attachments, *others])
 
     def complain(self, message: str, hint: str = "") -> None:
-        """Say what is wrong with what is typed, until it changes. "" takes it back."""
+        """Show what is wrong with the text until it changes; "" removes that."""
         line = self.query_one("#complaint", Static)
         line.display = bool(message)
         line.update(Content.assemble((fmt.clean(message), "$text-error"), f" {fmt.clean(hint)}" if hint else ""))
 
     def show_mode(self, text: str) -> None:
-        """Say what the composer is for at the moment ("Editing ..."). "" is writing a new message."""
+        """Show a special use of the composer ("Editing ..."); "" for a new message."""
         line = self.query_one("#mode", Static)
         line.display = bool(text)
         line.update(text)
 
     def show_hints(self, text: str) -> None:
-        """The keys below the text."""
+        """Show key hints below the text."""
         self.query_one("#hints", Static).update(text)
 
     def attach(self, attachment: Attachment) -> None:
-        """Add an attachment; one of the same name is replaced."""
+        """Add an attachment, or replace the one with the same name."""
         self._attachments = [a for a in self._attachments if a.name != attachment.name] + [attachment]
         self._show_chips()
         self.post_message(self.Changed())
 
     @work(group="attach")
     async def attach_file(self, path_text: str) -> None:
-        """Read a file and attach it; say why not when it cannot be."""
+        """Read a file and attach it; show why if that fails."""
         try:
             self.attach(await asyncio.to_thread(att.read_attachment, path_text, self.cwd, self._attachment_bytes))
         except EdgeError as error:
             self.complain(error.message, error.hint)
 
     async def read_mentions(self, text: str, attachments: Sequence[Attachment]) -> tuple[Attachment, ...]:
-        """These attachments and the files that the text mentions.
+        """Return these attachments and the files that the text mentions.
 
         Raises:
             UsageError, StorageError: one of the files cannot be attached.
         """
 
         def read() -> list[Attachment]:
-            paths = dict.fromkeys(mention.path for mention in att.find_mentions(text, self.cwd))
             names = {attachment.name for attachment in attachments}
-            return [att.read_attachment(p, self.cwd, self._attachment_bytes) for p in paths if p not in names]
+            paths = [path for path in att.find_mentions(text, self.cwd) if path not in names]
+            return [att.read_attachment(path, self.cwd, self._attachment_bytes) for path in paths]
 
         return (*attachments, *await asyncio.to_thread(read))
 
     def paste(self, text: str) -> None:
-        """Insert pasted text; a long one becomes an attachment, the path of a file a mention of it."""
+        """Insert pasted text; a long one becomes an attachment, and the path of a file a mention of it."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if len(text) > self._paste_chars:
             self.attach(att.make_attachment(att.paste_name(a.name for a in self._attachments), text))
@@ -238,7 +237,7 @@ class Composer(Vertical):
         self.input.move_cursor(result.end_location)
 
     def remove_last_chip(self) -> bool:
-        """Take the last attachment away. Returns whether there was one."""
+        """Remove the last attachment. Return whether there was one."""
         if not self._attachments:
             return False
         self._attachments.pop()
@@ -247,12 +246,10 @@ class Composer(Vertical):
         return True
 
     def send(self) -> None:
-        """What Enter does: take the marked proposal, or hand over what is typed."""
+        """Accept the highlighted proposal, or submit the text."""
         chosen = self.popup.chosen
-        if chosen is not None:
-            is_final = self._accept(chosen)
-            if not is_final:
-                return
+        if chosen is not None and not self._accept(chosen):
+            return
         text = self.text
         if parse_slash(text) is not None:
             self.load("", self._attachments)
@@ -260,12 +257,12 @@ class Composer(Vertical):
         elif text.strip() or self._attachments:
             attachments = self.attachments
             departure = self._depart(text, attachments)
-            # Cleared at once: what is typed from here on belongs to the next message.
+            # Cleared at once: text typed from here on belongs to the next message.
             self.load("")
             self.post_message(self.Submitted(text, attachments, departure))
 
     def take_key(self, key: str) -> bool:
-        """Keys that the popup uses while it is open, and Backspace in front of the attachments. Returns whether it was one."""
+        """Handle the keys of the open popup, and Backspace after the attachments. Return whether it was one of these."""
         if key == "backspace" and not self.text:
             return self.remove_last_chip()
         popup = self.popup
@@ -281,7 +278,7 @@ class Composer(Vertical):
         return True
 
     def walk_history(self, *, back: bool) -> bool:
-        """Show an older or newer input. Returns whether there is one."""
+        """Show an older or newer input. Return whether there is one."""
         entry = self.history.previous(self.text) if back else self.history.next()
         if entry is None:
             return False
@@ -291,7 +288,7 @@ class Composer(Vertical):
         return True
 
     def remember(self, text: str) -> str:
-        """Put an input into the history. Returns what went wrong with that, or ""."""
+        """Add an input to the history. Return why that failed, or ""."""
         try:
             self.history.add(text)
         except StorageError as error:
@@ -346,7 +343,7 @@ class Composer(Vertical):
         return self.input.get_text_range((0, 0), self.input.cursor_location)
 
     def _propose(self) -> None:
-        """Open, change or close the popup for what stands before the cursor."""
+        """Open, change or close the popup for the text before the cursor."""
         before = self._before_cursor()
         self.workers.cancel_group(self, "files")
         if not self.input.has_focus or before == self._dismissed:
@@ -368,10 +365,8 @@ class Composer(Vertical):
         try:
             command = REGISTRY.find(line.name) if line is not None else None
         except EdgeError:
-            return []  # it will be said when it is sent
-        if command is None or command.complete is None:
-            return []
-        found = command.complete(self.screen, argument.lstrip())  # type: ignore[arg-type]
+            return []  # sending it shows the error
+        found = self._complete(command.name, argument.lstrip()) if command is not None else ()
         return [Completion(f"/{name} {c.value}", c.label, c.detail) for c in found if c.value != argument.strip()]
 
     @work(exclusive=True, group="files")
@@ -379,12 +374,11 @@ class Composer(Vertical):
         found = await asyncio.to_thread(self._files.search, typed)
         mention = att.mention_before(self._before_cursor())
         if mention is None or mention[1] != typed:
-            return  # typing went on meanwhile
-        done = [path for path in found if path != typed]
-        self.popup.open([Completion(att.quote(path), path) for path in done])
+            return  # the text has changed meanwhile
+        self.popup.open([Completion(att.quote(path), path) for path in found if path != typed])
 
     def _accept(self, chosen: Completion) -> bool:
-        """Put a proposal into the text. Returns whether the line is complete and may be sent right away."""
+        """Insert a proposal. Return whether the line is complete and may be sent right away."""
         before = self._before_cursor()
         end = self.input.cursor_location
         self.popup.close()
@@ -394,7 +388,7 @@ class Composer(Vertical):
             line = parse_slash(chosen.value)
             if line is None:
                 return False
-            # A proposed argument that ends in a blank wants something behind it, as "temperature " does.
+            # A proposed argument that ends in a blank needs more after it, as "temperature " does.
             return not chosen.value.endswith(" ") if line.argument else not REGISTRY.find(line.name).needs_argument
         mention = att.mention_before(before)
         if mention is not None:

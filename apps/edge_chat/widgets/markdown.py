@@ -1,10 +1,11 @@
-"""Markdown of a reply: made for text that is still arriving, for code that is copied, and for not losing a character."""
+"""Markdown of a reply: for text that is still arriving, with code blocks to copy, and without dropping any character."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -25,10 +26,10 @@ __all__ = ["CodeFence", "ReplyMarkdown"]
 
 
 def make_parser() -> MarkdownIt:
-    """Markdown as language models write it.
+    """Return a parser for Markdown as language models write it.
 
-    HTML is text: textual would leave it out. A line end is a line end: models rarely mean a blank by it. Only what says it
-    is an address is a link: "setup.py" is not one, although there is a country of that name.
+    HTML is shown as text, because textual would drop it. Line ends are kept, because models mean them. Only text with a
+    scheme is a link: "setup.py" is not one, although .py is a top-level domain.
     """
     parser = MarkdownIt("gfm-like").disable(["html_block", "html_inline"])
     if parser.linkify is not None:
@@ -45,7 +46,7 @@ def _keep_line_ends(state: StateCore) -> None:
 
 
 class _CodeColors(HighlightTheme):
-    """Textual's colours for code, without underlining every function."""
+    """Textual's colours for code, without underlined functions."""
 
     STYLES: dict[Any, str] = {  # noqa: RUF012 (as in the base)
         **HighlightTheme.STYLES,
@@ -55,18 +56,17 @@ class _CodeColors(HighlightTheme):
 
 
 class _FenceHead(Static):
-    """Language of a code block, and a place to click for a copy."""
+    """Language of a code block, and "copy" to click on."""
 
 
 class CodeFence(MarkdownFence):
-    """A code block with its language and a way to copy it."""
+    """A code block with its language and a copy button."""
 
+    @dataclass
     class CopyRequested(Message):
-        """The user clicked on "copy"."""
+        """Copy was clicked."""
 
-        def __init__(self, code: str) -> None:
-            super().__init__()
-            self.code = code
+        code: str
 
     def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
         # "```python title=x.py" names the language with its first word.
@@ -75,7 +75,7 @@ class CodeFence(MarkdownFence):
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """Code in colours; they come from the theme, so dark and light need no telling apart."""
+        """Return highlighted code; its colours come from the theme, whether dark or light."""
         return highlight(code, language=language or None, theme=_CodeColors)
 
     def compose(self) -> ComposeResult:
@@ -83,13 +83,12 @@ class CodeFence(MarkdownFence):
         yield Label(self._highlighted_code, id="code-content", expand=True, markup=False)
 
     def set_content(self, content: Content) -> None:
-        """Show other code; its language may have changed too, while the first line was still arriving."""
+        """Show other code and its language, which also changes while the first line is still arriving."""
         for head in self.query(_FenceHead):
             head.update(self._head())
         super().set_content(content)
 
     def action_copy(self) -> None:
-        """Ask for this code to be copied."""
         self.post_message(self.CopyRequested(self.code))
 
     def _head(self) -> Content:
@@ -101,7 +100,7 @@ class CodeFence(MarkdownFence):
 
 
 class ReplyMarkdown(Markdown):
-    """A reply. `extend` while it is being written, `finish` when it is complete."""
+    """A reply: `extend` while it is being generated, `finish` when it is complete."""
 
     BLOCKS: dict[str, Any] = {**Markdown.BLOCKS, "fence": CodeFence, "code_block": CodeFence}  # noqa: RUF012 (as in the base)
 
@@ -113,15 +112,11 @@ class ReplyMarkdown(Markdown):
 
     @property
     def codes(self) -> list[str]:
-        """The code blocks, in order."""
+        """Return the code blocks in order."""
         return [fence.code for fence in self.query(CodeFence)]
 
     async def extend(self, text: str) -> None:
-        """Show more of a text of which a beginning is shown.
-
-        Args:
-            text: all of it so far.
-        """
+        """Show more of the text. `text` is all of it so far."""
         text = fmt.clean(text)
         if text.startswith(self._shown):
             new = text[len(self._shown) :]
@@ -132,16 +127,19 @@ class ReplyMarkdown(Markdown):
             await self.finish(text)
 
     async def finish(self, text: str) -> None:
-        """Show the complete text, parsed as a whole: blocks that came in parts keep what they looked like in between
-        (Textualize/textual#6518), and a later line can change what an earlier one means."""
+        """Show the complete text, parsed as a whole.
+
+        A later line can change the meaning of an earlier one, and blocks that came in parts keep their intermediate look
+        (Textualize/textual#6518).
+        """
         self._shown = fmt.clean(text)
         await self.update(self._shown)
 
     async def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:  # type: ignore[override]
-        """Open the address where there is a desktop to open it on; a text browser would take over this terminal.
+        """Copy the address, and open it if there is a desktop; a text browser would take over this terminal.
 
-        A model wrote the address, perhaps after a document that it read, so only what leads to a page or a letter is
-        opened: never a file, a program, or what the opener would take for one of its options.
+        A model wrote the address, perhaps following a document, so only web and mail addresses are opened: never a file, a
+        program, or text that the opener would take for an option.
         """
         event.prevent_default()
         event.stop()
@@ -151,21 +149,16 @@ class ReplyMarkdown(Markdown):
             self.app.open_url(address)
         self.app.copy_to_clipboard(address)
         why = "" if is_safe else " It was not opened: only http, https and mailto addresses are."
-        self.notify(f"{address} copied.{why}", markup=False)
+        self.notify(f"Copied {address}.{why}", markup=False)
 
 
 def is_web_address(address: str) -> bool:
-    """Whether an address may be opened when it is clicked on, whoever wrote it."""
+    """Return whether an address is safe to open, whoever wrote it."""
     return re.match(r"(https?://|mailto:)[^\s-]", address, re.IGNORECASE) is not None
 
 
 def has_desktop(environ: Iterable[str] | None = None, platform: str = sys.platform) -> bool:
-    """Whether a browser would open in a window of its own.
-
-    Args:
-        environ: names of environment variables, instead of the process's own.
-        platform: as sys.platform.
-    """
+    """Return whether a browser would open in a window of its own, given the names of the environment variables."""
     import os
 
     names = set(os.environ if environ is None else environ)

@@ -1,7 +1,8 @@
-"""One message of the conversation, as it is shown."""
+"""The view of one message."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
@@ -13,9 +14,10 @@ from textual.reactive import reactive
 from textual.style import Style
 from textual.widgets import Static
 
+from edge.units import size_text
 from edge_chat import format as fmt
-from edge_chat.actions import REGISTRY
 from edge_chat.keys import bindings
+from edge_chat.table import REGISTRY
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment, Node
@@ -27,37 +29,30 @@ _STATUS_TEXT = {"stopped": "stopped", "failed": "failed", "partial": "unfinished
 
 
 class MessageView(Vertical, can_focus=True):
-    """A message with its author, state, branches and attachments. Chosen with Tab or Ctrl+Up; then single keys act on it.
-
-    Args:
-        role: who speaks.
-        text: what is said.
-        author: shown above it.
-        attachments: what goes with it.
+    """A message with its author, state, branches and attachments. Select it with Ctrl+Up; single keys then act on it.
 
     Attributes:
         node_id: the saved message; None while it is not saved yet.
     """
 
-    FOCUS_ON_CLICK: ClassVar[bool] = False  # a click marks text; what is typed next still belongs to the composer
+    FOCUS_ON_CLICK: ClassVar[bool] = False  # a click selects text; typing still goes to the composer
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "message"))
 
     state: reactive[str] = reactive("", init=False)
-    """What is happening to it, in words: "reading 1,024 of 3,000 tokens", "stopped"."""
+    """The state in words: "processing prompt, 1,024 of 3,000 tokens", "stopped"."""
 
     branch: reactive[tuple[int, int] | None] = reactive(None, init=False)
-    """(which of the alternatives this is, counted from 1, how many there are); None for no alternatives."""
+    """(number of this branch, counted from 1, number of branches); None without branches."""
 
     notices: reactive[tuple[str, ...]] = reactive((), init=False)
-    """What the user should know of how this reply came about."""
+    """What the user should know about this reply."""
 
+    @dataclass
     class BranchClicked(Message):
-        """One of the arrows beside the number of the branch was clicked."""
+        """An arrow beside the branch number was clicked."""
 
-        def __init__(self, view: MessageView, step: int) -> None:
-            super().__init__()
-            self.view = view
-            self.step = step
+        view: MessageView
+        step: int
 
     def __init__(self, role: str, text: str, author: str, attachments: tuple[Attachment, ...] = ()) -> None:
         super().__init__(classes=f"-{role}")
@@ -70,13 +65,13 @@ class MessageView(Vertical, can_focus=True):
 
     @classmethod
     def of_node(cls, node: Node) -> MessageView:
-        """The view of a saved message."""
+        """Return the view of a saved message."""
         view = cls(node.role, node.content, "You" if node.role == "user" else node.model or "Assistant", node.attachments)
         view.adopt(node)
         return view
 
     def adopt(self, node: Node) -> None:
-        """Become the view of a saved message whose text is shown already."""
+        """Become the view of a saved message; the text is already shown."""
         self.node_id = node.id
         self.attachments = node.attachments
         self.set_reactive(MessageView.state, _STATUS_TEXT.get(node.status, ""))
@@ -87,7 +82,7 @@ class MessageView(Vertical, can_focus=True):
         yield Static(self._head(), classes="head")
         yield Static("", classes="notice", markup=False)
         if self.role == "assistant":
-            # Markdown and the highlighter behind it are not needed for the first frame.
+            # Imported here, since the first frame needs neither Markdown nor the highlighter.
             from edge_chat.widgets.markdown import ReplyMarkdown
 
             yield ReplyMarkdown(self.text, bullets=not self.app.has_class("-plain"))
@@ -98,13 +93,13 @@ class MessageView(Vertical, can_focus=True):
 
     @property
     def markdown(self) -> ReplyMarkdown:
-        """The body of a reply."""
+        """Return the body of a reply."""
         from edge_chat.widgets.markdown import ReplyMarkdown
 
         return self.query_one(ReplyMarkdown)
 
     async def extend(self, text: str) -> None:
-        """Show more of a reply that is being written."""
+        """Show more of a reply being generated."""
         self.text = text
         for body in self._bodies():
             await body.extend(text)
@@ -116,13 +111,13 @@ class MessageView(Vertical, can_focus=True):
             await body.finish(text)
 
     def _bodies(self) -> list[ReplyMarkdown]:
-        """The body of a reply. There is none before the message is composed, which then shows its text, nor once it goes."""
+        """Return the body of a reply in a list: empty before the message is composed and while it is being removed."""
         from edge_chat.widgets.markdown import ReplyMarkdown
 
         return [child for child in self.children if isinstance(child, ReplyMarkdown)]
 
     def next_code(self) -> tuple[int, int, str] | None:
-        """The next code block to copy, the last one first: (its number from 1, how many there are, the code)."""
+        """Return the next code block to copy, the last one first: (its number from 1, number of blocks, code)."""
         codes = self.markdown.codes if self.role == "assistant" else []
         if not codes:
             return None
@@ -130,31 +125,27 @@ class MessageView(Vertical, can_focus=True):
         return self._next_code + 1, len(codes), codes[self._next_code]
 
     def watch_state(self) -> None:
-        """Show the new state."""
         self._show_head()
 
     def watch_notices(self) -> None:
-        """Show the notices."""
         for line in self.query(".notice").results(Static):
             line.display = bool(self.notices)
             line.update("\n".join(f"Note: {fmt.clean(notice)}" for notice in self.notices))
 
     def watch_branch(self) -> None:
-        """Show the new number."""
         self._show_head()
 
     def watch_has_focus(self, focused: bool) -> None:
-        """Say that it is chosen, not by colour alone."""
+        """Mark the selected message, not by colour alone."""
         super().watch_has_focus(focused)
         self._show_head()
 
     def action_branch(self, step: int) -> None:
-        """One of the arrows was clicked."""
         self.post_message(self.BranchClicked(self, step))
 
     def _show_head(self) -> None:
         for head in self.query(".head").results(Static):
-            head.update(self._head(), layout=False)  # one line, whatever it says
+            head.update(self._head(), layout=False)  # always one line
 
     def _head(self) -> Content:
         is_plain = self.app.has_class("-plain")
@@ -180,5 +171,5 @@ class MessageView(Vertical, can_focus=True):
         return Content.assemble(*parts)
 
     def _attached(self) -> Content:
-        lines = [f"Attached: {fmt.clean(a.name)}, {fmt.n_bytes(len(a.text.encode()))}" for a in self.attachments]
+        lines = [f"Attached: {fmt.clean(a.name)}, {size_text(len(a.text.encode()))}" for a in self.attachments]
         return Content("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What a row of the list of conversations says, so that no two conversations look alike. Pure functions."""
+"""The text of the rows in the conversation list, so that no two conversations look alike. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ __all__ = ["Row", "fit", "make_rows"]
 T = TypeVar("T")
 
 _FORK = re.compile(r"(.*) \(fork(?: (\d{1,9}))?\)", re.DOTALL)
-_LEAD = 8  # characters that are kept of what long titles have in common
+_LEAD = 8  # characters to keep of a common beginning of long titles
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation, to fit into one line.
-
-    Attributes:
-        fork: the mark of a copy, in front because the end of a long title is cut off; "" for none.
-        title: as much of it as there is room for.
-        when: when it was last used.
-    """
+    """One conversation on one line: the mark of a fork in front, since the end of a long title is cut off, title and time."""
 
     fork: str
     title: str
@@ -38,13 +32,13 @@ class Row:
 
 
 def make_rows(infos: Iterable[ConversationInfo], *, now: float, width: int, is_plain: bool = False) -> dict[str, Row]:
-    """The rows of these conversations by their ids.
+    """Return the rows of these conversations, possibly repeated, by id.
 
     Args:
-        infos: conversations; one that comes twice counts once.
-        now: the time, as time.time().
+        infos: the conversations.
+        now: Unix time in seconds.
         width: cells of a line.
-        is_plain: marks are words.
+        is_plain: use words as marks.
     """
     known = {info.id: info for info in infos}
     full = {id: _full_row(info, now, is_plain) for id, info in known.items()}
@@ -76,20 +70,20 @@ def _full_row(info: ConversationInfo, now: float, is_plain: bool) -> Row:
 
 
 def fit(text: str, width: int) -> str:
-    """Text of at most `width` terminal cells, cut at its end."""
+    """Truncate a text to `width` terminal cells."""
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, max(0, width - 1)).rstrip() + "…"
 
 
 def _n_common(texts: Sequence[str]) -> int:
-    """How many characters all of them begin with."""
+    """Return the length of the common prefix."""
     first, last = min(texts), max(texts)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def _groups(rows: dict[str, T], key: Callable[[T], Hashable]) -> Sequence[list[str]]:
-    """Ids of rows that look the same, where more than one does."""
+    """Return the ids of rows with the same key, for each key that several rows have."""
     found: dict[Hashable, list[str]] = {}
     for id, row in rows.items():
         found.setdefault(key(row), []).append(id)

@@ -1,4 +1,4 @@
-"""The list of conversations, with a search that answers as one types."""
+"""The list of conversations, with a search as you type."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edge_chat import format as fmt
-from edge_chat.actions import REGISTRY
 from edge_chat.keys import bindings
+from edge_chat.table import REGISTRY
 from edge_chat.widgets.rows import Row, fit, make_rows
 
 if TYPE_CHECKING:
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["Sidebar"]
 
 _SEARCH_DELAY_S = 0.12
-_MARK = 2  # cells in front of each row, for the mark of the one on the screen
-_WIDTH = 27  # cells of a row before the list has been laid out
+_MARK = 2  # cells before each row, for the mark of the conversation on the screen
+_WIDTH = 27  # cells of a row before the list is laid out
 
 
 class ConversationList(OptionList):
-    """The list itself. An option's id is "conversation" or "conversation/node" for a message that was found."""
+    """The list. An option's id is "conversation", or "conversation/node" for a found message."""
 
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "sidebar"))
 
     @property
     def chosen_id(self) -> str | None:
-        """Id of the marked conversation."""
+        """Return the id of the highlighted conversation."""
         if self.highlighted is None:
             return None
         option_id = self.get_option_at_index(self.highlighted).id
@@ -47,24 +47,24 @@ class ConversationList(OptionList):
 
 
 class Sidebar(Vertical):
-    """Search field and list."""
+    """The search field and the list."""
 
     @dataclass
     class Chosen(Message):
-        """A conversation, and perhaps a message in it, is to be shown."""
+        """Show a conversation, and optionally a message in it."""
 
         conversation_id: str
         node_id: int | None
 
     @dataclass
     class SearchWanted(Message):
-        """The text of the search field has been the same for a moment; "" wants the plain list."""
+        """Typing in the search field has paused; "" asks for the plain list."""
 
         text: str
 
     @dataclass
     class Left(Message):
-        """The user is done here."""
+        """The user left the sidebar."""
 
     def __init__(self) -> None:
         super().__init__(id="sidebar")
@@ -81,30 +81,28 @@ class Sidebar(Vertical):
 
     @property
     def listing(self) -> ConversationList:
-        """The list."""
         return self.query_one(ConversationList)
 
     def show_keys(self, text: str) -> None:
-        """The keys of the list, where the line below the composer is covered; "" hides them."""
+        """Show key hints where the sidebar covers those below the composer; "" hides them."""
         line = self.query_one("#sidebar-keys", Static)
         line.update(text)
         line.display = bool(text)
 
     @property
     def search(self) -> Input:
-        """The search field."""
         return self.query_one("#search", Input)
 
     def show_conversations(
         self, infos: Sequence[ConversationInfo], *, active: str | None, busy: frozenset[str], now: float
     ) -> None:
-        """List conversations under the days they were last used.
+        """List conversations, newest first, under the days of their last use.
 
         Args:
-            infos: newest first.
+            infos: the conversations.
             active: the one on the screen.
-            busy: those in which a reply is being written.
-            now: the time, as time.time().
+            busy: those in which a reply is being generated.
+            now: Unix time in seconds.
         """
         self._fill_again = lambda: self.show_conversations(infos, active=active, busy=busy, now=now)
         rows = make_rows(infos, now=now, width=self._room, is_plain=self._is_plain)
@@ -121,10 +119,10 @@ class Sidebar(Vertical):
         self.query_one("#sidebar-note", Static).update("" if options else "No conversations yet.")
 
     def show_hits(self, hits: Sequence[SearchHit], text: str, *, now: float) -> None:
-        """List what was found: the title, and the words around it."""
+        """List search hits: the title, and the words around each match."""
         self._fill_again = lambda: self.show_hits(hits, text, now=now)
         rows = make_rows((hit.conversation for hit in hits), now=now, width=self._room, is_plain=self._is_plain)
-        options: list[Option | None] = []
+        options: dict[str, Option | None] = {}  # by id, since a conversation may match by its title and by its messages
         for hit in hits:
             option_id = hit.conversation.id if hit.node_id is None else f"{hit.conversation.id}/{hit.node_id}"
             prompt = self._line(rows[hit.conversation.id])
@@ -134,8 +132,8 @@ class Sidebar(Vertical):
                 for start, end in matches:
                     snippet = snippet.stylize("bold underline $text-accent", start, end)
                 prompt = Content("\n").join([prompt, Content("    ") + snippet])
-            options.append(Option(prompt, id=option_id))
-        self._fill(_without_repeats(options), None)
+            options.setdefault(option_id, Option(prompt, id=option_id))
+        self._fill(list(options.values()), None)
         note = f"{fmt.plural(len(hits), 'hit')}." if hits else f"Nothing found for “{fmt.one_line(text, 20)}”."
         self.query_one("#sidebar-note", Static).update(note)
 
@@ -145,12 +143,12 @@ class Sidebar(Vertical):
 
     @property
     def _room(self) -> int:
-        """Cells for a row behind its mark."""
+        """Return the cells of a row after its mark."""
         return (self.listing.scrollable_content_region.width or _WIDTH + _MARK) - _MARK
 
     def _line(self, row: Row, *, is_active: bool = False, is_busy: bool = False) -> Content:
         marks = ("* " if self._is_plain else "● ") if is_active else "  "
-        ending = "writing" if is_busy else row.when
+        ending = "generating" if is_busy else row.when
         room = self._room - cell_len(row.fork) - cell_len(ending) - 1
         title = fit(row.title, room)
         return Content.assemble(
@@ -162,14 +160,13 @@ class Sidebar(Vertical):
         )
 
     def on_resize(self) -> None:
-        """Rows are cut to the width there is."""
         if self._room != self._filled_width:
             self._fill_again()
 
     def _fill(self, options: list[Option | None], active: str | None) -> None:
         listed = self.listing
         self._filled_width = self._room
-        # Somebody who walks through the list keeps the place; otherwise the mark is on the conversation that is shown.
+        # With the focus in the list its highlight stays; otherwise it moves to the conversation on the screen.
         before = (listed.chosen_id if listed.has_focus else None) or active
         listed.clear_options()
         listed.add_options(options)
@@ -189,7 +186,7 @@ class Sidebar(Vertical):
 
     @property
     def is_waiting_to_search(self) -> bool:
-        """Whether a search will begin when typing has stopped for a moment."""
+        """Return whether a search starts once typing pauses."""
         return self._timer is not None
 
     def _want(self, text: str) -> None:
@@ -199,7 +196,7 @@ class Sidebar(Vertical):
     @on(Input.Submitted, "#search")
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        if self._timer is not None:  # typed faster than it is searched: what Enter opens next must not be of the old list
+        if self._timer is not None:  # search now, or the next Enter would open a conversation of the old list
             self._timer.stop()
             self._want(event.value.strip())
         self.listing.focus()
@@ -212,7 +209,7 @@ class Sidebar(Vertical):
             self.post_message(self.Chosen(conversation_id, int(node_id) if node_id else None))
 
     def on_key(self, event: events.Key) -> None:
-        """Down goes from the search field into the list; Esc clears the search, then leaves."""
+        """Move from the search field into the list with Down; clear the search, then leave, with Esc."""
         if event.key == "down" and self.search.has_focus:
             event.stop()
             self.listing.focus()
@@ -225,30 +222,10 @@ class Sidebar(Vertical):
 
 
 def crop(text: str, matches: Sequence[tuple[int, int]], width: int) -> tuple[str, list[tuple[int, int]]]:
-    """The part of a snippet around its first match that fits into one line.
-
-    Args:
-        text: the snippet.
-        matches: (start, end) of the words found in it.
-        width: in characters.
-
-    Returns:
-        The part, and the matches within it.
-    """
+    """Return `width` characters of a snippet around its first match, and the matches in them as (start, end)."""
     first = matches[0][0] if matches else 0
     start = 0 if first < width * 2 // 3 else first - width // 3
     part = ("…" if start else "") + text[start:]
     shift = start - (1 if start else 0)
     moved = [(a - shift, min(b - shift, width)) for a, b in matches if 0 <= a - shift < width]
     return fmt.one_line(part, width) if len(part) > width else part, moved
-
-
-def _without_repeats(options: list[Option | None]) -> list[Option | None]:
-    """An OptionList refuses two options of one id: a conversation found by its title is found in its messages too."""
-    seen: set[str] = set()
-    kept = []
-    for option in options:
-        if option is None or option.id is None or option.id not in seen:
-            kept.append(option)
-            seen.add((option.id or "") if option is not None else "")
-    return kept

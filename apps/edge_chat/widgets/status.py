@@ -1,4 +1,4 @@
-"""The line at the bottom: what runs where, how full the context is, how fast it goes."""
+"""The status line: the model and where it runs, the context window, speed and cache reuse."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from edge.names import TITLES
 from edge.registry import ENGINES
+from edge.units import duration_text
 from edge_chat import format as fmt
 
 __all__ = ["StatusLine", "StatusValues", "fit_parts"]
@@ -20,28 +21,30 @@ __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 OF_A_REPLY = (
     "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "saved_ms", "is_answer_cached", "has_reply",
 )  # fmt: skip
-"""The fields of StatusValues that belong to a conversation and not to the model."""
+"""The fields of StatusValues that belong to a conversation, not to the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatusValues:
-    """What the line can show.
+    """All values that the line can show.
 
     Attributes:
-        activity: what goes on now ("loading smollm2-135m, 40 %"); "" when nothing does.
-        held_back: what is held back as the device is hot, low on battery or short of memory ("hot: 2 of 4 threads").
+        activity: what the model host does ("loading smollm2-135m, 40 %"); "" if nothing.
+        throttled: the limits on a device that is hot, low on battery or short of memory ("hot: 2 of 4 threads"); "" for none.
+        has_disk: the on-disk KV cache has not failed.
         backend, accelerator: keys of the plan; "" before a model is loaded.
         model: its name.
         used, total: tokens of the context window.
-        first_token_ms, tokens_per_s: of the last reply; 0 where unknown.
-        n_reused, n_prompt: tokens of the last prompt that came from the cache, and all of it.
-        n_restored: of the reused ones, those from the disk; saved_ms: what not computing them saved.
-        is_answer_cached: nothing was computed: the same request had been answered before.
-        has_reply: the values above are of a reply, which may still be written.
+        first_token_ms, tokens_per_s: of the last reply; 0 if unknown.
+        n_reused, n_prompt: tokens of the last prompt from the KV cache, and all its tokens.
+        n_restored: reused tokens from the disk; saved_ms: the computing time that saved.
+        is_answer_cached: the answer came from the answer cache, without computing.
+        has_reply: the values above are of a reply, which may still be running.
     """
 
     activity: str = ""
-    held_back: str = ""
+    throttled: str = ""
+    has_disk: bool = True
     backend: str = ""
     accelerator: str = ""
     model: str = ""
@@ -57,67 +60,55 @@ class StatusValues:
     has_reply: bool = False
 
     def parts(self) -> list[tuple[int, str]]:
-        """(rank, text) from left to right; where there is no room, the highest rank goes first."""
-        parts = []
-        if self.activity:
-            parts.append((0, self.activity))
-        if self.held_back:
-            parts.append((1, self.held_back))
-        engine = " ".join(
-            name
-            for name in (
-                TITLES.get(self.accelerator, self.accelerator),
-                ENGINES[self.backend].title if self.backend in ENGINES else self.backend,
-            )
-            if name
-        )
-        if engine:
-            parts.append((5, engine))
-        if self.model:
-            parts.append((2, self.model))
+        """Return (rank, text) from left to right; the highest rank is dropped first where there is no room."""
+        backend = ENGINES[self.backend].title if self.backend in ENGINES else self.backend
+        engine = f"{TITLES.get(self.accelerator, self.accelerator)} {backend}".strip()
+        parts = [
+            (0, self.activity),
+            (1, self.throttled),
+            (2, "" if self.has_disk else "disk cache off"),
+            (6, engine),
+            (3, self.model),
+        ]
         if self.total:
-            used = min(self.used, self.total)  # of an answer from before the window was made smaller
-            share = round(100 * used / self.total)
-            parts.append((3, f"context {fmt.count(used)}/{fmt.count(self.total)} ({share} %)"))
+            used = min(self.used, self.total)  # the answer may be older than a smaller window
+            parts.append((4, f"context {used:,}/{self.total:,} ({round(100 * used / self.total)} %)"))
         if self.has_reply:
-            if self.tokens_per_s:
-                parts.append((4, fmt.rate(self.tokens_per_s)))
-            if self.first_token_ms:
-                parts.append((6, f"first token {fmt.seconds(self.first_token_ms)}"))
+            parts.append((5, fmt.rate(self.tokens_per_s) if self.tokens_per_s else ""))
+            parts.append((7, f"first token {duration_text(self.first_token_ms / 1000)}" if self.first_token_ms else ""))
             if self.n_prompt:
                 parts.extend(self._reuse())
-        return parts
+        return [part for part in parts if part[1]]
 
     def _reuse(self) -> list[tuple[int, str]]:
         if self.is_answer_cached:
-            return [(7, "answered before")]
-        details = [f"{fmt.count(self.n_restored)} from disk"] if self.n_restored else []
+            return [(8, "cached answer")]
+        details = [f"{self.n_restored:,} from disk"] if self.n_restored else []
         if self.saved_ms >= 100:
-            details.append(f"{fmt.seconds(self.saved_ms)} saved")
-        parts = [(7, f"reused {fmt.count(self.n_reused)} of {fmt.count(self.n_prompt)}")]
-        return [*parts, (8, ", ".join(details))] if details else parts
+            details.append(f"{duration_text(self.saved_ms / 1000)} saved")
+        return [(8, f"reused {self.n_reused:,} of {self.n_prompt:,}"), (9, ", ".join(details))]
 
-    def while_running(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> StatusValues:
-        """With what is known of a reply that is being written.
+    def while_running(self, n_processed: int, n_generated: int, first_token_s: float, decode_s: float) -> StatusValues:
+        """Return these values with the figures of a running reply.
 
         Args:
-            n_read: tokens of the prompt that are in the context.
-            n_written: tokens of the reply so far.
-            first_token_s: how long the first one took; 0 before it is there.
-            writing_s: seconds since then.
+            n_processed: prompt tokens in the context.
+            n_generated: tokens of the reply so far.
+            first_token_s: time to the first token; 0 before it.
+            decode_s: seconds since then.
         """
         return replace(
             self,
-            used=n_read + n_written,
+            used=n_processed + n_generated,
             first_token_ms=first_token_s * 1000,
-            tokens_per_s=(n_written - 1) / writing_s if n_written > 1 and writing_s > 0 else 0.0,
+            tokens_per_s=(n_generated - 1) / decode_s if n_generated > 1 and decode_s > 0 else 0.0,
             n_reused=0,
-            n_prompt=0,  # what was reused is said when the reply is there
-            has_reply=n_written > 0,
+            n_prompt=0,  # reuse is shown once the reply is complete
+            has_reply=n_generated > 0,
         )
 
     def with_record(self, record: dict[str, Any]) -> StatusValues:
-        """With what a saved reply's record says; values that are missing or of another shape count as 0."""
+        """Return these values with the figures of a saved reply; missing or malformed figures count as 0."""
         usage, timing = _numbers(record.get("usage")), _numbers(record.get("timing"))
         n_generated, decode_ms = usage.get("n_generated", 0), timing.get("decode_ms", 0)
         return replace(
@@ -141,10 +132,10 @@ def _numbers(table: object) -> dict[str, float]:
 
 
 def fit_parts(parts: list[tuple[int, str]], width: int, separator: str) -> str:
-    """Join as many parts as fit, leaving out the least important; the last one standing is cut.
+    """Join as many parts as fit, dropping the highest rank first; a single part is truncated.
 
     Args:
-        parts: (rank, text), 0 the most important.
+        parts: (rank, text).
         width: in terminal cells.
         separator: between two parts.
     """
@@ -155,23 +146,22 @@ def fit_parts(parts: list[tuple[int, str]], width: int, separator: str) -> str:
 
 
 class StatusLine(Static):
-    """The line itself."""
+    """The status line."""
 
     values: reactive[StatusValues] = reactive(StatusValues(), init=False)
-    """What is shown."""
 
     def __init__(self) -> None:
         super().__init__(id="status", markup=False)
 
     def render(self) -> Content:
-        """As many parts as the width allows."""
+        """Return as many parts as fit."""
         separator = ", " if self.app.has_class("-plain") else " · "
         return Content(fmt.clean(fit_parts(self.values.parts(), self.content_size.width, separator)))
 
-    def show_progress(self, n_read: int, n_written: int, first_token_s: float, writing_s: float) -> None:
-        """Show how a reply comes along; see `StatusValues.while_running`."""
-        self.values = self.values.while_running(n_read, n_written, first_token_s, writing_s)
+    def show_progress(self, n_processed: int, n_generated: int, first_token_s: float, decode_s: float) -> None:
+        """Show a running reply; see `StatusValues.while_running`."""
+        self.values = self.values.while_running(n_processed, n_generated, first_token_s, decode_s)
 
     def change(self, **changes: Any) -> None:
-        """Change some of the values."""
+        """Change some values."""
         self.values = replace(self.values, **changes)

@@ -1,4 +1,4 @@
-"""The conversation on the screen: the messages of the active path, newest at the bottom."""
+"""The messages of the active path, newest at the bottom."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from edge_chat.widgets.message import MessageView
 
 __all__ = ["Transcript"]
 
-_PAGE = 30  # messages that are put on the screen at once; a long conversation opens as fast as a short one
+_PAGE = 30  # messages mounted at once, so that a long conversation opens as fast as a short one
 
 
 class _Earlier(Static):
-    """Stands for the messages above that are not on the screen yet."""
+    """A link in place of the earlier messages that are not mounted yet."""
 
     def __init__(self, number: int) -> None:
         text = f"Show {fmt.plural(number, 'earlier message')}"
@@ -31,22 +31,18 @@ class _Earlier(Static):
         )
 
     def action_earlier(self) -> None:
-        """It was clicked."""
         self.post_message(Transcript.EarlierWanted())
 
 
 class _Note(Static):
-    """Something to know about the end of the conversation."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, classes="note", markup=False)
+    """A note below the last message."""
 
 
 class Transcript(VerticalScroll, can_focus=False):
-    """A list of message views that follows a `Page`; it stays at the bottom until the user scrolls up."""
+    """The message views of a `Page`. It stays at the bottom until the user scrolls up."""
 
     class EarlierWanted(Message):
-        """More of the beginning should be shown."""
+        """Earlier messages should be shown."""
 
     def __init__(self) -> None:
         super().__init__(id="transcript")
@@ -55,20 +51,15 @@ class Transcript(VerticalScroll, can_focus=False):
 
     @property
     def views(self) -> list[MessageView]:
-        """The messages on the screen, from top to bottom."""
+        """Return the mounted messages, from top to bottom."""
         return list(self.query_children(MessageView))
 
     def view_of(self, node_id: int) -> MessageView | None:
-        """The view of a saved message."""
+        """Return the view of a saved message."""
         return next((view for view in self.views if view.node_id == node_id), None)
 
     async def show(self, page: Page | None, empty: EmptyState | None = None) -> None:
-        """Show another conversation, from its end.
-
-        Args:
-            page: the conversation; None or an empty one shows `empty`.
-            empty: shown when there is no message.
-        """
+        """Show another conversation from its end, or `empty` if it has no message."""
         self._page = page
         nodes = page.nodes if page is not None else ()
         self._first = max(0, len(nodes) - _PAGE)
@@ -84,8 +75,10 @@ class Transcript(VerticalScroll, can_focus=False):
         self.scroll_end(animate=False)
 
     async def follow(self, page: Page) -> None:
-        """Go along with a change of the conversation on the screen: keep the views of messages that stayed, take over those
-        that were put up before they were saved, and replace the rest."""
+        """Show a changed state of the same conversation.
+
+        Views of unchanged messages stay, views mounted before their message was saved are adopted, the rest is replaced.
+        """
         self._page = page
         nodes = page.nodes[self._first :]
         views = self.views
@@ -95,7 +88,7 @@ class Transcript(VerticalScroll, can_focus=False):
             if view.node_id != node.id and not is_unsaved:
                 break
             view.adopt(node)
-            if view.text != node.content:  # another process goes on writing it
+            if view.text != node.content:  # another process is generating it
                 await view.finish(node.content)
             n_same += 1
         with self.app.batch_update():
@@ -107,38 +100,38 @@ class Transcript(VerticalScroll, can_focus=False):
             self._number_branches()
 
     async def add(self, *widgets: Widget) -> None:
-        """Put something at the end, above a message that waits."""
+        """Mount widgets at the end, above a waiting message."""
         if not widgets:
             return
         await self.query_children(EmptyState).remove()
         waiting = self.query_children(WaitingCard)
         await self.mount_all(widgets, before=waiting.first() if waiting else None)
 
-    async def cut(self, node_id: int) -> None:
-        """Take a message and all below it off the screen."""
+    async def truncate(self, node_id: int) -> None:
+        """Remove a message and all below it from the screen."""
         views = self.views
         position = next((i for i, view in enumerate(views) if view.node_id == node_id), len(views))
         for view in views[position:]:
             await view.remove()
 
     async def show_note(self, text: str) -> None:
-        """Say something below the last message; "" takes it away."""
+        """Show a note below the last message; "" removes it."""
         await self.query_children(_Note).remove()
         if text:
-            await self.add(_Note(text))
+            await self.add(_Note(text, classes="note", markup=False))
 
     async def clear_waiting(self) -> None:
-        """Take the message that waits off the screen."""
+        """Remove the waiting message from the screen."""
         await self.query_children(WaitingCard).remove()
 
     async def clear_failure(self) -> None:
-        """Take the error of the last reply off the screen; one of the model stays."""
+        """Remove the error of the last reply from the screen; that of the model stays."""
         for card in self.query_children(ErrorCard):
             if not isinstance(card, LoadErrorCard):
                 await card.remove()
 
     async def show_earlier(self) -> None:
-        """Show more of the beginning, without moving what is on the screen."""
+        """Mount earlier messages without moving the visible ones."""
         if self._page is None or not self._first:
             return
         first = max(0, self._first - _PAGE)

@@ -42,10 +42,10 @@ def test_home(tmp_path: Path, own_home: Path) -> None:
     [
         ("missing.txt", "There is no file missing.txt"),
         ("folder", "folder is a directory"),
-        ("large", r"too large to attach \(101 bytes\). The limit is 100 bytes"),
+        ("large", r"too large to attach \(101 B\). The limit is 100 B"),
         ("image.png", "image.png is a binary file"),
         ("latin", "not UTF-8"),
-        ("pipe", "no plain file"),
+        ("pipe", "pipe is not a regular file. Only"),
         ("large/below", "There is no file"),
         ("nul\0", "cannot be read"),
     ],
@@ -64,9 +64,7 @@ def test_mentions_are_of_files_that_exist(tmp_path: Path) -> None:
     write(tmp_path, "a.md")
     write(tmp_path, "with blank.md")
     text = 'See @a.md, @"with blank.md" and @missing.md; write to me@a.md or ask @john.'
-    found = att.find_mentions(text, tmp_path)
-    assert [mention.path for mention in found] == ["a.md", "with blank.md"]
-    assert [text[m.start : m.end] for m in found] == ["@a.md", '@"with blank.md"']
+    assert att.find_mentions(text, tmp_path) == ["a.md", "with blank.md"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +85,7 @@ def test_the_mention_being_typed(before: str, expected: tuple[int, str] | None) 
 def test_quotes_are_read_again(tmp_path: Path) -> None:
     for name in ("plain.md", "with blank.md"):
         write(tmp_path, name)
-        assert [mention.path for mention in att.find_mentions(f"x {att.quote(name)} y", tmp_path)] == [name]
+        assert att.find_mentions(f"x {att.quote(name)} y", tmp_path) == [name]
 
 
 def test_proposals(tmp_path: Path) -> None:

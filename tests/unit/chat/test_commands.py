@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import UsageError
-from edge_chat.actions import REGISTRY
+from edge_chat.actions import COMPLETERS, RUNNERS
 from edge_chat.commands import GROUPS, Command, Registry, SlashLine, parse_slash
+from edge_chat.table import REGISTRY
 
 WANTED = (
     *("model", "new", "system", "set", "save", "import", "stats", "title", "search", "copy", "regenerate", "edit"),
@@ -37,6 +38,12 @@ def test_every_promised_command_is_there(name: str) -> None:
     assert command.group in GROUPS
 
 
+def test_every_command_has_a_function() -> None:
+    run_elsewhere = {command.name for command in REGISTRY if command.scope in ("everywhere", "composer")}
+    assert {command.name for command in REGISTRY} - run_elsewhere == set(RUNNERS)
+    assert all(REGISTRY[name].argument for name in COMPLETERS)
+
+
 def test_aliases() -> None:
     assert REGISTRY.find("clear").name == "new"
     assert REGISTRY.find("params").name == "parameters"
@@ -65,8 +72,8 @@ def test_search_puts_beginnings_first() -> None:
 
 
 def test_clashes_are_refused() -> None:
-    one = Command("one", "One", "One.", "App", aliases=("uno",))
+    one = Command("one", "One", "One.", aliases=("uno",), group="App")
     with pytest.raises(ValueError, match="'uno'"):
-        Registry([one, Command("uno", "Two", "Two.", "App")])
+        Registry([one, Command("uno", "Two", "Two.", group="App")])
     with pytest.raises(ValueError, match="no group"):
-        Registry([Command("two", "Two", "Two.", "Nowhere")])
+        Registry([Command("two", "Two", "Two.", group="Nowhere")])

@@ -9,10 +9,11 @@ from textual.widgets import Static
 
 from edge.conversation import ConversationStore, Node
 from edge_chat import pages
-from edge_chat.actions import REGISTRY
 from edge_chat.app import ChatApp
-from edge_chat.screens.dialogs import Choice, Picker, ReadPage
+from edge_chat.commands import Completion
+from edge_chat.screens.dialogs import Picker, ReadPage
 from edge_chat.screens.parameters import ParameterEditor, ParameterLine
+from edge_chat.table import REGISTRY
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
@@ -34,7 +35,7 @@ async def test_parameters_are_checked_in_place_and_saved() -> None:
         await pilot.press("enter")
         await pilot.pause()
         assert app.screen is editor, "a wrong value keeps the dialog open"
-        assert "no number" in str(first.query_one(".parameter-error").render())
+        assert "not a number" in str(first.query_one(".parameter-error").render())
         await pilot.press("backspace", "enter")
         await settle(pilot)
         assert app.chat_screen.controller.sampling.temperature == 9.0
@@ -62,7 +63,11 @@ async def test_parameters_can_be_put_back_and_given_up() -> None:
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("/set temprature 1", "Did you mean temperature"), ("/set top_p 3", "out of range"), ("/set seed x", "no whole number")],
+    [
+        ("/set temprature 1", "Did you mean temperature"),
+        ("/set top_p 3", "out of range"),
+        ("/set seed x", "not a whole number"),
+    ],
 )
 async def test_bad_parameters_are_refused_by_the_command(command: str, message: str) -> None:
     app = fake_app()
@@ -116,16 +121,16 @@ async def test_a_picker_gives_back_what_is_typed_where_that_is_allowed() -> None
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
         given: list[str | None] = []
-        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")], free_text=True), given.append)
+        app.push_screen(Picker("T", [Completion("a", "alpha"), Completion("b", "beta")], free_text=True), given.append)
         await pilot.pause()
         await pilot.press(*"hf:owner/repo", "enter")
-        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")], current="b"), given.append)
+        app.push_screen(Picker("T", [Completion("a", "alpha"), Completion("b", "beta")], current="b"), given.append)
         await pilot.pause()
         await pilot.press("enter")
-        app.push_screen(Picker("T", [Choice("a", "alpha"), Choice("b", "beta")]), given.append)
+        app.push_screen(Picker("T", [Completion("a", "alpha"), Completion("b", "beta")]), given.append)
         await pilot.pause()
         await pilot.press("down", "enter")
-        app.push_screen(Picker("T", [Choice("a", "alpha")]), given.append)
+        app.push_screen(Picker("T", [Completion("a", "alpha")]), given.append)
         await pilot.pause()
         await pilot.press(*"zzz", "enter", "escape")
         assert given == ["hf:owner/repo", "b", "b", None]
@@ -268,7 +273,7 @@ def test_help_shows_the_keys_that_do_what_a_command_does() -> None:
     assert any("`/quit`" in line and "Ctrl+Q" in line for line in lines)
     assert any("`/branch`" in line and "Left or Right" in line for line in lines)
     about = pages.command_help(REGISTRY["branch"], lambda name: REGISTRY[name].keys, "message")
-    assert "Keys: Left or Right on a chosen message." in about
+    assert "Keys: Left or Right on a selected message." in about
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
@@ -322,7 +327,7 @@ def test_numbers_of_a_conversation() -> None:
     nodes = [Node(1, None, "user", "q"), Node(2, 1, "assistant", "a | b", record=record), Node(3, 2, "assistant", "no record")]
     text = pages.stats(nodes)
     assert "| 1 | a \\| b | 21 | 0.01 s | 20.0 tok/s | 50/100 |" in text
-    assert "1 answer, 21 tokens written" in text and "50 (50 %)" in text
+    assert "1 answer, 21 tokens generated" in text and "50 (50 %)" in text
     assert "No answer" in pages.stats([nodes[0]])
 
 

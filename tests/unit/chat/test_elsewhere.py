@@ -30,7 +30,7 @@ async def test_a_turn_of_another_process_is_shown_and_the_draft_stays(tmp_path: 
         assert conversation_id is not None
         question = there.append(conversation_id, Message("user", "from elsewhere"), parent=there.path(conversation_id)[-1].id)
         await eventually(pilot, lambda: texts(app) == [*before, "You: from elsewhere"])
-        await eventually(pilot, lambda: "may be writing" in note(app))
+        await eventually(pilot, lambda: "may be generating" in note(app))
         answer = there.append(conversation_id, Message("assistant", "Word"), parent=question.id, status="partial", model="Fake")
         await eventually(pilot, lambda: texts(app)[-1] == "Fake: Word")
         await eventually(pilot, lambda: note(app) == "")
@@ -68,7 +68,7 @@ async def test_a_conversation_deleted_elsewhere_is_told_once(tmp_path: Path) -> 
         app.chat_screen.complain = lambda error: told.append(str(error))  # type: ignore[method-assign]
         there.delete(there.list()[0].id)
         await eventually(pilot, lambda: told)
-        app.chat_screen._look()
+        app.chat_screen._poll()
         await settle(pilot)
         assert len(told) == 1 and "no conversation" in told[0]
 
@@ -80,7 +80,7 @@ async def test_a_question_that_was_left_without_an_answer_says_how_to_get_one() 
     app = fake_app(store=store, conversation=info.id, settings={"chat.keys.regenerate": "ctrl+y"})
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
-        assert note(app) == "No answer was written (the app may have been stopped). Ctrl+Y asks again."
+        assert note(app) == "No answer (the app may have been stopped). Ctrl+Y asks again."
         await pilot.press("ctrl+y")
         await settle(pilot)
         assert note(app) == "" and len(texts(app)) == 2

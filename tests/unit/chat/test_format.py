@@ -7,20 +7,9 @@ import pytest
 from edge_chat import format as fmt
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (12_300, "12 kB"), (98_362_432, "98 MB"), (4_200_000_000, "4.2 GB")],
-)
-def test_sizes(size: int, text: str) -> None:
-    assert fmt.n_bytes(size) == text
-
-
 def test_numbers() -> None:
-    assert fmt.count(1234567) == "1,234,567"
     assert fmt.plural(1, "message") == "1 message"
     assert fmt.plural(2000, "message") == "2,000 messages"
-    assert fmt.seconds(312) == "0.31 s"
-    assert fmt.seconds(12_400) == "12 s"
     assert fmt.rate(34.21) == "34.2 tok/s"
     assert fmt.rate(1234.5) == "1234 tok/s"
 

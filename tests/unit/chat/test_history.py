@@ -140,7 +140,7 @@ async def test_deleting_a_conversation_drops_what_was_said_in_it(tmp_path: Path)
         await say(pilot, "/edit")
         await say(pilot, "second secret")
         assert "first secret" in path.read_text() and "second secret" in path.read_text()
-        await app.delete_conversation(store.list()[0].id)
+        await app.chat_screen.controller.delete(store.list()[0].id)
         await settle(pilot)
     assert path.read_text() == '"keep this"\n"/edit"\n'
 

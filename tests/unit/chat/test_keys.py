@@ -7,8 +7,8 @@ from textual import events
 from textual._xterm_parser import XTermParser
 
 from edge.errors import ConfigError
-from edge_chat.actions import REGISTRY
-from edge_chat.keys import bindings, composer_actions, display_key, display_keys, make_keymap, teach_terminal_keys
+from edge_chat.keys import bindings, composer_actions, display_key, display_keys, make_keymap, register_enter_sequences
+from edge_chat.table import REGISTRY
 
 
 def test_defaults_do_not_clash() -> None:
@@ -85,6 +85,6 @@ def test_names_of_keys() -> None:
     [("\x1b\r", "alt+enter"), ("\x1b[13;2u", "shift+enter"), ("\n", "ctrl+j"), ("\r", "enter"), ("\x1b[13;3u", "alt+enter")],
 )
 def test_what_terminals_send_for_the_enter_keys(sent: str, key: str) -> None:
-    teach_terminal_keys()
+    register_enter_sequences()
     found = [token for token in XTermParser().feed(sent) if isinstance(token, events.Key)]
     assert [event.key for event in found] == [key]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edge.assistant import Assistant
+from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.errors import CancelledError, DownloadError, ModelTooLargeError
+from edge.kv.options import StoreOptions
+from edge.kv.store import BlockStore
 from edge_chat.model_host import ModelHost
 from edge_chat.models import list_choices
 from edge_chat.screens.dialogs import Confirm, Picker
@@ -118,7 +120,7 @@ async def test_switching_goes_on_with_the_conversation() -> None:
         await say(pilot, "a")
         loader.gate.clear()
         await enter(pilot, "/model large")
-        await eventually(pilot, lambda: app.host.is_loading)
+        await eventually(pilot, lambda: app.host.state.phase == "loading")
         await pilot.press(*"b", "enter")
         # The old model answers until the new one is there.
         await eventually(pilot, lambda: texts(app)[2:] == ["You: b", "Fake: small: b"])
@@ -266,7 +268,7 @@ async def test_a_newer_choice_gives_up_the_load_under_way() -> None:
     loader = Loader()
     app = fake_app(loader=loader, settings={"model": "small"})
     async with app.run_test(size=(100, 30)) as pilot:
-        await eventually(pilot, lambda: app.host.is_loading)
+        await eventually(pilot, lambda: app.host.state.phase == "loading")
         app.load_model("large")
         loader.gate.set()
         await eventually(pilot, lambda: app.host.reference == "large")
@@ -334,6 +336,25 @@ def test_a_model_in_two_formats_is_one_choice(own_home: Path, tmp_path: Path) ->
     (own_home / "catalog.toml").write_text(rows)
     named = [choice for choice in list_choices(load_settings()) if choice.value == "both"]
     assert len(named) == 1
+
+
+async def test_a_failed_disk_cache_is_shown_and_replies_go_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def load(model: str, *, store: ConversationStore, on_progress: Progress) -> Assistant:
+        blocks = BlockStore(tmp_path / "file" / "kv", StoreOptions(budget_bytes=1 << 30))
+        return Assistant(answers(model), store=store, disk=DiskCache(blocks, b"m" * 32))
+
+    app = fake_app(loader=load, settings={"model": "small"})
+    told: list[str] = []
+    app.chat_screen.tell = told.append  # type: ignore[method-assign]
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen._poll()
+        await say(pilot, "a")
+        assert texts(app) == ["You: a", "Fake: small: a"]
+        assert "disk cache off" in str(app.chat_screen.status.render())
+    assert len(told) == 1 and told[0].startswith("The on-disk KV cache is off: ")
 
 
 async def test_a_bug_in_loading_is_an_error_not_a_crash() -> None:

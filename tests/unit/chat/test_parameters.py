@@ -44,10 +44,10 @@ def test_values(name: str, text: str, value: object) -> None:
     ("name", "text", "message"),
     [
         ("temprature", "1", "no parameter 'temprature'. Did you mean temperature"),
-        ("temperature", "hot", "no number"),
+        ("temperature", "hot", "not a number"),
         ("temperature", "-1", "out of range"),
         ("temperature", "nan", "out of range"),
-        ("top_k", "1.5", "no whole number"),
+        ("top_k", "1.5", "not a whole number"),
         ("top_p", "2", "out of range"),
         ("max_tokens", "0", "max_tokens is 0"),
         ("stop", "[1]", "must be texts"),

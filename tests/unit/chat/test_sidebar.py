@@ -143,7 +143,7 @@ async def test_delete_asks_and_can_be_undone() -> None:
         assert [info.title for info in store.list()] == ["Bread", "Cooking", "Whales"]
         assert texts(app) == ["You: Rye flour", "Assistant: About bread."]
         await say(pilot, "/undo")
-        assert "Nothing was deleted" in str(app.chat_screen.query_one("#complaint").render())
+        assert "No conversation was deleted" in str(app.chat_screen.query_one("#complaint").render())
 
 
 async def test_deleting_the_conversation_on_the_screen_shows_a_new_one() -> None:
@@ -196,7 +196,7 @@ async def test_save_and_import(tmp_path: Path) -> None:
             assert [text.partition(": ")[2] for text in texts(app)] == [text.partition(": ")[2] for text in before]
         kept = (tmp_path / "hello.md").read_text()
         await say(pilot, "/save")
-        assert "exists already" in str(app.chat_screen.query_one("#complaint").render())
+        assert "already exists" in str(app.chat_screen.query_one("#complaint").render())
         assert (tmp_path / "hello.md").read_text() == kept
         (tmp_path / "bad.json").write_text('{"no": 1}')
         await say(pilot, "/import bad.json")

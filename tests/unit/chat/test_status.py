@@ -56,7 +56,7 @@ def test_values_of_a_saved_reply() -> None:
         ({"n_reused": 60}, "reused 60 of 100"),
         ({"n_reused": 60, "saved_ms": 1500.0}, "reused 60 of 100 · 1.50 s saved"),
         ({"n_reused": 60, "n_restored": 50, "saved_ms": 20_000.0}, "reused 60 of 100 · 50 from disk, 20 s saved"),
-        ({"n_reused": 100, "is_answer_cached": True}, "answered before"),
+        ({"n_reused": 100, "is_answer_cached": True}, "cached answer"),
     ],
 )
 def test_where_a_prompt_came_from(usage: dict[str, object], text: str) -> None:
@@ -89,8 +89,14 @@ def test_a_window_that_was_made_smaller_is_full_and_not_more() -> None:
     assert "context 1,024/1,024 (100 %)" in fit_parts(replace(FULL, total=1024).parts(), 200, " · ")
 
 
-def test_what_is_held_back_stays_where_there_is_little_room() -> None:
-    held = replace(FULL, held_back="hot: 2 of 4 threads")
+def test_throttling_stays_where_there_is_little_room() -> None:
+    held = replace(FULL, throttled="hot: 2 of 4 threads")
     assert fit_parts(held.parts(), 200, " · ").startswith("hot: 2 of 4 threads · CPU llama.cpp · SmolLM2-135M-Instruct")
     assert fit_parts(held.parts(), 45, " · ") == "hot: 2 of 4 threads · SmolLM2-135M-Instruct"
     assert fit_parts(held.parts(), 25, " · ") == "hot: 2 of 4 threads"
+
+
+def test_a_failed_disk_cache_is_shown() -> None:
+    failed = replace(FULL, has_disk=False)
+    assert fit_parts(failed.parts(), 200, " · ").startswith("disk cache off · CPU llama.cpp")
+    assert fit_parts(failed.parts(), 40, " · ") == "disk cache off · SmolLM2-135M-Instruct"

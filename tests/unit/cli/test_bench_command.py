@@ -84,7 +84,7 @@ def test_table_and_picture(call: Call, model: Path, tmp_path: Path, bandwidth: N
     assert line.startswith("Tiny  ")
     assert " ms  " in line
     assert "±" in line
-    assert "20 tokens read, 3 written after them; medians of 2 rounds" in done.err
+    assert "20 prompt tokens, 3 generated tokens; medians of 2 rounds" in done.err
     assert "Energy: " in done.err
     assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
 
@@ -165,15 +165,21 @@ def test_what_goes_wrong(call: Call, model: Path, arguments: tuple[str, ...], co
     assert done.out == ""
 
 
-def test_a_narrow_terminal_gets_two_tables(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_cli import bench
+def test_a_narrow_terminal_gets_two_tables(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_cli import bench, output
 
     rows = [["a model with a long name", "1,234 ms", "200.0 ±3%", "33.1 ±1%", "1.02x", "0.50 s", "182 MiB", "48%", ""]]
-    used = list(range(8))
-    monkeypatch.setenv("COLUMNS", "200")
-    wide = bench._rich_table(rows, used)
-    monkeypatch.setenv("COLUMNS", "76")
-    narrow = bench._rich_table(rows, used)
+
+    def shown(columns: int) -> str:
+        stdout = terminal()
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", str(columns))
+            patch.setattr("sys.stdout", stdout)
+            output.wide_table(bench._COLUMNS, rows, bench._N_SPEED_COLUMNS)
+        text: str = stdout.written()
+        return text
+
+    wide, narrow = shown(200), shown(76)
     assert wide.count("memory") == narrow.count("memory") == 1
     assert len(wide.splitlines()) == 2
     assert len(narrow.splitlines()) > 4
@@ -211,7 +217,7 @@ def test_tune_says_what_it_found(call: Call, model: Path, measured: list[Any]) -
     assert measured[0].kv_types == ()
     assert "1.25x" in done.out
     assert "taken" in done.out
-    assert "33.1 tokens/s, with the usual settings 28.9" in done.out
+    assert "33.1 tokens/s, default 28.9" in done.out
     assert "Time ran out" in done.err
 
 
@@ -234,7 +240,7 @@ def test_tune_of_a_name_with_several_formats(
     done = call("tune", "both")
     assert [artifact.format for artifact in given] == ["gguf", "onnx"]
     assert done.code == 0
-    assert "Fastest in writing, and so what is run: onnx int4." in done.err
+    assert "Fastest decode, so edge runs it: onnx int4." in done.err
     shown = json.loads(call("tune", "both", "--show", "--json").out)["formats"]
     assert [(row["format"], row["tuning"]["decode_tokens_per_s"]) for row in shown] == [("gguf", 20.0), ("onnx", 30.0)]
     assert "2" in call("tune", "both", "--forget").err
@@ -253,7 +259,7 @@ def test_tune_says_what_a_kv_type_costs(call: Call, model: Path, measured: list[
 def test_tune_refuses_a_kv_type_where_there_is_no_choice(call: Call, tmp_path: Path, measured: list[Any]) -> None:
     done = call("tune", str(write_onnx(tmp_path / "onnx-tiny", kind="int4")), "--kv-type", "q8_0")
     assert (done.code, measured) == (2, [])
-    assert "keeps its KV cache as it was built" in done.err
+    assert "has a fixed type of KV cache" in done.err
 
 
 def test_tune_that_is_interrupted_keeps_nothing(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +270,7 @@ def test_tune_that_is_interrupted_keeps_nothing(call: Call, model: Path, monkeyp
     monkeypatch.setattr("edge.bench.tune.tune", tune)
     done = call("tune", str(model))
     assert (done.code, done.out) == (130, "")
-    assert "Nothing was kept" in done.err
+    assert "Nothing was saved" in done.err
     assert call("tune", str(model), "--show").code == 1
 
 
@@ -278,7 +284,7 @@ def test_tune_as_json(call: Call, model: Path, measured: list[Any]) -> None:
 
 def test_show_and_forget(call: Call, model: Path, measured: list[Any], tmp_path: Path) -> None:
     other = write_gguf(tmp_path / "other.gguf", name="Other")
-    assert "Nothing is remembered yet" in call("tune", "--show").err
+    assert "No settings are saved yet" in call("tune", "--show").err
     assert call("tune", str(model), "--show").code == 1
     call("tune", str(model))
     shown = call("tune", str(model), "--show")
@@ -288,8 +294,8 @@ def test_show_and_forget(call: Call, model: Path, measured: list[Any], tmp_path:
     assert "Tiny" in call("tune", "--show").out
     assert json.loads(call("tune", str(model), "--show", "--json").out)["tuning"]["threads"] == 1
     assert len(json.loads(call("tune", "--show", "--json").out)["records"]) == 1
-    assert call("tune", str(model), "--forget").err == "Forgotten: 1.\n"
-    assert call("tune", "--forget").err == "There was nothing to forget.\n"
+    assert call("tune", str(model), "--forget").err == "Deleted saved settings: 1.\n"
+    assert call("tune", "--forget").err == "There are no saved settings to delete.\n"
     assert json.loads(call("tune", str(model), "--show", "--json").out)["tuning"] is None
 
 

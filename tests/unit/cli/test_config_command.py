@@ -164,9 +164,9 @@ def test_without_the_chat_app_its_names_are_not_checked_and_that_is_said(call: A
 def test_a_variable_that_wins_is_named(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_CONTEXT", "9")
     monkeypatch.setenv("EDGE_CHAT_KEYS_SEARCH", "f9")
-    assert "EDGE_CONTEXT is set and wins" in call("config", "set", "context", "5").err
-    assert "EDGE_CHAT_KEYS_SEARCH is set and wins" in call("config", "set", "chat.keys.search", "f8").err
-    assert "wins" not in call("config", "set", "threads", "1").err
+    assert "EDGE_CONTEXT is set and overrides" in call("config", "set", "context", "5").err
+    assert "EDGE_CHAT_KEYS_SEARCH is set and overrides" in call("config", "set", "chat.keys.search", "f8").err
+    assert "overrides" not in call("config", "set", "threads", "1").err
 
 
 def test_paths_as_json(call: Any, own_home: Path) -> None:

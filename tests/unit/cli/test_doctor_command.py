@@ -114,7 +114,7 @@ def test_devices_as_json_come_back(call: Any, profile: DeviceProfile) -> None:
 @pytest.mark.parametrize(
     ("profile", "said"),
     [
-        (LAPTOP, ["Core i7, x86_64: 4 cores, 8 threads", "none that an engine could use", "mains, 80 %"]),
+        (LAPTOP, ["Core i7, x86_64: 4 cores, 8 threads", "none that an engine can use", "mains, 80 %"]),
         (JETSON, ["JetPack 6.2", "Jetson Linux 36.4.3", "8.6 GB shared with the processor", "throttled, 99 °C"]),
         (MAC, ["macOS 15.5, with a Neural Engine", "10 cores (4 fast, 6 efficient)", "battery, 40 %, saving power"]),
         (CONTAINER, ["in docker", "the cgroup pays for 1.5 of 8 CPUs", "the cgroup's memory limit (the machine has 17.2 GB)"]),
@@ -251,6 +251,17 @@ def test_doctor_finds_a_full_disk(call: Any, own_home: Path, monkeypatch: pytest
     assert found["disk space"]["state"] == "note"
 
 
+def test_doctor_finds_a_failed_disk_cache(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(call, doctor_app(), 0)["disk cache"]["text"] == "nothing is stored yet"
+    path = load_settings().paths.kv_dir
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a file in the way")
+    found = findings(call, doctor_app(), 0)["disk cache"]
+    assert found["state"] == "note" and found["text"].startswith("off: ") and "Replies work without it" in found["hint"]
+    monkeypatch.setenv("EDGE_KV_ENABLED", "false")
+    assert findings(call, doctor_app(), 0)["disk cache"]["text"] == "off (kv.enabled)"
+
+
 @dataclasses.dataclass
 class Usage:
     total: int
@@ -273,11 +284,11 @@ def test_doctor_looks_at_the_conversations(call: Any) -> None:
 @pytest.mark.parametrize(
     ("readings", "state", "text"),
     [
-        (Readings(), "ok", "nothing: no sensor says anything"),
+        (Readings(), "ok", "none: no sensor readings"),
         (
             Readings(hottest_c=51.0, headroom_c=48.0, battery_percent=80, total_bytes=8 * GB, available_bytes=4 * GB),
             "ok",
-            "nothing: 51 °C, battery at 80 %, 4.3 GB of memory available",
+            "none: 51 °C, battery at 80 %, 4.3 GB of memory available",
         ),
         (
             Readings(hottest_c=97.0, headroom_c=2.0),
@@ -287,15 +298,15 @@ def test_doctor_looks_at_the_conversations(call: Any) -> None:
         (Readings(battery_percent=9, is_on_battery=True), "note", "low battery: 1 of 4 threads (battery at 9 %)"),
     ],
 )
-def test_doctor_says_what_would_be_held_back(call: Any, readings: Readings, state: str, text: str) -> None:
+def test_doctor_reports_throttling(call: Any, readings: Readings, state: str, text: str) -> None:
     result = call("doctor", "--json", app=doctor_app(plan=make_plan(), readings=readings))
-    check = next(check for check in json.loads(result.out)["checks"] if check["what"] == "holding back")
+    check = next(check for check in json.loads(result.out)["checks"] if check["what"] == "throttling")
     assert (check["state"], check["text"]) == (state, text)
 
 
-def test_doctor_says_that_nothing_is_ever_held_back(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_that_throttling_is_off(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_GOVERNOR_ENABLED", "false")
     hot = Readings(hottest_c=97.0, headroom_c=2.0)
     out = call("doctor", app=doctor_app(plan=make_plan(), readings=hot)).out
-    assert "off: nothing is held back" in out
+    assert "does not throttle the engine" in out
     assert "hot" not in out.replace("hot device", "")

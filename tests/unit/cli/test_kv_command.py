@@ -79,9 +79,9 @@ def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], 
     result = call("kv", "ls")
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert lines[0].startswith(f"Ann's ({ann})  ") and "  20  " in lines[0] and "4.0 s" in lines[0]
+    assert lines[0].startswith(f"Ann's ({ann})  ") and "  20  " in lines[0] and "4.00 s" in lines[0]
     assert lines[1].startswith(f"shared: Ann's ({ann}), Bob's ({bob})") and "  10  " in lines[1]
-    assert any(line.startswith("conversations that are not kept") and line.endswith("pinned") for line in lines[2:])
+    assert any(line.startswith("conversations that are not saved") and line.endswith("pinned") for line in lines[2:])
     groups = json.loads(call("kv", "ls", "--json").out)
     assert sum(group["n_blocks"] for group in groups) == len(blocks.ls()) == 8
     assert [group["conversations"] for group in groups[:2]] == [[ann], sorted([ann, bob])]
@@ -92,7 +92,7 @@ def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], 
 
 def test_an_empty_store_says_so(call: Call) -> None:
     result = call("kv", "ls")
-    assert (result.code, result.out) == (0, "") and "Nothing is kept yet" in result.err
+    assert (result.code, result.out) == (0, "") and "Nothing is stored yet" in result.err
     assert json.loads(call("kv", "ls", "--json").out) == []
 
 
@@ -102,7 +102,7 @@ def test_stats(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
     assert figures["directory"] == str(blocks.directory) and not figures["is_encrypted"]
     assert figures["models"] == [{"fingerprint": MODEL.hex(), "namespace": "", "n_blocks": 8, "size_bytes": 8 * 4096}]
     text = call("kv", "stats").out
-    assert "40 tokens in 8 blocks" in text and "8.0 s" in text and MODEL.hex()[:8] in text
+    assert "40 tokens in 8 blocks" in text and "8.00 s" in text and MODEL.hex()[:8] in text
 
 
 def test_verify_finds_damage_and_exits_with_1(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
@@ -158,10 +158,10 @@ def test_a_bundle_goes_round(call: Call, two: tuple[str, str], blocks: BlockStor
     assert (written["n_blocks"], written["n_tokens"], written["path"]) == (6, 30, str(path))
     refused = call("kv", "export", ann, str(path))
     assert refused.code == 2 and "--force" in refused.err
-    assert "readable form" in call("kv", "export", ann, str(path), "--force").err
+    assert "unencrypted" in call("kv", "export", ann, str(path), "--force").err
     blocks.clear()
     result = call("kv", "import", str(path), app=app_with(MODEL))
-    assert result.code == 0 and "30 tokens need not be read again" in result.err
+    assert result.code == 0 and "30 cached tokens" in result.err
     new = result.out.strip()
     assert new != ann and len(blocks.ls(owner=new)) == 6
     match = blocks.match(MODEL, "", SYSTEM + list(range(20)))

@@ -197,7 +197,7 @@ def test_a_bug_is_shown_when_it_cannot_be_kept(call: Any, own_home: Path) -> Non
     result = call("run", "hi", app=failing(ZeroDivisionError("oh no")))
     assert result.code == 1
     assert "Traceback" in result.err
-    assert "could not be kept" in result.err
+    assert "could not be saved" in result.err
 
 
 def test_a_wrong_setting_stops_everything_with_2(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

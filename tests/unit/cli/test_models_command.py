@@ -103,10 +103,10 @@ def test_rm_goes_on_after_one_that_cannot_be_removed(call: Any, monkeypatch: pyt
     result = call("models", "rm", "a", "bad", "b", "a")
     assert result.code == 3
     assert result.err.splitlines() == [
-        "a is removed, 2.0 MB are free again.",
+        "a is removed, 2.0 MB freed.",
         "Error: bad is not on this device.",
         "See what is: edge models ls",
-        "b is removed, 2.0 MB are free again.",
+        "b is removed, 2.0 MB freed.",
     ]
     results = json.loads(call("models", "rm", "bad", "b", "--json").out)
     assert [(one["name"], one["is_removed"]) for one in results] == [("bad", False), ("b", True)]
@@ -210,7 +210,7 @@ def test_adding_and_forgetting_a_name(call: Any, three: Path, small_model: Path,
     assert (added.code, "mine: onnx int4" in added.err) == (0, True)
     call("models", "add", "mine", str(three))
     assert (own_home / "catalog.toml").read_text().count("models.mine.artifacts") == 1, "once"
-    assert call("models", "add", "mine", "hf:acme/mine-GGUF:Q8_0").err.startswith("mine is hf:acme/mine-GGUF:Q8_0 from now on.")
+    assert call("models", "add", "mine", "hf:acme/mine-GGUF:Q8_0").err.startswith("mine is now hf:acme/mine-GGUF:Q8_0.")
     kinds = [(row["format"], row["is_here"]) for row in json.loads(call("models", "show", "mine", "--json").out)["artifacts"]]
     assert kinds == [("onnx", True), ("gguf", False)]
     for arguments, said in (
@@ -222,7 +222,7 @@ def test_adding_and_forgetting_a_name(call: Any, three: Path, small_model: Path,
         assert refused.code in (2, 3)
         assert said in refused.err
     gone = call("models", "rm", "three", "--format", "onnx")
-    assert (gone.code, f"{three} is yours and still there." in gone.err) == (0, True)
+    assert (gone.code, f"{three} is your file and was not deleted." in gone.err) == (0, True)
     assert (three / "model.onnx").is_file()
     assert [row["format"] for row in json.loads(call("models", "show", "three", "--json").out)["artifacts"]] == [
         "gguf",
@@ -262,8 +262,8 @@ def test_pull_prints_the_path_and_a_line_every_tenth(call: Any, small_model: Pat
     result = call("models", "pull", "x")
     assert (result.code, result.out) == (0, f"{small_model}\n")
     lines = result.err.splitlines()
-    assert lines[0] == "Asking for x"
-    assert lines[1] == "Fetching x: 0 B of 1.0 MB"
+    assert lines[0] == "Looking for x"
+    assert lines[1] == "Downloading x: 0 B of 1.0 MB"
     assert len(lines) == 1 + 11 + 1
     assert "\x1b" not in result.err
     assert json.loads(call("models", "pull", "x", "--json").out)["path"] == str(small_model)

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from edge.assistant import Assistant
+from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
 from edge.engine.governor import Limits
 from edge.errors import StorageError
+from edge.kv.options import StoreOptions
+from edge.kv.store import BlockStore
 from edge_cli.app import App
 from tests.throttle import QuickSensors, SetGovernor
 
@@ -159,7 +161,7 @@ def test_stats_go_to_stderr(call: Any, app: App) -> None:
     assert "reused" in result.err
 
 
-def test_what_was_held_back_is_in_the_result_and_in_the_stats(call: Any) -> None:
+def test_throttling_is_in_the_result_and_in_the_stats(call: Any) -> None:
     def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
         governor = SetGovernor()
         backend = FakeBackend(script=lambda _: "yes")
@@ -170,8 +172,8 @@ def test_what_was_held_back_is_in_the_result_and_in_the_stats(call: Any) -> None
     app = App(load=load)
     assert json.loads(call("run", "--json", "hi", app=app).out)["held_back"] == "hot: 2 of 4 threads"
     result = call("run", "--stats", "hi", app=app)
-    assert (result.out, "held back: hot: 2 of 4 threads" in result.err) == ("yes\n", True)
-    assert "held back" not in call("run", "hi", app=app).err
+    assert (result.out, "throttled: hot: 2 of 4 threads" in result.err) == ("yes\n", True)
+    assert "throttled" not in call("run", "hi", app=app).err
 
 
 def test_control_characters_stay_out_of_plain_output_and_are_escaped_in_json(call: Any, fake_app: Callable[..., App]) -> None:
@@ -215,10 +217,23 @@ def test_reaching_the_longest_length_is_said_unless_it_was_asked_for_here(
     monkeypatch.setenv("EDGE_SAMPLING_MAX_TOKENS", "3")
     result = call("run", "hello", app=app)
     assert result.out == "<he\n"
-    assert "it may have 3 tokens (the setting sampling.max_tokens" in result.err
+    assert "it is limited to 3 tokens (sampling.max_tokens" in result.err
     for asked in (("--max-tokens", "3"), ("-s", "sampling.max_tokens=3")):
         result = call("run", *asked, "hello", app=app)
         assert (result.out, result.err) == ("<he\n", "")
+
+
+def test_a_failed_disk_cache_is_said_in_one_line(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def load(*, settings: Any, store: Any, on_progress: Any) -> Assistant:
+        blocks = BlockStore(tmp_path / "file" / "kv", StoreOptions(budget_bytes=1 << 30))
+        return Assistant(FakeBackend(script=echo), store=store, disk=DiskCache(blocks, b"m" * 32))
+
+    result = call("run", "hi", app=App(load=load))
+    assert (result.code, result.out) == (0, "<hi>\n")
+    (line,) = result.err.splitlines()
+    assert line.startswith("The on-disk KV cache is off: ") and line.endswith("See edge doctor.")
 
 
 def test_a_full_window_is_said(call: Any, fake_app: Callable[..., App]) -> None:

@@ -1,0 +1,149 @@
+"""The app as its screens and the controller see it: settings, keys, conversations and the model.
+
+`app.ChatApp` adds the screen, so that nothing below needs to import it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import App
+
+from edge.errors import EdgeError
+from edge_chat.commands import Completion
+from edge_chat.history import PromptHistory
+from edge_chat.keys import Keymap
+from edge_chat.library import Library
+from edge_chat.model_host import Loader, ModelHost
+from edge_chat.table import REGISTRY
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.config import Settings
+    from edge.conversation import ConversationStore
+
+__all__ = ["BaseApp", "private_opener"]
+
+
+class BaseApp(App[int], inherit_bindings=False):
+    """See the module.
+
+    Args:
+        settings: merged settings.
+        loader: loads models, instead of `edge.load`.
+        store: the conversations, instead of those in the data directory; the caller closes it.
+        cwd: base of relative attachment paths, instead of the current directory.
+        clock: the time, instead of time.time.
+
+    Attributes:
+        breakdown: the error that ended the app, if one did.
+        bugs: bugs reported in this session.
+        is_still: cursors never blink, as pictures of the screen need it.
+        keymap: the keys in force.
+        has_begun: the first frame was shown and the model is loading.
+        known_models: models that the picker has listed.
+
+    Raises:
+        ConfigError: `chat.keys` cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        loader: Loader | None = None,
+        store: ConversationStore | None = None,
+        cwd: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.clock = clock
+        self.cwd = cwd or _current_folder()
+        self.is_plain = settings.chat.plain
+        self.is_still = self.has_begun = False
+        self.keymap = Keymap(REGISTRY, settings.chat.keys)
+        self.known_models: list[Completion] = []
+        self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
+        is_saved = store is None and settings.chat.history
+        self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_saved else None)
+        self.host = ModelHost(loader or _default_loader(settings), self.library.store)
+        self.breakdown: EdgeError | None = None
+        self.bugs: list[BaseException] = []
+
+    @property
+    def blinks(self) -> bool:
+        """Return whether cursors blink."""
+        return not (self.is_plain or self.is_still)
+
+    def set_plain(self, on: bool) -> None:
+        """Switch plain mode: no box drawing, no animation, nothing that only a colour tells."""
+        self.is_plain = on
+        self.set_class(on, "-plain")
+        self.animation_level = "none" if on else "full"
+
+    def load_model(self, reference: str) -> None:
+        """Load a model in the background; the current one stays in use until then."""
+        self.host.start(reference)
+
+    async def on_unmount(self) -> None:
+        """Release the model and the store, however the app ended."""
+        import asyncio
+
+        await self.host.close()
+        await asyncio.to_thread(self.library.close)
+
+    def _fatal_error(self) -> None:
+        # Textual would print a traceback with the values of all variables, including conversations.
+        self.breakdown = self.report_bug(sys.exc_info()[1] or RuntimeError("unknown"))
+        self._close_messages_no_wait()
+
+    def report_bug(self, bug: BaseException) -> EdgeError:
+        """Write a traceback to a file, since it must not go to the screen, and return an error that names the file."""
+        self.bugs.append(bug)
+        path = self.settings.paths.data_dir / "chat-errors.log"
+        text = "".join(traceback.format_exception(bug))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with open(path, "a", encoding="utf-8", opener=private_opener) as log:  # Path.open takes no opener
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
+            where = f"Details are in {path}; please report them."
+        except OSError as error:
+            where = f"Please report it. ({path} could not be written: {error}.)"
+        return EdgeError(f"That failed because of a bug in edge chat: {bug!r}.", where)
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path()  # it was deleted: only absolute paths work
+
+
+def private_opener(name: str, flags: int) -> int:
+    """Open a file that only its owner may read."""
+    return os.open(name, flags, 0o600)
+
+
+def _open_store(settings: Settings) -> ConversationStore:
+    from edge.conversation import ConversationStore
+    from edge.kv.open import forget_conversations
+
+    return ConversationStore(settings.paths.conversations_file, on_delete=partial(forget_conversations, settings))
+
+
+def _default_loader(settings: Settings) -> Loader:
+    def load(model: str, *, store: ConversationStore, on_progress: Callable[[str, float], bool]) -> Assistant:
+        import edge
+
+        assistant: Assistant = edge.load(model, settings=settings, store=store, on_progress=on_progress)
+        return assistant
+
+    return load
