@@ -1,4 +1,4 @@
-"""The operations of a MIL program in numpy.
+"""The operations of the exporter's MIL programs in numpy.
 
 Floats are float32 whatever their declared type; the evaluator rounds results to float16 where the program says so.
 
@@ -28,8 +28,7 @@ def _axes(inputs: Inputs) -> tuple[int, ...]:
 
 def _reduce(function: Callable[..., Any]) -> Callable[[Inputs], Array]:
     def run(inputs: Inputs) -> Array:
-        axes = _axes(inputs) if "axes" in inputs else None
-        result: Array = function(inputs["x"], axis=axes, keepdims=bool(inputs.get("keep_dims", False)))
+        result: Array = function(inputs["x"], axis=_axes(inputs), keepdims=bool(inputs.get("keep_dims", False)))
         return result
 
     return run
@@ -53,20 +52,10 @@ def _gather(inputs: Inputs) -> Array:
 
 
 def _slice_by_index(inputs: Inputs) -> Array:
-    x = inputs["x"]
-    n = x.ndim
-    stride = inputs.get("stride", np.ones(n, np.int32))
-    begin_mask, end_mask = inputs.get("begin_mask", [False] * n), inputs.get("end_mask", [False] * n)
-    squeeze = inputs.get("squeeze_mask", [False] * n)
-    index: list[Any] = []
-    for axis in range(n):
-        if squeeze[axis]:
-            index.append(int(inputs["begin"][axis]))
-            continue
-        start = None if begin_mask[axis] else int(inputs["begin"][axis])
-        stop = None if end_mask[axis] else int(inputs["end"][axis])
-        index.append(slice(start, stop, int(stride[axis])))
-    return np.array(x[tuple(index)])  # a copy: the state it may come from changes later
+    if inputs.keys() != {"x", "begin", "end"}:
+        raise NotImplementedError("a slice with strides or masks")
+    index = tuple(slice(int(start), int(stop)) for start, stop in zip(inputs["begin"], inputs["end"], strict=True))
+    return np.array(inputs["x"][index])  # a copy: the state it may come from changes later
 
 
 def slice_update(inputs: Inputs, in_place: bool = False) -> Array:
@@ -99,11 +88,6 @@ def _conv(inputs: Inputs) -> Array:
     return out + inputs["bias"].reshape(1, -1, 1, 1) if "bias" in inputs else np.asarray(out)
 
 
-def _linear(inputs: Inputs) -> Array:
-    out = inputs["x"] @ inputs["weight"].T
-    return out + inputs["bias"] if "bias" in inputs else np.asarray(out)
-
-
 def _matmul(inputs: Inputs) -> Array:
     x, y = inputs["x"], inputs["y"]
     x = np.swapaxes(x, -1, -2) if inputs.get("transpose_x", False) else x
@@ -128,16 +112,6 @@ def _gelu(inputs: Inputs) -> Array:
     raise NotImplementedError(f"gelu in mode {mode}")
 
 
-def _cast(inputs: Inputs) -> Array:
-    x, kind = inputs["x"], str(inputs["dtype"])
-    if kind in ("fp16", "fp32"):
-        return np.asarray(x, np.float32)
-    kinds = {"int32": np.int32, "int16": np.int16, "uint16": np.uint16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_}
-    if kind not in kinds:
-        raise NotImplementedError(f"a cast to {kind}")
-    return np.asarray(x).astype(kinds[kind])
-
-
 def _reshape(inputs: Inputs) -> Array:
     # MIL: 0 keeps an axis, -1 takes what is left
     shape = [inputs["x"].shape[axis] if size == 0 else int(size) for axis, size in enumerate(inputs["shape"])]
@@ -146,10 +120,6 @@ def _reshape(inputs: Inputs) -> Array:
 
 def _expand_dims(inputs: Inputs) -> Array:
     return np.asarray(np.expand_dims(inputs["x"], _axes(inputs)))
-
-
-def _squeeze(inputs: Inputs) -> Array:
-    return np.asarray(np.squeeze(inputs["x"], axis=_axes(inputs) if "axes" in inputs else None))
 
 
 def _concat(inputs: Inputs) -> Array:
@@ -162,44 +132,27 @@ def _rsqrt(inputs: Inputs) -> Array:
     return np.asarray(1.0 / np.sqrt(inputs["x"] + inputs.get("epsilon", np.float32(1e-12))), np.float32)
 
 
-def _inverse(inputs: Inputs) -> Array:
-    return np.asarray(1.0 / (inputs["x"] + inputs.get("epsilon", np.float32(1e-4))), np.float32)
-
-
 OPERATIONS: dict[str, Callable[[Inputs], Array]] = {
     "abs": _unary(np.abs),
     "add": _binary(np.add),
-    "cast": _cast,
     "concat": _concat,
     "conv": _conv,
-    "exp": _unary(np.exp),
     "expand_dims": _expand_dims,
     "gather": _gather,
     "gelu": _gelu,
-    "greater_equal": _binary(np.greater_equal),
     "identity": lambda inputs: np.asarray(inputs["x"]),
-    "inverse": _inverse,
-    "less": _binary(np.less),
-    "linear": _linear,
     "matmul": _matmul,
     "maximum": _binary(np.maximum),
-    "minimum": _binary(np.minimum),
     "mul": _binary(np.multiply),
     "real_div": _binary(np.divide),
     "reduce_max": _reduce(np.max),
     "reduce_mean": _reduce(np.mean),
-    "reduce_sum": _reduce(np.sum),
     "reshape": _reshape,
     "rsqrt": _rsqrt,
-    "select": lambda inputs: np.asarray(np.where(inputs["cond"], inputs["a"], inputs["b"])),
-    "sigmoid": _unary(_sigmoid),
     "silu": _unary(lambda x: x * _sigmoid(x)),
     "slice_by_index": _slice_by_index,
     "slice_update": slice_update,
     "softmax": _softmax,
-    "sqrt": _unary(np.sqrt),
-    "square": _unary(np.square),
-    "squeeze": _squeeze,
     "sub": _binary(np.subtract),
     "tanh": _unary(np.tanh),
     "transpose": lambda inputs: np.ascontiguousarray(np.transpose(inputs["x"], [int(axis) for axis in inputs["perm"]])),

@@ -2,8 +2,8 @@
 
 steps.py       the card as the last step of a conversion, and its gate
 evaluation.py  from models to a card
-jobs.py        one model and one measure in a process (child.py) or Ray task of its own
-measure.py     quality and speed of one model
+jobs.py        runs jobs in processes of their own (child.py) or as Ray tasks
+measure.py     a job: a model, and what is measured of it
 passages.py    the texts as tokens: windows of prose, chat prompts with the reference's answers
 logits.py      a model of any format: tokens in, logits out; logits_{torch,gguf,onnx,coreml}.py
 metrics.py     KL divergence, perplexity, top-1 agreement

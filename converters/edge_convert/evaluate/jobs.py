@@ -18,8 +18,16 @@ import msgspec
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError, BackendUnavailableError, EdgeError
 from edge_convert.evaluate.card import Speed
-from edge_convert.evaluate.child import Problem, QualityRequest, ReferenceRequest, Reply, SpeedRequest
-from edge_convert.evaluate.measure import QualityResult, load_reference, measure_quality
+from edge_convert.evaluate.measure import (
+    Job,
+    Problem,
+    QualityJob,
+    QualityResult,
+    ReferenceJob,
+    Reply,
+    SpeedJob,
+    load_reference,
+)
 from edge_convert.evaluate.passages import TextOptions, Window
 
 __all__ = ["LocalJobs", "RayJobs", "run_job"]
@@ -27,7 +35,6 @@ __all__ = ["LocalJobs", "RayJobs", "run_job"]
 Paths = Mapping[str, Path]
 Texts = Mapping[str, Mapping[int, Window]]
 OnProgress = Callable[[str], None]
-AnyRequest = ReferenceRequest | QualityRequest | SpeedRequest
 
 
 class LocalJobs:
@@ -46,11 +53,9 @@ class LocalJobs:
         self.machine = f"{platform.system()} {platform.machine()}, {n_threads} of {os.cpu_count() or 1} CPU threads"
 
     def reference(self, path: Path, texts: TextOptions, folder: Path) -> QualityResult:
-        """Run `measure_reference` in a child."""
-        request = ReferenceRequest(path=str(path), n_threads=self._n_threads, texts=texts, folder=str(folder))
-        reply = run_job(request)
-        assert reply.quality is not None
-        return reply.quality
+        """Run a ReferenceJob in a child."""
+        job = ReferenceJob(path=str(path), n_threads=self._n_threads, texts=texts, folder=str(folder))
+        return _quality(run_job(job))
 
     def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
         """Compare models with the reference.
@@ -58,7 +63,7 @@ class LocalJobs:
         Args:
             models: name -> path.
             texts: name -> the windows that it reads, by number.
-            folder: the reference's logits, see `measure_reference`.
+            folder: the reference's logits, see `ReferenceJob`.
             on_progress: called with the name of each model that is finished.
 
         Raises:
@@ -69,16 +74,13 @@ class LocalJobs:
         with ThreadPoolExecutor(max(1, self._n_jobs)) as pool:
             waiting: dict[Future[Reply], str] = {}
             for name, path in models.items():
-                windows = dict(texts[name])
-                request = QualityRequest(path=str(path), n_threads=self._n_threads, windows=windows, folder=str(folder))
-                waiting[pool.submit(run_job, request, running)] = name
+                job = QualityJob(path=str(path), n_threads=self._n_threads, windows=dict(texts[name]), folder=str(folder))
+                waiting[pool.submit(run_job, job, running)] = name
             try:
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         name = waiting.pop(future)
-                        reply = future.result()
-                        assert reply.quality is not None
-                        found[name] = reply.quality
+                        found[name] = _quality(future.result())
                         on_progress(name)
             except BaseException:
                 for future in waiting:
@@ -95,19 +97,19 @@ class LocalJobs:
         found: dict[str, list[Speed]] = {name: [] for name in models}
         for _ in range(n_rounds):
             for name, path in models.items():
-                request = SpeedRequest(path=str(path), n_threads=self._n_threads, n_prefill=n_prefill, n_decode=n_decode)
-                reply = run_job(request)
-                assert reply.speed is not None
-                found[name].append(reply.speed)
+                job = SpeedJob(path=str(path), n_threads=self._n_threads, n_prefill=n_prefill, n_decode=n_decode)
+                speed = run_job(job).speed
+                assert speed is not None
+                found[name].append(speed)
                 on_progress(name)
         return found
 
 
-def run_job(request: AnyRequest, running: list[Child] | None = None) -> Reply:
+def run_job(job: Job, running: list[Child] | None = None) -> Reply:
     """Run one job in a process of its own.
 
     Args:
-        request: model and measure.
+        job: to run.
         running: holds the process while it runs, so that another thread can stop it.
 
     Raises:
@@ -116,7 +118,7 @@ def run_job(request: AnyRequest, running: list[Child] | None = None) -> Reply:
     """
     running = [] if running is None else running
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    for attempt in (request, msgspec.structs.replace(request, is_safe=True)):
+    for attempt in (job, msgspec.structs.replace(job, is_safe=True)):
         with Child(python_command("edge_convert.evaluate.child:main"), env=environment) as child:
             running.append(child)
             try:
@@ -125,19 +127,25 @@ def run_job(request: AnyRequest, running: list[Child] | None = None) -> Reply:
             finally:
                 running.remove(child)
         if line:
-            return _unpack(msgspec.json.decode(line, type=Reply))
+            return _checked(line)
         if ended.was_stopped or (ended.code or 0) >= 0:  # not a crash
             break
     raise BackendError(
-        f"The process that measures {Path(request.path).name} {ended.reason}.",
+        f"The process that measures {Path(job.path).name} {ended.reason}.",
         "If memory is short, close other programs, or evaluate fewer models at a time: --jobs 1",
     )
 
 
-def _unpack(reply: Reply) -> Reply:
+def _checked(data: bytes) -> Reply:
+    reply = msgspec.json.decode(data, type=Reply)
     if reply.problem is not None:
         raise rebuild_error(reply.problem.kind, reply.problem.message, reply.problem.hint)
     return reply
+
+
+def _quality(reply: Reply) -> QualityResult:
+    assert reply.quality is not None
+    return reply.quality
 
 
 class RayJobs:
@@ -180,7 +188,9 @@ class RayJobs:
         task = self._ray.remote(num_cpus=self._n_threads, max_calls=1, max_retries=0)(_quality_task)
 
         def submit(name: str, is_safe: bool) -> Any:
-            return task.remote(str(models[name]), dict(texts[name]), reference, self._n_threads, is_safe)
+            windows = dict(texts[name])
+            job = QualityJob(path=str(models[name]), n_threads=self._n_threads, is_safe=is_safe, windows=windows, folder="")
+            return task.remote(msgspec.json.encode(job), reference)
 
         names = {submit(name, False): (name, False) for name in models}
         found: dict[str, QualityResult] = {}
@@ -188,18 +198,15 @@ class RayJobs:
             done, _ = self._ray.wait(list(names), num_returns=1)
             name, is_safe = names.pop(done[0])
             try:
-                reply = msgspec.json.decode(self._ray.get(done[0]), type=Reply)
+                data = self._ray.get(done[0])
             except self._ray.exceptions.RayError as error:
                 if is_safe:
                     raise BackendError(
                         f"The Ray task that measures {name} failed: {error}", "See the log of its worker."
                     ) from error
-                again = submit(name, True)
-                names[again] = (name, True)
+                names[submit(name, True)] = (name, True)
                 continue
-            result = _unpack(reply).quality
-            assert result is not None
-            found[name] = result
+            found[name] = _quality(_checked(data))
             on_progress(name)
         return {name: found[name] for name in models}
 
@@ -240,14 +247,13 @@ def _check_listens(address: str) -> None:
         ) from error
 
 
-def _quality_task(path: str, windows: dict[int, Window], reference: dict[int, Any], n_threads: int, is_safe: bool) -> bytes:
-    theirs = [reference[number] for number in windows]
+def _quality_task(data: bytes, reference: dict[int, Any]) -> bytes:
+    job = msgspec.json.decode(data, type=QualityJob)
     try:
-        found = measure_quality(Path(path), list(windows.values()), theirs, n_threads=n_threads, is_safe=is_safe)
-        return msgspec.json.encode(Reply(quality=found))
+        reply = job.run([reference[number] for number in job.windows])
     except EdgeError as error:
-        problem = Problem(kind=type(error).__name__, message=error.message, hint=error.hint)
-        return msgspec.json.encode(Reply(problem=problem))
+        reply = Reply(problem=Problem.of(error))
+    return msgspec.json.encode(reply)
 
 
 def _speed_task(paths: dict[str, str], n_rounds: int, n_prefill: int, n_decode: int, n_threads: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Measures one model. Runs in a process of its own (child.py) or in a Ray task, never in the caller's process."""
+"""Jobs: a model, and what is measured of it. They run in a process of their own (child.py) or in a Ray task."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.device.cost import peak_bytes
+from edge.errors import EdgeError
 from edge_convert.evaluate.card import Speed
 from edge_convert.evaluate.logits import LogitModel, open_logits
 from edge_convert.evaluate.metrics import Quality, compare, summarise
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["QualityResult", "load_reference", "measure_quality", "measure_reference", "measure_speed"]
+__all__ = ["Job", "Problem", "QualityJob", "QualityResult", "ReferenceJob", "Reply", "SpeedJob", "load_reference"]
 
 
 class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,84 +39,128 @@ class QualityResult(msgspec.Struct, frozen=True, kw_only=True):
     splits_alike: bool | None = None
 
 
-def measure_reference(path: Path, texts: TextOptions, folder: Path, *, n_threads: int, is_safe: bool) -> QualityResult:
-    """Tokenise the texts, let the reference answer, and store its logits.
+class Problem(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An error of a job: the name of its class in edge.errors, message and hint."""
 
-    Args:
-        path: the reference.
-        texts: how much of them.
-        folder: for the logits: float32 [n_tokens, n_vocab] of each window, as N.npy.
+    kind: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: EdgeError) -> Problem:
+        """Describe an error."""
+        return cls(kind=type(error).__name__, message=error.message, hint=error.hint)
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a job: one of the three."""
+
+    quality: QualityResult | None = None
+    speed: Speed | None = None
+    problem: Problem | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A model to be measured.
+
+    Attributes:
+        path: of the model.
         n_threads: CPU threads.
         is_safe: see `open_logits`.
     """
-    import numpy as np
 
-    model = open_logits(path, n_threads=n_threads, is_safe=is_safe)
-    windows = make_windows(model, path, texts)
-    positions = []
-    for index, window in enumerate(windows):
-        logits = model.logits(window.tokens)
-        np.save(folder / f"{index}.npy", logits)
-        positions.append(compare(window, logits, logits))
-    return QualityResult(quality=summarise(windows, positions), tool=model.tool, windows=tuple(windows), splits_alike=True)
+    path: str
+    n_threads: int
+    is_safe: bool = False
+
+    def open(self) -> LogitModel:
+        """Load the model."""
+        return open_logits(Path(self.path), n_threads=self.n_threads, is_safe=self.is_safe)
+
+
+class ReferenceJob(Job, frozen=True, kw_only=True, tag=True):
+    """Tokenises the texts, lets the reference answer, and stores its logits.
+
+    Attributes:
+        texts: how much of them.
+        folder: for the logits: float32 [n_tokens, n_vocab] of each window, as N.npy.
+    """
+
+    texts: TextOptions
+    folder: str
+
+    def run(self) -> Reply:
+        """Measure the reference against itself."""
+        import numpy as np
+
+        model = self.open()
+        windows = make_windows(model, Path(self.path), self.texts)
+        positions = []
+        for index, window in enumerate(windows):
+            logits = model.logits(window.tokens)
+            np.save(Path(self.folder) / f"{index}.npy", logits)
+            positions.append(compare(window, logits, logits))
+        quality = summarise(windows, positions)
+        return Reply(quality=QualityResult(quality=quality, tool=model.tool, windows=tuple(windows), splits_alike=True))
+
+
+class QualityJob(Job, frozen=True, kw_only=True, tag=True):
+    """Compares a model with the reference's logits.
+
+    Attributes:
+        windows: the tokens, by the windows' numbers.
+        folder: of the reference's logits.
+    """
+
+    windows: dict[int, Window]
+    folder: str
+
+    def run(self, reference: Sequence[NDArray[np.float32]] | None = None) -> Reply:
+        """Measure quality; `reference` replaces the logits in the folder."""
+        windows, theirs = list(self.windows.values()), reference or load_reference(Path(self.folder), self.windows)
+        model = self.open()
+        positions = [
+            compare(window, logits, model.logits(window.tokens)) for window, logits in zip(windows, theirs, strict=True)
+        ]
+        prose = [token for window in windows if window.kind == "prose" for token in window.tokens]
+        own = model.tokenise(read_texts()[0])
+        splits_alike = None if own is None else own[: len(prose)] == prose
+        quality = summarise(windows, positions)
+        return Reply(quality=QualityResult(quality=quality, tool=model.tool, splits_alike=splits_alike))
+
+
+class SpeedJob(Job, frozen=True, kw_only=True, tag=True):
+    """Loads a model, prefills a prompt of `n_prefill` tokens and decodes `n_decode` tokens, once."""
+
+    n_prefill: int
+    n_decode: int
+
+    def run(self) -> Reply:
+        """Measure speed and memory."""
+        started = time.perf_counter()
+        model = self.open()
+        model.start([1])  # what engines postpone until first use belongs to loading
+        load_s = time.perf_counter() - started
+        # Any ids: the time of a prefill does not depend on them.
+        prompt = [3 + (7919 * index) % max(1, model.n_vocab - 3) for index in range(self.n_prefill)]
+        started = time.perf_counter()
+        logits = model.start(prompt)
+        prefill_s = time.perf_counter() - started
+        started = time.perf_counter()
+        for _ in range(self.n_decode):
+            logits = model.step(int(logits.argmax()))
+        decode_s = time.perf_counter() - started
+        speed = Speed(
+            load_s=load_s,
+            prefill_tokens_per_s=self.n_prefill / prefill_s,
+            decode_tokens_per_s=self.n_decode / decode_s,
+            peak_bytes=peak_bytes(),
+        )
+        return Reply(speed=speed)
 
 
 def load_reference(folder: Path, numbers: Iterable[int]) -> list[NDArray[np.float32]]:
-    """Map the logits that `measure_reference` stored of these windows."""
+    """Map the logits that a ReferenceJob stored of these windows."""
     import numpy as np
 
     return [np.load(folder / f"{number}.npy", mmap_mode="r") for number in numbers]
-
-
-def measure_quality(
-    path: Path, windows: Sequence[Window], reference: Sequence[NDArray[np.float32]], *, n_threads: int, is_safe: bool
-) -> QualityResult:
-    """Compare a model with the reference's logits, window by window.
-
-    Args:
-        path: the model.
-        windows: the tokens.
-        reference: for each window float32 [n_tokens or more, n_vocab].
-        n_threads: CPU threads.
-        is_safe: see `open_logits`.
-    """
-    model = open_logits(path, n_threads=n_threads, is_safe=is_safe)
-    positions = [
-        compare(window, theirs, model.logits(window.tokens)) for window, theirs in zip(windows, reference, strict=True)
-    ]
-    quality = summarise(windows, positions)
-    return QualityResult(quality=quality, tool=model.tool, splits_alike=_splits_alike(model, windows))
-
-
-def measure_speed(path: Path, n_prefill: int, n_decode: int, *, n_threads: int, is_safe: bool) -> Speed:
-    """Load a model, prefill a prompt and decode an answer, once."""
-    started = time.perf_counter()
-    model = open_logits(path, n_threads=n_threads, is_safe=is_safe)
-    model.start([1])  # what engines postpone until first use belongs to loading
-    load_s = time.perf_counter() - started
-    prompt = _prompt(model.n_vocab, n_prefill)
-    started = time.perf_counter()
-    logits = model.start(prompt)
-    prefill_s = time.perf_counter() - started
-    started = time.perf_counter()
-    for _ in range(n_decode):
-        logits = model.step(int(logits.argmax()))
-    decode_s = time.perf_counter() - started
-    return Speed(
-        load_s=load_s,
-        prefill_tokens_per_s=n_prefill / prefill_s,
-        decode_tokens_per_s=n_decode / decode_s,
-        peak_bytes=peak_bytes(),
-    )
-
-
-def _prompt(n_vocab: int, n_tokens: int) -> list[int]:
-    """Return ids spread over the vocabulary; the time of a prefill does not depend on them."""
-    return [3 + (7919 * index) % max(1, n_vocab - 3) for index in range(n_tokens)]
-
-
-def _splits_alike(model: LogitModel, windows: Sequence[Window]) -> bool | None:
-    """Return whether the model's own tokenizer gives the reference's tokens of the novel."""
-    prose = [token for window in windows if window.kind == "prose" for token in window.tokens]
-    own = model.tokenise(read_texts()[0])
-    return None if own is None else own[: len(prose)] == prose

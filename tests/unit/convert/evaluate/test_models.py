@@ -21,9 +21,9 @@ from edge.child import python_command
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge_convert.evaluate import jobs
 from edge_convert.evaluate.card import Card, read_card
-from edge_convert.evaluate.child import SpeedRequest
 from edge_convert.evaluate.evaluation import EvaluateOptions, _names, evaluate
 from edge_convert.evaluate.logits import greedy, open_logits
+from edge_convert.evaluate.measure import SpeedJob
 from edge_convert.evaluate.passages import TextOptions
 from edge_convert.facts import Request
 from edge_convert.gguf.quantise import GgufOptions
@@ -159,7 +159,7 @@ def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
     model, seen = tiny_onnx("llama", "fp32"), tmp_path / "seen"
     stand_in = "tests.unit.convert.evaluate.support:"
     monkeypatch.setattr(jobs, "python_command", lambda entry: python_command(f"{stand_in}crash_unless_safe", str(seen)))
-    request = SpeedRequest(path=str(model), n_threads=1, n_prefill=4, n_decode=2)
+    request = SpeedJob(path=str(model), n_threads=1, n_prefill=4, n_decode=2)
     reply = jobs.run_job(request)
     assert reply.speed is not None
     assert [json.loads(line)["is_safe"] for line in seen.read_text().splitlines()] == [False, True]
@@ -170,7 +170,7 @@ def test_an_engine_that_crashes_is_tried_again_on_its_safe_path(
 
 
 def test_a_job_ends_when_its_parent_is_gone(tiny_onnx: MakeOnnx) -> None:
-    request = SpeedRequest(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
+    request = SpeedJob(path=str(tiny_onnx("llama", "fp32")), n_threads=1, n_prefill=4, n_decode=2)
     command = python_command("edge_convert.evaluate.child:main")
     child = subprocess.run(command, input=msgspec.json.encode(request) + b"\n", capture_output=True, check=False)
     assert (child.returncode, child.stdout) == (-signal.SIGKILL, b"")
