@@ -10,10 +10,11 @@ Everything here may be used from any thread. A turn goes: messages -> window -> 
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,13 +25,13 @@ from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
 from edge.engine.governor import Watch
 from edge.engine.scheduler import Scheduler
-from edge.errors import UsageError
+from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.turn import Turn
-from edge.types import Message, Sampling, SamplingOptions
+from edge.types import Message, Sampling, SamplingOptions, kind_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 _STOPPING_S = 60.0
-"""How long a new message waits for a stopped reply to end: far more than the engine needs for one chunk."""
+"""How long a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,15 @@ class Assistant:
         self._sampling = self._loaded_sampling = _check_sampling(sampling) or Sampling()
         self.window = window
         self.store = ConversationStore(None) if store is None else store
+        self._owns_store = store is None
         self._disk = disk
         blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
         self._answers = AnswerCache(disk.blocks, model, backend.n_ctx) if disk is not None and disk.answers else None
         self._scheduler = Scheduler(backend, KVCache(backend, blocks, model=model, exact=exact))
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
-        self._finalizer = weakref.finalize(self, _close, watch, self._scheduler, blocks, self.store if store is None else None)
+        own_store, self._running = self.store if store is None else None, _Running()
+        self._finalizer = weakref.finalize(self, _close, watch, self._running, self._scheduler, blocks, own_store)
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
@@ -135,9 +138,14 @@ class Assistant:
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
 
         Raises:
-            UsageError: there is no such conversation.
+            UsageError: there is no such conversation, or an argument has the wrong type.
             StorageError: the store cannot be read or written.
+            BackendError: the assistant is closed, or was loaded in another process.
         """
+        self._check_open()
+        _check_sampling(sampling)
+        _check_text("system", system, is_optional=True)
+        _check_text("id", id, is_optional=True)
         if id is None:
             info = self.store.create(system=system or "", model=self.model_name)
         else:
@@ -163,15 +171,14 @@ class Assistant:
             options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
 
         Raises:
-            UsageError: there is no message.
-            BackendError: the assistant is closed. All other errors come from the reply.
+            UsageError: there is no message, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-        if not messages:
-            raise UsageError("There is no message to answer.", "Give a text or at least one message.")
+        messages = _check_messages(prompt)
+        _check_timeout(timeout_s)
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return self._turn(messages, _given(sampling, options), timeout_s=timeout_s).start(self._keep_open)
+        return self._start(self._turn(messages, _given(sampling, options), timeout_s=timeout_s))
 
     def complete(
         self,
@@ -188,16 +195,23 @@ class Assistant:
             sampling, timeout_s, options: as in `generate`.
 
         Raises:
-            BackendError: the assistant is closed. All other errors come from the reply.
+            UsageError: there is no text, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
-        return self._turn(text, _given(sampling, options), timeout_s=timeout_s).start(self._keep_open)
+        if not _check_text("text", text):
+            raise UsageError("There is no text to continue.", "Give at least one character.")
+        _check_timeout(timeout_s)
+        return self._start(self._turn(text, _given(sampling, options), timeout_s=timeout_s))
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.
 
         Raises:
-            BackendError: the assistant is closed.
+            UsageError: it is no str.
+            BackendError: the assistant is closed, or was loaded in another process.
         """
+        self._check_open()
+        _check_text("text", text)
         return len(self._prompting.tokenize(text))
 
     @property
@@ -254,23 +268,25 @@ class Assistant:
         """
         from edge.kv.verify import check_cache
 
+        self._check_open()
         disk = self._disk
         if disk is None:
             raise UsageError("Nothing is stored on the disk for this model.", "Turn it on: edge config set kv.enabled true")
         return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:
-        """Stop running replies and free the model. May be called twice."""
+        """Stop running replies, which end as cancelled, and free the model. May be called twice."""
         self._finalizer()
 
     def __enter__(self) -> Assistant:
+        self._check_open()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Assistant:
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *exc: object) -> None:
         import asyncio
@@ -288,14 +304,31 @@ class Assistant:
         summary: Summary | None = None,
         timeout_s: float | None = None,
     ) -> Turn:
+        self._check_open()
         chosen, stops = sampling.over(self.sampling), self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         scheduler, prompting, answers = self._scheduler, self._prompting, self._answers
         return Turn(scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s)
 
-    def _keep_open(self) -> None:
-        """Do nothing: a running turn refers to this method, which keeps the assistant open until its end."""
+    def _start(self, turn: Turn, at_end: Callable[[], None] = lambda: None) -> Reply:
+        """Start a turn, which keeps the assistant open until its end."""
+
+        def end() -> None:
+            at_end()
+            self._running.discard(turn.reply)
+
+        self._running.add(turn.reply)
+        try:
+            return turn.start(end)
+        except BaseException:  # no thread to be had
+            self._running.discard(turn.reply)
+            raise
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise BackendError("This assistant is closed.", "Load the model again.")
+        self._scheduler.check_open()
 
     def _claim(self, conversation_id: str) -> None:
         """Reserve a conversation for a turn. A stopped reply ends within one chunk or token, and is waited for."""
@@ -329,7 +362,12 @@ class Conversation:
         self.id = id
         self.sampling = sampling
         self._assistant = assistant
-        self._store = assistant.store
+
+    @property
+    def _store(self) -> ConversationStore:
+        if self._assistant._owns_store:  # in memory, and gone once the assistant is closed
+            self._assistant._check_open()
+        return self._assistant.store
 
     @property
     def info(self) -> ConversationInfo:
@@ -343,6 +381,7 @@ class Conversation:
 
     @title.setter
     def title(self, title: str) -> None:
+        _check_text("title", title)
         self._store.rename(self.id, title)
 
     @property
@@ -352,6 +391,7 @@ class Conversation:
 
     @system.setter
     def system(self, system: str) -> None:
+        _check_text("system", system)
         self._store.set_system(self.id, system)
 
     @property
@@ -381,9 +421,10 @@ class Conversation:
             The running reply. It stops when nobody holds it any more; see `Reply`.
 
         Raises:
-            UsageError: the message is empty, or a reply is still running here.
+            UsageError: the message is empty, an argument has the wrong type, or a reply is still running here.
             StorageError: it could not be saved; nothing was sent.
-            BackendError: the assistant is closed; the message is saved and unanswered. All other errors come from the reply.
+            BackendError: the assistant is closed, or was loaded in another process; nothing was saved. All other errors come
+                from the reply.
         """
         _check_message(text, attachments)
         return self._answer(
@@ -432,6 +473,7 @@ class Conversation:
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
         """
+        _check_node_id(node_id, is_optional=True)
         path = self._store.path(self.id, node_id)
         question = next((node for node in reversed(path) if node.role == "user"), None)
         if question is None:
@@ -465,6 +507,7 @@ class Conversation:
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
         """
+        _check_node_id(node_id)
         old = self._store.path(self.id, node_id)[-1]
         if old.role != "user":
             raise UsageError("Only your own messages can be edited.", "To get another answer, regenerate it.")
@@ -482,6 +525,7 @@ class Conversation:
         Raises:
             UsageError: there is no such message, or no message at all.
         """
+        _check_node_id(node_id, is_optional=True)
         head = self.info.head if node_id is None else node_id
         if head is None:
             raise UsageError("This conversation is empty.", "Send a message first.")
@@ -489,6 +533,7 @@ class Conversation:
 
     def branches(self, node_id: int) -> list[Node]:
         """Return a message and its alternatives, oldest first."""
+        _check_node_id(node_id)
         return self._store.siblings(node_id)
 
     def switch(self, node_id: int) -> None:
@@ -497,6 +542,7 @@ class Conversation:
         Raises:
             UsageError: a reply is still running here.
         """
+        _check_node_id(node_id)
         self._assistant._claim(self.id)
         try:
             self._store.set_head(self.id, self._store.leaf(node_id).id)
@@ -515,6 +561,8 @@ class Conversation:
     ) -> Reply:
         """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
         assistant = self._assistant
+        assistant._check_open()
+        _check_timeout(timeout_s)
         sampling = sampling.over(_check_sampling(self.sampling) or Sampling())
         assistant._claim(self.id)
         try:
@@ -527,20 +575,89 @@ class Conversation:
             messages = [*system, *(node.message() for node in nodes)]
             turn = assistant._turn(messages, sampling, saver, summary, timeout_s)
             assistant._busy[self.id] = turn.reply
-            return turn.start(lambda: assistant._release(self.id))
+            return assistant._start(turn, lambda: assistant._release(self.id))
         except BaseException:
             assistant._release(self.id)
             raise
 
 
-def _check_message(text: str, attachments: Sequence[Attachment]) -> None:
-    if not text.strip() and not attachments:
+class _Running:
+    """The replies that run, so that `close` can stop them and wait for what they still save."""
+
+    def __init__(self) -> None:
+        self._replies: set[ReplyState] = set()
+        self._ended = threading.Condition()
+        self._process = os.getpid()
+
+    def add(self, reply: ReplyState) -> None:
+        with self._ended:
+            self._replies.add(reply)
+
+    def discard(self, reply: ReplyState) -> None:
+        with self._ended:
+            self._replies.discard(reply)
+            self._ended.notify_all()
+
+    def stop(self, *, wait: bool) -> None:
+        """Cancel all, and wait for their end."""
+        if self._process != os.getpid():
+            return  # their threads stayed in the other process
+        with self._ended:
+            for reply in self._replies:
+                reply.cancel()
+            if wait:
+                self._ended.wait_for(lambda: not self._replies, _STOPPING_S)
+
+
+def _check_text(name: str, text: object, *, is_optional: bool = False) -> bool:
+    """Return whether there is text, which must be a str, or None if that is allowed."""
+    if not isinstance(text, str) and not (is_optional and text is None):
+        raise UsageError(f"{name} is text, not {kind_of(text)}.", "Pass a str.")
+    return bool(text)
+
+
+def _check_node_id(node_id: object, *, is_optional: bool = False) -> None:
+    if not isinstance(node_id, int) and not (is_optional and node_id is None):
+        raise UsageError(f"The id of a message is a number, not {kind_of(node_id)}.", "Use node.id of conversation.messages.")
+
+
+def _check_message(text: object, attachments: object) -> None:
+    has_text = _check_text("A message", text) and bool(str(text).strip())
+    if not isinstance(attachments, Sequence) or not all(isinstance(one, Attachment) for one in attachments):
+        raise UsageError(
+            f"attachments is a list of edge.Attachment, not {kind_of(attachments)}.",
+            'For example: [edge.Attachment("a.txt", Path("a.txt").read_text())]',
+        )
+    if not has_text and not attachments:
         raise UsageError("The message is empty.", "Type something, or attach a file.")
+
+
+def _check_messages(prompt: object) -> list[Message]:
+    """Return the messages of a prompt, a text being one of the user."""
+    if isinstance(prompt, str):
+        _check_message(prompt, ())
+        return [Message("user", prompt)]
+    hint = 'For example: [edge.Message("user", "hi")]'
+    if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Iterable):
+        raise UsageError(f"A prompt is a text or a list of edge.Message, not {kind_of(prompt)}.", hint)
+    messages = list(prompt)
+    for message in messages:
+        if not isinstance(message, Message):
+            raise UsageError(f"A prompt is made of edge.Message, not {kind_of(message)}.", hint)
+    if not messages:
+        raise UsageError("There is no message to answer.", "Give a text or at least one message.")
+    return messages
+
+
+def _check_timeout(timeout_s: object) -> None:
+    if timeout_s is None or (isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool) and timeout_s > 0):
+        return
+    raise UsageError(f"timeout_s is a number of seconds above 0, not {kind_of(timeout_s)}.", "None sets no limit.")
 
 
 def _check_sampling(sampling: object) -> Sampling | None:
     if sampling is not None and not isinstance(sampling, Sampling):
-        raise UsageError(f"sampling is {type(sampling).__name__}, not Sampling.", "For example: edge.Sampling(max_tokens=64)")
+        raise UsageError(f"sampling is an edge.Sampling, not {kind_of(sampling)}.", "For example: edge.Sampling(max_tokens=64)")
     return sampling
 
 
@@ -558,8 +675,17 @@ def _given(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
     return own.over(_check_sampling(sampling) or Sampling())
 
 
-def _close(*parts: Watch | Scheduler | BlockStore | ConversationStore | None) -> None:
-    for part in parts:
+def _close(
+    watch: Watch | None,
+    running: _Running,
+    scheduler: Scheduler,
+    blocks: BlockStore | None,
+    store: ConversationStore | None,
+) -> None:
+    if watch is not None:
+        watch.close()
+    running.stop(wait=not scheduler.is_own_thread)
+    for part in (scheduler, blocks, store):
         if part is not None:
             part.close()
 

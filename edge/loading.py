@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import CancelledError, ModelTooLargeError
+from edge.errors import CancelledError, ModelTooLargeError, UsageError
+from edge.types import kind_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +69,9 @@ def load(
         CancelledError: on_progress said False.
     """
     from edge.assistant import Assistant
+    from edge.conversation.store import ConversationStore
 
+    _check_type("store", store, ConversationStore, 'edge.ConversationStore("chats.db")')
     arguments: dict[str, object] = {
         "model": model,
         "backend": backend,
@@ -298,10 +301,18 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
 
     from edge.config.keys import Typed, convert, find_key
     from edge.config.load import load_settings
+    from edge.config.schema import Settings
 
+    _check_type("settings", settings, Settings, "edge.config.load_settings({'kv.enabled': False})")
     given = {name: value for name, value in arguments.items() if value is not None}
     arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}
     if settings is None:
         return load_settings(given, flag_names=arguments_of)
     checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
     return msgspec.structs.replace(settings, **checked)
+
+
+def _check_type(name: str, value: object, kind: type, example: str) -> None:
+    """Check an argument that may be None."""
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} is of type {kind.__name__}, not {kind_of(value)}.", f"For example: {example}")

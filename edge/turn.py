@@ -112,7 +112,8 @@ class Turn:
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms, queue_ms=queue_ms)
         reply.cost = self._meter.read()
         if finished.tokens:
-            self.prompting.remember_reply(reply.text, finished.tokens)
+            with contextlib.suppress(BackendError):  # the assistant was closed meanwhile
+                self.prompting.remember_reply(reply.text, finished.tokens)
         self._save_end("stopped" if finished.reason == "cancelled" else "complete")
         return finished.reason, None
 
@@ -188,7 +189,12 @@ class Turn:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         generation = Generation(tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at)
         self.reply.bind(generation.cancel)
-        self.scheduler.submit(generation)
+        try:
+            self.scheduler.submit(generation)
+        except BackendError:
+            if self.reply.is_cancelled:  # and the assistant closed meanwhile
+                raise CancelledError("The reply was stopped.") from None
+            raise
         while True:
             event = self._next_event(events)
             if isinstance(event, Finished):

@@ -35,9 +35,9 @@ class Message:
         if self.role not in get_args(Role):
             raise UsageError(f"There is no role {self.role!r}.", "Roles are system, user, assistant and tool.")
         if not isinstance(self.content, str):
-            raise UsageError(f"The content of a message is text, not {_kind(self.content)}.", "Pass a str.")
+            raise UsageError(f"The content of a message is text, not {kind_of(self.content)}.", "Pass a str.")
         if not isinstance(self.name, str | None):
-            raise UsageError(f"The name of a message is text, not {_kind(self.name)}.", "Pass a str or None.")
+            raise UsageError(f"The name of a message is text, not {kind_of(self.name)}.", "Pass a str or None.")
 
 
 class _Given:
@@ -198,7 +198,8 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
 _MAY_BE_NONE = ("seed", "max_tokens")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return type and value of something that is wrong, for an error."""
     return f"{type(value).__name__} ({str(value)[:40]!r})"
 
 
@@ -214,7 +215,7 @@ def _number(name: str, value: object, kind: type[int] | type[float], low: float,
             number = float("inf")
     if number is None:
         wanted = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{name} is {wanted}, not {_kind(value)}.", hint)
+        raise UsageError(f"{name} is {wanted}, not {kind_of(value)}.", hint)
     if not low <= number <= high:  # NaN fails every comparison
         bounds = f"from {low:g} up" if high in (_INT, _FLOAT) else f"from {low:g} to {high:g}"
         raise UsageError(f"{name} is {value}, which is out of range.", f"Use a value {bounds}. {hint}")
@@ -225,7 +226,7 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     """Return texts as a tuple. A single str is one text, not its letters."""
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
     if texts is None or isinstance(value, bytes | Mapping) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{name} takes texts, not {_kind(value)}.", f'For example: {name}=("END",)')
+        raise UsageError(f"{name} takes texts, not {kind_of(value)}.", f'For example: {name}=("END",)')
     if not all(texts):
         raise UsageError(f"{name} has an empty text, which every reply contains.", "Leave it out.")
     try:
@@ -238,7 +239,7 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
 def _biases(value: object) -> dict[int, float]:
     """Return biases of the logits by token id. JSON has text keys only, so "5" is token 5."""
     if not isinstance(value, Mapping):
-        raise UsageError(f"logit_bias maps token ids to numbers; it is not {_kind(value)}.", "For example: {1234: -5.0}")
+        raise UsageError(f"logit_bias maps token ids to numbers; it is not {kind_of(value)}.", "For example: {1234: -5.0}")
     biases: dict[int, float] = {}
     for token, bias in value.items():
         key = int(token) if isinstance(token, str) and token.isascii() and token.isdecimal() else token

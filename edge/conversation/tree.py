@@ -19,7 +19,7 @@ import msgspec
 
 from edge.conversation.db import is_alive, process_mark
 from edge.errors import UsageError
-from edge.types import Message, Role
+from edge.types import Message, Role, kind_of
 
 __all__ = ["Attachment", "ConversationInfo", "Node", "SearchHit", "Status"]
 
@@ -33,10 +33,18 @@ class Attachment:
     Attributes:
         name: of the file, or given by the user.
         text: its content.
+
+    Raises:
+        UsageError: one of them is no str.
     """
 
     name: str
     text: str
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("text", self.text)):
+            if not isinstance(value, str):
+                raise UsageError(f"The {what} of an attachment is text, not {kind_of(value)}.", "Pass a str.")
 
 
 @dataclass(frozen=True, slots=True)

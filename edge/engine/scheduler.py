@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -60,7 +61,7 @@ class Scheduler:
         limits: the limits that hold now; without numbers of threads before any were set.
 
     Raises:
-        BackendError: every method but `close`, once it is closed.
+        BackendError: every method but `close`, once it is closed, and in a forked process.
     """
 
     def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
@@ -75,6 +76,7 @@ class Scheduler:
         self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
         self._lock = threading.Lock()
         self._is_closed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="edge-engine", daemon=True)
         self._thread.start()
 
@@ -82,6 +84,22 @@ class Scheduler:
     def wants_checkpoints(self) -> bool:
         """True if states are stored only at `Generation.boundaries`."""
         return self._cache.wants_checkpoints
+
+    @property
+    def is_own_thread(self) -> bool:
+        """True on the engine thread, which must not wait for a reply."""
+        return threading.current_thread() is self._thread
+
+    def check_open(self) -> None:
+        """Raise what every other method would.
+
+        Raises:
+            BackendError: it is closed, or this is a forked process: the engine thread stayed in the other one.
+        """
+        if self._process != os.getpid():
+            raise BackendError("This assistant was loaded in another process.", "Load the model again in this one.")
+        if self._is_closed:
+            raise BackendError("This assistant is closed.", "Load the model again.")
 
     def submit(self, generation: Generation) -> None:
         """Queue a generation. Its listener hears of everything else, errors included."""
@@ -114,24 +132,26 @@ class Scheduler:
         self._put(_Call(lambda _: self._apply(limits)))
 
     def close(self) -> None:
-        """Cancel what runs, stop the thread and close the backend. May be called twice."""
+        """Cancel what runs, stop the thread and close the backend. May be called twice; does nothing in a forked process."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
                 self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
+        if not self.is_own_thread:
             self._thread.join()
 
     def _put(self, item: Generation | _Call) -> None:
+        self.check_open()  # also before the lock, which another thread may have held when this process was forked
         with self._lock:
-            if self._is_closed:
-                raise BackendError("This assistant is closed.", "Load the model again.")
+            self.check_open()
             self._inbox.put(item)
 
     # Everything below runs on the engine thread.
 
     def _run(self) -> None:
-        reason = BackendError("The assistant was closed while it was answering.")
+        broken: EdgeError | None = None
         try:
             while self._receive():
                 began = time.perf_counter()
@@ -142,27 +162,30 @@ class Scheduler:
                 self._decode_one_token_each()
                 self._rest(time.perf_counter() - began, self.limits.rest)
         except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding must leave nobody waiting)
-            reason = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
-            reason.__cause__ = error
+            broken = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
+            broken.__cause__ = error
         finally:
             with self._lock:
                 self._is_closed = True
             try:
-                self._abandon(reason)
+                self._abandon(broken)
             finally:
                 self._backend.close()
 
-    def _abandon(self, reason: EdgeError) -> None:
+    def _abandon(self, broken: EdgeError | None) -> None:
+        """End everything that runs or is queued: by this error, or cancelled because the scheduler was closed."""
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._inbox.get_nowait()
                 if isinstance(item, Generation):
                     self._waiting.append(item)
                 elif item is not None:
-                    item.future.set_exception(reason)
-        self._finish_cancelled()
+                    item.future.set_exception(broken or BackendError("The assistant was closed meanwhile."))
         for generation in [*self._running, *self._waiting]:
-            self._fail(generation, reason)
+            if broken is None or generation.is_cancelled:
+                self._finish(generation, "cancelled")
+            else:
+                self._fail(generation, broken)
 
     def _receive(self) -> bool:
         """Take everything out of the inbox; wait for something when there is nothing else to do. False means stop."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -558,10 +561,139 @@ def test_closing_while_it_answers_ends_the_reply(make: Callable[..., Assistant])
     reply = assistant.conversation().send("go")
     next(iter(reply))
     assistant.close()
-    with pytest.raises(BackendError, match="closed"):
-        reply.wait(timeout_s=30)
-    assert reply.text
-    assert reply.finish_reason == "error"
+    assert reply.is_done, "closing waits for what is still saved"
+    assert reply.wait(timeout_s=30) == reply.text != ""
+    assert (reply.finish_reason, reply.error) == ("cancelled", None)
+    assert reply.node is not None
+    assert (reply.node.status, reply.node.content) == ("stopped", reply.text)
+
+
+def test_closing_stops_what_waits_and_what_is_prefilled(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 3000, delay_s=0.001, prefill_delay_s=0.01)
+    replies = [assistant.generate(f"{n} " + "w" * 1000) for n in range(8)]
+    assistant.close()
+    assert [(reply.finish_reason, reply.error) for reply in replies] == [("cancelled", None)] * 8
+
+
+CALLS: dict[str, Callable[[Assistant, Any], object]] = {
+    "generate": lambda ai, _: ai.generate("hi"),
+    "complete": lambda ai, _: ai.complete("hi"),
+    "count_tokens": lambda ai, _: ai.count_tokens("hi"),
+    "check_cache": lambda ai, _: ai.check_cache(),
+    "conversation": lambda ai, _: ai.conversation(),
+    "with": lambda ai, _: ai.__enter__(),
+    "send": lambda _, conversation: conversation.send("hi"),
+    "regenerate": lambda _, conversation: conversation.regenerate(),
+    "edit": lambda _, conversation: conversation.edit(1, "hi"),
+    "messages": lambda _, conversation: conversation.messages,
+    "title": lambda _, conversation: conversation.title,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_closed_assistant_says_so(make: Callable[..., Assistant], name: str) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+    assistant.count_tokens("hi")
+    assistant.close()
+    with pytest.raises(BackendError, match="assistant is closed"):
+        CALLS[name](assistant, conversation)
+
+
+def test_a_closed_assistant_leaves_the_callers_store_alone(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "c.db") as store:
+        assistant = make(store=store)
+        conversation = assistant.conversation()
+        conversation.send("hello").wait()
+        assistant.close()
+        for call in (lambda: conversation.send("again"), conversation.regenerate):
+            with pytest.raises(BackendError, match="assistant is closed"):
+                call()
+        assert [node.content for node in conversation.messages] == ["hello", "You wrote 5 letters."], "nothing was saved"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 3000, delay_s=0.001)
+    conversation = assistant.conversation()
+    running = conversation.send("go")
+    next(iter(running))
+    child = os.fork()
+    if child == 0:
+        wrong = [name for name, call in CALLS.items() if not _is_told(call, assistant, conversation)]
+        wrong += [] if _is_told(lambda *_: running.wait(), assistant, conversation) else ["wait"]
+        wrong += [] if _is_told(lambda *_: list(running), assistant, conversation) else ["iterate"]
+        del running
+        assistant.close()
+        os._exit(len(wrong))
+    until = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0), "it hung, or that many calls were not refused"
+    running.cancel()
+    assert running.wait(30), "and the parent is not harmed"
+    assert assistant.generate("on", max_tokens=2).wait(30)
+
+
+def _is_told(call: Callable[..., object], *arguments: object) -> bool:
+    try:
+        call(*arguments)
+    except BackendError as error:
+        return "another process" in error.message
+    return False
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ai, conversation: conversation.send(None),
+        lambda ai, conversation: conversation.send(b"hi"),
+        lambda ai, conversation: conversation.send("hi", attachments=["a.txt"]),
+        lambda ai, conversation: conversation.send("hi", attachments="a.txt"),
+        lambda ai, conversation: conversation.send("hi", attachments=None),
+        lambda ai, conversation: conversation.send("hi", sampling={"max_tokens": 4}),
+        lambda ai, conversation: conversation.send("hi", timeout_s="1"),
+        lambda ai, conversation: conversation.send("hi", timeout_s=0),
+        lambda ai, conversation: conversation.send("hi", timeout_s=float("nan")),
+        lambda ai, conversation: ai.generate([{"role": "user", "content": "hi"}]),
+        lambda ai, conversation: ai.generate(Message("user", "hi")),
+        lambda ai, conversation: ai.generate({"role": "user"}),
+        lambda ai, conversation: ai.generate(b"hi"),
+        lambda ai, conversation: ai.generate(None),
+        lambda ai, conversation: ai.generate(""),
+        lambda ai, conversation: ai.generate("hi", {"max_tokens": 4}),
+        lambda ai, conversation: ai.complete(None),
+        lambda ai, conversation: ai.complete(""),
+        lambda ai, conversation: ai.complete("hi", timeout_s=-1),
+        lambda ai, conversation: ai.count_tokens(None),
+        lambda ai, conversation: ai.conversation(system=5),
+        lambda ai, conversation: ai.conversation(5),
+        lambda ai, conversation: ai.conversation(sampling={}),
+        lambda ai, conversation: setattr(ai, "sampling", {"max_tokens": 4}),
+        lambda ai, conversation: setattr(conversation, "title", None),
+        lambda ai, conversation: setattr(conversation, "system", None),
+        lambda ai, conversation: Attachment("a.txt", None),  # type: ignore[arg-type]
+        lambda ai, conversation: Attachment(Path("a.txt"), "text"),  # type: ignore[arg-type]
+        lambda ai, conversation: conversation.edit(1, None),
+        lambda ai, conversation: conversation.edit("one", "hi"),
+        lambda ai, conversation: conversation.regenerate([1]),
+        lambda ai, conversation: conversation.switch(None),
+        lambda ai, conversation: conversation.branches("x"),
+    ],
+)
+def test_wrong_types_are_refused_before_anything_is_saved(make: Callable[..., Assistant], call: Callable[..., object]) -> None:
+    assistant = make()
+    conversation = assistant.conversation()
+    conversation.send("hello").wait()
+    with pytest.raises(UsageError) as caught:
+        call(assistant, conversation)
+    assert caught.value.hint
+    assert len(conversation.messages) == 2
+    assert len(assistant.store.list()) == 1
 
 
 def test_a_reply_that_fails_keeps_what_was_held_back_for_a_stop_text(make: Callable[..., Assistant]) -> None:

@@ -143,3 +143,16 @@ def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetche
     monkeypatch.setattr("edge.catalog.api.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
     with pytest.raises(BackendUnavailableError):
         loading.plan_model("smollm2-135m", settings=load_settings({"require": "ane"}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"settings": {"kv.enabled": False}}, {"store": "chats.db"}, {"context": "many"}, {"model": 5}]
+)
+def test_an_argument_of_the_wrong_type_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loading, "_open_best", lambda *arguments: pytest.fail("it was loaded"))
+    with pytest.raises(UsageError) as caught:
+        loading.load(**{"model": "smollm2-135m", **wrong})
+    assert caught.value.hint
+    assert next(iter(wrong)) in caught.value.message

@@ -177,15 +177,32 @@ def test_a_stopped_reply_is_saved_as_stopped(make: Callable[..., Room], store: C
     assert (reply.node.status, reply.node.content) == ("stopped", reply.text)
 
 
-def test_a_failed_reply_is_saved_as_failed(make: Callable[..., Room], store: ConversationStore) -> None:
+def test_a_failed_reply_is_saved_as_failed(
+    make: Callable[..., Room], store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(steps: object) -> None:
+        raise BackendError("The engine failed.")
+
+    room = make(script=lambda _: "z" * 3000, delay_s=0.001)
+    reply = room.turn("go", saver=ask(store, "go")).start()
+    next(iter(reply))
+    monkeypatch.setattr(room.backend, "decode", fail)
+    with pytest.raises(BackendError, match="engine failed"):
+        reply.wait(30)
+    assert reply.node is not None
+    assert (reply.node.status, reply.node.content) == ("failed", reply.text)
+
+
+def test_a_reply_that_runs_while_the_scheduler_closes_is_saved_as_stopped(
+    make: Callable[..., Room], store: ConversationStore
+) -> None:
     room = make(script=lambda _: "z" * 3000, delay_s=0.001)
     reply = room.turn("go", saver=ask(store, "go")).start()
     next(iter(reply))
     room.scheduler.close()
-    with pytest.raises(BackendError, match="closed"):
-        reply.wait(30)
+    assert reply.wait(30) == reply.text
     assert reply.node is not None
-    assert (reply.node.status, reply.node.content) == ("failed", reply.text)
+    assert (reply.finish_reason, reply.node.status, reply.node.content) == ("cancelled", "stopped", reply.text)
 
 
 def test_a_disk_that_fails_is_told_once(
