@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "absolute_path",
     "check_replaceable",
+    "exists",
     "expand_user",
     "lock_file",
     "make_private_dir",
@@ -63,6 +65,22 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         else:
             what, hint = "your home directory is unknown", "Set HOME, or give the path without ~."
         raise UsageError(f"{str(path)[:200]!r} leads nowhere: {what}.", hint) from None
+
+
+def exists(path: Path) -> bool:
+    """Return True if there is something at a path; False also for a text that is too long to be one.
+
+    Raises:
+        OSError: a folder on the way cannot be entered.
+    """
+    try:
+        return path.exists()
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def absolute_path(path: str | os.PathLike[str], base: Path | None = None) -> Path:

@@ -107,11 +107,12 @@ def print_card(card: Card) -> None:
 def _find(app: App, model: str) -> Path:
     """Return the path itself, or the path of the model of that name."""
     from edge.catalog import resolve
+    from edge.files import exists
     from edge.formats.artifact import given_path
     from edge_convert.evaluate.logits import model_in
 
     path = given_path(model)
-    return model_in(path) if path.exists() else resolve(model, settings=app.settings(), download=False).path
+    return model_in(path) if exists(path) else resolve(model, settings=app.settings(), download=False).path
 
 
 def _check_place(file: Path | None) -> None:

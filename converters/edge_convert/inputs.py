@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
+from edge.files import exists
 from edge.formats.artifact import given_path
 from edge_convert.checkpoint import PICKLES
 
@@ -60,11 +61,12 @@ def find_input(
 
     reference = reference.strip()
     path = given_path(reference)
-    if path.is_dir() and _is_checkpoint(path):
+    is_there = exists(path)
+    if is_there and path.is_dir() and _is_checkpoint(path):
         return Input(kind="checkpoint", path=path, source=path.resolve().name)
-    if path.is_file() and path.suffix == ".safetensors":
+    if is_there and path.is_file() and path.suffix == ".safetensors":
         raise UsageError(f"{path} is one file of a checkpoint.", f"Name its folder: {path.parent}")
-    if path.is_file() and path.suffix.lower() in PICKLES:
+    if is_there and path.is_file() and path.suffix.lower() in PICKLES:
         raise ModelFileError(
             f"{path} is a pickle, which can run any code when it is opened.", "Use a safetensors version of this checkpoint."
         )
@@ -77,14 +79,14 @@ def find_input(
             reference, settings=settings, on_progress=on_progress, accept_licence=accept_licence, formats=("gguf",)
         )
     except ModelFileError as error:
-        if not path.is_dir() or any(path.glob("*.gguf")):
+        if not is_there or not path.is_dir() or any(path.glob("*.gguf")):
             raise
         # Its hint is for running a model, and names formats that are results here.
         hint = "Give the folder of a checkpoint, with its config.json, or a .gguf file."
         raise ModelFileError(error.message, hint) from error
     if artifact.format != "gguf":
         raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
-    is_own = artifact.source == str(path) or path.exists()
+    is_own = artifact.source == str(path) or is_there
     return Input(
         kind="gguf", path=artifact.path, source=artifact.path.name if is_own else artifact.source, licence=artifact.licence
     )

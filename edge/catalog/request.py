@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_catalog
 from edge.catalog.installed import list_models, source_of
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
+from edge.files import exists
 from edge.formats.artifact import Artifact, given_path, open_artifact, open_artifacts
 from edge.hashes import file_sha256, files_sha256
 from edge.names import FORMATS, Format
@@ -69,7 +70,7 @@ class Request:
 
     def resolve_all(self, download: bool) -> list[Artifact]:
         _, artifacts = self.candidates
-        if not artifacts and _is_folder(path := given_path(self.reference)):
+        if not artifacts and exists(path := given_path(self.reference)) and path.is_dir():
             return open_artifacts(path, source=self.reference)
         return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
 
@@ -149,7 +150,7 @@ class Request:
     def _find_path(self) -> Found:
         """Return the file or folder of the user that the reference means."""
         path = given_path(self.reference)
-        if not _looks_like_path(self.reference) and not _exists(path):
+        if not _looks_like_path(self.reference) and not exists(path):
             raise self._unknown()
         here = open_artifacts(path)
         self._opened.update((artifact.path, artifact) for artifact in here)
@@ -247,7 +248,7 @@ class Request:
             hint = f"For a repository of the hub write hf:{self.reference}"
         else:
             hint = "See names: edge models ls. References start with hf:, ollama: or pypi:."
-        return ModelNotFoundError(f"There is no model named {self.reference!r}.", hint)
+        return ModelNotFoundError(f"There is no model named {_shorten(self.reference)!r}.", hint)
 
 
 def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFoundError:
@@ -260,18 +261,8 @@ def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFo
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.endswith((".gguf", ".mlpackage", ".mlmodelc", "/")) or text.startswith((".", "/", "~"))
+    return text.lower().endswith((".gguf", ".mlpackage", ".mlmodelc", "/")) or text.startswith((".", "/", "~"))
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long to be one
-        return False
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+def _shorten(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."

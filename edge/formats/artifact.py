@@ -8,6 +8,7 @@ advice on how to make it usable.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,23 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
-from edge.files import expand_user, read_json
+from edge.files import exists, expand_user, read_json
 from edge.formats.coreml import CoreMLPackage, read_package
 from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
-from edge.formats.gguf import GGUFHeader, read_header
+from edge.formats.gguf import GGUFHeader, read_header, split_error
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
 
-__all__ = ["Artifact", "given_path", "licence_beside", "open_artifact", "open_artifacts"]
+__all__ = [
+    "Artifact",
+    "given_path",
+    "is_gguf",
+    "is_side_file",
+    "licence_beside",
+    "open_artifact",
+    "open_artifacts",
+    "split_parts",
+]
 
 # general.type of a GGUF file that is not a language model -> description.
 _NOT_MODELS = {
@@ -30,6 +40,9 @@ _NOT_MODELS = {
     "mmproj": "the picture or sound part of a model, which needs its text part",
     "imatrix": "an importance matrix, which only a converter uses",
 }
+_SIDE_FILE = re.compile(r"^mmproj|[-_.]mmproj|imatrix", re.IGNORECASE)
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
+_MOST_HEADERS = 16  # read to tell the models in a folder from what is beside them
 _MOST_FOLDERS = 64  # of a folder that holds a model in several formats
 _CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json")
 
@@ -180,6 +193,22 @@ def _folder_bytes(path: Path) -> int:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
+def is_gguf(name: str) -> bool:
+    """Return True if a file is called a GGUF file, in small letters or capitals."""
+    return name.lower().endswith(".gguf")
+
+
+def is_side_file(name: str) -> bool:
+    """Return True for the name of a GGUF file beside a model: the vision part of a model, an importance matrix."""
+    return _SIDE_FILE.search(name.rpartition("/")[2]) is not None
+
+
+def split_parts(name: str) -> int:
+    """Return the number of files of a split model by the name of one of them, "model-00001-of-00003.gguf"; else 1."""
+    found = _SPLIT.search(name)
+    return int(found[1]) if found else 1
+
+
 def licence_beside(path: Path) -> str | None:
     """Return the licence in the manifest of a model, None if it has none. Reads one small file, unlike opening the model."""
     return _read_manifest(path).licence
@@ -214,15 +243,18 @@ def _read_manifest(path: Path) -> _Manifest:
 def _find_models(path: Path) -> list[Path]:
     """Return the models that a path means: itself, the only one in a folder, or one model in several formats in its folders."""
     try:
-        if not path.exists():
-            raise ModelNotFoundError(f"There is no file or folder {path}.", "Check the path. See names: edge models ls")
+        if not exists(path):
+            raise _not_there(path)
         if not path.is_dir() or _folder_format(path):
             return [path]
         own = _models_in(path)
-        models = own or [model for folder in _folders_in(path) for model in _models_in(folder)]
+        found = own or [model for folder in _folders_in(path) for model in _models_in(folder)]
         names = sorted(entry.name for entry in path.iterdir())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+    models = [model for model in found if split_parts(model.name) == 1]
+    if found and not models:
+        raise split_error(str(found[0]), split_parts(found[0].name))
     if len(models) > 1:
         origins = {(manifest.name, manifest.sources) for manifest in map(_read_manifest, models)}
         if own or len(origins) > 1 or ("", ()) in origins:
@@ -237,6 +269,12 @@ def _find_models(path: Path) -> list[Path]:
     raise ModelFileError(f"{path} is a folder without a model.", "Give a .gguf file, or an ONNX or Core ML folder.")
 
 
+def _not_there(path: Path) -> ModelNotFoundError:
+    text = str(path)
+    shown = text if len(text) <= 200 else text[:197] + "..."
+    return ModelNotFoundError(f"There is no file or folder {shown}.", "Check the path. See names: edge models ls")
+
+
 def _several(path: Path, models: list[Path]) -> ModelFileError:
     names = [str(model.relative_to(path)) for model in models]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
@@ -249,31 +287,49 @@ def _folders_in(path: Path) -> list[Path]:
 
 
 def _models_in(path: Path) -> list[Path]:
-    """Return the models in a folder: the folder itself, or files and folders in it."""
+    """Return the models in a folder: the folder itself, or files and folders in it.
+
+    Other programs put vision parts and importance matrices beside a model. They are left out, also by what their headers say;
+    so are the parts of a split model beside a whole one.
+    """
     if _folder_format(path):
         return [path]
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return sorted(entry for entry in entries if entry.suffix == ".gguf" or _folder_format(entry) == "coreml")
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    packages = [entry for entry in entries if _folder_format(entry) == "coreml"]
+    files = [entry for entry in entries if is_gguf(entry.name) and not entry.is_dir()]
+    files = [file for file in files if split_parts(file.name) == 1] or files
+    files = [file for file in files if not is_side_file(file.name)] or files
+    if 1 < len(files) <= _MOST_HEADERS and split_parts(files[0].name) == 1:
+        files = [file for file in files if not _is_side_model(file)] or files
+    return sorted([*files, *packages])
+
+
+def _is_side_model(file: Path) -> bool:
+    try:
+        header = read_header(file)
+    except ModelFileError:
+        return False  # opening it says why
+    return _side_kind(header) is not None
+
+
+def _side_kind(header: GGUFHeader) -> str | None:
+    """Return the description of a GGUF file that is not a language model; None if it may be one."""
+    return _NOT_MODELS["mmproj"] if header.architecture == "clip" else _NOT_MODELS.get(header.kind)
 
 
 def _folder_format(path: Path) -> Format | None:
     if not path.is_dir():
         return None
-    if path.suffix in (".mlpackage", ".mlmodelc"):
+    if path.suffix.lower() in (".mlpackage", ".mlmodelc"):
         return "coreml"
     return "onnx" if (path / CONFIG).is_file() else None
 
 
 def _check_is_model(path: Path, header: GGUFHeader) -> None:
-    if header.kind in _NOT_MODELS:
-        raise ModelFileError(f"{path.name} is {_NOT_MODELS[header.kind]}.", "Give the file of the model itself.")
-    if header.architecture == "clip":
-        raise ModelFileError(f"{path.name} is {_NOT_MODELS['mmproj']}.", "Give the file of the model itself.")
+    if side := _side_kind(header):
+        raise ModelFileError(f"{path.name} is {side}.", "Give the file of the model itself.")
     if header.split_count > 1:
-        raise ModelFileError(
-            f"{path.name} is one of {header.split_count} parts of a split model, which edge does not load.",
-            "Join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`, and give that file.",
-        )
+        raise split_error(path.name, header.split_count)
     if not header.tensors:
         raise ModelFileError(f"{path.name} holds a vocabulary and no weights.", "Give the file of the model itself.")
     if not header.n_layer or not header.n_embd:

@@ -21,7 +21,7 @@ from typing import Any
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.gguf_tables import FILE_TYPE_GUESSED, FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES
 
-__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header"]
+__all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header", "split_error"]
 
 MAGIC = b"GGUF"
 _CHUNK_BYTES = 256 * 1024
@@ -152,8 +152,7 @@ class GGUFHeader:
     @property
     def split_count(self) -> int:
         """Number of files of a split model; 1 where it is whole."""
-        count = self.metadata.get("split.count", 1)
-        return count if isinstance(count, int) and count > 1 else 1
+        return split_count(self.metadata)
 
     @property
     def kind(self) -> str:
@@ -381,6 +380,20 @@ class _Reader:
         return ModelFileError(f"{self.path.name} {what}.", hint)
 
 
+def split_count(metadata: Mapping[str, Value]) -> int:
+    """Return the number of files of a split model; 1 where it is whole."""
+    count = metadata.get("split.count", 1)
+    return count if isinstance(count, int) and count > 1 else 1
+
+
+def split_error(name: str, n_parts: int) -> ModelFileError:
+    """Return the error for one part of a split model."""
+    return ModelFileError(
+        f"{name} is one of {n_parts} parts of a split model, which edge does not load.",
+        "Join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`, and give that file.",
+    )
+
+
 class _Facts:
     """Extracts the model's dimensions from the metadata, and checks that a plan can use them."""
 
@@ -391,6 +404,8 @@ class _Facts:
         self.tensors = tensors
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
+            if (parts := split_count(metadata)) > 1:  # only the first part has the model's own metadata
+                raise split_error(reader.path.name, parts)
             raise self.error("does not say which architecture it is (general.architecture)", "It is not a language model.")
         self.architecture = architecture
 

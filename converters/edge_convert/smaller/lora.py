@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import BackendUnavailableError, ModelFileError, ModelNotFoundError
+from edge.files import exists
 from edge_convert.checkpoint import PICKLES, Checkpoint, open_checkpoint, read_json
 
 __all__ = ["Adapter", "merge", "open_adapter"]
@@ -57,7 +58,7 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not folder.is_dir():
+    if not exists(folder) or not folder.is_dir():
         raise ModelNotFoundError(
             f"There is no folder {folder}.", f"Give the folder of an adapter, with its {_CONFIG}, or hf:owner/repo."
         )

@@ -271,6 +271,34 @@ def test_a_path_without_a_slash(settings: Settings, tmp_path: Path, monkeypatch:
         resolve("other.gguf", settings=settings)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".gguf", "Tell me a story about it. " * 300, "a/" * 3000])
+def test_a_long_text_is_no_model(settings: Settings, name: str) -> None:
+    for ask in (
+        lambda: resolve(name, settings=settings),
+        lambda: resolve_all(name, settings=settings),
+        lambda: pull(name, settings=settings),
+        lambda: add_model("mine", name, settings),
+        lambda: remove(name, settings),
+    ):
+        with pytest.raises(ModelNotFoundError) as caught:
+            ask()
+        assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("reference", ["hf:{}/b", "hf:a/{}", "ollama:{}", "ollama:a/{}:{}", "pypi:{}", "pypi:a=={}"])
+def test_a_reference_too_long_for_a_folder_is_refused(settings: Settings, reference: str) -> None:
+    for ask in (resolve, pull, remove):
+        with pytest.raises(UsageError, match="is not") as caught:
+            ask(reference.format("a" * 300, "b" * 300), settings=settings)
+        assert len(caught.value.message) < 200
+
+
+def test_the_vision_part_in_a_repository_or_package_is_no_model() -> None:
+    names = ["Model-Q4_1.GGUF", "mmproj-Model-f16.gguf", "Model.mmproj-f16.gguf"]
+    assert select(names, None, "a/b").name == "Model-Q4_1.GGUF"
+    assert select(["m-00001-of-00001.gguf"], None, "a/b").name == "m-00001-of-00001.gguf"
+
+
 @pytest.mark.parametrize("path", ["~nobody2/x.gguf", "~nobody2"])
 def test_a_path_in_the_home_of_nobody(settings: Settings, path: str) -> None:
     for ask in (

@@ -172,7 +172,9 @@ def test_gguf_files_that_are_no_language_model(tmp_path: Path, options: dict[str
 
 def test_a_part_of_a_split_model_is_refused_by_name(tmp_path: Path) -> None:
     """Written by llama.cpp's own writer in two parts; the second part has no architecture of its own."""
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=1)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=1)
     writer.add_block_count(1)
     writer.add_embedding_length(8)
     for i in range(2):
@@ -181,13 +183,61 @@ def test_a_part_of_a_split_model_is_refused_by_name(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    parts = sorted(tmp_path.glob("*.gguf"))
+    parts = sorted(folder.glob("*.gguf"))
     assert len(parts) == 2
     with pytest.raises(ModelFileError, match="one of 2 parts") as caught:
         open_artifact(parts[0])
     assert "llama-gguf-split --merge" in caught.value.hint
-    with pytest.raises(ModelFileError, match=r"part|architecture"):
+    with pytest.raises(ModelFileError, match="one of 2 parts"):
         open_artifact(parts[1])
+    for place in (folder, tmp_path):
+        with pytest.raises(ModelFileError, match=r"m-00001-of-00002\.gguf is one of 2 parts"):
+            open_artifacts(place)
+    whole = write_model(folder / "whole.gguf")
+    assert open_artifact(folder).path == open_artifact(tmp_path).path == whole
+
+
+def test_a_split_model_of_one_part_is_whole(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m-00001-of-00001.gguf")
+    assert open_artifact(tmp_path).path == path
+
+
+@pytest.mark.parametrize(
+    "beside",
+    ["mmproj-Model-f16.gguf", "Model-mmproj-f16.gguf", "Model.mmproj-f16.gguf", "MMPROJ-Model-F16.GGUF", "imatrix.gguf"],
+)
+def test_files_that_other_programs_put_beside_a_model(tmp_path: Path, beside: str) -> None:
+    write_model(tmp_path / beside)
+    model = write_model(tmp_path / "Model-Q4_1.gguf")
+    assert open_artifact(tmp_path).path == model
+    assert [artifact.path for artifact in open_artifacts(tmp_path)] == [model]
+    model.unlink()
+    assert open_artifact(tmp_path).path == tmp_path / beside, "alone it is what the folder holds"
+
+
+@pytest.mark.parametrize("options", [{"kind": "adapter"}, {"kind": "mmproj"}, {"kind": "imatrix"}, {"arch": "clip"}])
+def test_files_beside_a_model_are_told_by_their_header(tmp_path: Path, options: dict[str, str]) -> None:
+    write_model(tmp_path / "a.gguf", **options)  # type: ignore[arg-type]
+    model = write_model(tmp_path / "b.gguf")
+    assert open_artifact(tmp_path).path == model
+    write_model(tmp_path / "c.gguf")
+    with pytest.raises(ModelFileError, match=r"2 models: b\.gguf, c\.gguf"):
+        open_artifact(tmp_path)
+
+
+def test_capitals_and_folders_named_like_files(tmp_path: Path) -> None:
+    (tmp_path / "repo.gguf").mkdir()
+    model = write_model(tmp_path / "MODEL.GGUF")
+    assert open_artifact(tmp_path).path == model
+    assert open_artifact(model).format == "gguf"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".gguf", "tell me a story " * 400, "a/" * 5000, "a\0b"])
+def test_a_text_that_cannot_be_a_path(name: str) -> None:
+    for ask in (open_artifact, open_artifacts):
+        with pytest.raises(ModelNotFoundError, match="no file or folder") as caught:
+            ask(name)
+        assert len(caught.value.message) < 300
 
 
 def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
