@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,15 @@ def test_a_broken_floor_fails(tmp_path: Path, file: str, line: str, contract: st
     broken = [name for name in done.stdout.splitlines() if name.endswith("BROKEN")]
     assert done.returncode == 1
     assert any(name.startswith(contract) for name in broken), done.stdout
+
+
+def test_no_module_is_part_of_an_import_circle() -> None:
+    """As the contract, down to modules: a package of converters may use two others that use it, a module may not."""
+    graph = grimp.build_graph(
+        "edge", "edge_cli", "edge_chat", "edge_convert", exclude_type_checking_imports=True, cache_dir=None
+    )
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 PACKAGES = sorted({path.parent for top in ("edge", "converters") for path in (ROOT / top).rglob("__init__.py")})
