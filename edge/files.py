@@ -68,19 +68,13 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Return True if there is something at a path; False also for a text that is too long to be one.
-
-    Raises:
-        OSError: a folder on the way cannot be entered.
-    """
+    """Return True if there is something at a path, or a folder on the way is closed; False for a text too long to be one."""
     try:
         return path.exists()
     except ValueError:
         return False
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False
-        raise
+        return error.errno != errno.ENAMETOOLONG
 
 
 def absolute_path(path: str | os.PathLike[str], base: Path | None = None) -> Path:

@@ -1,8 +1,13 @@
-"""Sizes and durations as text: one form each, for every message, table and page."""
+"""Sizes, durations and names as text: one form each, for every message, table and page."""
 
 from __future__ import annotations
 
-__all__ = ["duration_text", "size_text"]
+__all__ = ["duration_text", "one_line", "size_text"]
+
+
+def one_line(text: str) -> str:
+    """Return a text from outside, such as a name in a model file, without line ends: its words with one blank between them."""
+    return " ".join(text.split())
 
 
 def size_text(n_bytes: float) -> str:

@@ -34,6 +34,7 @@ __all__ = [
 
 # Terminal control sequences. A model must not be able to move the cursor, set the title or hide text.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LINE_ENDS = re.compile("[\t\n\u2028\u2029]+")  # a name with a line end must not look like another row
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
@@ -66,7 +67,7 @@ def json_object(value: object, *, compact: bool = False) -> None:
 
 def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
     """Write rows as aligned columns, with headings on a terminal only: a pipe gets the data."""
-    rows = [[plain(cell) for cell in row] for row in rows]
+    rows = [[_LINE_ENDS.sub(" ", plain(cell)) for cell in row] for row in rows]
     if headings and is_terminal(sys.stdout):
         rows.insert(0, [paint(heading, "bold", sys.stdout) for heading in headings])
     if not rows:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from edge.catalog.entries import add_artifact, check_name, drop_artifacts, is_reference
 from edge.catalog.installed import source_of
-from edge.catalog.request import Request
+from edge.catalog.request import Request, trim
 from edge.errors import ModelNotFoundError, UsageError
-from edge.formats.artifact import Artifact, open_artifacts
+from edge.files import exists
+from edge.formats.artifact import Artifact, given_path, open_artifacts
 from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress
+from edge.sources.suggestion import suggest_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,11 +187,13 @@ def add_model(name: str, reference: str, settings: Settings) -> list[Artifact]:
         ConfigError, StorageError: the catalogue is damaged, or cannot be written.
     """
     check_name(name)
-    reference = reference.strip()
+    reference = trim(reference)
     if is_reference(reference):
         canonical = source_of(reference, Context(settings)).canonical(reference)
         add_artifact(name, ArtifactEntry(reference=canonical), settings)
         return []
+    if (meant := suggest_reference(reference, settings.hub.endpoint)) and not exists(given_path(reference)):
+        raise ModelNotFoundError(f"There is no file or folder {reference[:200]}.", f"Write it as {meant}")
     found = open_artifacts(reference)
     for artifact in found:
         entry = ArtifactEntry(

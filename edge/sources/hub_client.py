@@ -25,6 +25,7 @@ from edge.sources.network import (
     transport_errors,
 )
 from edge.sources.store import Record
+from edge.sources.suggestion import REFERENCE, suggest_reference
 from edge.sources.transfer import Download, RetryLaterError, fetch_file, refusal, retry
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ __all__ = ["COMMIT", "HubClient", "Listed", "Listing", "Reference", "parse_refer
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
-_REFERENCE = re.compile(rf"hf:({_NAME})/({_NAME})(?::([^:@]+))?(?:@([A-Za-z0-9._/-]+))?")
 _INFO_TIMEOUT_S = 20.0
 _MAX_LISTING_BYTES = 256 << 20
+_REFERENCE_HINT = (
+    "Write hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo:file.gguf or hf:owner/repo:folder; @revision may follow."
+)
 _ENDPOINT_HINT = "Check hub.endpoint (HF_ENDPOINT)."
 
 
@@ -211,11 +213,11 @@ def parse_reference(reference: str) -> Reference:
     Raises:
         UsageError: it is malformed.
     """
-    found = _REFERENCE.fullmatch(reference)
+    found = REFERENCE.fullmatch(reference)
     if not found or ".." in reference or not reference.isprintable():
         raise UsageError(
             f"{reference[:100]!r} is not a valid Hub reference.",
-            "Write hf:owner/repo, hf:owner/repo:Q4_K_M, hf:owner/repo:file.gguf or hf:owner/repo:folder; @revision may follow.",
+            f"Write it as {meant}" if (meant := suggest_reference(reference)) else _REFERENCE_HINT,
         )
     owner, repo, selector, revision = found.groups()
     return Reference(owner, repo, selector, revision)

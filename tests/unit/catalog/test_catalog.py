@@ -235,6 +235,7 @@ def test_any_text_is_a_reference_or_refused(kind: str, rest: str) -> None:
     ("reference", "canonical"),
     [
         ("hf:a/b", "hf:a/b"),
+        ("hf:_a/_b", "hf:_a/_b"),
         ("hf:a/b:Q4_K_M@main", "hf:a/b:Q4_K_M@main"),
         ("hf:a/b:sub/x.gguf@0a1b", "hf:a/b:sub/x.gguf@0a1b"),
         ("ollama:llama3.2", "ollama:llama3.2:latest"),
@@ -269,6 +270,85 @@ def test_a_path_without_a_slash(settings: Settings, tmp_path: Path, monkeypatch:
     assert resolve("model-without-suffix", settings=settings).name == "Tiny"
     with pytest.raises(ModelNotFoundError, match=r"no file or folder other\.gguf"):
         resolve("other.gguf", settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("HF:owner/repo", "hf:owner/repo"),
+        ("Hf:owner/repo:Q4_K_M@v1", "hf:owner/repo:Q4_K_M@v1"),
+        ("OLLAMA:llama3.2:1b", "ollama:llama3.2:1b"),
+        ("PyPI:thing==1.0", "pypi:thing==1.0"),
+        ("https://huggingface.co/owner/repo", "hf:owner/repo"),
+        ("http://www.huggingface.co/owner/repo/", "hf:owner/repo"),
+        ("huggingface.co/owner/repo", "hf:owner/repo"),
+        ("hf.co/owner/repo:Q4_K_M", "hf:owner/repo:Q4_K_M"),
+        ("https://huggingface.co/owner/repo/blob/main/a.gguf", "hf:owner/repo:a.gguf"),
+        ("https://huggingface.co/owner/repo/resolve/v1/b/a%20b.gguf?download=true", "hf:owner/repo:b/a b.gguf@v1"),
+        ("https://huggingface.co/owner/repo/tree/main/cpu/int4", "hf:owner/repo:cpu/int4"),
+        ("hf://owner/repo", "hf:owner/repo"),
+        ("http://hub.test:8080/owner/repo", "hf:owner/repo"),
+    ],
+)
+def test_an_address_of_the_hub_is_suggested_as_a_reference(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, text: str, meant: str
+) -> None:
+    monkeypatch.setenv("EDGE_HUB_ENDPOINT", "http://hub.test:8080/")
+    for ask in (
+        lambda: resolve(text, settings=load_settings()),
+        lambda: pull(text, settings=load_settings()),
+        lambda: add_model("mine", text, load_settings()),
+    ):
+        with pytest.raises((ModelNotFoundError, UsageError)) as caught:
+            ask()
+        assert caught.value.hint == f"Write it as {meant}"
+    open_source(meant.partition(":")[0], Context(settings)).canonical(meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("hf:owner/repo/a.gguf", "hf:owner/repo:a.gguf"), ("hf:https://huggingface.co/owner/repo", "hf:owner/repo")],
+)
+def test_a_malformed_reference_is_corrected(settings: Settings, text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match="not a valid Hub reference") as caught:
+        pull(text, settings=settings)
+    assert caught.value.hint == f"Write it as {meant}"
+
+
+@pytest.mark.parametrize(
+    "text", ["https://example.org/owner/repo", "https://huggingface.co/datasets/a/b", "https://[::1", "a b/c"]
+)
+def test_other_addresses_are_not_taken_for_the_hub(settings: Settings, text: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        pull(text, settings=settings)
+    assert "hf:" not in caught.value.hint.replace("start with hf:", "")
+
+
+def test_a_model_that_only_ollama_can_fetch(settings: Settings) -> None:
+    add_model("mine", "ollama:llama3.2:1b", settings)
+    for name in ("ollama:llama3.2:1b", "mine"):
+        with pytest.raises(ModelNotFoundError) as caught:
+            resolve(name, settings=settings, download=False)
+        assert "edge models pull" not in caught.value.hint
+        assert "OLLAMA_MODELS" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["m.gguf ", " m.gguf", "m.gguf\t", "folder "])
+def test_blanks_that_belong_to_the_name_of_a_file(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "folder ":
+        Path(name).mkdir()
+        write_model(Path(name) / "m.gguf")
+    else:
+        write_model(Path(name))
+    for text in (name, str(tmp_path / name)):
+        assert resolve(text, settings=settings).header is not None
+        assert resolve_all(text, settings=settings)
+        assert add_model("mine", text, settings)
+    write_model(Path("plain.gguf"))
+    assert resolve("  plain.gguf ", settings=settings).path == Path("plain.gguf"), "others are typing mistakes"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".gguf", "Tell me a story about it. " * 300, "a/" * 3000])

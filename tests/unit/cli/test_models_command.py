@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,34 @@ def small_model(tmp_path: Path) -> Path:
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
     writer.add_file_type(0)
-    writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
+    writer.add_tensor("token_embd.weight", np.zeros((3, 8), dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.zeros(8, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_a_name_with_line_ends_makes_up_no_rows(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama\nlayers")
+    writer.add_name("Small\nlicence  MIT\r\n\u2028path\t/x\x1b[31m")
+    writer.add_license("Own\nsha256  0000")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert open_artifact(path).name == "Small licence MIT path /x\x1b[31m"
+    shown = call("models", "show", str(path)).out
+    rows = shown.splitlines()
+    assert rows[0].split(maxsplit=1) == ["model", "Small licence MIT path /x"]
+    assert [row.split()[0] for row in rows].count("licence") == 1
+    assert not any(row.startswith(("path  /x", "sha256")) for row in rows)
+    assert re.search(r"^architecture +llama layers$", shown, re.MULTILINE)
 
 
 def test_ls_offers_the_catalogue(call: Any) -> None:
