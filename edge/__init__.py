@@ -9,6 +9,7 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from edge.lazy import lazy_names
@@ -16,11 +17,15 @@ from edge.lazy import lazy_names
 if TYPE_CHECKING:
     from edge import errors
     from edge.assistant import Assistant, Conversation
+    from edge.config.load import load_settings
+    from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment
     from edge.loading import aload, load, plan_model
     from edge.reply import Reply
     from edge.types import Message, Sampling, Timing, Usage
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
 __version__ = "0.1.0"
 
@@ -32,12 +37,14 @@ __all__ = [
     "Message",
     "Reply",
     "Sampling",
+    "Settings",
     "Timing",
     "Usage",
     "__version__",
     "aload",
     "errors",
     "load",
+    "load_settings",
     "plan_model",
 ]
 
@@ -46,6 +53,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge.assistant": ("Assistant", "Conversation"),
+        "edge.config.load": ("load_settings",),
+        "edge.config.schema": ("Settings",),
         "edge.conversation.store": ("ConversationStore",),
         "edge.conversation.tree": ("Attachment",),
         "edge.errors": ("errors",),

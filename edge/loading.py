@@ -49,7 +49,8 @@ def load(
 
     Args:
         model: catalogue name, path, or hf:, ollama: or pypi: reference; None is the setting `model`.
-        settings: None reads them from the environment and the settings file. The arguments below win over them.
+        settings: None reads EDGE_* variables, and ignores those that are no settings; `edge.Settings()` reads nothing;
+            `edge.load_settings()` reads the user's settings file, too. The arguments below win over them.
         backend: name of the engine; None lets the plan choose.
         require: "cuda", "metal", "ane" or "cpu": fail rather than run on anything else.
         context: context window in tokens; None is as many as fit.
@@ -296,18 +297,21 @@ def _advised(settings: Settings, artifact: Artifact) -> tuple[Sampling, str | No
 
 
 def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
-    """Merge arguments over settings, checked as flags are."""
+    """Merge arguments over settings, checked as flags are.
+
+    Without settings: what the environment says, but not the user's settings of the command line, which are for another program.
+    """
     import msgspec
 
     from edge.config.keys import Typed, convert, find_key
     from edge.config.load import load_settings
     from edge.config.schema import Settings
 
-    _check_type("settings", settings, Settings, "edge.config.load_settings({'kv.enabled': False})")
+    _check_type("settings", settings, Settings, "edge.load_settings({'kv.enabled': False})")
     given = {name: value for name, value in arguments.items() if value is not None}
     arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}
     if settings is None:
-        return load_settings(given, flag_names=arguments_of)
+        return load_settings(given, flag_names=arguments_of, strict=False, use_file=False)
     checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
     return msgspec.structs.replace(settings, **checked)
 

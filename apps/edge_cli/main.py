@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character gets a question mark rather than a traceback.
             stream.reconfigure(errors="replace")
+    if logging.lastResort is not None:
+        logging.getLogger("edge").addHandler(logging.lastResort)  # warnings go to stderr
     sys.exit(run(sys.argv[1:]))
 
 

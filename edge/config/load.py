@@ -1,11 +1,13 @@
 """Settings: flag > environment (EDGE_*) > file (TOML) > default, merged once, each with its origin.
 
 The structs of schema.py have the names, types and defaults; the names of the environment variables, the texts of the errors and
-`edge config ls` follow from them. An unknown key or EDGE_ variable is an error, so that no typing mistake goes unnoticed.
+`edge config ls` follow from them. An unknown key or EDGE_ variable is an error, so that no typing mistake goes unnoticed. In
+other programs (`strict=False`) such a variable may be the program's own: it is ignored and logged.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,8 @@ from edge.errors import ConfigError
 from edge.files import absolute_path
 
 __all__ = ["COMMAND_LINE", "DEFAULT", "RESERVED_VARIABLES", "load_settings"]
+
+_log = logging.getLogger("edge.config")
 
 COMMAND_LINE = "command line"
 """Origin of a flag, in `Settings.sources`."""
@@ -41,6 +45,8 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     path: str | os.PathLike[str] | None = None,
     flag_names: Mapping[str, str] | None = None,
+    strict: bool = True,
+    use_file: bool = True,
 ) -> Settings:
     """Merge flags, environment, file and defaults.
 
@@ -49,6 +55,9 @@ def load_settings(
         flag_names: dotted key -> the option that the user typed for it, such as "--kv-type", for errors.
         environ: instead of the process's own. A variable that is empty counts as not set.
         path: the settings file, which must exist; without it EDGE_CONFIG or the user's own, which need not.
+        strict: refuse EDGE_ variables that are no settings or have a value that is not allowed; otherwise they are taken for
+            another program's, ignored and logged.
+        use_file: read the settings file at all.
 
     Raises:
         ConfigError: a key or EDGE_ variable is unknown, a value is not allowed, or the file is not TOML.
@@ -57,12 +66,10 @@ def load_settings(
     environ = os.environ if environ is None else environ
     config_file = default_path("paths.config_file", environ) if path is None else absolute_path(path)
     merged = _Merged()
-    document = read_toml(config_file, must_exist=path is not None)
-    merged.add_table("", document.values, document.where, base=config_file.parent)
-    for variable, name in _BORROWED_VARIABLES.items():
-        if environ.get(variable):
-            merged.add_text(name, environ[variable], variable)
-    merged.add_environment(environ)
+    if use_file:
+        document = read_toml(config_file, must_exist=path is not None)
+        merged.add_table("", document.values, document.where, base=config_file.parent)
+    merged.add_environment(environ, strict=strict)
     for name, value in (flags or {}).items():
         if value is not None:
             typed = (flag_names or {}).get(name)
@@ -118,26 +125,23 @@ class _Merged:
             else:
                 self.add(name, value, source, base=base)
 
-    def add_environment(self, environ: Mapping[str, str]) -> None:
-        by_variable = {key.variable: key for key in setting_keys().values()}
-        free = {variable: key for variable, key in by_variable.items() if key.is_free}
-        for variable in sorted(environ):
-            if not variable.startswith("EDGE_") or variable.startswith("EDGE_TEST_") or variable in RESERVED_VARIABLES:
-                continue
-            key = by_variable.get(variable)
-            entry = ""
-            if key is None:
-                for start, table in free.items():
-                    if variable.startswith(start + "_") and len(variable) > len(start) + 1:
-                        key, entry = table, "." + variable[len(start) + 1 :].lower()
-            if key is None or (key.is_free and not entry):
-                known = [name for name in by_variable if name not in free] + list(RESERVED_VARIABLES)
-                raise ConfigError(
-                    f"The environment variable {variable} is not a setting.",
-                    f"Unset it. {nearest(variable, known)}",
-                )
-            if environ[variable]:
-                self.add_text(key.name + entry, environ[variable], variable)
+    def add_environment(self, environ: Mapping[str, str], *, strict: bool) -> None:
+        names = sorted(name for name in environ if name.startswith("EDGE_") and not name.startswith("EDGE_TEST_"))
+        for variable in [*_BORROWED_VARIABLES, *names]:
+            try:
+                self._add_variable(variable, environ.get(variable, ""))
+            except ConfigError:
+                if strict:
+                    raise
+                # Without its value, which may be another program's secret.
+                _log.warning("%s is ignored: it is not a setting of edge, or has a value that is not allowed.", variable)
+
+    def _add_variable(self, variable: str, text: str) -> None:
+        if variable in RESERVED_VARIABLES:
+            return
+        name = _BORROWED_VARIABLES.get(variable) or _setting_of(variable)
+        if text:
+            self.add_text(name, text, variable)
 
     def build(self, environ: Mapping[str, str], config_file: Path) -> Settings:
         """Return the settings; paths that follow from other paths are set here."""
@@ -159,3 +163,20 @@ class _Merged:
             **{table: made(**nested[table]) for table, made in TABLES.items()},
             sources={name: self.sources.get(name, DEFAULT) for name in setting_keys()},
         )
+
+
+def _setting_of(variable: str) -> str:
+    """Return the dotted name of the setting that a variable sets.
+
+    Raises:
+        ConfigError: it sets none; the nearest one is named.
+    """
+    by_variable = {key.variable: key for key in setting_keys().values()}
+    key = by_variable.get(variable)
+    if key is not None and not key.is_free:
+        return key.name
+    for start, table in by_variable.items():
+        if table.is_free and variable.startswith(start + "_") and len(variable) > len(start) + 1:
+            return f"{table.name}.{variable[len(start) + 1 :].lower()}"
+    known = [name for name, key in by_variable.items() if not key.is_free] + list(RESERVED_VARIABLES)
+    raise ConfigError(f"The environment variable {variable} is not a setting.", f"Unset it. {nearest(variable, known)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,14 +14,23 @@ from typing import Any
 
 import pytest
 
+import edge
 from edge import loading
 from edge.backends.fake import FakeBackend
 from edge.catalog import load_catalog
 from edge.config import load_settings
 from edge.device.sensors import Readings
-from edge.errors import BackendError, BackendUnavailableError, CancelledError, ModelTooLargeError, UsageError
+from edge.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CancelledError,
+    ConfigError,
+    ModelTooLargeError,
+    UsageError,
+)
 from edge.formats.artifact import Artifact
 from edge.plan.receipt import MemoryEstimate, Plan
+from edge.types import Sampling
 
 
 def artifact(name: str, *made_from: str) -> Artifact:
@@ -156,3 +167,35 @@ def test_an_argument_of_the_wrong_type_is_refused_before_anything_is_loaded(
         loading.load(**{"model": "smollm2-135m", **wrong})
     assert caught.value.hint
     assert next(iter(wrong)) in caught.value.message
+
+
+def test_a_library_obeys_neither_strangers_nor_the_users_settings_file(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own_home / "config.toml").write_text('system = "Answer in Latin."\n[sampling]\nstop = ["e"]\nmax_tokens = 2\n')
+    monkeypatch.setenv("EDGE_NODE_ID", "jetson-17")
+    monkeypatch.setenv("EDGE_BACKEND_URL", "https://example.org")
+    monkeypatch.setenv("EDGE_CONTEXT", "production")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "perhaps")
+    monkeypatch.setenv("EDGE_THREADS", "1")
+    merged = loading._merge(None, {"context": None})
+    assert (merged.system, merged.sampling, merged.context, merged.threads) == ("", Sampling(), None, 1)
+    assert merged.paths.models_dir == own_home / "models"
+    for name in ("EDGE_NODE_ID", "EDGE_BACKEND_URL", "EDGE_CONTEXT", "HF_HUB_OFFLINE"):
+        assert name in caplog.text, "not in silence"
+    asked = loading._merge(edge.load_settings(strict=False), {})
+    assert (asked.system, asked.sampling.max_tokens, asked.threads) == ("Answer in Latin.", 2, 1)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
+        edge.load_settings()
+    assert loading._merge(edge.Settings(), {}).threads is None, "nothing of the environment"
+
+
+def test_a_settings_file_that_is_broken_is_no_business_of_a_library(own_home: Path) -> None:
+    (own_home / "config.toml").write_text("system = ")
+    assert loading._merge(None, {}).system == ""
+
+
+def test_the_log_goes_nowhere_unless_the_program_says_where() -> None:
+    code = "import edge, logging; logging.getLogger('edge.kv').warning('the disk is full')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -70,7 +70,7 @@ class CoreMLBackend(LogitsBackend):
         if cache_dir is None:
             from edge.config.load import load_settings
 
-            cache_dir = load_settings().paths.cache_dir
+            cache_dir = load_settings(strict=False).paths.cache_dir
         info = package.info
         tokenizer = HFTokenizer(package.path.parent, info.vocab)
         digest = package.sha256(cache_dir=cache_dir)
