@@ -59,7 +59,7 @@ def test_a_checkpoint_becomes_gguf(convert: Call, tiny_checkpoint: Make, tmp_pat
     made = convert(folder, "--out", out, *options)
     assert made.code == 0, made.err
     assert "5/5 Write F16" in made.err
-    assert "Most memory at once: " in made.err and "times the weights in 16 bits, " in made.err
+    assert "Peak memory: " in made.err and "times the weights in 16 bits, " in made.err
     assert [line.split()[0] for line in made.out.splitlines()] == [str(out / "gguf-Q4_0"), str(out / "gguf-F16")]
     assert tree(out) == [
         "gguf-F16/manifest.json",
@@ -126,7 +126,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--quant", "IQ2_XS", "--no-imatrix"), 2, "too few bits"),
         (("--calibration", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
         (("extra",), 2, "one source too many"),
-        (("--to", "onnx", "--quant", "Q4_0"), 2, "--quant is for gguf, which is not asked for: --to onnx,gguf"),
+        (("--to", "onnx", "--quant", "Q4_0"), 2, "--quant is only for gguf: --to onnx,gguf"),
         (("--variants", "gpu"), 2, "--variants is for coreml"),
         (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PACKAGE"),
         (("--compute-units", "FOO"), 2, "is not one of"),
@@ -207,15 +207,15 @@ def test_what_a_stopped_conversion_leaves_is_named(
         stopped = convert(*arguments, "--quant", "F16")
     (left,) = (tmp_path / "out").iterdir()
     assert stopped.code == 130
-    assert f"Finished steps are kept in {left}: the same command goes on" in stopped.err
+    assert f"Finished steps are kept in {left}: the same command resumes" in stopped.err
     again = convert(*arguments, "--quant", "F16", "--dry-run")
-    assert "done already" in again.err and "Delete it." not in again.err
+    assert "already done" in again.err and "Delete it." not in again.err
     other = convert(*arguments, "--quant", "Q8_0", "--dry-run")
-    assert f"{left} is left from another conversion" in other.err
+    assert f"{left} is left over from an interrupted conversion" in other.err
     assert json.loads(convert(*arguments, "--quant", "Q8_0", "--dry-run", "--json").out)["left_over"] == [str(left)]
     with (left / "lock").open("rb") as lock:  # as if it were running
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "is left from" not in convert(*arguments, "--quant", "Q8_0", "--dry-run").err
+        assert "is left over" not in convert(*arguments, "--quant", "Q8_0", "--dry-run").err
 
 
 def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: P
     # Another gate is tried on what was measured: nothing is made or measured again.
     passed = convert(*arguments, "--gate", "top1=0.01")
     assert passed.code == 0, passed.err
-    assert passed.err.count("(done already)") == 2 * 5  # in the plan and on the way
+    assert passed.err.count("(already done)") == 2 * 5  # in the plan and on the way
     assert "llama-Q2_K" in passed.out.split("perplexity")[-1]
     card = json.loads((out / "card/card.json").read_text())
     assert [row["name"] for row in card["rows"]] == ["llama", "llama-F16", "llama-Q2_K"]
