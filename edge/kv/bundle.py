@@ -25,6 +25,7 @@ from typing import IO, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import StorageError
+from edge.files import check_replaceable
 from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS
 from edge.kv.records import PlainBlock
 
@@ -189,8 +190,9 @@ def write_bundle(
         about: JSON values for people to read.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or is a device or FIFO.
     """
+    check_replaceable(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -210,6 +209,8 @@ def network_fault() -> ConfigError | None:
     for name, value in proxies().items():
         if fault := _proxy_fault(name, value):
             return fault
+    import ssl
+
     if path := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=path)

@@ -215,6 +215,14 @@ def test_a_manifest_that_makes_no_sense_is_refused(
         bundle.verify()
 
 
+def test_a_device_or_fifo_is_not_replaced_by_a_bundle(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path(os.devnull)):
+        with pytest.raises(StorageError, match="not replaced"):
+            write_bundle(path, CHAT, [])
+        assert not path.is_file()
+
+
 def test_compressed_files_are_refused(make_store: MakeStore, tmp_path: Path) -> None:
     """Or a small file could ask for any amount of memory."""
     path = tmp_path / "b.zip"
