@@ -48,8 +48,10 @@ REFUSED = 10
 
 _FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
 _TIMEOUT_S = 120.0
-_BYTES_PER_S = 10 << 20  # that the slowest storage gives, on top of it
+_CPU_S = 30  # that the child may compute, however busy the device is
+_BYTES_PER_S = 10 << 20  # that the slowest storage gives; both times are that much longer
 _SMALL_BYTES = 1 << 30  # below it one thread is quick enough, and waits for no other program
+_AMPLE_BYTES = 3 << 30
 _STAGE = "checking"
 _PYTHON_ERROR = 1
 _BUILD_FOLDER = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")  # before the name of a source file
@@ -110,17 +112,21 @@ def try_file(
         problem = _read(path)
         if problem is None:
             report(0.0, _STAGE)
+            reading_s = artifact.size_bytes // _BYTES_PER_S
             n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
             amounts = {"n_threads": n_threads, "gpu_layers": plan.gpu_layers, "use_mmap": plan.use_mmap}
-            request = json.dumps({"path": str(artifact.path), **amounts, **settings})
-            limit_s = timeout_s + artifact.size_bytes / _BYTES_PER_S
+            # An address space for CUDA has no useful limit.
+            most_bytes = artifact.size_bytes + plan.memory.total_bytes if plan.accelerator == "cpu" else None
+            limits = {"cpu_s": (_CPU_S + reading_s) * n_threads, "memory_bytes": most_bytes}
+            request = json.dumps({"path": str(artifact.path), **limits, **amounts, **settings})
+            limit_s = timeout_s + reading_s
             ended = run_child(
                 (command or _command)(request),
                 timeout_s=limit_s,
                 on_wait=report,
                 env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             )
-            problem = _judge(artifact.path, ended, limit_s)
+            problem = _judge(plan, ended, limit_s)
             if problem is not None:
                 with suppress(StorageError):  # then it is tried again next time
                     write_private(path, json.dumps({"problem": problem}).encode())
@@ -142,12 +148,13 @@ def _command(request: str) -> list[str]:
     return python_command("edge.backends.llamacpp.trial_child:main", request)
 
 
-def _judge(path: Path, ended: Ended, limit_s: float) -> str | None:
+def _judge(plan: Plan, ended: Ended, limit_s: float) -> str | None:
     """Return the problem that a child found, "" if there is none; None if its end says nothing about the file.
 
     Raises:
         As `try_file`.
     """
+    path = plan.artifact.path
     if ended.code == 0:
         return ""
     if ended.code in (REFUSED, _PYTHON_ERROR):
@@ -157,6 +164,12 @@ def _judge(path: Path, ended: Ended, limit_s: float) -> str | None:
             f"llama.cpp did not come to an end with {path} within {limit_s:.0f} s, in a process that tried it first.",
             "The file may be damaged. Download or convert it again, or load it while the device is idle.",
         )
+    stages = ended.stdout.decode("utf-8", "replace").split("\n")
+    doing = stages[-2] if len(stages) > 1 else "loads it"
+    if ended.code == -signal.SIGXCPU:
+        return f"it does not come to an end when it {doing}"
+    if ended.code == -signal.SIGABRT and is_out_of_memory(ended.last_line) and _has_room(plan):
+        return f"it fills the memory when it {doing}"
     if ended.code == -signal.SIGKILL or is_out_of_memory(ended.stderr):
         raise ModelTooLargeError(
             f"There is not enough memory to load {path}: a process that tried it first {ended.reason}.",
@@ -170,9 +183,18 @@ def _judge(path: Path, ended: Ended, limit_s: float) -> str | None:
             f"Build it for this CPU: {BUILD_HINT}",
         )
     meaning = next((f"{words}, and " for sign, words in _MEANINGS.items() if sign in ended.last_line), "")
-    doing = ended.stdout.decode("utf-8", "replace").split("\n")[-2:-1] or ["loads it"]
     said = re.sub(_BUILD_FOLDER, "", ended.last_line.removeprefix("what():").strip()) or ended.reason
-    return f"{meaning}it crashes when it {doing[0]} ({said})"
+    return f"{meaning}it crashes when it {doing} ({said})"
+
+
+def _has_room(plan: Plan) -> bool:
+    """Tell if memory cannot have been short, so that the file made the child use it up to its limit (see trial_child.py)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return not is_limited and plan.memory.available_bytes > plan.memory.total_bytes + _AMPLE_BYTES
 
 
 def _read(path: Path) -> str | None:

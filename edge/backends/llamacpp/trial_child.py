@@ -25,6 +25,8 @@ __all__ = ["main"]
 _N_CTX = 256  # llama.cpp's smallest
 _N_TOKENS = 4  # two passes: each token costs tens of milliseconds of a small model on a slow core
 _N_UBATCH = 2
+# Address space for what is not the model: buffers of the library, and of each thread.
+_SPARE_BYTES, _THREAD_BYTES = 1 << 30, 256 << 20
 # Words, digits, blanks, other scripts, emoji, joiners, and what chat templates are made of.
 _TEXT = (
     "Hello, World's 1234567890!\n\n\tfoo_bar() caf\u00e9 \u041f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d \u3053\u3093 "
@@ -51,7 +53,7 @@ def main(request: str) -> None:
         sys.exit(REFUSED)
 
 
-def _use(path: str, n_threads: int, **settings: Any) -> None:
+def _use(path: str, n_threads: int, cpu_s: int, memory_bytes: int | None, **settings: Any) -> None:
     from edge.backends.llamacpp.backend import LlamaCppBackend
     from edge.formats.artifact import Artifact
     from edge.plan.receipt import MemoryEstimate, Plan
@@ -69,12 +71,28 @@ def _use(path: str, n_threads: int, **settings: Any) -> None:
         choices=(),
         **settings,
     )
+    _limit(cpu_s, None if memory_bytes is None else memory_bytes + _SPARE_BYTES + n_threads * _THREAD_BYTES)
     _says("loads it")
     with LlamaCppBackend(plan) as backend:
         _says("tokenises a text")
         tokens = _tokenise(backend)
         _says("computes with it")
         _compute(backend, [0, backend.info.n_vocab - 1, *tokens][:_N_TOKENS])
+
+
+def _limit(cpu_s: int, more_bytes: int | None) -> None:
+    """Bound what a file can make this process use: some vocabularies are searched for ever, and fill the memory meanwhile."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = [(resource.RLIMIT_CPU, cpu_s)]
+    statm = Path("/proc/self/statm")
+    if more_bytes is not None and statm.exists():
+        limits.append((resource.RLIMIT_AS, int(statm.read_text().split()[0]) * resource.getpagesize() + more_bytes))
+    for kind, value in limits:
+        _, most = resource.getrlimit(kind)
+        resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _tokenise(backend: Backend) -> list[int]:

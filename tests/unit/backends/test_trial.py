@@ -24,7 +24,7 @@ from edge.errors import (
     ModelFileError,
     ModelTooLargeError,
 )
-from edge.plan.receipt import Plan
+from edge.plan.receipt import MemoryEstimate, Plan
 from tests.contract.entries import make_plan
 from tests.tiny_gguf import TOKENS, write_gguf
 
@@ -153,6 +153,34 @@ def test_a_death_that_says_nothing_about_the_file_is_told_and_not_remembered(
     assert caught.value.hint
     assert not answers(cache)
     try_file(plan, cache, command=Children(WELL))
+
+
+def rwkv(path: Path) -> Path:
+    """A vocabulary without the words of a text, in which llama.cpp searches for ever and stores what it finds."""
+    return write_gguf(path, tokenizer="rwkv", tokens=WORDS)
+
+
+def test_a_file_that_fills_the_memory_is_stopped_and_refused(tmp_path: Path, cache: Path) -> None:
+    plan = make_plan(rwkv(tmp_path / "rwkv.gguf"), memory=MemoryEstimate(0, 0, 0, 0, available_bytes=16 << 30))
+    children = Children(WELL)
+    for command in (None, children):
+        with pytest.raises(ModelFileError, match="fills the memory"):
+            try_file(plan, cache, command=command)
+    assert not children.requests
+
+
+def test_where_memory_may_be_short_a_file_is_not_blamed(tmp_path: Path, cache: Path) -> None:
+    plan = make_plan(rwkv(tmp_path / "rwkv.gguf"), memory=MemoryEstimate(0, 0, 0, 0, available_bytes=1 << 30))
+    with pytest.raises(ModelTooLargeError):
+        try_file(plan, cache)
+    assert not answers(cache)
+
+
+def test_a_file_that_llamacpp_computes_with_for_ever_is_refused(plan: Plan, cache: Path) -> None:
+    script = "import os, signal; os.write(1, b'loads it\\n'); os.kill(os.getpid(), signal.SIGXCPU)"
+    with pytest.raises(ModelFileError, match="does not come to an end when it loads it"):
+        try_file(plan, cache, command=Children(script))
+    assert len(answers(cache)) == 1
 
 
 def test_a_child_with_a_fault_of_its_own_does_not_block_the_model(plan: Plan, cache: Path) -> None:
