@@ -214,6 +214,12 @@ class Assistant:
         _check_text("text", text)
         return len(self._prompting.tokenize(text))
 
+    async def acount_tokens(self, text: str) -> int:
+        """Count tokens as `count_tokens` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count_tokens, text)
+
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen where neither a call nor its conversation says.
@@ -422,11 +428,13 @@ class Conversation:
 
         Raises:
             UsageError: the message is empty, an argument has the wrong type, or a reply is still running here.
+            ContextFullError: the message is far larger than the context window; nothing was saved.
             StorageError: it could not be saved; nothing was sent.
             BackendError: the assistant is closed, or was loaded in another process; nothing was saved. All other errors come
                 from the reply.
         """
         _check_message(text, attachments)
+        self._check_size(text, attachments)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
             _given(sampling, options),
@@ -506,6 +514,7 @@ class Conversation:
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
+            ContextFullError: the message is far larger than the context window; nothing was saved.
         """
         _check_node_id(node_id)
         old = self._store.path(self.id, node_id)[-1]
@@ -513,6 +522,7 @@ class Conversation:
             raise UsageError("Only your own messages can be edited.", "To get another answer, regenerate it.")
         kept = old.attachments if attachments is None else tuple(attachments)
         _check_message(text, kept)
+        self._check_size(text, kept)
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept),
             _given(sampling, options),
@@ -551,6 +561,13 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"<Conversation {self.id}>"
+
+    def _check_size(self, text: str, attachments: Sequence[Attachment]) -> None:
+        """Refuse what cannot fit before it is saved and becomes part of the conversation."""
+        assistant = self._assistant
+        assistant._check_open()
+        for part in (text, *(attachment.text for attachment in attachments)):
+            assistant._prompting.check_size(part, assistant._scheduler.full_n_ctx)
 
     def _answer(
         self,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Turn"]
 
-_USUAL_TOKEN_BYTES = 4
 _SHORT_OF_MEMORY = " The window is smaller than usual for now, because the device is short of memory."
 
 
@@ -217,9 +216,12 @@ class Turn:
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""
         prompt, prompting, notices = self.prompt, self.prompting, self.reply.notices
-        self._check_size(prompt if isinstance(prompt, str) else prompt[-1].content)
         if isinstance(prompt, str):
+            prompting.check_size(prompt, self._full_n_ctx)
             return prompting.tokenize(prompt, add_special=True, parse_special=True)
+        for message in prompt:
+            if message is prompt[-1] or message.role == "system":  # the others are dropped if they are too large
+                prompting.check_size(message.content, self._full_n_ctx)
         tokens: list[int] = []
 
         def count(messages: Sequence[Message]) -> int:
@@ -246,11 +248,15 @@ class Turn:
             n_ctx=self._n_ctx,
             reserve=quarter if self.sampling.max_tokens is None else min(self.sampling.max_tokens, quarter),
             count=count,
-            count_one=self.prompting.count_one,
+            count_one=self._count_one,
             policy=self.window,
             summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.notices.append),
             summary=self.summary,
         )
+
+    def _count_one(self, message: Message) -> int:
+        """Count the tokens that a message adds to a prompt; of one that is far too large only so many that it is dropped."""
+        return self.prompting.at_least(message.content, 4 * self._full_n_ctx) or self.prompting.count_one(message)
 
     def _generate_summary(self, tokens: list[int], sampling: Sampling) -> str:
         text: list[str] = []
@@ -258,20 +264,3 @@ class Turn:
         if self.reply.is_cancelled:
             raise CancelledError("The reply was stopped while older messages were being summarised.")
         return "".join(text)
-
-    def _check_size(self, text: str) -> None:
-        """Reject oversized text without tokenising it: no token covers more bytes than the longest vocabulary entry.
-
-        Raises:
-            ContextFullError: the text cannot fit, however it is tokenised.
-        """
-        n_bytes = len(text.encode("utf-8", "surrogatepass"))
-        if n_bytes <= self._full_n_ctx * _USUAL_TOKEN_BYTES:
-            return
-        n_least = n_bytes // self.prompting.tokenizer.longest_token
-        if n_least > self._full_n_ctx:
-            raise ContextFullError(
-                f"This message has {n_bytes:,} bytes, which is {n_least:,} tokens at the very least. "
-                f"The context window has {self._full_n_ctx:,}.",
-                "Send a part of it.",
-            )

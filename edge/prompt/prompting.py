@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edge.errors import TemplateError
+from edge.errors import ContextFullError, TemplateError
 from edge.kv.tree import common_prefix
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Prompting"]
 
 _MEMO_TOKENS = 400_000
+_USUAL_TOKEN_BYTES = 4
 Key = TypeVar("Key")
 
 
@@ -36,6 +38,7 @@ class Prompting:
         template: the model's chat template.
         tokenizer, system: as above.
         count_one: returns how many tokens a message adds to a prompt, rather too many than too few.
+        at_least: returns a lower bound of the tokens of a text once it is above a limit, otherwise None.
     """
 
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer, system: str | None) -> None:
@@ -44,6 +47,7 @@ class Prompting:
         self.tokenizer = tokenizer
         self._texts: _Memo[tuple[str, bool, bool]] = _Memo()
         self._replies: _Memo[str] = _Memo()
+        self.at_least = functools.lru_cache(maxsize=64)(self._at_least)
         self.count_one = message_counter(lambda messages: len(self.encode(messages)))
         self._told: dict[str, object] = {}
         self._told_lock = threading.Lock()
@@ -78,6 +82,35 @@ class Prompting:
             known = self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
             self._texts.put(key, known)
         return known
+
+    def check_size(self, text: str, n_ctx: int) -> None:
+        """Reject a text that cannot fit the context window, without tokenising all of it.
+
+        Raises:
+            ContextFullError: it cannot fit, however it goes on.
+        """
+        n_least = self.at_least(text, n_ctx)
+        if n_least is not None:
+            raise ContextFullError(
+                f"This message has {_n_bytes(text):,} bytes, which is {n_least:,} tokens at the very least. "
+                f"The context window has {n_ctx:,}.",
+                "Send a part of it.",
+            )
+
+    def _at_least(self, text: str, limit: int) -> int | None:
+        """Return a lower bound of the tokens of a text that is above the limit; None if it has fewer, or perhaps.
+
+        No token covers more bytes than the longest of the vocabulary. If that does not decide, growing prefixes are tokenised.
+        """
+        n_bytes = _n_bytes(text)
+        if n_bytes <= limit * _USUAL_TOKEN_BYTES:
+            return None
+        n_least = n_bytes // self.tokenizer.longest_token
+        n_chars = 2 * _USUAL_TOKEN_BYTES * limit
+        while n_least <= limit and n_chars < len(text):
+            n_tokens = len(self.tokenizer.tokenize(text[:n_chars]))
+            n_least, n_chars = n_tokens - n_tokens // 8, 4 * n_chars  # the last tokens can change with what follows
+        return n_least if n_least > limit else None
 
     def remember_reply(self, text: str, tokens: Sequence[int]) -> None:
         """Reuse the generated token ids in the next prompt; only they match the KV cache.
@@ -120,6 +153,10 @@ class Prompting:
             return is_new
 
 
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def _spell(tokenizer: Tokenizer, tokens: Sequence[object], text: str) -> bool:
     """Tell if these are tokens of the model, none of them special, that make up a text."""
     stream, spelled = TextStream(), ""
@@ -149,6 +186,8 @@ class _Memo(Generic[Key]):
             return tokens
 
     def put(self, key: Key, tokens: list[int]) -> None:
+        if len(tokens) >= _MEMO_TOKENS:
+            return  # it would push out everything else
         with self._lock:
             if key in self._entries:
                 self._n_tokens -= len(self._entries.pop(key)) + 1

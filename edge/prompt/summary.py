@@ -18,6 +18,8 @@ __all__ = ["SUMMARY_TITLE", "Summariser", "Summary", "newest_summary", "update_s
 SUMMARY_TITLE = "Summary of the earlier conversation:"
 _SO_FAR = "Summary of what was said before:"
 _TASK = "Summarise this conversation in a few sentences. Keep names, numbers, decisions and open questions."
+_FAR_TOO_LONG = 16
+"""A message of that many times the tokens that can be summarised is not counted exactly."""
 _SAMPLING = Sampling(temperature=0, max_tokens=256, repeat_penalty=1.1)
 
 
@@ -63,19 +65,24 @@ class Summariser:
         summary, part, size = "", list[str](), 0
         for message in messages:
             line = f"{message.role}: {message.content}"
-            n_tokens = len(self._prompting.tokenize(line))
+            n_least = self._prompting.at_least(line, self._room * _FAR_TOO_LONG)
+            n_tokens = n_least or len(self._prompting.tokenize(line))
             if part and size + n_tokens > self._room:
                 summary, part, size = self._continue(summary, part), [], 0
-            part.append(line if n_tokens <= self._room else self._truncate(message, line, n_tokens))
+            is_long = n_tokens > self._room
+            part.append(self._truncate(message, line, n_tokens, is_least=n_least is not None) if is_long else line)
             size += min(n_tokens, self._room)
         return self._continue(summary, part)
 
-    def _truncate(self, message: Message, line: str, n_tokens: int) -> str:
+    def _truncate(self, message: Message, line: str, n_tokens: int, *, is_least: bool) -> str:
         """Return the first part of a message that is too long, with a notice for the user and a mark for the model."""
-        n_chars = len(line) * self._room // n_tokens
+        first = line[: self._room * _FAR_TOO_LONG] if is_least else line
+        n_first = len(self._prompting.tokenize(first)) if is_least else n_tokens
+        n_chars = len(first) * self._room // max(n_first, self._room)
         whose = {"user": "of yours", "assistant": "of the model"}.get(message.role, f"({message.role})")
+        count = f"{'more than ' if is_least else ''}{n_tokens:,}"
         self._on_notice(
-            f"A message {whose} has {n_tokens:,} tokens, too many to be summarised as a whole: of its "
+            f"A message {whose} has {count} tokens, too many to be summarised as a whole: of its "
             f"{len(message.content):,} letters only about the first {n_chars:,} are. It stays in the conversation."
         )
         return f"{line[:n_chars]} [the rest of this message is left out]"

@@ -115,8 +115,12 @@ def fit(
     if policy == "drop":
         summarise = None
     n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
-    n_fixed = max(0, count([*head, rest[0]]) - count_one(rest[0]))
-    first = _replay(rest, starts, [count_one(message) for message in rest], n_fixed, room, n_summary)
+    sizes = [count_one(message) for message in rest]
+    probe = (
+        rest[0] if sizes[0] <= room else replace(rest[0], content="Hello")
+    )  # a text that is far too large is never tokenised
+    n_fixed = max(0, count([*head, probe]) - count_one(probe))
+    first = _replay(rest, starts, sizes, n_fixed, room, n_summary)
     while True:
         made: Summary | None = None
         front, kept = head, rest[starts[first] :]
@@ -134,7 +138,7 @@ def fit(
         else:
             raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
     dropped = range(n_head, n_head + starts[first])
-    notice = _notice(dropped, sum(map(count_one, rest[: starts[first]])), n_ctx, made) if dropped else None
+    notice = _notice(dropped, sum(sizes[: starts[first]]), n_ctx, made) if dropped else None
     return Window([*front, *kept], dropped, n_tokens, notice, made)
 
 

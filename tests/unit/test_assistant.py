@@ -393,11 +393,68 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
         return tokenize(self, text, **options)
 
     monkeypatch.setattr(FakeTokenizer, "tokenize", watch)
-    for reply in (assistant.conversation().send("é" * 1_000_000), assistant.complete("é" * 1_000_000)):
+    for call in (assistant.conversation().send, assistant.generate, assistant.complete):
         with pytest.raises(ContextFullError, match=r"2,000,000 bytes, which is [0-9,]+ tokens at the very least") as caught:
-            reply.wait()
+            call("é" * 1_000_000).wait()  # type: ignore[operator]
         assert "The context window has 256." in caught.value.message
     assert max(sizes, default=0) < 1000
+
+
+@pytest.mark.parametrize("window", ["drop", "summarise"])
+def test_a_message_far_too_large_poisons_nothing(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch, window: str
+) -> None:
+    assistant = make(n_ctx=1024, window=window)
+    conversation = assistant.conversation()
+    with pytest.raises(ContextFullError):
+        conversation.send("x" * 1_000_000)
+    with pytest.raises(ContextFullError):
+        conversation.send("look", attachments=[Attachment("a.txt", "x" * 1_000_000)])
+    assert conversation.messages == [], "it is not part of the conversation"
+    conversation.send("hello").wait()
+    store = assistant.store  # as an older edge left it, or a larger window
+    store.append(conversation.id, Message("user", "x" * 1_000_000), parent=conversation.info.head)
+    tokenize, sizes = FakeTokenizer.tokenize, list[int]()
+
+    def watch(self: FakeTokenizer, text: str, **options: Any) -> list[int]:
+        sizes.append(len(text))
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(FakeTokenizer, "tokenize", watch)
+    reply = conversation.send("and now?")
+    assert reply.wait() == "You wrote 8 letters."
+    assert "longer than the context window" in " ".join(reply.notices)
+    assert conversation.send("again").wait() == "You wrote 5 letters."
+    assert max(sizes) < 20_000, "it is dropped without being tokenised"
+
+
+def test_a_lower_bound_comes_from_a_prefix_where_tokens_can_be_long(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompting, sizes = make()._prompting, list[int]()
+    monkeypatch.setattr(type(prompting.tokenizer), "longest_token", 100_000)
+    tokenize = FakeTokenizer.tokenize
+
+    def watch(self: FakeTokenizer, text: str, **options: Any) -> list[int]:
+        sizes.append(len(text))
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(FakeTokenizer, "tokenize", watch)
+    assert 1000 < (prompting.at_least("x" * 1_000_000, 1000) or 0) <= 8000
+    assert sizes == [8000]
+    assert prompting.at_least("x" * 4000, 1000) is None
+    with pytest.raises(ContextFullError, match="at the very least"):
+        prompting.check_size("x" * 10_000, 1000)
+
+
+def test_tokens_are_counted_beside_a_prefill(make: Callable[..., Assistant]) -> None:
+    assistant = make(prefill_delay_s=0.5)
+    reply = assistant.generate("w" * 2000)
+    while not reply.progress[1]:
+        time.sleep(0.001)
+    assert asyncio.run(assistant.acount_tokens("hello")) == assistant.count_tokens("hello") == 5
+    assert reply.progress[0] < reply.progress[1], "the prompt is still being prefilled"
+    reply.cancel()
 
 
 def test_stopping_while_older_messages_are_summarised(make: Callable[..., Assistant]) -> None:
