@@ -1,7 +1,7 @@
 """SHA-256 of large files, remembered, so that a model is hashed once and not at every start.
 
-A remembered hash holds while the file's size, time of change and inode stay the same. That finds every change made through the
-file system, but not bits that rot on the disk: for those `edge models show --verify` hashes again.
+A remembered hash holds while the stamp of the file stays the same: see `file_stamp`. Bits that rot on the disk leave it as it
+is: for those `edge models show --verify` hashes again.
 """
 
 from __future__ import annotations
@@ -9,20 +9,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge.errors import ModelFileError, StorageError
 from edge.files import read_bytes, write_private
 
-__all__ = ["CHUNK_BYTES", "file_sha256", "files_sha256", "is_sha256", "join_sha256"]
+__all__ = ["CHUNK_BYTES", "file_sha256", "file_stamp", "files_sha256", "is_sha256", "join_sha256"]
 
 CHUNK_BYTES = 1 << 20
 _FILE = "hashes.json"
 _MAX_BYTES = 4 << 20
 _MAX_ENTRIES = 1000
-_Entry = list[int | str]  # size in bytes, time of change in ns, inode, SHA-256
+_TICK_NS = 20_000_000  # two changes within one tick of the kernel's clock get the same times
+_MAX_TRIES = 3
+_Entry = list[int | str]  # a stamp, and the SHA-256
+
+
+def file_stamp(state: os.stat_result) -> list[int]:
+    """Return numbers that differ once a file was changed through the file system.
+
+    The time of its content (mtime) can be set, as `cp -p`, `rsync -t` and archives do; the time of its status (ctime) cannot.
+    Renames, links and changed permissions also change the latter.
+
+    Returns:
+        Size in bytes, mtime in ns, inode, ctime in ns.
+    """
+    return [state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns]
 
 
 def file_sha256(
@@ -37,17 +53,25 @@ def file_sha256(
         on_bytes: called with the number of bytes read so far, unless the hash was remembered.
 
     Raises:
-        ModelFileError: the file cannot be read.
+        ModelFileError: the file cannot be read, or was changed meanwhile.
     """
     try:
         real = path.resolve()
-        state = real.stat()
-        stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
+        stamp = file_stamp(real.stat())
         known = _load(cache_dir) if cache_dir and not fresh else {}
         entry = known.get(str(real))
-        if entry is not None and entry[:3] == stamp:
-            return str(entry[3])
-        digest = _read(real, on_bytes)
+        if entry is not None and entry[:-1] == stamp:
+            return str(entry[-1])
+        digest = ""
+        for _ in range(_MAX_TRIES):
+            if 0 <= time.time_ns() - stamp[-1] < _TICK_NS:
+                time.sleep(_TICK_NS / 1e9)
+            before, digest = stamp, _read(real, on_bytes)
+            stamp = file_stamp(real.stat())
+            if stamp == before:
+                break
+        else:
+            raise ModelFileError(f"{path} changes while it is read.", "Try again when nothing writes to it any more.")
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
     if cache_dir:
@@ -100,7 +124,7 @@ def _load(cache_dir: Path) -> dict[str, _Entry]:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 5}
 
 
 def _remember(cache_dir: Path, path: str, entry: _Entry) -> None:

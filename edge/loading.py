@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from edge.types import Sampling
 
 __all__ = ["Progress", "aload", "load", "plan_model"]
+
+_log = logging.getLogger("edge.loading")
 
 Progress = Callable[[str, float], "bool | None"]
 """Called with (stage, share done from 0 to 1); False stops it."""
@@ -84,12 +87,12 @@ def load(
         "gpu_layers": gpu_layers,
     }
     chosen = _merge(settings, arguments)
-    plan, engine = _open_best(chosen, on_progress)
+    plan, engine, stamps = _open_best(chosen, on_progress)
     disk = None
     try:
         plan = _with_placement(plan, engine)
         sampling, system = _advised(chosen, plan.artifact)
-        disk = _open_disk(chosen, plan, engine)
+        disk = _open_disk(chosen, plan, engine, stamps)
         return Assistant(
             engine,
             plan,
@@ -176,8 +179,11 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
     return lambda: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
 
 
-def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend]:
-    """Plan and load. If a package fails when Core ML tries it for the first time, another may be the better choice."""
+def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend, list[list[int]]]:
+    """Plan and load, and return also the stamps of the weights before that.
+
+    If a package fails when Core ML tries it for the first time, another may be the better choice.
+    """
     from edge.errors import BackendUnavailableError
 
     make = _planner(chosen, on_progress)
@@ -186,7 +192,8 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
     while True:
         tried.add((plan.artifact.path, plan.accelerator, plan.fallbacks))
         try:
-            return plan, _open(plan, on_progress, chosen.paths.cache_dir)
+            stamps = _stamps(plan.artifact)
+            return plan, _open(plan, on_progress, chosen.paths.cache_dir), stamps
         except BackendUnavailableError:
             plan = make()
             if (plan.artifact.path, plan.accelerator, plan.fallbacks) in tried:
@@ -252,8 +259,23 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
     return replace(plan, choices=(*plan.choices, *found))
 
 
-def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | None:
-    """Open the KV cache on the disk; None if it is turned off or the engine cannot use it."""
+def _stamps(artifact: Artifact) -> list[list[int]]:
+    """Return the stamps of the files with weights; none if they cannot be read, as loading will say."""
+    from edge.hashes import file_stamp
+
+    try:
+        return [file_stamp(path.stat()) for path in artifact.weight_files]
+    except OSError:
+        return []
+
+
+def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[list[int]]) -> DiskCache | None:
+    """Open the KV cache on the disk; None if it is turned off, the engine cannot use it, or the model is not the loaded one.
+
+    Args:
+        settings, plan, engine: of the loaded model.
+        stamps: of its weights, from before it was loaded.
+    """
     from edge.assistant import DiskCache
     from edge.kv.open import model_fingerprint, open_block_store
 
@@ -261,6 +283,9 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend) -> DiskCache | N
     if not kv.enabled or not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
         return None
     model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
+    if _stamps(plan.artifact) != stamps:
+        _log.warning("%s was changed while it was loaded: the KV cache is off until it is loaded again.", plan.artifact.path)
+        return None
     return DiskCache(open_block_store(settings), model, kv.answers)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError
+from edge.hashes import file_stamp
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.steps import card_step
@@ -122,10 +123,10 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
         yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, over the beginning of the texts."
 
 
-def _identity(source: Input) -> list[tuple[str, int, int]]:
+def _identity(source: Input) -> list[tuple[str | int, ...]]:
     """Return what identifies the source's files without reading them."""
     files = [source.path] if source.kind == "gguf" else sorted(path for path in source.path.iterdir() if path.is_file())
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return [(path.name, *file_stamp(path.stat())) for path in files]
 
 
 def _request_key(request: Request) -> str:

@@ -18,6 +18,7 @@ import msgspec
 from edge.config.toml import write_document
 from edge.errors import ConfigError, StorageError, UsageError
 from edge.files import absolute_path, check_replaceable, parse_toml, shipped
+from edge.hashes import file_stamp
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
 from edge.sources.store import Store
@@ -97,7 +98,7 @@ def load_catalog(settings: Settings | None = None) -> dict[str, CatalogEntry]:
         raise ConfigError(f"Your catalogue {path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     if stat.S_ISFIFO(state.st_mode) or stat.S_ISSOCK(state.st_mode):
         raise ConfigError(f"Your catalogue {path} is not a file.", f"Correct or remove it: {path}")
-    return _with_own(path, state.st_mtime_ns, state.st_size)
+    return _with_own(path, tuple(file_stamp(state)))
 
 
 def find_entry(name: str, settings: Settings) -> CatalogEntry | None:
@@ -189,7 +190,7 @@ def _shipped() -> dict[str, CatalogEntry]:
 
 
 @functools.lru_cache(maxsize=4)
-def _with_own(path: Path, mtime_ns: int, size_bytes: int) -> dict[str, CatalogEntry]:
+def _with_own(path: Path, stamp: tuple[int, ...]) -> dict[str, CatalogEntry]:
     """Merge both catalogues. The arguments change with the user's file, so that it is read again then."""
     entries = dict(_shipped())
     hint = f"Correct or remove it: {path}"

@@ -47,7 +47,7 @@ class HubCheckpointSource:
         """
         wanted, context = parse_reference(reference), self._context
         for path, record in context.store.records(self.kind.area, wanted.owner, wanted.repo):
-            if wanted.allows(record) and context.store.is_unchanged(path, record):
+            if wanted.allows(record) and context.store.is_whole(path, record):
                 return context.owned(path, record, reference)
         return None
 

@@ -126,7 +126,9 @@ class _FolderFetch:
 
             digest = self._staged(name, file, on_bytes) or self._linked(name, file) or self._fetched(name, file, on_bytes)
             state = (self.staging / name).stat()
-            self.known[name] = FileRecord(name=name, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=digest)
+            self.known[name] = FileRecord(
+                name=name, size_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=digest, ctime_ns=state.st_ctime_ns
+            )  # fmt: skip
             self.is_promised |= file.sha256 is not None
             before += sizes[name]
 
@@ -163,7 +165,7 @@ class _FolderFetch:
         """Return files of earlier commits by their hash."""
         found = {}
         for path, record in self.store.records(self.kind.area, self.wanted.owner, self.wanted.repo):
-            if record.files and self.store.is_unchanged(path, record):
+            if record.files and self.store.is_whole(path, record):
                 found.update({file.sha256: path / file.name for file in record.files})
         return found
 

@@ -22,14 +22,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from edge.errors import StorageError
 from edge.files import lock_file, make_private_dir, sync_file, sync_folder, write_private
-from edge.hashes import join_sha256
+from edge.hashes import file_sha256, join_sha256
 from edge.units import size_text
 
 __all__ = ["MARGIN_BYTES", "FileRecord", "Record", "Store", "size_of", "storage_error", "weights_sha256"]
@@ -49,13 +50,14 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: inside the folder, with forward slashes.
-        size_bytes, mtime_ns, sha256: as in a Record.
+        size_bytes, mtime_ns, ctime_ns, sha256: as in a Record.
     """
 
     name: str
     size_bytes: int
     mtime_ns: int
     sha256: str
+    ctime_ns: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         references: every reference that led here.
         file: its name.
         size_bytes, mtime_ns: when its hash was checked; of a folder, the sum and 0.
+        ctime_ns: likewise; 0 if unknown: then it is hashed once.
         sha256: of the file; "" for a folder.
         promised: who promised that hash: "catalogue", "hub", or "" if nobody did and it was only computed.
         licence: if known.
@@ -89,6 +92,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     format: str = "gguf"
     quantisation: str = ""
     files: tuple[FileRecord, ...] = ()
+    ctime_ns: int = 0
 
 
 class Store:
@@ -120,10 +124,10 @@ class Store:
         """
         for path, known in self.records(*below):
             is_same = known.revision == record.revision or known.sha256 == record.sha256 != ""
-            if is_same and known.file == record.file and self.is_unchanged(path, known):
+            if is_same and known.file == record.file and self.is_whole(path, known):
                 references = tuple(dict.fromkeys([*known.references, *record.references]))
                 if references != known.references:
-                    known = msgspec.structs.replace(known, references=references)
+                    known = replace(known, references=references)
                     self._write(path, known)
                 return path, known
         return None
@@ -131,18 +135,39 @@ class Store:
     def drop_reference(self, path: Path, record: Record, reference: str) -> None:
         """Remove a reference from a record."""
         rest = tuple(known for known in record.references if known != reference)
-        self._write(path, msgspec.structs.replace(record, references=rest))
+        self._write(path, replace(record, references=rest))
 
     def is_unchanged(self, path: Path, record: Record) -> bool:
-        """Return True if sizes and times of change are those of the moment when the hashes were checked."""
-        known = [(path / file.name, file.size_bytes, file.mtime_ns) for file in record.files]
+        """Return True if sizes and all times are those of the moment when the hashes were checked."""
         try:
-            return all(
-                (place.stat().st_size, place.stat().st_mtime_ns) == (size_bytes, mtime_ns)
-                for place, size_bytes, mtime_ns in known or [(path, record.size_bytes, record.mtime_ns)]
-            )
+            return all(_state(place) == (file.size_bytes, file.mtime_ns, file.ctime_ns) for place, file in _files(path, record))
         except FileNotFoundError:
             return False  # one of a folder's files
+
+    def is_whole(self, path: Path, record: Record) -> bool:
+        """Return True if a model is unchanged; files of which only the time of status differs are hashed, and it is noted.
+
+        Links, renames and copies change that time, but so does a file put in the place of another.
+
+        Raises:
+            ModelFileError: a file cannot be read.
+        """
+        try:
+            files = []
+            for place, file in _files(path, record):
+                before = _state(place)
+                if before[:2] != (file.size_bytes, file.mtime_ns):
+                    return False
+                if before[2] != file.ctime_ns and (file_sha256(place) != file.sha256 or _state(place) != before):
+                    return False
+                files.append(replace(file, ctime_ns=before[2]))
+        except FileNotFoundError:
+            return False
+        noted = replace(record, files=tuple(files)) if record.files else replace(record, ctime_ns=files[0].ctime_ns)
+        if noted != record:
+            with suppress(StorageError):  # then it is hashed again next time
+                self._write(path, noted)
+        return True
 
     def partial(self, *identity: str) -> Path:
         """Return the path of an unfinished download: the same identity (source, hash, size) gives the same file."""
@@ -222,12 +247,15 @@ class Store:
                 size, mtime_ns = partial.stat().st_size, partial.stat().st_mtime_ns
             # The record first: a crash in between leaves a record without a file, which is ignored, and the next pull only has
             # to rename the whole partial.
-            record = msgspec.structs.replace(record, size_bytes=size, mtime_ns=mtime_ns, fetched=time.time())
+            record = replace(record, size_bytes=size, mtime_ns=mtime_ns, fetched=time.time())
             self._write(target, record)
             if partial.is_dir():
                 self._throw_away(target)
             partial.replace(target)
             sync_folder(target_dir)
+            if not record.files:  # the rename has changed its time of status
+                record = replace(record, ctime_ns=target.stat().st_ctime_ns)
+                self._write(target, record)
         except OSError as error:
             raise storage_error(error, target, "written") from error
         return target, record
@@ -338,6 +366,25 @@ def weights_sha256(folder: Path, files: Sequence[FileRecord], weights: Sequence[
     """
     known = {(folder / file.name).resolve(): file.sha256 for file in files}
     return join_sha256([(path.name, known[path.resolve()]) for path in weights])
+
+
+def _files(path: Path, record: Record) -> list[tuple[Path, FileRecord]]:
+    """Return the files of a model with what is known of them; one for a model that is a file."""
+    if record.files:
+        return [(path / file.name, file) for file in record.files]
+    return [
+        (
+            path,
+            FileRecord(
+                name="", size_bytes=record.size_bytes, mtime_ns=record.mtime_ns, sha256=record.sha256, ctime_ns=record.ctime_ns
+            ),
+        )
+    ]
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _key(*identity: str) -> str:

@@ -156,6 +156,21 @@ def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetche
         loading.plan_model("smollm2-135m", settings=load_settings({"require": "ane"}))
 
 
+def test_a_model_that_changed_while_it_was_loaded_gets_no_cache_on_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"a" * 100)
+    plan: Any = SimpleNamespace(artifact=Artifact(path, "gguf", "m", 100))
+    stamps = loading._stamps(plan.artifact)
+    settings = load_settings({})
+    disk = loading._open_disk(settings, plan, FakeBackend(), stamps)
+    assert disk is not None
+    disk.blocks.close()
+    state = path.stat()
+    path.write_bytes(b"b" * 100)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert loading._open_disk(settings, plan, FakeBackend(), stamps) is None
+
+
 @pytest.mark.parametrize(
     "wrong", [{"settings": {"kv.enabled": False}}, {"store": "chats.db"}, {"context": "many"}, {"model": 5}]
 )

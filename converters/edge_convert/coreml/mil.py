@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from edge.errors import ModelFileError, UsageError
+from edge.hashes import file_stamp
 
 from .mil_ops import OPERATIONS, slice_update
 from .program import FunctionCode, Package, Step, TensorType
@@ -25,7 +26,7 @@ __all__ = ["MilModel", "MilState", "Precision"]
 
 Precision = Literal["fp16", "fp32"]
 
-_open_packages: WeakValueDictionary[tuple[str, int, int], Package] = WeakValueDictionary()
+_open_packages: WeakValueDictionary[tuple[object, ...], Package] = WeakValueDictionary()
 
 
 class MilState:
@@ -206,8 +207,7 @@ def _open_package(folder: Path) -> Package:
     """Open a package, or return the open one: its functions share their weights."""
     weights = folder / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     try:
-        stamp = weights.stat()
-        key = (str(folder.resolve()), stamp.st_mtime_ns, stamp.st_size)
+        key = (str(folder.resolve()), *file_stamp(weights.stat()))
     except OSError:  # no weight file, or no package at all, as opening it will show
         return Package(folder)
     package = _open_packages.get(key)

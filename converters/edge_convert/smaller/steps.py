@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.hashes import file_stamp
 from edge_convert import estimates
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Facts
@@ -67,8 +68,8 @@ def adapter_key(adapter: Adapter) -> str:
     return digest_of(adapter.name, *map(_stamp, adapter.files))
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    return path.name, path.stat().st_size, path.stat().st_mtime_ns
+def _stamp(path: Path) -> tuple[str | int, ...]:
+    return path.name, *file_stamp(path.stat())
 
 
 def merge_step(facts: Facts, adapter: Adapter) -> Step:

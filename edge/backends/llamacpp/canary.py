@@ -21,6 +21,7 @@ from edge.child import python_command, run_child
 from edge.device.identity import cpu_identity
 from edge.errors import BUILD_HINT, BackendUnavailableError, StorageError
 from edge.files import write_private
+from edge.hashes import file_stamp
 from edge.plan.receipt import Safety
 
 __all__ = ["library_identity", "load_safety"]
@@ -69,7 +70,7 @@ def load_safety(
 
 
 def library_identity() -> str:
-    """Return what identifies the installed llama.cpp without loading it: version, and path, size and time of its libraries.
+    """Return what identifies the installed llama.cpp without loading it: version, and path, size and times of its libraries.
 
     Raises:
         BackendUnavailableError: llama-cpp-python is not installed.
@@ -84,9 +85,8 @@ def library_identity() -> str:
     lines = [version.group(1) if version else "?", str(folder)]
     if not folder.is_dir():
         raise BackendUnavailableError(f"llama.cpp's library is missing from {folder}.", f"Install it with: {BUILD_HINT}")
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        status = entry.stat()
-        lines.append(f"{entry.name} {status.st_size} {status.st_mtime_ns}")
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    lines.extend(f"{entry.name} {file_stamp(entry.stat())}" for entry in entries)
     return "\n".join(lines)
 
 

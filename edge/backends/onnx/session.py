@@ -19,6 +19,7 @@ from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, ModelFileError, ModelTooLargeError
 from edge.formats.onnx_graph import only_last_logits
 from edge.formats.protobuf import ProtobufError
+from edge.hashes import file_stamp
 
 if TYPE_CHECKING:
     from edge.formats.onnx import OnnxFolder
@@ -259,10 +260,10 @@ def _model_of(folder: OnnxFolder) -> tuple[bytes | str, bool]:
     return str(path), False
 
 
-def _state_of(files: tuple[Path, ...]) -> list[tuple[int, int]]:
+def _state_of(files: tuple[Path, ...]) -> list[list[int]]:
     """Return sizes and times, which differ once a file has changed."""
     try:
-        return [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in files)]
+        return [file_stamp(path.stat()) for path in files]
     except OSError:
         return []
 

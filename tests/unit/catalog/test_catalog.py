@@ -678,9 +678,38 @@ def test_verify_reads_what_opening_does_not(settings: Settings) -> None:
         file.seek(-1, 2)
         file.write(b"\x01")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    sidecar = path.with_name(path.name + ".edge.json")
+    sidecar.write_text(sidecar.read_text().replace(str(state.st_ctime_ns), str(path.stat().st_ctime_ns)))
     resolve("hf:a/b", settings=settings)
     with pytest.raises(ModelFileError, match="damaged or was changed"):
         verify("hf:a/b", settings=settings)
+
+
+def test_a_model_replaced_in_place_is_found_when_it_is_opened(settings: Settings) -> None:
+    """As `cp -p` and `rsync -t` do: same size, same time of change."""
+    path = install(Store(settings.paths.models_dir))
+    state = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(ModelFileError, match="damaged or was changed"):
+        resolve("hf:a/b", settings=settings)
+
+
+def test_a_model_of_which_only_the_time_of_status_changed_is_whole(settings: Settings) -> None:
+    store = Store(settings.paths.models_dir)
+    path = install(store)
+    path.chmod(0o640)
+    [(_, record)] = store.records()
+    assert not store.is_unchanged(path, record)
+    assert store.is_whole(path, record)
+    [(_, record)] = store.records()
+    assert store.is_unchanged(path, record), "it is noted"
+    state = path.stat()
+    path.write_bytes(b"x" * state.st_size)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not store.is_whole(path, record)
 
 
 @pytest.mark.parametrize(

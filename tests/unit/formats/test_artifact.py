@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import gguf
@@ -257,6 +258,39 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
     path.write_bytes(b"b" * 3_000_000)
     os.utime(path, ns=(1, 1))
     assert file_sha256(path, cache_dir=cache) == hashlib.sha256(b"b" * 3_000_000).hexdigest()
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed"])
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_hashed_again(tmp_path: Path, how: str) -> None:
+    """As `cp --preserve=timestamps` and `rsync --inplace -t` do: the KV cache of one model was used for another."""
+    path, other, cache = tmp_path / "model.gguf", tmp_path / "tuned.gguf", tmp_path / "cache"
+    for file, content in ((path, b"a"), (other, b"b")):
+        file.write_bytes(content * 1000)
+        os.utime(file, ns=(10**18, 10**18))
+    assert file_sha256(path, cache_dir=cache) == hashlib.sha256(b"a" * 1000).hexdigest()
+    if how == "in place":
+        shutil.copyfile(other, path)
+        shutil.copystat(other, path)
+    else:
+        other.replace(path)
+    assert file_sha256(path, cache_dir=cache) == hashlib.sha256(b"b" * 1000).hexdigest()
+
+
+def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 1000)
+    changes = iter([b"b" * 1000])
+
+    def change(done: int) -> None:
+        content = next(changes, None)
+        if content is not None:
+            path.write_bytes(content)
+            os.utime(path, ns=(1, 1))
+
+    assert file_sha256(path, cache_dir=tmp_path / "cache", on_bytes=change) == hashlib.sha256(b"b" * 1000).hexdigest()
+    changes = iter(lambda: os.urandom(1000), None)
+    with pytest.raises(ModelFileError, match="changes while it is read"):
+        file_sha256(path, cache_dir=tmp_path / "other", on_bytes=change)
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[]", '{"/x": 3}', json.dumps({"/x": [1, 2]})])
