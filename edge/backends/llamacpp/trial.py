@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,7 +54,7 @@ _BYTES_PER_S = 10 << 20  # that the slowest storage gives; both times are that m
 _SMALL_BYTES = 1 << 30  # below it one thread is quick enough, and waits for no other program
 _AMPLE_BYTES = 3 << 30
 _STAGE = "checking"
-_PYTHON_ERROR = 1
+_PYTHON_ERROR, _PYTHON_USAGE = 1, 2
 _BUILD_FOLDER = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")  # before the name of a source file
 _MEANINGS = {
     "id_to_token.size() == token_to_id.size()": "its vocabulary has the same token twice",
@@ -157,13 +158,14 @@ def _judge(plan: Plan, ended: Ended, limit_s: float) -> str | None:
     path = plan.artifact.path
     if ended.code == 0:
         return ""
-    if ended.code in (REFUSED, _PYTHON_ERROR):
-        return None
     if ended.code is None:
         raise ModelFileError(
             f"llama.cpp did not come to an end with {path} within {limit_s:.0f} s, in a process that tried it first.",
             "The file may be damaged. Download or convert it again, or load it while the device is idle.",
         )
+    # sys.executable may be another program that Python is a part of, which ends as it likes; on Windows no code is negative.
+    if ended.code in (REFUSED, _PYTHON_ERROR, _PYTHON_USAGE) or (ended.code > 0 and sys.platform != "win32"):
+        return None
     stages = ended.stdout.decode("utf-8", "replace").split("\n")
     doing = stages[-2] if len(stages) > 1 else "loads it"
     if ended.code == -signal.SIGXCPU:

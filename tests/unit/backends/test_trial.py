@@ -183,8 +183,9 @@ def test_a_file_that_llamacpp_computes_with_for_ever_is_refused(plan: Plan, cach
     assert len(answers(cache)) == 1
 
 
-def test_a_child_with_a_fault_of_its_own_does_not_block_the_model(plan: Plan, cache: Path) -> None:
-    try_file(plan, cache, command=Children("raise RuntimeError"))
+@pytest.mark.parametrize("script", ["raise RuntimeError", "import sys; sys.exit(2)", "import sys; sys.exit(127)"])
+def test_a_child_with_a_fault_of_its_own_does_not_block_the_model(plan: Plan, cache: Path, script: str) -> None:
+    try_file(plan, cache, command=Children(script))
     assert not answers(cache)
 
 
