@@ -142,6 +142,8 @@ class Backend(ABC):
             exported.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from position 0;
             `should_stop` takes effect between chunks.
+        chunk_grain: a chunk may be computed in pieces of at least this many tokens; where the engine's last bits depend on how
+            tokens were batched, pieces of multiples of it leave them as they are.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Backend(ABC):
     tokenizer: Tokenizer
     n_ctx: int
     chunk_size: int
+    chunk_grain: int = 64
     kv_window: int = 0
 
     @abstractmethod

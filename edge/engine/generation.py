@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edge.kv.cache import Reuse
 from edge.prompt.stream import StopMatcher, TextStream
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from edge.kv.slots import Slot
     from edge.types import FinishReason, Sampling
 
-__all__ = ["Decoded", "Event", "Failed", "Finished", "Generation", "Prefilled"]
+__all__ = ["Decoded", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority"]
+
+Priority = Literal["interactive", "background"]
+"""Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,11 @@ class Generation:
         boundaries: positions in the prompt that later prompts are likely to share. Stored KV blocks end there, and checkpoints
             are taken there of models whose state can only be stored as a whole.
         asked_at: when it was asked for; like all times here, of `time.perf_counter`.
+        priority: "background" for work that nobody waits for.
         is_cancelled: whether `cancel` was called.
+        arrived: number in the order in which the scheduler received them.
+        ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
+        n_interruptions: how often its current chunk was stopped for another prompt.
     """
 
     tokens: list[int]
@@ -84,12 +91,16 @@ class Generation:
     owner: str = ""
     boundaries: Sequence[int] = ()
     asked_at: float = field(default_factory=time.perf_counter)
+    priority: Priority = "interactive"
     is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
     reuse: Reuse = field(default_factory=Reuse)
     generated: list[int] = field(default_factory=list)
     held_back: str = ""
+    arrived: int = 0
+    ms_per_token: float = 0.0
+    n_interruptions: int = 0
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
@@ -110,9 +121,14 @@ class Generation:
         return [*self.tokens, *self.generated]
 
     @property
+    def n_left(self) -> int:
+        """Number of tokens of the prompt that are still to be computed."""
+        return len(self.tokens) + len(self.generated) - (self.slot.n_tokens if self.slot else 0)
+
+    @property
     def is_prefilling(self) -> bool:
         """True while part of the prompt is still to be computed."""
-        return self.slot is not None and self.slot.n_tokens < len(self.tokens) + len(self.generated)
+        return self.slot is not None and self.n_left > 0
 
     def show(self, data: bytes) -> bool:
         """Hand the text in the bytes of a token to the listener. Returns whether it completes a stop text."""

@@ -1,8 +1,9 @@
 """The thread that owns the backend: prefills prompts chunk by chunk and decodes all running replies in one pass.
 
-All other threads talk to it through a queue. Each round prefills one chunk of the oldest prompt, then decodes one token of
-every reply, so a long prompt never stops a running reply for longer than one chunk. Events go to the listener of a generation
-from this thread; listeners must be quick.
+All other threads talk to it through a queue. Each round prefills one chunk of one prompt, then decodes one token of every
+reply. Several prompts may be partly prefilled; `edge.engine.rounds` chooses the next one and the size of its chunk, so that a
+long prompt delays others for a bounded time only. Events go to the listener of a generation from this thread; listeners must be
+quick.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.engine.generation import Failed, Generation, Prefilled
 from edge.engine.governor import Limits
+from edge.engine.rounds import MAX_GAP_MS, MOST_PASSES, ChunkTimer, Order
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
 from edge.kv.cache import KVCache
 
@@ -54,6 +56,8 @@ class Scheduler:
     Args:
         backend: an open backend; the scheduler closes it.
         cache: of that backend; None is one without a disk.
+        max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds; see
+            `edge.engine.rounds`.
 
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
@@ -64,13 +68,17 @@ class Scheduler:
         BackendError: every method but `close`, once it is closed, and in a forked process.
     """
 
-    def __init__(self, backend: Backend, cache: KVCache | None = None) -> None:
+    def __init__(self, backend: Backend, cache: KVCache | None = None, *, max_gap_ms: float = MAX_GAP_MS) -> None:
         self._backend = backend
         self._tokenizer = backend.tokenizer
         self._cache = cache or KVCache(backend)
         self._inbox: queue.SimpleQueue[Generation | _Call | None] = queue.SimpleQueue()
-        self._waiting: list[Generation] = []
+        self._waiting: list[Generation] = []  # in order of arrival
         self._running: list[Generation] = []
+        self._admission, self._prefill_order = Order(), Order()
+        self._timer = ChunkTimer(max_gap_ms, self._cache.chunk_grain)
+        self._n_arrived = 0
+        self._n_submitted = self._n_received = 0  # interactive ones
         self._is_full = False  # a generation was preempted and waits until a running one ends
         self.full_n_ctx = self.n_ctx = backend.n_ctx
         self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
@@ -146,6 +154,7 @@ class Scheduler:
         self.check_open()  # also before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check_open()
+            self._n_submitted += isinstance(item, Generation) and item.priority == "interactive"
             self._inbox.put(item)
 
     # Everything below runs on the engine thread.
@@ -200,6 +209,9 @@ class Scheduler:
             if item is None:
                 return False
             if isinstance(item, Generation):
+                self._n_arrived += 1
+                item.arrived = self._n_arrived
+                self._n_received += item.priority == "interactive"
                 self._waiting.append(item)
             else:
                 item.run(self._backend)
@@ -254,14 +266,20 @@ class Scheduler:
             self._finish(generation, "cancelled")
 
     def _admit(self) -> None:
-        """Give waiting generations a sequence, oldest first."""
-        while self._waiting and not self._is_full:
-            if self._running and self.limits.single_reply:
-                return
-            generation = self._waiting[0]
+        """Give waiting generations a sequence, in the order of `Order`."""
+        while self._waiting:
+            is_busy = self._is_full or not self._cache.has_free_sequence or (bool(self._running) and self.limits.single_reply)
+            if is_busy:
+                if not self._make_way():
+                    return
+                continue
+            candidates = list(self._waiting)
+            generation = self._admission.choose(candidates, self._n_missing)
             n_tokens, n_ctx = len(generation.to_prefill), self._backend.n_ctx
-            if self._running and n_ctx <= n_tokens < self.full_n_ctx:
-                return  # until nothing runs and the window can be made larger
+            if self._running and n_ctx <= n_tokens < self.full_n_ctx:  # until nothing runs and the window can be made larger
+                if not self._make_way():
+                    return
+                continue
             if generation.generated and n_tokens >= n_ctx:
                 self._finish(generation, "length")
                 continue
@@ -271,7 +289,29 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001 (see _of_reply)
                 self._fail(generation, _of_reply(error))
                 continue
-            self._running.append(self._waiting.pop(0))
+            self._admission.note(candidates, generation)
+            self._waiting.remove(generation)
+            self._running.append(generation)
+
+    def _n_missing(self, generation: Generation) -> int:
+        """Return how many tokens of a prompt without a sequence are not in memory."""
+        prompt = generation.to_prefill
+        return len(prompt) - self._cache.n_resident(prompt)
+
+    def _make_way(self) -> bool:
+        """Take the sequence of the youngest background generation if an interactive one waits. Returns whether it did."""
+        background = [one for one in self._running if one.priority == "background"]
+        if not background or all(one.priority == "background" for one in self._waiting):
+            return False
+        youngest = max(background, key=lambda one: one.arrived)
+        assert youngest.slot is not None
+        slot, youngest.slot = youngest.slot, None
+        self._requeue(youngest)
+        self._is_full = False
+        with contextlib.suppress(BackendError):
+            self._cache.release(slot)  # its tokens stay in memory while there is room
+            self._release_idle()
+        return True
 
     def _start(self, generation: Generation, n_tokens: int) -> bool:
         """Give a generation a sequence and a sampler; False if every sequence is busy."""
@@ -297,20 +337,18 @@ class Scheduler:
         return True
 
     def _prefill_one_chunk(self) -> None:
-        generation = next((one for one in self._running if one.is_prefilling), None)
-        if generation is None:
+        candidates = sorted((one for one in self._running if one.is_prefilling), key=lambda one: one.arrived)
+        if not candidates:
             return
+        generation = self._prefill_order.choose(candidates, lambda one: one.n_left)
         slot, tokens = generation.slot, generation.to_prefill
         assert slot is not None
         checkpoints = self._cache.checkpoints(generation.boundaries)
-        chunk_size = self._cache.chunk_size
-        ends = [(slot.n_tokens // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
-        chunk = tokens[slot.n_tokens : min(end for end in ends if end > slot.n_tokens)]
+        chunk = tokens[slot.n_tokens : slot.n_tokens + self._chunk_length(generation, checkpoints)]
         started = time.perf_counter()
+        should_stop = self._interruption(generation, len(chunk))
         try:
-            n_done = self._cache.evict_and_retry(
-                lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=lambda: generation.is_cancelled)
-            )
+            n_done = self._cache.evict_and_retry(lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=should_stop))
         except Exception as error:  # noqa: BLE001 (see _of_reply)
             if isinstance(error, ContextFullError) and len(self._running) > 1:
                 self._preempt()
@@ -321,21 +359,69 @@ class Scheduler:
             self._cache.note_prefill(slot, chunk[:n_done], (time.perf_counter() - started) * 1000)
         if slot.n_tokens in checkpoints:
             self._cache.checkpoint(slot)
+        if n_done == len(chunk):
+            self._timer.note_chunk(generation, n_done, (time.perf_counter() - started) * 1000)
+            self._prefill_order.note(candidates, generation)
+            generation.n_interruptions = 0
+        else:
+            generation.n_interruptions += 1
         generation.listener(Prefilled(slot.n_tokens, len(tokens)))
         if slot.n_tokens == len(tokens) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
 
+    def _chunk_length(self, generation: Generation, checkpoints: frozenset[int]) -> int:
+        """Return the tokens of the next chunk: to the next multiple of the chunk size, or less while others wait."""
+        assert generation.slot is not None
+        start, chunk_size = generation.slot.n_tokens, self._cache.chunk_size
+        ends = [(start // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
+        n_whole = min(min(end for end in ends if end > start) - start, generation.n_left)
+        others = [one for one in self._running if one is not generation and one.priority == "interactive"]
+        decodes = any(not one.is_prefilling for one in others)
+        is_alone = not decodes and all(one.n_left >= generation.n_left for one in others)  # nobody waits for this chunk to end
+        if is_alone and generation.priority == "interactive":
+            return n_whole
+        return self._timer.fit(generation, n_whole, decodes=decodes)
+
+    def _interruption(self, generation: Generation, n_tokens: int) -> Callable[[], bool]:
+        """Return what a chunk asks now and then: should it stop, for the reply was cancelled, or another prompt has arrived?
+
+        A chunk is dropped for a prompt that would wait for longer than the gap, and for longer than the chunk has run: so an
+        arrival costs a long prompt at most half a chunk's time, and no more than MOST_PASSES arrivals do so in a row.
+        """
+        began, expected_s = time.perf_counter(), self._timer.predict_ms(generation, n_tokens) / 1000
+        is_open = self._cache.has_free_sequence and not self._is_full and not self.limits.single_reply
+        can_interrupt = is_open and generation.n_interruptions < MOST_PASSES
+
+        def should_stop() -> bool:
+            if generation.is_cancelled:
+                return True
+            if not can_interrupt or self._n_submitted == self._n_received:
+                return False
+            elapsed_s = time.perf_counter() - began
+            return expected_s - elapsed_s > max(elapsed_s, self._timer.max_gap_ms / 1000)
+
+        return should_stop
+
     def _preempt(self) -> Generation:
-        """Preempt the youngest generation when the KV cache is full; it is prefilled again once another ends."""
-        youngest = self._running.pop()
+        """Preempt a generation when the KV cache is full: a background one, else the youngest.
+
+        It is prefilled again once another ends. The oldest interactive one is never preempted, so all of them end.
+        """
+        youngest = max(self._running, key=lambda one: (one.priority == "background", one.arrived))
         assert youngest.slot is not None
         self._cache.discard(youngest.slot)
         youngest.slot = None
-        self._waiting.insert(0, youngest)
+        self._requeue(youngest)
         self._is_full = True
         return youngest
 
+    def _requeue(self, generation: Generation) -> None:
+        self._running.remove(generation)
+        self._waiting.append(generation)
+        self._waiting.sort(key=lambda one: one.arrived)
+
     def _decode_one_token_each(self) -> None:
+        started = time.perf_counter()
         steps: list[tuple[Generation, int]] = []
         for generation in [one for one in self._running if not one.is_prefilling]:
             try:
@@ -363,6 +449,8 @@ class Scheduler:
         for generation, token in steps:
             if generation.slot:
                 self._cache.note_decode(generation.slot, token)
+        if steps:
+            self._timer.note_pass((time.perf_counter() - started) * 1000)
 
     def _next_token(self, generation: Generation) -> int | None:
         """Choose and show one token; None when that ended the reply."""

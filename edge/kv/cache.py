@@ -79,6 +79,7 @@ class KVCache:
 
     Attributes:
         chunk_size: prompts must be computed in chunks of so many tokens, aligned to multiples of it.
+        chunk_grain: least tokens of a piece that a chunk may be cut into.
     """
 
     def __init__(self, backend: Backend, store: BlockStore | None = None, *, model: bytes = b"", exact: bool = False) -> None:
@@ -87,6 +88,7 @@ class KVCache:
         self._store = store if able.export_kv or able.checkpoints else None
         self._model = model
         self.chunk_size = min(BLOCK_TOKENS, backend.chunk_size) if exact else backend.chunk_size
+        self.chunk_grain = self.chunk_size if exact else backend.chunk_grain
         # Blocks of a sliding-window model are exported while the window covers them.
         self._block_tokens = min(BLOCK_TOKENS, backend.kv_window // 2) if backend.kv_window else BLOCK_TOKENS
         self._slots = Slots(backend, self.chunk_size if exact else 1)
@@ -99,6 +101,15 @@ class KVCache:
     def wants_checkpoints(self) -> bool:
         """The state is stored as a whole, at positions that the scheduler chooses."""
         return self._store is not None and not self._backend.capabilities.export_kv
+
+    @property
+    def has_free_sequence(self) -> bool:
+        """True if `acquire` would find a sequence."""
+        return any(not slot.is_busy for slot in self._slots.slots)
+
+    def n_resident(self, prompt: Sequence[int]) -> int:
+        """Return the number of tokens of a prompt that `acquire` would find in memory."""
+        return self._slots.n_shared(prompt)
 
     def checkpoints(self, boundaries: Iterable[int]) -> frozenset[int]:
         """Return where chunks must end and `checkpoint` be called, to store the state at or before these positions."""

@@ -77,7 +77,7 @@ class Slots:
         idle = [slot for slot in self.slots if not slot.is_busy]
         if not idle:
             return None
-        source, n_shared = self._longest(prompt[: self.reusable(len(prompt) - 1)])
+        source, n_shared = self._find(prompt)
         target = self._choose_target(idle, source, n_shared)
         if target is source:
             self.truncate(target, n_shared)
@@ -89,6 +89,10 @@ class Slots:
         self._clock += 1
         target.last_used = self._clock
         return target
+
+    def n_shared(self, prompt: Sequence[int]) -> int:
+        """Return the length of the prefix of a prompt that is in the cache and may be reused."""
+        return self._find(prompt)[1]
 
     def reusable(self, n_tokens: int) -> int:
         """Round a length down to the alignment."""
@@ -150,6 +154,10 @@ class Slots:
         slot.n_tokens = n_tokens
         if self.tree.length(slot.seq_id) > n_tokens:
             self.tree.truncate(slot.seq_id, n_tokens)
+
+    def _find(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
+        """As `_longest`, of the part of a whole prompt that may be reused."""
+        return self._longest(prompt[: self.reusable(len(prompt) - 1)])
 
     def _longest(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
         """Find the slot with the longest usable prefix of a prompt, an idle one if possible."""

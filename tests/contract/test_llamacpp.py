@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,29 @@ def test_numbers_that_overflow_are_an_error_and_no_nonsense(tmp_path: Path, tiny
 
 
 # -- the cache
+
+
+@pytest.mark.parametrize("architecture", ["llama q4_0", "llama", "gemma3", "mamba", "lfm2"])
+@pytest.mark.parametrize("start", [0, 37, 130])
+def test_pieces_of_a_chunk_leave_its_bits(tiny_model: TinyModel, plan_for: PlanFor, architecture: str, start: int) -> None:
+    """What the scheduler does to a long prompt beside replies: pieces of the grain or more, the rest too."""
+    prompt = tokens(700)
+    with LlamaCppBackend(plan_for(tiny_model(architecture), n_ctx=1024, n_ubatch=512)) as backend:
+        grain = backend.chunk_grain
+
+        def compute(*ends: int) -> list[np.ndarray]:
+            backend.rewind(0, 0)
+            logits = []
+            for first, end in pairwise([0, *([start] if start else []), *ends]):
+                backend.prefill(0, prompt[first:end])
+                if end >= 512:
+                    logits.append(backend.logits(0))
+            return logits
+
+        expected = compute(512, 700)
+        for pieces in ((start + grain,), (start + 2 * grain, start + 3 * grain)):
+            np.testing.assert_array_equal(compute(*pieces, 512, 700), expected)
+        np.testing.assert_array_equal([compute(512, 512 + grain, 700)[n] for n in (0, 2)], expected)
 
 
 @pytest.mark.parametrize(

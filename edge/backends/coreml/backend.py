@@ -86,6 +86,7 @@ class CoreMLBackend(LogitsBackend):
             n_ctx=min(plan.n_ctx, info.context),
             chunk_size=info.chunk,
         )
+        self.chunk_grain = info.chunk  # a shorter one is padded to it, so a piece would save no time
         self._identity: dict[str, str | int | float | bool] = {
             "layout": self.block_magic.decode("ascii", "replace"),
             "units": units,
