@@ -67,7 +67,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev,convert,ray]'
 	@touch $@
 
-lock: install-dev  ## Resolve exact versions anew into constraints.txt.
+lock: install-dev  ## Resolve exact versions again into constraints.txt.
 	$(PIP) uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet \
 		--custom-compile-command "make lock" --output-file constraints.txt

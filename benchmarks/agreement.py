@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether one model says the same in every format: greedy answers of GGUF, ONNX and Core ML, token by token.
+"""Compare one model in every format: greedy answers of GGUF, ONNX and Core ML, token by token.
 
     python benchmarks/agreement.py SOURCE.gguf OTHER [OTHER ...] [--prompts 20] [--tokens 8] [--json agreement.json]
 
@@ -62,7 +62,7 @@ CONTEXT = 256
 
 @dataclass
 class Answers:
-    """What one model said.
+    """Answers of one model.
 
     Attributes:
         name: of the file or folder.

@@ -1,4 +1,4 @@
-"""How long a key takes from the keyboard to the screen in `edge chat`, while the model is idle, reads and writes.
+"""Measure the time from a key to the screen in `edge chat`, while the model is idle, prefills and decodes.
 
 Runs the installed command in a pseudo-terminal with the real model and measures from writing a key to the terminal's input
 to reading that character from its output. Every key is a letter that appears nowhere else on the screen. Also measured:
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def measure(folder: Path, model: str, n_tokens: int) -> list[str]:
-    """Start the app, make it read and write, type meanwhile."""
+    """Start the app and type while the model is idle, prefills and decodes."""
     prompt = folder / "prompt.txt"
     rng = random.Random(1)
     prompt.write_text(" ".join(rng.choice(WORDS) for _ in range(n_tokens)))

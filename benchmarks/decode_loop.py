@@ -53,7 +53,7 @@ def since(started: Times, n_tokens: int) -> Times:
 
 
 class LibraryLoop:
-    """What `llama-bench -n` runs: nothing but passes."""
+    """The loop of `llama-bench -n`: nothing but passes."""
 
     def __init__(self, plan: Plan, prompt: list[int]) -> None:
         library = self.library = load_library()

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher on texts that it was never trained on, in float32.
+"""Measure the KL divergence of students from their teacher on texts that they were never trained on, in float32.
 
     python benchmarks/distill_texts.py ... TEXTS            # once
     python benchmarks/distill_kl.py TEACHER STUDENT... --texts TEXTS

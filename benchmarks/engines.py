@@ -99,7 +99,7 @@ class EdgeOnnx(Edge):
 
 
 class LlamaCpp:
-    """What llama-bench runs, with the settings that edge would choose."""
+    """The work of llama-bench, with the settings that edge would choose."""
 
     def __init__(self, case: Case) -> None:
         from edge.backends.llamacpp.library import load_library

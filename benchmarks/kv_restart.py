@@ -8,7 +8,7 @@ The ways take turns within one run, each with a KV cache that is empty at the st
 
   cold        nothing is brought in
   whole file  llama.cpp's own file of the sequence (llama_state_seq_save_file, llama_state_seq_load_file)
-  blocks      our store, opened anew; its files are in the page cache, as they are soon after a restart of the program
+  blocks      our store, opened again; its files are in the page cache, as they are soon after a restart of the program
   from disk   the same with the store's files dropped from the page cache, as after a restart of the machine
   in memory   nothing was restarted: what computing the last tokens takes by itself
   limit       in memory, and the same bytes read from their files and copied once

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the block store of the KV cache costs: finding, reading, handing over, and the index's memory, as the store grows.
+"""Measure the block store of the KV cache as it grows: finding, reading, handing over, and the index's memory.
 
     python benchmarks/kv_store.py [--blocks 1,1000,...] [--json kv_store.json] [--plot kv_index.svg] [--directory DIR]
 
@@ -315,7 +315,7 @@ def measure_block_sizes(directory: Path, rounds: int) -> list[Figures]:
 
 
 def measure_rebuild(directory: Path, n_blocks: int) -> Figures:
-    """How long it takes to make the index anew from the files."""
+    """Measure rebuilding the index from the files."""
     disk = Disk(directory, StoreOptions(budget_bytes=BUDGET, min_free_bytes=0, sync=False))
     grower = Grower(disk, random.Random(3))
     with disk.index.write() as change:
@@ -375,7 +375,7 @@ def show(result: dict[str, Any]) -> None:
         )
     rebuild = result["rebuild"]
     print(f"\n{rebuild['n_blocks']} files: looked through in {rebuild['scan_s']:.2f} s", end=", ")
-    print(f"index made anew in {rebuild['rebuild_s']:.2f} s")
+    print(f"index rebuilt in {rebuild['rebuild_s']:.2f} s")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the types of keys and values cost and save: bytes, speed, and how far the next token moves away from f16's.
+"""Measure the types of keys and values: bytes, speed, and how far the next token moves away from f16's.
 
     python benchmarks/kv_types.py --model path/to/model.gguf [--context 1024] [--steps 64] [--rounds 5] [--json kv_types.json]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long an assistant takes to answer, and what each step of edge takes off that: the ladder of docs/latency.md.
+"""Measure the time of an answer, and what each step of edge takes off it: the ladder of docs/latency.md.
 
     python benchmarks/latency.py --model int4.gguf --float16 f16.gguf [--rounds 3] [--words 32] [--json FILE] [--plot FILE.svg]
 

@@ -48,7 +48,7 @@ def decode(backend: OnnxBackend, steps: list[tuple[int, int]], *, is_batched: bo
 
 
 def agreement(backend: OnnxBackend, sequences: list[int], lengths: list[int], n_steps: int) -> dict[str, Any]:
-    """How far the two ways are apart while both are given the tokens that one of them chose."""
+    """Compare the two ways while both are given the tokens that one of them chose."""
     replies: list[list[tuple[int, int]]] = []
     seen: dict[bool, list[npt.NDArray[np.float32]]] = {}
     for is_batched in (False, True):
@@ -99,7 +99,7 @@ def measure(backend: OnnxBackend, sequences: list[int], lengths: list[int], n_ro
 
 
 def reopen(backend: OnnxBackend, n_times: int) -> dict[str, Any]:
-    """What the first pass after another number of threads takes, beyond that of one without."""
+    """Measure how much longer the first pass takes after the number of threads has changed."""
     backend.rewind(0, 0)
     backend.prefill(0, prompt_of(backend, 0, 64))
     took: list[float] = []

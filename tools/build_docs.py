@@ -29,7 +29,7 @@ ROOT_PAGES = {
 }
 COMMANDS_PAGE = "reference/commands.md"
 WORKER = "https://unpkg.com/iframe-worker/shim"
-"""What Zensical's pages load to search in a page opened from a file; docs/assets/file-worker.js takes its place."""
+"""Script that Zensical's pages load to search in a page opened from a file; docs/assets/file-worker.js takes its place."""
 
 
 def build() -> list[str]:
@@ -157,7 +157,7 @@ def _helps(command: click.Command, context: click.Context) -> Iterator[tuple[str
 
 
 class _Page(HTMLParser):
-    """What a page links to, what it loads, and the anchors that it has."""
+    """The links, loaded files and anchors of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

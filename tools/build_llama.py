@@ -52,12 +52,12 @@ TEGRA = {"tegra264": "110", "tegra234": "87", "tegra194": "72", "tegra186": "62"
 
 
 class BuildError(Exception):
-    """What went wrong and what to do about it, for the person who ran this."""
+    """A build that failed, with what to do about it, for the person who ran this."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides how to build.
+    """The facts that decide how to build.
 
     Attributes:
         system: "Linux", "Darwin", "Windows".
@@ -80,7 +80,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Build:
-    """What to build: CMake's arguments, and a reason for each choice."""
+    """A build: CMake's arguments, and a reason for each choice."""
 
     cmake_args: tuple[str, ...]
     reasons: tuple[str, ...] = field(default=(), compare=False)
@@ -188,7 +188,7 @@ def key_of(build: Build, machine: Machine, version: str) -> str:
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where wheels are kept: the same folder that `edge` caches in."""
+    """Return the folder of the wheels: the one that `edge` caches in."""
     if environ.get("EDGE_CACHE_DIR"):
         base = Path(environ["EDGE_CACHE_DIR"])
     elif platform.system() == "Darwin":
@@ -311,7 +311,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def stage(log: Path) -> str:
-    """What the build is doing, from its log."""
+    """Return the stage of the build, from its log."""
     text = log.read_text("utf-8", "replace")
     steps = [(int(done), int(total)) for done, total in re.findall(r"\[(\d+)/(\d+)\]", text)]
     if not steps:
@@ -357,12 +357,12 @@ def installed_state() -> str:
 
 
 def note_path(folder: Path) -> Path:
-    """Where it is written down which wheel this environment has."""
+    """Return the file that names the wheel of this environment."""
     return folder / f"installed-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}.json"
 
 
 def is_installed(folder: Path, key: str) -> bool:
-    """Whether this environment has exactly the wheel of this key, untouched since."""
+    """Return whether this environment has exactly the wheel of this key, untouched since."""
     try:
         note = json.loads(note_path(folder).read_text("utf-8"))
     except (OSError, ValueError):
@@ -395,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--print", action="store_true", help="say what would be built, and build nothing")
-    parser.add_argument("--force", action="store_true", help="build anew even if the wheel is in the cache")
+    parser.add_argument("--force", action="store_true", help="build again even if the wheel is in the cache")
     parser.add_argument("--wheel-only", action="store_true", help="build, but install nothing; print the wheel's path")
     parser.add_argument("--jobs", type=int, default=n_jobs(), help="compilers at once (default: %(default)s)")
     parser.add_argument(

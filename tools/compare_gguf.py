@@ -93,7 +93,7 @@ def compare(folder: Path, oracle: Path, work: Path) -> bool:
 
 
 def compare_tensors(ours: Path, theirs: Path) -> list[str]:
-    """What differs in names, types and bytes of the weights."""
+    """Return the differences in names, types and bytes of the weights."""
     from gguf import GGUFReader
 
     mine, other = ({tensor.name: tensor for tensor in GGUFReader(path).tensors} for path in (ours, theirs))
@@ -108,7 +108,7 @@ def compare_tensors(ours: Path, theirs: Path) -> list[str]:
 
 
 def compare_keys(ours: Path, theirs: Path, *, has_tokenizer: bool) -> list[str]:
-    """What differs in the metadata."""
+    """Return the differences in the metadata."""
     from gguf import GGUFReader
 
     skipped = ABOUT if has_tokenizer else (*ABOUT, "tokenizer.")

@@ -43,12 +43,12 @@ def pinned(constraints: str) -> str:
     """
     found = re.search(r"^torch==([0-9.]+)", constraints, re.MULTILINE)
     if not found:
-        sys.exit("The constraints file pins no version of torch. Make it anew with: make lock")
+        sys.exit("The constraints file pins no version of torch. Make it again with: make lock")
     return found[1]
 
 
 def is_installed(wanted: str) -> bool:
-    """Whether this very version is here, whatever it was built for."""
+    """Return whether this very version is installed, whatever it was built for."""
     try:
         return version("torch").partition("+")[0] == wanted
     except PackageNotFoundError:
@@ -65,7 +65,7 @@ def offered(wanted: str) -> str:
 
 
 def is_cpu_build(found: str) -> bool:
-    """Whether a version is a build for the CPU only."""
+    """Return whether a version is a build for the CPU only."""
     return found.endswith("+cpu")
 
 
