@@ -1,6 +1,6 @@
 """The engines: a row each, with all that edge knows of one without importing it.
 
-Adding a backend takes its package below edge/backends/, a row here and its entry in tests/contract/conftest.py; a test of the
+Adding a backend takes its package below edge/backends/, a row here and its entry in tests/contract/entries.py; a test of the
 plan (tests/unit/plan/test_new_engine.py) does just that.
 """
 
