@@ -72,7 +72,7 @@ class Ended:
 
     @property
     def was_stopped(self) -> bool:
-        """Whether a person or the system stopped it, which says nothing about what it tried."""
+        """True if a person or the system stopped it, which says nothing about what it tried."""
         return self.code is not None and self.code < 0 and -self.code in _STOPPED
 
     @property
@@ -83,7 +83,7 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """How it ended, to follow its name: "died of SIGSEGV", "ended with code 1 (its last line)"."""
+        """The end in words, to follow its name: "died of SIGSEGV", "ended with code 1 (its last line)"."""
         if self.code is None:
             return "did not end in time"
         how = f"ended with code {self.code}"
@@ -129,7 +129,7 @@ class Child:
             raise
 
     def send(self, line: bytes) -> None:
-        """Write one line to its stdin. A child that is gone already is no error here: `wait` says why."""
+        """Write one line to its stdin. A child that is gone already is not an error here: `wait` says why."""
         assert self._process.stdin
         try:
             self._process.stdin.write(line + b"\n")

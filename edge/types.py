@@ -122,7 +122,7 @@ class Sampling(_Given):
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken. Dividing by a temperature near 0 would overflow float32."""
+        """True if the likeliest token is always taken. Dividing by a temperature near 0 would overflow float32."""
         return self.temperature < 1e-6
 
     @property

@@ -1,4 +1,4 @@
-"""How a name becomes verified files: catalogue names, paths, hf:, ollama: and pypi: references.
+"""From a name to verified files: catalogue names, paths, hf:, ollama: and pypi: references.
 
 api.py        resolve, pull, verify, remove
 entries.py    the shipped catalogue and the user's own as one

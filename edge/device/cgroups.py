@@ -130,7 +130,7 @@ def _memory(system: System, folder: str, files: _Files) -> tuple[int, int] | Non
 
 
 def _quota(system: System, folder: str, files: _Files) -> float | None:
-    """Return the CPUs that a group may use; "max" and -1 are no quota. Quota and period are in microseconds."""
+    """Return the CPUs that a group may use; "max" and -1 mean no quota. Quota and period are in microseconds."""
     quota, period, *_ = (*" ".join(system.read(f"{folder}/{name}") for name in files.quota).split(), "", "")
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
         return None

@@ -1,4 +1,4 @@
-"""What model files say about themselves, read without their SDKs and without trusting them.
+"""Facts that model files state, read without their SDKs and without trusting them.
 
 artifact.py     one model on disk, opened and checked
 facts.py        a model in numbers, whatever its format

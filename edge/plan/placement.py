@@ -59,7 +59,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model could run.
+    """An engine and the accelerators that a model could run on.
 
     Attributes:
         row: the engine.

@@ -83,7 +83,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one model runs on this device.
+    """The settings with which one model runs on this device, and the reason of each.
 
     Attributes:
         backend: name of the engine.
@@ -150,7 +150,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """How an engine may be loaded on this device, from a trial of its kernels in a child process.
+    """Limits on loading an engine on this device, from a trial of its kernels in a child process.
 
     Attributes:
         use_extra_buffers: repacked and AMX layouts may be used.

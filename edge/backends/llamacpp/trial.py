@@ -61,7 +61,7 @@ _MEANINGS = {
     "unsupported types": "it stores a weight, such as that of a norm, in a type that llama.cpp cannot compute with",
     "map::at": "its vocabulary lacks a token that texts need, such as that of a byte",
 }
-"""What llama.cpp says when it dies -> what that means."""
+"""Last words of llama.cpp before it dies -> their meaning."""
 
 Command = Callable[[str], list[str]]
 """(what to load, as JSON) -> the command line of the child."""
