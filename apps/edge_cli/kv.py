@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["kv"]
 
+_MAX_SHOWN = 100
 _BUNDLE_WARNING = "A bundle holds the chat unencrypted, even with kv.encrypt: protect it like the chat itself."
 
 
@@ -286,8 +287,9 @@ def export_bundle(app: App, conversation: str, file: Path, force: bool, as_json:
 def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
     """Import the conversation of a bundle with its cached blocks, and print its new id.
 
-    Every byte is checked first. The model is loaded to see whether its blocks fit this device; if not, the prompt is processed
-    again when the conversation continues. Without -m it is the model last used in the conversation.
+    Every byte is checked first. If there are blocks, the model is loaded to see whether they fit this device; if not, the
+    prompt is processed again when the conversation continues. Without -m it is the model last used in the conversation if that
+    is on this device: nothing is downloaded because a bundle names it.
 
     Only import bundles from people you trust: the engine uses the blocks as they are.
     """
@@ -295,10 +297,13 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
 
     with open_bundle(file) as bundle, output.Status() as status:
         bundle.verify(lambda done, total: status.show(f"Checking {size_text(done)} of {size_text(total)}"))
-        last_used = bundle.about.get("model")
-        settings = settings_from(app, options, {"model": str(last_used)} if last_used else None)
-        status.show("Loading the model")
-        model, why = listing.fingerprint_here(app, settings)
+        settings = settings_from(app, options)
+        model, why = None, ""
+        if bundle.models:
+            if not listing.names_model(options):
+                settings = settings_from(app, options, {"model": _model_of(bundle, settings), "hub.offline": True})
+            status.show("Loading the model")
+            model, why = listing.fingerprint_here(app, settings)
         with app.store(settings) as conversations:
             info = conversations.import_json(bundle.conversation())
         n_cached, n_again = 0, sum(bundle.models.values())
@@ -319,6 +324,25 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
         output.note(notice)
     output.note(f"Imported {info.title or 'a conversation without a title'}, with {n_cached:,} cached tokens.")
     output.note(f"Continue it with: edge chat --conversation {info.id}")
+
+
+def _model_of(bundle: Bundle, settings: Settings) -> str:
+    """Return the model that a bundle names, which has to be one of this device, or the default one if it names none.
+
+    Raises:
+        UsageError: it is not on this device, or is a path, which means nothing here.
+    """
+    from edge.catalog.installed import list_models
+    from edge.errors import UsageError
+
+    named = bundle.about.get("model") or settings.model
+    if named == settings.model or any(named in model.used_by for model in list_models(settings)):
+        return str(named)
+    shown = str(named)[:_MAX_SHOWN]
+    raise UsageError(
+        f"The bundle was made with the model {shown!r}, which is not on this device. Nothing was imported.",
+        "If you trust it, get it with: edge models pull; or name the model to use: edge kv import FILE -m MODEL",
+    )
 
 
 def _import_blocks(app: App, settings: Settings, bundle: Bundle, model: bytes, owner: str) -> tuple[int, int, list[str]]:

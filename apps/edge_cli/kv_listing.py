@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.units import duration_text, size_text
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from edge_cli.app import App
 
 __all__ = [
-    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "owners", "titles",
+    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "names_model",
+    "owners", "titles",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -175,6 +176,12 @@ def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> lis
     if not found:
         raise UsageError(f"Nothing of conversation {id} is cached.", "Continue it once in edge chat.")
     return found
+
+
+def names_model(options: Mapping[str, Any]) -> bool:
+    """Return True if the command line sets the model."""
+    assigned = (assignment.partition("=")[0].strip() for assignment in options.get("assignments", ()))
+    return options.get("model") is not None or "model" in assigned
 
 
 def fingerprint_here(app: App, settings: Settings) -> tuple[bytes | None, str]:

@@ -13,6 +13,7 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.kv.blocks import fingerprint
+from edge.kv.bundle import write_bundle
 from edge.kv.open import open_block_store
 from edge.kv.store import BlockStore
 from edge.types import Message
@@ -181,6 +182,41 @@ def test_a_bundle_of_another_model_is_read_again_and_that_is_said(
     assert blocks.ls() == [] and conversations.get(result.out.strip()).title == "Ann's"
     as_json = json.loads(call("kv", "import", str(path), "--json", app=app_with(model)).out)
     assert (as_json["n_tokens"], as_json["n_left_out"], len(as_json["notices"])) == (0, 30, 2)
+
+
+@pytest.mark.parametrize(
+    "named", ["hf:attacker/evil", "attacker/evil", "pypi:evil", "ollama:evil", "phi-3-mini-4k", "/etc/passwd", "../x.gguf",
+              "https://127.0.0.1:1/x.gguf", "-h", "a" * 100_000, "\x1b[2J", 5, ["a"], {"a": 1}, True],
+)  # fmt: skip
+def test_a_bundle_does_not_choose_which_model_is_fetched_and_loaded(
+    call: Call, two: tuple[str, str], blocks: BlockStore, conversations: ConversationStore, tmp_path: Path, named: object
+) -> None:
+    def load(**options: Any) -> Assistant:
+        pytest.fail(f"it was loaded: {options}")
+
+    path = tmp_path / "chat.zip"
+    write_bundle(path, conversations.export_json(two[0]), blocks.export_blocks(two[0]), {"model": named})
+    result = call("kv", "import", str(path), app=App(load=load))
+    assert result.code == 2 and result.out == "" and len(conversations.list()) == 2, result
+    assert repr(str(named)[:50])[1:-1] in result.err and "\x1b" not in result.err and "kv import" in result.err
+    assert len(result.err) < 1000
+    # The user's own choice counts, and without blocks nothing is loaded at all.
+    assert "30 cached tokens" in call("kv", "import", str(path), "-m", "a-model", app=app_with(MODEL)).err
+    write_bundle(path, conversations.export_json(two[0]), [], {"model": named})
+    assert call("kv", "import", str(path), app=App(load=load)).code == 0
+
+
+def test_the_model_of_a_bundle_is_loaded_without_the_network(call: Call, two: tuple[str, str], tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def load(*, settings: Any, **others: Any) -> Assistant:
+        seen.append(settings.hub.offline)
+        return Assistant(FakeBackend())
+
+    path = tmp_path / "chat.zip"
+    call("kv", "export", two[0], str(path))
+    assert call("kv", "import", str(path), app=App(load=load)).code == 0
+    assert seen == [True]
 
 
 def test_a_damaged_bundle_changes_nothing(
