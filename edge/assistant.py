@@ -277,7 +277,8 @@ class Assistant:
         self._check_open()
         disk = self._disk
         if disk is None:
-            raise UsageError("Nothing is stored on the disk for this model.", "Turn it on: edge config set kv.enabled true")
+            hint = 'Turn it on: edge.load(..., cache="disk"), or edge config set kv.enabled true'
+            raise UsageError("Nothing is stored on the disk for this model.", hint)
         return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
 
     def close(self) -> None:

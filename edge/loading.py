@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from edge.errors import CancelledError, ModelTooLargeError, UsageError
 from edge.types import kind_of
@@ -16,18 +16,20 @@ from edge.types import kind_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from typing_extensions import Unpack
+
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
     from edge.engine.governor import Governor
     from edge.formats.artifact import Artifact
-    from edge.names import Accelerator
+    from edge.names import Accelerator, KVType
     from edge.plan.receipt import Plan
     from edge.registry import EngineRow
     from edge.types import Sampling
 
-__all__ = ["Progress", "aload", "load", "plan_model"]
+__all__ = ["LoadOptions", "Progress", "aload", "load", "plan_model"]
 
 _log = logging.getLogger("edge.loading")
 
@@ -40,12 +42,13 @@ def load(
     *,
     settings: Settings | None = None,
     backend: str | None = None,
-    require: str | None = None,
+    require: Accelerator | None = None,
     context: int | None = None,
     threads: int | None = None,
-    kv_type: str | None = None,
+    kv_type: KVType | None = None,
     gpu_layers: int | None = None,
     store: ConversationStore | None = None,
+    cache: Literal["disk", "memory"] | None = None,
     on_progress: Progress | None = None,
 ) -> Assistant:
     """Load a model, and download it first if it is not on this device yet.
@@ -55,12 +58,15 @@ def load(
         settings: None reads EDGE_* variables, and ignores those that are no settings; `edge.Settings()` reads nothing;
             `edge.load_settings()` reads the user's settings file, too. The arguments below win over them.
         backend: name of the engine; None lets the plan choose.
-        require: "cuda", "metal", "ane" or "cpu": fail rather than run on anything else.
+        require: "cuda", "ane", "metal", "tensorrt", "openvino", "qnn" or "cpu": fail rather than run on anything else.
         context: context window in tokens; None is as many as fit.
         threads: CPU threads.
         kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0".
         gpu_layers: layers on the accelerator; -1 is all.
         store: where conversations are stored; None keeps them in memory.
+        cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
+            None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
+            or the variable EDGE_KV_ENABLED, turn it on.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
 
     Returns:
@@ -76,6 +82,8 @@ def load(
     from edge.conversation.store import ConversationStore
 
     _check_type("store", store, ConversationStore, 'edge.ConversationStore("chats.db")')
+    if cache not in (None, "disk", "memory"):
+        raise UsageError(f"cache cannot be {cache!r}.", 'Use "disk", "memory" or None.')
     arguments: dict[str, object] = {
         "model": model,
         "backend": backend,
@@ -92,7 +100,7 @@ def load(
     try:
         plan = _with_placement(plan, engine)
         sampling, system = _advised(chosen, plan.artifact)
-        disk = _open_disk(chosen, plan, engine, stamps)
+        disk = _open_disk(chosen, plan, engine, stamps) if _wants_disk(cache, settings, chosen, store) else None
         return Assistant(
             engine,
             plan,
@@ -111,7 +119,22 @@ def load(
         raise
 
 
-async def aload(model: str | None = None, **options: Any) -> Assistant:
+class LoadOptions(TypedDict, total=False):
+    """The options of `load`."""
+
+    settings: Settings | None
+    backend: str | None
+    require: Accelerator | None
+    context: int | None
+    threads: int | None
+    kv_type: KVType | None
+    gpu_layers: int | None
+    store: ConversationStore | None
+    cache: Literal["disk", "memory"] | None
+    on_progress: Progress | None
+
+
+async def aload(model: str | None = None, **options: Unpack[LoadOptions]) -> Assistant:
     """Load as `load` does, without blocking the event loop; on_progress is called from another thread."""
     return await asyncio.to_thread(load, model, **options)
 
@@ -269,8 +292,20 @@ def _stamps(artifact: Artifact) -> list[list[int]]:
         return []
 
 
+def _wants_disk(cache: str | None, settings: Settings | None, chosen: Settings, store: ConversationStore | None) -> bool:
+    """Tell if the KV cache is stored on the disk: the text of conversations in memory is, only if somebody asks."""
+    from edge.config.load import DEFAULT
+
+    if cache is not None:
+        return cache == "disk"
+    if not chosen.kv.enabled or (store is not None and store.file is not None):
+        return chosen.kv.enabled
+    is_loaded = settings is not None and bool(settings.sources)
+    return is_loaded or chosen.sources.get("kv.enabled", DEFAULT) != DEFAULT
+
+
 def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[list[int]]) -> DiskCache | None:
-    """Open the KV cache on the disk; None if it is turned off, the engine cannot use it, or the model is not the loaded one.
+    """Open the KV cache on the disk; None if the engine cannot use it, or the model is not the loaded one.
 
     Args:
         settings, plan, engine: of the loaded model.
@@ -280,7 +315,7 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[lis
     from edge.kv.open import model_fingerprint, open_block_store
 
     kv = settings.kv
-    if not kv.enabled or not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
+    if not (engine.capabilities.export_kv or engine.capabilities.checkpoints):
         return None
     model = model_fingerprint(engine, plan.artifact, cache_dir=settings.paths.cache_dir, exact=kv.exact)
     if _stamps(plan.artifact) != stamps:

@@ -53,7 +53,7 @@ def test_it_falls_back_replies_and_remembers(mac: None, coreml_package: Callable
     sampling = Sampling(temperature=0, max_tokens=6, logit_bias=NO_LETTERS)
     said: list[Any] = []
     for _ in range(2):
-        with edge.load(str(path)) as assistant:
+        with edge.load(str(path), cache="disk") as assistant:
             plan = assistant.plan
             assert (plan.backend, plan.accelerator) == ("coreml", "metal")
             receipt = plan.explain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import edge
 from edge import loading
 from edge.backends.fake import FakeBackend
 from edge.catalog import load_catalog
-from edge.config import load_settings
+from edge.config import KVSettings, load_settings
+from edge.conversation import ConversationStore
 from edge.device.sensors import Readings
 from edge.errors import (
     BackendError,
@@ -203,6 +205,30 @@ def test_a_library_obeys_neither_strangers_nor_the_users_settings_file(
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
         edge.load_settings()
     assert loading._merge(edge.Settings(), {}).threads is None, "nothing of the environment"
+
+
+def test_the_kv_cache_is_on_the_disk_only_if_the_conversations_are_or_somebody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wants(store: ConversationStore | None = None, settings: edge.Settings | None = None, cache: str | None = None) -> bool:
+        return loading._wants_disk(cache, settings, loading._merge(settings, {}), store)
+
+    with ConversationStore(None) as memory, ConversationStore(tmp_path / "c.db") as disk:
+        assert [wants(), wants(memory), wants(disk)] == [False, False, True]
+        assert [wants(memory, cache="disk"), wants(disk, cache="memory")] == [True, False]
+        assert [wants(memory, edge.Settings()), wants(disk, edge.Settings())] == [False, True]
+        assert wants(memory, edge.load_settings()), "as the command line does"
+        for settings in (edge.load_settings({"kv.enabled": False}), edge.Settings(kv=KVSettings(enabled=False))):
+            assert [wants(disk, settings), wants(disk, settings, "disk")] == [False, True]
+        monkeypatch.setenv("EDGE_KV_ENABLED", "true")
+        assert wants(memory)
+    with pytest.raises(UsageError, match="cache"):
+        loading.load("smollm2-135m", cache="dsik")  # type: ignore[arg-type]
+
+
+def test_every_option_of_load_is_one_of_aload() -> None:
+    options = list(inspect.signature(loading.load).parameters)
+    assert ["model", *loading.LoadOptions.__annotations__] == options
 
 
 def test_a_settings_file_that_is_broken_is_no_business_of_a_library(own_home: Path) -> None:
