@@ -17,11 +17,13 @@ from edge.lazy import lazy_names
 if TYPE_CHECKING:
     from edge import errors
     from edge.assistant import Assistant, Conversation
+    from edge.backends.base import ModelInfo
     from edge.config.load import load_settings
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
-    from edge.conversation.tree import Attachment
+    from edge.conversation.tree import Attachment, ConversationInfo, Node
     from edge.loading import aload, load, plan_model
+    from edge.plan.receipt import Plan
     from edge.reply import Reply
     from edge.types import Message, Sampling, Timing, Usage
 
@@ -33,8 +35,12 @@ __all__ = [
     "Assistant",
     "Attachment",
     "Conversation",
+    "ConversationInfo",
     "ConversationStore",
     "Message",
+    "ModelInfo",
+    "Node",
+    "Plan",
     "Reply",
     "Sampling",
     "Settings",
@@ -53,12 +59,14 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge.assistant": ("Assistant", "Conversation"),
+        "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),
         "edge.conversation.store": ("ConversationStore",),
-        "edge.conversation.tree": ("Attachment",),
+        "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
         "edge.errors": ("errors",),
         "edge.loading": ("aload", "load", "plan_model"),
+        "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
         "edge.types": ("Message", "Sampling", "Timing", "Usage"),
     },

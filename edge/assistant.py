@@ -130,7 +130,7 @@ class Assistant:
     def conversation(
         self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
     ) -> Conversation:
-        """Start a conversation, or continue a stored one.
+        """Start a conversation, which is stored with its first message, or continue a stored one.
 
         Args:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
@@ -147,11 +147,12 @@ class Assistant:
         _check_text("system", system, is_optional=True)
         _check_text("id", id, is_optional=True)
         if id is None:
-            info = self.store.create(system=system or "", model=self.model_name)
-        else:
-            info = self.store.get(id)
-            if system is not None and system != info.system:
-                self.store.set_system(info.id, system)
+            now = time.time()
+            new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0)
+            return Conversation(self, new.id, sampling, unsaved=new)
+        info = self.store.get(id)
+        if system is not None and system != info.system:
+            self.store.set_system(info.id, system)
         return Conversation(self, info.id, sampling)
 
     def generate(
@@ -365,10 +366,14 @@ class Conversation:
         sampling: how tokens are chosen here; what it leaves out is the assistant's.
     """
 
-    def __init__(self, assistant: Assistant, id: str, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self, assistant: Assistant, id: str, sampling: Sampling | None = None, *, unsaved: ConversationInfo | None = None
+    ) -> None:
         self.id = id
         self.sampling = sampling
         self._assistant = assistant
+        self._unsaved = unsaved
+        self._saving = threading.Lock()
 
     @property
     def _store(self) -> ConversationStore:
@@ -379,7 +384,17 @@ class Conversation:
     @property
     def info(self) -> ConversationInfo:
         """The conversation as the store lists it."""
-        return self._store.get(self.id)
+        store, unsaved = self._store, self._unsaved
+        return store.get(self.id) if unsaved is None else unsaved
+
+    def _save(self) -> ConversationStore:
+        """Create the conversation in the store if that has not happened yet, and return the store."""
+        store = self._store
+        with self._saving:
+            if self._unsaved is not None:
+                store.create(id=self.id, system=self._unsaved.system, model=self._unsaved.model)
+                self._unsaved = None
+        return store
 
     @property
     def title(self) -> str:
@@ -389,7 +404,7 @@ class Conversation:
     @title.setter
     def title(self, title: str) -> None:
         _check_text("title", title)
-        self._store.rename(self.id, title)
+        self._save().rename(self.id, title)
 
     @property
     def system(self) -> str:
@@ -399,12 +414,13 @@ class Conversation:
     @system.setter
     def system(self, system: str) -> None:
         _check_text("system", system)
-        self._store.set_system(self.id, system)
+        self._save().set_system(self.id, system)
 
     @property
     def messages(self) -> list[Node]:
         """The active path, first message first."""
-        return self._store.path(self.id)
+        store = self._store
+        return store.path(self.id) if self._unsaved is None else []
 
     def send(
         self,
@@ -437,7 +453,7 @@ class Conversation:
         _check_message(text, attachments)
         self._check_size(text, attachments)
         return self._answer(
-            lambda: self._store.append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
+            lambda: self._save().append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
             _given(sampling, options),
             timeout_s,
         )
@@ -483,7 +499,7 @@ class Conversation:
             UsageError: there is nothing to answer, or a reply is still running here.
         """
         _check_node_id(node_id, is_optional=True)
-        path = self._store.path(self.id, node_id)
+        path = self.messages if node_id is None else self._store.path(self.id, node_id)
         question = next((node for node in reversed(path) if node.role == "user"), None)
         if question is None:
             raise UsageError("There is no message to answer yet.", "Send one first.")

@@ -41,6 +41,7 @@ class ReplyState:
     held_back: str = ""
     node: Node | None = None
     tokens: tuple[int, ...] = ()
+    stopped_by: str | None = None
     error: EdgeError | None = None
     is_cancelled: bool = False
     is_detached: bool = False
@@ -145,6 +146,7 @@ class Reply:
         held_back: how the engine was throttled meanwhile, since the device was hot, low on battery or short of memory.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
+        stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         is_cancelled: whether it was told to stop.
         error: the error that ended it, if one did; iterating or waiting raises it.
     """
@@ -190,6 +192,10 @@ class Reply:
     @property
     def tokens(self) -> tuple[int, ...]:
         return self._state.tokens
+
+    @property
+    def stopped_by(self) -> str | None:
+        return self._state.stopped_by
 
     @property
     def error(self) -> EdgeError | None:

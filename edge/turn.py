@@ -107,6 +107,8 @@ class Turn:
             error.__cause__ = failure
             return "error", error
         reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
+        if finished.stopped_by not in self.prompting.template.stops:  # those are the model's own ways to end
+            reply.stopped_by = finished.stopped_by
         queue_ms = max(0.0, finished.timing.queue_ms - self._tokenize_ms)
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms, queue_ms=queue_ms)
         reply.cost = self._meter.read()
@@ -143,7 +145,7 @@ class Turn:
         finished = self._generate(tokens, self.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
         if self.answers and not is_cut_short:
-            answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms)
+            answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
             self.answers.add(tokens, self.sampling, answer, self._owner)
         return finished
 
@@ -166,7 +168,7 @@ class Turn:
             self._show(Decoded(known.text))
         ms = (time.perf_counter() - self._asked_at) * 1000
         usage = Usage(n_prompt, n_prompt, len(known.tokens), saved_ms=known.total_ms, is_answer_cached=True)
-        return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens)
+        return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens, stopped_by=known.stopped_by)
 
     def _show(self, event: Prefilled | Decoded) -> None:
         if isinstance(event, Prefilled):

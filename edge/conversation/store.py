@@ -388,6 +388,11 @@ class ConversationStore:
         with self._db.write() as db:
             return file.save(db, self._new_id(db))
 
+    def new_id(self) -> str:
+        """Return an id for a conversation that `create` makes later."""
+        with self._db.read() as db:
+            return self._new_id(db)
+
     def _new_id(self, db: sqlite3.Connection) -> str:
         while True:
             # Never the same millisecond twice, so that these ids sort in the order of their creation.

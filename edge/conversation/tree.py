@@ -73,7 +73,7 @@ class Node:
     status: Status = "complete"
     created: float = 0.0
     model: str = ""
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict, repr=False)  # 2 kB of receipt
     name: str | None = None
     conversation_id: str = ""
 

@@ -47,6 +47,7 @@ class Finished:
         usage, timing: what it took.
         tokens: token ids of the reply, without the one that ended it; empty when a stop text did, which may split a token.
         held_back: how the engine was throttled meanwhile, in a few words; "" if it was not.
+        stopped_by: the stop text that ended it; None if none did.
     """
 
     reason: FinishReason
@@ -54,6 +55,7 @@ class Finished:
     timing: Timing
     tokens: tuple[int, ...]
     held_back: str = ""
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ class Generation:
             decode_ms=(now - self.first_token_at) * 1000 if self.first_token_at else 0.0,
             total_ms=(now - self.asked_at) * 1000,
         )
-        return Finished(reason, usage, timing, () if is_stop_text else tuple(self.generated), self.held_back)
+        tokens = () if is_stop_text else tuple(self.generated)
+        return Finished(reason, usage, timing, tokens, self.held_back, self._matcher.matched if is_stop_text else None)
 
     def _tell(self, text: str) -> None:
         if text:

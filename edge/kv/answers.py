@@ -24,7 +24,7 @@ _IRRELEVANT = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "x
 """Fields of Sampling that change nothing at temperature 0."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """A cached reply.
 
     Attributes:
@@ -32,12 +32,14 @@ class Answer(msgspec.Struct, frozen=True):
         tokens: its token ids; empty if a stop string ended inside one.
         reason: why it ended.
         total_ms: time that computing it took.
+        stopped_by: the stop text that ended it.
     """
 
     text: str
     tokens: tuple[int, ...]
     reason: FinishReason
     total_ms: float
+    stopped_by: str | None = None
 
 
 class AnswerCache:

@@ -57,6 +57,41 @@ def test_a_conversation_and_what_is_kept_of_it(make: Callable[..., Assistant]) -
     assert conversation.title == "hello"
 
 
+def test_a_conversation_is_stored_with_its_first_message(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "c.db") as store:
+        assistant = make(store=store)
+        unused = [assistant.conversation(system="Be brief") for _ in range(3)]
+        assert (unused[0].messages, unused[0].title, unused[0].system) == ([], "", "Be brief")
+        assert unused[0].info.id == unused[0].id
+        for call in (unused[0].regenerate, unused[0].fork, lambda: unused[0].edit(1, "x"), lambda: unused[0].switch(1)):
+            with pytest.raises(UsageError):
+                call()
+        with pytest.raises(UsageError, match="empty"):
+            unused[0].send(" ")
+        assert store.list() == [], "nothing was said"
+        assert len({conversation.id for conversation in unused}) == 3
+        unused[1].send("hello").wait()
+        unused[2].title = "Kept"
+        assert {(info.id, info.title, info.system) for info in store.list()} == {
+            (unused[1].id, "hello", "Be brief"),
+            (unused[2].id, "Kept", "Be brief"),
+        }
+
+
+def test_a_reply_says_which_stop_text_ended_it(make: Callable[..., Assistant]) -> None:
+    assistant = make()
+    by_text, by_model = assistant.generate("hello", stop=("5", "letters")), assistant.generate("hello")
+    assert (by_text.wait(), by_text.finish_reason, by_text.stopped_by) == ("You wrote ", "stop", "5")
+    assert (by_model.wait(), by_model.finish_reason, by_model.stopped_by) == ("You wrote 5 letters.", "stop", None)
+
+
+def test_a_message_is_shown_without_its_record(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation()
+    conversation.send("hello").wait()
+    assert "You wrote 5 letters." in repr(conversation.messages[-1])
+    assert len(repr(conversation.messages[-1])) < 400
+
+
 def test_a_follow_up_reads_only_what_is_new(make: Callable[..., Assistant]) -> None:
     conversation = make().conversation(system="Be brief")
     first = conversation.send("hello")

@@ -331,6 +331,7 @@ class LlamaCppBackend(CellsBackend):
         if self._model:
             self._library.llama_model_free(self._model)
         self._context = self._model = self._memory = self._vocab = None
+        trim_heap()
 
 
 def _address(data: npt.NDArray[np.uint8]) -> Any:
