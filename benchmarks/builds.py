@@ -126,7 +126,7 @@ class Worker:
 
 
 def library_folder(source: str, scratch: Path) -> str:
-    """The folder with libllama of a wheel or folder; "" for the installed one."""
+    """Return the folder with libllama of a wheel or folder; "" for the installed one."""
     path = Path(source)
     if path.is_dir():
         return str(path)
@@ -137,7 +137,7 @@ def library_folder(source: str, scratch: Path) -> str:
 
 
 def requantise(model: Path, weights: str, scratch: Path) -> str:
-    """The model with other weights, made from what it has. Worse as a model; as fast as a good one."""
+    """Return the model with other weights, made from what it has. Worse as a model; as fast as a good one."""
     target = scratch / f"{model.stem}.{weights}.gguf"
     if not target.exists():
         library = load_binding()
@@ -150,7 +150,7 @@ def requantise(model: Path, weights: str, scratch: Path) -> str:
 
 
 def measure(workers: list[Worker], n_rounds: int) -> dict[tuple[Case, str], list[tuple[float, float]]]:
-    """Times of every case and task, in rounds that go forwards and backwards."""
+    """Measure every case and task, in rounds that go forwards and backwards."""
     times: dict[tuple[Case, str], list[tuple[float, float]]] = {}
     for n in range(n_rounds):
         for task in TASKS:
@@ -161,7 +161,7 @@ def measure(workers: list[Worker], n_rounds: int) -> dict[tuple[Case, str], list
 
 
 def summarise(cases: list[Case], times: dict[tuple[Case, str], list[tuple[float, float]]]) -> list[dict[str, Any]]:
-    """One row a case: tokens a second, and speed relative to the first case with the same weights and to the very first."""
+    """Return a row a case: tokens/s, and speed relative to the first case with the same weights and to the very first."""
     rows = []
     for case in cases:
         first = next(other for other in cases if other.weights == case.weights)

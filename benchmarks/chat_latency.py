@@ -58,13 +58,13 @@ class Chat:
         os.write(self.fd, text.encode())
 
     def read(self, timeout_s: float) -> None:
-        """Take what has been written, waiting so long for it."""
+        """Return the output so far, after waiting so long for it."""
         ready, _, _ = select.select([self.fd], [], [], timeout_s)
         if ready:
             self.output += os.read(self.fd, 65536)
 
     def wait_for(self, text: str, start: int = 0) -> float:
-        """Read until a text has been written behind position `start`. Returns the time at which it was there."""
+        """Read until a text appears behind position `start`, and return the time at which it was there."""
         wanted, deadline = text.encode(), time.perf_counter() + LIMIT_S
         while wanted not in self.output[start:]:
             if time.perf_counter() > deadline:
@@ -114,7 +114,7 @@ class Chat:
 
 
 def describe(name: str, times: list[float]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     if not times:
         return f"| {name} | 0 | – | – | – |"
     ordered = sorted(times)

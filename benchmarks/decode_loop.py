@@ -153,7 +153,7 @@ class SchedulerLoop:
 
 
 def measure(loops: dict[str, Any], n_rounds: int, n_tokens: int) -> dict[str, list[Times]]:
-    """Times a token for every loop and round. The loops take turns, forwards and backwards; each run starts at the prompt."""
+    """Measure a token for every loop and round. The loops take turns, forwards and backwards; each run starts at the prompt."""
     names = list(loops)
     seconds: dict[str, list[Times]] = {name: [] for name in names}
     for n in range(n_rounds):
@@ -167,7 +167,7 @@ def measure(loops: dict[str, Any], n_rounds: int, n_tokens: int) -> dict[str, li
 
 
 def summarise(seconds: dict[str, list[Times]]) -> list[dict[str, Any]]:
-    """One row a loop: tokens a second, and the median and quartiles of its ratio to the library's loop."""
+    """Return one row a loop: tokens a second, and the median and quartiles of its ratio to the library's loop."""
     reference = seconds[LIBRARY]
     rows = []
     for name, values in seconds.items():

@@ -36,7 +36,7 @@ _GREEDY = 0.01
 
 
 def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Name -> tokens and which of them count."""
+    """Return name -> tokens and a mask of those that count."""
     tokenizer = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     novels = (folder / "novels.txt").read_text(encoding="utf-8")[_NOVELS_FROM : _NOVELS_FROM + 300_000]
     passages = read_documents(Source(file=str(folder / "passages.jsonl"), field="passage"))
@@ -61,12 +61,12 @@ def read_texts(teacher: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _last_prompts() -> list[str]:
-    """Prompts of edge's that a training with the usual seed comes to last."""
+    """Return prompts of edge's that a training with the usual seed comes to last."""
     return in_order(built_in_prompts(), Training().seed)[-_N_KNOWN:]
 
 
 def compare(teacher: Any, student: Any, tokens: Any, counted: Any) -> tuple[float, float]:
-    """Mean KL(teacher || student) in nats, and top-1 agreement."""
+    """Return the mean KL(teacher || student) in nats, and top-1 agreement."""
     divergences, agreements = [], []
     with torch.inference_mode():
         for start in range(0, len(tokens), _BATCH):

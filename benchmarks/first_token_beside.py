@@ -29,14 +29,14 @@ NAMES = ("first token", "to scheduler", "queue", "rest", "long, %")
 
 
 def long_text(ai: Any, number: int, n_tokens: int) -> str:
-    """A text of about `n_tokens` tokens that begins differently in each round, so that nothing of it is in the KV cache."""
+    """Return a text of about `n_tokens` tokens with another beginning each round, so that nothing of it is in the KV cache."""
     words = [f"{number}:"] + [WORDS[(n * n + number * n) % len(WORDS)] for n in range(n_tokens)]
     share = n_tokens / ai.count_tokens(" ".join(words))
     return " ".join(words[: int(len(words) * share)])
 
 
 def ask(ai: Any, text: str, long: Any = None) -> dict[str, float]:
-    """Milliseconds of one short message in a new conversation, and how much of the long prompt was prefilled before it."""
+    """Measure one short message in a new conversation in milliseconds, and the share of the long prompt prefilled before it."""
     conversation = ai.conversation()
     started = time.perf_counter()
     reply = conversation.send(text)
@@ -50,7 +50,7 @@ def ask(ai: Any, text: str, long: Any = None) -> dict[str, float]:
 
 
 def ask_beside(ai: Any, number: int, n_tokens: int) -> dict[str, float]:
-    """`ask` while another conversation prefills."""
+    """Call `ask` while another conversation prefills."""
     with ai.conversation().send(long_text(ai, number, n_tokens)) as long:
         while not 64 <= long.progress[0] < long.progress[1]:
             if long.is_done:

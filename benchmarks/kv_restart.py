@@ -51,7 +51,7 @@ WAYS = ("cold", "whole file", "blocks", "from disk", "in memory", "limit")
 
 
 def text_of(backend: LlamaCppBackend, n_tokens: int, seed: int = 0) -> str:
-    """Some text of about so many tokens, never more."""
+    """Return some text of about so many tokens, never more."""
     import random
 
     rng = random.Random(seed)
@@ -78,7 +78,7 @@ class Engine:
         self.scheduler = Scheduler(self.backend, KVCache(self.backend, self.store, model=model, exact=exact))
 
     def ask(self, text: str, n_tokens: int = 1, *, shared: str = "") -> tuple[float, Finished]:
-        """Tokenise a text and write a reply. Returns the milliseconds until its last token, and the end.
+        """Tokenise a text and generate a reply; return the milliseconds until its last token, and the end.
 
         `shared` is what other texts begin with, too: a conversation's system prompt.
         """
@@ -120,7 +120,7 @@ def drop_from_page_cache(directory: Path) -> None:
 
 
 def whole_file(plan: Plan, state: Path, text: str, n_kept: int) -> float:
-    """A follow-up from llama.cpp's own file, through the same library and the same passes."""
+    """Measure a follow-up from llama.cpp's own file, through the same library and the same passes."""
     import ctypes
 
     with LlamaCppBackend(plan) as backend:
@@ -139,7 +139,7 @@ def whole_file(plan: Plan, state: Path, text: str, n_kept: int) -> float:
 
 
 def save_whole_file(plan: Plan, state: Path, text: str, blocks: Path) -> int:
-    """Have llama.cpp write its file, of what our blocks hold. Returns how many tokens it has."""
+    """Have llama.cpp write its file with the contents of our blocks, and return its number of tokens."""
     import ctypes
 
     with engine(plan, blocks) as one:
@@ -157,7 +157,7 @@ def save_whole_file(plan: Plan, state: Path, text: str, blocks: Path) -> int:
 
 
 def read_and_copy(directory: Path) -> float:
-    """The least a restore can take: the bytes of the blocks, read and copied once. Milliseconds."""
+    """Measure the least that a restore can take: the bytes of the blocks, read and copied once. Milliseconds."""
     paths = sorted(path for path in (directory / "blocks").rglob("*") if path.is_file())
     buffers = [bytearray(path.stat().st_size) for path in paths]
     target = bytearray(max(map(len, buffers)))
@@ -209,7 +209,7 @@ def first_tokens(plan: Plan, n_history: int, question: str, repeats: int, folder
 
 
 def bytes_per_token(plan: Plan, folder: Path) -> dict[str, float]:
-    """A conversation of many turns: bytes written to the disk for each new token, against the KV's own size."""
+    """Measure a conversation of many turns: bytes written to the disk for each new token, against the KV's own size."""
     directory = folder / "kv-turns"
     plan = replace(plan, n_ctx=2048)
     with engine(plan, directory) as one:
@@ -227,7 +227,7 @@ def bytes_per_token(plan: Plan, folder: Path) -> dict[str, float]:
 
 
 def bytes_of_a_token(backend: Any) -> float:
-    """The KV's own size, from the longest sequence: turns may have moved to another one than the first."""
+    """Return the KV's own size, from the longest sequence: turns may have moved to another one than the first."""
     longest = max(range(backend.capabilities.n_seq), key=backend.length)
     return len(backend.export_kv(longest, 0, 256)) / 256
 
@@ -237,7 +237,7 @@ def bytes_text(backend: LlamaCppBackend, end: Finished) -> str:
 
 
 def shared_prompt(plan: Plan, folder: Path) -> dict[str, float]:
-    """Ten conversations with one system prompt of about 1,000 tokens."""
+    """Measure ten conversations with one system prompt of about 1,000 tokens."""
     directory = folder / "kv-shared"
     plan = replace(plan, n_ctx=2048)
     first, later = 0.0, []
@@ -257,7 +257,7 @@ def shared_prompt(plan: Plan, folder: Path) -> dict[str, float]:
 
 
 def fork(plan: Plan, folder: Path) -> dict[str, float]:
-    """A fork of a conversation of 4,000 tokens after a restart, against going on with it in memory."""
+    """Measure a fork of a conversation of 4,000 tokens after a restart, against going on with it in memory."""
     directory = folder / "kv-fork"
     plan = replace(plan, n_ctx=4608)
     with engine(plan, directory) as one:
@@ -279,7 +279,7 @@ def fork(plan: Plan, folder: Path) -> dict[str, float]:
 
 
 def cost_of_a_turn(plan: Plan, folder: Path, n_pairs: int) -> dict[str, Any]:
-    """The same turns with the cache on the disk and without it, alternating: reading 300 tokens, writing 60."""
+    """Measure the same turns with the cache on the disk and without it, alternating: 300 tokens prefilled, 60 decoded."""
     plan = replace(plan, n_ctx=1024)
     directory = folder / "kv-cost"
     ratios, off = [], Engine(plan)
@@ -312,7 +312,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time to the first token over the length of the history, both on logarithmic scales."""
+    """Plot the time to the first token over the length of the history, both on logarithmic scales."""
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"svg.hashsalt": "edge", "svg.fonttype": "none", "font.size": 9}

@@ -47,7 +47,7 @@ Figures = dict[str, float]
 
 
 def timed(work: Callable[[], object], times: int) -> Figures:
-    """Median and 95th percentile in microseconds of wall clock, and median of this thread's processor time."""
+    """Return the median and 95th percentile in microseconds of wall clock, and median of this thread's processor time."""
     took, cpu = [], []
     for _ in range(times):
         began, cpu_began = time.perf_counter(), time.thread_time()
@@ -153,7 +153,7 @@ def measure_growth(directory: Path, sizes: Iterable[int], *, encrypt: bool) -> l
 
 
 def memory_of_a_process(directory: Path, tokens: list[int], *, encrypt: bool) -> float:
-    """Resident memory, in KiB, that opening the store and searching it adds to a fresh process."""
+    """Measure the resident memory, in KiB, that opening the store and searching it adds to a fresh process."""
     script = """
 import json, os, sys
 from pathlib import Path
@@ -192,7 +192,7 @@ def forget_pages(paths: Iterable[Path]) -> bool:
 
 
 def measure_bytes(directory: Path, n_blocks: int, rounds: int, *, encrypt: bool) -> Figures:
-    """GB/s of restoring 3 MB blocks, against reading and copying the same files; and what handing them over costs a turn."""
+    """Measure GB/s of restoring 3 MB blocks, against reading and copying the same files; and the time that it costs a turn."""
     rng = random.Random(2)
     tokens = [rng.randrange(N_VOCAB) for _ in range(n_blocks * BLOCK_TOKENS)]
     payloads = [rng.randbytes(PAYLOAD_BYTES) for _ in range(n_blocks)]
@@ -245,7 +245,7 @@ def measure_bytes(directory: Path, n_blocks: int, rounds: int, *, encrypt: bool)
 
 
 def measure_sealing(rounds: int) -> dict[str, Figures]:
-    """GB/s of proving a 3 MB block in memory, no disk: verified only, decrypted too, and a plain copy beside them."""
+    """Measure GB/s of proving a 3 MB block in memory, no disk: verified only, decrypted too, and a plain copy beside them."""
     from edge.kv.keys import Keys
 
     keys, payload, tokens = Keys(bytes(32)), random.Random(4).randbytes(PAYLOAD_BYTES), pack_tokens(range(BLOCK_TOKENS))
@@ -268,7 +268,7 @@ def measure_sealing(rounds: int) -> dict[str, Figures]:
 
 
 def measure_block_sizes(directory: Path, rounds: int) -> list[Figures]:
-    """A history of 2,048 tokens cut into blocks of each size: time to write and to find and read it, bytes on the disk."""
+    """Measure a history of 2,048 tokens split into blocks of each size: time to write, find and read it, and bytes on disk."""
     rng = random.Random(5)
     tokens = [rng.randrange(N_VOCAB) for _ in range(HISTORY_TOKENS)]
     results = []

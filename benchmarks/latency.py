@@ -62,7 +62,7 @@ class Answer:
 
 
 def manual(n_words: int = 760) -> str:
-    """A system prompt of about 1,000 tokens, the same in every run."""
+    """Return a system prompt of about 1,000 tokens, the same in every run."""
     parts = ("filter", "lamp", "pump", "valve", "tank", "hose", "switch", "cover", "sensor", "battery")
     acts = ("check", "clean", "close", "open", "replace", "turn", "press", "wait for", "empty", "lift")
     lines = ["You are the assistant of a water purifier. Answer from its manual."]
@@ -121,14 +121,14 @@ class WithEdge:
             self._ai.close()
             self._ai = None
 
-    def begin_anew(self) -> None:
-        """Another conversation on the same device."""
+    def begin_again(self) -> None:
+        """Open another conversation on the same device."""
         self.leave()
         self._conversation = None
 
 
 def _ends(ai: Any) -> list[int]:
-    """Tokens that would end a reply; forbidden, so that all replies are of one length."""
+    """Return the tokens that would end a reply; forbidden, so that all replies are of one length."""
 
     tokenizer = ai._prompting.tokenizer
     return [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
@@ -169,20 +169,20 @@ class WithTransformers:
         self._messages.append({"role": "assistant", "content": "".join(pieces)})
         return Answer(first_ms, total_ms, prompt["input_ids"].shape[1], 0)
 
-    def begin_anew(self) -> None:
+    def begin_again(self) -> None:
         del self._messages[1:]
 
-    leave = begin_anew
+    leave = begin_again
 
 
 def play(one: WithEdge | WithTransformers) -> list[Answer]:
     answers = [one.ask(turn, question) for turn, question in enumerate(QUESTIONS)]
-    one.begin_anew()
+    one.begin_again()
     return answers
 
 
 def measure(options: argparse.Namespace, threads: int) -> dict[str, list[list[Answer]]]:
-    """Rung -> round -> turn."""
+    """Return the answers: rung -> round -> turn."""
     results: dict[str, list[list[Answer]]] = {name: [] for name in LABELS}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -214,7 +214,7 @@ def mean_of(answers: list[Answer], name: str) -> float:
 
 
 def summarise(results: dict[str, list[list[Answer]]]) -> list[dict[str, Any]]:
-    """A row a rung: medians over rounds of the mean over turns, in milliseconds."""
+    """Return a row a rung: medians over rounds of the mean over turns, in milliseconds."""
     rows: list[dict[str, Any]] = []
     for rung, rounds in results.items():
         totals = [mean_of(answers, "total_ms") for answers in rounds]

@@ -36,13 +36,13 @@ def prompt_of(backend: OnnxBackend, seq_id: int, n_tokens: int) -> list[int]:
 
 
 def write(backend: OnnxBackend, sequences: list[int], n_steps: int, *, is_batched: bool) -> None:
-    """Greedy steps for all of them."""
+    """Decode greedily for all sequences."""
     for _ in range(n_steps):
         decode(backend, [(seq_id, int(backend.logits(seq_id).argmax())) for seq_id in sequences], is_batched=is_batched)
 
 
 def decode(backend: OnnxBackend, steps: list[tuple[int, int]], *, is_batched: bool) -> None:
-    """One step for all sequences in one pass, or in a pass each."""
+    """Decode one step for all sequences in one pass, or in a pass each."""
     for part in [steps] if is_batched else [[step] for step in steps]:
         backend.decode(part)
 

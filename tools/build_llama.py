@@ -47,7 +47,7 @@ X86_FLAGS = {
     "GGML_AVX512_VNNI": ("avx512_vnni",),
     "GGML_AVX512_BF16": ("avx512_bf16",),
 }
-# What a Tegra chip calls itself in the device tree -> CUDA architecture.
+# Name of a Tegra chip in the device tree -> CUDA architecture.
 TEGRA = {"tegra264": "110", "tegra234": "87", "tegra194": "72", "tegra186": "62", "tegra210": "53"}
 
 
@@ -90,7 +90,7 @@ Run = Callable[[list[str]], str]
 
 
 def run_quietly(command: list[str]) -> str:
-    """Standard output of a command; "" when it is missing or fails."""
+    """Return the standard output of a command; "" when it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -110,7 +110,7 @@ def look(root: Path = Path("/"), run: Run = run_quietly, which: Callable[[str], 
 
 
 def read_cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
-    """The first processor of /proc/cpuinfo: what identifies it, and its flags."""
+    """Return the first processor of /proc/cpuinfo: its identity and its flags."""
     try:
         text = path.read_text("utf-8", "replace").split("\n\n", 1)[0]
     except OSError:
@@ -123,7 +123,7 @@ def read_cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
 
 
 def find_cuda_device(root: Path, run: Run) -> tuple[str | None, str | None]:
-    """(name, CUDA architecture) of an NVIDIA device; (None, None) without one."""
+    """Return (name, CUDA architecture) of an NVIDIA device; (None, None) without one."""
     try:
         compatible = (root / "proc/device-tree/compatible").read_bytes().decode("ascii", "replace")
     except OSError:
@@ -167,7 +167,7 @@ def choose(machine: Machine) -> Build:
 
 
 def read_version(constraints: Path = CONSTRAINTS) -> str:
-    """The version of llama-cpp-python that constraints.txt pins.
+    """Return the version of llama-cpp-python that constraints.txt pins.
 
     Raises:
         BuildError: the file is missing or does not name it.
@@ -182,7 +182,7 @@ def read_version(constraints: Path = CONSTRAINTS) -> str:
 
 
 def key_of(build: Build, machine: Machine, version: str) -> str:
-    """Names a wheel by everything that went into it. The wheel itself is for any Python 3 of the platform."""
+    """Name a wheel by everything that went into it. The wheel itself is for any Python 3 of the platform."""
     parts = [version, *sorted(build.cmake_args), machine.cpu, sysconfig.get_platform()]
     return f"{version}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
 
@@ -225,7 +225,7 @@ def check_tools(machine: Machine, folder: Path) -> None:
 
 
 def n_jobs() -> int:
-    """Compilers to run at once: one a CPU that we may use, as far as memory goes."""
+    """Return the number of compilers to run at once: one a CPU that we may use, as far as memory goes."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -322,7 +322,7 @@ def stage(log: Path) -> str:
 
 
 def tail(log: Path, n_lines: int = 25) -> str:
-    """The end of the log, from the compiler's first error where there is one."""
+    """Return the end of the log, from the compiler's first error where there is one."""
     lines = log.read_text("utf-8", "replace").splitlines()
     first = next((n for n, line in enumerate(lines) if re.search(r"\berror\b[: ]|CMake Error|FAILED:", line)), None)
     return "\n".join(lines[first : first + n_lines] if first is not None else lines[-n_lines:])
@@ -349,7 +349,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def installed_state() -> str:
-    """Tells the installed library by its files; "" when there is none."""
+    """Identify the installed library by its files; "" when there is none."""
     folder = Path(sysconfig.get_path("platlib")) / "llama_cpp"
     files = [folder / "__init__.py", *sorted((folder / "lib").glob("*"))]
     found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
@@ -377,7 +377,7 @@ def install(wheel: Path, folder: Path, key: str) -> None:
         BuildError: pip failed, or the library does not load.
     """
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    # What it depends on comes with edge itself, at the versions of constraints.txt.
+    # Its dependencies come with edge itself, at the versions of constraints.txt.
     command += ["--no-deps", "--force-reinstall", str(wheel)]
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
@@ -392,7 +392,7 @@ def install(wheel: Path, folder: Path, key: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--print", action="store_true", help="say what would be built, and build nothing")
     parser.add_argument("--force", action="store_true", help="build again even if the wheel is in the cache")
@@ -428,7 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _on_terminate(_signal: int, _frame: object) -> None:
-    """Being told to end is like Ctrl-C: the compilers must end too."""
+    """End like Ctrl-C, so that the compilers end too."""
     raise KeyboardInterrupt
 
 

@@ -32,7 +32,7 @@ if not {has_tokenizer}:
             if isinstance(value, type) and issubclass(value, conversion.base.TextModel):
                 value.set_vocab = lambda self: None
 """
-# What may differ: texts about the model, which its converter guesses from the folder's name.
+# Keys that may differ: texts about the model, which its converter guesses from the folder's name.
 ABOUT = ("general.", "GGUF.")
 
 
@@ -61,7 +61,7 @@ def fetch(work: Path) -> Path:
 
 
 def compare(folder: Path, oracle: Path, work: Path) -> bool:
-    """Convert one checkpoint both ways and print what differs."""
+    """Convert one checkpoint both ways and print the differences."""
     from edge_convert.checkpoint import open_checkpoint, read_json
     from edge_convert.gguf.tensors import write_gguf
     from edge_convert.gguf.tokenizer import read_vocabulary
@@ -119,7 +119,7 @@ def compare_keys(ours: Path, theirs: Path, *, has_tokenizer: bool) -> list[str]:
     found = []
     for name in sorted(set(mine) | set(other)):
         a, b = mine.get(name), other.get(name)
-        if a == b or b is None:  # that we say more is no difference: llama.cpp takes what is left out for granted
+        if a == b or b is None:  # saying more is not a difference: llama.cpp has defaults for keys that are left out
             continue
         if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
             places = [place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
@@ -130,7 +130,7 @@ def compare_keys(ours: Path, theirs: Path, *, has_tokenizer: bool) -> list[str]:
 
 
 def short(value: object) -> str:
-    """A value for one line."""
+    """Return a value as text on one line."""
     text = repr(value)
     return text if len(text) < 80 else text[:77] + "..."
 

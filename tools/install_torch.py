@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def pinned(constraints: str) -> str:
-    """The version that a constraints file pins.
+    """Return the version that a constraints file pins.
 
     Raises:
         SystemExit: it pins none.
@@ -56,7 +56,7 @@ def is_installed(wanted: str) -> bool:
 
 
 def offered(wanted: str) -> str:
-    """The version that pip would take by its own settings, "2.13.0+cpu" or "2.13.0"; "" where it finds none."""
+    """Return the version that pip would take by its own settings, "2.13.0+cpu" or "2.13.0"; "" where it finds none."""
     arguments = ("install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-", f"torch=={wanted}")
     done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
