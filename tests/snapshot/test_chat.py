@@ -122,7 +122,7 @@ class FailingBackend(FakeBackend):
 
 
 def opened_at_exit(app: ChatApp, gate: threading.Event) -> ChatApp:
-    """Open the gate when the app lets go of its model, so that it does not wait for a model that waits for the gate."""
+    """Open the gate when the app releases its model, so that it does not wait for a model that waits for the gate."""
     close = app.host.close
 
     async def open_and_close() -> None:

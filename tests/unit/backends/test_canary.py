@@ -94,7 +94,7 @@ def test_when_nothing_works_the_user_is_told_what_to_do_and_it_is_not_remembered
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_build_or_cpu_is_tried_anew_and_neither_forgets_the_other(tmp_path: Path) -> None:
+def test_another_build_or_cpu_is_tried_again_and_neither_forgets_the_other(tmp_path: Path) -> None:
     bad, good = Children(DEATHS["SIGSEGV"]), Children(WELL)
     first = ask(tmp_path, bad)
     assert ask(tmp_path, good, library="lib 2").use_extra_buffers

@@ -89,7 +89,7 @@ async def test_nothing_of_a_reply_is_lost_on_the_way() -> None:
             assert part in shown, part
 
 
-async def test_a_fence_that_was_streamed_keeps_its_code_when_it_is_drawn_anew() -> None:
+async def test_a_fence_that_was_streamed_keeps_its_code_when_it_is_drawn_again() -> None:
     """Textualize/textual#6518."""
     text = "Example:\n\n```python\nprint(1)\nprint(2)\n```\n"
     app = Shown()

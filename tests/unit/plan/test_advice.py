@@ -102,9 +102,9 @@ def test_an_old_cpu(name: str, feature: str, word: str) -> None:
 def test_weights_that_are_not_repacked() -> None:
     pi = device("raspberry-pi-5")
     assert "packed as Q4_1" in advice(pi, plan_for(pi, "Q4_1"))[0]
-    off = plan_for(pi, safety=Safety(False, "off: the trial died. Build anew."))
+    off = plan_for(pi, safety=Safety(False, "off: the trial died. Build again."))
     assert "Weight repacking is off" in advice(pi, off)[0]
-    assert "Build anew." in advice(pi, off)[0]
+    assert "Build again." in advice(pi, off)[0]
     amx = replace(pi, cpu=replace(pi.cpu, features=("avx2", "amx_tile")))
     assert "has AMX" in advice(amx, plan_for(amx, safety=Safety(False, "off")))[-1]
     mac = device("mac-m3-pro")

@@ -134,7 +134,7 @@ def test_what_comes_and_goes_does_not_count(model: Artifact, cache: Path) -> Non
 
 def test_another_build(model: Artifact, cache: Path, build: Callable[[str], None]) -> None:
     remember(LAPTOP, model, make(), cache_dir=cache)
-    build("compiled anew")
+    build("compiled again")
     found = look_up(LAPTOP, model, cache_dir=cache)
     assert found.tuning is None
     assert found.ignored == "llamacpp was reinstalled since edge tune on 2026-11-26"

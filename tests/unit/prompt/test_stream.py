@@ -54,7 +54,7 @@ def test_stream_says_at_once_that_a_byte_is_broken():
     assert stream.feed(b"A") == "\ufffdA"
 
 
-def test_final_flushes_half_a_character_and_starts_anew():
+def test_final_flushes_half_a_character_and_starts_again():
     stream = TextStream()
     assert stream.feed(b"ok \xf0\x9f\x98") == "ok "
     assert stream.final() == "\ufffd"

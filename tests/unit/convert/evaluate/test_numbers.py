@@ -51,7 +51,7 @@ class TableModel:
         return [byte % N_VOCAB for byte in text.encode()]
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Nothing to release."""
 
 
 @pytest.fixture

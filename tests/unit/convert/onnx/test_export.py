@@ -291,7 +291,7 @@ def test_a_checkpoint_that_was_changed_since_is_not_taken_for_its_source(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_sources_of_other_types_are_quantised_anew(tiny_checkpoint: Make, tmp_path: Path) -> None:
+def test_sources_of_other_types_are_quantised_again(tiny_checkpoint: Make, tmp_path: Path) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
