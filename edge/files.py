@@ -98,7 +98,7 @@ def absolute_path(path: str | os.PathLike[str], base: Path | None = None) -> Pat
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """A whole file.
+    """Return the bytes of a file.
 
     Args:
         path: the file.
@@ -123,10 +123,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A whole text file in UTF-8.
+    """Return the text of a file in UTF-8.
 
     Raises:
-        ModelFileError: as `read_bytes`, or it is no UTF-8.
+        ModelFileError: as `read_bytes`, or it is not UTF-8.
     """
     try:
         return read_bytes(path, max_bytes).decode("utf-8")
@@ -135,7 +135,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json(path: Path, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
-    """A JSON file, checked against a type. Fields that the type does not name are passed over.
+    """Return the values of a JSON file, checked against a type. Fields that the type does not name are passed over.
 
     Args:
         path: the file.
@@ -143,7 +143,7 @@ def read_json(path: Path, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
         max_bytes: the most it may have.
 
     Raises:
-        ModelFileError: as `read_bytes`, or it is no JSON, or not what the type says.
+        ModelFileError: as `read_bytes`, or it is not JSON, or not of the type.
     """
     return parse_json(path, read_bytes(path, max_bytes), kind)
 

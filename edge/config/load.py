@@ -55,7 +55,7 @@ def load_settings(
         flag_names: dotted key -> the option that the user typed for it, such as "--kv-type", for errors.
         environ: instead of the process's own. A variable that is empty counts as not set.
         path: the settings file, which must exist; without it EDGE_CONFIG or the user's own, which need not.
-        strict: refuse EDGE_ variables that are no settings or have a value that is not allowed; otherwise they are taken for
+        strict: refuse EDGE_ variables that are not settings or have a value that is not allowed; otherwise they are taken for
             another program's, ignored and logged.
         use_file: read the settings file at all.
 

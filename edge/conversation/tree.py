@@ -35,7 +35,7 @@ class Attachment:
         text: its content.
 
     Raises:
-        UsageError: one of them is no str.
+        UsageError: one of them is not a str.
     """
 
     name: str

@@ -156,7 +156,7 @@ _FILES = {
         cpus=("cpuset.effective_cpus", "cpuset.cpus"),
     ),
     2: _Files(
-        # Above memory.high a group is not killed but slowed to a crawl, which is no place to run a model either.
+        # Above memory.high a group is not killed but slowed to a crawl, which suits a model no better.
         limits=("memory.max", "memory.high"),
         used="memory.current",
         caches=("inactive_file", "active_file"),

@@ -1,4 +1,4 @@
-"""Memory, heat and battery right now: read again and again, where `edge.device.probe` asks once.
+"""Memory, heat and battery right now: read repeatedly, where `edge.device.probe` asks once.
 
     Linux   /proc/meminfo, limits of control groups, memory.pressure (PSI) and memory.events of the group,
             /sys/class/thermal (a Jetson's zones too), vcgencmd on a Raspberry Pi, /sys/class/power_supply

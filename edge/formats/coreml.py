@@ -31,7 +31,7 @@ METADATA_KEY = "io.edge.package"
 """Key of the user-defined metadata that holds a PackageInfo."""
 
 _N_TOP = 64
-_NOT_NUMBERS_NATS = 100.0  # divergence of logits that are no numbers
+_NOT_NUMBERS_NATS = 100.0  # divergence of NaN logits
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_INFO_BYTES = 16 << 20
 _MAX_PROGRAM_BYTES = 512 << 20  # without its weights; that of 30 layers has 1 MB
@@ -60,7 +60,7 @@ class TopLogits(msgspec.Struct, frozen=True):
     def divergence(self, logits: NDArray[Any]) -> float:
         """Return the KL divergence in nats from these to logits [vocab], over the tokens here and all others as one.
 
-        Logits that are no numbers are 100 nats away from anything.
+        NaN logits are 100 nats away from anything.
         """
         import numpy as np
 

@@ -132,7 +132,7 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 
 
 def unpack_tokens(packed: bytes) -> list[int]:
-    """The inverse of `pack_tokens`."""
+    """Return the tokens that `pack_tokens` packed."""
     return list(struct.unpack(f">{len(packed) // TOKEN_BYTES}I", packed))
 
 

@@ -19,6 +19,7 @@ from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
+from edge.units import size_text
 
 __all__ = ["Disk", "WriteReport"]
 
@@ -168,7 +169,7 @@ class Disk:
                     freed = self._evict_one(change, stay)
                     if freed is None:
                         if short > 0:
-                            self.shortage = f"less than {floor_bytes >> 20} MiB of the disk are free"
+                            self.shortage = f"less than {size_text(floor_bytes)} of the disk are free"
                         return False
                     short -= freed
 

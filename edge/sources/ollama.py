@@ -25,7 +25,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _DEFAULT_HOST, _DEFAULT_NAMESPACE, _DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 _MODEL, _ADAPTER, _LICENCE = (f"application/vnd.ollama.image.{kind}" for kind in ("model", "adapter", "license"))
 _MAX_MANIFEST_BYTES = 1 << 20
-# Where Ollama's installers put models: for the user, and for the system service on Linux.
+# Folders of models that Ollama's installers use: for the user, and for the system service on Linux.
 _SYSTEM_FOLDERS = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
 
 
