@@ -111,6 +111,7 @@ def load(
             disk=disk,
             exact=chosen.kv.exact,
             governor=_make_governor(chosen, plan, engine),
+            max_gap_ms=chosen.engine.max_gap_ms,
         )
     except BaseException:
         engine.close()
@@ -175,6 +176,12 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
         if on_progress is not None and on_progress(progress.phase, share) is False:
             raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
 
+    exact, parallel = chosen.kv.exact, chosen.engine.parallel
+    if exact and parallel not in (None, 1):
+        raise UsageError(
+            f"engine.parallel is {parallel}, and kv.exact allows one reply at a time: others would change its last bits.",
+            "Leave engine.parallel out, or turn kv.exact off.",
+        )
     request = PlanRequest(
         backend=chosen.backend,
         require=chosen.require,
@@ -183,7 +190,7 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
         gpu_layers=chosen.gpu_layers,
         kv_type_k=chosen.kv_type_k,
         kv_type_v=chosen.kv_type_v,
-        n_seq=1 if chosen.kv.exact else None,  # other sequences' cells could change the last bits
+        n_seq=1 if exact else parallel,
     )
     device = probe()
     formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing

@@ -22,6 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _SETTINGS = {
     **{name: [name] for name in ("model", "backend", "require", "context", "threads", "gpu_layers", "system")},
     "kv_type": ["kv_type_k", "kv_type_v"],
+    "parallel": ["engine.parallel"],
     **{name: [f"sampling.{name}"] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")},
 }
 
@@ -37,6 +38,7 @@ _MODEL = [
     click.option("--require", type=click.Choice(ACCELERATORS), help="Fail with exit code 4 rather than use anything else."),
     click.option("--context", metavar="TOKENS", help="Context window."),
     click.option("--threads", metavar="N", help="CPU threads."),
+    click.option("--parallel", metavar="N", help="Replies side by side."),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
     click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0 or q4_0."),
     click.option(

@@ -18,6 +18,7 @@ __all__ = [
     "PATH_VARIABLES",
     "TABLES",
     "ChatSettings",
+    "EngineSettings",
     "GovernorSettings",
     "HubSettings",
     "KVSettings",
@@ -186,6 +187,18 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     hold_s: Annotated[float, msgspec.Meta(ge=1)] = 15.0
 
 
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several replies at once. See `edge.engine.rounds`.
+
+    Attributes:
+        parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. None lets the plan choose.
+        max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
+    """
+
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
+    max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 250.0
+
+
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The hub that models are downloaded from. The token is not a setting: HF_TOKEN or `hf auth login`.
 
@@ -217,6 +230,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         hub: source of models.
         kv: the KV cache on the disk.
         governor: throttling.
+        engine: several replies at once.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -236,6 +250,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hub: HubSettings = msgspec.field(default_factory=HubSettings)
     kv: KVSettings = msgspec.field(default_factory=KVSettings)
     governor: GovernorSettings = msgspec.field(default_factory=GovernorSettings)
+    engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     sources: dict[str, str] = {}
 
 
@@ -246,4 +261,5 @@ TABLES: dict[str, type] = {
     "hub": HubSettings,
     "kv": KVSettings,
     "governor": GovernorSettings,
+    "engine": EngineSettings,
 }

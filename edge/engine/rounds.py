@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from edge.config.schema import EngineSettings
+
 if TYPE_CHECKING:
     from edge.engine.generation import Generation
 
 __all__ = ["MAX_GAP_MS", "MOST_PASSES", "ChunkTimer", "Order"]
 
-MAX_GAP_MS = 250.0
-"""Longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds, unless the settings say."""
+MAX_GAP_MS = EngineSettings().max_gap_ms
 MOST_PASSES = 3
 _COUNTS_FROM = 16  # tokens; a shorter chunk takes as long as one of this length
 _SMOOTHING = 0.5

@@ -233,7 +233,7 @@ def _receipt(
         *threads,
         fit.batch_choice,
         *_engine_lines(fitting, fit, row, use_mmap, safety),
-        _sequences_line(fitting),
+        _sequences_line(fitting, fit.layout),
     )
     if chosen.tuning is not None:
         usual_threads = _threads(fitting.device.cpu, request, row)
@@ -309,7 +309,11 @@ def _engine_lines(fitting: Fitting, fit: Fit, row: EngineRow, use_mmap: bool, sa
     return lines
 
 
-def _sequences_line(fitting: Fitting) -> Choice:
+def _sequences_line(fitting: Fitting, layout: Layout) -> Choice:
     asked = fitting.request.n_seq is not None
     reason = "asked for" if asked else "conversations that stay in the KV cache side by side"
-    return Choice("sequences", str(fitting.n_seq), reason)
+    memory = fitting.memory
+    more_bytes = memory.footprint(layout).total - memory.footprint(replace(layout, n_seq=1)).total
+    if more_bytes:
+        reason += f"; {size_text(more_bytes)} more memory than one"
+    return Choice("sequences", str(layout.n_seq), reason)

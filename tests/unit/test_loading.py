@@ -31,7 +31,8 @@ from edge.errors import (
     UsageError,
 )
 from edge.formats.artifact import Artifact
-from edge.plan.receipt import MemoryEstimate, Plan
+from edge.plan import make_plan
+from edge.plan.receipt import MemoryEstimate, Plan, PlanRequest
 from edge.types import Sampling
 
 
@@ -156,6 +157,36 @@ def test_a_required_accelerator_that_is_not_here_fails_before_anything_is_fetche
     monkeypatch.setattr("edge.catalog.api.resolve", lambda *args, **options: pytest.fail("the model was looked for"))
     with pytest.raises(BackendUnavailableError):
         loading.plan_model("smollm2-135m", settings=load_settings({"require": "ane"}))
+
+
+def test_exactness_and_several_replies_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="allows one reply at a time"):
+        loading.plan_model("smollm2-135m", settings=load_settings({"kv.exact": True, "engine.parallel": 2}))
+
+
+def test_the_settings_of_several_replies_reach_plan_and_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    requests: list[PlanRequest] = []
+
+    def choose_plan(device: Any, candidates: Any, request: PlanRequest, **options: Any) -> Plan:
+        requests.append(request)
+        return make_plan(device, candidates[0][0], request)
+
+    monkeypatch.setattr("edge.catalog.api.resolve_all", lambda *args, **options: [artifact("m")])
+    monkeypatch.setattr("edge.plan.choosing.choose_plan", choose_plan)
+    for exact, parallel, expected in ((False, 7, 7), (False, None, None), (True, None, 1), (True, 1, 1)):
+        given = {
+            "backend": "fake",
+            "kv.exact": exact,
+            "engine.parallel": parallel,
+            "engine.max_gap_ms": 123,
+            "kv.enabled": False,
+        }
+        settings = load_settings({name: value for name, value in given.items() if value is not None})
+        loading.plan_model("m", settings=settings)
+        assert requests[-1].n_seq == expected
+    with loading.load("m", settings=settings) as ai:
+        assert ai._scheduler._timer.max_gap_ms == 123
+        assert ai._scheduler.call(lambda backend: backend.capabilities.n_seq) == 1
 
 
 def test_a_model_that_changed_while_it_was_loaded_gets_no_cache_on_the_disk(tmp_path: Path) -> None:

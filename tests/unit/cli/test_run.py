@@ -87,7 +87,9 @@ def test_what_is_not_text_is_refused(call: Any, app: App, tmp_path: Path) -> Non
 def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> None:
     loads: list[dict[str, Any]] = []
     arguments = shlex.split("-m other --context 100 --threads 1 --kv-type q8_0 --gpu-layers -1 --require cpu --backend fake")
-    arguments += shlex.split("--temperature 0 --top-p 0.5 --top-k 3 --min-p 0.1 --seed 4 --max-tokens 5 --stop a --stop b")
+    arguments += shlex.split(
+        "--parallel 6 --temperature 0 --top-p 0.5 --top-k 3 --min-p 0.1 --seed 4 --max-tokens 5 --stop a --stop b"
+    )
     arguments += shlex.split("--system 'Be brief' -s sampling.repeat_penalty=1.2 --set window=refuse")
     assert call("run", *arguments, "hi", app=fake_app(loads)).code == 0
     settings = loads[0]["settings"]
@@ -108,6 +110,7 @@ def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> 
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 0.5, 3, 0.1)
     assert (sampling.seed, sampling.max_tokens, sampling.stop) == (4, 5, ("a", "b"))
     assert sampling.repeat_penalty == 1.2
+    assert settings.engine.parallel == 6
     assert loads[0]["store"] is None
 
 

@@ -21,6 +21,7 @@ from edge.plan.memory import Layout, gguf_memory
 from edge.plan.placement import find_targets
 from edge.plan.receipt import Safety
 from edge.registry import ENGINES
+from edge.units import size_text
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "devices"
 MIB, GIB = 2**20, 2**30
@@ -403,6 +404,16 @@ def test_requests_that_cannot_be(request_: PlanRequest) -> None:
         make_plan(device("raspberry-pi-5"), SMALL, request_)
     assert error.value.exit_code == 2
     assert error.value.hint
+
+
+def test_the_receipt_says_what_sequences_cost() -> None:
+    plans = {n_seq: make_plan(device("raspberry-pi-5"), SMALL, PlanRequest(n_seq=n_seq)) for n_seq in (None, 1, 16)}
+    assert choice(plans[1], "sequences") == ("1", "asked for")
+    value, reason = choice(plans[16], "sequences")
+    more = plans[16].memory.total_bytes - plans[1].memory.total_bytes
+    assert (value, reason) == ("16", f"asked for; {size_text(more)} more memory than one")
+    assert 0 < more < 8 * MIB, "llama.cpp's sequences share one cache"
+    assert choice(plans[None], "sequences")[1].startswith("conversations that stay in the KV cache side by side; ")
 
 
 @pytest.mark.parametrize("request_", [PlanRequest(gpu_layers=4), PlanRequest(gpu_layers=-1)])
