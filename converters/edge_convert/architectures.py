@@ -105,11 +105,7 @@ _NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermed
 
 
 def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
-    """Return the architecture that a config.json names.
-
-    Args:
-        config: the content of config.json.
-        where: name of the checkpoint, for messages.
+    """Return the architecture that the config.json of a checkpoint names.
 
     Raises:
         ModelFileError: it names none or an unknown one, is already quantised, or lacks a size.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_json"]
+__all__ = ["PICKLES", "Checkpoint", "TensorInfo", "open_checkpoint", "read_json", "read_template"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -165,7 +165,8 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
     architecture = find_architecture(config, folder.name)
     tensors = _find_tensors(folder)
     _check_complete(tensors, architecture, config)
-    if "tokenizer.json" not in (names := _present(folder, _TOKENIZER_FILES)):
+    names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
+    if "tokenizer.json" not in names:
         raise ModelFileError(
             f"{folder} has no tokenizer.json.",
             "Make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
@@ -178,7 +179,7 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         config=config,
         tensors=tensors,
         tokenizer_files=names,
-        chat_template=_chat_template(folder),
+        chat_template=read_template(folder),
         licence=licence or note.get("licence") or _licence_in_card(folder / "README.md"),
         source_quantised=note.get("source_quantised"),
     )
@@ -191,10 +192,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelFileError: it cannot be read, or does not hold a JSON object.
     """
     return files.read_json(path, dict[str, Any], _MAX_JSON_BYTES)
-
-
-def _present(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if (folder / name).is_file())
 
 
 def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -296,7 +293,8 @@ def _check_shapes(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) 
             )
 
 
-def _chat_template(folder: Path) -> str | None:
+def read_template(folder: Path) -> str | None:
+    """Return the chat template of a model folder, as Jinja source, or None."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if not (folder / "tokenizer_config.json").is_file():

@@ -48,9 +48,6 @@ def with_candidates(request: Request, source: Input) -> Request:
 def choose(card: Card) -> Choice:
     """Choose by the time of a typical turn: 256 tokens of prefill, 128 of decode.
 
-    Args:
-        card: with speed, and with the failures of the gate in its rows.
-
     Raises:
         QualityGateError: no candidate meets the gate.
         UsageError: no row has a speed.

@@ -89,12 +89,7 @@ def build_coreml(facts: Facts, *, is_walked: bool) -> int:
 
 
 def evaluate(facts: Facts, n_evaluators: int) -> int:
-    """Estimate the card: the checkpoint in float32 and its logits, then the results.
-
-    Args:
-        facts: of the reference.
-        n_evaluators: Core ML packages that edge's evaluator computes at a time.
-    """
+    """Estimate the card: the checkpoint in float32 and its logits, then `n_evaluators` Core ML packages at a time."""
     tables = _TABLE_BYTES * facts.n_vocab
     reference = _PYTHON + _TORCH - _HERE + tables + (0 if facts.is_wide else 4 * facts.n_params)
     package = _COREML + 2 * (facts.n_params + facts.largest) + 10 * facts.largest

@@ -179,46 +179,29 @@ def read_facts(source: Input) -> Facts:
     Raises:
         ModelFileError: the source is damaged, incomplete or of an unknown architecture.
     """
+    config: Mapping[str, Any]
     if source.kind == "checkpoint":
         opened = open_checkpoint(source.path, source=source.source, licence=source.licence)
-        shapes = {name: info.shape for name, info in opened.tensors.items()}
-        is_wide = all(info.dtype == "F32" for info in opened.tensors.values())
+        name, architecture, config = opened.name, opened.architecture, opened.config
         quantised, licence = opened.source_quantised, opened.licence
-        return _facts(source, opened.name, opened.architecture, opened.config, shapes, quantised, licence, is_wide)
-    header = read_header(source.path)
-    in_file = header.metadata.get("general.license")
-    # As a checkpoint names them, rows first; a GGUF file lists the sizes the other way round.
-    shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
-    config = {
-        "num_hidden_layers": header.n_layer,
-        "hidden_size": header.n_embd,
-        "vocab_size": header.n_vocab,
-        "max_position_embeddings": header.n_ctx_train,
-    }
-    quantised = None if header.file_type in FLOATS else header.file_type
-    facts = _facts(
-        source,
-        source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}"),
-        find_gguf_architecture(header.architecture, source.path.name),
-        config,
-        shapes,
-        quantised,
-        source.licence or (in_file if isinstance(in_file, str) else None),
-        quantised is not None,
-    )
-    return msgspec.structs.replace(facts, shapes={})  # the checkpoint's are known once it is read back
-
-
-def _facts(
-    source: Input,
-    name: str,
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    shapes: dict[str, tuple[int, ...]],
-    quantised: str | None,
-    licence: str | None,
-    is_wide: bool,
-) -> Facts:
+        is_wide = all(info.dtype == "F32" for info in opened.tensors.values())
+        shapes = {tensor: info.shape for tensor, info in opened.tensors.items()}
+    else:
+        header = read_header(source.path)
+        name = source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}")
+        architecture = find_gguf_architecture(header.architecture, source.path.name)
+        config = {
+            "num_hidden_layers": header.n_layer,
+            "hidden_size": header.n_embd,
+            "vocab_size": header.n_vocab,
+            "max_position_embeddings": header.n_ctx_train,
+        }
+        quantised = None if header.file_type in FLOATS else header.file_type
+        in_file = header.metadata.get("general.license")
+        licence = source.licence or (in_file if isinstance(in_file, str) else None)
+        is_wide = quantised is not None
+        # As a checkpoint names them, rows first; a GGUF file lists the sizes the other way round.
+        shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
     width, n_layers = config["hidden_size"], config["num_hidden_layers"]
     layers = {tensor: shape for tensor, shape in shapes.items() if tensor.startswith("model.layers.")}
     keys = [shape[0] for tensor, shape in layers.items() if re.search(r"\.(k_proj|attn_k)\.weight$", tensor)]
@@ -227,7 +210,7 @@ def _facts(
         architecture=architecture,
         name=name,
         config=config,
-        shapes=shapes,
+        shapes=shapes if source.kind == "checkpoint" else {},
         n_params=sum(map(math.prod, shapes.values())),
         largest=max(map(math.prod, shapes.values())),
         n_layers=n_layers,

@@ -41,12 +41,7 @@ class _Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def isolate(plan: Plan, source: Input, request: Request) -> Plan:
-    """Return a plan with its heavy steps in processes of their own.
-
-    Args:
-        plan: from `make_plan(source, out, request)`.
-        source, request: that it was made from.
-    """
+    """Return a plan, made from these, with its heavy steps in processes of their own."""
     steps = tuple(_isolated(step, plan, source, request) if step.is_heavy else step for step in plan.steps)
     return msgspec.structs.replace(plan, steps=steps)
 

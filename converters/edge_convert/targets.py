@@ -54,11 +54,7 @@ TARGETS: dict[Format, Target] = {
 
 
 def check_packages(formats: Iterable[Format], *more: str) -> None:
-    """Refuse a conversion that lacks packages.
-
-    Args:
-        formats: to make.
-        more: other modules that it imports.
+    """Refuse a conversion to these formats that lacks packages, or `more` modules that it imports.
 
     Raises:
         BackendUnavailableError: some are not installed.

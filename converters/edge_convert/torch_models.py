@@ -13,12 +13,7 @@ __all__ = ["layer_calls", "layer_output", "layers_of", "load_model"]
 
 
 def load_model(folder: Path, dtype: Any, **options: Any) -> Any:
-    """Load a checkpoint as a transformers model for inference.
-
-    Args:
-        folder: of the checkpoint.
-        dtype: torch type of the weights.
-        options: of `from_pretrained`.
+    """Load a checkpoint as a transformers model for inference; `options` are those of `from_pretrained`.
 
     Raises:
         ModelFileError: transformers cannot load it.

@@ -80,11 +80,7 @@ def write_record_count(file: BinaryIO, n_records: int) -> None:
 
 
 class WeightFile:
-    """Reads records of a weight file on demand.
-
-    Args:
-        path: the file. It must exist when a record is read; small models have none.
-    """
+    """Reads records of a weight file, which must exist when a record is read: small models have none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -9,7 +9,7 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from edge.formats.coreml import METADATA_KEY, PackageInfo
 from edge_convert.checkpoint import open_checkpoint
 
 from .calibrate import load_reference
-from .decoder import Decoder, read_decoder, rotary_tables
+from .decoder import read_decoder, rotary_tables
 from .golden import evaluate_golden, source_golden
 from .join import join_functions
 from .model import DecoderProgram
@@ -99,6 +99,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         joined = Path(work) / "joined.mlpackage"
         join_functions(parts, joined)
         on_progress("checking", 0.9)
+        windows = (decoder.window(layer, options.context) for layer in range(decoder.n_layers))
         info = PackageInfo(
             variant=options.variant,
             context=options.context,
@@ -108,7 +109,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
             n_kv_heads=decoder.n_kv_heads,
             head_dim=decoder.head_dim,
             vocab=decoder.vocab,
-            window=_window(decoder, options.context),
+            window=next(filter(None, windows), None),
             n_params=sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),
             n_ctx_train=int(opened.config.get("max_position_embeddings") or 0),
             encodings=encoder.summary(),
@@ -129,11 +130,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
 
 
 def check_options(options: CoreMLOptions, longest: int | None = None) -> None:
-    """Refuse options that cannot be built.
-
-    Args:
-        options: to check.
-        longest: context in tokens that the model has positions for, if known.
+    """Refuse options that cannot be built, by a model that has positions for `longest` tokens, if known.
 
     Raises:
         UsageError: an option is out of range.
@@ -164,13 +161,10 @@ def _release() -> None:
     trim_heap()
 
 
-def _window(decoder: Decoder, context: int) -> int | None:
-    windows = {decoder.window(layer, context) for layer in range(decoder.n_layers)} - {None}
-    return windows.pop() if windows else None
-
-
 def _convert(ct: Any, program: Any, path: Path) -> None:
-    with _quiet():
+    # Without progress bars and warnings about missing libraries of a Mac.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = ct.convert(
             program,
             convert_to="mlprogram",
@@ -180,11 +174,3 @@ def _convert(ct: Any, program: Any, path: Path) -> None:
             pass_pipeline=ct.PassPipeline.EMPTY,
         )
         model.save(str(path))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress coremltools' progress bars and its warnings about missing libraries of a Mac."""
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -115,7 +115,11 @@ class MilModel:
         with np.errstate(all="ignore"):  # what overflows becomes infinite or no number, as it does in hardware
             for step in self._code.steps:
                 self._run(step, values, states)
-        return {name: self._output(values[name], kind) for name, kind in self._code.outputs.items()}
+        halves = self._precision == "fp16"
+        return {
+            name: values[name].astype(np.float16) if halves and kind.dtype == np.float16 else np.array(_wide(values[name]))
+            for name, kind in self._code.outputs.items()
+        }
 
     def _check_inputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
         declared = self._code.inputs
@@ -185,11 +189,6 @@ class MilModel:
         if step.operation == "slice_update":  # both sides were rounded before
             return result
         return _rounded(result, declared, self._precision)
-
-    def _output(self, value: NDArray[Any], kind: TensorType) -> NDArray[Any]:
-        if kind.dtype == np.float16 and self._precision == "fp16":
-            return value.astype(np.float16)
-        return np.array(_wide(value))
 
 
 def _wide(value: Any) -> Any:

@@ -10,6 +10,7 @@ Source: Apple, "Deploying Transformers on the Apple Neural Engine" (2022), for t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +34,11 @@ SMALLEST = 2.0**-10
 Tables = Mapping[str, tuple["NDArray[np.float32]", "NDArray[np.float32]"]]
 
 
+@dataclass(frozen=True)
 class DecoderProgram:
     """Builds the functions of one package.
 
-    Args:
+    Attributes:
         decoder: sizes and switches.
         tables: rotary tables by layer type, [context, rotated dims / 2] each.
         weight: name of a matrix in the checkpoint ("model.layers.0.mlp.up_proj") -> its encoding.
@@ -45,31 +47,22 @@ class DecoderProgram:
         stateful: keys and values in a Core ML state; otherwise the host passes the cache and gets the new rows.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        tables: Tables,
-        weight: Callable[[str], Weight],
-        vector: Callable[[str], NDArray[np.float32] | None],
-        context: int,
-        stateful: bool,
-    ) -> None:
-        self._decoder = decoder
-        self._tables = tables
-        self._weight = weight
-        self._vector = vector
-        self._context = context
-        self._stateful = stateful
+    decoder: Decoder
+    tables: Tables
+    weight: Callable[[str], Weight]
+    vector: Callable[[str], NDArray[np.float32] | None]
+    context: int
+    stateful: bool
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:
         """[2 x layers, key heads, context, head dimension]; rows 2l are layer l's keys, 2l + 1 its values."""
-        return 2 * self._decoder.n_layers, self._decoder.n_kv_heads, self._context, self._decoder.head_dim
+        return 2 * self.decoder.n_layers, self.decoder.n_kv_heads, self.context, self.decoder.head_dim
 
     @property
     def windowed(self) -> bool:
         """Whether a layer sees less than the whole context, which needs a second mask."""
-        return any(self._decoder.window(layer, self._context) for layer in range(self._decoder.n_layers))
+        return any(self.decoder.window(layer, self.context) for layer in range(self.decoder.n_layers))
 
     def build(self, n_tokens: int, with_logits: bool) -> Any:
         """Build one function.
@@ -86,7 +79,7 @@ class DecoderProgram:
         from coremltools.converters.mil import Builder as mb
         from coremltools.converters.mil.mil import Function, Program, types
 
-        mask_shape = (1, 1, n_tokens, self._context)
+        mask_shape = (1, 1, n_tokens, self.context)
         inputs = {
             "tokens": mb.placeholder((1, n_tokens), dtype=types.int32),
             "position": mb.placeholder((1,), dtype=types.int32),
@@ -94,7 +87,7 @@ class DecoderProgram:
         }
         if self.windowed:
             inputs["window_mask"] = mb.placeholder(mask_shape, dtype=types.fp16)
-        make = mb.state_tensor_placeholder if self._stateful else mb.placeholder
+        make = mb.state_tensor_placeholder if self.stateful else mb.placeholder
         inputs[STATE] = make(self.cache_shape, dtype=types.fp16)
         with Function(inputs, opset_version=ct.target.iOS18) as function:
             outputs = _FunctionBuilder(self, mb, function.inputs, n_tokens).run(with_logits)
@@ -108,28 +101,24 @@ class _FunctionBuilder:
     """Writes the operations of one function. x is always (1, channels, 1, tokens), fp16."""
 
     def __init__(self, parent: DecoderProgram, mb: Any, inputs: Mapping[str, Any], n_tokens: int) -> None:
-        self._parent = parent
-        self._decoder = parent._decoder
-        self._context = parent._context
-        self._mb = mb
-        self._inputs = inputs
-        self._n = n_tokens
+        self._parent, self._decoder, self._context = parent, parent.decoder, parent.context
+        self._mb, self._inputs, self._n = mb, inputs, n_tokens
         self._cache: Any = None
         self._new_rows: list[Any] = []
         self._rotary: dict[str, tuple[Any, Any]] = {}
-        self._start: Any = None
-        self._stop: Any = None
+        self._start: Any = inputs["position"]
+        self._stop: Any = mb.add(x=self._start, y=np.int32(n_tokens))
 
     def run(self, with_logits: bool) -> list[Any]:
         mb, decoder = self._mb, self._decoder
         self._positions()
-        self._cache = mb.read_state(input=self._inputs[STATE]) if self._parent._stateful else self._inputs[STATE]
+        self._cache = mb.read_state(input=self._inputs[STATE]) if self._parent.stateful else self._inputs[STATE]
         x = self._embed()
         for layer in range(decoder.n_layers):
             last = layer == decoder.n_layers - 1
             x = self._layer(x, layer, only_cache=last and not with_logits)
         outputs = []
-        if not self._parent._stateful:
+        if not self._parent.stateful:
             outputs.append(mb.concat(values=self._new_rows, axis=0, name="new_rows"))
         elif not with_logits:
             # a function needs an output; these rows also let a host check a prefill
@@ -141,11 +130,9 @@ class _FunctionBuilder:
     # -- pieces -------------------------------------------------------------------------------------------------
 
     def _positions(self) -> None:
-        mb, position = self._mb, self._inputs["position"]
-        stop = mb.add(x=position, y=np.int32(self._n))
-        self._start, self._stop = position, stop
-        rows = mb.add(x=position, y=np.arange(self._n, dtype=np.int32))
-        for kind, tables in self._parent._tables.items():
+        mb = self._mb
+        rows = mb.add(x=self._start, y=np.arange(self._n, dtype=np.int32))
+        for kind, tables in self._parent.tables.items():
             pair = []
             for part, table in zip(("cos", "sin"), tables, strict=True):
                 const = mb.const(val=table.astype(np.float16), name=f"rotary_{part}_{kind}")
@@ -156,7 +143,7 @@ class _FunctionBuilder:
 
     def _embed(self) -> Any:
         mb, decoder = self._mb, self._decoder
-        table = self._encode(self._parent._weight("model.embed_tokens"), "embed_tokens", conv=False)
+        table = self._encode(self._parent.weight("model.embed_tokens"), "embed_tokens", conv=False)
         x = mb.gather(x=table, indices=self._inputs["tokens"], axis=0, validate_indices=False)  # [1, tokens, hidden]
         x = mb.expand_dims(x=mb.transpose(x=x, perm=[0, 2, 1]), axes=[2])
         scale = decoder.embed_scale * decoder.residual_scale
@@ -217,17 +204,11 @@ class _FunctionBuilder:
         mb, decoder = self._mb, self._decoder
         rows = mb.concat(values=[keys, values], axis=0)  # [2, key heads, tokens, head_dim]
         self._new_rows.append(rows)
-        begin = mb.concat(values=[np.array([2 * layer, 0], np.int32), self._start, np.array([0], np.int32)], axis=0)
-        end = mb.concat(
-            values=[
-                np.array([2 * layer + 2, decoder.n_kv_heads], np.int32),
-                self._stop,
-                np.array([decoder.head_dim], np.int32),
-            ],
-            axis=0,
-        )
+        first, last = np.array([2 * layer, 0], np.int32), np.array([2 * layer + 2, decoder.n_kv_heads], np.int32)
+        begin = mb.concat(values=[first, self._start, np.array([0], np.int32)], axis=0)
+        end = mb.concat(values=[last, self._stop, np.array([decoder.head_dim], np.int32)], axis=0)
         cache = mb.slice_update(x=self._cache, update=rows, begin=begin, end=end)
-        if self._parent._stateful:
+        if self._parent.stateful:
             cache = mb.coreml_update_state(state=self._inputs[STATE], value=cache)
         self._cache = cache
 
@@ -257,7 +238,7 @@ class _FunctionBuilder:
         if self._n > 1:
             x = mb.slice_by_index(x=x, begin=[0, 0, 0, self._n - 1], end=[1, decoder.hidden, 1, self._n])
         x = self._norm(x, "model.norm", residual=True)
-        head = self._parent._weight("model.embed_tokens" if decoder.tied else "lm_head")
+        head = self._parent.weight("model.embed_tokens" if decoder.tied else "lm_head")
         pieces = []
         for start in range(0, decoder.vocab, HEAD_ROWS):
             piece = self._encode(head.rows(start, min(start + HEAD_ROWS, decoder.vocab)), f"head_{start}", conv=True)
@@ -277,7 +258,7 @@ class _FunctionBuilder:
     def _norm(self, x: Any, name: str, axis: int = 1, residual: bool = False, scale: float = 1.0) -> Any:
         """Apply an RMSNorm that cannot overflow in fp16: the input is divided by its largest absolute value first."""
         mb, decoder = self._mb, self._decoder
-        weight = self._parent._vector(name + ".weight")
+        weight = self._parent.vector(name + ".weight")
         if weight is None:
             if axis == 2:  # only Qwen3 and Gemma 3 have norms on heads
                 return x
@@ -295,9 +276,9 @@ class _FunctionBuilder:
 
     def _linear(self, x: Any, linear: Linear) -> Any:
         mb = self._mb
-        weight = self._parent._weight(linear.tensor).rows(linear.start, linear.stop)
+        weight = self._parent.weight(linear.tensor).rows(linear.start, linear.stop)
         arguments = {"x": x, "weight": self._encode(weight, f"{linear.tensor}_{linear.start}", conv=True)}
-        bias = self._parent._vector(linear.tensor + ".bias")
+        bias = self._parent.vector(linear.tensor + ".bias")
         if bias is not None:
             arguments["bias"] = bias[linear.start : linear.stop].astype(np.float16)
         return mb.conv(**arguments)

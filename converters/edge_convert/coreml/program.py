@@ -153,9 +153,13 @@ class Package:
             try:
                 self._functions[name] = self._prepare(name)
             except (KeyError, ValueError, IndexError, TypeError) as error:
-                raise self._damaged(f"function {name}: {error}") from error
+                what = f"{self.folder.name} is damaged: function {name}: {error}."
+                raise ModelFileError(what, "Convert or copy the package again.") from error
             except NotImplementedError as error:
-                raise self._unknown(str(error)) from error
+                raise ModelFileError(
+                    f"{self.folder.name} uses {error}, which the evaluator does not have.",
+                    "Only packages made by `edge convert` can be evaluated away from a Mac.",
+                ) from error
         return self._functions[name]
 
     # -- preparation --------------------------------------------------------------------------------------------
@@ -215,26 +219,11 @@ class Package:
 
     def _constexpr(self, kind: str, operation: Any, declared: TensorType) -> NDArray[Any]:
         """Dequantise a weight, to float16 where the program says so. Functions that share its data share the result."""
-        values, key = {}, [kind]
-        sources = {**operation.inputs, **operation.attributes}
-        for name, source in sorted(sources.items()):
-            if name == "name":
-                continue
-            value = source if name in operation.attributes else source.arguments[0].value
-            if value.WhichOneof("value") != "blobFileValue":
-                if not value.HasField("immediateValue"):
-                    raise NotImplementedError(f"{kind} of computed values")
-                key.append(f"{name}={value.immediateValue.SerializeToString(deterministic=True).hex()}")
-            else:
-                key.append(f"{name}@{value.blobFileValue.offset}")
-            values[name] = source
-        identity = tuple(key)
+        sources = {name: argument.arguments[0].value for name, argument in operation.inputs.items()}
+        sources |= {name: value for name, value in operation.attributes.items() if name != "name"}
+        identity = (kind, *((name, _identity(kind, value)) for name, value in sorted(sources.items())))
         if identity not in self._shared:
-            arrays = {
-                name: self._value(source if name in operation.attributes else source.arguments[0].value)
-                for name, source in values.items()
-            }
-            result = CONSTEXPR[kind](arrays)
+            result = CONSTEXPR[kind]({name: self._value(value) for name, value in sources.items()})
             self._shared[identity] = result.astype(np.float16) if declared.dtype == np.float16 else result
         result = self._shared[identity]
         if result.shape != declared.shape:
@@ -267,14 +256,14 @@ class Package:
             return self._shared[key].reshape(declared.shape)
         return _immediate(value.immediateValue.tensor, declared)
 
-    def _damaged(self, what: str) -> ModelFileError:
-        return ModelFileError(f"{self.folder.name} is damaged: {what}.", "Convert or copy the package again.")
 
-    def _unknown(self, what: str) -> ModelFileError:
-        return ModelFileError(
-            f"{self.folder.name} uses {what}, which the evaluator does not have.",
-            "Only packages made by `edge convert` can be evaluated away from a Mac.",
-        )
+def _identity(kind: str, value: Any) -> int | bytes:
+    """Return the offset of a stored value, or the bytes of an immediate one."""
+    if value.WhichOneof("value") == "blobFileValue":
+        return int(value.blobFileValue.offset)
+    if not value.HasField("immediateValue"):
+        raise NotImplementedError(f"{kind} of computed values")
+    return bytes(value.immediateValue.SerializeToString(deterministic=True))
 
 
 def _immediate(tensor: Any, declared: TensorType) -> Any:

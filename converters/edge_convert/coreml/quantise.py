@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,10 +33,11 @@ _ROWS_TOGETHER = 16
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
+@dataclass
 class Encoder:
     """Encodes the matrices of a model.
 
-    Args:
+    Attributes:
         checkpoint: the model.
         decoder: from its config.
         variant: of the package.
@@ -44,40 +46,26 @@ class Encoder:
         palette_bits: of the ane variant, 4 or 6.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        decoder: Decoder,
-        variant: Variant,
-        source_gguf: Path | None,
-        calibration: Path | None,
-        palette_bits: int,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._decoder = decoder
-        self._variant = variant
-        self._source_gguf = source_gguf
-        self._calibration = calibration
-        self._palette_bits = palette_bits
-        self._weights: dict[str, Weight] = {}
+    checkpoint: Checkpoint
+    decoder: Decoder
+    variant: Variant
+    source_gguf: Path | None
+    calibration: Path | None
+    palette_bits: int
+    _weights: dict[str, Weight] = field(default_factory=dict, init=False)
 
     def prepare(self, model: Any, on_progress: Callable[[float], None]) -> None:
-        """Quantise the matrices.
-
-        Args:
-            model: the checkpoint from `load_reference`; calibration replaces its weights.
-            on_progress: called with the share of the work done.
-        """
-        if self._variant == "fp16":
+        """Quantise the matrices of the model from `load_reference`, whose weights calibration replaces."""
+        if self.variant == "fp16":
             return
-        if self._variant == "gpu" and self._source_gguf is not None:
-            self._carry(self._source_gguf)
+        if self.variant == "gpu" and self.source_gguf is not None:
+            self._carry(self.source_gguf)
         for name in (_EMBEDDING, _HEAD):
-            if name not in self._weights and f"{name}.weight" in self._checkpoint.tensors:
+            if name not in self._weights and f"{name}.weight" in self.checkpoint.tensors:
                 self._weights[name] = int8_rows(self._load(name))
         if all(name in self._weights for name in self._matrices()):
             return
-        tokens = calibration_tokens(self._checkpoint.folder, model, self._calibration)
+        tokens = calibration_tokens(self.checkpoint.folder, model, self.calibration)
         on_progress(0.2)
         walk_layers(model, tokens, self._quantise, lambda share: on_progress(0.2 + 0.8 * share))
 
@@ -89,21 +77,21 @@ class Encoder:
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """Return a norm's weights or a bias, float32 [n]; None if the checkpoint does not have it."""
-        return self._checkpoint.load_f32(name) if name in self._checkpoint.tensors else None
+        return self.checkpoint.load_f32(name) if name in self.checkpoint.tensors else None
 
     def summary(self) -> dict[str, int]:
         """Return the number of matrices in each encoding."""
         return dict(sorted(Counter(_kind(weight) for weight in self._weights.values()).items()))
 
     def _matrices(self) -> list[str]:
-        names = (name.removesuffix(".weight") for name in self._checkpoint.tensors if name.endswith(".weight"))
-        return [name for name in names if len(self._checkpoint.tensors[f"{name}.weight"].shape) == 2]
+        names = (name.removesuffix(".weight") for name in self.checkpoint.tensors if name.endswith(".weight"))
+        return [name for name in names if len(self.checkpoint.tensors[f"{name}.weight"].shape) == 2]
 
     def _load(self, name: str) -> NDArray[np.float32]:
-        return self._checkpoint.load_f32(f"{name}.weight")
+        return self.checkpoint.load_f32(f"{name}.weight")
 
     def _carry(self, path: Path) -> None:
-        source = CarriedWeights(path, self._decoder, self._checkpoint.architecture.gguf)
+        source = CarriedWeights(path, self.decoder, self.checkpoint.architecture.gguf)
         for name in self._matrices():
             blocks = source.find(name, self._load(name))
             if blocks is not None:
@@ -115,12 +103,12 @@ class Encoder:
         return self._weights[name]
 
     def _encode(self, name: str, weight: NDArray[np.float32], hessian: NDArray[np.float32]) -> Weight:
-        if self._variant == "ane":
+        if self.variant == "ane":
             if name.endswith(SENSITIVE):
                 return int8_rows(weight)
             # 64 values for each row would take as much space as 8-bit weights do in a narrow model
-            n_together = 1 if self._palette_bits == 4 else math.gcd(len(weight), _ROWS_TOGETHER)
-            return palettes(weight, hessian, self._palette_bits, n_together)
+            n_together = 1 if self.palette_bits == 4 else math.gcd(len(weight), _ROWS_TOGETHER)
+            return palettes(weight, hessian, self.palette_bits, n_together)
         if weight.shape[1] % BLOCK:
             return int8_rows(weight)
         return int4_blocks(weight, hessian)

@@ -23,7 +23,7 @@ from .tools import quiet_coremltools
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ComputeUnits", "Engine", "Functions", "PackageRunner", "Predictor", "causal_mask", "chunk_start", "load_functions"]
+__all__ = ["ComputeUnits", "Engine", "Functions", "PackageRunner", "Predictor", "causal_mask", "load_functions"]
 
 Engine = Literal["coreml", "evaluator"]
 ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
@@ -114,14 +114,11 @@ class PackageRunner:
         done = len(self._tokens)
         self._tokens += [int(token) for token in tokens]
         while done < end - 1:
-            done = self._read_chunk(done, end - 1)
+            # A chunk that would run past the context is shifted back: some tokens are computed again, with the same result.
+            start = min(done, self._info.context - self._info.chunk)
+            self._call(self._prefill, start, self._info.chunk)
+            done = min(start + self._info.chunk, end - 1)
         return self._call(self._decode, end - 1, 1)["logits"].reshape(-1).astype(np.float32)
-
-    def _read_chunk(self, done: int, end: int) -> int:
-        """Prefill up to `chunk` more tokens, and return how far the cache is filled."""
-        start = chunk_start(done, self._info.chunk, self._info.context)
-        self._call(self._prefill, start, self._info.chunk)
-        return min(start + self._info.chunk, end)
 
     def _call(self, model: Predictor, start: int, n_rows: int) -> dict[str, NDArray[Any]]:
         info = self._info
@@ -141,11 +138,6 @@ class PackageRunner:
         result = model.predict(data)
         self._cache[:, :, start : start + len(known)] = result["new_rows"][:, :, : len(known)]
         return result
-
-
-def chunk_start(done: int, chunk: int, context: int) -> int:
-    """Return the start of the next chunk: shifted back, with some tokens computed again, if it would run past the context."""
-    return min(done, context - chunk)
 
 
 def causal_mask(start: int, n_rows: int, context: int, window: int | None) -> NDArray[np.float16]:

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
@@ -23,7 +24,7 @@ from .golden import golden_logits
 from .runner import ComputeUnits, Engine, Functions, PackageRunner, load_functions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 
 __all__ = ["ComputeUnits", "Engine", "VerifyReport", "verify"]
@@ -112,7 +113,7 @@ def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[s
         began = now
         found.append(logits)
     steps = times[1:] or times  # the first reads the prompt
-    divergence = _mean([top.divergence(logits) for top, logits in zip(info.golden.package, found, strict=True)])
+    divergence = fmean([top.divergence(logits) for top, logits in zip(info.golden.package, found, strict=True)])
     agreement = [float(logits.argmax() == top.tokens[0]) for top, logits in zip(info.golden.source, found, strict=True)]
     return VerifyReport(
         engine=functions.engine,
@@ -122,16 +123,12 @@ def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[s
         n_read=len(info.golden.prompt) + len(found) - 1,
         n_positions=len(found),
         divergence=divergence,
-        source_divergence=_mean([top.divergence(logits) for top, logits in zip(info.golden.source, found, strict=True)]),
-        source_agreement=_mean(agreement),
-        seconds_per_token=_mean(steps),
+        source_divergence=fmean([top.divergence(logits) for top, logits in zip(info.golden.source, found, strict=True)]),
+        source_agreement=fmean(agreement),
+        seconds_per_token=fmean(steps),
         placement=placement,
         is_good=divergence <= _SAME,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _in_child(package: Path, units: ComputeUnits, timeout_s: float) -> VerifyReport:

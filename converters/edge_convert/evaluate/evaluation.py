@@ -167,9 +167,7 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _median(samples: Sequence[Speed]) -> Speed:
-    return Speed(
-        load_s=statistics.median(sample.load_s for sample in samples),
-        prefill_tokens_per_s=statistics.median(sample.prefill_tokens_per_s for sample in samples),
-        decode_tokens_per_s=statistics.median(sample.decode_tokens_per_s for sample in samples),
-        peak_bytes=int(statistics.median(sample.peak_bytes for sample in samples)),
+    load_s, prefill, decode, peak = (
+        statistics.median(values) for values in zip(*map(msgspec.structs.astuple, samples), strict=True)
     )
+    return Speed(load_s=load_s, prefill_tokens_per_s=prefill, decode_tokens_per_s=decode, peak_bytes=int(peak))

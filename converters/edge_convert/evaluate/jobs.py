@@ -106,11 +106,7 @@ class LocalJobs:
 
 
 def run_job(job: Job, running: list[Child] | None = None) -> Reply:
-    """Run one job in a process of its own.
-
-    Args:
-        job: to run.
-        running: holds the process while it runs, so that another thread can stop it.
+    """Run one job in a process of its own, which `running` holds meanwhile, so that another thread can stop it.
 
     Raises:
         EdgeError: the child's own.

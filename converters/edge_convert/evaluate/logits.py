@@ -5,7 +5,6 @@ Each format has a module here that opens a path as a `LogitModel`. A model is us
 
 from __future__ import annotations
 
-import json
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, ModelNotFoundError
+from edge_convert.checkpoint import read_template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,9 +200,4 @@ def chat_template(path: Path) -> str | None:
 
         return read_header(path).chat_template
     folder = path if form != "coreml" else path.parent
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if (folder / "tokenizer_config.json").is_file():
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-        return found if isinstance(found, str) else None
-    return None
+    return read_template(folder)

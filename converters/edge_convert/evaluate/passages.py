@@ -60,12 +60,7 @@ def read_texts() -> tuple[str, list[str]]:
 
 
 def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Window]:
-    """Tokenise the texts as the reference does, and let it answer the prompts.
-
-    Args:
-        model: the reference.
-        path: of the reference, for its chat template.
-        options: how much.
+    """Tokenise the texts as the reference does, and let it answer the prompts by its chat template.
 
     Raises:
         UsageError: a window is too short or longer than CONTEXT.
@@ -93,10 +88,6 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
 
 def beginnings(windows: Sequence[Window], n_tokens: int) -> dict[int, Window]:
     """Return the windows of a slow model: half of its tokens prose, then whole answers, as many as fit, at least one.
-
-    Args:
-        windows: of the card.
-        n_tokens: in all.
 
     Returns:
         Windows, or their beginnings, by their number.

@@ -13,11 +13,7 @@ _callback: Any = None  # kept alive here: llama.cpp stores only its address
 
 
 def load_library(on_log: Callable[[int, bytes, object], None] | None = None) -> Any:
-    """Return the module with llama.cpp's C functions.
-
-    Args:
-        on_log: called with level, text and user data of its log; None drops it.
-    """
+    """Return the module with llama.cpp's C functions; its log (level, text, user data) goes to `on_log`, or nowhere."""
     global _callback
     from llama_cpp import llama_cpp
 

@@ -51,10 +51,6 @@ _SWALLOWING_NAMES = ("phi-3", "phi3")
 def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make tokenizer.json and tokenizer_config.json.
 
-    Args:
-        reader: of the GGUF file.
-        where: for messages.
-
     Raises:
         ModelFileError: the tokenizer is of another kind, or splits text by an unknown rule.
     """

@@ -234,7 +234,7 @@ class _Editor:
         self._model, self._graph = model, model.graph
         self._accuracy_level = accuracy_level
         self._sums: dict[str, Any] = {}
-        self._heads: dict[str, tuple[Any, Any, Blocks]] = {}
+        self._head: tuple[Any, Any] | None = None
         model.opset_imports.setdefault("com.microsoft", 1)
 
     def _constant(self, name: str, array: Any) -> Any:
@@ -261,7 +261,7 @@ class _Editor:
         codes = self._constant(f"{base}.MatMulNBits.qweight", blocks.packed())
         scale = self._constant(f"{base}.MatMulNBits.scales", blocks.scale)
         if weight == "lm_head.MatMul.weight":
-            self._heads[weight] = (codes, scale, blocks)
+            self._head = codes, scale
         result = self._node(
             "MatMulNBits",
             f"{node.name}NBits",
@@ -300,8 +300,8 @@ class _Editor:
             return
         n_rows, n_columns = blocks.codes.shape
         is_tied = gather.inputs[0].const_value is None  # a transposed head rather than a matrix of its own
-        if is_tied and "lm_head.MatMul.weight" in self._heads:
-            codes, scale, _ = self._heads["lm_head.MatMul.weight"]
+        if is_tied and self._head is not None:
+            codes, scale = self._head
             shape = self._constant("edge/embedding_shape", np.array([n_rows, n_columns * blocks.bits // 8], np.int64))
             codes = self._node("Reshape", "/model/embed_tokens/Reshape", [codes, shape], gather)
         else:

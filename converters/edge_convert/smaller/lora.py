@@ -89,11 +89,7 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
 
 
 def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse an adapter of another model.
-
-    Args:
-        adapter: to be merged.
-        shapes: of the checkpoint's tensors, by name.
+    """Refuse an adapter of another model, whose tensors have these shapes.
 
     Raises:
         ModelFileError: it changes a matrix that the model does not have, or one of another shape.

@@ -43,12 +43,7 @@ def layer_kinds(config: Any) -> tuple[str, ...]:
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> Any:
-    """Cut a model to some of its layers, in place.
-
-    Args:
-        model: from `open_model`.
-        kept: numbers of layers, ascending.
-    """
+    """Cut a model in place to the layers of these numbers, ascending."""
     kinds = layer_kinds(model.config)
     layers = layers_of(model)
     model.base_model.layers = torch.nn.ModuleList([layers[index] for index in kept])

@@ -156,10 +156,7 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        name: of one that ships with edge, or the path of a TOML file.
+    """Read a recipe by the name of one that ships with edge, or the path of a TOML file.
 
     Raises:
         UsageError: it does not exist, is malformed, has an unknown key or a value out of range.

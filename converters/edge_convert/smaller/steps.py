@@ -96,12 +96,7 @@ def merge_step(facts: Facts, adapter: Adapter) -> Step:
 
 
 def smaller_steps(facts: Facts, recipe: Recipe, n_threads: int) -> list[Step]:
-    """Plan the steps from a teacher to its student.
-
-    Args:
-        facts: of the teacher.
-        recipe: with texts, see `with_texts`.
-        n_threads: CPU threads.
+    """Plan the steps from a teacher to its student, by a recipe with texts.
 
     Raises:
         UsageError: the model cannot keep these layers.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +65,7 @@ def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture
     assert verify_package(original.parent, "ALL", as_json=False) == 0, "the folder around a package will do"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "variant        gpu: 14 int4 in blocks, 1 int8 per row"
-    assert "edge's evaluator, as this is no Mac" in lines[1] or "Core ML on ALL" in lines[1]
+    assert "edge's evaluator, since this is not a Mac" in lines[1] or "Core ML on ALL" in lines[1]
     assert "to the export  KL 0.0000" in lines[-3] and "8 places in a text of 87 tokens" in lines[-3]
     assert lines[-1] == "It computes here what it computed at the export."
     assert verify_package(original, "ALL", as_json=True) == 0
@@ -203,7 +206,8 @@ def test_joining_is_what_coremltools_does(tiny_checkpoint: Make, tmp_path: Path,
         descriptor.add_function(str(path), "main", name)
     descriptor.default_function_name = "decode"
     theirs = tmp_path / "theirs.mlpackage"
-    with export._quiet():
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         ct.utils.save_multifunction(descriptor, str(theirs))
     specs = [read_spec(find_files(path)[0]) for path in (ours, theirs)]
     assert specs[0].description.defaultFunctionName == specs[1].description.defaultFunctionName
