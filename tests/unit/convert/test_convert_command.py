@@ -127,7 +127,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("--calibration", "nowhere.txt"), 2, "nowhere.txt cannot be read"),
         (("extra",), 2, "one source too many"),
         (("--to", "onnx", "--quant", "Q4_0"), 2, "--quant is only for gguf: --to onnx,gguf"),
-        (("--variants", "gpu"), 2, "--variants is for coreml"),
+        (("--variants", "gpu"), 2, "--variants is only for coreml"),
         (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PACKAGE"),
         (("--compute-units", "FOO"), 2, "is not one of"),
         (("--gate", "top2=1"), 2, "not a condition of a gate"),

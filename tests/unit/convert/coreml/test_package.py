@@ -67,7 +67,7 @@ def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture
     assert lines[0] == "variant        gpu: 14 int4 in blocks, 1 int8 per row"
     assert "edge's evaluator, since this is not a Mac" in lines[1] or "Core ML on ALL" in lines[1]
     assert "to the export  KL 0.0000" in lines[-3] and "8 places in a text of 87 tokens" in lines[-3]
-    assert lines[-1] == "It computes here what it computed at the export."
+    assert lines[-1] == "The results are the same as at the export."
     assert verify_package(original, "ALL", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["encodings"] == {"int4 in blocks": 14, "int8 per row": 1}
 
