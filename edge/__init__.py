@@ -5,6 +5,13 @@ with edge.load("smollm2-135m") as ai:
         print(piece, end="")
 
 Names are imported when they are first used, so that `import edge` stays quick.
+
+assistant.py  a loaded model to talk to, directly or through stored conversations; loading.py, from a name to one
+turn.py       from messages to the end of a reply, in a thread of its own; reply.py, the reply while it runs
+types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
+registry.py   the engines, a row each
+files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
+child.py      child processes; units.py, sizes and durations as text; lazy.py, package faces
 """
 
 from __future__ import annotations

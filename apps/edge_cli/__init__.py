@@ -1,1 +1,17 @@
-"""The command `edge`. Commands are imported when they are called, so that `edge --help` answers at once."""
+"""The command `edge`. Commands are imported when they are called, so that `edge --help` answers at once.
+
+main.py        the entry point: the list of commands; errors as text and exit codes; group.py, groups of commands
+app.py         the runtime as commands see it
+run.py         `edge run`; prompt.py, its message; text.py, the figures of a reply
+chat.py        `edge chat`
+models.py      `edge models`; models_listing.py, its tables
+devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it
+config.py      `edge config`; settings_check.py, values that are known elsewhere
+kv.py          `edge kv`; kv_listing.py, its tables
+bench.py       `edge bench`; tune.py, `edge tune`
+convert.py     `edge convert`; convert_names.py, names of results; convert_verify.py, `edge convert verify`
+evaluate.py    `edge eval`
+completion.py  `edge completion`; completers.py, values for the shell
+options.py     options that several commands share
+output.py      the only module that writes to the terminal; progress.py, downloads and conversions on stderr
+"""

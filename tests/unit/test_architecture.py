@@ -98,18 +98,21 @@ def test_no_module_is_part_of_an_import_circle() -> None:
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
-PACKAGES = sorted({path.parent for top in ("edge", "converters") for path in (ROOT / top).rglob("__init__.py")})
+PACKAGES = sorted({path.parent for top in ("edge", "apps", "converters") for path in (ROOT / top).rglob("__init__.py")})
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_package_face_has_a_line_for_each_file(package: Path) -> None:
     face = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
-    if package == ROOT / "edge":
-        face = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     for path in package.glob("*.py"):
         if path.name != "__init__.py":
             family = f"{path.stem.partition('_')[0]}_{{"  # logits_{torch,gguf}.py
             assert path.name in face or family in face, f"{package.name}/__init__.py does not name {path.name}"
+
+
+def test_architecture_names_each_file_at_the_top() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "edge").glob("[!_]*.py") if path.name not in page] == []
 
 
 def test_errors_carry_their_exit_codes() -> None:

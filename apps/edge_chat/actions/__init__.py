@@ -1,4 +1,11 @@
-"""The functions behind the commands of `table.py`, one module for each group."""
+"""The functions behind the commands of `edge_chat/table.py`.
+
+writing.py        the composer
+conversations.py  conversations
+messages.py       single messages: the selected one, or the last one that fits
+model.py          the model, and how it answers
+view.py           the view, and the app itself
+"""
 
 from __future__ import annotations
 
