@@ -159,8 +159,8 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     enabled: bool = True
-    budget_gb: Annotated[float, msgspec.Meta(ge=0)] = 4.0
-    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    budget_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 4.0
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 2.0
     encrypt: bool = False
     exact: bool = False
     answers: bool = False

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
-from edge.kv.index import FAILURES, explain, is_busy, is_damage
+from edge.kv.index import explain, is_busy, is_damage
 from edge.kv.maintenance import scan
 from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Pending
@@ -68,6 +68,7 @@ class Background:
         self._is_busy = self._is_closing = self._wants_open = self._wants_drop = self._wants_log = False
         self._n_flushing = 0
         self._disk: Disk | None = None
+        self._is_suspect = False  # something failed since it was opened: opening it again may cure that
         self._retry_at = self._distrusted_at = float("-inf")
         self._distrusted: Path | None = None
         self._problem: str | None = None
@@ -99,6 +100,8 @@ class Background:
 
     def put(self, pending: Pending) -> bool:
         """Queue a block without waiting; return False if it was dropped."""
+        if self._is_fork:
+            return False
         with self._wake:
             is_full = self._queued_bytes + pending.size_bytes > self._options.queue_bytes
             if is_full or self._is_closing or not self._may_try():
@@ -112,6 +115,8 @@ class Background:
 
     def touch(self, keys: Iterable[bytes], owner: str) -> None:
         """Note a use of blocks, to be written after the queue of now."""
+        if self._is_fork:  # another thread of the parent may have held the lock then, and nobody will release it here
+            return
         with self._wake:
             if self._may_try():
                 self._work.touched.update(((key, owner), None) for key in keys)
@@ -119,6 +124,8 @@ class Background:
 
     def pin(self, key: bytes, is_pinned: bool) -> None:
         """Note a pin, to be written after the queue of now."""
+        if self._is_fork:
+            return
         with self._wake:
             if self._may_try():
                 self._work.pins[key] = is_pinned
@@ -126,11 +133,15 @@ class Background:
 
     def lease(self, key: bytes) -> None:
         """Begin a lease in this process."""
+        if self._is_fork:
+            return
         with self._wake:
             self.leased[key] += 1
 
     def release(self, key: bytes, *, is_noted: bool) -> None:
         """End a lease, and remove it from the index if it was noted there."""
+        if self._is_fork:
+            return
         with self._wake:
             self.leased[key] -= 1
             if self.leased[key] <= 0:
@@ -142,6 +153,8 @@ class Background:
 
     def discard(self, owner: str | None) -> None:
         """Drop the queued blocks of an owner; None drops everything."""
+        if self._is_fork:
+            return
         with self._wake:
             left = [] if owner is None else [pending for pending in self._queue if pending.owner != owner]
             self.n_dropped += len(self._queue) - len(left)
@@ -153,28 +166,38 @@ class Background:
 
     def is_waiting(self, key: bytes) -> bool:
         """Return whether a block waits to be written."""
+        if self._is_fork:
+            return False
         with self._wake:
             return key in self._unwritten
 
     def drop_lost(self) -> None:
         """Ask the thread to remove the blocks in `lost` once others release the index."""
+        if self._is_fork:
+            return
         with self._wake:
             self._wants_drop = True
         self._wake_thread()
 
     def warm_up(self) -> None:
         """Ask the thread to do beforehand what the first turn would wait for."""
+        if self._is_fork:
+            return
         with self._wake:
             self._wants_log = True
         self._wake_thread()
 
     def n_queued(self) -> int:
         """Return the number of blocks that wait to be written."""
+        if self._is_fork:
+            return 0
         with self._wake:
             return len(self._queue)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all work is done; return False if the timeout came first."""
+        if self._is_fork:
+            return True
         with self._wake:
             self._n_flushing += 1
             self._wake.notify_all()
@@ -190,6 +213,8 @@ class Background:
             error: the failure.
             disk: where it happened; ignored if that is not the open store any more.
         """
+        if self._is_fork:
+            return
         now = self._options.timer()
         reason = explain(error)
         with self._wake:
@@ -202,7 +227,9 @@ class Background:
                 retry_s = self._options.retry_s
                 self._retry_at = now + (min(retry_s, _RETRY_BUSY_S) if is_busy(error) else retry_s)
             if self._problem is None:
-                _log.warning("The KV store works without the disk for now: %s", reason)
+                known = isinstance(error, (OSError, sqlite3.Error, EdgeError, ImportError, MemoryError))
+                _log.warning("The KV store works without the disk for now: %s", reason, exc_info=None if known else error)
+            self._is_suspect = self._is_suspect or isinstance(error, (OSError, sqlite3.Error))
             self._problem, self.hint = reason, error.hint if isinstance(error, EdgeError) else ""
             self.n_dropped += len(self._queue)
             self._unwritten.clear()
@@ -233,24 +260,31 @@ class Background:
                 return  # the disk hangs; the thread ends with the process
         disk, self._disk = self._disk, None
         if disk is not None:
-            disk.close()
+            _close(disk)
 
     @property
     def _is_fork(self) -> bool:
         return os.getpid() != self._pid
 
     def _wake_thread(self) -> None:
+        if self._is_fork:
+            return
         with self._wake:
-            if self._thread is None and not self._is_closing and not self._is_fork:
+            if self._thread is None and not self._is_closing:
                 # A daemon: if the process ends in the middle, it leaves what a crash would leave.
-                self._thread = threading.Thread(target=self._run, name="edge-kv", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="edge-kv", daemon=True)
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError) as error:  # too many threads, or too little memory: tried again next time
+                    _log.warning("The KV store's thread cannot be started: %s", error)
+                    return
+                self._thread = thread
             self._wake.notify_all()
 
     def _open_first(self) -> None:
         try:
             disk = self._ensure_open()
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self.fail(error)
             return
         if disk.needs_scan:
@@ -285,16 +319,17 @@ class Background:
                 work = self._take()
             try:
                 self._do(work)
-            except FAILURES as error:
+            except Exception as error:  # noqa: BLE001 (the thread must go on)
+                if isinstance(error, MemoryError) and work.batch:
+                    _log.warning("%d KV blocks are not stored: there is too little memory", len(work.batch))
+                    self._drop(work)
+                    self._put_back(work, True)
+                    continue
                 self._put_back(work, is_busy(error))
                 self.fail(error)
                 if is_busy(error):
                     with self._wake:
                         self._wake.wait_for(lambda: self._is_closing, _BUSY_PAUSE_S)
-            except Exception as error:  # noqa: BLE001  the thread must go on; the traceback says what to fix
-                _log.exception("The KV store's thread met an unknown error")
-                self._put_back(work, False)
-                self.fail(sqlite3.DatabaseError(f"malformed: {error}"))
 
     def _take_batch(self) -> list[Pending]:
         batch: list[Pending] = []
@@ -318,8 +353,7 @@ class Background:
         with self._wake:
             self._work.released[:0] = work.released
             if not is_busy:
-                self.n_dropped += len(work.batch)
-                self._unwritten.difference_update(pending.key for pending in work.batch)
+                self._drop(work)
                 return
             self._queue.extendleft(reversed(work.batch))
             self._unwritten.update(pending.key for pending in work.batch)
@@ -327,9 +361,18 @@ class Background:
             self._work.touched = {**work.touched, **self._work.touched}
             self._work.pins = {**work.pins, **self._work.pins}
 
+    def _drop(self, work: _Work) -> None:
+        with self._wake:
+            self.n_dropped += len(work.batch)
+            self._unwritten.difference_update(pending.key for pending in work.batch)
+            work.batch = []
+
     def _do(self, work: _Work) -> None:
         """Do the work, and remove from it what is done."""
         disk = self._ensure_open()
+        if disk.needs_check:
+            disk.index.check_totals()
+            disk.needs_check = False
         if self._wants_log:
             self._wants_log = False
             disk.index.start_log()
@@ -389,13 +432,38 @@ class Background:
         disk = self._disk
         self._wants_open = False
         if disk is not None and self._distrusted is None and disk.index.is_current():
-            return disk
+            return self._opened_again(disk) if self._is_suspect else disk
         self._disk = None
         if disk is not None:
-            disk.close()
+            _close(disk)
         if self._is_closing:
             raise StorageError("The KV store is closed.", "Open it again.")
         self._disk = Disk(self._directory, self._options, self._distrusted)
         self._distrusted = None
+        self._is_suspect = False
         self._problem = None
         return self._disk
+
+    def _opened_again(self, disk: Disk) -> Disk:
+        """Open the store a second time and close the first; keep that where it is still the better one.
+
+        A missing directory is made again then, and an index that could not be opened for writing is opened again.
+        """
+        self._is_suspect = False
+        try:
+            again = Disk(self._directory, self._options)
+        except Exception as error:  # noqa: BLE001 (the old one may still read)
+            _log.debug("the KV store was not opened again: %s", error)
+            return disk
+        again.needs_scan = again.needs_scan or disk.needs_scan
+        again.n_evicted = disk.n_evicted
+        self._disk = again
+        _close(disk)
+        return again
+
+
+def _close(disk: Disk) -> None:
+    try:
+        disk.close()
+    except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
+        _log.debug("the KV store was not closed cleanly: %s", error)

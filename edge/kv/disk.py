@@ -48,6 +48,7 @@ class Disk:
     Attributes:
         needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
             or more than the options allow.
+        needs_check: the totals of the index were not compared with its blocks yet.
         n_evicted: blocks that this object evicted.
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
@@ -59,6 +60,7 @@ class Disk:
     def __init__(self, directory: Path, options: StoreOptions, distrusted: Path | None = None) -> None:
         self.options = options
         self.n_evicted = 0
+        self.needs_check = True
         self.shortage = ""
         self.files = StoreFiles(directory, options)
         self.keys = self.files.keys
@@ -288,6 +290,9 @@ class Disk:
                     change.touch([pending.key], pending.owner)
         except BaseException:
             for key in published:
-                self.files.path(key).unlink(missing_ok=True)
+                try:
+                    self.files.path(key).unlink(missing_ok=True)
+                except OSError:
+                    self.needs_scan = True  # it indexes the file, once the disk works again
             raise
         return len(published)

@@ -14,7 +14,9 @@ means a crash.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
@@ -31,11 +33,14 @@ from edge.kv.blocks import HEADER_READ_BYTES
 from edge.kv.keys import KEY_BYTES, KEYRING, Keys, Secret, secret_of_keyring
 from edge.kv.options import StoreOptions
 
-__all__ = ["StoreBusyError", "StoreFiles", "is_transient"]
+__all__ = ["StoreBusyError", "StoreFiles", "is_transient", "set_aside"]
 
+_log = logging.getLogger("edge.kv")
 _OWN_SECRET = b"edgekv key own\r\n"
 _KEPT_ELSEWHERE = b"edgekv key ext\r\n"
 _NAME = re.compile(r"[0-9a-f]{62}")
+_LIVE = re.compile(r"[0-9a-f]{16}")
+_DRAFT = re.compile(r"([0-9a-f]{16})-(\d+|key)")
 _WRITE_BYTES = 1 << 20
 # No symbolic links, no waiting for the other end of a pipe, nothing inherited by child processes.
 _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
@@ -44,6 +49,13 @@ _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_N
 def is_transient(error: OSError) -> bool:
     """Return whether a read failed for lack of memory or file descriptors, which says nothing about the file."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+def set_aside(path: Path) -> None:
+    """Rename an entry that should be another kind of file, and does not belong to the store: nothing in it is lost."""
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        aside = path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
+        _log.warning("%s is not of the KV store: it was renamed to %s", path, aside.name)
 
 
 class StoreBusyError(StorageError):
@@ -74,8 +86,12 @@ class StoreFiles:
         self.live_id = secrets.token_hex(8)
         self._live_fd = -1
         self._blocks, self._tmp, self._live = (directory / name for name in ("blocks", "tmp", "live"))
-        for path in (directory, self._blocks, self._tmp, self._live):
-            _make_private(path)
+        _make_private(directory)
+        for path in (self._blocks, self._tmp, self._live):
+            _make_inside(path)
+        for path in (directory / "key", directory / "opening.lock"):
+            if _kind(path) not in (None, stat.S_IFREG):
+                set_aside(path)
         with self.opening():
             self.keys = self._load_keys(options.secret)
             self._dead = self._find_dead()
@@ -117,12 +133,14 @@ class StoreFiles:
         """Give a written file its name. Only inside `Index.write`."""
         path = self.path(key)
         if path.parent.name not in self._shards:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _make_shard(path.parent)
             self._shards.add(path.parent.name)
         try:
             draft.replace(path)
-        except FileNotFoundError:  # someone removed the shard
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # someone removed the shard, or put something there
+            _make_shard(path.parent)
+            if _kind(path) == stat.S_IFDIR:
+                set_aside(path)
             draft.replace(path)
 
     def discard(self, draft: Path) -> None:
@@ -135,12 +153,17 @@ class StoreFiles:
     def remove(self, key: bytes) -> None:
         """Remove a block file, if there is one. Only inside `Index.write`."""
         path = self.path(key)
+        if _kind(path.parent) == stat.S_IFLNK:
+            set_aside(path.parent)
         try:
             path.unlink(missing_ok=True)
         except (IsADirectoryError, PermissionError):
-            if not path.is_dir():
+            if _kind(path) != stat.S_IFDIR:
                 raise
-            path.rmdir()
+            try:
+                path.rmdir()
+            except OSError:  # there is something in it
+                set_aside(path)
 
     def prefetch(self, key: bytes) -> None:
         """Ask the system to load a block file into the page cache, without waiting. Does nothing where that is impossible."""
@@ -188,9 +211,13 @@ class StoreFiles:
         """
         name = f"{first:02x}"
         try:
-            entries = [entry.name for entry in os.scandir(f"{self._blocks}/{name}")]
+            if _kind(self._blocks / name) == stat.S_IFLNK:
+                return set(), 1
+            entries = [entry.name for entry in os.scandir(self._blocks / name)]
         except FileNotFoundError:
             return set(), 0
+        except NotADirectoryError:
+            return set(), 1
         keys = {bytes.fromhex(name + entry) for entry in entries if _NAME.fullmatch(entry)}
         return keys, len(entries) - len(keys)
 
@@ -202,6 +229,8 @@ class StoreFiles:
         """Return whether the store with this `live_id` is still open."""
         if live_id == self.live_id:
             return True
+        if _LIVE.fullmatch(live_id) is None:  # from a damaged index: it could name any file of the system
+            return False
         try:
             with _opened(self._live / live_id, os.O_RDWR) as fd:
                 return not try_lock(fd)
@@ -216,7 +245,8 @@ class StoreFiles:
     def remove_dead(self) -> None:
         """Remove the traces of crashes, once a scan has finished."""
         for name in self._dead:
-            (self._live / name).unlink(missing_ok=True)
+            if _is_trace(self._live / name):
+                (self._live / name).unlink(missing_ok=True)
         self._dead = []
 
     def close(self) -> None:
@@ -243,9 +273,11 @@ class StoreFiles:
         self._live_fd = fd
 
     def _find_dead(self) -> list[str]:
-        dead = [entry.name for entry in os.scandir(self._live) if not self.is_live(entry.name)]
+        names = [entry.name for entry in os.scandir(self._live)]
+        dead = [name for name in names if not self.is_live(name) and _is_trace(self._live / name)]
         for draft in list(os.scandir(self._tmp)):
-            if not self.is_live(draft.name.partition("-")[0]):
+            writer = _DRAFT.fullmatch(draft.name)
+            if writer is not None and draft.is_file(follow_symlinks=False) and not self.is_live(writer[1]):
                 (self._tmp / draft.name).unlink(missing_ok=True)
         return dead
 
@@ -323,6 +355,47 @@ def _make_private(path: Path) -> None:
     _check_owner(path, state)
     if state.st_mode & 0o077:
         path.chmod(0o700)
+
+
+def _make_inside(path: Path) -> None:
+    """Make a private directory of a store. What is no directory there is set aside, except a link.
+
+    Raises:
+        StorageError: it is a link, or belongs to another user.
+        OSError: it cannot be created.
+    """
+    kind = _kind(path)
+    if kind == stat.S_IFLNK:
+        raise StorageError(
+            f"{path} is a link, and the KV cache neither follows nor removes links.",
+            "Remove the link. To keep the cache on another disk, set EDGE_CACHE_DIR.",
+        )
+    if kind not in (None, stat.S_IFDIR):
+        set_aside(path)
+    _make_private(path)
+
+
+def _make_shard(path: Path) -> None:
+    if _kind(path) not in (None, stat.S_IFDIR):
+        set_aside(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _kind(path: Path) -> int | None:
+    """Return the type of a directory entry, links not followed; None if there is none."""
+    try:
+        return stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _is_trace(path: Path) -> bool:
+    """Return whether an entry of live/ can be one of ours, which are empty files."""
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_size == 0
 
 
 def _check_owner(path: Path, state: os.stat_result) -> None:

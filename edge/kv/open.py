@@ -20,6 +20,7 @@ __all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]
 
 _log = logging.getLogger("edge.kv")
 _GB = 1_000_000_000
+_MAX_GB = 1e9
 _opened: weakref.WeakSet[BlockStore] = weakref.WeakSet()
 """Stores of this process, whose queues have to be forgotten too."""
 
@@ -34,11 +35,16 @@ def open_block_store(settings: Settings) -> BlockStore:
     from edge.kv.store import BlockStore, StoreOptions
 
     kv = settings.kv
-    budget_bytes, min_free_bytes = int(kv.budget_gb * _GB), int(kv.min_free_gb * _GB)
+    budget_bytes, min_free_bytes = _size(kv.budget_gb), _size(kv.min_free_gb)
     options = StoreOptions(budget_bytes, min_free_bytes, encrypt=kv.encrypt, secret=KEYRING)
     store = BlockStore(settings.paths.kv_dir, options)
     _opened.add(store)
     return store
+
+
+def _size(gb: float) -> int:
+    """Return a size of the settings in bytes; a program's own settings may hold any number."""
+    return int(min(gb, _MAX_GB) * _GB) if gb > 0 else 0
 
 
 def model_fingerprint(backend: Backend, artifact: Artifact, *, cache_dir: Path | None = None, exact: bool = False) -> bytes:

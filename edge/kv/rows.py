@@ -11,7 +11,7 @@ from edge.kv.blocks import Header
 from edge.kv.keys import KEY_BYTES
 from edge.kv.options import StoreOptions
 
-__all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "Change", "Row", "View", "disk_bytes"]
+__all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "STATEMENTS", "Change", "Row", "View", "disk_bytes"]
 
 DISK_BLOCK_BYTES = 4096
 """Files take whole blocks of a disk; those count against the budget."""
@@ -61,18 +61,24 @@ SCHEMA = """
         DELETE FROM space WHERE id = old.space AND NOT EXISTS (SELECT 1 FROM block WHERE space = old.space); END
 """
 
+STATEMENTS = tuple(statement.strip() for statement in SCHEMA.strip().split("\n\n"))
+
 CONTRADICTIONS = (
     """SELECT 1 FROM state WHERE (n_blocks, n_tokens, disk) IS NOT
         (SELECT count(*), total(block.n_tokens), total(block.disk) FROM block)""",
     """SELECT 1 FROM block LEFT JOIN (SELECT parent, count(*) AS n FROM block GROUP BY parent) AS below
         ON below.parent = block.key WHERE children <> coalesce(n, 0)""",
     "SELECT 1 FROM block WHERE space NOT IN (SELECT id FROM space)",
+    "SELECT 1 FROM block WHERE typeof(key) <> 'blob' OR typeof(parent) <> 'blob' OR typeof(path) <> 'blob'",
 )
 
 
 def disk_bytes(size: int) -> int:
     """Return the disk space of a file of `size` bytes."""
     return -(-size // DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
+
+
+_ROW_TYPES = (bytes, bytes, bytes, int, int, float)
 
 
 class Row(NamedTuple):
@@ -144,6 +150,8 @@ class View:
     def _row(self, where: str, *values: bytes) -> Row | None:
         sql = f"SELECT key, parent, path, start, n_tokens, prefill_ms FROM row WHERE {where}"  # noqa: S608
         row = self.sql.execute(sql, values).fetchone()
+        if row is not None and tuple(map(type, row)) != _ROW_TYPES:
+            raise TypeError("a value has another type")
         return None if row is None else Row._make(row)
 
 

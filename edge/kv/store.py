@@ -11,9 +11,8 @@ Calls that people make (`stats`, `ls`, `verify`, `gc`, `forget`, `clear`) raise 
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
@@ -22,7 +21,7 @@ from edge.kv.blocks import BlockDamaged, pack_tokens
 from edge.kv.carry import add_blocks, plain_blocks
 from edge.kv.disk import Disk
 from edge.kv.files import StoreBusyError, is_transient
-from edge.kv.index import FAILURES, explain, is_busy
+from edge.kv.index import explain, is_busy
 from edge.kv.maintenance import clear, forget, list_blocks, scan, verify
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
@@ -85,7 +84,7 @@ class BlockStore:
         packed = pack_tokens(tokens)
         try:
             return disk.match(fingerprint, namespace, packed, self._background.lost.keys(), partial=partial)
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
             return Match()
 
@@ -97,8 +96,9 @@ class BlockStore:
         """Announce reads: where the system can, it loads these blocks in the background."""
         disk = self._background.disk
         if disk is not None:
-            for ref in refs:
-                disk.files.prefetch(ref.key)
+            with suppress(Exception):  # `read` will say why
+                for ref in refs:
+                    disk.files.prefetch(ref.key)
 
     def read(self, ref: BlockRef) -> memoryview | None:
         """Return the payload of a block, every byte of its file verified.
@@ -117,10 +117,12 @@ class BlockStore:
             return disk.load(ref)
         except BlockDamaged as damage:
             self._lose(disk, ref, str(damage))
+        except MemoryError:
+            _log.warning("KV block %s is computed again: there is too little memory to read it", ref.key.hex()[:12])
         except OSError as error:
             if not is_transient(error):
                 self._lose(disk, ref, explain(error))
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
         return None
 
@@ -131,7 +133,7 @@ class BlockStore:
             return disk is not None
         try:
             return disk.has(key)
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
             return False
 
@@ -172,14 +174,18 @@ class BlockStore:
         if disk is None:
             self._background.n_dropped += 1
             return None
-        root = disk.root(fingerprint, namespace)
-        packed = pack_tokens(tokens)
-        before = root if start == 0 else parent or root
-        pending = Pending(
-            key=disk.keys.block(fingerprint, namespace, before, packed), root=root, parent=before, tokens=packed,
-            payload=bytes(payload), model=fingerprint, namespace=namespace, owner=owner or "", start=start, origin=origin,
-            prefill_ms=prefill_ms,
-        )  # fmt: skip
+        try:
+            root = disk.root(fingerprint, namespace)
+            packed = pack_tokens(tokens)
+            before = root if start == 0 else parent or root
+            pending = Pending(
+                key=disk.keys.block(fingerprint, namespace, before, packed), root=root, parent=before, tokens=packed,
+                payload=bytes(payload), model=fingerprint, namespace=namespace, owner=owner or "", start=start, origin=origin,
+                prefill_ms=prefill_ms,
+            )  # fmt: skip
+        except MemoryError:
+            self._background.n_dropped += 1
+            return None
         if parent is None and start > 0:
             self._background.n_dropped += 1
             return None
@@ -211,7 +217,7 @@ class BlockStore:
             try:
                 disk.lease(key, 1, self.options.turn_timeout_s)
                 is_noted = True
-            except sqlite3.Error as error:
+            except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
                 # Others may evict it then, and `read` returns None: slower, not wrong.
                 _log.debug("a lease was not noted: %s", error)
             yield
@@ -356,7 +362,7 @@ class BlockStore:
             self._background.lost.pop(ref.key, None)
             if found is None:
                 return  # evicted meanwhile, or whole after all
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
             if is_busy(error):
                 self._background.drop_lost()
@@ -381,7 +387,7 @@ class BlockStore:
             yield disk
         except EdgeError:
             raise  # not about the disk: it explains itself
-        except FAILURES as error:
+        except Exception as error:
             background.fail(error, disk)
             if is_busy(error):
                 hint = f"Nothing is lost. Try again when others that use {self.directory} have less to do."

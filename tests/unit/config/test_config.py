@@ -186,6 +186,9 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_nearest(config: Path, t
     [
         ('context = "lots"', 1, 'context cannot be "lots"', 'a whole number, 1 or more, or "auto"'),
         ("context = 0", 1, "context cannot be 0", "1 or more"),
+        ("[kv]\nbudget_gb = inf", 2, "kv.budget_gb", "a number from 0 to"),
+        ("[kv]\nmin_free_gb = nan", 2, "kv.min_free_gb", "a number from 0 to"),
+        ("[kv]\nbudget_gb = 1e300", 2, "kv.budget_gb", "a number from 0 to"),
         ("context = true", 1, "context cannot be true", "a whole number"),
         ('window = "forget"', 1, 'window cannot be "forget"', '"drop", "refuse", "summarise"'),
         ("kv_type_k = 8", 1, "kv_type_k cannot be 8", '"f16", "q4_0", "q8_0"'),

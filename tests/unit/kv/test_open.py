@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge.assistant import Assistant, DiskCache
@@ -33,6 +34,17 @@ def test_the_store_is_where_the_cache_is_and_as_large_as_wanted() -> None:
         assert store.options.budget_bytes == 500_000_000
         assert store.problem is None
     assert (settings.paths.kv_dir.stat().st_mode & 0o777) == 0o700
+
+
+@pytest.mark.parametrize("gb", [float("inf"), 1e300, 1e9, float("nan"), -1.0, 0.0])
+def test_no_number_of_the_settings_ends_a_chat(gb: float) -> None:
+    for field in ("budget_gb", "min_free_gb"):
+        settings = load_settings({"kv.min_free_gb": 0})
+        odd = msgspec.structs.replace(settings, kv=msgspec.structs.replace(settings.kv, **{field: gb}))
+        with open_block_store(odd) as store:
+            assert 0 <= store.options.budget_bytes <= 10**18 and store.problem is None
+            store.put(None, [1, 2], b"x", fingerprint=b"m" * 32, namespace="", start=0)
+            assert store.flush(60.0)
 
 
 def test_the_fingerprint_tells_weights_engines_and_promises_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
+import signal
 import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import edge.kv.disk as disk_module
 from edge.errors import StorageError, UsageError
 from edge.files import lock_file
 from edge.kv.blocks import fingerprint, pack_tokens
@@ -943,3 +947,248 @@ def test_a_forked_child_keeps_its_hands_off(make_store: MakeStore, monkeypatch: 
         assert store.problem is not None and "forked" in store.problem
         store.close()
     assert store.match(MODEL, "ns", [1]).n_tokens == 1
+
+
+@pytest.mark.parametrize("name", ["index-backup.sqlite", "index-000001 (copy).sqlite", "index-99.sqlite", "index-.sqlite"])
+def test_only_numbered_files_are_indexes(make_store: MakeStore, name: str) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    store.close()
+    copy = store.directory / name
+    for content in (b"x", index_of(store).read_bytes()):
+        copy.write_bytes(content)
+        again = make_store()
+        assert again.problem is None and len(restored(again, list(range(8)))) == 2
+        again.close()
+        assert copy.read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["directory", "link", "link to itself", "FIFO"])
+@pytest.mark.parametrize(
+    "name", ["index-000009.sqlite", "index-000001.sqlite", "-wal", "-shm", "index-000002.new", "key", "opening.lock"]
+)
+def test_strange_entries_are_set_aside(make_store: MakeStore, tmp_path: Path, name: str, what: str) -> None:
+    make_store().close()
+    store = make_store()
+    store.close()
+    path = store.directory / (index_of(store).name + name if name.startswith("-") else name)
+    path.unlink(missing_ok=True)
+    outside = tmp_path / "thesis.txt"
+    outside.write_text("thesis")
+    if what == "directory":
+        (path / "below").mkdir(parents=True)
+    elif what == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(outside if what == "link" else path)
+    again = make_store()
+    assert again.problem is None
+    put_row(again, list(range(8)))
+    assert len(restored(again, list(range(8)))) == 2
+    assert again.clear() == 2
+    again.close()
+    assert outside.read_text() == "thesis"
+    assert len(list(store.directory.glob("*.aside-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["tmp", "live", "blocks"])
+def test_links_to_directories_of_the_user_are_refused(make_store: MakeStore, tmp_path: Path, name: str) -> None:
+    store = make_store()
+    store.close()
+    docs = tmp_path / "docs"
+    (docs / "ab").mkdir(parents=True)
+    docs.chmod(0o755)
+    for each in ("thesis.txt", "0" * 16, f"{'0' * 16}-1", f"ab/{'c' * 62}"):
+        (docs / each).write_text("thesis")
+    shutil.rmtree(store.directory / name)
+    (store.directory / name).symlink_to(docs)
+    again = make_store()
+    assert again.problem is not None and "is a link" in again.problem
+    assert again.put(None, [1], b"x", fingerprint=MODEL, namespace="", start=0) is None
+    with pytest.raises(StorageError, match="is a link"):
+        again.clear()
+    again.close()
+    assert stat.S_IMODE(docs.stat().st_mode) == 0o755
+    assert len(list(docs.rglob("*"))) == 5
+    (store.directory / name).unlink()
+    assert make_store().problem is None
+
+
+def test_only_the_names_of_the_store_are_deleted(make_store: MakeStore) -> None:
+    store = make_store()
+    store.close()
+    kept = [
+        store.directory / each
+        for each in ("tmp/notes.txt", "tmp/x/y", "live/thesis.txt", f"tmp/{'0' * 16}-1.txt", f"live/{'1' * 16}/x")
+    ]
+    gone = [store.directory / each for each in (f"tmp/{'0' * 16}-1", f"tmp/{'0' * 16}-key")]
+    for path in (*kept, *gone):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    again = make_store()
+    assert again.flush(60.0) and again.problem is None
+    again.gc()
+    assert all(path.read_text() == "mine" for path in kept) and not any(path.exists() for path in gone)
+
+
+def test_a_shard_that_is_a_link_is_not_followed(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store()
+    key = put_row(store, [1, 2])[0]
+    store.close()
+    shard, docs = path_of(store, key).parent, tmp_path / "docs"
+    shard.rename(docs)
+    shard.symlink_to(docs)
+    before = sorted(path.name for path in docs.iterdir())
+    again = make_store()
+    again.clear()
+    put_row(again, [1, 2])
+    assert again.problem is None and len(restored(again, [1, 2])) == 1
+    assert sorted(path.name for path in docs.iterdir()) == before
+
+
+def test_a_directory_with_content_in_the_place_of_a_block(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    path = path_of(store, keys[0])
+    path.unlink()
+    path.mkdir()
+    (path / ".DS_Store").write_text("x")
+    assert restored(store, list(range(8)))[0] is None and store.problem is None
+    put_row(store, list(range(8)))
+    assert store.problem is None and len(restored(store, list(range(8)))) == 2
+    assert store.clear() == 2 and store.ls() == []
+
+
+@pytest.mark.parametrize("name", ["blocks", "tmp"])
+def test_a_directory_that_is_removed_while_the_store_is_open_comes_back(make_store: MakeStore, name: str) -> None:
+    store = make_store()
+    put_row(store, list(range(4)))
+    shutil.rmtree(store.directory / name)
+    for _ in range(5):
+        put_row(store, list(range(100, 108)))
+    assert store.problem is None and len(restored(store, list(range(100, 108)))) == 2
+
+
+def test_an_index_of_wrong_types_is_replaced(make_store: MakeStore) -> None:
+    store = make_store()
+    put_row(store, list(range(8)))
+    store.close()
+    with closing(sqlite3.connect(index_of(store))) as connection, connection:
+        connection.execute("UPDATE block SET key = 'text', parent = parent WHERE start = 0")
+    again = make_store()
+    for _ in range(3):
+        restored(again, list(range(8)))
+        again.flush(60.0)
+    assert len(restored(again, list(range(8)))) == 2
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "UPDATE state SET disk = 0, n_blocks = 0",
+        "CREATE TRIGGER never BEFORE DELETE ON block BEGIN SELECT RAISE(IGNORE); END",
+        "CREATE TRIGGER none BEFORE INSERT ON block BEGIN SELECT RAISE(IGNORE); END",
+        "DROP TRIGGER block_added",
+        "CREATE VIEW v AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+    ],
+)
+def test_an_index_that_lies_is_replaced_when_the_store_is_opened(make_store: MakeStore, lie: str) -> None:
+    store = make_store(budget_bytes=8 * KIB4)
+    put_row(store, list(range(8)))
+    store.close()
+    with closing(sqlite3.connect(index_of(store))) as connection, connection:
+        connection.execute(lie)
+    again = make_store(budget_bytes=8 * KIB4)
+    for start in range(0, 2000, 100):
+        put_row(again, list(range(start, start + 8)))
+    assert again.flush(60.0) and again.problem is None and restored(again, list(range(1900, 1908)))
+    assert sum(path.stat().st_blocks * 512 for path in again.directory.glob("blocks/*/*")) <= 8 * KIB4
+    assert again.stats().n_blocks == len(list(again.directory.glob("blocks/*/*")))
+
+
+def test_a_lease_of_a_damaged_index_names_no_file_elsewhere(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store()
+    disk = store._background.disk
+    assert disk is not None
+    victim = tmp_path / "device"
+    victim.touch()
+    with lock_file(victim):
+        assert not disk.files.is_live(str(victim)) and not disk.files.is_live("../../device")
+
+
+def test_too_little_memory_costs_only_the_blocks_being_written(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    store.touch(keys, owner="bob")
+    store.pin(keys[-1])
+    assert store.flush(60.0)
+    index, seal = index_of(store), disk_module.seal_block
+    failures = iter([MemoryError()])
+
+    def fail(*values: Any, **options: Any) -> Any:
+        error = next(failures, None)
+        if error is not None:
+            raise error
+        return seal(*values, **options)
+
+    monkeypatch.setattr(disk_module, "seal_block", fail)
+    put_row(store, list(range(100, 104)))
+    assert store.problem is None and index_of(store) == index
+    assert [(block.is_pinned, "bob" in block.owners) for block in store.ls()] == [(False, True), (True, True)]
+    put_row(store, list(range(100, 104)))
+    assert len(restored(store, list(range(100, 104)))) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("odd"), AttributeError("odd"), RecursionError(), ValueError("odd")]
+)
+def test_no_error_of_the_store_reaches_a_turn(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*values: Any, **options: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.kv.background.Disk", fail)
+        assert make_store("off").problem
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    match = store.match(MODEL, "ns", list(range(8)))
+    for name in ("match", "load", "has", "lease", "write", "drop"):
+        monkeypatch.setattr(Disk, name, fail)
+    store.match(MODEL, "ns", [1, 2])
+    store.has(keys[0])
+    store.prefetch(match.blocks)
+    with store.lease(match):
+        assert store.read(match.blocks[0]) is None
+    put_row(store, [50, 51])
+    store.touch(keys, owner="x")
+    store.pin(keys[0])
+    store.warm_up()
+    store.flush(10.0)
+    store.close()
+
+
+def test_a_forked_child_never_waits_for_a_lock_of_its_parent(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    match = store.match(MODEL, "ns", list(range(8)))
+    with store._background._wake:  # as another thread of the parent may hold it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            store.touch(keys, owner="x")
+            store.pin(keys[0])
+            store.unpin(keys[0])
+            store.has(keys[0])
+            store.put(None, [1], b"x", fingerprint=MODEL, namespace="", start=0)
+            store.warm_up()
+            with store.lease(match):
+                store.prefetch(match.blocks)
+                store.read(match.blocks[0])
+            store._background.release(keys[0], is_noted=True)
+            store._background.discard(None)
+            store._background.drop_lost()
+            store.flush(5.0)
+            store.close()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.put(None, [1], b"x", fingerprint=MODEL, namespace="", start=0) is not None
