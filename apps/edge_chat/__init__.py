@@ -4,10 +4,10 @@ app.py          the app on top of base.py: settings, keys, conversations, the mo
 screens/        the chat screen and the dialogs; widgets/, the parts of the chat screen
 controller.py   opening, branching, deleting on the desk (desk.py); sending.py, replies; replies.py, one of them
 outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
-model_host.py   the loaded model; models.py, the models to choose from
+model_host.py   the loaded model
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
-attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; settings.py and theme.py
+attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; theme.py
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """Name and argument: "/save [md|json] [path]"."""
+        """Return name and argument: "/save [md|json] [path]"."""
         return f"/{self.name} {self.argument}".rstrip()
 
 

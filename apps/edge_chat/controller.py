@@ -16,7 +16,6 @@ from edge.errors import EdgeError, UsageError
 from edge_chat.attachments import edited_by_draft, unpack_draft
 from edge_chat.desk import Desk
 from edge_chat.outbox import Departure, Outgoing
-from edge_chat.replies import ReplyRun
 from edge_chat.sending import Sending
 
 if TYPE_CHECKING:
@@ -36,11 +35,6 @@ class ChatController(Desk):
         self.sending = Sending(self)
         self._lost: Page | None = None
         self._deleted: list[str] = []
-
-    @property
-    def run(self) -> ReplyRun | None:
-        """Return the reply being generated on the screen."""
-        return self.sending.run
 
     @property
     def busy_ids(self) -> frozenset[str]:
@@ -108,10 +102,6 @@ class ChatController(Desk):
         self.screen.page_changed()
         if node_id is not None:
             self.screen.reveal(node_id)
-
-    async def reload(self) -> None:
-        """Read the conversation on the screen again and show its changes."""
-        await self.sending.reload()
 
     async def catch_up(self) -> None:
         """Show what another process has added to the conversation on the screen. The text being typed stays.
@@ -205,7 +195,7 @@ class ChatController(Desk):
         target = ids[(ids.index(node_id) + step) % len(ids)]
         await self.app.library.run(lambda store: store.set_head(conversation_id, store.leaf(target).id))
         await self.sending.drop_failure(conversation_id)
-        await self.reload()
+        await self.sending.reload()
         self.screen.reveal(target, focus=True)
 
     async def fork(self, node_id: int | None) -> None:

@@ -100,7 +100,7 @@ def _check_key(name: str, text: str) -> str:
 
 
 def _is_character_name(name: str) -> bool:
-    """Textual names punctuation by its Unicode name: "question_mark"."""
+    """Return whether textual knows a character by this name: its Unicode name, as "question_mark"."""
     try:
         unicodedata.lookup(name.replace("_", " "))
     except KeyError:

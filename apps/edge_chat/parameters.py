@@ -92,22 +92,19 @@ def describe(sampling: Sampling, name: str) -> str:
 
 def _parse(parameter: Parameter, text: str) -> object:
     if parameter.kind == "optional":
-        return None if text.lower() in ("", "none", "auto", "off") else _integer(parameter, text)
-    if parameter.kind == "integer":
-        return _integer(parameter, text)
-    if parameter.kind == "number":
-        try:
-            return float(text)
-        except ValueError:
-            raise UsageError(f"{parameter.name} is {text!r}, which is not a number.", "Write it like 0.7.") from None
+        return None if text.lower() in ("", "none", "auto", "off") else _number(parameter, text)
+    if parameter.kind in ("integer", "number"):
+        return _number(parameter, text)
     return _texts(parameter, text) if parameter.kind == "texts" else _bias(parameter, text)
 
 
-def _integer(parameter: Parameter, text: str) -> int:
+def _number(parameter: Parameter, text: str) -> float:
+    is_float = parameter.kind == "number"
     try:
-        return int(text.replace(",", "").replace("_", ""))
+        return float(text) if is_float else int(text.replace(",", "").replace("_", ""))
     except ValueError:
-        raise UsageError(f"{parameter.name} is {text!r}, which is not a whole number.", "Write it like 40.") from None
+        noun, example = ("number", 0.7) if is_float else ("whole number", 40)
+        raise UsageError(f"{parameter.name} is {text!r}, which is not a {noun}.", f"Write it like {example}.") from None
 
 
 def _texts(parameter: Parameter, text: str) -> tuple[str, ...]:

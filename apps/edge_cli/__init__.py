@@ -2,7 +2,7 @@
 
 main.py        the entry point: the list of commands; errors as text and exit codes; group.py, groups of commands
 app.py         the runtime as commands see it
-run.py         `edge run`; prompt.py, its message; text.py, the figures of a reply
+run.py         `edge run`; prompt.py, its message
 chat.py        `edge chat`
 models.py      `edge models`; models_listing.py, its tables
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it

@@ -14,7 +14,7 @@ from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
-    from edge.config import Settings
+    pass
 
 __all__ = ["config"]
 
@@ -36,23 +36,23 @@ def ls(app: App, changed: bool, as_json: bool) -> None:
     from edge.config import DEFAULT, get_value, setting_keys
 
     settings = app.settings()
-    names = [name for name in setting_keys() if not changed or settings.sources[name] != DEFAULT]
+    keys, sources = setting_keys(), settings.sources
+    values = {name: get_value(settings, name) for name in keys if not changed or sources[name] != DEFAULT}
     if as_json:
-        keys = setting_keys()
         output.json_object(
             {
                 name: {
-                    "value": _plain(get_value(settings, name)),
-                    "source": settings.sources[name],
+                    "value": _plain(value),
+                    "source": sources[name],
                     "allowed": keys[name].allowed,
                     "variable": keys[name].variable,
                 }
-                for name in names
+                for name, value in values.items()
             }
         )
-        return
-    rows = [(name, _show(get_value(settings, name)), settings.sources[name]) for name in names]
-    output.table(rows, ("setting", "value", "from"))
+    else:
+        rows = [(name, _show(value), sources[name]) for name, value in values.items()]
+        output.table(rows, ("setting", "value", "from"))
 
 
 @config.command(
@@ -69,7 +69,11 @@ def get(app: App, key: str, as_json: bool) -> None:
     settings = app.settings()
     sections = {name.rpartition(".")[0] for name in setting_keys()} - {""}
     if key in sections:
-        _show_section(settings, [name for name in setting_keys() if name.startswith(f"{key}.")], as_json)
+        values = {name: get_value(settings, name) for name in setting_keys() if name.startswith(f"{key}.")}
+        if as_json:
+            output.json_object({n: {"value": _plain(value), "source": settings.sources[n]} for n, value in values.items()})
+        else:
+            output.table([(name, _show(value)) for name, value in values.items()])
         return
     if "." not in key and key not in setting_keys():
         # A name without a dot may mean a section.
@@ -171,16 +175,6 @@ def _check_name(app: App, key: str, value: str) -> None:
         return
     if why := check_setting(name, settings):
         output.note(f"{key} could not be checked: {why}")
-
-
-def _show_section(settings: Settings, names: list[str], as_json: bool) -> None:
-    from edge.config import get_value
-
-    values = {name: get_value(settings, name) for name in names}
-    if as_json:
-        output.json_object({name: {"value": _plain(value), "source": settings.sources[name]} for name, value in values.items()})
-    else:
-        output.table([(name, _show(value)) for name, value in values.items()])
 
 
 def _warn_of_variable(key: str) -> None:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.units import duration_text, size_text
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
 from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
-from edge_cli.text import memory_lines, stats_line
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant, Conversation
     from edge.config import Settings
     from edge.conversation import ConversationStore
     from edge.reply import Reply
+    from edge.types import Usage
 
 __all__ = ["run"]
 
@@ -94,7 +95,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             saved = conversation.id if saves else None
             _show_result(assistant, reply, saved, as_lines=options["as_lines"])
         if options["stats"]:
-            output.note(stats_line(reply))
+            output.note(_stats(reply))
     return 1 if saves and reply.node is None else 0  # a notice has said why it is not saved
 
 
@@ -103,7 +104,15 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
     if options["as_json"] or options["as_lines"]:
         output.json_object(plan.to_dict(), compact=options["as_lines"])
         return 0
-    output.table(memory_lines(plan))
+    memory = plan.memory
+    rows = [
+        ("weights", memory.weights_bytes),
+        (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", memory.kv_bytes),
+        ("working buffers", memory.compute_bytes),
+        ("total", memory.total_bytes),
+        ("available", memory.available_bytes),
+    ]
+    output.table([(name, size_text(n_bytes)) for name, n_bytes in rows])
     if options["explain"]:
         output.note(plan.explain())
     return 0
@@ -173,6 +182,35 @@ def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> st
     if settings.sources.get("sampling.max_tokens") == COMMAND_LINE:
         return ""
     return f"The answer stops here because it is limited to {allowed:,} tokens (sampling.max_tokens, or --max-tokens)."
+
+
+def _stats(reply: Reply) -> str:
+    """Return the speed, tokens and cost of a reply on one line."""
+    usage, timing, cost = reply.usage, reply.timing, reply.cost
+    parts = [
+        f"first token after {duration_text(timing.first_token_ms / 1000)}",
+        f"{timing.tokens_per_s(usage.n_generated):.1f} tokens/s",
+        f"{usage.n_generated:,} tokens generated",
+        f"{usage.n_prompt:,} prompt tokens ({_reuse(usage)})",
+        f"{duration_text(timing.total_ms / 1000)} in all",
+    ]
+    if cost.memory_bytes:
+        parts.append(f"{size_text(cost.memory_bytes)} of memory")
+    if cost.energy_j is not None:
+        parts.append(f"{cost.energy_j:.1f} J")
+    if reply.held_back:
+        parts.append(f"throttled: {reply.held_back}")
+    return ", ".join(parts)
+
+
+def _reuse(usage: Usage) -> str:
+    """Return where the tokens of a prompt came from."""
+    if usage.is_answer_cached:
+        return "from the answer cache"
+    n_memory = usage.n_reused - usage.n_restored
+    parts = [f"{n:,} from {where}" for n, where in ((n_memory, "memory"), (usage.n_restored, "disk")) if n]
+    saved = f", {duration_text(usage.saved_ms / 1000)} saved" if usage.saved_ms >= 10 else ""
+    return " and ".join(parts) + saved if parts else "none reused"
 
 
 def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:

@@ -53,12 +53,14 @@ def _check_backend(settings: Settings) -> str:
 def _check_chat(name: str, settings: Settings) -> str:
     if importlib.util.find_spec("textual") is None:
         return "the chat app, which knows its themes and keys, is not installed."
-    from edge_chat.settings import check_keys, check_theme
+    from edge_chat.keys import make_keymap
+    from edge_chat.table import REGISTRY
+    from edge_chat.theme import choose_theme, theme_names
 
     if name == "theme":
-        check_theme(settings.chat.theme)
+        choose_theme(settings.chat.theme, theme_names(), {})
     else:
-        check_keys(settings.chat.keys)
+        make_keymap(REGISTRY, settings.chat.keys)
     return ""
 
 

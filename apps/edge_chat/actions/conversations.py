@@ -58,7 +58,7 @@ async def ask_title(screen: ChatScreen, conversation_id: str) -> None:
 async def rename(screen: ChatScreen, conversation_id: str, wanted: str) -> None:
     """Give a conversation a title."""
     await screen.app.library.run(lambda store: store.rename(conversation_id, wanted))
-    await screen.controller.reload()
+    await screen.controller.sending.reload()
     screen.refresh_sidebar()
 
 
@@ -190,7 +190,7 @@ async def system(screen: ChatScreen, argument: str) -> None:
     text = wanted
     conversation_id = await screen.controller.ensure_saved()
     await screen.app.library.run(lambda store: store.set_system(conversation_id, text))
-    await screen.controller.reload()
+    await screen.controller.sending.reload()
     screen.tell("The system prompt is changed, from the next message on.")
 
 

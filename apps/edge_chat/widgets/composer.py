@@ -236,14 +236,10 @@ class Composer(Vertical):
         result = self.input.replace(text, *self.input.selection, maintain_selection_offset=False)
         self.input.move_cursor(result.end_location)
 
-    def remove_last_chip(self) -> bool:
-        """Remove the last attachment. Return whether there was one."""
-        if not self._attachments:
-            return False
-        self._attachments.pop()
+    def _remove_attachment(self, attachment: Attachment) -> None:
+        self._attachments.remove(attachment)
         self._show_chips()
         self.post_message(self.Changed())
-        return True
 
     def send(self) -> None:
         """Accept the highlighted proposal, or submit the text."""
@@ -263,8 +259,9 @@ class Composer(Vertical):
 
     def take_key(self, key: str) -> bool:
         """Handle the keys of the open popup, and Backspace after the attachments. Return whether it was one of these."""
-        if key == "backspace" and not self.text:
-            return self.remove_last_chip()
+        if key == "backspace" and not self.text and self._attachments:
+            self._remove_attachment(self._attachments[-1])
+            return True
         popup = self.popup
         if not popup.is_open or key not in ("tab", "up", "down", "escape"):
             return False
@@ -314,10 +311,8 @@ class Composer(Vertical):
     @on(Chip.Removed)
     def _chip_removed(self, event: Chip.Removed) -> None:
         event.stop()
-        self._attachments.remove(event.chip.attachment)
-        self._show_chips()
+        self._remove_attachment(event.chip.attachment)
         self.input.focus()
-        self.post_message(self.Changed())
 
     @on(Chip.Left)
     def _chip_left(self, event: Chip.Left) -> None:

@@ -94,9 +94,7 @@ class MessageView(Vertical, can_focus=True):
     @property
     def markdown(self) -> ReplyMarkdown:
         """Return the body of a reply."""
-        from edge_chat.widgets.markdown import ReplyMarkdown
-
-        return self.query_one(ReplyMarkdown)
+        return self._bodies()[0]
 
     async def extend(self, text: str) -> None:
         """Show more of a reply being generated."""

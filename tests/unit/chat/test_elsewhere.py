@@ -102,7 +102,9 @@ async def test_a_reply_stopped_before_its_first_word_says_so() -> None:
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
         await enter(pilot, "hi")
-        await eventually(pilot, lambda: app.chat_screen.controller.run and app.chat_screen.controller.run.was_accepted)
+        await eventually(
+            pilot, lambda: app.chat_screen.controller.sending.run and app.chat_screen.controller.sending.run.was_accepted
+        )
         await pilot.press("escape")
         gate.set()
         await settle(pilot)

@@ -14,8 +14,8 @@ from edge.conversation import ConversationStore
 from edge.errors import CancelledError, DownloadError, ModelTooLargeError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
+from edge_chat.actions.model import list_choices
 from edge_chat.model_host import ModelHost
-from edge_chat.models import list_choices
 from edge_chat.screens.dialogs import Confirm, Picker
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts

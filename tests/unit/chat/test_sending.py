@@ -109,7 +109,7 @@ async def test_typing_goes_on_while_a_reply_is_written_and_the_next_message_wait
         await settle(pilot)
         app.chat_screen.composer.load("long")
         await pilot.press("enter")
-        await eventually(pilot, lambda: app.chat_screen.controller.run is not None)
+        await eventually(pilot, lambda: app.chat_screen.controller.sending.run is not None)
         await pilot.press(*"hi")
         assert app.chat_screen.composer.text == "hi"
         await pilot.press("enter")
@@ -127,13 +127,13 @@ async def test_a_waiting_message_can_be_taken_back() -> None:
         await settle(pilot)
         app.chat_screen.composer.load("long")
         await pilot.press("enter")
-        await eventually(pilot, lambda: app.chat_screen.controller.run is not None)
+        await eventually(pilot, lambda: app.chat_screen.controller.sending.run is not None)
         await pilot.press(*"hi", "enter")
         await eventually(pilot, lambda: app.chat_screen.query(WaitingCard))
         await pilot.press("escape")
         await eventually(pilot, lambda: not app.chat_screen.query(WaitingCard))
         assert app.chat_screen.composer.text == "hi"
-        assert app.chat_screen.controller.run is not None, "the reply goes on"
+        assert app.chat_screen.controller.sending.run is not None, "the reply goes on"
         gate.set()
         await settle(pilot)
         assert len(texts(app)) == 2
