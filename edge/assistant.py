@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 _STOPPING_S = 60.0
-"""How long a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
+"""Longest time that a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Assistant:
         """Count the tokens of a text for this model, without special ones.
 
         Raises:
-            UsageError: it is no str.
+            UsageError: it is not a str.
             BackendError: the assistant is closed, or was loaded in another process.
         """
         self._check_open()
@@ -226,7 +226,7 @@ class Assistant:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen where neither a call nor its conversation says.
+        """The sampling of calls that give none, in conversations that have none.
 
         Fields that are left out when it is set stay as the assistant was loaded, with the model's own advice.
         """

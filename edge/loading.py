@@ -55,7 +55,7 @@ def load(
 
     Args:
         model: catalogue name, path, or hf:, ollama: or pypi: reference; None is the setting `model`.
-        settings: None reads EDGE_* variables, and ignores those that are no settings; `edge.Settings()` reads nothing;
+        settings: None reads EDGE_* variables, and ignores those that are not settings; `edge.Settings()` reads nothing;
             `edge.load_settings()` reads the user's settings file, too. The arguments below win over them.
         backend: name of the engine; None lets the plan choose.
         require: "cuda", "ane", "metal", "tensorrt", "openvino", "qnn" or "cpu": fail rather than run on anything else.

@@ -51,7 +51,7 @@ class Architecture:
 
     @property
     def is_gemma(self) -> bool:
-        """Whether it is a Gemma: norms around both halves of a layer, norm weights stored minus one."""
+        """True for a Gemma: norms around both halves of a layer, norm weights stored minus one."""
         return self.gguf.startswith("gemma")
 
     def layer_kinds(self, n_layers: int) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class TensorType:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is float32 in the evaluator."""
+        """True if it is float32 in the evaluator."""
         return self.dtype in (np.float16, np.float32)
 
 

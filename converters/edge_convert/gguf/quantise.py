@@ -28,7 +28,7 @@ _SEED = 20_240_607
 
 
 class GgufOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to make GGUF files.
+    """Options of GGUF files.
 
     Attributes:
         quantisations: names out of QUANTISATIONS, a file each.

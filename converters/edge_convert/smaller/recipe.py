@@ -75,12 +75,12 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def is_written(self) -> bool:
-        """Whether the teacher writes it."""
+        """True if the teacher writes it."""
         return self.source is None
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to train the student.
+    """Options of the training of a student.
 
     Attributes:
         minutes: of training; 0 if `steps` are given.
@@ -106,7 +106,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to make a model smaller.
+    """A recipe that makes a model smaller.
 
     Attributes:
         title: for people.
