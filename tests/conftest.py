@@ -1,4 +1,4 @@
-"""What every test may rely on: a home of its own, and the real model where a test asks for it."""
+"""Fixtures of every test: a home of its own, and the real model where a test asks for it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent / "fixtures" / "sensors"
 
 
 def replay(name: str) -> Iterator[tuple[float, Readings]]:
-    """What `Sensors` reads at each time of a trace; one Sensors for all of it, as on the machine."""
+    """Return the readings of `Sensors` at each time of a trace; one Sensors for all of it, as on the machine."""
     system: CapturedSystem | None = None
     for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
         step = json.loads(line)

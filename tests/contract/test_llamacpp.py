@@ -282,7 +282,7 @@ def test_numbers_that_overflow_are_an_error_and_no_nonsense(tmp_path: Path, tiny
 @pytest.mark.parametrize("architecture", ["llama q4_0", "llama", "gemma3", "mamba", "lfm2"])
 @pytest.mark.parametrize("start", [0, 37, 130])
 def test_pieces_of_a_chunk_leave_its_bits(tiny_model: TinyModel, plan_for: PlanFor, architecture: str, start: int) -> None:
-    """What the scheduler does to a long prompt beside replies: pieces of the grain or more, the rest too."""
+    """Split a long prompt as the scheduler does beside replies: pieces of the grain or more, the rest too."""
     prompt = tokens(700)
     with LlamaCppBackend(plan_for(tiny_model(architecture), n_ctx=1024, n_ubatch=512)) as backend:
         grain = backend.chunk_grain

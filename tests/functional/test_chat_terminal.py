@@ -45,7 +45,7 @@ class Terminal:
         self._run("send-keys", *keys)
 
     def screen(self) -> str:
-        """What is on the screen."""
+        """Return the text on the screen."""
         return self._run("capture-pane", "-p")
 
     def start_chat(self, *arguments: str) -> int:
@@ -102,12 +102,12 @@ def terminal(
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is found out about this machine once is found out for all of these tests."""
+    """One cache for all of these tests, so that this machine is tried once."""
     return tmp_path_factory.mktemp("chat-cache")
 
 
 def answer(home: Path) -> tuple[str, str]:
-    """What is saved of the newest answer: text and status; two times "" before there is one."""
+    """Return the saved part of the newest answer: text and status; two times "" before there is one."""
     path = home / "data" / "conversations.db"
     if path.exists():
         with ConversationStore(path) as store:

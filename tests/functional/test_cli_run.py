@@ -24,7 +24,7 @@ Edge = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is found out about this machine once is found out for all of these tests."""
+    """One cache for all of these tests, so that this machine is tried once."""
     return tmp_path_factory.mktemp("cache")
 
 

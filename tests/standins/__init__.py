@@ -1,1 +1,1 @@
-"""What stands in for systems that tests do not have."""
+"""Stand-ins for systems that tests do not have."""

@@ -164,7 +164,7 @@ def compile_model(model: str, destination_path: str | None = None) -> str:
 
 
 def make_coremltools(*, device_of: Callable[[str], str] = lambda operation: "cpu", fault: Fault | None = None) -> Any:
-    """What to use in place of the package.
+    """Return a stand-in for the package.
 
     Args:
         device_of: type of an operation -> "cpu", "gpu" or "ane", for the compute plan.

@@ -156,7 +156,7 @@ def test_peak_memory(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_that_of_the_child(plan: Plan) -> None:
-    """What the parent holds does not count, though Linux starts a child's own record from it."""
+    """Memory of the parent does not count, though Linux starts a child's own record from it."""
     ballast = bytearray(250 << 20)
     ballast[::4096] = b"x" * len(ballast[::4096])
     with Worker(plan) as worker:

@@ -50,7 +50,7 @@ class Shown(App[None]):
         return self.query_one(ReplyMarkdown)
 
     def lines(self) -> list[str]:
-        """What is on the screen, without the margins."""
+        """Return the text on the screen, without the margins."""
         return [line.text.strip() for line in self.screen._compositor.render_strips()]
 
 

@@ -1,4 +1,4 @@
-"""What is typed or pasted belongs to the message box, whatever has the focus."""
+"""Typed or pasted text belongs to the message box, whatever has the focus."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from edge_cli.main import run
 
 @dataclass(frozen=True)
 class Result:
-    """What a command did."""
+    """Result of a command."""
 
     code: int
     out: str

@@ -192,7 +192,7 @@ def test_a_narrow_terminal_gets_two_tables(terminal: Any, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What edge tune was called with; the search itself is tested elsewhere."""
+    """Record the arguments of edge tune; the search itself is tested elsewhere."""
     calls: list[Any] = []
     trials = (
         Trial("threads", "1", "2", 5, 0.25, 0.02, is_taken=True, why="faster by more than the spread"),

@@ -1,4 +1,4 @@
-"""Which name the results of a conversion get in the user's catalogue."""
+"""Names of the results of a conversion in the user's catalogue."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ALL = dict(commands())
 
 
 def modules_after(code: str) -> set[str]:
-    """What a fresh interpreter has imported after some code."""
+    """Return the modules that a fresh interpreter has imported after some code."""
     script = f"{code}\nimport json, sys\nprint()\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -218,7 +218,7 @@ def test_completion_prints_the_script_with_how_to_install_it(call: Any, shell: s
 
 
 def complete(line: str) -> list[str]:
-    """What the shell offers at the end of a command line."""
+    """Return the proposals of the shell at the end of a command line."""
     words = line.split(" ")
     environ = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""What a model computes, by llama.cpp and by transformers: both sides of every comparison."""
+"""Logits of a model by llama.cpp and by transformers: both sides of every comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a turn took from the device, and that it is kept with the reply."""
+"""The cost of a turn to the device, stored with the reply."""
 
 from __future__ import annotations
 

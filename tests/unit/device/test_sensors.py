@@ -1,4 +1,4 @@
-"""What machines say, read; and that nothing they say, or fail to say, is an error."""
+"""Readings of captured machines; nothing that they say, or fail to say, is an error."""
 
 from __future__ import annotations
 

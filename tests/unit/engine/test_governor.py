@@ -1,4 +1,4 @@
-"""When the governor throttles, on traces of machines, and what holds for any readings."""
+"""The governor on traces of machines, and properties that hold for any readings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOLD_S = GovernorSettings().hold_s
 
 
 def course(name: str, work: Workload = WORK, **settings: Any) -> list[tuple[float, str]]:
-    """When the note changes in a trace. What the trace ends with goes on for ten minutes."""
+    """Return the times at which the note changes in a trace, whose last readings go on for ten minutes."""
     governor = Governor(work, GovernorSettings(**settings))
     seen: list[tuple[float, str]] = []
     steps = list(replay(name))

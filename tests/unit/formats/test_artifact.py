@@ -1,4 +1,4 @@
-"""What counts as a model, and what every other file or folder is told it is."""
+"""Files and folders that are models, and the errors for all others."""
 
 from __future__ import annotations
 

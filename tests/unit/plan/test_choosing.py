@@ -1,4 +1,4 @@
-"""Which of a model's formats is run, for captured machines, and what the receipt says about it."""
+"""The choice among a model's formats, for captured machines, and its lines in the receipt."""
 
 from __future__ import annotations
 

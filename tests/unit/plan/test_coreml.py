@@ -1,4 +1,4 @@
-"""Which accelerators a Core ML package may use on a captured Mac, and what the receipt says when the first one did not work."""
+"""The accelerators of a Core ML package on a captured Mac, and the receipt when the first one did not work."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.unit.bench.fakes import device, write_gguf
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each function was called."""
+    """Number of calls of each function."""
     counts: Counter[str] = Counter()
 
     def count(place: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What edge tune keeps: found again for the same device, build and shape of model, and for nothing else."""
+"""Stored results of edge tune: found again for the same device, build and shape of model, and for nothing else."""
 
 from __future__ import annotations
 

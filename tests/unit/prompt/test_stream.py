@@ -63,7 +63,7 @@ def test_final_flushes_half_a_character_and_starts_again():
 
 
 def reference(text, stops):
-    """What may be shown of `text`: cut at the stop that is complete first, the longest of those that end there."""
+    """Return the part of `text` to show: up to the stop that is complete first, the longest of those that end there."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

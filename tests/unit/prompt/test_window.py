@@ -1,4 +1,4 @@
-"""What enters the context window: whole turns, the same choice every time, and a prefix that lives long."""
+"""Messages that enter the context window: whole turns, the same choice every time, and a prefix that lives long."""
 
 from __future__ import annotations
 

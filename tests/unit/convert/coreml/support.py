@@ -1,4 +1,4 @@
-"""What several tests of the Core ML exporter need."""
+"""Helpers of several tests of the Core ML exporter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_runner(package: Path, precision: Precision = "fp16") -> PackageRunner:
 
 
 def info_of(package: Path) -> PackageInfo:
-    """What a package says about itself."""
+    """Return the facts that a package states."""
     return read_info(MilModel(package, function_name="decode").user_defined_metadata, package.name)
 
 
