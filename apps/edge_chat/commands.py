@@ -17,7 +17,7 @@ from edge.errors import UsageError
 __all__ = ["GROUPS", "Command", "Completion", "Registry", "Scope", "SlashLine", "parse_slash"]
 
 Scope = Literal["everywhere", "chat", "composer", "message", "sidebar"]
-"""Where a key works: in dialogs too, in the whole chat, in the message box, on a selected message, in the conversation list."""
+"""Scope of a key: in dialogs too, in the whole chat, in the message box, on a selected message, in the conversation list."""
 
 GROUPS = ("Writing", "Conversation", "Messages", "Model", "View", "App")
 """Headings of the help page, in order."""

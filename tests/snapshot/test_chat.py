@@ -139,7 +139,7 @@ def fix_numbers(app: ChatApp) -> None:
 
 
 def shows_all(app: ChatApp) -> bool:
-    """Whether the status line has caught up with the reply being generated."""
+    """Return whether the status line has caught up with the reply being generated."""
     run = app.chat_screen.controller.sending.run
     return run is not None and app.chat_screen.status.values.used == run.progress[0] + run.n_generated
 

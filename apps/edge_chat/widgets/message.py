@@ -45,7 +45,7 @@ class MessageView(Vertical, can_focus=True):
     """(number of this branch, counted from 1, number of branches); None without branches."""
 
     notices: reactive[tuple[str, ...]] = reactive((), init=False)
-    """What the user should know about this reply."""
+    """Return what the user should know about this reply."""
 
     @dataclass
     class BranchClicked(Message):
