@@ -25,7 +25,7 @@ KINDS = (
     "phi3-long",
     "phi4",
 )
-"""What `make_checkpoint` can make; the part before "-" or the digit's version is a row of the table of architectures."""
+"""Names for `make_checkpoint`; the part before "-" or the digit's version is a row of the table of architectures."""
 
 ARCHITECTURE_OF = {
     "llama": "LlamaForCausalLM",
