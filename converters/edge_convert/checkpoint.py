@@ -220,7 +220,7 @@ def _read_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, TensorIn
     if missing:
         raise ModelFileError(
             f"{folder} is incomplete: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
-            "Download what is missing into that folder.",
+            "Download the missing files into that folder.",
         )
     shards = {name: _read_shard(folder / name) for name in names}
     for tensor, name in weight_map.items():

@@ -29,11 +29,11 @@ BY_BITS = {4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "F16"}
 """Bits a weight -> GGUF quantisation that is made where none is named."""
 
 SMALLER_TOOLS = ("torch", "transformers", "peft", "safetensors")
-"""Distributions whose versions decide what a merge or a distillation gives."""
+"""Distributions whose versions decide the result of a merge or a distillation."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to convert to.
+    """The wanted results of a conversion.
 
     Attributes:
         formats: to make.

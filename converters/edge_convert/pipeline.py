@@ -191,7 +191,7 @@ def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None
     taken = [path.name for path in plan.artifacts if path.exists() and not _is_published(plan, path.name)]
     if taken and not plan.force:
         raise UsageError(
-            f"{plan.out} holds {', '.join(taken)} already.", "Choose another folder, or replace what is there: --force"
+            f"{plan.out} holds {', '.join(taken)} already.", "Choose another folder, or replace the results: --force"
         )
     existing = next(folder for folder in (plan.out, *plan.out.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -41,7 +41,8 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     missing = [form for form in request.formats if form not in facts.architecture.formats]
     if missing:
         raise ModelFileError(
-            f"{facts.architecture.title} cannot become {' or '.join(missing)}.", "docs/convert.md shows what can become what."
+            f"{facts.architecture.title} cannot become {' or '.join(missing)}.",
+            "docs/convert.md shows its formats.",
         )
     request = _completed(request, facts)
     tools = [tool for form in request.formats for tool in TARGETS[form].tools]
@@ -58,7 +59,7 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
 
 
 def _completed(request: Request, facts: Facts) -> Request:
-    """Fill in what the request leaves open."""
+    """Fill in the open parts of a request."""
     if "gguf" in request.formats and not request.gguf.quantisations:
         gguf = msgspec.structs.replace(request.gguf, quantisations=(BY_BITS[request.bits],))
         request = msgspec.structs.replace(request, gguf=gguf)
@@ -116,21 +117,21 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
         is_copied = "gguf" in request.formats and facts.quantised in request.gguf.quantisations and not request.changes_model
         yield (
             f"The source is quantised already ({facts.quantised}). "
-            + ("What stays in that type is copied as it is. " if is_copied else "")
+            + ("Its blocks are copied unchanged where the type stays. " if is_copied else "")
             + "Quantising it again costs quality that an original checkpoint would not."
         )
     if request.card and any(is_slow(form) for form in request.formats):
-        yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, over the beginning of the texts."
+        yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, on the beginning of the texts."
 
 
 def _identity(source: Input) -> list[tuple[str | int, ...]]:
-    """Return what identifies the source's files without reading them."""
+    """Return names, sizes and times of the source's files, which identify them without reading."""
     files = [source.path] if source.kind == "gguf" else sorted(path for path in source.path.iterdir() if path.is_file())
     return [(path.name, *file_stamp(path.stat())) for path in files]
 
 
 def _request_key(request: Request) -> str:
-    """Return what of a request decides the bytes of the results."""
+    """Return the parts of a request that decide the bytes of the results."""
     is_calibrated = request.gguf.use_imatrix or "coreml" in request.formats
     calibration = read_calibration(request.gguf.calibration) if is_calibrated else ""
     gguf = msgspec.structs.replace(request.gguf, calibration=None, threads=0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["RECORD_BYTES", "Record", "WeightFile", "read_record", "unpack", "write_record", "write_record_count"]
 
 RECORD_BYTES = 64
-"""Size of a record's description, and what records are aligned to."""
+"""Size of a record's description, and alignment of records."""
 
 _HEADER = struct.Struct("<II56x")
 _RECORD = struct.Struct("<IIQQQ32x")

@@ -58,7 +58,7 @@ def _widened(model: Any) -> Any:
 
     def widen(module: Any, _args: Any) -> None:
         narrow[module] = [parameter.data for parameter in module.parameters(recurse=False)]
-        with torch.inference_mode(False):  # what is made within it could not take the place of a weight
+        with torch.inference_mode(False):  # a tensor made within it could not replace a weight
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import math
 import shutil
 import tempfile
 import warnings
@@ -17,11 +16,11 @@ import msgspec
 
 from edge.device.cost import trim_heap
 from edge.errors import UsageError
-from edge.formats.coreml import METADATA_KEY, PackageInfo
-from edge_convert.checkpoint import open_checkpoint
+from edge.formats.coreml import METADATA_KEY, Golden, PackageInfo
+from edge_convert.checkpoint import Checkpoint, open_checkpoint
 
 from .calibrate import load_reference
-from .decoder import read_decoder, rotary_tables
+from .decoder import Decoder, read_decoder, rotary_tables
 from .golden import evaluate_golden, source_golden
 from .join import join_functions
 from .model import DecoderProgram
@@ -99,22 +98,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         joined = Path(work) / "joined.mlpackage"
         join_functions(parts, joined)
         on_progress("checking", 0.9)
-        windows = (decoder.window(layer, options.context) for layer in range(decoder.n_layers))
-        info = PackageInfo(
-            variant=options.variant,
-            context=options.context,
-            chunk=options.chunk,
-            stateful=options.stateful,
-            n_layers=decoder.n_layers,
-            n_kv_heads=decoder.n_kv_heads,
-            head_dim=decoder.head_dim,
-            vocab=decoder.vocab,
-            window=next(filter(None, windows), None),
-            n_params=sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),
-            n_ctx_train=int(opened.config.get("max_position_embeddings") or 0),
-            encodings=encoder.summary(),
-            golden=golden,
-        )
+        info = _describe(options, opened, decoder, golden, encoder.summary())
         del encoder, program
         _release()
         info = evaluate_golden(joined, info)
@@ -153,6 +137,27 @@ def check_options(options: CoreMLOptions, longest: int | None = None) -> None:
             f"A prefill chunk of {options.chunk} tokens does not fit a context of {options.context}.",
             "Choose a chunk of 2 tokens or more, up to the context.",
         )
+
+
+def _describe(
+    options: CoreMLOptions, opened: Checkpoint, decoder: Decoder, golden: Golden, encodings: dict[str, int]
+) -> PackageInfo:
+    windows = (decoder.window(layer, options.context) for layer in range(decoder.n_layers))
+    return PackageInfo(
+        variant=options.variant,
+        context=options.context,
+        chunk=options.chunk,
+        stateful=options.stateful,
+        n_layers=decoder.n_layers,
+        n_kv_heads=decoder.n_kv_heads,
+        head_dim=decoder.head_dim,
+        vocab=decoder.vocab,
+        window=next(filter(None, windows), None),
+        n_params=opened.n_params,
+        n_ctx_train=int(opened.config.get("max_position_embeddings") or 0),
+        encodings=encodings,
+        golden=golden,
+    )
 
 
 def _release() -> None:

@@ -112,7 +112,7 @@ class MilModel:
         """
         values = self._check_inputs(data)
         states = self._check_state(state)
-        with np.errstate(all="ignore"):  # what overflows becomes infinite or no number, as it does in hardware
+        with np.errstate(all="ignore"):  # overflow gives infinity or NaN, as in hardware
             for step in self._code.steps:
                 self._run(step, values, states)
         halves = self._precision == "fp16"

@@ -113,7 +113,7 @@ def _gelu(inputs: Inputs) -> Array:
 
 
 def _reshape(inputs: Inputs) -> Array:
-    # MIL: 0 keeps an axis, -1 takes what is left
+    # MIL: 0 keeps an axis, -1 takes the rest
     shape = [inputs["x"].shape[axis] if size == 0 else int(size) for axis, size in enumerate(inputs["shape"])]
     return np.asarray(inputs["x"].reshape(shape))
 

@@ -1,4 +1,4 @@
-"""Removes from a package what coremltools makes different each time, so that the same input gives the same bytes."""
+"""Makes the bytes of a package reproducible: coremltools adds a date and random identifiers."""
 
 from __future__ import annotations
 

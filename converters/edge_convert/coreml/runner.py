@@ -89,11 +89,6 @@ class PackageRunner:
         self._state: Any = functions.decode.make_state() if info.stateful else None
         self._cache = None if info.stateful else np.zeros(info.cache_shape, np.float16)
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in the cache."""
-        return len(self._tokens)
-
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Prefill tokens in chunks, and decode the last one.
 

@@ -1,4 +1,4 @@
-"""`edge convert verify PACKAGE`: checks what a Core ML package computes on this machine.
+"""`edge convert verify PACKAGE`: checks the computation of a Core ML package on this machine.
 
 On a Mac by real prediction, in a child process since a compute unit that refuses a program may crash the process; elsewhere by
 the evaluator. Both are compared with the logits that the exporter stored in the package.
@@ -98,7 +98,7 @@ def verify(
         raise ModelNotFoundError(f"There is no package {package}.", "Check the path.")
     package = model_in(package)
     if engine == "coreml" and on_mac:
-        find_files(package)  # a package that is not there is no crash of Core ML
+        find_files(package)  # so that a missing package does not look like a crash of Core ML
         return _in_child(package, compute_units, timeout_s)
     return _compare(load_functions(package, engine), None, {})
 

@@ -125,7 +125,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     n_decode: int
     machine: str
     gate: str = ""
-    title: str = "What the converted models are worth"
+    title: str = "Quality of the converted models"
     rows: tuple[Row, ...]
 
 
@@ -144,7 +144,7 @@ COLUMNS = (
 )
 """Headings of `row_texts`."""
 
-KINDS_TITLE = "By kind of text (KL mean / top-1), and what computed each model"
+KINDS_TITLE = "By kind of text (KL mean / top-1), and the engine of each model"
 KIND_COLUMNS = ("model", "prose", "chat", "computed by")
 """Headings of `kind_texts`."""
 

@@ -46,6 +46,10 @@ class EvaluateOptions(msgspec.Struct, frozen=True, kw_only=True):
     gate: str = ""
     ray: str = ""
 
+    def __post_init__(self) -> None:
+        if self.n_rounds < 0 or self.n_prefill < 1 or self.n_decode < 1 or self.n_threads < 0 or self.n_jobs < 0:
+            raise UsageError("Rounds, tokens, threads and jobs are counted from 0 or 1.", "Use positive numbers.")
+
 
 def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOptions, on_progress: Progress) -> Card:
     """Evaluate models side by side.
@@ -65,8 +69,6 @@ def evaluate(models: Sequence[Path], reference: Path | None, options: EvaluateOp
     """
     if not models:
         raise UsageError("There is no model to evaluate.", "Name one: edge eval MODEL")
-    if options.n_rounds < 0 or options.n_prefill < 1 or options.n_decode < 1 or options.n_threads < 0 or options.n_jobs < 0:
-        raise UsageError("Rounds, tokens, threads and jobs are counted from 0 or 1.", "Use positive numbers.")
     gate = parse_gate(options.gate) if options.gate else ()
     chosen = _choose_reference(models, reference)
     paths = _names([chosen, *(path for path in models if path.resolve() != chosen.resolve())])

@@ -1,4 +1,4 @@
-"""Jobs: a model, and what is measured of it. They run in a process of their own (child.py) or in a Ray task."""
+"""Jobs: a model and a measure. They run in a process of their own (child.py) or in a Ray task."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class SpeedJob(Job, frozen=True, kw_only=True, tag=True):
         """Measure speed and memory."""
         started = time.perf_counter()
         model = self.open()
-        model.start([1])  # what engines postpone until first use belongs to loading
+        model.start([1])  # work that engines postpone until first use belongs to loading
         load_s = time.perf_counter() - started
         # Any ids: the time of a prefill does not depend on them.
         prompt = [3 + (7919 * index) % max(1, model.n_vocab - 3) for index in range(self.n_prefill)]

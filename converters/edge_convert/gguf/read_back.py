@@ -76,7 +76,7 @@ def checkpoint_from_gguf(
     Raises:
         ModelFileError: the file is damaged, or edge does not convert its architecture or tokenizer.
     """
-    header = read_header(path)  # refuses what would trip the library below
+    header = read_header(path)  # refuses damage that would trip the library below
     architecture = find_gguf_architecture(header.architecture, path.name)
     logging.getLogger("gguf").setLevel(logging.ERROR)
     reader = GGUFReader(path)

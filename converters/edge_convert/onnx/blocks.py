@@ -223,7 +223,7 @@ def _check_same(name: str, weight: Any, blocks: Blocks) -> None:
         is_same = difference <= largest / 128
     if not is_same:
         raise UsageError(
-            f"{name} of the checkpoint is not what the source GGUF holds, so the checkpoint was changed since.", _OTHERWISE
+            f"{name} of the checkpoint differs from the source GGUF, so the checkpoint was changed since.", _OTHERWISE
         )
 
 

@@ -150,7 +150,7 @@ def _builder_command(checkpoint: Path, out: Path, cache: Path, precision: str, o
 
 
 def _run_builder(command: list[str], work: Path, n_layers: int, on_progress: Progress) -> None:
-    """Run the builder to its end; what it prints becomes progress."""
+    """Run the builder to its end; its output becomes progress."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

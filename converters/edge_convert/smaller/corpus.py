@@ -144,7 +144,7 @@ def save_corpus(folder: Path, train: Sequence[Windows], held_out: dict[str, Wind
 
 
 def load_corpus(folder: Path) -> Corpus:
-    """Read what `save_corpus` wrote."""
+    """Read a corpus that `save_corpus` wrote."""
     provenance = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=tuple[Provenance, ...])
     held_out = {
         entry.name: (np.load(folder / f"held-{entry.name}.npy"), np.load(folder / f"held-{entry.name}-counted.npy"))

@@ -28,7 +28,7 @@ _REPORT, _CHOICE = "report.json", "choice.json"
 
 
 def merged(facts: Facts, adapter: Adapter) -> Facts:
-    """Return the facts of a model into which an adapter is merged: no block of a GGUF is what it was."""
+    """Return the facts of a model with an adapter merged: it has no blocks of a GGUF any more."""
     return msgspec.structs.replace(
         facts,
         name=f"{facts.name}+{adapter.name}",
@@ -53,7 +53,7 @@ def made_smaller(facts: Facts, recipe: Recipe) -> Facts:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Return a digest of what decides the result of a recipe, the texts that it reads included.
+    """Return a digest of all that decides the result of a recipe, its texts included.
 
     Raises:
         UsageError: a text is missing.
@@ -64,7 +64,7 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 def adapter_key(adapter: Adapter) -> str:
-    """Return a digest of what decides the result of merging an adapter."""
+    """Return a digest of all that decides the result of merging an adapter."""
     return digest_of(adapter.name, *map(_stamp, adapter.files))
 
 

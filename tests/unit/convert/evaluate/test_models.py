@@ -272,7 +272,7 @@ def test_the_command_prints_the_card_and_fails_the_gate(
     assert "Compared with llama-fp32" in err
     assert "Computed by onnxruntime" in err and ": llama-fp32, llama-int4." in err
     assert page.read_text().startswith("<!doctype html>")
-    assert text.read_text().startswith("# What the converted models are worth")
+    assert text.read_text().startswith("# Quality of the converted models")
 
     assert run(["eval", *models, *little, "--gate", "kl=0.0001", "--json"]) == 5
     out, err = capsys.readouterr()
