@@ -213,7 +213,7 @@ class _FunctionBuilder:
         self._cache = cache
 
     def _attend(self, queries: Any, layer: int) -> Any:
-        """Attend from (1, heads, tokens, head_dim) to (1, heads x head_dim, 1, tokens); heads that share keys share a matmul."""
+        """Attend from (1, heads, tokens, head_dim) to (1, heads x head_dim, 1, tokens); heads with the same keys share one."""
         mb, decoder, n, context = self._mb, self._decoder, self._n, self._context
         kv, groups, dim = decoder.n_kv_heads, decoder.groups, decoder.head_dim
         queries = mb.mul(x=queries, y=np.float16(decoder.attention_scale))
