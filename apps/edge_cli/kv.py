@@ -205,9 +205,14 @@ def forget(app: App, conversations: tuple[str, ...], everybody: bool, as_json: b
         ids = listing.owners(app, settings, store, conversations)
         reports = {id: store.forget(id) for id in ids}
     if as_json:
-        output.json_object([{"id": id, **dataclasses.asdict(report)} for id, report in reports.items()])
+        found = ({"id": id, **dataclasses.asdict(report)} for id, report in reports.items())
+        output.json_object([{key: value for key, value in each.items() if key != "is_in_log" or value} for each in found])
         return
     _report_deleted(sum(r.n_blocks for r in reports.values()), sum(r.size_bytes for r in reports.values()))
+    if any(report.is_in_log for report in reports.values()):
+        output.note(
+            "Their tokens are still in the log of the cache's index, since another process reads it. Close it and repeat."
+        )
 
 
 @kv.command(epilog=examples("edge kv clear"))
@@ -347,14 +352,14 @@ def _model_of(bundle: Bundle, settings: Settings) -> str:
 
 def _import_blocks(app: App, settings: Settings, bundle: Bundle, model: bytes, owner: str) -> tuple[int, int, list[str]]:
     """Store blocks of a bundle; return the number of stored tokens, of tokens left out, and notices."""
-    from edge.errors import StorageError
+    from edge.errors import EdgeError
 
     total = sum(bundle.models.values())
     try:
         with app.blocks(settings) as store:
             report = store.import_blocks(bundle.blocks(model), owner)
             n_cached = sum(block.n_tokens for block in store.ls(owner=owner))
-    except StorageError as error:
+    except EdgeError as error:
         return 0, total, [str(error)]
     problem = f"The cache cannot store blocks: {report.problem}." if report.problem else ""
     dropped = f"There was no room for {report.n_dropped:,} blocks." if report.n_dropped and not problem else ""

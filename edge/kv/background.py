@@ -30,6 +30,7 @@ _BATCH_BYTES = 16 << 20
 _BATCH_BLOCKS = 64
 _RETRY_BUSY_S = 1.0
 _BUSY_PAUSE_S = 0.05
+_EMPTY_EVERY_S = 5.0
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ class Background:
         self._queued_bytes = 0
         self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
         self._work = _Work()  # without a batch: that is the queue
-        self._is_busy = self._is_closing = self._wants_open = self._wants_drop = self._wants_log = False
+        self._is_busy = self._is_closing = False
+        self._wants_open = self._wants_drop = self._wants_log = self._wants_emptying = False
         self._n_flushing = 0
         self._disk: Disk | None = None
         self._is_suspect = False  # something failed since it was opened: opening it again may cure that
@@ -185,6 +187,12 @@ class Background:
             return
         with self._wake:
             self._wants_log = True
+        self._wake_thread()
+
+    def empty_log(self) -> None:
+        """Ask the thread to empty the log of the index as soon as no other process reads it."""
+        with self._wake:
+            self._wants_emptying = True
         self._wake_thread()
 
     def n_queued(self) -> int:
@@ -310,7 +318,8 @@ class Background:
             with self._wake:
                 self._is_busy = False
                 self._wake.notify_all()
-                self._wake.wait_for(lambda: self._has_work() or self._is_closing)
+                self._wake.wait_for(lambda: self._has_work() or self._wants_emptying or self._is_closing, self._pause_s())
+                self._wants_emptying = False
                 # Touches come in groups and are not urgent.
                 self._wake.wait_for(lambda: self._is_urgent() or self._n_flushing or self._is_closing, _TOUCH_DELAY_S)
                 if self._is_closing:
@@ -330,6 +339,10 @@ class Background:
                 if is_busy(error):
                     with self._wake:
                         self._wake.wait_for(lambda: self._is_closing, _BUSY_PAUSE_S)
+
+    def _pause_s(self) -> float | None:
+        """Return the longest pause of the thread without work."""
+        return _EMPTY_EVERY_S if self._disk is not None and self._disk.needs_emptying and self._may_try() else None
 
     def _take_batch(self) -> list[Pending]:
         batch: list[Pending] = []
@@ -391,6 +404,8 @@ class Background:
         self._problem = None
         if disk.needs_scan and not self._queue:
             _log.debug("KV store scanned: %s", scan(disk, lambda: self._write_between(disk)))
+        if disk.needs_emptying:
+            disk.empty_log()
         if disk.index.log_bytes() > self._options.log_bytes:
             disk.index.checkpoint()
             disk.index.start_log()

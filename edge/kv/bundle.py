@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,13 +28,17 @@ import msgspec
 
 from edge.errors import StorageError
 from edge.files import check_replaceable
-from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS
+from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS, MAX_TOKENS
 from edge.kv.records import PlainBlock
 
 __all__ = ["Bundle", "BundleReport", "open_bundle", "write_bundle"]
 
 _CONVERSATION, _MANIFEST = "conversation.json", "manifest.json"
 _MAX_TEXT_BYTES = 1 << 30
+_MAX_MANIFEST_BYTES = 32 << 20
+"""About 4 million tokens, of which the numbers alone take a tenth of a gigabyte of memory."""
+_MAX_BLOCKS = 1 << 16
+_HEADER_BYTES = 30  # of an entry of a zip file, before its name
 _DAMAGE = (
     zipfile.BadZipFile, msgspec.MsgspecError, struct.error, KeyError, ValueError, OverflowError, RuntimeError, EOFError,
 )  # fmt: skip
@@ -57,7 +63,7 @@ class _BlockPart(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: _Sha256
     namespace: Annotated[str, msgspec.Meta(max_length=63)]
     start: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-    tokens: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]], msgspec.Meta(min_length=1)]
+    tokens: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]], msgspec.Meta(min_length=1, max_length=MAX_TOKENS)]
     origin: Literal["prefill", "decode"]
     prefill_ms: Annotated[float, msgspec.Meta(ge=0, le=MAX_PREFILL_MS)]
 
@@ -68,7 +74,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     edge: str
     about: dict[str, Any]
     conversation: _Part
-    blocks: list[_BlockPart]
+    blocks: Annotated[list[_BlockPart], msgspec.Meta(max_length=_MAX_BLOCKS)]
 
     def __post_init__(self) -> None:
         for place, block in enumerate(self.blocks):
@@ -76,6 +82,8 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 raise ValueError(f"block {place} is named {block.file}")
             if (block.parent is None) != (block.start == 0):
                 raise ValueError(f"block {place} has no parent")
+            if block.start + len(block.tokens) >= 1 << 32 or block.size + 4 * len(block.tokens) + 1024 > MAX_FILE_BYTES:
+                raise ValueError(f"block {place} is too large")
             if block.parent is not None:
                 parent = self.blocks[block.parent] if block.parent < place else None
                 if parent is None or parent.start + len(parent.tokens) != block.start:
@@ -102,7 +110,8 @@ class Bundle:
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path, self._archive = path, archive
         with _refusing(path):
-            self._manifest = msgspec.json.decode(self._read(_MANIFEST, _MAX_TEXT_BYTES), type=_Manifest)
+            _check_entries(archive)
+            self._manifest = msgspec.json.decode(self._read(_MANIFEST, _MAX_MANIFEST_BYTES), type=_Manifest)
         self.about: Mapping[str, Any] = self._manifest.about
         self.models: dict[bytes, int] = {}
         for block in self._manifest.blocks:
@@ -173,6 +182,8 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         StorageError: it cannot be read, or is not a bundle, damaged, or of a newer version.
     """
     with _refusing(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a regular file")
         archive = zipfile.ZipFile(path)
     with archive:
         yield Bundle(path, archive)
@@ -193,7 +204,7 @@ def write_bundle(
         StorageError: it cannot be written, or is a device or FIFO.
     """
     check_replaceable(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         try:
             fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
@@ -243,6 +254,24 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> _Part
     with archive.open(info, "w", force_zip64=True) as file:
         file.write(data)
     return _Part(file=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _check_entries(archive: zipfile.ZipFile) -> None:
+    """Refuse entries that share their bytes: a small file could then take hours to read.
+
+    Raises:
+        ValueError: they overlap, or there are too many.
+    """
+    end = 0
+    entries = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    if len(entries) > _MAX_BLOCKS + 2:
+        raise ValueError("it has too many entries")
+    for info in entries:
+        if info.header_offset < end:
+            raise ValueError(f"{info.filename} overlaps another entry")
+        end = info.header_offset + _HEADER_BYTES + len(info.orig_filename) + info.compress_size
+    if end > archive.start_dir:
+        raise ValueError("an entry overlaps the directory")
 
 
 @contextmanager

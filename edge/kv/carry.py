@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from edge.kv.blocks import BlockDamaged, pack_tokens, unpack_tokens
 from edge.kv.disk import Disk
+from edge.kv.keys import TOKEN_BYTES
 from edge.kv.records import ImportReport, PlainBlock
 
 __all__ = ["add_blocks", "plain_blocks"]
@@ -68,10 +69,11 @@ def add_blocks(
         parent = None if block.parent is None else keys.get(block.parent)
         if block.start > 0 and parent is None:
             continue
-        if n_waiting + len(block.payload) > _FLUSH_BYTES:
+        n_bytes = len(block.payload) + 3 * TOKEN_BYTES * len(block.tokens) + 1024  # as Pending.size_bytes
+        if n_waiting + n_bytes > _FLUSH_BYTES:
             flush()
             n_waiting = 0
-        n_waiting += len(block.payload)
+        n_waiting += n_bytes
         before = parent or disk.root(block.model, block.namespace)
         is_known = disk.has(disk.keys.block(block.model, block.namespace, before, pack_tokens(block.tokens)))
         key = put(block, parent)

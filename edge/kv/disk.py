@@ -49,6 +49,7 @@ class Disk:
         needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
             or more than the options allow.
         needs_check: the totals of the index were not compared with its blocks yet.
+        needs_emptying: the log of the index still holds rows that were deleted for good.
         n_evicted: blocks that this object evicted.
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
@@ -61,6 +62,7 @@ class Disk:
         self.options = options
         self.n_evicted = 0
         self.needs_check = True
+        self.needs_emptying = False
         self.shortage = ""
         self.files = StoreFiles(directory, options)
         self.keys = self.files.keys
@@ -219,15 +221,22 @@ class Disk:
             change.lease(self.files.live_id, key, change_by)
 
     def open(self, key: bytes) -> Block:
-        """Return a verified block without consulting the index.
+        """Return a verified block, of which the index tells only the size.
 
         Raises:
             BlockDamaged: it is damaged, or another block.
         """
-        block = open_block(self.keys, self.files.load(key))
+        with self.index.read() as view:
+            size = view.size(key)
+        block = open_block(self.keys, self.files.load(key, size))
         if block.header.key != key:
             raise BlockDamaged("it is not the block of its name")
         return block
+
+    def empty_log(self) -> bool:
+        """Empty the log of the index, which still holds deleted rows; return False if another process reads it just now."""
+        self.needs_emptying = not self.index.checkpoint(emptying=True)
+        return not self.needs_emptying
 
     def close(self) -> None:
         """Close it. May be called twice."""

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from edge.errors import StorageError
 from edge.files import try_lock
-from edge.kv.blocks import HEADER_READ_BYTES
+from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged
 from edge.kv.keys import KEY_BYTES, KEYRING, Keys, Secret, secret_of_keyring
 from edge.kv.options import StoreOptions
 
@@ -175,14 +175,21 @@ class StoreFiles:
         except OSError:
             pass  # reading it will say why
 
-    def load(self, key: bytes) -> bytes:
+    def load(self, key: bytes, size: int | None = None) -> bytes:
         """Return all bytes of a block file, unverified.
+
+        Args:
+            key: of the block.
+            size: of its file in bytes, if known. Another one is not read: a file that has grown may not fit into memory.
 
         Read, not mapped: verified bytes must not change afterwards, and a bad sector or a truncation under a mapping would kill
         the process.
         """
         with _opened(self._name(key), os.O_RDONLY) as fd:
-            size = _regular_size(fd)
+            found = _regular_size(fd)
+            if found != (found if size is None else size) or found > MAX_FILE_BYTES:
+                raise BlockDamaged(f"it has {found:,} bytes" + ("" if size is None else f", and should have {size:,}"))
+            size = found
             data = os.read(fd, size)
             while len(data) < size and (more := os.read(fd, size - len(data))):
                 data += more

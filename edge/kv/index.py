@@ -31,6 +31,8 @@ APPLICATION_ID = 0x65646B76
 SCHEMA_VERSION = 1
 _READ_TIMEOUT_S = 1.0
 """Longest wait of a search, which only a process that repairs the log after a crash can block."""
+_EMPTYING_TIMEOUT_S = 2.0
+"""Longest wait for readers in other processes, which may be suspended."""
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
 _NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
 """Raised for a value whose type a flipped bit has changed."""
@@ -179,14 +181,20 @@ class Index:
         """Return False once another process has replaced this index."""
         return self.path.exists()
 
-    def checkpoint(self, *, emptying: bool = False) -> None:
+    def checkpoint(self, *, emptying: bool = False) -> bool:
         """Move the log into the file. For the background thread, since it waits for the disk.
 
         Args:
             emptying: also empty the log, which still holds deleted rows. Readers can delay that.
+
+        Returns:
+            False if not all was moved, or the log not emptied.
         """
         with self._write_lock:
-            self._usable(self._writer).execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})")
+            writer = self._usable(self._writer)
+            writer.execute(f"PRAGMA busy_timeout = {int(_EMPTYING_TIMEOUT_S * 1000)}")
+            busy, _, _ = writer.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if emptying else 'PASSIVE'})").fetchone()
+            return not busy
 
     def start_log(self) -> None:
         """Write to the log without changing anything: the first write to an empty log waits for the disk."""

@@ -125,8 +125,7 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
                     n_blocks, n_bytes = n_blocks + 1, n_bytes + size
     with disk.index.write() as change:
         change.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))
-    disk.index.checkpoint(emptying=True)
-    return ForgetReport(n_blocks, n_bytes)
+    return ForgetReport(n_blocks, n_bytes, is_in_log=not _emptied(disk))
 
 
 def clear(disk: Disk) -> int:
@@ -148,7 +147,7 @@ def clear(disk: Disk) -> int:
             for key in names:
                 if change.get(key) is None:
                     disk.files.remove(key)
-    disk.index.checkpoint(emptying=True)
+    _emptied(disk)
     return n_blocks
 
 
@@ -272,8 +271,15 @@ def _drop_plain(disk: Disk) -> int:
                 change.remove(key)
                 disk.files.remove(key)
     if found:
-        disk.index.checkpoint(emptying=True)
+        _emptied(disk)
     return len(found)
+
+
+def _emptied(disk: Disk) -> bool:
+    is_empty = disk.empty_log()
+    if not is_empty:
+        _log.warning("Deleted tokens stay in the log of the KV index while another process reads it; it is emptied after that.")
+    return is_empty
 
 
 def _portions(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -206,7 +206,13 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class ForgetReport:
-    """Result of `BlockStore.forget`: blocks removed, and their bytes of disk."""
+    """Result of `BlockStore.forget`: blocks removed, and their bytes of disk.
+
+    Attributes:
+        is_in_log: another process was reading, so the log of the index still holds their tokens. The store empties it once
+            that process has finished.
+    """
 
     n_blocks: int
     size_bytes: int
+    is_in_log: bool = False

@@ -102,6 +102,11 @@ class View:
         """Return one block."""
         return self._row("key = ?", key)
 
+    def size(self, key: bytes) -> int | None:
+        """Return the size of a block's file, in bytes; None if the block is not there."""
+        row = self.sql.execute("SELECT size FROM block WHERE key = ?", (key,)).fetchone()
+        return None if row is None else int(row[0])
+
     def at_or_before(self, parent: bytes, path: bytes) -> Row | None:
         """Return the last child of `parent` that does not sort after `path`."""
         return self._row("parent = ? AND path <= ? ORDER BY path DESC LIMIT 1", parent, path)

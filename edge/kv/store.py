@@ -248,7 +248,10 @@ class BlockStore:
         self._background.discard(owner)
         with self._maintained() as disk:
             self._settle()
-            return forget(disk, owner)
+            report = forget(disk, owner)
+        if report.is_in_log:
+            self._background.empty_log()
+        return report
 
     def stats(self) -> StoreStats:
         """Return the content of the store in numbers.
@@ -307,7 +310,10 @@ class BlockStore:
         self._background.discard(None)
         with self._maintained() as disk:
             self._settle()
-            return clear(disk)
+            n_blocks = clear(disk)
+        if disk.needs_emptying:
+            self._background.empty_log()
+        return n_blocks
 
     def export_blocks(self, owner: str) -> Iterator[PlainBlock]:
         """Yield the blocks of an owner and their ancestors, parents first, verified and readable; for `write_bundle`.

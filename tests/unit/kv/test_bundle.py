@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import os
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
 from edge.kv.bundle import open_bundle, write_bundle
+from edge.kv.records import PlainBlock
 from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
@@ -252,3 +255,90 @@ def test_a_bundle_is_written_whole_or_not_at_all(
         write_bundle(tmp_path / "none" / "b.zip", CHAT, [])
     with pytest.raises(StorageError, match="no file"), open_bundle(tmp_path / "none.zip"):
         pass
+
+
+def write_raw(path: Path, entries: Sequence[tuple[str, bytes]]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+def manifest_of(blocks: list[dict[str, object]], size: int = 2) -> bytes:
+    part = {"file": "conversation.json", "size": size, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    about = {"format": "edge-bundle", "version": 1, "edge": "0", "about": {}, "conversation": part, "blocks": blocks}
+    return json.dumps(about).encode()
+
+
+def block_of(place: int, n_tokens: int = 1, **changes: object) -> dict[str, object]:
+    block: dict[str, object] = {
+        "file": f"blocks/{place}", "size": 1, "sha256": hashlib.sha256(b"x").hexdigest(), "parent": None, "model": "0" * 64,
+        "namespace": "", "start": 0, "tokens": [1] * n_tokens, "origin": "prefill", "prefill_ms": 1.0,
+    }  # fmt: skip
+    return block | changes
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        manifest_of([block_of(0, 2_000_000)]),
+        manifest_of([block_of(place) for place in range(70_000)]),
+        manifest_of([block_of(0, 1_000_000, tokens=[4_000_000_000] * 4_000_000)]),
+        manifest_of([block_of(0, size=(1 << 31) - 1)]),
+        manifest_of([block_of(0, 5, start=(1 << 32) - 2, parent=0)]),
+    ],
+    ids=["long block", "many blocks", "long manifest", "large file", "past the end"],
+)
+def test_what_a_store_cannot_hold_is_refused_before_anything_is_added(tmp_path: Path, manifest: bytes) -> None:
+    path = tmp_path / "b.zip"
+    write_raw(path, [("conversation.json", b"{}"), ("blocks/0", b"x"), ("manifest.json", manifest)])
+    with pytest.raises(StorageError, match="damaged or not a bundle"), open_bundle(path):
+        pass
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("conversation.json", b"{}")
+        archive.writestr("manifest.json", manifest_of([]))
+        archive.writestr("blocks/0", bytes(1 << 16))
+        first = archive.getinfo("blocks/0")
+        for place in range(1, 50):
+            again = copy.copy(first)
+            again.filename = again.orig_filename = f"blocks/{place}"
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(StorageError, match="overlaps"), open_bundle(path):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "directory"])
+def test_only_ordinary_files_are_bundles(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "b.zip"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    with pytest.raises(StorageError, match="not a regular file"), open_bundle(path):
+        pass
+
+
+def test_two_exports_to_one_path_at_once(make_store: MakeStore, tmp_path: Path) -> None:
+    here = make_store("here")
+    fill(here)
+
+    def blocks() -> Iterator[PlainBlock]:
+        write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("bob"))
+        yield from here.export_blocks("ann")
+
+    report = write_bundle(tmp_path / "b.zip", CHAT, blocks())
+    with open_bundle(tmp_path / "b.zip") as bundle:
+        bundle.verify()
+        assert sum(1 for _ in bundle.blocks()) == report.n_blocks
+
+
+def test_many_small_blocks_are_not_dropped_for_their_number(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.kv.carry._FLUSH_BYTES", 1 << 15)
+    there = make_store("there", queue_bytes=1 << 16)
+    blocks = [PlainBlock(bytes([n]), None, MODEL, "ns", 0, [n], b"x", "prefill", 1.0) for n in range(200)]
+    report = there.import_blocks(blocks, "x")
+    assert (report.n_added, report.n_dropped) == (200, 0)

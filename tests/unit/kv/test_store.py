@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -1192,3 +1194,47 @@ def test_a_forked_child_never_waits_for_a_lock_of_its_parent(make_store: MakeSto
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert store.put(None, [1], b"x", fingerprint=MODEL, namespace="", start=0) is not None
+
+
+@pytest.mark.parametrize("size", [5 << 30, 1 << 40])
+@pytest.mark.parametrize("what", ["read", "verify", "export", "scan"])
+def test_a_block_file_that_has_grown_is_not_read(make_store: MakeStore, what: str, size: int) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)), owner="ann")
+    match = store.match(MODEL, "ns", list(range(8)))
+    os.truncate(path_of(store, keys[0]), size)
+    if what == "read":
+        assert store.read(match.blocks[0]) is None
+    elif what == "verify":
+        assert [key for key, _ in store.verify().damaged] == [keys[0].hex()]
+    elif what == "export":
+        assert list(store.export_blocks("ann")) == []
+    else:
+        store.close()
+        index_of(store).unlink()
+        store = make_store()
+    assert store.flush(60.0) and store.problem is None
+    assert what == "export" or not is_stored(store, keys[0])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20  # in KiB
+
+
+def test_forget_says_when_another_reader_keeps_the_text_in_the_log(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.kv.index._EMPTYING_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("edge.kv.background._EMPTY_EVERY_S", 0.05)
+    store = make_store()
+    put_row(store, list(range(8)), owner="ann")
+    log = index_of(store).with_name(index_of(store).name + "-wal")
+    with closing(sqlite3.connect(index_of(store), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM block").fetchone()
+        assert store.forget("ann").is_in_log
+        assert log.stat().st_size > 0
+        reader.execute("ROLLBACK")
+    deadline = time.monotonic() + 30
+    while log.stat().st_size and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert log.stat().st_size == 0, "emptied once the reader has gone"
+    put_row(store, list(range(8)), owner="bob")
+    assert not store.forget("bob").is_in_log
