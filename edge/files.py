@@ -28,6 +28,7 @@ __all__ = [
     "parse_toml",
     "read_bytes",
     "read_json",
+    "read_record",
     "read_text",
     "shipped",
     "sync_file",
@@ -156,6 +157,20 @@ def parse_json(path: Path, data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
+
+
+def read_record(path: Path, kind: type[T], max_bytes: int = 1 << 20) -> T | None:
+    """Return a JSON file of edge's own, such as the verdict of a trial; None if it is missing, damaged or too large.
+
+    Args:
+        path: the file.
+        kind: type of its content.
+        max_bytes: the most it may have.
+    """
+    try:
+        return read_json(path, kind, max_bytes)
+    except ModelFileError:
+        return None  # then it is found out again
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge.errors import UsageError
+from edge.formats.coreml import Variant
 from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
 from edge_convert.architectures import Architecture, find_gguf_architecture
@@ -52,7 +53,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     formats: tuple[Format, ...] = ("gguf",)
     bits: int = 4
     gguf: GgufOptions = GgufOptions(quantisations=())
-    coreml_variants: tuple[Literal["gpu", "ane", "fp16"], ...] = ("gpu", "ane")
+    coreml_variants: tuple[Variant, ...] = ("gpu", "ane")
     coreml_context: int = 2048
     coreml_palette_bits: Literal[4, 6] = 6
     card: bool = True

@@ -25,7 +25,20 @@ from edge.hashes import file_sha256
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["METADATA_KEY", "CoreMLPackage", "Golden", "PackageInfo", "TopLogits", "find_files", "read_info", "read_package"]
+__all__ = [
+    "METADATA_KEY",
+    "CoreMLPackage",
+    "Golden",
+    "PackageInfo",
+    "TopLogits",
+    "Variant",
+    "find_files",
+    "read_info",
+    "read_package",
+]
+
+Variant = Literal["fp16", "gpu", "ane"]
+"""Kinds of packages: 16 bits, int4 blocks for a GPU, palettes for the Neural Engine."""
 
 METADATA_KEY = "io.edge.package"
 """Key of the user-defined metadata that holds a PackageInfo."""
@@ -107,7 +120,7 @@ class PackageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     version: Literal[1] = 1
-    variant: Literal["fp16", "gpu", "ane"]
+    variant: Variant
     context: _Count
     chunk: _Count
     stateful: bool

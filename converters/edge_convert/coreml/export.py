@@ -16,7 +16,7 @@ import msgspec
 
 from edge.device.cost import trim_heap
 from edge.errors import UsageError
-from edge.formats.coreml import METADATA_KEY, Golden, PackageInfo
+from edge.formats.coreml import METADATA_KEY, Golden, PackageInfo, Variant
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 
 from .calibrate import load_reference
@@ -25,7 +25,7 @@ from .golden import evaluate_golden, source_golden
 from .join import join_functions
 from .model import DecoderProgram
 from .normalise import normalise_package
-from .quantise import Encoder, Variant
+from .quantise import Encoder
 from .tools import quiet_coremltools
 
 __all__ = ["CoreMLOptions", "check_options", "export_coreml"]

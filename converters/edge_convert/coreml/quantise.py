@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge.formats.coreml import Variant
 from edge_convert.checkpoint import Checkpoint
 
 from .calibrate import calibration_tokens, walk_layers
@@ -22,9 +23,7 @@ from .weights import Blocks, Dense, Weight
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Variant"]
-
-Variant = Literal["fp16", "gpu", "ane"]
+__all__ = ["Encoder"]
 
 SENSITIVE = ("down_proj", "v_proj")
 """Matrices that the ane variant stores in 8 bits: palettes cost them the most quality."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge.errors import UsageError
+from edge.formats.coreml import Variant
 from edge_convert import estimates
 from edge_convert.coreml import export
-from edge_convert.coreml.quantise import Variant
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of

@@ -24,7 +24,7 @@ from edge.backends.coreml.engine import UNIT_NAMES, UNITS, Share, load_coremltoo
 from edge.backends.coreml.sequence import CoreMLSequence
 from edge.child import Ended, python_command, run_child
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, StorageError
-from edge.files import write_private
+from edge.files import read_record, write_private
 from edge.formats.coreml import CoreMLPackage, read_package
 
 if TYPE_CHECKING:
@@ -156,10 +156,7 @@ def find_accelerator(
 
 def remembered_verdict(digest: str, units: str, cache_dir: Path) -> Verdict | None:
     """Return the stored answer of a trial; None if there is none that can be read."""
-    try:
-        return msgspec.json.decode(verdict_path(digest, units, cache_dir).read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_record(verdict_path(digest, units, cache_dir), Verdict)
 
 
 def why_failed(artifact: Artifact, accelerator: Accelerator, cache_dir: Path) -> str:

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from edge.child import python_command, run_child
 from edge.device.identity import cpu_identity
 from edge.errors import BUILD_HINT, BackendUnavailableError, StorageError
-from edge.files import write_private
+from edge.files import read_record, write_private
 from edge.hashes import file_stamp
 from edge.plan.receipt import Safety
 
@@ -131,12 +133,13 @@ def _run(command: list[str], timeout_s: float) -> str | None:
     return ended.reason if ended.code else None
 
 
+class _Verdict(msgspec.Struct):
+    key: str
+    use_extra_buffers: bool
+    note: str
+
+
 def _read(path: Path, key: str) -> Safety | None:
     """Return the stored answer, None if it is missing, damaged or of another build."""
-    try:
-        found = json.loads(path.read_bytes())
-        if found["key"] == key and isinstance(found["use_extra_buffers"], bool) and isinstance(found["note"], str):
-            return Safety(found["use_extra_buffers"], found["note"])
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    return None
+    found = read_record(path, _Verdict)
+    return Safety(found.use_extra_buffers, found.note) if found and found.key == key else None

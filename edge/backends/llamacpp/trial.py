@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge.backends.base import is_out_of_memory
 from edge.backends.llamacpp.canary import library_identity
 from edge.child import Ended, python_command, run_child
@@ -32,7 +34,7 @@ from edge.errors import (
     ModelTooLargeError,
     StorageError,
 )
-from edge.files import write_private
+from edge.files import read_record, write_private
 from edge.hashes import file_sha256
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ _MEANINGS = {
 
 Command = Callable[[str], list[str]]
 """(what to load, as JSON) -> the command line of the child."""
+
+
+class _Verdict(msgspec.Struct):
+    problem: str
 
 
 def try_file(
@@ -110,7 +116,8 @@ def try_file(
     }
     try:
         path = _answer_path(cache_dir, digest, settings)
-        problem = _read(path)
+        verdict = read_record(path, _Verdict)
+        problem = verdict.problem if verdict else None
         if problem is None:
             report(0.0, _STAGE)
             reading_s = artifact.size_bytes // _BYTES_PER_S
@@ -197,12 +204,3 @@ def _has_room(plan: Plan) -> bool:
         return False
     is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     return not is_limited and plan.memory.available_bytes > plan.memory.total_bytes + _AMPLE_BYTES
-
-
-def _read(path: Path) -> str | None:
-    """Return the stored answer, None if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_bytes())
-        return found["problem"] if isinstance(found["problem"], str) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
