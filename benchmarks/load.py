@@ -16,7 +16,6 @@ an application without a scheduler would do it. Printed are, over all short mess
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -62,41 +61,38 @@ def percentile(values: list[float], percent: float) -> float:
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))] if ranked else float("nan")
 
 
-def answer(conversation: Any, text: str) -> tuple[list[float], int]:
-    """Send a message. Returns the seconds from then to each piece of text, and the number of tokens."""
-    started = time.perf_counter()
+def answer(conversation: Any, text: str, asked: float) -> tuple[list[float], int]:
+    """Send a message. Returns the seconds from `asked` to each piece of text, and the number of tokens."""
     reply = conversation.send(text)
-    times = [time.perf_counter() - started for _ in reply]
+    times = [time.perf_counter() - asked for _ in reply]
     return times, reply.usage.n_generated
 
 
 def measure(ai: Any, load: Load, n_turns: int, n_long: int, seed: int) -> Load:
     """Run one load."""
-    turn: Any = threading.Lock() if load.way == "one after another" else contextlib.nullcontext()
-    done = threading.Event()
+    done, line = threading.Event(), ThreadPoolExecutor(1)  # a queue: who asks first is answered first
+
+    def ask(conversation: Any, text: str) -> tuple[list[float], int]:
+        if load.way == "together":
+            return answer(conversation, text, time.perf_counter())
+        return line.submit(answer, conversation, text, time.perf_counter()).result()
 
     def chat(number: int) -> None:
         conversation = ai.conversation()
         for n in range(n_turns):
             text = SHORT.format(n=f"{seed}.{number}.{n}", topic=TOPICS[(number + n) % len(TOPICS)])
-            asked = time.perf_counter()
-            with turn:
-                waited = time.perf_counter() - asked
-                times, n_tokens = answer(conversation, text)
+            times, n_tokens = ask(conversation, text)
             load.n_tokens += n_tokens
-            load.first_ms += [1000 * (waited + times[0])] if times else []
+            load.first_ms += [1000 * times[0]] if times else []
             load.gaps_ms += [1000 * (late - early) for early, late in pairwise(times)]
 
     def send_long() -> None:
         while n_long and not done.is_set():
-            asked = time.perf_counter()
-            with turn:
-                waited = time.perf_counter() - asked
-                times, _ = answer(ai.conversation(), long_text(ai, seed * 1000 + len(load.long_s), n_long))
-            load.long_s += [waited + times[0]] if times else []
+            times, _ = ask(ai.conversation(), long_text(ai, seed * 1000 + len(load.long_s), n_long))
+            load.long_s += times[:1]
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(load.n_conversations + 1) as pool:
+    with line, ThreadPoolExecutor(load.n_conversations + 1) as pool:
         long = pool.submit(send_long)
         chats = [pool.submit(chat, number) for number in range(load.n_conversations)]
         try:
@@ -148,7 +144,7 @@ def main() -> int:
     results = []
     with edge.load(settings=load_settings(settings), threads=options.threads, require="cpu") as ai:
         ai.sampling = Sampling(temperature=0, max_tokens=options.tokens)
-        answer(ai.conversation(), "hello")  # what only the first turn of a process pays
+        answer(ai.conversation(), "hello", 0.0)  # what only the first turn of a process pays
         print("| conversations | | tokens/s | first token, ms | gap, ms | long, s |\n|---:|---|---:|---:|---:|---:|")
         for seed, n_conversations in enumerate(options.conversations):
             for n, way in enumerate(options.ways):
