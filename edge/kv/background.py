@@ -6,6 +6,7 @@ store says what is wrong, pauses, and then tries again by itself.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
+from edge.kv.files import give_way, is_full
 from edge.kv.index import explain, is_busy, is_damage
 from edge.kv.maintenance import scan
 from edge.kv.options import StoreOptions
@@ -453,11 +455,27 @@ class Background:
             _close(disk)
         if self._is_closing:
             raise StorageError("The KV store is closed.", "Open it again.")
-        self._disk = Disk(self._directory, self._options, self._distrusted)
+        self._disk = self._open_disk()
         self._distrusted = None
         self._is_suspect = False
         self._problem = None
         return self._disk
+
+    def _open_disk(self) -> Disk:
+        """Open the store. On a full disk, on which no index can be opened, blocks make room for that first."""
+        try:
+            return Disk(self._directory, self._options, self._distrusted)
+        except (OSError, sqlite3.Error) as error:
+            is_lack = "disk" in str(error) if isinstance(error, sqlite3.Error) else error.errno == errno.ENOSPC
+            if not is_lack or not is_full(self._directory):  # SQLite says "disk I/O error" or "database or disk is full"
+                raise
+            n = give_way(self._directory)
+            if not n:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            _log.warning("The disk is full: %d KV blocks were deleted to open their index", n)
+        disk = Disk(self._directory, self._options, self._distrusted)
+        disk.needs_scan = True
+        return disk
 
     def _opened_again(self, disk: Disk) -> Disk:
         """Open the store a second time and close the first; keep that where it is still the better one.

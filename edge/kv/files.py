@@ -33,7 +33,7 @@ from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged
 from edge.kv.keys import KEY_BYTES, KEYRING, Keys, Secret, secret_of_keyring
 from edge.kv.options import StoreOptions
 
-__all__ = ["StoreBusyError", "StoreFiles", "is_transient", "set_aside"]
+__all__ = ["StoreBusyError", "StoreFiles", "give_way", "is_full", "is_transient", "set_aside"]
 
 _log = logging.getLogger("edge.kv")
 _OWN_SECRET = b"edgekv key own\r\n"
@@ -42,6 +42,8 @@ _NAME = re.compile(r"[0-9a-f]{62}")
 _LIVE = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"([0-9a-f]{16})-(\d+|key)")
 _WRITE_BYTES = 1 << 20
+_OPENING_BYTES = 8 << 20
+"""Room for the log of an index and the memory that processes share over it."""
 # No symbolic links, no waiting for the other end of a pipe, nothing inherited by child processes.
 _CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 
@@ -56,6 +58,33 @@ def set_aside(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         aside = path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
         _log.warning("%s is not of the KV store: it was renamed to %s", path, aside.name)
+
+
+def is_full(directory: Path) -> bool:
+    """Return whether the disk has no room even for opening an index."""
+    try:
+        return shutil.disk_usage(directory).free < _OPENING_BYTES
+    except OSError:
+        return False
+
+
+def give_way(directory: Path) -> int:
+    """Delete the newest block files until an index can be opened, and return how many those were.
+
+    The newest have no children yet, as a rule. Their rows stay until the next scan.
+    """
+    found = [
+        (path.lstat().st_mtime_ns, path)
+        for path in directory.glob("blocks/*/*")
+        if _NAME.fullmatch(path.name) and _kind(path) == stat.S_IFREG and _kind(path.parent) == stat.S_IFDIR
+    ]
+    n = 0
+    for _, path in sorted(found, reverse=True):
+        if not is_full(directory):
+            break
+        path.unlink(missing_ok=True)
+        n += 1
+    return n
 
 
 class StoreBusyError(StorageError):

@@ -47,6 +47,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
             rows = view.keys_from(first)
         for keys in _portions(rows - names):
             n_missing += _drop_missing(disk, keys)
+            _bound_log(disk)
         for key in names - rows:
             header, time = _header_of(disk, key)
             if header is None:
@@ -102,6 +103,7 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
                     disk.remove_subtree(change, key)
                     damaged.append((key.hex(), reason))
                     _log.warning("KV block %s is dropped: %s", key.hex()[:12], reason)
+            _bound_log(disk)
         if on_progress is not None:
             on_progress(n_checked, max(total, n_checked))
 
@@ -141,6 +143,7 @@ def clear(disk: Disk) -> int:
                     disk.remove(change, key)
             n_blocks += len(keys)
             is_done = not keys
+            _bound_log(disk)
     for first in range(256):
         names, _ = disk.files.shard(first)
         with disk.index.write() as change:
@@ -273,6 +276,12 @@ def _drop_plain(disk: Disk) -> int:
     if found:
         _emptied(disk)
     return len(found)
+
+
+def _bound_log(disk: Disk) -> None:
+    """Keep the log small during long work, also where the disk is nearly full."""
+    if disk.index.log_bytes() > disk.options.log_bytes // 4:
+        disk.index.checkpoint()
 
 
 def _emptied(disk: Disk) -> bool:

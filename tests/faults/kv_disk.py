@@ -3,6 +3,7 @@
 fill DIRECTORY        the directory is a disk of 4 MB: put until it is full and beyond, then free some space
 limit DIRECTORY       the same with a limit on the size of files instead (RLIMIT_FSIZE)
 readonly DIRECTORY    a store that is there, but may not be written by this user (nobody, where root runs the test)
+opened-CALL DIRECTORY the directory is a disk of 48 MB that is full before the store is opened and CALL called
 unreadable DIRECTORY  a directory that may not even be looked into
 """
 
@@ -12,12 +13,16 @@ import hashlib
 import json
 import os
 import resource
+import shutil
+import sqlite3
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: F401  before this process may read less
 
 from edge.kv.blocks import fingerprint
+from edge.kv.disk import Disk
 from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
@@ -121,6 +126,30 @@ def forbidden(directory: Path, mode: int) -> dict[str, object]:
     return result
 
 
+def opened_full(directory: Path, call: str) -> dict[str, object]:
+    """Fill the disk with blocks and other files to the last byte, then open the store and call one of its methods."""
+    options = StoreOptions(budget_bytes=24 << 20, min_free_bytes=0, retry_s=0.0)
+    n_put = 500
+    with BlockStore(directory / "kv", options) as store:
+        for token in range(n_put):
+            put(store, token)
+        result: dict[str, object] = {"before": store.stats().n_blocks}
+    with suppress(OSError), (directory / "ballast").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    try:
+        Disk(directory / "kv", options).close()
+        result["fails"] = False
+    except (OSError, sqlite3.Error):
+        result["fails"] = True
+    with BlockStore(directory / "kv", options) as store:
+        result["problem"] = store.problem
+        getattr(store, call)(*(["somebody"] if call == "forget" else []))
+        assert store.flush(60.0)
+        result |= {"after": store.stats().n_blocks, "right": check(store, n_put)["right"]}
+    return result | {"free": shutil.disk_usage(directory).free}
+
+
 def main() -> None:
     global scale
     what, directory = sys.argv[1], Path(sys.argv[2])
@@ -128,6 +157,8 @@ def main() -> None:
         ballast = directory / "ballast"
         ballast.write_bytes(bytes(1 << 20))
         result = fill(directory / "kv", ballast)
+    elif what.startswith("opened-"):
+        result = opened_full(directory, what.partition("-")[2])
     elif what == "limit":
         scale = 20
         resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, resource.RLIM_INFINITY))

@@ -37,6 +37,22 @@ def assert_it_went_on(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs in a namespace of its own, which only Linux has")
+@pytest.mark.parametrize("what", ["clear", "gc", "forget", "stats", "verify"])
+def test_a_store_on_a_disk_that_was_full_before_it_was_opened(tmp_path: Path, what: str) -> None:
+    """On a tmpfs of 48 MB, as above."""
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("this machine allows no mounts in a user namespace")
+    script = 'mount -t tmpfs -o size=48m,mode=700 none "$1" && exec "$2" "$3" "$4" "$1"'
+    result = run("unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, str(SCRIPT), f"opened-{what}")
+    assert result["before"] > 100 and result["fails"] and result["problem"] is None, result
+    assert result["right"] == result["after"] and (result["free"] >> 20) >= (12 if what == "clear" else 2), result
+    if what == "clear":
+        assert result["after"] == 0
+    elif what in ("stats", "verify"):
+        assert result["after"] > result["before"] // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs in a namespace of its own, which only Linux has")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """On a tmpfs of 4 MB, mounted in a namespace that goes away with the process; needs no rights."""
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
