@@ -171,7 +171,7 @@ def gc(app: App, gone: bool, as_json: bool) -> None:
     with app.blocks(settings) as store:
         report = store.gc()
         known = listing.titles(app, settings)
-        deleted = sorted({owner for block in store.ls() for owner in block.owners} - known.keys()) if gone else []
+        deleted = sorted(set(store.owners()) - known.keys()) if gone else []
         forgotten = [store.forget(owner) for owner in deleted]
     n_blocks, freed = sum(each.n_blocks for each in forgotten), sum(each.size_bytes for each in forgotten)
     if as_json:

@@ -143,7 +143,7 @@ def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]
     """
     from edge.errors import UsageError
 
-    using = {owner for block in store.ls() for owner in block.owners}
+    using = set(store.owners())
     if not typed:
         return sorted(using)
     known = using | titles(app, settings).keys()
@@ -166,7 +166,7 @@ def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> lis
     from edge.errors import UsageError
 
     if _KEY.fullmatch(target):
-        keys = [block.key for block in store.ls() if block.key.startswith(target)]
+        keys = store.find_keys(target)
         if len(keys) == 1:
             return keys
         if keys:

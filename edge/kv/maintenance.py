@@ -16,9 +16,10 @@ from typing import TypeVar
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
 from edge.kv.files import is_transient
+from edge.kv.keys import KEY_BYTES
 from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
 
-__all__ = ["clear", "forget", "list_blocks", "scan", "verify"]
+__all__ = ["clear", "find_keys", "forget", "list_blocks", "list_owners", "scan", "verify"]
 
 _log = logging.getLogger("edge.kv")
 _AT_A_TIME = 32
@@ -157,12 +158,16 @@ def clear(disk: Disk) -> int:
 def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
     """List all blocks, or those of one owner, parents before children."""
     sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
-        space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space
-        WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM owner WHERE owner.block = block.id AND owner.name = ?1)
-        ORDER BY block.space, start, block.key"""
+        space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space"""
+    sql += " WHERE ?1 IS NULL" if owner is None else " WHERE block.id IN (SELECT block FROM owner WHERE name = ?1)"
+    sql += " ORDER BY block.space, start, block.key"
     with disk.index.long_read() as view:
         owners: dict[int, list[str]] = {}
-        for name, block in view.sql.execute("SELECT name, block FROM owner ORDER BY name"):
+        named = "SELECT name, block FROM owner WHERE ?1 IS NULL ORDER BY name"
+        if owner is not None:  # only the rows of its blocks: the table has one for each use of a block
+            named = """SELECT other.name, other.block FROM owner JOIN owner AS other ON other.block = owner.block
+                WHERE owner.name = ?1 ORDER BY other.name"""
+        for name, block in view.sql.execute(named, (owner,)):
             owners.setdefault(block, []).append(name)
         return [
             BlockInfo(
@@ -172,6 +177,22 @@ def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
             for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
                 children, last_used in view.sql.execute(sql, (owner,))
         ]  # fmt: skip
+
+
+def list_owners(disk: Disk) -> list[str]:
+    """List all owners of blocks, sorted. Its time depends on their number, not on that of the blocks."""
+    sql = """WITH RECURSIVE each(name) AS (SELECT min(name) FROM owner
+        UNION ALL SELECT (SELECT min(name) FROM owner WHERE name > each.name) FROM each WHERE name IS NOT NULL)
+        SELECT name FROM each WHERE name IS NOT NULL"""
+    with disk.index.long_read() as view:
+        return [name for (name,) in view.sql.execute(sql)]
+
+
+def find_keys(disk: Disk, beginning: str) -> list[str]:
+    """List the keys that begin with these hexadecimal digits."""
+    low, high = (bytes.fromhex(beginning.ljust(2 * KEY_BYTES, digit)) for digit in "0f")
+    with disk.index.long_read() as view:
+        return [key.hex() for (key,) in view.sql.execute("SELECT key FROM block WHERE key BETWEEN ? AND ?", (low, high))]
 
 
 def _check_roots(disk: Disk) -> None:

@@ -22,7 +22,7 @@ from edge.kv.carry import add_blocks, plain_blocks
 from edge.kv.disk import Disk
 from edge.kv.files import StoreBusyError, is_transient
 from edge.kv.index import explain, is_busy
-from edge.kv.maintenance import clear, forget, list_blocks, scan, verify
+from edge.kv.maintenance import clear, find_keys, forget, list_blocks, list_owners, scan, verify
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
     BlockInfo,
@@ -276,6 +276,24 @@ class BlockStore:
         """
         with self._maintained() as disk:
             return list_blocks(disk, owner)
+
+    def owners(self) -> list[str]:
+        """List all owners of blocks, sorted.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return list_owners(disk)
+
+    def find_keys(self, beginning: str) -> list[str]:
+        """List the keys, in hexadecimal, that begin with these digits.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return find_keys(disk, beginning)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read every block and drop damaged ones with their descendants.

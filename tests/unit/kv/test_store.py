@@ -1238,3 +1238,15 @@ def test_forget_says_when_another_reader_keeps_the_text_in_the_log(
     assert log.stat().st_size == 0, "emptied once the reader has gone"
     put_row(store, list(range(8)), owner="bob")
     assert not store.forget("bob").is_in_log
+
+
+def test_owners_and_keys_are_found_without_reading_all_blocks(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)), owner="ann") + put_row(store, list(range(50, 58)), owner="bob")
+    put_row(store, list(range(8)), owner="carl")
+    assert store.owners() == ["ann", "bob", "carl"]
+    assert {(info.key, info.owners) for info in store.ls(owner="carl")} == {(key.hex(), ("ann", "carl")) for key in keys[:2]}
+    for key in keys:
+        for n in (8, 9, 63, 64):
+            assert store.find_keys(key.hex()[:n]) == [key.hex()]
+    assert make_store("empty").owners() == [] and store.find_keys("0" * 64) == []
