@@ -51,7 +51,8 @@ class World:
         if self.assistant is None or self.restarts:
             self.close()
             self.assistant = self.open(self.store)
-        return self.assistant.conversation(id, system=None if id else system)
+        # A conversation of the assistant's is stored with its first message; the scripts reopen it before that.
+        return self.assistant.conversation(id or self.store.create(system=system).id)
 
     def note(self, reply: Any) -> tuple[str, tuple[int, ...]]:
         text = reply.wait()
