@@ -228,7 +228,9 @@ class Disk:
         """
         with self.index.read() as view:
             size = view.size(key)
-        block = open_block(self.keys, self.files.load(key, size))
+        if size is not None:
+            self.files.check_size(key, size)
+        block = open_block(self.keys, self.files.load(key))
         if block.header.key != key:
             raise BlockDamaged("it is not the block of its name")
         return block

@@ -204,21 +204,26 @@ class StoreFiles:
         except OSError:
             pass  # reading it will say why
 
-    def load(self, key: bytes, size: int | None = None) -> bytes:
-        """Return all bytes of a block file, unverified.
+    def check_size(self, key: bytes, size: int) -> None:
+        """Compare the size of a block file with that in the index: a file that has grown may not fit into memory.
 
-        Args:
-            key: of the block.
-            size: of its file in bytes, if known. Another one is not read: a file that has grown may not fit into memory.
+        Raises:
+            BlockDamaged: it differs.
+        """
+        found = self.path(key).lstat().st_size
+        if found != size:
+            raise BlockDamaged(f"it has {found:,} bytes, and should have {size:,}")
+
+    def load(self, key: bytes) -> bytes:
+        """Return all bytes of a block file, unverified.
 
         Read, not mapped: verified bytes must not change afterwards, and a bad sector or a truncation under a mapping would kill
         the process.
         """
         with _opened(self._name(key), os.O_RDONLY) as fd:
-            found = _regular_size(fd)
-            if found != (found if size is None else size) or found > MAX_FILE_BYTES:
-                raise BlockDamaged(f"it has {found:,} bytes" + ("" if size is None else f", and should have {size:,}"))
-            size = found
+            size = _regular_size(fd)
+            if size > MAX_FILE_BYTES:
+                raise BlockDamaged(f"it has {size:,} bytes")
             data = os.read(fd, size)
             while len(data) < size and (more := os.read(fd, size - len(data))):
                 data += more
