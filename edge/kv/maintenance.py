@@ -308,7 +308,7 @@ def _bound_log(disk: Disk) -> None:
 def _emptied(disk: Disk) -> bool:
     is_empty = disk.empty_log()
     if not is_empty:
-        _log.warning("Deleted tokens stay in the log of the KV index while another process reads it; it is emptied after that.")
+        _log.info("Deleted tokens stay in the log of the KV index while another process reads it; it is emptied after that.")
     return is_empty
 
 
