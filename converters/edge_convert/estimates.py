@@ -18,7 +18,6 @@ __all__ = [
     "build_coreml",
     "build_onnx",
     "calibrate",
-    "carry_onnx",
     "cut_layers",
     "distil",
     "evaluate",
@@ -65,14 +64,15 @@ def quantise(facts: Facts) -> int:
     return _PYTHON + (facts.largest * 3 // 4 if facts.quantised else facts.largest * 19 // 4)
 
 
-def carry_onnx(facts: Facts) -> int:
-    """Estimate ONNX from a GGUF's blocks: the builder writes matrix by matrix in float32, then blocks replace them."""
-    return _PYTHON + max(_BUILDER + 8 * facts.largest, 90_000_000 + facts.n_params + 4 * facts.largest)
+def build_onnx(facts: Facts, precision: str) -> int:
+    """Estimate onnxruntime-genai's builder, which copies the whole float32 graph into one message before it quantises.
 
-
-def build_onnx(facts: Facts, *, is_quantised: bool) -> int:
-    """Estimate onnxruntime-genai's builder, which copies the whole float32 graph into one message before it quantises."""
-    return _PYTHON + _BUILDER + (5 * facts.n_params + 4 * facts.largest if is_quantised else 8 * facts.largest)
+    For a GGUF's own blocks it writes matrix by matrix in float32, then blocks replace them.
+    """
+    n_params, largest = facts.n_params, facts.largest
+    if precision == "int4" and facts.carried_gguf and str(facts.quantised).split("_")[0] in ("Q4", "Q8"):
+        return _PYTHON + max(_BUILDER + 8 * largest, 90_000_000 + n_params + 4 * largest)
+    return _PYTHON + _BUILDER + (8 * largest if precision == "fp32" else 5 * n_params + 4 * largest)
 
 
 def build_coreml(facts: Facts, *, is_walked: bool) -> int:

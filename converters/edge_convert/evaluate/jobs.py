@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -167,14 +168,14 @@ class RayJobs:
         self._n_threads = n_threads
         self.machine = ""
         self._is_ours = not ray.is_initialized()
-        _check_listens(address)
-        if self._is_ours:
-            try:
+        try:
+            _check_listens(address)
+            if self._is_ours:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise BackendUnavailableError(
-                    f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
-                ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BackendUnavailableError(
+                f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
+            ) from error
 
     def qualities(self, models: Paths, texts: Texts, folder: Path, on_progress: OnProgress) -> dict[str, QualityResult]:
         """See `LocalJobs`."""
@@ -229,18 +230,10 @@ class RayJobs:
 
 
 def _check_listens(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself tries for minutes."""
-    import socket
-
+    """Raise OSError if nobody listens at an address; Ray itself tries for minutes. For "auto" it looks in its own files."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdigit():
-        return  # "auto" and the like: Ray looks in its own files
-    try:
+    if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise BackendUnavailableError(
-            f"There is no Ray cluster at {address}: {error}.", "Start one with: ray start --head"
-        ) from error
 
 
 def _quality_task(data: bytes, reference: dict[int, Any]) -> bytes:

@@ -51,15 +51,11 @@ class _Collector:
 
     def __init__(self) -> None:
         library = ctypes.CDLL(str(_library_path()))
-        self._name = library.ggml_get_name
-        self._name.restype, self._name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-        self._op_name = library.ggml_op_name
-        self._op_name.restype, self._op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
-        self._n_bytes = library.ggml_nbytes
-        self._n_bytes.restype, self._n_bytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
-        self._get = library.ggml_backend_tensor_get
-        self._get.restype = None
-        self._get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._name = ctypes.CFUNCTYPE(ctypes.c_char_p, pointer)(("ggml_get_name", library))
+        self._op_name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)(("ggml_op_name", library))
+        self._n_bytes = ctypes.CFUNCTYPE(size, pointer)(("ggml_nbytes", library))
+        self._get = ctypes.CFUNCTYPE(None, pointer, pointer, size, size)(("ggml_backend_tensor_get", library))
         self._is_checked = False
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, int] = {}

@@ -45,13 +45,7 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
             artifact=True,
             seconds=15 + facts.n_params / 4e6,
             disk_bytes=int(facts.n_params * _BYTES[precision]),
-            memory_bytes=_memory_bytes(facts, precision),
+            memory_bytes=estimates.build_onnx(facts, precision),
             is_heavy=True,
         )
     ]
-
-
-def _memory_bytes(facts: Facts, precision: str) -> int:
-    if precision == "int4" and facts.carried_gguf and str(facts.quantised).split("_")[0] in ("Q4", "Q8"):
-        return estimates.carry_onnx(facts)
-    return estimates.build_onnx(facts, is_quantised=precision != "fp32")
