@@ -330,7 +330,7 @@ def test_an_adapter_of_the_hub(
     (mine,) = (model for model in list_models(load_settings()) if model.name == "tiny-tuned")
     assert mine.licence == manifest.licence == "apache-2.0"
     assert run(["convert", *arguments, "hf:owner/tuned", "--name", "smollm2-135m", "--dry-run"]) == 2
-    assert "as its makers publish it" in capsys.readouterr().err
+    assert "smollm2-135m is the published model" in capsys.readouterr().err
     assert remove("hf:owner/tuned", load_settings()).freed_bytes > 0
 
 
