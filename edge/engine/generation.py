@@ -123,6 +123,11 @@ class Generation:
         return [*self.tokens, *self.generated]
 
     @property
+    def n_tokens(self) -> int:
+        """How many tokens `to_prefill` has, without copying them."""
+        return len(self.tokens) + len(self.generated)
+
+    @property
     def n_left(self) -> int:
         """Number of tokens of the prompt that are still to be computed."""
         return len(self.tokens) + len(self.generated) - (self.slot.n_tokens if self.slot else 0)

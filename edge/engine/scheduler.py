@@ -233,7 +233,7 @@ class Scheduler:
         """
         if self._running:
             return
-        longest = max((len(one.to_prefill) for one in self._waiting), default=0)
+        longest = max((one.n_tokens for one in self._waiting), default=0)
         wanted = self.n_ctx if longest < self.n_ctx else self.full_n_ctx
         if wanted == self._backend.n_ctx:
             return
@@ -275,7 +275,7 @@ class Scheduler:
                 continue
             candidates = list(self._waiting)
             generation = self._admission.choose(candidates, self._n_missing)
-            n_tokens, n_ctx = len(generation.to_prefill), self._backend.n_ctx
+            n_tokens, n_ctx = generation.n_tokens, self._backend.n_ctx
             if self._running and n_ctx <= n_tokens < self.full_n_ctx:  # until nothing runs and the window can be made larger
                 if not self._make_way():
                     return
