@@ -29,6 +29,7 @@ from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
+from edge.names import CACHE_HINTS, CacheHint
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.turn import Turn
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
+WARM_OWNER = "warm:"
+"""Begins the owner of blocks that were prefilled ahead, before the name that the user gave them."""
 _STOPPING_S = 60.0
 """Longest time that a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
@@ -128,10 +131,16 @@ class Assistant:
         template = self._prompting.template
         self.notices = [template.notice] if template.notice else []
         self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
+        self._warming: dict[str, ReplyState] = {}  # by conversation
         self._freed = threading.Condition()
 
     def conversation(
-        self, id: str | None = None, *, system: str | None = None, sampling: Sampling | None = None
+        self,
+        id: str | None = None,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        cache: CacheHint | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
@@ -139,6 +148,7 @@ class Assistant:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
             system: the system prompt; None leaves a stored conversation's as it is.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
+            cache: where the KV cache of its turns stays, see `Conversation.send`.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -147,16 +157,43 @@ class Assistant:
         """
         self._check_open()
         _check_sampling(sampling)
+        self._check_hint(cache)
         _check_text("system", system, is_optional=True)
         _check_text("id", id, is_optional=True)
         if id is None:
             now = time.time()
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0)
-            return Conversation(self, new.id, sampling, unsaved=new)
+            return Conversation(self, new.id, sampling, cache=cache, unsaved=new)
         info = self.store.get(id)
         if system is not None and system != info.system:
             self.store.set_system(info.id, system)
-        return Conversation(self, info.id, sampling)
+        return Conversation(self, info.id, sampling, cache=cache)
+
+    def prewarm(
+        self,
+        text: str = "",
+        *,
+        system: str | None = None,
+        attachments: Sequence[Attachment] = (),
+        name: str = "",
+        cache: CacheHint | None = None,
+    ) -> Reply:
+        """Prefill what conversations have in common, so that their first message is answered sooner.
+
+        Args:
+            text, attachments, cache: as in `Conversation.prewarm`.
+            system: as in `conversation`.
+            name: under which `edge kv ls` shows the stored blocks.
+
+        Returns:
+            As `Conversation.prewarm`.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        _check_text("name", name)
+        return self.conversation(system=system)._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
 
     def generate(
         self,
@@ -164,6 +201,7 @@ class Assistant:
         sampling: Sampling | None = None,
         *,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answer once, without a conversation: a text as one user message, or messages.
@@ -172,6 +210,7 @@ class Assistant:
             prompt: the text, or messages of which the last is to be answered.
             sampling: how tokens are chosen; what it leaves out is the assistant's.
             timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+            cache: where its KV cache stays, see `Conversation.send`.
             options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
 
         Raises:
@@ -182,7 +221,8 @@ class Assistant:
         _check_timeout(timeout_s)
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return self._start(self._turn(messages, _given(sampling, options), timeout_s=timeout_s))
+        hint = self._check_hint(cache) or "disk"
+        return self._start(self._turn(messages, _given(sampling, options), timeout_s=timeout_s, hint=hint))
 
     def complete(
         self,
@@ -190,13 +230,14 @@ class Assistant:
         sampling: Sampling | None = None,
         *,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Continue a text, without chat template: for base models and for measuring.
 
         Args:
             text: the beginning.
-            sampling, timeout_s, options: as in `generate`.
+            sampling, timeout_s, cache, options: as in `generate`.
 
         Raises:
             UsageError: there is no text, or an argument has the wrong type.
@@ -205,7 +246,8 @@ class Assistant:
         if not _check_text("text", text):
             raise UsageError("There is no text to continue.", "Give at least one character.")
         _check_timeout(timeout_s)
-        return self._start(self._turn(text, _given(sampling, options), timeout_s=timeout_s))
+        hint = self._check_hint(cache) or "disk"
+        return self._start(self._turn(text, _given(sampling, options), timeout_s=timeout_s, hint=hint))
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.
@@ -314,13 +356,14 @@ class Assistant:
         saver: ReplySaver | None = None,
         summary: Summary | None = None,
         timeout_s: float | None = None,
+        hint: CacheHint = "disk",
     ) -> Turn:
         self._check_open()
         chosen, stops = sampling.over(self.sampling), self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         scheduler, prompting, answers = self._scheduler, self._prompting, self._answers
-        return Turn(scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s)
+        return Turn(scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s, hint)
 
     def _start(self, turn: Turn, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn, which keeps the assistant open until its end."""
@@ -335,6 +378,18 @@ class Assistant:
         except BaseException:  # no thread to be had
             self._running.discard(turn.reply)
             raise
+
+    def _check_hint(self, cache: CacheHint | None) -> CacheHint | None:
+        """Check where the KV cache of a request is to stay.
+
+        Raises:
+            UsageError: there is no such place, or this assistant has no disk.
+        """
+        if cache is not None and cache not in CACHE_HINTS:
+            raise UsageError(f"cache cannot be {cache!r}.", f"Use {', '.join(map(repr, CACHE_HINTS))} or None.")
+        if cache in ("disk", "keep") and self._disk is None:
+            raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
+        return cache
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
@@ -367,13 +422,21 @@ class Conversation:
     Attributes:
         id: its name in the store.
         sampling: how tokens are chosen here; what it leaves out is the assistant's.
+        cache: where the KV cache of its turns stays, see `send`; None is the usual place.
     """
 
     def __init__(
-        self, assistant: Assistant, id: str, sampling: Sampling | None = None, *, unsaved: ConversationInfo | None = None
+        self,
+        assistant: Assistant,
+        id: str,
+        sampling: Sampling | None = None,
+        *,
+        cache: CacheHint | None = None,
+        unsaved: ConversationInfo | None = None,
     ) -> None:
         self.id = id
         self.sampling = sampling
+        self.cache = cache
         self._assistant = assistant
         self._unsaved = unsaved
         self._saving = threading.Lock()
@@ -432,6 +495,7 @@ class Conversation:
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send a message and return the reply.
@@ -441,6 +505,10 @@ class Conversation:
             attachments: texts that go with it.
             sampling: for this reply only; what it leaves out is the conversation's.
             timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+            cache: where the KV cache of this turn stays: "off" keeps nothing after the reply, "memory" nothing on the disk,
+                "disk" also stores it there, "keep" pins it there. None is `Conversation.cache`, else what earlier messages of
+                the conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the
+                assistant has one. What is cached already is reused in any case.
             options: fields of `Sampling` as keywords, which win over `sampling`: `send("hi", max_tokens=5, temperature=0)`.
 
         Returns:
@@ -455,10 +523,14 @@ class Conversation:
         """
         _check_message(text, attachments)
         self._check_size(text, attachments)
+        record = self._record_of(cache)
         return self._answer(
-            lambda: self._save().append(self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments)),
+            lambda: self._save().append(
+                self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments), record=record
+            ),
             _given(sampling, options),
             timeout_s,
+            cache,
         )
 
     async def asend(
@@ -468,6 +540,7 @@ class Conversation:
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send as `send` does, without blocking the event loop while the message is saved.
@@ -476,7 +549,7 @@ class Conversation:
         """
         import asyncio
 
-        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, **options)
+        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, cache=cache, **options)
         sending = asyncio.ensure_future(asyncio.to_thread(send))
         try:
             return await asyncio.shield(sending)
@@ -490,13 +563,14 @@ class Conversation:
         *,
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
-            sampling, timeout_s, options: as in `send`.
+            sampling, timeout_s, cache, options: as in `send`.
 
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
@@ -512,7 +586,7 @@ class Conversation:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, _given(sampling, options), timeout_s, fallback=old_head)
+        return self._answer(go_back, _given(sampling, options), timeout_s, cache, fallback=old_head)
 
     def edit(
         self,
@@ -522,6 +596,7 @@ class Conversation:
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
         timeout_s: float | None = None,
+        cache: CacheHint | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Send a message in place of an earlier one, as a new branch, and return the reply.
@@ -530,7 +605,7 @@ class Conversation:
             node_id: one of the user's messages.
             text: the new message.
             attachments: None keeps the earlier ones.
-            sampling, timeout_s, options: as in `send`.
+            sampling, timeout_s, cache, options: as in `send`.
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
@@ -543,11 +618,33 @@ class Conversation:
         kept = old.attachments if attachments is None else tuple(attachments)
         _check_message(text, kept)
         self._check_size(text, kept)
+        record = self._record_of(cache) or {name: value for name, value in old.record.items() if name == "cache"}
         return self._answer(
-            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept),
+            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
             _given(sampling, options),
             timeout_s,
+            cache,
         )
+
+    def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), cache: CacheHint | None = None) -> Reply:
+        """Prefill the conversation up to its next message, so that this is answered sooner.
+
+        It makes way for replies, and the next message of this conversation ends it; what is prefilled by then is reused.
+
+        Args:
+            text: how the next message begins.
+            attachments: those that the next message will have.
+            cache: as in `send`.
+
+        Returns:
+            A reply without text, whose `progress`, `usage` and `timing` are those of the prefill. It goes on although nobody
+            holds it; `cancel` stops it.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        return self._prewarm(text, attachments, cache, self.id)
 
     def fork(self, node_id: int | None = None) -> Conversation:
         """Copy the path up to a message (None: all of it) into a new conversation.
@@ -559,7 +656,7 @@ class Conversation:
         head = self.info.head if node_id is None else node_id
         if head is None:
             raise UsageError("This conversation is empty.", "Send a message first.")
-        return Conversation(self._assistant, self._store.fork(self.id, head).id, self.sampling)
+        return Conversation(self._assistant, self._store.fork(self.id, head).id, self.sampling, cache=self.cache)
 
     def branches(self, node_id: int) -> list[Node]:
         """Return a message and its alternatives, oldest first."""
@@ -594,14 +691,18 @@ class Conversation:
         prepare: Callable[[], Node],
         sampling: Sampling,
         timeout_s: float | None,
+        cache: CacheHint | None,
         fallback: int | None = None,
     ) -> Reply:
         """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
         assistant = self._assistant
         assistant._check_open()
         _check_timeout(timeout_s)
+        cache = assistant._check_hint(cache if cache is not None else self.cache)
         sampling = sampling.over(_check_sampling(self.sampling) or Sampling())
         assistant._claim(self.id)
+        if (warming := assistant._warming.pop(self.id, None)) is not None:
+            warming.cancel()  # this turn reuses what it has prefilled
         try:
             question = prepare()
             nodes = self._store.path(self.id, question.id)
@@ -610,12 +711,38 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            turn = assistant._turn(messages, sampling, saver, summary, timeout_s)
+            turn = assistant._turn(messages, sampling, saver, summary, timeout_s, cache or _inherited_hint(nodes))
             assistant._busy[self.id] = turn.reply
             return assistant._start(turn, lambda: assistant._release(self.id))
         except BaseException:
             assistant._release(self.id)
             raise
+
+    def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:
+        _check_text("text", text)
+        _check_attachments(attachments)
+        self._check_size(text, attachments)
+        assistant = self._assistant
+        hint = assistant._check_hint(cache if cache is not None else self.cache)
+        nodes = self.messages
+        assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
+        next_one = Node(0, None, "user", text, tuple(attachments))
+        messages = [*assistant._prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
+        summary = newest_summary([node.record for node in nodes])
+        turn = assistant._turn(messages, Sampling(), None, summary, None, hint or _inherited_hint(nodes))
+        turn.is_prefill_only, turn.owner = True, owner
+        assistant._warming[self.id] = turn.reply
+
+        def end() -> None:
+            if assistant._warming.get(self.id) is turn.reply:
+                del assistant._warming[self.id]
+
+        return assistant._start(turn, end).detach()
+
+    def _record_of(self, cache: CacheHint | None) -> dict[str, object]:
+        """Return the record of a message: that its KV cache is not to be stored, also in later turns."""
+        hint = cache if cache is not None else self.cache
+        return {"cache": hint} if hint in ("off", "memory") else {}
 
 
 class _Running:
@@ -660,13 +787,17 @@ def _check_node_id(node_id: object, *, is_optional: bool = False) -> None:
 
 def _check_message(text: object, attachments: object) -> None:
     has_text = _check_text("A message", text) and bool(str(text).strip())
+    _check_attachments(attachments)
+    if not has_text and not attachments:
+        raise UsageError("The message is empty.", "Type something, or attach a file.")
+
+
+def _check_attachments(attachments: object) -> None:
     if not isinstance(attachments, Sequence) or not all(isinstance(one, Attachment) for one in attachments):
         raise UsageError(
             f"attachments is a list of edge.Attachment, not {kind_of(attachments)}.",
             'For example: [edge.Attachment("a.txt", Path("a.txt").read_text())]',
         )
-    if not has_text and not attachments:
-        raise UsageError("The message is empty.", "Type something, or attach a file.")
 
 
 def _check_messages(prompt: object) -> list[Message]:
@@ -690,6 +821,12 @@ def _check_timeout(timeout_s: object) -> None:
     if timeout_s is None or (isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool) and timeout_s > 0):
         return
     raise UsageError(f"timeout_s is a number of seconds above 0, not {kind_of(timeout_s)}.", "None sets no limit.")
+
+
+def _inherited_hint(nodes: Sequence[Node]) -> CacheHint:
+    """Return where the KV cache of a turn stays if nobody says: it contains that of all these messages."""
+    found = {node.record.get("cache") for node in nodes if isinstance(node.record.get("cache"), str)}
+    return next((hint for hint in ("off", "memory") if hint in found), "disk")
 
 
 def _check_sampling(sampling: object) -> Sampling | None:

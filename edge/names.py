@@ -1,10 +1,12 @@
-"""Names that users write and files hold: formats, accelerators, types of the KV cache. Engines are in edge/registry.py."""
+"""Names that users write and files hold: formats, accelerators, KV types, places of the KV cache. Engines: edge/registry.py."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["ACCELERATORS", "FORMATS", "KV_TYPES", "TITLES", "Accelerator", "Format", "KVType"]
+__all__ = [
+    "ACCELERATORS", "CACHE_HINTS", "FORMATS", "KV_TYPES", "TITLES", "Accelerator", "CacheHint", "Format", "KVType",
+]  # fmt: skip
 
 Format = Literal["gguf", "onnx", "coreml"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -17,6 +19,10 @@ ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 KVType = Literal["f16", "q8_0", "q4_0"]
 KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 """Types of keys and values that a user may choose, the most exact first."""
+
+CacheHint = Literal["off", "memory", "disk", "keep"]
+CACHE_HINTS: tuple[CacheHint, ...] = get_args(CacheHint)
+"""Where the KV cache of a request stays: nowhere, in memory, also on disk, pinned there. The most private first."""
 
 TITLES: dict[str, str] = {
     "gguf": "GGUF",

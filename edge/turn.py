@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Status
     from edge.engine.scheduler import Scheduler
     from edge.kv.answers import AnswerCache
+    from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
@@ -48,6 +49,10 @@ class Turn:
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
         timeout_s: the reply is stopped this long after it was asked for, in seconds; None never.
+        hint: where the KV cache of the turn stays.
+        is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
+            generate nothing. It makes way for others.
+        owner: of its blocks on the disk; None is the conversation of `saver`.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -63,6 +68,9 @@ class Turn:
     summary: Summary | None = None
     answers: AnswerCache | None = None
     timeout_s: float | None = None
+    hint: CacheHint = "disk"
+    is_prefill_only: bool = False
+    owner: str | None = None
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -131,6 +139,8 @@ class Turn:
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
+        if self.hint in ("off", "memory"):
+            record["cache"] = self.hint  # so that later turns, whose prompts contain this one, do not store it either
         saver.save_end(reply.text, status, record)
         reply.node = saver.node
         if saver.problem:
@@ -138,19 +148,31 @@ class Turn:
 
     def _answer(self) -> Finished:
         tokens = self._encode_prompt()
+        if self.is_prefill_only:
+            return self._prefill(self.prompting.open_prefix(self._messages, tokens))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         known = self.answers.find(tokens, self.sampling) if self.answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
         finished = self._generate(tokens, self.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if self.answers and not is_cut_short:
+        if self.answers and self.hint in ("disk", "keep") and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
             self.answers.add(tokens, self.sampling, answer, self._owner)
         return finished
 
+    def _prefill(self, tokens: list[int]) -> Finished:
+        """Prefill the prefix that later prompts will share. What is stored as a whole is stored at its end."""
+        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
+        if not tokens:
+            return Finished("stop", Usage(), Timing(), ())
+        shared = self.prompting.shared_end(self._messages, tokens)
+        return self._generate(tokens, self.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
+
     @property
     def _owner(self) -> str:
+        if self.owner is not None:
+            return self.owner
         return self.saver.conversation_id if self.saver is not None else ""
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
@@ -188,7 +210,10 @@ class Turn:
     ) -> Finished:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        generation = Generation(tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at)
+        generation = Generation(
+            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=self.hint,
+            priority="background" if self.is_prefill_only else "interactive", is_prefill_only=self.is_prefill_only,
+        )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:
             self.scheduler.submit(generation)
@@ -226,8 +251,12 @@ class Turn:
                 prompting.check_size(message.content, self._full_n_ctx)
         tokens: list[int] = []
 
+        def note(text: str) -> None:
+            if prompting.is_news(text, True):
+                notices.append(text)
+
         def count(messages: Sequence[Message]) -> int:
-            tokens[:] = prompting.encode(messages, lambda text: notices.append(text) if prompting.is_news(text, True) else None)
+            tokens[:] = prompting.encode(messages, None if self.is_prefill_only else note)
             return len(tokens)
 
         try:
@@ -261,6 +290,8 @@ class Turn:
         return self.prompting.at_least(message.content, 4 * self._full_n_ctx) or self.prompting.count_one(message)
 
     def _generate_summary(self, tokens: list[int], sampling: Sampling) -> str:
+        if self.is_prefill_only:
+            raise CancelledError("Older messages are summarised when the next one is sent.")
         text: list[str] = []
         self._generate(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
         if self.reply.is_cancelled:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge.backends.base import Sampler
     from edge.errors import EdgeError
     from edge.kv.slots import Slot
+    from edge.names import CacheHint
     from edge.types import FinishReason, Sampling
 
 __all__ = ["Decoded", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority"]
@@ -81,6 +82,8 @@ class Generation:
             are taken there of models whose state can only be stored as a whole.
         asked_at: when it was asked for; like all times here, of `time.perf_counter`.
         priority: "background" for work that nobody waits for.
+        hint: where its keys and values stay.
+        is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
         is_cancelled: whether `cancel` was called.
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
@@ -94,6 +97,8 @@ class Generation:
     boundaries: Sequence[int] = ()
     asked_at: float = field(default_factory=time.perf_counter)
     priority: Priority = "interactive"
+    hint: CacheHint = "disk"
+    is_prefill_only: bool = False
     is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None

@@ -323,7 +323,7 @@ class Scheduler:
                 "Shorten it, or load the model with a larger context.",
             )
         started = time.perf_counter()
-        taken = self._cache.acquire(generation.to_prefill, generation.owner, generation.boundaries)
+        taken = self._cache.acquire(generation.to_prefill, generation.owner, generation.boundaries, generation.hint)
         if taken is None:
             return False
         generation.slot, reuse = taken
@@ -424,6 +424,9 @@ class Scheduler:
         started = time.perf_counter()
         steps: list[tuple[Generation, int]] = []
         for generation in [one for one in self._running if not one.is_prefilling]:
+            if generation.is_prefill_only:
+                self._finish(generation, "stop")
+                continue
             try:
                 token = self._next_token(generation)
             except Exception as error:  # noqa: BLE001 (see _of_reply)

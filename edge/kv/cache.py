@@ -34,6 +34,7 @@ from edge.kv.tree import Mark
 if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.kv.store import BlockRef, BlockStore, Match
+    from edge.names import CacheHint
 
 __all__ = ["BLOCK_TOKENS", "NAMESPACE", "KVCache", "Reuse"]
 
@@ -117,13 +118,16 @@ class KVCache:
             return frozenset()
         return frozenset(self._slots.reusable(boundary) for boundary in boundaries) - {0}
 
-    def acquire(self, prompt: Sequence[int], owner: str = "", boundaries: Iterable[int] = ()) -> tuple[Slot, Reuse] | None:
+    def acquire(
+        self, prompt: Sequence[int], owner: str = "", boundaries: Iterable[int] = (), hint: CacheHint = "disk"
+    ) -> tuple[Slot, Reuse] | None:
         """Take a sequence for a prompt, with as much of its prefix as memory and disk have.
 
         Args:
             prompt: token ids, at least one. At least the last one is left to compute, since its logits are needed.
             owner: of the blocks that will be stored: a conversation's id, or "" for none.
             boundaries: positions that later prompts are likely to share: blocks end there, so that this is stored once.
+            hint: where what is computed now stays. What is stored already is reused in any case.
 
         Returns:
             The slot and the reused part, or None if every sequence is busy.
@@ -134,6 +138,7 @@ class KVCache:
         slot = self._slots.acquire(prompt)
         if slot is None:
             return None
+        slot.hint = hint
         n_memory = slot.n_tokens
         n_disk, restore_ms = 0, 0.0
         if self._store is not None:
@@ -146,6 +151,7 @@ class KVCache:
                 self._reset(slot)
             restore_ms = (time.perf_counter() - started) * 1000
         slot.owner, slot.n_prefilled, slot.boundaries = owner, slot.n_tokens, tuple(sorted(boundaries))
+        slot.n_found = slot.n_tokens
         saved_ms = max(0.0, (n_memory + n_disk) * self._ms_per_token - restore_ms)
         return slot, Reuse(n_memory, n_disk, saved_ms)
 
@@ -173,18 +179,24 @@ class KVCache:
 
     def checkpoint(self, slot: Slot) -> None:
         """Store the whole state as it is now, if it has no ranges."""
-        if self.wants_checkpoints:
+        if self.wants_checkpoints and _is_stored(slot):
             self._try(lambda store: self._store_state(store, slot))
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; its tokens stay in memory, and new ones go to the disk."""
+        """Give a slot back; its tokens stay in memory and new ones go to the disk, as its hint says."""
         self.checkpoint(slot)
         if slot.n_tokens >= _MIN_STORE_TOKENS:
             self._store_new(slot, 1)
-        if self._store is not None and slot.owner:
-            # All blocks of its turn, also those that others wrote: their owners may be deleted before this one.
-            self._store.touch(self._slots.tree.marks(slot.seq_id), owner=slot.owner)
+        if self._store is not None and _is_stored(slot):
+            keys = self._slots.tree.marks(slot.seq_id)
+            if slot.owner:
+                # All blocks of its turn, also those that others wrote: their owners may be deleted before this one.
+                self._store.touch(keys, owner=slot.owner)
+            for key in keys if slot.hint == "keep" else ():
+                self._store.pin(key)
         self._slots.release(slot)
+        if slot.hint == "off" and slot.n_tokens > slot.n_found:
+            self._slots.truncate(slot, slot.n_found)
 
     def discard(self, slot: Slot) -> None:
         """Give a slot back and drop its tokens."""
@@ -226,7 +238,8 @@ class KVCache:
         match = store.match(self._model, NAMESPACE, usable, partial=ranges)
         if not match.blocks:
             return slot.n_tokens, 0
-        store.touch([ref.key for ref in match.blocks])
+        if _is_stored(slot):
+            store.touch([ref.key for ref in match.blocks])
         n_memory, lost = slot.n_tokens, set[bytes]()
         if match.n_tokens - slot.n_tokens >= _MIN_RESTORE_TOKENS:
             if not self._ms_per_token:
@@ -310,7 +323,7 @@ class KVCache:
 
     def _store_new(self, slot: Slot, least: int) -> None:
         """Store the new tokens in blocks of at least `least` tokens."""
-        if not self.wants_checkpoints:
+        if not self.wants_checkpoints and _is_stored(slot):
             self._try(lambda store: self._store_ranges(store, slot, least))
 
     def _store_ranges(self, store: BlockStore, slot: Slot, least: int) -> None:
@@ -386,6 +399,11 @@ class KVCache:
             sizes += [self._block_tokens] * n_full + [rest] * (rest > 0)
             start = stop
         return sizes
+
+
+def _is_stored(slot: Slot) -> bool:
+    """Return whether what the turn of a slot computes goes to the disk."""
+    return slot.hint in ("disk", "keep")
 
 
 def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:

@@ -16,6 +16,7 @@ from edge.kv.tree import PrefixTree
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
+    from edge.names import CacheHint
 
 __all__ = ["Slot", "Slots"]
 
@@ -30,6 +31,8 @@ class Slot:
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
         owner: the conversation whose turn uses it, "" for none.
+        hint: where what the turn computes stays.
+        n_found: tokens that it had when the turn began.
         n_prefilled: position up to which it was prefilled; the rest was decoded.
         boundaries: positions that later prompts are likely to share, in order.
     """
@@ -39,6 +42,8 @@ class Slot:
     is_busy: bool = False
     last_used: int = 0
     owner: str = ""
+    hint: CacheHint = "disk"
+    n_found: int = 0
     n_prefilled: int = 0
     boundaries: tuple[int, ...] = ()
 

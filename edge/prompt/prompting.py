@@ -6,6 +6,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge.errors import ContextFullError, TemplateError
@@ -23,6 +24,8 @@ __all__ = ["Prompting"]
 
 _MEMO_TOKENS = 400_000
 _USUAL_TOKEN_BYTES = 4
+_GOES_ON = ("\n\nWhy", " 1", "a", ".", "\N{LATIN SMALL LETTER E WITH ACUTE}")
+"""Ways in which a text may go on; a tokenizer may join its last token with any of them."""
 Key = TypeVar("Key")
 
 
@@ -144,6 +147,20 @@ class Prompting:
             return common_prefix(self.encode([messages[0], Message("user", "")]), tokens)
         except TemplateError:
             return 0
+
+    def open_prefix(self, messages: Sequence[Message], tokens: Sequence[int]) -> list[int]:
+        """Return the prefix that a prompt shares with all in which the text of the last message goes on in another way.
+
+        Args:
+            messages: of the prompt.
+            tokens: of the prompt.
+        """
+        last = messages[-1]
+        n_shared = len(tokens)
+        for text in _GOES_ON:
+            other = self.encode([*messages[:-1], replace(last, content=last.content + text)])
+            n_shared = min(n_shared, common_prefix(other, tokens))
+        return list(tokens[:n_shared])
 
     def is_news(self, about: str, what: object) -> bool:
         """Tell if something else was last said about this. Notices come when they become true, not at every turn."""

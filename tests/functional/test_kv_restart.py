@@ -98,3 +98,24 @@ def test_a_killed_process_leaves_what_it_had_prefilled(model_path: Path) -> None
         assert reply.usage.n_restored >= n_least, "whole blocks go to the disk while the prompt is read"
         [check] = ai.check_cache(1)
         assert (check.is_same_choice, check.kl < 0.05) == (True, True)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_what_is_prefilled_ahead_is_restored_by_another_process(name: str, request: pytest.FixtureRequest) -> None:
+    """With a real tokenizer, which may join the end of the document with what follows."""
+    model = request.getfixturevalue("model_path" if name == "smollm2" else "gemma_path")
+    settings = load_settings({"model": str(model), "context": 1024})
+    notes = [edge.Attachment("notes.txt", story(N_DAYS))]
+    with edge.load(settings=settings) as ai:
+        warm = ai.prewarm(system="Be brief.", attachments=notes)
+        assert warm.wait() == ""
+        again = ai.prewarm(system="Be brief.", attachments=notes)
+        again.wait()
+    assert warm.usage.n_computed == warm.usage.n_prompt > 17 * N_DAYS
+    assert again.usage.n_reused == warm.usage.n_prompt - 1
+    for question in ("Where were 6 palm trees?", "1, 2, 3?", "\nAnd huts?"):
+        with edge.load(settings=settings) as ai:
+            reply = ai.conversation(system="Be brief.").send(question, attachments=notes, cache="off", max_tokens=1)
+            reply.wait()
+            assert reply.usage.n_restored >= warm.usage.n_prompt - 1
+            assert reply.usage.n_computed < 30
