@@ -14,4 +14,5 @@ evaluate.py    `edge eval`
 completion.py  `edge completion`; completers.py, values for the shell
 options.py     options that several commands share
 output.py      the only module that writes to the terminal; progress.py, downloads and conversions on stderr
+streams.py     stdout, stderr and stdin as they are; ascii.py, where they are not UTF-8; signals.py, SIGTERM and SIGHUP
 """

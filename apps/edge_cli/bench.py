@@ -9,7 +9,7 @@ import click
 
 from edge.names import ACCELERATORS, KV_TYPES
 from edge.units import duration_text, size_text
-from edge_cli import output
+from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
 from edge_cli.group import examples
@@ -111,7 +111,7 @@ def bench(app: App, models: tuple[str, ...], **options: Any) -> int:
 
         output.write_file(options["plot_file"], plot(result))
     if not result.is_complete and not any(row.error for row in result.rows):
-        return 130  # Ctrl-C
+        return signals.exit_code()
     return 1 if any(row.error for row in result.rows) else 0
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +10,7 @@ from click.core import ParameterSource
 
 from edge.errors import EdgeError
 from edge.units import duration_text, size_text
-from edge_cli import convert_names, output
+from edge_cli import convert_names, output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
 from edge_cli.group import examples
@@ -160,14 +156,14 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
     from edge_convert.pipeline import run
 
     try:
-        with _sigterm_interrupts(), ConvertProgress() as progress:
+        with ConvertProgress() as progress:
             made = run(plan, progress.report, choose=lambda: _judge(plan, options["gate"], options["device"]))
     except KeyboardInterrupt:
         if plan.work.exists():
             output.note(f"Interrupted. Finished steps are kept in {plan.work}: the same command resumes from there.")
         else:
             output.note("Interrupted before a step was finished. Nothing is left behind.")
-        return 130
+        return signals.exit_code()
     except EdgeError:
         if plan.work.exists():
             output.note(f"Finished steps are kept in {plan.work} for the next try.")
@@ -195,19 +191,6 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
         output.line()
         print_card(read_card(card))
     return 0
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """End a conversion on SIGTERM as on Ctrl-C, so that no partly written file stays."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 import edge
-from edge_cli import output
+from edge_cli import output, signals, streams
 from edge_cli.group import CONTEXT_SETTINGS, Entry, LazyGroup
 
 __all__ = ["EXIT_CODES", "cli", "main", "run"]
@@ -37,7 +37,9 @@ EXIT_CODES = {
     3: "model missing",
     4: "accelerator or backend not available",
     5: "quality gate failed",
+    129: "ended by SIGHUP",
     130: "interrupted",
+    143: "ended by SIGTERM",
 }
 
 EPILOG = (
@@ -65,10 +67,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A terminal that cannot show a character gets a question mark rather than a traceback.
-            stream.reconfigure(errors="replace")
+    streams.prepare()
+    signals.catch()
     if logging.lastResort is not None:
         logging.getLogger("edge").addHandler(logging.lastResort)  # warnings go to stderr
     sys.exit(run(sys.argv[1:]))
@@ -81,11 +81,10 @@ def run(arguments: Sequence[str], app: object = None) -> int:
     try:
         result = cli.main(args=list(arguments), prog_name="edge", standalone_mode=False, obj=app)
         return result if isinstance(result, int) else 0
-    except output.OutputClosedError:
-        output.abandon_stdout()
+    except streams.OutputClosedError:
         return 0
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return signals.exit_code()
     except EdgeError as error:
         output.error(error.message, error.hint)
         return error.exit_code

@@ -9,7 +9,7 @@ import click
 
 from edge.names import FORMATS, Format
 from edge.units import size_text
-from edge_cli import output
+from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_local_model, complete_model
 from edge_cli.group import SuggestingGroup, examples
@@ -131,7 +131,7 @@ def pull(app: App, model: str | None, form: Format | None, accept_licence: bool,
             )
     except KeyboardInterrupt:
         output.note("Interrupted. The part that has arrived is kept: run the same command again to resume.")
-        return 130
+        return signals.exit_code()
     if as_json:
         output.json_object(artifact_json(artifact))
     elif not quiet:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from edge_cli.streams import stdout_failure
+
 __all__ = [
-    "OutputClosedError",
     "Status",
-    "abandon_stdout",
     "error",
     "is_terminal",
     "json_object",
@@ -38,21 +38,18 @@ _LINE_ENDS = re.compile("[\t\n\u2028\u2029]+")  # a name with a line end must no
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
-class OutputClosedError(Exception):
-    """The reader of stdout has left (`| head`): not an error, but the end of the work."""
-
-
 def piece(text: str) -> None:
     """Write a part of the answer at once.
 
     Raises:
         OutputClosedError: nobody reads it. The other functions for the answer raise it too.
+        StorageError: it cannot be written. Likewise.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise OutputClosedError from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise stdout_failure(error) from None
 
 
 def line(text: str = "") -> None:
@@ -62,7 +59,9 @@ def line(text: str = "") -> None:
 
 def json_object(value: object, *, compact: bool = False) -> None:
     """Write a JSON value as the answer; `compact` puts it on one line."""
-    line(json.dumps(_for_json(value), ensure_ascii=False, indent=None if compact else 2, allow_nan=False, default=str))
+    is_ascii = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    indent = None if compact else 2
+    line(json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=indent, allow_nan=False, default=str))
 
 
 def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
@@ -129,7 +128,7 @@ def note(text: str = "") -> None:
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError, AttributeError):
         pass  # there is no other place for it
 
 
@@ -171,16 +170,6 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
-
-
-def abandon_stdout() -> None:
-    """Discard buffered output, so that the interpreter does not complain about it at exit."""
-    try:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
-    except (OSError, ValueError, AttributeError):
-        pass  # a test's stream, which does not complain
 
 
 class Status:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge.errors import UsageError
 from edge.units import size_text
 from edge_cli import output
+from edge_cli.streams import read_bytes
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
@@ -69,7 +70,7 @@ def _read_stdin(*, is_chatty: bool) -> str:
     if is_chatty:
         reminder.start()
     try:
-        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        data = read_bytes(sys.stdin, MAX_INPUT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"stdin cannot be read: {error.strerror}.", "Use --no-stdin to ignore it.") from error
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_cli import output
+from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.bench import complete_backend, find_models
 from edge_cli.completers import complete_model
@@ -97,7 +97,7 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
             reports = tune(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=status.show_share)
     except KeyboardInterrupt:
         output.note("Interrupted. Nothing was saved; the settings saved before still apply.")
-        return 130
+        return signals.exit_code()
     if options["as_json"]:
         found = [_report_json(artifact, report) for artifact, report in zip(artifacts, reports, strict=True)]
         output.json_object({"formats": found} if len(found) > 1 else found[0])
