@@ -29,6 +29,7 @@ from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
+from edge.kv.records import WARM_OWNER
 from edge.names import CACHE_HINTS, CacheHint
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
-WARM_OWNER = "warm:"
-"""Begins the owner of blocks that were prefilled ahead, before the name that the user gave them."""
 _STOPPING_S = 60.0
 """Longest time that a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
 
@@ -326,6 +325,22 @@ class Assistant:
             hint = 'Turn it on: edge.load(..., cache="disk"), or edge config set kv.enabled true'
             raise UsageError("Nothing is stored on the disk for this model.", hint)
         return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
+
+    def flush_cache(self, timeout_s: float = 60.0) -> bool:
+        """Wait until the KV cache of all finished replies is on the disk, as far as it stores them.
+
+        Args:
+            timeout_s: longest time to wait for the disk, in seconds.
+
+        Returns:
+            False if that took longer.
+
+        Raises:
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._check_open()
+        self._scheduler.call(lambda _: None)  # a reply is reported as done before its last block is queued
+        return self._disk is None or self._disk.blocks.flush(timeout_s)
 
     def close(self) -> None:
         """Stop running replies, which end as cancelled, and free the model. May be called twice."""

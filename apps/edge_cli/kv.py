@@ -16,6 +16,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
+from edge_cli.kv_warm import warm
 from edge_cli.options import json_option, model_options, settings_from
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def kv() -> None:
     """
 
 
+kv.add_command(warm)
+
+
 @kv.command(epilog=examples("edge kv ls", "edge kv ls --blocks", "edge kv ls --json | jq -r '.[].title'"))
 @click.option("--blocks", "by_block", is_flag=True, help="List every block with its key.")
 @json_option
@@ -57,7 +61,8 @@ def ls(app: App, by_block: bool, as_json: bool) -> None:
         else:
             output.table(listing.block_rows(blocks, time.time()), listing.BLOCK_HEADINGS)
         return
-    groups = listing.grouped(blocks, listing.titles(app, settings))
+    warmed = listing.warmed(owner for block in blocks for owner in block.owners)
+    groups = listing.grouped(blocks, {**listing.titles(app, settings), **warmed})
     if as_json:
         output.json_object([dataclasses.asdict(group) for group in groups])
         return
@@ -170,8 +175,8 @@ def gc(app: App, gone: bool, as_json: bool) -> None:
     settings = app.settings()
     with app.blocks(settings) as store:
         report = store.gc()
-        known = listing.titles(app, settings)
-        deleted = sorted(set(store.owners()) - known.keys()) if gone else []
+        known, owners = listing.titles(app, settings), store.owners() if gone else []
+        deleted = sorted(set(owners) - known.keys() - listing.warmed(owners).keys())
         forgotten = [store.forget(owner) for owner in deleted]
     n_blocks, freed = sum(each.n_blocks for each in forgotten), sum(each.size_bytes for each in forgotten)
     if as_json:

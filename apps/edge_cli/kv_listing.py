@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "names_model",
-    "owners", "titles",
+    "owners", "titles", "warmed",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -32,7 +32,7 @@ class Group:
 
     Attributes:
         title: a name for people.
-        conversations: ids of the saved conversations that use them.
+        conversations: ids of the saved conversations that use them, and names of `edge kv warm`.
         n_blocks, n_tokens: their number.
         size_bytes: of their files.
         prefill_ms: time that computing them took.
@@ -61,7 +61,7 @@ def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Grou
 
     Args:
         blocks: as `BlockStore.ls` returns them.
-        titles: id -> title of the saved conversations. All others count as one.
+        titles: id -> title of the saved conversations, and of what was prefilled ahead. All others count as one.
     """
     members: dict[tuple[tuple[str, ...], bool, bool], list[BlockInfo]] = {}
     for block in blocks:
@@ -133,6 +133,13 @@ def titles(app: App, settings: Settings) -> dict[str, str]:
         return {}
     with app.store(settings) as conversations:
         return {info.id: info.title for info in conversations.list()}
+
+
+def warmed(names: Iterable[str]) -> dict[str, str]:
+    """Return those of these owners that `edge kv warm` made, with a title."""
+    from edge.kv.records import WARM_OWNER
+
+    return {name: "prefilled ahead" for name in names if name.startswith(WARM_OWNER)}
 
 
 def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from edge_cli import output
 if TYPE_CHECKING:
     from edge.catalog import DownloadProgress
 
-__all__ = ["ConvertProgress", "PullProgress"]
+__all__ = ["ConvertProgress", "PullProgress", "TokenProgress"]
 
 _WORDS = {
     "connect": "Looking for",
@@ -141,6 +141,30 @@ class ConvertProgress(_Progress):
             transient=True,
         )
         return bar, bar.add_task("", total=1.0, left="", detail="")
+
+
+class TokenProgress(_Progress):
+    """Shows how much of a prompt is prefilled, on a terminal."""
+
+    def report(self, done: int, total: int) -> None:
+        """Show that `done` of `total` tokens are in the KV cache."""
+        if self._bar is not None and total:
+            self._bar.update(self._task, completed=done, total=total, visible=True)
+
+    def _open(self) -> tuple[Any, Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("tokens"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return bar, bar.add_task("Processing the prompt", total=None, visible=False)
 
 
 def _clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from edge_cli.streams import read_bytes
 if TYPE_CHECKING:
     from edge.conversation import Attachment
 
-__all__ = ["read_prompt"]
+__all__ = ["read_file", "read_prompt", "read_stdin"]
 
 MAX_INPUT_BYTES = 64 << 20
 """More than any context window holds. Reading stops there, so that `edge run < /dev/zero` ends."""
@@ -47,9 +47,9 @@ def read_prompt(
     wants_stdin = prompt == "-"
     if wants_stdin:
         prompt = ""
-    attachments = [Attachment(path.name, _read_file(path)) for path in files]
+    attachments = [Attachment(path.name, read_file(path)) for path in files]
     if wants_stdin or (use_stdin and sys.stdin is not None and not output.is_terminal(sys.stdin)):
-        piped = _read_stdin(is_chatty=is_chatty)
+        piped = read_stdin(is_chatty=is_chatty)
         if piped.strip() and prompt:
             attachments.append(Attachment("stdin", piped))
         elif not prompt:
@@ -60,7 +60,12 @@ def read_prompt(
     return prompt, attachments
 
 
-def _read_stdin(*, is_chatty: bool) -> str:
+def read_stdin(*, is_chatty: bool) -> str:
+    """Return the text at stdin.
+
+    Raises:
+        UsageError: it is not text, too large, or cannot be read.
+    """
     if sys.stdin is None:
         return ""
     reminder = threading.Timer(
@@ -78,7 +83,12 @@ def _read_stdin(*, is_chatty: bool) -> str:
     return _text(data, "stdin")
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UsageError: it is not text, too large, or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return _text(file.read(MAX_INPUT_BYTES + 1), str(path))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from edge.kv.blocks import NewBlock
 
 __all__ = [
+    "WARM_OWNER",
     "BlockInfo",
     "BlockRef",
     "ForgetReport",
@@ -19,6 +20,9 @@ __all__ = [
     "StoreStats",
     "VerifyReport",
 ]
+
+WARM_OWNER = "warm:"
+"""Begins the owner of blocks that were prefilled ahead, before the name that the user gave them."""
 
 
 @dataclass(frozen=True, slots=True)

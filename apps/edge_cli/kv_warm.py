@@ -1,0 +1,163 @@
+"""`edge kv warm`: prefill documents and prompts ahead, and pin them on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.units import duration_text, size_text
+from edge_cli import output
+from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_conversation
+from edge_cli.group import examples
+from edge_cli.options import json_option, model_options, require_exclusive, settings_from
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge.conversation import Attachment
+    from edge.reply import Reply
+
+__all__ = ["warm"]
+
+_STOP_WITHIN_S = 10.0
+_POLL_S = 0.1
+_EXAMPLES = examples(
+    "edge kv warm manual.md faq.md",
+    'edge kv warm --system "Answer from the manual." manual.md -m smollm2-135m',
+    "cat prompt.txt | edge kv warm - --name prompt",
+    "edge kv warm --conversation 01jbx3k9",
+)
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True), metavar="[FILE]...")
+@model_options
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option("--conversation", metavar="ID", shell_complete=complete_conversation, help="Prefill that conversation, too.")
+@click.option("--name", metavar="NAME", help="Name in edge kv ls, unpin and forget. Default: the names of the files.")
+@click.option("--no-pin", is_flag=True, help="Store it, but let it be evicted like everything else.")
+@json_option
+@pass_app
+def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
+    """Process a prompt ahead and pin it in the cache, so that messages that begin with it are answered sooner.
+
+    A FILE is a document, as in edge run -f; "-" is the beginning of the message, from stdin. Everything counts: the same
+    model, system prompt, files and order are found again, in edge run, edge chat and Python, also after a restart.
+
+    Ctrl-C keeps what is done by then.
+    """
+    require_exclusive(("--conversation", options["conversation"]), ("--system", options["system"]))
+    settings = settings_from(app, options)
+    text, documents = _read(files, options)
+    name = options["name"] or " ".join(path.name for path in files if str(path) != "-") or ("stdin" if text else "system")
+    reply, is_interrupted = _prefill(app, settings, text, documents, name, options)
+    usage = reply.usage
+    n_stored, size_bytes = _stored(app, settings, options, name)
+    if options["as_json"]:
+        output.json_object(
+            {
+                "name": name,
+                "n_tokens": usage.n_prompt,
+                "n_reused": usage.n_reused,
+                "n_restored": usage.n_restored,
+                "n_computed": usage.n_computed,
+                "prefill_ms": reply.timing.prefill_ms,
+                "n_stored": n_stored,
+                "size_bytes": size_bytes,
+                "is_pinned": not options["no_pin"],
+                "is_complete": not is_interrupted,
+            }
+        )
+    else:
+        for notice in reply.notices:
+            output.note(notice)
+        state = "stored" if options["no_pin"] else "stored and pinned"
+        if is_interrupted:
+            output.note(f"Interrupted: {n_stored:,} tokens are {state}. The same command goes on from there.")
+        else:
+            took = duration_text(reply.timing.prefill_ms / 1000)
+            reused = f", {usage.n_reused:,} of them were cached" if usage.n_reused else ""
+            output.note(f"{usage.n_prompt:,} tokens in {took}{reused}. {n_stored:,} are {state} ({size_text(size_bytes)}).")
+            if not n_stored:
+                output.note("A prompt of fewer than 32 tokens, or with kv.exact of fewer than 128, is not worth a file.")
+    return 130 if is_interrupted else 0
+
+
+def _read(files: Sequence[Path], options: dict[str, Any]) -> tuple[str, list[Attachment]]:
+    """Return the text at stdin, if asked for, and the documents.
+
+    Raises:
+        UsageError: there is nothing to prefill, or a file is not text.
+    """
+    from edge.conversation import Attachment
+    from edge.errors import UsageError
+    from edge_cli.prompt import read_file, read_stdin
+
+    is_nothing = not files and options["system"] is None and options["conversation"] is None
+    wants_stdin = Path("-") in files or (is_nothing and sys.stdin is not None and not output.is_terminal(sys.stdin))
+    documents = [Attachment(path.name, read_file(path)) for path in files if path != Path("-")]
+    text = read_stdin(is_chatty=output.is_terminal(sys.stderr)).strip("\r\n") if wants_stdin else ""
+    if is_nothing and not text.strip():
+        raise UsageError("There is nothing to process ahead.", "Name a file, or give --system or --conversation.")
+    return text, documents
+
+
+def _prefill(
+    app: App, settings: Settings, text: str, documents: Sequence[Attachment], name: str, options: dict[str, Any]
+) -> tuple[Reply, bool]:
+    """Load the model and prefill. Returns the reply, and whether Ctrl-C ended it early."""
+    from edge.errors import StorageError, UsageError
+    from edge_cli.progress import TokenProgress
+
+    if not settings.kv.enabled:
+        raise UsageError("The on-disk KV cache is turned off.", "Turn it on: edge config set kv.enabled true")
+    cache: Any = "disk" if options["no_pin"] else "keep"
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(app.store(settings)) if options["conversation"] else None
+        status = stack.enter_context(output.Status())
+        ai = stack.enter_context(
+            app.load(settings=settings, store=store, on_progress=lambda stage, share: status.show(f"{stage} {settings.model}"))
+        )
+        status.close()
+        if ai.kv_fingerprint is None:
+            raise UsageError("This model or engine does not use the on-disk KV cache.", "See edge run --explain.")
+        if ai.disk_problem is not None:
+            raise StorageError(f"The on-disk KV cache is off: {ai.disk_problem}.", "See edge doctor.")
+        if options["conversation"]:
+            conversation = ai.conversation(options["conversation"], system=options["system"])
+            reply = conversation.prewarm(text, attachments=documents, cache=cache)
+        else:
+            reply = ai.prewarm(text, system=settings.system or None, attachments=documents, name=name, cache=cache)
+        is_interrupted = False
+        try:
+            with TokenProgress() as progress:
+                while not reply.is_done:
+                    progress.report(*reply.progress)
+                    with contextlib.suppress(TimeoutError):
+                        reply.wait(_POLL_S)
+        except KeyboardInterrupt:
+            is_interrupted = True
+            reply.cancel()
+        with contextlib.suppress(TimeoutError):
+            reply.wait(_STOP_WITHIN_S if is_interrupted else None)
+        ai.flush_cache()
+        return reply, is_interrupted and reply.finish_reason != "stop"
+
+
+def _stored(app: App, settings: Settings, options: dict[str, Any], name: str) -> tuple[int, int]:
+    """Return how many tokens are stored of it, and their bytes."""
+    from edge.kv.records import WARM_OWNER
+
+    with app.blocks(settings) as store:
+        if options["conversation"]:
+            with app.store(settings) as conversations:
+                owner = conversations.get(options["conversation"]).id
+        else:
+            owner = WARM_OWNER + name
+        blocks = store.ls(owner=owner)
+    return sum(block.n_tokens for block in blocks), sum(block.size_bytes for block in blocks)
