@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["duration_text", "one_line", "size_text"]
+__all__ = ["duration_text", "one_line", "plural", "size_text"]
 
 
 def one_line(text: str) -> str:
     """Return a text from outside, such as a name in a model file, without line ends: its words with one blank between them."""
     return " ".join(text.split())
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 message", "2,000 messages"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def size_text(n_bytes: float) -> str:

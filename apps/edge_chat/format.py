@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from edge.units import plural
+
 __all__ = ["clean", "day_group", "exact_time", "one_line", "plural", "rate", "short_time"]
-
-
-def plural(number: int, noun: str) -> str:
-    """Format a number with its noun: "1 message", "2,000 messages"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def rate(tokens_per_s: float) -> str:

@@ -74,7 +74,11 @@ REGISTRY = Registry(
                 example="/save md talk.md",
             ),
             Command(
-                "import", "Import from a file", "Import a conversation that /save wrote.", argument="path", needs_argument=True
+                "import",
+                "Import from a file",
+                "Import what /save wrote, or an export of ChatGPT or llm.",
+                argument="path",
+                needs_argument=True,
             ),
             Command("delete", "Delete the conversation", "Delete this conversation, after asking."),
             Command("undo", "Undo deleting", "Restore the last deleted conversation."),

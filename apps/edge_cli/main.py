@@ -25,6 +25,9 @@ COMMANDS = {
     "tune": Entry("edge_cli.tune:tune", "Find and save the fastest settings for a model on this device."),
     "doctor": Entry("edge_cli.doctor:doctor", "Check this device and suggest how to make it faster."),
     "devices": Entry("edge_cli.devices:devices", "Show this machine and its accelerators."),
+    "conversations": Entry(
+        "edge_cli.conversations:conversations", "List, show, search, export, import and delete saved conversations."
+    ),
     "kv": Entry("edge_cli.kv:kv", "Manage the on-disk KV cache."),
     "config": Entry("edge_cli.config:config", "Show and change settings."),
     "completion": Entry("edge_cli.completion:completion", "Print the completion script for your shell: bash, zsh or fish."),

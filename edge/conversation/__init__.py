@@ -5,6 +5,9 @@ reply_saver.py  saves a reply while it is generated
 db.py           the SQLite file: opening, schema, transactions, errors
 tree.py         rows and values: nodes, attachments, search hits
 files.py        Markdown and JSON
+imports.py      files of conversations: which program wrote them
+chatgpt.py      the export of ChatGPT; llm_log.py, the log of llm; foreign.py, what both share
+merge.py        adds imported conversations, each once
 search.py       full-text search
 check.py        problems of a file, for `edge doctor`
 rescue.py       `python -m edge.conversation.rescue`: restore what a damaged file still holds

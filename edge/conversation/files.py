@@ -26,7 +26,7 @@ from edge.conversation.tree import Attachment, ConversationInfo, Node, Status, t
 from edge.errors import StorageError
 from edge.types import Role
 
-__all__ = ["ConversationFile", "NodeFile", "from_json", "from_markdown", "to_json", "to_markdown"]
+__all__ = ["ConversationFile", "NodeFile", "file_name", "from_json", "from_markdown", "to_json", "to_markdown"]
 
 FORMAT: Literal["edge-conversation"] = "edge-conversation"
 VERSION = 1
@@ -244,6 +244,11 @@ def from_markdown(data: str | bytes) -> ConversationFile:
             head=len(nodes) - 1 if nodes else None,
             nodes=nodes,
         )
+
+
+def file_name(title: str) -> str:
+    """Return a title as the name of a file, without an ending: letters and digits with hyphens between them."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-_")[:50] or "conversation"
 
 
 _START = "<!-- edge conversation "

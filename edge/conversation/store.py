@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edge.conversation.files import ConversationFile
+    from edge.conversation.foreign import Export
+    from edge.conversation.merge import Merged
 
 __all__ = ["Attachment", "ConversationInfo", "ConversationStore", "Node", "SearchHit", "Status"]
 
@@ -109,7 +111,7 @@ class ConversationStore:
                     sql = f"SELECT {tree.INFO} FROM conversation c WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 4"
                     found = db.execute(sql, (prefix, prefix + "\U0010ffff")).fetchall()
         if not found:
-            raise UsageError(f"There is no conversation {typed!r}.", "The ids are in the list of conversations.")
+            raise UsageError(f"There is no conversation {typed!r}.", "edge conversations ls lists the ids.")
         if len(found) > 1:
             some = "; ".join(f"{row[0]} ({row[1] or 'no title'})" for row in found[:3])
             raise UsageError(f"Several conversations begin with {typed!r}: {some}.", "Type more of the id.")
@@ -368,6 +370,13 @@ class ConversationStore:
         from edge.conversation.files import from_markdown
 
         return self._save(from_markdown(text))
+
+    def merge(self, exports: Iterable[Export]) -> list[Merged]:
+        """Add conversations of a file, each once; see `edge.conversation.imports`, which reads them."""
+        from edge.conversation.merge import merge
+
+        with self._db.write() as db:
+            return merge(db, exports)
 
     def check(self) -> list[str]:
         """Return the problems of the file, a line each: pages, keys, trees, search index. Reads all of it."""

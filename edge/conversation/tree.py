@@ -7,6 +7,7 @@ Everything here runs in a transaction that the caller (store.py) has begun.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import sqlite3
@@ -149,6 +150,23 @@ _FORGOTTEN_S = 24 * 3600.0
 def make_id(at_ms: int) -> str:
     """Return an id of 13 characters: 9 for the time in milliseconds since 1970, 4 random."""
     number = (at_ms % (1 << 45)) << 20 | secrets.randbits(20)
+    return _spell_id(number)
+
+
+def derive_id(created: float, origin: str) -> str:
+    """Return an id like those of `make_id` that is always the same for an origin.
+
+    Args:
+        created: time of the conversation, in seconds since 1970; 0 if it is unknown.
+        origin: names the conversation in all the world.
+    """
+    digest = int.from_bytes(hashlib.sha256(clean(origin).encode()).digest()[:9], "big")
+    at_ms = int(created * 1000) or digest >> 20
+    number = (at_ms % (1 << 45)) << 20 | digest % (1 << 20)
+    return _spell_id(number)
+
+
+def _spell_id(number: int) -> str:
     return "".join(ALPHABET[number >> shift & 31] for shift in range(60, -1, -5))
 
 

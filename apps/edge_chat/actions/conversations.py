@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edge.conversation.files import file_name
+from edge.conversation.imports import import_file as import_conversations
 from edge.errors import StorageError, UsageError
-from edge.units import size_text
 from edge_chat import format as fmt
 from edge_chat.actions.writing import complete_path
 from edge_chat.attachments import resolve
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edge_chat.screens.chat import ChatScreen
 
 __all__ = ["COMPLETERS", "RUNNERS"]
-
-_MAX_IMPORT_BYTES = 256 * 1024 * 1024
 
 
 async def new(screen: ChatScreen, argument: str) -> None:
@@ -139,11 +137,6 @@ def split_format(argument: str) -> tuple[str, str]:
     return ("json" if argument.endswith(".json") else "md"), argument.strip()
 
 
-def file_name(title: str) -> str:
-    """Return a title as a file name: letters and digits with hyphens between them."""
-    return re.sub(r"\W+", "-", title.lower()).strip("-_")[:50] or "conversation"
-
-
 def complete_save(screen: ChatScreen, typed: str) -> Sequence[Completion]:
     """Propose the formats."""
     formats = [
@@ -155,25 +148,14 @@ def complete_save(screen: ChatScreen, typed: str) -> Sequence[Completion]:
 
 async def import_file(screen: ChatScreen, argument: str) -> None:
     if not argument:
-        raise UsageError("Which file?", "Type the path of a file that /save wrote.")
+        raise UsageError("Which file?", "Type the path of a file that /save wrote, or of an export of ChatGPT or llm.")
     path = resolve(argument.strip("\"'"), screen.composer.cwd)
-
-    def read() -> bytes:
-        try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_IMPORT_BYTES + 1)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read ({error}).", "Check the path.") from error
-        if len(data) > _MAX_IMPORT_BYTES:
-            raise UsageError(f"{path} is larger than {size_text(_MAX_IMPORT_BYTES)}.", "It is not a saved conversation.")
-        return data
-
-    data = await asyncio.to_thread(read)
-    is_json = data.lstrip()[:1] == b"{"
-    info = await screen.app.library.run(lambda store: store.import_json(data) if is_json else store.import_markdown(data))
-    await screen.controller.open(info.id)
+    report = await screen.app.library.run(lambda store: import_conversations(store, path))
+    if len(report.found) == 1:
+        await screen.controller.open(report.found[0].conversation.id)
     screen.refresh_sidebar()
-    screen.tell(f"Imported {fmt.plural(info.n_messages, 'message')} from {path.name}.")
+    problems = f" {fmt.plural(len(report.problems), 'problem')}: {report.problems[0]}" if report.problems else ""
+    screen.tell(f"{path.name}: {report.summary()}{problems}")
 
 
 async def system(screen: ChatScreen, argument: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -201,6 +202,22 @@ async def test_save_and_import(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text('{"no": 1}')
         await say(pilot, "/import bad.json")
         assert app.chat_screen.query_one("#complaint").display
+
+
+async def test_an_export_of_another_program_is_imported(tmp_path: Path) -> None:
+    def chat(id: str) -> dict[str, object]:
+        message = {"author": {"role": "user"}, "content": {"content_type": "text", "parts": [f"question {id}"]}}
+        return {"title": f"chat {id}", "conversation_id": id, "mapping": {"u": {"message": message, "parent": None}}}
+
+    app = fake_app(store=filled(), cwd=tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        (tmp_path / "conversations.json").write_text(json.dumps([chat("1"), chat("2"), {"title": "empty"}]))
+        await say(pilot, "/import conversations.json")
+        assert texts(app) == []  # the one that was open stays
+        (tmp_path / "one.json").write_text(json.dumps(chat("1")))
+        await say(pilot, "/import one.json")
+        assert [text for text in texts(app) if "question 1" in text]
 
 
 async def test_title_and_system_prompt() -> None:
