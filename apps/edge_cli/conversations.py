@@ -161,7 +161,7 @@ def export_(
     epilog=examples(
         "edge conversations import walrus.json",
         "edge conversations import ~/Downloads/chatgpt-export.zip",
-        'edge conversations import "$(llm logs path)"',
+        "edge conversations import ~/.config/io.datasette.llm/logs.db",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
