@@ -7,7 +7,9 @@ bundle.py       a conversation with its blocks in one zip file
 cache.py        memory and disk together, as the scheduler uses them
 carry.py        blocks between a store and a bundle
 disk.py         block files together with their index
+entries.py      entries of that directory: kinds, permissions, whole files
 files.py        the directory of a store
+formats.py      formats of blocks and index, and those of other versions of edge
 index.py        the SQLite index of the blocks
 keys.py         the secret of a store, and the keys derived from it
 lookup.py       longest stored prefix of a token sequence
@@ -19,5 +21,6 @@ rows.py         schema, queries and changes of the index
 slots.py        the sequences of a backend
 store.py        the block store: find, read, put, lease
 tree.py         radix tree of the tokens in memory
+uses.py         log of pins and users beside the index
 verify.py       restored blocks against a cold run
 """

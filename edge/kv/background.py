@@ -18,7 +18,9 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import Disk
-from edge.kv.files import give_way, is_full
+from edge.kv.entries import is_full
+from edge.kv.files import give_way
+from edge.kv.formats import format_suffix
 from edge.kv.index import explain, is_busy, is_damage
 from edge.kv.maintenance import scan
 from edge.kv.options import StoreOptions
@@ -387,6 +389,8 @@ class Background:
         disk = self._ensure_open()
         if disk.needs_check:
             disk.index.check_totals()
+            if not disk.needs_scan:  # which does that, too
+                disk.heal_uses()
             disk.needs_check = False
         if self._wants_log:
             self._wants_log = False
@@ -441,7 +445,7 @@ class Background:
             for key, owner in work.touched:
                 change.touch([key], owner)
             for key, is_pinned in work.pins.items():
-                change.sql.execute("UPDATE block SET pinned = ? WHERE key = ?", (is_pinned, key))
+                change.pin(key, is_pinned)
             for key in work.released:
                 change.lease(disk.files.live_id, key, -1)
 
@@ -469,7 +473,7 @@ class Background:
             is_lack = "disk" in str(error) if isinstance(error, sqlite3.Error) else error.errno == errno.ENOSPC
             if not is_lack or not is_full(self._directory):  # SQLite says "disk I/O error" or "database or disk is full"
                 raise
-            n = give_way(self._directory)
+            n = give_way(self._directory, format_suffix())
             if not n:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             _log.warning("The disk is full: %d KV blocks were deleted to open their index", n)

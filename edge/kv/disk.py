@@ -8,17 +8,21 @@ the scan drops; never a wrong block, since files are written under another name 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
-from edge.kv.files import StoreFiles, is_transient
+from edge.kv.entries import is_transient
+from edge.kv.files import StoreFiles
+from edge.kv.formats import OtherFormats, format_suffix
 from edge.kv.index import Index
 from edge.kv.keys import TOKEN_BYTES, entry_bytes
 from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
+from edge.kv.uses import Uses, current_uses, pins_of
 from edge.units import size_text
 
 __all__ = ["Disk", "WriteReport"]
@@ -46,6 +50,7 @@ class Disk:
         distrusted: a damaged index file, to be replaced.
 
     Attributes:
+        files, index, uses, others: the parts of the directory.
         needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
             or more than the options allow.
         needs_check: the totals of the index were not compared with its blocks yet.
@@ -64,11 +69,16 @@ class Disk:
         self.needs_check = True
         self.needs_emptying = False
         self.shortage = ""
-        self.files = StoreFiles(directory, options)
+        suffix = format_suffix()
+        self.files = StoreFiles(directory, options, suffix)
         self.keys = self.files.keys
+        self.uses = Uses(self.files)
+        self.others = OtherFormats(directory, suffix)
         try:
             with self.files.opening():
-                self.index = Index(directory, self.keys.id, options, distrusted)
+                self.index = Index(
+                    directory, self.keys.id, options, suffix=suffix, note=self.uses.append, distrusted=distrusted
+                )  # fmt: skip
         except BaseException:
             self.files.close()
             raise
@@ -156,19 +166,23 @@ class Disk:
             False if that much cannot be freed.
         """
         self.shortage = ""
-        budget_bytes, floor_bytes = self.options.budget_bytes, self.options.min_free_bytes + n_bytes
-        if n_bytes > budget_bytes:
+        floor_bytes = self.options.min_free_bytes + n_bytes
+        if n_bytes > self.options.budget_bytes:
             return False
+        self.others.count(self.options.timer())
         # Asked once: some file systems free space late, and asking again would evict everything.
         short = floor_bytes - self.files.free_bytes()
         with self.index.read() as view:
-            if view.disk() + n_bytes <= budget_bytes and short <= 0:
-                return True
+            over = view.disk() + n_bytes - self._budget_bytes
+        if over > 0 or short > 0:
+            short -= self.others.evict(max(over, short))
+        else:
+            return True
         while True:
             with self.index.write() as change:
                 stay = change.leased(self.files.is_live) | protected
                 for _ in range(_AT_A_TIME):
-                    if change.disk() + n_bytes <= budget_bytes and short <= 0:
+                    if change.disk() + n_bytes <= self._budget_bytes and short <= 0:
                         return True
                     freed = self._evict_one(change, stay)
                     if freed is None:
@@ -240,10 +254,43 @@ class Disk:
         self.needs_emptying = not self.index.checkpoint(emptying=True)
         return not self.needs_emptying
 
+    def heal_uses(self) -> None:
+        """Make the pins of the index those of the log, and rewrite the log if it is damaged or has grown.
+
+        Raises:
+            OSError, sqlite3.Error: as everywhere.
+        """
+        log = self.uses.read()
+        pinned = pins_of(log.uses)
+        with self.index.read() as view:
+            in_index = {key for (key,) in view.sql.execute("SELECT key FROM block WHERE pinned")}
+            newest = view.newest()
+        is_whole = log.is_whole and (newest is None or any(use.key == newest for use in log.uses))
+        if is_whole and in_index != pinned:
+            with self.index.write() as change:
+                change.set_pins(pinned)
+        if not is_whole or self.uses.is_grown:
+            self._rewrite_uses()
+
+    def _rewrite_uses(self) -> None:
+        with ExitStack() as stack:
+            with self.index.write():  # no other process appends just now
+                since = self.uses.size()
+                view = stack.enter_context(self.index.long_read())
+                view.disk()  # the view stays as it is now
+            draft = self.uses.rewrite(current_uses(view))
+        with self.index.write():
+            self.uses.put_in_place(draft, since)
+
     def close(self) -> None:
         """Close it. May be called twice."""
         self.index.close()
         self.files.close()
+
+    @property
+    def _budget_bytes(self) -> int:
+        """Disk space that blocks of this format may take now."""
+        return self.options.budget_bytes - self.others.size_bytes
 
     def _wanted(self, batch: Sequence[Pending]) -> tuple[list[Pending], list[Pending], int]:
         """Return the blocks to write, those stored already, and the number that have no parent."""
@@ -277,7 +324,7 @@ class Disk:
 
     def _fits(self, change: Change, n_bytes: int, stay: Set[bytes]) -> bool:
         """Return whether `n_bytes` more fit the budget, after evicting what is necessary."""
-        while change.disk() + n_bytes > self.options.budget_bytes:
+        while change.disk() + n_bytes > self._budget_bytes:
             if self._evict_one(change, stay) is None:
                 return False
         return True

@@ -6,6 +6,9 @@
     live/3f2c...        one per open store, locked while it is open
     tmp/3f2c...-17      block files being written, named after their writer
     blocks/ab/cdef...   block files, named after their keys
+    uses                see uses.py
+
+All but the first two belong to one format of blocks and index; those of other formats have it in their names (see formats.py).
 
 A store is open while its process holds the lock on its file in live/. The kernel releases it however the process ends, so no
 process number can be mistaken for another, and containers that share the directory see each other. An unlocked file there
@@ -14,77 +17,44 @@ means a crash.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import logging
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edge.errors import StorageError
 from edge.files import try_lock
 from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged
+from edge.kv.entries import (
+    CAREFUL,
+    check_owner,
+    is_full,
+    is_trace,
+    kind_of_entry,
+    make_inside,
+    make_private,
+    make_shard,
+    opened,
+    regular_size,
+    set_aside,
+    write_file,
+)
 from edge.kv.keys import KEY_BYTES, KEYRING, Keys, Secret, secret_of_keyring
 from edge.kv.options import StoreOptions
 
-__all__ = ["StoreBusyError", "StoreFiles", "give_way", "is_full", "is_transient", "set_aside"]
+__all__ = ["StoreBusyError", "StoreFiles", "give_way"]
 
-_log = logging.getLogger("edge.kv")
 _OWN_SECRET = b"edgekv key own\r\n"
 _KEPT_ELSEWHERE = b"edgekv key ext\r\n"
 _NAME = re.compile(r"[0-9a-f]{62}")
 _LIVE = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"([0-9a-f]{16})-(\d+|key)")
-_WRITE_BYTES = 1 << 20
-_OPENING_BYTES = 8 << 20
-"""Room for the log of an index and the memory that processes share over it."""
-# No symbolic links, no waiting for the other end of a pipe, nothing inherited by child processes.
-_CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
-
-
-def is_transient(error: OSError) -> bool:
-    """Return whether a read failed for lack of memory or file descriptors, which says nothing about the file."""
-    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
-
-
-def set_aside(path: Path) -> None:
-    """Rename an entry that should be another kind of file, and does not belong to the store: nothing in it is lost."""
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-        aside = path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
-        _log.warning("%s is not of the KV store: it was renamed to %s", path, aside.name)
-
-
-def is_full(directory: Path) -> bool:
-    """Return whether the disk has no room even for opening an index."""
-    try:
-        return shutil.disk_usage(directory).free < _OPENING_BYTES
-    except OSError:
-        return False
-
-
-def give_way(directory: Path) -> int:
-    """Delete the newest block files until an index can be opened, and return how many those were.
-
-    The newest have no children yet, as a rule. Their rows stay until the next scan.
-    """
-    found = [
-        (path.lstat().st_mtime_ns, path)
-        for path in directory.glob("blocks/*/*")
-        if _NAME.fullmatch(path.name) and _kind(path) == stat.S_IFREG and _kind(path.parent) == stat.S_IFDIR
-    ]
-    n = 0
-    for _, path in sorted(found, reverse=True):
-        if not is_full(directory):
-            break
-        path.unlink(missing_ok=True)
-        n += 1
-    return n
+_LINE_BYTES = 1 << 12
 
 
 class StoreBusyError(StorageError):
@@ -97,6 +67,7 @@ class StoreFiles:
     Args:
         directory: created, with its parents, if it does not exist.
         options: of the store.
+        suffix: of the names of this format.
 
     Attributes:
         keys: derived from the secret.
@@ -108,18 +79,18 @@ class StoreFiles:
         OSError: here and from every method: the disk failed.
     """
 
-    def __init__(self, directory: Path, options: StoreOptions) -> None:
-        self.directory, self._options = directory, options
+    def __init__(self, directory: Path, options: StoreOptions, suffix: str = "") -> None:
+        self.directory, self.suffix, self._options = directory, suffix, options
         self._n_written = 0
         self._shards: set[str] = set()
         self.live_id = secrets.token_hex(8)
         self._live_fd = -1
-        self._blocks, self._tmp, self._live = (directory / name for name in ("blocks", "tmp", "live"))
-        _make_private(directory)
+        self._blocks, self._tmp, self._live = (directory / f"{name}{suffix}" for name in ("blocks", "tmp", "live"))
+        make_private(directory)
         for path in (self._blocks, self._tmp, self._live):
-            _make_inside(path)
-        for path in (directory / "key", directory / "opening.lock"):
-            if _kind(path) not in (None, stat.S_IFREG):
+            make_inside(path)
+        for path in (directory / "key", directory / "opening.lock", directory / f"uses{suffix}"):
+            if kind_of_entry(path) not in (None, stat.S_IFREG):
                 set_aside(path)
         with self.opening():
             self.keys = self._load_keys(options.secret)
@@ -133,7 +104,7 @@ class StoreFiles:
         Raises:
             StoreBusyError: another process holds it for too long.
         """
-        with _opened(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR) as fd:
+        with opened(self.directory / "opening.lock", os.O_CREAT | os.O_RDWR) as fd:
             timeout_s = self._options.open_timeout_s
             deadline = time.monotonic() + timeout_s
             while not try_lock(fd):
@@ -147,12 +118,12 @@ class StoreFiles:
         """Return the path of a block's file."""
         return Path(self._name(key))
 
-    def write(self, pieces: Sequence[bytes]) -> Path:
-        """Write a block file, whole or not at all, to a temporary path for `publish` or `discard`."""
+    def write(self, pieces: Iterable[bytes]) -> Path:
+        """Write a file, whole or not at all, to a temporary path for `publish` or `discard`."""
         self._n_written += 1
         path = self._tmp / f"{self.live_id}-{self._n_written}"
         try:
-            _write_file(path, pieces, sync=self._options.sync)
+            write_file(path, pieces, sync=self._options.sync)
         except BaseException:
             self.discard(path)
             raise
@@ -162,13 +133,13 @@ class StoreFiles:
         """Give a written file its name. Only inside `Index.write`."""
         path = self.path(key)
         if path.parent.name not in self._shards:
-            _make_shard(path.parent)
+            make_shard(path.parent)
             self._shards.add(path.parent.name)
         try:
             draft.replace(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # someone removed the shard, or put something there
-            _make_shard(path.parent)
-            if _kind(path) == stat.S_IFDIR:
+            make_shard(path.parent)
+            if kind_of_entry(path) == stat.S_IFDIR:
                 set_aside(path)
             draft.replace(path)
 
@@ -179,15 +150,40 @@ class StoreFiles:
         except OSError:
             pass  # the next process that opens the store removes it
 
+    def append(self, path: Path, data: bytes, *, sync: bool = False) -> None:
+        """Append whole lines to a file, which is created if it is missing. What was torn off before gets a line of its own."""
+        with opened(path, os.O_CREAT | os.O_APPEND | os.O_RDWR) as fd:
+            size = regular_size(fd)
+            os.lseek(fd, max(0, size - 1), os.SEEK_SET)
+            if size and os.read(fd, 1) != b"\n":
+                data = b"\n" + data
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync and self._options.sync:
+                os.fsync(fd)
+
+    def lines(self, path: Path) -> Iterator[bytes]:
+        """Yield the lines of a file."""
+        with opened(path, os.O_RDONLY) as fd, os.fdopen(os.dup(fd), "rb") as file:
+            while line := file.readline(_LINE_BYTES):
+                yield line
+
+    def tail(self, path: Path, start: int) -> bytes:
+        """Return the bytes of a file from `start` on."""
+        with opened(path, os.O_RDONLY) as fd, os.fdopen(os.dup(fd), "rb") as file:
+            file.seek(start)
+            return file.read()
+
     def remove(self, key: bytes) -> None:
         """Remove a block file, if there is one. Only inside `Index.write`."""
         path = self.path(key)
-        if _kind(path.parent) == stat.S_IFLNK:
+        if kind_of_entry(path.parent) == stat.S_IFLNK:
             set_aside(path.parent)
         try:
             path.unlink(missing_ok=True)
         except (IsADirectoryError, PermissionError):
-            if _kind(path) != stat.S_IFDIR:
+            if kind_of_entry(path) != stat.S_IFDIR:
                 raise
             try:
                 path.rmdir()
@@ -199,7 +195,7 @@ class StoreFiles:
         if not hasattr(os, "posix_fadvise"):
             return
         try:
-            with _opened(self._name(key), os.O_RDONLY) as fd:
+            with opened(self._name(key), os.O_RDONLY) as fd:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass  # reading it will say why
@@ -220,8 +216,8 @@ class StoreFiles:
         Read, not mapped: verified bytes must not change afterwards, and a bad sector or a truncation under a mapping would kill
         the process.
         """
-        with _opened(self._name(key), os.O_RDONLY) as fd:
-            size = _regular_size(fd)
+        with opened(self._name(key), os.O_RDONLY) as fd:
+            size = regular_size(fd)
             if size > MAX_FILE_BYTES:
                 raise BlockDamaged(f"it has {size:,} bytes")
             data = os.read(fd, size)
@@ -231,8 +227,8 @@ class StoreFiles:
 
     def head(self, key: bytes) -> tuple[bytes, os.stat_result]:
         """Return the first bytes of a block file, enough for its header, with its size and times."""
-        with _opened(self._name(key), os.O_RDONLY) as fd:
-            _regular_size(fd)
+        with opened(self._name(key), os.O_RDONLY) as fd:
+            regular_size(fd)
             head = os.read(fd, HEADER_READ_BYTES)
             if len(head) >= 16:
                 # The first bytes say how long the header is: one of many tokens is longer than usual.
@@ -252,7 +248,7 @@ class StoreFiles:
         """
         name = f"{first:02x}"
         try:
-            if _kind(self._blocks / name) == stat.S_IFLNK:
+            if kind_of_entry(self._blocks / name) == stat.S_IFLNK:
                 return set(), 1
             entries = [entry.name for entry in os.scandir(self._blocks / name)]
         except FileNotFoundError:
@@ -273,7 +269,7 @@ class StoreFiles:
         if _LIVE.fullmatch(live_id) is None:  # from a damaged index: it could name any file of the system
             return False
         try:
-            with _opened(self._live / live_id, os.O_RDWR) as fd:
+            with opened(self._live / live_id, os.O_RDWR) as fd:
                 return not try_lock(fd)
         except OSError:
             return False
@@ -286,7 +282,7 @@ class StoreFiles:
     def remove_dead(self) -> None:
         """Remove the traces of crashes, once a scan has finished."""
         for name in self._dead:
-            if _is_trace(self._live / name):
+            if is_trace(self._live / name):
                 (self._live / name).unlink(missing_ok=True)
         self._dead = []
 
@@ -306,7 +302,7 @@ class StoreFiles:
 
     def _enter(self) -> None:
         path = self._live / self.live_id
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _CAREFUL, 0o600)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | CAREFUL, 0o600)
         # Like us, those who look for crashes hold the opening lock: none of them sees the file before it is locked.
         if not try_lock(fd):
             os.close(fd)
@@ -315,7 +311,7 @@ class StoreFiles:
 
     def _find_dead(self) -> list[str]:
         names = [entry.name for entry in os.scandir(self._live)]
-        dead = [name for name in names if not self.is_live(name) and _is_trace(self._live / name)]
+        dead = [name for name in names if not self.is_live(name) and is_trace(self._live / name)]
         for draft in list(os.scandir(self._tmp)):
             writer = _DRAFT.fullmatch(draft.name)
             if writer is not None and draft.is_file(follow_symlinks=False) and not self.is_live(writer[1]):
@@ -325,8 +321,8 @@ class StoreFiles:
     def _load_keys(self, secret: Secret) -> Keys:
         path = self.directory / "key"
         try:
-            with _opened(path, os.O_RDONLY) as fd:
-                _check_owner(path, os.fstat(fd))
+            with opened(path, os.O_RDONLY) as fd:
+                check_owner(path, os.fstat(fd))
                 if os.fstat(fd).st_mode & 0o077:
                     os.fchmod(fd, 0o600)
                 content = os.read(fd, 256)
@@ -353,95 +349,25 @@ class StoreFiles:
         keys = Keys(made)
         draft = self._tmp / f"{self.live_id}-key"
         draft.unlink(missing_ok=True)
-        _write_file(draft, [_OWN_SECRET + made if secret is None else _KEPT_ELSEWHERE + keys.id], sync=True)
+        write_file(draft, [_OWN_SECRET + made if secret is None else _KEPT_ELSEWHERE + keys.id], sync=True)
         draft.replace(path)
         return keys
 
 
-@contextmanager
-def _opened(path: Path | str, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | _CAREFUL, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def give_way(directory: Path, suffix: str) -> int:
+    """Delete block files until an index can be opened, and return how many those were.
 
-
-def _write_file(path: Path, pieces: Sequence[bytes], *, sync: bool) -> None:
-    with _opened(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(fd, view[:_WRITE_BYTES]) :]
-        if sync:
-            os.fsync(fd)
-
-
-def _regular_size(fd: int) -> int:
-    state = os.fstat(fd)
-    if not stat.S_ISREG(state.st_mode):
-        raise OSError("it is not a regular file")
-    return state.st_size
-
-
-def _make_private(path: Path) -> None:
-    """Create a directory that only its owner may enter, or make an existing one private.
-
-    Raises:
-        StorageError: it belongs to another user.
-        OSError: it cannot be created.
+    First those of other formats, then the newest: they have no children yet, as a rule. Their rows stay until the next scan.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = path.stat()
-    _check_owner(path, state)
-    if state.st_mode & 0o077:
-        path.chmod(0o700)
-
-
-def _make_inside(path: Path) -> None:
-    """Make a private directory of a store. What is no directory there is set aside, except a link.
-
-    Raises:
-        StorageError: it is a link, or belongs to another user.
-        OSError: it cannot be created.
-    """
-    kind = _kind(path)
-    if kind == stat.S_IFLNK:
-        raise StorageError(
-            f"{path} is a link, and the KV cache neither follows nor removes links.",
-            "Remove the link. To keep the cache on another disk, set EDGE_CACHE_DIR.",
-        )
-    if kind not in (None, stat.S_IFDIR):
-        set_aside(path)
-    _make_private(path)
-
-
-def _make_shard(path: Path) -> None:
-    if _kind(path) not in (None, stat.S_IFDIR):
-        set_aside(path)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _kind(path: Path) -> int | None:
-    """Return the type of a directory entry, links not followed; None if there is none."""
-    try:
-        return stat.S_IFMT(path.lstat().st_mode)
-    except FileNotFoundError:
-        return None
-
-
-def _is_trace(path: Path) -> bool:
-    """Return whether an entry of live/ can be one of ours, which are empty files."""
-    try:
-        state = path.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(state.st_mode) and state.st_size == 0
-
-
-def _check_owner(path: Path, state: os.stat_result) -> None:
-    if hasattr(os, "geteuid") and state.st_uid != os.geteuid():
-        raise StorageError(
-            f"{path} belongs to another user, who could read or change its content.",
-            "Set EDGE_CACHE_DIR to a directory of yours.",
-        )
+    found = [
+        (path.parent.parent.name == f"blocks{suffix}", -path.lstat().st_mtime_ns, path)
+        for path in directory.glob("blocks*/*/*")
+        if _NAME.fullmatch(path.name) and kind_of_entry(path) == stat.S_IFREG and kind_of_entry(path.parent) == stat.S_IFDIR
+    ]
+    n = 0
+    for _, _, path in sorted(found):
+        if not is_full(directory):
+            break
+        path.unlink(missing_ok=True)
+        n += 1
+    return n

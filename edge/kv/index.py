@@ -1,7 +1,7 @@
 """SQLite index of the blocks: prefix search, order of eviction, owners.
 
-The index can be deleted: blocks describe themselves, and a scan of their files builds a new one (pins, recency, and all owners
-but the first are lost with it). A read checks what the index says against the file.
+The index can be deleted: blocks describe themselves, and a scan of their files builds a new one. Pins and users come from the
+log of uses.py; only the order of eviction is lost. A read checks what the index says against the file.
 
 Each process has two connections, one to read and one to write, each under its own lock, so that a search never waits for a
 write. An index is never repaired in place, and its name never used twice: a new one gets the next number, so that a process
@@ -16,14 +16,15 @@ import re
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.kv.files import StoreBusyError, set_aside
+from edge.kv.entries import set_aside
+from edge.kv.files import StoreBusyError
 from edge.kv.options import StoreOptions
-from edge.kv.rows import CONTRADICTIONS, STATEMENTS, Change, View
+from edge.kv.rows import CONTRADICTIONS, STATEMENTS, Change, Use, View
 
 __all__ = ["Index", "explain", "is_busy", "is_damage"]
 
@@ -36,8 +37,8 @@ _EMPTYING_TIMEOUT_S = 2.0
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
 _NONSENSE = (TypeError, ValueError, OverflowError, AttributeError)
 """Raised for a value whose type a flipped bit has changed."""
-_NUMBERED = re.compile(r"index-(\d{6,12})\.sqlite")
-_OURS = re.compile(r"index-\d{6,12}\.(sqlite|new)(-wal|-shm|-journal)?")
+_NUMBERED = r"index{}-(\d{{6,12}})\.sqlite"
+_OURS = r"index{}-\d{{6,12}}\.(sqlite|new)(-wal|-shm|-journal)?"
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -92,6 +93,8 @@ class Index:
         directory: of the store, private.
         key_id: of the store's secret; an index with another one is replaced.
         options: of the store.
+        suffix: of the names of this format; see formats.py.
+        note: called in each transaction that changes pins or users, before it is committed.
         distrusted: a damaged index file, to be replaced.
 
     Attributes:
@@ -103,20 +106,30 @@ class Index:
         OSError, sqlite3.Error: here and from every method: it cannot be used, or not in time.
     """
 
-    def __init__(self, directory: Path, key_id: bytes, options: StoreOptions, distrusted: Path | None = None) -> None:
-        self._options = options
+    def __init__(
+        self,
+        directory: Path,
+        key_id: bytes,
+        options: StoreOptions,
+        *,
+        suffix: str = "",
+        note: Callable[[Sequence[Use]], None] = lambda uses: None,
+        distrusted: Path | None = None,
+    ) -> None:
+        self._options, self._suffix, self._note = options, suffix, note
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
         self.has_plain, self.taken_bytes = False, 0
         self.scanned: float | None = None
-        _set_strangers_aside(directory)
+        _set_strangers_aside(directory, re.compile(_OURS.format(re.escape(suffix))))
+        pattern = re.compile(_NUMBERED.format(re.escape(suffix)))
         names = [entry.name for entry in os.scandir(directory)]
-        numbered = [(int(found[1]), name) for name in names if (found := _NUMBERED.fullmatch(name))]
+        numbered = [(int(found[1]), name) for name in names if (found := pattern.fullmatch(name))]
         known = [directory / name for _, name in sorted(numbered)]
-        self.path = known[-1] if known else directory / "index-000000.sqlite"
+        self.path = known[-1] if known else directory / f"index{suffix}-000000.sqlite"
         if not known or self.path == distrusted or not self._opens(key_id):
-            self._make(directory, key_id, int(self.path.stem.partition("-")[2]) + 1)
+            self._make(directory, key_id, int(self.path.stem.rpartition("-")[2]) + 1)
         for stale in known:
             if stale != self.path:
                 remove_index(stale)
@@ -155,7 +168,10 @@ class Index:
             connection.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Change(connection, self._options)
+                change = Change(connection, self._options)
+                yield change
+                if change.noted:
+                    self._note(change.noted)
                 connection.execute("COMMIT")
             except _NONSENSE as error:
                 raise sqlite3.DatabaseError(f"malformed row: {error}") from error
@@ -244,7 +260,7 @@ class Index:
         return False
 
     def _make(self, directory: Path, key_id: bytes, number: int) -> None:
-        draft = directory / f"index-{number:06}.new"
+        draft = directory / f"index{self._suffix}-{number:06}.new"
         remove_index(draft)  # left by a process that died here
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(draft, isolation_level=None)
@@ -288,10 +304,10 @@ class Index:
         return connection
 
 
-def _set_strangers_aside(directory: Path) -> None:
+def _set_strangers_aside(directory: Path, ours: re.Pattern[str]) -> None:
     """Rename links, directories and the like that have the name of an index file: SQLite would fail at each opening."""
     for entry in list(os.scandir(directory)):
-        if _OURS.fullmatch(entry.name) and not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+        if ours.fullmatch(entry.name) and not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             set_aside(Path(entry.path))
 
 

@@ -96,6 +96,10 @@ class Keys:
             entries[at::HIDDEN_ENTRY_BYTES] = hidden[at::16]
         return bytes(entries)
 
+    def checksum(self, line: bytes) -> bytes:
+        """Return what only who has the secret can compute of a line: 16 hexadecimal digits."""
+        return self._name(b"line", line)[:8].hex().encode("ascii")
+
     def _name(self, *parts: bytes) -> bytes:
         framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
         return hashlib.blake2b(framed, digest_size=KEY_BYTES, key=self._name_key).digest()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import TypeVar
 
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
-from edge.kv.files import is_transient
+from edge.kv.entries import is_transient
 from edge.kv.keys import KEY_BYTES
 from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
+from edge.kv.rows import Use
+from edge.kv.uses import pins_of
 
 __all__ = ["clear", "find_keys", "forget", "list_blocks", "list_owners", "scan", "verify"]
 
@@ -38,6 +40,10 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     disk.index.check()
     _check_roots(disk)
     n_missing = n_removed = n_foreign = 0
+    log = disk.uses.read().uses
+    pinned = pins_of(log)
+    with disk.index.read() as view:
+        last_id = 0 if view.scanned() is None else view.last_id()
     unknown: list[tuple[float, bytes, Header]] = []
     for first in range(256):
         if should_stop():
@@ -56,19 +62,27 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
             else:
                 unknown.append((time, key, header))
     n_indexed = 0
+    if unknown:
+        with disk.index.write() as change:  # until they have their users
+            change.sql.execute("UPDATE state SET scanned = NULL")
     unknown.sort(key=lambda found: (found[0], found[2].start))  # in the order of writing, so that the oldest are evicted first
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
-        indexed, removed = _index_unknown(disk, [header for _, _, header in portion])
+        indexed, removed = _index_unknown(disk, [header for _, _, header in portion], pinned)
         n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
+    with disk.index.read() as view:
+        is_healed = view.last_id() > last_id
+    if is_healed and not _restore_uses(disk, log, last_id, should_stop):
+        return GcReport()
     if disk.options.encrypt:
         n_removed += _drop_plain(disk)
     before = disk.n_evicted
     disk.make_room(0)
     with disk.index.write() as change:
         change.sql.execute("UPDATE state SET scanned = ?", (disk.options.clock(),))
+    disk.heal_uses()
     disk.files.remove_dead()
     disk.needs_scan = False
     return GcReport(n_indexed, n_removed, n_missing, disk.n_evicted - before, n_foreign)
@@ -127,7 +141,8 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
                     disk.remove(change, key)
                     n_blocks, n_bytes = n_blocks + 1, n_bytes + size
     with disk.index.write() as change:
-        change.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))
+        change.forget(owner)
+    disk.others.clear()  # nobody can tell whose those are
     return ForgetReport(n_blocks, n_bytes, is_in_log=not _emptied(disk))
 
 
@@ -151,6 +166,9 @@ def clear(disk: Disk) -> int:
             for key in names:
                 if change.get(key) is None:
                     disk.files.remove(key)
+    with disk.index.write():
+        disk.uses.clear()
+    n_blocks += disk.others.clear()
     _emptied(disk)
     return n_blocks
 
@@ -234,7 +252,41 @@ def _header_of(disk: Disk, key: bytes) -> tuple[Header | None, float]:
     return (header if header.key == key and header.key_id == disk.keys.id and is_placed else None), state.st_mtime
 
 
-def _index_unknown(disk: Disk, headers: Sequence[Header]) -> tuple[int, int]:
+def _restore_uses(disk: Disk, log: Sequence[Use], last_id: int, should_stop: Callable[[], bool]) -> bool:
+    """Give blocks that are new to the index their users; return False if that was stopped.
+
+    Args:
+        disk: the store.
+        log: lines of uses.py; a block that they do not name belongs to the owner in its file.
+        last_id: largest id of the rows that have their users already.
+        should_stop: as for `scan`.
+    """
+    forgotten = {use.owner: at for at, use in enumerate(log) if use.kind == "forget"}
+    named: set[int] = set()
+    for portion in _portions(enumerate(log)):
+        if should_stop():
+            return False
+        with disk.index.write() as change:
+            for at, use in portion:
+                if use.kind in ("new", "use"):
+                    counts = at > forgotten.get(use.owner, -1)
+                    named.update(change.own_again(use if counts else use._replace(owner=""), lambda id: id > last_id))
+        _bound_log(disk)
+    with disk.index.long_read() as view:
+        found = [key for id, key in view.sql.execute("SELECT id, key FROM block WHERE id > ?", (last_id,)) if id not in named]
+    for keys in _portions(found):
+        if should_stop():
+            return False
+        headers = [header for header, _ in (_header_of(disk, key) for key in keys) if header is not None and header.owner]
+        if headers:
+            with disk.index.write() as change:
+                for header in headers:
+                    change.own(header.key, header.owner)
+        _bound_log(disk)
+    return True
+
+
+def _index_unknown(disk: Disk, headers: Sequence[Header], pinned: Set[bytes]) -> tuple[int, int]:
     """Index files, and return how many were indexed and how many removed."""
     n_indexed = n_removed = 0
     with disk.index.write() as change:
@@ -242,7 +294,8 @@ def _index_unknown(disk: Disk, headers: Sequence[Header]) -> tuple[int, int]:
             if change.get(header.key) is not None or not disk.files.path(header.key).exists():
                 continue
             try:
-                change.insert(header, disk.keys.root(header.model, header.namespace, encrypted=header.encrypted))
+                root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
+                change.insert(header, root, pinned=header.key in pinned, is_found=True)
                 n_indexed += 1
             except sqlite3.IntegrityError:  # it claims the tokens of another block
                 disk.files.remove(header.key)

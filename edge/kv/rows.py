@@ -11,7 +11,7 @@ from edge.kv.blocks import Header
 from edge.kv.keys import KEY_BYTES
 from edge.kv.options import StoreOptions
 
-__all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "STATEMENTS", "Change", "Row", "View", "disk_bytes"]
+__all__ = ["CONTRADICTIONS", "DISK_BLOCK_BYTES", "SCHEMA", "STATEMENTS", "Change", "Row", "Use", "View", "disk_bytes"]
 
 DISK_BLOCK_BYTES = 4096
 """Files take whole blocks of a disk; those count against the budget."""
@@ -92,6 +92,24 @@ class Row(NamedTuple):
     prefill_ms: float
 
 
+class Use(NamedTuple):
+    """A change of pins or users, for the log of uses.py.
+
+    Attributes:
+        kind: "new", "use", "forget", "pin" or "unpin".
+        key: of the block; empty for "forget".
+        owner: who uses it; "" for pins.
+        n: number of blocks, `key` and those before it.
+        parent: the key of the block before `key`, if known.
+    """
+
+    kind: str
+    key: bytes
+    owner: str
+    n: int = 1
+    parent: bytes = b""
+
+
 class View:
     """Queries, inside `Index.read` or `Index.write`."""
 
@@ -133,6 +151,15 @@ class View:
         found = self.sql.execute("SELECT scanned FROM state").fetchone()[0]
         return None if found is None else float(found)
 
+    def last_id(self) -> int:
+        """Return the largest id of a block's row."""
+        return int(self.sql.execute("SELECT coalesce(max(id), 0) FROM block").fetchone()[0])
+
+    def newest(self) -> bytes | None:
+        """Return the key of the newest row."""
+        row = self.sql.execute("SELECT key FROM block ORDER BY id DESC LIMIT 1").fetchone()
+        return None if row is None else bytes(row[0])
+
     def has_plain(self) -> bool:
         """Return whether there are plain blocks."""
         return self.sql.execute("SELECT 1 FROM space WHERE NOT encrypted").fetchone() is not None
@@ -161,18 +188,25 @@ class View:
 
 
 class Change(View):
-    """Changes, inside `Index.write`."""
+    """Changes, inside `Index.write`.
+
+    Attributes:
+        noted: changes of pins and users, which go to the log of uses.py before they are committed.
+    """
 
     def __init__(self, connection: sqlite3.Connection, options: StoreOptions) -> None:
         super().__init__(connection)
         self._options = options
+        self.noted: list[Use] = []
 
-    def insert(self, header: Header, root: bytes) -> None:
+    def insert(self, header: Header, root: bytes, *, pinned: bool = False, is_found: bool = False) -> None:
         """Add a block, or an owner to a known one. Its parent need not be there.
 
         Args:
             header: the block's.
             root: of its fingerprint and namespace.
+            pinned: never evict it.
+            is_found: a scan has found the file: the log knows its users.
         """
         known = self.sql.execute("SELECT id FROM block WHERE key = ?", (header.key,)).fetchone()
         if known is None:
@@ -183,17 +217,21 @@ class Change(View):
             children = self.sql.execute("SELECT count(*) FROM block WHERE parent = ?", (header.key,)).fetchone()[0]
             values = (
                 header.key, header.parent, header.path, header.start, header.n_tokens, header.file_bytes,
-                disk_bytes(header.file_bytes), header.prefill_ms, header.origin, children, space[0], 0.0,
+                disk_bytes(header.file_bytes), header.prefill_ms, header.origin, children, space[0], 0.0, pinned,
             )  # fmt: skip
             added = self.sql.execute(
                 "INSERT INTO block (key, parent, path, start, n_tokens, size, disk, prefill_ms, origin, children,"
-                " space, last_used, rank) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                " space, last_used, pinned, rank) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
                 values,
             )
             known = (added.lastrowid,)
             self.touch([header.key])
-        if header.owner:
-            self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (header.owner, known[0]))
+            if header.owner and not is_found:
+                self.sql.execute("INSERT INTO owner VALUES (?, ?)", (header.owner, known[0]))
+            if not is_found:
+                self.noted.append(Use("new", header.key, header.owner, parent=header.parent))
+        elif header.owner and not is_found:
+            self._own(header.owner, known[0], header.key, header.parent)
 
     def remove(self, key: bytes) -> None:
         """Delete the row of a block."""
@@ -215,9 +253,9 @@ class Change(View):
         """
         work, disk, prefill_ms = self.sql.execute("SELECT work, disk, prefill_ms FROM state").fetchone()
         average = prefill_ms / disk if disk else 0.0
-        now = self._options.clock()
+        now = self._now()
         for key in keys:
-            found = self.sql.execute("SELECT id, disk, prefill_ms FROM block WHERE key = ?", (key,)).fetchone()
+            found = self.sql.execute("SELECT id, disk, prefill_ms, parent FROM block WHERE key = ?", (key,)).fetchone()
             if found is None:
                 continue
             work += found[1]
@@ -226,8 +264,56 @@ class Change(View):
                 bonus = COST_SHARE * self._options.budget_bytes * max(-1.0, min(1.0, math.log2(found[2] / found[1] / average)))
             self.sql.execute("UPDATE block SET rank = ?, last_used = ? WHERE id = ?", (work + bonus, now, found[0]))
             if owner:
-                self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (owner, found[0]))
+                self._own(owner, found[0], key, found[3])
         self.sql.execute("UPDATE state SET work = ?", (work,))
+
+    def pin(self, key: bytes, is_pinned: bool) -> None:
+        """Pin or unpin a block, if it is there."""
+        if self.sql.execute("UPDATE block SET pinned = ? WHERE key = ? AND pinned <> ?1", (is_pinned, key)).rowcount:
+            self.noted.append(Use("pin" if is_pinned else "unpin", key, ""))
+
+    def set_pins(self, keys: Set[bytes]) -> None:
+        """Pin these blocks and no others, as the log says."""
+        for (key,) in self.sql.execute("SELECT key FROM block WHERE pinned").fetchall():
+            if key not in keys:
+                self.sql.execute("UPDATE block SET pinned = 0 WHERE key = ?", (key,))
+        for key in keys:
+            self.sql.execute("UPDATE block SET pinned = 1 WHERE key = ? AND NOT pinned", (key,))
+
+    def forget(self, owner: str) -> None:
+        """Delete an owner."""
+        self.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))
+        self.noted.append(Use("forget", b"", owner, 0))
+
+    def own(self, key: bytes, owner: str) -> None:
+        """Make someone an owner of a block, if that is there."""
+        row = self.sql.execute("SELECT id, parent FROM block WHERE key = ?", (key,)).fetchone()
+        if row is not None:
+            self._own(owner, row[0], key, row[1])
+
+    def own_again(self, use: Use, is_new: Callable[[int], bool]) -> list[int]:
+        """Repeat a line of the log, for blocks that are there and new to this index.
+
+        Args:
+            use: "new" or "use"; an owner "" is nobody.
+            is_new: returns whether the log is believed about a row.
+
+        Returns:
+            The ids of those rows.
+        """
+        key, found = use.key, list[int]()
+        for _ in range(use.n):
+            row = self.sql.execute("SELECT id, parent FROM block WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                break
+            if is_new(row[0]):
+                found.append(row[0])
+                if use.kind == "new":
+                    self.sql.execute("DELETE FROM owner WHERE block = ?", (row[0],))
+                if use.owner:
+                    self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (use.owner, row[0]))
+            key = row[1]
+        return found
 
     def next_victim(self, protected: Set[bytes]) -> tuple[bytes, int] | None:
         """Return the block to evict next and its bytes of disk: a leaf that is not pinned and not in `protected`."""
@@ -249,3 +335,11 @@ class Change(View):
         sql = "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT (live, key) DO UPDATE SET n = n + excluded.n"
         self.sql.execute(sql, (live, key, change))
         self.sql.execute("DELETE FROM lease WHERE live = ? AND key = ? AND n <= 0", (live, key))
+
+    def _own(self, owner: str, block: int, key: bytes, parent: bytes) -> None:
+        if self.sql.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (owner, block)).rowcount:
+            self.noted.append(Use("use", key, owner, parent=parent))
+
+    def _now(self) -> float:
+        now = self._options.clock()
+        return now if math.isfinite(now) else 0.0

@@ -20,7 +20,8 @@ from edge.kv.background import Background
 from edge.kv.blocks import BlockDamaged, pack_tokens
 from edge.kv.carry import add_blocks, plain_blocks
 from edge.kv.disk import Disk
-from edge.kv.files import StoreBusyError, is_transient
+from edge.kv.entries import is_transient
+from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
 from edge.kv.maintenance import clear, find_keys, forget, list_blocks, list_owners, scan, verify
 from edge.kv.options import StoreOptions

@@ -45,7 +45,6 @@ class Known:
     start: int
     tokens: tuple[int, ...]
     used: int
-    writer: str | None
     owners: set[str] = field(default_factory=set)
     is_pinned: bool = False
 
@@ -124,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
                 if not leaves:
                     return  # no room: the store drops the block
                 del self.model[min(leaves)[1]]
-            self.model[key] = Known(space, parent, len(before), tokens, self.clock, owner)
+            self.model[key] = Known(space, parent, len(before), tokens, self.clock)
         self.model[key].used = self.clock
         if owner:
             self.model[key].owners.add(owner)
@@ -254,7 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_index(self) -> None:
-        """Lose what only the index knew: pins, recency, all owners but the first. The blocks stay."""
+        """Lose what only the index knew, the order of eviction. Blocks, pins and owners stay."""
         while self.leases:
             self.leases.pop()[1].close()
         self.store.close()
@@ -264,8 +263,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.settle()
         listed = {bytes.fromhex(info.key): info for info in self.store.ls()}
         assert listed.keys() == self.model.keys()
-        for known in self.model.values():
-            known.owners, known.is_pinned = {known.writer} if known.writer else set(), False
         # From here on the order of eviction is the store's: made by use.
         for key in sorted(self.model, key=lambda key: (self.model[key].start, key)):
             self.clock += 1
