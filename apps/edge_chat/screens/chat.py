@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatScreen"]
 
+_AT_ONCE = ("message-previous", "message-next")  # they move the focus, which the next key goes to
 _DRAFT_DELAY_S = 0.3
 _POLL_S = 1.0  # interval of looking for another process's messages: one row is read by its key
 
@@ -164,8 +165,8 @@ class ChatScreen(ChatView):
         """Close the sidebar, return to the message box, or stop the reply, whichever comes first."""
         if self.has_class("-narrow") and self.sidebar.display:
             self.toggle_sidebar(show=False)
-        elif not self.composer.input.has_focus:
-            self.composer.input.focus()
+        elif self.focused is not self.composer.input:
+            self.set_focus(self.composer.input)
         elif not (await self.controller.sending.stop() or self.controller.cancel_edit()):
             self.composer.complain("")
 
@@ -176,6 +177,8 @@ class ChatScreen(ChatView):
         if REGISTRY[name].needs_argument:
             self.composer.load(f"/{name} ")
             self.composer.input.focus()
+        elif name in _AT_ONCE:
+            await self.guard(self._runners[name], self, "")
         else:
             self.run_guarded(self._runners[name], self, "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from textual import events
@@ -104,12 +105,12 @@ class ChatView(Screen[None]):
         position = targets.index(self.focused) if self.focused in targets else len(targets)
         position += step
         if position >= len(targets):
-            self.composer.input.focus()
+            self.set_focus(self.composer.input)
             self.transcript.anchor()
             self.transcript.scroll_end(animate=False)
         elif targets:
             self.transcript.release_anchor()
-            targets[max(0, position)].focus()
+            self.set_focus(targets[max(0, position)])  # not focus(), which is later: the next key counts from here
 
     def reveal(self, node_id: int, *, focus: bool = False) -> None:
         """Scroll to a message."""
@@ -152,16 +153,17 @@ class ChatView(Screen[None]):
             arguments: its arguments.
         """
 
-        async def guarded() -> None:
-            try:
-                await work(*arguments)
-            except EdgeError as error:
-                self.complain(error)
-            except Exception as bug:  # noqa: BLE001 (a bug in one command must not end the chat)
-                if self.is_attached and self.app.is_running:  # otherwise the widgets it needed are gone
-                    self.complain(self.app.report_bug(bug))
+        _: Worker[None] = self.run_worker(partial(self.guard, work, *arguments), exit_on_error=False)  # mypy cannot infer it
 
-        _: Worker[None] = self.run_worker(guarded, exit_on_error=False)  # mypy cannot infer the type
+    async def guard(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Run a coroutine function as `run_guarded` does, and wait for it."""
+        try:
+            await work(*arguments)
+        except EdgeError as error:
+            self.complain(error)
+        except Exception as bug:  # noqa: BLE001 (a bug in one command must not end the chat)
+            if self.is_attached and self.app.is_running:  # otherwise the widgets it needed are gone
+                self.complain(self.app.report_bug(bug))
 
     def page_changed(self) -> None:
         """Update title, status line and composer for another conversation, or another state of it."""

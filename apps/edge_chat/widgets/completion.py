@@ -17,11 +17,16 @@ _MAX_LABEL = 44
 
 
 class CompletionPopup(OptionList, can_focus=False):
-    """Proposals, one of them highlighted. The composer keeps the focus and moves the highlight."""
+    """Proposals, one of them highlighted. The composer keeps the focus and moves the highlight.
+
+    Attributes:
+        made_for: the text before the cursor that the proposals were made for.
+    """
 
     def __init__(self) -> None:
         super().__init__(id="completions", markup=False)
         self._shown: list[Completion] = []
+        self.made_for = ""
         self.display = False
 
     @property
@@ -34,9 +39,10 @@ class CompletionPopup(OptionList, can_focus=False):
         """Return the highlighted proposal."""
         return self._shown[self.highlighted] if self.is_open and self.highlighted is not None else None
 
-    def open(self, completions: Sequence[Completion]) -> None:
-        """Show proposals; none closes the popup."""
+    def open(self, completions: Sequence[Completion], made_for: str = "") -> None:
+        """Show proposals for the text before the cursor; none closes the popup."""
         shown = list(completions)
+        self.made_for = made_for
         if shown == self._shown and self.is_open:
             return
         self._shown = shown

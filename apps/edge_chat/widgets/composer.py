@@ -133,6 +133,7 @@ class Composer(Vertical):
         self._files = att.FileIndex(cwd)
         self._attachments: list[Attachment] = []
         self._dismissed = ""
+        self._proposed_for = ""
         self._from_history = ""
         self._loaded = ""
 
@@ -243,7 +244,7 @@ class Composer(Vertical):
 
     def send(self) -> None:
         """Accept the highlighted proposal, or submit the text."""
-        chosen = self.popup.chosen
+        chosen = self._proposal()
         if chosen is not None and not self._accept(chosen):
             return
         text = self.text
@@ -263,10 +264,14 @@ class Composer(Vertical):
             self._remove_attachment(self._attachments[-1])
             return True
         popup = self.popup
-        if not popup.is_open or key not in ("tab", "up", "down", "escape"):
+        if key not in ("tab", "up", "down", "escape"):
             return False
-        if key == "tab" and popup.chosen is not None:
-            self._accept(popup.chosen)
+        chosen = self._proposal()
+        if not popup.is_open:
+            return False
+        if key == "tab":
+            if chosen is not None:
+                self._accept(chosen)
         elif key == "escape":
             self._dismissed = self._before_cursor()
             popup.close()
@@ -322,7 +327,7 @@ class Composer(Vertical):
     @on(OptionList.OptionSelected, "#completions")
     def _proposal_clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        chosen = self.popup.chosen
+        chosen = self._proposal()
         if chosen is not None:
             self._accept(chosen)
         self.input.focus()
@@ -337,15 +342,26 @@ class Composer(Vertical):
     def _before_cursor(self) -> str:
         return self.input.get_text_range((0, 0), self.input.cursor_location)
 
+    def _proposal(self) -> Completion | None:
+        """Return the highlighted proposal for the text before the cursor; None if there is none.
+
+        When keys come in bundles, the next key arrives before the text area has reported the last change: then the popup still
+        shows proposals for an older text.
+        """
+        before = self._before_cursor()
+        if self._proposed_for != before:
+            self._propose()
+        return self.popup.chosen if self.popup.made_for == before else None
+
     def _propose(self) -> None:
         """Open, change or close the popup for the text before the cursor."""
-        before = self._before_cursor()
+        before = self._proposed_for = self._before_cursor()
         self.workers.cancel_group(self, "files")
         if not self.input.has_focus or before == self._dismissed:
             return self.popup.close()
         self._dismissed = ""
         if before.startswith("/") and "\n" not in before and not before.startswith("//"):
-            return self.popup.open(self._command_proposals(before))
+            return self.popup.open(self._command_proposals(before), before)
         mention = att.mention_before(before)
         if mention is None:
             return self.popup.close()
@@ -367,10 +383,11 @@ class Composer(Vertical):
     @work(exclusive=True, group="files")
     async def _propose_files(self, typed: str) -> None:
         found = await asyncio.to_thread(self._files.search, typed)
-        mention = att.mention_before(self._before_cursor())
+        before = self._before_cursor()
+        mention = att.mention_before(before)
         if mention is None or mention[1] != typed:
             return  # the text has changed meanwhile
-        self.popup.open([Completion(att.quote(path), path) for path in found if path != typed])
+        self.popup.open([Completion(att.quote(path), path) for path in found if path != typed], before)
 
     def _accept(self, chosen: Completion) -> bool:
         """Insert a proposal. Return whether the line is complete and may be sent right away."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from textual import events
 
@@ -11,7 +13,7 @@ from edge.errors import BackendError
 from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.screens.dialogs import Confirm
-from tests.chat_app import eventually, fake_app, say, settle
+from tests.chat_app import eventually, fake_app, say, settle, texts
 
 
 def filled() -> ConversationStore:
@@ -145,3 +147,69 @@ async def test_a_key_for_a_new_line_is_shown_that_every_terminal_can_send(keys: 
     async with app.run_test(size=(120, 30)) as pilot:
         await settle(pilot)
         assert f"{shown} new line" in footer(app)
+
+
+_NAMES = {"/": "slash", " ": "space", "\r": "enter", "\t": "tab", "@": "at", ".": "full_stop"}
+
+
+def bundle(app: ChatApp, text: str, *keys: str) -> None:
+    """Post keys all at once, as a slow line or a text expander delivers them."""
+    for letter in text:
+        app.post_message(events.Key(_NAMES.get(letter, letter), letter))
+    for key in keys:
+        app.post_message(events.Key(key, None))
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "sent"),
+    [
+        ("/", "copy 3\r", "/copy 3"),
+        ("/", "set top_k 5\r", "/set top_k 5"),
+        ("/c", "opy\r", "/copy"),
+        ("", "/cop\r", "/copy"),  # the popup would complete it for a slow typist too
+        ("/set ", "top_k\r", None),  # a proposal that needs more after it
+        ("", "/titl\tMy title\r", "/title My title"),
+    ],
+)
+async def test_enter_takes_only_a_proposal_for_the_whole_text(first: str, rest: str, sent: str | None) -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        ran: list[str] = []
+
+        async def note(name: str, argument: str, event: object) -> None:
+            ran.append(f"/{name} {argument}".strip())
+
+        app.chat_screen._run_slash = note  # type: ignore[method-assign]
+        bundle(app, first)
+        await settle(pilot)
+        bundle(app, rest)
+        await settle(pilot)
+        assert ran == ([sent] if sent else [])
+
+
+async def test_a_file_proposal_for_an_older_text_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "readme.md").write_text("x")
+    (tmp_path / "rest.md").write_text("y")
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        bundle(app, "@re")
+        await eventually(pilot, lambda: app.chat_screen.composer.popup.chosen)
+        bundle(app, "st.md\r")
+        await settle(pilot)
+        assert texts(app)[:1] == ["You: @rest.md"] or app.chat_screen.composer.text.startswith("@rest.md")
+
+
+async def test_every_repeat_of_a_key_moves_one_message_and_the_next_key_acts_there() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        for number in range(3):
+            await say(pilot, f"q{number}")
+        views = app.chat_screen.transcript.views
+        bundle(app, "", *["ctrl+up"] * 4)
+        await settle(pilot)
+        assert views.index(app.chat_screen.chosen_view) == 2  # type: ignore[arg-type]
+        bundle(app, "", "ctrl+down", "ctrl+down", "e")
+        await settle(pilot)
+        assert app.chat_screen.composer.text == "q2"
