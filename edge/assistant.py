@@ -719,11 +719,12 @@ class Conversation:
         if (warming := assistant._warming.pop(self.id, None)) is not None:
             warming.cancel()  # this turn reuses what it has prefilled
         try:
+            head_before = self.info.head
             question = prepare()
             nodes = self._store.path(self.id, question.id)
             assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
             system = assistant._prompting.system_message(self.info.system)
-            saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback)
+            saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback, head_before)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
             turn = assistant._turn(messages, sampling, saver, summary, timeout_s, cache or _inherited_hint(nodes))

@@ -133,7 +133,16 @@ class UnsupportedError(BackendError):
 
 
 class ContextFullError(EdgeError):
-    """The prompt does not fit into the context window."""
+    """The prompt does not fit into the context window.
+
+    Args:
+        message, hint: as in EdgeError.
+        needed: tokens of a window that it would fit into; 0 if that is not known.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, needed: int = 0) -> None:
+        super().__init__(message, hint)
+        self.needed = needed
 
 
 class QualityGateError(EdgeError):

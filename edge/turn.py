@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError
+from edge.files import shipped
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
@@ -108,6 +109,10 @@ class Turn:
             self._save_end("stopped")
             return "cancelled", None
         except Exception as failure:  # noqa: BLE001 (anything but an EdgeError is a bug; whoever waits must hear of it)
+            if isinstance(failure, ContextFullError):
+                failure = _with_models(failure, self.prompting.n_ctx_train)
+                if self.saver is not None and not reply.pieces:
+                    self.saver.take_back_question()
             self._save_end("failed")
             if isinstance(failure, EdgeError):
                 return "error", failure
@@ -283,6 +288,7 @@ class Turn:
             policy=self.window,
             summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.notices.append),
             summary=self.summary,
+            n_ctx_train=self.prompting.n_ctx_train,
         )
 
     def _count_one(self, message: Message) -> int:
@@ -297,3 +303,17 @@ class Turn:
         if self.reply.is_cancelled:
             raise CancelledError("The reply was stopped while older messages were being summarised.")
         return "".join(text)
+
+
+def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
+    """Return the error with a model of the catalogue that was trained for the window it takes, if this one was not."""
+    if not n_ctx_train or error.needed <= n_ctx_train:
+        return error
+    from edge.catalog.entries import read_catalog
+
+    shipped_file = shipped("catalog.toml")
+    entries = read_catalog(shipped_file).values() if shipped_file is not None else ()
+    able = sorted((entry.parameters or 0, entry.name) for entry in entries if (entry.context or 0) >= error.needed)
+    why = f"This model was trained for {n_ctx_train:,} tokens"
+    other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
+    return ContextFullError(error.message, f"{error.hint} {other}", needed=error.needed)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import platform
 import re
+import shlex
 import stat
 import time
+import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -21,18 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileIndex",
+    "describe",
+    "dropped_files",
     "edited_by_draft",
     "find_mentions",
     "mention_before",
+    "missing_mentions",
     "pack_draft",
     "paste_name",
     "read_attachment",
+    "typed_paths",
     "unpack_draft",
 ]
 
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
 _OPEN_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]*)|([^\s"]*))\Z')
 _TRAILING = ".,;:!?)]}'"
+_LIKE_A_PATH = re.compile(r"(?=.*/)[^@()]+|[^@()]*\.[A-Za-z][A-Za-z0-9]{0,4}")
+"""Matches a word after `@` that is meant as a file: it has a slash or an ending, and is not a decorator or an address."""
+
+_MAX_DROPPED = 64
 _SKIPPED_DIRS = {"node_modules", "__pycache__", "venv", "target", "dist", "build", "site-packages"}
 _MAX_FILES = 5000
 _MAX_SCAN_S = 1.0
@@ -75,12 +86,17 @@ def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"There is no file {path_text}.", f"Paths are relative to {cwd}.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StorageError(f"{path_text} cannot be read ({error}).", "Check the file.") from error
+        raise StorageError(f"{path_text} cannot be read ({why(error)}).", "Check the file.") from error
     if len(data) > max_bytes:
         size = size_text(max(status.st_size, len(data)))
         hint = f"The limit is {size_text(max_bytes)}; the setting chat.attachment_bytes raises it."
         raise UsageError(f"{path_text} is too large to attach ({size}).", hint)
     return make_attachment(path_text, _decode(data, path_text))
+
+
+def why(error: Exception) -> str:
+    """Return the reason of a failed file operation, without number and path: "Permission denied"."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def make_attachment(name: str, text: str) -> Attachment:
@@ -117,6 +133,17 @@ def find_mentions(text: str, cwd: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def missing_mentions(text: str, cwd: Path) -> list[str]:
+    """Return the `@path` in a text that look like paths of files, but where nothing is."""
+    missing = []
+    for match in _MENTION.finditer(text):
+        path = match[1] or match[2].rstrip(_TRAILING)
+        is_meant = match[1] is not None or _LIKE_A_PATH.fullmatch(path)
+        if path and is_meant and not any(_exists(one, cwd) for one in (path, match[1] or match[2])):
+            missing.append(path)
+    return list(dict.fromkeys(missing))
+
+
 def mention_before(text: str) -> tuple[int, str] | None:
     """Return the unfinished `@path` at the end of `text`: the position of its @, and the path so far."""
     match = _OPEN_MENTION.search(text)
@@ -143,6 +170,67 @@ def quote(path: str) -> str:
     return f'@"{path}"' if any(c.isspace() for c in path) else f"@{path}"
 
 
+def can_mention(path: str) -> bool:
+    """Return whether a mention can name the path."""
+    return '"' not in path and "\n" not in path
+
+
+def dropped_files(text: str) -> list[str]:
+    """Return the files that a terminal pasted when they were dropped on it; [] where that is any other text.
+
+    Terminals differ: blanks escaped or quoted, or the bare path, or file:// addresses, several in one line or one a line.
+    """
+    if len(text) > _MAX_DROPPED * 4096:
+        return []
+    whole = text.strip()
+    for parts in ([whole], _split(text), [_of_url(line) for line in whole.splitlines()]):
+        if parts and len(parts) <= _MAX_DROPPED and all(part.startswith("/") and is_file(part) for part in parts):
+            return parts
+    return []
+
+
+def typed_paths(argument: str, cwd: Path) -> list[str]:
+    """Return the paths in the argument of a command: the whole of it, or several, quoted and escaped as in a shell."""
+    whole = argument.strip().strip("\"'")
+    parts = _split(argument)
+    if _exists(whole, cwd) or not parts:
+        return [whole]
+    return parts if len(parts) == 1 or all(_exists(part, cwd) for part in parts) else [whole]
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return [_of_url(part) for part in shlex.split(text)]
+    except ValueError:  # an open quote
+        return []
+
+
+def _of_url(text: str) -> str:
+    """Return the path of a file:// address of this machine; any other text as it is."""
+    if not text.startswith("file:"):
+        return text
+    parts = urllib.parse.urlsplit(text.strip())
+    is_here = parts.netloc in ("", "localhost", platform.node())
+    return urllib.parse.unquote(parts.path, errors="surrogateescape") if is_here else text
+
+
+def describe(path_text: str, cwd: Path, max_bytes: int) -> str | None:
+    """Return the size of a file to propose, "" for a directory, and None for what `read_attachment` would refuse."""
+    path = resolve(path_text, cwd)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return ""
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            return None
+        with path.open("rb") as file:
+            start = file.read(1024)
+        is_text = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" not in start
+        return size_text(status.st_size) if is_text else None
+    except (OSError, ValueError):
+        return None
+
+
 class FileIndex:
     """Files below the working directory, to propose while an `@path` is typed. Blocks: use it in a thread.
 
@@ -155,7 +243,7 @@ class FileIndex:
         self._read_at = -_MAX_AGE_S
 
     def search(self, typed: str, limit: int = 20) -> list[str]:
-        """Return at most `limit` paths that match, best first. Directories end in a slash.
+        """Return at most `limit` paths that match, best first, then those in fewer folders. Directories end in a slash.
 
         A path that begins with "/", "~" or "." lists that directory.
         """
@@ -165,7 +253,8 @@ class FileIndex:
         if now - self._read_at > _MAX_AGE_S:
             self._files = list(self._walk(now + _MAX_SCAN_S))
             self._read_at = now
-        scored = [(score, len(path), path) for path in self._files if (score := _score(typed.lower(), path.lower())) >= 0]
+        typed = typed.lower()
+        scored = [(score, path.count("/"), path) for path in self._files if (score := _score(typed, path.lower())) >= 0]
         return [path for _, _, path in sorted(scored)[:limit]]
 
     def _walk(self, deadline: float) -> Iterator[str]:

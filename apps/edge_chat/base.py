@@ -49,6 +49,7 @@ class BaseApp(App[int], inherit_bindings=False):
         keymap: the keys in force.
         has_begun: the first frame was shown and the model is loading.
         known_models: models that the picker has listed.
+        own_files: files that `/save` wrote in this session -> (id of the conversation, text).
 
     Raises:
         ConfigError: `chat.keys` cannot be used.
@@ -71,6 +72,7 @@ class BaseApp(App[int], inherit_bindings=False):
         self.is_still = self.has_begun = False
         self.keymap = Keymap(REGISTRY, settings.chat.keys)
         self.known_models: list[Completion] = []
+        self.own_files: dict[Path, tuple[str, str]] = {}
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         is_saved = store is None and settings.chat.history
         self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_saved else None)
@@ -88,6 +90,14 @@ class BaseApp(App[int], inherit_bindings=False):
         self.is_plain = on
         self.set_class(on, "-plain")
         self.animation_level = "none" if on else "full"
+
+    def is_own_file(self, path: Path, conversation_id: str) -> bool:
+        """Return whether `/save` wrote this file from this conversation, and nobody has changed it since. Blocks."""
+        owner, text = self.own_files.get(path, ("", ""))
+        try:
+            return owner == conversation_id and path.read_text("utf-8") == text
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def load_model(self, reference: str) -> None:
         """Load a model in the background; the current one stays in use until then."""

@@ -74,8 +74,13 @@ class ChatController(Desk):
         await self.screen.show_load_error()
         self.screen.page_changed()
 
-    async def open(self, conversation_id: str, node_id: int | None = None) -> None:
+    async def open(self, conversation_id: str, node_id: int | None = None, searched: str = "") -> None:
         """Show a conversation. If a message is given, scroll to it and make its branch the active one.
+
+        Args:
+            conversation_id: its id.
+            node_id: the message.
+            searched: mark these words in the message, and scroll to the first of them.
 
         Raises:
             UsageError: there is no such conversation or message.
@@ -96,12 +101,12 @@ class ChatController(Desk):
         self.outbox.note_saved_draft(page.info.id, page.info.draft)
         draft, attachments = unpack_draft(page.info.draft)
         self.screen.composer.load(draft + typed_early, attachments)
-        await self.screen.transcript.show(page, self.screen.make_empty_state())
+        await self.screen.transcript.show(page, self.screen.make_empty_state(), at=node_id)
         await self.sending.show_rest(page.info.id)
         await self.screen.show_load_error()
         self.screen.page_changed()
         if node_id is not None:
-            self.screen.reveal(node_id)
+            self.screen.reveal(node_id, searched=searched)
 
     async def catch_up(self) -> None:
         """Show what another process has added to the conversation on the screen. The text being typed stays.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edge.errors import EdgeError, UsageError
+from edge.errors import ContextFullError, EdgeError, UsageError
 from edge_chat import wording
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
@@ -230,9 +230,13 @@ class Sending:
         if run.reply is not None and run.reply.node is not None and notices:
             self._notices[run.reply.node.id] = notices
         if run.error is not None:
-            if not run.was_accepted and message is not None:
+            # A message that is too long is saved beside the conversation, so that it does not block it.
+            is_kept = run.was_accepted and not (
+                isinstance(run.error, ContextFullError) and message is not None and not run.text
+            )
+            if not is_kept and message is not None:
                 await self._give_back(conversation_id, message)
-            again = ((("r", "regenerate", "Try again"),) if run.was_accepted else ()) + (("m", "model", "Other model"),)
+            again = ((("r", "regenerate", "Try again"),) if is_kept else ()) + (("m", "model", "Other model"),)
             title = "The reply broke off" if run.text else "There is no reply"
             self.failures[conversation_id] = ErrorCard(title, run.error, again)
         if conversation_id == self._desk.active_id:

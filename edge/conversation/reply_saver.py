@@ -27,6 +27,7 @@ class ReplySaver:
         question_id: the message that is answered.
         model: name of the model that answers.
         fallback: becomes the head again if the reply is empty; None leaves the head at the question.
+        head_before: head of the conversation before the question was asked.
 
     Attributes:
         conversation_id: as above.
@@ -35,7 +36,13 @@ class ReplySaver:
     """
 
     def __init__(
-        self, store: ConversationStore, conversation_id: str, question_id: int, model: str, fallback: int | None = None
+        self,
+        store: ConversationStore,
+        conversation_id: str,
+        question_id: int,
+        model: str,
+        fallback: int | None = None,
+        head_before: int | None = None,
     ) -> None:
         self.conversation_id = conversation_id
         self.node: Node | None = None
@@ -44,6 +51,7 @@ class ReplySaver:
         self._question_id = question_id
         self._model = model
         self._fallback = fallback
+        self._head_before = head_before
         self._saved_at = time.monotonic()
 
     @property
@@ -63,6 +71,11 @@ class ReplySaver:
         elif self._fallback is not None:
             with contextlib.suppress(StorageError, UsageError):  # the disk fails or the conversation is gone
                 self._store.set_head(self.conversation_id, self._fallback)
+
+    def take_back_question(self) -> None:
+        """Go back to the path before the question, which is refused and would be in the way of the next one."""
+        with contextlib.suppress(StorageError, UsageError):  # likewise
+            self._store.set_head(self.conversation_id, self._head_before)
 
     def _save(self, text: str, status: Status, record: dict[str, Any] | None) -> None:
         try:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge.conversation.tree import CONTROLS
 
-__all__ = ["Found", "search"]
+__all__ = ["Found", "find_matches", "search"]
 
 _MAX_WORDS = 32
 _CONTEXT_CHARS = 60
@@ -39,13 +40,37 @@ def search(db: sqlite3.Connection, text: str, limit: int) -> list[Found]:
         text: the user's; "double quotes" keep words together, the last word may be a prefix.
         limit: the most hits.
     """
-    # A NUL would end FTS5's query in the middle of a string.
-    phrases = [(quoted or word).strip() for quoted, word in re.findall(r'"([^"]*)"|([^\s"]+)', text.replace("\0", " "))]
-    phrases = [phrase for phrase in phrases if any(c.isalnum() for c in phrase)][:_MAX_WORDS]
+    phrases = _read_phrases(text)
     if not phrases or limit <= 0:
         return []
     found = _by_scan if _UNSPACED.search(" ".join(phrases)) else _by_index
     return [hit for hit, _ in zip(found(db, phrases), range(limit), strict=False)]
+
+
+def find_matches(text: str, wanted: str) -> list[tuple[int, int]]:
+    """Return where a text has the words of a search, as (start, end): whole words or their beginnings, else any place."""
+    folded = _fold_all(text)
+    for boundary in (r"(?<!\w)", ""):
+        patterns = [r"\W+".join(map(re.escape, _fold_all(phrase).split())) for phrase in _read_phrases(wanted)]
+        found = [match.span() for pattern in patterns for match in re.finditer(boundary + pattern, folded)]
+        if found:
+            return sorted(found)
+    return []
+
+
+def _read_phrases(text: str) -> list[str]:
+    # A NUL would end FTS5's query in the middle of a string.
+    phrases = [(quoted or word).strip() for quoted, word in re.findall(r'"([^"]*)"|([^\s"]+)', text.replace("\0", " "))]
+    return [phrase for phrase in phrases if any(c.isalnum() for c in phrase)][:_MAX_WORDS]
+
+
+def _fold_all(text: str) -> str:
+    return "".join(map(_fold, text))
+
+
+def _fold(character: str) -> str:
+    """Return a character without accent and case: always one, so that positions stay."""
+    return unicodedata.normalize("NFD", character)[0].lower()[0]
 
 
 def _by_index(db: sqlite3.Connection, phrases: list[str]) -> Iterator[Found]:

@@ -39,6 +39,7 @@ class Prompting:
 
     Attributes:
         template: the model's chat template.
+        n_ctx_train: context that the model was trained for, in tokens; 0 if unknown.
         tokenizer, system: as above.
         count_one: returns how many tokens a message adds to a prompt, rather too many than too few.
         at_least: returns a lower bound of the tokens of a text once it is above a limit, otherwise None.
@@ -46,6 +47,7 @@ class Prompting:
 
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer, system: str | None) -> None:
         self.template = ChatTemplate.from_model(info)
+        self.n_ctx_train = info.n_ctx_train
         self.system = system
         self.tokenizer = tokenizer
         self._texts: _Memo[tuple[str, bool, bool]] = _Memo()

@@ -79,6 +79,7 @@ def fit(
     policy: str = "drop",
     summarise: Callable[[Sequence[Message]], str] | None = None,
     summary: Summary | None = None,
+    n_ctx_train: int = 0,
 ) -> Window:
     """Choose the messages that the model reads.
 
@@ -92,6 +93,7 @@ def fit(
         summarise: writes a summary of messages, an earlier summary in front as a system message. It may be given more than
             fits into the window, when a long conversation is continued with a small model. Without it "summarise" drops.
         summary: `Window.summary` of an earlier turn.
+        n_ctx_train: context that the model was trained for, in tokens, which is the largest to recommend; 0 if unknown.
 
     Raises:
         ContextFullError: the last turn alone does not fit, or the policy is to refuse.
@@ -103,15 +105,17 @@ def fit(
         if n_tokens <= room:
             return Window(list(messages), range(0), n_tokens)
         if policy == "refuse":
+            needed, larger = _larger(n_tokens + reserve, n_ctx_train)
             raise ContextFullError(
                 f"This conversation has {n_tokens:,} tokens; the context window of {n_ctx:,} holds {room:,} besides the reply.",
-                'Start a new conversation, load the model with a larger context, or set window = "drop".',
+                f'Start a new conversation, {f"{larger}, " if larger else ""}or set window = "drop".',
+                needed=needed,
             )
     n_head = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
     head, rest = list(messages[:n_head]), list(messages[n_head:])
     starts = _turn_starts(rest)
     if not starts:
-        raise _too_long("The system prompt has", count(messages), n_ctx, reserve)
+        raise _too_long("The system prompt has", count(messages), n_ctx, reserve, n_ctx_train)
     if policy == "drop":
         summarise = None
     n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
@@ -136,7 +140,7 @@ def fit(
         elif made is not None:
             summarise = None
         else:
-            raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_fixed)
+            raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_ctx_train, n_fixed)
     dropped = range(n_head, n_head + starts[first])
     notice = _notice(dropped, sum(sizes[: starts[first]]), n_ctx, made) if dropped else None
     return Window([*front, *kept], dropped, n_tokens, notice, made)
@@ -210,12 +214,22 @@ def _subject(messages: Sequence[Message]) -> str:
     return "This message has" if len(messages) == 1 else "This message, with what belongs to it, has"
 
 
-def _too_long(subject: str, n_tokens: int, n_ctx: int, reserve: int, n_fixed: int = 0) -> ContextFullError:
+def _too_long(subject: str, n_tokens: int, n_ctx: int, reserve: int, n_ctx_train: int, n_fixed: int = 0) -> ContextFullError:
     fixed = f" and {n_fixed:,} for the system prompt" if n_fixed else ""
-    needed = 1024
-    while needed < n_tokens + n_fixed + reserve:
-        needed *= 2
+    needed, larger = _larger(n_tokens + n_fixed + reserve, n_ctx_train)
     return ContextFullError(
         f"{subject} {n_tokens:,} tokens. The context window has {n_ctx:,}, of which {reserve:,} are kept for the reply{fixed}.",
-        f"Shorten it, or load the model with a larger context (--context {needed}).",
+        f"Shorten it, or {larger or 'send it in parts'}.",
+        needed=needed,
     )
+
+
+def _larger(n_tokens: int, n_ctx_train: int) -> tuple[int, str]:
+    """Return a window that holds so many tokens, and the advice to use it; "" if the model was not trained for one."""
+    needed = 1024
+    while needed < n_tokens:
+        needed *= 2
+    if n_ctx_train and needed > n_ctx_train >= n_tokens:
+        needed = n_ctx_train
+    is_trained = not n_ctx_train or needed <= n_ctx_train
+    return needed, f"load the model with a larger context (--context {needed})" if is_trained else ""

@@ -417,6 +417,25 @@ def test_a_message_too_long_for_the_summary_is_not_cut_in_silence(make: Callable
     assert "[the rest of this message is left out]" in summarised
 
 
+@pytest.mark.parametrize("window", ["drop", "refuse"])
+def test_a_refused_message_does_not_block_the_conversation(make: Callable[..., Assistant], window: str) -> None:
+    with make(n_ctx=600, window=window) as ai:
+        conversation = ai.conversation()
+        with pytest.raises(ContextFullError):
+            conversation.send("x" * 580).wait()
+        assert conversation.messages == [], "the first one too"
+        conversation.send("hi").wait()
+        before = [node.id for node in conversation.messages]
+        with pytest.raises(ContextFullError):
+            conversation.send("y" * 580).wait()
+        assert [node.id for node in conversation.messages] == before
+        assert len(ai.store.siblings(before[0])) == 2, "it is kept, beside the path"
+        with pytest.raises(ContextFullError):
+            conversation.edit(before[0], "z" * 580).wait()
+        assert [node.id for node in conversation.messages] == before
+        assert conversation.send("and now?").wait()
+
+
 def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
 ) -> None:

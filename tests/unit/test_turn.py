@@ -285,6 +285,14 @@ def test_a_short_reply_leaves_more_room_for_messages(make: Callable[..., Room]) 
         room.turn(fits).start().wait()
 
 
+def test_a_model_that_was_trained_for_more_is_named(make: Callable[..., Room]) -> None:
+    room = make(n_ctx=600)  # the fake was trained for as much
+    with pytest.raises(ContextFullError) as caught:
+        room.turn("x" * 2000).start().wait()
+    assert "--context" not in caught.value.hint.partition("trained")[0]
+    assert "was trained for 600 tokens; " in caught.value.hint and "(--context 4096)" in caught.value.hint
+
+
 def test_a_window_that_refuses(make: Callable[..., Room]) -> None:
     with pytest.raises(ContextFullError, match="This conversation has"):
         make(n_ctx=600).turn(long_talk(12), window="refuse").start().wait()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.conversation.files import file_name
 from edge.conversation.imports import import_file as import_conversations
 from edge.errors import StorageError, UsageError
+from edge.files import write_private
 from edge_chat import format as fmt
 from edge_chat.actions.writing import complete_path
-from edge_chat.attachments import resolve
+from edge_chat.attachments import resolve, typed_paths, why
 from edge_chat.base import private_opener
 from edge_chat.commands import Completion
 
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
+_OTHER_FORMATS = {"csv", "doc", "docx", "epub", "htm", "html", "odt", "pdf", "rtf", "tex", "xml", "yaml", "yml"}
+
 
 async def new(screen: ChatScreen, argument: str) -> None:
+    screen.sidebar.search.value = ""  # the list shows the new one once it has a message
     await screen.controller.new()
     screen.composer.input.focus()
 
@@ -108,33 +113,59 @@ async def save(screen: ChatScreen, argument: str) -> None:
     kind, path_text = split_format(argument)
     page = await screen.app.library.page(conversation_id)
     default = f"{file_name(page.info.title)}.{kind}"
-    path = resolve(path_text or default, screen.composer.cwd)
-    if path.is_dir():
+    cwd = screen.composer.cwd
+    path = resolve(typed_paths(path_text, cwd)[0] if path_text else default, cwd)
+    is_named = bool(path_text) and not path.is_dir()
+    if is_named and not path.suffix:
+        path = path.with_name(f"{path.name}.{kind}")
+    elif path.is_dir():
         path = path / default
 
-    def write() -> None:
+    def write() -> Path:
         text = store.export_markdown(conversation_id) if kind == "md" else store.export_json(conversation_id)
-        try:
-            # "x" never overwrites an existing file.
-            with open(path, "x", encoding="utf-8", opener=private_opener) as file:  # Path.open takes no opener
-                file.write(text)
-        except FileExistsError:
-            raise UsageError(f"{path} already exists.", f"Name another file: /save {kind} other.{kind}") from None
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written ({error}).", "Name another place.") from error
+        for candidate in [path] if is_named else _numbered(path):
+            try:
+                # "x" never overwrites a file, except what was saved here before and not changed since.
+                if screen.app.is_own_file(candidate, conversation_id):
+                    write_private(candidate, text.encode())
+                else:
+                    with open(candidate, "x", encoding="utf-8", opener=private_opener) as file:  # Path.open takes no opener
+                        file.write(text)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise StorageError(f"{candidate} cannot be written ({why(error)}).", "Name another place.") from error
+            screen.app.own_files[candidate] = (conversation_id, text)
+            return candidate
+        raise UsageError(f"{path} already exists.", f"Name another file: /save {kind} other.{kind}")
 
     store = await screen.app.library.store()
-    await asyncio.to_thread(write)
+    written = await asyncio.to_thread(write)
     what = "the messages on the screen" if kind == "md" else "all branches"
-    screen.tell(f"Saved {what} to {path}.")
+    screen.tell(f"Saved {what} to {written}.")
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yield names for a file: "talk.md", then "talk-2.md" and so on."""
+    yield path
+    for number in range(2, 1000):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def split_format(argument: str) -> tuple[str, str]:
-    """Split "[md|json] [path]" into the format, from the word or the path's ending, and the path or ""."""
+    """Split "[md|json] [path]" into the format, from the word or the path's ending, and the path or "".
+
+    Raises:
+        UsageError: it asks for a format that edge does not write.
+    """
     first, _, rest = argument.partition(" ")
-    if first in ("md", "json", "markdown"):
-        return ("json" if first == "json" else "md"), rest.strip()
-    return ("json" if argument.endswith(".json") else "md"), argument.strip()
+    if first.lower() in ("md", "json", "markdown"):
+        return ("json" if first.lower() == "json" else "md"), rest.strip()
+    named = argument.strip()
+    ending = named.rpartition(".")[2].lower()
+    if ending in _OTHER_FORMATS:
+        raise UsageError(f"A conversation cannot be saved as {ending}.", "Formats are md and json: /save md talk.md")
+    return ("json" if ending == "json" and "." in named else "md"), named
 
 
 def complete_save(screen: ChatScreen, typed: str) -> Sequence[Completion]:
@@ -149,7 +180,7 @@ def complete_save(screen: ChatScreen, typed: str) -> Sequence[Completion]:
 async def import_file(screen: ChatScreen, argument: str) -> None:
     if not argument:
         raise UsageError("Which file?", "Type the path of a file that /save wrote, or of an export of ChatGPT or llm.")
-    path = resolve(argument.strip("\"'"), screen.composer.cwd)
+    path = resolve(typed_paths(argument, screen.composer.cwd)[0], screen.composer.cwd)
     report = await screen.app.library.run(lambda store: import_conversations(store, path))
     if len(report.found) == 1:
         await screen.controller.open(report.found[0].conversation.id)

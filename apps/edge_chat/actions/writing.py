@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import StorageError, UsageError
-from edge_chat.attachments import FileIndex
+from edge_chat.attachments import FileIndex, why
 from edge_chat.commands import Completion
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _EDITORS = ("nano", "vim", "vi")
 async def attach(screen: ChatScreen, argument: str) -> None:
     if not argument:
         raise UsageError("Which file?", "Type its path after /attach, or @ and part of its name in the message.")
-    screen.composer.attach_file(argument.strip("\"'"))
+    await screen.composer.attach_files(argument)
 
 
 def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
@@ -69,8 +69,10 @@ async def editor(screen: ChatScreen, argument: str) -> None:
             await asyncio.to_thread(path.unlink, missing_ok=True)
     except SuspendNotSupported:
         raise UsageError("This terminal cannot run an editor.", "Write the message here.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"The message could not be passed to the editor ({error}).", "Check the disk.") from error
+    except UnicodeDecodeError:
+        raise UsageError("The editor wrote a text that is not UTF-8.", "The message is unchanged; save it as UTF-8.") from None
+    except OSError as error:
+        raise StorageError(f"The message could not be passed to the editor ({why(error)}).", "Check the disk.") from error
     screen.app.refresh(layout=True)
     if result != 0:
         raise UsageError(f"{command[0]} ended with an error ({result}).", "The message is unchanged.")
@@ -110,7 +112,7 @@ def _run_editor(command: Sequence[str], path: Path) -> int:
         return subprocess.run([*command, str(path)], check=False).returncode
     except OSError as error:
         hint = "Set $VISUAL or $EDITOR to an editor that is installed."
-        raise UsageError(f"The editor {command[0]!r} cannot be started ({error}).", hint) from None
+        raise UsageError(f"The editor {command[0]!r} cannot be started ({why(error)}).", hint) from None
 
 
 RUNNERS = {"attach": attach, "editor": editor}

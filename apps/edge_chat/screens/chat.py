@@ -280,7 +280,12 @@ class ChatScreen(ChatView):
     @on(Sidebar.SearchWanted)
     def _search_wanted(self, event: Sidebar.SearchWanted) -> None:
         event.stop()
-        self.run_guarded(self._fill_sidebar, event.text)
+        self.run_guarded(self._search, event.text, event.opens)
+
+    async def _search(self, text: str, opens: bool) -> None:
+        await self._fill_sidebar(text)
+        if opens:
+            self.sidebar.listing.action_select()
 
     @on(Sidebar.Chosen)
     def _conversation_chosen(self, event: Sidebar.Chosen) -> None:
@@ -288,7 +293,7 @@ class ChatScreen(ChatView):
         self.run_guarded(self._open, event.conversation_id, event.node_id)
 
     async def _open(self, conversation_id: str, node_id: int | None) -> None:
-        await self.controller.open(conversation_id, node_id)
+        await self.controller.open(conversation_id, node_id, self.sidebar.search.value)
         if self.has_class("-narrow"):
             self.toggle_sidebar(show=False)
         self.composer.input.focus()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from textual import events
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Input, TextArea
 
 from edge.errors import EdgeError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatView"]
 
+_LINES_ABOVE = 3  # shown above a word that was found
+_MOST_LAYOUTS, _LAYOUT_S = 100, 0.02
 _NARROW = 100  # below this many columns the sidebar covers the conversation instead of standing beside it
 
 
@@ -112,15 +116,31 @@ class ChatView(Screen[None]):
             self.transcript.release_anchor()
             self.set_focus(targets[max(0, position)])  # not focus(), which is later: the next key counts from here
 
-    def reveal(self, node_id: int, *, focus: bool = False) -> None:
-        """Scroll to a message."""
+    def reveal(self, node_id: int, *, focus: bool = False, searched: str = "") -> None:
+        """Scroll to a message, and in it to the words that were searched for."""
         view = self.transcript.view_of(node_id)
         if view is None:
             return
         self.transcript.release_anchor()
         if focus:
             view.focus(scroll_visible=False)
-        self.call_after_refresh(self.transcript.scroll_to_widget, view, animate=False, top=not focus)
+        self.run_guarded(self._scroll_to, view, searched, not focus)
+
+    async def _scroll_to(self, view: MessageView, searched: str, top: bool) -> None:
+        for _ in range(_MOST_LAYOUTS):  # a message that was just mounted has no place yet
+            if view.size.height:
+                break
+            await asyncio.sleep(_LAYOUT_S)
+        found = view.mark(searched)
+        if found is None:
+            return self.transcript.scroll_to_widget(view, animate=False, top=top)
+        part, n_lines = found
+        y = part.virtual_region_with_margin.y + n_lines - _LINES_ABOVE
+        above = part.parent
+        while isinstance(above, Widget) and above is not self.transcript:
+            y += above.virtual_region.y
+            above = above.parent
+        return self.transcript.scroll_to(y=y, animate=False)
 
     def tell(self, text: str) -> None:
         """Show a short message that disappears by itself."""

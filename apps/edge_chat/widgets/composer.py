@@ -15,11 +15,12 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList, Static, TextArea
 
-from edge.errors import EdgeError, StorageError
+from edge.errors import EdgeError, StorageError, UsageError
 from edge_chat import attachments as att
 from edge_chat import format as fmt
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.history import PromptHistory
+from edge_chat.keys import display_key
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.completion import CompletionPopup
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from edge_chat.outbox import Departure
 
 __all__ = ["Composer"]
+
+_MAX_PROPOSALS = 20
+_MAX_PATHS = 60  # looked at for proposals: some of them are no text
 
 
 class ComposerText(TextArea):
@@ -132,6 +136,7 @@ class Composer(Vertical):
         self._attachment_bytes = attachment_bytes
         self._files = att.FileIndex(cwd)
         self._attachments: list[Attachment] = []
+        self._complained = ""  # a text of which was said that a file is missing
         self._dismissed = ""
         self._proposed_for = ""
         self._from_history = ""
@@ -203,37 +208,64 @@ class Composer(Vertical):
         self._show_chips()
         self.post_message(self.Changed())
 
+    async def attach_files(self, typed: str) -> None:
+        """Attach the files that a command names.
+
+        Raises:
+            UsageError, StorageError: one of them cannot be attached; none is.
+        """
+
+        def read() -> list[Attachment]:
+            paths = att.typed_paths(typed, self.cwd)
+            return [att.read_attachment(path, self.cwd, self._attachment_bytes) for path in paths]
+
+        for attachment in await asyncio.to_thread(read):
+            self.attach(attachment)
+
     @work(group="attach")
-    async def attach_file(self, path_text: str) -> None:
+    async def attach_file(self, path: str) -> None:
         """Read a file and attach it; show why if that fails."""
         try:
-            self.attach(await asyncio.to_thread(att.read_attachment, path_text, self.cwd, self._attachment_bytes))
+            self.attach(await asyncio.to_thread(att.read_attachment, path, self.cwd, self._attachment_bytes))
         except EdgeError as error:
             self.complain(error.message, error.hint)
+
+    @property
+    def _send_key(self) -> str:
+        return display_key(next(key for key, action in self._key_actions.items() if action == "send"))
 
     async def read_mentions(self, text: str, attachments: Sequence[Attachment]) -> tuple[Attachment, ...]:
         """Return these attachments and the files that the text mentions.
 
         Raises:
-            UsageError, StorageError: one of the files cannot be attached.
+            UsageError, StorageError: one of the files is missing or cannot be attached. A missing one is ordinary text for
+                whoever sends the same again.
         """
+        is_confirmed, self._complained = text == self._complained, ""
 
         def read() -> list[Attachment]:
             names = {attachment.name for attachment in attachments}
+            missing = [path for path in att.missing_mentions(text, self.cwd) if path not in names]
+            if missing and not is_confirmed:
+                self._complained = text
+                raise UsageError(f"There is no file {' or '.join(missing)}.", f"{self._send_key} again sends it as text.")
             paths = [path for path in att.find_mentions(text, self.cwd) if path not in names]
             return [att.read_attachment(path, self.cwd, self._attachment_bytes) for path in paths]
 
         return (*attachments, *await asyncio.to_thread(read))
 
     def paste(self, text: str) -> None:
-        """Insert pasted text; a long one becomes an attachment, and the path of a file a mention of it."""
+        """Insert pasted text; a long one becomes an attachment, and the paths of files, as dropped, mentions of them."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if len(text) > self._paste_chars:
+        dropped = att.dropped_files(text)
+        for path in dropped:
+            if not att.can_mention(path):
+                self.attach_file(path)
+        if dropped:
+            text = "".join(f"{att.quote(path)} " for path in dropped if att.can_mention(path))
+        elif len(text) > self._paste_chars:
             self.attach(att.make_attachment(att.paste_name(a.name for a in self._attachments), text))
             return
-        path = text.strip().strip("'\"")
-        if "\n" not in path and path.startswith("/") and att.is_file(path):
-            text = att.quote(path) + " "
         result = self.input.replace(text, *self.input.selection, maintain_selection_offset=False)
         self.input.move_cursor(result.end_location)
 
@@ -382,12 +414,18 @@ class Composer(Vertical):
 
     @work(exclusive=True, group="files")
     async def _propose_files(self, typed: str) -> None:
-        found = await asyncio.to_thread(self._files.search, typed)
+
+        def find() -> list[Completion]:
+            paths = (path for path in self._files.search(typed, _MAX_PATHS) if path != typed)
+            sizes = ((path, att.describe(path, self.cwd, self._attachment_bytes)) for path in paths)
+            return [Completion(att.quote(path), path, size) for path, size in sizes if size is not None][:_MAX_PROPOSALS]
+
+        found = await asyncio.to_thread(find)
         before = self._before_cursor()
         mention = att.mention_before(before)
         if mention is None or mention[1] != typed:
             return  # the text has changed meanwhile
-        self.popup.open([Completion(att.quote(path), path) for path in found if path != typed], before)
+        self.popup.open(found, before)
 
     def _accept(self, chosen: Completion) -> bool:
         """Insert a proposal. Return whether the line is complete and may be sent right away."""

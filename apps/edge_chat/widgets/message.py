@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -20,6 +21,8 @@ from edge_chat.keys import bindings
 from edge_chat.table import REGISTRY
 
 if TYPE_CHECKING:
+    from textual.widget import Widget
+
     from edge.conversation import Attachment, Node
     from edge_chat.widgets.markdown import ReplyMarkdown
 
@@ -113,6 +116,23 @@ class MessageView(Vertical, can_focus=True):
         from edge_chat.widgets.markdown import ReplyMarkdown
 
         return [child for child in self.children if isinstance(child, ReplyMarkdown)]
+
+    def mark(self, searched: str) -> tuple[Widget, int] | None:
+        """Mark the words of a search. Return the widget with the first one and how many lines are above it there."""
+        from edge.conversation.search import find_matches
+
+        first: tuple[Widget, int] | None = None
+        for part in self.query(Static).exclude(".head, .notice"):
+            content = part.content
+            matches = find_matches(content.plain, searched) if isinstance(content, Content) else []
+            for start, end in matches:
+                content = content.stylize("$background on $text-warning", start, end)
+            if matches:
+                part.update(content)
+                width = max(1, part.content_size.width)
+                above = content.plain[: matches[0][0]].split("\n")
+                first = first or (part, sum(-(-cell_len(line) // width) or 1 for line in above) - 1)
+        return first
 
     def next_code(self) -> tuple[int, int, str] | None:
         """Return the next code block to copy, the last one first: (its number from 1, number of blocks, code)."""

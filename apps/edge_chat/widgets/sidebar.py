@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -58,9 +59,10 @@ class Sidebar(Vertical):
 
     @dataclass
     class SearchWanted(Message):
-        """Typing in the search field has paused; "" asks for the plain list."""
+        """Typing in the search field has paused, or ended with Enter, which opens the first hit; "" asks for the plain list."""
 
         text: str
+        opens: bool = False
 
     @dataclass
     class Left(Message):
@@ -70,6 +72,7 @@ class Sidebar(Vertical):
         super().__init__(id="sidebar")
         self._timer: Timer | None = None
         self._fill_again: Callable[[], None] = lambda: None
+        self._searched = ""
         self._filled_width = 0
 
     def compose(self) -> ComposeResult:
@@ -105,6 +108,7 @@ class Sidebar(Vertical):
             now: Unix time in seconds.
         """
         self._fill_again = lambda: self.show_conversations(infos, active=active, busy=busy, now=now)
+        self._searched = ""
         rows = make_rows(infos, now=now, width=self._room, is_plain=self._is_plain)
         options: list[Option | None] = []
         group = ""
@@ -121,6 +125,7 @@ class Sidebar(Vertical):
     def show_hits(self, hits: Sequence[SearchHit], text: str, *, now: float) -> None:
         """List search hits: the title, and the words around each match."""
         self._fill_again = lambda: self.show_hits(hits, text, now=now)
+        self._searched = text
         rows = make_rows((hit.conversation for hit in hits), now=now, width=self._room, is_plain=self._is_plain)
         options: dict[str, Option | None] = {}  # by id, since a conversation may match by its title and by its messages
         for hit in hits:
@@ -196,10 +201,17 @@ class Sidebar(Vertical):
     @on(Input.Submitted, "#search")
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        if self._timer is not None:  # search now, or the next Enter would open a conversation of the old list
+        text = event.value.strip()
+        if self._timer is not None:
             self._timer.stop()
-            self._want(event.value.strip())
-        self.listing.focus()
+            self._timer = None
+        if not text:
+            self._want("")
+            self.listing.focus()
+        elif text == self._searched:
+            self.listing.action_select()
+        else:  # search now, since the list has the hits of an older text
+            self.post_message(self.SearchWanted(text, opens=True))
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
@@ -222,10 +234,17 @@ class Sidebar(Vertical):
 
 
 def crop(text: str, matches: Sequence[tuple[int, int]], width: int) -> tuple[str, list[tuple[int, int]]]:
-    """Return `width` characters of a snippet around its first match, and the matches in them as (start, end)."""
-    first = matches[0][0] if matches else 0
+    """Return `width` characters of a snippet on one line around its first match, and the matches in them as (start, end)."""
+    kept = [n for n, c in enumerate(text) if not c.isspace() or (n and not text[n - 1].isspace())]  # runs of blanks are one
+    flat = "".join(" " if text[n].isspace() else text[n] for n in kept)
+    inside = [(bisect_left(kept, a), bisect_left(kept, b)) for a, b in matches]
+    first = inside[0][0] if inside else 0
     start = 0 if first < width * 2 // 3 else first - width // 3
-    part = ("…" if start else "") + text[start:]
+    part = ("…" if start else "") + flat[start:]
+    end = len(part)
+    if end > width:
+        end = len(part[: width - 1].rstrip())
+        part = part[:end] + "…"
     shift = start - (1 if start else 0)
-    moved = [(a - shift, min(b - shift, width)) for a, b in matches if 0 <= a - shift < width]
-    return fmt.one_line(part, width) if len(part) > width else part, moved
+    moved = [(a - shift, min(b - shift, end)) for a, b in inside]
+    return part, [(a, b) for a, b in moved if 0 <= a < b]

@@ -58,11 +58,18 @@ class Transcript(VerticalScroll, can_focus=False):
         """Return the view of a saved message."""
         return next((view for view in self.views if view.node_id == node_id), None)
 
-    async def show(self, page: Page | None, empty: EmptyState | None = None) -> None:
-        """Show another conversation from its end, or `empty` if it has no message."""
+    async def show(self, page: Page | None, empty: EmptyState | None = None, *, at: int | None = None) -> None:
+        """Show another conversation, or `empty` if it has no message.
+
+        Args:
+            page: the conversation.
+            empty: shown in place of messages.
+            at: the message that will be scrolled to; None is the end.
+        """
         self._page = page
         nodes = page.nodes if page is not None else ()
-        self._first = max(0, len(nodes) - _PAGE)
+        position = next((n for n, node in enumerate(nodes) if node.id == at), len(nodes))
+        self._first = max(0, min(len(nodes) - _PAGE, position))
         children: list[Widget] = [_Earlier(self._first)] if self._first else []
         children += [MessageView.of_node(node) for node in nodes[self._first :]]
         if not nodes and empty is not None:
@@ -71,8 +78,9 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.remove_children()
             await self.mount_all(children)
             self._number_branches()
-        self.anchor(bool(nodes))
-        self.scroll_end(animate=False)
+        self.anchor(bool(nodes) and at is None)
+        if at is None:
+            self.scroll_end(animate=False)
 
     async def follow(self, page: Page) -> None:
         """Show a changed state of the same conversation.

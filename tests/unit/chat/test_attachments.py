@@ -117,3 +117,81 @@ def test_drafts_keep_their_attachments() -> None:
 @pytest.mark.parametrize("draft", ["\x1eedge-draft ", "\x1eedge-draft {}", "\x1eedge-draft []", '\x1eedge-draft {"text": 1}'])
 def test_what_only_looks_like_a_packed_draft_is_shown(draft: str) -> None:
     assert att.unpack_draft(draft) == (draft, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("@missing.txt summarise", ["missing.txt"]),
+        ("see @src/nosuch and @there.md", ["src/nosuch"]),
+        ('@"no such file" please', ["no such file"]),
+        ("@dangling.md", ["dangling.md"]),
+        ("what is in @there.md?", []),
+        ("(@missing.md).", []),  # a mention begins after a blank
+        ("look at @missing.md!", ["missing.md"]),
+        ("mail a@missing.txt or @ada, thanks @bob.", []),
+        ("@user@example.org says", []),
+        ("@app.route('/x')\n@dataclass\n@property", []),
+        ("@pytest.mark.parametrize", []),
+        ("@folder", []),
+        ("@2 o'clock, @ 3.5", []),
+        ("@./nosuch @~/nosuch.md @/no/such", ["./nosuch", "~/nosuch.md", "/no/such"]),
+    ],
+)
+def test_mentions_of_files_that_are_missing(tmp_path: Path, text: str, missing: list[str]) -> None:
+    write(tmp_path, "there.md")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling.md").symlink_to(tmp_path / "gone")
+    assert att.missing_mentions(text, tmp_path) == missing
+
+
+def test_dropped_files(tmp_path: Path) -> None:
+    one, two = write(tmp_path, "my file.txt"), write(tmp_path, "it's ü.md")
+    escaped = [str(path).replace(" ", "\\ ").replace("'", "\\'") for path in (one, two)]
+    names = [str(one), str(two)]
+    assert att.dropped_files(f"{escaped[0]} ") == names[:1]  # Terminal.app, iTerm2
+    assert att.dropped_files(" ".join(escaped)) == names
+    assert att.dropped_files(f"'{one}'") == names[:1]  # GNOME
+    assert att.dropped_files(f"'{one}' \"{two}\"\n") == names
+    assert att.dropped_files(f"{one}") == names[:1]  # kitty
+    assert att.dropped_files(one.as_uri()) == names[:1]
+    assert att.dropped_files(f"{one.as_uri()}\r\n{two.as_uri()}\r\n".replace("\r\n", "\n")) == names
+    assert att.dropped_files(f"file://localhost{one.as_uri()[7:]}") == names[:1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "/nowhere/x", "say 'hi", "{one} and more", "{one}\nnext line", "{folder}", "a" * 300_000]
+)
+def test_other_pastes_are_text(tmp_path: Path, text: str) -> None:
+    one = write(tmp_path, "one.txt")
+    assert att.dropped_files(text.format(one=one, folder=tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("my\\ file.txt", ["my file.txt"]),
+        ("my file.txt", ["my file.txt"]),
+        ("'my file.txt' b.md", ["my file.txt", "b.md"]),
+        ("b.md my\\ file.txt", ["b.md", "my file.txt"]),
+        ("no such", ["no such"]),
+        ("it's", ["it's"]),
+        ("don't.md", ["don't.md"]),
+    ],
+)
+def test_paths_of_a_command(tmp_path: Path, typed: str, paths: list[str]) -> None:
+    for name in ("my file.txt", "b.md", "don't.md"):
+        write(tmp_path, name)
+    assert att.typed_paths(typed, tmp_path) == paths
+
+
+def test_only_what_can_be_attached_is_proposed(tmp_path: Path) -> None:
+    write(tmp_path, "a.md", "four")
+    write(tmp_path, "b.bin", b"\0")
+    write(tmp_path, "large.txt", "x" * 101)
+    write(tmp_path, "u16", "ü".encode("utf-16"))
+    os.mkfifo(tmp_path / "f")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    found = {path: att.describe(path, tmp_path, 100) for path in att.FileIndex(tmp_path).search("")}
+    assert found == {"a.md": "4 B", "b.bin": None, "f": None, "gone": None, "large.txt": None, "u16": "4 B"}
+    assert att.describe(str(tmp_path), tmp_path, 100) == ""

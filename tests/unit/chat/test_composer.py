@@ -288,3 +288,47 @@ async def test_an_editor_that_fails_leaves_the_message(tmp_path: Path, monkeypat
         await pilot.press(*"text", "ctrl+g")
         await settle(pilot)
         assert complaint(app) and app.chat_screen.composer.text == "text"
+
+
+async def test_a_missing_file_is_said_before_the_message_goes_out(tmp_path: Path) -> None:
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "@missing.txt summarise")
+        assert texts(app) == []
+        assert complaint(app) == "There is no file missing.txt. Enter again sends it as text."
+        assert app.chat_screen.composer.text == "@missing.txt summarise"
+        (tmp_path / "other.txt").write_text("x")
+        await say(pilot, "@missing.txt and @other.txt")
+        assert texts(app) == [], "another text is checked again"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert texts(app)[0] == "You: @missing.txt and @other.txt"
+        assert [a.name for a in app.chat_screen.transcript.views[0].attachments] == ["other.txt"]
+        await say(pilot, "@missing.txt and @other.txt")
+        assert len(texts(app)) == 2, "said once for each message"
+
+
+async def test_files_dropped_together_become_mentions(tmp_path: Path) -> None:
+    for name in ("my file.txt", 'say "hi".md'):
+        (tmp_path / name).write_text("x")
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        composer = app.chat_screen.composer
+        composer.input.post_message(events.Paste(f"{tmp_path}/my\\ file.txt '{tmp_path}/say \"hi\".md'"))
+        await eventually(pilot, lambda: composer.attachments)
+        assert composer.text == f'@"{tmp_path}/my file.txt" '
+        assert [a.name for a in composer.attachments] == [f'{tmp_path}/say "hi".md'], "a mention cannot name it"
+
+
+async def test_a_command_with_a_wrong_path_stays(tmp_path: Path) -> None:
+    (tmp_path / "my file.txt").write_text("x")
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/attach nosuch.txt")
+        assert complaint(app).startswith("There is no file nosuch.txt.")
+        assert app.chat_screen.composer.text == "/attach nosuch.txt"
+        await say(pilot, "/attach my\\ file.txt")
+        assert [a.name for a in app.chat_screen.composer.attachments] == ["my file.txt"]

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from textual.widgets import Static
 
 from edge.conversation import ConversationStore
 from edge.types import Message
@@ -27,6 +28,10 @@ def listed(app: ChatApp) -> list[str]:
     options = app.chat_screen.sidebar.listing
     prompts = [options.get_option_at_index(i) for i in range(options.option_count)]
     return [re.sub(" +now", "", str(option.prompt)).strip() for option in prompts if option.id]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 async def test_conversations_are_listed_and_opened() -> None:
@@ -53,9 +58,10 @@ async def test_search_answers_as_one_types_and_opens_the_message() -> None:
         await pilot.press("ctrl+f", *"div")
         await settle(pilot)
         assert len(listed(app)) == 1 and "Whales" in listed(app)[0] and "dive" in listed(app)[0]
-        await pilot.press("enter", "enter")
+        await pilot.press("enter")
         await settle(pilot)
         assert texts(app)[0] == "You: How deep do whales dive?"
+        assert app.chat_screen.composer.input.has_focus
         await pilot.press("ctrl+f")
         await pilot.press("escape")
         await eventually(pilot, lambda: len(listed(app)) == 3)
@@ -69,8 +75,6 @@ async def test_enter_searches_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         await pilot.press("ctrl+f", *"dive", "enter")
         await settle(pilot)
         assert len(listed(app)) == 1 and "Whales" in listed(app)[0]
-        await pilot.press("enter")
-        await settle(pilot)
         assert texts(app)[0] == "You: How deep do whales dive?"
 
 
@@ -196,9 +200,11 @@ async def test_save_and_import(tmp_path: Path) -> None:
             await say(pilot, f"/import {file}")
             assert [text.partition(": ")[2] for text in texts(app)] == [text.partition(": ")[2] for text in before]
         kept = (tmp_path / "hello.md").read_text()
-        await say(pilot, "/save")
-        assert "already exists" in str(app.chat_screen.query_one("#complaint").render())
+        await say(pilot, "/save")  # of the imported copy: the file is of another conversation
         assert (tmp_path / "hello.md").read_text() == kept
+        assert (tmp_path / "hello-2.md").is_file()
+        await say(pilot, "/save md other.md")
+        assert "already exists" in str(app.chat_screen.query_one("#complaint").render())
         (tmp_path / "bad.json").write_text('{"no": 1}')
         await say(pilot, "/import bad.json")
         assert app.chat_screen.query_one("#complaint").display
@@ -218,6 +224,48 @@ async def test_an_export_of_another_program_is_imported(tmp_path: Path) -> None:
         (tmp_path / "one.json").write_text(json.dumps(chat("1")))
         await say(pilot, "/import one.json")
         assert [text for text in texts(app) if "question 1" in text]
+
+
+async def test_saving_again_brings_the_file_up_to_date(tmp_path: Path) -> None:
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        await say(pilot, "/save")
+        await say(pilot, "more")
+        await say(pilot, "/save")
+        assert names(tmp_path) == ["hello.md"]
+        assert "more" in (tmp_path / "hello.md").read_text()
+        (tmp_path / "hello.md").write_text("edited by hand")
+        await say(pilot, "/save")
+        assert (tmp_path / "hello.md").read_text() == "edited by hand"
+        assert "more" in (tmp_path / "hello-2.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("/save pdf", None),
+        ("/save talk.pdf", None),
+        ("/save HTML", None),
+        ("/save md my\\ talk", "my talk.md"),
+        ("/save 'my talk.txt'", "my talk.txt"),
+        ("/save notes", "notes.md"),
+        ("/save json notes", "notes.json"),
+        ("/save JSON", "hello.json"),
+        ("/save v1.2.json", "v1.2.json"),
+    ],
+)
+async def test_the_name_of_a_saved_file(tmp_path: Path, command: str, file: str | None) -> None:
+    app = fake_app(cwd=tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hello")
+        await say(pilot, command)
+        assert names(tmp_path) == ([file] if file else [])
+        if file is None:
+            assert "cannot be saved as" in str(app.chat_screen.query_one("#complaint").render())
+            assert app.chat_screen.composer.text == command
 
 
 async def test_title_and_system_prompt() -> None:
@@ -242,13 +290,47 @@ async def test_title_and_system_prompt() -> None:
 @pytest.mark.parametrize(
     ("text", "matches", "shown"),
     [
-        ("short text", ((0, 5),), "short text"),
+        ("short text", ((0, 5),), "short"),
         ("x" * 40 + " match", ((41, 46),), "match"),
         ("match" + " y" * 40, ((0, 5),), "match"),
         ("a " * 20 + "match" + " b" * 20, ((40, 45),), "match"),
+        ("1. First\n   - nested bullet\n   - and nested", ((14, 20), (36, 42)), "nested"),
+        ("  \n\n  nested", ((6, 12),), "nested"),
+        ("a\n\n\n" * 15 + "nested  words  here", ((60, 66), (68, 73)), "nested"),
+        ("two\n\twords", ((0, 10),), "two words"),
     ],
 )
 def test_snippets_are_cut_around_the_match(text: str, matches: tuple[tuple[int, int], ...], shown: str) -> None:
     part, moved = crop(text, matches, 26)
     assert len(part) <= 26 and shown in part
-    assert [part[a:b] for a, b in moved] == [text[a:b] for a, b in matches]
+    assert part[moved[0][0] : moved[0][1]] == shown
+    words = [" ".join(text[a:b].split()) for a, b in matches]
+    assert all(word.startswith(part[a:b]) for word, (a, b) in zip(words, moved, strict=False))
+
+
+async def test_the_words_found_are_marked_and_on_the_screen() -> None:
+    store = ConversationStore(None)
+    lines = "\n\n".join(f"Line {number} of a long answer." for number in range(200))
+    info = store.create(title="Long")
+    question = store.append(info.id, Message("user", "Tell me"), parent=None)
+    store.append(info.id, Message("assistant", lines.replace("Line 120", "The Häuser stand")), parent=question.id)
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+f", *"hauser", "enter")
+        await settle(pilot)
+        shown = [line for line in app.chat_screen.query(Static) if "Häuser" in str(line.content) and line.name]
+        assert shown and app.chat_screen.transcript.region.contains_region(shown[0].region)
+        assert any(span.start == 4 and span.end == 10 for span in shown[0].content.spans)
+
+
+async def test_a_new_conversation_ends_the_search() -> None:
+    app = fake_app(store=filled())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+f", *"dive", "enter")
+        await settle(pilot)
+        await pilot.press("ctrl+n")
+        await settle(pilot)
+        await say(pilot, "a new one")
+        assert len(listed(app)) == 4

@@ -137,6 +137,24 @@ def test_a_message_that_does_not_fit_alone_is_refused_with_numbers():
     assert "404 tokens" in caught.value.message
     assert "has 400, of which 100 are kept for the reply" in caught.value.message
     assert "--context 1024" in caught.value.hint
+    assert caught.value.needed == 1024
+
+
+@pytest.mark.parametrize(
+    ("trained", "hint"),
+    [
+        (0, "Shorten it, or load the model with a larger context (--context 1024)."),
+        (1024, "Shorten it, or load the model with a larger context (--context 1024)."),
+        (600, "Shorten it, or load the model with a larger context (--context 600)."),
+        (512, "Shorten it, or send it in parts."),
+    ],
+)
+@pytest.mark.parametrize("policy", ["drop", "refuse"])
+def test_no_window_is_recommended_that_the_model_was_not_trained_for(trained, hint, policy):
+    with pytest.raises(ContextFullError) as caught:
+        choose(talk([20, 20, 400], system=30), n_ctx_train=trained, policy=policy)
+    assert ("--context" in caught.value.hint) == ("--context" in hint)
+    assert policy == "refuse" or caught.value.hint == hint
 
 
 def test_a_system_prompt_that_does_not_fit_is_refused():
