@@ -78,7 +78,7 @@ class Assistant:
         plan: how it was loaded, saved with every reply.
         store: where conversations are stored; None keeps them in memory only. The caller closes it.
         sampling: how tokens are chosen where neither a call nor its conversation says.
-        system: system prompt where a conversation has none; "" is an empty one, None leaves it to the model's template.
+        system: system prompt where a conversation has none; "none" is none at all, None leaves it to the model's template.
         window: what happens to old messages when the context window is full: "drop", "summarise" or "refuse".
         disk: the KV cache on the disk; None stores nothing there. The assistant closes it.
         exact: reuse only what equals, bit for bit, a run that reuses nothing; see `edge.kv.cache`.
@@ -145,7 +145,7 @@ class Assistant:
 
         Args:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
-            system: the system prompt; None leaves a stored conversation's as it is.
+            system: the system prompt; "" is the assistant's, "none" is none at all, None leaves a stored one as it is.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
             cache: where the KV cache of its turns stays, see `Conversation.send`.
 
@@ -487,6 +487,25 @@ class Conversation:
         _check_text("title", title)
         self._save().rename(self.id, title)
 
+    async def arename(self, title: str) -> None:
+        """Set the title without blocking the event loop."""
+        import asyncio
+
+        _check_text("title", title)
+        await asyncio.to_thread(lambda: self._save().rename(self.id, title))
+
+    async def ainfo(self) -> ConversationInfo:
+        """Return `info`, with title and system prompt, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(lambda: self.info)
+
+    async def amessages(self) -> list[Node]:
+        """Return `messages` without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(lambda: self.messages)
+
     @property
     def system(self) -> str:
         """The system prompt. Setting it changes how later turns begin."""
@@ -603,6 +622,35 @@ class Conversation:
 
         return self._answer(go_back, _given(sampling, options), timeout_s, cache, fallback=old_head)
 
+    def resume(
+        self,
+        node_id: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Continue an answer that was stopped or cut off, in the same message.
+
+        The model goes on where the text ends, and the KV cache has nearly all of the prompt. The reply is what is added;
+        `reply.node` is the whole message. If nothing is added, the message stays as it was.
+
+        Args:
+            node_id: an answer that no message follows; None is the last one of the active path.
+            sampling, timeout_s, cache, options: as in `send`; `max_tokens` counts what is added.
+
+        Raises:
+            UsageError: it is not an answer, other messages follow it, or a reply is still running here.
+        """
+        _check_node_id(node_id, is_optional=True)
+        path = self.messages if node_id is None else self._store.path(self.id, node_id)
+        answer = path[-1] if path else None
+        if answer is None or answer.role != "assistant" or answer.parent is None:
+            raise UsageError("There is no answer to continue.", "Send a message, or regenerate the answer to the last one.")
+        prepare = partial(self._store.reopen, answer.id)
+        return self._answer(prepare, _given(sampling, options), timeout_s, cache, continued=answer)
+
     def edit(
         self,
         node_id: int,
@@ -708,29 +756,44 @@ class Conversation:
         timeout_s: float | None,
         cache: CacheHint | None,
         fallback: int | None = None,
+        continued: Node | None = None,
     ) -> Reply:
-        """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end."""
+        """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end.
+
+        Args:
+            prepare: makes the message, or reopens the answer that is continued.
+            sampling, timeout_s, cache: as in `send`.
+            fallback: becomes the head again if the reply is empty.
+            continued: the answer that is continued, as it was.
+        """
         assistant = self._assistant
         assistant._check_open()
         _check_timeout(timeout_s)
         cache = assistant._check_hint(cache if cache is not None else self.cache)
         sampling = sampling.over(_check_sampling(self.sampling) or Sampling())
         assistant._claim(self.id)
+        saver: ReplySaver | None = None
         if (warming := assistant._warming.pop(self.id, None)) is not None:
             warming.cancel()  # this turn reuses what it has prefilled
         try:
             head_before = self.info.head
-            question = prepare()
-            nodes = self._store.path(self.id, question.id)
+            last = prepare()
+            nodes = self._store.path(self.id, last.id)
             assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
             system = assistant._prompting.system_message(self.info.system)
-            saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback, head_before)
+            question = last
+            if continued is not None:
+                nodes.pop()
+                question = nodes[-1]
+            saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
             turn = assistant._turn(messages, sampling, saver, summary, timeout_s, cache or _inherited_hint(nodes))
             assistant._busy[self.id] = turn.reply
             return assistant._start(turn, lambda: assistant._release(self.id))
         except BaseException:
+            if saver is not None:
+                saver.save_end("", "failed", {})  # an answer that was reopened is as it was again
             assistant._release(self.id)
             raise
 

@@ -80,6 +80,7 @@ class Turn:
         self._meter = TurnMeter()
         self._tokenize_ms = 0.0
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
+        self._begun: list[int] = []  # tokens of the answer so far, if it is continued
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -126,18 +127,26 @@ class Turn:
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms, queue_ms=queue_ms)
         reply.cost = self._meter.read()
         if finished.tokens:
+            before = self.saver.before if self.saver is not None else ""
             with contextlib.suppress(BackendError):  # the assistant was closed meanwhile
-                self.prompting.remember_reply(reply.text, finished.tokens)
-        self._save_end("stopped" if finished.reason == "cancelled" else "complete")
+                self.prompting.remember_reply(before + reply.text, [*self._begun, *finished.tokens])
+        if finished.reason == "repetition":
+            reply.notices.append("The reply was stopped, because it only repeats itself.")
+        is_empty = reply.stopped_by is not None and not reply.text
+        if is_empty:
+            reply.notices.append(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
+        self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
         return finished.reason, None
 
-    def _save_end(self, status: Status) -> None:
+    def _save_end(self, status: Status, reason: FinishReason | None = None) -> None:
         reply, saver = self.reply, self.saver
         if saver is None:
             return
+        tokens = [] if reply.stopped_by is not None or (reply.text and not reply.tokens) else [*self._begun, *reply.tokens]
         record = {
             "usage": asdict(reply.usage),
-            "tokens": list(reply.tokens),  # so that the prompt after a restart matches the KV cache
+            "tokens": tokens,  # so that the prompt after a restart matches the KV cache
+            "finish_reason": reason,
             "timing": asdict(reply.timing),
             "cost": asdict(reply.cost),
             "held_back": reply.held_back,
@@ -256,19 +265,22 @@ class Turn:
                 prompting.check_size(message.content, self._full_n_ctx)
         tokens: list[int] = []
 
+        self._begun = prompting.encode_reply(self.saver.before) if self.saver is not None and self.saver.before else []
+
         def note(text: str) -> None:
             if prompting.is_news(text, True):
                 notices.append(text)
 
         def count(messages: Sequence[Message]) -> int:
             tokens[:] = prompting.encode(messages, None if self.is_prefill_only else note)
+            tokens.extend(self._begun)
             return len(tokens)
 
         try:
             window = self._fit(prompt, count)
-        except ContextFullError:
+        except ContextFullError as error:
             if self._n_ctx == self._full_n_ctx:
-                raise
+                raise self._no_room(error) from None
             self._n_ctx = self._full_n_ctx  # memory is short, but this cannot be answered with less
             window = self._fit(prompt, count)
         self.summary = window.summary
@@ -276,6 +288,14 @@ class Turn:
             notices.append(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
         self._messages = window.messages
         return tokens  # of the last count, which is of window.messages
+
+    def _no_room(self, error: ContextFullError) -> ContextFullError:
+        if not self._begun:
+            return error
+        message = (
+            f"This answer has {len(self._begun):,} tokens; the context window of {self._n_ctx:,} has no room to continue it."
+        )
+        return ContextFullError(message, "Ask for the rest in a new message.", needed=error.needed)
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
         quarter = self._n_ctx // 4  # a reply reserves at most that

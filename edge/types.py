@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from edge.errors import UsageError
 
-__all__ = ["FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "Usage"]
+__all__ = ["NO_SYSTEM", "FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "Usage"]
+
+NO_SYSTEM = "none"
+"""As a system prompt: none at all, also not the one that a model's template has by itself."""
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Sampling(_Given):
         logit_bias: token id -> value added to its logit; -inf forbids the token.
         stop: texts that end the reply; they may span tokens and are not part of the reply.
         max_tokens: length of the longest reply in tokens; None is until the model stops or the window is full.
+        max_repeats: how often a reply may repeat a long passage in a row, short ones more often, before it is stopped as a loop
+            (finish reason "repetition"); 0 turns it off. See `edge.prompt.repetition`.
 
     Numbers of any library become int and float, `stop="END"` becomes `("END",)`, and text keys of `logit_bias` ids.
 
@@ -119,6 +124,7 @@ class Sampling(_Given):
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
+    max_repeats: int = 5
 
     @property
     def is_greedy(self) -> bool:
@@ -168,6 +174,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     stop: str | Sequence[str]
     max_tokens: int | None
+    max_repeats: int
 
 
 def _make_sampling(values: dict[str, Any]) -> Sampling:
@@ -194,6 +201,7 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
     "xtc_threshold": (float, 0, 1, "0.1 is usual."),
     "seed": (int, -(2**63), 2**64 - 1, "None takes a fresh one."),
     "max_tokens": (int, 1, _INT, "Ask for at least one token; None sets no limit."),
+    "max_repeats": (int, 0, _INT, "0 turns it off."),
 }
 _MAY_BE_NONE = ("seed", "max_tokens")
 

@@ -35,6 +35,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("min_p", "number", "drop tokens less likely than this share of the likeliest; 0 is off"),
         Parameter("typical_p", "number", "locally typical sampling; 1 is off"),
         Parameter("max_tokens", "optional", "longest reply in tokens; none is no limit"),
+        Parameter("max_repeats", "integer", "repeats in a row after which a reply is stopped; 0 is never"),
         Parameter("seed", "optional", "the same seed gives the same answer; none is random"),
         Parameter("repeat_penalty", "number", "makes recent tokens less likely; 1 is off"),
         Parameter("repeat_last_n", "integer", "how many tokens the penalties look back; -1 is all"),

@@ -222,7 +222,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         threads: CPU threads of one step.
         gpu_layers: layers computed by the accelerator; -1 is all of them.
         kv_type_k, kv_type_v: types of keys and values.
-        system: system prompt; "" leaves it to the model's template.
+        system: system prompt; "" leaves it to the model's template, "none" is none at all.
         window: fate of old messages when the context window is full.
         sampling: how tokens are chosen.
         chat: the terminal chat.

@@ -1,4 +1,4 @@
-"""Saves a reply while it is generated."""
+"""Saves a reply while it is generated, as a new message or at the end of an answer that is continued."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class ReplySaver:
         model: name of the model that answers.
         fallback: becomes the head again if the reply is empty; None leaves the head at the question.
         head_before: head of the conversation before the question was asked.
+        continued: the answer that the reply extends, as it was before it was reopened; None for a new one.
 
     Attributes:
         conversation_id: as above.
         node: the saved message; None before the first save.
+        before: the text that the reply continues; "" for a new one.
         problem: why the latest save failed; "" if it did not.
     """
 
@@ -43,9 +45,12 @@ class ReplySaver:
         model: str,
         fallback: int | None = None,
         head_before: int | None = None,
+        continued: Node | None = None,
     ) -> None:
         self.conversation_id = conversation_id
-        self.node: Node | None = None
+        self.node = self._continued = continued
+        # The end of an incomplete character is left out: the model writes it again.
+        self.before = continued.content.rstrip("\ufffd") if continued is not None else ""
         self.problem = ""
         self._store = store
         self._question_id = question_id
@@ -68,28 +73,40 @@ class ReplySaver:
         """Save the whole reply. Of an empty one only the question stays, to be answered again."""
         if text or status == "complete":
             self._save(text, status, record)
+        elif self._continued is not None:
+            old = self._continued
+            self._update(old.id, old.content, "stopped" if old.status == "partial" else old.status, old.record)
         elif self._fallback is not None:
             with contextlib.suppress(StorageError, UsageError):  # the disk fails or the conversation is gone
                 self._store.set_head(self.conversation_id, self._fallback)
 
     def take_back_question(self) -> None:
         """Go back to the path before the question, which is refused and would be in the way of the next one."""
+        if self._continued is not None:
+            return
         with contextlib.suppress(StorageError, UsageError):  # likewise
             self._store.set_head(self.conversation_id, self._head_before)
 
     def _save(self, text: str, status: Status, record: dict[str, Any] | None) -> None:
+        if self.node is not None:
+            return self._update(self.node.id, self.before + text, status, record)
         try:
-            if self.node is None:
-                self.node = self._store.append(
-                    self.conversation_id,
-                    Message("assistant", text),
-                    parent=self._question_id,
-                    status=status,
-                    model=self._model,
-                    record=record,
-                )
-            else:
-                self.node = self._store.update(self.node.id, content=text, status=status, record=record)
+            self.node = self._store.append(
+                self.conversation_id,
+                Message("assistant", text),
+                parent=self._question_id,
+                status=status,
+                model=self._model,
+                record=record,
+            )
+            self.problem = ""
+        except (StorageError, UsageError) as error:  # UsageError: the conversation was deleted meanwhile
+            self.problem = str(error)
+        return None
+
+    def _update(self, node_id: int, content: str, status: Status, record: dict[str, Any] | None) -> None:
+        try:
+            self.node = self._store.update(node_id, content=content, status=status, record=record)
             self.problem = ""
         except (StorageError, UsageError) as error:  # UsageError: the conversation was deleted meanwhile
             self.problem = str(error)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edge.conversation import tree
-from edge.conversation.db import Database
+from edge.conversation.db import Database, process_mark
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
 from edge.types import Message
@@ -278,6 +278,25 @@ class ConversationStore:
             if status is not None and tree.check_status(status) != "partial":
                 db.execute("UPDATE node SET status = ?, writer = '' WHERE id = ?", (status, node_id))
                 db.execute(f"UPDATE conversation SET {_ACTIVE} WHERE key = ?", (time.time(), row[1]))
+            return tree.read_node(db, node_id)
+
+    def reopen(self, node_id: int) -> Node:
+        """Make a finished answer partial again and the head, so that `update` can extend it.
+
+        Raises:
+            UsageError: it is not an answer, it is still being generated, or other messages follow it.
+        """
+        with self._db.write() as db:
+            node = tree.read_node(db, node_id)
+            if node.role != "assistant":
+                raise UsageError("Only an answer can be continued.", "Send a message instead.")
+            if node.status == "partial":
+                raise UsageError("This answer is still being generated.", "Wait for it, or stop it.")
+            if db.execute("SELECT 1 FROM node WHERE parent = ?", (node_id,)).fetchone() is not None:
+                raise UsageError("Other messages follow this answer, so it stays as it is.", "Fork the conversation at it.")
+            db.execute("UPDATE node SET status = 'partial', writer = ? WHERE id = ?", (process_mark(), node_id))
+            sql = f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE id = ?"
+            db.execute(sql, (node_id, time.time(), node.conversation_id))
             return tree.read_node(db, node_id)
 
     def node(self, node_id: int) -> Node:

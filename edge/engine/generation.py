@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from edge.kv.cache import Reuse
+from edge.prompt.repetition import RepetitionDetector
 from edge.prompt.stream import StopMatcher, TextStream
 from edge.types import Timing, Usage
 
@@ -88,6 +89,7 @@ class Generation:
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
         n_interruptions: how often its current chunk was stopped for another prompt.
+        is_repeating: its text only repeats itself; see `Sampling.max_repeats`.
     """
 
     tokens: list[int]
@@ -113,10 +115,13 @@ class Generation:
     first_token_at: float = 0.0
     first_text_at: float = 0.0
     _stream: TextStream = field(default_factory=TextStream)
+    is_repeating: bool = False
     _matcher: StopMatcher = field(init=False)
+    _repetition: RepetitionDetector = field(init=False)
 
     def __post_init__(self) -> None:
         self._matcher = StopMatcher(self.sampling.stop)
+        self._repetition = RepetitionDetector(self.sampling.max_repeats)
 
     def cancel(self) -> None:
         """Stop after the current chunk or token."""
@@ -176,5 +181,6 @@ class Generation:
 
     def _tell(self, text: str) -> None:
         if text:
+            self.is_repeating = self._repetition.feed(text) or self.is_repeating
             self.first_text_at = self.first_text_at or time.perf_counter()
             self.listener(Decoded(text))

@@ -473,6 +473,9 @@ class Scheduler:
         if is_full or (limit is not None and len(generation.generated) >= limit):
             self._finish(generation, "length")
             return None
+        if generation.is_repeating:
+            self._finish(generation, "repetition")
+            return None
         return token
 
     def _finish(self, generation: Generation, reason: FinishReason, *, is_stop_text: bool = False) -> None:

@@ -82,6 +82,11 @@ class Encoder:
                 before = item
         return ids
 
+    def encode_reply(self, text: str, before: Control | Piece | None, tokenize: Tokenize) -> list[int]:
+        """Return the tokens of a reply as a model writes them behind a prompt, whose last part is `before`."""
+        leads = self._leads(before, tokenize) if isinstance(before, Control) else _LEADS
+        return self._encode_text(text, tokenize, leads)
+
     def split(self, text: str, tokenize: Tokenize) -> tuple[Control | str, ...]:
         """Split text at the control tokens that are written in it."""
         parts = self._split_memo.get(text)

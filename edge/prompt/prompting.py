@@ -14,7 +14,7 @@ from edge.kv.tree import common_prefix
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
 from edge.prompt.window import message_counter
-from edge.types import Message
+from edge.types import NO_SYSTEM, Message
 
 if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
@@ -35,7 +35,7 @@ class Prompting:
     Args:
         info: the model.
         tokenizer: of the model.
-        system: system prompt where a conversation has none; "" is an empty one, None leaves it to the template.
+        system: system prompt where a conversation has none; "none" is none at all, None leaves it to the template.
 
     Attributes:
         template: the model's chat template.
@@ -60,7 +60,19 @@ class Prompting:
     def system_message(self, system: str) -> list[Message]:
         """Return the system prompt of a conversation, else the default one, else none: at most one message."""
         text = system or self.system
-        return [] if text is None else [Message("system", text)]
+        if text is None:
+            return []
+        return self._no_system if text.strip().lower() == NO_SYSTEM else [Message("system", text)]
+
+    @functools.cached_property
+    def _no_system(self) -> list[Message]:
+        """Return what keeps a template from writing a system prompt: an empty one, if it has one of its own."""
+        empty, question = Message("system", ""), Message("user", "Hello")
+        try:
+            is_shorter = len(self.template.render([empty, question]).text) < len(self.template.render([question]).text)
+        except TemplateError:
+            return []
+        return [empty] if is_shorter else []
 
     def encode(self, messages: Sequence[Message], on_notice: Callable[[str], None] | None = None) -> list[int]:
         """Return the tokens of a prompt.
@@ -78,6 +90,10 @@ class Prompting:
             for notice in prompt.notices:
                 on_notice(notice)
         return self.template.encode(prompt, self.tokenize, known=self._replies.get)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Return the tokens of a reply so far, to follow those of its prompt: the generated ones, where they are known."""
+        return list(self._replies.get(text) or self.template.encode_reply(text, self.tokenize))
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Tokenise a text as `Tokenizer.tokenize` does, with a memo."""

@@ -112,6 +112,7 @@ class ChatTemplate:
         self._jinja = BoundedTemplate(source, limits=limits, now=now)
         self._special = {name: text for name, text in (("bos_token", bos_text), ("eos_token", eos_text)) if text}
         self._encoder = Encoder(sorted(_markers(self._jinja.literals)))
+        self._reply_lead: Control | Piece | None = None  # the last part of a prompt
         self._own_words = {text for text in self._jinja.probes if MARKER.fullmatch(text)}
         self._own_pattern = any_of(self._own_words)
 
@@ -211,6 +212,12 @@ class ChatTemplate:
             `apply_chat_template`.
         """
         return self._encoder.encode(self._items(prompt, tokenize), tokenize, known)
+
+    def encode_reply(self, text: str, tokenize: Tokenize) -> list[int]:
+        """Return the tokens of the beginning of a reply, to follow those of a prompt that asks for one."""
+        if self._reply_lead is None:
+            *_, self._reply_lead = self._items(self.render([Message("user", _PROBE)]), tokenize)
+        return self._encoder.encode_reply(text, self._reply_lead, tokenize)
 
     @cached_property
     def abilities(self) -> Abilities:

@@ -141,7 +141,8 @@ def test_regenerating_a_question_whose_answer_failed(make: Callable[..., Assista
     failed = conversation.send("y" * 400)
     with pytest.raises(ContextFullError):
         failed.wait()
-    assert [node.role for node in conversation.messages] == ["user"], "what was typed is kept, nothing was said"
+    assert conversation.messages == [], "it would be in the way of the next one"
+    assert "y" * 400 in conversation._store.export_json(conversation.id), "but what was typed is kept"
     with pytest.raises(UsageError, match="no message to answer"):
         make().conversation().regenerate()
 
@@ -855,3 +856,144 @@ def test_a_conversation_deleted_while_it_is_answered(make: Callable[..., Assista
     assistant.store.delete(conversation.id)
     assert reply.wait() == "z" * 300
     assert any("could not be saved" in notice for notice in reply.notices)
+
+
+LONG = "One two three four five six seven eight nine ten eleven twelve."
+
+
+def test_an_answer_that_was_cut_is_continued_in_the_same_message(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: LONG).conversation(system="Count")
+    first = conversation.send("go", max_tokens=20)
+    first.wait()
+    assert (first.finish_reason, conversation.messages[-1].record["finish_reason"]) == ("length", "length")
+    reply = conversation.resume(max_tokens=10)
+    assert reply.wait() == LONG[20:30], "only what is added"
+    rest = conversation.resume()
+    assert rest.wait() == LONG[30:]
+    assert [(node.content, node.status) for node in conversation.messages] == [("go", "complete"), (LONG, "complete")]
+    assert rest.node is not None and rest.node.id == first.node.id  # type: ignore[union-attr]
+    assert len(conversation.branches(conversation.messages[-1].id)) == 1
+    # The prompt ends inside the answer: all of it but its last token is in the KV cache.
+    assert (rest.usage.n_prompt, rest.usage.n_reused) == (first.usage.n_prompt + 30, first.usage.n_prompt + 29)
+    assert conversation.messages[-1].record["tokens"] == list(LONG.encode())
+    more = conversation.send("and now?")
+    more.wait()
+    assert more.usage.n_reused == first.usage.n_prompt + len(LONG)
+
+
+def test_a_stopped_answer_is_continued_after_a_restart(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "c.db") as store:
+        conversation = make(script=lambda _: LONG, delay_s=0.01, store=store).conversation()
+        with conversation.send("go") as reply:
+            next(iter(reply))
+        assert conversation.messages[-1].status == "stopped"
+        begun = conversation.messages[-1].content
+        assert LONG.startswith(begun) and begun != LONG
+        later = make(script=lambda _: LONG, store=store).conversation(conversation.id)
+        assert begun + later.resume().wait() == LONG
+        assert [(node.content, node.status) for node in later.messages][1:] == [(LONG, "complete")]
+
+
+def test_a_process_that_dies_while_it_continues_loses_nothing(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: LONG).conversation()
+    conversation.send("go", max_tokens=20).wait()
+    store, answer = conversation._store, conversation.messages[-1]
+    reopened = store.reopen(answer.id)
+    assert (reopened.content, reopened.status, reopened.record) == (answer.content, "partial", answer.record)
+    with pytest.raises(UsageError, match="still being generated"):
+        store.reopen(answer.id)
+
+
+def test_what_is_not_an_open_answer_is_not_continued(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: LONG).conversation()
+    with pytest.raises(UsageError, match="no answer to continue"):
+        conversation.resume()
+    conversation.send("go", max_tokens=20).wait()
+    question, answer = conversation.messages
+    with pytest.raises(UsageError, match="no answer to continue"):
+        conversation.resume(question.id)
+    conversation.send("more").wait()
+    with pytest.raises(UsageError, match="Other messages follow"):
+        conversation.resume(answer.id)
+    assert conversation.resume().wait() == "", "the model has nothing to add"
+    assert conversation.messages[-1].content == LONG
+
+
+def test_continuing_that_fails_leaves_the_answer_as_it_was(
+    make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = make(script=lambda _: LONG)
+    conversation = assistant.conversation()
+    conversation.send("go", max_tokens=20).wait()
+    before = conversation.messages
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no thread to be had")
+
+    monkeypatch.setattr(assistant, "_start", fail)
+    with pytest.raises(RuntimeError):
+        conversation.resume()
+    assert conversation.messages == before
+    monkeypatch.undo()
+    assert conversation.resume().wait() == LONG[20:]
+
+
+def test_an_answer_that_fills_the_window_cannot_be_continued(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "abc " * 500, n_ctx=256).conversation()
+    full = conversation.send("go")
+    full.wait()
+    assert full.finish_reason == "length"
+    before = conversation.messages
+    with pytest.raises(ContextFullError, match="has no room to continue it"):
+        conversation.resume().wait()
+    assert conversation.messages == before
+
+
+def test_older_turns_make_room_for_the_rest_of_an_answer(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda message: message * 100, n_ctx=400).conversation()
+    conversation.send("a", max_tokens=100).wait()
+    reply = conversation.send("b", max_tokens=90)
+    reply.wait()
+    more = conversation.resume(max_tokens=100)
+    assert len(more.wait()) == 10
+    assert conversation.messages[-1].content == "b" * 100
+
+
+def test_half_a_character_at_the_end_is_written_again(make: Callable[..., Assistant]) -> None:
+    conversation = make(script=lambda _: "Preis: 5 €.").conversation()
+    conversation.send("go", max_tokens=10).wait()  # ends inside the three bytes of the sign
+    assert conversation.messages[-1].content == "Preis: 5 \ufffd"
+    assert conversation.resume().wait() == "€."
+    assert conversation.messages[-1].content == "Preis: 5 €."
+
+
+def test_a_stop_text_that_comes_first_leaves_no_empty_answer(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation()
+    reply = conversation.send("hello", stop="You")
+    assert (reply.wait(), reply.finish_reason, reply.stopped_by, reply.node) == ("", "stop", "You", None)
+    assert reply.notices == ["There is no reply: the stop text 'You' came first."]
+    assert [node.role for node in conversation.messages] == ["user"]
+    assert conversation.regenerate().wait() == "You wrote 5 letters."
+
+
+def test_a_reply_that_only_repeats_itself_is_stopped(make: Callable[..., Assistant]) -> None:
+    loop = "And then I went home again. " * 400
+    conversation = make(script=lambda _: loop, n_ctx=16384).conversation()
+    reply = conversation.send("go")
+    assert 200 < len(reply.wait()) < 2000
+    assert reply.finish_reason == "repetition"
+    assert reply.notices == ["The reply was stopped, because it only repeats itself."]
+    assert conversation.messages[-1].status == "stopped"
+    more = conversation.resume(max_repeats=0, max_tokens=5000)
+    assert (len(more.wait()), more.finish_reason) == (5000, "length")
+
+
+async def test_a_conversation_in_an_event_loop(make: Callable[..., Assistant]) -> None:
+    conversation = make().conversation(system="Be brief")
+    assert (await conversation.amessages(), (await conversation.ainfo()).system) == ([], "Be brief")
+    await (await conversation.asend("hello"))
+    await conversation.arename("Greetings")
+    assert (await conversation.ainfo()).title == conversation.title == "Greetings"
+    assert [node.content for node in await conversation.amessages()] == ["hello", "You wrote 5 letters."]
+    with pytest.raises(UsageError, match="title is text"):
+        await conversation.arename(5)  # type: ignore[arg-type]

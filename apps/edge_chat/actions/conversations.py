@@ -196,7 +196,10 @@ async def system(screen: ChatScreen, argument: str) -> None:
     if not argument:
         page = screen.controller.page
         now = page.info.system if page is not None else screen.app.settings.system
-        note = "The model reads this before the first message of this conversation. Leave it empty for the model's default."
+        note = (
+            "The model reads this before the first message of this conversation. Leave it empty for the model's default, or "
+            "write none for none at all."
+        )
         wanted = await screen.app.push_screen_wait(EditText("System prompt", now, note))
     if wanted is None:
         return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
+from edge.types import NO_SYSTEM
 from edge.units import size_text
 from edge_chat import pages
 from edge_chat.commands import Completion
@@ -125,7 +126,8 @@ async def context(screen: ChatScreen, argument: str) -> None:
     nodes = page.nodes if page is not None else ()
     system = page.info.system if page is not None else screen.app.settings.system
     counts = await asyncio.to_thread(lambda: [assistant.count_tokens(node.message().content) for node in nodes])
-    n_system = await asyncio.to_thread(assistant.count_tokens, system) if system else 0
+    has_system = bool(system) and system.strip().lower() != NO_SYSTEM
+    n_system = await asyncio.to_thread(assistant.count_tokens, system) if has_system else 0
     counted = list(zip(nodes, counts, strict=True))
     text = pages.context(counted, n_system=n_system, n_ctx=assistant.n_ctx, policy=screen.app.settings.window)
     await screen.read_page("Context", text)

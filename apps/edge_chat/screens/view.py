@@ -124,23 +124,24 @@ class ChatView(Screen[None]):
         self.transcript.release_anchor()
         if focus:
             view.focus(scroll_visible=False)
-        self.run_guarded(self._scroll_to, view, searched, not focus)
+        self.run_guarded(self._show_place, view, searched, not focus)
 
-    async def _scroll_to(self, view: MessageView, searched: str, top: bool) -> None:
+    async def _show_place(self, view: MessageView, searched: str, top: bool) -> None:
         for _ in range(_MOST_LAYOUTS):  # a message that was just mounted has no place yet
             if view.size.height:
                 break
             await asyncio.sleep(_LAYOUT_S)
         found = view.mark(searched)
         if found is None:
-            return self.transcript.scroll_to_widget(view, animate=False, top=top)
+            self.transcript.scroll_to_widget(view, animate=False, top=top)
+            return
         part, n_lines = found
         y = part.virtual_region_with_margin.y + n_lines - _LINES_ABOVE
         above = part.parent
         while isinstance(above, Widget) and above is not self.transcript:
             y += above.virtual_region.y
             above = above.parent
-        return self.transcript.scroll_to(y=y, animate=False)
+        self.transcript.scroll_to(y=y, animate=False)
 
     def tell(self, text: str) -> None:
         """Show a short message that disappears by itself."""

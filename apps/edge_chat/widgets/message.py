@@ -124,7 +124,9 @@ class MessageView(Vertical, can_focus=True):
         first: tuple[Widget, int] | None = None
         for part in self.query(Static).exclude(".head, .notice"):
             content = part.content
-            matches = find_matches(content.plain, searched) if isinstance(content, Content) else []
+            if not isinstance(content, Content):
+                continue
+            matches = find_matches(content.plain, searched)
             for start, end in matches:
                 content = content.stylize("$background on $text-warning", start, end)
             if matches:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from edge.backends.fake import FakeBackend, FakeTokenizer
+from edge.backends.fake import CHATML, FakeBackend, FakeTokenizer
 from edge.errors import TemplateError
 from edge.prompt.prompting import Prompting
 from edge.types import Message
@@ -209,3 +209,20 @@ def test_a_generated_reply_with_special_tokens_is_not_reused_either() -> None:
     honest = prompting.encode(HELLO)
     prompting.remember_reply("Hello", [*b"Hel", IM_END, *b"lo"])
     assert prompting.encode(HELLO) == honest
+
+
+OWN = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Fake<|im_end|>\n{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(("template", "messages"), [(CHATML, []), (OWN, [Message("system", "")])])
+def test_no_system_prompt_at_all(template: str, messages: list[Message]) -> None:
+    backend = FakeBackend()
+    info = dataclasses.replace(backend.info, chat_template=template)
+    try:
+        for default in ("Be brief", None, "none"):
+            prompting = Prompting(info, backend.tokenizer, default)
+            assert prompting.system_message("none") == prompting.system_message(" None\n") == messages
+        assert prompting.system_message("") == messages
+        assert prompting.system_message("None of your business") == [Message("system", "None of your business")]
+    finally:
+        backend.close()
