@@ -1,6 +1,7 @@
 """The command `edge`. Commands are imported when they are called, so that `edge --help` answers at once.
 
 main.py        the entry point: the list of commands; errors as text and exit codes; group.py, groups of commands
+suggest.py     the command that was probably meant by an unknown one
 app.py         the runtime as commands see it
 run.py         `edge run`; prompt.py, its message
 chat.py        `edge chat`

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import click
 
+import edge
 from edge_cli import output
 
 __all__ = ["CONTEXT_SETTINGS", "Entry", "LazyGroup", "SuggestingGroup", "examples"]
@@ -24,7 +24,10 @@ class Entry(NamedTuple):
 
 
 class SuggestingGroup(click.Group):
-    """A group that suggests the closest command for an unknown name, and shows its help without one."""
+    """A group that suggests a command for an unknown name, and shows its help without one.
+
+    `edge help COMMAND` is the same as `edge COMMAND --help`.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -34,11 +37,22 @@ class SuggestingGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name, known = args[0], self.list_commands(ctx)
-        if not ctx.resilient_parsing and not name.startswith("-") and name not in known:
-            found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            guess = f" Did you mean {ctx.command_path} {found[0]}?" if found else ""
-            raise click.UsageError(f"There is no command {ctx.command_path} {name}.{guess}", ctx)
-        return super().resolve_command(ctx, args)
+        if name in known or ctx.resilient_parsing or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if name == "help" and not args[1:]:
+            output.line(ctx.get_help())
+            ctx.exit()
+        if name == "help":
+            return self.resolve_command(ctx, [*args[1:], "--help"])
+        if name == "version" and ctx.parent is None:
+            output.line(f"edge {edge.__version__}")
+            ctx.exit()
+        from edge_cli.suggest import suggest
+
+        *others, last = suggest(ctx, self, name) or [""]
+        meant = f"{', '.join(others)} or {last}" if others else last
+        guess = f" Did you mean {meant}?" if meant else ""
+        raise click.UsageError(f"There is no command {ctx.command_path} {name}.{guess}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with the whole first sentence of their help, which click would truncate."""

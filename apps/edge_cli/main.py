@@ -60,7 +60,7 @@ EPILOG = (
     context_settings=CONTEXT_SETTINGS,
     epilog=EPILOG,
 )
-@click.version_option(edge.__version__, prog_name="edge", message="%(prog)s %(version)s")
+@click.version_option(edge.__version__, "-V", "--version", prog_name="edge", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run small language models on this device: chat, prompts from the shell, and tools for models.
 

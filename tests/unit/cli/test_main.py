@@ -133,6 +133,74 @@ def test_wrong_usage_names_the_nearest(call: Any, arguments: list[str], said: st
     assert "--help" in result.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("pull", "edge models pull"),
+        ("download x", "edge models pull"),
+        ("list", "edge models ls, edge conversations ls, edge kv ls or edge config ls"),
+        ("ls", "edge models ls, edge conversations ls, edge kv ls or edge config ls"),
+        ("show", "edge models show or edge conversations show"),
+        ("rm x", "edge models rm or edge conversations rm"),
+        ("remove x", "edge models rm or edge conversations rm"),
+        ("delete x", "edge models rm or edge conversations rm"),
+        ("edit", "edge config set"),
+        ("logs", "edge conversations"),
+        ("history", "edge conversations"),
+        ("gc", "edge kv gc"),
+        ("import x", "edge conversations import or edge kv import"),
+        ("quantize", "edge convert"),
+        ("CHAT", "edge chat"),
+        ("model", "edge models"),
+        ("conversation", "edge conversations"),
+        ("dcotor", "edge doctor"),
+        ("rnu", "edge run"),
+        ("serve", ""),
+        ("ps", ""),
+        ("models list", "edge models ls"),
+        ("models remove x", "edge models rm"),
+        ("models download x", "edge models pull"),
+        ("models get", "edge models show"),
+        ("models chat", "edge chat"),
+        ("kv list", "edge kv ls"),
+        ("kv rm x", "edge kv forget"),
+        ("kv delete", "edge kv forget"),
+        ("config show", "edge config get"),
+        ("config edit", "edge config set"),
+        ("config rm", "edge config unset"),
+        ("config list", "edge config ls"),
+        ("conversations delete", "edge conversations rm"),
+        ("conversations find", "edge conversations search"),
+        ("conversations cat", "edge conversations show"),
+        ("conversations logs", "edge conversations ls"),
+        ("models conversations", "edge conversations"),
+    ],
+)
+def test_the_words_of_other_programs_name_the_command(call: Any, typed: str, meant: str) -> None:
+    result = call(*typed.split())
+    assert (result.code, result.out) == (2, "")
+    named = re.search(r"Did you mean (.*)\?", result.err)
+    assert (named[1] if named else "") == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [("help", "--help"), ("help run", "run --help"), ("help models ls", "models ls --help"), ("models help", "models --help"),
+     ("models help ls", "models ls --help"), ("version", "--version"), ("-V", "--version")],
+)  # fmt: skip
+def test_help_and_version_are_commands_too(call: Any, typed: str, same: str) -> None:
+    first, second = call(*typed.split()), call(*same.split())
+    assert (first.code, first.err) == (0, "")
+    assert first.out == second.out
+    assert first.out
+
+
+def test_help_of_an_unknown_command_names_the_nearest(call: Any) -> None:
+    result = call("help", "modles")
+    assert result.code == 2
+    assert "edge models" in result.err
+
+
 @pytest.mark.parametrize("arguments", [(), ("config",), ("models",)])
 def test_no_command_is_a_usage_error_with_the_help(call: Any, arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
