@@ -11,7 +11,7 @@ from edge.names import ACCELERATORS, KV_TYPES
 from edge.units import duration_text, size_text
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_model
+from edge_cli.completers import complete_backend, complete_model
 from edge_cli.group import examples
 from edge_cli.options import json_option
 
@@ -20,18 +20,11 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.formats.artifact import Artifact
 
-__all__ = ["bench", "complete_backend", "find_models"]
+__all__ = ["bench", "find_models"]
 
 _BUSY_SHARE = 0.5
-_COLUMNS = ("", "first token", "prefill t/s", "decode t/s", "to first", "load", "memory", "of bandwidth", "J/token")
+_COLUMNS = ("model", "first token", "prefill t/s", "decode t/s", "to first", "load", "memory", "of bandwidth", "J/token")
 _N_SPEED_COLUMNS = 5
-
-
-def complete_backend(ctx: click.Context, param: object, incomplete: str) -> list[str]:
-    """Complete names of engines."""
-    from edge.registry import ENGINES
-
-    return [row.name for row in ENGINES.values() if row.is_automatic and row.name.startswith(incomplete)]
 
 
 @click.command(

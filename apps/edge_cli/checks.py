@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -112,15 +113,16 @@ def check_safety(safety: Safety | None) -> Iterator[Check]:
 def check_directories(settings: Settings) -> Iterator[Check]:
     """Check that the directories are writable and that models have room."""
     paths = settings.paths
-    for what, path in (
-        ("data", paths.data_dir),
-        ("cache", paths.cache_dir),
-        ("models", paths.models_dir),
-        ("settings", paths.config_file.parent),
+    for what, path, key in (
+        ("data", paths.data_dir, "paths.data_dir"),
+        ("cache", paths.cache_dir, "paths.cache_dir"),
+        ("models", paths.models_dir, "paths.models_dir"),
+        ("settings", paths.config_file.parent, ""),
     ):
         problem = _why_unwritable(path)
         if problem:
-            hint = "Check its owner and permissions, or choose another directory (edge config path --json)."
+            other = f"edge config set {key} DIRECTORY" if key else "EDGE_CONFIG=FILE edge ..."
+            hint = f"Check its owner and permissions: ls -ld {shlex.quote(str(_existing(path)))}   or use another: {other}"
             yield Check(f"{what} directory", "broken", f"{path} cannot be written: {problem}.", hint)
         else:
             yield Check(f"{what} directory", "ok", str(path))
@@ -131,7 +133,7 @@ def check_directories(settings: Settings) -> Iterator[Check]:
         yield Check("disk space", "broken", f"The free space on the disk of {disk} is unknown: {error.strerror}.")
         return
     if free < LITTLE_SPACE_BYTES:
-        hint = "Remove a model (edge models rm), or set paths.models_dir to another disk."
+        hint = "Remove a model: edge models rm NAME   or use another disk: edge config set paths.models_dir DIRECTORY"
         yield Check("disk space", "note", f"only {size_text(free)} free for models", hint)
     else:
         yield Check("disk space", "ok", f"{size_text(free)} free for models")
@@ -151,7 +153,7 @@ def check_disk_cache(settings: Settings, open_store: Callable[[Settings], BlockS
     if problem is None:
         yield Check("disk cache", "ok", str(path))
     else:
-        hint = "Replies work without it, but prompts are processed again after a restart. edge kv stats says more."
+        hint = "Replies work without it, but prompts are processed again after a restart. Look at it: edge kv verify"
         yield Check("disk cache", "note", f"off: {problem}", hint)
 
 
@@ -167,7 +169,8 @@ def check_conversations(settings: Settings) -> Iterator[Check]:
         problems = store.check()
         n_conversations = len(store.list())
     for problem in problems:
-        yield Check("conversations", "broken", f"{path}: {problem}", "Make a copy of the file before anything else.")
+        hint = f"Make a copy of the file before anything else: cp {shlex.quote(str(path))} {shlex.quote(f'{path}.copy')}"
+        yield Check("conversations", "broken", f"{path}: {problem}", hint)
     if not problems:
         yield Check("conversations", "ok", f"{n_conversations:,} in {path}")
 

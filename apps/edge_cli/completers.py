@@ -8,7 +8,16 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["complete_conversation", "complete_local_model", "complete_model", "complete_setting", "complete_setting_name"]
+__all__ = [
+    "complete_backend",
+    "complete_conversation",
+    "complete_kv_type",
+    "complete_local_model",
+    "complete_model",
+    "complete_setting",
+    "complete_setting_name",
+    "complete_setting_value",
+]
 
 
 def _completer(find: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[click.Context, Any, str], list[CompletionItem]]:
@@ -41,6 +50,47 @@ def _settings() -> Iterable[tuple[str, str]]:
     return ((name, key.allowed) for name, key in setting_keys().items())
 
 
+def _backends() -> Iterable[tuple[str, str]]:
+    from edge.registry import ENGINES
+
+    return ((row.name, f"for {', '.join(row.formats)}") for row in ENGINES.values() if row.is_automatic)
+
+
+def _kv_types() -> Iterable[tuple[str, str]]:
+    from edge.names import KV_TYPES
+
+    return ((name, "") for name in KV_TYPES)
+
+
+def _themes() -> Iterable[tuple[str, str]]:
+    from edge_chat.theme import theme_names  # 0.2 s, since it imports textual
+
+    return ((name, "") for name in theme_names())
+
+
+_VALUES: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
+    "model": _catalogue,
+    "backend": _backends,
+    "chat.theme": _themes,
+}
+"""Settings whose values are known elsewhere."""
+
+
+def _values(key: str) -> Iterable[tuple[str, str]]:
+    """Return the values that a setting may have, where they can be listed."""
+    from edge.config import setting_keys
+
+    found = setting_keys().get(key)
+    if found is None:
+        return
+    if key in _VALUES:
+        yield from _VALUES[key]()
+    else:
+        yield from ((value, "") for value in found.choices)
+    if found.is_optional:
+        yield "auto", "edge decides"
+
+
 def _conversations() -> Iterable[tuple[str, str]]:
     from edge.config import load_settings
     from edge.conversation import ConversationStore
@@ -49,7 +99,7 @@ def _conversations() -> Iterable[tuple[str, str]]:
     if not path.is_file():
         return []
     with ConversationStore(path) as store:
-        return [(info.id, info.title) for info in store.list(limit=50)]
+        return [(info.id, info.title) for info in store.list(limit=1000)]
 
 
 def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
@@ -59,5 +109,19 @@ def complete_model(ctx: click.Context, param: Any, incomplete: str) -> list[Comp
 
 complete_local_model = _completer(_fetched_models)
 complete_setting_name = _completer(_settings)
-complete_setting = _completer(lambda: ((f"{name}=", about) for name, about in _settings()))
+complete_backend = _completer(_backends)
+complete_kv_type = _completer(_kv_types)
 complete_conversation = _completer(_conversations)
+
+
+def complete_setting_value(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Complete the value of the setting that is named before it."""
+    return _completer(lambda: _values(str(ctx.params.get("key", ""))))(ctx, param, incomplete)
+
+
+def complete_setting(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Complete KEY=VALUE: the names of settings, and behind the sign their values."""
+    key, is_value, _ = incomplete.partition("=")
+    if is_value:
+        return _completer(lambda: ((f"{key}={value}", about) for value, about in _values(key)))(ctx, param, incomplete)
+    return _completer(lambda: ((f"{name}=", about) for name, about in _settings()))(ctx, param, incomplete)

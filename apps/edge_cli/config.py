@@ -9,7 +9,7 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
-from edge_cli.completers import complete_setting_name
+from edge_cli.completers import complete_setting_name, complete_setting_value
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option
 
@@ -98,7 +98,7 @@ def get(app: App, key: str, as_json: bool) -> None:
     ),
 )
 @click.argument("key", shell_complete=complete_setting_name)
-@click.argument("value")
+@click.argument("value", shell_complete=complete_setting_value)
 @pass_app
 def set_(app: App, key: str, value: str) -> None:
     """Write a setting to the settings file, which keeps its comments and order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
+_COMMAND = re.compile(r": ((?:[A-Z_]+=\S+ )?(?:edge|sudo|make|pip|cp|ls|python) [^:]*)$")
 _COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
@@ -81,12 +83,14 @@ def doctor(app: App, as_json: bool) -> int:
     _show_checks(found)
     if plans:
         output.line(f"\nHow {settings.model} is run here, and why:")
-        for row in plans[0].explain().splitlines():
-            output.line("  " + output.plain(row))
+        output.table([(choice.what, choice.value, choice.reason) for choice in plans[0].choices], indent="  ")
     if advised:
         output.line("\nSuggestions to make it faster:")
         for text in advised:
-            output.line("  - " + output.plain(text))
+            said, command = _split_command(text)
+            output.table([("-", said)], indent="  ", gap=" ")
+            if command:
+                output.line(f"      {output.plain(command)}")
     output.line("\nEverything is in order." if is_ok else "\nSomething is broken: see above.")
     return 0 if is_ok else 1
 
@@ -108,9 +112,17 @@ def _settings(app: App, found: list[Check]) -> Settings:
 
 
 def _show_checks(found: list[Check]) -> None:
-    width = max(len(check.what) for check in found)
+    rows: list[tuple[str, str, str]] = []
     for check in found:
-        state = output.paint(f"{check.state:<6}", _COLOURS[check.state], sys.stdout)
-        output.line(f"{state}  {check.what:<{width}}  {output.plain(check.text)}")
+        rows.append((check.state, check.what, check.text))
         if check.hint and check.state != "ok":
-            output.line(f"{'':6}  {'':{width}}  {output.plain(check.hint)}")
+            rows += [("", "", part) for part in _split_command(check.hint) if part]
+    for text in output.table_lines(rows, stream=sys.stdout):
+        state = text.partition(" ")[0]
+        output.line(output.paint(state, _COLOURS[state], sys.stdout) + text[len(state) :] if state in _COLOURS else text)
+
+
+def _split_command(text: str) -> tuple[str, str]:
+    """Split a text from the command at its end, which gets a line of its own on a terminal; "" if there is none."""
+    found = _COMMAND.search(text) if output.is_terminal(sys.stdout) else None
+    return (text[: found.start() + 1], found[1]) if found else (text, "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.names import ACCELERATORS
-from edge_cli.completers import complete_model, complete_setting
+from edge_cli.completers import complete_backend, complete_kv_type, complete_model, complete_setting
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -34,13 +34,13 @@ _MODEL = [
         shell_complete=complete_model,
         help="Catalogue name, path of a GGUF file or of an ONNX or Core ML folder, or hf:, ollama: or pypi: reference.",
     ),
-    click.option("--backend", metavar="NAME", help="Engine that runs the model."),
+    click.option("--backend", metavar="NAME", shell_complete=complete_backend, help="Engine that runs the model."),
     click.option("--require", type=click.Choice(ACCELERATORS), help="Fail with exit code 4 rather than use anything else."),
     click.option("--context", metavar="TOKENS", help="Context window."),
     click.option("--threads", metavar="N", help="CPU threads."),
     click.option("--parallel", metavar="N", help="Replies side by side."),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
-    click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0 or q4_0."),
+    click.option("--kv-type", metavar="TYPE", shell_complete=complete_kv_type, help="Type of the KV cache: f16, q8_0 or q4_0."),
     click.option(
         "-s",
         "--set",
@@ -54,12 +54,12 @@ _MODEL = [
 
 _SAMPLING = [
     click.option("--system", metavar="TEXT", help="System prompt."),
-    click.option("--temperature", metavar="T", help="0 always takes the likeliest token."),
+    click.option("-t", "--temperature", metavar="T", help="0 always takes the likeliest token."),
     click.option("--top-p", metavar="P", help="Keep the likeliest tokens that add up to P."),
     click.option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all."),
     click.option("--min-p", metavar="P", help="Drop tokens less likely than P times the likeliest."),
     click.option("--seed", metavar="N", help="Make the answer repeatable."),
-    click.option("--max-tokens", metavar="N", help="Longest answer."),
+    click.option("-n", "--max-tokens", metavar="N", help="Longest answer; auto is as long as the model likes."),
     click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; may be repeated."),
 ]
 

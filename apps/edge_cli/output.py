@@ -28,13 +28,17 @@ __all__ = [
     "piece",
     "plain",
     "table",
+    "table_lines",
+    "terminal_width",
     "wide_table",
+    "wrap",
     "write_file",
 ]
 
 # Terminal control sequences. A model must not be able to move the cursor, set the title or hide text.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_ENDS = re.compile("[\t\n\u2028\u2029]+")  # a name with a line end must not look like another row
+_LEAST_ROOM = 24
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
@@ -64,17 +68,77 @@ def json_object(value: object, *, compact: bool = False) -> None:
     line(json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=indent, allow_nan=False, default=str))
 
 
-def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
-    """Write rows as aligned columns, with headings on a terminal only: a pipe gets the data."""
+def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, indent: str = "", gap: str = "  ") -> None:
+    """Write rows as aligned columns below their headings. On a terminal the last column wraps under itself."""
+    for text in table_lines(rows, headings, sys.stdout, indent=indent, gap=gap):
+        line(text)
+
+
+def table_lines(
+    rows: Iterable[Sequence[str]],
+    headings: Sequence[str] = (),
+    stream: TextIO | None = None,
+    *,
+    indent: str = "",
+    gap: str = "  ",
+) -> list[str]:
+    """Return the lines of a table; none if it has no rows.
+
+    Args:
+        rows: as many cells each.
+        headings: of the columns.
+        stream: the lines are for; a terminal gets bold headings and lines as wide as it is.
+        indent: in front of every line.
+        gap: between two columns.
+    """
     rows = [[_LINE_ENDS.sub(" ", plain(cell)) for cell in row] for row in rows]
-    if headings and is_terminal(sys.stdout):
-        rows.insert(0, [paint(heading, "bold", sys.stdout) for heading in headings])
     if not rows:
-        return
-    widths = [max(len(_CONTROL.sub("", row[column])) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        padded = (cell + " " * (width - len(_CONTROL.sub("", cell))) for cell, width in zip(row, widths, strict=True))
-        line("  ".join(padded).rstrip())
+        return []
+    rows = [list(headings), *rows] if headings else rows
+    widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    start = len(indent) + sum(widths) + len(gap) * len(widths)
+    # A column too narrow to read, or a table for another program, is not wrapped.
+    room = max(terminal_width(stream) - start, _LEAST_ROOM) if is_terminal(stream) else None
+    lines: list[str] = []
+    for number, (*first, last) in enumerate(rows):
+        padded = "".join(cell + " " * (width - cell_width(cell)) + gap for cell, width in zip(first, widths, strict=True))
+        texts = wrap(last, room) if room else [last]
+        if number == 0 and headings and stream is not None:
+            padded, texts = (
+                paint(padded.rstrip(), "bold", stream) + padded[len(padded.rstrip()) :],
+                [paint(last, "bold", stream)],
+            )
+        lines.append((indent + padded + texts[0]).rstrip())
+        lines += [" " * start + text for text in texts[1:]]
+    return lines
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return a text in lines that are at most `width` cells wide.
+
+    A longer word of wide characters (Chinese, Japanese) is split; another, such as a path, is not, so that it can be copied.
+    """
+    lines: list[str] = []
+    row = ""
+    for word in text.split(" "):
+        if row and cell_width(row) + 1 + cell_width(word) > width:
+            lines.append(row)
+            row = ""
+        row = f"{row} {word}" if row else word
+        while cell_width(row) > width and not word.isascii():
+            n_fit = next(n for n in range(len(row), 0, -1) if n == 1 or cell_width(row[:n]) <= width)
+            lines.append(row[:n_fit])
+            row = row[n_fit:]
+    return [*lines, row] if row or not lines else lines
+
+
+def cell_width(text: str) -> int:
+    """Return the number of cells that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def wide_table(headings: Sequence[str], rows: Sequence[Sequence[str]], n_first: int, bad: Iterable[int] = ()) -> None:
@@ -88,7 +152,7 @@ def wide_table(headings: Sequence[str], rows: Sequence[Sequence[str]], n_first: 
     """
     used = [index for index in range(len(headings)) if index == 0 or any(row[index] for row in rows)]
     if not is_terminal(sys.stdout):
-        table([[row[index] or "-" for index in used] for row in rows])
+        table([[row[index] or "-" for index in used] for row in rows], [headings[index] for index in used])
         return
     import io
 
@@ -189,7 +253,7 @@ class Status:
         """Replace the line."""
         with self._lock:
             if not self._is_closed:
-                width = max(20, _columns() - 1)
+                width = max(20, terminal_width(sys.stderr) - 1)
                 sys.stderr.write("\r\x1b[K" + plain(text)[:width])
                 sys.stderr.flush()
                 self._is_shown = True
@@ -245,8 +309,9 @@ def _for_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _columns() -> int:
+def terminal_width(stream: TextIO | None) -> int:
+    """Return the columns of a terminal, or 80 if they are unknown."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80  # type: ignore[union-attr]  # None is an AttributeError
     except (OSError, ValueError, AttributeError):
         return 80

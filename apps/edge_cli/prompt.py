@@ -23,6 +23,7 @@ MAX_INPUT_BYTES = 64 << 20
 
 _EXAMPLE = 'For example: edge run "What is the capital of France?"   or: cat notes.txt | edge run "Summarise"'
 _WAIT_S = 3.0
+_STDIN = Path("-")
 
 
 def read_prompt(
@@ -30,11 +31,11 @@ def read_prompt(
 ) -> tuple[str, list[Attachment]]:
     """Return the text of the message and its attachments.
 
-    Stdin is the text if there are no words or a single "-", and an attachment otherwise.
+    Stdin is the text if there are no words or a single "-", and an attachment otherwise, or if "-" is one of the files.
 
     Args:
         words: the arguments.
-        files: texts to attach.
+        files: texts to attach; "-" is stdin.
         use_stdin: read a pipe or file at stdin.
         is_chatty: say so while waiting for stdin.
 
@@ -47,8 +48,15 @@ def read_prompt(
     wants_stdin = prompt == "-"
     if wants_stdin:
         prompt = ""
-    attachments = [Attachment(path.name, read_file(path)) for path in files]
-    if wants_stdin or (use_stdin and sys.stdin is not None and not output.is_terminal(sys.stdin)):
+    attaches_stdin = _STDIN in files
+    if (wants_stdin and attaches_stdin) or list(files).count(_STDIN) > 1:
+        raise UsageError("stdin cannot be read twice.", 'For example: cat notes.txt | edge run -f - "Summarise"')
+    attachments = [
+        Attachment("stdin", read_stdin(is_chatty=is_chatty)) if path == _STDIN else Attachment(path.name, read_file(path))
+        for path in files
+    ]
+    use_stdin = use_stdin and not attaches_stdin and sys.stdin is not None and not output.is_terminal(sys.stdin)
+    if wants_stdin or use_stdin:
         piped = read_stdin(is_chatty=is_chatty)
         if piped.strip() and prompt:
             attachments.append(Attachment("stdin", piped))

@@ -12,6 +12,7 @@ import click
 
 from edge.units import duration_text, size_text
 from edge_cli import output
+from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant, Conversation
     from edge.config import Settings
     from edge.conversation import ConversationStore
+    from edge.plan import Plan
     from edge.reply import Reply
     from edge.types import Usage
 
@@ -28,13 +30,18 @@ __all__ = ["run"]
 
 _STOP_WITHIN_S = 10.0
 
+MAX_TOKENS = 2048
+"""The longest answer unless something else is set. A small model may repeat itself until the context window is full."""
+
 EXAMPLES = examples(
     'edge run "What is the capital of France?"',
     'echo "text" | edge run "Summarise"',
     "edge run < question.txt",
     'edge run -f notes.md "List the open points" --temperature 0',
     'edge run --json --seed 1 --max-tokens 50 "Tell a joke"',
-    'edge run --continue "And in one sentence?"',
+    'edge run -c "And in one sentence?"',
+    'git diff | edge run -f - "Write a commit message"',
+    'edge run -x "A Python function that reverses a string" > reverse.py',
     "edge run --estimate-only -m smollm2-135m --context 2048",
 )
 
@@ -43,13 +50,15 @@ EXAMPLES = examples(
 @click.argument("prompt", nargs=-1)
 @model_options
 @sampling_options
-@click.option("-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, help="Attach a text file.")
+@click.option("-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, help="Attach a text file; - is stdin.")
 @click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object for every piece, and one at the end.")
+@click.option("--raw", is_flag=True, help="Print the text as the model writes it, on a terminal too.")
+@click.option("-x", "--extract", is_flag=True, help="Print only the first code block of the answer.")
 @click.option("--explain", is_flag=True, help="Print the placement receipt: every choice with its reason.")
 @click.option("--estimate-only", is_flag=True, help="Print the memory that the model needs, and exit.")
-@click.option("--continue", "is_continued", is_flag=True, help="Continue the newest conversation, and save this turn.")
+@click.option("-c", "--continue", "is_continued", is_flag=True, help="Continue the newest conversation, and save this turn.")
 @click.option(
     "--conversation",
     metavar="ID",
@@ -67,13 +76,19 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
     """
     from edge_cli.prompt import read_prompt
 
-    require_exclusive(("--json", options["as_json"]), ("--jsonl", options["as_lines"]))
+    require_exclusive(
+        ("--json", options["as_json"]),
+        ("--jsonl", options["as_lines"]),
+        ("--extract", options["extract"]),
+        ("--raw", options["raw"]),
+    )
     require_exclusive(("--continue", options["is_continued"]), ("--conversation", options["conversation"]))
-    settings = settings_from(app, options)
+    settings = _with_limit(settings_from(app, options))
     if options["estimate_only"]:
         return _estimate(app, settings, options)
     is_chatty = options["verbose"] or output.is_terminal(sys.stderr)
     text, attachments = read_prompt(prompt, options["files"], use_stdin=not options["no_stdin"], is_chatty=is_chatty)
+    _note_model_name(prompt, settings)
     saves = options["is_continued"] or options["conversation"] is not None
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(app.store(settings)) if saves else None
@@ -81,19 +96,21 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
         assistant = stack.enter_context(_open(app, settings, store, status))
         if options["explain"] and assistant.plan is not None:
             status.clear()
-            output.note(assistant.plan.explain())
+            _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
         reply = stack.enter_context(conversation.send(text, attachments=attachments))
-        _show(reply, status, options)
-        for notice in [*assistant.notices, *reply.notices]:
+        answer = _answer(options)
+        _show(reply, status, answer)
+        notices = [*assistant.notices, *reply.notices, *_why_truncated(reply, assistant, settings)]
+        for notice in notices:
             output.note(notice)
         if assistant.disk_problem is not None:
             output.note(f"The on-disk KV cache is off: {assistant.disk_problem}. See edge doctor.")
-        if reply.finish_reason == "length" and (why := _why_truncated(reply, assistant, settings)):
-            output.note(why)
+        if isinstance(answer, CodeOnly):
+            answer.show(reply.text)
         if options["as_json"] or options["as_lines"]:
             saved = conversation.id if saves else None
-            _show_result(assistant, reply, saved, as_lines=options["as_lines"])
+            _show_result(assistant, reply, saved, notices, as_lines=options["as_lines"])
         if options["stats"]:
             output.note(_stats(reply))
     return 1 if saves and reply.node is None else 0  # a notice has said why it is not saved
@@ -114,8 +131,37 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
     ]
     output.table([(name, size_text(n_bytes)) for name, n_bytes in rows])
     if options["explain"]:
-        output.note(plan.explain())
+        _explain(plan)
     return 0
+
+
+def _with_limit(settings: Settings) -> Settings:
+    """Limit the length of the answer, unless a setting says how long it may be."""
+    from msgspec.structs import replace
+
+    from edge.types import Sampling
+
+    sampling = settings.sampling
+    if "max_tokens" in sampling.given:
+        return settings
+    return replace(settings, sampling=sampling.over(Sampling(max_tokens=MAX_TOKENS)))
+
+
+def _note_model_name(words: tuple[str, ...], settings: Settings) -> None:
+    """Say so if the question begins with the name of a model, as other programs expect it there."""
+    from edge.catalog import find_entry, is_reference
+
+    name = words[0] if words else ""
+    if len(name.split()) == 1 and (is_reference(name) or name.endswith(".gguf") or find_entry(name, settings)):
+        question = " ".join(words[1:]) or "your question"
+        output.note(f'{name} is a model, and was taken as part of the question. To ask it: edge run -m {name} "{question}"')
+
+
+def _explain(plan: Plan) -> None:
+    """Print the placement receipt to stderr."""
+    rows = [(choice.what, choice.value, choice.reason) for choice in plan.choices]
+    for text in output.table_lines(rows, stream=sys.stderr):
+        output.note(text)
 
 
 def _open(app: App, settings: Settings, store: ConversationStore | None, status: output.Status) -> Assistant:
@@ -138,7 +184,16 @@ def _conversation(
     return assistant.conversation(chosen, system=system)
 
 
-def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
+def _answer(options: dict[str, Any]) -> Answer:
+    """Return the way to write the answer."""
+    if options["as_json"]:
+        return Silent()
+    if options["as_lines"]:
+        return JsonLines()
+    return CodeOnly() if options["extract"] else Text()
+
+
+def _show(reply: Reply, status: output.Status, answer: Answer) -> None:
     """Write the answer as it is generated."""
     from edge.errors import EdgeError
 
@@ -147,18 +202,12 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
         return f"processing prompt: {done:,} of {total:,} tokens" if total else ""
 
     status.watch(describe)
-    last = "\n"
     try:
         for piece in reply:
             status.close()
-            if options["as_lines"]:
-                output.json_object({"type": "text", "text": piece}, compact=True)
-            elif not options["as_json"] and (shown := output.plain(piece)):
-                output.piece(shown)
-                last = shown[-1]
+            answer.write(piece)
     except EdgeError:
-        if last != "\n":
-            output.line()
+        answer.end()
         raise
     except BaseException:
         # Ctrl-C, or nobody reads stdout: let the engine reach its next stop, so that the text so far is saved.
@@ -168,20 +217,21 @@ def _show(reply: Reply, status: output.Status, options: dict[str, Any]) -> None:
         raise
     finally:
         status.close()
-    if last != "\n":
-        output.line()
+    answer.end()
 
 
-def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> str:
-    """Return why the answer ends early; "" if this command line limits its length."""
+def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> list[str]:
+    """Return why the answer ends early, if it does and this command line does not limit its length."""
     from edge.config import COMMAND_LINE
 
     allowed = assistant.sampling.max_tokens
+    if reply.finish_reason != "length":
+        return []
     if allowed is None or reply.usage.n_generated < allowed:
-        return f"The answer stops here because the context window of {assistant.n_ctx:,} tokens is full (--context)."
+        return [f"The answer stops here because the context window of {assistant.n_ctx:,} tokens is full (--context)."]
     if settings.sources.get("sampling.max_tokens") == COMMAND_LINE:
-        return ""
-    return f"The answer stops here because it is limited to {allowed:,} tokens (sampling.max_tokens, or --max-tokens)."
+        return []
+    return [f"The answer stops here because it is limited to {allowed:,} tokens (sampling.max_tokens, or --max-tokens)."]
 
 
 def _stats(reply: Reply) -> str:
@@ -213,7 +263,9 @@ def _reuse(usage: Usage) -> str:
     return " and ".join(parts) + saved if parts else "none reused"
 
 
-def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None, *, as_lines: bool) -> None:
+def _show_result(
+    assistant: Assistant, reply: Reply, conversation_id: str | None, notices: list[str], *, as_lines: bool
+) -> None:
     usage, timing = reply.usage, reply.timing
     result: dict[str, Any] = {"type": "done"} if as_lines else {}
     result |= {
@@ -226,6 +278,6 @@ def _show_result(assistant: Assistant, reply: Reply, conversation_id: str | None
         "cost": dataclasses.asdict(reply.cost),
         "held_back": reply.held_back,
         "conversation": conversation_id,
-        "notices": [*assistant.notices, *reply.notices],
+        "notices": notices,
     }
     output.json_object(result, compact=as_lines)

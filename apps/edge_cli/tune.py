@@ -8,8 +8,8 @@ import click
 
 from edge_cli import output, signals
 from edge_cli.app import App, pass_app
-from edge_cli.bench import complete_backend, find_models
-from edge_cli.completers import complete_model
+from edge_cli.bench import find_models
+from edge_cli.completers import complete_backend, complete_model
 from edge_cli.group import examples
 from edge_cli.options import json_option, require_exclusive
 

@@ -43,6 +43,11 @@ class Key(msgspec.Struct, frozen=True):
         """The allowed values, in words."""
         return describe(msgspec.inspect.type_info(self.type)) if self.type is not Path else "a path"
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that can be listed: of a choice, or of a switch; empty for text and numbers."""
+        return _choices(msgspec.inspect.type_info(self.type)) if self.type is not Path else ()
+
 
 @functools.cache
 def setting_keys() -> dict[str, Key]:
@@ -205,6 +210,15 @@ def describe(info: Any) -> str:
         return f"a table, each entry {describe(info.value_type)}"
     words: dict[type, str] = {kinds.BoolType: "true or false", kinds.StrType: "a text"}
     return words[type(info)]
+
+
+def _choices(info: Any) -> tuple[str, ...]:
+    kinds = msgspec.inspect
+    if isinstance(info, kinds.UnionType):
+        return tuple(choice for one in info.types for choice in _choices(one))
+    if isinstance(info, kinds.LiteralType):
+        return tuple(str(value) for value in info.values)
+    return ("true", "false") if isinstance(info, kinds.BoolType) else ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def _power(device: DeviceProfile) -> Iterator[str]:
         left = f" ({device.power.battery_percent} %)" if device.power.battery_percent is not None else ""
         yield f"It runs on battery{left}, where most machines clock lower. Plug it in."
     if device.power.is_saving:
-        yield f"A power-saving mode is on ({device.power.mode}). Turn it off while a model runs."
+        yield f"A power-saving mode is on ({device.power.mode}). Turn it off while a model runs: sudo pmset -a lowpowermode 0"
 
 
 def _jetson(device: DeviceProfile) -> Iterator[str]:
@@ -107,10 +108,17 @@ def _repacking(device: DeviceProfile, plan: Plan) -> Iterator[str]:
         yield f"Weight repacking is off, which costs up to half of the speed.{amx} {note or f'Build it with: {BUILD_HINT}'}"
     packed = plan.artifact.quantisation
     if plan.accelerator == "cpu" and packed in _NOT_REPACKED:
+        name = plan.artifact.name
+        source = name if plan.artifact.source == name else shlex.quote(str(plan.artifact.path))
         yield (
-            f"{plan.artifact.name} is packed as {packed}. The same model as Q4_0 prefills about twice as fast on a CPU, since "
-            "llama.cpp can repack it."
+            f"{name} is packed as {packed}. The same model as Q4_0 prefills about twice as fast on a CPU, since llama.cpp can "
+            f"repack it: edge convert {source} --quant Q4_0 --name {_as_name(name)}-q4_0"
         )
+
+
+def _as_name(text: str) -> str:
+    """Return a text as a name for the catalogue."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.") or "model"
 
 
 def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
@@ -123,7 +131,8 @@ def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
     if memory.available_bytes and memory.total_bytes > 0.9 * memory.available_bytes:
         yield (
             f"The model takes {size_text(memory.total_bytes)} of {size_text(memory.available_bytes)} that may be used. Close "
-            "other programs, before the machine starts to swap."
+            "other programs before the machine starts to swap, or use a smaller context: edge config set context "
+            f"{max(256, plan.n_ctx // 512 * 256)}"
         )
     if plan.accelerator == "cpu" and plan.gpu_layers == 0:
         engine = device.engine(plan.backend)
@@ -133,8 +142,8 @@ def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
     layers = next((choice for choice in plan.choices if choice.what == "layers offloaded"), None)
     if layers is not None and plan.gpu_layers <= plan.artifact.facts.n_layer:
         yield (
-            f"Only {layers.value} layers are on the accelerator. A smaller context (--context), fewer bits a weight or "
-            "less use of its memory by other programs would put more there."
+            f"Only {layers.value} layers are on the accelerator. Fewer bits a weight, less use of its memory by other programs "
+            f"or a smaller context would put more there: edge config set context {max(256, plan.n_ctx // 512 * 256)}"
         )
 
 

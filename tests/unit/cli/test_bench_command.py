@@ -80,7 +80,8 @@ def test_table_and_picture(call: Call, model: Path, tmp_path: Path, bandwidth: N
     picture = tmp_path / "bench.svg"
     done = call("bench", str(model), "--backend", "fake", "--plot", str(picture), *QUICK)
     assert done.code == 0
-    (line,) = done.out.splitlines()
+    headings, line = done.out.splitlines()
+    assert headings.startswith("model  first token")
     assert line.startswith("Tiny  ")
     assert " ms  " in line
     assert "±" in line
@@ -93,7 +94,7 @@ def test_a_folder_that_is_not_there(call: Call, model: Path, tmp_path: Path, ban
     done = call("bench", str(model), "--backend", "fake", "--plot", str(tmp_path / "no" / "bench.svg"), *QUICK)
     assert done.code == 1
     assert "cannot be written" in done.err
-    assert done.out.startswith("Tiny  ")  # what took minutes is not lost
+    assert "\nTiny  " in done.out  # what took minutes is not lost
 
 
 def test_a_candidate_that_fails(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def test_ls_shows_every_setting_with_its_origin(call: Any, config: Path, monkeyp
     monkeypatch.setenv("EDGE_SAMPLING_TOP_K", "7")
     result = call("config", "ls")
     rows = {line.split()[0]: line for line in result.out.splitlines()}
-    assert list(rows) == list(setting_keys())
+    assert list(rows) == ["setting", *setting_keys()]
     assert rows["context"].split() == ["context", "512", f"{config}:1"]
     assert rows["sampling.top_k"].endswith("EDGE_SAMPLING_TOP_K")
     changed = call("config", "ls", "--changed", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_doctor_says_what_would_make_it_faster(call: Any) -> None:
     assert said
     out = call("doctor", app=doctor_app(JETSON)).out
     assert all(text in out for text in said)
+
+
+def test_a_command_in_an_advice_has_a_line_of_its_own_on_a_terminal(
+    call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    call("doctor", app=doctor_app(JETSON))
+    assert "      sudo nvpmodel -m 2\n" in screen.written()
 
 
 def findings(call: Any, app: App, code: int) -> dict[str, dict[str, str]]:

@@ -79,7 +79,8 @@ def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], 
     assert blocks.flush(60.0)
     result = call("kv", "ls")
     assert (result.code, result.err) == (0, "")
-    lines = result.out.splitlines()
+    headings, *lines = result.out.splitlines()
+    assert headings.split()[:2] == ["what", "tokens"]
     assert lines[0].startswith(f"Ann's ({ann})  ") and "  20  " in lines[0] and "4.00 s" in lines[0]
     assert lines[1].startswith(f"shared: Ann's ({ann}), Bob's ({bob})") and "  10  " in lines[1]
     assert any(line.startswith("conversations that are not saved") and line.endswith("pinned") for line in lines[2:])
@@ -88,7 +89,7 @@ def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], 
     assert [group["conversations"] for group in groups[:2]] == [[ann], sorted([ann, bob])]
     listed = json.loads(call("kv", "ls", "--blocks", "--json").out)
     assert {block["key"] for block in listed} == {block.key for block in blocks.ls()}
-    assert len(call("kv", "ls", "--blocks").out.splitlines()) == 8
+    assert len(call("kv", "ls", "--blocks").out.splitlines()) == 1 + 8
 
 
 def test_an_empty_store_says_so(call: Call) -> None:

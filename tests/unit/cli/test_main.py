@@ -308,6 +308,21 @@ def test_completion_offers_commands_options_and_settings() -> None:
     assert complete("edge run --require c") == ["cuda", "cpu"]
 
 
+def test_completion_offers_the_values_of_options_and_settings() -> None:
+    assert set(complete("edge run --backend ")) >= {"llamacpp", "onnx", "coreml"}
+    assert complete("edge run --kv-type q") == ["q8_0", "q4_0"]
+    assert "smollm2-135m" in complete("edge config set model smol")
+    assert "textual-dark" in complete("edge config set chat.theme textual-")
+    assert complete("edge config set window d") == ["drop"]
+    assert complete("edge config set kv.enabled ") == ["true", "false"]
+    assert set(complete("edge config set backend ")) >= {"llamacpp", "auto"}
+    assert complete("edge config set kv_type_k f") == ["f16"]
+    assert not any(complete("edge config set sampling.temperature "))
+    assert complete("edge run -s window=r") == ["window=refuse"]
+    assert "chat.theme=nord" in complete("edge run -s chat.theme=no")
+    assert not any(complete("edge config set nosuch "))
+
+
 def test_an_option_without_its_value_points_to_the_help_of_its_command(call: Any) -> None:
     result = call("run", "--file")
     assert result.code == 2

@@ -65,6 +65,99 @@ def test_files_are_attached(call: Any, app: App, tmp_path: Path) -> None:
     assert str(tmp_path) not in out
 
 
+def test_a_minus_as_a_file_is_stdin(call: Any, app: App, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("milk")
+    result = call("run", "-f", str(notes), "-f", "-", "List", stdin=b"from a pipe", app=app)
+    assert result.code == 0
+    assert [result.out.index(text) for text in ("notes.md", "milk", "stdin", "from a pipe", "List")] == sorted(
+        result.out.index(text) for text in ("notes.md", "milk", "stdin", "from a pipe", "List")
+    )
+    assert result.out.count("from a pipe") == 1
+
+
+@pytest.mark.parametrize("arguments", [["-f", "-", "-"], ["-f", "-", "-f", "-", "x"]])
+def test_stdin_is_read_once(call: Any, app: App, arguments: list[str]) -> None:
+    result = call("run", *arguments, stdin=b"text", app=app)
+    assert (result.code, result.out) == (2, "")
+    assert "twice" in result.err
+
+
+def test_short_options(call: Any, fake_app: Callable[..., App]) -> None:
+    loads: list[dict[str, Any]] = []
+    assert call("run", "-m", "other", "-t", "0.5", "-n", "7", "hi", app=fake_app(loads)).code == 0
+    sampling = loads[0]["settings"].sampling
+    assert (sampling.temperature, sampling.max_tokens) == (0.5, 7)
+
+
+@pytest.mark.parametrize("words", [["smollm2-135m"], ["gemma3-270m", "what", "is", "it"], ["hf:a/b", "hi"], ["./x.gguf"]])
+def test_the_name_of_a_model_in_front_of_the_question_is_noticed(call: Any, app: App, words: list[str]) -> None:
+    result = call("run", *words, app=app)
+    assert (result.code, result.out) == (0, f"<{' '.join(words)}>\n")
+    question = " ".join(words[1:]) or "your question"
+    assert f'edge run -m {words[0]} "{question}"' in result.err
+
+
+@pytest.mark.parametrize(
+    "words", [["hello"], ["what is smollm2-135m"], ["is", "smollm2-135m", "good"], ["smollm2-135m is good"]]
+)
+def test_a_question_about_a_model_is_a_question(call: Any, app: App, words: list[str]) -> None:
+    assert call("run", *words, app=app).err == ""
+
+
+def test_an_answer_has_a_limit_unless_one_is_set(
+    call: Any, fake_app: Callable[..., App], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limit(*arguments: str) -> int | None:
+        loads: list[dict[str, Any]] = []
+        assert call("run", *arguments, "hi", app=fake_app(loads)).code == 0
+        found: int | None = loads[0]["settings"].sampling.max_tokens
+        return found
+
+    assert limit() == 2048
+    assert limit("-n", "auto") is None
+    assert limit("-n", "9") == 9
+    monkeypatch.setenv("EDGE_SAMPLING_MAX_TOKENS", "7")
+    assert limit() == 7
+
+
+def test_an_answer_that_was_cut_says_so(call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_cli.run.MAX_TOKENS", 5)
+    result = call("run", "hi", app=fake_app(script=lambda _: "word " * 50))
+    assert result.code == 0
+    assert "limited to 5 tokens" in result.err
+    assert "--max-tokens" in result.err
+    shown = json.loads(call("run", "--json", "hi", app=fake_app(script=lambda _: "word " * 50)).out)
+    assert shown["finish_reason"] == "length"
+    assert any("limited to 5 tokens" in notice for notice in shown["notices"])
+
+
+CODE = "Here it is:\n\n```python\nprint(1)\n```\n\nAnd:\n\n~~~\nsecond\n~~~\n"
+
+
+def test_only_the_code(call: Any, fake_app: Callable[..., App]) -> None:
+    result = call("run", "-x", "hi", app=fake_app(script=lambda _: CODE))
+    assert (result.code, result.out) == (0, "print(1)\n")
+    assert "first of 2" in result.err
+
+
+def test_an_answer_without_code_is_not_taken_for_code(call: Any, fake_app: Callable[..., App]) -> None:
+    result = call("run", "--extract", "hi", app=fake_app(script=lambda _: "No code, sorry."))
+    assert (result.code, result.out) == (1, "")
+    assert "No code, sorry." in result.err
+    assert "no code block" in result.err
+
+
+def test_code_that_was_cut_is_printed_and_said(call: Any, fake_app: Callable[..., App]) -> None:
+    result = call("run", "-x", "hi", app=fake_app(script=lambda _: "```\nopen\x1b[2J"))
+    assert (result.code, result.out) == (0, "open\n")
+
+
+@pytest.mark.parametrize("other", ["--json", "--jsonl", "--raw"])
+def test_extract_excludes_the_other_forms(call: Any, app: App, other: str) -> None:
+    assert call("run", "-x", other, "hi", app=app).code == 2
+
+
 @pytest.mark.parametrize("stdin", [None, b"", b" \n\n"])
 def test_nothing_to_say_is_a_usage_error_with_an_example(call: Any, app: App, stdin: bytes | None) -> None:
     result = call("run", stdin=stdin, app=app)

@@ -101,7 +101,9 @@ def test_an_old_cpu(name: str, feature: str, word: str) -> None:
 
 def test_weights_that_are_not_repacked() -> None:
     pi = device("raspberry-pi-5")
-    assert "packed as Q4_1" in advice(pi, plan_for(pi, "Q4_1"))[0]
+    [text] = advice(pi, plan_for(pi, "Q4_1"))
+    assert "packed as Q4_1" in text
+    assert text.endswith(": edge convert tiny.gguf --quant Q4_0 --name tiny-q4_0")
     off = plan_for(pi, safety=Safety(False, "off: the trial died. Build again."))
     assert "Weight repacking is off" in advice(pi, off)[0]
     assert "Build again." in advice(pi, off)[0]
