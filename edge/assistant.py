@@ -23,6 +23,7 @@ from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
+from edge.engine.drafting import Planner
 from edge.engine.governor import Watch
 from edge.engine.rounds import MAX_GAP_MS
 from edge.engine.scheduler import Scheduler
@@ -84,6 +85,7 @@ class Assistant:
         exact: reuse only what equals, bit for bit, a run that reuses nothing; see `edge.kv.cache`.
         governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
+        speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
         sensors: read for the governor; None are those of this machine.
 
     Attributes:
@@ -107,6 +109,7 @@ class Assistant:
         exact: bool = False,
         governor: Governor | None = None,
         max_gap_ms: float = MAX_GAP_MS,
+        speculates: bool = True,
         sensors: Sensors | None = None,
     ) -> None:
         self.plan = plan
@@ -121,7 +124,8 @@ class Assistant:
         self._disk = disk
         blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
         self._answers = AnswerCache(disk.blocks, model, backend.n_ctx) if disk is not None and disk.answers else None
-        self._scheduler = Scheduler(backend, KVCache(backend, blocks, model=model, exact=exact), max_gap_ms=max_gap_ms)
+        cache = KVCache(backend, blocks, model=model, exact=exact)
+        self._scheduler = Scheduler(backend, cache, max_gap_ms=max_gap_ms, planner=Planner() if speculates else None)
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store, self._running = self.store if store is None else None, _Running()

@@ -112,6 +112,7 @@ def load(
             exact=chosen.kv.exact,
             governor=_make_governor(chosen, plan, engine),
             max_gap_ms=chosen.engine.max_gap_ms,
+            speculates=chosen.engine.speculate,
         )
     except BaseException:
         engine.close()

@@ -271,6 +271,9 @@ class Usage:
         n_restored: reused tokens that came from the disk.
         saved_ms: estimated time to compute the reused tokens, less the time to restore them.
         is_answer_cached: nothing was computed: the same request was answered before.
+        n_drafted: draft tokens that were computed in the hope that the reply would go on with them.
+        n_accepted: draft tokens that the reply went on with.
+        draft_saved_ms: estimated time that drafts saved; negative where they cost some.
     """
 
     n_prompt: int = 0
@@ -279,6 +282,9 @@ class Usage:
     n_restored: int = 0
     saved_ms: float = 0.0
     is_answer_cached: bool = False
+    n_drafted: int = 0
+    n_accepted: int = 0
+    draft_saved_ms: float = 0.0
 
     @property
     def n_computed(self) -> int:

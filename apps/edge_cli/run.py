@@ -244,6 +244,8 @@ def _stats(reply: Reply) -> str:
         f"{usage.n_prompt:,} prompt tokens ({_reuse(usage)})",
         f"{duration_text(timing.total_ms / 1000)} in all",
     ]
+    if drafts := _drafts(usage):
+        parts.append(drafts)
     if cost.memory_bytes:
         parts.append(f"{size_text(cost.memory_bytes)} of memory")
     if cost.energy_j is not None:
@@ -261,6 +263,14 @@ def _reuse(usage: Usage) -> str:
     parts = [f"{n:,} from {where}" for n, where in ((n_memory, "memory"), (usage.n_restored, "disk")) if n]
     saved = f", {duration_text(usage.saved_ms / 1000)} saved" if usage.saved_ms >= 10 else ""
     return " and ".join(parts) + saved if parts else "none reused"
+
+
+def _drafts(usage: Usage) -> str:
+    """Return what speculative decoding did, in a few words; "" if nothing was drafted."""
+    if not usage.n_drafted:
+        return ""
+    saved = f", {duration_text(usage.draft_saved_ms / 1000)} saved" if usage.draft_saved_ms >= 10 else ""
+    return f"{usage.n_accepted:,} of {usage.n_drafted:,} guessed tokens right{saved}"
 
 
 def _show_result(

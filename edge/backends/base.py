@@ -7,7 +7,8 @@ A *sequence* is one row of the KV cache, numbered 0 to `capabilities.n_seq - 1`;
 its i-th token. `prefill` and `decode` append at the end; `rewind` truncates it. The caller keeps the tokens themselves.
 
 A sequence has *newest logits* after a `prefill` that was not stopped and after a `decode`. Whatever else changes the sequence
-(rewind, copy, import_kv) drops them; work on other sequences does not.
+(rewind, copy, import_kv) drops them; work on other sequences does not. A `decode` with a draft leaves logits after the token
+and after each draft token, so that a sampler can verify the draft.
 
 Beside the errors that its docstring names, every method raises UsageError, and changes nothing, if a sequence, token or range
 does not exist, and BackendError once the backend is closed.
@@ -17,8 +18,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from edge.errors import BackendUnavailableError, UnsupportedError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from edge.types import Sampling
 
 __all__ = [
+    "MAX_DRAFT",
+    "NO_DRAFTS",
     "Backend",
     "Capabilities",
     "LoadProgress",
@@ -42,6 +46,9 @@ __all__ = [
     "open_backend",
 ]
 
+MAX_DRAFT = 16
+"""Most draft tokens of one pass, those of all sequences together."""
+NO_DRAFTS: Mapping[int, Sequence[int]] = MappingProxyType({})
 # The C library's words for ENOMEM on several systems, and those of llama.cpp, onnxruntime and C++.
 _OUT_OF_MEMORY = re.compile(
     r"bad[_ ]alloc|out of memory|not enough memory|memory exhausted|paging file is too small|"
@@ -65,6 +72,7 @@ class Capabilities:
             once). Where false, each sequence has a buffer of its own, and none takes room from another.
         threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
         resize: the KV cache can be resized while the model is open (`Backend.resize`).
+        drafts: `decode` takes draft tokens. Sequences can be rewound behind them.
     """
 
     rewind: bool
@@ -74,6 +82,7 @@ class Capabilities:
     shared_cells: bool
     threads: bool = False
     resize: bool = False
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +119,19 @@ class Sampler(ABC):
     """Chooses the tokens of one reply; holds the state of penalties and of the random draw."""
 
     @abstractmethod
-    def sample(self, seq_id: int) -> int:
+    def sample(self, seq_id: int, n_back: int = 0) -> int:
         """Choose the next token of a sequence from its newest logits, and remember the choice.
 
         Args:
             seq_id: the sequence; its last `prefill` or `decode` must have succeeded.
+            n_back: after a `decode` with a draft, choose the token that follows the position so many before the last one: the
+                length of the draft for the token in front of it, down to 0. The sampler must have chosen all those between.
 
         Returns:
             A token id.
 
         Raises:
-            BackendError: the sequence has no newest logits, they contain NaN, or the sampler or backend is closed.
+            BackendError: the sequence has no such logits, they contain NaN, or the sampler or backend is closed.
         """
 
     @abstractmethod
@@ -179,13 +190,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+    def decode(self, steps: Sequence[tuple[int, int]], drafts: Mapping[int, Sequence[int]] = NO_DRAFTS) -> None:
         """Append one token to each of several sequences, in one pass, and compute their logits.
 
         Args:
             steps: (seq_id, token), at least one, every sequence at most once.
+            drafts: sequence of `steps` -> tokens to append behind its token; at most MAX_DRAFT in all. The logits after each
+                of them are computed, too; `rewind` drops what the reply does not go on with.
 
         Raises:
+            UnsupportedError: there are drafts and `capabilities.drafts` is false.
             ContextFullError: no cell is free; the cache is unchanged.
             BackendError: the engine failed; the sequences are unchanged, or empty where they cannot be truncated (see rewind):
                 ask `length`.

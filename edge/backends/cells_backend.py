@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edge.backends.base import Backend, Capabilities, ModelInfo
+from edge.backends.base import MAX_DRAFT, NO_DRAFTS, Backend, Capabilities, ModelInfo
 from edge.backends.cells import CellAllocator
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,11 +80,13 @@ class CellsBackend(Backend):
         """
 
     @abstractmethod
-    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        """Append one token to each of several sequences, and compute their logits. Raises as `_prefill_chunk`.
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
+        """Append a token, and a draft behind it, to each of several sequences, and compute the logits after each.
+
+        Raises as `_prefill_chunk`.
 
         Args:
-            steps: (seq_id, token).
+            steps: (seq_id, tokens); one each unless `capabilities.drafts` is true.
             starts: how many positions each of these sequences has, in the same order.
         """
 
@@ -158,23 +160,26 @@ class CellsBackend(Backend):
                     self._forget_logits(seq_id)  # only a whole prefill leaves some
         return n_done
 
-    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+    def decode(self, steps: Sequence[tuple[int, int]], drafts: Mapping[int, Sequence[int]] = NO_DRAFTS) -> None:
         if not steps:
             raise UsageError("There is nothing to decode.", "Give at least one step.")
         with self._lock:
-            self._check_tokens([token for _, token in steps])
+            whole = [(seq_id, (token, *drafts.get(seq_id, ()))) for seq_id, token in steps]
+            self._check_tokens([token for _, tokens in whole for token in tokens])
             starts = {seq_id: self._cells.length(seq_id) for seq_id, _ in steps}
             if len(starts) != len(steps):
                 raise UsageError("A sequence is in this step twice.", "Give every sequence at most once.")
-            self._cells.check_room(dict.fromkeys(starts, 1))
+            if drafts:
+                self._check_drafts(drafts, starts)
+            self._cells.check_room({seq_id: len(tokens) for seq_id, tokens in whole})
             try:
-                self._decode(steps, starts)
+                self._decode(whole, starts)
             except BaseException:  # also Ctrl-C: all of the sequences or none
                 for seq_id, n_before in starts.items():
                     self._forget_pass(seq_id, n_before)
                 raise
-            for seq_id in starts:
-                self._cells.append(seq_id, 1)
+            for seq_id, tokens in whole:
+                self._cells.append(seq_id, len(tokens))
 
     def rewind(self, seq_id: int, n_keep: int) -> None:
         with self._lock:
@@ -270,6 +275,16 @@ class CellsBackend(Backend):
         if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
             wrong = next(token for token in tokens if not 0 <= token < n_vocab)
             raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
+
+    def _check_drafts(self, drafts: Mapping[int, Sequence[int]], starts: Mapping[int, int]) -> None:
+        if not self.capabilities.drafts:
+            raise UnsupportedError(f"The {self.name} backend cannot verify draft tokens of this model.")
+        for seq_id in drafts:
+            if seq_id not in starts:
+                raise UsageError(f"Sequence {seq_id} has a draft and no token in front of it.")
+        n_drafted = sum(map(len, drafts.values()))
+        if n_drafted > MAX_DRAFT:
+            raise UsageError(f"{n_drafted} draft tokens are too many for a pass.", f"{MAX_DRAFT} are possible.")
 
     def _check_truncate(self, seq_id: int, n_keep: int) -> None:
         """Refuse what no engine can; engines that cannot truncate everywhere extend it."""

@@ -89,6 +89,7 @@ class FakeBackend(LogitsBackend):
         n_ctx: cells, unless the plan says.
         n_seq: sequences, unless the plan says.
         chunk_size: tokens a chunk.
+        drafts: it takes draft tokens, so a step may add several tokens to a reply.
 
     Attributes:
         threads: the last arguments of `set_threads`; they compute nothing.
@@ -111,6 +112,7 @@ class FakeBackend(LogitsBackend):
         n_ctx: int = 4096,
         n_seq: int = 4,
         chunk_size: int = 64,
+        drafts: bool = False,
     ) -> None:
         for share in (0.0, 0.5, 1.0):
             if on_progress is not None and not on_progress(share):
@@ -119,7 +121,14 @@ class FakeBackend(LogitsBackend):
         if plan is not None:
             n_ctx, n_seq, self.threads = plan.n_ctx, plan.n_seq, (plan.n_threads, plan.n_threads_batch)
         capabilities = Capabilities(
-            rewind=True, export_kv=True, checkpoints=True, n_seq=n_seq, shared_cells=True, threads=True, resize=True
+            rewind=True,
+            export_kv=True,
+            checkpoints=True,
+            n_seq=n_seq,
+            shared_cells=True,
+            threads=True,
+            resize=True,
+            drafts=drafts,
         )
         info = ModelInfo(
             name="Fake",
@@ -153,15 +162,24 @@ class FakeBackend(LogitsBackend):
     def _compute_one(self, seq_id: int, start: int, token: int) -> npt.NDArray[np.float32]:
         return self._append(seq_id, [token])
 
-    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
+    def _compute_draft(self, seq_id: int, start: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        self._append(seq_id, tokens)
+        cells = self._sequences[seq_id]
+        return np.stack([self._logits_after(cells[: start + 1 + row]) for row in range(len(tokens))])
+
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
         super()._decode(steps, starts)
         if self._delay_s:
             time.sleep(self._delay_s)
 
     def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+        return self._logits_after(self._sequences[seq_id])
+
+    def _logits_after(self, cells: Sequence[_Cell]) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        cells = self._sequences[seq_id]
         scripted = self._scripted_token(cells)
         random = np.random.default_rng(int.from_bytes(cells[-1].digest, "little"))
         values = random.normal(0.0, 2.0, _N_VOCAB).astype(np.float32)

@@ -33,6 +33,7 @@ class LogitsBackend(CellsBackend):
     ) -> None:
         super().__init__(info, capabilities, tokenizer, n_ctx=n_ctx, chunk_size=chunk_size)
         self._newest: dict[int, npt.NDArray[np.float32]] = {}
+        self._drafted: dict[int, npt.NDArray[np.float32]] = {}  # after the token and each draft token, the newest ones last
         self._breakers: dict[tuple[str, ...], Breakers] = {}
 
     # -- for the engine
@@ -58,6 +59,17 @@ class LogitsBackend(CellsBackend):
         logits = self._compute(seq_id, start, np.array([token], dtype=np.int64), None)
         assert logits is not None  # nobody asked to stop
         return logits
+
+    def _compute_draft(self, seq_id: int, start: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Run one pass over a token and a draft behind it; for engines with `capabilities.drafts`.
+
+        Returns:
+            Logits after each, shape (len(tokens), n_vocab), which must not change until the next pass of this sequence.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        raise NotImplementedError
 
     def _late_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
         """Compute the newest logits of a sequence when they are first asked for, if `_compute` did not."""
@@ -103,6 +115,7 @@ class LogitsBackend(CellsBackend):
         with self._lock:
             super().close()
             self._newest.clear()
+            self._drafted.clear()
 
     # -- for CellsBackend
 
@@ -113,14 +126,21 @@ class LogitsBackend(CellsBackend):
         if logits is None:
             return False
         self._newest[seq_id] = logits
+        self._drafted.pop(seq_id, None)
         return True
 
-    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        for seq_id, token in steps:
-            self._newest[seq_id] = self._compute_one(seq_id, starts[seq_id], token)
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
+        for seq_id, tokens in steps:
+            self._drafted.pop(seq_id, None)
+            if len(tokens) == 1:
+                self._newest[seq_id] = self._compute_one(seq_id, starts[seq_id], tokens[0])
+            else:
+                rows = self._drafted[seq_id] = self._compute_draft(seq_id, starts[seq_id], tokens)
+                self._newest[seq_id] = rows[-1]
 
     def _forget_logits(self, seq_id: int) -> None:
         self._newest.pop(seq_id, None)
+        self._drafted.pop(seq_id, None)
 
     def _truncate(self, seq_id: int, n_keep: int) -> None:
         if not n_keep:  # positions behind the end of a longer one are overwritten later
@@ -138,10 +158,19 @@ class LogitsBackend(CellsBackend):
 
     # -- inside
 
-    def _newest_logits(self, seq_id: int) -> npt.NDArray[np.float32]:
-        """Return the newest logits without a copy; good until the next pass of this sequence."""
+    def _newest_logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
+        """Return the newest logits, or those before the last `n_back` draft tokens, without a copy.
+
+        They are good until the next pass of this sequence.
+        """
         with self._lock:
             self.length(seq_id)
+            if n_back:
+                rows = self._drafted.get(seq_id)
+                if rows is None or n_back >= len(rows):
+                    raise no_logits(seq_id)
+                row: npt.NDArray[np.float32] = rows[-1 - n_back]
+                return row
             newest = self._newest.get(seq_id)
             if newest is None:
                 raise no_logits(seq_id)

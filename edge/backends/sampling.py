@@ -307,7 +307,7 @@ class NumpySampler(Sampler):
     Args:
         sampling: the settings.
         history: tokens before the reply.
-        logits_of: returns the newest logits of a sequence, shape (n_vocab,).
+        logits_of: returns the newest logits of a sequence, or those before its last n draft tokens, shape (n_vocab,).
         n_vocab: size of the vocabulary, to check logit_bias against.
         breakers: DRY's sequence breakers.
 
@@ -319,7 +319,7 @@ class NumpySampler(Sampler):
         self,
         sampling: Sampling,
         history: Sequence[int],
-        logits_of: Callable[[int], npt.NDArray[np.float32]],
+        logits_of: Callable[[int, int], npt.NDArray[np.float32]],
         n_vocab: int,
         breakers: Breakers | None = None,
     ) -> None:
@@ -332,15 +332,16 @@ class NumpySampler(Sampler):
         self._is_plain = sampling.is_greedy and not _is_changing(sampling)
         self._is_open = True
 
-    def sample(self, seq_id: int) -> int:
+    def sample(self, seq_id: int, n_back: int = 0) -> int:
         if not self._is_open:
             raise BackendError("The sampler is closed.", "Open another one.")
         if self._is_plain:
-            token = _likeliest(self._logits_of(seq_id))
+            token = _likeliest(self._logits_of(seq_id, n_back))
             self._history.append(token)
             return token
         xtc_draw = self._random.random() if self._sampling.xtc_probability > 0 else 1.0
-        ids, values = narrow(self._logits_of(seq_id), self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
+        logits = self._logits_of(seq_id, n_back)
+        ids, values = narrow(logits, self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
         token = int(ids[0]) if len(ids) == 1 else int(ids[self._draw(values)])
         self._history.append(token)
         return token

@@ -188,15 +188,17 @@ class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Several replies at once. See `edge.engine.rounds`.
+    """How replies are decoded. See `edge.engine.rounds` and `edge.engine.drafting`.
 
     Attributes:
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. None lets the plan choose.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
+        speculate: guess tokens where a reply repeats its prompt, and verify several in one pass; see docs/latency.md.
     """
 
     parallel: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
     max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 250.0
+    speculate: bool = True
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -230,7 +232,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         hub: source of models.
         kv: the KV cache on the disk.
         governor: throttling.
-        engine: several replies at once.
+        engine: how replies are decoded.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 

@@ -1,6 +1,8 @@
 """The thread that owns the backend, and its throttle.
 
 scheduler.py   prefill in chunks, decode in one pass; admission and preemption
+decoding.py    one round of decode, with the drafts that are worth it
+drafting.py    what a reply may say next, looked up in its own text, and how much of it pays
 rounds.py      which prompt gets the next chunk, and how large it is
 generation.py  one reply that is asked of the engine, and its events
 governor.py    throttles the engine while the device is hot, low on battery or short of memory

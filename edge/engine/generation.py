@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from edge.errors import BackendError, EdgeError
 from edge.kv.cache import Reuse
 from edge.prompt.repetition import RepetitionDetector
 from edge.prompt.stream import StopMatcher, TextStream
@@ -14,12 +16,14 @@ from edge.types import Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
-    from edge.errors import EdgeError
+    from edge.engine.drafting import Lookup
     from edge.kv.slots import Slot
     from edge.names import CacheHint
     from edge.types import FinishReason, Sampling
 
-__all__ = ["Decoded", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority"]
+__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority", "reply_error"]
+
+_log = logging.getLogger("edge.scheduler")
 
 Priority = Literal["interactive", "background"]
 """Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
@@ -70,6 +74,25 @@ class Failed:
 Event = Prefilled | Decoded | Finished | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What speculative decoding did for a reply.
+
+    Attributes:
+        n_tokens: draft tokens that were computed.
+        n_accepted: those that came true.
+        saved_ms: estimated time of a pass for each of those, less what the drafts took.
+    """
+
+    n_tokens: int = 0
+    n_accepted: int = 0
+    saved_ms: float = 0.0
+
+    def plus(self, n_tokens: int, n_accepted: int, saved_ms: float) -> Drafted:
+        """Return the sum with another draft."""
+        return Drafted(self.n_tokens + n_tokens, self.n_accepted + n_accepted, self.saved_ms + saved_ms)
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """One reply that is asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
@@ -90,6 +113,10 @@ class Generation:
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
         n_interruptions: how often its current chunk was stopped for another prompt.
         is_repeating: its text only repeats itself; see `Sampling.max_repeats`.
+        pending: a token that was chosen and shown behind a draft; None where the newest logits choose the next one.
+        lookup: finds drafts in its text; None before the first.
+        n_match: newest tokens that the place of its draft shares.
+        drafted: what drafts did so far.
     """
 
     tokens: list[int]
@@ -110,6 +137,10 @@ class Generation:
     arrived: int = 0
     ms_per_token: float = 0.0
     n_interruptions: int = 0
+    pending: int | None = None
+    lookup: Lookup | None = None
+    n_match: int = 0
+    drafted: Drafted = field(default_factory=Drafted)
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
@@ -145,7 +176,14 @@ class Generation:
     @property
     def is_prefilling(self) -> bool:
         """True while part of the prompt is still to be computed."""
-        return self.slot is not None and self.n_left > 0
+        return self.slot is not None and self.n_left > (self.pending is not None)
+
+    def add(self, token: int) -> None:
+        """Append a token that was chosen."""
+        self.first_token_at = self.first_token_at or time.perf_counter()
+        self.generated.append(token)
+        if self.lookup is not None:
+            self.lookup.extend((token,))
 
     def show(self, data: bytes) -> bool:
         """Hand the text in the bytes of a token to the listener. Returns whether it completes a stop text."""
@@ -168,6 +206,9 @@ class Generation:
             n_generated=len(self.generated),
             n_restored=self.reuse.n_disk,
             saved_ms=round(self.reuse.saved_ms, 1),
+            n_drafted=self.drafted.n_tokens,
+            n_accepted=self.drafted.n_accepted,
+            draft_saved_ms=round(self.drafted.saved_ms, 1),
         )
         timing = Timing(
             queue_ms=(started - self.asked_at) * 1000,
@@ -184,3 +225,15 @@ class Generation:
             self.is_repeating = self._repetition.feed(text) or self.is_repeating
             self.first_text_at = self.first_text_at or time.perf_counter()
             self.listener(Decoded(text))
+
+
+def reply_error(error: Exception) -> EdgeError:
+    """Return the error that ends one reply. Whatever its work raises ends that reply only, never the engine thread."""
+    if isinstance(error, EdgeError):
+        return error
+    _log.error("A reply failed with an unexpected error", exc_info=error)
+    wrapped = BackendError(
+        f"This reply failed with an unexpected error: {error!r}.", "Other replies go on. Please report this."
+    )
+    wrapped.__cause__ = error
+    return wrapped

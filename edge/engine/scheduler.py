@@ -1,9 +1,9 @@
 """The thread that owns the backend: prefills prompts chunk by chunk and decodes all running replies in one pass.
 
 All other threads talk to it through a queue. Each round prefills one chunk of one prompt, then decodes one token of every
-reply. Several prompts may be partly prefilled; `edge.engine.rounds` chooses the next one and the size of its chunk, so that a
-long prompt delays others for a bounded time only. Events go to the listener of a generation from this thread; listeners must be
-quick.
+reply (`edge.engine.decoding`). Several prompts may be partly prefilled; `edge.engine.rounds` chooses the next one and the size
+of its chunk, so that a long prompt delays others for a bounded time only. Events go to the listener of a generation from this
+thread; listeners must be quick.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge.engine.generation import Failed, Generation, Prefilled
+from edge.engine.decoding import Decoder
+from edge.engine.generation import Failed, Generation, Prefilled, reply_error
 from edge.engine.governor import Limits
 from edge.engine.rounds import MAX_GAP_MS, MOST_PASSES, ChunkTimer, Order
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
@@ -27,6 +28,7 @@ from edge.kv.cache import KVCache
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
+    from edge.engine.drafting import Planner
     from edge.types import FinishReason
 
 __all__ = ["Scheduler"]
@@ -58,6 +60,7 @@ class Scheduler:
         cache: of that backend; None is one without a disk.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds; see
             `edge.engine.rounds`.
+        planner: chooses the length of drafts (`edge.engine.drafting`); None makes none.
 
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
@@ -68,15 +71,30 @@ class Scheduler:
         BackendError: every method but `close`, once it is closed, and in a forked process.
     """
 
-    def __init__(self, backend: Backend, cache: KVCache | None = None, *, max_gap_ms: float = MAX_GAP_MS) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cache: KVCache | None = None,
+        *,
+        max_gap_ms: float = MAX_GAP_MS,
+        planner: Planner | None = None,
+    ) -> None:
         self._backend = backend
-        self._tokenizer = backend.tokenizer
         self._cache = cache or KVCache(backend)
         self._inbox: queue.SimpleQueue[Generation | _Call | None] = queue.SimpleQueue()
         self._waiting: list[Generation] = []  # in order of arrival
         self._running: list[Generation] = []
         self._admission, self._prefill_order = Order(), Order()
         self._timer = ChunkTimer(max_gap_ms, self._cache.chunk_grain)
+        self._decoder = Decoder(
+            backend,
+            self._cache,
+            self._running,
+            finish=self._finish,
+            fail=self._fail,
+            preempt=self._preempt,
+            planner=planner,
+        )
         self._n_arrived = 0
         self._n_submitted = self._n_received = 0  # interactive ones
         self._is_full = False  # a generation was preempted and waits until a running one ends
@@ -168,7 +186,7 @@ class Scheduler:
                 self._resize_window()
                 self._admit()
                 self._prefill_one_chunk()
-                self._decode_one_token_each()
+                self._decode()
                 self._rest(time.perf_counter() - began, self.limits.rest)
         except Exception as error:  # noqa: BLE001 (a bug of ours or of the engine's binding must leave nobody waiting)
             broken = BackendError(f"The engine thread broke down: {error!r}.", "Load the model again, and report this.")
@@ -286,8 +304,8 @@ class Scheduler:
             try:
                 if not self._start(generation, n_tokens):
                     return  # every sequence is busy
-            except Exception as error:  # noqa: BLE001 (see _of_reply)
-                self._fail(generation, _of_reply(error))
+            except Exception as error:  # noqa: BLE001 (see reply_error)
+                self._fail(generation, reply_error(error))
                 continue
             self._admission.note(candidates, generation)
             self._waiting.remove(generation)
@@ -349,11 +367,11 @@ class Scheduler:
         should_stop = self._interruption(generation, len(chunk))
         try:
             n_done = self._cache.evict_and_retry(lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=should_stop))
-        except Exception as error:  # noqa: BLE001 (see _of_reply)
+        except Exception as error:  # noqa: BLE001 (see reply_error)
             if isinstance(error, ContextFullError) and len(self._running) > 1:
                 self._preempt()
             else:
-                self._fail(generation, _of_reply(error))
+                self._fail(generation, reply_error(error))
             return
         if n_done:
             self._cache.note_prefill(slot, chunk[:n_done], (time.perf_counter() - started) * 1000)
@@ -416,67 +434,15 @@ class Scheduler:
         return youngest
 
     def _requeue(self, generation: Generation) -> None:
+        generation.pending = None  # it is prefilled with the rest
         self._running.remove(generation)
         self._waiting.append(generation)
         self._waiting.sort(key=lambda one: one.arrived)
 
-    def _decode_one_token_each(self) -> None:
+    def _decode(self) -> None:
         started = time.perf_counter()
-        steps: list[tuple[Generation, int]] = []
-        for generation in [one for one in self._running if not one.is_prefilling]:
-            if generation.is_prefill_only:
-                self._finish(generation, "stop")
-                continue
-            try:
-                token = self._next_token(generation)
-            except Exception as error:  # noqa: BLE001 (see _of_reply)
-                self._fail(generation, _of_reply(error))
-                continue
-            if token is not None:
-                steps.append((generation, token))
-        while steps:
-            pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
-            try:
-                self._cache.evict_and_retry(lambda pairs=pairs: self._backend.decode(pairs))  # type: ignore[misc]
-                break
-            except ContextFullError:
-                if len(self._running) > 1:
-                    youngest = self._preempt()
-                    steps = [step for step in steps if step[0] is not youngest]
-                else:
-                    self._finish(steps.pop()[0], "length")
-            except Exception as error:  # noqa: BLE001 (see _of_reply)
-                for generation, _ in steps:
-                    self._fail(generation, _of_reply(error))
-                return
-        for generation, token in steps:
-            if generation.slot:
-                self._cache.note_decode(generation.slot, token)
-        if steps:
+        if self._decoder.decode_one_token_each():
             self._timer.note_pass((time.perf_counter() - started) * 1000)
-
-    def _next_token(self, generation: Generation) -> int | None:
-        """Choose and show one token; None when that ended the reply."""
-        slot, sampler = generation.slot, generation.sampler
-        assert slot is not None and sampler is not None
-        token = sampler.sample(slot.seq_id)
-        if self._tokenizer.is_end(token):
-            self._finish(generation, "stop")
-            return None
-        generation.first_token_at = generation.first_token_at or time.perf_counter()
-        generation.generated.append(token)
-        if generation.show(self._tokenizer.token_bytes(token)):
-            self._finish(generation, "stop", is_stop_text=True)
-            return None
-        limit = generation.sampling.max_tokens
-        is_full = slot.n_tokens + 1 >= self._backend.n_ctx
-        if is_full or (limit is not None and len(generation.generated) >= limit):
-            self._finish(generation, "length")
-            return None
-        if generation.is_repeating:
-            self._finish(generation, "repetition")
-            return None
-        return token
 
     def _finish(self, generation: Generation, reason: FinishReason, *, is_stop_text: bool = False) -> None:
         if not is_stop_text:
@@ -507,15 +473,3 @@ class Scheduler:
             with contextlib.suppress(BackendError):  # likewise
                 self._cache.release(slot)
                 self._release_idle()
-
-
-def _of_reply(error: Exception) -> EdgeError:
-    """Return the error that ends one reply. Whatever its work raises ends that reply only, never the engine thread."""
-    if isinstance(error, EdgeError):
-        return error
-    _log.error("A reply failed with an unexpected error", exc_info=error)
-    wrapped = BackendError(
-        f"This reply failed with an unexpected error: {error!r}.", "Other replies go on. Please report this."
-    )
-    wrapped.__cause__ = error
-    return wrapped

@@ -18,7 +18,10 @@ from pathlib import Path, PurePosixPath
 from edge.errors import ModelFileError
 from edge.formats.protobuf import Message, ProtobufError, bytes_field, fields, number_field
 
-__all__ = ["Graph", "Port", "Weight", "check_external_files", "only_last_logits", "read_graph"]
+__all__ = ["FIRST_LOGITS", "Graph", "Port", "Weight", "check_external_files", "only_last_logits", "read_graph"]
+
+FIRST_LOGITS = "edge/first_logits"
+"""An optional input that `only_last_logits` adds, int64 of shape (1,): -n for the logits of the last n positions, else -1."""
 
 _MAX_NESTING = 8
 _MAX_NODES = 1_000_000
@@ -142,9 +145,9 @@ def check_external_files(path: Path, graph: Graph) -> int:
 
 
 def only_last_logits(data: bytes, logits: str) -> bytes | None:
-    """Rewrite a decoder so that it computes the logits of the last position only.
+    """Rewrite a decoder so that it computes the logits of the last position only, or of the last ones (FIRST_LOGITS).
 
-    A Slice before the output layer keeps the last position of the hidden states. The other layers, keys and values stay as they
+    A Slice before the output layer keeps those positions of the hidden states. The other layers, keys and values stay as they
     are.
 
     Args:
@@ -291,8 +294,8 @@ def _port(data: memoryview) -> Port:
 
 
 def _slice(output: str, hidden: str) -> bytes:
-    """Encode the node Slice(hidden, starts, ends, axes): the last position. `_last_only` adds its numbers as weights."""
-    names = [hidden, "edge/last_start", "edge/last_end", "edge/last_axis"]
+    """Encode the node Slice(hidden, starts, ends, axes): the last positions. `_last_only` adds its numbers as weights."""
+    names = [hidden, FIRST_LOGITS, "edge/last_end", "edge/last_axis"]
     inputs = b"".join(bytes_field(_NODE_INPUT, name.encode()) for name in names)
     return inputs + bytes_field(_NODE_OUTPUT, output.encode()) + bytes_field(3, b"edge/last") + bytes_field(_NODE_OP, b"Slice")
 
@@ -311,9 +314,10 @@ def _with_input(graph: memoryview, first: int, last: int) -> bytes:
 
 
 def _last_only(graph: memoryview, place: tuple[int, int]) -> bytes:
-    """Encode the constants of the slice, and the output with one position."""
-    added = b""
-    for name, value in (("edge/last_start", -1), ("edge/last_end", 2**63 - 1), ("edge/last_axis", 1)):
+    """Encode the constants of the slice, the input that overrides one of them, and the output with fewer positions."""
+    start = bytes_field(2, bytes_field(1, number_field(1, _INT64) + bytes_field(2, bytes_field(1, number_field(1, 1)))))
+    added = bytes_field(_GRAPH_INPUT, bytes_field(1, FIRST_LOGITS.encode()) + start)
+    for name, value in ((FIRST_LOGITS, -1), ("edge/last_end", 2**63 - 1), ("edge/last_axis", 1)):
         tensor = number_field(_TENSOR_DIMS, 1) + number_field(_TENSOR_TYPE, _INT64)
         tensor += bytes_field(_TENSOR_NAME, name.encode())
         tensor += bytes_field(_TENSOR_RAW, value.to_bytes(8, "little", signed=True))
@@ -321,7 +325,7 @@ def _last_only(graph: memoryview, place: tuple[int, int]) -> bytes:
     (output,) = Message(graph[place[0] : place[1]]).all(_GRAPH_OUTPUT)
     port = _port(output)
     kind = next((code for code, name in _TYPE_NAMES.items() if name == port.type), _FLOAT)
-    dims = (None, 1, *port.dims[2:])
+    dims = (None, None, *port.dims[2:])
     shape = b"".join(bytes_field(1, b"" if dim is None else number_field(1, dim)) for dim in dims)
     tensor_type = number_field(1, kind) + bytes_field(2, shape)
     value_info = bytes_field(1, port.name.encode()) + bytes_field(2, bytes_field(1, tensor_type))

@@ -81,10 +81,12 @@ class KVCache:
     Attributes:
         chunk_size: prompts must be computed in chunks of so many tokens, aligned to multiples of it.
         chunk_grain: least tokens of a piece that a chunk may be cut into.
+        is_exact: as `exact`.
     """
 
     def __init__(self, backend: Backend, store: BlockStore | None = None, *, model: bytes = b"", exact: bool = False) -> None:
         able = backend.capabilities
+        self.is_exact = exact
         self._backend = backend
         self._store = store if able.export_kv or able.checkpoints else None
         self._model = model
@@ -177,6 +179,11 @@ class KVCache:
         if slot.n_tokens % self._block_tokens == 0:
             self._store_new(slot, self._block_tokens)
 
+    def drop_draft(self, slot: Slot) -> None:
+        """Drop what the engine holds behind the tokens that were noted: the part of a draft that did not come true."""
+        if self._backend.length(slot.seq_id) > slot.n_tokens:
+            self._backend.rewind(slot.seq_id, slot.n_tokens)
+
     def checkpoint(self, slot: Slot) -> None:
         """Store the whole state as it is now, if it has no ranges."""
         if self.wants_checkpoints and _is_stored(slot):
@@ -184,6 +191,7 @@ class KVCache:
 
     def release(self, slot: Slot) -> None:
         """Give a slot back; its tokens stay in memory and new ones go to the disk, as its hint says."""
+        self.drop_draft(slot)
         self.checkpoint(slot)
         if slot.n_tokens >= _MIN_STORE_TOKENS:
             self._store_new(slot, 1)

@@ -78,7 +78,7 @@ def _openvino_kinds() -> list[str]:
 
 
 def open_fake(request: pytest.FixtureRequest, kind: str) -> Bench:
-    return Bench(FakeBackend(n_ctx=N_CTX, n_seq=N_SEQ, chunk_size=CHUNK), tolerance=0.0, can_chat=True)
+    return Bench(FakeBackend(n_ctx=N_CTX, n_seq=N_SEQ, chunk_size=CHUNK, drafts=True), tolerance=0.0, can_chat=True)
 
 
 def open_llamacpp(request: pytest.FixtureRequest, kind: str) -> Bench:

@@ -118,7 +118,8 @@ def opener(
         if directory is not None:
             blocks = BlockStore(directory, StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, encrypt=encrypt, sync=False))
             disk = DiskCache(blocks, model_fingerprint(backend, plan.artifact, exact=exact))
-        return Assistant(backend, plan, store=store, disk=disk, exact=exact)
+        # The length of a draft depends on measured times, and the last bits of what is decoded on that length.
+        return Assistant(backend, plan, store=store, disk=disk, exact=exact, speculates=False)
 
     return open
 

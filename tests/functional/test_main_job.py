@@ -64,3 +64,17 @@ async def test_two_conversations_at_once_from_an_event_loop() -> None:
 
 async def _ask(conversation: object, sampling: object) -> str:
     return await conversation.send(QUESTION, sampling=sampling)  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_text_that_repeats_its_prompt_is_guessed_unless_that_is_off(model_path: Path) -> None:
+    import edge
+
+    text = "one two three four five six seven eight nine ten, " * 4
+    for speculate in (True, False):
+        settings = edge.load_settings({"model": str(model_path), "context": 1024, "engine.speculate": speculate})
+        with edge.load(settings=settings) as ai:
+            reply = ai.complete(text, temperature=0, max_tokens=40)
+            reply.wait()
+        usage = reply.usage
+        assert (usage.n_accepted > 0) == speculate, usage
+        assert usage.n_drafted >= usage.n_accepted

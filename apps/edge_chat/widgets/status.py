@@ -19,7 +19,8 @@ __all__ = ["StatusLine", "StatusValues", "fit_parts"]
 
 
 OF_A_REPLY = (
-    "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "saved_ms", "is_answer_cached", "has_reply",
+    "used", "first_token_ms", "tokens_per_s", "n_reused", "n_prompt", "n_restored", "saved_ms", "is_answer_cached", "n_drafted",
+    "n_accepted", "has_reply",
 )  # fmt: skip
 """The fields of StatusValues that belong to a conversation, not to the model."""
 
@@ -39,6 +40,7 @@ class StatusValues:
         n_reused, n_prompt: tokens of the last prompt from the KV cache, and all its tokens.
         n_restored: reused tokens from the disk; saved_ms: the computing time that saved.
         is_answer_cached: the answer came from the answer cache, without computing.
+        n_drafted, n_accepted: guessed tokens of the last reply, and those that were right.
         has_reply: the values above are of a reply, which may still be running.
     """
 
@@ -57,6 +59,8 @@ class StatusValues:
     n_restored: int = 0
     saved_ms: float = 0.0
     is_answer_cached: bool = False
+    n_drafted: int = 0
+    n_accepted: int = 0
     has_reply: bool = False
 
     def parts(self) -> list[tuple[int, str]]:
@@ -78,6 +82,7 @@ class StatusValues:
             parts.append((7, f"first token {duration_text(self.first_token_ms / 1000)}" if self.first_token_ms else ""))
             if self.n_prompt:
                 parts.extend(self._reuse())
+            parts.append((10, f"guessed {self.n_accepted:,} of {self.n_drafted:,}" if self.n_drafted else ""))
         return [part for part in parts if part[1]]
 
     def _reuse(self) -> list[tuple[int, str]]:
@@ -104,6 +109,7 @@ class StatusValues:
             tokens_per_s=(n_generated - 1) / decode_s if n_generated > 1 and decode_s > 0 else 0.0,
             n_reused=0,
             n_prompt=0,  # reuse is shown once the reply is complete
+            n_drafted=0,
             has_reply=n_generated > 0,
         )
 
@@ -121,6 +127,8 @@ class StatusValues:
             n_restored=int(usage.get("n_restored", 0)),
             saved_ms=usage.get("saved_ms", 0),
             is_answer_cached=bool(usage.get("is_answer_cached", 0)),
+            n_drafted=int(usage.get("n_drafted", 0)),
+            n_accepted=int(usage.get("n_accepted", 0)),
             has_reply=bool(usage),
         )
 

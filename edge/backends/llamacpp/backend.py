@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import Sampler
+from edge.backends.base import MAX_DRAFT, Sampler
 from edge.backends.cells_backend import CellsBackend
 from edge.backends.llamacpp.library import (
     AbortFlag,
@@ -97,7 +97,7 @@ class LlamaCppBackend(CellsBackend):
             "layout": self.block_magic.decode("ascii", "replace"),
             "rope": rope_variant(library, self._model, self.n_ctx),
         }
-        self._batch = Batch(library, max(self.chunk_size, plan.n_seq))
+        self._batch = Batch(library, max(self.chunk_size, plan.n_seq + MAX_DRAFT))
         self._logits = Logits(library, info.n_vocab)
         self._logits.reset(self._context)
 
@@ -120,20 +120,24 @@ class LlamaCppBackend(CellsBackend):
             return False
         if code != _OK:
             raise self._failure(code, n_chunk)
-        self._logits.set_rows({seq_id: n_chunk - 1})
+        self._logits.set_rows({seq_id: (n_chunk - 1, 0)})
         return True
 
-    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        batch = self._batch
-        for row, (seq_id, token) in enumerate(steps):
-            batch.tokens[row] = token
-            batch.positions[row] = starts[seq_id]
-            batch.seq_ids[row] = seq_id
-            batch.wants_logits[row] = 1
-        code = self._run(len(steps), starts)
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
+        batch, row = self._batch, 0
+        rows: dict[int, tuple[int, int]] = {}
+        for seq_id, tokens in steps:
+            for position, token in enumerate(tokens, starts[seq_id]):
+                batch.tokens[row] = token
+                batch.positions[row] = position
+                batch.seq_ids[row] = seq_id
+                batch.wants_logits[row] = 1
+                row += 1
+            rows[seq_id] = (row - 1, len(tokens) - 1)
+        code = self._run(row, starts)
         if code != _OK:
-            raise self._failure(code, len(steps))
-        self._logits.set_rows({seq_id: row for row, seq_id in enumerate(starts)})
+            raise self._failure(code, row)
+        self._logits.set_rows(rows)
 
     def _forget_logits(self, seq_id: int) -> None:
         self._logits.forget(seq_id)

@@ -34,28 +34,33 @@ class Logits:
     def reset(self, context: Any) -> None:
         """Forget all logits and take them from another context."""
         self.context = context
-        self._rows: dict[int, int] = {}  # sequence -> row of the output
+        self._rows: dict[int, tuple[int, int]] = {}  # sequence -> its last row of the output, and how many are before it
         self._saved: dict[int, npt.NDArray[np.float32]] = {}
         self._views: dict[int, npt.NDArray[np.float32]] = {}  # address of a row -> the same memory as an array
 
-    def newest(self, seq_id: int) -> npt.NDArray[np.float32]:
+    def newest(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         """Return the newest logits of a sequence without a copy, shape (n_vocab,); good until the next pass.
+
+        Args:
+            seq_id: the sequence.
+            n_back: return those before its last so many draft tokens instead.
 
         Raises:
             BackendError: there are none: its last call was not a complete prefill or decode. Or the model is closed.
         """
         if self.context is None:
             raise BackendError("The model is closed.", "Load it again.")
-        row = self._rows.get(seq_id)
+        row = self.row(seq_id, n_back)
         if row is not None:
             return self._view(row)
-        if seq_id not in self._saved:
+        if n_back or seq_id not in self._saved:
             raise no_logits(seq_id)
         return self._saved[seq_id]
 
-    def row(self, seq_id: int) -> int | None:
-        """Return the row of the engine's output that holds the newest logits, None if they are a copy."""
-        return self._rows.get(seq_id)
+    def row(self, seq_id: int, n_back: int = 0) -> int | None:
+        """Return the row of the engine's output that holds these logits, None if they are a copy or there are none."""
+        last, n_before = self._rows.get(seq_id, (0, -1))
+        return last - n_back if n_back <= n_before else None
 
     def forget(self, seq_id: int) -> None:
         """Drop the newest logits of a sequence, if it has any."""
@@ -63,13 +68,17 @@ class Logits:
         self._saved.pop(seq_id, None)
 
     def save(self) -> None:
-        """Copy the rows of the output, which the next pass overwrites."""
-        for seq_id, row in self._rows.items():
+        """Copy the newest logits, which the next pass overwrites."""
+        for seq_id, (row, _) in self._rows.items():
             self._saved[seq_id] = self._view(row).copy()
         self._rows = {}
 
-    def set_rows(self, rows: dict[int, int]) -> None:
-        """Note which row of the output each sequence of the newest pass has."""
+    def set_rows(self, rows: dict[int, tuple[int, int]]) -> None:
+        """Note which row of the output has the newest logits of each sequence of the newest pass.
+
+        Args:
+            rows: sequence -> that row, and how many rows in front of it are of its draft.
+        """
         self._rows = rows
 
     def _view(self, row: int) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edge.backends.base import Capabilities, ModelInfo
+from edge.backends.base import MAX_DRAFT, Capabilities, ModelInfo
 from edge.backends.llamacpp.library import clear_log, load_failure
 from edge.errors import BUILD_HINT, BackendUnavailableError, CancelledError, ModelFileError, UsageError
 
@@ -98,12 +98,12 @@ def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort:
         raise UsageError(f"{plan.n_seq} sequences are not possible.", f"Use 1 to {_MAX_SEQUENCES - 1}.")
     params.type_k, params.type_v = KV_TYPES[plan.kv_type_k], KV_TYPES[plan.kv_type_v]
     params.n_ctx = plan.n_ctx
-    params.n_batch = max(plan.n_ubatch, plan.n_seq)
+    params.n_batch = max(plan.n_ubatch, plan.n_seq + MAX_DRAFT)
     params.n_ubatch = plan.n_ubatch
     params.n_seq_max = plan.n_seq + 1
     # Each sequence needs logits of one token at most. By default llama.cpp reserves room for a whole batch of them: 100 MB at
     # 512 tokens and a vocabulary of 49,152.
-    params.n_outputs_max = plan.n_seq + 1
+    params.n_outputs_max = plan.n_seq + MAX_DRAFT
     params.kv_unified = True  # cells are shared between sequences, which copy, export and import need
     params.swa_full = True  # keeps the whole past of sliding-window layers, so that such models can be rewound too
     params.n_threads = plan.n_threads
@@ -155,6 +155,8 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         shared_cells=True,
         threads=True,
         resize=True,
+        # A pass may overwrite the oldest cells of a sliding window, which a rewind behind a wrong draft would need again.
+        drafts=not is_recurrent and not library.llama_model_n_swa(model),
     )
 
 

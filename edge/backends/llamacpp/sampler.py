@@ -99,11 +99,11 @@ class LlamaCppSampler(Sampler):
             for token in history[-n_back:]:
                 library.llama_sampler_accept(chain, token)
 
-    def sample(self, seq_id: int) -> int:
+    def sample(self, seq_id: int, n_back: int = 0) -> int:
         with self._lock:
             if not self._free.alive:
                 raise BackendError("The sampler is closed.", "Open another one.")
-            logits, row = self._logits.newest(seq_id), self._logits.row(seq_id)
+            logits, row = self._logits.newest(seq_id, n_back), self._logits.row(seq_id, n_back)
             if self._is_plain_greedy:
                 token = int(logits.argmax())
             elif row is not None:

@@ -91,6 +91,7 @@ class OnnxBackend(LogitsBackend):
                 shared_cells=False,
                 threads=plan.accelerator == "cpu",
                 resize=True,
+                drafts=session.takes_first_logits or not session.is_last_only,
             ),
             tokenizer,
             n_ctx=plan.n_ctx,
@@ -142,14 +143,20 @@ class OnnxBackend(LogitsBackend):
         self._apply_threads()
         return self.passes.compute_one(seq_id, start, token)
 
-    def _decode(self, steps: Sequence[tuple[int, int]], starts: dict[int, int]) -> None:
-        if len(steps) == 1 or not self._is_batched:
+    def _compute_draft(self, seq_id: int, start: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        self._apply_threads()
+        return self.passes.compute_draft(seq_id, start, np.array(tokens, np.int64))
+
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
+        if len(steps) == 1 or not self._is_batched or any(len(tokens) > 1 for _, tokens in steps):
             super()._decode(steps, starts)
             return
         self._apply_threads()
         lengths = [self._cells.length(seq_id) for seq_id in range(self.capabilities.n_seq)]
         for first, end in _neighbours(starts, lengths, self.n_ctx):
-            tokens = {seq_id: token for seq_id, token in steps if first <= seq_id < end}
+            tokens = {seq_id: token for seq_id, (token,) in steps if first <= seq_id < end}
             self._newest |= self.passes.compute_neighbours(first, lengths[first:end], tokens)
 
     def _copy(self, source: int, target: int, n_tokens: int) -> None:

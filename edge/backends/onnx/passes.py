@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge.backends.base import MAX_DRAFT
 from edge.backends.onnx.kv import KVBuffers, open_buffers
 from edge.backends.onnx.session import Session, to_edge_error, wrap_errors
 from edge.backends.stopping import watching
 from edge.errors import EdgeError
+from edge.formats.onnx_graph import FIRST_LOGITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +64,7 @@ class Passes:
         self.folder, self.session = folder, session
         kind = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[folder.logits_type]
         self._logits = np.empty((n_seq, folder.n_vocab), kind)
+        self._first_logits = -np.arange(1, 2 + MAX_DRAFT, dtype=np.int64)[:, None]
         self._bindings: dict[tuple[int, int], Any] = {}  # first sequence, how many -> onnxruntime's binding for them
         self._writers: dict[int, _Writer] = {}
         self.kv: KVBuffers
@@ -97,6 +100,19 @@ class Passes:
                 return None
             self.kv.commit(seq_id, end)
         return _as_float32(logits[-1] if n_rows == 1 else logits[-1].copy(), self.folder.logits_type)
+
+    def compute_draft(self, seq_id: int, start: int, ids: Ints) -> Floats:
+        """Append tokens to a sequence, and return the logits after each of them, shape (n, n_vocab)."""
+        import numpy as np
+
+        end = start + len(ids)
+        with wrap_errors("compute"):
+            logits = np.empty((len(ids), self.folder.n_vocab), self._logits.dtype)
+            binding = self._binding(seq_id, 1, start, len(ids))
+            self._bind(binding, ids[None], self._mask[:, :end], self._positions[:, start:end], logits[None])
+            self.run(binding, None)
+            self.kv.commit(seq_id, end)
+        return _as_float32(logits, self.folder.logits_type)
 
     def compute_one(self, seq_id: int, start: int, token: int) -> Floats:
         """Append one token to a sequence, on providers that read in place.
@@ -206,6 +222,9 @@ class Passes:
         import numpy as np
 
         folder = self.folder
+        if self.session.takes_first_logits:
+            first = self._first_logits[logits.shape[1] - 1]
+            binding.bind_input(FIRST_LOGITS, "cpu", 0, np.int64, first.shape, first.ctypes.data)
         binding.bind_input(folder.input_ids, "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         if folder.has_attention_mask:
             binding.bind_input(folder.attention_mask, "cpu", 0, np.int64, mask.shape, mask.ctypes.data)

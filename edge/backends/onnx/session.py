@@ -104,6 +104,7 @@ class Session:
         device: where keys and values live: "cpu" or "cuda".
         reads_in_place: a pass reads inputs in place; otherwise they are copied when they are bound.
         is_last_only: a pass returns logits of the last position, otherwise of every position.
+        takes_first_logits: a pass returns logits of the last positions if asked (`edge.formats.onnx_graph.FIRST_LOGITS`).
 
     Raises:
         BackendUnavailableError: onnxruntime, or its provider for the accelerator, is not here.
@@ -126,6 +127,7 @@ class Session:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"edge-onnx-{os.getpid()}")
         model, self.is_last_only = _model_of(folder)
+        self.takes_first_logits = self.is_last_only and not folder.has_last_logits
 
         def report(share: float) -> bool:
             if on_progress is not None and not on_progress(share):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.errors import ModelFileError
 from edge.formats.onnx import read_onnx_folder
-from edge.formats.onnx_graph import only_last_logits, read_graph
+from edge.formats.onnx_graph import FIRST_LOGITS, only_last_logits, read_graph
 from edge.formats.protobuf import ProtobufError, bytes_field, fields, number_field, varints
 from tests.tiny_onnx import N_VOCAB, write_onnx
 
@@ -167,6 +167,9 @@ def test_only_the_last_logits_are_those_of_the_whole(tmp_path: Path, changes: di
     np.testing.assert_allclose(last[-1][0, 0], whole[0][0, -1], rtol=1e-3, atol=1e-3)
     for before, after in zip(whole[1:], last[:-1], strict=True):
         np.testing.assert_array_equal(before, after)
+    (*_, three) = sessions[1].run(None, feeds | {FIRST_LOGITS: np.array([-3])})
+    assert three.shape == (1, 3, N_VOCAB)
+    np.testing.assert_allclose(three[0], whole[0][0, -3:], rtol=1e-3, atol=1e-3)
 
 
 def test_an_output_layer_that_is_not_known_is_left_alone(folder: Path) -> None:

@@ -1,0 +1,164 @@
+"""Drafts for speculative decoding: what a reply may say next, and how much of it is worth computing ahead.
+
+A draft is looked up in the reply's own prompt and text (`Lookup`): where its last tokens occurred before, it may go on as it
+did then. The engine computes the newest token and the draft behind it in one pass, which takes less time than a pass for each.
+The sampler then chooses token by token, as it would have without a draft, and the draft ends where it chose another one. So
+every token comes from the same distribution, and a greedy or seeded reply is the same but for the engine's last bits.
+
+`Planner` chooses the length: the one with the most expected tokens a second, from the measured time of passes and the measured
+share of draft tokens that came true. Where drafts do not pay, the length is 0.
+
+Source: prompt lookup decoding (Saxena, 2023) and "Accelerating Large Language Model Decoding with Speculative Sampling" (Chen
+et al., 2023), of which comparing the sampler's choice with a certain draft is a special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge.backends.base import MAX_DRAFT
+
+__all__ = ["Lookup", "Planner"]
+
+_GRAMS = (8, 4, 2)  # tokens by which earlier places are found, the longest first
+_LONGEST_MATCH = 32  # a longer one says no more
+# Where a draft follows a match of so many tokens: how often a draft token comes true, to begin with.
+_MATCHES = (2, 4, 8, 16, 32)
+_PRIORS = (0.25, 0.45, 0.65, 0.8, 0.9)
+_PRIOR_WEIGHT, _FORGET = 8.0, 0.98
+# Time of a pass over so many tokens, as multiples of a pass over one; before it is measured here (llama.cpp, Q4_1).
+_COSTS = {1: 1.0, 2: 1.5, 4: 2.4, 8: 4.1, 16: 7.5, 32: 14.0}
+_SMOOTHING = 0.2
+_MARGIN = 1.05  # a draft has to promise more than the noise of what was measured
+_TRY_EVERY, _TRY_LENGTH, _TRY_MATCH = 200, 4, 8  # so that what was given up is found when it pays again
+
+
+class Lookup:
+    """Finds where the newest tokens of a text occurred before.
+
+    Args:
+        tokens: the text so far.
+    """
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self._tokens: list[int] = []
+        self._places: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in _GRAMS)
+        self._found: list[int] = []  # ends of earlier places of the newest grams, the longest first
+        self._follow = 0  # the place that the last draft came from, moved along with the text; 0 for none
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text."""
+        text = self._tokens
+        for token in tokens:
+            text.append(token)
+            end = len(text)
+            self._follow = self._follow + 1 if self._follow and text[self._follow] == token else 0
+            self._found = []
+            for size, places in zip(_GRAMS, self._places, strict=True):
+                if end >= size:
+                    gram = tuple(text[end - size :])
+                    earlier = places.get(gram)
+                    if earlier is not None:
+                        self._found.append(earlier)
+                    places[gram] = end
+
+    def draft(self, n_most: int) -> tuple[list[int], int]:
+        """Return what followed the earlier place that shares the most newest tokens, and how many it shares.
+
+        Args:
+            n_most: tokens of the draft; a text that repeats itself is continued for so long.
+        """
+        best, n_match = 0, 0
+        for place in dict.fromkeys([*([self._follow] if self._follow else []), *self._found]):
+            n_same = self._n_same(place)
+            if n_same > n_match:
+                best, n_match = place, n_same
+        if not n_match:
+            return [], 0
+        self._follow = best
+        draft: list[int] = []
+        text, n_text = self._tokens, len(self._tokens)
+        for position in range(best, best + n_most):
+            draft.append(text[position] if position < n_text else draft[position - n_text])
+        return draft, n_match
+
+    def _n_same(self, place: int) -> int:
+        """Return how many tokens before `place` equal the newest ones."""
+        text, end = self._tokens, len(self._tokens)
+        n_same = 0
+        while n_same < min(_LONGEST_MATCH, place) and text[place - 1 - n_same] == text[end - 1 - n_same]:
+            n_same += 1
+        return n_same
+
+
+class Planner:
+    """Chooses the length of drafts, for all replies of a scheduler. Learns from what came true and what passes cost."""
+
+    def __init__(self) -> None:
+        self._hits = [prior * _PRIOR_WEIGHT for prior in _PRIORS]
+        self._tries = [_PRIOR_WEIGHT] * len(_PRIORS)
+        self._ms: dict[int, float] = {}  # tokens of a pass -> its time
+        self._n_declined = 0
+
+    def length(self, n_match: int, n_other: int, n_most: int) -> int:
+        """Return how many draft tokens promise the most tokens a second; 0 if none do.
+
+        Args:
+            n_match: newest tokens that the place of the draft shares.
+            n_other: tokens that the pass computes anyway, beside the one in front of the draft.
+            n_most: the most that are possible.
+        """
+        expected, likely = 1.0, 1.0
+        best, best_rate = 0, _MARGIN * (1 + n_other) / self.pass_ms(1 + n_other)
+        for n_draft in range(1, min(n_most, MAX_DRAFT) + 1):
+            likely *= self._share(n_match + n_draft - 1)
+            expected += likely
+            rate = (expected + n_other) / self.pass_ms(1 + n_other + n_draft)
+            if rate > best_rate:
+                best, best_rate = n_draft, rate
+        if not best and n_match >= _TRY_MATCH:
+            self._n_declined += 1
+            if self._n_declined % _TRY_EVERY == 0:
+                return min(n_most, _TRY_LENGTH)
+        return best
+
+    def note_draft(self, n_match: int, n_accepted: int, n_draft: int) -> None:
+        """Note how many tokens of a draft came true."""
+        for number in range(min(n_accepted + 1, n_draft)):
+            bucket = _bucket(n_match + number)
+            self._hits[bucket] = self._hits[bucket] * _FORGET + (number < n_accepted)
+            self._tries[bucket] = self._tries[bucket] * _FORGET + 1
+
+    def note_pass(self, n_tokens: int, ms: float) -> None:
+        """Note the time of a pass over so many tokens, one row of logits each."""
+        known = self._ms.get(n_tokens)
+        # One that waited for another program says little.
+        self._ms[n_tokens] = ms if known is None else known + _SMOOTHING * (min(ms, 2 * known) - known)
+
+    def pass_ms(self, n_tokens: int) -> float:
+        """Return the time that a pass over so many tokens takes, estimated from the nearest that were measured."""
+        known = self._ms.get(n_tokens)
+        if known is not None:
+            return known
+        if not self._ms:
+            return _cost(n_tokens)
+        nearest = min(self._ms, key=lambda n: (abs(n - n_tokens), n))
+        return self._ms[nearest] * _cost(n_tokens) / _cost(nearest)
+
+    def _share(self, n_match: int) -> float:
+        bucket = _bucket(n_match)
+        return self._hits[bucket] / self._tries[bucket]
+
+
+def _bucket(n_match: int) -> int:
+    return max((number for number, least in enumerate(_MATCHES) if n_match >= least), default=0)
+
+
+def _cost(n_tokens: int) -> float:
+    """Return the time of a pass before any was measured, interpolated in _COSTS."""
+    below = max(n for n in _COSTS if n <= min(n_tokens, 32))
+    above = min((n for n in _COSTS if n >= n_tokens), default=below)
+    if above == below:
+        return _COSTS[below] * n_tokens / below if n_tokens > below else _COSTS[below]
+    return _COSTS[below] + (_COSTS[above] - _COSTS[below]) * (n_tokens - below) / (above - below)
