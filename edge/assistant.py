@@ -31,7 +31,7 @@ from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
-from edge.names import CACHE_HINTS, CacheHint
+from edge.names import CACHE_HINTS, CacheHint, is_client_namespace
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.turn import Turn
@@ -86,6 +86,7 @@ class Assistant:
         governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
+        cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
 
     Attributes:
@@ -110,6 +111,7 @@ class Assistant:
         governor: Governor | None = None,
         max_gap_ms: float = MAX_GAP_MS,
         speculates: bool = True,
+        cache_namespace: str = "",
         sensors: Sensors | None = None,
     ) -> None:
         self.plan = plan
@@ -119,6 +121,8 @@ class Assistant:
         self.model_name = plan.artifact.name if plan is not None else backend.info.name
         self._sampling = self._loaded_sampling = _check_sampling(sampling) or Sampling()
         self.window = window
+        _check_namespace(cache_namespace)
+        self._cache_namespace = cache_namespace
         self.store = ConversationStore(None) if store is None else store
         self._owns_store = store is None
         self._disk = disk
@@ -144,6 +148,7 @@ class Assistant:
         system: str | None = None,
         sampling: Sampling | None = None,
         cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
@@ -152,6 +157,8 @@ class Assistant:
             system: the system prompt; "" is the assistant's, "none" is none at all, None leaves a stored one as it is.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
             cache: where the KV cache of its turns stays, see `Conversation.send`.
+            cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
+                and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -163,13 +170,16 @@ class Assistant:
         self._check_hint(cache)
         _check_text("system", system, is_optional=True)
         _check_text("id", id, is_optional=True)
+        _check_namespace(cache_namespace)
         if id is None:
-            now = time.time()
-            new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0)
+            now, space = time.time(), self._space(cache_namespace)
+            new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
             return Conversation(self, new.id, sampling, cache=cache, unsaved=new)
         info = self.store.get(id)
         if system is not None and system != info.system:
             self.store.set_system(info.id, system)
+        if cache_namespace is not None and cache_namespace != info.cache_namespace:
+            self.store.set_cache_namespace(info.id, cache_namespace)
         return Conversation(self, info.id, sampling, cache=cache)
 
     def prewarm(
@@ -180,12 +190,13 @@ class Assistant:
         attachments: Sequence[Attachment] = (),
         name: str = "",
         cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
     ) -> Reply:
         """Prefill what conversations have in common, so that their first message is answered sooner.
 
         Args:
             text, attachments, cache: as in `Conversation.prewarm`.
-            system: as in `conversation`.
+            system, cache_namespace: as in `conversation`.
             name: under which `edge kv ls` shows the stored blocks.
 
         Returns:
@@ -196,7 +207,8 @@ class Assistant:
             BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
         _check_text("name", name)
-        return self.conversation(system=system)._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
+        new = self.conversation(system=system, cache_namespace=cache_namespace)
+        return new._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
 
     def generate(
         self,
@@ -205,6 +217,7 @@ class Assistant:
         *,
         timeout_s: float | None = None,
         cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Answer once, without a conversation: a text as one user message, or messages.
@@ -214,6 +227,7 @@ class Assistant:
             sampling: how tokens are chosen; what it leaves out is the assistant's.
             timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
             cache: where its KV cache stays, see `Conversation.send`.
+            cache_namespace: who shares its KV cache, see `conversation`.
             options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
 
         Raises:
@@ -224,8 +238,8 @@ class Assistant:
         _check_timeout(timeout_s)
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        hint = self._check_hint(cache) or "disk"
-        return self._start(self._turn(messages, _given(sampling, options), timeout_s=timeout_s, hint=hint))
+        hint, space = self._check_hint(cache) or "disk", self._space(cache_namespace)
+        return self._start(self._turn(messages, _given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space))
 
     def complete(
         self,
@@ -234,13 +248,14 @@ class Assistant:
         *,
         timeout_s: float | None = None,
         cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Reply:
         """Continue a text, without chat template: for base models and for measuring.
 
         Args:
             text: the beginning.
-            sampling, timeout_s, cache, options: as in `generate`.
+            sampling, timeout_s, cache, cache_namespace, options: as in `generate`.
 
         Raises:
             UsageError: there is no text, or an argument has the wrong type.
@@ -249,8 +264,8 @@ class Assistant:
         if not _check_text("text", text):
             raise UsageError("There is no text to continue.", "Give at least one character.")
         _check_timeout(timeout_s)
-        hint = self._check_hint(cache) or "disk"
-        return self._start(self._turn(text, _given(sampling, options), timeout_s=timeout_s, hint=hint))
+        hint, space = self._check_hint(cache) or "disk", self._space(cache_namespace)
+        return self._start(self._turn(text, _given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space))
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.
@@ -376,13 +391,17 @@ class Assistant:
         summary: Summary | None = None,
         timeout_s: float | None = None,
         hint: CacheHint = "disk",
+        namespace: str = "",
     ) -> Turn:
         self._check_open()
         chosen, stops = sampling.over(self.sampling), self._prompting.template.stops
         if stops and not isinstance(prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         scheduler, prompting, answers = self._scheduler, self._prompting, self._answers
-        return Turn(scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s, hint)
+        return Turn(
+            scheduler, prompting, prompt, chosen, self.window, saver, self.plan, summary, answers, timeout_s, hint,
+            namespace=namespace,
+        )  # fmt: skip
 
     def _start(self, turn: Turn, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn, which keeps the assistant open until its end."""
@@ -397,6 +416,11 @@ class Assistant:
         except BaseException:  # no thread to be had
             self._running.discard(turn.reply)
             raise
+
+    def _space(self, namespace: str | None) -> str:
+        """Return the namespace of a request."""
+        _check_namespace(namespace)
+        return self._cache_namespace if namespace is None else namespace
 
     def _check_hint(self, cache: CacheHint | None) -> CacheHint | None:
         """Check where the KV cache of a request is to stay.
@@ -477,7 +501,8 @@ class Conversation:
         store = self._store
         with self._saving:
             if self._unsaved is not None:
-                store.create(id=self.id, system=self._unsaved.system, model=self._unsaved.model)
+                new = self._unsaved
+                store.create(id=self.id, system=new.system, model=new.model, cache_namespace=new.cache_namespace)
                 self._unsaved = None
         return store
 
@@ -780,11 +805,12 @@ class Conversation:
         if (warming := assistant._warming.pop(self.id, None)) is not None:
             warming.cancel()  # this turn reuses what it has prefilled
         try:
-            head_before = self.info.head
+            info = self.info
+            head_before = info.head
             last = prepare()
             nodes = self._store.path(self.id, last.id)
             assistant._prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
-            system = assistant._prompting.system_message(self.info.system)
+            system = assistant._prompting.system_message(info.system)
             question = last
             if continued is not None:
                 nodes.pop()
@@ -792,7 +818,8 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            turn = assistant._turn(messages, sampling, saver, summary, timeout_s, cache or _inherited_hint(nodes))
+            hint = cache or _inherited_hint(nodes)
+            turn = assistant._turn(messages, sampling, saver, summary, timeout_s, hint, info.cache_namespace)
             assistant._busy[self.id] = turn.reply
             return assistant._start(turn, lambda: assistant._release(self.id))
         except BaseException:
@@ -812,7 +839,8 @@ class Conversation:
         next_one = Node(0, None, "user", text, tuple(attachments))
         messages = [*assistant._prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
         summary = newest_summary([node.record for node in nodes])
-        turn = assistant._turn(messages, Sampling(), None, summary, None, hint or _inherited_hint(nodes))
+        hint, space = hint or _inherited_hint(nodes), self.info.cache_namespace
+        turn = assistant._turn(messages, Sampling(), None, summary, None, hint, space)
         turn.is_prefill_only, turn.owner = True, owner
         assistant._warming[self.id] = turn.reply
 
@@ -861,6 +889,15 @@ def _check_text(name: str, text: object, *, is_optional: bool = False) -> bool:
     if not isinstance(text, str) and not (is_optional and text is None):
         raise UsageError(f"{name} is text, not {kind_of(text)}.", "Pass a str.")
     return bool(text)
+
+
+def _check_namespace(namespace: object) -> None:
+    if namespace is None or namespace == "" or (isinstance(namespace, str) and is_client_namespace(namespace)):
+        return
+    raise UsageError(
+        f"{str(namespace)[:80]!r} cannot be a namespace of the KV cache.",
+        'Use up to 64 letters, digits and _ . @ + -, but not "answers".',
+    )
 
 
 def _check_node_id(node_id: object, *, is_optional: bool = False) -> None:

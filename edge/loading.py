@@ -49,6 +49,7 @@ def load(
     gpu_layers: int | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
+    cache_namespace: str = "",
     on_progress: Progress | None = None,
 ) -> Assistant:
     """Load a model, and download it first if it is not on this device yet.
@@ -67,6 +68,8 @@ def load(
         cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
             or the variable EDGE_KV_ENABLED, turn it on.
+        cache_namespace: who shares the KV cache of requests and new conversations that name no namespace themselves, see
+            `Assistant.conversation`.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
 
     Returns:
@@ -113,6 +116,7 @@ def load(
             governor=_make_governor(chosen, plan, engine),
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
+            cache_namespace=cache_namespace,
         )
     except BaseException:
         engine.close()
@@ -133,6 +137,7 @@ class LoadOptions(TypedDict, total=False):
     gpu_layers: int | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
+    cache_namespace: str
     on_progress: Progress | None
 
 

@@ -1,11 +1,16 @@
-"""Names that users write and files hold: formats, accelerators, KV types, places of the KV cache. Engines: edge/registry.py."""
+"""Names that users write and files hold: formats, accelerators, KV types, places and namespaces of the KV cache.
+
+Engines are in edge/registry.py.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 __all__ = [
-    "ACCELERATORS", "CACHE_HINTS", "FORMATS", "KV_TYPES", "TITLES", "Accelerator", "CacheHint", "Format", "KVType",
+    "ACCELERATORS", "ANSWERS", "CACHE_HINTS", "FORMATS", "IMPORTED", "KV_TYPES", "TITLES", "Accelerator", "CacheHint", "Format",
+    "KVType", "answer_namespace", "import_namespace", "is_answer_namespace", "is_client_namespace",
 ]  # fmt: skip
 
 Format = Literal["gguf", "onnx", "coreml"]
@@ -23,6 +28,32 @@ KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 CacheHint = Literal["off", "memory", "disk", "keep"]
 CACHE_HINTS: tuple[CacheHint, ...] = get_args(CacheHint)
 """Where the KV cache of a request stays: nowhere, in memory, also on disk, pinned there. The most private first."""
+
+ANSWERS, IMPORTED = "answers", "import:"
+"""Namespaces of the KV cache begin so that hold cached answers, or blocks of an imported conversation."""
+
+_CLIENT = re.compile(r"(?!answers$)[A-Za-z0-9_.@+-]{1,64}")
+
+
+def answer_namespace(namespace: str) -> str:
+    """Return the namespace of cached answers to requests of a namespace."""
+    return f"{ANSWERS}:{namespace}" if namespace else ANSWERS
+
+
+def import_namespace(conversation_id: str) -> str:
+    """Return the namespace of an imported conversation: no other reads the keys and values that came with it."""
+    return f"{IMPORTED}{conversation_id}"
+
+
+def is_answer_namespace(namespace: str) -> bool:
+    """Return whether a namespace holds cached answers."""
+    return namespace.partition(":")[0] == ANSWERS
+
+
+def is_client_namespace(namespace: str) -> bool:
+    """Return whether a program may choose this namespace."""
+    return _CLIENT.fullmatch(namespace) is not None
+
 
 TITLES: dict[str, str] = {
     "gguf": "GGUF",

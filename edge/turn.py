@@ -54,6 +54,7 @@ class Turn:
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing. It makes way for others.
         owner: of its blocks on the disk; None is the conversation of `saver`.
+        namespace: of the KV cache: only what was computed in it is reused.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -72,6 +73,7 @@ class Turn:
     hint: CacheHint = "disk"
     is_prefill_only: bool = False
     owner: str | None = None
+    namespace: str = ""
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -165,14 +167,14 @@ class Turn:
         if self.is_prefill_only:
             return self._prefill(self.prompting.open_prefix(self._messages, tokens))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        known = self.answers.find(tokens, self.sampling) if self.answers else None
+        known = self.answers.find(tokens, self.sampling, self.namespace) if self.answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
         finished = self._generate(tokens, self.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
         if self.answers and self.hint in ("disk", "keep") and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            self.answers.add(tokens, self.sampling, answer, self._owner)
+            self.answers.add(tokens, self.sampling, answer, self._owner, self.namespace)
         return finished
 
     def _prefill(self, tokens: list[int]) -> Finished:
@@ -226,7 +228,8 @@ class Turn:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=self.hint,
-            priority="background" if self.is_prefill_only else "interactive", is_prefill_only=self.is_prefill_only,
+            namespace=self.namespace, priority="background" if self.is_prefill_only else "interactive",
+            is_prefill_only=self.is_prefill_only,
         )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:

@@ -193,22 +193,29 @@ def gc(app: App, gone: bool, as_json: bool) -> None:
     output.note(", ".join(f"{count:,} {what}" for count, what in parts if count) or "Everything is in order.")
 
 
-@kv.command(epilog=examples("edge kv forget 01jbx3k9", "edge kv forget --all --json"))
+@kv.command(epilog=examples("edge kv forget 01jbx3k9", "edge kv forget --imported 01jbx3k9", "edge kv forget --all --json"))
 @click.argument("conversations", nargs=-1, metavar="[CONVERSATION]...", shell_complete=complete_conversation)
 @click.option("--all", "everybody", is_flag=True, help="Delete the blocks of all conversations.")
+@click.option("--imported", is_flag=True, help="Delete all that came with these imported conversations, also what forks use.")
 @json_option
 @pass_app
-def forget(app: App, conversations: tuple[str, ...], everybody: bool, as_json: bool) -> None:
+def forget(app: App, conversations: tuple[str, ...], everybody: bool, imported: bool, as_json: bool) -> None:
     """Delete the blocks that only these conversations use. The conversations themselves stay.
 
     Shared and pinned blocks stay. Deleting a conversation does this by itself.
+
+    What comes with a bundle (edge kv import) is used by that conversation and its forks only. With --imported all of it is
+    deleted, also where it is pinned or a fork uses it, and what they have stored since.
     """
-    if bool(conversations) == everybody:
+    if bool(conversations) == everybody or (everybody and imported):
         raise click.UsageError("Name one or more conversations, or give --all.", click.get_current_context())
     settings = app.settings()
     with app.blocks(settings) as store:
-        ids = listing.owners(app, settings, store, conversations)
-        reports = {id: store.forget(id) for id in ids}
+        if imported:
+            spaces = listing.imported_namespaces(app, settings, store, conversations)
+            reports = {id: store.forget_namespace(space) for id, space in spaces.items()}
+        else:
+            reports = {id: store.forget(id) for id in listing.owners(app, settings, store, conversations)}
     if as_json:
         found = ({"id": id, **dataclasses.asdict(report)} for id, report in reports.items())
         output.json_object([{key: value for key, value in each.items() if key != "is_in_log" or value} for each in found])

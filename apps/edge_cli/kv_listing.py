@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge.names import IMPORTED, is_answer_namespace
 from edge.units import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from edge_cli.app import App
 
 __all__ = [
-    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "keys_of", "names_model",
-    "owners", "titles", "warmed",
+    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "imported_namespaces", "keys_of",
+    "names_model", "owners", "titles", "warmed",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -67,7 +68,7 @@ def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Grou
     for block in blocks:
         known = tuple(owner for owner in block.owners if owner in titles)
         has_others = len(known) < len(block.owners)
-        members.setdefault((known, has_others, block.namespace == "answers"), []).append(block)
+        members.setdefault((known, has_others, is_answer_namespace(block.namespace)), []).append(block)
     groups = [
         Group(
             title=_title(known, titles, has_others, is_answers),
@@ -148,20 +149,36 @@ def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]
     Raises:
         UsageError: a prefix matches no id, or several.
     """
-    from edge.errors import UsageError
-
     using = set(store.owners())
     if not typed:
         return sorted(using)
     known = using | titles(app, settings).keys()
-    found = []
-    for text in typed:
-        meant = [text] if text in known else sorted(id for id in known if text and id.startswith(text))
-        if len(meant) != 1:
-            few = "There is no conversation" if not meant else f"{len(meant)} conversations begin with"
-            raise UsageError(f"{few} {text}.", "See edge kv ls.")
-        found += meant
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_meant(text, known, "conversation") for text in typed))
+
+
+def imported_namespaces(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]) -> dict[str, str]:
+    """Return the namespaces of imported conversations or their forks: id -> namespace.
+
+    Raises:
+        UsageError: a prefix matches no id, or several.
+    """
+    known = {name[len(IMPORTED) :]: name for name in store.namespaces() if name.startswith(IMPORTED)}
+    if settings.paths.conversations_file.exists():
+        with app.store(settings) as conversations:
+            known |= {
+                info.id: info.cache_namespace for info in conversations.list() if info.cache_namespace.startswith(IMPORTED)
+            }
+    return {id: known[id] for id in (_meant(text, known.keys(), "imported conversation") for text in typed)}
+
+
+def _meant(text: str, known: Set[str], what: str) -> str:
+    from edge.errors import UsageError
+
+    meant = [text] if text in known else sorted(id for id in known if text and id.startswith(text))
+    if len(meant) != 1:
+        few = f"There is no {what}" if not meant else f"{len(meant)} {what}s begin with"
+        raise UsageError(f"{few} {text}.", "See edge kv ls.")
+    return meant[0]
 
 
 def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> list[str]:

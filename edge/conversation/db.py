@@ -81,6 +81,10 @@ MIGRATIONS: tuple[str, ...] = (
         INSERT INTO node_fts(node_fts, rowid, content, attached)
             VALUES ('delete', old.id, old.content, old.attached); END
     """,
+    # Version 2: see ConversationInfo.
+    """
+    ALTER TABLE conversation ADD COLUMN cache_namespace TEXT NOT NULL DEFAULT ''
+    """,
 )
 """Script i brings a file from version i to i + 1. Append to it; never change a released script."""
 

@@ -127,11 +127,12 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             nodes=[NodeFile.from_node(node, places) for node in nodes],
         )
 
-    def save(self, db: sqlite3.Connection, id: str) -> ConversationInfo:
-        """Add the conversation to the store, with new ids for its nodes."""
+    def save(self, db: sqlite3.Connection, id: str, cache_namespace: str = "") -> ConversationInfo:
+        """Add the conversation to the store, with new ids for its nodes. No file says which namespace it has."""
         key = tree.insert_conversation(
-            db, id, title=self.title, system=self.system, model=self.model, created=self.created, updated=self.updated
-        )
+            db, id, title=self.title, system=self.system, model=self.model, created=self.created, updated=self.updated,
+            cache_namespace=cache_namespace,
+        )  # fmt: skip
         ids: list[int] = []
         for node in self.nodes:
             parent = None if node.parent is None else ids[node.parent]

@@ -20,6 +20,7 @@ from edge.conversation import tree
 from edge.conversation.db import Database, process_mark
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
+from edge.names import import_namespace
 from edge.types import Message
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class ConversationStore:
 
     # Conversations
 
-    def create(self, *, system: str = "", title: str = "", model: str = "", id: str | None = None) -> ConversationInfo:
+    def create(
+        self, *, system: str = "", title: str = "", model: str = "", id: str | None = None, cache_namespace: str = ""
+    ) -> ConversationInfo:
         """Start a conversation.
 
         Args:
@@ -82,6 +85,7 @@ class ConversationStore:
             title: "" takes it from the first user message.
             model: name of its model.
             id: letters, digits, - and _, at most 64; None generates one.
+            cache_namespace: of its KV cache, see `ConversationInfo`.
 
         Raises:
             UsageError: the id is malformed or taken.
@@ -93,7 +97,9 @@ class ConversationStore:
                 raise UsageError(f"There is a conversation {id!r} already.", "Choose another id, or open that one.")
             now = time.time()
             new_id = id or self._new_id(db)
-            key = tree.insert_conversation(db, new_id, title=title, system=system, model=model, created=now, updated=now)
+            key = tree.insert_conversation(
+                db, new_id, title=title, system=system, model=model, created=now, updated=now, cache_namespace=cache_namespace
+            )
             return tree.read_info(db, key)
 
     def get(self, id: str) -> ConversationInfo:
@@ -151,6 +157,10 @@ class ConversationStore:
         """Remember the conversation's model."""
         self._set(id, "model", model)
 
+    def set_cache_namespace(self, id: str, namespace: str) -> None:
+        """Change the namespace of the KV cache: what it had prefilled in the old one is not reused any more."""
+        self._set(id, "cache_namespace", namespace)
+
     def set_draft(self, id: str, draft: str) -> None:
         """Save a text that is typed but not sent."""
         self._set(id, "draft", draft)
@@ -194,7 +204,7 @@ class ConversationStore:
         with self._db.write() as db:
             file, now = ConversationFile.load(db, id, self._read_path(db, id, node_id)), time.time()
             copy = msgspec.structs.replace(file, title=tree.fork_title(file.title), created=now, updated=now)
-            return copy.save(db, self._new_id(db))
+            return copy.save(db, self._new_id(db), tree.read_info(db, tree.find_key(db, id)).cache_namespace)
 
     # Messages
 
@@ -414,7 +424,8 @@ class ConversationStore:
 
     def _save(self, file: ConversationFile) -> ConversationInfo:
         with self._db.write() as db:
-            return file.save(db, self._new_id(db))
+            id = self._new_id(db)
+            return file.save(db, id, import_namespace(id))
 
     def new_id(self) -> str:
         """Return an id for a conversation that `create` makes later."""
@@ -429,7 +440,7 @@ class ConversationStore:
             if db.execute("SELECT 1 FROM conversation WHERE id = ?", (id,)).fetchone() is None:
                 return id
 
-    def _set(self, id: str, column: Literal["system", "model", "draft"], value: str) -> None:
+    def _set(self, id: str, column: Literal["system", "model", "draft", "cache_namespace"], value: str) -> None:
         with self._db.write() as db:
             key = tree.find_key(db, id)
             db.execute(f"UPDATE conversation SET {column} = ? WHERE key = ?", (tree.clean(value), key))

@@ -102,6 +102,8 @@ class ConversationInfo:
         draft: typed but not sent.
         created, updated: in seconds since 1970.
         n_messages: number of nodes in all branches.
+        cache_namespace: of the KV cache: what others of that namespace have prefilled is reused, and nothing else. An imported
+            conversation has one of its own, which its forks share.
     """
 
     id: str
@@ -113,6 +115,7 @@ class ConversationInfo:
     created: float
     updated: float
     n_messages: int
+    cache_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class SearchHit:
 
 
 INFO = """c.id, c.title, c.system, c.model, c.head, c.draft, c.created, c.updated,
-    (SELECT count(*) FROM node WHERE conversation = c.key)"""
+    (SELECT count(*) FROM node WHERE conversation = c.key), c.cache_namespace"""
 NODE = """n.id, n.parent, n.role, n.content, n.attached, n.spans, n.status, n.created, n.model, n.record, n.name,
     (SELECT id FROM conversation WHERE key = n.conversation), n.writer"""
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -288,12 +291,20 @@ def read_path(db: sqlite3.Connection, node_id: int | None) -> list[Node]:
 
 
 def insert_conversation(
-    db: sqlite3.Connection, id: str, *, title: str, system: str, model: str, created: float, updated: float
+    db: sqlite3.Connection,
+    id: str,
+    *,
+    title: str,
+    system: str,
+    model: str,
+    created: float,
+    updated: float,
+    cache_namespace: str = "",
 ) -> int:
     """Add a conversation without messages as the one with the newest activity, and return its key."""
-    sql = """INSERT INTO conversation(id, title, system, model, draft, created, updated, activity)
-        VALUES (?, ?, ?, ?, '', ?, ?, (SELECT coalesce(max(activity), 0) + 1 FROM conversation))"""
-    cursor = db.execute(sql, (id, to_line(title), clean(system), clean(model), created, updated))
+    sql = """INSERT INTO conversation(id, title, system, model, draft, created, updated, cache_namespace, activity)
+        VALUES (?, ?, ?, ?, '', ?, ?, ?, (SELECT coalesce(max(activity), 0) + 1 FROM conversation))"""
+    cursor = db.execute(sql, (id, to_line(title), clean(system), clean(model), created, updated, clean(cache_namespace)))
     return int(cursor.lastrowid or 0)
 
 

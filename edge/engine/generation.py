@@ -107,6 +107,7 @@ class Generation:
         asked_at: when it was asked for; like all times here, of `time.perf_counter`.
         priority: "background" for work that nobody waits for.
         hint: where its keys and values stay.
+        namespace: only what was computed in it is reused; see `edge.kv.cache`.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
         is_cancelled: whether `cancel` was called.
         arrived: number in the order in which the scheduler received them.
@@ -127,6 +128,7 @@ class Generation:
     asked_at: float = field(default_factory=time.perf_counter)
     priority: Priority = "interactive"
     hint: CacheHint = "disk"
+    namespace: str = ""
     is_prefill_only: bool = False
     is_cancelled: bool = False
     slot: Slot | None = None

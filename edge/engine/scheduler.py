@@ -314,7 +314,7 @@ class Scheduler:
     def _n_missing(self, generation: Generation) -> int:
         """Return how many tokens of a prompt without a sequence are not in memory."""
         prompt = generation.to_prefill
-        return len(prompt) - self._cache.n_resident(prompt)
+        return len(prompt) - self._cache.n_resident(prompt, generation.namespace)
 
     def _make_way(self) -> bool:
         """Take the sequence of the youngest background generation if an interactive one waits. Returns whether it did."""
@@ -341,7 +341,9 @@ class Scheduler:
                 "Shorten it, or load the model with a larger context.",
             )
         started = time.perf_counter()
-        taken = self._cache.acquire(generation.to_prefill, generation.owner, generation.boundaries, generation.hint)
+        taken = self._cache.acquire(
+            generation.to_prefill, generation.owner, generation.boundaries, generation.hint, generation.namespace
+        )
         if taken is None:
             return False
         generation.slot, reuse = taken

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.kv.blocks import fingerprint
+from edge.names import answer_namespace
 from edge.types import FinishReason, Sampling
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "AnswerCache"]
 
-_NAMESPACE = "answers"
 _IRRELEVANT = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "xtc_probability", "xtc_threshold")
 """Fields of Sampling that change nothing at temperature 0."""
 
@@ -56,12 +56,12 @@ class AnswerCache:
         self._model = model
         self._n_ctx = n_ctx
 
-    def find(self, prompt: Sequence[int], sampling: Sampling) -> Answer | None:
-        """Return the reply to exactly this request; None if there is none, or if sampling is random."""
+    def find(self, prompt: Sequence[int], sampling: Sampling, namespace: str = "") -> Answer | None:
+        """Return the reply to exactly this request in a namespace; None if there is none, or if sampling is random."""
         model = self._fingerprint(sampling)
         if model is None:
             return None
-        match = self._store.match(model, _NAMESPACE, prompt, partial=False)
+        match = self._store.match(model, answer_namespace(namespace), prompt, partial=False)
         if len(match.blocks) != 1 or match.n_tokens != len(prompt):
             return None
         payload = self._store.read(match.blocks[0])
@@ -73,7 +73,7 @@ class AnswerCache:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another version of edge
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "") -> None:
+    def add(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "", namespace: str = "") -> None:
         """Store a reply, unless sampling is random or the reply was interrupted.
 
         Args:
@@ -81,12 +81,13 @@ class AnswerCache:
             sampling: of the reply.
             answer: the reply.
             owner: its conversation, "" for none.
+            namespace: only requests of it find the reply.
         """
         model = self._fingerprint(sampling)
         if model is None or answer.reason not in ("stop", "length"):
             return
         self._store.put(
-            None, prompt, msgspec.msgpack.encode(answer), fingerprint=model, namespace=_NAMESPACE, start=0,
+            None, prompt, msgspec.msgpack.encode(answer), fingerprint=model, namespace=answer_namespace(namespace), start=0,
             prefill_ms=answer.total_ms, origin="decode", owner=owner or None,
         )  # fmt: skip
 

@@ -30,6 +30,7 @@ from edge.errors import StorageError
 from edge.files import check_replaceable
 from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS, MAX_TOKENS
 from edge.kv.records import PlainBlock
+from edge.names import ANSWERS, is_answer_namespace
 
 __all__ = ["Bundle", "BundleReport", "open_bundle", "write_bundle"]
 
@@ -237,7 +238,8 @@ def _write(file: IO[bytes], conversation: str, blocks: Iterable[PlainBlock], abo
             parts.append(
                 _BlockPart(
                     file=part.file, size=part.size, sha256=part.sha256, parent=parent, model=block.model.hex(),
-                    namespace=block.namespace, start=block.start, tokens=list(block.tokens), origin=origin,
+                    namespace=ANSWERS if is_answer_namespace(block.namespace) else "", start=block.start,
+                    tokens=list(block.tokens), origin=origin,
                     prefill_ms=block.prefill_ms,
                 )
             )  # fmt: skip

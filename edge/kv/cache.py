@@ -36,14 +36,12 @@ if TYPE_CHECKING:
     from edge.kv.store import BlockRef, BlockStore, Match
     from edge.names import CacheHint
 
-__all__ = ["BLOCK_TOKENS", "NAMESPACE", "KVCache", "Reuse"]
+__all__ = ["BLOCK_TOKENS", "KVCache", "Reuse"]
 
 T = TypeVar("T")
 _log = logging.getLogger("edge.kv")
 BLOCK_TOKENS = 128
 """Of a full block; docs/kv.md explains the choice."""
-NAMESPACE = ""
-"""One namespace: all conversations of a user share what their device has prefilled."""
 _MIN_RESTORE_TOKENS = 4
 """Fewer are computed: searching the disk takes as long."""
 _MIN_STORE_TOKENS = 32
@@ -110,9 +108,9 @@ class KVCache:
         """True if `acquire` would find a sequence."""
         return any(not slot.is_busy for slot in self._slots.slots)
 
-    def n_resident(self, prompt: Sequence[int]) -> int:
+    def n_resident(self, prompt: Sequence[int], namespace: str = "") -> int:
         """Return the number of tokens of a prompt that `acquire` would find in memory."""
-        return self._slots.n_shared(prompt)
+        return self._slots.n_shared(prompt, namespace)
 
     def checkpoints(self, boundaries: Iterable[int]) -> frozenset[int]:
         """Return where chunks must end and `checkpoint` be called, to store the state at or before these positions."""
@@ -121,7 +119,12 @@ class KVCache:
         return frozenset(self._slots.reusable(boundary) for boundary in boundaries) - {0}
 
     def acquire(
-        self, prompt: Sequence[int], owner: str = "", boundaries: Iterable[int] = (), hint: CacheHint = "disk"
+        self,
+        prompt: Sequence[int],
+        owner: str = "",
+        boundaries: Iterable[int] = (),
+        hint: CacheHint = "disk",
+        namespace: str = "",
     ) -> tuple[Slot, Reuse] | None:
         """Take a sequence for a prompt, with as much of its prefix as memory and disk have.
 
@@ -130,6 +133,7 @@ class KVCache:
             owner: of the blocks that will be stored: a conversation's id, or "" for none.
             boundaries: positions that later prompts are likely to share: blocks end there, so that this is stored once.
             hint: where what is computed now stays. What is stored already is reused in any case.
+            namespace: only what was computed in it is reused, in memory and from disk.
 
         Returns:
             The slot and the reused part, or None if every sequence is busy.
@@ -137,7 +141,7 @@ class KVCache:
         Raises:
             BackendError: the engine failed; no slot was taken.
         """
-        slot = self._slots.acquire(prompt)
+        slot = self._slots.acquire(prompt, namespace)
         if slot is None:
             return None
         slot.hint = hint
@@ -243,7 +247,7 @@ class KVCache:
         if len(usable) - slot.n_tokens < _MIN_RESTORE_TOKENS:
             return slot.n_tokens, 0
         ranges = self._backend.capabilities.export_kv
-        match = store.match(self._model, NAMESPACE, usable, partial=ranges)
+        match = store.match(self._model, self._slots.tree.namespace(slot.seq_id), usable, partial=ranges)
         if not match.blocks:
             return slot.n_tokens, 0
         if _is_stored(slot):
@@ -395,7 +399,7 @@ class KVCache:
     ) -> bytes | None:
         origin = "prefill" if start + len(tokens) <= slot.n_prefilled else "decode"
         return store.put(
-            parent, tokens, payload, fingerprint=self._model, namespace=NAMESPACE, start=start,
+            parent, tokens, payload, fingerprint=self._model, namespace=self._slots.tree.namespace(slot.seq_id), start=start,
             prefill_ms=self._ms_per_token * len(tokens), origin=origin, owner=slot.owner or None,
         )  # fmt: skip
 

@@ -45,6 +45,7 @@ def plain_blocks(disk: Disk, owner: str) -> Iterator[PlainBlock]:
 def add_blocks(
     disk: Disk,
     blocks: Iterable[PlainBlock],
+    namespace: str,
     put: Callable[[PlainBlock, bytes | None], bytes | None],
     flush: Callable[[], object],
     problem: Callable[[], str | None],
@@ -54,6 +55,7 @@ def add_blocks(
     Args:
         disk: of the store.
         blocks: parents before children.
+        namespace: where `put` stores them.
         put: queues a block after the one with a key, and returns its key, or None if it was dropped.
         flush: waits until the queue is written.
         problem: returns why nothing is stored at present, or None.
@@ -74,8 +76,8 @@ def add_blocks(
             flush()
             n_waiting = 0
         n_waiting += n_bytes
-        before = parent or disk.root(block.model, block.namespace)
-        is_known = disk.has(disk.keys.block(block.model, block.namespace, before, pack_tokens(block.tokens)))
+        before = parent or disk.root(block.model, namespace)
+        is_known = disk.has(disk.keys.block(block.model, namespace, before, pack_tokens(block.tokens)))
         key = put(block, parent)
         if key is not None:
             keys[block.key] = key

@@ -21,7 +21,17 @@ from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
 from edge.kv.rows import Use
 from edge.kv.uses import pins_of
 
-__all__ = ["clear", "find_keys", "forget", "list_blocks", "list_owners", "scan", "verify"]
+__all__ = [
+    "clear",
+    "find_keys",
+    "forget",
+    "forget_namespace",
+    "list_blocks",
+    "list_namespaces",
+    "list_owners",
+    "scan",
+    "verify",
+]
 
 _log = logging.getLogger("edge.kv")
 _AT_A_TIME = 32
@@ -146,6 +156,23 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
     return ForgetReport(n_blocks, n_bytes, is_in_log=not _emptied(disk))
 
 
+def forget_namespace(disk: Disk, namespace: str) -> ForgetReport:
+    """Remove all blocks of a namespace."""
+    n_blocks = n_bytes = 0
+    sql = """SELECT block.key, block.disk FROM space JOIN block ON block.space = space.id WHERE space.namespace = ?
+        ORDER BY block.start DESC"""
+    with disk.index.long_read() as view:
+        found = view.sql.execute(sql, (namespace,)).fetchall()
+    for portion in _portions(found):
+        with disk.index.write() as change:
+            for key, size in portion:
+                if change.get(key) is not None:
+                    disk.remove(change, key)
+                    n_blocks, n_bytes = n_blocks + 1, n_bytes + size
+        _bound_log(disk)
+    return ForgetReport(n_blocks, n_bytes, is_in_log=not _emptied(disk))
+
+
 def clear(disk: Disk) -> int:
     """Remove every block, and return how many there were."""
     n_blocks = 0
@@ -204,6 +231,12 @@ def list_owners(disk: Disk) -> list[str]:
         SELECT name FROM each WHERE name IS NOT NULL"""
     with disk.index.long_read() as view:
         return [name for (name,) in view.sql.execute(sql)]
+
+
+def list_namespaces(disk: Disk) -> list[str]:
+    """List the namespaces of all blocks, sorted."""
+    with disk.index.long_read() as view:
+        return [name for (name,) in view.sql.execute("SELECT DISTINCT namespace FROM space ORDER BY namespace")]
 
 
 def find_keys(disk: Disk, beginning: str) -> list[str]:

@@ -67,11 +67,12 @@ class Slots:
         self.slots = [Slot(seq_id) for seq_id in range(backend.capabilities.n_seq)]
         self.tree = PrefixTree(len(self.slots))
 
-    def acquire(self, prompt: Sequence[int]) -> Slot | None:
+    def acquire(self, prompt: Sequence[int], namespace: str = "") -> Slot | None:
         """Take a sequence for a prompt, with as much of its prefix as possible already in the cache.
 
         Args:
             prompt: token ids, at least one. At least the last one is left to compute, since its logits are needed.
+            namespace: only what was computed in it is reused.
 
         Returns:
             A busy slot that holds the reused prefix, or None if every sequence is busy.
@@ -82,12 +83,13 @@ class Slots:
         idle = [slot for slot in self.slots if not slot.is_busy]
         if not idle:
             return None
-        source, n_shared = self._find(prompt)
+        source, n_shared = self._find(prompt, namespace)
         target = self._choose_target(idle, source, n_shared)
         if target is source:
             self.truncate(target, n_shared)
         else:
             self.truncate(target, 0)
+            self.tree.move(target.seq_id, namespace)
             if source is not None:
                 self._share(source, target, n_shared)
         target.is_busy = True
@@ -95,9 +97,9 @@ class Slots:
         target.last_used = self._clock
         return target
 
-    def n_shared(self, prompt: Sequence[int]) -> int:
-        """Return the length of the prefix of a prompt that is in the cache and may be reused."""
-        return self._find(prompt)[1]
+    def n_shared(self, prompt: Sequence[int], namespace: str = "") -> int:
+        """Return the length of the prefix of a prompt that is in the cache and may be reused in a namespace."""
+        return self._find(prompt, namespace)[1]
 
     def reusable(self, n_tokens: int) -> int:
         """Round a length down to the alignment."""
@@ -160,19 +162,20 @@ class Slots:
         if self.tree.length(slot.seq_id) > n_tokens:
             self.tree.truncate(slot.seq_id, n_tokens)
 
-    def _find(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
+    def _find(self, prompt: Sequence[int], namespace: str) -> tuple[Slot | None, int]:
         """As `_longest`, of the part of a whole prompt that may be reused."""
-        return self._longest(prompt[: self.reusable(len(prompt) - 1)])
+        return self._longest(prompt[: self.reusable(len(prompt) - 1)], namespace)
 
-    def _longest(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
+    def _longest(self, prompt: Sequence[int], namespace: str) -> tuple[Slot | None, int]:
         """Find the slot with the longest usable prefix of a prompt, an idle one if possible."""
         if self._backend.capabilities.rewind:
-            found = self.tree.match(prompt)
+            found = self.tree.match(prompt, namespace)
             n_shared = self.reusable(found.n_tokens)
             holders = [self.slots[seq_id] for seq_id in found.holders] if n_shared else []
             return min(holders, key=lambda slot: slot.is_busy, default=None), n_shared
         # This model can only continue at the end.
-        whole = [slot for slot in self._idle() if self._is_prefix(slot, prompt)]
+        here = (slot for slot in self._idle() if self.tree.namespace(slot.seq_id) == namespace)
+        whole = [slot for slot in here if self._is_prefix(slot, prompt)]
         longest = max(whole, key=lambda slot: slot.n_tokens, default=None)
         return longest, longest.n_tokens if longest else 0
 

@@ -23,7 +23,17 @@ from edge.kv.disk import Disk
 from edge.kv.entries import is_transient
 from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
-from edge.kv.maintenance import clear, find_keys, forget, list_blocks, list_owners, scan, verify
+from edge.kv.maintenance import (
+    clear,
+    find_keys,
+    forget,
+    forget_namespace,
+    list_blocks,
+    list_namespaces,
+    list_owners,
+    scan,
+    verify,
+)
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
     BlockInfo,
@@ -37,6 +47,7 @@ from edge.kv.records import (
     StoreStats,
     VerifyReport,
 )
+from edge.names import import_namespace
 
 __all__ = ["BlockRef", "BlockStore", "GcReport", "Match", "StoreOptions"]
 
@@ -254,6 +265,19 @@ class BlockStore:
             self._background.empty_log()
         return report
 
+    def forget_namespace(self, namespace: str) -> ForgetReport:
+        """Delete all blocks of a namespace, also pinned ones and those of several owners.
+
+        Raises:
+            StorageError: not all could be deleted.
+        """
+        with self._maintained() as disk:
+            self._settle()
+            report = forget_namespace(disk, namespace)
+        if report.is_in_log:
+            self._background.empty_log()
+        return report
+
     def stats(self) -> StoreStats:
         """Return the content of the store in numbers.
 
@@ -286,6 +310,15 @@ class BlockStore:
         """
         with self._maintained() as disk:
             return list_owners(disk)
+
+    def namespaces(self) -> list[str]:
+        """List the namespaces of all blocks, sorted.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return list_namespaces(disk)
 
     def find_keys(self, beginning: str) -> list[str]:
         """List the keys, in hexadecimal, that begin with these digits.
@@ -346,26 +379,30 @@ class BlockStore:
             self._settle()
             yield from plain_blocks(disk, owner)
 
-    def import_blocks(self, blocks: Iterable[PlainBlock], owner: str) -> ImportReport:
+    def import_blocks(self, blocks: Iterable[PlainBlock], owner: str, namespace: str | None = None) -> ImportReport:
         """Store blocks of another store, sealed with the key of this one, and wait until they are on the disk.
 
         Args:
             blocks: parents before children.
             owner: who uses them here.
+            namespace: where they are found, whatever they say; None is that of an imported conversation with the id `owner`,
+                so that no other conversation reads what may be wrong.
 
         Raises:
             StorageError: the store is off, the disk failed, or `blocks` cannot be read.
             UsageError: a block cannot be stored.
         """
 
+        space = import_namespace(owner) if namespace is None else namespace
+
         def put(block: PlainBlock, parent: bytes | None) -> bytes | None:
             return self.put(
-                parent, block.tokens, bytes(block.payload), fingerprint=block.model, namespace=block.namespace,
+                parent, block.tokens, bytes(block.payload), fingerprint=block.model, namespace=space,
                 start=block.start, prefill_ms=block.prefill_ms, origin=block.origin, owner=owner,
             )  # fmt: skip
 
         with self._maintained() as disk:
-            return add_blocks(disk, blocks, put, lambda: self.flush(_IMPORT_TIMEOUT_S), lambda: self.problem)
+            return add_blocks(disk, blocks, space, put, lambda: self.flush(_IMPORT_TIMEOUT_S), lambda: self.problem)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write the queue as far as time allows, and close the store. May be called twice.

@@ -68,15 +68,24 @@ class _Node:
 
 
 class PrefixTree:
-    """See the module. Every sequence starts empty.
+    """See the module. Every sequence starts empty, in the namespace "". Sequences of different namespaces share nothing.
 
     Args:
         n_seq: number of sequences.
     """
 
     def __init__(self, n_seq: int) -> None:
-        self._root = _Node(None, [], 0, set())
-        self._ends = [self._root] * n_seq  # the last node of each sequence
+        self._roots = {"": _Node(None, [], 0, set())}
+        self._spaces = [""] * n_seq
+        self._ends = [self._roots[""]] * n_seq  # the last node of each sequence
+
+    def move(self, seq_id: int, namespace: str) -> None:
+        """Move an empty sequence to a namespace."""
+        assert not self.length(seq_id)
+        before, self._spaces[seq_id] = self._spaces[seq_id], namespace
+        self._ends[seq_id] = self._roots.setdefault(namespace, _Node(None, [], 0, set()))
+        if before and before not in self._spaces:
+            del self._roots[before]
 
     def length(self, seq_id: int) -> int:
         """Return the number of tokens of a sequence."""
@@ -91,10 +100,16 @@ class PrefixTree:
             node = node.parent
         return [token for run in reversed(runs) for token in run]
 
-    def match(self, tokens: Sequence[int]) -> Resident:
-        """Find the longest prefix of `tokens` that a sequence holds."""
-        node, position = self._root, 0
+    def namespace(self, seq_id: int) -> str:
+        """Return the namespace of a sequence."""
+        return self._spaces[seq_id]
+
+    def match(self, tokens: Sequence[int], namespace: str = "") -> Resident:
+        """Find the longest prefix of `tokens` that a sequence of a namespace holds."""
         holders: set[int] = set()
+        if namespace not in self._roots:
+            return Resident(0, frozenset())
+        node, position = self._roots[namespace], 0
         while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
             n_same = common_prefix(child.tokens, tokens, position)
             position += n_same
@@ -141,6 +156,7 @@ class PrefixTree:
     def share(self, source: int, target: int, n_tokens: int) -> None:
         """Make `target` hold the first `n_tokens` of `source` and nothing else."""
         self.truncate(target, 0)
+        self.move(target, self._spaces[source])
         self.extend(target, self.tokens(source)[:n_tokens])
 
     def set_mark(self, seq_id: int, mark: Mark) -> None:
@@ -178,8 +194,8 @@ class PrefixTree:
                     lower.mark = None
 
     def nodes(self, top: _Node | None = None) -> Iterator[_Node]:
-        """Yield a node and its descendants; None starts at the root."""
-        stack = [top or self._root]
+        """Yield a node and its descendants; None starts at all roots."""
+        stack = list(self._roots.values()) if top is None else [top]
         while stack:
             node = stack.pop()
             yield node

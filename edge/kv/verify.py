@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
 from edge.kv.records import PlainBlock
+from edge.names import is_answer_namespace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def check_cache(
     """
     last_used: dict[str, float] = {}
     for info in blocks.ls():
-        if info.model == model.hex() and not info.namespace:
+        if info.model == model.hex() and not is_answer_namespace(info.namespace):
             last_used.update({owner: max(info.last_used, last_used.get(owner, 0.0)) for owner in info.owners})
     owners = sorted(last_used, key=last_used.__getitem__, reverse=True)[:n]
     checks: list[CacheCheck] = []
@@ -96,7 +97,7 @@ def longest_path(blocks: Iterable[PlainBlock], model: bytes, n_max: int) -> list
     for block in blocks:
         before = [] if block.parent is None else paths.get(block.parent)
         end = block.start + len(block.tokens)
-        if block.model != model or before is None or end > n_max or block.namespace:
+        if block.model != model or before is None or end > n_max or is_answer_namespace(block.namespace):
             continue
         path = paths[block.key] = [*before, block]
         if len(block.payload) and (not best or end > best[-1].start + len(best[-1].tokens)):

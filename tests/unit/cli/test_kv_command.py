@@ -166,7 +166,8 @@ def test_a_bundle_goes_round(call: Call, two: tuple[str, str], blocks: BlockStor
     assert result.code == 0 and "30 cached tokens" in result.err
     new = result.out.strip()
     assert new != ann and len(blocks.ls(owner=new)) == 6
-    match = blocks.match(MODEL, "", SYSTEM + list(range(20)))
+    assert not blocks.match(MODEL, "", SYSTEM + list(range(20))).blocks, "no other conversation reads them"
+    match = blocks.match(MODEL, f"import:{new}", SYSTEM + list(range(20)))
     assert match.n_tokens == 30 and all(blocks.read(ref) is not None for ref in match.blocks)
 
 

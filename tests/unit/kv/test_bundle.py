@@ -84,8 +84,8 @@ def test_a_bundle_opens_in_another_store(
         bundle.verify(lambda done, total: seen.append((done, total)))
         assert bundle.about == {"title": "Ünïcode"} and bundle.models == {MODEL: 12, OTHER: 3}
         assert bundle.conversation().decode() == CHAT
-        first = there.import_blocks(bundle.blocks(), "new")
-        again = there.import_blocks(bundle.blocks(), "new")
+        first = there.import_blocks(bundle.blocks(), "new", "ns")
+        again = there.import_blocks(bundle.blocks(), "new", "ns")
     assert seen[-1][0] == seen[-1][1] > 600
     assert (first.n_added, first.n_known, first.n_dropped, first.problem) == (6, 0, 0, None)
     assert (again.n_added, again.n_known, again.n_dropped, again.problem) == (0, 6, 0, None)
@@ -105,9 +105,9 @@ def test_only_what_the_model_here_can_use_is_taken(make_store: MakeStore, tmp_pa
     fill(here)
     write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
     with open_bundle(tmp_path / "b.zip") as bundle:
-        report = there.import_blocks(bundle.blocks(OTHER), "new")
+        report = there.import_blocks(bundle.blocks(OTHER), "new", "ns")
         assert (report.n_added, there.stats().n_blocks) == (1, 1)
-        assert there.import_blocks(bundle.blocks(b"x" * 32), "new").n_added == 0
+        assert there.import_blocks(bundle.blocks(b"x" * 32), "new", "ns").n_added == 0
 
 
 def test_damaged_blocks_and_what_follows_them_stay_behind(make_store: MakeStore, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_damaged_blocks_and_what_follows_them_stay_behind(make_store: MakeStore,
     report = write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
     assert report.n_blocks == 4
     with open_bundle(tmp_path / "b.zip") as bundle:
-        assert make_store("there").import_blocks(bundle.blocks(), "new").n_added == 4
+        assert make_store("there").import_blocks(bundle.blocks(), "new", "ns").n_added == 4
 
 
 def test_what_has_no_room_is_dropped_from_the_end(make_store: MakeStore, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_has_no_room_is_dropped_from_the_end(make_store: MakeStore, tmp_pat
     put_row(here, list(range(12)), "ann")
     write_bundle(tmp_path / "b.zip", CHAT, here.export_blocks("ann"))
     with open_bundle(tmp_path / "b.zip") as bundle:
-        report = there.import_blocks(bundle.blocks(), "new")
+        report = there.import_blocks(bundle.blocks(), "new", "ns")
     assert (report.n_added, report.n_dropped, report.problem) == (2, 2, None)
     assert restored(there, list(range(12))) == [payload_of([0, 1, 2]), payload_of([0, 1, 2, 3, 4, 5])]
 
@@ -169,7 +169,7 @@ def test_a_damaged_bundle_is_refused_and_the_store_stays_on(make_store: MakeStor
     data[at] ^= 1
     bad.write_bytes(data)
     with open_bundle(bad) as bundle, pytest.raises(StorageError, match="damaged"):
-        there.import_blocks(bundle.blocks(), "new")
+        there.import_blocks(bundle.blocks(), "new", "ns")
     assert there.problem is None
 
 
