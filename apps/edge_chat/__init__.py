@@ -7,6 +7,7 @@ outbox.py       messages that are not saved yet, and drafts; library.py, the sto
 model_host.py   the loaded model
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
+markup/         Markdown, formulas and tables as lines of text; knows no screen
 attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; theme.py
 """
 

@@ -122,6 +122,14 @@ REGISTRY = Registry(
                 scope="message",
             ),
             Command(
+                "table",
+                "See a table wide",
+                "Show the last table with nothing wrapped; the arrow keys scroll. Again shows the one before.",
+                argument="[number]",
+                keys="t",
+                scope="message",
+            ),
+            Command(
                 "regenerate",
                 "Regenerate the answer",
                 "Answer again, as a new branch.",

@@ -52,6 +52,22 @@ async def copy_code(screen: ChatScreen, argument: str) -> None:
     raise UsageError("There is no code block here.", "/copy copies the whole answer.")
 
 
+async def table(screen: ChatScreen, argument: str) -> None:
+    chosen = screen.chosen_view
+    views = [chosen] if chosen is not None else [v for v in reversed(screen.transcript.views) if v.role == "assistant"]
+    if argument:
+        tables = next((v.markdown.tables for v in views if v.role == "assistant" and v.markdown.tables), [])
+        if not argument.isdigit() or not 1 <= int(argument) <= len(tables):
+            raise UsageError(f"There is no table {argument!r}.", f"The answer has {fmt.plural(len(tables), 'table')}.")
+        return await screen.show_wide(tables[int(argument) - 1])
+    for view in views:
+        found = view.next_table()
+        if found is not None:
+            return await screen.show_wide(found)
+    key = screen.app.keymap.display("message-previous")
+    raise UsageError("There is no table here.", f"{key} selects another message.")
+
+
 async def regenerate(screen: ChatScreen, argument: str) -> None:
     view = screen.chosen_view
     await screen.controller.sending.answer_again(view.node_id if view is not None else None)
@@ -116,6 +132,7 @@ RUNNERS = {
     "stop": stop,
     "copy": copy,
     "copy-code": copy_code,
+    "table": table,
     "regenerate": regenerate,
     "edit": edit,
     "fork": fork,

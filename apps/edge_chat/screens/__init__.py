@@ -3,5 +3,5 @@
 chat.py        the main screen: keys, commands and widget messages; view.py, what it shows without the controller
 model_view.py  model state on the main screen: loading, ready, failed, throttled
 dialogs.py     small dialogs: a question, a text to edit, a list to pick from, a page to read
-parameters.py  the editor of sampling parameters
+parameters.py  the editor of sampling parameters; wide.py, a table with nothing wrapped
 """

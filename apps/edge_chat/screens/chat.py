@@ -257,9 +257,13 @@ class ChatScreen(ChatView):
         event.stop()
         await self.transcript.show_earlier()
 
-    def on_code_fence_copy_requested(self, event: Any) -> None:
+    def on_reply_markdown_copy_requested(self, event: Any) -> None:
         event.stop()
         self.copy(event.code, "the code block")
+
+    def on_reply_markdown_wide_requested(self, event: Any) -> None:
+        event.stop()
+        self.run_guarded(self.show_wide, event.table)
 
     # Sidebar
 

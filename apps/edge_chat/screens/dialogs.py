@@ -239,7 +239,7 @@ class ReadPage(Dialog[None]):
         with Vertical(classes="dialog-box -large"):
             yield from self._heading()
             with VerticalScroll():
-                yield ReplyMarkdown(self._text, bullets=not self.app.has_class("-plain"))
+                yield ReplyMarkdown(self._text, is_plain=self.app.has_class("-plain"))
             yield Static("Up, Down and Page keys scroll, Esc closes.", classes="dialog-keys")
 
     def on_mount(self) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from textual.worker import Worker
 
     from edge_chat.base import BaseApp
+    from edge_chat.markup.tables import Table
 
 __all__ = ["ChatView"]
 
@@ -161,6 +162,12 @@ class ChatView(Screen[None]):
         from edge_chat.screens.dialogs import ReadPage
 
         await self.app.push_screen_wait(ReadPage(title, text))
+
+    async def show_wide(self, table: Table) -> None:
+        """Show a table with nothing wrapped until it is closed."""
+        from edge_chat.screens.wide import WideTable
+
+        await self.app.push_screen_wait(WideTable(table))
 
     def make_empty_state(self) -> EmptyState:
         """Return what a conversation without messages shows."""

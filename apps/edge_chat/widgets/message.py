@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from edge.conversation import Attachment, Node
+    from edge_chat.markup.tables import Table
     from edge_chat.widgets.markdown import ReplyMarkdown
 
 __all__ = ["MessageView"]
@@ -64,7 +65,7 @@ class MessageView(Vertical, can_focus=True):
         self.text = text
         self.attachments = attachments
         self.node_id: int | None = None
-        self._next_code = 0
+        self._next_code = self._next_table = 0
 
     @classmethod
     def of_node(cls, node: Node) -> MessageView:
@@ -88,7 +89,7 @@ class MessageView(Vertical, can_focus=True):
             # Imported here, since the first frame needs neither Markdown nor the highlighter.
             from edge_chat.widgets.markdown import ReplyMarkdown
 
-            yield ReplyMarkdown(self.text, bullets=not self.app.has_class("-plain"))
+            yield ReplyMarkdown(self.text, is_plain=self.app.has_class("-plain"))
         else:
             yield Static(Content(fmt.clean(self.text)), classes="said")
         if self.attachments:
@@ -143,6 +144,14 @@ class MessageView(Vertical, can_focus=True):
             return None
         self._next_code = (self._next_code - 1) % len(codes)
         return self._next_code + 1, len(codes), codes[self._next_code]
+
+    def next_table(self) -> Table | None:
+        """Return the next table to see wide, the last one first."""
+        tables = self.markdown.tables if self.role == "assistant" else []
+        if not tables:
+            return None
+        self._next_table = (self._next_table - 1) % len(tables)
+        return tables[self._next_table]
 
     def watch_state(self) -> None:
         self._show_head()

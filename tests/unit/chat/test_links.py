@@ -37,7 +37,7 @@ async def test_only_addresses_of_pages_and_letters_are_opened(
         await settle(pilot)
         await say(pilot, "x")
         shown = app.chat_screen.query(ReplyMarkdown).last()
-        await shown.on_markdown_link_clicked(ReplyMarkdown.LinkClicked(shown, address))
+        shown.action_link(address)
         assert opened == ([address] if is_opened else [])
         assert app.clipboard == address
         await eventually(pilot, lambda: list(app._notifications))

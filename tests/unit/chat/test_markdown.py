@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 from textual.app import App, ComposeResult
-from textual.widgets import Static
-from textual.widgets.markdown import MarkdownBlock, MarkdownFence
+from textual.geometry import Offset
+from textual.selection import Selection
 
-from edge_chat.widgets.markdown import CodeFence, ReplyMarkdown, has_desktop, is_web_address
+from edge_chat.widgets.markdown import ReplyMarkdown, has_desktop, is_web_address
 
 TEXT = """\
 # Title
@@ -41,6 +41,10 @@ class Shown(App[None]):
     def __init__(self, text: str = "") -> None:
         super().__init__()
         self.text = text
+        self.copied: list[str] = []
+
+    def on_reply_markdown_copy_requested(self, event: ReplyMarkdown.CopyRequested) -> None:
+        self.copied.append(event.code)
 
     def compose(self) -> ComposeResult:
         yield ReplyMarkdown(self.text)
@@ -89,7 +93,7 @@ async def test_nothing_of_a_reply_is_lost_on_the_way() -> None:
             assert part in shown, part
 
 
-async def test_a_fence_that_was_streamed_keeps_its_code_when_it_is_drawn_again() -> None:
+async def test_code_that_was_streamed_stays_when_it_is_drawn_again() -> None:
     """Textualize/textual#6518."""
     text = "Example:\n\n```python\nprint(1)\nprint(2)\n```\n"
     app = Shown()
@@ -97,9 +101,7 @@ async def test_a_fence_that_was_streamed_keeps_its_code_when_it_is_drawn_again()
         for end in range(1, len(text) + 1):
             await app.markdown.extend(text[:end])
         await app.markdown.finish(text)
-        fence = app.query_one(MarkdownFence)
-        assert fence.code == "print(1)\nprint(2)"
-        await fence.recompose()
+        assert app.markdown.codes == ["print(1)\nprint(2)"]
         app.theme = "textual-light"
         await pilot.pause()
         assert any("print(2)" in line for line in app.lines())
@@ -116,17 +118,53 @@ async def test_only_addresses_are_links() -> None:
     app = Shown("setup.py a@b.c example.org https://example.org")
     async with app.run_test(size=(80, 20)) as pilot:
         await pilot.pause()
-        spans = app.query_one(MarkdownBlock)._content.spans
-        assert len(spans) == 1 and "https://example.org" in str(spans[0].style)
+        links = [run for line in app.markdown.lines_at(80) for run in line.runs if run.link]
+        assert [(run.text, run.link) for run in links] == [("https://example.org", "https://example.org")]
 
 
 async def test_the_first_word_names_the_language() -> None:
     app = Shown("```Python title=x.py hl=1\nx = 1\n```\n\n```\ny\n```\n\n```no-such-language\nz\n```")
     async with app.run_test(size=(80, 30)) as pilot:
         await pilot.pause()
-        heads = [str(fence.query(Static).first().render()) for fence in app.query(CodeFence)]
-        assert heads == ["Python  copy", "text  copy", "no-such-language  copy"]
+        heads = [line.split() for line in app.lines() if line.endswith("copy")]
+        assert heads == [["Python", "copy"], ["text", "copy"], ["no-such-language", "copy"]]
         assert app.markdown.codes == ["x = 1", "y", "z"]
+
+
+async def test_a_click_on_copy_copies_that_block() -> None:
+    app = Shown("```\none\n```\n\n```\ntwo\n```")
+    async with app.run_test(size=(40, 20)) as pilot:
+        y = next(y for y, line in enumerate(app.markdown.lines_at(40)) if "two" in line.text) - 1
+        await pilot.click(ReplyMarkdown, offset=(38, y))
+        await pilot.pause()
+        assert app.copied == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("one two three four five six", 10, "one two three four five six"),
+        ("- one two three four\n- five", 10, "• one two three four\n• five"),
+        ("> one two three four", 10, "one two three four"),
+        ("```py\nif a:\n\treturn b + c + d\n```", 14, "if a:\n\treturn b + c + d"),
+        ("a $x^2$ b", 40, "a $x^2$ b"),
+        ("\\[ \\frac{a}{b} \\]", 40, "\\[ \\frac{a}{b} \\]"),
+    ],
+)
+async def test_a_selection_copies_what_was_written(text: str, width: int, expected: str) -> None:
+    app = Shown(text)
+    async with app.run_test(size=(width, 20)) as pilot:
+        await pilot.pause()
+        assert app.markdown.get_selection(Selection(None, None)) == (expected, "\n")
+
+
+async def test_a_part_of_a_line_can_be_selected() -> None:
+    app = Shown("one **two** three $x^2$ four")
+    async with app.run_test(size=(80, 20)) as pilot:
+        await pilot.pause()
+        selected = app.markdown.get_selection(Selection(Offset(4, 0), Offset(11, 0)))
+        assert selected == ("two thr", "\n")
+        assert app.markdown.get_selection(Selection(Offset(4, 0), Offset(15, 0))) == ("two three x", "\n")
 
 
 @pytest.mark.parametrize(
