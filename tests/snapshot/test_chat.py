@@ -423,7 +423,7 @@ def test_pages(snap_compare: Compare, page: str, size: str) -> None:
         await settle(pilot)
         await enter(pilot, f"/{page}")
         await eventually(pilot, lambda: pilot.app.screen is not pilot.app.screen_stack[0])
-        await eventually(pilot, lambda: pilot.app.screen.query("MarkdownBlock"))
+        await eventually(pilot, lambda: pilot.app.screen.query("ReplyMarkdown"))
         await pilot.pause()
 
     assert snap_compare(saved_app(), terminal_size=SIZES[size], run_before=run)
