@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge.errors import ModelFileError, StorageError, UsageError
+from edge.errors import ConfigError, ModelFileError, StorageError, UsageError
 
 __all__ = [
     "MAX_JSON_BYTES",
@@ -33,6 +33,7 @@ __all__ = [
     "shipped",
     "sync_file",
     "sync_folder",
+    "toml_text",
     "try_lock",
     "write_private",
 ]
@@ -173,15 +174,36 @@ def read_record(path: Path, kind: type[T], max_bytes: int = 1 << 20) -> T | None
         return None  # then it is found out again
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """Return the values of a TOML text.
+def toml_text(path: Path, data: bytes) -> str:
+    """Return the text of a TOML file.
 
     Raises:
-        ValueError: it is not TOML; the message has line and column.
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}.", "Save it as UTF-8.") from None
+
+
+def parse_toml(path: Path, text: str) -> dict[str, Any]:
+    """Return the values of a TOML file, whoever wrote it: settings, a catalogue, a recipe, a theme.
+
+    Args:
+        path: of the file, for messages.
+        text: its content.
+
+    Raises:
+        ConfigError: it is not TOML; the message has line and column.
     """
     # tomllib came with Python 3.11; tomli is the same library for 3.10.
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    values: dict[str, Any] = toml.loads(text)
+    try:
+        values: dict[str, Any] = toml.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line, or move the file away.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not a usable TOML file: it is nested too deeply.", "Move the file away.") from None
     return values
 
 

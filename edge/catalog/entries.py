@@ -17,7 +17,7 @@ import msgspec
 
 from edge.config.toml import write_document
 from edge.errors import ConfigError, StorageError, UsageError
-from edge.files import absolute_path, check_replaceable, parse_toml, shipped
+from edge.files import absolute_path, check_replaceable, parse_toml, shipped, toml_text
 from edge.hashes import file_stamp
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
@@ -240,8 +240,10 @@ def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError("it is longer than a catalogue can be (16 MiB)")
-        document = parse_toml(data.decode("utf-8-sig").replace("\r\n", "\n"))
+        document = parse_toml(path, toml_text(path, data))
         found: dict[str, Any] = msgspec.convert(document.get("models", {}), dict[str, kind])
+    except ConfigError as error:
+        raise ConfigError(error.message, hint) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ConfigError, StorageError
-from edge.files import check_replaceable, parse_toml, write_private
+from edge.files import check_replaceable, parse_toml, toml_text, write_private
 
 __all__ = ["Document", "read_toml", "set_in_file", "unset_in_file", "write_document"]
 
@@ -42,10 +42,7 @@ def read_toml(path: Path, *, must_exist: bool = False) -> Document:
         if must_exist:
             raise ConfigError(f"There is no settings file {path}.", "Check the path.")
         text = ""
-    try:
-        values = parse_toml(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line.") from None
+    values = parse_toml(path, text)
     lines = _key_lines(text)
     return Document(values, lambda name: f"{path}:{lines[name]}" if name in lines else str(path))
 
@@ -138,10 +135,7 @@ def _read_text(path: Path) -> str | None:
         raise StorageError(f"The settings file {path} cannot be read: {error.strerror}.", "Check its owner.") from error
     if len(data) > MAX_SIZE_BYTES:
         raise ConfigError(f"{path} is longer than a settings file can be (1 MiB).", "Check EDGE_CONFIG.")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}.", "Save it as UTF-8.") from None
+    return toml_text(path, data)
 
 
 def _edit(path: Path) -> Any:
@@ -150,10 +144,12 @@ def _edit(path: Path) -> Any:
     from tomlkit.exceptions import TOMLKitError
 
     check_replaceable(path)  # before it is read: a FIFO would wait for a writer
+    text = _read_text(path) or ""
+    parse_toml(path, text)  # it says what is wrong, and where
     try:
-        return tomlkit.parse(_read_text(path) or "")
+        return tomlkit.parse(text)
     except TOMLKitError as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}.", "Correct that line first.") from None
+        raise ConfigError(f"{path} cannot be edited: {error}.", "Correct that line first, or edit it by hand.") from None
 
 
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from edge.errors import UsageError
-from edge.files import expand_user, parse_toml, shipped
+from edge.errors import ConfigError, UsageError
+from edge.files import expand_user, parse_toml, shipped, toml_text
 
 __all__ = ["METHOD", "Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
@@ -164,7 +164,9 @@ def find_recipe(name: str) -> Recipe:
     known = list_recipes()
     path = known.get(name) or expand_user(name)
     try:
-        recipe = msgspec.convert(parse_toml(path.read_text(encoding="utf-8")), Recipe)
+        recipe = msgspec.convert(parse_toml(path, toml_text(path, path.read_bytes())), Recipe)
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         listed = f" Those that ship with edge: {', '.join(known)}." if known else ""
         raise UsageError(f"There is no recipe {name}.", f"Give the path of a TOML file.{listed}") from error

@@ -131,7 +131,7 @@ def test_a_file_of_the_catalogue_is_known_wherever_it_lies(
     [
         ("models = 3", "damaged"),
         ("[models.a]\ntitle = 'x'", "damaged.*missing required field"),
-        ("[models.a", "damaged"),
+        ("[models.a", "not a TOML file"),
         ("[models.a]\ntitel = 'x'", "damaged"),
     ],
 )
@@ -829,7 +829,7 @@ def test_an_own_catalogue_adds_to_the_one_that_ships(settings: Settings, tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[models.a", "damaged"),
+        ("[models.a", "not a TOML file"),
         ("[models.a]\ntitel = 'x'", "unknown field"),
         ("[models.a]\ntitle = 'x'", "names no artifact of a"),
         ("[models.'../a']\n[[models.'../a'.artifacts]]\nreference = 'x'", "names a model"),

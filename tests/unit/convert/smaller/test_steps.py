@@ -407,7 +407,7 @@ def test_without_a_text_the_teacher_writes_as_much_as_is_read_once(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("keep_layers = ", "cannot be used"),
+        ("keep_layers = ", "not a TOML file"),
         ("keep_layers = 2\nkeep = 3", "unknown field `keep`"),
         ('keep_layers = "two"', "Expected `int"),
         ('keep_layers = 2\n[training]\nminutes = 1\n[[texts]]\nname = "a"\ntokens = 0', "no text to train on"),
