@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.errors import ConfigError, ModelFileError, StorageError, UsageError
+from edge.units import reason
 
 __all__ = [
     "MAX_JSON_BYTES",
@@ -133,7 +134,7 @@ def read_text(path: Path, max_bytes: int) -> str:
     try:
         return read_bytes(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path} is not a text file: {error}.", "Download or convert the model again.") from error
+        raise ModelFileError(f"{path} is not a text file: {reason(error)}.", "Download or convert the model again.") from error
 
 
 def read_json(path: Path, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:

@@ -1,8 +1,8 @@
-"""Sizes, durations and names as text: one form each, for every message, table and page."""
+"""Sizes, durations, names and failures as text: one form each, for every message, table and page."""
 
 from __future__ import annotations
 
-__all__ = ["duration_text", "one_line", "plural", "size_text"]
+__all__ = ["duration_text", "one_line", "plural", "reason", "size_text"]
 
 
 def one_line(text: str) -> str:
@@ -39,3 +39,12 @@ def duration_text(seconds: float) -> str:
     if seconds < 59.5:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 59.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed, for a message: the system's words without number and path, no words of Python."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text, at byte {error.start}"
+    return str(error)

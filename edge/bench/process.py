@@ -11,6 +11,7 @@ from edge.bench.child import Answer, Bandwidth, Open, Run
 from edge.bench.values import Sample, Setting
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError
+from edge.units import reason
 
 if TYPE_CHECKING:
     from edge.plan.receipt import Plan
@@ -107,7 +108,9 @@ def _start() -> Child:
     try:
         return Child(python_command("edge.bench.child:main"))
     except OSError as error:
-        raise BackendError(f"The process that measures could not be started ({error}).", "Close other programs.") from error
+        raise BackendError(
+            f"The process that measures could not be started ({reason(error)}).", "Close other programs."
+        ) from error
 
 
 def _ask(child: Child, request: Open | Run | Bandwidth) -> Answer:

@@ -23,6 +23,7 @@ from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
 from edge.sources.store import Store
 from edge.types import Sampling
+from edge.units import reason
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
@@ -245,7 +246,7 @@ def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(error.message, hint) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The model catalogue {path} is damaged: {error}.", hint) from error
+        raise ConfigError(f"The model catalogue {path} is damaged: {reason(error)}.", hint) from error
     return found
 
 
@@ -269,7 +270,7 @@ def _edit(settings: Settings, change: Callable[[Any], None]) -> None:
                 document["models"] = tomlkit.table(is_super_table=True)
             change(document["models"])
         except (OSError, ValueError, TOMLKitError, AttributeError, TypeError) as error:
-            raise ConfigError(f"Your catalogue {path} is damaged: {error}.", f"Correct or remove it: {path}") from error
+            raise ConfigError(f"Your catalogue {path} is damaged: {reason(error)}.", f"Correct or remove it: {path}") from error
         write_document(path, document)
 
 

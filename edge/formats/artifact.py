@@ -22,7 +22,7 @@ from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts
 from edge.formats.gguf import GGUFHeader, read_header, split_error
 from edge.formats.onnx import CONFIG, OnnxFolder, read_onnx_folder
 from edge.names import Format
-from edge.units import one_line
+from edge.units import one_line, reason
 
 __all__ = [
     "Artifact",
@@ -252,7 +252,7 @@ def _find_models(path: Path) -> list[Path]:
         found = own or [model for folder in _folders_in(path) for model in _models_in(folder)]
         names = sorted(entry.name for entry in path.iterdir())
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+        raise ModelFileError(f"{path} cannot be read: {reason(error)}.", "Check its permissions.") from error
     models = [model for model in found if split_parts(model.name) == 1]
     if found and not models:
         raise split_error(str(found[0]), split_parts(found[0].name))

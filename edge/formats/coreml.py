@@ -21,6 +21,7 @@ import msgspec
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.protobuf import Message, ProtobufError
 from edge.hashes import file_sha256
+from edge.units import reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,7 +199,7 @@ def read_package(path: Path) -> CoreMLPackage:
         program, weights = find_files(path)
         text = _find_info(program)
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+        raise ModelFileError(f"{path} cannot be read: {reason(error)}.", "Check its permissions.") from error
     except ProtobufError as error:
         raise ModelFileError(f"{program} is damaged: {error}.", _HINT) from error
     info = read_info({METADATA_KEY: text} if text is not None else {}, path.name)

@@ -20,6 +20,7 @@ from typing import Any
 
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.formats.gguf_tables import FILE_TYPE_GUESSED, FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES
+from edge.units import reason
 
 __all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header", "split_error"]
 
@@ -184,7 +185,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"There is no file {path}.", "Check the path.") from error
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.", "Check its permissions and the disk.") from error
+        raise ModelFileError(f"{path} cannot be read: {reason(error)}.", "Check its permissions and the disk.") from error
 
 
 class _Reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.units import duration_text, size_text
+from edge.units import duration_text, reason, size_text
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
 )
 def test_durations_are_as_exact_as_worth_reading(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_why_something_failed_is_said_without_numbers_and_words_of_python() -> None:
+    assert reason(FileNotFoundError(2, "No such file or directory", "/x")) == "No such file or directory"
+    assert reason(OSError("odd")) == "odd"
+    assert reason(UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte")) == "not UTF-8 text, at byte 1"
+    assert reason(ValueError("two")) == "two"

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import ModelFileError
-from edge.units import size_text
+from edge.units import reason, size_text
 from edge_convert.evaluate.metrics import Quality, Scores
 
 __all__ = [
@@ -258,4 +258,4 @@ def read_card(path: Path) -> Card:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Card)
     except (OSError, msgspec.MsgspecError) as error:
-        raise ModelFileError(f"{path} is not a quality card: {error}.", "Make it with: edge eval MODEL... --json") from error
+        raise ModelFileError(f"{path} is not a quality card: {reason(error)}.", "Make it: edge eval MODEL... --json") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import StorageError, UsageError
+from edge.units import reason
 from edge_convert.evaluate.card import Card, Row, Speed
 from edge_convert.evaluate.gate import check, parse_gate
 from edge_convert.evaluate.jobs import LocalJobs, RayJobs
@@ -131,7 +132,8 @@ def _measure(
             result = local.reference(paths[first], options.texts, Path(folder))
         except OSError as error:
             raise StorageError(
-                f"The reference's logits cannot be stored: {error}.", "Free some disk space, or read less text: --tokens"
+                f"The reference's logits cannot be stored: {reason(error)}.",
+                "Free some disk space, or read less text: --tokens",
             ) from error
         advance(f"quality of {len(others)} models" if others else "speed", 2)
         results = {first: result}

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from edge.errors import ModelFileError, UsageError
+from edge.units import reason
 from edge_convert.gguf.engine import run_task
 
 __all__ = ["calibration_chunks", "compute_imatrix", "read_calibration"]
@@ -33,7 +34,9 @@ def read_calibration(path: Path | None) -> str:
             raise UsageError(f"{path} is larger than 16 MB.", "A few hundred kB of text are enough.")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"The calibration text {path} cannot be read: {error}.", "Give a text file in UTF-8.") from error
+        raise UsageError(
+            f"The calibration text {path} cannot be read: {reason(error)}.", "Give a text file in UTF-8."
+        ) from error
 
 
 def calibration_chunks(model: Path, text: str, n_tokens: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ import msgspec
 
 from edge.errors import ConfigError, UsageError
 from edge.files import expand_user, parse_toml, shipped, toml_text
+from edge.units import reason
 
 __all__ = ["METHOD", "Recipe", "Source", "Text", "Training", "check_recipe", "find_recipe", "list_recipes", "with_texts"]
 
@@ -171,7 +172,7 @@ def find_recipe(name: str) -> Recipe:
         listed = f" Those that ship with edge: {', '.join(known)}." if known else ""
         raise UsageError(f"There is no recipe {name}.", f"Give the path of a TOML file.{listed}") from error
     except (OSError, ValueError, msgspec.ValidationError) as error:
-        raise UsageError(f"The recipe {name} cannot be used: {error}.", "docs/convert.md describes recipes.") from error
+        raise UsageError(f"The recipe {name} cannot be used: {reason(error)}.", "docs/convert.md describes recipes.") from error
     return check_recipe(msgspec.structs.replace(recipe, texts=tuple(_rooted(text, path.parent) for text in recipe.texts)))
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge.errors import StorageError, UsageError
+from edge.units import reason
 from edge_convert.smaller.recipe import Source
 
 __all__ = ["find_file", "read_documents"]
@@ -64,7 +65,9 @@ def read_documents(source: Source) -> list[str]:
         else:
             found = list(_documents(text))
     except ValueError as error:
-        raise UsageError(f"{path} cannot be read as a text: {error}.", "Give a text file or JSON lines in UTF-8.") from error
+        raise UsageError(
+            f"{path} cannot be read as a text: {reason(error)}.", "Give a text file or JSON lines in UTF-8."
+        ) from error
     documents = list(dict.fromkeys(part.strip() for part in found if isinstance(part, str) and part.strip()))
     if not documents:
         raise UsageError(f"{path} holds no text.", "Give another file" + (", or another field." if source.field else "."))

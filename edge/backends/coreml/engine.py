@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, ModelFileError, StorageError
 from edge.files import make_private_dir
+from edge.units import reason
 
 if TYPE_CHECKING:
     from edge.formats.coreml import CoreMLPackage
@@ -204,7 +205,9 @@ def _compiled(coremltools: Any, package: CoreMLPackage, cache_dir: Path, digest:
             made.rename(target)
         except OSError as error:
             if not target.is_dir():  # otherwise another process was faster
-                raise StorageError(f"The compiled model cannot be stored: {error}.", "Check the space on that disk.") from error
+                raise StorageError(
+                    f"The compiled model cannot be stored: {reason(error)}.", "Check the space on that disk."
+                ) from error
     _prune(folder, target)
     return target, True
 

@@ -26,6 +26,7 @@ from edge.child import Ended, python_command, run_child
 from edge.errors import BackendError, BackendUnavailableError, CancelledError, StorageError
 from edge.files import read_record, write_private
 from edge.formats.coreml import CoreMLPackage, read_package
+from edge.units import reason
 
 if TYPE_CHECKING:
     from edge.backends.base import LoadProgress
@@ -107,7 +108,7 @@ def load_verdict(
     try:
         ended = run_child((command or trial_command)(package.path, units, cache_dir), timeout_s=timeout_s, on_wait=on_wait)
     except OSError as error:
-        raise BackendError(f"The process that tries a Core ML package cannot be started: {error}.") from error
+        raise BackendError(f"The process that tries a Core ML package cannot be started: {reason(error)}.") from error
     verdict = _judge(package.path.name, ended, timeout_s)
     with suppress(StorageError):  # then it is tried again next time
         write_private(verdict_path(digest, units, cache_dir), msgspec.json.encode(verdict))

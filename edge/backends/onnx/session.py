@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import is_out_of_memory
 from edge.backends.stopping import watching
-from edge.errors import BackendError, BackendUnavailableError, CancelledError, EdgeError, ModelFileError, ModelTooLargeError
+from edge.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CancelledError,
+    EdgeError,
+    ModelFileError,
+    ModelTooLargeError,
+)
 from edge.formats.onnx_graph import only_last_logits
 from edge.formats.protobuf import ProtobufError
 from edge.hashes import file_stamp
+from edge.units import reason
 
 if TYPE_CHECKING:
     from edge.formats.onnx import OnnxFolder
@@ -275,7 +283,7 @@ def _profiled(path: Path) -> Counter[str]:
     try:
         events = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackendError(f"onnxruntime's profile {path} cannot be read: {error}.", "Check the disk.") from error
+        raise BackendError(f"onnxruntime's profile {path} cannot be read: {reason(error)}.", "Check the disk.") from error
     finally:
         path.unlink(missing_ok=True)
     nodes = {(event["name"], event["args"]["provider"]) for event in events if event.get("args", {}).get("provider")}
