@@ -136,7 +136,7 @@ class Assistant:
         self._finalizer = weakref.finalize(self, _close, watch, self._running, self._scheduler, blocks, own_store)
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         template = self._prompting.template
-        self.notices = [template.notice] if template.notice else []
+        self.notices = [*([template.notice] if template.notice else []), *(plan.notices if plan is not None else [])]
         self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
         self._warming: dict[str, ReplyState] = {}  # by conversation
         self._freed = threading.Condition()

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "MemoryEstimate", "Plan", "PlanRequest", "Safety"]
 
 
+_ROUNDING = 256
+"""The context window is made in steps of so many tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
     """The user's wishes. None leaves a choice to the plan.
@@ -121,6 +125,17 @@ class Plan:
     memory: MemoryEstimate
     choices: tuple[Choice, ...]
     fallbacks: tuple[Accelerator, ...] = ()
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know before the first answer."""
+        trained = self.artifact.facts.n_ctx_train
+        if not trained or self.n_ctx < trained + _ROUNDING:
+            return []
+        return [
+            f"The context window has {self.n_ctx:,} tokens, and {self.artifact.name} was trained for {trained:,}: it may lose "
+            "the thread beyond that."
+        ]
 
     def explain(self) -> str:
         """Return the receipt as plain text: one aligned line a choice."""

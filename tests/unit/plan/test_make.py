@@ -219,6 +219,15 @@ def test_context_beyond_the_training_is_done_and_said() -> None:
     plan = make_plan(device("raspberry-pi-5"), SMALL, PlanRequest(context=16384))
     assert plan.n_ctx == 16384
     assert "trained for 8,192" in choice(plan, "context")[1]
+    [notice] = plan.notices
+    assert "16,384 tokens" in notice and "trained for 8,192" in notice
+
+
+@pytest.mark.parametrize("context", [None, 100, 8000, 8192])
+def test_a_context_within_the_training_needs_no_notice(context: int | None) -> None:
+    assert make_plan(device("raspberry-pi-5"), SMALL, PlanRequest(context=context)).notices == []
+    odd = model(n_ctx=1000, weights=100 * MIB)  # in steps of 256, 1,000 are 1,024
+    assert make_plan(device("raspberry-pi-5"), odd, PlanRequest(context=1000)).notices == []
 
 
 def test_a_model_of_a_short_context_gets_all_of_it() -> None:
