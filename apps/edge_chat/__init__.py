@@ -8,17 +8,22 @@ model_host.py   the loaded model
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
 markup/         Markdown, formulas and tables as lines of text; knows no screen
+terminal.py     bytes, pastes, signals and the end of the terminal
 attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; theme.py
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge.config import Settings
 
 __all__ = ["run"]
+
+_OBEYED = {"TEXTUAL_ANIMATIONS", "TEXTUAL_DISABLE_KITTY_KEY", "TEXTUAL_FPS", "TEXTUAL_SMOOTH_SCROLL"}
+_COLOURS = {("TEXTUAL_COLOR_SYSTEM", name) for name in ("auto", "standard", "256", "truecolor")}
 
 
 def run(settings: Settings, *, conversation: str | None = None) -> int:
@@ -32,10 +37,16 @@ def run(settings: Settings, *, conversation: str | None = None) -> int:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
         EdgeError: the app crashed; all messages are saved.
     """
+    for name in set(os.environ) - _OBEYED:
+        # Those for developers load drivers, write logs, press keys or end the app.
+        if name.partition("_")[0] == "TEXTUAL" and (name, os.environ[name]) not in _COLOURS:
+            del os.environ[name]
     from edge_chat.app import ChatApp
+    from edge_chat.terminal import keep_signals
 
-    app = ChatApp(settings, conversation=conversation)
-    code = app.run()
+    with keep_signals():
+        app = ChatApp(settings, conversation=conversation)
+        code = app.run()
     if app.breakdown is not None:
         raise app.breakdown
     return code if code is not None else (app.return_code or 0)

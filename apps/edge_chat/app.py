@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +12,7 @@ from textual.binding import BindingType
 
 from edge_chat.actions import COMPLETERS, RUNNERS
 from edge_chat.base import BaseApp
-from edge_chat.keys import bindings, register_enter_sequences
+from edge_chat.keys import bindings, register_enter_sequences, take_all_characters
 from edge_chat.screens.chat import ChatScreen
 from edge_chat.table import REGISTRY
 from edge_chat.theme import THEMES, choose_theme
@@ -47,8 +48,10 @@ class ChatApp(BaseApp):
 
     def __init__(self, settings: Settings, *, conversation: str | None = None, **options: Any) -> None:
         register_enter_sequences()
+        take_all_characters()
         super().__init__(settings, **options)
         self._interrupted_at = float("-inf")
+        self._quitting: asyncio.Future[None] | None = None
         for own in THEMES:
             self.register_theme(own)
         # The ANSI themes misspell a colour that highlighted code needs, and crash the app.
@@ -94,5 +97,15 @@ class ChatApp(BaseApp):
 
     async def action_quit(self) -> None:
         """Save drafts and replies, then quit."""
-        await self.chat_screen.controller.close()
-        self.exit(0)
+        await self._quit(0)
+
+    def quit_at_signal(self, number: int) -> None:
+        if self._quitting is None:
+            self._quitting = asyncio.ensure_future(self._quit(128 + number))
+
+    async def _quit(self, code: int) -> None:
+        try:
+            if self.chat_screen.is_mounted:
+                await self.chat_screen.controller.close()
+        finally:
+            self.exit(code)

@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.app import App
+from textual.filter import NoColor
 
 from edge.errors import EdgeError
 from edge_chat.commands import Completion
@@ -23,8 +24,11 @@ from edge_chat.keys import Keymap
 from edge_chat.library import Library
 from edge_chat.model_host import Loader, ModelHost
 from edge_chat.table import REGISTRY
+from edge_chat.widgets.text import ControlFilter
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from edge.assistant import Assistant
     from edge.config import Settings
     from edge.conversation import ConversationStore
@@ -86,10 +90,12 @@ class BaseApp(App[int], inherit_bindings=False):
         return not (self.is_plain or self.is_still)
 
     def set_plain(self, on: bool) -> None:
-        """Switch plain mode: no box drawing, no animation, nothing that only a colour tells."""
+        """Switch plain mode: no box drawing, no colour, no animation."""
         self.is_plain = on
         self.set_class(on, "-plain")
         self.animation_level = "none" if on else "full"
+        kept = [line_filter for line_filter in self._filters if not isinstance(line_filter, (ControlFilter, NoColor))]
+        self._filters[:] = [*kept, ControlFilter(), *([NoColor()] if on else [])]
 
     def is_own_file(self, path: Path, conversation_id: str) -> bool:
         """Return whether `/save` wrote this file from this conversation, and nobody has changed it since. Blocks."""
@@ -110,10 +116,32 @@ class BaseApp(App[int], inherit_bindings=False):
         await self.host.close()
         await asyncio.to_thread(self.library.close)
 
-    def _fatal_error(self) -> None:
+    def get_driver_class(self) -> type[Driver]:
+        """Return our own driver, whatever TEXTUAL_DRIVER names."""
+        if sys.platform == "win32":
+            return super().get_driver_class()
+        from edge_chat.terminal import TerminalDriver
+
+        return TerminalDriver
+
+    def _handle_exception(self, error: Exception) -> None:
         # Textual would print a traceback with the values of all variables, including conversations.
-        self.breakdown = self.report_bug(sys.exc_info()[1] or RuntimeError("unknown"))
+        self._return_code = 1
+        if self._exception is None:
+            self._exception = error
+            self._exception_event.set()
+        self.panic(error)
+
+    def panic(self, *renderables: Any) -> None:
+        """End the app; `breakdown` says why."""
+        if self.breakdown is None:
+            first = renderables[0] if renderables else "unknown"
+            self.breakdown = self.report_bug(first if isinstance(first, BaseException) else RuntimeError(str(first)))
         self._close_messages_no_wait()
+
+    def quit_at_signal(self, number: int) -> None:
+        """Quit as Ctrl+Q does, with the exit code of the signal. The terminal's end counts as SIGHUP."""
+        raise NotImplementedError
 
     def report_bug(self, bug: BaseException) -> EdgeError:
         """Write a traceback to a file, since it must not go to the screen, and return an error that names the file."""

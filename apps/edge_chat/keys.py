@@ -7,13 +7,23 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from textual import events
 from textual.binding import Binding
 from textual.keys import Keys
 
 from edge.errors import ConfigError
 from edge_chat.commands import Command, Registry, Scope
 
-__all__ = ["Keymap", "bindings", "composer_actions", "display_key", "display_keys", "make_keymap", "register_enter_sequences"]
+__all__ = [
+    "Keymap",
+    "bindings",
+    "composer_actions",
+    "display_key",
+    "display_keys",
+    "make_keymap",
+    "register_enter_sequences",
+    "take_all_characters",
+]
 
 _MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 _NAMED = {key.value.rpartition("+")[2] for key in Keys} - {"<any>", "<bracketed-paste>", "<ignore>", "<sigint>"}
@@ -136,6 +146,17 @@ def register_enter_sequences() -> None:
     table: dict[str, Any] = ANSI_SEQUENCES_KEYS  # type: ignore[assignment]
     for sequence in ("\x1b\r", "\x1b\n"):
         table[sequence] = (Extra.ALT_ENTER,)
+
+
+def take_all_characters() -> None:
+    """Have textual take every typed character but controls: it drops those for which `str.isprintable` is false, such as
+    the joiners of Persian, Hindi and emoji, and the no-break space.
+    """
+
+    def is_printable(key: events.Key) -> bool:
+        return key.character is not None and all(unicodedata.category(c) not in ("Cc", "Cs") for c in key.character)
+
+    events.Key.is_printable = property(is_printable)  # type: ignore[assignment, method-assign]
 
 
 def display_key(key: str) -> str:

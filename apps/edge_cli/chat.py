@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from typing import Any
 
@@ -51,6 +52,10 @@ def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int
         )
     if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
         raise UsageError("The chat app needs a terminal.", 'For pipes and scripts use: edge run "your question"')
+    if os.environ.get("TERM") == "dumb":
+        raise UsageError(
+            "The chat app cannot draw on this terminal (TERM=dumb).", 'Use another one, or: edge run "your question"'
+        )
     from edge_chat import run as run_chat
 
     if conversation is not None:

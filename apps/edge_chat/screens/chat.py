@@ -154,6 +154,8 @@ class ChatScreen(ChatView):
     async def redraw(self) -> None:
         """Build the conversation again, as after switching plain mode."""
         self.composer.input.cursor_blink = self.app.blinks
+        self._wants_sidebar = None
+        self._place_sidebar()
         if self.controller.active_id is not None:
             self.controller.save_draft()  # opening restores it
             await self.controller.open(self.controller.active_id)

@@ -18,6 +18,7 @@ from textual.widgets.option_list import Option
 
 from edge_chat import format as fmt
 from edge_chat.commands import Completion
+from edge_chat.widgets.text import ExactTextArea
 
 if TYPE_CHECKING:
     from edge_chat.base import BaseApp
@@ -103,7 +104,7 @@ class EditText(AskText):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box"):
             yield from self._heading()
-            yield TextArea(self._value, soft_wrap=True, highlight_cursor_line=False)
+            yield ExactTextArea(self._value, soft_wrap=True, highlight_cursor_line=False)
             yield Static("Ctrl+S saves, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:

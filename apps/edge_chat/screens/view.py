@@ -66,7 +66,6 @@ class ChatView(Screen[None]):
         return self.focused if isinstance(self.focused, MessageView) else None
 
     def on_resize(self, event: events.Resize) -> None:
-        self.set_class(event.size.width < _NARROW, "-narrow")
         self.set_class(event.size.height < 20, "-low")
         self._place_sidebar()
         self._show_hints()
@@ -76,6 +75,8 @@ class ChatView(Screen[None]):
         if isinstance(self.focused, (Input, TextArea)):
             return
         if isinstance(event, events.Paste) or (event.is_printable and event.key not in self.active_bindings):
+            if self.app.is_plain and self.sidebar.display:
+                self.toggle_sidebar(show=False)
             self.set_focus(self.composer.input)
 
     def on_descendant_focus(self) -> None:
@@ -90,8 +91,10 @@ class ChatView(Screen[None]):
         self.composer.show_hints(wording.hints(keys, self.composer.size.width - 4, is_plain=self.app.is_plain))
 
     def _place_sidebar(self) -> None:
-        wide_enough = self.size.width >= _NARROW
+        wide_enough = self.size.width >= _NARROW and not self.app.is_plain  # a screen reader reads across both
+        self.set_class(not wide_enough, "-narrow")
         self.sidebar.display = self._wants_sidebar if self._wants_sidebar is not None else wide_enough
+        self.query_one("#main").display = not (self.app.is_plain and self.sidebar.display)
 
     def toggle_sidebar(self, *, show: bool | None = None) -> None:
         """Show or hide the list of conversations."""

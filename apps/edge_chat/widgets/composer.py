@@ -24,6 +24,7 @@ from edge_chat.keys import display_key
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.completion import CompletionPopup
+from edge_chat.widgets.text import ExactTextArea
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
@@ -35,7 +36,7 @@ _MAX_PROPOSALS = 20
 _MAX_PATHS = 60  # looked at for proposals: some of them are no text
 
 
-class ComposerText(TextArea):
+class ComposerText(ExactTextArea):
     """The text area. Keys of the whole composer are passed on to it; `key_actions` maps keys to "send" and "newline"."""
 
     def __init__(self, key_actions: Mapping[str, str]) -> None:
