@@ -18,19 +18,11 @@ from edge_chat.table import REGISTRY
 from edge_chat.theme import THEMES, choose_theme
 
 if TYPE_CHECKING:
-    from textual.command import Provider
-
     from edge.config import Settings
 
 __all__ = ["ChatApp"]
 
 _INTERRUPT_TWICE_S = 2.0
-
-
-def _provider() -> type[Provider]:
-    from edge_chat.palette import CommandProvider
-
-    return CommandProvider
 
 
 class ChatApp(BaseApp):
@@ -43,8 +35,8 @@ class ChatApp(BaseApp):
     CSS_PATH = "app.tcss"
     TITLE = "edge chat"
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "everywhere"))
-    COMMANDS: ClassVar[set[Any]] = {_provider}
-    COMMAND_PALETTE_BINDING: ClassVar[str] = "f24"  # our own command opens it, with a key that can be changed
+    ENABLE_COMMAND_PALETTE = False  # palette.py has our own
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012 (textual declares it so)
 
     def __init__(self, settings: Settings, *, conversation: str | None = None, **options: Any) -> None:
         register_enter_sequences()

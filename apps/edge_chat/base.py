@@ -54,6 +54,7 @@ class BaseApp(App[int], inherit_bindings=False):
         has_begun: the first frame was shown and the model is loading.
         known_models: models that the picker has listed.
         own_files: files that `/save` wrote in this session -> (id of the conversation, text).
+        ran: names of the commands run in this session, the newest first.
 
     Raises:
         ConfigError: `chat.keys` cannot be used.
@@ -77,6 +78,7 @@ class BaseApp(App[int], inherit_bindings=False):
         self.keymap = Keymap(REGISTRY, settings.chat.keys)
         self.known_models: list[Completion] = []
         self.own_files: dict[Path, tuple[str, str]] = {}
+        self.ran: list[str] = []
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         is_saved = store is None and settings.chat.history
         self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_saved else None)

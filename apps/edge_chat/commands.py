@@ -30,11 +30,23 @@ _SLASH = re.compile(r"/([A-Za-z][A-Za-z-]*)(?:[ \t]+(.*))?\Z", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One line of the completion popup: the text to insert, the label, and a dimmed explanation."""
+    """One line of the completion popup, or of a list to pick from.
+
+    Attributes:
+        value: the text to insert, or what the list returns.
+        label: the line's name.
+        detail: a dimmed explanation.
+        columns: short values that a list puts below each other, the most important first.
+        aside: what a list shows at the right edge.
+        about: a sentence that a list shows for the highlighted line.
+    """
 
     value: str
     label: str
     detail: str = ""
+    columns: tuple[str, ...] = ()
+    aside: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)

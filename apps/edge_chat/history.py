@@ -30,6 +30,11 @@ class PromptHistory:
         self._position = 0
         self._unsent = ""
 
+    @property
+    def newest_first(self) -> list[str]:
+        """Return the inputs, the newest first."""
+        return self._entries[::-1]
+
     def load(self) -> None:
         """Read the file, and skip malformed lines.
 

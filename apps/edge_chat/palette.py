@@ -1,42 +1,47 @@
-"""The command palette: the slash commands by their titles."""
+"""The lines of the command palette: a command each, what was used last on top."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from edge_chat.commands import Completion, Registry, parse_slash
+from edge_chat.keys import Keymap, display_key
 
-from edge_chat.commands import Command
-from edge_chat.keys import display_keys
-from edge_chat.table import REGISTRY
+__all__ = ["last_used", "palette_choices"]
 
-if TYPE_CHECKING:
-    from edge_chat.base import BaseApp
-
-__all__ = ["CommandProvider"]
+_MAX_RECENT = 5
 
 
-class CommandProvider(Provider):
-    """Offers the slash commands; one that needs an argument goes into the composer to be completed there."""
+def palette_choices(registry: Registry, keymap: Keymap, recent: Iterable[str] = ()) -> list[Completion]:
+    """Return the commands with their slash names and keys.
 
-    async def discover(self) -> Hits:
-        for command in REGISTRY.slash_commands():
-            yield DiscoveryHit(command.title, partial(self._run, command), help=self._help(command))
+    Args:
+        registry: the command table.
+        keymap: the keys in force.
+        recent: names of the commands used last, the newest first; they come first.
+    """
+    commands = registry.slash_commands()
+    first = [registry[name] for name in recent if name in {command.name for command in commands}][:_MAX_RECENT]
 
-    async def search(self, query: str) -> Hits:
-        """Yield the commands whose title, name or help matches."""
-        matcher = self.matcher(query)
-        for command in REGISTRY.slash_commands():
-            text = f"{command.title} /{command.name}"
-            score = max(matcher.match(text), matcher.match(command.help) * 0.5)
-            if score > 0:
-                yield Hit(score, matcher.highlight(text), partial(self._run, command), help=self._help(command))
+    def keys(names: Iterable[str]) -> str:
+        found = (key for name in names for key in keymap.keys(name).split(",") if key)
+        return next((display_key(key) for key in found), "")
 
-    def _run(self, command: Command) -> Coroutine[Any, Any, bool]:
-        return self.app.run_action(f"screen.command({command.name!r})")
+    return [
+        Completion(c.name, c.title, f"/{c.name}", aside=keys((c.name, *c.keys_of)), about=c.help)
+        for c in (*first, *(command for command in commands if command not in first))
+    ]
 
-    def _help(self, command: Command) -> str:
-        keys = display_keys(cast("BaseApp", self.app).keymap.keys(command.name))
-        return f"{command.help} ({keys})" if keys else command.help
+
+def last_used(registry: Registry, ran: Iterable[str], typed: Iterable[str]) -> list[str]:
+    """Return the names of the commands used last, the newest first.
+
+    Args:
+        registry: the command table.
+        ran: commands run in this session, the newest first.
+        typed: inputs of this and earlier sessions, the newest first.
+    """
+    by_name = {name: command.name for command in registry.slash_commands() for name in (command.name, *command.aliases)}
+    lines = (parse_slash(text) for text in typed)
+    names = [*ran, *(by_name[line.name] for line in lines if line is not None and line.name in by_name)]
+    return list(dict.fromkeys(names))

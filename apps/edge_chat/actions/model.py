@@ -16,18 +16,19 @@ from edge_chat.parameters import PARAMETERS, describe, find, with_value
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge_chat.screens.chat import ChatScreen
-    from edge_chat.screens.dialogs import Picker
+    from edge_chat.screens.picker import Picker
 
 __all__ = ["COMPLETERS", "RUNNERS", "list_choices"]
 
 
 async def model(screen: ChatScreen, argument: str) -> None:
-    from edge_chat.screens.dialogs import Picker
+    from edge_chat.screens.picker import Picker
 
     if argument:
         screen.app.load_model(argument)
         return
-    picker = Picker("Model", [], screen.app.host.reference, note="Looking for models …", free_text=True)
+    using = screen.app.host.reference
+    picker = Picker("Model", [], using, note="Looking for models …", in_use=using, free_text=True)
     loading = asyncio.create_task(_fill_picker(screen, picker))
     try:
         chosen = await screen.app.push_screen_wait(picker)

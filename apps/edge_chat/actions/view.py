@@ -18,7 +18,7 @@ __all__ = ["COMPLETERS", "RUNNERS"]
 
 
 async def theme(screen: ChatScreen, argument: str) -> None:
-    from edge_chat.screens.dialogs import Picker
+    from edge_chat.screens.picker import Picker
 
     app = screen.app
     if argument:
@@ -30,7 +30,8 @@ async def theme(screen: ChatScreen, argument: str) -> None:
         app.theme = name
 
     note = "The highlighted theme is shown as a preview; Enter saves it in the settings file."
-    chosen = await app.push_screen_wait(Picker("Theme", complete_theme(screen, ""), before, note=note, on_highlight=preview))
+    themes = complete_theme(screen, "")
+    chosen = await app.push_screen_wait(Picker("Theme", themes, before, note=note, in_use=before, on_highlight=preview))
     app.theme = chosen or before
     return await _save_theme(screen) if chosen else None
 
@@ -75,7 +76,14 @@ def complete_help(screen: ChatScreen, typed: str) -> Sequence[Completion]:
 
 
 async def palette(screen: ChatScreen, argument: str) -> None:
-    screen.app.action_command_palette()
+    from edge_chat.palette import last_used, palette_choices
+    from edge_chat.screens.picker import Picker
+
+    app = screen.app
+    recent = last_used(REGISTRY, app.ran, app.history.newest_first)
+    chosen = await app.push_screen_wait(Picker("Commands", palette_choices(REGISTRY, app.keymap, recent)))
+    if chosen is not None:
+        await screen.action_command(chosen)
 
 
 async def quit_app(screen: ChatScreen, argument: str) -> None:

@@ -182,7 +182,12 @@ class ChatScreen(ChatView):
         elif name in _AT_ONCE:
             await self.guard(self._runners[name], self, "")
         else:
+            self._note_ran(name)
             self.run_guarded(self._runners[name], self, "")
+
+    def _note_ran(self, name: str) -> None:
+        if REGISTRY[name].is_slash:
+            self.app.ran.insert(0, name)
 
     @on(Composer.Submitted)
     def _submitted(self, event: Composer.Submitted) -> None:
@@ -199,6 +204,7 @@ class ChatScreen(ChatView):
                 hint = f"For example: {command.example or command.usage}"
                 raise UsageError(f"/{command.name} needs an argument.", hint)
             self.composer.remember(event.text)
+            self._note_ran(command.name)
             await self._runners[command.name](self, argument)
         except EdgeError:
             self.composer.put_back(event.text, event.attachments)

@@ -1,29 +1,22 @@
-"""Small dialogs: a question, a line or page of text to edit, a list to pick from, a page to read."""
+"""Small dialogs: a question, a line or page of text to edit, a page to read."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
-from textual.fuzzy import Matcher
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, OptionList, Static, TextArea
-from textual.widgets.option_list import Option
+from textual.widgets import Button, Input, Static, TextArea
 
-from edge_chat import format as fmt
-from edge_chat.commands import Completion
 from edge_chat.widgets.text import ExactTextArea
 
 if TYPE_CHECKING:
     from edge_chat.base import BaseApp
 
-__all__ = ["AskText", "Confirm", "Dialog", "EditText", "Picker", "ReadPage"]
+__all__ = ["AskText", "Confirm", "Dialog", "EditText", "ReadPage"]
 
 T = TypeVar("T")
 
@@ -114,111 +107,6 @@ class EditText(AskText):
 
     def action_accept(self) -> None:
         self.dismiss(self.query_one(TextArea).text.strip())
-
-
-class Picker(Dialog["str | None"]):
-    """A list to pick from, filtered by typing; None if cancelled.
-
-    Args:
-        title, note: above and below the list.
-        choices: the lines.
-        current: value of the line to highlight first.
-        on_highlight: called with a value as the highlight moves, for a preview.
-        free_text: Enter on a text that matches no line returns that text.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "move(1)", "Down", show=False, priority=True),
-        Binding("up", "move(-1)", "Up", show=False, priority=True),
-    ]
-
-    def __init__(
-        self,
-        title: str,
-        choices: Sequence[Completion],
-        current: str = "",
-        *,
-        note: str = "",
-        on_highlight: Callable[[str], None] | None = None,
-        free_text: bool = False,
-    ) -> None:
-        super().__init__(title, note)
-        self._choices = list(choices)
-        self._current = current
-        self._on_highlight = on_highlight
-        self._free_text = free_text
-        self.mounted = asyncio.Event()
-
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog-box"):
-            yield Static(self._title_text, classes="dialog-title", markup=False)
-            yield Input(placeholder="Type to filter" + (", or any reference" if self._free_text else ""))
-            yield OptionList(markup=False)
-            yield Static(classes="dialog-note", markup=False)
-            yield Static("Enter selects, Esc cancels.", classes="dialog-keys")
-
-    def on_mount(self) -> None:
-        """Show all lines."""
-        self.set_note(self._note)
-        self._fill("")
-        self.mounted.set()
-
-    def set_note(self, note: str) -> None:
-        """Change the note."""
-        line = self.query_one(".dialog-note", Static)
-        line.update(note)
-        line.display = bool(note)
-
-    def set_choices(self, choices: Sequence[Completion]) -> None:
-        """Show other lines."""
-        self._choices = list(choices)
-        self._fill(self.query_one(Input).value)
-
-    def action_move(self, step: int) -> None:
-        """Move the highlight while the focus stays in the field."""
-        listed = self.query_one(OptionList)
-        if step > 0:
-            listed.action_cursor_down()
-        else:
-            listed.action_cursor_up()
-
-    @on(Input.Changed)
-    def _typed(self, event: Input.Changed) -> None:
-        self._fill(event.value.strip())
-
-    @on(Input.Submitted)
-    def _submitted(self, event: Input.Submitted) -> None:
-        listed = self.query_one(OptionList)
-        if listed.highlighted is not None:
-            self.dismiss(listed.get_option_at_index(listed.highlighted).id)
-        elif self._free_text and event.value.strip():
-            self.dismiss(event.value.strip())
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(event.option.id)
-
-    @on(OptionList.OptionHighlighted)
-    def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        if self._on_highlight is not None and event.option.id is not None:
-            self._on_highlight(event.option.id)
-
-    def _fill(self, typed: str) -> None:
-        listed = self.query_one(OptionList)
-        shown = self._choices
-        if typed:
-            matcher = Matcher(typed)
-            scored = [(matcher.match(f"{c.label} {c.detail}"), c) for c in self._choices]
-            shown = [c for score, c in sorted(scored, key=lambda pair: -pair[0]) if score > 0]
-        width = min(40, max((len(c.label) for c in shown), default=0))
-        listed.clear_options()
-        listed.add_options(
-            Option(Content.assemble(f"{c.label:<{width}}  ", (fmt.clean(c.detail), "$foreground 70%")), id=c.value)
-            for c in shown
-        )
-        if shown:
-            values = [c.value for c in shown]
-            listed.highlighted = values.index(self._current) if not typed and self._current in values else 0
 
 
 class ReadPage(Dialog[None]):

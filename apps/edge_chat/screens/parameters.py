@@ -1,114 +1,163 @@
-"""The editor of sampling parameters: one line each, checked while typing."""
+"""The editor of sampling parameters: a list, and one field for the highlighted one, checked while typing."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Input, Static
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
 from edge.errors import UsageError
 from edge.types import Sampling
+from edge_chat.commands import Completion
 from edge_chat.parameters import PARAMETERS, describe, with_value
 from edge_chat.screens.dialogs import Dialog
+from edge_chat.widgets.columns import lay_out
 
 __all__ = ["ParameterEditor"]
 
-
-class ParameterLine(Vertical):
-    """Name, value and explanation of one parameter, with an error below them."""
-
-    def __init__(self, name: str, value: str) -> None:
-        super().__init__(classes="parameter")
-        self.parameter = name
-        self._value = value
-
-    def compose(self) -> ComposeResult:
-        with Horizontal():
-            yield Static(self.parameter, classes="parameter-name", markup=False)
-            yield Input(self._value, compact=True, name=self.parameter)
-            yield Static(PARAMETERS[self.parameter].help, classes="parameter-help", markup=False)
-        yield Static("", classes="parameter-error", markup=False)
-
-    def show_error(self, text: str) -> None:
-        """Show what is wrong with the value; "" for nothing."""
-        line = self.query_one(".parameter-error", Static)
-        line.update(text)
-        line.display = bool(text)
+_WIDTH = 90  # cells of a line before the list is laid out
 
 
 class ParameterEditor(Dialog["Sampling | None"]):
-    """All sampling parameters; the result is the changed sampling, or None if cancelled."""
+    """All sampling parameters; the result is the changed sampling, or None if cancelled.
+
+    A field for each of them would cost a second to build, and would not fit into a small terminal.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "accept", "Save", show=False, priority=True),
-        Binding("enter", "accept", "Save", show=False),
         Binding("ctrl+r", "restore", "Defaults", show=False, priority=True),
-        Binding("down", "app.focus_next", "Next", show=False, priority=True),
-        Binding("up", "app.focus_previous", "Previous", show=False, priority=True),
+        Binding("down,tab", "move('cursor_down')", "Next", show=False, priority=True),
+        Binding("up,shift+tab", "move('cursor_up')", "Previous", show=False, priority=True),
+        Binding("pagedown", "move('page_down')", "Page down", show=False, priority=True),
+        Binding("pageup", "move('page_up')", "Page up", show=False, priority=True),
     ]
 
     def __init__(self, sampling: Sampling, default: Sampling) -> None:
         super().__init__("Parameters")
         self._sampling = sampling
-        self._default = default
+        self._values = {name: describe(sampling, name) for name in PARAMETERS}
+        self._defaults = {name: describe(default, name) for name in PARAMETERS}
+        self._errors: dict[str, str] = {}
+        self._names = list(PARAMETERS)
+        self._filled_width = 0
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box -tall"):
             yield from self._heading()
-            with VerticalScroll(can_focus=False):
-                for name in PARAMETERS:
-                    yield ParameterLine(name, describe(self._sampling, name))
-            yield Static("", id="parameter-note", markup=False)
+            with Horizontal(id="parameter"):
+                yield Static(id="parameter-name", markup=False)
+                yield Input(compact=True)
+            yield Static(id="parameter-note", markup=False)
+            yield OptionList(*(Option(name, id=name) for name in self._names), markup=False)
             yield Static("Enter saves for this session, Ctrl+R restores defaults, Esc cancels.", classes="dialog-keys")
 
     def on_mount(self) -> None:
-        self.query(Input).first().focus()
+        """Type into the field of the first parameter."""
+        listed = self.query_one(OptionList)
+        listed.can_focus = False
+        listed.highlighted = 0
+        self.query_one(Input).focus()
+        self._show_chosen()
+        self._align()
+
+    def on_resize(self) -> None:
+        """Align the lines again when the list has another width."""
+        self.call_after_refresh(self._align)
+
+    @property
+    def chosen(self) -> str:
+        """Return the name of the highlighted parameter."""
+        return self._names[self.query_one(OptionList).highlighted or 0]
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Return the parameters whose values are wrong, and why."""
+        return self._errors
+
+    def action_move(self, action: str) -> None:
+        """Highlight another parameter while the focus stays in the field."""
+        getattr(self.query_one(OptionList), f"action_{action}")()
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self) -> None:
+        self._show_chosen()
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
-        self._check()
-
-    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """Show the default of the focused parameter."""
-        if isinstance(event.widget, Input) and event.widget.name is not None:
-            default = describe(self._default, event.widget.name) or "empty"
-            self.query_one("#parameter-note", Static).update(f"{event.widget.name}: the default is {default}.")
+        if self._values[self.chosen] == event.value:
+            return
+        self._set(self.chosen, event.value)
+        self._show_note()
+        self._align(is_changed=True)
 
     @on(Input.Submitted)
-    def _submitted(self, event: Input.Submitted) -> None:
+    def _submitted(self) -> None:
         self.action_accept()
 
     def action_accept(self) -> None:
-        """Return the parameters, or focus the first with an error."""
-        sampling = self._check()
-        if sampling is not None:
-            self.dismiss(sampling)
+        """Return the parameters, or go to the first with an error."""
+        if self._errors:
+            self.query_one(OptionList).highlighted = self._names.index(min(self._errors, key=self._names.index))
             return
-        for line in self.query(ParameterLine):
-            if line.has_class("-wrong"):
-                line.query_one(Input).focus()
-                return
+        sampling = self._sampling
+        for name, value in self._values.items():
+            sampling = with_value(sampling, name, value)
+        self.dismiss(sampling)
 
     def action_restore(self) -> None:
-        """Put the defaults into the fields."""
-        for line in self.query(ParameterLine):
-            line.query_one(Input).value = describe(self._default, line.parameter)
+        """Restore the defaults."""
+        for name, value in self._defaults.items():
+            self._set(name, value)
+        self._show_chosen()
+        self._align(is_changed=True)
 
-    def _check(self) -> Sampling | None:
-        """Read all fields and show their errors; return None if there are any."""
-        sampling: Sampling = self._sampling
-        n_wrong = 0
-        for line in self.query(ParameterLine):
-            error = ""
-            try:
-                sampling = with_value(sampling, line.parameter, line.query_one(Input).value)
-            except UsageError as refused:
-                error = str(refused)
-                n_wrong += 1
-            line.set_class(bool(error), "-wrong")
-            line.show_error(error)
-        return sampling if not n_wrong else None
+    def _set(self, name: str, value: str) -> None:
+        self._values[name] = value
+        self._errors.pop(name, None)
+        try:
+            with_value(self._sampling, name, value)
+        except UsageError as refused:
+            self._errors[name] = str(refused)
+
+    def _show_chosen(self) -> None:
+        """Put the highlighted parameter into the field."""
+        name, field = self.chosen, self.query_one(Input)
+        self.query_one("#parameter-name", Static).update(name)
+        field.value = self._values[name]
+        field.cursor_position = len(field.value)
+        self._show_note()
+
+    def _show_note(self) -> None:
+        """Show the explanation and the default of the highlighted parameter, or what is wrong with its value."""
+        name, note = self.chosen, self.query_one("#parameter-note", Static)
+        error = self._errors.get(name)
+        about = PARAMETERS[name].help
+        note.update(error or f"{about[:1].upper()}{about[1:]}. The default is {self._defaults[name] or 'empty'}.")
+        note.set_class(error is not None, "-wrong")
+
+    def _align(self, *, is_changed: bool = False) -> None:
+        """Write the lines for the width of the list."""
+        listed = self.query_one(OptionList)
+        width = listed.scrollable_content_region.width or _WIDTH
+        if width == self._filled_width and not is_changed:
+            return
+        self._filled_width = width
+        lines = lay_out([self._line(name) for name in self._names], width)
+        for number, (name, line) in enumerate(zip(self._names, lines, strict=True)):
+            shown = line.stylize("$text-error") if name in self._errors else line
+            listed.replace_option_prompt_at_index(number, shown)
+
+    def _line(self, name: str) -> Completion:
+        value = self._values[name]
+        mark = "wrong" if name in self._errors else "changed" if value != self._defaults[name] else ""
+        return Completion(name, name, PARAMETERS[name].help, (value or "-",), aside=mark)

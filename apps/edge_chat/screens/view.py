@@ -66,7 +66,6 @@ class ChatView(Screen[None]):
         return self.focused if isinstance(self.focused, MessageView) else None
 
     def on_resize(self, event: events.Resize) -> None:
-        self.set_class(event.size.height < 20, "-low")
         self._place_sidebar()
         self._show_hints()
 
@@ -86,7 +85,10 @@ class ChatView(Screen[None]):
         keymap = self.app.keymap
         is_listing = self.focused is self.sidebar.listing
         is_covered = self.has_class("-narrow")
-        self.sidebar.show_keys("\n".join(wording.list_keys(keymap)) if is_listing and is_covered else "")
+        covered = wording.list_keys(keymap) if is_listing and is_covered else []
+        if covered and self.has_class("-low"):  # a line for each would leave none for the list
+            covered = [wording.hints(covered, self.sidebar.size.width - 2, is_plain=self.app.is_plain)]
+        self.sidebar.show_keys("\n".join(covered))
         keys = wording.list_keys(keymap) if is_listing else wording.focus_keys(keymap, self.focused)
         self.composer.show_hints(wording.hints(keys, self.composer.size.width - 4, is_plain=self.app.is_plain))
 

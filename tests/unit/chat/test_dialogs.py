@@ -5,14 +5,20 @@ import warnings
 from pathlib import Path
 
 import pytest
-from textual.widgets import Static
+from textual.containers import VerticalScroll
+from textual.widgets import OptionList, Static
 
 from edge.conversation import ConversationStore, Node
+from edge.types import Message
 from edge_chat import pages
 from edge_chat.app import ChatApp
 from edge_chat.commands import Completion
-from edge_chat.screens.dialogs import Picker, ReadPage
-from edge_chat.screens.parameters import ParameterEditor, ParameterLine
+from edge_chat.keys import Keymap
+from edge_chat.palette import last_used, palette_choices
+from edge_chat.parameters import PARAMETERS
+from edge_chat.screens.dialogs import ReadPage
+from edge_chat.screens.parameters import ParameterEditor
+from edge_chat.screens.picker import Picker
 from edge_chat.table import REGISTRY
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
@@ -29,13 +35,14 @@ async def test_parameters_are_checked_in_place_and_saved() -> None:
         await pilot.press("f4")
         await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
         editor = app.screen
-        first = editor.query(ParameterLine).first()
-        await pilot.press("backspace", *"9x")
-        await eventually(pilot, lambda: first.has_class("-wrong"))
-        await pilot.press("enter")
+        note = editor.query_one("#parameter-note", Static)
+        await pilot.press("backspace", "backspace", "backspace", *"9x")
+        await eventually(pilot, lambda: editor.errors)
+        await pilot.press("down", "enter")
         await pilot.pause()
         assert app.screen is editor, "a wrong value keeps the dialog open"
-        assert "not a number" in str(first.query_one(".parameter-error").render())
+        assert editor.chosen == "temperature", "and is gone to"
+        assert "not a number" in str(note.render())
         await pilot.press("backspace", "enter")
         await settle(pilot)
         assert app.chat_screen.controller.sampling.temperature == 9.0
@@ -154,20 +161,66 @@ async def test_the_palette_offers_the_same_commands() -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)
         await say(pilot, "hello")
-        await pilot.press("ctrl+p")
-        await eventually(pilot, lambda: app.screen is not app.chat_screen)
-        await pilot.press(*"new conversation")
-        await eventually(pilot, lambda: app.screen.query_one("CommandList").option_count)  # type: ignore[attr-defined]
-        await pilot.pause()
+        await pilot.press("ctrl+p", *"new conversation")
+        await eventually(pilot, lambda: isinstance(app.screen, Picker))
         await pilot.press("enter")
-        await eventually(pilot, lambda: app.screen is app.chat_screen)
         await settle(pilot)
         assert texts(app) == []
-        await pilot.press("ctrl+p", *"import from")
-        await eventually(pilot, lambda: app.screen.query_one("CommandList").option_count)  # type: ignore[attr-defined]
-        await pilot.pause()
-        await pilot.press("enter")
+        await pilot.press("ctrl+p", *"import from", "enter")
         await eventually(pilot, lambda: app.chat_screen.composer.text == "/import ")
+
+
+async def test_the_palette_begins_with_what_was_used_last() -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/theme light")
+        await say(pilot, "/set top_k 7")
+        await pilot.press("ctrl+p")
+        await eventually(pilot, lambda: isinstance(app.screen, Picker))
+        listed = app.screen.query_one(OptionList)
+        assert [listed.get_option_at_index(n).id for n in range(3)] == ["set", "theme", "editor"]
+        lines = [str(listed.get_option_at_index(n).prompt) for n in range(listed.option_count)]
+        assert all("\n" not in line for line in lines) and len({len(line) for line in lines if "Ctrl" in line}) == 1
+        await pilot.press("escape")
+
+
+def test_commands_used_last() -> None:
+    typed = ["hello", "/exit", "/theme nord", "/nosuch", "//theme", "/set top_k 1"]
+    assert last_used(REGISTRY, ["model", "theme"], typed) == ["model", "theme", "quit", "set"]
+    lines = palette_choices(REGISTRY, Keymap(REGISTRY, {"model": "f7"}), ["quit", "palette"])
+    assert lines[0].value == "quit" and lines[0].aside == "Ctrl+Q"
+    assert len(lines) == len(REGISTRY.slash_commands()) == len({line.value for line in lines})
+    assert next(line for line in lines if line.value == "model").aside == "F7"
+
+
+LOW = {"conversations": "ctrl+o", "commands": "ctrl+p", "help": "f1", "model": "f3", "parameters": "f4"}
+
+
+@pytest.mark.parametrize("what", [*LOW, "/theme", "/delete", "/title", "/system", "/keys"])
+async def test_everything_can_be_used_on_a_terminal_of_40_by_12(what: str) -> None:
+    """Lists have lines, buttons and fields are whole, and the keys are there."""
+    store = ConversationStore(None)
+    for title in ("Whales", "Rye", "Paris"):
+        store.append(store.create(title=title).id, Message("user", title), parent=None)
+    app = fake_app(store=store, conversation=store.list()[0].id)
+    async with app.run_test(size=(40, 12)) as pilot:
+        await settle(pilot)
+        if what in LOW:
+            await pilot.press(LOW[what])
+        else:
+            await enter(pilot, what)
+        await eventually(pilot, lambda: app.screen is not app.chat_screen or app.chat_screen.sidebar.display)
+        await pilot.pause()
+        for listed in app.screen.query(OptionList):
+            if listed.display:
+                assert listed.content_region.height >= 5, listed
+        for page in app.screen.query(VerticalScroll):
+            assert page.content_region.height >= 5 or page.id == "transcript"
+        for part in app.screen.query("Button, Input, TextArea, .dialog-keys, #sidebar-keys"):
+            if part.display:
+                assert part.region.height >= 1 and app.screen.region.contains_region(part.region), part
+                assert not part.content_region.width or part.content_region.height >= 1, part
 
 
 async def test_plain_mode_says_in_words_what_is_drawn_otherwise() -> None:
@@ -282,12 +335,14 @@ async def test_parameters_are_explained_in_full(size: tuple[int, int]) -> None:
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         await pilot.press("f4")
-        await eventually(pilot, lambda: getattr(pilot.app.focused, "name", "") == "temperature")
-        await pilot.pause()
-        for shown in app.screen.query(".parameter-help").results(Static):
+        await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
+        shown = app.screen.query_one("#parameter-note", Static)
+        for number, parameter in enumerate(PARAMETERS.values()):
+            app.screen.query_one(OptionList).highlighted = number
+            await eventually(pilot, lambda parameter=parameter: parameter.help[1:] in str(shown.render()))  # type: ignore[misc]
             lines = shown.render_lines(shown.size.region)
-            text = " ".join(line.text.strip() for line in lines).strip()
-            assert text == str(shown.render()), "the end of it is cut off"
+            text = " ".join(" ".join(line.text for line in lines).split())
+            assert parameter.help[1:] in text and "The default is" in text, "the end of it is cut off"
 
 
 async def test_saving_names_the_whole_path(tmp_path: Path) -> None:

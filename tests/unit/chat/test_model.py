@@ -16,7 +16,8 @@ from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
 from edge_chat.actions.model import list_choices
 from edge_chat.model_host import ModelHost
-from edge_chat.screens.dialogs import Confirm, Picker
+from edge_chat.screens.dialogs import Confirm
+from edge_chat.screens.picker import Picker
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 from tests.tiny_onnx import write_onnx
