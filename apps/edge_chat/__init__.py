@@ -18,6 +18,8 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge.config import Settings
 
 __all__ = ["run"]
@@ -26,12 +28,13 @@ _OBEYED = {"TEXTUAL_ANIMATIONS", "TEXTUAL_DISABLE_KITTY_KEY", "TEXTUAL_FPS", "TE
 _COLOURS = {("TEXTUAL_COLOR_SYSTEM", name) for name in ("auto", "standard", "256", "truecolor")}
 
 
-def run(settings: Settings, *, conversation: str | None = None) -> int:
+def run(settings: Settings, *, conversation: str | None = None, say: Callable[[str], None] = lambda line: None) -> int:
     """Run the chat until the user quits, and return the exit code.
 
     Args:
         settings: merged settings.
         conversation: id of the conversation to open, or the beginning of one; None starts a new one.
+        say: prints a line once the terminal is the shell's again: how to open the conversation again.
 
     Raises:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
@@ -47,6 +50,8 @@ def run(settings: Settings, *, conversation: str | None = None) -> int:
     with keep_signals():
         app = ChatApp(settings, conversation=conversation)
         code = app.run()
+    if app.farewell:
+        say(app.farewell)
     if app.breakdown is not None:
         raise app.breakdown
     return code if code is not None else (app.return_code or 0)

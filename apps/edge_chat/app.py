@@ -28,6 +28,9 @@ _INTERRUPT_TWICE_S = 2.0
 class ChatApp(BaseApp):
     """The app. Arguments as for BaseApp, and `conversation`: id of the one to open, or the beginning of an id.
 
+    Attributes:
+        farewell: the line for the shell once the app has ended: the conversation, and how to open it again; "" for none.
+
     Raises:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
     """
@@ -42,6 +45,7 @@ class ChatApp(BaseApp):
         register_enter_sequences()
         take_all_characters()
         super().__init__(settings, **options)
+        self.farewell = ""
         self._interrupted_at = float("-inf")
         self._quitting: asyncio.Future[None] | None = None
         for own in THEMES:
@@ -99,5 +103,6 @@ class ChatApp(BaseApp):
         try:
             if self.chat_screen.is_mounted:
                 await self.chat_screen.controller.close()
+                self.farewell = await self.chat_screen.controller.farewell()
         finally:
             self.exit(code)

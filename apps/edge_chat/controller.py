@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
+from edge_chat import wording
 from edge_chat.attachments import edited_by_draft, unpack_draft
 from edge_chat.desk import Desk
 from edge_chat.outbox import Departure, Outgoing
@@ -73,6 +74,7 @@ class ChatController(Desk):
         await self.screen.transcript.show(None, self.screen.make_empty_state())
         await self.screen.show_load_error()
         self.screen.page_changed()
+        self.screen.run_guarded(self.screen.show_recent)
 
     async def open(self, conversation_id: str, node_id: int | None = None, searched: str = "") -> None:
         """Show a conversation. If a message is given, scroll to it and make its branch the active one.
@@ -107,6 +109,8 @@ class ChatController(Desk):
         self.screen.page_changed()
         if node_id is not None:
             self.screen.reveal(node_id, searched=searched)
+        elif not page.nodes:
+            self.screen.run_guarded(self.screen.show_recent)
 
     async def catch_up(self) -> None:
         """Show what another process has added to the conversation on the screen. The text being typed stays.
@@ -258,6 +262,18 @@ class ChatController(Desk):
             run.stop()
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=5)
+
+    async def farewell(self) -> str:
+        """Return the line that tells how to open the conversation on the screen again; "" if it is empty or cannot be read."""
+        conversation_id = self.active_id
+        if conversation_id is None:
+            return ""
+        try:
+            info = await self.app.library.run(lambda store: store.get(conversation_id))
+            short = await self.app.library.run(lambda store: store.short_id(conversation_id))
+        except EdgeError:
+            return ""
+        return wording.farewell(info.title, info.n_messages, short, is_plain=self.app.is_plain) if info.n_messages else ""
 
     def _leave(self) -> None:
         """Save the draft of the conversation on the screen; delete a conversation that never had any text."""

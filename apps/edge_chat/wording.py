@@ -18,10 +18,12 @@ __all__ = [
     "Unanswered",
     "activity",
     "disk_problem",
+    "farewell",
     "focus_keys",
     "hints",
     "list_keys",
     "model_text",
+    "recent_keys",
     "reply_notices",
     "reply_state",
     "short_name",
@@ -80,6 +82,13 @@ def reply_state(run: ReplyRun, keymap: Keymap) -> str:
     return f"generating · {stop}" if run.phase == "decode" else f"waiting · {stop}"
 
 
+def farewell(title: str, n_messages: int, short_id: str, *, is_plain: bool) -> str:
+    """Return the line for the shell: a conversation, and the command that opens it again."""
+    name = fmt.clean(fmt.one_line(title, 40)) or "Untitled"
+    separator = ", " if is_plain else " · "
+    return separator.join((name, fmt.plural(n_messages, "message"), f"edge chat --conversation {short_id}"))
+
+
 Unanswered = Literal["left", "stopped", "elsewhere"]
 """Why a message has no answer: the app was left, the user stopped it, or another process may be generating it."""
 
@@ -134,6 +143,13 @@ def tips(keymap: Keymap) -> list[tuple[str, str]]:
         (keymap.display("palette"), "find any command"),
         (keymap.display("help"), "help"),
     ]
+
+
+def recent_keys(key: str, number: int) -> str:
+    """Return how to go on with one of the last conversations, given the key that sends and their number."""
+    if number < 2:
+        return f"{key} opens it."
+    return f"{key} opens the first; {' or '.join(str(n) for n in range(2, number + 1))} and {key}, that one."
 
 
 def focus_keys(keymap: Keymap, focused: Widget | None) -> list[str]:

@@ -13,7 +13,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
-from edge_cli.options import model_options, sampling_options, settings_from
+from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
 
 __all__ = ["chat"]
 
@@ -21,12 +21,14 @@ EXAMPLES = examples(
     "edge chat",
     "edge chat -m ~/models/other.gguf --context 4096",
     'edge chat --system "Answer in French" --temperature 0.3',
+    "edge chat -c",
     "edge chat --conversation 01JC",
     "edge chat --plain",
 )
 
 
 @click.command(epilog=EXAMPLES)
+@click.option("-c", "--continue", "is_continued", is_flag=True, help="Open the conversation that was used last.")
 @click.option(
     "--conversation",
     metavar="ID",
@@ -37,13 +39,15 @@ EXAMPLES = examples(
 @model_options
 @sampling_options
 @pass_app
-def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int:
+def chat(app: App, is_continued: bool, conversation: str | None, plain: bool, **options: Any) -> int:
     """Chat with a model in the terminal.
 
-    Conversations are saved. F1 or /help shows the commands and keys.
+    Conversations are saved; the last line, when you leave, is the command that opens this one again. F1 or /help shows the
+    commands and keys.
     """
     from edge.errors import EdgeError, UsageError
 
+    require_exclusive(("--continue", is_continued), ("--conversation", conversation))
     settings = settings_from(app, options, {"chat.plain": plain or None})
     if importlib.util.find_spec("textual") is None:
         raise EdgeError(
@@ -58,7 +62,10 @@ def chat(app: App, conversation: str | None, plain: bool, **options: Any) -> int
         )
     from edge_chat import run as run_chat
 
-    if conversation is not None:
+    if conversation is not None or is_continued:
         with app.store(settings) as store:
-            conversation = store.get(conversation).id
-    return run_chat(settings, conversation=conversation)
+            newest = store.list(limit=1) if is_continued else [store.get(conversation or "")]
+        conversation = newest[0].id if newest else None
+        if conversation is None:
+            output.note("There is no conversation yet; this is a new one.")
+    return run_chat(settings, conversation=conversation, say=output.line)

@@ -123,6 +123,13 @@ class ConversationStore:
             raise UsageError(f"Several conversations begin with {typed!r}: {some}.", "Type more of the id.")
         return ConversationInfo(*found[0])
 
+    def short_id(self, id: str) -> str:
+        """Return a prefix of an id, of 4 characters or more, that `get` will find it by, also after newer ones were made."""
+        with self._db.read() as db:
+            sql = "SELECT max(id) FROM conversation WHERE id < ?1 UNION ALL SELECT min(id) FROM conversation WHERE id > ?1"
+            others = [row[0] for row in db.execute(sql, (id,)) if row[0] is not None]
+        return tree.short_prefix(id, others)
+
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
         """Find titles, messages and attachments with all these words: titles first, then the newest messages.
 

@@ -173,6 +173,12 @@ def _spell_id(number: int) -> str:
     return "".join(ALPHABET[number >> shift & 31] for shift in range(60, -1, -5))
 
 
+def short_prefix(id: str, others: Sequence[str]) -> str:
+    """Return the shortest prefix of an id, of at least 4 characters, that no id in `others` nor any later one begins with."""
+    now = make_id(time.time_ns() // 1_000_000)
+    return next(id[:n] for n in range(4, len(id) + 5) if n >= len(id) or not any(o.startswith(id[:n]) for o in (*others, now)))
+
+
 def clean(text: str) -> str:
     """Return the text as it can be stored: pairs of surrogates joined, single ones replaced by U+FFFD."""
     try:

@@ -25,6 +25,7 @@ from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.cards import ErrorCard
 from edge_chat.widgets.composer import Composer
+from edge_chat.widgets.empty import EmptyState
 from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
 from edge_chat.widgets.status import OF_A_REPLY, StatusLine, StatusValues
@@ -37,6 +38,7 @@ __all__ = ["ChatScreen"]
 
 _AT_ONCE = ("message-previous", "message-next")  # they move the focus, which the next key goes to
 _DRAFT_DELAY_S = 0.3
+_N_RECENT = 3  # conversations that the first screen offers
 _POLL_S = 1.0  # interval of looking for another process's messages: one row is read by its key
 
 
@@ -84,6 +86,7 @@ class ChatScreen(ChatView):
                     key_actions=self.app.keymap.composer_actions,
                     depart=self.controller.depart,
                     complete=self._complete,
+                    go_on=self._go_on,
                 )
         yield StatusLine()
 
@@ -214,6 +217,26 @@ class ChatScreen(ChatView):
         completer = self._completers.get(name)
         return completer(self, typed) if completer is not None else ()
 
+    async def show_recent(self) -> None:
+        """Offer the last conversations, if a conversation without messages is on the screen."""
+        infos = await self.app.library.run(lambda store: store.list(limit=_N_RECENT + 1))
+        recent = [info for info in infos if info.n_messages and info.id != self.controller.active_id]
+        for empty in self.transcript.query(EmptyState):
+            empty.show_recent(recent[:_N_RECENT], self.app.clock())
+            empty.mark(self.composer.text)
+
+    def _go_on(self, text: str) -> bool:
+        """Open the earlier conversation that a text names on the first screen. Return whether it names one."""
+        info = next((empty.named(text) for empty in self.transcript.query(EmptyState)), None)
+        if info is not None:
+            self.run_guarded(self._open, info.id, None)
+        return info is not None
+
+    @on(EmptyState.GoOn)
+    def _recent_clicked(self, event: EmptyState.GoOn) -> None:
+        event.stop()
+        self.run_guarded(self._open, event.conversation_id, None)
+
     async def _send(self, event: Composer.Submitted, departure: Departure) -> None:
         text = event.text.strip()
         said = text[1:] if text.startswith("//") else text
@@ -227,6 +250,8 @@ class ChatScreen(ChatView):
     @on(Composer.Changed)
     def _draft_changed(self, event: Composer.Changed) -> None:
         event.stop()
+        for empty in self.transcript.query(EmptyState):
+            empty.mark(self.composer.text)
         if self._draft_timer is not None:
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft))

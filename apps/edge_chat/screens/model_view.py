@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from edge_chat import wording
-from edge_chat.widgets.cards import EmptyState, LoadErrorCard
+from edge_chat.widgets.cards import LoadErrorCard
+from edge_chat.widgets.empty import EmptyState
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant

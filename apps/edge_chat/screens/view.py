@@ -15,8 +15,9 @@ from textual.widgets import Input, TextArea
 from edge.errors import EdgeError
 from edge_chat import format as fmt
 from edge_chat import wording
-from edge_chat.widgets.cards import EmptyState, ErrorCard
+from edge_chat.widgets.cards import ErrorCard
 from edge_chat.widgets.composer import Composer
+from edge_chat.widgets.empty import EmptyState
 from edge_chat.widgets.message import MessageView
 from edge_chat.widgets.sidebar import Sidebar
 from edge_chat.widgets.status import StatusLine
@@ -176,7 +177,8 @@ class ChatView(Screen[None]):
 
     def make_empty_state(self) -> EmptyState:
         """Return what a conversation without messages shows."""
-        return EmptyState(wording.tips(self.app.keymap), wording.model_text(self.app.host))
+        keymap = self.app.keymap
+        return EmptyState(wording.tips(keymap), wording.model_text(self.app.host), keymap.display("send"))
 
     def run_guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Start a coroutine function; show its errors in place, log and show its bugs.
@@ -212,6 +214,10 @@ class ChatView(Screen[None]):
 
     def refresh_sidebar(self) -> None:
         """Read the conversation list again, or search again, if it is visible."""
+        raise NotImplementedError
+
+    async def show_recent(self) -> None:
+        """Offer the last conversations, if a conversation without messages is on the screen."""
         raise NotImplementedError
 
     async def show_load_error(self) -> None:

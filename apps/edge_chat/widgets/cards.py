@@ -1,4 +1,4 @@
-"""Cards between the messages: errors, a waiting message, the empty state."""
+"""Cards between the messages: errors and a waiting message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textual.widgets import Button, Static
 from edge.errors import EdgeError
 from edge_chat import format as fmt
 
-__all__ = ["EmptyState", "ErrorCard", "LoadErrorCard", "WaitingCard"]
+__all__ = ["ErrorCard", "LoadErrorCard", "WaitingCard"]
 
 
 class ErrorCard(Vertical, can_focus=True):
@@ -79,28 +79,3 @@ class WaitingCard(Vertical):
     def compose(self) -> ComposeResult:
         yield Static(Content.assemble(("You", "bold $primary"), (f"  {self._why}", "$text-warning")), classes="head")
         yield Static(Content(fmt.clean(self._text)), classes="said")
-
-
-class EmptyState(Vertical):
-    """The content of a new conversation: the state of the model, and first steps as (keys, what they do)."""
-
-    def __init__(self, tips: list[tuple[str, str]], model: str) -> None:
-        super().__init__(id="empty")
-        self._tips = tips
-        self._model = model
-
-    def compose(self) -> ComposeResult:
-        yield Static(Content.styled("edge", "bold $primary"), classes="empty-title")
-        yield Static("A language model on this device. Nothing you type leaves it.", classes="empty-line")
-        yield Static(Content(fmt.clean(self._model)), id="empty-model", classes="empty-line")
-        width = max(len(keys) for keys, _ in self._tips)
-        lines: list[Content | str | tuple[str, str]] = []
-        for keys, what in self._tips:
-            lines += [(f"{keys:<{width}}", "bold $text-accent"), ("   ", ""), f"{what}\n"]
-        yield Static(Content.assemble(*lines), classes="empty-tips")
-
-    def show_model(self, text: str) -> None:
-        """Show another state of the model."""
-        self._model = text
-        for line in self.query("#empty-model").results(Static):
-            line.update(Content(fmt.clean(text)))

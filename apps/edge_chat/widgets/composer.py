@@ -102,6 +102,7 @@ class Composer(Vertical):
         key_actions: key -> "send" or "newline".
         depart: called with a message at the moment it leaves the composer.
         complete: proposes arguments, given the name of a command and the argument as typed so far.
+        go_on: opens the earlier conversation that a text names; returns whether it names one.
     """
 
     @dataclass
@@ -126,8 +127,10 @@ class Composer(Vertical):
         key_actions: Mapping[str, str],
         depart: Callable[[str, tuple[Attachment, ...]], Departure],
         complete: Callable[[str, str], Sequence[Completion]],
+        go_on: Callable[[str], bool],
     ) -> None:
         super().__init__(id="composer")
+        self._go_on = go_on
         self._key_actions = key_actions
         self._depart = depart
         self._complete = complete
@@ -281,7 +284,9 @@ class Composer(Vertical):
         if chosen is not None and not self._accept(chosen):
             return
         text = self.text
-        if parse_slash(text) is not None:
+        if not self._attachments and self._go_on(text):
+            self.load("")
+        elif parse_slash(text) is not None:
             self.load("", self._attachments)
             self.post_message(self.Submitted(text, ()))
         elif text.strip() or self._attachments:

@@ -13,7 +13,8 @@ from textual.widgets import Static
 
 from edge_chat import format as fmt
 from edge_chat.library import Page
-from edge_chat.widgets.cards import EmptyState, ErrorCard, LoadErrorCard, WaitingCard
+from edge_chat.widgets.cards import ErrorCard, LoadErrorCard, WaitingCard
+from edge_chat.widgets.empty import EmptyState
 from edge_chat.widgets.message import MessageView
 
 __all__ = ["Transcript"]
@@ -79,8 +80,10 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.mount_all(children)
             self._number_branches()
         self.anchor(bool(nodes) and at is None)
-        if at is None:
+        if nodes and at is None:
             self.scroll_end(animate=False)
+        elif not nodes:
+            self.scroll_home(animate=False)
 
     async def follow(self, page: Page) -> None:
         """Show a changed state of the same conversation.

@@ -11,6 +11,7 @@ import pytest
 import edge_chat
 from edge.config import load_settings
 from edge.conversation import ConversationStore
+from edge.types import Message
 
 
 def test_without_a_terminal(call: Any) -> None:
@@ -31,7 +32,7 @@ def test_without_textual(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, Any]] = []
 
-    def run(settings: Any, *, conversation: str | None = None) -> int:
+    def run(settings: Any, *, conversation: str | None, say: Any) -> int:
         calls.append((settings, conversation))
         return 7
 
@@ -49,6 +50,30 @@ def test_settings_reach_the_app(call: Any, terminal: Any, monkeypatch: pytest.Mo
     assert call("chat").code == 7
     assert calls[1][0].chat.plain is True
     assert calls[1][1] is None
+
+
+def test_the_last_conversation_is_continued(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str | None] = []
+
+    def run(settings: Any, *, conversation: str | None, say: Any) -> int:
+        opened.append(conversation)
+        say("the line for the shell")
+        return 0
+
+    monkeypatch.setattr(edge_chat, "run", run)
+    monkeypatch.setattr(sys, "stdout", terminal())
+    said: list[str] = []
+    monkeypatch.setattr("edge_cli.output.line", said.append)
+    assert "no conversation yet" in call("chat", "-c").err
+    with ConversationStore(load_settings({}).paths.conversations_file) as store:
+        older, newer = store.create(title="Older").id, store.create(title="Newer").id
+        store.append(older, Message("user", "newest message"), parent=None)
+    for flag in ("-c", "--continue"):
+        assert call("chat", flag).code == 0
+    assert opened == [None, older, older] and older != newer
+    assert said == ["the line for the shell"] * 3
+    result = call("chat", "-c", "--conversation", older)
+    assert result.code == 2 and "--continue and --conversation exclude each other" in result.err
 
 
 def test_a_conversation_that_is_not_there_stops_it(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,3 +398,13 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
             store.list()
         with pytest.raises(StorageError, match="closed"):
             store.create()
+
+
+def test_a_short_id_finds_its_conversation_and_no_newer_one() -> None:
+    with ConversationStore(None) as store:
+        ids = [store.create().id for _ in range(30)] + [store.create(id="abc").id, store.create(id="old-1").id]
+        shorts = {id: store.short_id(id) for id in ids}
+        later = [store.create().id for _ in range(30)]
+        for id, short in shorts.items():
+            assert store.get(short).id == id and not any(other.startswith(short) for other in later)
+        assert shorts["old-1"] == "old-" and shorts["abc"] == "abc"
