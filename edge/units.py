@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["duration_text", "one_line", "plural", "reason", "size_text"]
+__all__ = ["count_text", "duration_text", "one_line", "plural", "reason", "size_text"]
 
 
 def one_line(text: str) -> str:
@@ -27,6 +27,15 @@ def size_text(n_bytes: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def count_text(number: int) -> str:
+    """Return a number of parameters as model names have it: "135M", "1.7B"."""
+    if number < 999_500:
+        return f"{number:,}"
+    if number < 999_500_000:
+        return f"{number / 1e6:.0f}M"
+    return f"{number / 1e9:.1f}B" if number < 99.95e9 else f"{number / 1e9:.0f}B"
 
 
 def duration_text(seconds: float) -> str:

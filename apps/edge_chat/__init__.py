@@ -4,7 +4,7 @@ app.py          the app on top of base.py: settings, keys, conversations, the mo
 screens/        the chat screen and the dialogs; widgets/, the parts of the chat screen
 controller.py   opening, branching, deleting on the desk (desk.py); sending.py, replies; replies.py, one of them
 outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
-model_host.py   the loaded model
+model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
 markup/         Markdown, formulas and tables as lines of text; knows no screen

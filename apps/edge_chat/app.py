@@ -39,7 +39,7 @@ class ChatApp(BaseApp):
     TITLE = "edge chat"
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "everywhere"))
     ENABLE_COMMAND_PALETTE = False  # palette.py has our own
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012 (textual declares it so)
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-mid"), (32, "-high")]  # noqa: RUF012 (textual declares it so)
 
     def __init__(self, settings: Settings, *, conversation: str | None = None, **options: Any) -> None:
         register_enter_sequences()

@@ -44,8 +44,13 @@ def models() -> None:
 @json_option
 @pass_app
 def ls(app: App, is_here_only: bool, as_json: bool) -> None:
-    """List the models on this device and those of the catalogue, one line for each format."""
+    """List the models on this device and those of the catalogue, one line for each format.
+
+    "~" before a size means as published when this edge was made. The memory column says whether a model fits into the memory
+    that is free now: "tight" with a shorter context than usual, "too large" not at all.
+    """
     from edge.catalog import list_for_converters, list_models, load_catalog
+    from edge.plan.verdict import free_memory
     from edge_cli import models_listing as listing
 
     settings = app.settings()
@@ -58,39 +63,10 @@ def ls(app: App, is_here_only: bool, as_json: bool) -> None:
             + [listing.entry_json(*pair) for pair in rest]
         )
         return
-    rows = [
-        (
-            model.name + (" (default)" if "default" in model.used_by else ""),
-            listing.kind_of(model.format, model.quantisation),
-            size_text(model.size_bytes),
-            model.licence or "",
-            f"here, from {model.origin}",
-        )
-        for model in installed
-    ]
-    rows += [
-        (
-            found.reference,
-            kind,
-            size_text(found.size_bytes),
-            found.licence or "",
-            f"here, for edge convert, from {found.origin}",
-        )
-        for kind, found in sources
-    ]
-    rows += [
-        (
-            entry.name,
-            listing.kind_of(artifact.form, artifact.quantisation),
-            size_text(artifact.size_bytes) if artifact.size_bytes else listing.UNKNOWN,
-            entry.licence,
-            listing.where_from(entry, artifact),
-        )
-        for entry, artifact in rest
-    ]
+    rows = listing.list_rows(installed, sources, rest, load_catalog(settings), free_memory(app.probe()))
     if not rows:
         output.note("There is no model on this device. Download one with: edge models pull smollm2-135m")
-    output.table(rows, ("model", "format", "size", "licence", "where"))
+    listing.print_rows(rows)
     if rows and output.is_terminal(sys.stdout):
         _note_sizes(installed, rest)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edge.units import size_text
+from edge.plan.verdict import memory_verdict
+from edge.units import count_text, size_text
+from edge_cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge.catalog import ArtifactEntry, CatalogEntry, Installed
     from edge.formats.artifact import Artifact
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FROM_HUB",
+    "HEADINGS",
     "UNKNOWN",
     "artifact_json",
     "artifact_rows",
@@ -25,13 +30,19 @@ __all__ = [
     "formats_json",
     "installed_json",
     "kind_of",
+    "list_rows",
+    "listed_size",
     "missing_from",
+    "print_rows",
     "source_json",
     "where_from",
 ]
 
 UNKNOWN = "-"
 FROM_HUB = "from the hub's listing at download"
+HEADINGS = ("model", "format", "size", "params", "memory", "licence", "where", "good for")
+"""Cells of `list_rows`."""
+_MIN_LAST = 30  # columns that the sentence needs
 _HEADER_FIELDS = """
 architecture file_type n_params n_layer n_embd n_head n_head_kv n_ctx_train n_vocab sliding_window tensors_bytes is_recurrent
 is_hybrid
@@ -42,6 +53,65 @@ def missing_from(installed: Sequence[Installed], catalog: dict[str, CatalogEntry
     """Return the artifacts of the catalogue that are not on this device."""
     known = {name for model in installed for name in model.used_by}
     return [(entry, artifact) for entry in catalog.values() for artifact in entry.artifacts if artifact.reference not in known]
+
+
+def listed_size(artifact: ArtifactEntry) -> str:
+    """Return the size of an artifact that is not here: "98.4 MB", "~1.1 GB" as published, or that it is unknown."""
+    if artifact.size_bytes:
+        return size_text(artifact.size_bytes)
+    return f"~{size_text(artifact.about_bytes)}" if artifact.about_bytes else UNKNOWN
+
+
+def list_rows(
+    installed: Sequence[Installed],
+    sources: Sequence[tuple[str, Found]],
+    missing: Sequence[tuple[CatalogEntry, ArtifactEntry]],
+    catalog: Mapping[str, CatalogEntry],
+    free_bytes: int,
+) -> list[tuple[str, ...]]:
+    """Return a row for each model in each format, with the cells of HEADINGS.
+
+    Args:
+        installed, sources, missing: models here, checkpoints and adapters here, and artifacts that can be downloaded.
+        catalog: what is known about the models.
+        free_bytes: memory that a model may take.
+    """
+
+    def about(name: str) -> tuple[str, str]:
+        entry = catalog.get(name)
+        count = count_text(entry.parameters) if entry and entry.parameters else UNKNOWN
+        return count, entry.description if entry else ""
+
+    def memory(size_bytes: int | None) -> str:
+        return memory_verdict(size_bytes, free_bytes) if size_bytes else UNKNOWN
+
+    rows: list[tuple[str, ...]] = []
+    for model in installed:
+        name = model.name + (" (default)" if "default" in model.used_by else "")
+        count, good_for = about(model.name)
+        kind, size = kind_of(model.format, model.quantisation), size_text(model.size_bytes)
+        where = f"here, from {model.origin}"
+        rows.append((name, kind, size, count, memory(model.size_bytes), model.licence or "", where, good_for))
+    for kind, found in sources:
+        where = f"here, for edge convert, from {found.origin}"
+        size = size_text(found.size_bytes)
+        rows.append((found.reference, kind, size, UNKNOWN, UNKNOWN, found.licence or "", where, ""))
+    for entry, artifact in missing:
+        count, good_for = about(entry.name)
+        verdict = memory(artifact.size_bytes or artifact.about_bytes)
+        kind = kind_of(artifact.form, artifact.quantisation)
+        rows.append(
+            (entry.name, kind, listed_size(artifact), count, verdict, entry.licence, where_from(entry, artifact), good_for)
+        )
+    return rows
+
+
+def print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print `list_rows`; a terminal that is too narrow for the last column gets none. `edge models show` has it."""
+    width = shutil.get_terminal_size().columns
+    others = sum(max((len(row[n]) for row in rows), default=0) + 2 for n in range(len(HEADINGS) - 1))
+    n_shown = len(HEADINGS) - (output.is_terminal(sys.stdout) and width - others < _MIN_LAST)
+    output.table([row[:n_shown] for row in rows], HEADINGS[:n_shown])
 
 
 def kind_of(format: str, quantisation: str | None) -> str:
@@ -113,6 +183,7 @@ def entry_json(entry: CatalogEntry, artifact: ArtifactEntry) -> dict[str, Any]:
         "context": entry.context,
         "references": [each.reference for each in entry.artifacts],
         "size_bytes": artifact.size_bytes,
+        "about_bytes": artifact.about_bytes,
         "sha256": artifact.sha256,
     }
 
@@ -126,7 +197,7 @@ def entry_rows(entry: CatalogEntry) -> list[tuple[str, str]]:
         ("title", entry.title),
         ("good for", entry.description),
         ("licence", f"{entry.licence}, {entry.licence_url}" + (" (must be accepted)" if entry.accept_licence else "")),
-        ("size", (size_text(first.size_bytes) if first.size_bytes else FROM_HUB) if not others else ""),
+        ("size", (listed_size(first) if first.size_bytes or first.about_bytes else FROM_HUB) if not others else ""),
         ("sha256", (first.sha256 or FROM_HUB) if not others else ""),
         ("parameters", f"{entry.parameters:,}" if entry.parameters else ""),
         ("context", f"{entry.context:,} tokens" if entry.context else ""),
@@ -143,9 +214,9 @@ def format_rows(entry: CatalogEntry, installed: Sequence[Installed]) -> list[tup
     for artifact in entry.artifacts:
         model = here.get(artifact.reference)
         quantisation = artifact.quantisation or (model.quantisation if model else "")
-        known = model.size_bytes if model else artifact.size_bytes
+        size = size_text(model.size_bytes) if model else listed_size(artifact)
         where = f"here, {model.path}" if model else where_from(entry, artifact)
-        rows.append((kind_of(artifact.form, quantisation), size_text(known) if known else UNKNOWN, where))
+        rows.append((kind_of(artifact.form, quantisation), size, where))
     return rows
 
 

@@ -7,6 +7,7 @@ placement.py     the engine for a model, and the accelerators to try
 fitting.py       context, KV type, batch and layers that fit into memory
 shortage.py      why nothing fits, and the nearest plan that would
 memory.py        memory that a model takes
+verdict.py       whether a model would fit, from its size alone
 choosing.py      the best of a model's formats
 tuning.py        results of `edge tune`, stored per device, build and model shape
 apply_tuning.py  applies them to the plan

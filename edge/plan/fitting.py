@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edge.plan.placement import Target
     from edge.plan.receipt import PlanRequest
 
-__all__ = ["Fit", "Fitting", "Room", "Step", "can_quantise_keys"]
+__all__ = ["Fit", "Fitting", "Room", "Step", "can_quantise_keys", "memory_margin"]
 
 MAX_DEFAULT_CONTEXT = 8192
 """The largest context that is chosen unasked: longer ones take memory that other programs may want."""
@@ -99,13 +99,13 @@ class Fitting:
     def room(self, target: Target) -> Room:
         """Return the memory that a plan for this accelerator may use."""
         available = self.device.memory.available_bytes
-        margin = _margin(available)
+        margin = memory_margin(available)
         host = max(0, available - margin)
         if target.free_bytes is None:
             return Room(host, 0, is_unified=False, margin_bytes=margin)
         if target.is_unified:
             return Room(host, min(host, target.free_bytes), is_unified=True, margin_bytes=margin)
-        own_margin = _margin(target.free_bytes)
+        own_margin = memory_margin(target.free_bytes)
         return Room(host, max(0, target.free_bytes - own_margin), is_unified=False, margin_bytes=margin + own_margin)
 
     def find(self, target: Target) -> Fit | None:
@@ -272,6 +272,6 @@ def can_quantise_keys(artifact: Artifact) -> bool:
     return facts.kv_type is None and facts.head_dim_k > 0 and facts.head_dim_k % block == facts.head_dim_v % block == 0
 
 
-def _margin(available_bytes: int) -> int:
+def memory_margin(available_bytes: int) -> int:
     """Return the memory to leave free for everything else: a tenth, but at least 256 MiB and at most 2 GiB."""
     return min(_MAX_MARGIN, max(_MIN_MARGIN, int(available_bytes * _MARGIN_SHARE)))

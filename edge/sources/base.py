@@ -90,6 +90,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         quantisation: name of the mix of weight types.
         file: path inside the package.
         size_bytes: of the file, or of everything in the folder.
+        about_bytes: its size as published at the time of writing; shown, and never held against what arrives.
         sha256: of the file; of a folder, that of its weights as `edge models show --verify` prints it.
         archive_bytes, archive_sha256: of the package that holds it.
         pieces: the parts it is published in, in order.
@@ -100,6 +101,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     quantisation: str | None = None
     file: str | None = None
     size_bytes: int | None = None
+    about_bytes: int | None = None
     sha256: str | None = None
     archive_bytes: int | None = None
     archive_sha256: str | None = None

@@ -22,8 +22,8 @@ from edge.engine.governor import Governor, Workload
 from edge.errors import BackendError, DownloadError
 from edge.types import Message
 from edge_chat.app import ChatApp
-from edge_chat.commands import Completion
 from tests.chat_app import enter, eventually, fake_app, say, settle
+from tests.unit.bench.fakes import device as captured
 
 Compare = Callable[..., bool]
 Steps = Callable[[Pilot[Any]], Awaitable[None]]
@@ -515,21 +515,20 @@ async def test_throttling_that_ended_leaves_the_status_line() -> None:
         assert "hot" not in str(app.chat_screen.status.render())
 
 
-def test_model_picker(snap_compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = saved_app()
-    choices = [
-        Completion("smollm2-135m", "smollm2-135m", "98.4 MB, on this device, Apache-2.0"),
-        Completion("qwen3-0.6b", "qwen3-0.6b", "will be downloaded, Apache-2.0"),
-    ]
+@pytest.mark.parametrize("size", ["small", "medium", "tiny"])
+def test_model_picker(snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    app = saved_app(settings={"model": "qwen3-0.6b"})
     # The real list depends on the machine.
-    monkeypatch.setattr("edge_chat.actions.model.list_choices", lambda settings: choices)
+    device = captured("raspberry-pi-5")
+    monkeypatch.setattr("edge.device.probe", lambda: device)
+    monkeypatch.setattr("edge.catalog.list_models", lambda settings: [])
 
     async def run(pilot: Pilot[Any]) -> None:
         await dialog("f3")(pilot)
-        await eventually(pilot, lambda: "references" in str(app.screen.query_one(".dialog-note").render()))
+        await eventually(pilot, lambda: "think" in str(app.screen.query_one(".dialog-note").render()))
         await pilot.pause()
 
-    assert snap_compare(app, terminal_size=(80, 24), run_before=run)
+    assert snap_compare(app, terminal_size=SIZES.get(size, TINY), run_before=run)
 
 
 def test_theme_picker(snap_compare: Compare) -> None:

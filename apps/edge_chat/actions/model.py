@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
 from edge.types import NO_SYSTEM
-from edge.units import size_text
 from edge_chat import pages
 from edge_chat.commands import Completion
+from edge_chat.offers import list_choices
 from edge_chat.parameters import PARAMETERS, describe, find, with_value
 
 if TYPE_CHECKING:
-    from edge.config import Settings
     from edge_chat.screens.chat import ChatScreen
     from edge_chat.screens.picker import Picker
 
-__all__ = ["COMPLETERS", "RUNNERS", "list_choices"]
+__all__ = ["COMPLETERS", "RUNNERS"]
 
 
 async def model(screen: ChatScreen, argument: str) -> None:
@@ -41,35 +40,16 @@ async def model(screen: ChatScreen, argument: str) -> None:
 async def _fill_picker(screen: ChatScreen, picker: Picker) -> None:
     await picker.mounted.wait()
     try:
-        screen.app.known_models = choices = await asyncio.to_thread(list_choices, screen.app.settings)
+        host = screen.app.host
+        plan = host.assistant.plan if host.assistant is not None else None
+        in_use_bytes = plan.memory.total_bytes if plan is not None else 0
+        choices = await asyncio.to_thread(list_choices, screen.app.settings, in_use=host.reference, in_use_bytes=in_use_bytes)
+        screen.app.known_models = choices
     except EdgeError as error:
         picker.set_note(str(error))
         return
     picker.set_choices(choices)
     picker.set_note("The conversation continues with the model you choose. Paths, hf:, ollama: and pypi: references work too.")
-
-
-def list_choices(settings: Settings) -> list[Completion]:
-    """Return the models by name, those on this device first. Blocks: it reads directories.
-
-    Raises:
-        EdgeError: the catalogue or the models' directory cannot be read.
-    """
-    from edge.catalog import list_models, load_catalog
-
-    def choice(name: str, size_bytes: int | None, where: str, licence: str | None) -> Completion:
-        parts = (size_text(size_bytes) if size_bytes else "", where, licence)
-        return Completion(name, name, ", ".join(part for part in parts if part))
-
-    # A model in several formats is one choice; the plan decides which one runs.
-    installed = {model.name: model for model in reversed(list_models(settings))}
-    here = {name for model in installed.values() for name in model.used_by}
-    choices = [choice(name, model.size_bytes, "on this device", model.licence) for name, model in sorted(installed.items())]
-    for name, entry in load_catalog(settings).items():
-        if name not in here:
-            size = entry.artifacts[0].size_bytes if entry.artifacts else None
-            choices.append(choice(name, size, "will be downloaded", entry.licence))
-    return choices
 
 
 def complete_model(screen: ChatScreen, typed: str) -> Sequence[Completion]:

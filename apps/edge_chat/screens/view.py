@@ -178,7 +178,9 @@ class ChatView(Screen[None]):
     def make_empty_state(self) -> EmptyState:
         """Return what a conversation without messages shows."""
         keymap = self.app.keymap
-        return EmptyState(wording.tips(keymap), wording.model_text(self.app.host), keymap.display("send"))
+        return EmptyState(
+            wording.tips(keymap), wording.model_text(self.app.host), partial(wording.recent_keys, keymap.display("send"))
+        )
 
     def run_guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Start a coroutine function; show its errors in place, log and show its bugs.

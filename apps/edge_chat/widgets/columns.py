@@ -18,6 +18,7 @@ _MAX_COLUMN = 18
 _MIN_COLUMN = 8  # a column is cut to this before it is left out
 _MIN_DETAIL = 12  # in less room the detail is left out
 _GAP = 2
+_FAINT = "auto 75%"  # readable on the highlight too, in any theme
 
 
 def lay_out(choices: Sequence[Completion], width: int, *, in_use: str | None = None, is_plain: bool = False) -> list[Content]:
@@ -34,35 +35,36 @@ def lay_out(choices: Sequence[Completion], width: int, *, in_use: str | None = N
     n_mark = 2 if in_use is not None else 0
     n_label = min(_MAX_LABEL, max((cell_len(c.label) for c in choices), default=0))
     n_aside = max((cell_len(c.aside) + _GAP for c in choices if c.aside), default=0)
-    n_columns = [
-        min(_MAX_COLUMN, max(cell_len(c.columns[n]) for c in choices if n < len(c.columns)))
-        for n in range(max((len(c.columns) for c in choices), default=0))
-    ]
+    rows = [tuple(c.columns) for c in choices]
+    used = [n for n in range(max(map(len, rows), default=0)) if any(n < len(row) and row[n] for row in rows)]
+    rows = [tuple(row[n] if n < len(row) else "" for n in used) for row in rows]
+    n_columns = [min(_MAX_COLUMN, max(map(cell_len, column))) for column in zip(*rows, strict=True)]
     excess = n_mark + n_label + n_aside + sum(n + _GAP for n in n_columns) - width
     while n_columns and excess > 0:
         least = min(n_columns[-1], _MIN_COLUMN)
-        removed = min(excess, n_columns[-1] - least) or n_columns[-1] + _GAP
-        n_columns[-1] -= removed
+        if n_columns[-1] > least:
+            removed = min(excess, n_columns[-1] - least)
+            n_columns[-1] -= removed
+        else:
+            removed = n_columns.pop() + _GAP
         excess -= removed
-        if n_columns[-1] < least:
-            n_columns.pop()
     n_taken = n_mark + n_aside + sum(n + _GAP for n in n_columns)
     n_label = max(4, min(n_label, width - n_taken))
     n_detail = width - n_taken - n_label - _GAP
     lines = []
-    for choice in choices:
+    for choice, cells in zip(choices, rows, strict=True):
         is_used = choice.value == in_use
         mark = ("* " if is_plain else "● ") if is_used else "  "
         label = _pad(choice.label, n_label)
-        parts: list[str | tuple[str, str]] = [(mark[:n_mark], "$text-accent"), (label, "bold" if is_used else "")]
-        for n, room in enumerate(n_columns):
-            text = fit(choice.columns[n], room) if n < len(choice.columns) else ""
+        parts: list[str | tuple[str, str]] = [(mark[:n_mark], "bold"), (label, "bold" if is_used else "")]
+        for cell, room in zip(cells, n_columns, strict=False):
+            text = fit(cell, room)
             parts += [" " * (_GAP + room - cell_len(text)), text]
         detail = fit(fmt.clean(choice.detail), n_detail) if n_detail >= _MIN_DETAIL else ""
-        parts += [" " * _GAP if detail or n_aside else "", (detail, "$foreground 70%")]
+        parts += [" " * _GAP if detail or n_aside else "", (detail, _FAINT)]
         if choice.aside:
             used = n_mark + n_label + sum(n + _GAP for n in n_columns) + _GAP + cell_len(detail)
-            parts += [" " * max(0, width - used - cell_len(choice.aside)), (choice.aside, "$text-accent")]
+            parts += [" " * max(0, width - used - cell_len(choice.aside)), (choice.aside, "bold")]
         lines.append(Content.assemble(*parts))
     return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from textual.style import Style
 from textual.widgets import Static
 
 from edge_chat import format as fmt
-from edge_chat import wording
 from edge_chat.widgets.rows import fit, make_rows
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class EmptyState(Vertical):
     Args:
         tips: the first steps as (keys, what they do).
         model: the state of the model.
-        key: the key that sends.
+        how_to_open: returns how to open one of the last conversations, in words, given their number.
 
     Attributes:
         recent: the last conversations, the newest first.
@@ -42,11 +41,11 @@ class EmptyState(Vertical):
 
         conversation_id: str
 
-    def __init__(self, tips: list[tuple[str, str]], model: str, key: str) -> None:
+    def __init__(self, tips: list[tuple[str, str]], model: str, how_to_open: Callable[[int], str]) -> None:
         super().__init__(id="empty")
         self._tips = tips
         self._model = model
-        self._key = key
+        self._how_to_open = how_to_open
         self.recent: list[ConversationInfo] = []
         self._now = 0.0
         self._typed = ""
@@ -115,4 +114,4 @@ class EmptyState(Vertical):
                 (title, Style.from_meta({"@click": f"go_on({number})"}) + Style(bold=is_chosen)),
                 (f"{gap}{row.when}", "$foreground 70%"),
             ]
-        return Content.assemble(*lines, (f"\n{wording.recent_keys(self._key, len(self.recent))}", "$foreground 70%"))
+        return Content.assemble(*lines, (f"\n{self._how_to_open(len(self.recent))}", "$foreground 70%"))

@@ -161,7 +161,7 @@ class Sidebar(Vertical):
             (row.fork, "$text-accent"),
             (title, "bold" if is_active else ""),
             " " * (1 + max(0, room - cell_len(title))),
-            (ending, "$text-warning" if is_busy else "$foreground 70%"),
+            (ending, "$text-warning" if is_busy else "auto 75%"),
         )
 
     def on_resize(self) -> None:

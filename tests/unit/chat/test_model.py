@@ -14,8 +14,8 @@ from edge.conversation import ConversationStore
 from edge.errors import CancelledError, DownloadError, ModelTooLargeError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
-from edge_chat.actions.model import list_choices
 from edge_chat.model_host import ModelHost
+from edge_chat.offers import list_choices
 from edge_chat.screens.dialogs import Confirm
 from edge_chat.screens.picker import Picker
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
@@ -336,7 +336,7 @@ def test_a_model_in_two_formats_is_one_choice(own_home: Path, tmp_path: Path) ->
     rows = "".join(f"[[models.both.artifacts]]\nreference = '{path}'\n" for path in paths)
     (own_home / "catalog.toml").write_text(rows)
     named = [choice for choice in list_choices(load_settings()) if choice.value == "both"]
-    assert len(named) == 1
+    assert len(named) == 1 and named[0].aside == "here"
 
 
 async def test_a_failed_disk_cache_is_shown_and_replies_go_on(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_ls_offers_the_catalogue(call: Any) -> None:
     for name, entry in load_catalog().items():
         for artifact in entry.artifacts:
             option = f" --format {artifact.form}" if len(entry.artifacts) > 1 else ""
-            assert f"edge models pull {name}{option}\n" in result.out
+            assert f"edge models pull {name}{option}  " in result.out
     listed = json.loads(call("models", "ls", "--json").out)
     assert [model["name"] for model in listed] == [name for name, entry in load_catalog().items() for _ in entry.artifacts]
     assert not any(model["is_here"] for model in listed)
@@ -137,15 +137,28 @@ def test_rm_goes_on_after_one_that_cannot_be_removed(call: Any, monkeypatch: pyt
 
 def test_sizes_that_only_the_hub_knows_are_said(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {line.split()[0]: line.split() for line in call("models", "ls").out.splitlines()}
-    assert rows["smollm2-360m"][1:5] == ["gguf", "Q8_0", "-", "Apache-2.0"]
-    assert rows["smollm2-135m"][1:5] == ["gguf", "Q4_1", "98.4", "MB"]
+    assert rows["smollm2-360m"][1:6] == ["gguf", "Q8_0", "~386.4", "MB", "362M"]
+    assert rows["smollm2-135m"][1:6] == ["gguf", "Q4_1", "98.4", "MB", "135M"]
+    assert rows["smollm2-135m"][6] in ("fits", "tight", "too") and rows["smollm2-135m"][-3:] == ["trying", "things", "out."]
     told = "from the hub's listing at download"
     shown = call("models", "show", "smollm2-360m").out
-    assert [line for line in shown.splitlines() if told in line and line.split()[0] in ("size", "sha256")] != []
-    assert shown.count(told) == 2
+    assert re.search(r"^size +~386.4 MB$", shown, re.MULTILINE)
+    assert re.search(f"^sha256 +{told}$", shown, re.MULTILINE)
     stdout = terminal()
     monkeypatch.setattr(sys, "stdout", stdout)
     assert told in call("models", "ls").err
+
+
+@pytest.mark.parametrize(("columns", "is_shown"), [("100", False), ("180", True)])
+def test_what_a_model_is_good_for_is_listed_where_there_is_room(
+    call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch, columns: str, is_shown: bool
+) -> None:
+    stdout = terminal()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert call("models", "ls").code == 0
+    listed = stdout.written()
+    assert "params" in listed and ("good for" in listed) == ("The embedded default" in listed) == is_shown
 
 
 def test_ls_on_a_terminal_says_what_the_models_here_take(

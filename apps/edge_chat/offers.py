@@ -1,0 +1,112 @@
+"""The models of the picker: size, parameters, whether each fits into memory, its measured speed, and what it is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from edge.errors import EdgeError
+from edge.units import count_text, size_text
+from edge_chat import format as fmt
+from edge_chat.commands import Completion
+
+if TYPE_CHECKING:
+    from edge.catalog import CatalogEntry, Installed
+    from edge.config import Settings
+    from edge.device import DeviceProfile
+
+__all__ = ["list_choices"]
+
+_VERDICTS = {"fits": "fits", "tight": "fits barely", "too large": "does not fit"}
+
+
+def list_choices(
+    settings: Settings, device: DeviceProfile | None = None, *, in_use: str = "", in_use_bytes: int = 0
+) -> list[Completion]:
+    """Return the models by name, those on this device first. Blocks: it reads directories, headers and the device.
+
+    Args:
+        settings: directories.
+        device: instead of a probe of this machine.
+        in_use: the loaded model's reference; one that has no name is listed first.
+        in_use_bytes: memory that the loaded model takes, which another one would get.
+
+    Raises:
+        EdgeError: the catalogue or the models' directory cannot be read.
+    """
+    from edge.catalog import list_models, load_catalog
+    from edge.device import probe
+    from edge.plan.verdict import free_memory
+
+    device = device or probe()
+    free_bytes = free_memory(device) + in_use_bytes
+    catalog = load_catalog(settings)
+    # A model in several formats is one choice; the plan decides which one runs.
+    installed: dict[str, list[Installed]] = {}
+    for model in list_models(settings):
+        installed.setdefault(model.name, []).append(model)
+    here = {name for models in installed.values() for model in models for name in model.used_by}
+    choices = []
+    for name, models in sorted(installed.items()):
+        speed = _speed(models, settings, device)
+        entry = catalog.get(name)
+        licence = models[0].licence or ""
+        where = f"on this device, from {models[0].origin}"
+        choices.append(_choice(name, entry, models[0].size_bytes, "", licence, where, free_bytes, speed))
+    for name, entry in catalog.items():
+        if name not in here:
+            first = entry.artifacts[0]
+            size, about = (first.size_bytes, "") if first.size_bytes else (first.about_bytes, "~")
+            licence = entry.licence + (", whose terms you have to accept" if entry.accept_licence else "")
+            choices.append(_choice(name, entry, size, about, licence, "will be downloaded", free_bytes, 0.0))
+    if in_use and in_use not in {choice.value for choice in choices}:
+        choices.insert(0, Completion(in_use, in_use.rpartition("/")[2] or in_use, "in use", about=f"In use: {in_use}"))
+    return choices
+
+
+def _choice(
+    name: str,
+    entry: CatalogEntry | None,
+    size_bytes: int | None,
+    about_mark: str,
+    licence: str,
+    where: str,
+    free_bytes: int,
+    tokens_per_s: float,
+) -> Completion:
+    from edge.plan.verdict import memory_need, memory_verdict
+
+    good_for = entry.description if entry is not None else ""
+    count = count_text(entry.parameters) if entry is not None and entry.parameters else ""
+    size = f"{about_mark}{size_text(size_bytes)}" if size_bytes else ""
+    verdict, need = "", ""
+    if size_bytes:
+        verdict = _VERDICTS[memory_verdict(size_bytes, free_bytes)]
+        need = f"Takes about {size_text(memory_need(size_bytes))} of the {size_text(free_bytes)} of memory that are free."
+    speed = f"{fmt.rate(tokens_per_s)}, measured by edge tune." if tokens_per_s else ""
+    facts = ", ".join(part for part in (licence, where) if part)
+    return Completion(
+        name,
+        name,
+        good_for,
+        (size, count, verdict, fmt.rate(tokens_per_s) if tokens_per_s else ""),
+        aside="here" if where.startswith("on this") else "",
+        about=" ".join(part for part in (good_for, f"{facts[:1].upper()}{facts[1:]}.", need, speed) if part),
+    )
+
+
+def _speed(models: Iterable[Installed], settings: Settings, device: DeviceProfile) -> float:
+    """Return the best decode speed that `edge tune` measured on this device, in tokens a second; 0 if none."""
+    from edge.catalog import resolve
+    from edge.plan.tuning import look_up, records
+
+    if not records(settings.paths.cache_dir)[0]:
+        return 0.0
+    speeds = [0.0]
+    for model in models:
+        with suppress(EdgeError, OSError):
+            artifact = resolve(str(model.path), settings=settings, download=False)
+            tuning = look_up(device, artifact, cache_dir=settings.paths.cache_dir).tuning
+            speeds.append(tuning.decode_tokens_per_s if tuning is not None else 0.0)
+    return max(speeds)
