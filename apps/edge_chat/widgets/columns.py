@@ -63,8 +63,8 @@ def lay_out(choices: Sequence[Completion], width: int, *, in_use: str | None = N
         detail = fit(fmt.clean(choice.detail), n_detail) if n_detail >= _MIN_DETAIL else ""
         parts += [" " * _GAP if detail or n_aside else "", (detail, _FAINT)]
         if choice.aside:
-            used = n_mark + n_label + sum(n + _GAP for n in n_columns) + _GAP + cell_len(detail)
-            parts += [" " * max(0, width - used - cell_len(choice.aside)), (choice.aside, "bold")]
+            n_used = n_mark + n_label + sum(n + _GAP for n in n_columns) + _GAP + cell_len(detail)
+            parts += [" " * max(0, width - n_used - cell_len(choice.aside)), (choice.aside, "bold")]
         lines.append(Content.assemble(*parts))
     return lines
 
