@@ -6,6 +6,7 @@ controller.py   opening, branching, deleting on the desk (desk.py); sending.py, 
 outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
 model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
+signals.py      the window's title, and notices
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal

@@ -23,6 +23,7 @@ from edge_chat.history import PromptHistory
 from edge_chat.keys import Keymap
 from edge_chat.library import Library
 from edge_chat.model_host import Loader, ModelHost
+from edge_chat.signals import WindowSignals
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.text import ControlFilter
 
@@ -54,6 +55,7 @@ class BaseApp(App[int], inherit_bindings=False):
         has_begun: the first frame was shown and the model is loading.
         known_models: models that the picker has listed.
         own_files: files that `/save` wrote in this session -> (id of the conversation, text).
+        signals: the window's title, and notices.
         ran: names of the commands run in this session, the newest first.
 
     Raises:
@@ -79,6 +81,10 @@ class BaseApp(App[int], inherit_bindings=False):
         self.known_models: list[Completion] = []
         self.own_files: dict[Path, tuple[str, str]] = {}
         self.ran: list[str] = []
+        chat = settings.chat
+        self.signals = WindowSignals(
+            self.write_sequence, os.environ, has_title=chat.window_title, has_notice=chat.notify, is_plain=chat.plain
+        )
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         is_saved = store is None and settings.chat.history
         self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_saved else None)
@@ -107,6 +113,11 @@ class BaseApp(App[int], inherit_bindings=False):
         except (OSError, UnicodeDecodeError):
             return False
 
+    def write_sequence(self, sequence: str) -> None:
+        """Send a control sequence that changes nothing on the screen to the terminal."""
+        if self._driver is not None:
+            self._driver.write(sequence)
+
     def load_model(self, reference: str) -> None:
         """Load a model in the background; the current one stays in use until then."""
         self.host.start(reference)
@@ -115,6 +126,7 @@ class BaseApp(App[int], inherit_bindings=False):
         """Release the model and the store, however the app ended."""
         import asyncio
 
+        self.signals.restore()
         await self.host.close()
         await asyncio.to_thread(self.library.close)
 

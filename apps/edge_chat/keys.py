@@ -28,7 +28,15 @@ __all__ = [
 _MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 _NAMED = {key.value.rpartition("+")[2] for key in Keys} - {"<any>", "<bracketed-paste>", "<ignore>", "<sigint>"}
 _SYMBOLS = {"up": "Up", "down": "Down", "left": "Left", "right": "Right", "escape": "Esc", "pageup": "PgUp"}
-_SYMBOLS |= {"pagedown": "PgDn", "delete": "Del", "enter": "Enter", "space": "Space", "backspace": "Backspace"}
+_SYMBOLS |= {
+    "pagedown": "PgDn",
+    "delete": "Del",
+    "enter": "Enter",
+    "space": "Space",
+    "backspace": "Backspace",
+    "home": "Home",
+    "end": "End",
+}
 
 # Bound with priority, since the text area would take these keys for itself.
 _PRIORITY_SCOPES = ("everywhere", "chat")

@@ -78,6 +78,12 @@ class ReplyRun:
         return first - asked if first else 0.0
 
     @property
+    def elapsed_s(self) -> float:
+        """Return seconds since the request, up to the last piece once it is over."""
+        asked, _, last = self._times
+        return (last or time.perf_counter()) - asked if self.is_over else time.perf_counter() - asked
+
+    @property
     def decode_s(self) -> float:
         """Return seconds from the first to the last piece."""
         return self._times[2] - self._times[1]

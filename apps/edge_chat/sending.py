@@ -12,6 +12,7 @@ from edge.errors import ContextFullError, EdgeError, UsageError
 from edge_chat import wording
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
+from edge_chat.signals import LONG_REPLY_S
 from edge_chat.widgets.cards import ErrorCard, WaitingCard
 from edge_chat.widgets.message import MessageView
 from edge_chat.wording import Unanswered
@@ -199,6 +200,7 @@ class Sending:
             if run.notices:
                 view.notices = tuple(run.notices)
             await view.extend(run.text)
+            self._screen.show_below()
             # A long reply takes longer to lay out, but most of the time must stay free for keys.
             await asyncio.wait([run.task], timeout=max(pause, 2 * (time.perf_counter() - began)))
 
@@ -242,9 +244,19 @@ class Sending:
         if conversation_id == self._desk.active_id:
             await self._show_end(run)
         self._screen.activity_changed()
+        if run.phase in ("done", "failed") and run.elapsed_s >= LONG_REPLY_S and not self._app.app_focus:
+            await self._give_notice(conversation_id)
         waiting = self._outbox.waiting.pop(conversation_id, None)
         if waiting is not None:
             await self._send(conversation_id, waiting)
+
+    async def _give_notice(self, conversation_id: str) -> None:
+        """Tell the user, who is in another window, that a long reply is complete."""
+        try:
+            info = await self._app.library.run(lambda store: store.get(conversation_id))
+        except EdgeError:
+            return  # it was deleted meanwhile
+        self._app.signals.tell_done(info.title)
 
     async def _show_end(self, run: ReplyRun) -> None:
         """Show the reply as saved; remove a reply of which nothing was saved."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Unanswered",
     "activity",
+    "below",
     "disk_problem",
     "farewell",
     "focus_keys",
@@ -80,6 +81,22 @@ def reply_state(run: ReplyRun, keymap: Keymap) -> str:
         done, total = run.progress
         return f"processing prompt, {done:,} of {total:,} tokens · {stop}"
     return f"generating · {stop}" if run.phase == "decode" else f"waiting · {stop}"
+
+
+def below(state: str, n_below: int, n_new: int, keymap: Keymap, *, is_plain: bool) -> str:
+    """Return what is going on out of sight: "generating · Esc stops · ↓ 34 new lines · Ctrl+End".
+
+    Args:
+        state: of the reply being generated, if its head is out of sight, as `reply_state` has it; "" otherwise.
+        n_below, n_new: lines below the screen, and how many of them are new.
+        keymap: the keys in force.
+        is_plain: use words only.
+    """
+    parts = [state] if state else []
+    if n_below:
+        count = fmt.plural(n_new or n_below, "new line" if n_new else "line")
+        parts += [f"{count} below" if is_plain else f"↓ {count}", keymap.display("scroll-bottom")]
+    return (", " if is_plain else " · ").join(parts)
 
 
 def farewell(title: str, n_messages: int, short_id: str, *, is_plain: bool) -> str:

@@ -136,6 +136,8 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         paste_chars: a pasted text of more characters than this becomes an attachment.
         attachment_bytes: larger files are refused as attachments.
         history: sent messages are stored for Up and Down in later sessions.
+        window_title: the window's title is that of the conversation, with a dot while a reply is generated.
+        notify: a bell, or a notice of the desktop, when a long reply is done while another window has the focus.
     """
 
     theme: str | None = None
@@ -144,6 +146,8 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     paste_chars: Annotated[int, msgspec.Meta(ge=1)] = 2000
     attachment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
     history: bool = True
+    window_title: bool = True
+    notify: bool = True
 
 
 class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

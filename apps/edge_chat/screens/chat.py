@@ -23,6 +23,7 @@ from edge_chat.outbox import Departure
 from edge_chat.screens.model_view import ModelView
 from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
+from edge_chat.widgets.below import Below
 from edge_chat.widgets.cards import ErrorCard
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.empty import EmptyState
@@ -78,6 +79,7 @@ class ChatScreen(ChatView):
             yield Sidebar()
             with Vertical(id="main"):
                 yield Transcript()
+                yield Below()
                 yield Composer(
                     self.app.history,
                     self.app.cwd,
@@ -290,6 +292,27 @@ class ChatScreen(ChatView):
         event.stop()
         await self.transcript.show_earlier()
 
+    @on(Transcript.Moved)
+    def _transcript_moved(self, event: Transcript.Moved) -> None:
+        event.stop()
+        self.show_below()
+
+    @on(Below.EndWanted)
+    def _end_wanted(self, event: Below.EndWanted) -> None:
+        event.stop()
+        self.transcript.anchor()
+        self.transcript.scroll_end(animate=False)
+
+    def show_below(self) -> None:
+        """Show what is going on out of sight: the reply's state, and lines below the screen."""
+        transcript, run, state = self.transcript, self.controller.sending.run, ""
+        if run is not None:
+            view = next((view for view in reversed(transcript.views) if view.role == "assistant"), None)
+            if view is not None and view.region and view.region.y < transcript.region.y:
+                state = wording.reply_state(run, self.app.keymap)
+        text = wording.below(state, *transcript.lines_below, self.app.keymap, is_plain=self.app.is_plain)
+        self.query_one(Below).show(text)
+
     def on_reply_markdown_copy_requested(self, event: Any) -> None:
         event.stop()
         self.copy(event.code, "the code block")
@@ -362,8 +385,15 @@ class ChatScreen(ChatView):
         page = self.controller.page
         title = fmt.clean(page.info.title) if page is not None else ""
         self.query_one("#title", Static).update(title or "New conversation")
+        self._show_window_title()
+
+    def _show_window_title(self) -> None:
+        page = self.controller.page
+        self.app.signals.show(page.info.title if page is not None else "", is_writing=bool(self.controller.busy_ids))
 
     def activity_changed(self) -> None:
+        self._show_window_title()
+        self.show_below()
         self.status.change(activity=wording.activity(self.app.host.state))
         self.refresh_sidebar()
 

@@ -218,6 +218,10 @@ class ChatView(Screen[None]):
         """Read the conversation list again, or search again, if it is visible."""
         raise NotImplementedError
 
+    def show_below(self) -> None:
+        """Show what is going on out of sight."""
+        raise NotImplementedError
+
     async def show_recent(self) -> None:
         """Offer the last conversations, if a conversation without messages is on the screen."""
         raise NotImplementedError

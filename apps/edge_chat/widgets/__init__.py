@@ -5,6 +5,7 @@ composer.py    the message being written; text.py, its text area; chip.py, its a
 transcript.py  the messages of the conversation; message.py, one of them; markdown.py, the text of a reply;
                lines.py draws it
 cards.py       errors and a waiting message between the messages; empty.py, the content of a new conversation
+below.py       the line above the message box: what is going on out of sight
 columns.py     the lines of a list to pick from
 sidebar.py     the list of conversations; rows.py, the text of its rows
 status.py      the status line

@@ -45,10 +45,29 @@ class Transcript(VerticalScroll, can_focus=False):
     class EarlierWanted(Message):
         """Earlier messages should be shown."""
 
+    class Moved(Message):
+        """It was scrolled, or has another length."""
+
     def __init__(self) -> None:
         super().__init__(id="transcript")
         self._page: Page | None = None
         self._first = 0
+        self._seen_lines = 0  # length when its end was last on the screen
+
+    @property
+    def lines_below(self) -> tuple[int, int]:
+        """Return how many lines are below the screen, and how many of them are new since its end was last on the screen."""
+        n_below = max(0, self.max_scroll_y - max(0, self.scroll_offset.y))  # a short text is anchored at a negative offset
+        if not n_below:
+            self._seen_lines = self.virtual_size.height
+        return n_below, max(0, self.virtual_size.height - self._seen_lines)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self.post_message(self.Moved())
+
+    def watch_virtual_size(self) -> None:
+        self.post_message(self.Moved())
 
     @property
     def views(self) -> list[MessageView]:
