@@ -10,7 +10,8 @@ signals.py      the window's title, and notices
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal
-attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling; theme.py
+attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling
+theme.py        edge's own themes; own_themes.py, the user's
 """
 
 from __future__ import annotations

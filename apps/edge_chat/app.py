@@ -13,6 +13,7 @@ from textual.binding import BindingType
 from edge_chat.actions import COMPLETERS, RUNNERS
 from edge_chat.base import BaseApp
 from edge_chat.keys import bindings, register_enter_sequences, take_all_characters
+from edge_chat.own_themes import load_own_themes
 from edge_chat.screens.chat import ChatScreen
 from edge_chat.table import REGISTRY
 from edge_chat.theme import THEMES, choose_theme
@@ -48,11 +49,13 @@ class ChatApp(BaseApp):
         self.farewell = ""
         self._interrupted_at = float("-inf")
         self._quitting: asyncio.Future[None] | None = None
-        for own in THEMES:
+        self.own_themes = load_own_themes(settings.paths.themes_dir)
+        for own in (*THEMES, *self.own_themes.usable.values()):
             self.register_theme(own)
         # The ANSI themes misspell a colour that highlighted code needs, and crash the app.
         for name in [name for name, theme in self.available_themes.items() if theme.ansi]:
             self.unregister_theme(name)
+        self.own_themes.refuse_broken(settings.chat.theme)
         self.theme = choose_theme(settings.chat.theme, self.available_themes, os.environ)
         self.set_keymap(self.keymap.changes)
         self.chat_screen = ChatScreen(self, RUNNERS, COMPLETERS, conversation)

@@ -23,6 +23,7 @@ from edge_chat.history import PromptHistory
 from edge_chat.keys import Keymap
 from edge_chat.library import Library
 from edge_chat.model_host import Loader, ModelHost
+from edge_chat.own_themes import OwnThemes
 from edge_chat.signals import WindowSignals
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.text import ControlFilter
@@ -55,6 +56,7 @@ class BaseApp(App[int], inherit_bindings=False):
         has_begun: the first frame was shown and the model is loading.
         known_models: models that the picker has listed.
         own_files: files that `/save` wrote in this session -> (id of the conversation, text).
+        own_themes: the user's themes.
         signals: the window's title, and notices.
         ran: names of the commands run in this session, the newest first.
 
@@ -81,6 +83,7 @@ class BaseApp(App[int], inherit_bindings=False):
         self.known_models: list[Completion] = []
         self.own_files: dict[Path, tuple[str, str]] = {}
         self.ran: list[str] = []
+        self.own_themes = OwnThemes()
         chat = settings.chat
         self.signals = WindowSignals(
             self.write_sequence, os.environ, has_title=chat.window_title, has_notice=chat.notify, is_plain=chat.plain

@@ -66,6 +66,14 @@ REGISTRY = Registry(
                 example="/system Answer in one sentence.",
             ),
             Command(
+                "role",
+                "Role",
+                "Use one of your roles, the files in `prompts` beside the settings file, as the system prompt; `off` ends it.",
+                argument="[name]",
+                aliases=("persona",),
+                example="/role translator",
+            ),
+            Command(
                 "save",
                 "Save to a file",
                 "Save the conversation as Markdown (the messages on the screen) or JSON (all branches). /import reads both.",

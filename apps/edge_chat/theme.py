@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from textual.theme import BUILTIN_THEMES, Theme
+from textual.theme import Theme
 
 from edge.errors import ConfigError
 
-__all__ = ["DARK", "LIGHT", "THEMES", "choose_theme", "theme_names"]
+__all__ = ["DARK", "LIGHT", "THEMES", "choose_theme"]
 
 DARK = Theme(
     name="edge-dark",
@@ -77,11 +77,6 @@ LIGHT = Theme(
 )
 
 THEMES = (DARK, LIGHT)
-
-
-def theme_names() -> list[str]:
-    """Return the names of all themes, without starting the app."""
-    return [*BUILTIN_THEMES, DARK.name, LIGHT.name]
 
 
 def choose_theme(wanted: str | None, known: Iterable[str], environ: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "complete_kv_type",
     "complete_local_model",
     "complete_model",
+    "complete_role",
     "complete_setting",
     "complete_setting_name",
     "complete_setting_value",
@@ -44,6 +45,13 @@ def _fetched_models() -> Iterable[tuple[str, str]]:
     return ((model.name, model.origin) for model in list_models(load_settings()) if model.owner == "edge")
 
 
+def _roles() -> Iterable[tuple[str, str]]:
+    from edge.config import load_settings
+    from edge.config.roles import list_roles
+
+    return ((role.name, str(role.path)) for role in list_roles(load_settings()))
+
+
 def _settings() -> Iterable[tuple[str, str]]:
     from edge.config import setting_keys
 
@@ -63,9 +71,10 @@ def _kv_types() -> Iterable[tuple[str, str]]:
 
 
 def _themes() -> Iterable[tuple[str, str]]:
-    from edge_chat.theme import theme_names  # 0.2 s, since it imports textual
+    from edge.config import load_settings
+    from edge_chat.own_themes import theme_names  # 0.2 s, since it imports textual
 
-    return ((name, "") for name in theme_names())
+    return ((name, "") for name in theme_names(load_settings().paths.themes_dir))
 
 
 _VALUES: dict[str, Callable[[], Iterable[tuple[str, str]]]] = {
@@ -111,6 +120,7 @@ complete_local_model = _completer(_fetched_models)
 complete_setting_name = _completer(_settings)
 complete_backend = _completer(_backends)
 complete_kv_type = _completer(_kv_types)
+complete_role = _completer(_roles)
 complete_conversation = _completer(_conversations)
 
 

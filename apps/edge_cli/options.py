@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.names import ACCELERATORS
-from edge_cli.completers import complete_backend, complete_kv_type, complete_model, complete_setting
+from edge_cli.completers import complete_backend, complete_kv_type, complete_model, complete_role, complete_setting
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -54,6 +54,7 @@ _MODEL = [
 
 _SAMPLING = [
     click.option("--system", metavar="TEXT", help="System prompt."),
+    click.option("--role", metavar="NAME", shell_complete=complete_role, help="System prompt from your file prompts/NAME.md."),
     click.option("-t", "--temperature", metavar="T", help="0 always takes the likeliest token."),
     click.option("--top-p", metavar="P", help="Keep the likeliest tokens that add up to P."),
     click.option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all."),
@@ -85,6 +86,7 @@ def settings_from(app: App, options: Mapping[str, Any], defaults: Mapping[str, o
     Raises:
         click.UsageError: an assignment is not KEY=VALUE.
         ConfigError: an option or another setting is wrong.
+        UsageError, StorageError: there is no such role, or it cannot be read.
     """
     flags: dict[str, object] = dict(defaults or {})
     typed: dict[str, str] = {}
@@ -98,6 +100,12 @@ def settings_from(app: App, options: Mapping[str, Any], defaults: Mapping[str, o
         if options.get(option) not in (None, ()):
             flags.update(dict.fromkeys(names, options[option]))
             typed.update(dict.fromkeys(names, "--" + option.replace("_", "-")))
+    if options.get("role") is not None:
+        from edge.config.roles import read_role
+
+        require_exclusive(("--role", options["role"]), ("--system", options["system"]))
+        flags["system"] = read_role(options["role"], app.settings(flags, typed)).text
+        typed["system"] = "--role"
     return app.settings(flags, typed)
 
 

@@ -180,7 +180,7 @@ def _conversation(
         newest = store.list(limit=1)
         chosen = newest[0].id if newest else None
     # A saved conversation keeps its system prompt unless this command line sets one.
-    system = settings.system if chosen is None else options["system"]
+    system = settings.system if chosen is None or options["role"] else options["system"]
     return assistant.conversation(chosen, system=system)
 
 

@@ -54,11 +54,14 @@ def _check_chat(name: str, settings: Settings) -> str:
     if importlib.util.find_spec("textual") is None:
         return "the chat app, which knows its themes and keys, is not installed."
     from edge_chat.keys import make_keymap
+    from edge_chat.own_themes import load_own_themes, theme_names
     from edge_chat.table import REGISTRY
-    from edge_chat.theme import choose_theme, theme_names
+    from edge_chat.theme import choose_theme
 
     if name == "theme":
-        choose_theme(settings.chat.theme, theme_names(), {})
+        folder = settings.paths.themes_dir
+        load_own_themes(folder).refuse_broken(settings.chat.theme)
+        choose_theme(settings.chat.theme, theme_names(folder), {})
     else:
         make_keymap(REGISTRY, settings.chat.keys)
     return ""

@@ -3,6 +3,7 @@
 load.py    merges the sources; `load_settings`
 schema.py  the settings as structs: names, types, defaults
 keys.py    settings by dotted name; values from text
+roles.py   system prompts of one's own, by name
 toml.py    the settings file: bounded reads, edits that keep comments
 """
 

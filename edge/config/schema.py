@@ -61,6 +61,16 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.config_file.with_name("catalog.toml")
 
     @property
+    def prompts_dir(self) -> Path:
+        """Folder of the user's roles, beside the settings file."""
+        return self.config_file.with_name("prompts")
+
+    @property
+    def themes_dir(self) -> Path:
+        """Folder of the user's themes for the chat, beside the settings file."""
+        return self.config_file.with_name("themes")
+
+    @property
     def kv_dir(self) -> Path:
         """Folder of the KV blocks."""
         return self.cache_dir / "kv"

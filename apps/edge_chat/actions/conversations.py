@@ -203,11 +203,18 @@ async def system(screen: ChatScreen, argument: str) -> None:
         wanted = await screen.app.push_screen_wait(EditText("System prompt", now, note))
     if wanted is None:
         return
-    text = wanted
+    await set_system(screen, wanted, "The system prompt is changed")
+
+
+async def set_system(screen: ChatScreen, text: str, what: str) -> None:
+    """Change the system prompt of this conversation, and say what that means. `what` begins the sentence."""
     conversation_id = await screen.controller.ensure_saved()
     await screen.app.library.run(lambda store: store.set_system(conversation_id, text))
     await screen.controller.sending.reload()
-    screen.tell("The system prompt is changed, from the next message on.")
+    page = screen.controller.page
+    has_said = page is not None and bool(page.nodes)
+    cost = " The KV cache begins with it, so the conversation is processed again then." if has_said else ""
+    screen.tell(f"{what}, from the next message on.{cost}")
 
 
 RUNNERS = {

@@ -22,17 +22,21 @@ async def theme(screen: ChatScreen, argument: str) -> None:
 
     app = screen.app
     if argument:
+        app.own_themes.refuse_broken(argument)
         app.theme = choose_theme(argument, app.available_themes, {})
         return await _save_theme(screen)
     before = app.theme
 
     def preview(name: str) -> None:
-        app.theme = name
+        if name in app.available_themes:
+            app.theme = name
 
     note = "The highlighted theme is shown as a preview; Enter saves it in the settings file."
-    themes = complete_theme(screen, "")
+    broken = app.own_themes.broken.items()
+    themes = [*complete_theme(screen, ""), *(Completion(n, n, "cannot be used", about=str(why)) for n, why in broken)]
     chosen = await app.push_screen_wait(Picker("Theme", themes, before, note=note, in_use=before, on_highlight=preview))
-    app.theme = chosen or before
+    app.theme = chosen if chosen in app.available_themes else before
+    app.own_themes.refuse_broken(chosen)
     return await _save_theme(screen) if chosen else None
 
 
@@ -47,7 +51,9 @@ async def _save_theme(screen: ChatScreen) -> None:
 def complete_theme(screen: ChatScreen, typed: str) -> Sequence[Completion]:
     """Propose themes."""
     themes = screen.app.available_themes.items()
-    return [Completion(n, n, "dark" if t.dark else "light") for n, t in sorted(themes) if n.startswith(typed)]
+    own = screen.app.own_themes.usable
+    kinds = {n: ("dark" if t.dark else "light") + (", your own" if n in own else "") for n, t in sorted(themes)}
+    return [Completion(n, n, kind) for n, kind in kinds.items() if n.startswith(typed)]
 
 
 async def plain(screen: ChatScreen, argument: str) -> None:

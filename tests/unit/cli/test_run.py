@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from edge.assistant import Assistant, DiskCache
@@ -21,6 +22,7 @@ from edge.errors import StorageError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
 from edge_cli.app import App
+from edge_cli.completers import complete_role
 from tests.throttle import QuickSensors, SetGovernor
 
 
@@ -205,6 +207,24 @@ def test_options_reach_the_settings(call: Any, fake_app: Callable[..., App]) -> 
     assert sampling.repeat_penalty == 1.2
     assert settings.engine.parallel == 6
     assert loads[0]["store"] is None
+
+
+def test_a_role_is_the_system_prompt(call: Any, fake_app: Callable[..., App], own_home: Path) -> None:
+    (own_home / "prompts").mkdir()
+    (own_home / "prompts" / "brief.md").write_text("Be brief.\n")
+    loads: list[dict[str, Any]] = []
+    app = fake_app(loads)
+    assert call("run", "--role", "brief", "hi", app=app).code == 0
+    assert loads[0]["settings"].system == "Be brief."
+    assert call("run", "-c", "first", app=app).code == 0
+    assert call("run", "-c", "--role", "brief", "second", app=app).code == 0
+    with ConversationStore(load_settings().paths.conversations_file) as store:
+        assert store.list()[0].system == "Be brief."
+    result = call("run", "--role", "breif", "hi", app=app)
+    assert result.code == 2 and "Did you mean brief?" in result.err
+    result = call("run", "--role", "brief", "--system", "x", "hi", app=app)
+    assert result.code == 2 and "--role and --system exclude each other" in result.err
+    assert [item.value for item in complete_role(click.Context(click.Command("x")), None, "b")] == ["brief"]
 
 
 @pytest.mark.parametrize(
