@@ -101,9 +101,10 @@ def _read(path: Path) -> Theme:
     if len(data) > _MAX_BYTES:
         raise _error(path, f"it is longer than {_MAX_BYTES:,} bytes", "A theme has some 20 lines.")
     try:
-        document = parse_toml(data.decode("utf-8-sig").replace("\r\n", "\n"))
-    except ValueError as error:
-        raise _error(path, f"it is not TOML: {error}", "See docs/chat.md, Themes, for an example.") from error
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise _error(path, "it is not UTF-8 text", "Save it as UTF-8.") from None
+    document = parse_toml(path, text)
     _refuse_unknown(path, document, [*_File.__struct_fields__], "setting")
     try:
         given = msgspec.convert(document, _File)

@@ -54,7 +54,7 @@ def test_no_folder_has_no_themes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
-        ("primary = ", "it is not TOML", "for an example"),
+        ("primary = ", "is not a TOML file", ""),
         ('primry = "red"', "no setting 'primry'", "Did you mean 'primary'"),
         ('primary = "#12"', "primary = '#12' is not a colour", "Write it like"),
         ("primary = 5", "Expected a text in quotes, got `int` - at `primary`", "Write colours like"),
@@ -81,7 +81,7 @@ def test_names_that_are_taken_and_things_that_are_no_files(folder: Path) -> None
     assert {name: error.message.split(": ", 1)[1][:12] for name, error in broken.items()} == {
         "nord": "there is a t",
         "folder": "it is not a ",
-        "binary": "it is not TO",
+        "binary": "it is not UT",
         "long": "it is longer",
     }
 
