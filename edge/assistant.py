@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.conversation.reply_saver import ReplySaver
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.backends.base import Backend, ModelInfo
+    from edge.backends.llamacpp.slot_import import SlotReport
     from edge.engine.governor import Governor, Limits
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
@@ -278,6 +280,16 @@ class Assistant:
         _check_text("text", text)
         return len(self._prompting.tokenize(text))
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, with special tokens written out.
+
+        Raises:
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._check_open()
+        tokenizer = self._prompting.tokenizer
+        return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+
     async def acount_tokens(self, text: str) -> int:
         """Count tokens as `count_tokens` does, without blocking the event loop."""
         import asyncio
@@ -339,11 +351,40 @@ class Assistant:
         from edge.kv.verify import check_cache
 
         self._check_open()
-        disk = self._disk
-        if disk is None:
+        disk = self._check_disk()
+        return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
+
+    def import_slot(self, path: str | os.PathLike[str], *, namespace: str = "") -> SlotReport:
+        """Import a slot file of llama-server (--slot-save-path) or a prompt cache of llama-cli into the KV cache on the disk.
+
+        The structure of the file is checked, and its first and last tokens are computed and compared. The values in between
+        cannot be checked, so its blocks get a namespace of their own: only requests with that `cache_namespace` use them.
+
+        Empties the KV cache in memory.
+
+        Args:
+            path: the file.
+            namespace: of its blocks; "" makes one of the file's content.
+
+        Raises:
+            UsageError: this assistant has no disk, the namespace is not a name, or the file is larger than the context window.
+            StorageError: the file is damaged or not of this model, or the disk cannot be used.
+            UnsupportedError: this engine or kind of model cannot use slot files.
+            BackendError: the assistant is closed, or replies are running.
+        """
+        from edge.backends.llamacpp.slot_import import import_slot
+
+        self._check_open()
+        disk = self._check_disk()
+        _check_namespace(namespace)
+        run = self._scheduler.call_alone
+        return import_slot(Path(path), run, disk.blocks, disk.model, namespace=namespace, n_ctx=self.n_ctx)
+
+    def _check_disk(self) -> DiskCache:
+        if self._disk is None:
             hint = 'Turn it on: edge.load(..., cache="disk"), or edge config set kv.enabled true'
             raise UsageError("Nothing is stored on the disk for this model.", hint)
-        return check_cache(disk.blocks, disk.model, self._scheduler.call_alone, n_ctx=self.n_ctx, n=n, on_progress=on_progress)
+        return self._disk
 
     def flush_cache(self, timeout_s: float = 60.0) -> bool:
         """Wait until the KV cache of all finished replies is on the disk, as far as it stores them.

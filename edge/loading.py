@@ -69,7 +69,7 @@ def load(
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
             or the variable EDGE_KV_ENABLED, turn it on.
         cache_namespace: who shares the KV cache of requests and new conversations that name no namespace themselves, see
-            `Assistant.conversation`.
+            `Assistant.conversation`; "" is the setting `kv.namespace`.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
 
     Returns:
@@ -116,7 +116,7 @@ def load(
             governor=_make_governor(chosen, plan, engine),
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
-            cache_namespace=cache_namespace,
+            cache_namespace=cache_namespace or chosen.kv.namespace,
         )
     except BaseException:
         engine.close()

@@ -9,8 +9,8 @@ import re
 from typing import Literal, get_args
 
 __all__ = [
-    "ACCELERATORS", "ANSWERS", "CACHE_HINTS", "FORMATS", "IMPORTED", "KV_TYPES", "TITLES", "Accelerator", "CacheHint", "Format",
-    "KVType", "answer_namespace", "import_namespace", "is_answer_namespace", "is_client_namespace",
+    "ACCELERATORS", "ANSWERS", "CACHE_HINTS", "FORMATS", "IMPORTED", "KV_TYPES", "NAMESPACE_PATTERN", "TITLES", "Accelerator",
+    "CacheHint", "Format", "KVType", "answer_namespace", "import_namespace", "is_answer_namespace", "is_client_namespace",
 ]  # fmt: skip
 
 Format = Literal["gguf", "onnx", "coreml"]
@@ -32,7 +32,8 @@ CACHE_HINTS: tuple[CacheHint, ...] = get_args(CacheHint)
 ANSWERS, IMPORTED = "answers", "import:"
 """Namespaces of the KV cache begin so that hold cached answers, or blocks of an imported conversation."""
 
-_CLIENT = re.compile(r"(?!answers$)[A-Za-z0-9_.@+-]{1,64}")
+NAMESPACE_PATTERN = r"^(?:(?!answers$)[A-Za-z0-9_.@+-]{1,64})?$"
+"""Namespaces of the KV cache that a user or program may choose; "" is the usual one."""
 
 
 def answer_namespace(namespace: str) -> str:
@@ -52,7 +53,7 @@ def is_answer_namespace(namespace: str) -> bool:
 
 def is_client_namespace(namespace: str) -> bool:
     """Return whether a program may choose this namespace."""
-    return _CLIENT.fullmatch(namespace) is not None
+    return bool(namespace) and re.fullmatch(NAMESPACE_PATTERN, namespace) is not None
 
 
 TITLES: dict[str, str] = {

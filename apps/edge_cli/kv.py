@@ -16,6 +16,7 @@ from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
+from edge_cli.kv_slot import import_slot
 from edge_cli.kv_warm import warm
 from edge_cli.options import json_option, model_options, settings_from
 
@@ -40,6 +41,7 @@ def kv() -> None:
 
 
 kv.add_command(warm)
+kv.add_command(import_slot)
 
 
 @kv.command(epilog=examples("edge kv ls", "edge kv ls --blocks", "edge kv ls --json | jq -r '.[].title'"))
@@ -310,8 +312,11 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
 
     Only import bundles from people you trust: the engine uses the blocks as they are.
     """
+    from edge.errors import UsageError
     from edge.kv.bundle import open_bundle
 
+    if listing.is_slot_file(file):
+        raise UsageError(f"{file} is a slot file of llama.cpp.", f"Import it with: edge kv import-slot {file} -m MODEL")
     with open_bundle(file) as bundle, output.Status() as status:
         bundle.verify(lambda done, total: status.show(f"Checking {size_text(done)} of {size_text(total)}"))
         settings = settings_from(app, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.names import IMPORTED, is_answer_namespace
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from edge_cli.app import App
 
 __all__ = [
-    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "imported_namespaces", "keys_of",
-    "names_model", "owners", "titles", "warmed",
+    "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "imported_namespaces",
+    "is_slot_file", "keys_of", "names_model", "owners", "titles", "warmed",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -137,10 +138,18 @@ def titles(app: App, settings: Settings) -> dict[str, str]:
 
 
 def warmed(names: Iterable[str]) -> dict[str, str]:
-    """Return those of these owners that `edge kv warm` made, with a title."""
-    from edge.kv.records import WARM_OWNER
+    """Return those of these owners that `edge kv warm` and `import-slot` made, with a title."""
+    from edge.kv.records import SLOT_OWNER, WARM_OWNER
 
-    return {name: "prefilled ahead" for name in names if name.startswith(WARM_OWNER)}
+    titles = {WARM_OWNER: "prefilled ahead", SLOT_OWNER: "imported slot"}
+    return {name: title for name in names for begin, title in titles.items() if name.startswith(begin)}
+
+
+def is_slot_file(path: Path) -> bool:
+    """Return whether a file begins like a slot file or prompt cache of llama.cpp."""
+    from edge.backends.llamacpp.state_file import is_state_file
+
+    return is_state_file(path)
 
 
 def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]) -> list[str]:

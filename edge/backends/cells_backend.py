@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from edge.prompt.tokenizers import Tokenizer
 
-__all__ = ["CellsBackend", "no_logits"]
+__all__ = ["BLOCK_HEADER", "CellsBackend", "no_logits"]
 
-_BLOCK = struct.Struct("<8siiQ")  # magic, first position, end, bytes that follow
+BLOCK_HEADER = struct.Struct("<8siiQ")
+"""Of a KV block: magic, first position, end, bytes that follow."""
 
 
 def no_logits(seq_id: int) -> BackendError:
@@ -214,15 +215,15 @@ class CellsBackend(Backend):
 
         with self._lock:
             n_now = self.length(seq_id)
-            if len(block) < _BLOCK.size:
+            if len(block) < BLOCK_HEADER.size:
                 raise BackendError("The KV block is truncated.")
-            magic, start, end, size = _BLOCK.unpack_from(block)
-            if magic != self.block_magic or len(block) != _BLOCK.size + size or not 0 <= start < end:
+            magic, start, end, size = BLOCK_HEADER.unpack_from(block)
+            if magic != self.block_magic or len(block) != BLOCK_HEADER.size + size or not 0 <= start < end:
                 raise BackendError(f"This is not a whole KV block of the {self.name} backend.")
             if start != n_now:
                 raise BackendError(f"The KV block starts at position {start}, but the sequence ends at {n_now}.")
             self._cells.check_room({seq_id: end - start})
-            self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[_BLOCK.size :])
+            self._import(seq_id, start, end, np.frombuffer(block, np.uint8)[BLOCK_HEADER.size :])
             self._cells.append(seq_id, end - start)
             self._forget_logits(seq_id)
 
@@ -256,9 +257,9 @@ class CellsBackend(Backend):
         """Return a block with its header, and the part of it where `size` bytes of positions [start, end) belong."""
         import numpy as np
 
-        block = np.empty(_BLOCK.size + size, dtype=np.uint8)
-        _BLOCK.pack_into(block.data, 0, self.block_magic, start, end, size)
-        return block, block[_BLOCK.size :]
+        block = np.empty(BLOCK_HEADER.size + size, dtype=np.uint8)
+        BLOCK_HEADER.pack_into(block.data, 0, self.block_magic, start, end, size)
+        return block, block[BLOCK_HEADER.size :]
 
     def _allocate(self, n_ctx: int) -> None:
         """Begin counting with so many cells and empty sequences."""

@@ -208,6 +208,8 @@ def describe(info: Any) -> str:
         return f"a list, each {describe(info.item_type)}"
     if isinstance(info, kinds.DictType):
         return f"a table, each entry {describe(info.value_type)}"
+    if isinstance(info, kinds.StrType) and info.pattern:
+        return "a name of letters, digits, dots, dashes and underscores"
     words: dict[type, str] = {kinds.BoolType: "true or false", kinds.StrType: "a text"}
     return words[type(info)]
 

@@ -11,7 +11,7 @@ import msgspec
 
 from edge.errors import ConfigError, UsageError
 from edge.files import absolute_path
-from edge.names import Accelerator, KVType
+from edge.names import NAMESPACE_PATTERN, Accelerator, KVType
 from edge.types import Sampling
 
 __all__ = [
@@ -170,6 +170,7 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         encrypt: encrypt its blocks, which are authenticated either way.
         exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
         answers: give the same answer at once to an exact repeat of a request at temperature 0.
+        namespace: share stored prompts only with programs that have the same name here; "" is the usual place.
     """
 
     enabled: bool = True
@@ -178,6 +179,7 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     encrypt: bool = False
     exact: bool = False
     answers: bool = False
+    namespace: Annotated[str, msgspec.Meta(pattern=NAMESPACE_PATTERN)] = ""
 
 
 class GovernorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

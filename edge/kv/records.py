@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from edge.kv.blocks import NewBlock
 
 __all__ = [
+    "SLOT_OWNER",
     "WARM_OWNER",
     "BlockInfo",
     "BlockRef",
@@ -21,6 +22,8 @@ __all__ = [
     "VerifyReport",
 ]
 
+SLOT_OWNER = "slot:"
+"""Begins the owner of blocks that were imported from a slot file, before their namespace."""
 WARM_OWNER = "warm:"
 """Begins the owner of blocks that were prefilled ahead, before the name that the user gave them."""
 

@@ -242,3 +242,26 @@ def test_a_store_that_cannot_be_used_is_an_error(call: Call, blocks: BlockStore,
     for command in (["ls"], ["stats"], ["verify"], ["gc"], ["clear"], ["forget", "--all"]):
         result = call("kv", *command)
         assert (result.code, result.out) == (1, "") and "The KV store cannot be used" in result.err, command
+
+
+def test_slot_files_are_sent_to_their_own_command(call: Call, tmp_path: Path) -> None:
+    slot = tmp_path / "slot.bin"
+    slot.write_bytes(b"qsgg" + bytes(100))
+    result = call("kv", "import", str(slot))
+    assert (result.code, "edge kv import-slot" in result.err) == (2, True)
+    result = call("kv", "import-slot", str(slot), app=app_with(MODEL))
+    assert (result.code, result.out) == (1, ""), "the fake engine is not llama.cpp"
+    assert "slot file cannot be imported" in result.err
+
+
+def test_a_slot_is_imported_into_its_namespace(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.backends.llamacpp.slot_import import SlotReport
+
+    report = SlotReport("slot-1", (104, 105, 33), 3, 5000, 0.001, 0.034, None)
+    monkeypatch.setattr(Assistant, "import_slot", lambda self, path, namespace: report)
+    result = call("kv", "import-slot", "a.bin", app=app_with(MODEL))
+    assert (result.code, result.out) == (0, "slot-1\n")
+    for said in ("It begins: hi!", "3 of 3 tokens", "3.4%", "kv.namespace=slot-1"):
+        assert said in result.err
+    found = json.loads(call("kv", "import-slot", "a.bin", "--json", app=app_with(MODEL)).out)
+    assert (found["namespace"], found["text"], found["tokens"], found["n_tokens"]) == ("slot-1", "hi!", 3, 3)
