@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.units import plural, size_text
-from edge_cli import output
+from edge_cli import markdown, output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,11 @@ def show(info: ConversationInfo, nodes: Sequence[Node]) -> None:
 def _show_part(heading: str, text: str) -> None:
     output.line()
     output.line(output.paint(output.plain(heading), "bold", sys.stdout))
-    output.line(output.plain(text).rstrip("\n"))
+    if markdown.is_possible():
+        for line in markdown.render(text):
+            output.line(line)
+    else:
+        output.line(output.plain(text).rstrip("\n"))
 
 
 def show_hits(hits: Sequence[SearchHit]) -> None:

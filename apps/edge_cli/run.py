@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.units import duration_text, size_text
-from edge_cli import output
+from edge_cli import markdown, output
 from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
 from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
+from edge_cli.streams import OutputClosedError
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant, Conversation
@@ -190,7 +191,11 @@ def _answer(options: dict[str, Any]) -> Answer:
         return Silent()
     if options["as_lines"]:
         return JsonLines()
-    return CodeOnly() if options["extract"] else Text()
+    if options["extract"]:
+        return CodeOnly()
+    if options["raw"] or not markdown.is_possible():
+        return Text()
+    return markdown.Markdown()
 
 
 def _show(reply: Reply, status: output.Status, answer: Answer) -> None:
@@ -214,6 +219,8 @@ def _show(reply: Reply, status: output.Status, answer: Answer) -> None:
         reply.cancel()
         with contextlib.suppress(EdgeError, TimeoutError):
             reply.wait(timeout_s=_STOP_WITHIN_S)
+        with contextlib.suppress(EdgeError, OutputClosedError):
+            answer.end()
         raise
     finally:
         status.close()

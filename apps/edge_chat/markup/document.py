@@ -97,6 +97,16 @@ class Document:
         self._lines = []
         self._width = 0 if is_whole else self._width
 
+    def growing(self) -> tuple[int, bool]:
+        """Return the number of lines of the last block, which text to come may change, and whether it is a table.
+
+        Call it after `lines`.
+        """
+        if not self._blocks or self._blocks[-1].rendering is None:
+            return 0, False
+        last = self._blocks[-1]
+        return len(last.rendering.lines) if last.rendering else 0, last.tokens[0].type == "table_open"
+
     def lines(self, width: int) -> list[Line]:
         """Return the lines in a width."""
         if width != self._width:

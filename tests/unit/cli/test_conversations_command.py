@@ -88,6 +88,18 @@ def test_show(call: Call, store: ConversationStore) -> None:
     assert (found["id"], found["system"]) == (id, "Be brief")
 
 
+def test_show_draws_markdown_on_a_terminal(
+    call: Call, store: ConversationStore, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = fill(store)
+    screen = terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    call("conversations", "show", id)
+    assert "nets" in screen.written()
+    assert "**nets**" not in screen.written()
+
+
 def test_text_of_a_model_cannot_control_the_terminal(call: Call, store: ConversationStore) -> None:
     id = fill(store, "\x1b]0;title\x07question", "\x1b[2Janswer \x9b31m")
     for command in (["show", id], ["search", "question"], ["ls"], ["search", "answer"]):
