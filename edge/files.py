@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "absolute_path",
     "check_replaceable",
+    "decode_text",
     "exists",
     "expand_user",
     "lock_file",
@@ -173,6 +175,32 @@ def read_record(path: Path, kind: type[T], max_bytes: int = 1 << 20) -> T | None
         return read_json(path, kind, max_bytes)
     except ModelFileError:
         return None  # then it is found out again
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return a text that a person gives: UTF-8, or UTF-16 with a byte order mark, as Notepad and PowerShell write it.
+
+    Args:
+        data: the whole text.
+        name: of the file, for messages.
+
+    Returns:
+        The text, with line ends as "\\n".
+
+    Raises:
+        UsageError: it is binary, or in another encoding.
+    """
+    is_utf16 = len(data) > 2 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError:
+        if b"\0" not in data:
+            hint = "Convert it first, for example with: iconv -t UTF-8"
+            raise UsageError(f"{name} is not UTF-8 text.", hint) from None
+        text = "\0"
+    if "\0" in text:
+        raise UsageError(f"{name} is a binary file, not UTF-8 text.", "Only text can be used; convert it first.")
+    return text.replace("\r\n", "\n")
 
 
 def toml_text(path: Path, data: bytes) -> str:

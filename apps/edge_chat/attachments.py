@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import StorageError, UsageError
+from edge.files import decode_text
 from edge.units import size_text
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
         size = size_text(max(status.st_size, len(data)))
         hint = f"The limit is {size_text(max_bytes)}; the setting chat.attachment_bytes raises it."
         raise UsageError(f"{path_text} is too large to attach ({size}).", hint)
-    return make_attachment(path_text, _decode(data, path_text))
+    return make_attachment(path_text, decode_text(data, path_text))
 
 
 def why(error: Exception) -> str:
@@ -104,18 +105,6 @@ def make_attachment(name: str, text: str) -> Attachment:
     from edge.conversation import Attachment
 
     return Attachment(name=name, text=text)
-
-
-def _decode(data: bytes, name: str) -> str:
-    encoding = "utf-8-sig"
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in data:
-        raise UsageError(f"{name} is a binary file.", "Only text files can be attached.")
-    try:
-        return data.decode(encoding).replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not UTF-8 text.", "Convert it first, for example with: iconv -t UTF-8") from None
 
 
 def find_mentions(text: str, cwd: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
+from edge.files import decode_text
 from edge.units import size_text
 from edge_cli import output
 from edge_cli.streams import read_bytes
@@ -107,10 +108,4 @@ def read_file(path: Path) -> str:
 def _text(data: bytes, name: str) -> str:
     if len(data) > MAX_INPUT_BYTES:
         raise UsageError(f"{name} is larger than {size_text(MAX_INPUT_BYTES)}.", "That is more than any model here can take.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise UsageError(f"{name} is not UTF-8 text.", "Only text can be used; convert it first.")
-    return text
+    return decode_text(data, name)

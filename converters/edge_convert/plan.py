@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.errors import ModelFileError
+from edge.errors import ModelFileError, StorageError
 from edge.hashes import file_stamp
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
@@ -36,7 +36,9 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
     Raises:
         UsageError: an option is out of range.
         ModelFileError: the source is damaged, incomplete or of an unknown architecture, or cannot become a format.
+        StorageError: `out` cannot be a folder here.
     """
+    _check_out(out)
     facts = read_facts(source)
     missing = [form for form in request.formats if form not in facts.architecture.formats]
     if missing:
@@ -56,6 +58,14 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         f16_bytes=facts.f16_bytes,
         force=request.force,
     )
+
+
+def _check_out(out: Path) -> None:
+    try:
+        out.exists()
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(f"{out} cannot be the folder for the results: {why}.", "Give another one with --out.") from error
 
 
 def _completed(request: Request, facts: Facts) -> Request:

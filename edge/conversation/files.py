@@ -31,7 +31,8 @@ __all__ = ["ConversationFile", "NodeFile", "file_name", "from_json", "from_markd
 FORMAT: Literal["edge-conversation"] = "edge-conversation"
 VERSION = 1
 
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]  # until the end of 9999, the largest datetime
+_LAST_S = 253402300799  # the end of 9999, the largest datetime
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LAST_S)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -65,7 +66,7 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             name=node.name,
             attachments=[AttachmentFile(attachment.name, attachment.text) for attachment in node.attachments],
             status=node.status,
-            created=node.created,
+            created=_in_range(node.created),
             model=node.model,
             record=node.record,
         )
@@ -121,8 +122,8 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             title=info.title,
             system=info.system,
             model=info.model,
-            created=info.created,
-            updated=info.updated,
+            created=_in_range(info.created),
+            updated=_in_range(info.updated),
             head=None if head is None else places[head],
             nodes=[NodeFile.from_node(node, places) for node in nodes],
         )
@@ -162,6 +163,11 @@ def from_json(data: str | bytes) -> ConversationFile:
         envelope = msgspec.json.decode(data, type=_Envelope)
         _check_version(envelope.format, envelope.version)
         return msgspec.json.decode(data, type=ConversationFile)
+
+
+def _in_range(seconds: float) -> float:
+    """Return a time that a file can hold: clocks of devices without a battery may be anywhere."""
+    return min(max(0.0, seconds), _LAST_S)
 
 
 def to_markdown(file: ConversationFile) -> str:

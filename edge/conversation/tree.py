@@ -205,9 +205,21 @@ def to_json(record: Mapping[str, object]) -> str:
         UsageError: it holds a value without a JSON form.
     """
     try:
-        return msgspec.json.encode(dict(record)).decode()
+        try:
+            return msgspec.json.encode(dict(record)).decode()
+        except UnicodeEncodeError:  # such as a path that is not UTF-8
+            return msgspec.json.encode(_clean_all(dict(record))).decode()
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise UsageError(f"The record of a message cannot be saved: {error}.", "Use JSON values only.") from error
+
+
+def _clean_all(value: object) -> object:
+    """Return a value with all its texts cleaned."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {_clean_all(key): _clean_all(below) for key, below in value.items()}
+    return [_clean_all(below) for below in value] if isinstance(value, (list, tuple)) else value
 
 
 def check_status(status: str) -> Status:

@@ -70,7 +70,8 @@ class Tokenizer(ABC):
         """
         with self._text_lock:
             self._check_open()
-            return self._encode(text, add_special, parse_special)
+            # Where a vocabulary has no unknown token, llama.cpp gives -1 for text that it cannot spell.
+            return [token for token in self._encode(text, add_special, parse_special) if token >= 0]
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return the UTF-8 bytes of a token. A character may be spread over several tokens.

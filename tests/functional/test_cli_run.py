@@ -68,6 +68,12 @@ def test_a_question_is_answered(edge: Edge) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_nothing_is_left_open(edge: Edge, environ: dict[str, str]) -> None:
+    environ["PYTHONWARNINGS"] = "error"
+    done = edge("run", "--max-tokens", "2", "hi")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_stdin_is_the_prompt(edge: Edge) -> None:
     done = edge("run", "--temperature", "0", "--max-tokens", "60", stdin="What is the capital of France?\n")
     assert done.returncode == 0, done.stderr

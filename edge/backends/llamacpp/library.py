@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import os
@@ -71,9 +72,19 @@ def load_library() -> Any:
             _silence(library)
             library.llama_backend_init()
             _library = library
+            atexit.register(_close_null_files)
         else:  # something else in this process may have redirected the log meanwhile
             _library.llama_log_set(_callback, None)
     return _library
+
+
+def _close_null_files() -> None:
+    """Close the files that llama_cpp leaves open: the interpreter warns about them at its end (PYTHONWARNINGS=error)."""
+    utils = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        file = getattr(utils, name, None)
+        if file is not None:
+            file.close()
 
 
 def library_version() -> str:

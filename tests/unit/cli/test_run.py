@@ -23,6 +23,7 @@ from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
 from edge_cli.app import App
 from edge_cli.completers import complete_role
+from edge_cli.prompt import read_prompt
 from tests.throttle import QuickSensors, SetGovernor
 
 
@@ -165,6 +166,15 @@ def test_nothing_to_say_is_a_usage_error_with_an_example(call: Any, app: App, st
     result = call("run", stdin=stdin, app=app)
     assert (result.code, result.out) == (2, "")
     assert 'edge run "What is the capital of France?"' in result.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_of_notepad_and_powershell_are_text(call: Any, app: App, tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes("one\r\ntwo é\r\n".encode(encoding))
+    read = read_prompt(["x"], [path], use_stdin=False, is_chatty=False)[1]
+    assert [attachment.text for attachment in read] == ["one\ntwo é\n"]
+    assert call("run", stdin=path.read_bytes(), app=app).code == 0
 
 
 def test_what_is_not_text_is_refused(call: Any, app: App, tmp_path: Path) -> None:

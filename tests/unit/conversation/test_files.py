@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,14 @@ def test_files_of_a_newer_version_say_what_to_do() -> None:
         with pytest.raises(StorageError, match="newer version of edge") as caught:
             read(data)
         assert "pip install --upgrade" in caught.value.hint
+
+
+@pytest.mark.parametrize("now", [-86400.0, 3e11, 253402300800.0])
+def test_a_clock_that_is_wrong_costs_no_conversation(now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: now)
+    with ConversationStore(None) as store:
+        info = store.create(title="Kept")
+        store.append(info.id, Message("user", "hi"), parent=None)
+        again = store.import_json(store.export_json(info.id))
+        assert [node.content for node in store.path(again.id)] == ["hi"]
+        assert "hi" in store.export_markdown(info.id)

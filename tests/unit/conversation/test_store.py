@@ -281,6 +281,8 @@ def test_a_streamed_reply_is_written_on_and_then_closed(store: ConversationStore
     with pytest.raises(UsageError, match="finished"):
         store.update(user.id, content="changed")
     assert store.update(node.id, record={"n": 2}).record == {"n": 2}
+    found = store.update(node.id, record={"path": "/tmp/caf\udce9.gguf", "all": [("\udce9",)]}).record  # of a file system
+    assert found == {"path": "/tmp/caf\ufffd.gguf", "all": [["\ufffd"]]}
     assert store.node(node.id).content == "Hello"
 
 

@@ -185,6 +185,11 @@ def test_missing_packages_are_named(
     assert "edge-assistant[convert]" in result.err
 
 
+def test_a_folder_for_results_that_cannot_be(convert: Call, tiny_checkpoint: Make) -> None:
+    result = convert(tiny_checkpoint("llama"), "--out", "a" * 300, "--dry-run")
+    assert (result.code, "File name too long" in result.err, "--out" in result.err) == (1, True, True)
+
+
 def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
     result = convert(tiny_checkpoint("llama3"), "--out", tmp_path / "out", "--dry-run", "--json", "--bits", 8, "--no-card")
     plan = json.loads(result.out)

@@ -226,3 +226,16 @@ def test_no_system_prompt_at_all(template: str, messages: list[Message]) -> None
         assert prompting.system_message("None of your business") == [Message("system", "None of your business")]
     finally:
         backend.close()
+
+
+class Unspellable(FakeTokenizer):
+    """A vocabulary without an unknown token, as llama.cpp gives it: -1 for what it cannot spell."""
+
+    def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        return [token if token < 128 or token > 255 else -1 for token in super()._encode(text, add_special, parse_special)]
+
+
+def test_text_that_a_vocabulary_cannot_spell_is_left_out() -> None:
+    prompting = make(Unspellable())
+    assert prompting.tokenize("né") == [*b"n"]
+    assert prompting.encode([Message("user", "né")]) == prompting.encode([Message("user", "n")])
