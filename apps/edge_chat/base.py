@@ -19,7 +19,7 @@ from textual.filter import NoColor
 
 from edge.errors import EdgeError
 from edge_chat.commands import Completion
-from edge_chat.history import PromptHistory
+from edge_chat.history import HISTORY_FILE, PromptHistory
 from edge_chat.keys import Keymap
 from edge_chat.library import Library
 from edge_chat.model_host import Loader, ModelHost
@@ -90,7 +90,7 @@ class BaseApp(App[int], inherit_bindings=False):
         )
         self.library = Library(lambda: store if store is not None else _open_store(settings), owns=store is None)
         is_saved = store is None and settings.chat.history
-        self.history = PromptHistory(settings.paths.data_dir / "chat-history.jsonl" if is_saved else None)
+        self.history = PromptHistory(settings.paths.data_dir / HISTORY_FILE if is_saved else None)
         self.host = ModelHost(loader or _default_loader(settings), self.library.store)
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []

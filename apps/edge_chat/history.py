@@ -15,7 +15,10 @@ from typing import BinaryIO
 from edge.errors import StorageError
 from edge.files import lock_file
 
-__all__ = ["MAX_ENTRIES", "PromptHistory"]
+__all__ = ["HISTORY_FILE", "MAX_ENTRIES", "PromptHistory"]
+
+HISTORY_FILE = "chat-history.jsonl"
+"""In the data directory."""
 
 MAX_ENTRIES = 1000
 _MAX_ENTRY_CHARS = 20_000  # longer inputs would make the file slow to read

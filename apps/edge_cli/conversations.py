@@ -211,14 +211,15 @@ def import_(app: App, files: tuple[Path, ...], as_json: bool) -> int:
 @json_option
 @pass_app
 def rm(app: App, names: tuple[str, ...], older_than: str | None, yes: bool, as_json: bool) -> int:
-    """Delete conversations for good, and their part of the KV cache.
+    """Delete conversations for good, with their part of the KV cache and of the chat's input history.
 
     Those named are deleted at once; --older-than asks first.
     """
     require_exclusive(("CONVERSATION", names), ("--older-than", older_than))
     if not names and older_than is None:
         raise click.UsageError("Name one or more conversations, or give --older-than AGE.", click.get_current_context())
-    with app.store(app.settings()) as store:
+    settings = app.settings()
+    with app.store(settings) as store:
         if older_than is not None:
             before = time.time() - _seconds(older_than)
             chosen = [info for info in store.list() if info.updated < before]
@@ -227,8 +228,13 @@ def rm(app: App, names: tuple[str, ...], older_than: str | None, yes: bool, as_j
                 return 1
         else:
             chosen = _get_each(store, names)
+        typed = _typed_texts(store, chosen)
         if chosen:
             store.delete(*(info.id for info in chosen))
+    if typed:
+        from edge_chat.history import HISTORY_FILE, PromptHistory
+
+        PromptHistory(settings.paths.data_dir / HISTORY_FILE).forget(typed)
     if as_json:
         output.json_object([{"id": info.id, "title": info.title} for info in chosen])
         return 0
@@ -237,6 +243,15 @@ def rm(app: App, names: tuple[str, ...], older_than: str | None, yes: bool, as_j
     if older_than is not None:
         output.note(f"{plural(len(chosen), 'conversation')} deleted." if chosen else f"None is older than {older_than}.")
     return 0
+
+
+def _typed_texts(store: ConversationStore, chosen: list[ConversationInfo]) -> list[str]:
+    """Return what the user typed in conversations, drafts included."""
+    from edge.conversation.files import from_json
+    from edge_chat.attachments import unpack_draft
+
+    nodes = (node for info in chosen for node in from_json(store.export_json(info.id)).nodes)
+    return [node.content for node in nodes if node.role == "user"] + [unpack_draft(i.draft)[0] for i in chosen if i.draft]
 
 
 def _get_each(store: ConversationStore, names: tuple[str, ...]) -> list[ConversationInfo]:

@@ -29,10 +29,10 @@ from edge.errors import StorageError
 from edge.types import Role
 from edge.units import size_text
 
-__all__ = ["MAX_BYTES", "is_part", "read_text", "read_zip"]
+__all__ = ["MAX_BYTES", "is_part", "read_data", "read_zip"]
 
-MAX_BYTES = 1 << 30
-"""Of one conversations.json, unpacked. The largest known have a few hundred MB."""
+MAX_BYTES = 512 << 20
+"""Of one conversations.json, unpacked. Newer exports have several of them, each smaller."""
 
 _PART = re.compile(r"conversations(?:-\d+)?\.json", re.IGNORECASE)
 _SPACE = re.compile(r"[\s,]*")
@@ -98,16 +98,22 @@ def _read_member(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> Iterator[Fo
     if len(data) > MAX_BYTES:
         yield f"{name} in the ZIP file is larger than {size_text(MAX_BYTES)}, so it was not read."
         return
-    yield from read_text(data.decode("utf-8-sig", "replace"), name)
+    yield from read_data(data, name)
 
 
-def read_text(text: str, name: str) -> Iterator[Found]:
+def read_data(data: bytes, name: str) -> Iterator[Found]:
     """Yield the conversations of a conversations.json, or of a file with a single one.
 
     Args:
-        text: of the file.
+        data: of the file.
         name: of the file, for messages.
     """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield f"{name} is not UTF-8 text everywhere; what is not is shown as \ufffd (first at byte {error.start:,})."
+        text = data.decode("utf-8-sig", "replace")
+    del data
     n_unknown = 0
     for found in _objects(text, name):
         if isinstance(found, str):

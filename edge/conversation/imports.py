@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def _read(path: Path) -> Iterator[Found]:
             if not parts:
                 raise UsageError(f"{path} is a directory without a conversations.json.", "Name a file in it.")
             for part in parts:
-                yield from chatgpt.read_text(_text(part), part.name)
+                yield from chatgpt.read_data(_bytes(part), part.name)
             return
         if not path.is_file():
             what = f"{path} is not a regular file." if path.exists() else f"There is no file {path}."
@@ -142,16 +143,16 @@ def _read_text(path: Path) -> Iterator[Found]:
     from edge.conversation import chatgpt
     from edge.conversation.files import from_json, from_markdown
 
-    text = _text(path)
-    start = text[:4096].lstrip()
-    if start.startswith("[") or (start.startswith("{") and '"edge-conversation"' not in start):
-        yield from chatgpt.read_text(text, path.name)
-        return
-    data = text.encode()
-    yield Export(from_json(data) if start.startswith("{") else from_markdown(data), content_origin(data))
+    data = _bytes(path)
+    start = data[:4096].removeprefix(BOM_UTF8).lstrip()
+    if start.startswith(b"[") or (start.startswith(b"{") and b'"edge-conversation"' not in start):
+        yield from chatgpt.read_data(data, path.name)
+    else:
+        data = data.removeprefix(BOM_UTF8)
+        yield Export(from_json(data) if start.startswith(b"{") else from_markdown(data), content_origin(data))
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     from edge.conversation.chatgpt import MAX_BYTES
 
     with path.open("rb") as file:
@@ -160,4 +161,4 @@ def _text(path: Path) -> str:
         raise StorageError(f"{path} is larger than {size_text(MAX_BYTES)}, so it was not read.", "It has no conversations.")
     if b"\0" in data[:4096]:
         raise StorageError(f"{path} is not text, so edge finds no conversations in it.", "Check that it is the right file.")
-    return data.decode("utf-8-sig", "replace")
+    return data

@@ -70,7 +70,8 @@ class MessageView(Vertical, can_focus=True):
     @classmethod
     def of_node(cls, node: Node) -> MessageView:
         """Return the view of a saved message."""
-        view = cls(node.role, node.content, "You" if node.role == "user" else node.model or "Assistant", node.attachments)
+        authors = {"user": "You", "tool": f"Tool {node.name or ''}".rstrip()}
+        view = cls(node.role, node.content, authors.get(node.role, node.model or "Assistant"), node.attachments)
         view.adopt(node)
         return view
 
@@ -85,7 +86,7 @@ class MessageView(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         yield Static(self._head(), classes="head")
         yield Static("", classes="notice", markup=False)
-        if self.role == "assistant":
+        if self.role in ("assistant", "tool"):
             # Imported here, since the first frame needs neither Markdown nor the highlighter.
             from edge_chat.widgets.markdown import ReplyMarkdown
 

@@ -213,7 +213,9 @@ async def test_save_and_import(tmp_path: Path) -> None:
 async def test_an_export_of_another_program_is_imported(tmp_path: Path) -> None:
     def chat(id: str) -> dict[str, object]:
         message = {"author": {"role": "user"}, "content": {"content_type": "text", "parts": [f"question {id}"]}}
-        return {"title": f"chat {id}", "conversation_id": id, "mapping": {"u": {"message": message, "parent": None}}}
+        result = {"author": {"role": "tool", "name": "python"}, "content": {"content_type": "execution_output", "text": "42"}}
+        nodes = {"u": {"message": message, "parent": None}, "t": {"message": result, "parent": "u"}}
+        return {"title": f"chat {id}", "conversation_id": id, "mapping": nodes}
 
     app = fake_app(store=filled(), cwd=tmp_path)
     async with app.run_test(size=(120, 30)) as pilot:
@@ -224,6 +226,7 @@ async def test_an_export_of_another_program_is_imported(tmp_path: Path) -> None:
         (tmp_path / "one.json").write_text(json.dumps(chat("1")))
         await say(pilot, "/import one.json")
         assert [text for text in texts(app) if "question 1" in text]
+        assert [view.author for view in app.chat_screen.transcript.views] == ["You", "Tool python"]
 
 
 async def test_saving_again_brings_the_file_up_to_date(tmp_path: Path) -> None:

@@ -189,6 +189,15 @@ def test_rm_by_id(call: Call, store: ConversationStore) -> None:
     assert store.list() == []
 
 
+def test_rm_deletes_what_was_typed_from_the_input_history_too(call: Call, store: ConversationStore, own_home: Path) -> None:
+    history = own_home / "data" / "chat-history.jsonl"
+    history.write_text('"How do pelicans fish?"\n"something else"\n"a draft"\n')
+    id = fill(store)
+    store.set_draft(id, "a draft")
+    assert call("conversations", "rm", id).code == 0
+    assert history.read_text() == '"something else"\n'
+
+
 def test_nothing_is_deleted_if_one_id_is_wrong(call: Call, store: ConversationStore) -> None:
     id = fill(store)
     result = call("conversations", "rm", id, "zzz")

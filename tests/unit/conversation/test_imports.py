@@ -268,6 +268,19 @@ def test_damage_gives_a_sentence_and_the_rest_goes_on(store: ConversationStore, 
     assert all("damaged" in problem or "too early" in problem for problem in report.problems)
 
 
+def test_what_is_not_utf8_is_said_and_the_rest_is_read(store: ConversationStore, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(json.dumps([SIMPLE]).encode().replace(b"What is", b"Wh\xff\xfe is"))
+    report = import_file(store, path)
+    assert "not UTF-8" in report.problems[0]
+    assert path_of(store)[0] == ("user", "Wh\ufffd\ufffd is 2 + 2?")
+    info = store.create(title="mine")
+    store.append(info.id, Message("user", "grosse"), parent=None)
+    path.write_bytes(store.export_markdown(info.id).encode().replace(b"grosse", b"gr\xff"))
+    with pytest.raises(StorageError, match="damaged"):
+        import_file(store, path)
+
+
 def test_random_damage_never_raises_anything_but_an_error_of_edge(store: ConversationStore, tmp_path: Path) -> None:
     chance = random.Random(5)
     good = bytearray(json.dumps([{**SIMPLE, "conversation_id": str(n)} for n in range(3)]).encode())
