@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.units import duration_text, size_text
-from edge_cli import output
+from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
@@ -85,7 +85,7 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
             output.note(f"{usage.n_prompt:,} tokens in {took}{reused}. {n_stored:,} are {state} ({size_text(size_bytes)}).")
             if not n_stored:
                 output.note("A prompt of fewer than 32 tokens, or with kv.exact of fewer than 128, is not worth a file.")
-    return 130 if is_interrupted else 0
+    return signals.exit_code() if is_interrupted else 0
 
 
 def _read(files: Sequence[Path], options: dict[str, Any]) -> tuple[str, list[Attachment]]:
