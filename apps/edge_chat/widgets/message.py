@@ -48,6 +48,9 @@ class MessageView(Vertical, can_focus=True):
     branch: reactive[tuple[int, int] | None] = reactive(None, init=False)
     """(number of this branch, counted from 1, number of branches); None without branches."""
 
+    model_before: reactive[str] = reactive("", init=False)
+    """Name of the model that gave the reply before, if another one gave this one."""
+
     notices: reactive[tuple[str, ...]] = reactive((), init=False)
     """Return what the user should know about this reply."""
 
@@ -84,6 +87,8 @@ class MessageView(Vertical, can_focus=True):
             self._show_head()
 
     def compose(self) -> ComposeResult:
+        if self.role == "assistant":
+            yield Static("", classes="model-change", markup=False)
         yield Static(self._head(), classes="head")
         yield Static("", classes="notice", markup=False)
         if self.role in ("assistant", "tool"):
@@ -156,6 +161,13 @@ class MessageView(Vertical, can_focus=True):
 
     def watch_state(self) -> None:
         self._show_head()
+
+    def watch_model_before(self) -> None:
+        for line in self.query(".model-change").results(Static):
+            line.display = bool(self.model_before)
+            before, now = fmt.clean(self.model_before), fmt.clean(self.author)
+            is_plain = self.app.has_class("-plain")
+            line.update(f"From here on {now}, before {before}." if is_plain else f"── {before} → {now} ──")
 
     def watch_notices(self) -> None:
         for line in self.query(".notice").results(Static):

@@ -52,7 +52,7 @@ class Transcript(VerticalScroll, can_focus=False):
         super().__init__(id="transcript")
         self._page: Page | None = None
         self._first = 0
-        self._seen_lines = 0  # length when its end was last on the screen
+        self._seen_lines: int | None = None  # length when its end was last on the screen; None while it is laid out
 
     @property
     def lines_below(self) -> tuple[int, int]:
@@ -60,7 +60,21 @@ class Transcript(VerticalScroll, can_focus=False):
         n_below = max(0, self.max_scroll_y - max(0, self.scroll_offset.y))  # a short text is anchored at a negative offset
         if not n_below:
             self._seen_lines = self.virtual_size.height
-        return n_below, max(0, self.virtual_size.height - self._seen_lines)
+        return n_below, max(0, self.virtual_size.height - self._seen_lines) if self._seen_lines is not None else 0
+
+    def on_resize(self) -> None:
+        """Count no line as new that another width has made."""
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        """Count the lines as new that come from the next layout on."""
+
+        def start() -> None:
+            self._seen_lines = self.virtual_size.height
+            self.post_message(self.Moved())
+
+        self._seen_lines = None
+        self.call_after_refresh(start)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -97,7 +111,8 @@ class Transcript(VerticalScroll, can_focus=False):
         with self.app.batch_update():
             await self.remove_children()
             await self.mount_all(children)
-            self._number_branches()
+            self._mark_views()
+        self._start_counting()
         self.anchor(bool(nodes) and at is None)
         if nodes and at is None:
             self.scroll_end(animate=False)
@@ -127,7 +142,7 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.add(*(MessageView.of_node(node) for node in nodes[n_same:]))
             if nodes:
                 await self.query_children(EmptyState).remove()
-            self._number_branches()
+            self._mark_views()
 
     async def add(self, *widgets: Widget) -> None:
         """Mount widgets at the end, above a waiting message."""
@@ -136,6 +151,7 @@ class Transcript(VerticalScroll, can_focus=False):
         await self.query_children(EmptyState).remove()
         waiting = self.query_children(WaitingCard)
         await self.mount_all(widgets, before=waiting.first() if waiting else None)
+        self._mark_views()
 
     async def truncate(self, node_id: int) -> None:
         """Remove a message and all below it from the screen."""
@@ -172,8 +188,19 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.query_children(_Earlier).remove()
             heads: list[Widget] = [_Earlier(first)] if first else []
             await self.mount_all([*heads, *new], before=0 if self.children else None)
-            self._number_branches()
+            self._mark_views()
+        self._start_counting()
         self.call_after_refresh(lambda: self.scroll_to(y=self.max_scroll_y - distance, animate=False))
+
+    def _mark_views(self) -> None:
+        """Number the branches, and mark the replies of another model than the one before."""
+        self._number_branches()
+        earlier = self._page.nodes[: self._first] if self._page is not None else ()
+        before = next((node.model for node in reversed(earlier) if node.role == "assistant"), "")
+        for view in self.views:
+            if view.role == "assistant":
+                view.model_before = before if before != view.author else ""
+                before = view.author
 
     def _number_branches(self) -> None:
         siblings = self._page.siblings if self._page is not None else {}

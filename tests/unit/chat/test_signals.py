@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 
 import pytest
+from textual.widgets import Static
 
 from edge.backends.fake import FakeBackend
+from edge.conversation import ConversationStore
+from edge.types import Message
 from edge_chat.app import ChatApp
 from edge_chat.keys import Keymap
 from edge_chat.signals import WindowSignals, notice
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.below import Below
 from edge_chat.wording import below
-from tests.chat_app import enter, eventually, fake_app, settle
+from tests.chat_app import enter, eventually, fake_app, say, settle
 
 LONG = "".join(f"Paragraph {n}.\n\n" for n in range(60))
 
@@ -133,3 +136,60 @@ async def test_a_long_reply_in_an_unfocused_window_gives_notice(
         await settle(pilot)
         assert written.count("\x07") == n_notices
         assert any("● edge – " in text for text in written)
+
+
+def conversation(*models: str, n_lines: int = 1) -> tuple[ConversationStore, str]:
+    """A conversation with a question and an answer of each model."""
+    store = ConversationStore(None)
+    info, parent = store.create(title="Models"), None
+    for model in models:
+        question = store.append(info.id, Message("user", "And you?"), parent=parent)
+        text = "\n\n".join(["Line."] * n_lines)
+        parent = store.append(info.id, Message("assistant", text), parent=question.id, model=model).id
+    return store, info.id
+
+
+def changes(app: ChatApp) -> list[str]:
+    lines = app.chat_screen.query(".model-change").results(Static)
+    return [str(line.render()) if line.display else "" for line in lines]
+
+
+async def test_a_thin_line_shows_where_the_model_changed() -> None:
+    store, conversation_id = conversation("smollm2", "smollm2", "qwen3", "smollm2")
+    app = fake_app(store=store, conversation=conversation_id)
+    async with app.run_test(size=(80, 40)) as pilot:
+        await settle(pilot)
+        assert changes(app) == ["", "", "── smollm2 → qwen3 ──", "── qwen3 → smollm2 ──"]
+        await say(pilot, "hello")
+        assert changes(app)[4] == "── smollm2 → Fake ──"
+        await say(pilot, "hello again")
+        assert changes(app)[5] == ""
+        await say(pilot, "/plain")
+        assert changes(app)[2] == "From here on qwen3, before smollm2."
+
+
+async def test_a_change_before_the_messages_on_the_screen_is_known() -> None:
+    store, conversation_id = conversation(*["a"] * 16, "b")
+    app = fake_app(store=store, conversation=conversation_id)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert changes(app)[-1] == "── a → b ──" and not any(changes(app)[:-1])
+        await app.chat_screen.transcript.show_earlier()
+        assert changes(app)[-1] == "── a → b ──" and not any(changes(app)[:-1])
+
+
+async def test_lines_of_another_conversation_or_width_are_not_new() -> None:
+    store, conversation_id = conversation(*["a"] * 20, n_lines=5)
+    app = fake_app(store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await app.chat_screen.controller.open(conversation_id, store.path(conversation_id)[30].id)
+        await settle(pilot)
+        await eventually(pilot, lambda: shown(app).endswith("lines · Ctrl+End"))
+        assert "new" not in shown(app)
+        await app.chat_screen.transcript.show_earlier()
+        await settle(pilot)
+        assert "new" not in shown(app)
+        await pilot.resize_terminal(40, 24)
+        await settle(pilot)
+        assert "new" not in shown(app)
