@@ -18,6 +18,7 @@ __all__ = [
     "Unanswered",
     "activity",
     "below",
+    "chat_hint",
     "disk_problem",
     "farewell",
     "focus_keys",
@@ -97,6 +98,11 @@ def below(state: str, n_below: int, n_new: int, keymap: Keymap, *, is_plain: boo
         count = fmt.plural(n_new or n_below, "new line" if n_new else "line")
         parts += [f"{count} below" if is_plain else f"↓ {count}", keymap.display("scroll-bottom")]
     return (", " if is_plain else " · ").join(parts)
+
+
+def chat_hint(hint: str) -> str:
+    """Return the hint of an error with the command of the chat in place of that of the shell."""
+    return hint.replace("See names: edge models ls", "See names: /model")
 
 
 def farewell(title: str, n_messages: int, short_id: str, *, is_plain: bool) -> str:

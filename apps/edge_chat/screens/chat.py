@@ -21,6 +21,7 @@ from edge_chat.controller import ChatController
 from edge_chat.keys import bindings
 from edge_chat.outbox import Departure
 from edge_chat.screens.model_view import ModelView
+from edge_chat.screens.recent import Recent
 from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.below import Below
@@ -39,7 +40,6 @@ __all__ = ["ChatScreen"]
 
 _AT_ONCE = ("message-previous", "message-next")  # they move the focus, which the next key goes to
 _DRAFT_DELAY_S = 0.3
-_N_RECENT = 3  # conversations that the first screen offers
 _POLL_S = 1.0  # interval of looking for another process's messages: one row is read by its key
 
 
@@ -70,6 +70,7 @@ class ChatScreen(ChatView):
         self._conversation = conversation
         self._draft_timer: Timer | None = None
         self._model_view = ModelView(app, self)
+        self._recent = Recent(self.controller)
         self._is_polling = False
 
     def compose(self) -> ComposeResult:
@@ -220,19 +221,12 @@ class ChatScreen(ChatView):
         return completer(self, typed) if completer is not None else ()
 
     async def show_recent(self) -> None:
-        """Offer the last conversations, if a conversation without messages is on the screen."""
-        infos = await self.app.library.run(lambda store: store.list(limit=_N_RECENT + 1))
-        recent = [info for info in infos if info.n_messages and info.id != self.controller.active_id]
-        for empty in self.transcript.query(EmptyState):
-            empty.show_recent(recent[:_N_RECENT], self.app.clock())
-            empty.mark(self.composer.text)
+        await self._recent.show()
 
     def _go_on(self, text: str) -> bool:
-        """Open the earlier conversation that a text names on the first screen. Return whether it names one."""
-        info = next((empty.named(text) for empty in self.transcript.query(EmptyState)), None)
-        if info is not None:
-            self.run_guarded(self._open, info.id, None)
-        return info is not None
+        if (conversation_id := self._recent.named(text)) is not None:
+            self.run_guarded(self._open, conversation_id, None)
+        return conversation_id is not None
 
     @on(EmptyState.GoOn)
     def _recent_clicked(self, event: EmptyState.GoOn) -> None:
@@ -252,8 +246,7 @@ class ChatScreen(ChatView):
     @on(Composer.Changed)
     def _draft_changed(self, event: Composer.Changed) -> None:
         event.stop()
-        for empty in self.transcript.query(EmptyState):
-            empty.mark(self.composer.text)
+        self._recent.mark(self.composer.text)
         if self._draft_timer is not None:
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft))
@@ -278,6 +271,9 @@ class ChatScreen(ChatView):
         event.stop()
         if event.command == "reload-model":
             self.app.load_model(self.app.host.state.wanted)
+        elif event.command == "dismiss-error":
+            await self._model_view.dismiss_error()
+            self.composer.input.focus()
         else:
             await self.action_command(event.command)
 
@@ -385,14 +381,10 @@ class ChatScreen(ChatView):
         page = self.controller.page
         title = fmt.clean(page.info.title) if page is not None else ""
         self.query_one("#title", Static).update(title or "New conversation")
-        self._show_window_title()
-
-    def _show_window_title(self) -> None:
-        page = self.controller.page
-        self.app.signals.show(page.info.title if page is not None else "", is_writing=bool(self.controller.busy_ids))
+        self.app.signals.show(title, is_writing=bool(self.controller.busy_ids))
 
     def activity_changed(self) -> None:
-        self._show_window_title()
+        self.title_changed()
         self.show_below()
         self.status.change(activity=wording.activity(self.app.host.state))
         self.refresh_sidebar()

@@ -70,13 +70,20 @@ class ModelView:
         self._error = error
         await self.show_error()
 
+    async def dismiss_error(self) -> None:
+        """Remove the error of a model that could not be loaded."""
+        await self._show(None)
+
     async def show_error(self) -> None:
         """Show why the model could not be loaded, below the conversation on the screen; remove that if it could."""
         error, transcript = self._error, self._screen.transcript
         async with self._card_lock:
             await transcript.query_children(LoadErrorCard).remove()
             if error is not None:
-                actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
-                wanted = wording.short_name(self._host.state.wanted)
-                await transcript.mount(LoadErrorCard(f"{wanted} could not be loaded", error, actions))
+                actions = [("r", "reload-model", "Try again"), ("m", "model", "Other model")]
+                title = f"{wording.short_name(self._host.state.wanted)} could not be loaded"
+                if self._host.assistant is not None:
+                    title += f"; {self._host.assistant.model_name} is still in use"
+                    actions.append(("x", "dismiss-error", "Dismiss"))
+                await transcript.mount(LoadErrorCard(title, error, tuple(actions), hint=wording.chat_hint(error.hint)))
                 transcript.scroll_end(animate=False)

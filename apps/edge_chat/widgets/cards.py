@@ -24,6 +24,7 @@ class ErrorCard(Vertical, can_focus=True):
         title: what failed ("There is no reply").
         error: why.
         actions: (key, command, label), the usual one first.
+        hint: instead of the error's own.
     """
 
     FOCUS_ON_CLICK: ClassVar[bool] = False
@@ -34,9 +35,10 @@ class ErrorCard(Vertical, can_focus=True):
 
         command: str
 
-    def __init__(self, title: str, error: EdgeError, actions: tuple[tuple[str, str, str], ...] = ()) -> None:
+    def __init__(self, title: str, error: EdgeError, actions: tuple[tuple[str, str, str], ...] = (), *, hint: str = "") -> None:
         super().__init__(classes="error-card")
         self.title_text = title
+        self.hint = hint or error.hint
         self.error = error
         self.actions = actions
         for key, command, label in actions:
@@ -45,8 +47,8 @@ class ErrorCard(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         yield Static(Content.assemble(("Error: ", "bold $text-error"), (self.title_text, "bold")), classes="error-title")
         yield Static(Content(fmt.clean(self.error.message)))
-        if self.error.hint:
-            yield Static(Content(fmt.clean(self.error.hint)), classes="error-hint")
+        if self.hint:
+            yield Static(Content(fmt.clean(self.hint)), classes="error-hint")
         if self.actions:
             with Horizontal(classes="error-actions"):
                 for key, command, label in self.actions:
@@ -54,7 +56,7 @@ class ErrorCard(Vertical, can_focus=True):
 
     def copy(self) -> ErrorCard:
         """Return a new card with the same content, since a removed widget cannot be mounted again."""
-        return ErrorCard(self.title_text, self.error, self.actions)
+        return ErrorCard(self.title_text, self.error, self.actions, hint=self.hint)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         event.stop()

@@ -11,7 +11,7 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
 from edge.conversation import ConversationStore
-from edge.errors import CancelledError, DownloadError, ModelTooLargeError
+from edge.errors import CancelledError, DownloadError, ModelNotFoundError, ModelTooLargeError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
 from edge_chat.model_host import ModelHost
@@ -142,8 +142,19 @@ async def test_a_switch_that_fails_keeps_the_old_model() -> None:
         await settle(pilot)
         await say(pilot, "/model large")
         await eventually(pilot, lambda: app.chat_screen.query(ErrorCard))
+        assert app.chat_screen.query_one(ErrorCard).title_text == "large could not be loaded; Fake is still in use"
         await say(pilot, "a")
         assert texts(app)[1] == "Fake: small: a"
+        app.chat_screen.set_focus(app.chat_screen.query_one(ErrorCard))
+        await pilot.press("x")
+        await eventually(pilot, lambda: not app.chat_screen.query(ErrorCard))
+        assert app.focused is app.chat_screen.composer.input
+        await say(pilot, "/new")
+        assert not app.chat_screen.query(ErrorCard)
+        loader.errors["smal"] = ModelNotFoundError("No model 'smal'.", "Did you mean small? See names: edge models ls.")
+        await say(pilot, "/model smal")
+        await eventually(pilot, lambda: app.chat_screen.query(ErrorCard))
+        assert app.chat_screen.query_one(ErrorCard).hint == "Did you mean small? See names: /model."
 
 
 async def test_where_two_models_do_not_fit_the_old_one_makes_room() -> None:
