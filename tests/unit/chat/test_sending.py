@@ -14,7 +14,8 @@ from edge.backends.sampling import seed_of
 from edge.conversation import ConversationStore
 from edge.errors import BackendError, StorageError
 from edge.types import Message, Sampling
-from edge_chat.widgets.cards import EmptyState, ErrorCard, WaitingCard
+from edge_chat.widgets.cards import ErrorCard, WaitingCard
+from edge_chat.widgets.empty import EmptyState
 from edge_chat.widgets.status import StatusValues
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
