@@ -36,10 +36,11 @@ EXAMPLES = examples(
     help="Open this conversation; the beginning of its ID is enough.",
 )
 @click.option("--plain", is_flag=True, help="No drawing and no colour: for screen readers and bare terminals.")
+@click.argument("words", nargs=-1, metavar="")
 @model_options
 @sampling_options
 @pass_app
-def chat(app: App, is_continued: bool, conversation: str | None, plain: bool, **options: Any) -> int:
+def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str | None, plain: bool, **options: Any) -> int:
     """Chat with a model in the terminal.
 
     Conversations are saved; the last line, when you leave, is the command that opens this one again. F1 or /help shows the
@@ -47,6 +48,12 @@ def chat(app: App, is_continued: bool, conversation: str | None, plain: bool, **
     """
     from edge.errors import EdgeError, UsageError
 
+    if words:
+        named = " ".join(words)
+        raise UsageError(
+            f"edge chat takes no question and no model in front of it: {named!r}.",
+            f'For a model: edge chat -m {words[0]}   for one answer: edge run "{named}"',
+        )
     require_exclusive(("--continue", is_continued), ("--conversation", conversation))
     settings = settings_from(app, options, {"chat.plain": plain or None})
     if importlib.util.find_spec("textual") is None:

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -17,6 +18,7 @@ from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option, require_exclusive
+from edge_cli.streams import read_bytes
 
 if TYPE_CHECKING:
     from edge.conversation import ConversationInfo, ConversationStore
@@ -130,9 +132,16 @@ def search(app: App, words: tuple[str, ...], limit: int, as_json: bool) -> int:
     "-o", "--output", "target", type=click.Path(path_type=Path), metavar="PATH", help="Write to a file, or into a folder."
 )
 @click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the written files as JSON.")
 @pass_app
 def export_(
-    app: App, names: tuple[str, ...], everything: bool, form: Literal["md", "json"] | None, target: Path | None, force: bool
+    app: App,
+    names: tuple[str, ...],
+    everything: bool,
+    form: Literal["md", "json"] | None,
+    target: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Export conversations as Markdown or JSON. edge conversations import reads both again, exactly.
 
@@ -140,19 +149,26 @@ def export_(
     """
     if bool(names) == everything:
         raise click.UsageError("Name one or more conversations, or give --all.", click.get_current_context())
+    if as_json and target is None:
+        raise click.UsageError("--json tells of files: give --output, or --format json.", click.get_current_context())
     form = form or ("json" if target is not None and target.suffix == ".json" else "md")
     with app.store(app.settings()) as store:
         chosen = store.list() if everything else _get_each(store, names)
         into_folder = target is not None and (everything or len(chosen) > 1 or target.is_dir())
         if target is None and (everything or len(chosen) > 1):
             raise click.UsageError("Several conversations need a folder: --output FOLDER", click.get_current_context())
+        written: list[dict[str, str]] = []
         for info in chosen:
             text = store.export_markdown(info.id) if form == "md" else store.export_json(info.id)
             if target is None:
                 output.piece(text if not output.is_terminal(sys.stdout) else output.plain(text))
-            else:
-                _write(target / listing.file_name(info, form) if into_folder else target, text, force=force)
-    if target is not None:
+                continue
+            path = target / listing.file_name(info, form) if into_folder else target
+            _write(path, text, force=force)
+            written.append({"id": info.id, "title": info.title, "path": str(path.absolute())})
+    if as_json:
+        output.json_object(written)
+    elif target is not None:
         output.note(f"{plural(len(chosen), 'conversation')} exported to {target}")
 
 
@@ -162,6 +178,7 @@ def export_(
         "edge conversations import walrus.json",
         "edge conversations import ~/Downloads/chatgpt-export.zip",
         "edge conversations import ~/.config/io.datasette.llm/logs.db",
+        "ssh pi edge conversations export 1m8n3k | edge conversations import -",
     ),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
@@ -172,15 +189,16 @@ def import_(app: App, files: tuple[Path, ...], as_json: bool) -> int:
 
     Reads Markdown and JSON of edge conversations export and of /save, ChatGPT's data export (its ZIP file or its
     conversations.json) and the log of Simon Willison's llm. Nothing is added twice: a file that is imported again adds what is
-    new in it. What is damaged is reported, and the rest is imported; the exit code is 1 then.
+    new in it. What is damaged is reported, and the rest is imported; the exit code is 1 then. FILE may be - for stdin.
     """
     from edge.conversation.imports import import_file
     from edge.errors import EdgeError
 
     codes: list[int] = []
     results: list[dict[str, Any]] = []
-    with app.store(app.settings()) as store, output.Status() as status:
-        for file in files:
+    with app.store(app.settings()) as store, output.Status() as status, TemporaryDirectory() as folder:
+        for name in files:
+            file = _saved_stdin(Path(folder)) if str(name) == "-" else name
             status.show(f"Reading {file}")
             try:
                 report = import_file(store, file, on_progress=lambda n: status.show(f"{plural(n, 'conversation')} read"))
@@ -286,6 +304,15 @@ def _is_agreed(chosen: list[ConversationInfo], age: str) -> bool:
     if len(chosen) > 10:
         output.note(f"and {len(chosen) - 10:,} more")
     return click.confirm(f"Delete {plural(len(chosen), 'conversation')} for good?", default=False, err=True)
+
+
+def _saved_stdin(folder: Path) -> Path:
+    """Write stdin to a file, by whose content it is recognised, and return its path."""
+    from edge.conversation.chatgpt import MAX_BYTES
+
+    path = folder / "stdin"
+    path.write_bytes(read_bytes(sys.stdin, MAX_BYTES + 1))
+    return path
 
 
 def _show_import(file: Path, report: ImportReport) -> None:

@@ -47,11 +47,12 @@ class SuggestingGroup(click.Group):
         if name == "version" and ctx.parent is None:
             output.line(f"edge {edge.__version__}")
             ctx.exit()
-        from edge_cli.suggest import suggest
+        from edge_cli.suggest import explain, suggest
 
         *others, last = suggest(ctx, self, name) or [""]
         meant = f"{', '.join(others)} or {last}" if others else last
-        guess = f" Did you mean {meant}?" if meant else ""
+        why = explain(name) if ctx.parent is None else ""
+        guess = f" {why}" if why else f" Did you mean {meant}?" if meant else ""
         raise click.UsageError(f"There is no command {ctx.command_path} {name}.{guess}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

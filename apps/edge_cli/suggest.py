@@ -6,7 +6,7 @@ import difflib
 
 import click
 
-__all__ = ["suggest"]
+__all__ = ["explain", "suggest"]
 
 _CUTOFF = 0.66
 """Of difflib: "chta" is near "chat", and "help" is not near "eval"."""
@@ -38,6 +38,20 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 """What others call a command (Ollama, llm, mods, aichat, docker) -> its names here, the likeliest first."""
 
 
+_NO_SERVICE = "Nothing runs in the background: edge chat and edge run load the model themselves."
+_EXPLAINED = {
+    **dict.fromkeys(("serve", "server", "start", "stop", "ps", "unload"), _NO_SERVICE),
+    **dict.fromkeys(("update", "upgrade"), "Update it with: pip install --upgrade edge-assistant"),
+    **dict.fromkeys(("login", "auth"), "Models that need an account: hf auth login, or set HF_TOKEN."),
+}
+"""What others have a command for, and edge does not."""
+
+
+def explain(name: str) -> str:
+    """Return why edge has no command of that name; "" if there is nothing to say."""
+    return _EXPLAINED.get(name.lower(), "")
+
+
 def suggest(ctx: click.Context, group: click.Group, name: str) -> list[str]:
     """Return the command lines that an unknown name may mean: "edge models ls".
 
@@ -54,7 +68,8 @@ def suggest(ctx: click.Context, group: click.Group, name: str) -> list[str]:
     is_root = ctx.parent is None
     if is_root and (below := _below(ctx, group, words)):
         return below[:_MAX_SUGGESTED]
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=_CUTOFF)
+    extra = ["help", "version"] if is_root else ["help"]
+    near = difflib.get_close_matches(name.lower(), [*known, *extra], n=1, cutoff=_CUTOFF)
     if near:
         return [f"{ctx.command_path} {near[0]}"]
     root = ctx.find_root()

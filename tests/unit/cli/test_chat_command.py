@@ -84,6 +84,12 @@ def test_a_conversation_that_is_not_there_stops_it(call: Any, terminal: Any, mon
     assert "no conversation 'zz'" in result.err
 
 
+def test_a_model_behind_the_command_is_an_option_here(call: Any) -> None:
+    result = call("chat", "smollm2-135m")
+    assert result.code == 2
+    assert "edge chat -m smollm2-135m" in result.err
+
+
 def test_a_wrong_setting_stops_it(call: Any) -> None:
     result = call("chat", "--context", "none")
     assert result.code == 2

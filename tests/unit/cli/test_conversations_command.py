@@ -167,6 +167,23 @@ def test_what_was_exported_is_imported_once(call: Call, store: ConversationStore
     assert len(store.list()) == 1
 
 
+def test_a_pipe_from_another_machine_is_imported(call: Call, store: ConversationStore) -> None:
+    id = fill(store)
+    for text in (store.export_json(id), store.export_markdown(id)):
+        result = call("conversations", "import", "-", stdin=text.encode())
+        assert result.code == 0
+        assert store.get(result.out.split()[0]).title == "How do pelicans fish?"
+    assert call("conversations", "import", "-", stdin=b"nothing").code == 1
+    assert call("conversations", "import", "-", stdin=b"").code == 1
+
+
+def test_export_tells_the_files_as_json(call: Call, store: ConversationStore, tmp_path: Path) -> None:
+    id = fill(store)
+    written = json.loads(call("conversations", "export", "--all", "-o", str(tmp_path), "--json").out)
+    assert [(one["id"], Path(one["path"]).read_text()) for one in written] == [(id, store.export_markdown(id))]
+    assert call("conversations", "export", id, "--json").code == 2
+
+
 def test_import_goes_on_after_a_bad_file_and_damage_and_says_so(call: Call, store: ConversationStore, tmp_path: Path) -> None:
     message = {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["hi"]}}
     good = {"title": "good", "conversation_id": "1", "mapping": {"u": {"message": message, "parent": None}}}

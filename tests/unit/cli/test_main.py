@@ -157,6 +157,8 @@ def test_wrong_usage_names_the_nearest(call: Any, arguments: list[str], said: st
         ("rnu", "edge run"),
         ("serve", ""),
         ("ps", ""),
+        ("versions", "edge version"),
+        ("hlep", "edge help"),
         ("models list", "edge models ls"),
         ("models remove x", "edge models rm"),
         ("models download x", "edge models pull"),
@@ -181,6 +183,21 @@ def test_the_words_of_other_programs_name_the_command(call: Any, typed: str, mea
     assert (result.code, result.out) == (2, "")
     named = re.search(r"Did you mean (.*)\?", result.err)
     assert (named[1] if named else "") == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("serve", "load the model themselves"),
+        ("stop", "background"),
+        ("update", "pip install --upgrade"),
+        ("login", "hf auth login"),
+    ],
+)
+def test_what_edge_has_no_command_for_is_explained(call: Any, typed: str, said: str) -> None:
+    result = call(typed)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
 
 
 @pytest.mark.parametrize(
