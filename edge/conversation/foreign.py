@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from edge.conversation.files import ConversationFile, NodeFile
-from edge.conversation.tree import default_title, fence_for
+from edge.conversation.tree import clean, default_title, fence_for
 from edge.types import Role
 
 __all__ = [
@@ -72,7 +72,7 @@ class ForeignNode:
 
 def make_node(role: Role, content: str, *, program: str, id: str, **fields: Any) -> NodeFile:
     """Return a message that remembers its id in the other program."""
-    return NodeFile(parent=None, role=role, content=content, record={_MARK: {"from": program, "id": id}}, **fields)
+    return NodeFile(parent=None, role=role, content=content, record={_MARK: {"from": program, "id": clean(id)}}, **fields)
 
 
 def imported_id(record: Mapping[str, Any]) -> str | None:

@@ -249,6 +249,47 @@ def test_circles_strange_values_and_long_chains(store: ConversationStore, tmp_pa
     assert any("\ufffd lone" in node.content for info in store.list() for node in store.path(info.id))
 
 
+def test_any_values_anywhere_never_stop_the_import(store: ConversationStore, tmp_path: Path) -> None:
+    chance = random.Random(11)
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        2**70,
+        1e308,
+        float("nan"),
+        "",
+        "\ud800",
+        "\u0000\x1b[2J",
+        [],
+        [[]],
+        {},
+        {"a": {}},
+        "u",
+        "a" * 9000,
+    ]
+
+    def spoil(value: Any) -> Any:
+        if chance.random() < 0.08:
+            return chance.choice(odd)
+        if isinstance(value, dict):
+            return {
+                (key if chance.random() > 0.04 else chance.choice(["", "\udfff", "parent"])): spoil(v)
+                for key, v in value.items()
+            }
+        return [spoil(one) for one in value] if isinstance(value, list) else value
+
+    nodes = [said(str(n), str(n - 1) if n else "root", "user" if n % 2 else "assistant", f"m{n}") for n in range(6)]
+    for number in range(400):
+        spoiled = spoil(chat(*nodes, conversation_id=f"s{number}"))
+        report = import_file(store, write(tmp_path / "c.json", [spoiled, {**SIMPLE, "conversation_id": f"g{number}"}]))
+        assert "A chat" in [one.conversation.title for one in report.added]
+    assert store.check() == []
+    for info in store.list():
+        assert store.export_json(info.id)
+        assert "\x1b" not in info.title
+
+
 @pytest.mark.parametrize("where", ["middle", "end", "deep", "number"])
 def test_damage_gives_a_sentence_and_the_rest_goes_on(store: ConversationStore, tmp_path: Path, where: str) -> None:
     parts = [json.dumps({**SIMPLE, "conversation_id": str(n), "title": f"chat {n}"}) for n in range(5)]
