@@ -334,7 +334,12 @@ def _open_disk(settings: Settings, plan: Plan, engine: Backend, stamps: list[lis
     if _stamps(plan.artifact) != stamps:
         _log.warning("%s was changed while it was loaded: the KV cache is off until it is loaded again.", plan.artifact.path)
         return None
-    return DiskCache(open_block_store(settings), model, kv.answers)
+    name = plan.artifact.name
+    if kv.model_budgets_gb.get(name, kv.model_budget_gb) == 0:
+        return None  # nothing of this model is to be stored
+    blocks = open_block_store(settings)
+    blocks.name_model(model, name)
+    return DiskCache(blocks, model, kv.answers)
 
 
 def _make_governor(settings: Settings, plan: Plan, engine: Backend) -> Governor | None:

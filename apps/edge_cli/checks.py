@@ -149,8 +149,12 @@ def check_disk_cache(settings: Settings, open_store: Callable[[Settings], BlockS
         yield Check("disk cache", "ok", "nothing is stored yet")
         return
     with open_store(settings) as store:
-        problem = store.problem
-    if problem is None:
+        problem, most = store.problem, store.options.max_written_bytes
+        written = 0 if most is None or problem is not None else store.stats().written_bytes
+    if problem is None and most is not None and written >= most:
+        hint = "Prompts of today are processed again after a restart. Raise kv.max_writes_gb_per_day, or wait."
+        yield Check("disk cache", "note", f"{size_text(written)} were written today, as much as is allowed", hint)
+    elif problem is None:
         yield Check("disk cache", "ok", str(path))
     else:
         hint = "Replies work without it, but prompts are processed again after a restart. Look at it: edge kv verify"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.units import duration_text, size_text
+from edge.units import size_text
 from edge_cli import kv_listing as listing
 from edge_cli import output
 from edge_cli.app import App, pass_app
@@ -18,7 +19,7 @@ from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.kv_slot import import_slot
 from edge_cli.kv_warm import warm
-from edge_cli.options import json_option, model_options, settings_from
+from edge_cli.options import days_option, json_option, model_options, settings_from
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -83,30 +84,9 @@ def stats(app: App, as_json: bool) -> None:
         found = store.stats()
         directory = store.directory
     if as_json:
-        names = ("n_blocks", "n_tokens", "size_bytes", "budget_bytes", "index_bytes", "free_bytes", "prefill_ms")
-        spaces = [
-            {"fingerprint": model, "namespace": namespace, "n_blocks": n_blocks, "size_bytes": n_bytes}
-            for model, namespace, n_blocks, n_bytes in found.spaces
-        ]
-        values = {name: getattr(found, name) for name in names}
-        output.json_object({"directory": str(directory), "is_encrypted": settings.kv.encrypt, **values, "models": spaces})
-        return
-    share = found.size_bytes / found.budget_bytes if found.budget_bytes else 0.0
-    kept_free = size_text(settings.kv.min_free_gb * 1e9)
-    rows = [
-        ("directory", str(directory)),
-        ("stored", f"{found.n_tokens:,} tokens in {found.n_blocks:,} blocks"),
-        ("size", f"{size_text(found.size_bytes)}, {share:.0%} of the budget of {size_text(found.budget_bytes)} (kv.budget_gb)"),
-        ("index", size_text(found.index_bytes)),
-        ("saves", duration_text(found.prefill_ms / 1000)),
-        ("free on that disk", f"{size_text(found.free_bytes)}, of which {kept_free} stay free (kv.min_free_gb)"),
-        ("encrypted", "yes" if settings.kv.encrypt else "no (kv.encrypt)"),
-    ]
-    rows += [
-        (f"model {model[:8]}" + (f", {namespace}" if namespace else ""), f"{size_text(n_bytes)} in {n_blocks:,} blocks")
-        for model, namespace, n_blocks, n_bytes in found.spaces
-    ]
-    output.table(rows)
+        output.json_object(listing.stats_json(found, settings, str(directory)))
+    else:
+        output.table(listing.stats_rows(found, settings, str(directory)))
 
 
 @kv.command(epilog=examples("edge kv verify", "edge kv verify --logits 3", "edge kv verify --json"))
@@ -189,6 +169,7 @@ def gc(app: App, gone: bool, as_json: bool) -> None:
         (report.n_removed, "useless files removed"),
         (report.n_missing, "entries without a file removed"),
         (report.n_evicted, "blocks deleted to keep the budget"),
+        (report.n_expired, "blocks deleted that were too old or too many of a model"),
         (n_blocks, f"blocks of deleted conversations deleted ({size_text(freed)})"),
         (report.n_foreign, "foreign files left alone"),
     ]
@@ -247,17 +228,18 @@ def _report_deleted(n_blocks: int, freed_bytes: int) -> None:
     output.note(f"{n_blocks:,} blocks deleted, {size_text(freed_bytes)} freed.")
 
 
-@kv.command(epilog=examples("edge kv pin 01jbx3k9", "edge kv pin 5f3a09c2"))
+@kv.command(epilog=examples("edge kv pin 01jbx3k9", "edge kv pin 5f3a09c2 --days 7"))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...", shell_complete=complete_conversation)
+@days_option
 @json_option
 @pass_app
-def pin(app: App, targets: tuple[str, ...], as_json: bool) -> None:
+def pin(app: App, targets: tuple[str, ...], days: float | None, as_json: bool) -> None:
     """Pin blocks, so that they are never evicted.
 
     A TARGET is a conversation, or the first 8 or more digits of a block's key (see edge kv ls --blocks). The blocks before a
     pinned block stay too.
     """
-    _set_pins(app, targets, True, as_json)
+    _set_pins(app, targets, True, as_json, None if days is None else time.time() + days * 86_400)
 
 
 @kv.command(epilog=examples("edge kv unpin 01jbx3k9"))
@@ -383,11 +365,11 @@ def _import_blocks(app: App, settings: Settings, bundle: Bundle, model: bytes, o
     return n_cached, max(0, total - n_cached), [notice for notice in (problem, dropped) if notice]
 
 
-def _set_pins(app: App, targets: Sequence[str], is_pinned: bool, as_json: bool) -> None:
+def _set_pins(app: App, targets: Sequence[str], is_pinned: bool, as_json: bool, until: float | None = None) -> None:
     settings = app.settings()
     with app.blocks(settings) as store:
         keys = sorted({key for target in targets for key in listing.keys_of(app, settings, store, target)})
-        change: Callable[[bytes], None] = store.pin if is_pinned else store.unpin
+        change = partial(store.pin, until=until) if is_pinned else store.unpin
         for key in keys:
             change(bytes.fromhex(key))
         if not store.flush(60.0) or store.problem:
@@ -395,6 +377,6 @@ def _set_pins(app: App, targets: Sequence[str], is_pinned: bool, as_json: bool) 
 
             raise StorageError(f"The pins could not be saved: {store.problem or 'the store is busy'}.", "Try again.")
     if as_json:
-        output.json_object({"keys": keys, "is_pinned": is_pinned})
+        output.json_object({"keys": keys, "is_pinned": is_pinned, "pinned_until": until})
     else:
-        output.note(f"{len(keys):,} blocks are {'pinned' if is_pinned else 'no longer pinned'}.")
+        output.note(f"{len(keys):,} blocks are {listing.pin_text(until) if is_pinned else 'no longer pinned'}.")

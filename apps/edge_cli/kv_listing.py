@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from edge.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from edge.config import Settings
-    from edge.kv.records import BlockInfo
+    from edge.kv.records import BlockInfo, StoreStats
     from edge.kv.store import BlockStore
     from edge_cli.app import App
 
 __all__ = [
     "BLOCK_HEADINGS", "GROUP_HEADINGS", "Group", "block_rows", "fingerprint_here", "grouped", "imported_namespaces",
-    "is_slot_file", "keys_of", "names_model", "owners", "titles", "warmed",
+    "is_slot_file", "keys_of", "names_model", "owners", "pin_text", "stats_json", "stats_rows", "titles", "warmed",
 ]  # fmt: skip
 
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
@@ -40,6 +41,7 @@ class Group:
         prefill_ms: time that computing them took.
         last_used: Unix time in seconds.
         n_pinned: number of pinned blocks.
+        pinned_until: Unix time in seconds when the last pin ends; None if one never does, or nothing is pinned.
     """
 
     title: str
@@ -50,10 +52,12 @@ class Group:
     prefill_ms: float
     last_used: float
     n_pinned: int
+    pinned_until: float | None = None
 
     def row(self, now: float) -> tuple[str, ...]:
         """Return a line of a table."""
-        pinned = "" if not self.n_pinned else "pinned" if self.n_pinned == self.n_blocks else "partly pinned"
+        part = "" if self.n_pinned == self.n_blocks else "partly "
+        pinned = part + pin_text(self.pinned_until) if self.n_pinned else ""
         saves = duration_text(self.prefill_ms / 1000)
         return self.title, f"{self.n_tokens:,}", size_text(self.size_bytes), saves, ago(now - self.last_used), pinned
 
@@ -80,6 +84,7 @@ def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Grou
             prefill_ms=sum(block.prefill_ms for block in found),
             last_used=max(block.last_used for block in found),
             n_pinned=sum(block.is_pinned for block in found),
+            pinned_until=_last_end([block.pinned_until for block in found if block.is_pinned]),
         )
         for (known, has_others, is_answers), found in members.items()
     ]
@@ -100,6 +105,83 @@ def _title(known: Sequence[str], titles: Mapping[str, str], has_others: bool, is
     return f"shared: {', '.join(names[:2])}{more}"
 
 
+def pin_text(until: float | None) -> str:
+    """Return "pinned", and until when, in local time."""
+    return "pinned" if until is None else time.strftime("pinned until %Y-%m-%d %H:%M", time.localtime(until))
+
+
+def _last_end(ends: Sequence[float | None]) -> float | None:
+    known = [until for until in ends if until is not None]
+    return max(known) if known and len(known) == len(ends) else None
+
+
+def stats_json(found: StoreStats, settings: Settings, directory: str) -> dict[str, Any]:
+    """Return what `edge kv stats --json` prints."""
+    names = ("n_blocks", "n_tokens", "size_bytes", "budget_bytes", "index_bytes", "free_bytes", "prefill_ms")
+    limit_gb = settings.kv.max_writes_gb_per_day
+    return {
+        "directory": directory,
+        "is_encrypted": settings.kv.encrypt,
+        **{name: getattr(found, name) for name in names},
+        "written_today_bytes": found.written_bytes,
+        "max_written_bytes": None if limit_gb is None else round(limit_gb * 1e9),
+        "max_age_days": settings.kv.max_age_days,
+        "models": [
+            {
+                "fingerprint": model,
+                "name": found.names.get(model),
+                "namespace": namespace,
+                "n_blocks": n_blocks,
+                "size_bytes": n_bytes,
+                "budget_gb": _model_budget(settings, found.names.get(model)),
+            }
+            for model, namespace, n_blocks, n_bytes in found.spaces
+        ],
+    }
+
+
+def stats_rows(found: StoreStats, settings: Settings, directory: str) -> list[tuple[str, str]]:
+    """Return the table of `edge kv stats`."""
+    kv = settings.kv
+    share = found.size_bytes / found.budget_bytes if found.budget_bytes else 0.0
+    written = size_text(found.written_bytes)
+    if kv.max_writes_gb_per_day is not None:
+        most = kv.max_writes_gb_per_day * 1e9
+        written += f" of at most {size_text(most)} (kv.max_writes_gb_per_day)"
+        if found.written_bytes >= most / 2:
+            written += "; only what is reused is stored until tomorrow (UTC)" if found.written_bytes < most else ", used up"
+    age = "until its space is needed (kv.max_age_days)"
+    if kv.max_age_days is not None:
+        age = f"{kv.max_age_days:g} days after its last use (kv.max_age_days)"
+    rows = [
+        ("directory", directory),
+        ("stored", f"{found.n_tokens:,} tokens in {found.n_blocks:,} blocks"),
+        ("size", f"{size_text(found.size_bytes)}, {share:.0%} of the budget of {size_text(found.budget_bytes)} (kv.budget_gb)"),
+        ("kept", age),
+        ("written today", written),
+        ("index", size_text(found.index_bytes)),
+        ("saves", duration_text(found.prefill_ms / 1000)),
+        (
+            "free on that disk",
+            f"{size_text(found.free_bytes)}, of which {size_text(kv.min_free_gb * 1e9)} stay free (kv.min_free_gb)",
+        ),
+        ("encrypted", "yes" if kv.encrypt else "no (kv.encrypt)"),
+    ]
+    for model, namespace, n_blocks, n_bytes in found.spaces:
+        name = found.names.get(model)
+        budget_gb = _model_budget(settings, name)
+        most_text = "" if budget_gb is None else f" of at most {size_text(budget_gb * 1e9)}"
+        title = f"model {name} ({model[:8]})" if name else f"model {model[:8]}"
+        rows.append(
+            (title + (f", {namespace}" if namespace else ""), f"{size_text(n_bytes)}{most_text} in {n_blocks:,} blocks")
+        )
+    return rows
+
+
+def _model_budget(settings: Settings, name: str | None) -> float | None:
+    return settings.kv.model_budgets_gb.get(name or "", settings.kv.model_budget_gb)
+
+
 def _short(title: str) -> str:
     line = " ".join(title.split()) or "no title"
     return line if len(line) <= _TITLE_CHARS else line[: _TITLE_CHARS - 1] + "…"
@@ -111,7 +193,7 @@ def block_rows(blocks: Sequence[BlockInfo], now: float) -> list[tuple[str, ...]]
         (
             block.key[:12], f"{block.start:,}", f"{block.n_tokens:,}", size_text(block.size_bytes),
             duration_text(block.prefill_ms / 1000), ago(now - block.last_used), block.origin, ", ".join(block.owners) or "-",
-            "pinned" if block.is_pinned else "",
+            pin_text(block.pinned_until) if block.is_pinned else "",
         )
         for block in blocks
     ]  # fmt: skip

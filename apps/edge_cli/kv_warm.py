@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import examples
-from edge_cli.options import json_option, model_options, require_exclusive, settings_from
+from edge_cli.options import days_option, json_option, model_options, require_exclusive, settings_from
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -40,6 +41,7 @@ _EXAMPLES = examples(
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--conversation", metavar="ID", shell_complete=complete_conversation, help="Prefill that conversation, too.")
 @click.option("--name", metavar="NAME", help="Name in edge kv ls, unpin and forget. Default: the names of the files.")
+@days_option
 @click.option("--no-pin", is_flag=True, help="Store it, but let it be evicted like everything else.")
 @json_option
 @pass_app
@@ -51,6 +53,7 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
 
     Ctrl-C keeps what is done by then.
     """
+    require_exclusive(("--days", options["days"]), ("--no-pin", options["no_pin"]))
     require_exclusive(("--conversation", options["conversation"]), ("--system", options["system"]))
     settings = settings_from(app, options)
     text, documents = _read(files, options)
@@ -70,13 +73,15 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
                 "n_stored": n_stored,
                 "size_bytes": size_bytes,
                 "is_pinned": not options["no_pin"],
+                "days": options["days"],
                 "is_complete": not is_interrupted,
             }
         )
     else:
         for notice in reply.notices:
             output.note(notice)
-        state = "stored" if options["no_pin"] else "stored and pinned"
+        days = "" if options["days"] is None else f" for {options['days']:g} days"
+        state = "stored" if options["no_pin"] else f"stored and pinned{days}"
         if is_interrupted:
             output.note(f"Interrupted: {n_stored:,} tokens are {state}. The same command goes on from there.")
         else:
@@ -150,7 +155,7 @@ def _prefill(
 
 
 def _stored(app: App, settings: Settings, options: dict[str, Any], name: str) -> tuple[int, int]:
-    """Return how many tokens are stored of it, and their bytes."""
+    """Return how many tokens are stored of it, and their bytes. Their pins get their end."""
     from edge.kv.records import WARM_OWNER
 
     with app.blocks(settings) as store:
@@ -160,4 +165,8 @@ def _stored(app: App, settings: Settings, options: dict[str, Any], name: str) ->
         else:
             owner = WARM_OWNER + name
         blocks = store.ls(owner=owner)
+        if options["days"] is not None:
+            for block in blocks:
+                store.pin(bytes.fromhex(block.key), time.time() + options["days"] * 86_400)
+            store.flush(60.0)
     return sum(block.n_tokens for block in blocks), sum(block.size_bytes for block in blocks)

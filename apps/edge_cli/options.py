@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge_cli.app import App
 
-__all__ = ["json_option", "model_options", "require_exclusive", "sampling_options", "settings_from"]
+__all__ = ["days_option", "json_option", "model_options", "require_exclusive", "sampling_options", "settings_from"]
 
+_MAX_DAYS = 36_500
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Option -> the settings it sets. Values go through the same checks as those of the settings file.
@@ -63,6 +64,17 @@ _SAMPLING = [
     click.option("-n", "--max-tokens", metavar="N", help="Longest answer; auto is as long as the model likes."),
     click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before this text; may be repeated."),
 ]
+
+
+def days_option(function: Function) -> Function:
+    """Add `--days`, for pins that end."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+        if value is None or 0 < value <= _MAX_DAYS:  # click's own range lets NaN pass
+            return value
+        raise click.BadParameter(f"{value:g} is not a number of days above 0, {_MAX_DAYS:,} at most.", ctx, param)
+
+    return click.option("--days", type=float, callback=check, metavar="N", help="Pin it for N days only, from now.")(function)
 
 
 def json_option(function: Function) -> Function:

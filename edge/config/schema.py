@@ -167,6 +167,10 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         enabled: use it. Otherwise conversations are prefilled again after a restart.
         budget_gb: the most it may take of the disk, in GB (10^9 bytes).
         min_free_gb: space that it leaves free on the disk, in GB.
+        max_age_days: delete what was not used for so many days; None never does.
+        model_budget_gb: the most that the blocks of one model may take, in GB; None is as much as the whole.
+        model_budgets_gb: the same for models by name; 0 stores nothing of that model.
+        max_writes_gb_per_day: the most that is written on a day, in GB, to spare a flash disk; None sets no limit.
         encrypt: encrypt its blocks, which are authenticated either way.
         exact: reuse only what gives the very bits of a run without any cache; slower, see docs/kv.md.
         answers: give the same answer at once to an exact repeat of a request at temperature 0.
@@ -176,6 +180,10 @@ class KVSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     enabled: bool = True
     budget_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 4.0
     min_free_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 2.0
+    max_age_days: Annotated[float, msgspec.Meta(ge=0, le=36500)] | None = None
+    model_budget_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+    model_budgets_gb: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1e9)]] = {}
+    max_writes_gb_per_day: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     encrypt: bool = False
     exact: bool = False
     answers: bool = False

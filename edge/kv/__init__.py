@@ -8,10 +8,12 @@ cache.py        memory and disk together, as the scheduler uses them
 carry.py        blocks between a store and a bundle
 disk.py         block files together with their index
 entries.py      entries of that directory: kinds, permissions, whole files
+expiry.py       pins that end, old blocks, budgets of models
 files.py        the directory of a store
 formats.py      formats of blocks and index, and those of other versions of edge
 index.py        the SQLite index of the blocks
 keys.py         the secret of a store, and the keys derived from it
+limits.py       bytes written today, names of models, ends of pins
 lookup.py       longest stored prefix of a token sequence
 maintenance.py  work on a whole store: scan, verify, forget, clear, list
 open.py         the store of the settings; the fingerprint of a loaded model

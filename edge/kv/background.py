@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
-from edge.kv.disk import Disk
+from edge.kv.disk import EXPIRE_EVERY_S, Disk
 from edge.kv.entries import is_full
+from edge.kv.expiry import expire
 from edge.kv.files import give_way
 from edge.kv.formats import format_suffix
 from edge.kv.index import explain, is_busy, is_damage
@@ -35,6 +36,8 @@ _BATCH_BLOCKS = 64
 _RETRY_BUSY_S = 1.0
 _BUSY_PAUSE_S = 0.05
 _EMPTY_EVERY_S = 5.0
+FIRST_USE_SHARE = 0.5
+"""Share of the day's limit for blocks that nobody has reused yet."""
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class _Work:
 
     batch: list[Pending] = field(default_factory=list)
     touched: dict[tuple[bytes, str], None] = field(default_factory=dict)
-    pins: dict[bytes, bool] = field(default_factory=dict)
+    pins: dict[bytes, tuple[bool, float | None]] = field(default_factory=dict)  # whether, and until when
     released: list[bytes] = field(default_factory=list)
 
 
@@ -82,6 +85,7 @@ class Background:
         self.leased: Counter[bytes] = Counter()
         self.lost: dict[bytes, BlockRef] = {}
         self.n_written = self.n_known = self.n_dropped = self.n_lost = 0
+        self._written = (-1, 0)  # day, and bytes written on it by all processes
         self._open_first()
 
     @property
@@ -103,6 +107,15 @@ class Background:
             self._wants_open = True
             self._wake_thread()
         return self._disk
+
+    def takes(self, n_bytes: int, *, is_reused: bool) -> bool:
+        """Return whether the day's limit allows to write so many bytes more, with those that wait."""
+        most, disk = self._options.max_written_bytes, self._disk
+        if most is None or disk is None or self._is_fork:
+            return True
+        if self._written[0] != disk.limits.day():
+            self._written = disk.limits.day(), disk.limits.written_today()
+        return self._written[1] + self._queued_bytes + n_bytes <= (most if is_reused else most * FIRST_USE_SHARE)
 
     def put(self, pending: Pending) -> bool:
         """Queue a block without waiting; return False if it was dropped."""
@@ -128,13 +141,13 @@ class Background:
                 self._work.touched.update(((key, owner), None) for key in keys)
         self._wake_thread()
 
-    def pin(self, key: bytes, is_pinned: bool) -> None:
-        """Note a pin, to be written after the queue of now."""
+    def pin(self, key: bytes, is_pinned: bool, until: float | None = None) -> None:
+        """Note a pin, to be written after the queue of now. It ends at `until`, in unix seconds, or never."""
         if self._is_fork:
             return
         with self._wake:
             if self._may_try():
-                self._work.pins[key] = is_pinned
+                self._work.pins[key] = (is_pinned, until)
         self._wake_thread()
 
     def lease(self, key: bytes) -> None:
@@ -299,7 +312,7 @@ class Background:
         except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self.fail(error)
             return
-        if disk.needs_scan:
+        if disk.needs_scan or disk.wants_expiry:
             self._wake_thread()
 
     def _may_try(self) -> bool:
@@ -311,7 +324,8 @@ class Background:
             return True
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self._problem is None
-        wants = needs_scan or self._wants_drop or self._wants_log
+        wants_expiry = self._disk is not None and self._problem is None and self._disk.wants_expiry
+        wants = needs_scan or wants_expiry or self._wants_drop or self._wants_log
         return self._may_try() and bool(self._queue or work.pins or work.released or wants)
 
     def _has_work(self) -> bool:
@@ -346,7 +360,9 @@ class Background:
 
     def _pause_s(self) -> float | None:
         """Return the longest pause of the thread without work."""
-        return _EMPTY_EVERY_S if self._disk is not None and self._disk.needs_emptying and self._may_try() else None
+        if self._disk is None or not self._may_try():
+            return None
+        return _EMPTY_EVERY_S if self._disk.needs_emptying else EXPIRE_EVERY_S
 
     def _take_batch(self) -> list[Pending]:
         batch: list[Pending] = []
@@ -410,6 +426,8 @@ class Background:
         self._problem = None
         if disk.needs_scan and not self._queue:
             _log.debug("KV store scanned: %s", scan(disk, lambda: self._write_between(disk)))
+        if disk.wants_expiry and not self._queue:
+            _log.debug("%d KV blocks were too old", expire(disk, lambda: self._write_between(disk)))
         if disk.needs_emptying:
             disk.empty_log()
         if disk.index.log_bytes() > self._options.log_bytes:
@@ -420,6 +438,8 @@ class Background:
         if not batch:
             return
         report = disk.write(batch, self.leased.copy())
+        if self._options.max_written_bytes is not None:
+            self._written = disk.limits.day(), disk.limits.written_today()
         with self._wake:
             self._unwritten.difference_update(pending.key for pending in batch)
             batch.clear()
@@ -444,10 +464,11 @@ class Background:
         with disk.index.write() as change:
             for key, owner in work.touched:
                 change.touch([key], owner)
-            for key, is_pinned in work.pins.items():
+            for key, (is_pinned, _) in work.pins.items():
                 change.pin(key, is_pinned)
             for key in work.released:
                 change.lease(disk.files.live_id, key, -1)
+        disk.limits.set_ends((key, until) for key, (_, until) in work.pins.items())
 
     def _ensure_open(self) -> Disk:
         disk = self._disk

@@ -345,9 +345,13 @@ class KVCache:
         if end - start < least:
             return
         tokens = tree.tokens(slot.seq_id, start)
-        for size in self._block_sizes(start, end, slot.boundaries):
+        n_reused = slot.n_found if 0 < slot.n_found < end else 0
+        boundaries = sorted({*slot.boundaries, n_reused}) if not store.takes(0, is_reused=False) else slot.boundaries
+        for size in self._block_sizes(start, end, boundaries):
             if size < least and start + size == end:
                 return  # later tokens will fill it
+            if not store.takes(0, is_reused=_is_reused(slot, start + size)):
+                return  # as much as is allowed was written today: perhaps once it is used again
             payload = self._backend.export_kv(slot.seq_id, start, start + size)
             parent = self._put(store, slot, parent, start, tokens[:size], payload)
             if parent is None:
@@ -364,7 +368,7 @@ class KVCache:
 
     def _store_state(self, store: BlockStore, slot: Slot) -> None:
         tree, end = self._slots.tree, slot.n_tokens
-        if end < _MIN_STORE_TOKENS or end > tree.length(slot.seq_id):
+        if end < _MIN_STORE_TOKENS or end > tree.length(slot.seq_id) or not store.takes(0, is_reused=_is_reused(slot, end)):
             return
         start, parent = self._stored_end(store, slot)
         if end == start:
@@ -401,6 +405,7 @@ class KVCache:
         return store.put(
             parent, tokens, payload, fingerprint=self._model, namespace=self._slots.tree.namespace(slot.seq_id), start=start,
             prefill_ms=self._ms_per_token * len(tokens), origin=origin, owner=slot.owner or None,
+            is_reused=_is_reused(slot, start + len(tokens)),
         )  # fmt: skip
 
     def _block_sizes(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
@@ -416,6 +421,11 @@ class KVCache:
 def _is_stored(slot: Slot) -> bool:
     """Return whether what the turn of a slot computes goes to the disk."""
     return slot.hint in ("disk", "keep")
+
+
+def _is_reused(slot: Slot, end: int) -> bool:
+    """Return whether all tokens before a position were reused by the turn of a slot, or are to be kept in any case."""
+    return slot.hint == "keep" or end <= slot.n_found
 
 
 def _read_ahead(store: BlockStore, refs: Sequence[BlockRef]) -> Iterator[tuple[BlockRef, memoryview | None]]:

@@ -7,7 +7,7 @@ the scan drops; never a wrong block, since files are written under another name 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from edge.kv.files import StoreFiles
 from edge.kv.formats import OtherFormats, format_suffix
 from edge.kv.index import Index
 from edge.kv.keys import TOKEN_BYTES, entry_bytes
+from edge.kv.limits import Limits
 from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
 from edge.kv.records import BlockRef, Match, Pending
@@ -25,9 +26,10 @@ from edge.kv.rows import Change, disk_bytes
 from edge.kv.uses import Uses, current_uses, pins_of
 from edge.units import size_text
 
-__all__ = ["Disk", "WriteReport"]
+__all__ = ["EXPIRE_EVERY_S", "Disk", "WriteReport"]
 
 _SCAN_EVERY_S = 7 * 24 * 3600.0
+EXPIRE_EVERY_S = 600.0
 _AT_A_TIME = 8
 """Files removed in one transaction, before others get their turn."""
 
@@ -50,12 +52,13 @@ class Disk:
         distrusted: a damaged index file, to be replaced.
 
     Attributes:
-        files, index, uses, others: the parts of the directory.
+        files, index, uses, others, limits: the parts of the directory.
         needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
             or more than the options allow.
         needs_check: the totals of the index were not compared with its blocks yet.
         needs_emptying: the log of the index still holds rows that were deleted for good.
         n_evicted: blocks that this object evicted.
+        expired_at: when it last looked for old blocks, as the options' timer says.
         shortage: why the last `make_room` failed, if other files take the space; or "".
 
     Raises:
@@ -74,6 +77,8 @@ class Disk:
         self.keys = self.files.keys
         self.uses = Uses(self.files)
         self.others = OtherFormats(directory, suffix)
+        self.limits = Limits(directory, options)
+        self.expired_at = float("-inf")
         try:
             with self.files.opening():
                 self.index = Index(
@@ -147,9 +152,14 @@ class Disk:
                     shortage = self.shortage
                     continue  # and `_publish` skips those that follow it
                 need += disk_bytes(pending.size_bytes)
+                if not self.limits.reserve(disk_bytes(pending.size_bytes), self.options.max_written_bytes):
+                    continue
                 header, pieces = seal_block(self.keys, pending, encrypted=self.options.encrypt)
                 drafts.append((header, pending.root, self.files.write(pieces)))
-            n_written = self._publish(drafts, known, stay) if drafts or known else 0
+            published = self._publish(drafts, known, stay) if drafts or known else []
+            unused = sum(disk_bytes(header.file_bytes) for header, _, _ in drafts if header.key not in published)
+            self.limits.reserve(-unused, None)
+            n_written = len(published)
         finally:
             for _, _, draft in drafts:
                 self.files.discard(draft)
@@ -284,8 +294,16 @@ class Disk:
 
     def close(self) -> None:
         """Close it. May be called twice."""
+        self.limits.close()
         self.index.close()
         self.files.close()
+
+    @property
+    def wants_expiry(self) -> bool:
+        """It is time to look for old blocks and pins that end; see expiry.py."""
+        options = self.options
+        has_limits = options.max_age_s is not None or options.has_model_budgets or self.limits.has_ends
+        return has_limits and options.timer() >= self.expired_at + EXPIRE_EVERY_S
 
     @property
     def _budget_bytes(self) -> int:
@@ -322,6 +340,45 @@ class Disk:
         self.n_evicted += 1
         return victim[1]
 
+    def budget_of(self, model: bytes, names: Mapping[bytes, str]) -> int | None:
+        """Return the disk space that blocks of a model may take; None is as much as the whole."""
+        name = names.get(model)
+        return self.options.model_budgets.get(name or "", self.options.model_budget_bytes)
+
+    def fit_model(
+        self, change: Change, model: bytes, n_bytes: int, stay: Set[bytes], names: Mapping[bytes, str], most: int = 1 << 30
+    ) -> bool:
+        """Evict blocks of a model until `n_bytes` more fit its budget. Only inside `Index.write`.
+
+        All variants of a model, by KV type or engine, share what its name may take.
+
+        Args:
+            change: of the index.
+            model: fingerprint.
+            n_bytes: of disk, about to be written.
+            stay: keys that are not evicted.
+            names: of the models.
+            most: blocks to evict.
+
+        Returns:
+            True if they fit, or, with 0 bytes, if nothing more can be evicted.
+        """
+        budget = self.budget_of(model, names)
+        if budget is None:
+            return True
+        name = names.get(model)
+        models = [model] if name is None else [key for key, known in names.items() if known == name]
+        over = change.disk_of(models) + n_bytes - budget
+        while over > 0 and n_bytes <= budget and most > 0:
+            victim = change.next_victim(stay, models)
+            if victim is None:
+                return not n_bytes
+            most -= 1
+            self.remove(change, victim[0])
+            self.n_evicted += 1
+            over -= victim[1]
+        return over <= 0
+
     def _fits(self, change: Change, n_bytes: int, stay: Set[bytes]) -> bool:
         """Return whether `n_bytes` more fit the budget, after evicting what is necessary."""
         while change.disk() + n_bytes > self._budget_bytes:
@@ -329,16 +386,22 @@ class Disk:
                 return False
         return True
 
-    def _publish(self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending], protected: Set[bytes]) -> int:
+    def _publish(
+        self, drafts: Sequence[tuple[Header, bytes, Path]], known: Sequence[Pending], protected: Set[bytes]
+    ) -> list[bytes]:
         """Give drafts their names and rows. Other processes may have changed the store since `_wanted` and `make_room`."""
         published: list[bytes] = []
+        names = self.limits.names() if self.options.has_model_budgets else {}
         try:
             with self.index.write() as change:
                 stay = change.leased(self.files.is_live) | protected
                 for header, root, draft in drafts:
                     if change.get(header.key) is None:
                         has_parent = header.start == 0 or change.get(header.parent) is not None
-                        if not has_parent or not self._fits(change, disk_bytes(header.file_bytes), stay):
+                        n_bytes = disk_bytes(header.file_bytes)
+                        if not has_parent or not self.fit_model(change, header.model, n_bytes, stay, names):
+                            continue
+                        if not self._fits(change, n_bytes, stay):
                             continue
                         published.append(header.key)
                         self.files.publish(draft, header.key)
@@ -353,4 +416,4 @@ class Disk:
                 except OSError:
                     self.needs_scan = True  # it indexes the file, once the disk works again
             raise
-        return len(published)
+        return published

@@ -79,7 +79,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
-        indexed, removed = _index_unknown(disk, [header for _, _, header in portion], pinned)
+        indexed, removed = _index_unknown(disk, [(time, header) for time, _, header in portion], pinned)
         n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
     with disk.index.read() as view:
@@ -206,6 +206,7 @@ def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
         space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space"""
     sql += " WHERE ?1 IS NULL" if owner is None else " WHERE block.id IN (SELECT block FROM owner WHERE name = ?1)"
     sql += " ORDER BY block.space, start, block.key"
+    ends = disk.limits.ends() if disk.limits.has_ends else {}
     with disk.index.long_read() as view:
         owners: dict[int, list[str]] = {}
         named = "SELECT name, block FROM owner WHERE ?1 IS NULL ORDER BY name"
@@ -217,7 +218,7 @@ def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
         return [
             BlockInfo(
                 key.hex(), parent.hex(), model.hex(), namespace, tuple(owners.get(block, ())), start, n_tokens, size,
-                prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used,
+                prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used, ends.get(key) if pinned else None,
             )
             for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
                 children, last_used in view.sql.execute(sql, (owner,))
@@ -319,16 +320,17 @@ def _restore_uses(disk: Disk, log: Sequence[Use], last_id: int, should_stop: Cal
     return True
 
 
-def _index_unknown(disk: Disk, headers: Sequence[Header], pinned: Set[bytes]) -> tuple[int, int]:
-    """Index files, and return how many were indexed and how many removed."""
+def _index_unknown(disk: Disk, found: Sequence[tuple[float, Header]], pinned: Set[bytes]) -> tuple[int, int]:
+    """Index files with their times of writing, and return how many were indexed and how many removed."""
     n_indexed = n_removed = 0
     with disk.index.write() as change:
-        for header in headers:
+        for time, header in found:
             if change.get(header.key) is not None or not disk.files.path(header.key).exists():
                 continue
             try:
                 root = disk.keys.root(header.model, header.namespace, encrypted=header.encrypted)
                 change.insert(header, root, pinned=header.key in pinned, is_found=True)
+                change.sql.execute("UPDATE block SET last_used = min(last_used, ?) WHERE key = ?", (time, header.key))
                 n_indexed += 1
             except sqlite3.IntegrityError:  # it claims the tokens of another block
                 disk.files.remove(header.key)

@@ -21,6 +21,7 @@ __all__ = ["forget_conversations", "model_fingerprint", "open_block_store"]
 _log = logging.getLogger("edge.kv")
 _GB = 1_000_000_000
 _MAX_GB = 1e9
+_DAY_S = 86_400.0
 _opened: weakref.WeakSet[BlockStore] = weakref.WeakSet()
 """Stores of this process, whose queues have to be forgotten too."""
 
@@ -35,8 +36,16 @@ def open_block_store(settings: Settings) -> BlockStore:
     from edge.kv.store import BlockStore, StoreOptions
 
     kv = settings.kv
-    budget_bytes, min_free_bytes = _size(kv.budget_gb), _size(kv.min_free_gb)
-    options = StoreOptions(budget_bytes, min_free_bytes, encrypt=kv.encrypt, secret=KEYRING)
+    options = StoreOptions(
+        _size(kv.budget_gb),
+        _size(kv.min_free_gb),
+        max_age_s=None if kv.max_age_days is None else kv.max_age_days * _DAY_S,
+        model_budget_bytes=None if kv.model_budget_gb is None else _size(kv.model_budget_gb),
+        model_budgets={name: _size(gb) for name, gb in kv.model_budgets_gb.items()},
+        max_written_bytes=None if kv.max_writes_gb_per_day is None else _size(kv.max_writes_gb_per_day),
+        encrypt=kv.encrypt,
+        secret=KEYRING,
+    )
     store = BlockStore(settings.paths.kv_dir, options)
     _opened.add(store)
     return store

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from edge.kv.keys import Secret
 
@@ -18,6 +18,11 @@ class StoreOptions:
     Attributes:
         budget_bytes: most disk that block files may take. The index comes on top, about 1.5 kB a block.
         min_free_bytes: free disk space that the store never takes, and gives back by evicting.
+        max_age_s: blocks that nobody used for so long are deleted; None sets no limit.
+        model_budget_bytes: most disk that the blocks of one model may take; None sets no limit.
+        model_budgets: the same for models by name.
+        max_written_bytes: most that may be written on a day (UTC), by all processes; None sets no limit. From half of it on
+            only blocks are written that were reused already.
         encrypt: encrypt new blocks and remove plain ones. Blocks are authenticated either way.
         secret: 32 bytes stored elsewhere; None stores random ones in a private file of the directory; KEYRING also looks in
             the operating system's keyring, and puts the secret of a new store that encrypts there.
@@ -32,11 +37,15 @@ class StoreOptions:
         open_timeout_s: longest wait for another process that opens the store.
         log_bytes: size of the index's log that starts a checkpoint.
         clock: unix seconds; for people and the time of the next scan, never for the order of eviction.
-        timer: monotonic seconds; for `retry_s`.
+        timer: monotonic seconds; for `retry_s` and the pauses between two looks for old blocks.
     """
 
     budget_bytes: int
     min_free_bytes: int = 1 << 30
+    max_age_s: float | None = None
+    model_budget_bytes: int | None = None
+    model_budgets: Mapping[str, int] = field(default_factory=dict)
+    max_written_bytes: int | None = None
     encrypt: bool = False
     secret: Secret = None
     sync: bool = True
@@ -49,3 +58,8 @@ class StoreOptions:
     log_bytes: int = 4 << 20
     clock: Callable[[], float] = time.time
     timer: Callable[[], float] = time.monotonic
+
+    @property
+    def has_model_budgets(self) -> bool:
+        """Return whether a model has a budget of its own."""
+        return self.model_budget_bytes is not None or bool(self.model_budgets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.kv.blocks import NewBlock
@@ -128,7 +128,7 @@ class ImportReport:
 
 @dataclass(frozen=True, slots=True)
 class BlockInfo:
-    """One block as `BlockStore.ls` lists it. Sizes in bytes, `last_used` in unix seconds."""
+    """One block as `BlockStore.ls` lists it. Sizes in bytes, `last_used` and `pinned_until` in unix seconds."""
 
     key: str
     parent: str
@@ -144,6 +144,7 @@ class BlockInfo:
     is_pinned: bool
     n_children: int
     last_used: float
+    pinned_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,8 @@ class StoreStats:
         n_dropped: blocks given to `put` and not stored: queue full, disk failed, no room, or no parent.
         n_evicted: blocks evicted by this process.
         n_lost: blocks that this process found damaged or missing.
+        written_bytes: bytes of block files written today (UTC) by all processes.
+        names: names of models by fingerprint in hexadecimal, as far as they are known.
     """
 
     n_blocks: int
@@ -181,6 +184,8 @@ class StoreStats:
     n_dropped: int
     n_evicted: int
     n_lost: int
+    written_bytes: int
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,7 @@ class GcReport:
         n_missing: blocks dropped because their file or their parent was gone.
         n_evicted: blocks evicted to keep the budget and the free space.
         n_foreign: entries that are not edge's; left alone, and not counted against the budget.
+        n_expired: blocks that were too old, or beyond the budget of their model.
     """
 
     n_indexed: int = 0
@@ -209,6 +215,7 @@ class GcReport:
     n_missing: int = 0
     n_evicted: int = 0
     n_foreign: int = 0
+    n_expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple
 
 from edge.kv.blocks import Header
@@ -76,6 +76,10 @@ CONTRADICTIONS = (
 def disk_bytes(size: int) -> int:
     """Return the disk space of a file of `size` bytes."""
     return -(-size // DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
+
+
+def _spaces(models: Sequence[bytes]) -> str:
+    return f"SELECT id FROM space WHERE model IN ({', '.join('?' * len(models))})"  # noqa: S608 (only question marks)
 
 
 _ROW_TYPES = (bytes, bytes, bytes, int, int, float)
@@ -167,6 +171,11 @@ class View:
     def disk(self) -> int:
         """Return the disk space of all blocks, in bytes."""
         return int(self.sql.execute("SELECT disk FROM state").fetchone()[0])
+
+    def disk_of(self, models: Sequence[bytes]) -> int:
+        """Return the disk space of the blocks of these models, in bytes."""
+        sql = f"SELECT total(disk) FROM block WHERE space IN ({_spaces(models)})"  # noqa: S608 (only question marks)
+        return int(self.sql.execute(sql, models).fetchone()[0])
 
     def totals(self) -> tuple[int, int, int, float]:
         """Return blocks, tokens, bytes of disk, milliseconds of prefill."""
@@ -315,9 +324,16 @@ class Change(View):
             key = row[1]
         return found
 
-    def next_victim(self, protected: Set[bytes]) -> tuple[bytes, int] | None:
-        """Return the block to evict next and its bytes of disk: a leaf that is not pinned and not in `protected`."""
-        cursor = self.sql.execute("SELECT key, disk FROM block WHERE children = 0 AND pinned = 0 ORDER BY rank")
+    def next_victim(self, protected: Set[bytes], models: Sequence[bytes] | None = None) -> tuple[bytes, int] | None:
+        """Return the block to evict next and its bytes of disk: a leaf that is not pinned and not in `protected`.
+
+        Args:
+            protected: keys that stay.
+            models: only blocks of these; None is all.
+        """
+        of_models = "" if models is None else f" AND space IN ({_spaces(models)})"
+        sql = f"SELECT key, disk FROM block WHERE children = 0 AND pinned = 0{of_models} ORDER BY rank"  # noqa: S608 (as above)
+        cursor = self.sql.execute(sql, models or ())
         try:
             return next(((key, disk) for key, disk in cursor if key not in protected), None)
         finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
@@ -21,6 +22,7 @@ from edge.kv.blocks import BlockDamaged, pack_tokens
 from edge.kv.carry import add_blocks, plain_blocks
 from edge.kv.disk import Disk
 from edge.kv.entries import is_transient
+from edge.kv.expiry import expire
 from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
 from edge.kv.maintenance import (
@@ -161,6 +163,7 @@ class BlockStore:
         prefill_ms: float = 0.0,
         origin: str = "prefill",
         owner: str | None = None,
+        is_reused: bool = True,
     ) -> bytes | None:
         """Queue a block to be written in the background. Never waits for the disk.
 
@@ -174,10 +177,12 @@ class BlockStore:
             prefill_ms: time that computing it took; blocks that save more per byte stay longer.
             origin: "prefill" or "decode".
             owner: who uses it, for `forget`; usually a conversation's id.
+            is_reused: it was used more than once, or is wanted; see `StoreOptions.max_written_bytes`.
 
         Returns:
             Its key, the parent of what follows; also if it is stored already. None if it was dropped (the store is off, the
-            queue is full, `parent` is None and `start` is not 0): then nothing after it can be stored.
+            queue is full, the day's limit is reached, `parent` is None and `start` is not 0): then nothing after it can be
+            stored.
 
         Raises:
             UsageError: a block cannot hold one of the arguments.
@@ -201,7 +206,14 @@ class BlockStore:
         if parent is None and start > 0:
             self._background.n_dropped += 1
             return None
+        if not self.takes(pending.size_bytes, is_reused=is_reused) and not self.has(pending.key):
+            self._background.n_dropped += 1
+            return None
         return pending.key if self._background.put(pending) else None
+
+    def takes(self, n_bytes: int, *, is_reused: bool = True) -> bool:
+        """Return whether the day's limit allows to write so many bytes more; see `StoreOptions.max_written_bytes`."""
+        return self._background.takes(n_bytes, is_reused=is_reused)
 
     def touch(self, keys: Iterable[bytes], *, owner: str | None = None) -> None:
         """Note a use of blocks. Written in the background, many at a time.
@@ -236,9 +248,20 @@ class BlockStore:
         finally:
             self._background.release(key, is_noted=is_noted)
 
-    def pin(self, key: bytes) -> None:
-        """Never evict a block and its ancestors. Holds once it is written, in all processes, until `unpin`."""
-        self._background.pin(key, True)
+    def pin(self, key: bytes, until: float | None = None) -> None:
+        """Never evict a block and its ancestors. Holds once it is written, in all processes, until `unpin`.
+
+        Args:
+            key: of the block.
+            until: when the pin ends, in unix seconds; None is never.
+        """
+        self._background.pin(key, True, until)
+
+    def name_model(self, fingerprint: bytes, name: str) -> None:
+        """Note the name of a model, by which its budget and `stats` know it."""
+        disk = self._background.disk
+        if disk is not None:
+            disk.limits.name_model(fingerprint, name)
 
     def unpin(self, key: bytes) -> None:
         """Allow a block to be evicted again."""
@@ -290,7 +313,8 @@ class BlockStore:
             return StoreStats(
                 n_blocks, n_tokens, size, self.options.budget_bytes, disk.index.file_bytes(), disk.files.free_bytes(),
                 prefill_ms, view.spaces(), background.n_queued(), background.n_written, background.n_known,
-                background.n_dropped, disk.n_evicted, background.n_lost,
+                background.n_dropped, disk.n_evicted, background.n_lost, disk.limits.written_today(),
+                {key.hex(): name for key, name in disk.limits.names().items()},
             )  # fmt: skip
 
     def ls(self, *, owner: str | None = None) -> list[BlockInfo]:
@@ -351,7 +375,8 @@ class BlockStore:
         """
         with self._maintained() as disk:
             self._settle()
-            return scan(disk)
+            report = scan(disk)
+            return replace(report, n_expired=expire(disk))
 
     def clear(self) -> int:
         """Delete every block, pinned or not, and return how many there were.

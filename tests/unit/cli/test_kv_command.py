@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,11 @@ def test_stats(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
     figures = json.loads(call("kv", "stats", "--json").out)
     assert (figures["n_blocks"], figures["n_tokens"], figures["prefill_ms"]) == (8, 40, 8000.0)
     assert figures["directory"] == str(blocks.directory) and not figures["is_encrypted"]
-    assert figures["models"] == [{"fingerprint": MODEL.hex(), "namespace": "", "n_blocks": 8, "size_bytes": 8 * 4096}]
+    assert figures["models"] == [
+        {
+            "fingerprint": MODEL.hex(), "name": None, "namespace": "", "n_blocks": 8, "size_bytes": 8 * 4096, "budget_gb": None,
+        }
+    ]  # fmt: skip
     text = call("kv", "stats").out
     assert "40 tokens in 8 blocks" in text and "8.00 s" in text and MODEL.hex()[:8] in text
 
@@ -147,7 +152,9 @@ def test_pin_a_conversation_or_a_block(call: Call, two: tuple[str, str], blocks:
     assert {block.key for block in blocks.ls() if block.is_pinned} == {block.key for block in blocks.ls(owner=ann)}
     assert call("kv", "unpin", ann).code == 0 and not any(block.is_pinned for block in blocks.ls())
     key = max(blocks.ls(owner=bob), key=lambda block: block.start).key
-    assert json.loads(call("kv", "pin", key[:16], "--json").out) == {"keys": [key], "is_pinned": True}
+    assert json.loads(call("kv", "pin", key[:16], "--json").out) == {
+        "keys": [key], "is_pinned": True, "pinned_until": None,
+    }  # fmt: skip
     assert [block.key for block in blocks.ls() if block.is_pinned] == [key]
     for target in ("0" * 16, "nobody"):
         assert call("kv", "pin", target).code == 2
@@ -265,3 +272,44 @@ def test_a_slot_is_imported_into_its_namespace(call: Call, monkeypatch: pytest.M
         assert said in result.err
     found = json.loads(call("kv", "import-slot", "a.bin", "--json", app=app_with(MODEL)).out)
     assert (found["namespace"], found["text"], found["tokens"], found["n_tokens"]) == ("slot-1", "hi!", 3, 3)
+
+
+def test_pins_may_end(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    ann, _ = two
+    result = call("kv", "pin", ann, "--days", "3")
+    assert (result.code, "pinned until 20" in result.err) == (0, True)
+    groups = {group["title"]: group for group in json.loads(call("kv", "ls", "--json").out)}
+    ends = {group["pinned_until"] for title, group in groups.items() if "Ann" in title}
+    assert all(abs(until - time.time() - 3 * 86_400) < 600 for until in ends)
+    assert "pinned until" in call("kv", "ls").out
+    assert "pinned until" in call("kv", "ls", "--blocks").out
+    assert json.loads(call("kv", "pin", ann, "--json").out)["pinned_until"] is None
+    assert "pinned until" not in call("kv", "ls").out
+    for wrong in ("0", "-1", "nan", "soon"):
+        assert call("kv", "pin", ann, "--days", wrong).code == 2
+
+
+def test_stats_show_the_limits(call: Call, two: tuple[str, str], blocks: BlockStore) -> None:
+    blocks.name_model(MODEL, "tiny")
+    shown = call("kv", "stats").out
+    assert "until its space is needed (kv.max_age_days)" in shown
+    assert "model tiny (" in shown
+    for name, value in (("max_age_days", "30"), ("max_writes_gb_per_day", "0.00002"), ("model_budgets_gb.tiny", "0.5")):
+        assert call("config", "set", f"kv.{name}", value).code == 0
+    shown = call("kv", "stats").out
+    for said in ("30 days after its last use", "of at most 20.0 kB (kv.max_writes_gb_per_day)", "of at most 500.0 MB in"):
+        assert said in shown
+    found = json.loads(call("kv", "stats", "--json").out)
+    assert (found["max_age_days"], found["max_written_bytes"]) == (30, 20_000)
+    assert found["written_today_bytes"] >= 20_000
+    assert {(each["name"], each["budget_gb"]) for each in found["models"]} == {("tiny", 0.5)}
+    assert "as much as is allowed" in call("doctor", app=app_with(None)).out
+    assert call("config", "set", "kv.max_age_days", "-1").code == 2
+    assert call("config", "set", "kv.max_age_days", "auto").code == 0
+
+
+def test_gc_deletes_what_is_too_old(call: Call, two: tuple[str, str]) -> None:
+    call("config", "set", "kv.max_age_days", "0")
+    result = call("kv", "gc")
+    assert result.code == 0
+    assert call("kv", "ls").out == ""

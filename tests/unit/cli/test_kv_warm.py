@@ -162,3 +162,9 @@ def test_a_cache_that_is_off_fails(call: Call, app: App, manual: str) -> None:
     directory.write_text("in the way")
     result = call("kv", "warm", manual, app=app)
     assert (result.code, "cache is off" in result.err) == (1, True)
+
+
+def test_its_pin_may_end(call: Call, app: App, manual: str) -> None:
+    assert "pinned for 7 days" in call("kv", "warm", manual, "--days", "7", app=app).err
+    assert "pinned until" in call("kv", "ls").out
+    assert call("kv", "warm", manual, "--days", "7", "--no-pin", app=app).code == 2
