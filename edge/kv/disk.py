@@ -7,13 +7,14 @@ the scan drops; never a wrong block, since files are written under another name 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
 from edge.kv.entries import is_transient
+from edge.kv.expiry import fit_model
 from edge.kv.files import StoreFiles
 from edge.kv.formats import OtherFormats, format_suffix
 from edge.kv.index import Index
@@ -340,45 +341,6 @@ class Disk:
         self.n_evicted += 1
         return victim[1]
 
-    def budget_of(self, model: bytes, names: Mapping[bytes, str]) -> int | None:
-        """Return the disk space that blocks of a model may take; None is as much as the whole."""
-        name = names.get(model)
-        return self.options.model_budgets.get(name or "", self.options.model_budget_bytes)
-
-    def fit_model(
-        self, change: Change, model: bytes, n_bytes: int, stay: Set[bytes], names: Mapping[bytes, str], most: int = 1 << 30
-    ) -> bool:
-        """Evict blocks of a model until `n_bytes` more fit its budget. Only inside `Index.write`.
-
-        All variants of a model, by KV type or engine, share what its name may take.
-
-        Args:
-            change: of the index.
-            model: fingerprint.
-            n_bytes: of disk, about to be written.
-            stay: keys that are not evicted.
-            names: of the models.
-            most: blocks to evict.
-
-        Returns:
-            True if they fit, or, with 0 bytes, if nothing more can be evicted.
-        """
-        budget = self.budget_of(model, names)
-        if budget is None:
-            return True
-        name = names.get(model)
-        models = [model] if name is None else [key for key, known in names.items() if known == name]
-        over = change.disk_of(models) + n_bytes - budget
-        while over > 0 and n_bytes <= budget and most > 0:
-            victim = change.next_victim(stay, models)
-            if victim is None:
-                return not n_bytes
-            most -= 1
-            self.remove(change, victim[0])
-            self.n_evicted += 1
-            over -= victim[1]
-        return over <= 0
-
     def _fits(self, change: Change, n_bytes: int, stay: Set[bytes]) -> bool:
         """Return whether `n_bytes` more fit the budget, after evicting what is necessary."""
         while change.disk() + n_bytes > self._budget_bytes:
@@ -399,7 +361,7 @@ class Disk:
                     if change.get(header.key) is None:
                         has_parent = header.start == 0 or change.get(header.parent) is not None
                         n_bytes = disk_bytes(header.file_bytes)
-                        if not has_parent or not self.fit_model(change, header.model, n_bytes, stay, names):
+                        if not has_parent or not fit_model(self, change, header.model, n_bytes, stay, names):
                             continue
                         if not self._fits(change, n_bytes, stay):
                             continue

@@ -7,11 +7,14 @@ of their work done.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING
 
-from edge.kv.disk import Disk
 from edge.kv.rows import Change
 
-__all__ = ["expire"]
+if TYPE_CHECKING:
+    from edge.kv.disk import Disk
+
+__all__ = ["expire", "fit_model"]
 
 _AT_A_TIME = 32
 """Blocks deleted in one transaction, before others get their turn."""
@@ -45,6 +48,42 @@ def expire(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> int:
     if n_deleted:
         disk.empty_log()  # it still holds the tokens of deleted blocks
     return n_deleted
+
+
+def fit_model(
+    disk: Disk, change: Change, model: bytes, n_bytes: int, stay: Set[bytes], names: Mapping[bytes, str], most: int = 1 << 30
+) -> bool:
+    """Evict blocks of a model until `n_bytes` more fit its budget. Only inside `Index.write`.
+
+    All variants of a model, by KV type or engine, share what its name may take.
+
+    Args:
+        disk: the store.
+        change: of its index.
+        model: fingerprint.
+        n_bytes: of disk, about to be written.
+        stay: keys that are not evicted.
+        names: of the models.
+        most: blocks to evict.
+
+    Returns:
+        True if they fit, or, with 0 bytes, if nothing more can be evicted.
+    """
+    name = names.get(model)
+    budget = disk.options.model_budgets.get(name or "", disk.options.model_budget_bytes)
+    if budget is None:
+        return True
+    models = [model] if name is None else [key for key, known in names.items() if known == name]
+    over = change.disk_of(models) + n_bytes - budget
+    while over > 0 and n_bytes <= budget and most > 0:
+        victim = change.next_victim(stay, models)
+        if victim is None:
+            return not n_bytes
+        most -= 1
+        disk.remove(change, victim[0])
+        disk.n_evicted += 1
+        over -= victim[1]
+    return over <= 0
 
 
 def _delete_old(disk: Disk, now: float, max_age_s: float, should_stop: Callable[[], bool]) -> int:
@@ -85,5 +124,5 @@ def _fit_models(disk: Disk, should_stop: Callable[[], bool]) -> int:
         is_done = False
         while not is_done and not should_stop():
             with disk.index.write() as change:
-                is_done = disk.fit_model(change, model, 0, change.leased(disk.files.is_live), names, _AT_A_TIME)
+                is_done = fit_model(disk, change, model, 0, change.leased(disk.files.is_live), names, _AT_A_TIME)
     return disk.n_evicted - before

@@ -6,10 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
+from edge import loading
 from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.config import load_settings
@@ -148,3 +151,34 @@ def test_an_exact_repeat_is_answered_from_the_store(tmp_path: Path) -> None:
     assert ask("a", replace(GREEDY, max_tokens=2)) == ("a!", False)
     assert ask("b", GREEDY) == ("b! 2", False)
     assert ask("b", GREEDY, n_ctx=2048) == ("b! 2", False), "another window could have ended it elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_open"),
+    [
+        ({}, True),
+        ({"kv.model_budget_gb": 0}, False),
+        ({"kv.model_budget_gb": 0, "kv.model_budgets_gb.tiny": 0.5}, True),
+        ({"kv.model_budgets_gb.tiny": 0}, False),
+        ({"kv.model_budgets_gb.other": 0}, True),
+    ],
+)
+def test_nothing_is_stored_of_a_model_whose_budget_is_nothing(tmp_path: Path, flags: dict[str, object], is_open: bool) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"weights")
+    plan: Any = SimpleNamespace(artifact=replace(artifact(path), name="tiny"))
+    settings = load_settings(flags)
+    disk = loading._open_disk(settings, plan, FakeBackend(), loading._stamps(plan.artifact))
+    assert (disk is not None) == is_open
+    if disk is not None:
+        assert disk.blocks.stats().names == {disk.model.hex(): "tiny"}
+        assert disk.blocks.options.model_budget_bytes == (0 if "kv.model_budget_gb" in flags else None)
+        disk.blocks.close()
+
+
+def test_settings_become_limits_of_the_store() -> None:
+    flags = {"kv.max_age_days": 2, "kv.max_writes_gb_per_day": 0.5, "kv.model_budgets_gb.a.b": 0.25}
+    with open_block_store(load_settings(flags)) as store:
+        options = store.options
+        assert (options.max_age_s, options.max_written_bytes) == (172_800, 500_000_000)
+        assert options.model_budgets == {"a.b": 250_000_000}
