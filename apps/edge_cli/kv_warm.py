@@ -30,7 +30,7 @@ _POLL_S = 0.1
 _EXAMPLES = examples(
     "edge kv warm manual.md faq.md",
     'edge kv warm --system "Answer from the manual." manual.md -m smollm2-135m',
-    "cat prompt.txt | edge kv warm - --name prompt",
+    "edge kv warm --name prompt < prompt.txt",
     "edge kv warm --conversation 01jbx3k9",
 )
 
@@ -42,14 +42,15 @@ _EXAMPLES = examples(
 @click.option("--conversation", metavar="ID", shell_complete=complete_conversation, help="Prefill that conversation, too.")
 @click.option("--name", metavar="NAME", help="Name in edge kv ls, unpin and forget. Default: the names of the files.")
 @days_option
+@click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("--no-pin", is_flag=True, help="Store it, but let it be evicted like everything else.")
 @json_option
 @pass_app
 def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
     """Process a prompt ahead and pin it in the cache, so that messages that begin with it are answered sooner.
 
-    A FILE is a document, as in edge run -f; "-" is the beginning of the message, from stdin. Everything counts: the same
-    model, system prompt, files and order are found again, in edge run, edge chat and Python, also after a restart.
+    A FILE is a document, as in edge run -f; stdin is the beginning of the message. Everything counts: the same model, system
+    prompt, files and order are found again, in edge run, edge chat and Python, also after a restart.
 
     Ctrl-C keeps what is done by then.
     """
@@ -57,7 +58,7 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
     require_exclusive(("--conversation", options["conversation"]), ("--system", options["system"]))
     settings = settings_from(app, options)
     text, documents = _read(files, options)
-    name = options["name"] or " ".join(path.name for path in files if str(path) != "-") or ("stdin" if text else "system")
+    name = options["name"] or " ".join(document.name for document in documents) or ("stdin" if text else "system")
     reply, is_interrupted = _prefill(app, settings, text, documents, name, options)
     usage = reply.usage
     n_stored, size_bytes = _stored(app, settings, options, name)
@@ -94,20 +95,17 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
 
 
 def _read(files: Sequence[Path], options: dict[str, Any]) -> tuple[str, list[Attachment]]:
-    """Return the text at stdin, if asked for, and the documents.
+    """Return the beginning of the message, from stdin, and the documents.
 
     Raises:
         UsageError: there is nothing to prefill, or a file is not text.
     """
-    from edge.conversation import Attachment
     from edge.errors import UsageError
-    from edge_cli.prompt import read_file, read_stdin
+    from edge_cli.prompt import read_prompt
 
-    is_nothing = not files and options["system"] is None and options["conversation"] is None
-    wants_stdin = Path("-") in files or (is_nothing and sys.stdin is not None and not output.is_terminal(sys.stdin))
-    documents = [Attachment(path.name, read_file(path)) for path in files if path != Path("-")]
-    text = read_stdin(is_chatty=output.is_terminal(sys.stderr)).strip("\r\n") if wants_stdin else ""
-    if is_nothing and not text.strip():
+    is_chatty = output.is_terminal(sys.stderr)
+    text, documents = read_prompt((), files, use_stdin=not options["no_stdin"], is_chatty=is_chatty, needs_text=False)
+    if not text.strip() and not documents and options["system"] is None and options["conversation"] is None:
         raise UsageError("There is nothing to process ahead.", "Name a file, or give --system or --conversation.")
     return text, documents
 

@@ -17,7 +17,7 @@ from edge_cli.streams import read_bytes
 if TYPE_CHECKING:
     from edge.conversation import Attachment
 
-__all__ = ["read_file", "read_prompt", "read_stdin"]
+__all__ = ["read_prompt"]
 
 MAX_INPUT_BYTES = 64 << 20
 """More than any context window holds. Reading stops there, so that `edge run < /dev/zero` ends."""
@@ -28,7 +28,7 @@ _STDIN = Path("-")
 
 
 def read_prompt(
-    words: Sequence[str], files: Sequence[Path], *, use_stdin: bool, is_chatty: bool
+    words: Sequence[str], files: Sequence[Path], *, use_stdin: bool, is_chatty: bool, needs_text: bool = True
 ) -> tuple[str, list[Attachment]]:
     """Return the text of the message and its attachments.
 
@@ -39,6 +39,7 @@ def read_prompt(
         files: texts to attach; "-" is stdin.
         use_stdin: read a pipe or file at stdin.
         is_chatty: say so while waiting for stdin.
+        needs_text: refuse a message without text.
 
     Raises:
         UsageError: there is no text, or a file is not text or cannot be read.
@@ -53,28 +54,23 @@ def read_prompt(
     if (wants_stdin and attaches_stdin) or list(files).count(_STDIN) > 1:
         raise UsageError("stdin cannot be read twice.", 'For example: cat notes.txt | edge run -f - "Summarise"')
     attachments = [
-        Attachment("stdin", read_stdin(is_chatty=is_chatty)) if path == _STDIN else Attachment(path.name, read_file(path))
+        Attachment("stdin", _read_stdin(is_chatty=is_chatty)) if path == _STDIN else Attachment(path.name, _read_file(path))
         for path in files
     ]
     use_stdin = use_stdin and not attaches_stdin and sys.stdin is not None and not output.is_terminal(sys.stdin)
     if wants_stdin or use_stdin:
-        piped = read_stdin(is_chatty=is_chatty)
+        piped = _read_stdin(is_chatty=is_chatty)
         if piped.strip() and prompt:
             attachments.append(Attachment("stdin", piped))
         elif not prompt:
             prompt = piped.strip("\r\n")
-    if not prompt.strip():
+    if needs_text and not prompt.strip():
         said = "There is no question about the attachments" if attachments else "There is no prompt"
         raise UsageError(f"{said}: no words were given, and stdin is empty or a terminal.", _EXAMPLE)
     return prompt, attachments
 
 
-def read_stdin(*, is_chatty: bool) -> str:
-    """Return the text at stdin.
-
-    Raises:
-        UsageError: it is not text, too large, or cannot be read.
-    """
+def _read_stdin(*, is_chatty: bool) -> str:
     if sys.stdin is None:
         return ""
     reminder = threading.Timer(
@@ -92,12 +88,7 @@ def read_stdin(*, is_chatty: bool) -> str:
     return _text(data, "stdin")
 
 
-def read_file(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        UsageError: it is not text, too large, or cannot be read.
-    """
+def _read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return _text(file.read(MAX_INPUT_BYTES + 1), str(path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.names import CACHE_HINTS
 from edge.units import duration_text, size_text
 from edge_cli import markdown, output
 from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
@@ -66,6 +67,9 @@ EXAMPLES = examples(
     shell_complete=complete_conversation,
     help="Continue that conversation, and save this turn.",
 )
+@click.option(
+    "--cache", type=click.Choice(CACHE_HINTS), help="Where its KV cache stays: nowhere, in memory, on disk, pinned there."
+)
 @click.option("--stats", is_flag=True, help="Print time to first token, speed and cache reuse.")
 @click.option("-v", "--verbose", is_flag=True, help="Report waiting for stdin even if stderr is not a terminal.")
 @pass_app
@@ -99,7 +103,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             status.clear()
             _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
-        reply = stack.enter_context(conversation.send(text, attachments=attachments))
+        reply = stack.enter_context(conversation.send(text, attachments=attachments, cache=options["cache"]))
         answer = _answer(options)
         _show(reply, status, answer)
         notices = [*assistant.notices, *reply.notices, *_why_truncated(reply, assistant, settings)]

@@ -70,7 +70,7 @@ def test_what_it_says_as_json(call: Call, app: App, manual: str) -> None:
 
 def test_stdin_is_the_beginning_of_the_message(call: Call, app: App) -> None:
     text = b"Translate every word of what follows into French, and leave out nothing at all: "
-    for number, arguments in enumerate((["-", "--name", "French"], [])):
+    for number, arguments in enumerate((["--name", "French"], [])):
         text += str(number).encode()
         assert call("kv", "warm", *arguments, app=app, stdin=text).code == 0
         assert restored(call, app, stdin=text + b"hello") > 70
@@ -132,6 +132,8 @@ def test_ctrl_c_keeps_what_is_done(call: Call, manual: str, monkeypatch: pytest.
     [
         ([], "nothing to process ahead"),
         (["missing.md"], "cannot be read"),
+        (["-", "-"], "cannot be read twice"),
+        (["--no-stdin"], "nothing to process ahead"),
         (["--conversation", "a", "--system", "b"], "exclude each other"),
         (["--system", "x", "-s", "kv.enabled=false"], "turned off"),
     ],
@@ -152,7 +154,7 @@ def test_a_file_that_is_no_text_or_too_long_is_refused(call: Call, app: App, tmp
 
 
 def test_a_short_prompt_is_not_worth_a_file(call: Call, app: App) -> None:
-    result = call("kv", "warm", "-", app=app, stdin=b"x")
+    result = call("kv", "warm", app=app, stdin=b"x")
     assert (result.code, "not worth a file" in result.err) == (0, True)
 
 
@@ -168,3 +170,19 @@ def test_its_pin_may_end(call: Call, app: App, manual: str) -> None:
     assert "pinned for 7 days" in call("kv", "warm", manual, "--days", "7", app=app).err
     assert "pinned until" in call("kv", "ls").out
     assert call("kv", "warm", manual, "--days", "7", "--no-pin", app=app).code == 2
+
+
+def test_a_document_may_come_from_stdin(call: Call, app: App) -> None:
+    text = b"Apples are red, and pears are green. " * 10
+    assert call("kv", "warm", "-", app=app, stdin=text).code == 0
+    assert restored(call, app, "-f", "-", "Which are red?", stdin=text) > 350
+    assert "warm:stdin" in call("kv", "ls").out
+
+
+@pytest.mark.parametrize("cache", ["off", "memory", "disk", "keep"])
+def test_run_says_where_the_cache_of_a_prompt_stays(call: Call, app: App, cache: str) -> None:
+    assert call("run", "--cache", cache, "Tell me about the apples and pears in the garden.", app=app).code == 0
+    blocks = json.loads(call("kv", "ls", "--blocks", "--json").out)
+    assert bool(blocks) == (cache in ("disk", "keep"))
+    assert all(block["is_pinned"] == (cache == "keep") for block in blocks)
+    assert call("run", "--cache", "keep", "-s", "kv.enabled=false", "hi", app=app).code == 2
