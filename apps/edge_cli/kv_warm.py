@@ -128,7 +128,8 @@ def _prefill(
         )
         status.close()
         if ai.kv_fingerprint is None:
-            raise UsageError("This model or engine does not use the on-disk KV cache.", "See edge run --explain.")
+            hint = "Its budget is 0 (kv.model_budgets_gb), or its engine cannot."
+            raise UsageError("Nothing is stored on the disk for this model.", hint)
         if ai.disk_problem is not None:
             raise StorageError(f"The on-disk KV cache is off: {ai.disk_problem}.", "See edge doctor.")
         if options["conversation"]:

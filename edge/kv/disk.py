@@ -145,6 +145,7 @@ class Disk:
         """
         wanted, known, n_dropped = self._wanted(batch)
         stay = {*protected, *(pending.parent for pending in wanted)}
+        limit, n_reserved = self.options.max_written_bytes, 0
         need, shortage = 0, ""
         drafts: list[tuple[Header, bytes, Path]] = []
         try:
@@ -153,13 +154,14 @@ class Disk:
                     shortage = self.shortage
                     continue  # and `_publish` skips those that follow it
                 need += disk_bytes(pending.size_bytes)
-                if not self.limits.reserve(disk_bytes(pending.size_bytes), self.options.max_written_bytes):
+                if limit is not None and not self.limits.reserve(disk_bytes(pending.size_bytes), limit):
                     continue
+                n_reserved += 0 if limit is None else disk_bytes(pending.size_bytes)
                 header, pieces = seal_block(self.keys, pending, encrypted=self.options.encrypt)
                 drafts.append((header, pending.root, self.files.write(pieces)))
             published = self._publish(drafts, known, stay) if drafts or known else []
-            unused = sum(disk_bytes(header.file_bytes) for header, _, _ in drafts if header.key not in published)
-            self.limits.reserve(-unused, None)
+            n_bytes = sum(disk_bytes(header.file_bytes) for header, _, _ in drafts if header.key in published)
+            self.limits.reserve(n_bytes - n_reserved, None)
             n_written = len(published)
         finally:
             for _, _, draft in drafts:

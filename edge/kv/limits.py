@@ -162,7 +162,9 @@ class Limits:
             self._path, timeout=self._options.turn_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # a power cut may cost the counts
+            # A crash in a commit may cost the counts; a journal would cost writes to the disk, which they are to limit.
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("BEGIN IMMEDIATE")
             found = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
