@@ -39,7 +39,9 @@ def info_row(info: ConversationInfo, now: float) -> tuple[str, ...]:
 
 
 def time_text(when: float, now: float) -> str:
-    """Return a local time to the minute, and without the year if that is this one. Both are Unix times in seconds."""
+    """Return a local time to the minute, without the year if that is this one; "-" if it is unknown. In seconds since 1970."""
+    if not when:
+        return "-"
     time = datetime.fromtimestamp(when)
     return f"{time:%m-%d %H:%M}" if time.year == datetime.fromtimestamp(now).year else f"{time:%Y-%m-%d}"
 

@@ -97,19 +97,20 @@ def table_lines(
     rows = [list(headings), *rows] if headings else rows
     widths = [max(cell_width(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     start = len(indent) + sum(widths) + len(gap) * len(widths)
-    # A column too narrow to read, or a table for another program, is not wrapped.
-    room = max(terminal_width(stream) - start, _LEAST_ROOM) if is_terminal(stream) else None
+    room = terminal_width(stream) - start if is_terminal(stream) else None
+    widest = max(cell_width(row[-1]) for row in rows)
+    if room is not None and room < min(widest, _LEAST_ROOM):  # below its row there is more room for the last column
+        start, room = len(indent) + 4, terminal_width(stream) - len(indent) - 4
     lines: list[str] = []
     for number, (*first, last) in enumerate(rows):
         padded = "".join(cell + " " * (width - cell_width(cell)) + gap for cell, width in zip(first, widths, strict=True))
-        texts = wrap(last, room) if room else [last]
+        texts = [indent + padded, *wrap(last, max(room, _LEAST_ROOM))] if room else [indent + padded, last]
         if number == 0 and headings and stream is not None:
-            padded, texts = (
-                paint(padded.rstrip(), "bold", stream) + padded[len(padded.rstrip()) :],
-                [paint(last, "bold", stream)],
-            )
-        lines.append((indent + padded + texts[0]).rstrip())
-        lines += [" " * start + text for text in texts[1:]]
+            texts = [paint(text.rstrip(), "bold", stream) + text[len(text.rstrip()) :] for text in texts]
+        is_beside = cell_width(indent + padded) == start
+        if is_beside:
+            texts[:2] = ["".join(texts[:2])]
+        lines += [texts[0].rstrip(), *(" " * start + text for text in texts[1:])]
     return lines
 
 

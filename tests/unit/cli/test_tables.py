@@ -59,8 +59,18 @@ def test_wide_characters_count_twice_and_are_wrapped(narrow: Callable[..., list[
     assert "".join(lines[1:]).replace(" ", "") == "b" + "一二三四五六七八九十" * 3
 
 
-def test_a_column_without_room_is_not_squeezed(narrow: Callable[..., list[str]]) -> None:
-    assert all(len(line) > 35 for line in narrow([("x" * 35, "some words that need more room than five cells")]))
+def test_a_column_without_room_goes_below_its_row(narrow: Callable[..., list[str]]) -> None:
+    rows = [("n" * 20, "1 GB", "here, and described in many words"), ("b", "2 GB", "there")]
+    assert narrow(rows, ("name", "size", "where it is")) == [
+        "name                  size",
+        "    where it is",
+        "nnnnnnnnnnnnnnnnnnnn  1 GB",
+        "    here, and described in many words",
+        "b                     2 GB",
+        "    there",
+    ]
+    fits = [("n" * 30, "short")]
+    assert narrow(fits) == ["n" * 30 + "  short"]
 
 
 def test_headings_are_bold_on_a_terminal(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:

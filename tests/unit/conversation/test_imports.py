@@ -284,6 +284,8 @@ def test_any_values_anywhere_never_stop_the_import(store: ConversationStore, tmp
         spoiled = spoil(chat(*nodes, conversation_id=f"s{number}"))
         report = import_file(store, write(tmp_path / "c.json", [spoiled, {**SIMPLE, "conversation_id": f"g{number}"}]))
         assert "A chat" in [one.conversation.title for one in report.added]
+        again = import_file(store, tmp_path / "c.json")
+        assert (again.added, again.grown) == ([], [])
     assert store.check() == []
     for info in store.list():
         assert store.export_json(info.id)
