@@ -141,6 +141,7 @@ class Assistant:
         self.notices = [*([template.notice] if template.notice else []), *(plan.notices if plan is not None else [])]
         self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
         self._warming: dict[str, ReplyState] = {}  # by conversation
+        self._claims: dict[str, Callable[[], None]] = {}
         self._freed = threading.Condition()
 
     def conversation(
@@ -490,10 +491,12 @@ class Assistant:
                     raise UsageError(
                         "This conversation is still being answered.", "Wait for the reply, or cancel it, before going on."
                     )
+            self._claims[conversation_id] = self.store.claim(conversation_id)
             self._busy[conversation_id] = None
 
     def _release(self, conversation_id: str) -> None:
         with self._freed:
+            self._claims.pop(conversation_id, lambda: None)()
             self._busy.pop(conversation_id, None)
             self._freed.notify_all()
 

@@ -165,7 +165,7 @@ def _is_quiet(app: ChatApp) -> bool:
         app.has_begun
         and app.host.state.phase in ("ready", "failed")
         and not (controller.busy_ids or controller.is_busy or controller.outbox.departures)
-        and not (chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search)
+        and not (chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search or chat.meter.is_waiting)
         and all(worker.is_finished for worker in app.workers)
     )
     screens = app.screen_stack

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
+    from edge.conversation import Node
     from edge.reply import Reply
 
 __all__ = ["ReplyRun"]
@@ -25,9 +26,10 @@ class ReplyRun:
         start: starts the reply; blocks while the message is saved, so it is called in a thread.
         on_accept: called on the event loop once the message is saved.
         on_end: called on the event loop when the reply has ended, in whatever way.
+        continued: the answer that it continues; None for a new one.
 
     Attributes:
-        text: generated so far.
+        text: generated so far, without the text of the answer that it continues.
         reply: the reply, once started.
         error: why it failed.
         was_accepted: the message that it answers is saved.
@@ -41,8 +43,10 @@ class ReplyRun:
         start: Callable[[], Reply],
         on_accept: Callable[[ReplyRun], None],
         on_end: Callable[[ReplyRun], None],
+        continued: Node | None = None,
     ) -> None:
         self.conversation_id = conversation_id
+        self.continued = continued
         self.text = ""
         self.reply: Reply | None = None
         self.error: EdgeError | None = None
@@ -65,6 +69,12 @@ class ReplyRun:
         if self.text:
             return "decode"
         return "prefill" if self.reply is not None and self.reply.progress[1] else "starting"
+
+    @property
+    def shown(self) -> str:
+        """Return the text of the message so far, half a character at the end of a continued one left out."""
+        before = self.continued.content if self.continued is not None else ""
+        return (before.rstrip("\ufffd") if self.text else before) + self.text
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from edge_chat.wording import Unanswered
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
-    from edge.conversation import Attachment
+    from edge.conversation import Attachment, Node
     from edge.reply import Reply
     from edge.types import Sampling
     from edge_chat.desk import Desk
@@ -103,6 +103,27 @@ class Sending:
                 before=answer.content if answer is not None else None,
             )
 
+    async def resume(self, node_id: int | None = None) -> None:
+        """Continue the last answer, or the one that is given, in the same message.
+
+        Raises:
+            UsageError: it is not an answer, other messages follow it, no model is loaded, or a reply is being generated.
+        """
+        conversation_id = self.idle_conversation()
+        self._assistant()
+        nodes = self._desk.page.nodes if self._desk.page is not None else ()
+        answer = nodes[-1] if nodes else None
+        if answer is not None and node_id not in (None, answer.id):
+            raise UsageError("Other messages follow this one, so it stays as it is.", "/fork copies the conversation up to it.")
+        if answer is None or answer.role != "assistant":
+            raise UsageError("There is no answer to continue.", "/regenerate answers the last message.")
+        async with self._desk.moving:
+            await self._begin(
+                conversation_id,
+                lambda sampling: self._assistant().conversation(conversation_id, sampling=sampling).resume(answer.id),
+                continued=answer,
+            )
+
     async def stop(self) -> bool:
         """Stop the reply, or take back the waiting message. Return whether there was either."""
         waiting = self._outbox.waiting.pop(self._desk.active_id or "", None)
@@ -158,6 +179,7 @@ class Sending:
         start: Callable[[Sampling], Reply],
         message: Outgoing | None = None,
         before: str | None = None,
+        continued: Node | None = None,
     ) -> None:
         await self.drop_failure(conversation_id)
         if message is not None:
@@ -168,6 +190,7 @@ class Sending:
             lambda: start(sampling),
             self._accepted,
             lambda run: self._desk.start(self._ended, run, message, wording.reply_notices(run, sampling, before)),
+            continued,
         )
         self.runs[conversation_id] = run
         if conversation_id == self._desk.active_id:
@@ -178,12 +201,15 @@ class Sending:
     async def _show_run(self, run: ReplyRun) -> None:
         """Put the reply on the screen and keep it up to date there."""
         transcript = self._screen.transcript
-        saved = run.reply.node if run.reply is not None else None
+        saved = run.continued or (run.reply.node if run.reply is not None else None)
         view = transcript.view_of(saved.id) if saved is not None else None
         if view is None:
             assistant = self._app.host.assistant
-            view = MessageView("assistant", run.text, assistant.model_name if assistant is not None else "Assistant")
+            view = MessageView("assistant", run.shown, assistant.model_name if assistant is not None else "Assistant")
             await transcript.add(view)
+        if run.continued is not None:
+            self._notices.pop(run.continued.id, None)  # that it was cut off
+            view.notices = ()
         transcript.anchor()
         self._desk.start(self._update_view, run, view)
 
@@ -199,7 +225,7 @@ class Sending:
                 self._screen.status.show_progress(*figures, run.first_token_s, run.decode_s)
             if run.notices:
                 view.notices = tuple(run.notices)
-            await view.extend(run.text)
+            await view.extend(run.shown)
             self._screen.show_below()
             # A long reply takes longer to lay out, but most of the time must stay free for keys.
             await asyncio.wait([run.task], timeout=max(pause, 2 * (time.perf_counter() - began)))
@@ -229,6 +255,8 @@ class Sending:
         self.runs.pop(conversation_id, None)
         self._outbox.unsaved.pop(conversation_id, None)
         notices = [*run.notices, *notices]
+        if run.continued is not None and run.phase == "done" and not run.text:
+            notices.append("The model has nothing to add.")
         if run.reply is not None and run.reply.node is not None and notices:
             self._notices[run.reply.node.id] = notices
         if run.error is not None:
@@ -238,7 +266,8 @@ class Sending:
             )
             if not is_kept and message is not None:
                 await self._give_back(conversation_id, message)
-            again = ((("r", "regenerate", "Try again"),) if is_kept else ()) + (("m", "model", "Other model"),)
+            once_more = ("r", "continue" if run.continued is not None else "regenerate", "Try again")
+            again = ((once_more,) if is_kept or run.continued is not None else ()) + (("m", "model", "Other model"),)
             title = "The reply broke off" if run.text else "There is no reply"
             self.failures[conversation_id] = ErrorCard(title, run.error, again)
         if conversation_id == self._desk.active_id:
@@ -260,10 +289,13 @@ class Sending:
 
     async def _show_end(self, run: ReplyRun) -> None:
         """Show the reply as saved; remove a reply of which nothing was saved."""
-        view = self._unsaved_view("assistant")
+        continued = run.continued
+        is_new = continued is None
+        transcript = self._screen.transcript
+        view = self._unsaved_view("assistant") if continued is None else transcript.view_of(continued.id)
         if view is not None:
-            if run.text:
-                await view.finish(run.text)
+            if run.text or not is_new:
+                await view.finish(run.shown)
             else:
                 await view.remove()
         try:
@@ -273,7 +305,7 @@ class Sending:
         failure = self.failures.get(run.conversation_id)
         if failure is not None:
             await self._screen.transcript.add(failure)
-        elif not run.text:
+        elif not run.text and is_new:
             await self.show_unanswered("stopped")
 
     async def _give_back(self, conversation_id: str, message: Outgoing) -> None:

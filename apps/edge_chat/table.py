@@ -145,6 +145,14 @@ REGISTRY = Registry(
                 keys="ctrl+r",
             ),
             Command(
+                "continue",
+                "Continue the answer",
+                "Continue an answer that was stopped or cut off, in the same message.",
+                aliases=("resume",),
+                keys="g",
+                scope="message",
+            ),
+            Command(
                 "edit", "Edit a message", "Edit your selected or last message, as a new branch.", keys="e", scope="message"
             ),
             Command(

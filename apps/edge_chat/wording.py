@@ -139,9 +139,13 @@ def reply_notices(run: ReplyRun, sampling: Sampling, before: str | None) -> list
     if reply is not None and reply.finish_reason == "length":
         if sampling.max_tokens is not None and reply.usage.n_generated >= sampling.max_tokens:
             limit = fmt.plural(sampling.max_tokens, "token")
-            notices.append(f"This answer ends at the limit you set, {limit}. /set max_tokens none removes it.")
+            notices.append(
+                f"This answer ends at the limit you set, {limit}. /continue goes on; /set max_tokens none removes the limit."
+            )
         else:
             notices.append("This answer is cut off: the context window is full. /context shows what fills it.")
+    if reply is not None and reply.finish_reason == "repetition":
+        notices.append("/continue goes on; /set max_repeats 0 never stops it.")
     if before is not None and run.text == before and run.phase == "done":
         notices.append(f"This is the same answer as before, because {_why_same(sampling)}.")
     return notices
@@ -182,12 +186,14 @@ def focus_keys(keymap: Keymap, focused: Widget | None) -> list[str]:
 
     write = f"{keymap.display('stop')} write"
     if isinstance(focused, ErrorCard):
-        return [*(f"{key} {label[:1].lower()}{label[1:]}" for key, _, label in focused.actions), write]
+        return [*(f"{key} {label[:1].lower()}{label[1:]}" for key, _, label in focused.actions), "x dismiss", write]
     if isinstance(focused, MessageView):
         names = ["copy", "copy-code" if focused.role == "assistant" else "edit", "regenerate", "fork"]
+        if focused.is_open:
+            names.insert(0, "continue")
         shown = [f"{keymap.display(name)} {name.replace('-', ' ')}" for name in names]
-        if focused.branch is not None:
-            shown.append(f"{keymap.display('branch-previous')}/{keymap.display('branch-next')} branch")
+        if focused.branch is not None:  # first, since the last hints are left out where there is little room
+            shown.insert(0, f"{keymap.display('branch-previous')}/{keymap.display('branch-next')} branch")
         return [*shown, write]
     return [
         f"{keymap.display('send')} send",

@@ -2,6 +2,7 @@
 
 store.py        `ConversationStore`
 reply_saver.py  saves a reply while it is generated
+claims.py       one process answers a conversation at a time
 db.py           the SQLite file: opening, schema, transactions, errors
 tree.py         rows and values: nodes, attachments, search hits
 files.py        Markdown and JSON

@@ -316,6 +316,25 @@ class ConversationStore:
             db.execute(sql, (node_id, time.time(), node.conversation_id))
             return tree.read_node(db, node_id)
 
+    def claim(self, id: str) -> Callable[[], None]:
+        """Claim a conversation for a turn, and return a function that releases it.
+
+        Raises:
+            UsageError: another process, or another store of this one, has claimed it.
+        """
+        from edge.conversation.claims import claim
+
+        release = claim(self.file, id) if self.file is not None else lambda: None
+        if release is None:
+            hint = "Wait for that reply, stop it there, or fork the conversation."
+            raise UsageError("This conversation is being answered in another window.", hint)
+        return release
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection, such as another process, changes the file."""
+        with self._db.read() as db:
+            return int(db.execute("PRAGMA data_version").fetchone()[0])
+
     def node(self, node_id: int) -> Node:
         """Return one message.
 

@@ -74,6 +74,12 @@ async def regenerate(screen: ChatScreen, argument: str) -> None:
     screen.composer.input.focus()
 
 
+async def continue_answer(screen: ChatScreen, argument: str) -> None:
+    view = screen.chosen_view
+    await screen.controller.sending.resume(view.node_id if view is not None else None)
+    screen.set_focus(screen.composer.input)
+
+
 async def edit(screen: ChatScreen, argument: str) -> None:
     view = _target(screen, "user")
     if view.node_id is None:
@@ -134,6 +140,7 @@ RUNNERS = {
     "copy-code": copy_code,
     "table": table,
     "regenerate": regenerate,
+    "continue": continue_answer,
     "edit": edit,
     "fork": fork,
     "branch": branch_next,

@@ -19,13 +19,15 @@ from edge_chat import wording
 from edge_chat.commands import Completion, parse_slash
 from edge_chat.controller import ChatController
 from edge_chat.keys import bindings
+from edge_chat.meter import Meter
 from edge_chat.outbox import Departure
 from edge_chat.screens.model_view import ModelView
 from edge_chat.screens.recent import Recent
 from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.below import Below
-from edge_chat.widgets.cards import ErrorCard
+from edge_chat.widgets.cards import ErrorCard, LoadErrorCard
+from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.empty import EmptyState
 from edge_chat.widgets.message import MessageView
@@ -71,7 +73,10 @@ class ChatScreen(ChatView):
         self._draft_timer: Timer | None = None
         self._model_view = ModelView(app, self)
         self._recent = Recent(self.controller)
+        self.meter = Meter(self)
         self._is_polling = False
+        self._data_version = 0
+        self._listed: object = None
 
     def compose(self) -> ComposeResult:
         settings = self.app.settings.chat
@@ -96,6 +101,7 @@ class ChatScreen(ChatView):
     def on_mount(self) -> None:
         """Be ready for typing before anything is read from the disk."""
         self.composer.complain("")
+        self.composer.show_size("")
         self.composer.show_mode("")
         self.composer.input.cursor_blink = self.sidebar.search.cursor_blink = self.app.blinks
         self._show_hints()
@@ -123,12 +129,16 @@ class ChatScreen(ChatView):
     def _poll(self) -> None:
         """Look for what another process has added, and for a change of the engine's limits."""
         self._model_view.show_limits()
-        if self.app.has_begun and self.app.app_focus and self.controller.page is not None and not self._is_polling:
+        if self.app.has_begun and self.app.app_focus and not self._is_polling:
             self._is_polling = True
             self.run_guarded(self._catch_up)
 
     async def _catch_up(self) -> None:
         try:
+            version = await self.app.library.run(lambda store: store.data_version())
+            if version != self._data_version:
+                self._data_version = version
+                self.refresh_sidebar()
             await self.controller.catch_up()
         finally:
             self._is_polling = False
@@ -138,6 +148,8 @@ class ChatScreen(ChatView):
         self._model_view.update()
         state = self.app.host.state
         if state.phase == "ready":
+            self.meter.touch()
+            self.run_guarded(self.meter.measure_page)
             self.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
             self.controller.sending.model_failed()
@@ -247,6 +259,7 @@ class ChatScreen(ChatView):
     def _draft_changed(self, event: Composer.Changed) -> None:
         event.stop()
         self._recent.mark(self.composer.text)
+        self.meter.touch()
         if self._draft_timer is not None:
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft))
@@ -271,17 +284,33 @@ class ChatScreen(ChatView):
         event.stop()
         if event.command == "reload-model":
             self.app.load_model(self.app.host.state.wanted)
-        elif event.command == "dismiss-error":
-            await self._model_view.dismiss_error()
-            self.composer.input.focus()
         else:
             await self.action_command(event.command)
+
+    @on(ErrorCard.Dismissed)
+    async def _card_dismissed(self, event: ErrorCard.Dismissed) -> None:
+        event.stop()
+        self.set_focus(self.composer.input)
+        if isinstance(event.card, LoadErrorCard):
+            await self._model_view.dismiss_error()
+        elif self.controller.active_id is not None:
+            await self.controller.sending.drop_failure(self.controller.active_id)
 
     @on(MessageView.BranchClicked)
     def _branch_clicked(self, event: MessageView.BranchClicked) -> None:
         event.stop()
         if event.view.node_id is not None:
             self.run_guarded(self.controller.step_branch, event.view.node_id, event.step)
+
+    @on(Chip.Opened)
+    def _chip_opened(self, event: Chip.Opened) -> None:
+        from edge.conversation.tree import fence_for
+
+        event.stop()
+        attachment = event.chip.attachment
+        fence = fence_for(attachment.text)
+        text = f"{fence}\n{attachment.text}\n{fence}"
+        self.run_guarded(self.read_page, fmt.one_line(fmt.clean(attachment.name), 60), text)
 
     @on(Transcript.EarlierWanted)
     async def _earlier_wanted(self, event: Transcript.EarlierWanted) -> None:
@@ -325,12 +354,17 @@ class ChatScreen(ChatView):
 
     async def _fill_sidebar(self, text: str) -> None:
         if text:
+            self._listed = None
             hits = await self.app.library.run(lambda store: store.search(text))
             self.sidebar.show_hits(hits, text, now=self.app.clock())
             return
         infos = await self.app.library.run(lambda store: store.list())
         active = self.controller.active_id
         listed = [info for info in infos if info.n_messages or info.draft or info.id == active]
+        state = (listed, active, self.controller.busy_ids, fmt.day_group(0.0, self.app.clock()), self.app.is_plain)
+        if state == self._listed:
+            return
+        self._listed = state
         self.sidebar.show_conversations(listed, active=active, busy=self.controller.busy_ids, now=self.app.clock())
 
     @on(Sidebar.SearchWanted)
@@ -373,8 +407,10 @@ class ChatScreen(ChatView):
                 values = StatusValues().with_record(node.record)
                 break
         self.status.change(**{name: getattr(values, name) for name in OF_A_REPLY})
+        self.run_guarded(self.meter.measure_page)
         mode = f"Editing an earlier message; sending makes a new branch. {self.app.keymap.display('stop')} cancels."
         self.composer.show_mode(mode if self.controller.editing is not None else "")
+        self.transcript.mark_edited(self.controller.editing)
         self.activity_changed()
 
     def title_changed(self) -> None:

@@ -80,10 +80,9 @@ class ModelView:
         async with self._card_lock:
             await transcript.query_children(LoadErrorCard).remove()
             if error is not None:
-                actions = [("r", "reload-model", "Try again"), ("m", "model", "Other model")]
+                actions = (("r", "reload-model", "Try again"), ("m", "model", "Other model"))
                 title = f"{wording.short_name(self._host.state.wanted)} could not be loaded"
                 if self._host.assistant is not None:
                     title += f"; {self._host.assistant.model_name} is still in use"
-                    actions.append(("x", "dismiss-error", "Dismiss"))
-                await transcript.mount(LoadErrorCard(title, error, tuple(actions), hint=wording.chat_hint(error.hint)))
+                await transcript.mount(LoadErrorCard(title, error, actions, hint=wording.chat_hint(error.hint)))
                 transcript.scroll_end(animate=False)

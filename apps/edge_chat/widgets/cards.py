@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
@@ -15,6 +16,8 @@ from edge.errors import EdgeError
 from edge_chat import format as fmt
 
 __all__ = ["ErrorCard", "LoadErrorCard", "WaitingCard"]
+
+_DISMISS = "dismiss"
 
 
 class ErrorCard(Vertical, can_focus=True):
@@ -28,6 +31,7 @@ class ErrorCard(Vertical, can_focus=True):
     """
 
     FOCUS_ON_CLICK: ClassVar[bool] = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("x,delete", "dismiss", "Dismiss", show=False)]
 
     @dataclass
     class Chosen(Message):
@@ -44,15 +48,23 @@ class ErrorCard(Vertical, can_focus=True):
         for key, command, label in actions:
             self._bindings.bind(key, f"choose({command!r})", label, show=False)
 
+    @dataclass
+    class Dismissed(Message):
+        """The user has read it."""
+
+        card: ErrorCard
+
     def compose(self) -> ComposeResult:
         yield Static(Content.assemble(("Error: ", "bold $text-error"), (self.title_text, "bold")), classes="error-title")
         yield Static(Content(fmt.clean(self.error.message)))
         if self.hint:
             yield Static(Content(fmt.clean(self.hint)), classes="error-hint")
-        if self.actions:
-            with Horizontal(classes="error-actions"):
-                for key, command, label in self.actions:
-                    yield Button(f"{label} ({key})", name=command, compact=True)
+        with Horizontal(classes="error-actions"):
+            for key, command, label in (*self.actions, ("x", _DISMISS, "Dismiss")):
+                yield Button(f"{label} ({key})", name=command, compact=True)
+
+    def action_dismiss(self) -> None:
+        self.post_message(self.Dismissed(self))
 
     def copy(self) -> ErrorCard:
         """Return a new card with the same content, since a removed widget cannot be mounted again."""
@@ -60,7 +72,10 @@ class ErrorCard(Vertical, can_focus=True):
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         event.stop()
-        self.action_choose(event.button.name or "")
+        if event.button.name == _DISMISS:
+            self.action_dismiss()
+        else:
+            self.action_choose(event.button.name or "")
 
     def action_choose(self, command: str) -> None:
         self.post_message(self.Chosen(command))

@@ -1,4 +1,4 @@
-"""An attachment of the message being written."""
+"""An attachment of the message being written: its name, lines and tokens; Enter shows its text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Chip(Static, can_focus=True):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("delete,backspace,x", "remove", "Remove the attachment", show=False),
-        Binding("escape,enter", "leave", "Back to the text", show=False),
+        Binding("enter", "open", "Show the text", show=False),
+        Binding("escape", "leave", "Back to the text", show=False),
     ]
 
     @dataclass
@@ -34,16 +35,35 @@ class Chip(Static, can_focus=True):
 
         chip: Chip
 
+    @dataclass
+    class Opened(Message):
+        """The text should be shown."""
+
+        chip: Chip
+
     class Left(Message):
         """The focus should go back to the text."""
 
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
-        name = fmt.one_line(fmt.clean(attachment.name), 40)
-        size = size_text(len(attachment.text.encode()))
+        super().__init__(self._label(None), classes="chip")
+        self.tooltip = "Enter shows its text, Delete removes it"
+
+    def show_tokens(self, n_tokens: int | None) -> None:
+        """Show how many tokens it has; None while that is not known."""
+        self.update(self._label(n_tokens))
+
+    def _label(self, n_tokens: int | None) -> Content:
+        text = self.attachment.text
+        size = [fmt.plural(len(text.splitlines()), "line")]
+        size.append(size_text(len(text.encode())) if n_tokens is None else f"~{n_tokens:,} tokens")
+        name = Style.from_meta({"@click": "open"})
         remove = Style.from_meta({"@click": "remove"})
-        super().__init__(Content.assemble(f"{name} ", (size, "$foreground 70%"), (" ×", remove)), classes="chip")
-        self.tooltip = "Delete removes this attachment"
+        shown = fmt.one_line(fmt.clean(self.attachment.name), 40)
+        return Content.assemble((f"{shown} ", name), (", ".join(size), "$foreground 70%"), (" ×", remove))
+
+    def action_open(self) -> None:
+        self.post_message(self.Opened(self))
 
     def action_remove(self) -> None:
         self.post_message(self.Removed(self))

@@ -140,6 +140,7 @@ class Composer(Vertical):
         self._attachment_bytes = attachment_bytes
         self._files = att.FileIndex(cwd)
         self._attachments: list[Attachment] = []
+        self._tokens: Mapping[str, int] = {}
         self._complained = ""  # a text of which was said that a file is missing
         self._dismissed = ""
         self._proposed_for = ""
@@ -149,6 +150,7 @@ class Composer(Vertical):
     def compose(self) -> ComposeResult:
         yield CompletionPopup()
         yield Static("", id="complaint", markup=False)
+        yield Static("", id="size", markup=False)
         yield Static("", id="mode", markup=False)
         yield Horizontal(id="chips")
         yield Static("Your message:", id="composer-label", markup=False)
@@ -201,6 +203,18 @@ class Composer(Vertical):
         line = self.query_one("#mode", Static)
         line.display = bool(text)
         line.update(text)
+
+    def show_size(self, text: str) -> None:
+        """Show that the message is too long; "" if it is not."""
+        line = self.query_one("#size", Static)
+        line.display = bool(text)
+        line.update(text)
+
+    def show_tokens(self, tokens: Mapping[str, int]) -> None:
+        """Show the tokens of the attachments, by name."""
+        self._tokens = tokens
+        for chip in self.query(Chip):
+            chip.show_tokens(tokens.get(chip.attachment.name))
 
     def show_hints(self, text: str) -> None:
         """Show key hints below the text."""
@@ -375,6 +389,7 @@ class Composer(Vertical):
         chips = self.query_one("#chips", Horizontal)
         await chips.remove_children()
         await chips.mount_all([Chip(attachment) for attachment in self._attachments])
+        self.show_tokens(self._tokens)
         chips.display = bool(self._attachments)
 
     def _before_cursor(self) -> str:

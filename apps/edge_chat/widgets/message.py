@@ -51,6 +51,12 @@ class MessageView(Vertical, can_focus=True):
     model_before: reactive[str] = reactive("", init=False)
     """Name of the model that gave the reply before, if another one gave this one."""
 
+    is_open: reactive[bool] = reactive(False, init=False)
+    """An answer that was stopped or cut off, with nothing below it: it can be continued."""
+
+    is_edited: reactive[bool] = reactive(False, init=False)
+    """The composer has another version of this message."""
+
     notices: reactive[tuple[str, ...]] = reactive((), init=False)
     """Return what the user should know about this reply."""
 
@@ -82,7 +88,8 @@ class MessageView(Vertical, can_focus=True):
         """Become the view of a saved message; the text is already shown."""
         self.node_id = node.id
         self.attachments = node.attachments
-        self.set_reactive(MessageView.state, _STATUS_TEXT.get(node.status, ""))
+        is_cut = node.status == "complete" and node.record.get("finish_reason") == "length"
+        self.set_reactive(MessageView.state, "cut off" if is_cut else _STATUS_TEXT.get(node.status, ""))
         if self.is_mounted:
             self._show_head()
 
@@ -177,6 +184,13 @@ class MessageView(Vertical, can_focus=True):
     def watch_branch(self) -> None:
         self._show_head()
 
+    def watch_is_open(self) -> None:
+        self._show_head()
+
+    def watch_is_edited(self) -> None:
+        self.set_class(self.is_edited, "-edited")
+        self._show_head()
+
     def watch_has_focus(self, focused: bool) -> None:
         """Mark the selected message, not by colour alone."""
         super().watch_has_focus(focused)
@@ -208,8 +222,11 @@ class MessageView(Vertical, can_focus=True):
                     (f" {number}/{total} ", "$foreground 70%"),
                     ("›", Style.from_meta({click: "branch(1)"}) + Style(bold=True)),
                 ]
-        if self.state:
-            parts.append((f"  ({self.state})" if is_plain else f"  {self.state}", "$text-warning"))
+        state = f"{self.state} · /continue goes on" if self.is_open and self.state else self.state
+        if self.is_edited:
+            state = "being edited below"
+        if state:
+            parts.append((f"  ({state.replace(' · ', ', ')})" if is_plain else f"  {state}", "$text-warning"))
         return Content.assemble(*parts)
 
     def _attached(self) -> Content:

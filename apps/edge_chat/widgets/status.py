@@ -36,6 +36,7 @@ class StatusValues:
         backend, accelerator: keys of the plan; "" before a model is loaded.
         model: its name.
         used, total: tokens of the context window.
+        draft: tokens of the message being written; is_draft_too_long: no window is large enough for it.
         first_token_ms, tokens_per_s: of the last reply; 0 if unknown.
         n_reused, n_prompt: tokens of the last prompt from the KV cache, and all its tokens.
         n_restored: reused tokens from the disk; saved_ms: the computing time that saved.
@@ -52,6 +53,8 @@ class StatusValues:
     model: str = ""
     used: int = 0
     total: int = 0
+    draft: int = 0
+    is_draft_too_long: bool = False
     first_token_ms: float = 0.0
     tokens_per_s: float = 0.0
     n_reused: int = 0
@@ -74,9 +77,13 @@ class StatusValues:
             (6, engine),
             (3, self.model),
         ]
+        if self.is_draft_too_long:
+            parts.append((1, f"this message: ~{self.draft:,} tokens, too long"))
         if self.total:
             used = min(self.used, self.total)  # the answer may be older than a smaller window
-            parts.append((4, f"context {used:,}/{self.total:,} ({round(100 * used / self.total)} %)"))
+            draft = 0 if self.is_draft_too_long else self.draft
+            share = round(100 * min(used + draft, self.total) / self.total)
+            parts.append((4, f"context {used:,}{f' + {draft:,}' if draft else ''}/{self.total:,} ({share} %)"))
         if self.has_reply:
             parts.append((5, fmt.rate(self.tokens_per_s) if self.tokens_per_s else ""))
             parts.append((7, f"first token {duration_text(self.first_token_ms / 1000)}" if self.first_token_ms else ""))

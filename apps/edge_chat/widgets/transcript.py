@@ -208,3 +208,12 @@ class Transcript(VerticalScroll, can_focus=False):
             ids = siblings.get(view.node_id or -1, ())
             is_branch = len(ids) > 1 and view.node_id in ids
             view.branch = (ids.index(view.node_id) + 1, len(ids)) if is_branch else None
+        last = self._page.nodes[-1] if self._page is not None and self._page.nodes else None
+        for view in self.views:
+            is_last = last is not None and last.role == "assistant" and view.node_id == last.id
+            view.is_open = is_last and view.state in ("stopped", "failed", "unfinished", "cut off")
+
+    def mark_edited(self, node_id: int | None) -> None:
+        """Mark the message that is being edited; None is none."""
+        for view in self.views:
+            view.is_edited = node_id is not None and view.node_id == node_id

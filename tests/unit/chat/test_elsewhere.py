@@ -11,6 +11,7 @@ from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.types import Message
 from edge_chat.app import ChatApp
+from edge_chat.widgets.cards import ErrorCard
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
@@ -112,3 +113,38 @@ async def test_a_reply_stopped_before_its_first_word_says_so() -> None:
         assert "stopped before its first word" in note(app)
         await say(pilot, "once more")
         assert note(app) == ""
+
+
+async def test_two_windows_that_send_at_once_make_no_branches(tmp_path: Path) -> None:
+    here, there = ConversationStore(tmp_path / "c.db"), ConversationStore(tmp_path / "c.db")
+    app = fake_app(store=here)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "hi")
+        conversation_id = app.chat_screen.controller.active_id
+        with Assistant(FakeBackend(script=lambda message: "From over there.", delay_s=0.2), store=there) as other:
+            reply = other.conversation(conversation_id).send("and now?")
+            await say(pilot, "me too")
+            assert app.chat_screen.composer.text == "me too", "it comes back"
+            card = app.chat_screen.query_one(ErrorCard)
+            assert "being answered in another window" in card.error.message
+            reply.cancel()
+            reply.wait()
+            await eventually(pilot, lambda: texts(app)[2:3] == ["You: and now?"])
+            await pilot.press("enter")
+            await settle(pilot)
+        nodes = here.path(conversation_id or "")
+        assert [node.content for node in nodes if node.role == "user"] == ["hi", "and now?", "me too"]
+        assert here.branches(conversation_id or "") == {}
+
+
+async def test_the_list_shows_what_another_window_adds(tmp_path: Path) -> None:
+    here, there = ConversationStore(tmp_path / "c.db"), ConversationStore(tmp_path / "c.db")
+    app = fake_app(store=here)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        there.append(there.create().id, Message("user", "Whales"), parent=None)
+        listing = app.chat_screen.sidebar.listing
+        await eventually(pilot, lambda: any("Whales" in str(option.prompt) for option in listing.options))
+        there.rename(there.list()[0].id, "Dolphins")
+        await eventually(pilot, lambda: any("Dolphins" in str(option.prompt) for option in listing.options))
