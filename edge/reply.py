@@ -45,6 +45,7 @@ class ReplyState:
     error: EdgeError | None = None
     is_cancelled: bool = False
     is_detached: bool = False
+    is_repeating: bool = False
     n_readers: int = 0
     pieces: list[str] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -148,6 +149,7 @@ class Reply:
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         is_cancelled: whether it was told to stop.
+        is_repeating: it repeats itself, and is stopped as a loop if that goes on; see `Sampling.max_repeats`.
         error: the error that ended it, if one did; iterating or waiting raises it.
     """
 
@@ -204,6 +206,10 @@ class Reply:
     @property
     def is_cancelled(self) -> bool:
         return self._state.is_cancelled
+
+    @property
+    def is_repeating(self) -> bool:
+        return self._state.is_repeating
 
     @property
     def text(self) -> str:

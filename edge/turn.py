@@ -212,6 +212,7 @@ class Turn:
         if isinstance(event, Prefilled):
             self.reply.progress = (event.done, event.total)
             return
+        self.reply.is_repeating = event.is_suspect
         self.reply.write(event.text)
         if self.saver is not None and self.saver.is_due:
             self.saver.save_part(self.reply.text)

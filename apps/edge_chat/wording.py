@@ -81,6 +81,8 @@ def reply_state(run: ReplyRun, keymap: Keymap) -> str:
     if run.phase == "prefill":
         done, total = run.progress
         return f"processing prompt, {done:,} of {total:,} tokens · {stop}"
+    if run.reply is not None and run.reply.is_repeating:
+        return f"repeats itself · {stop}"
     return f"generating · {stop}" if run.phase == "decode" else f"waiting · {stop}"
 
 

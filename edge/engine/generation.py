@@ -39,9 +39,15 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Text that can be shown: whole characters, and no part of a stop text."""
+    """Text that can be shown: whole characters, and no part of a stop text.
+
+    Attributes:
+        text: the text.
+        is_suspect: it may be part of a loop; see `Sampling.max_repeats`.
+    """
 
     text: str
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +232,7 @@ class Generation:
         if text:
             self.is_repeating = self._repetition.feed(text) or self.is_repeating
             self.first_text_at = self.first_text_at or time.perf_counter()
-            self.listener(Decoded(text))
+            self.listener(Decoded(text, self._repetition.is_suspect))
 
 
 def reply_error(error: Exception) -> EdgeError:

@@ -38,10 +38,14 @@ class RepetitionDetector:
 
     Args:
         max_repeats: how often a long passage may come in a row (at least 2); 0 allows everything.
+
+    Attributes:
+        is_suspect: the text ends with at least half of the repeats of a loop.
     """
 
     def __init__(self, max_repeats: int) -> None:
         self._most = max(2, max_repeats) if max_repeats else 0
+        self.is_suspect = False
         self._rest = ""  # the last unit, which may go on
         self._units: list[str] = []
         self._n_unchecked = 0
@@ -63,12 +67,13 @@ class RepetitionDetector:
             if self._n_unchecked == _CHECK_EVERY:
                 self._n_unchecked = 0
                 del self._units[:-_WINDOW]
-                is_loop = is_loop or _ends_in_loop(self._units, self._most)
+                self.is_suspect = _ends_in_loop(self._units, max(2, self._most // 2))
+                is_loop = is_loop or (self.is_suspect and _ends_in_loop(self._units, self._most))
         return is_loop
 
 
 def _ends_in_loop(units: Sequence[str], most: int) -> bool:
-    """Tell if units end with a passage that is repeated more than `most` times, or so often as its kind may be."""
+    """Tell if units end with a passage that comes `most` times in a row, or as often as its kind has to."""
     backwards = units[::-1]
     lengths = _common_lengths(backwards)
     for size in range(1, len(units) // most + 1):

@@ -980,6 +980,7 @@ def test_a_reply_that_only_repeats_itself_is_stopped(make: Callable[..., Assista
     loop = "And then I went home again. " * 400
     conversation = make(script=lambda _: loop, n_ctx=16384).conversation()
     reply = conversation.send("go")
+    assert True in {reply.is_repeating for _ in reply}
     assert 200 < len(reply.wait()) < 2000
     assert reply.finish_reason == "repetition"
     assert reply.notices == ["The reply was stopped, because it only repeats itself."]

@@ -60,7 +60,7 @@ class Chip(Static, can_focus=True):
         name = Style.from_meta({"@click": "open"})
         remove = Style.from_meta({"@click": "remove"})
         shown = fmt.one_line(fmt.clean(self.attachment.name), 40)
-        return Content.assemble((f"{shown} ", name), (", ".join(size), "$foreground 70%"), (" ×", remove))
+        return Content.assemble((shown, name), " ", (", ".join(size), "$foreground 70%"), " ", ("×", remove))
 
     def action_open(self) -> None:
         self.post_message(self.Opened(self))

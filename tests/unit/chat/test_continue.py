@@ -118,6 +118,17 @@ async def test_a_loop_is_stopped_and_says_how_it_goes_on() -> None:
         assert texts(app)[1] == "Fake: " + "And then I went home again. " * 100
 
 
+async def test_a_reply_that_begins_to_repeat_itself_says_so() -> None:
+    app = fake_app(lambda: FakeBackend(n_ctx=16384, script=lambda _: "And then I went home again. " * 100, delay_s=0.005))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settle(pilot)
+        await enter(pilot, "go")
+        await eventually(pilot, lambda: len(heads(app)) > 1 and heads(app)[1] == "Fake  repeats itself · Esc stops")
+        await pilot.press("escape")
+        await settle(pilot)
+        assert heads(app)[1] == "Fake  stopped · /continue goes on"
+
+
 async def test_a_model_that_cannot_be_loaded_can_be_dismissed() -> None:
     def load(model: str, **options: object) -> object:
         from edge.assistant import Assistant
@@ -149,12 +160,15 @@ async def test_the_message_being_edited_is_marked() -> None:
     async with app.run_test(size=(100, 40)) as pilot:
         await settle(pilot)
         await say(pilot, "one")
+        await pilot.press(*"half")
         await pilot.press("ctrl+up", "ctrl+up", "e")
         await settle(pilot)
         assert heads(app)[0] == "You  being edited below"
+        assert app.chat_screen.composer.text == "one"
         await pilot.press("escape")
         await settle(pilot)
         assert heads(app)[0] == "You"
+        assert app.chat_screen.composer.text == "half", "what was being written comes back"
 
 
 async def test_the_hint_for_branches_is_shown_where_there_are_some() -> None:

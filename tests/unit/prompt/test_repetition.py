@@ -82,6 +82,20 @@ def test_more_repeats_may_be_allowed() -> None:
     assert loops_at(text * 10, most=0) is None
 
 
+def test_half_of_a_loop_is_suspect() -> None:
+    text = LOOPS["a sentence"]
+    detector = RepetitionDetector(5)
+    states = []
+    for n in range(0, len(text), 10):
+        is_loop = detector.feed(text[n : n + 10])
+        states.append((detector.is_suspect, is_loop))
+        if is_loop:
+            break
+    assert states[0] == (False, False) and (True, False) in states and states[-1] == (True, True)
+    detector.feed(" ".join(f"word{chr(97 + n % 26)}{n}x" for n in range(200)))
+    assert not detector.is_suspect
+
+
 def test_a_text_that_goes_on_after_its_repeats_is_no_loop_any_more() -> None:
     detector = RepetitionDetector(5)
     assert any([detector.feed(LOOPS["a sentence"]), False])
