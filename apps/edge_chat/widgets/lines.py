@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 from rich.segment import Segment
 from rich.style import Style as RichStyle
 from textual.geometry import Size
@@ -48,6 +51,7 @@ LOOKS = {
     "code-heading": "bold",
     "code-added": "$text-success",
     "code-removed": "$text-error",
+    "found": "$background on $text-warning",
 }
 """Name of a style in a line -> its look, from the colours of the theme."""
 
@@ -65,6 +69,15 @@ class LinesView(Widget):
         super().__init__(classes=classes)
         self._strips: dict[int, tuple[Line, int, Strip]] = {}
         self._styles_of_runs: dict[tuple[str, str, str, str], RichStyle] = {}
+        self._find: Callable[[str], list[tuple[int, int]]] = lambda text: []
+
+    def mark(self, find: Callable[[str], list[tuple[int, int]]]) -> int | None:
+        """Mark what `find` finds in each line, as (start, end). Return the first line with something; None without any."""
+        self._find = find
+        self._strips.clear()
+        self.refresh()
+        lines = self.lines_at(self.size.width) if self.size.width else []
+        return next((y for y, line in enumerate(lines) if find(line.text)), None)
 
     def lines_at(self, width: int) -> list[Line]:
         """Return the lines in a width."""
@@ -121,12 +134,15 @@ class LinesView(Widget):
         fill = self._style_of(Run("", ""), line.fill)
         segments: list[Segment] = []
         position = 0
+        found = self._find(line.text)
         for run in line.runs:
             style = self._style_of(run, line.fill)
-            for text, is_selected in _split(run.text, position, span):
-                shown = style + self.selection_style if is_selected else style
-                segments.append(Segment(text, shown + RichStyle.from_meta({"offset": (position, y)})))
-                position += len(text)
+            for piece, is_found in _split_found(run.text, position, found):
+                look = style + self._look(LOOKS["found"]).rich_style if is_found else style
+                for text, is_selected in _split(piece, position, span):
+                    shown = look + self.selection_style if is_selected else look
+                    segments.append(Segment(text, shown + RichStyle.from_meta({"offset": (position, y)})))
+                    position += len(text)
         strip = Strip(segments)
         if strip.cell_length < width:
             strip = Strip([*segments, Segment(" " * (width - strip.cell_length), fill)], width)
@@ -166,6 +182,14 @@ def _selected(line: Line, start: int, end: int) -> str:
             text += run.copied if is_whole and run.copied is not None else run.text[first:last]
         position += size
     return text
+
+
+def _split_found(text: str, position: int, found: list[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """Split the text of a run at the ends of what was found in its line: (text, was it found)."""
+    cuts = {min(max(edge - position, 0), len(text)) for span in found for edge in span}
+    edges = sorted({0, len(text), *cuts})
+    middle = ((text[a:b], any(start <= position + a < end for start, end in found)) for a, b in pairwise(edges))
+    return [part for part in middle if part[0]]
 
 
 def _split(text: str, position: int, span: tuple[int, int] | None) -> list[tuple[str, bool]]:

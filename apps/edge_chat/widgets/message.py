@@ -136,6 +136,9 @@ class MessageView(Vertical, can_focus=True):
         from edge.conversation.search import find_matches
 
         first: tuple[Widget, int] | None = None
+        for body in self._bodies():
+            line = body.mark(lambda text: find_matches(text, searched))
+            first = (body, line) if line is not None else None
         for part in self.query(Static).exclude(".head, .notice"):
             content = part.content
             if not isinstance(content, Content):

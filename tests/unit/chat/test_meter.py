@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from textual import events
+from textual.widgets import Static
 
 from edge.assistant import Assistant
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge.types import Message
 from edge_chat.app import ChatApp
+from edge_chat.widgets.markdown import ReplyMarkdown
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
@@ -86,8 +88,9 @@ async def test_a_chip_shows_its_text() -> None:
         app.chat_screen.query(".chip").first().focus()
         await pilot.press("enter")
         await eventually(pilot, lambda: app.screen is not app.chat_screen)
-        shown = "\n".join(str(label.render()) for label in app.screen.query("Label, Static"))
-        assert "first line" in shown and "last line" in shown and "pasted text 1" in shown
+        page = app.screen.query_one(ReplyMarkdown)
+        assert page.codes == ["first line\n```\nlast line"]
+        assert str(app.screen.query(".dialog-title").first(Static).render()) == "pasted text 1"
         await pilot.press("escape")
         await settle(pilot)
         assert len(app.chat_screen.composer.attachments) == 1

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from textual.widgets import Static
 
 from edge.conversation import ConversationStore
 from edge.types import Message
@@ -322,9 +321,13 @@ async def test_the_words_found_are_marked_and_on_the_screen() -> None:
         await settle(pilot)
         await pilot.press("ctrl+f", *"hauser", "enter")
         await settle(pilot)
-        shown = [line for line in app.chat_screen.query(Static) if "Häuser" in str(line.content) and line.name]
-        assert shown and app.chat_screen.transcript.region.contains_region(shown[0].region)
-        assert any(span.start == 4 and span.end == 10 for span in shown[0].content.spans)
+        transcript = app.chat_screen.transcript
+        body = transcript.views[-1].markdown
+        line = next(n for n, line in enumerate(body.lines_at(body.size.width)) if "Häuser" in line.text)
+        assert transcript.region.contains_point((body.region.x, body.region.y + line))
+        found = [segment for segment in body.render_line(line) if segment.text == "Häuser"]
+        others = [segment for segment in body.render_line(line) if "stand" in segment.text]
+        assert found and others and found[0].style.bgcolor != others[0].style.bgcolor  # type: ignore[union-attr]
 
 
 async def test_a_new_conversation_ends_the_search() -> None:
