@@ -17,6 +17,7 @@ from edge_cli.group import examples
 from edge_cli.options import json_option
 
 if TYPE_CHECKING:
+    from edge_cli.progress import ConvertProgress
     from edge_convert.facts import Request
     from edge_convert.inputs import Input
     from edge_convert.pipeline import Plan
@@ -152,12 +153,20 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
 
 
 def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
+    """Run a plan and show its results. A card that fails does not hold them back, unless a choice depends on it."""
     from edge_cli.progress import ConvertProgress
     from edge_convert.pipeline import run
 
+    failures: list[EdgeError] = []
+    needs_card = options["gate"] or options["device"]
     try:
         with ConvertProgress() as progress:
-            made = run(plan, progress.report, choose=lambda: _judge(plan, options["gate"], options["device"]))
+            made = run(
+                plan,
+                progress.report,
+                choose=lambda: _judge(plan, options["gate"], options["device"]),
+                on_failure=None if needs_card else lambda step, error: failures.append(error),
+            )
     except KeyboardInterrupt:
         if plan.work.exists():
             output.note(f"Interrupted. Finished steps are kept in {plan.work}: the same command resumes from there.")
@@ -169,11 +178,20 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
             output.note(f"Finished steps are kept in {plan.work} for the next try.")
         raise
     named = convert_names.enter(app, name, made, is_asked=options["name"] is not None)
+    _report(plan, made, progress, name, named, as_json=options["as_json"])
+    if failures:
+        output.note(f"The results in {plan.out} are complete; only their card is missing. To measure them: edge eval")
+        raise failures[0]
+    return 0
+
+
+def _report(plan: Plan, made: list[Path], progress: ConvertProgress, name: str, named: list[str], *, as_json: bool) -> None:
+    """Print the results of a conversion: as JSON, or as a line each, the peak memory and the card."""
     peaks, residents = progress.peak_bytes, progress.resident_bytes
-    if options["as_json"]:
+    if as_json:
         found = {"out": str(plan.out), "artifacts": [str(path) for path in made], "named": named}
         output.json_object({**found, "peak_bytes": peaks, "resident_bytes": residents})
-        return 0
+        return
     for path in made:
         total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         output.line(f"{path}  {size_text(total)}")
@@ -190,7 +208,6 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
 
         output.line()
         print_card(read_card(card))
-    return 0
 
 
 def _judge(plan: Plan, gate: str, device: str | None) -> list[str]:

@@ -7,6 +7,9 @@ facts.py          the request, and what is known of the model before a step has 
 targets.py        the formats that a checkpoint can become, a row each
 architectures.py  known model architectures, and the formats of each
 inputs.py         finds the source of a conversion
+model_config.py   config.json as typed values, checked once for all formats
+rope.py           the rotary embedding in it
+shapes.py         tensors that a model must have
 checkpoint.py     a checkpoint folder, opened and checked
 pipeline.py       runs a plan so that a second run resumes
 step_process.py   runs heavy steps in processes of their own

@@ -1,4 +1,4 @@
-"""Known model architectures: the formats that each can become, and the tensors that it must hold.
+"""Known model architectures: the formats that each can become, the tensors of a layer, and the defaults of its config.json.
 
 docs/convert.md shows this table, and tests/unit/convert proves every cell of it with a tiny random checkpoint.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from edge.errors import ModelFileError
 from edge.names import FORMATS, TITLES, Format
@@ -15,10 +15,8 @@ from edge.names import FORMATS, TITLES, Format
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
-    "expected_tensors",
     "find_architecture",
     "find_gguf_architecture",
-    "is_tied",
     "markdown_table",
 ]
 
@@ -35,8 +33,13 @@ class Architecture:
         formats: that it can become.
         block_tensors: of a layer, without "model.layers.N." and ".weight".
         biased: those with a bias.
-        window_pattern: every n-th layer has full attention, the others a sliding window; llama.cpp takes it for granted.
+        window_pattern: every n-th layer has full attention, the others a sliding window, where config.json does not say.
         n_wide_layers: layers of the variant whose attention is scaled by hidden size / heads; llama.cpp tells it by them.
+        windows: layers that may have a sliding window: "none", "all" of them, the "upper" ones, or by "layer_types".
+        has_attention_bias: attention_bias in config.json gives q, k, v and o a bias.
+        has_even_width: transformers wants a hidden size that is a multiple of the heads.
+        head_dim, n_kv_heads, window, norm_eps, theta, local_theta, caps: transformers' defaults of keys that config.json leaves
+            out; 0 and None are no default of its own.
     """
 
     name: str
@@ -48,15 +51,30 @@ class Architecture:
     biased: tuple[str, ...] = ()
     window_pattern: int = 1
     n_wide_layers: int = 0
+    windows: Literal["none", "all", "upper", "layer_types"] = "none"
+    has_attention_bias: bool = False
+    has_even_width: bool = False
+    head_dim: int = 0
+    n_kv_heads: int = 0
+    window: int | None = None
+    norm_eps: float = 1e-6
+    theta: float = 10_000.0
+    local_theta: float | None = None
+    caps: tuple[tuple[str, float], ...] = ()
 
     @property
     def is_gemma(self) -> bool:
         """True for a Gemma: norms around both halves of a layer, norm weights stored minus one."""
         return self.gguf.startswith("gemma")
 
-    def layer_kinds(self, n_layers: int) -> tuple[str, ...]:
-        """Return the kind of attention of each layer, where a config does not list them."""
-        n = self.window_pattern
+    @property
+    def model_type(self) -> str:
+        """The name of its configuration in transformers."""
+        return "gemma3_text" if self.module == "gemma3" else self.module
+
+    def layer_kinds(self, n_layers: int, period: int | None = None) -> tuple[str, ...]:
+        """Return the kind of attention of each layer, where a config does not list them; `period` replaces window_pattern."""
+        n = period or self.window_pattern
         return tuple("sliding_attention" if (layer + 1) % n else "full_attention" for layer in range(n_layers))
 
 
@@ -72,43 +90,110 @@ _ALL: frozenset[Format] = frozenset(FORMATS)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
-        Architecture("LlamaForCausalLM", "Llama (SmolLM2, TinyLlama, Llama 2 and 3)", "llama", "llama", _ALL, _LLAMA_BLOCK),
-        Architecture("Qwen2ForCausalLM", "Qwen2, Qwen2.5", "qwen2", "qwen2", _ALL, _LLAMA_BLOCK, _SPLIT_ATTENTION[:3]),
-        Architecture("Qwen3ForCausalLM", "Qwen3", "qwen3", "qwen3", _ALL, (*_LLAMA_BLOCK, *_QK_NORMS)),
-        Architecture("MistralForCausalLM", "Mistral", "llama", "mistral", _ALL, _LLAMA_BLOCK),
         Architecture(
-            "Gemma2ForCausalLM", "Gemma 2", "gemma2", "gemma2", _ALL, _GEMMA_BLOCK, window_pattern=2, n_wide_layers=46
+            name="LlamaForCausalLM",
+            title="Llama (SmolLM2, TinyLlama, Llama 2 and 3)",
+            gguf="llama",
+            module="llama",
+            formats=_ALL,
+            block_tensors=_LLAMA_BLOCK,
+            has_attention_bias=True,
+            has_even_width=True,
         ),
         Architecture(
-            "Gemma3ForCausalLM",
-            "Gemma 3 (text)",
-            "gemma3",
-            "gemma3",
-            _ALL,
-            (*_GEMMA_BLOCK, *_QK_NORMS),
+            name="Qwen2ForCausalLM",
+            title="Qwen2, Qwen2.5",
+            gguf="qwen2",
+            module="qwen2",
+            formats=_ALL,
+            block_tensors=_LLAMA_BLOCK,
+            biased=_SPLIT_ATTENTION[:3],
+            windows="upper",
+            n_kv_heads=32,
+            window=4096,
+        ),
+        Architecture(
+            name="Qwen3ForCausalLM",
+            title="Qwen3",
+            gguf="qwen3",
+            module="qwen3",
+            formats=_ALL,
+            block_tensors=(*_LLAMA_BLOCK, *_QK_NORMS),
+            windows="upper",
+            has_attention_bias=True,
+            head_dim=128,
+            n_kv_heads=32,
+            window=4096,
+        ),
+        Architecture(
+            name="MistralForCausalLM",
+            title="Mistral",
+            gguf="llama",
+            module="mistral",
+            formats=_ALL,
+            block_tensors=_LLAMA_BLOCK,
+            windows="all",
+            n_kv_heads=8,
+            window=4096,
+        ),
+        Architecture(
+            name="Gemma2ForCausalLM",
+            title="Gemma 2",
+            gguf="gemma2",
+            module="gemma2",
+            formats=_ALL,
+            block_tensors=_GEMMA_BLOCK,
+            window_pattern=2,
+            n_wide_layers=46,
+            windows="layer_types",
+            has_attention_bias=True,
+            has_even_width=True,
+            head_dim=256,
+            n_kv_heads=4,
+            window=4096,
+            caps=(("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)),
+        ),
+        Architecture(
+            name="Gemma3ForCausalLM",
+            title="Gemma 3 (text)",
+            gguf="gemma3",
+            module="gemma3",
+            formats=_ALL,
+            block_tensors=(*_GEMMA_BLOCK, *_QK_NORMS),
             window_pattern=6,
             n_wide_layers=62,
+            windows="layer_types",
+            has_attention_bias=True,
+            has_even_width=True,
+            head_dim=256,
+            n_kv_heads=4,
+            window=4096,
+            theta=1_000_000.0,
+            local_theta=10_000.0,
         ),
         Architecture(
-            "Phi3ForCausalLM",
-            "Phi-3, Phi-4",
-            "phi3",
-            "phi3",
-            _ALL,
-            ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", *_NORMS),
+            name="Phi3ForCausalLM",
+            title="Phi-3, Phi-4",
+            gguf="phi3",
+            module="phi3",
+            formats=_ALL,
+            block_tensors=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", *_NORMS),
+            windows="all",
+            n_kv_heads=32,
+            norm_eps=1e-5,
         ),
     )
 }
 """Class name in config.json -> architecture."""
 
-_NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_RUNS = "edge runs most other models as GGUF: look for a repository of that model whose name ends in -GGUF."
 
 
 def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     """Return the architecture that the config.json of a checkpoint names.
 
     Raises:
-        ModelFileError: it names none or an unknown one, is already quantised, or lacks a size.
+        ModelFileError: it names none or an unknown one, or is already quantised.
     """
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
@@ -116,17 +201,23 @@ def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     if name is None:
         raise ModelFileError(f"{where}: config.json names no architecture.", f"Known are: {known}.")
     if name not in ARCHITECTURES:
-        raise ModelFileError(f"{where} is a {name}, an architecture that edge does not convert.", f"Known are: {known}.")
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
         raise ModelFileError(
-            f"{where} is already quantised ({method}).", "Convert the checkpoint that it was made from, in 16 or 32 bits."
+            f"{where} is a {name[:80]}, an architecture that edge does not convert.", f"Known are: {known}. {_RUNS}"
         )
-    for key in _NUMBERS:
-        value = config.get(key)
-        if type(value) is not int or value < 1:
-            raise ModelFileError(f"{where}: config.json has no usable {key} ({value!r}).", "Download the checkpoint again.")
-    return ARCHITECTURES[name]
+    quantised = config.get("quantization_config")
+    if quantised:  # null, false and an empty table say that it is not
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise ModelFileError(
+            f"{where} is already quantised ({str(method)[:40]}).",
+            "Convert the checkpoint that it was made from, in 16 or 32 bits.",
+        )
+    architecture, kind = ARCHITECTURES[name], config.get("model_type")
+    if kind is not None and kind != architecture.model_type:
+        raise ModelFileError(
+            f"{where}: config.json names the architecture {name}, and {str(kind)[:40]!r} as its model_type.",
+            f"Download the checkpoint again, or correct config.json: that of a {name} is {architecture.model_type}.",
+        )
+    return architecture
 
 
 def find_gguf_architecture(name: str, where: str) -> Architecture:
@@ -140,22 +231,6 @@ def find_gguf_architecture(name: str, where: str) -> Architecture:
         known = ", ".join(sorted(by_name))
         raise ModelFileError(f"{where} is of the architecture {name!r}, which edge does not convert.", f"Known: {known}.")
     return by_name[name]
-
-
-def expected_tensors(architecture: Architecture, config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tensors that a checkpoint must hold, without lm_head.weight, which tied checkpoints may omit."""
-    names = ["model.embed_tokens.weight", "model.norm.weight"]
-    has_attention_bias = bool(config.get("attention_bias", False)) and architecture.gguf == "llama"
-    for layer in range(config["num_hidden_layers"]):
-        names += [f"model.layers.{layer}.{part}.weight" for part in architecture.block_tensors]
-        biased = _SPLIT_ATTENTION if has_attention_bias else architecture.biased
-        names += [f"model.layers.{layer}.{part}.bias" for part in biased]
-    return names
-
-
-def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Return whether the head shares the embedding's weights; config.json omits the default of an architecture."""
-    return bool(config.get("tie_word_embeddings", architecture.is_gemma))
 
 
 def markdown_table() -> str:

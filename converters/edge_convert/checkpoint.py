@@ -6,14 +6,17 @@ Weights are safetensors, in one file or in shards. Pickle is refused: opening on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
-from edge_convert.architectures import Architecture, expected_tensors, find_architecture, is_tied
+from edge_convert.architectures import Architecture, find_architecture
+from edge_convert.model_config import ModelConfig, read_model_config
+from edge_convert.shapes import EMBEDDING, HEAD, check_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +41,9 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_EXPONENTS = {"F64": ("u8", 0x7FF << 52), "F32": ("u4", 0xFF << 23), "F16": ("u2", 0x1F << 10), "BF16": ("u2", 0xFF << 7)}
+"""Type -> an integer of its width, and the bits of the exponent, which are all set in what is not a number."""
+_LARGEST_F16 = 65_504.0
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has 35 MB
@@ -98,10 +104,18 @@ class Checkpoint:
         """The weight files, by name."""
         return tuple(sorted({info.shard for info in self.tensors.values()}))
 
-    @property
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The content of config.json as typed values."""
+        return read_model_config(self.config, self.architecture, self.folder.name)
+
+    @cached_property
     def is_tied(self) -> bool:
-        """Whether the head shares the embedding's weights."""
-        return is_tied(self.architecture, self.config)
+        """Whether the head shares the embedding's weights: there is no other, or the one stored beside it is the same.
+
+        Older versions of transformers left heads behind that differ from the embedding in checkpoints that say "tied".
+        """
+        return HEAD not in self.tensors or (self.model.says_tied and self._are_equal(HEAD, EMBEDDING))
 
     @property
     def n_params(self) -> int:
@@ -125,6 +139,11 @@ class Checkpoint:
         Raises:
             ModelFileError: the file ended early.
         """
+        parts = self.parts(name, self.tensors[name].size_bytes)
+        return next(parts).reshape(self.tensors[name].shape)
+
+    def parts(self, name: str, n_bytes: int = 16 << 20) -> Iterator[NDArray[np.generic]]:
+        """Read one tensor in flat pieces of at most `n_bytes`, a multiple of 8; see `load` for types and errors."""
         import ml_dtypes
         import numpy as np
 
@@ -132,17 +151,64 @@ class Checkpoint:
         info = self.tensors[name]
         with info.shard.open("rb") as file:
             file.seek(info.offset)
-            values = np.fromfile(file, dtype=np.uint8, count=info.size_bytes)
-        if values.size != info.size_bytes:
-            raise ModelFileError(f"{info.shard.name} ends inside of {name}.", "Download that file again.")
-        tensor: NDArray[np.generic] = values.view(dtypes[info.dtype]).reshape(info.shape)
-        return tensor
+            for start in range(0, info.size_bytes, n_bytes):
+                wanted = min(n_bytes, info.size_bytes - start)
+                values = np.fromfile(file, dtype=np.uint8, count=wanted)
+                if values.size != wanted:
+                    raise ModelFileError(f"{info.shard.name} ends inside of {name}.", "Download that file again.")
+                yield values.view(dtypes[info.dtype])
 
     def load_f32(self, name: str) -> NDArray[np.float32]:
         """Read one tensor as float32."""
         import numpy as np
 
         return self.load(name).astype(np.float32, copy=False)
+
+    def check_finite(self, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Read all weights and refuse those that are not numbers.
+
+        Args:
+            on_bytes: called with the number of bytes read so far; may raise to stop.
+
+        Raises:
+            ModelFileError: a tensor holds a NaN or an infinity; its name is in the message.
+        """
+        import numpy as np
+
+        done = 0
+        for name, info in self.tensors.items():
+            integer, exponent = _EXPONENTS[info.dtype]
+            for part in self.parts(name):
+                if ((part.view(integer) & np.array(exponent, integer)) == np.array(exponent, integer)).any():
+                    raise ModelFileError(f"The tensor {name} holds values that are not numbers.", "Download it again.")
+                done += part.nbytes
+                if on_bytes:
+                    on_bytes(done)
+
+    def check_fits_f16(self) -> None:
+        """Refuse weights that are infinite in 16 bits.
+
+        Raises:
+            ModelFileError: a tensor has one; its name is in the message.
+        """
+        import numpy as np
+
+        for name, info in self.tensors.items():
+            if info.dtype != "F16":
+                largest = max(float(np.abs(part.astype(np.float32)).max()) for part in self.parts(name))
+                if largest > _LARGEST_F16:
+                    raise ModelFileError(
+                        f"The tensor {name} has weights too large for float16 ({largest:,.0f}).",
+                        "Choose a format with other types: --quant BF16 or Q8_0, or --to onnx",
+                    )
+
+    def _are_equal(self, one: str, other: str) -> bool:
+        """Compare two tensors, a piece at a time."""
+        import numpy as np
+
+        if self.tensors[one].dtype != self.tensors[other].dtype:
+            return np.array_equal(self.load_f32(one), self.load_f32(other))
+        return all(np.array_equal(*pair) for pair in zip(self.parts(one), self.parts(other), strict=True))
 
 
 def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | None = None) -> Checkpoint:
@@ -163,8 +229,10 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
         raise ModelFileError(f"{folder} has no config.json, so it is not a checkpoint.", "Download the checkpoint again.")
     config = read_json(folder / "config.json")
     architecture = find_architecture(config, folder.name)
-    tensors = _find_tensors(folder)
-    _check_complete(tensors, architecture, config)
+    model = read_model_config(config, architecture, folder.name)
+    found = _find_tensors(folder)
+    tensors = {name: info for name, info in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    check_tensors({name: info.shape for name, info in tensors.items()}, architecture, model)
     names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
     if "tokenizer.json" not in names:
         raise ModelFileError(
@@ -253,44 +321,6 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
         start, end = entry["data_offsets"]
         tensors[name] = TensorInfo(path, 8 + header_bytes + start, entry["dtype"], tuple(entry["shape"]), end - start)
     return tensors
-
-
-def _check_complete(tensors: Mapping[str, TensorInfo], architecture: Architecture, config: Mapping[str, Any]) -> None:
-    expected = expected_tensors(architecture, config)
-    missing = [name for name in expected if name not in tensors]
-    if not is_tied(architecture, config) and "lm_head.weight" not in tensors:
-        missing.append("lm_head.weight")
-    if missing:
-        rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelFileError(f"The checkpoint lacks the tensor {missing[0]}{rest}.", "Download it again.")
-    unknown = sorted(set(tensors) - set(expected) - {"lm_head.weight"})
-    unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
-    if unknown:
-        raise ModelFileError(
-            f"The checkpoint holds {unknown[0]}, which a {architecture.name} does not have.",
-            "It is a variant that edge does not know; merge adapters into it first, if it has any.",
-        )
-    _check_shapes(tensors, config)
-
-
-def _check_shapes(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> None:
-    """Refuse weights of another model than config.json describes: an engine would misread them."""
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    shapes = {
-        "embed_tokens": (config["vocab_size"], width),
-        "gate_proj": (inner, width),
-        "up_proj": (inner, width),
-        "gate_up_proj": (2 * inner, width),
-        "down_proj": (width, inner),
-        "input_layernorm": (width,),
-    }
-    for name, info in tensors.items():
-        expected = shapes.get(name.removesuffix(".weight").rpartition(".")[2])
-        if expected is not None and info.shape != expected and name.endswith(".weight"):
-            raise ModelFileError(
-                f"{name} has the shape {info.shape}, and config.json says {expected}.",
-                "They belong to different models, or one was changed: download the checkpoint again.",
-            )
 
 
 def read_template(folder: Path) -> str | None:

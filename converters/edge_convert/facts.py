@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,11 @@ from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
 from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
+from edge_convert.gguf.from_header import checkpoint_tensors, header_config
 from edge_convert.gguf.quantise import FLOATS, GgufOptions
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
+from edge_convert.model_config import ModelConfig, read_model_config
 from edge_convert.pipeline import FolderOf
 from edge_convert.smaller.lora import Adapter
 from edge_convert.smaller.recipe import Recipe
@@ -82,8 +83,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         input: source of the conversion.
         architecture: of the model.
         name: for people and file names.
-        config: config.json, or as much of it as a GGUF header holds.
-        shapes: of the checkpoint's tensors, by name; empty while the source is a GGUF that was not read back yet.
+        config: config.json, of a GGUF that of its checkpoint.
+        model: the same as typed values.
+        shapes: of the checkpoint's tensors, by name.
         n_params: weights of the model.
         largest: weights of the largest tensor.
         n_layers: of the model.
@@ -104,6 +106,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     architecture: Architecture
     name: str
     config: Mapping[str, Any]
+    model: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     n_params: int
     largest: int
@@ -183,7 +186,7 @@ def read_facts(source: Input) -> Facts:
     config: Mapping[str, Any]
     if source.kind == "checkpoint":
         opened = open_checkpoint(source.path, source=source.source, licence=source.licence)
-        name, architecture, config = opened.name, opened.architecture, opened.config
+        name, architecture, config, model = opened.name, opened.architecture, opened.config, opened.model
         quantised, licence = opened.source_quantised, opened.licence
         is_wide = all(info.dtype == "F32" for info in opened.tensors.values())
         shapes = {tensor: info.shape for tensor, info in opened.tensors.items()}
@@ -191,35 +194,30 @@ def read_facts(source: Input) -> Facts:
         header = read_header(source.path)
         name = source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}")
         architecture = find_gguf_architecture(header.architecture, source.path.name)
-        config = {
-            "num_hidden_layers": header.n_layer,
-            "hidden_size": header.n_embd,
-            "vocab_size": header.n_vocab,
-            "max_position_embeddings": header.n_ctx_train,
-        }
+        config = header_config(source.path, header, architecture)
+        model = read_model_config(config, architecture, source.path.name)
+        weights = checkpoint_tensors(header, architecture, model)
         quantised = None if header.file_type in FLOATS else header.file_type
         in_file = header.metadata.get("general.license")
         licence = source.licence or (in_file if isinstance(in_file, str) else None)
         is_wide = quantised is not None
-        # As a checkpoint names them, rows first; a GGUF file lists the sizes the other way round.
-        shapes = {tensor.name.replace("blk.", "model.layers."): tuple(reversed(tensor.shape)) for tensor in header.tensors}
-    width, n_layers = config["hidden_size"], config["num_hidden_layers"]
+        shapes = {tensor: tuple(reversed(info.shape)) for tensor, info in weights.items()}
     layers = {tensor: shape for tensor, shape in shapes.items() if tensor.startswith("model.layers.")}
-    keys = [shape[0] for tensor, shape in layers.items() if re.search(r"\.(k_proj|attn_k)\.weight$", tensor)]
     return Facts(
         input=source,
         architecture=architecture,
         name=name,
         config=config,
-        shapes=shapes if source.kind == "checkpoint" else {},
+        model=model,
+        shapes=shapes,
         n_params=sum(map(math.prod, shapes.values())),
         largest=max(map(math.prod, shapes.values())),
-        n_layers=n_layers,
-        layer_params=sum(map(math.prod, layers.values())) // n_layers,
-        width=width,
-        n_vocab=config["vocab_size"],
-        columns=max((shape[1] for shape in layers.values() if len(shape) == 2), default=width),
-        kv_width=2 * max(keys, default=width),
+        n_layers=model.n_layers,
+        layer_params=sum(map(math.prod, layers.values())) // model.n_layers,
+        width=model.width,
+        n_vocab=model.n_vocab,
+        columns=max(shape[1] for shape in layers.values() if len(shape) == 2),
+        kv_width=2 * model.n_kv_heads * model.head_dim,
         quantised=quantised,
         source_quantised=quantised,
         licence=licence,

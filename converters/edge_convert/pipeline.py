@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.errors import ModelTooLargeError, StorageError, UsageError
+from edge.errors import EdgeError, ModelTooLargeError, StorageError, UsageError
 from edge.files import lock_file, sync_file, sync_folder
 from edge.units import size_text
 from edge_convert.peak import PeakMemory
@@ -65,6 +65,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         artifact: its folder is a result and moves to OUT under its name.
         is_heavy: it loads large libraries or much data, so it is worth a process of its own (edge_convert.step_process).
         resumes: it continues in its own half-written folder.
+        is_extra: its failure does not hold the results of the others back.
         seconds: estimate.
         disk_bytes: estimate of what it writes.
         memory_bytes: estimate of its peak memory; mapped files do not count, see edge_convert.peak.
@@ -76,6 +77,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     artifact: bool = False
     is_heavy: bool = False
     resumes: bool = False
+    is_extra: bool = False
     seconds: float = 1.0
     disk_bytes: int = 0
     memory_bytes: int = 0
@@ -211,7 +213,11 @@ def check_resources(plan: Plan, *, free_memory_bytes: int | None = None) -> None
 
 
 def run(
-    plan: Plan, on_progress: OnProgress | None = None, *, choose: Callable[[], Collection[str]] | None = None
+    plan: Plan,
+    on_progress: OnProgress | None = None,
+    *,
+    choose: Callable[[], Collection[str]] | None = None,
+    on_failure: Callable[[Step, EdgeError], None] | None = None,
 ) -> list[Path]:
     """Run a plan. Steps that an earlier run of the same plan finished are not repeated.
 
@@ -220,6 +226,7 @@ def run(
         on_progress: what it raises (KeyboardInterrupt) stops the run, and a second run resumes.
         choose: called when all steps are done, returns the names of the artifacts to keep; None keeps all. What it raises keeps
             the artifacts out of `plan.out`, and the finished steps for another run.
+        on_failure: called with the error of an extra step (the card), whose results are then missing; None raises it.
 
     Returns:
         The folders of the artifacts that are kept.
@@ -234,8 +241,9 @@ def run(
         plan.work.mkdir(parents=True, exist_ok=True)
         with _lock(plan.work):
             try:
-                _run_steps(plan, on_progress)
+                _run_steps(plan, on_progress, on_failure)
                 kept = set(choose()) if choose else {path.name for path in plan.artifacts}
+                kept &= {step.name for step in plan.steps if is_done(plan, step)}
                 _publish(plan, kept)
             except BaseException:
                 _tidy(plan, is_new)
@@ -251,7 +259,7 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(msgspec.json.encode([str(part) for part in parts])).hexdigest()
 
 
-def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
+def _run_steps(plan: Plan, on_progress: OnProgress | None, on_failure: Callable[[Step, EdgeError], None] | None = None) -> None:
     clock = _Clock(plan, on_progress)
     for number, step in enumerate(plan.steps, 1):
         note = plan.work / f"{step.name}.done"
@@ -265,11 +273,18 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None) -> None:
         temporary.mkdir(exist_ok=step.resumes)
         clock.report(number, step, "", 0.0)
         with PeakMemory() as peak:
-            step.work(
-                temporary,
-                lambda name: plan.work / name,
-                lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
-            )
+            try:
+                step.work(
+                    temporary,
+                    lambda name: plan.work / name,
+                    lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
+                )
+            except EdgeError as error:
+                if not step.is_extra or on_failure is None:
+                    raise
+                on_failure(step, error)
+                shutil.rmtree(temporary, ignore_errors=True)
+                continue
         for path in temporary.rglob("*"):
             if path.is_file():
                 sync_file(path)

@@ -13,6 +13,7 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
+from edge_convert.gguf.config import context_length
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.gguf.steps import read_step
 from edge_convert.inputs import Input
@@ -107,19 +108,23 @@ def _hash_step(facts: Facts) -> Step:
         opened = open_checkpoint(source.path)
         files = [*opened.shards, *(source.path / name for name in ("config.json", *opened.tokenizer_files))]
     total = sum(path.stat().st_size for path in files)
+    is_read = source.kind == "checkpoint"
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         before, entries = 0, []
 
         def on_bytes(n_bytes: int) -> None:
-            on_progress(path.name, (before + n_bytes) / total)
+            on_progress(path.name, (before + n_bytes) / total * (0.6 if is_read else 1.0))
 
         for path in files:
             entries.append(digest_file(path, on_bytes=on_bytes))
             before += path.stat().st_size
+        if is_read:
+            opened = open_checkpoint(source.path)
+            opened.check_finite(lambda n_bytes: on_progress("weights", 0.6 + 0.4 * min(1.0, n_bytes / total)))
         (folder / "files.json").write_bytes(msgspec.json.encode(entries))
 
-    return Step(name="source", title="Read the source and hash its files", work=work, seconds=total / 500e6)
+    return Step(name="source", title="Read the source and hash its files", work=work, seconds=total / 300e6)
 
 
 def _notes(facts: Facts, request: Request) -> Iterator[str]:
@@ -129,6 +134,12 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
             f"The source is quantised already ({facts.quantised}). "
             + ("Its blocks are copied unchanged where the type stays. " if is_copied else "")
             + "Quantising it again costs quality that an original checkpoint would not."
+        )
+    length = context_length(facts.model, facts.architecture)
+    if "gguf" in request.formats and length < facts.model.n_positions:
+        yield (
+            f"llama.cpp has no sliding window for a {facts.architecture.title}: the context of the GGUF ends at it, "
+            f"after {length:,} tokens. ONNX and Core ML keep the window."
         )
     if request.card and any(is_slow(form) for form in request.formats):
         yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, on the beginning of the texts."

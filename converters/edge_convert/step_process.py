@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,18 @@ _SAVE_S, _STOP_S = 60.0, 5.0
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
-    """The request to a child: the step of that name, out of the plan that source, out and request make, into a folder."""
+    """The request to a child: the step of that name, out of the plan that source, out and request make, into a folder.
+
+    Temporary files of libraries go to `scratch`: coremltools makes two packages with all weights, and removes them at an
+    orderly end only.
+    """
 
     source: Input
     request: Request
     out: Path
     step: str
     folder: Path
+    scratch: Path
 
 
 def isolate(plan: Plan, source: Input, request: Request) -> Plan:
@@ -48,8 +56,14 @@ def isolate(plan: Plan, source: Input, request: Request) -> Plan:
 
 def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        task = _Task(source=source, request=request, out=plan.out, step=step.name, folder=folder)
-        _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
+        scratch = plan.work / f"{step.name}.scratch.tmp"  # what a killed run leaves goes with the next one's
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        task = _Task(source=source, request=request, out=plan.out, step=step.name, folder=folder, scratch=scratch)
+        try:
+            _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     return msgspec.structs.replace(step, work=work)
 
@@ -72,6 +86,8 @@ def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: f
         raise rebuild_error(result["error"], result["message"], result["hint"])
     if "errno" in result:
         raise OSError(result["errno"], result["message"], result["file"])
+    if "crash" in result:
+        raise RuntimeError(f'The step "{title}" raised an error that it does not know.\n\n{result["crash"]}')
     if "done" not in result:
         raise BackendError(
             f'The process of the step "{title}" {ended.reason}.',
@@ -91,6 +107,7 @@ def main() -> None:
     try:
         task = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Task, dec_hook=lambda kind, value: kind(value))
         end_with_parent(signal.SIGINT)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(task.scratch)
         plan = make_plan(task.source, task.out, task.request)
         step = next(step for step in plan.steps if step.name == task.step)
         step.work(task.folder, lambda name: plan.work / name, lambda detail, share: send(detail=detail, share=share))
@@ -102,6 +119,8 @@ def main() -> None:
         send(error=type(error).__name__, message=error.message, hint=error.hint)
     except OSError as error:
         send(errno=error.errno or errno.EIO, message=error.strerror or str(error), file=str(error.filename or ""))
+    except Exception:  # noqa: BLE001 (a bug: the command reports it like one of its own)
+        send(crash=traceback.format_exc())
     # Libraries' threads need no orderly end, and the memory goes with the process.
     sys.stderr.flush()
     os._exit(code)

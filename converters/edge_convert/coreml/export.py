@@ -73,7 +73,8 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
         BackendUnavailableError: coremltools is not installed.
     """
     opened = open_checkpoint(checkpoint)
-    decoder = read_decoder(checkpoint)
+    opened.check_fits_f16()
+    decoder = msgspec.structs.replace(read_decoder(checkpoint), tied=opened.is_tied)
     check_options(options)
     ct = quiet_coremltools()
     on_progress("reading", 0.0)
@@ -154,7 +155,7 @@ def _describe(
         vocab=decoder.vocab,
         window=next(filter(None, windows), None),
         n_params=opened.n_params,
-        n_ctx_train=int(opened.config.get("max_position_embeddings") or 0),
+        n_ctx_train=opened.model.n_positions,
         encodings=encodings,
         golden=golden,
     )

@@ -39,8 +39,7 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
         calibration=request.gguf.calibration,
         palette_bits=request.coreml_palette_bits,
     )
-    longest = facts.config.get("max_position_embeddings")
-    export.check_options(options, longest if isinstance(longest, int) and longest > 0 else None)
+    export.check_options(options, facts.model.n_positions)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         export.export_coreml(facts.open(folder_of).folder, folder, options, on_progress)
@@ -59,7 +58,7 @@ def _step(facts: Facts, request: Request, variant: Variant) -> Step:
         work=work,
         artifact=True,
         seconds=60 + facts.n_params / 1e6,
-        disk_bytes=int(facts.n_params * (2.2 if variant == "fp16" else 1.0)),
+        disk_bytes=int(facts.n_params * (6.6 if variant == "fp16" else 3.0)),  # with the libraries' temporary packages
         memory_bytes=estimates.build_coreml(
             facts, is_walked=variant == "ane" or (variant == "gpu" and not options.source_gguf)
         ),

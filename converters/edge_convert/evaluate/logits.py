@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, ModelNotFoundError
-from edge_convert.checkpoint import read_template
+from edge_convert.checkpoint import read_json, read_template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "model_in",
     "open_logits",
     "size_on_disk",
+    "special_texts",
     "tokenise_with",
 ]
 
@@ -201,3 +202,27 @@ def chat_template(path: Path) -> str | None:
         return read_header(path).chat_template
     folder = path if form != "coreml" else path.parent
     return read_template(folder)
+
+
+def special_texts(path: Path) -> tuple[str, str]:
+    """Return the texts of a model's beginning and end tokens, "" where it has none."""
+    form = find_format(path)
+    if form == "gguf":
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        tokens = reader.get_field("tokenizer.ggml.tokens")
+        ids = [reader.get_field(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")]
+        n_tokens = len(tokens.data) if tokens else 0
+        texts = [
+            str(tokens.contents(field.contents())) if tokens and field and field.contents() < n_tokens else "" for field in ids
+        ]
+        return texts[0], texts[1]
+    folder = path if form != "coreml" else path.parent
+    if not (folder / "tokenizer_config.json").is_file():
+        return "", ""
+    config = read_json(folder / "tokenizer_config.json")
+    found = [config.get(f"{kind}_token") for kind in ("bos", "eos")]
+    found = [token.get("content") if isinstance(token, dict) else token for token in found]
+    bos, eos = (token if isinstance(token, str) else "" for token in found)
+    return bos, eos

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge.device.cost import peak_bytes
-from edge.errors import EdgeError
+from edge.errors import EdgeError, ModelFileError
 from edge_convert.evaluate.card import Speed
 from edge_convert.evaluate.logits import LogitModel, open_logits
 from edge_convert.evaluate.metrics import Quality, compare, summarise
@@ -77,6 +77,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Load the model."""
         return open_logits(Path(self.path), n_threads=self.n_threads, is_safe=self.is_safe)
 
+    def finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits that are numbers, as they are.
+
+        Raises:
+            ModelFileError: some are not, so nothing can be compared.
+        """
+        import numpy as np
+
+        if not np.isfinite(logits).all():
+            raise ModelFileError(
+                f"{Path(self.path).name} computes logits that are not numbers.",
+                "Its weights are damaged, or too large for its types: convert it again, or leave it out.",
+            )
+        return logits
+
 
 class ReferenceJob(Job, frozen=True, kw_only=True, tag=True):
     """Tokenises the texts, lets the reference answer, and stores its logits.
@@ -97,7 +112,7 @@ class ReferenceJob(Job, frozen=True, kw_only=True, tag=True):
         windows = make_windows(model, Path(self.path), self.texts)
         positions = []
         for index, window in enumerate(windows):
-            logits = model.logits(window.tokens)
+            logits = self.finite(model.logits(window.tokens))
             np.save(Path(self.folder) / f"{index}.npy", logits)
             positions.append(compare(window, logits, logits))
         quality = summarise(windows, positions)
@@ -119,9 +134,8 @@ class QualityJob(Job, frozen=True, kw_only=True, tag=True):
         """Measure quality; `reference` replaces the logits in the folder."""
         windows, theirs = list(self.windows.values()), reference or load_reference(Path(self.folder), self.windows)
         model = self.open()
-        positions = [
-            compare(window, logits, model.logits(window.tokens)) for window, logits in zip(windows, theirs, strict=True)
-        ]
+        own_logits = (self.finite(model.logits(window.tokens)) for window in windows)
+        positions = [compare(*one) for one in zip(windows, theirs, own_logits, strict=True)]
         prose = [token for window in windows if window.kind == "prose" for token in window.tokens]
         own = model.tokenise(read_texts()[0])
         splits_alike = None if own is None else own[: len(prose)] == prose

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Positions", "Quality", "Scores", "compare", "summarise"]
 
 _CHUNK = 32
+_MOST_NLL = 700.0
+"""Its exponential is a number."""
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +130,8 @@ def _scores(parts: Sequence[Positions]) -> Scores:
     nll, reference_nll, kl, same = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Scores(
         n_tokens=len(kl),
-        perplexity=float(np.exp(nll.mean())),
-        reference_perplexity=float(np.exp(reference_nll.mean())),
+        perplexity=float(np.exp(min(nll.mean(), _MOST_NLL))),
+        reference_perplexity=float(np.exp(min(reference_nll.mean(), _MOST_NLL))),
         kl_mean=float(kl.mean()),
         kl_p99=float(np.quantile(kl, 0.99)),
         top1=float(same.mean()),

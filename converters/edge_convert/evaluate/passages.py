@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
-from edge_convert.evaluate.logits import CONTEXT, LogitModel, chat_template, greedy
+from edge.prompt.template import ChatTemplate
+from edge.types import Message
+from edge_convert.evaluate.logits import CONTEXT, LogitModel, chat_template, greedy, special_texts
+
+if TYPE_CHECKING:
+    from edge.backends.base import ModelInfo
 
 __all__ = ["TextOptions", "Window", "beginnings", "make_windows", "read_texts"]
 
@@ -64,7 +71,7 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
 
     Raises:
         UsageError: a window is too short or longer than CONTEXT.
-        ModelFileError: the reference has no tokenizer, or its template fails.
+        ModelFileError: the reference has no tokenizer.
     """
     if not 8 <= options.window <= CONTEXT or options.n_answer + 8 > CONTEXT:
         raise UsageError(f"A window has 8 to {CONTEXT} tokens.", "Use fewer.")
@@ -78,9 +85,13 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
         for start in range(0, end, options.window)
         if min(end, start + options.window) - start >= 8
     ]
-    template = chat_template(path)
+    template = _template(path)
     for prompt in prompts[: options.n_prompts]:
-        asked = (model.tokenise(_render(template, prompt, path)) or [])[: CONTEXT - options.n_answer]
+        text = template.render([Message("user", prompt)]).text if template else prompt
+        asked = model.tokenise(text) or []
+        if len(asked) > 1 and asked[0] == asked[1] and template:  # both the template and the tokenizer begin a text
+            del asked[0]
+        asked = asked[: CONTEXT - options.n_answer]
         answer = greedy(model, asked, options.n_answer)
         found.append(Window(kind="chat", tokens=tuple(asked + answer), first=len(asked) - 1))
     return found
@@ -102,22 +113,21 @@ def beginnings(windows: Sequence[Window], n_tokens: int) -> dict[int, Window]:
     return found
 
 
-def _render(template: str | None, prompt: str, path: Path) -> str:
-    """Render a prompt by the model's chat template, if it has one."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+class _Model(NamedTuple):
+    """The part of a ModelInfo that its chat template needs."""
 
-    if template is None:
-        return prompt
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["strftime_now"] = lambda form: "2025-01-01"  # templates with a date must not change daily
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        # No bos_token: the tokenizer puts it first.
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, bos_token="", eos_token=""
-        )
-    except TemplateError as error:
-        raise ModelFileError(
-            f"The chat template of {path.name} fails: {error}.", "Give another reference: --against"
-        ) from error
+    chat_template: str
+    bos_text: str
+    eos_text: str
+    adds_bos: bool = False
+
+
+def _template(path: Path) -> ChatTemplate | None:
+    """Return the model's chat template as edge runs it, or ChatML where it fails; None where the model has none."""
+    source = chat_template(path)
+    if source is None:
+        return None
+    bos, eos = special_texts(path)
+    model = _Model(source, bos, eos, bool(bos))
+    # Templates with a date must not change daily.
+    return ChatTemplate.from_model(cast("ModelInfo", model), now=lambda: datetime(2025, 1, 1))

@@ -50,6 +50,7 @@ def card_step(facts: Facts, steps: Sequence[Step], options: EvaluateOptions | No
         title="Evaluate the results against the source",
         work=work,
         artifact=True,
+        is_extra=True,
         seconds=(len(steps) - n_slow + 2) * (_MODEL_S + facts.n_params * _READ_S)
         + n_slow * facts.n_params * _EVALUATOR_S * chosen.texts.n_slow,
         disk_bytes=1 << 20,

@@ -9,36 +9,28 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
 
 from edge.errors import ModelFileError
 from edge_convert.architectures import Architecture
-from edge_convert.checkpoint import Checkpoint
+from edge_convert.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Rope", "head_dim", "name_map", "read_rope", "rope_tensors", "write_config"]
+__all__ = [
+    "check_config",
+    "context_length",
+    "llama3_factors",
+    "name_map",
+    "rope_tensors",
+    "write_config",
+    "yarn_factor",
+]
 
-
-class Rope(msgspec.Struct, frozen=True):
-    """Rotary embedding of old (rope_theta, rope_scaling) and new (rope_parameters) config.json files.
-
-    Attributes:
-        theta: base of the frequencies.
-        kind: "default", "linear", "llama3", "yarn" or "longrope".
-        scaling: the parameters of that kind.
-        partial: share of a head that is rotated.
-        local_theta: base in the layers with a sliding window, where it differs.
-    """
-
-    theta: float
-    kind: str
-    scaling: dict[str, Any]
-    partial: float = 1.0
-    local_theta: float | None = None
+_BIASED = ("llama",)
+"""Architectures whose attention has optional biases in llama.cpp."""
 
 
 def name_map(architecture: str, n_layers: int) -> Any:
@@ -47,69 +39,72 @@ def name_map(architecture: str, n_layers: int) -> Any:
     return get_tensor_name_map(arch, n_layers)
 
 
-def head_dim(config: Mapping[str, Any]) -> int:
-    """Return the width of an attention head."""
-    given = config.get("head_dim")
-    return int(given or config["hidden_size"] // config["num_attention_heads"])
-
-
-def read_rope(config: Mapping[str, Any]) -> Rope:
-    """Read the rotary embedding of a config.json.
+def check_config(model: ModelConfig, architecture: Architecture) -> None:
+    """Refuse a model that llama.cpp would compute otherwise than transformers.
 
     Raises:
-        ModelFileError: its scaling is unknown.
+        ModelFileError: llama.cpp cannot run this variant.
     """
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    local = parameters.get("sliding_attention") or {}
-    parameters = parameters.get("full_attention", parameters)
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    kind = {"su": "longrope"}.get(kind, kind)
-    if kind not in ("default", "linear", "llama3", "yarn", "longrope"):
-        raise ModelFileError(
-            f"Its positions are scaled by {kind!r}, which edge does not convert.",
-            "Known are default, linear, llama3, yarn and longrope.",
-        )
-    return Rope(
-        theta=float(parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        kind=kind,
-        scaling=dict(parameters),
-        partial=float(parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0),
-        local_theta=local.get("rope_theta") or config.get("rope_local_base_freq"),
-    )
+    if model.attention_bias and architecture.gguf not in _BIASED:
+        raise _cannot("its attention has biases")
+    if model.rope.kind == "yarn":
+        # llama.cpp rounds the bounds, and a context takes 32 and 1 whatever the file says.
+        for key, usual in (("truncate", True), ("beta_fast", 32), ("beta_slow", 1)):
+            if model.rope.scaling.get(key) not in (None, usual):
+                raise _cannot(f"its positions are scaled by YaRN with {key} = {model.rope.scaling[key]}", "coreml")
+    if not architecture.is_gemma:
+        return
+    if model.window_period is None or (architecture.gguf == "gemma3" and model.window_period == 1):
+        raise _cannot("its layers with a sliding window are not those that it can be told")
+    if architecture.gguf == "gemma2" and not (model.attention_cap and model.final_cap):
+        raise _cannot("its scores or logits have no soft cap")
+    if architecture.gguf == "gemma3" and model.attention_cap:
+        raise _cannot("its scores have a soft cap")
+    by_width = model.width // model.n_heads
+    if model.attention_scalar != (by_width if model.n_layers == architecture.n_wide_layers else model.head_dim):
+        raise _cannot(f"its attention is scaled by {model.attention_scalar:g}")
 
 
-def write_config(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+def write_config(writer: GGUFWriter, model: ModelConfig, architecture: Architecture) -> None:
     """Add the model's sizes and constants.
 
     Raises:
         ModelFileError: llama.cpp cannot run this variant.
     """
-    config, architecture = checkpoint.config, checkpoint.architecture
+    check_config(model, architecture)
     arch = architecture.gguf
-    _check_supported(config, architecture)
-    n_head = config["num_attention_heads"]
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(_context_length(config, arch))
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(n_head)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or n_head)
-    writer.add_key_length(head_dim(config))
-    writer.add_value_length(head_dim(config))
-    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
-    _write_rope(writer, config, read_rope(config))
+    writer.add_vocab_size(model.n_vocab)
+    writer.add_block_count(model.n_layers)
+    writer.add_context_length(context_length(model, architecture))
+    writer.add_embedding_length(model.width)
+    writer.add_feed_forward_length(model.inner)
+    writer.add_head_count(model.n_heads)
+    writer.add_head_count_kv(model.n_kv_heads)
+    writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
+    writer.add_layer_norm_rms_eps(model.norm_eps)
+    _write_rope(writer, model)
     if architecture.is_gemma:
-        writer.add_sliding_window(config["sliding_window"])
-        if config.get("attn_logit_softcapping"):
-            writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        if config.get("final_logit_softcapping"):
-            writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        writer.add_sliding_window(model.window or model.n_positions)
+        if model.window_period != architecture.window_pattern and model.window_period is not None:
+            writer.add_sliding_window_pattern(0 if model.window_period > model.n_layers else model.window_period)
+        if model.attention_cap:
+            writer.add_attn_logit_softcapping(model.attention_cap)
+        if model.final_cap:
+            writer.add_final_logit_softcapping(model.final_cap)
     if arch == "phi3":  # llama.cpp tells Phi-4 from Phi-3 by zero
-        writer.add_sliding_window(config.get("sliding_window") or 0)
+        writer.add_sliding_window(model.window or 0)
 
 
-def rope_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+def context_length(model: ModelConfig, architecture: Architecture) -> int:
+    """Return the context of a GGUF file.
+
+    llama.cpp has sliding windows for Gemma only. Other models with one end their context at it: so far, all layers see all.
+    """
+    return model.n_positions if architecture.is_gemma else min(model.n_positions, model.window or model.n_positions)
+
+
+def rope_tensors(model: ModelConfig) -> dict[str, NDArray[np.float32]]:
     """Return the factors by which llama.cpp divides the frequencies of the rotary embedding, where a model has them.
 
     Returns:
@@ -117,24 +112,40 @@ def rope_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
 
     Source: `_compute_llama3_parameters` of transformers.
     """
-    rope = read_rope(config)
+    rope = model.rope
     if rope.kind == "longrope":
         named = (("rope_factors_long.weight", "long_factor"), ("rope_factors_short.weight", "short_factor"))
         return {name: np.array(rope.scaling[key], dtype=np.float32) for name, key in named}
     if rope.kind != "llama3":
         return {}
-    scaling, width = rope.scaling, int(head_dim(config) * rope.partial)
+    factors = llama3_factors(rope.scaling, rope.theta, model.n_rotated, rope.original_context)
+    return {"rope_freqs.weight": factors}
+
+
+def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int, context: int) -> NDArray[np.float32]:
+    """Return Llama 3's factors of the frequencies, float32 [width / 2].
+
+    Args:
+        scaling: factor, low_freq_factor and high_freq_factor.
+        theta: base of the frequencies.
+        width: numbers of a head that are rotated.
+        context: positions of the training before they were scaled.
+    """
     factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    context = float(scaling["original_max_position_embeddings"])
-    wavelengths = 2 * math.pi * rope.theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    wavelengths = 2 * math.pi * theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
     smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
-    factors = 1.0 / ((1.0 - smooth) / factor + smooth)
-    return {"rope_freqs.weight": factors.astype(np.float32)}
+    factors: NDArray[np.float64] = 1.0 / ((1.0 - smooth) / factor + smooth)
+    return factors.astype(np.float32)
 
 
-def _write_rope(writer: GGUFWriter, config: Mapping[str, Any], rope: Rope) -> None:
-    scaling = rope.scaling
-    writer.add_rope_dimension_count(int(head_dim(config) * rope.partial))
+def yarn_factor(factor: float) -> float:
+    """Return YaRN's own factor of cosines and sines, which llama.cpp multiplies with the file's."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _write_rope(writer: GGUFWriter, model: ModelConfig) -> None:
+    rope, scaling = model.rope, model.rope.scaling
+    writer.add_rope_dimension_count(model.n_rotated)
     writer.add_rope_freq_base(rope.theta)
     if rope.local_theta is not None:
         writer.add_rope_freq_base_swa(float(rope.local_theta))
@@ -144,43 +155,15 @@ def _write_rope(writer: GGUFWriter, config: Mapping[str, Any], rope: Rope) -> No
     elif rope.kind == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(_original_context(config, rope))
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+        more = rope.attention_factor / yarn_factor(float(scaling["factor"]))
+        if not math.isclose(more, 1.0, rel_tol=1e-6):
+            writer.add_rope_scaling_attn_factors(more)
     elif rope.kind == "longrope":
-        original, longest = _original_context(config, rope), config["max_position_embeddings"]
-        grown = longest / original
-        attention = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
-        writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_rope_scaling_attn_factors(float(scaling.get("attention_factor") or attention))
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
 
 
-def _original_context(config: Mapping[str, Any], rope: Rope) -> int:
-    given = rope.scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-    return int(given or config["max_position_embeddings"])
-
-
-def _context_length(config: Mapping[str, Any], arch: str) -> int:
-    """Return the context of the training. llama.cpp gives Mistral's first version no window, so its context ends there."""
-    length = int(config["max_position_embeddings"])
-    window = config.get("sliding_window")
-    return min(length, int(window)) if arch == "llama" and window else length
-
-
-def _check_supported(config: Mapping[str, Any], architecture: Architecture) -> None:
-    activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
-    if activation != ("gelu_pytorch_tanh" if architecture.is_gemma else "silu"):
-        raise _cannot(f"its activation is {activation}")
-    n_layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if architecture.is_gemma and kinds and tuple(kinds) != architecture.layer_kinds(n_layers):
-        raise _cannot(f"its full attention is not in every {architecture.window_pattern}th layer")
-    if architecture.gguf in ("qwen2", "qwen3") and config.get("use_sliding_window"):
-        raise _cannot("some of its layers have a sliding window")
-    scale = config.get("query_pre_attn_scalar")
-    if scale and architecture.is_gemma:
-        by_width = config["hidden_size"] // config["num_attention_heads"]
-        if scale != (by_width if n_layers == architecture.n_wide_layers else head_dim(config)):
-            raise _cannot(f"its attention is scaled by {scale}")
-
-
-def _cannot(why: str) -> ModelFileError:
-    return ModelFileError(f"llama.cpp cannot run this variant: {why}.", "Convert to another format: --to onnx or --to coreml")
+def _cannot(why: str, others: str = "onnx or --to coreml") -> ModelFileError:
+    return ModelFileError(f"llama.cpp cannot run this variant: {why}.", f"Convert to another format: --to {others}")

@@ -15,7 +15,7 @@ from typing import Any
 from edge.child import claim_stdout, end_with_parent
 from edge.errors import BackendError, EdgeError
 from edge_convert.gguf.imatrix_child import collect
-from edge_convert.gguf.llama import load_library, load_model
+from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
 __all__ = ["main"]
 
@@ -75,10 +75,7 @@ def _quantise(on_progress: OnProgress, source: str, out: str, file_type: int, th
 def _tokenise(on_progress: OnProgress, model: str, texts: list[str]) -> list[list[int]]:
     """Return the token ids of texts, with special tokens, and beginning and end tokens if the model adds them."""
     library = load_library()
-    loaded = load_model(library, model, vocab_only=True)
-    if not loaded:
-        raise BackendError("llama.cpp cannot read the tokenizer of the converted model.", "Report this.")
-    vocabulary = library.llama_model_get_vocab(loaded)
+    vocabulary = _load_vocabulary(library, model)
     buffer = (library.llama_token * _MAX_TEXT_TOKENS)()
     results = []
     for done, text in enumerate(texts):
@@ -90,4 +87,48 @@ def _tokenise(on_progress: OnProgress, model: str, texts: list[str]) -> list[lis
     return results
 
 
-_TASKS: dict[str, Callable[..., Any]] = {"quantise": _quantise, "tokenise": _tokenise, "calibrate": collect}
+def _find_ends(on_progress: OnProgress, model: str) -> list[int]:
+    """Return the token ids that llama.cpp ends a reply at."""
+    library = load_library()
+    vocabulary = _load_vocabulary(library, model)
+    return [token for token in range(library.llama_vocab_n_tokens(vocabulary)) if library.llama_vocab_is_eog(vocabulary, token)]
+
+
+def _compute_logits(on_progress: OnProgress, model: str, tokens: list[int], out: str) -> int:
+    """Save the logits of every token, float32 [n_tokens, n_vocab], without any shortcut; return the size of the vocabulary."""
+    import numpy as np
+
+    library = load_library()
+    loaded = load_model(library, model, use_extra_bufts=False)
+    params = library.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
+    params.n_threads = params.n_threads_batch = os.cpu_count() or 1
+    params.type_k = params.type_v = 0  # float32
+    params.flash_attn_type = 0
+    context = library.llama_init_from_model(loaded, params) if loaded else None
+    if not context:
+        raise BackendError("llama.cpp cannot load the GGUF that was written.", "Report this.")
+    batch = library.llama_batch_init(len(tokens), 0, 1)
+    fill_batch(batch, tokens, 0, wants_all=True)
+    if library.llama_decode(context, batch) != 0:
+        raise BackendError("llama.cpp cannot compute with the GGUF that was written.", "Report this.")
+    n_vocab: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(loaded))
+    rows = [np.ctypeslib.as_array(library.llama_get_logits_ith(context, at), (n_vocab,)) for at in range(len(tokens))]
+    np.save(out, np.stack(rows))
+    return n_vocab
+
+
+def _load_vocabulary(library: Any, model: str) -> Any:
+    loaded = load_model(library, model, vocab_only=True)
+    if not loaded:
+        raise BackendError("llama.cpp cannot read the tokenizer of the model.", "Report this.")
+    return library.llama_model_get_vocab(loaded)
+
+
+_TASKS: dict[str, Callable[..., Any]] = {
+    "quantise": _quantise,
+    "tokenise": _tokenise,
+    "find_ends": _find_ends,
+    "compute_logits": _compute_logits,
+    "calibrate": collect,
+}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,6 +25,7 @@ QUANTISATIONS = tuple(name for name in FILE_TYPES.values() if name not in _NOT_O
 
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
 _CHECKED_STRINGS = 2_000
+_MOST_ADDED = 400
 _SEED = 20_240_607
 
 
@@ -100,43 +102,68 @@ def quantise(
 
 
 def check_tokenizer(
-    gguf: Path, checkpoint: Checkpoint, on_progress: Callable[[float], None] | None = None, count: int = _CHECKED_STRINGS
+    gguf: Path,
+    checkpoint: Checkpoint,
+    on_progress: Callable[[float], None] | None = None,
+    count: int = _CHECKED_STRINGS,
+    *,
+    hint: str = "This tokenizer cannot be carried over to GGUF. Convert to another format: --to onnx or --to coreml",
 ) -> int:
-    """Compare llama.cpp's token ids with those of the checkpoint's tokenizer on varied strings.
+    """Compare llama.cpp's token ids with those of the checkpoint's tokenizer on varied strings, and on each added token.
 
     Args:
         gguf: the file.
-        checkpoint: its source.
+        checkpoint: made from it, or the other way round.
         on_progress: called with the share that is done.
-        count: number of strings.
+        count: number of varied strings.
+        hint: what to do where they differ.
 
     Returns:
-        The number of strings.
+        The number of varied strings.
 
     Raises:
         ModelFileError: some are tokenised differently; the first is shown.
     """
     from transformers import AutoTokenizer
 
-    from edge_convert.gguf.tokenizer import read_vocabulary
+    from edge_convert.gguf.tokenizer import SPACE, read_vocabulary
 
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder))
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.model.n_vocab)
+    added = _added_tokens(tokenizer, SPACE if vocabulary.model == "llama" else "")
     texts = varied_strings(
         count,
         _SEED,
-        specials=sorted(tokenizer.get_added_vocab())[:20],
+        specials=added,
         is_normalised=tokenizer.backend_tokenizer.normalizer is not None,
         has_ascii_spaces=any(token.rstrip for token in tokenizer.added_tokens_decoder.values()),
-        has_marks=read_vocabulary(checkpoint.folder, checkpoint.config["vocab_size"]).pre not in ("tekken", "gpt-4o"),
+        has_marks=vocabulary.pre not in ("tekken", "gpt-4o"),
     )
+    texts += [f"a{token}b {token} c" for token in added]
     theirs = [list(ids) for ids in tokenizer(texts)["input_ids"]]
     ours = run_task("tokenise", {"model": str(gguf), "texts": texts}, on_progress)
     different = [index for index, (ids, others) in enumerate(zip(ours, theirs, strict=True)) if ids != others]
     if different:
         first = different[0]
         raise ModelFileError(
-            f"llama.cpp tokenises {len(different)} of {count} test strings differently from this checkpoint's tokenizer, "
-            f"for example {texts[first][:60]!r}: {ours[first][:12]} and {theirs[first][:12]}.",
-            "This tokenizer cannot be carried over to GGUF. Convert to another format: --to onnx or --to coreml",
+            f"llama.cpp tokenises {len(different)} of {len(texts)} test strings differently from {checkpoint.name}'s "
+            f"tokenizer.json, for example {texts[first][:60]!r}: {_around_difference(ours[first], theirs[first])}.",
+            hint,
         )
     return count
+
+
+def _added_tokens(tokenizer: Any, space: str) -> list[str]:
+    """Return the added tokens as people write them, `space` as a space; of many some that are spread over all."""
+    by_id = sorted(tokenizer.get_added_vocab().items(), key=lambda entry: entry[1])
+    texts = [text.replace(space, " ") if space else text for text, _ in by_id]
+    return texts[:: -(-len(texts) // _MOST_ADDED)] if texts else []
+
+
+def _around_difference(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Return the ids of both from just before the first that differs."""
+    place = next(
+        (at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs))
+    )
+    start = max(0, place - 2)
+    return f"from token {start} on {list(ours[start : start + 8])} and {list(theirs[start : start + 8])}"

@@ -9,6 +9,7 @@ import msgspec
 
 from edge_convert import estimates
 from edge_convert.facts import Facts, Request
+from edge_convert.gguf.config import check_config
 from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, needs_imatrix, quantise
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
@@ -21,7 +22,12 @@ _BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.6, "Q6_K": 7.5}
 
 
 def make_steps(facts: Facts, request: Request) -> list[Step]:
-    """Plan the steps from a model to GGUF files, one artifact per quantisation."""
+    """Plan the steps from a model to GGUF files, one artifact per quantisation.
+
+    Raises:
+        ModelFileError: llama.cpp cannot run this variant of the architecture.
+    """
+    check_config(facts.model, facts.architecture)
     options = request.gguf
     copied = facts.quantised if facts.input.kind == "gguf" and not facts.made_by else None
     steps = [_copy_step(facts, name) for name in options.quantisations if name == copied]
@@ -59,18 +65,22 @@ def read_step(facts: Facts) -> Step:
 
 def _write_step(facts: Facts) -> Step:
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        from edge_convert.gguf.check_logits import check_logits
         from edge_convert.gguf.tensors import lossless_precision, write_gguf
 
         checkpoint = facts.open(folder_of)
         path = folder / "base.gguf"
-        write_gguf(checkpoint, path, lossless_precision(checkpoint), lambda share: on_progress("weights", share * 0.8))
-        check_tokenizer(path, checkpoint, lambda share: on_progress("comparing tokens", 0.8 + share * 0.2))
+        precision = lossless_precision(checkpoint)
+        write_gguf(checkpoint, path, precision, lambda share: on_progress("weights", share * 0.7))
+        check_tokenizer(path, checkpoint, lambda share: on_progress("comparing tokens", 0.7 + share * 0.1))
+        on_progress("comparing logits", 0.8)
+        check_logits(path, checkpoint, precision, folder)
 
     return Step(
         name="gguf-base",
-        title="Write GGUF without loss, and compare its tokenizer",
+        title="Write GGUF without loss, and compare tokens and logits",
         work=work,
-        seconds=3 + facts.n_params / 100e6,
+        seconds=5 + facts.n_params / 40e6,
         disk_bytes=(4 if facts.quantised else 2) * facts.n_params,
         memory_bytes=estimates.write_gguf(facts),
         is_heavy=True,
@@ -97,6 +107,8 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         matrix = folder_of("imatrix") / "imatrix.npz" if uses_matrix else None
+        if name == "F16":
+            facts.open(folder_of).check_fits_f16()
         base, path = folder_of("gguf-base") / "base.gguf", folder / f"{facts.name}-{name}.gguf"
         quantise(base, path, name, options, matrix, lambda share: on_progress("", share))
         recipe = {"quantisation": name, "importance matrix": "no"}

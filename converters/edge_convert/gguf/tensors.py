@@ -20,6 +20,7 @@ from edge.errors import ModelFileError
 from edge_convert.checkpoint import Checkpoint, read_json
 from edge_convert.gguf.config import name_map, rope_tensors, write_config
 from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.shapes import HEAD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,10 +46,10 @@ def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         ModelFileError: the `gguf` package does not know a name.
     """
-    known = name_map(checkpoint.architecture.gguf, checkpoint.config["num_hidden_layers"])
+    known = name_map(checkpoint.architecture.gguf, checkpoint.model.n_layers)
     names = {}
     for name in sorted(checkpoint.tensors, key=_by_layer):
-        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and checkpoint.is_tied):
+        if name == HEAD and checkpoint.is_tied:
             continue
         mapped = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped is None:
@@ -73,13 +74,13 @@ def write_gguf(
     """
     logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
     names = gguf_names(checkpoint)
-    extra = rope_tensors(checkpoint.config)
+    extra = rope_tensors(checkpoint.model)
     writer = GGUFWriter(out, checkpoint.architecture.gguf)
     try:
         _write_about(writer, checkpoint)
-        write_config(writer, checkpoint)
+        write_config(writer, checkpoint.model, checkpoint.architecture)
         writer.add_file_type({"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16}.get(precision, 32))
-        vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config["vocab_size"])
+        vocabulary = read_vocabulary(checkpoint.folder, checkpoint.model.n_vocab)
         write_tokenizer(writer, checkpoint.folder, vocabulary, checkpoint.chat_template)
         for name, factors in extra.items():
             writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
@@ -110,9 +111,8 @@ def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArr
         return shifted
     found = _PERMUTED.search(name)
     if found and checkpoint.architecture.gguf == "llama":
-        config = checkpoint.config
-        heads = config["num_attention_heads"]
-        tensor = _pair_up(tensor, heads if found[1] == "q" else config.get("num_key_value_heads") or heads)
+        model = checkpoint.model
+        tensor = _pair_up(tensor, model.n_heads if found[1] == "q" else model.n_kv_heads)
     kind = precision if tensor.ndim > 1 else "F32"
     return _cast(tensor, _dtype(kind), name)
 

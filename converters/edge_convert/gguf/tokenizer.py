@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import read_json
 
-__all__ = ["SPLITS", "Vocabulary", "read_vocabulary", "split_name", "write_tokenizer"]
+__all__ = ["SPLITS", "Vocabulary", "named_ends", "read_vocabulary", "split_name", "write_tokenizer"]
 
 # gguf.TokenType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -47,9 +47,10 @@ SPLITS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (_GPT_4O, "bytes"): ("gpt-4o", None),
 }
 
-_LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<(?:pad|mask|2mass|\[@BOS@\])>", re.DOTALL)
+LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<(?:pad|mask|2mass|\[@BOS@\])>", re.DOTALL)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "▁"
+_END_KINDS = ("eos", "eot", "eom")
 _ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
 
 
@@ -101,8 +102,14 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
         )
     is_sentencepiece = bool(model.get("byte_fallback"))
     tokens, types = [], []
+    ids: dict[str, int] = {}
     for index in range(n_vocab):
         text, kind = _token(index, texts, added, model, is_sentencepiece)
+        if ids.setdefault(text, index) != index:
+            raise ModelFileError(
+                f"{folder.name}: tokenizer.json has the token {text[:40]!r} twice, as {ids[text]} and {index}.",
+                "Download it again, or give each added token the id that it has in the vocabulary.",
+            )
         tokens.append(text)
         types.append(kind)
     if not is_sentencepiece:
@@ -135,8 +142,20 @@ def split_name(pre_tokenizer: Mapping[str, Any] | None, ignores_merges: bool, wh
     return name
 
 
+class _SpecialTokens(SpecialVocab):  # type: ignore[misc]
+    """The special tokens that gguf finds in a folder, without ids outside of the vocabulary: Llama 1 has a padding of -1."""
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:
+        if isinstance(tid, int) and 0 <= tid < (self.n_vocab or 0):
+            super()._set_special_token(typ, tid)
+
+
 def write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary, chat_template: str | None) -> None:
-    """Add all keys of the tokenizer, and the chat template."""
+    """Add all keys of the tokenizer, and the chat template.
+
+    Raises:
+        ModelFileError: a byte-level vocabulary names no end of a reply and has no token to stand for one.
+    """
     # The library logs its findings; the result is checked afterwards by comparing ids.
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     writer.add_tokenizer_model(vocabulary.model)
@@ -145,9 +164,10 @@ def write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary, ch
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    special = SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", n_vocab=len(vocabulary.tokens))
+    special = _SpecialTokens(folder, load_merges=vocabulary.model == "gpt2", n_vocab=len(vocabulary.tokens))
     special.chat_template = chat_template
     special.add_special_token.update(_added_around(folder))
+    special.special_token_ids.update(_ends(special.special_token_ids, folder, vocabulary))
     special.add_to_gguf(writer, quiet=True)
     if vocabulary.adds_space is not None:
         writer.add_add_space_prefix(vocabulary.adds_space)
@@ -163,7 +183,7 @@ def _token(
     if is_sentencepiece and text == model.get("unk_token"):
         return text, UNKNOWN
     if index in added:
-        if added[index].get("special") or _LOOKS_SPECIAL.fullmatch(text):
+        if added[index].get("special") or LOOKS_SPECIAL.fullmatch(text):
             return text, CONTROL
         # llama.cpp looks for these in the text as the user wrote it, where spaces are spaces.
         return text.replace(SPACE, " "), USER_DEFINED
@@ -211,6 +231,47 @@ def _adds_space(content: Mapping[str, Any]) -> bool:
     prepends = any(step.get("type") == "Prepend" and step.get("prepend") == SPACE for step in steps)
     metaspace = any(step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
     return prepends or metaspace
+
+
+def _ends(named: Mapping[str, int], folder: Path, vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the ids that end a reply by the keys of GGUF, which has room for three, the tokenizer's own first.
+
+    A file that names none gets one that is never generated: llama.cpp would end every reply at a token that it takes by its
+    number, in a byte-level vocabulary a comma.
+    """
+    found = list(dict.fromkeys([*([named["eos"]] if "eos" in named else []), *named_ends(folder, len(vocabulary.tokens))]))
+    others = [named[kind] for kind in _END_KINDS[1:] if kind in named]
+    found = [*found, *(token for token in others if token not in found)]
+    if not found:
+        unused = [at for at, kind in enumerate(vocabulary.types) if kind == UNUSED]
+        control = [at for at, kind in enumerate(vocabulary.types) if kind in (CONTROL, UNKNOWN)]
+        found = [*unused[:1], *([named["pad"]] if "pad" in named else []), *control[:1]][:1]
+    if not found and vocabulary.model == "gpt2":
+        raise ModelFileError(
+            f"{folder.name} names no token that ends a reply, and llama.cpp needs one.",
+            "Add eos_token_id to config.json: the id of the token that ended each text of the training.",
+        )
+    return dict(zip(_END_KINDS, found, strict=False))
+
+
+def named_ends(folder: Path, n_vocab: int) -> list[int]:
+    """Return the ids that end a reply by generation_config.json and config.json of a checkpoint, in this order.
+
+    Raises:
+        ModelFileError: one is not in the vocabulary.
+    """
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        given = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise ModelFileError(
+                    f"{folder.name}/{name}: eos_token_id is {str(token)[:40]}, and the vocabulary has {n_vocab} tokens.",
+                    f"Correct {name}, or download it again.",
+                )
+        found += ids
+    return list(dict.fromkeys(found))
 
 
 def _added_around(folder: Path) -> dict[str, bool]:

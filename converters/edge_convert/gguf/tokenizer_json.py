@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gguf import GGUFReader
+from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
-from edge_convert.gguf.tokenizer import BYTE, CONTROL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
+from edge_convert.gguf.tokenizer import BYTE, CONTROL, NORMAL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["build_tokenizer"]
 
@@ -64,9 +66,15 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
         raise ModelFileError(
             f"{where} has a tokenizer of the kind {kind!r}, which edge does not convert.", "Known: gpt2, llama."
         )
-    types = facts.get("token_type") or [1] * len(tokens)
-    vocabulary = {text: index for index, text in enumerate(tokens) if types[index] not in (UNUSED, USER_DEFINED)}
+    types = facts.get("token_type") or [NORMAL] * len(tokens)
     is_sentencepiece = kind == "llama"
+    _check_lists(facts, len(tokens), types, where, has_scores=is_sentencepiece)
+    if is_sentencepiece:
+        # llama.cpp looks for these in the text as it is, tokenizer.json in the text with its spaces replaced.
+        tokens = [text.replace(" ", SPACE) if types[at] == USER_DEFINED else text for at, text in enumerate(tokens)]
+    # All ids but padding at the end: the tokenizers library numbers those that are not in the vocabulary anew, behind it.
+    n_used = max((at + 1 for at, kind in enumerate(types) if kind != UNUSED), default=0)
+    vocabulary = {text: index for index, text in enumerate(tokens[:n_used])}
     content = _sentencepiece(facts, tokens, types, vocabulary) if is_sentencepiece else _byte_level(facts, vocabulary, where)
     general = reader.fields.get("general.name")
     name = str(general.contents()).lower() if general else ""
@@ -79,10 +87,26 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for ours, theirs in _SPECIALS.items():
         index = facts.get(f"{ours}_token_id")
-        if isinstance(index, int) and index < len(tokens):
+        if isinstance(index, int) and 0 <= index < len(tokens):
             config[f"{theirs}_token"] = tokens[index]
     content["post_processor"] = _around(facts, tokens, content["post_processor"], is_default=is_sentencepiece)
+    try:
+        Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library has no type of its own
+        raise ModelFileError(f"The tokenizer of {where} is damaged: {error}.", "Download it again.") from error
     return content, config
+
+
+def _check_lists(facts: dict[str, Any], n_tokens: int, types: list[int], where: str, *, has_scores: bool) -> None:
+    """Refuse a vocabulary whose lists do not belong together."""
+    lengths = {"token_type": len(types)}
+    if has_scores:
+        lengths["scores"] = len(facts.get("scores") or ())
+    for name, length in lengths.items():
+        if length != n_tokens:
+            raise ModelFileError(f"{where} has {n_tokens} tokens and {length} entries of {name}.", "Download it again.")
+    if not has_scores and not all(isinstance(merge, str) and " " in merge for merge in facts.get("merges", [])):
+        raise ModelFileError(f"{where} has a merge that is not two parts.", "Download it again.")
 
 
 def _byte_level(facts: dict[str, Any], vocabulary: dict[str, int], where: str) -> dict[str, Any]:
@@ -127,11 +151,14 @@ def _sentencepiece(facts: dict[str, Any], tokens: list[str], types: list[int], v
     """
     scores = facts["scores"]
     plain = [index for index, kind in enumerate(types) if kind not in (UNUSED, USER_DEFINED, CONTROL, UNKNOWN, BYTE)]
+    parts = {tokens[index] for index, kind in enumerate(types) if kind not in (UNUSED, USER_DEFINED)}
+    lengths = sorted({len(part) for part in parts})
     merges: list[tuple[str, str]] = []
     for index in sorted(plain, key=lambda index: -scores[index]):
         piece = tokens[index]
-        cuts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        ways = [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
+        # Only where a token is as long as the left part: a piece of 200,000 letters has as many ways to be cut.
+        cuts = [(piece[:cut], piece[cut:]) for cut in lengths if 0 < cut < len(piece)]
+        ways = [(left, right) for left, right in cuts if left in parts and right in parts]
         merges += sorted(ways, key=lambda way: (vocabulary[way[0]], vocabulary[way[1]]))
     adds_space = bool(facts.get("add_space_prefix", True))
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -167,7 +194,7 @@ def _added(index: int, text: str, kind: int, swallows: bool) -> dict[str, Any]:
         "single_word": False,
         "lstrip": False,
         "rstrip": rstrip,
-        "normalized": False,
+        "normalized": kind == USER_DEFINED and SPACE in text,
         "special": kind != USER_DEFINED,
     }
 
@@ -181,7 +208,7 @@ def _around(facts: dict[str, Any], tokens: list[str], default: Any, *, is_defaul
         ("eos", facts.get("add_eos_token", False), 1),
     ):
         index = facts.get(f"{kind}_token_id")
-        if adds and isinstance(index, int):
+        if adds and isinstance(index, int) and 0 <= index < len(tokens):
             text = tokens[index]
             parts.insert(place if place == 0 else len(parts), {"SpecialToken": {"id": text, "type_id": 0}})
             used[text] = {"id": text, "ids": [index], "tokens": [text]}

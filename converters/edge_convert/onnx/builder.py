@@ -1,53 +1,52 @@
 """The child process that runs onnxruntime-genai's model builder.
 
-The builder (0.18) reads the RoPE settings of a config in the layout of older versions of transformers, and ignores those that
-it does not know. Here they are laid out as it reads them, and the others are refused. The parent reads what it prints.
+The builder (0.18) reads a config in the layout of older versions of transformers, and ignores what it does not know. Here the
+checkpoint's configuration is laid out as it reads it, and its faults are corrected. The parent reads what it prints.
 """
 
 from __future__ import annotations
 
 import signal
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edge.child import end_with_parent
 
+if TYPE_CHECKING:
+    from edge_convert.checkpoint import Checkpoint
+
 __all__ = ["adapt_config", "main"]
 
-_ROPE_TYPES = {
-    "LlamaForCausalLM": ("default", "llama3", "linear"),
-    "Phi3ForCausalLM": ("default", "longrope"),
-    "Gemma3ForCausalLM": ("default", "linear"),
-}
-_OTHER_ROPE_TYPES = ("default", "linear")
+_PART_BLOCKS = 1 << 16
+"""Blocks that are quantised at a time: the search takes 1.5 kB for each."""
 
 
-def adapt_config(config: Any) -> Any:
-    """Lay out the RoPE settings of a transformers config as the builder reads them.
+def adapt_config(config: Any, checkpoint: Checkpoint) -> Any:
+    """Lay out a transformers config as the builder reads it.
 
-    Raises:
-        NotImplementedError: the builder has no such RoPE for this architecture.
+    Args:
+        config: of the model.
+        checkpoint: the model.
     """
-    name = config.architectures[0]
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    if "full_attention" in rope:  # Gemma 3: one entry a kind of layer
-        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
-        rope = dict(rope["full_attention"])
-    kind = rope.setdefault("rope_type", "default")
-    if kind not in _ROPE_TYPES.get(name, _OTHER_ROPE_TYPES):
-        raise NotImplementedError(f"{name} with {kind} RoPE cannot become ONNX.")
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    n_rotated = int(head_size * rope.get("partial_rotary_factor", 1.0))
-    if n_rotated % 16:
-        raise NotImplementedError(f"{n_rotated} rotated numbers a head: GroupQueryAttention takes multiples of 16.")
-    if name == "Phi3ForCausalLM":
-        rope["type"] = kind
-        if kind == "default":  # the builder tells long from plain RoPE by these two numbers
-            config.original_max_position_embeddings = config.max_position_embeddings
-        else:
-            config.original_max_position_embeddings = rope["original_max_position_embeddings"]
-    if rope:
-        config.rope_parameters = rope
-        config.rope_theta = rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))
+    model, rope = checkpoint.model, checkpoint.model.rope
+    parameters = {**rope.scaling, "rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.partial != 1.0:
+        parameters["partial_rotary_factor"] = rope.partial
+    if rope.local_theta is not None:
+        config.rope_local_base_freq = rope.local_theta
+    if checkpoint.architecture.name == "Phi3ForCausalLM":
+        parameters["type"] = rope.kind
+        # The builder tells long from plain RoPE by this number.
+        is_long = rope.kind == "longrope"
+        config.original_max_position_embeddings = rope.original_context if is_long else model.n_positions
+        if is_long:
+            parameters["short_mscale"] = parameters["long_mscale"] = rope.attention_factor
+    config.rope_parameters = parameters
+    config.rope_theta = rope.theta
+    # Where a config has a window and no list of layers (Mistral, Phi-3), the builder would give no layer a window.
+    config.layer_types = list(model.layer_kinds)
+    config.sliding_window = model.window
+    config.tie_word_embeddings = checkpoint.is_tied
     return config
 
 
@@ -55,10 +54,13 @@ def main(out: str, cache: str, precision: str, checkpoint: str, *extra: str) -> 
     """Build a model; `export_onnx` passes the arguments."""
     from onnxruntime_genai.models import builder
 
+    from edge_convert.checkpoint import open_checkpoint
+
     end_with_parent(signal.SIGKILL)
     _fix(builder)
+    _fix_quantiser()
     options = builder.parse_extra_options(None, checkpoint, out, precision, "cpu", cache, list(extra))
-    adapt_config(options["hf_details"]["hf_config"])
+    adapt_config(options["hf_details"]["hf_config"], open_checkpoint(Path(checkpoint)))
     builder.create_model(None, checkpoint, out, precision, "cpu", cache, **options)
 
 
@@ -79,3 +81,40 @@ def _fix(builder: Any) -> None:
         return caches(self, **names)
 
     builder.Model.make_rotary_embedding_caches = make_rotary_embedding_caches
+
+
+def _fix_quantiser() -> None:
+    """Quantise in pieces, since all blocks of a large vocabulary at once take 8 GB, and pack odd numbers of zero points.
+
+    A row's zero points of 4 bits fill whole bytes; onnxruntime (1.32) packs all rows end to end, which fails where a row has an
+    odd number of blocks.
+    """
+    import numpy as np
+    import onnx
+    from onnxruntime.quantization.neural_compressor import weight_only
+
+    search, make_node = weight_only.quant_tensor_k_quant_cpu, weight_only.make_matmul_weight_only_node
+
+    def in_pieces(data: Any, num_bits: int = 4, group_size: int = 32) -> tuple[Any, Any, Any]:
+        step = max(1, _PART_BLOCKS * group_size // data.shape[1])
+        parts = [search(data[start : start + step], num_bits, group_size) for start in range(0, len(data), step)]
+        columns = zip(*((codes.astype(np.uint8), scale.astype(np.float32), zero) for codes, scale, zero in parts), strict=True)
+        codes, scale, zero = (np.concatenate(column) for column in columns)
+        return codes, scale, zero
+
+    def make_padded_node(*, zero_point: Any, num_bits: int, k_blocks: int, **others: Any) -> tuple[Any, list[Any]]:
+        if zero_point is None or num_bits != 4 or k_blocks % 2 == 0:
+            node, tensors = make_node(zero_point=zero_point, num_bits=num_bits, k_blocks=k_blocks, **others)
+            return node, tensors
+        node, tensors = make_node(zero_point=None, num_bits=num_bits, k_blocks=k_blocks, **others)
+        rows = zero_point.reshape(-1, k_blocks)
+        padded = np.full((len(rows), k_blocks + 1), 8, np.uint8)
+        padded[:, :k_blocks] = rows
+        packed = padded[:, 0::2] | padded[:, 1::2] << 4
+        name = others["node"].input[1] + "_zp"
+        tensors.append(onnx.helper.make_tensor(name, onnx.TensorProto.UINT8, packed.shape, packed.tobytes(), raw=True))
+        node.input.append(name)
+        return node, tensors
+
+    weight_only.quant_tensor_k_quant_cuda = in_pieces
+    weight_only.make_matmul_weight_only_node = make_padded_node

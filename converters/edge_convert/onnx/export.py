@@ -19,6 +19,7 @@ import msgspec
 
 from edge.child import Child, python_command
 from edge.errors import BackendError, ModelFileError, UsageError
+from edge_convert.onnx.limits import check_config
 from edge_convert.targets import check_packages
 
 __all__ = ["OnnxOptions", "describe_quantisation", "export_onnx"]
@@ -70,9 +71,10 @@ def export_onnx(checkpoint: Path, out: Path, options: OnnxOptions, on_progress: 
 
     _check_options(options)
     check_packages(["onnx"])
-    architecture = open_checkpoint(checkpoint).architecture
-    if "onnx" not in architecture.formats:
-        raise ModelFileError(f"{architecture.title} cannot become ONNX.", "Choose another format: --to gguf")
+    opened = open_checkpoint(checkpoint)
+    if "onnx" not in opened.architecture.formats:
+        raise ModelFileError(f"{opened.architecture.title} cannot become ONNX.", "Choose another format: --to gguf")
+    check_config(opened.model, opened.architecture)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already.", "Name another folder, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from edge.errors import UsageError
 from edge_convert import estimates
 from edge_convert.facts import Facts, Request
 from edge_convert.onnx import export
+from edge_convert.onnx.limits import check_config
 from edge_convert.pipeline import FolderOf, Step, StepProgress
 
 __all__ = ["make_steps"]
@@ -22,7 +23,9 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
 
     Raises:
         UsageError: ONNX does not have that many bits.
+        ModelFileError: onnxruntime-genai's builder cannot build this variant of the architecture.
     """
+    check_config(facts.model, facts.architecture)
     precision = _PRECISIONS.get(request.bits)
     if precision is None:
         raise UsageError(f"ONNX has no {request.bits}-bit weights here.", "Choose 4, 8 or 16 bits.")

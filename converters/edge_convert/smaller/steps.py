@@ -78,8 +78,7 @@ def merge_step(facts: Facts, adapter: Adapter) -> Step:
     Raises:
         ModelFileError: the adapter belongs to another model.
     """
-    if facts.shapes:
-        check_fit(adapter, facts.shapes)
+    check_fit(adapter, facts.shapes)
 
     def work(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         merge(facts.open(folder_of), adapter, folder, lambda share: on_progress("", share))
@@ -151,11 +150,8 @@ def _terms(recipe: Recipe) -> str:
 
 
 def _layer_kinds(facts: Facts) -> tuple[str, ...]:
-    """Return the kind of attention of each layer, as far as it is known before the model is loaded."""
-    named = facts.config.get("layer_types")
-    if isinstance(named, list) and len(named) == facts.n_layers:
-        return tuple(map(str, named))
-    return facts.architecture.layer_kinds(facts.n_layers)
+    """Return the kind of attention of each layer."""
+    return facts.model.layer_kinds
 
 
 def _n_tokens(texts: Sequence[Text]) -> int:
@@ -212,8 +208,7 @@ def _text_step(facts: Facts, recipe: Recipe) -> Step:
         from edge_convert.smaller.corpus import pack, read_written, save_corpus, tokenise
 
         source = facts.open(folder_of)
-        filler = source.config.get("eos_token_id")
-        filler = filler[0] if isinstance(filler, list) else filler or 0
+        filler = next(iter(source.model.eos), 0)
         train, held_out, provenance = [], {}, []
         for number, text in enumerate(recipe.texts):
             on_progress(text.name, number / len(recipe.texts))

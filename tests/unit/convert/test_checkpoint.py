@@ -114,12 +114,13 @@ def test_unknown_architectures_are_named_with_those_known(copy: Path) -> None:
     ("keys", "message"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantised \(gptq\)"),
-        ({"hidden_size": None}, "no usable hidden_size"),
+        ({"quantization_config": "gptq"}, r"already quantised \(unknown\)"),
+        ({"hidden_size": None}, "hidden_size: expected int, got null"),
         ({"num_hidden_layers": 3}, r"lacks the tensor model\.layers\.2\.self_attn\.q_proj\.weight and 8 more"),
         ({"num_hidden_layers": 1}, r"holds model\.layers\.1\..* which a LlamaForCausalLM does not have"),
-        ({"hidden_size": 256}, r"embed_tokens\.weight has the shape .* and config\.json says \(\d+, 256\)"),
-        ({"vocab_size": 7}, r"embed_tokens\.weight has the shape .* and config\.json says \(7, 128\)"),
-        ({"intermediate_size": 512}, r"mlp\.\w+_proj\.weight has the shape .* and config\.json says .*512"),
+        ({"hidden_size": 256}, r"embed_tokens\.weight has the shape .* and the model's configuration says \(\d+, 256\)"),
+        ({"vocab_size": 7}, r"embed_tokens\.weight has the shape .* and the model's configuration says \(7, 128\)"),
+        ({"intermediate_size": 512}, r"mlp\.\w+_proj\.weight has the shape .* and the model's configuration says .*512"),
     ],
 )
 def test_configs_that_do_not_fit(keys: dict[str, object], message: str, copy: Path) -> None:

@@ -20,9 +20,11 @@ pytest.importorskip("onnx_ir", reason="needs the extra [convert]")
 pytest.importorskip("onnxruntime_genai", reason="needs the extra [convert], and Python 3.11 or newer")
 
 from edge.errors import BackendError, ModelFileError, UsageError
+from edge_convert.checkpoint import open_checkpoint
 from edge_convert.onnx.blocks import can_carry, carry_blocks, read_blocks
 from edge_convert.onnx.builder import adapt_config
 from edge_convert.onnx.export import OnnxOptions, _run_builder, describe_quantisation, export_onnx
+from tests.checkpoints import make_checkpoint
 
 Make = Callable[[str], Path]
 MakeOnnx = Callable[[str, str], Path]
@@ -367,27 +369,56 @@ def test_stopping_ends_the_builder_and_failing_says_why(tmp_path: Path) -> None:
         _run_builder([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path, 2, ignore)
 
 
-@pytest.mark.slow
 def test_what_the_builder_would_get_wrong_is_refused(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="Qwen2ForCausalLM with yarn RoPE cannot become ONNX"):
+    with pytest.raises(ModelFileError, match="no yarn positions"):
         export_onnx(tiny_checkpoint("qwen2-yarn"), tmp_path / "out", OnnxOptions(), ignore)
-    assert not list(tmp_path.iterdir())
+    make_checkpoint(tmp_path / "narrow", "llama", head_dim=24)
+    with pytest.raises(ModelFileError, match="multiples of 16"):
+        export_onnx(tmp_path / "narrow", tmp_path / "out", OnnxOptions(), ignore)
+    assert not (tmp_path / "out").exists()
 
 
-def config_of(name: str, **values: Any) -> Any:
-    return SimpleNamespace(architectures=[name], hidden_size=128, num_attention_heads=2, max_position_embeddings=512, **values)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("phi3", {"sliding_window": 8}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "num_hidden_layers": 3}),
+        ("llama", {"mlp_bias": True, "attention_bias": True}),
+        ("qwen3", {"attention_bias": True}),
+    ],
+)
+def test_windows_and_biases_are_those_of_the_config(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", kind, **changes)
+    export_onnx(checkpoint, tmp_path / "onnx", OnnxOptions(precision="fp32"), ignore)
+    tokens = tokens_of(checkpoint)
+    expected = transformers_logits(load_transformers(checkpoint), tokens)
+    np.testing.assert_allclose(in_steps(tmp_path / "onnx", tokens), expected, atol=2e-4 * float(np.abs(expected).max()))
 
 
-def test_rope_settings_are_laid_out_as_the_builder_reads_them() -> None:
-    layers = {
-        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-        "sliding_attention": {"rope_theta": 1e4},
-    }
-    gemma = adapt_config(config_of("Gemma3ForCausalLM", rope_parameters=layers))
-    assert (gemma.rope_theta, gemma.rope_local_base_freq, gemma.rope_parameters["factor"]) == (1e6, 1e4, 8.0)
-    short = adapt_config(
-        config_of("Phi3ForCausalLM", original_max_position_embeddings=4096, rope_parameters={"rope_theta": 1e4})
-    )
-    assert short.original_max_position_embeddings == 512
-    with pytest.raises(NotImplementedError, match="multiples of 16"):
-        adapt_config(config_of("Phi3ForCausalLM", rope_parameters={"partial_rotary_factor": 0.4}))
+@pytest.mark.slow
+def test_rows_of_an_odd_number_of_blocks(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", hidden_size=96, num_attention_heads=3, num_key_value_heads=3)
+    export_onnx(checkpoint, tmp_path / "onnx", OnnxOptions(accuracy_level=1), ignore)
+    tokens = tokens_of(checkpoint)
+    model = load_transformers(checkpoint)
+    original = transformers_logits(model, tokens)
+    assert np.corrcoef(in_steps(tmp_path / "onnx", tokens).ravel(), original.ravel())[0, 1] > 0.95
+    weights = dequantised(tmp_path / "onnx")["model.layers.1.mlp.gate_proj"]  # 3 blocks a row
+    held = model.model.layers[1].mlp.gate_proj.weight.detach().numpy()
+    assert np.abs(weights - held).max() < np.abs(held).max() / 8
+
+
+def test_rope_settings_are_laid_out_as_the_builder_reads_them(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    def adapted(folder: Path) -> Any:
+        return adapt_config(SimpleNamespace(), open_checkpoint(folder))
+
+    gemma = adapted(tiny_checkpoint("gemma3"))
+    assert (gemma.rope_theta, gemma.rope_local_base_freq) == (1e6, 1e4)
+    assert adapted(tiny_checkpoint("phi3")).original_max_position_embeddings == 512
+    long = adapted(tiny_checkpoint("phi3-long"))
+    assert long.original_max_position_embeddings == 128
+    assert long.rope_parameters["long_mscale"] == pytest.approx((1 + np.log(4) / np.log(128)) ** 0.5)
+    assert adapted(tiny_checkpoint("llama-linear")).rope_parameters["factor"] == 4.0

@@ -1,0 +1,263 @@
+"""config.json of a checkpoint as typed values, checked once for all formats.
+
+Defaults and the meaning of each key are those of transformers. A value that would change the arithmetic and that no exporter
+writes is refused here, so that nothing is dropped in silence; what only one format cannot do is refused by that format's plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_convert.architectures import Architecture
+from edge_convert.rope import Rope, read_rope, wrong_config
+
+__all__ = ["LayerKind", "ModelConfig", "read_model_config"]
+
+LayerKind = Literal["full_attention", "sliding_attention"]
+
+_Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+_Scale = Annotated[float, Meta(gt=0.0, le=1e9)]
+_GATED = {"silu": "silu", "swish": "silu"}
+_GEMMA = {"gelu_pytorch_tanh": "gelu"}
+
+
+class _Fields(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of config.json that decide the arithmetic; the others are passed over."""
+
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=10_000)]
+    num_attention_heads: _Size
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 30)]
+    model_type: str | None = None
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
+    rms_norm_eps: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    rope_theta: _Scale | None = None
+    rope_local_base_freq: _Scale | None = None
+    partial_rotary_factor: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    original_max_position_embeddings: Annotated[int, Meta(ge=2, le=1 << 30)] | None = None
+    sliding_window: Annotated[int, Meta(ge=1, le=1 << 30)] | None = None
+    use_sliding_window: bool = False
+    max_window_layers: Annotated[int, Meta(ge=0)] | None = None
+    sliding_window_pattern: Annotated[int, Meta(ge=1)] | None = None
+    layer_types: tuple[str, ...] | None = None
+    use_bidirectional_attention: bool | str | None = None
+    query_pre_attn_scalar: _Scale | None = None
+    attn_logit_softcapping: _Scale | None = None
+    final_logit_softcapping: _Scale | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's sizes and constants, defaults filled in.
+
+    Attributes:
+        n_vocab: rows of the embedding.
+        width: of the hidden state.
+        inner: width of the feed-forward matrices.
+        n_layers: of the model.
+        n_heads, n_kv_heads: of queries; of keys and values.
+        head_dim: width of a head.
+        n_positions: longest text that it knows positions for.
+        norm_eps: of the RMS norms.
+        activation: "silu", or "gelu" (its tanh form).
+        says_tied: config.json lets the head share the embedding; see Checkpoint.is_tied.
+        attention_bias: q, k, v and o have a bias.
+        mlp_bias: gate, up and down have a bias.
+        rope: the rotary embedding.
+        window: tokens that a token sees in layers with a sliding window, itself included; None where there are none.
+        layer_kinds: of each layer.
+        attention_scalar: attention is scaled by its inverse root.
+        attention_cap, final_cap: soft caps of the scores and of the logits.
+        bos: id that begins a text.
+        eos: ids that end a reply, the first is the model's own.
+        pad: id that fills a batch up.
+    """
+
+    n_vocab: int
+    width: int
+    inner: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_positions: int
+    norm_eps: float
+    activation: str
+    says_tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    rope: Rope
+    window: int | None
+    layer_kinds: tuple[str, ...]
+    attention_scalar: float
+    attention_cap: float | None
+    final_cap: float | None
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+    @property
+    def n_rotated(self) -> int:
+        """Numbers of a head that are rotated."""
+        return int(self.head_dim * self.rope.partial)
+
+    @property
+    def window_period(self) -> int | None:
+        """The n of "every n-th layer has full attention, the others a window"; 1 without windows, None for another pattern."""
+        full = [layer for layer, kind in enumerate(self.layer_kinds) if kind == "full_attention"]
+        period = full[0] + 1 if full else self.n_layers + 1
+        regular = all((kind == "full_attention") == ((layer + 1) % period == 0) for layer, kind in enumerate(self.layer_kinds))
+        return period if regular else None
+
+
+def read_model_config(config: Mapping[str, Any], architecture: Architecture, where: str) -> ModelConfig:
+    """Check a config.json.
+
+    Args:
+        config: its content.
+        architecture: that it names.
+        where: the checkpoint, for messages.
+
+    Raises:
+        ModelFileError: a value is missing, of another type or out of range, or changes the arithmetic in a way that edge does
+            not convert.
+    """
+    try:
+        fields = msgspec.convert(dict(config), _Fields)
+    except msgspec.ValidationError as error:
+        raise wrong_config(where, _in_words(str(error))) from error
+    heads, kv_heads = fields.num_attention_heads, _n_kv_heads(config, fields, architecture)
+    if heads % kv_heads:
+        raise wrong_config(where, f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
+    head_dim = _head_dim(config, fields, architecture, where)
+    kinds = _layer_kinds(config, fields, architecture, where)
+    rope = read_rope(fields, architecture, head_dim, where)
+    if fields.use_bidirectional_attention:
+        raise wrong_config(where, "use_bidirectional_attention is set: the model looks at later tokens, too")
+    window = fields.sliding_window or architecture.window
+    return ModelConfig(
+        n_vocab=fields.vocab_size,
+        width=fields.hidden_size,
+        inner=fields.intermediate_size,
+        n_layers=fields.num_hidden_layers,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        n_positions=fields.max_position_embeddings,
+        norm_eps=fields.rms_norm_eps or architecture.norm_eps,
+        activation=_activation(fields, architecture, where),
+        says_tied=architecture.is_gemma if fields.tie_word_embeddings is None else fields.tie_word_embeddings,
+        attention_bias=fields.attention_bias and architecture.has_attention_bias,
+        mlp_bias=fields.mlp_bias and architecture.name == "LlamaForCausalLM",
+        rope=rope,
+        window=window if "sliding_attention" in kinds else None,
+        layer_kinds=kinds,
+        attention_scalar=float((fields.query_pre_attn_scalar or 256) if architecture.is_gemma else head_dim),
+        attention_cap=_cap(config, fields, architecture, "attn_logit_softcapping"),
+        final_cap=_cap(config, fields, architecture, "final_logit_softcapping"),
+        bos=_token(fields.bos_token_id, "bos_token_id", fields.vocab_size, where),
+        eos=_eos(fields, where),
+        pad=fields.pad_token_id if 0 <= (fields.pad_token_id or 0) < fields.vocab_size else None,
+    )
+
+
+def _n_kv_heads(config: Mapping[str, Any], fields: _Fields, architecture: Architecture) -> int:
+    default = fields.num_attention_heads if "num_key_value_heads" in config else architecture.n_kv_heads
+    return fields.num_key_value_heads or default or fields.num_attention_heads
+
+
+def _head_dim(config: Mapping[str, Any], fields: _Fields, architecture: Architecture, where: str) -> int:
+    width, heads = fields.hidden_size, fields.num_attention_heads
+    if architecture.head_dim and "head_dim" in config and fields.head_dim is None:
+        raise wrong_config(where, "head_dim is null")
+    found = fields.head_dim or architecture.head_dim
+    if (not found or architecture.has_even_width) and width % heads:
+        raise wrong_config(where, f"hidden_size ({width}) is not a multiple of num_attention_heads ({heads})")
+    found = found or width // heads
+    if found % 2:
+        raise wrong_config(where, f"head_dim is odd ({found}), so that positions cannot be rotated in pairs")
+    return found
+
+
+def _activation(fields: _Fields, architecture: Architecture, where: str) -> str:
+    known = _GEMMA if architecture.is_gemma else _GATED
+    # Old configs of Gemma name a "gelu" that transformers never used where hidden_activation is there.
+    named = (fields.hidden_activation if architecture.is_gemma else fields.hidden_act) or next(iter(known))
+    if named not in known:
+        raise wrong_config(where, f"its activation is {named}, which edge does not convert for a {architecture.title}")
+    return known[named]
+
+
+def _layer_kinds(config: Mapping[str, Any], fields: _Fields, architecture: Architecture, where: str) -> tuple[str, ...]:
+    """Return the kind of attention of each layer, as transformers derives it."""
+    n_layers, window = fields.num_hidden_layers, fields.sliding_window
+    if architecture.windows == "all":  # layer_types are not read there
+        has_window = window is not None or ("sliding_window" not in config and architecture.window is not None)
+        return ("sliding_attention" if has_window else "full_attention",) * n_layers
+    if architecture.windows == "none":
+        return ("full_attention",) * n_layers
+    if fields.layer_types is not None:
+        unknown = set(fields.layer_types) - {"full_attention", "sliding_attention"}
+        if unknown or len(fields.layer_types) != n_layers:
+            what = f"names {', '.join(sorted(unknown))}" if unknown else f"names {len(fields.layer_types)} of {n_layers} layers"
+            raise wrong_config(where, f"layer_types {what}")
+        kinds = fields.layer_types
+    elif architecture.windows == "upper":
+        first = fields.max_window_layers if fields.max_window_layers is not None else 28
+        slides = fields.use_sliding_window and (window is not None or "sliding_window" not in config)
+        kinds = tuple("sliding_attention" if slides and layer >= first else "full_attention" for layer in range(n_layers))
+    else:
+        period = fields.sliding_window_pattern if architecture.gguf == "gemma3" else None
+        kinds = architecture.layer_kinds(n_layers, period)
+    if "sliding_attention" in kinds:
+        if architecture.windows == "upper" and not fields.use_sliding_window:
+            raise wrong_config(where, "layer_types has layers with a window, and use_sliding_window is off")
+        if "sliding_window" in config and window is None:
+            raise wrong_config(where, "some layers have a sliding window, and sliding_window is null")
+    return kinds
+
+
+def _cap(config: Mapping[str, Any], fields: _Fields, architecture: Architecture, key: str) -> float | None:
+    if not architecture.is_gemma:
+        return None
+    return getattr(fields, key) if key in config else dict(architecture.caps).get(key)
+
+
+def _eos(fields: _Fields, where: str) -> tuple[int, ...]:
+    given = fields.eos_token_id
+    ids = given if isinstance(given, tuple) else (given,) if given is not None else ()
+    for token in ids:
+        _token(token, "eos_token_id", fields.vocab_size, where)
+    return tuple(dict.fromkeys(ids))
+
+
+def _token(token: int | None, key: str, n_vocab: int, where: str) -> int | None:
+    if token is not None and not 0 <= token < n_vocab:
+        raise wrong_config(where, f"{key} is {token}, and the vocabulary has {n_vocab} tokens")
+    return token
+
+
+def _in_words(error: str) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.head_dim`" into "head_dim: expected int, got str"."""
+    what, _, place = error.replace("`", "").partition(" - at ")
+    what = what.replace("Object missing required field ", "no usable ")
+    key = place.removeprefix("$.").removeprefix("$")
+    return f"{key}: {what[:1].lower()}{what[1:]}" if key else what
