@@ -180,7 +180,7 @@ def _config(kind: str, n_vocab: int, changes: dict[str, Any]) -> Any:
             **k,
         ),
         "qwen3": lambda **k: transformers.Qwen3Config(head_dim=64, tie_word_embeddings=True, **k),
-        "mistral": lambda **k: transformers.MistralConfig(head_dim=64, sliding_window=None, **k),
+        "mistral": lambda **k: transformers.MistralConfig(head_dim=64, **({"sliding_window": None} | k)),
         "gemma2": lambda **k: transformers.Gemma2Config(head_dim=32, query_pre_attn_scalar=32, sliding_window=16, **k),
         "gemma3": lambda **k: transformers.Gemma3TextConfig(
             head_dim=32, query_pre_attn_scalar=32, sliding_window=16, **(k | {"num_hidden_layers": 7})

@@ -185,7 +185,9 @@ def _run(plan: Plan, app: App, name: str, options: dict[str, Any]) -> int:
     return 0
 
 
-def _report(plan: Plan, made: list[Path], progress: ConvertProgress, name: str, named: list[str], *, as_json: bool) -> None:
+def _report(
+    plan: Plan, made: list[Path], progress: ConvertProgress, name: str, named: dict[str, str], *, as_json: bool
+) -> None:
     """Print the results of a conversion: as JSON, or as a line each, the peak memory and the card."""
     peaks, residents = progress.peak_bytes, progress.resident_bytes
     if as_json:
@@ -280,7 +282,7 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
     from edge_convert.smaller.recipe import Recipe, Source, Text, Training, check_recipe, find_recipe
 
     keep, minutes, texts = options["keep_layers"], options["distill_minutes"], options["texts"]
-    if options["recipe"]:
+    if options["recipe"] is not None:
         recipe = find_recipe(options["recipe"])
     elif keep is None:
         if minutes is not None or texts:

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge_convert.architectures import Architecture, find_architecture
@@ -46,7 +48,16 @@ _EXPONENTS = {"F64": ("u8", 0x7FF << 52), "F32": ("u4", 0xFF << 23), "F16": ("u2
 _LARGEST_F16 = 65_504.0
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_TEMPLATE_BYTES = 4 << 20
 _MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has 35 MB
+
+
+class _Note(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of SOURCE_NOTE that is read again."""
+
+    source: str | None = None
+    licence: str | None = None
+    source_quantised: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,17 +250,18 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
             f"{folder} has no tokenizer.json.",
             "Make it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
-    note = read_json(folder / SOURCE_NOTE) if (folder / SOURCE_NOTE).is_file() else {}
+    has_note = (folder / SOURCE_NOTE).is_file()
+    note = files.read_json(folder / SOURCE_NOTE, _Note, _MAX_JSON_BYTES) if has_note else _Note()
     return Checkpoint(
         folder=folder,
-        source=source or note.get("source") or str(folder),
+        source=source or note.source or str(folder),
         architecture=architecture,
         config=config,
         tensors=tensors,
         tokenizer_files=names,
         chat_template=read_template(folder),
-        licence=licence or note.get("licence") or _licence_in_card(folder / "README.md"),
-        source_quantised=note.get("source_quantised"),
+        licence=licence or note.licence or _licence_in_card(folder / "README.md"),
+        source_quantised=note.source_quantised,
     )
 
 
@@ -326,12 +338,13 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
 def read_template(folder: Path) -> str | None:
     """Return the chat template of a model folder, as Jinja source, or None."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return files.read_text(folder / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     if not (folder / "tokenizer_config.json").is_file():
         return None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several by name: take the default
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if isinstance(template, list):  # several by name: take the default, or the only one
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     return template if isinstance(template, str) else None
 
 

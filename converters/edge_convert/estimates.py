@@ -37,6 +37,8 @@ _COREML = 270_000_000  # with coremltools, which imports torch
 _BUILDER = 330_000_000  # with onnxruntime-genai's model builder
 _LLAMA_CPP = 95_000_000  # a process of llama.cpp that computes
 _VOCABULARY_BYTES = 3_500  # per token, while a tokenizer is read and rebuilt in Python objects
+_PIECES = 200_000_000  # of the head, while logits are computed in pieces
+_COMPARED_BYTES = 64 * 40  # per token of the vocabulary: logits of 64 tokens, and copies in float64
 _CHUNK_TOKENS = 256  # of calibration text
 _PROMPT_TOKENS = 64
 _TABLE_BYTES = 4 * 512 * 4  # per token of the vocabulary: four tables of logits in float32, while a window is compared
@@ -45,13 +47,15 @@ _TRAINED_BYTES = 210  # for each number of the hidden states that a training ste
 
 
 def read_gguf(facts: Facts) -> int:
-    """Estimate reading a GGUF back: its vocabulary in Python objects; weights pass through in pieces."""
-    return _PYTHON + _VOCABULARY_BYTES * facts.n_vocab
+    """Estimate reading a GGUF back: its vocabulary in Python objects; weights pass through in pieces; then two tokenizers."""
+    return max(_PYTHON + _VOCABULARY_BYTES * facts.n_vocab, _TORCH + 2_800 * facts.n_vocab)
 
 
 def write_gguf(facts: Facts) -> int:
-    """Estimate writing a GGUF file: one tensor at a time, then two tokenizers side by side."""
-    return max(_PYTHON + (4 if facts.quantised else 2) * facts.largest, _TORCH + 2_800 * facts.n_vocab)
+    """Estimate writing a GGUF file: one tensor at a time, then two tokenizers, then a layer and two tables of logits."""
+    written = _PYTHON + (4 if facts.quantised else 2) * facts.largest
+    compared = _TORCH + _PIECES + 4 * facts.layer_params + _COMPARED_BYTES * facts.n_vocab
+    return max(written, _TORCH + 2_800 * facts.n_vocab, compared)
 
 
 def calibrate(facts: Facts) -> int:

@@ -13,8 +13,9 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
-from edge_convert.gguf.config import context_length
 from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.gguf.limits import context_length
+from edge_convert.gguf.quantise import ill_fitting_share
 from edge_convert.gguf.steps import read_step
 from edge_convert.inputs import Input
 from edge_convert.manifest import digest_file, tool_versions
@@ -24,6 +25,8 @@ from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, me
 from edge_convert.targets import TARGETS
 
 __all__ = ["make_plan"]
+
+_WORTH_A_NOTE = 0.05
 
 
 def make_plan(source: Input, out: Path, request: Request) -> Plan:
@@ -141,6 +144,13 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
             f"llama.cpp has no sliding window for a {facts.architecture.title}: the context of the GGUF ends at it, "
             f"after {length:,} tokens. ONNX and Core ML keep the window."
         )
+    for name in request.gguf.quantisations if "gguf" in request.formats else ():
+        share = ill_fitting_share(name, facts.shapes.values()) if name != facts.quantised else 0.0
+        if share > _WORTH_A_NOTE:
+            yield (
+                f"{name} fits {1 - share:.0%} of the weights: the widths of the others are no multiple of its blocks, and "
+                "llama.cpp takes larger types for them. The manifest lists the types."
+            )
     if request.card and any(is_slow(form) for form in request.formats):
         yield "Core ML runs on a Mac only. Here an evaluator computes its packages, slowly, on the beginning of the texts."
 

@@ -118,7 +118,10 @@ def main() -> None:
     except EdgeError as error:
         send(error=type(error).__name__, message=error.message, hint=error.hint)
     except OSError as error:
-        send(errno=error.errno or errno.EIO, message=error.strerror or str(error), file=str(error.filename or ""))
+        # shutil.Error lists what it could not copy, and has no number.
+        is_full = error.errno is None and os.strerror(errno.ENOSPC) in str(error)
+        code_of = errno.ENOSPC if is_full else error.errno or errno.EIO
+        send(errno=code_of, message=error.strerror or str(error), file=str(error.filename or ""))
     except Exception:  # noqa: BLE001 (a bug: the command reports it like one of its own)
         send(crash=traceback.format_exc())
     # Libraries' threads need no orderly end, and the memory goes with the process.

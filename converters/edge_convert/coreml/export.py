@@ -74,7 +74,13 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     """
     opened = open_checkpoint(checkpoint)
     opened.check_fits_f16()
-    decoder = msgspec.structs.replace(read_decoder(checkpoint), tied=opened.is_tied)
+    kinds, window = opened.model.layer_kinds, opened.model.window
+    decoder = msgspec.structs.replace(
+        read_decoder(checkpoint),
+        tied=opened.is_tied,
+        layer_types=kinds,
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+    )
     check_options(options)
     ct = quiet_coremltools()
     on_progress("reading", 0.0)

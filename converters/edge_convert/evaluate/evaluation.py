@@ -158,16 +158,25 @@ def _choose_reference(models: Sequence[Path], reference: Path | None) -> Path:
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name models by the last part of their paths, with the folder before it where that is ambiguous."""
+    """Name models by the last part of their paths, with the folders before it where that is ambiguous."""
     full = [path.absolute() for path in paths]
     # Packages of `edge convert` are all called model.mlpackage, in a folder named after the variant.
     stems = [path.parent.name if path.name == "model.mlpackage" else path.name.removesuffix(".gguf") for path in full]
     named: dict[str, Path] = {}
     for path, whole, stem in zip(paths, full, stems, strict=True):
-        named[stem if stems.count(stem) == 1 else f"{whole.parent.name}/{whole.name}"] = path
+        tails = [stem, *("/".join(whole.parts[-n:]) for n in range(2, len(whole.parts)))]
+        others = [other for other in full if other != whole]
+        named[next((tail for at, tail in enumerate(tails) if _is_unique(tail, at, stems, others)), str(whole))] = path
     if len(named) < len(paths):
-        raise UsageError("Two models have the same name and folder name.", "Name each model once, or rename a folder.")
+        raise UsageError("A model is named twice.", "Name each model once.")
     return named
+
+
+def _is_unique(tail: str, n_folders: int, stems: Sequence[str], others: Sequence[Path]) -> bool:
+    """Return whether no other path ends like this; without folders, whether no other has this stem."""
+    if n_folders == 0:
+        return stems.count(tail) == 1
+    return all("/".join(other.parts[-n_folders - 1 :]) != tail for other in others)
 
 
 def _median(samples: Sequence[Speed]) -> Speed:

@@ -134,6 +134,12 @@ class QualityJob(Job, frozen=True, kw_only=True, tag=True):
         """Measure quality; `reference` replaces the logits in the folder."""
         windows, theirs = list(self.windows.values()), reference or load_reference(Path(self.folder), self.windows)
         model = self.open()
+        largest = max(max(window.tokens) for window in windows)
+        if largest >= model.n_vocab:
+            raise ModelFileError(
+                f"{Path(self.path).name} has {model.n_vocab:,} tokens, and the reference's texts have the token {largest:,}.",
+                "Only models of one vocabulary can be compared: give another reference, --against.",
+            )
         own_logits = (self.finite(model.logits(window.tokens)) for window in windows)
         positions = [compare(*one) for one in zip(windows, theirs, own_logits, strict=True)]
         prose = [token for window in windows if window.kind == "prose" for token in window.tokens]

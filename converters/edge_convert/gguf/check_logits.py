@@ -15,8 +15,8 @@ import torch
 
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import Checkpoint
-from edge_convert.gguf.config import context_length
 from edge_convert.gguf.engine import run_task
+from edge_convert.gguf.limits import context_length
 from edge_convert.shapes import EMBEDDING, HEAD
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's config.json as the keys of a GGUF file, and refuses what llama.cpp cannot run.
+"""Writes a checkpoint's config.json as the keys of a GGUF file.
 
 Source: `llama_model::load_hparams` in llama.cpp: the keys that an architecture reads, and what it takes for granted.
 """
@@ -6,63 +6,25 @@ Source: `llama_model::load_hparams` in llama.cpp: the keys that an architecture 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
 
-from edge.errors import ModelFileError
 from edge_convert.architectures import Architecture
+from edge_convert.gguf.limits import check_config, context_length, llama3_factors, yarn_factor
 from edge_convert.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "check_config",
-    "context_length",
-    "llama3_factors",
-    "name_map",
-    "rope_tensors",
-    "write_config",
-    "yarn_factor",
-]
-
-_BIASED = ("llama",)
-"""Architectures whose attention has optional biases in llama.cpp."""
+__all__ = ["name_map", "rope_tensors", "write_config"]
 
 
 def name_map(architecture: str, n_layers: int) -> Any:
     """Return the `gguf` package's map from checkpoint to GGUF tensors, by llama.cpp's name of the architecture."""
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     return get_tensor_name_map(arch, n_layers)
-
-
-def check_config(model: ModelConfig, architecture: Architecture) -> None:
-    """Refuse a model that llama.cpp would compute otherwise than transformers.
-
-    Raises:
-        ModelFileError: llama.cpp cannot run this variant.
-    """
-    if model.attention_bias and architecture.gguf not in _BIASED:
-        raise _cannot("its attention has biases")
-    if model.rope.kind == "yarn":
-        # llama.cpp rounds the bounds, and a context takes 32 and 1 whatever the file says.
-        for key, usual in (("truncate", True), ("beta_fast", 32), ("beta_slow", 1)):
-            if model.rope.scaling.get(key) not in (None, usual):
-                raise _cannot(f"its positions are scaled by YaRN with {key} = {model.rope.scaling[key]}", "coreml")
-    if not architecture.is_gemma:
-        return
-    if model.window_period is None or (architecture.gguf == "gemma3" and model.window_period == 1):
-        raise _cannot("its layers with a sliding window are not those that it can be told")
-    if architecture.gguf == "gemma2" and not (model.attention_cap and model.final_cap):
-        raise _cannot("its scores or logits have no soft cap")
-    if architecture.gguf == "gemma3" and model.attention_cap:
-        raise _cannot("its scores have a soft cap")
-    by_width = model.width // model.n_heads
-    if model.attention_scalar != (by_width if model.n_layers == architecture.n_wide_layers else model.head_dim):
-        raise _cannot(f"its attention is scaled by {model.attention_scalar:g}")
 
 
 def write_config(writer: GGUFWriter, model: ModelConfig, architecture: Architecture) -> None:
@@ -96,14 +58,6 @@ def write_config(writer: GGUFWriter, model: ModelConfig, architecture: Architect
         writer.add_sliding_window(model.window or 0)
 
 
-def context_length(model: ModelConfig, architecture: Architecture) -> int:
-    """Return the context of a GGUF file.
-
-    llama.cpp has sliding windows for Gemma only. Other models with one end their context at it: so far, all layers see all.
-    """
-    return model.n_positions if architecture.is_gemma else min(model.n_positions, model.window or model.n_positions)
-
-
 def rope_tensors(model: ModelConfig) -> dict[str, NDArray[np.float32]]:
     """Return the factors by which llama.cpp divides the frequencies of the rotary embedding, where a model has them.
 
@@ -120,27 +74,6 @@ def rope_tensors(model: ModelConfig) -> dict[str, NDArray[np.float32]]:
         return {}
     factors = llama3_factors(rope.scaling, rope.theta, model.n_rotated, rope.original_context)
     return {"rope_freqs.weight": factors}
-
-
-def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int, context: int) -> NDArray[np.float32]:
-    """Return Llama 3's factors of the frequencies, float32 [width / 2].
-
-    Args:
-        scaling: factor, low_freq_factor and high_freq_factor.
-        theta: base of the frequencies.
-        width: numbers of a head that are rotated.
-        context: positions of the training before they were scaled.
-    """
-    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
-    smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
-    factors: NDArray[np.float64] = 1.0 / ((1.0 - smooth) / factor + smooth)
-    return factors.astype(np.float32)
-
-
-def yarn_factor(factor: float) -> float:
-    """Return YaRN's own factor of cosines and sines, which llama.cpp multiplies with the file's."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _write_rope(writer: GGUFWriter, model: ModelConfig) -> None:
@@ -163,7 +96,3 @@ def _write_rope(writer: GGUFWriter, model: ModelConfig) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(rope.original_context)
         writer.add_rope_scaling_attn_factors(rope.attention_factor)
-
-
-def _cannot(why: str, others: str = "onnx or --to coreml") -> ModelFileError:
-    return ModelFileError(f"llama.cpp cannot run this variant: {why}.", f"Convert to another format: --to {others}")

@@ -15,7 +15,7 @@ import numpy as np
 from edge.errors import ModelFileError
 from edge.formats.gguf import GGUFHeader, TensorInfo
 from edge_convert.architectures import Architecture
-from edge_convert.gguf.config import llama3_factors, name_map, yarn_factor
+from edge_convert.gguf.limits import llama3_factors, yarn_factor
 from edge_convert.model_config import ModelConfig
 from edge_convert.shapes import HEAD, check_tensors, tensor_shapes
 
@@ -201,6 +201,8 @@ def checkpoint_tensors(header: GGUFHeader, architecture: Architecture, model: Mo
     Raises:
         ModelFileError: a tensor is missing, unknown or of another shape than the header says.
     """
+    from edge_convert.gguf.config import name_map
+
     known = name_map(architecture.gguf, model.n_layers)
     names = {
         known.get_name(name, try_suffixes=(".weight", ".bias")): name for name in [*tensor_shapes(architecture, model), HEAD]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
+from edge.formats.gguf import read_header
 from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.strings import varied_strings
 
-__all__ = ["FLOATS", "QUANTISATIONS", "GgufOptions", "check_tokenizer", "needs_imatrix", "quantise"]
+__all__ = [
+    "FLOATS",
+    "QUANTISATIONS",
+    "GgufOptions",
+    "check_tokenizer",
+    "describe_types",
+    "ill_fitting_share",
+    "needs_imatrix",
+    "quantise",
+]
 
 FLOATS = ("F32", "F16", "BF16")
 _FILE_TYPE = {name: number for number, name in FILE_TYPES.items()}
@@ -26,6 +37,8 @@ QUANTISATIONS = tuple(name for name in FILE_TYPES.values() if name not in _NOT_O
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "IQ3_XXS")
 _CHECKED_STRINGS = 2_000
 _MOST_ADDED = 400
+_SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
+_SMALL_BLOCK, _LARGE_BLOCK = 32, 256
 _SEED = 20_240_607
 
 
@@ -99,6 +112,33 @@ def quantise(
     finally:
         partial.unlink(missing_ok=True)
     return out
+
+
+def describe_types(path: Path) -> str:
+    """Return the share of each weight type in a GGUF file: "Q4_K 71 %, Q6_K 29 %"."""
+    counts: dict[str, int] = {}
+    for tensor in read_header(path).tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.type] = counts.get(tensor.type, 0) + math.prod(tensor.shape)
+    total = sum(counts.values())
+    return ", ".join(f"{kind} {count / total:.0%}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def ill_fitting_share(name: str, shapes: Iterable[Sequence[int]]) -> float:
+    """Return the share of a model's weights in matrices whose width is no multiple of a quantisation's block.
+
+    llama.cpp takes a type with smaller blocks for them, or 16 bits.
+
+    Args:
+        name: of the quantisation.
+        shapes: of all tensors, rows first.
+    """
+    if name in FLOATS:
+        return 0.0
+    block = _SMALL_BLOCK if name in _SMALL_BLOCKS else _LARGE_BLOCK
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    total = sum(map(math.prod, matrices))
+    return sum(math.prod(shape) for shape in matrices if shape[1] % block) / total if total else 0.0
 
 
 def check_tokenizer(

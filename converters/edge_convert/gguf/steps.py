@@ -9,9 +9,9 @@ import msgspec
 
 from edge_convert import estimates
 from edge_convert.facts import Facts, Request
-from edge_convert.gguf.config import check_config
 from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
-from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, needs_imatrix, quantise
+from edge_convert.gguf.limits import check_config
+from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, describe_types, needs_imatrix, quantise
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
 __all__ = ["make_steps", "read_step"]
@@ -115,6 +115,7 @@ def _quantise_step(facts: Facts, options: GgufOptions, name: str) -> Step:
         if uses_matrix:
             text = digest_of(read_calibration(options.calibration))
             recipe["importance matrix"] = f"{options.calibration_tokens} tokens of the text {text[:16]}"
+        recipe["types of the weights"] = describe_types(path)
         facts.write_manifest(folder, folder_of, "gguf", name, recipe)
 
     return Step(

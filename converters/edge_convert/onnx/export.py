@@ -7,6 +7,7 @@ loads too. A checkpoint from an int4 GGUF is not quantised a second time: blocks
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -170,5 +171,7 @@ def _run_builder(command: list[str], work: Path, n_layers: int, on_progress: Pro
             elif line.startswith(b"Saving ONNX model"):
                 on_progress("quantising and saving", 0.6)
         ended = child.wait()
+    if ended.code != 0 and os.strerror(errno.ENOSPC) in ended.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
     if ended.code != 0:
         raise BackendError(f"The model builder of onnxruntime-genai {ended.reason}.", "Try another format.")

@@ -31,6 +31,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         shapes: tensor name in the file -> shape.
         n_bytes: of its weights.
         name: for people.
+        targets: last parts of the names of the modules that it changes; empty where its configuration gives a pattern.
+        is_partial: it changes some layers only.
     """
 
     folder: Path
@@ -38,6 +40,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     shapes: dict[str, tuple[int, ...]]
     n_bytes: int
     name: str
+    targets: tuple[str, ...] = ()
+    is_partial: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -83,20 +87,33 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
         raise ModelFileError(f"{name}/{_WEIGHTS} is damaged: {error}.", "Copy or save the adapter again.") from error
     if not shapes:
         raise ModelFileError(f"{name}/{_WEIGHTS} holds nothing.", "Save the adapter again.")
-    rank = config.get("r")
-    size = (folder / _WEIGHTS).stat().st_size
-    return Adapter(folder=folder, rank=rank if isinstance(rank, int) else 0, shapes=shapes, n_bytes=size, name=name)
+    rank, targets = config.get("r"), config.get("target_modules")
+    return Adapter(
+        folder=folder,
+        rank=rank if isinstance(rank, int) else 0,
+        shapes=shapes,
+        n_bytes=(folder / _WEIGHTS).stat().st_size,
+        name=name,
+        targets=tuple(str(target) for target in targets) if isinstance(targets, list) else (),
+        is_partial=any(config.get(key) for key in ("layers_to_transform", "layers_pattern", "exclude_modules")),
+    )
 
 
 def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse an adapter of another model, whose tensors have these shapes.
 
     Raises:
-        ModelFileError: it changes a matrix that the model does not have, or one of another shape.
+        ModelFileError: it changes a matrix that the model does not have, or one of another shape, or it is incomplete.
     """
+    _check_complete(adapter, shapes)
     for name, shape in adapter.shapes.items():
-        module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        module, part = _module_of(name)
         target = f"{module}.weight" if part else module
+        if "trainable_tokens_" in name:
+            raise ModelFileError(
+                f"{adapter.name} replaces single tokens of the vocabulary (trainable_token_indices).",
+                "Merge it with the tool that trained it: model.merge_and_unload(), then save_pretrained(FOLDER).",
+            )
         theirs = shapes.get(target)
         if theirs is None and target == "lm_head.weight":
             theirs = shapes.get("model.embed_tokens.weight")
@@ -108,12 +125,44 @@ def check_fit(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
         fits = {
             "A.weight": len(theirs) == 2 and shape[-1] == theirs[-1],
             "B.weight": shape[0] == theirs[0],
+            "embedding_A": shape[-1] == theirs[0],
+            "embedding_B": len(theirs) == 2 and shape[0] == theirs[1],
         }.get(part, bool(part) or shape == theirs)
         if not fits:
             raise ModelFileError(
                 f"{adapter.name} was trained on another model: its change of {module} is of the shape {list(shape)}, "
                 f"and the matrix here is {list(theirs)}.",
                 "Name the model that it was trained on.",
+            )
+
+
+def _module_of(name: str) -> tuple[str, str]:
+    """Return the module that a tensor of an adapter belongs to, and which of its matrices it is, "" for a whole module.
+
+    peft saves the changed embedding or head with an adapter on it, as its base_layer.
+    """
+    module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+    return module.replace(".base_layer", ""), part
+
+
+def _check_complete(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter that lacks tensors, which peft would merge in part."""
+    parts: dict[str, set[str]] = {}
+    for name in adapter.shapes:
+        module, part = _module_of(name)
+        parts.setdefault(module, set()).add(part)
+    for module, found in parts.items():
+        for one, other in (("A.weight", "B.weight"), ("embedding_A", "embedding_B")):
+            if (one in found) != (other in found):
+                lacks = other if one in found else one
+                raise ModelFileError(f"{adapter.name} lacks the matrix {lacks} of {module}.", "Save the adapter again.")
+    for suffix in adapter.targets:
+        # All layers have the matrices that one has; peft's layers_to_transform names some of them.
+        wanted = [name.removesuffix(".weight") for name in shapes if name.endswith(f".{suffix}.weight") and ".layers." in name]
+        missing = [module for module in wanted if module not in parts]
+        if missing and not adapter.is_partial:
+            raise ModelFileError(
+                f"{adapter.name} lacks its change of {missing[0]}, which its {_CONFIG} names.", "Save or download it again."
             )
 
 
@@ -142,6 +191,11 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
         ) from error
     check_fit(adapter, {name: info.shape for name, info in source.tensors.items()})
     model = open_model(source.folder, "float32")
+    changed = {_module_of(name)[0] for name in adapter.shapes}
+    if source.is_tied and changed & {"lm_head", "model.embed_tokens"}:
+        # The adapter changes one of the two, and peft would merge it into both.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
     on_progress(0.3)
     try:
         with warnings.catch_warnings():
@@ -152,6 +206,9 @@ def merge(source: Checkpoint, adapter: Adapter, folder: Path, on_progress: Calla
         raise ModelFileError(
             f"peft cannot merge {adapter.name}: {error}.", "Merge it with the tool that trained it."
         ) from error
+    damaged = next((name for name, weight in merged.named_parameters() if not torch.isfinite(weight).all()), None)
+    if damaged:
+        raise ModelFileError(f"With {adapter.name}, {damaged} is not a number.", "Save or download the adapter again.")
     on_progress(0.7)
     dtype = source.tensors["model.norm.weight"].dtype
     save_model(merged.to(getattr(torch, _DTYPES[dtype])), folder, source, f"{source.name}+{adapter.name}")

@@ -276,3 +276,24 @@ def test_room_and_memory_are_checked_first(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
         check_resources(plan_that_needs(tmp_path))
     assert tree(tmp_path) == ["deep"]
+
+
+def test_an_extra_step_that_fails_holds_nothing_back(tmp_path: Path) -> None:
+    def fail(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        raise ModelFileError("no card")
+
+    def write(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
+        (folder / "model").write_text("weights")
+
+    steps = (
+        Step(name="model", title="", work=write, artifact=True),
+        Step(name="card", title="", work=fail, artifact=True, is_extra=True),
+    )
+    plan = Plan(title="t", out=tmp_path / "out", digest="d" * 64, steps=steps)
+    with pytest.raises(ModelFileError, match="no card"):
+        run(plan)
+    assert tree(plan.out) != ["model", "model/model"]
+    failures: list[str] = []
+    assert run(plan, on_failure=lambda step, error: failures.append(f"{step.name}: {error.message}")) == [plan.out / "model"]
+    assert failures == ["card: no card"]
+    assert [path.name for path in plan.out.iterdir()] == ["model"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,21 +57,36 @@ print(sorted(name for name in ("torch", "transformers", "gguf") if name in sys.m
 
 
 def test_an_error_of_a_step_comes_through_as_what_it_is(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out")
-    shard = next(path for path in found.path.iterdir() if path.suffix == ".safetensors")
-    content = shard.read_bytes()
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in found.path.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    # All weights become what is no number, which only whoever reads them can see.
-    start = 8 + int.from_bytes(content[:8], "little")
-    (copy / shard.name).write_bytes(content[:start] + b"\xff" * (len(content) - start))
+    copy = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy"))
+    (copy / "generation_config.json").write_text('{"eos_token_id": 99999}')
     plan, found = plan_of(copy, tmp_path / "out")
-    with pytest.raises(ModelFileError, match="not numbers") as caught:
+    with pytest.raises(ModelFileError, match="eos_token_id is 99999") as caught:
         run(isolate(plan, found, REQUEST))
-    assert caught.value.hint == "Download it again."
+    assert caught.value.hint == "Correct generation_config.json, or download it again."
     assert [step.name for step in plan.steps if is_done(plan, step)] == ["source"]
+
+
+def test_weights_that_are_not_numbers_stop_every_format_at_once(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy"))
+    content = (copy / "model.safetensors").read_bytes()
+    for pattern in (b"\xff\xff\xff\x7f", b"\x00\x00\x80\xff"):  # a NaN, minus infinity
+        (copy / "model.safetensors").write_bytes(content[:-4] + pattern)
+        plan, _ = plan_of(copy, tmp_path / "out", Request(formats=("onnx",), card=False))
+        with pytest.raises(ModelFileError, match="holds values that are not numbers"):
+            run(plan)
+        assert not (tmp_path / "out").exists()
+
+
+def test_temporary_files_of_libraries_go_with_the_step(
+    tiny_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    request = Request(formats=("coreml",), coreml_variants=("fp16",), coreml_context=64, card=False)
+    plan, found = plan_of(tiny_checkpoint("llama"), tmp_path / "out", request)
+    run(isolate(plan, found, request))
+    assert not list((tmp_path / "tmp").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["coreml-fp16"]
 
 
 def test_a_process_that_dies_is_told_with_what_it_said(
@@ -91,7 +107,7 @@ def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: P
     plan.work.mkdir(parents=True)
     folder = plan.work / "gguf-base.tmp"
     folder.mkdir()
-    task = step_process._Task(source=found, request=REQUEST, out=plan.out, step="gguf-base", folder=folder)
+    task = step_process._Task(source=found, request=REQUEST, out=plan.out, step="gguf-base", folder=folder, scratch=folder)
     child = subprocess.Popen(
         python_command("edge_convert.step_process:main"),
         stdin=subprocess.PIPE,

@@ -16,6 +16,7 @@ from edge.errors import ModelFileError, ModelNotFoundError, QualityGateError, Us
 from edge_convert.evaluate.card import Card, Failure, Row, Speed, markdown, read_card, to_json
 from edge_convert.evaluate.gate import Limit, check, enforce, parse_gate
 from edge_convert.evaluate.logits import find_format, greedy, model_in
+from edge_convert.evaluate.measure import QualityJob
 from edge_convert.evaluate.metrics import Quality, Scores, compare, summarise
 from edge_convert.evaluate.page import html_page
 from edge_convert.evaluate.passages import TextOptions, Window, beginnings, make_windows, read_texts
@@ -94,9 +95,31 @@ def test_a_chat_template_is_applied_in_a_sandbox(folder: Path) -> None:
     prompt = read_texts()[1][0]
     window = make_windows(TableModel(), folder, TextOptions(n_prose=8, window=8, n_prompts=1, n_answer=1))[-1]
     assert list(window.tokens[:-1]) == TableModel().tokenise(f"<user>{prompt}!")
-    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ModelFileError, match="chat template"):
-        windows(folder)
+    chatml = TableModel().tokenise(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+    for unusable in ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception('no') }}", "{% for %}"):
+        (folder / "chat_template.jinja").write_text(unusable)
+        window = make_windows(TableModel(), folder, TextOptions(n_prose=8, window=8, n_prompts=1, n_answer=1))[-1]
+        assert list(window.tokens[:-1]) == chatml  # as edge does with such a model
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{% generation %}<{{ m.role }}>{{ m.content }}{% endgeneration %}{% endfor %}!",
+        "{% if tools is not none %}tools{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}!",
+    ],
+)
+def test_chat_templates_are_rendered_as_edge_does(source: str, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(source)
+    window = make_windows(TableModel(), folder, TextOptions(n_prose=8, window=8, n_prompts=1, n_answer=1))[-1]
+    assert list(window.tokens[:-1]) == TableModel().tokenise(f"<user>{read_texts()[1][0]}!")
+
+
+def test_logits_that_are_not_numbers_are_refused(folder: Path) -> None:
+    job = QualityJob(path=str(folder), n_threads=1, windows={}, folder="")
+    for value in (math.nan, math.inf):
+        with pytest.raises(ModelFileError, match="not numbers"):
+            job.finite(np.array([[0.0, value]], np.float32))
 
 
 @pytest.mark.parametrize("bad", [{"window": 4}, {"window": 4000}, {"n_answer": 510}])
@@ -347,3 +370,14 @@ def test_a_card_that_could_not_be_written_is_said_before_the_work(tmp_path: Path
     for option, file in (("--html", tmp_path / "nowhere/card.html"), ("--markdown", tmp_path)):
         assert run(["eval", str(tmp_path / "no-model"), option, str(file)]) == 1
         assert f"{file} cannot be written" in capsys.readouterr().err
+
+
+def test_models_of_the_same_name_are_told_apart_by_their_folders() -> None:
+    from edge_convert.evaluate.evaluation import _names
+
+    paths = [Path(f"/x/{name}/gguf-Q4_0/model-Q4_0.gguf") for name in ("a", "b")]
+    assert list(_names(paths)) == ["a/gguf-Q4_0/model-Q4_0.gguf", "b/gguf-Q4_0/model-Q4_0.gguf"]
+    assert list(_names([paths[0], Path("/x/other.gguf")])) == ["model-Q4_0", "other"]
+    assert list(_names([Path("/x/1/m.gguf"), Path("/x/2/m.gguf")])) == ["1/m.gguf", "2/m.gguf"]
+    with pytest.raises(UsageError, match="named twice"):
+        _names([paths[0], paths[0]])

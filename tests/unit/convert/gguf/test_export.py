@@ -22,12 +22,14 @@ from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.quantise import GgufOptions, check_tokenizer
 from edge_convert.gguf.tensors import gguf_names, write_gguf
 from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
-from edge_convert.pipeline import Progress
+from edge_convert.inputs import Input
+from edge_convert.pipeline import Progress, run
+from edge_convert.plan import make_plan
 from edge_convert.strings import varied_strings
 from tests.checkpoints import ARCHITECTURE_OF, KINDS, TOKENIZERS, make_checkpoint, make_tokenizer
 from tests.prove import proof_size
 from tests.unit.convert.reference import logits_of_checkpoint, logits_of_gguf, some_tokens
-from tests.unit.convert.support import convert
+from tests.unit.convert.support import convert, read_manifest
 
 Make = Callable[[str], Path]
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
@@ -232,3 +234,66 @@ def test_options_are_checked() -> None:
         GgufOptions(quantisations=("Q4",))
     with pytest.raises(UsageError, match="too few bits"):
         GgufOptions(quantisations=("IQ2_XS",), use_imatrix=False)
+
+
+def test_a_name_that_promises_other_types_is_noted(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "narrow", "llama", hidden_size=96, num_attention_heads=3, num_key_value_heads=3)
+    options = GgufOptions(quantisations=("Q4_K_M", "Q4_0"), use_imatrix=False)
+    source = Input(kind="checkpoint", path=folder, source="narrow")
+    plan = make_plan(source, tmp_path / "out", Request(gguf=options, card=False))
+    (note,) = [note for note in plan.notes if "multiple of its blocks" in note]
+    assert note.startswith("Q4_K_M fits ")
+    made = dict(zip(options.quantisations, run(plan), strict=True))
+    recipes = {name: read_manifest(path / "manifest.json").recipe["types of the weights"] for name, path in made.items()}
+    assert recipes["Q4_0"].startswith("Q4_0 ")
+    assert "Q4_K" not in recipes["Q4_K_M"].split(" ")[0] or "Q5_0" in recipes["Q4_K_M"]
+
+
+def test_logits_that_differ_are_refused(tmp_path: Path) -> None:
+    """A file that says less than config.json does: llama.cpp computes another model from it."""
+    from edge_convert.gguf.check_logits import check_logits
+
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "qwen2-yarn"))
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    assert check_logits(path, checkpoint, "F32", tmp_path) < 1e-5
+    path.write_bytes(path.read_bytes().replace(b"rope.scaling.factor", b"rope.scaling.fActor"))
+    with pytest.raises(ModelFileError, match="computes other logits"):
+        check_logits(path, checkpoint, "F32", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen2-yarn", {"rope_parameters": {**YARN, "attention_factor": 1.7}}),
+        ("qwen2-yarn", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
+        ("llama", {"mlp_bias": True, "attention_bias": True}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
+        ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
+        ("gemma2", {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
+    ],
+)
+def test_variants_that_llama_cpp_runs(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", kind, **changes)
+    checkpoint = open_checkpoint(folder)
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    tokens = some_tokens(100, checkpoint.model.n_vocab)
+    difference = logits_of_gguf(path, tokens, 128) - logits_of_checkpoint(folder, tokens)
+    assert np.abs(difference).max() < (0.02 if kind.startswith("gemma") else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("phi3", {"sliding_window": 16}),
+        ("mistral", {"sliding_window": 16}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    ],
+)
+def test_the_context_ends_where_llama_cpp_has_no_window(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", kind, **changes)
+    plan = make_plan(Input(kind="checkpoint", path=folder, source=kind), tmp_path / "out", Request(card=False))
+    assert any("after 16 tokens" in note for note in plan.notes)
+    checkpoint = open_checkpoint(folder)
+    header = read_header(write_gguf(checkpoint, tmp_path / "model.gguf", "F32"))
+    assert header.n_ctx_train == 16

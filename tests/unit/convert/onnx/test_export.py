@@ -385,7 +385,7 @@ def test_what_the_builder_would_get_wrong_is_refused(tiny_checkpoint: Make, tmp_
         ("mistral", {"sliding_window": 8}),
         ("phi3", {"sliding_window": 8}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-        ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "num_hidden_layers": 3}),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "full_attention"] * 2 + ["full_attention"]}),
         ("llama", {"mlp_bias": True, "attention_bias": True}),
         ("qwen3", {"attention_bias": True}),
     ],

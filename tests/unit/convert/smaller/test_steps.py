@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,38 @@ def test_a_merged_adapter_computes_what_peft_computes(adapter: Path, four_layers
         torch.testing.assert_close(open_model(merged.folder, "float32")(tokens).logits, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(open_model(four_layers, "float32")(tokens).logits, expected, atol=0.1)
     assert (merged.name, merged.config["num_hidden_layers"], merged.licence) == ("tiny+tuned", 4, "apache-2.0")
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"]])
+def test_an_adapter_on_the_vocabulary_changes_one_side_of_it(targets: list[str], tmp_path: Path) -> None:
+    """The head is tied to the embedding, and the adapter changes one of them."""
+    peft = pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
+    import torch
+
+    tied = make_checkpoint(tmp_path / "tied", "llama")
+    model = open_model(tied, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+        wrapped = peft.get_peft_model(model, config)
+        wrapped.save_pretrained(tmp_path / "adapter")
+        expected = wrapped(torch.tensor([[5, 6, 7]])).logits
+        merged = merge(open_checkpoint(tied), open_adapter(tmp_path / "adapter"), tmp_path / "merged", QUIET)
+    assert not merged.is_tied
+    found = open_model(merged.folder, "float32")(torch.tensor([[5, 6, 7]])).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["layer", "half"])
+def test_an_adapter_that_lacks_tensors_is_refused(damage: str, adapter: Path, four_layers: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    weights = load_file(copy / "adapter_model.safetensors")
+    dropped = "layers.2." if damage == "layer" else "lora_B"
+    save_file({name: value for name, value in weights.items() if dropped not in name}, copy / "adapter_model.safetensors")
+    with pytest.raises(ModelFileError, match="lacks"):
+        merge(open_checkpoint(four_layers), open_adapter(copy), tmp_path / "merged", QUIET)
 
 
 def test_a_conversion_merges_an_adapter(adapter: Path, four_layers: Path, tmp_path: Path) -> None:
