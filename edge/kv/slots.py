@@ -132,11 +132,11 @@ class Slots:
         return len(self._idle())
 
     def evict_one(self) -> bool:
-        """Empty the least recently used idle sequence; return False if there is none."""
+        """Empty the least recently used idle sequence, those to be kept last; return False if there is none."""
         candidates = self._idle()
         if not candidates:
             return False
-        self.truncate(min(candidates, key=lambda slot: slot.last_used), 0)
+        self.truncate(min(candidates, key=_order), 0)
         return True
 
     def truncate(self, slot: Slot, n_keep: int) -> None:
@@ -186,7 +186,7 @@ class Slots:
     def _choose_target(self, idle: list[Slot], source: Slot | None, n_shared: int) -> Slot:
         """Continue in place if that loses nothing, or little; otherwise leave the other tail where it is."""
         empty = [slot for slot in idle if not slot.n_tokens]
-        oldest = min(idle, key=lambda slot: slot.last_used)
+        oldest = min(idle, key=_order)
         if source is not None and not source.is_busy:
             loses_little = n_shared * 2 >= source.n_tokens
             if n_shared == source.n_tokens or (loses_little and not empty) or not self._backend.capabilities.rewind:
@@ -200,3 +200,8 @@ class Slots:
             return  # then the prefix is computed once more
         self.tree.share(source.seq_id, target.seq_id, n_tokens)
         target.n_tokens = n_tokens
+
+
+def _order(slot: Slot) -> tuple[bool, int]:
+    """Return what sequences are evicted by: the least recently used first, those to be kept last."""
+    return slot.hint == "keep", slot.last_used

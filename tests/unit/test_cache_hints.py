@@ -344,3 +344,13 @@ def test_threads_prewarm_and_send_at_once(house: House) -> None:
     for thread in threads:
         thread.join()
     assert all(len(conversation.messages) == 10 for conversation in conversations)
+
+
+def test_what_is_kept_leaves_memory_last(house: House) -> None:
+    house.options = {"n_seq": 2}
+    house.restart()
+    done(house.ai.generate(SECRET, cache="keep"))
+    for n in range(6):
+        done(house.ai.generate(f"Number {n}. " * 10, cache="memory"))
+    usage = done(house.ai.generate(SECRET, cache="memory")).usage
+    assert usage.n_reused - usage.n_restored > 200
