@@ -754,7 +754,9 @@ class Conversation:
         kept = old.attachments if attachments is None else tuple(attachments)
         _check_message(text, kept)
         self._check_size(text, kept)
-        record = self._record_of(cache) or {name: value for name, value in old.record.items() if name == "cache"}
+        record = self._record_of(cache)
+        if cache is None and not record and "cache" in old.record:
+            record = {"cache": old.record["cache"]}  # the new text is as private as the old one
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
             _given(sampling, options),

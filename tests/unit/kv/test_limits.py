@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -354,3 +356,41 @@ def test_names_and_ends_of_foreign_types_are_ignored(tmp_path: Path) -> None:
     assert limits.names() == {BIG: "big"}
     assert limits.ends() == {b"k": 5.0}
     limits.close()
+
+
+_WRITER = """
+import os, sys
+from edge.kv.blocks import fingerprint
+from edge.kv.store import BlockStore, StoreOptions
+directory, seed, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with BlockStore(directory, StoreOptions(1 << 24, 0, max_written_bytes=limit, sync=False)) as store:
+    print(flush=True)
+    for n in range(40):
+        tokens = [seed * 1000 + n, n]
+        store.put(None, tokens, os.urandom(5000), fingerprint=fingerprint({"weights": "big"}), namespace="", start=0)
+        store.flush(60.0)
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_processes_share_a_days_limit(tmp_path: Path, is_killed: bool) -> None:
+    limit = 50 * BLOCK
+    command = [sys.executable, "-c", _WRITER, str(tmp_path / "kv")]
+    writers = [
+        subprocess.Popen([*command, str(seed), str(limit)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        for seed in range(3)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    if is_killed:
+        time.sleep(0.2)
+        writers[0].kill()
+    for writer in writers:
+        writer.communicate(timeout=120)
+    with BlockStore(tmp_path / "kv", StoreOptions(1 << 24, 0, max_written_bytes=limit)) as store:
+        store.gc()
+        stats = store.stats()
+    assert stats.n_blocks * BLOCK <= stats.written_bytes <= limit
+    if not is_killed:
+        assert stats.n_blocks == 50
