@@ -72,6 +72,9 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
     if conversation is not None or is_continued:
         with app.store(settings) as store:
             newest = store.list(limit=1) if is_continued else [store.get(conversation or "")]
+            # As edge run: a saved conversation keeps its system prompt unless this command line sets one.
+            if newest and (options["role"] is not None or options["system"] is not None):
+                store.set_system(newest[0].id, settings.system)
         conversation = newest[0].id if newest else None
         if conversation is None:
             output.note("There is no conversation yet; this is a new one.")

@@ -129,7 +129,7 @@ class ReadPage(Dialog[None]):
             yield from self._heading()
             with VerticalScroll():
                 yield ReplyMarkdown(self._text, is_plain=self.app.has_class("-plain"))
-            yield Static("Up, Down and Page keys scroll, Esc closes.", classes="dialog-keys")
+            yield Static("Esc closes; Up, Down and Page keys scroll.", classes="dialog-keys")
 
     def on_mount(self) -> None:
         """Focus the text, so that keys scroll it."""

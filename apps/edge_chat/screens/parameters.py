@@ -55,7 +55,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
                 yield Input(compact=True)
             yield Static(id="parameter-note", markup=False)
             yield OptionList(*(Option(name, id=name) for name in self._names), markup=False)
-            yield Static("Enter saves for this session, Ctrl+R restores defaults, Esc cancels.", classes="dialog-keys")
+            yield Static("Enter saves for this session, Esc cancels, Ctrl+R restores defaults.", classes="dialog-keys")
 
     def on_mount(self) -> None:
         """Type into the field of the first parameter."""

@@ -60,7 +60,7 @@ class WideTable(Dialog[None]):
         with Vertical(classes="dialog-box -wide"):
             with ScrollableContainer():
                 yield _TableView(self._table, is_plain=self.app.has_class("-plain"))
-            yield Static("Arrow and Page keys scroll, Home and End go to the sides, Esc closes.", classes="dialog-keys")
+            yield Static("Esc closes; arrow and Page keys scroll, Home and End go to the sides.", classes="dialog-keys")
 
     def on_mount(self) -> None:
         """Focus the table, so that keys scroll it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,21 @@ def test_the_last_conversation_is_continued(call: Any, terminal: Any, monkeypatc
     assert said == ["the line for the shell"] * 3
     result = call("chat", "-c", "--conversation", older)
     assert result.code == 2 and "--continue and --conversation exclude each other" in result.err
+
+
+def test_a_role_or_system_prompt_of_the_command_line_is_that_of_the_conversation(
+    call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch, own_home: Path
+) -> None:
+    (own_home / "prompts").mkdir()
+    (own_home / "prompts" / "brief.md").write_text("Be brief.")
+    monkeypatch.setattr(edge_chat, "run", lambda settings, **options: 0)
+    monkeypatch.setattr(sys, "stdout", terminal())
+    with ConversationStore(load_settings({}).paths.conversations_file) as store:
+        kept = store.create(title="Kept", system="Old").id
+        for arguments, system in (((), "Old"), (("--role", "brief"), "Be brief."), (("--system", "New"), "New"), ((), "New")):
+            assert call("chat", "--conversation", kept, *arguments).code == 0
+            assert store.get(kept).system == system
+    assert "Did you mean brief?" in call("chat", "-c", "--role", "breif").err
 
 
 def test_a_conversation_that_is_not_there_stops_it(call: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
