@@ -526,6 +526,7 @@ def test_model_picker(snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, si
     async def run(pilot: Pilot[Any]) -> None:
         await dialog("f3")(pilot)
         await eventually(pilot, lambda: "think" in str(app.screen.query_one(".dialog-note").render()))
+        await pilot.press("down", "up")  # scroll bars draw themselves late
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=SIZES.get(size, TINY), run_before=run)
