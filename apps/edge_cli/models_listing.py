@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,6 @@ UNKNOWN = "-"
 FROM_HUB = "from the hub's listing at download"
 HEADINGS = ("model", "format", "size", "params", "memory", "licence", "where", "good for")
 """Cells of `list_rows`."""
-_MIN_LAST = 30  # columns that the sentence needs
 _HEADER_FIELDS = """
 architecture file_type n_params n_layer n_embd n_head n_head_kv n_ctx_train n_vocab sliding_window tensors_bytes is_recurrent
 is_hybrid
@@ -107,11 +105,12 @@ def list_rows(
 
 
 def print_rows(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print `list_rows`; a terminal that is too narrow for the last column gets none. `edge models show` has it."""
-    width = shutil.get_terminal_size().columns
-    others = sum(max((len(row[n]) for row in rows), default=0) + 2 for n in range(len(HEADINGS) - 1))
-    n_shown = len(HEADINGS) - (output.is_terminal(sys.stdout) and width - others < _MIN_LAST)
-    output.table([row[:n_shown] for row in rows], HEADINGS[:n_shown])
+    """Print `list_rows`. A terminal gets the last two cells as one, which wraps."""
+    if not output.is_terminal(sys.stdout):
+        output.table(rows, HEADINGS)
+        return
+    shown = [(*row[:-2], " · ".join(cell for cell in row[-2:] if cell)) for row in rows]
+    output.table(shown, (*HEADINGS[:-2], "where, and what it is good for"))
 
 
 def kind_of(format: str, quantisation: str | None) -> str:
