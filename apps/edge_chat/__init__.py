@@ -12,7 +12,7 @@ meter.py        tokens of the message being written
 markup/         Markdown, formulas and tables as lines of text; knows no screen
 terminal.py     bytes, pastes, signals and the end of the terminal
 attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling
-theme.py        edge's own themes; own_themes.py, the user's
+theme.py        edge's own themes; own_themes.py, the user's; few_colours.py, 256 and 16 colours
 """
 
 from __future__ import annotations

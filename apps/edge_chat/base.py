@@ -19,6 +19,7 @@ from textual.filter import NoColor
 
 from edge.errors import EdgeError
 from edge_chat.commands import Completion
+from edge_chat.few_colours import for_terminal
 from edge_chat.history import HISTORY_FILE, PromptHistory
 from edge_chat.keys import Keymap
 from edge_chat.library import Library
@@ -30,6 +31,7 @@ from edge_chat.widgets.text import ControlFilter
 
 if TYPE_CHECKING:
     from textual.driver import Driver
+    from textual.theme import Theme
 
     from edge.assistant import Assistant
     from edge.config import Settings
@@ -74,6 +76,8 @@ class BaseApp(App[int], inherit_bindings=False):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
+        for known in self.available_themes.values():
+            self.register_theme(known)
         self.settings = settings
         self.clock = clock
         self.cwd = cwd or _current_folder()
@@ -94,6 +98,11 @@ class BaseApp(App[int], inherit_bindings=False):
         self.host = ModelHost(loader or _default_loader(settings), self.library.store)
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []
+
+    def register_theme(self, theme: Theme) -> None:
+        """Register a theme, as the terminal can show it."""
+        console = self.__dict__.get("console")  # none yet while textual registers its own, which __init__ does again
+        super().register_theme(for_terminal(theme, console.color_system) if console is not None else theme)
 
     @property
     def blinks(self) -> bool:

@@ -282,5 +282,6 @@ def _code_lines(code: str, language: str, width: int, *, pad: str) -> list[Line]
         for number, part in enumerate(wrap(runs, inside, hanging=hanging if inside > 6 else 0)):
             is_wrapped = number > 0
             prefix = [*margin, mark] if is_wrapped and inside > 6 else margin
-            lines.append(Line((*prefix, *part), fill=fill, is_wrapped=is_wrapped))
+            shown = [replace(run, style=f"{fill} {run.style}".strip()) for run in (*prefix, *part)]
+            lines.append(Line(tuple(shown), fill=fill, is_wrapped=is_wrapped))
     return lines

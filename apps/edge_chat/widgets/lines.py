@@ -68,7 +68,7 @@ class LinesView(Widget):
     def __init__(self, *, classes: str | None = None) -> None:
         super().__init__(classes=classes)
         self._strips: dict[int, tuple[Line, int, Strip]] = {}
-        self._styles_of_runs: dict[tuple[str, str, str, str], RichStyle] = {}
+        self._styles_of_runs: dict[tuple[str, str, str], RichStyle] = {}
         self._find: Callable[[str], list[tuple[int, int]]] = lambda text: []
 
     def mark(self, find: Callable[[str], list[tuple[int, int]]]) -> int | None:
@@ -131,12 +131,12 @@ class LinesView(Widget):
         return text, "\n"
 
     def _draw(self, line: Line, width: int, y: int, span: tuple[int, int] | None) -> Strip:
-        fill = self._style_of(Run("", ""), line.fill)
+        fill = self._style_of(Run("", line.fill))
         segments: list[Segment] = []
         position = 0
         found = self._find(line.text)
         for run in line.runs:
-            style = self._style_of(run, line.fill)
+            style = self._style_of(run)
             for piece, is_found in _split_found(run.text, position, found):
                 look = style + self._look(LOOKS["found"]).rich_style if is_found else style
                 for text, is_selected in _split(piece, position, span):
@@ -148,12 +148,12 @@ class LinesView(Widget):
             strip = Strip([*segments, Segment(" " * (width - strip.cell_length), fill)], width)
         return strip.crop(0, width)
 
-    def _style_of(self, run: Run, fill: str) -> RichStyle:
-        key = (fill, run.style, run.link, run.action)
+    def _style_of(self, run: Run) -> RichStyle:
+        key = (run.style, run.link, run.action)
         style = self._styles_of_runs.get(key)
         if style is None:
             look = self.visual_style
-            for name in f"{fill} {run.style}".split():
+            for name in run.style.split():
                 look += self._look(LOOKS.get(name, ""))
             if run.link:
                 look += Style.from_meta({"@click": f"link({run.link!r})"})

@@ -104,7 +104,7 @@ def test_headings_differ_without_colour() -> None:
 
 
 def test_diffs_are_red_and_green() -> None:
-    assert styles(TEXT, "-old") == "code-removed" and styles(TEXT, "+new") == "code-added"
+    assert styles(TEXT, "-old") == "code code-removed" and styles(TEXT, "+new") == "code code-added"
 
 
 def test_wrapped_code_is_marked_and_indented() -> None:
