@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from markdown_it import MarkdownIt
@@ -94,6 +94,7 @@ class Document:
             start = 0
         self.text = text
         self._blocks += _parse(text, start)
+        self._options = replace(self._options, is_growing=not is_whole)
         self._lines = []
         self._width = 0 if is_whole else self._width
 

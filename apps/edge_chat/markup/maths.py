@@ -50,10 +50,12 @@ class Part:
     Attributes:
         text: the piece.
         kind: as in maths_symbols, and "frac" for a fraction written with a slash, "root" for a root without brackets.
+        touched: the piece as it must be when an operand follows at once; "" if that makes no difference.
     """
 
     text: str
     kind: str
+    touched: str = ""
 
 
 def line_of(row: Row, *, is_tight: bool = False) -> str:
@@ -64,16 +66,17 @@ def line_of(row: Row, *, is_tight: bool = False) -> str:
 def join(parts: Sequence[Part], *, is_tight: bool = False) -> str:
     """Put pieces side by side: spaces around operators, brackets where the neighbours would change the meaning."""
     kinds = [part.kind for part in parts]
+    gaps = join_spaced(kinds, is_tight=is_tight)
     text = ""
-    for i, (part, gap) in enumerate(zip(parts, join_spaced(kinds, is_tight=is_tight), strict=True)):
+    for i, (part, gap) in enumerate(zip(parts, gaps, strict=True)):
         before = kinds[i - 1] if i else ""
         after = kinds[i + 1] if i + 1 < len(kinds) else ""
-        is_touched = after in _OPERANDS or (part.kind == "frac" and (before in _OPERANDS or "slash" in (before, after)))
+        is_between = before in _OPERANDS or "slash" in (before, after) or after in ("op", "space")
         piece = part.text
-        if part.kind == "frac" and is_touched:
+        if after in _OPERANDS and part.touched and not gaps[i + 1]:
+            piece = part.touched
+        elif part.kind == "frac" and (is_between or after in _OPERANDS):
             piece = f"({piece})"
-        elif part.kind == "root" and is_touched:
-            piece = f"{piece[0]}({piece[1:]})" if piece[0] in "√∛∜" else f"({piece})"
         text += " " + piece if gap and not text.endswith(" ") and not piece.startswith(" ") else piece
     return text
 
@@ -177,15 +180,18 @@ def _script(node: Script) -> Part:
     ):
         base = f"({base})"
         kind = "ord"
-    text = base
+    text = touched = base
     sub, sup = script_text(node.sub, SUBSCRIPTS), script_text(node.sup, SUPERSCRIPTS)
     for row, small, mark in ((node.sub, sub, "_"), (node.sup, sup, "^")):
         if row is not None:
             inner = line_of(row, is_tight=True)
             if not inner:
                 continue
-            text += small or (mark + inner if _is_closed(row, inner) else f"{mark}({inner})")
-    return Part(text, "ord" if kind in ("text", "space", "punct", "fenced", "number") else kind)
+            closed = small or f"{mark}({inner})"
+            is_open = not small and _is_closed(row, inner)
+            text += mark + inner if is_open else closed
+            touched += closed
+    return Part(text, "ord" if kind in ("text", "space", "punct", "fenced", "number") else kind, touched)
 
 
 def _is_closed(row: Row, inner: str) -> bool:
@@ -203,7 +209,8 @@ def _fraction(node: Fraction) -> Part:
             return Part(vulgar, "vulgar")
     if not is_single(node.above) and not _is_product(node.above) and not _is_differential(node.above):
         above = f"({above})"
-    if not is_single(node.below) and not _is_differential(node.below):
+    is_root = len(bottom := flat(node.below.nodes)) == 1 and isinstance(bottom[0], Root)
+    if not is_single(node.below) and not _is_differential(node.below) and not is_root:
         below = f"({below})"
     return Part(f"{above}/{below}", "frac")
 
@@ -241,8 +248,9 @@ def _root(node: Root) -> Part:
         sign = "√" if degree == "2" else _ROOTS.get(degree, f"{small}√")
     if not body:
         raise UnsupportedMathsError("empty root")
-    if is_single(node.body) and not isinstance(flat(node.body.nodes)[0], Script):
-        return Part(sign + body, "root")
+    inner = flat(node.body.nodes)[0]
+    if is_single(node.body) and not (isinstance(inner, Script) and inner.sup is not None):
+        return Part(sign + body, "root", f"{sign}({body})")
     return Part(f"{sign}({body})", "ord")
 
 

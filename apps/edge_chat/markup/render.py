@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from markdown_it.token import Token
 from rich.cells import cell_len
@@ -20,6 +21,7 @@ __all__ = ["LOW_HEADINGS", "Options", "Rendering", "render_tokens"]
 _BULLETS = "•◦▪"
 _HEADINGS = {"h1": "heading1", "h2": "heading2", "h3": "heading3"}
 _MIN_WIDTH = 8
+_STABLE_STEP = 40  # lines of code after which those above are kept while more is generated
 LOW_HEADINGS = ("h3", "h4", "h5", "h6")
 """Tags of headings that stand right above their text."""
 
@@ -46,10 +48,12 @@ class Options:
     Attributes:
         is_plain: no drawing, nothing that only a colour tells: for screen readers.
         has_actions: offer to copy code and to see a table wide, with runs that have an `action`.
+        is_growing: more of the text will come; the colours of long code may be wrong in its last lines until then.
     """
 
     is_plain: bool = False
     has_actions: bool = False
+    is_growing: bool = False
 
 
 def render_tokens(
@@ -92,6 +96,7 @@ class _Renderer:
         self.out = Rendering()
         self._is_plain = options.is_plain
         self._has_actions = options.has_actions
+        self._is_growing = options.is_growing
         self._first_code = first_code
         self._first_table = first_table
         self._depth = 0
@@ -213,7 +218,7 @@ class _Renderer:
         self.out.tables.append(table)
         lines = table_lines(table, width, is_plain=self._is_plain)
         if self._has_actions and is_narrowed(table, width):
-            note = Run("wide view", "action", action=f"wide {number}", is_decor=True)
+            note = Run(f"wide view: /table {number + 1}", "action", action=f"wide {number}", is_decor=True)
             lines.append(Line((note,)))
         return lines
 
@@ -225,14 +230,22 @@ class _Renderer:
         self.out.codes.append(code)
         if self._is_plain:
             head = Line((Run(f"Code, {language or 'text'}:", is_decor=True),))
-            return [head, *_code_lines(code, language, width, pad="")]
+            return [head, *self._code(code, language, width, "")]
         title = f" {language or 'text'}"
         runs = [Run(title, "code-head", is_decor=True)]
         if self._has_actions:
             room = max(1, width - cell_len(title) - len("copy "))
             runs.append(Run(" " * room, "code-head", is_decor=True))
             runs.append(Run("copy", "code-head code-copy", action=f"copy {number}", is_decor=True))
-        return [Line(tuple(runs), fill="code-head"), *_code_lines(code, language, width, pad=" ")]
+        return [Line(tuple(runs), fill="code-head"), *self._code(code, language, width, " ")]
+
+    def _code(self, code: str, language: str, width: int, pad: str) -> Sequence[Line]:
+        lines = code.split("\n")
+        n_stable = (len(lines) - 1) // _STABLE_STEP * _STABLE_STEP if self._is_growing else 0
+        if not n_stable:
+            return _code_lines(code, language, width, pad)
+        above, below = "\n".join(lines[:n_stable]), "\n".join(lines[n_stable:])
+        return [*_stable_code_lines(above, language, width, pad), *_code_lines(below, language, width, pad)]
 
     def _formula(self, token: Token, width: int) -> list[Line]:
         source = str(token.meta["source"])
@@ -268,7 +281,13 @@ def _prefixed(lines: Sequence[Line], first: Run, rest: Run) -> list[Line]:
     return [replace(line, runs=()) if not line.text.strip() and not line.fill else line for line in out]
 
 
-def _code_lines(code: str, language: str, width: int, *, pad: str) -> list[Line]:
+@lru_cache(maxsize=4)
+def _stable_code_lines(code: str, language: str, width: int, pad: str) -> tuple[Line, ...]:
+    """Keep the lines above the end of code that is still being generated."""
+    return tuple(_code_lines(code, language, width, pad))
+
+
+def _code_lines(code: str, language: str, width: int, pad: str) -> list[Line]:
     """Wrap code. A continued line is marked, and indented as far as the line that it belongs to."""
     lines: list[Line] = []
     fill = "code" if pad else ""

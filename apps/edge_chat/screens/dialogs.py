@@ -128,7 +128,7 @@ class ReadPage(Dialog[None]):
         with Vertical(classes="dialog-box -large"):
             yield from self._heading()
             with VerticalScroll():
-                yield ReplyMarkdown(self._text, is_plain=self.app.has_class("-plain"))
+                yield ReplyMarkdown(self._text, is_plain=self.app.has_class("-plain"), has_actions=False)
             yield Static("Esc closes; Up, Down and Page keys scroll.", classes="dialog-keys")
 
     def on_mount(self) -> None:

@@ -26,6 +26,7 @@ class ReplyMarkdown(LinesView):
     Args:
         text: the Markdown.
         is_plain: draw nothing, for screen readers.
+        has_actions: offer to copy code and to see a table wide; the screen has to handle the messages below.
     """
 
     @dataclass
@@ -40,9 +41,9 @@ class ReplyMarkdown(LinesView):
 
         table: Table
 
-    def __init__(self, text: str = "", *, is_plain: bool = False) -> None:
+    def __init__(self, text: str = "", *, is_plain: bool = False, has_actions: bool = True) -> None:
         super().__init__()
-        self._document = Document(Options(is_plain=is_plain, has_actions=True))
+        self._document = Document(Options(is_plain=is_plain, has_actions=has_actions))
         self._document.set_text(fmt.clean(text))
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_chat.markup import document as documents
+from edge_chat.markup import render as renderer
 from edge_chat.markup.document import Document, render
 from edge_chat.markup.lines import Line, Run, plain_text, runs_len, wrap
 from edge_chat.markup.render import Options
@@ -190,3 +193,35 @@ def test_only_the_last_block_is_parsed_again(monkeypatch: pytest.MonkeyPatch) ->
         lines = document.lines(40)
         assert lines[0] is first[0]  # nor drawn again
     assert max(parsed) < 200
+
+
+def test_long_code_that_grows_is_not_coloured_again_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    coloured: list[int] = []
+    colour = renderer.code_runs
+
+    def counting(code: str, language: str) -> list[list[Run]]:
+        coloured.append(code.count("\n"))
+        return colour(code, language)
+
+    monkeypatch.setattr(renderer, "code_runs", counting)
+    lines = [f"value_{number} = {number}  # a comment" for number in range(300)]
+    text = "```python\n" + "\n".join(lines)
+    document = Document(Options())
+    document.set_text(text, is_whole=False)
+    document.lines(60)
+    coloured.clear()
+    for end in range(20):
+        document.set_text(text + "x" * end, is_whole=False)
+        growing = document.lines(60)
+    assert max(coloured) < 50
+    document.set_text(text + "x" * 19)
+    assert document.lines(60) == growing
+
+
+def test_the_lines_need_no_screen() -> None:
+    """`edge run` uses them where textual is not installed."""
+    code = (
+        "import sys, edge_chat.markup.document as d; d.render('# a\\n\\n```py\\nx\\n```', 40)\nprint('textual' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
