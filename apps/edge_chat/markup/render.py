@@ -48,11 +48,14 @@ class Options:
     Attributes:
         is_plain: no drawing, nothing that only a colour tells: for screen readers.
         has_actions: offer to copy code and to see a table wide, with runs that have an `action`.
-        is_growing: more of the text will come; the colours of long code may be wrong in its last lines until then.
+        is_redrawn: what is shown while the text grows is replaced when it is whole: the end of long code is coloured on its own
+            until then, which is faster.
+        is_growing: more of the text will come.
     """
 
     is_plain: bool = False
     has_actions: bool = False
+    is_redrawn: bool = False
     is_growing: bool = False
 
 
@@ -96,7 +99,7 @@ class _Renderer:
         self.out = Rendering()
         self._is_plain = options.is_plain
         self._has_actions = options.has_actions
-        self._is_growing = options.is_growing
+        self._is_growing = options.is_growing and options.is_redrawn
         self._first_code = first_code
         self._first_table = first_table
         self._depth = 0

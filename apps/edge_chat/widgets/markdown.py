@@ -43,7 +43,7 @@ class ReplyMarkdown(LinesView):
 
     def __init__(self, text: str = "", *, is_plain: bool = False, has_actions: bool = True) -> None:
         super().__init__()
-        self._document = Document(Options(is_plain=is_plain, has_actions=has_actions))
+        self._document = Document(Options(is_plain=is_plain, has_actions=has_actions, is_redrawn=True))
         self._document.set_text(fmt.clean(text))
 
     @property

@@ -206,7 +206,7 @@ def test_long_code_that_grows_is_not_coloured_again_line_by_line(monkeypatch: py
     monkeypatch.setattr(renderer, "code_runs", counting)
     lines = [f"value_{number} = {number}  # a comment" for number in range(300)]
     text = "```python\n" + "\n".join(lines)
-    document = Document(Options())
+    document = Document(Options(is_redrawn=True))
     document.set_text(text, is_whole=False)
     document.lines(60)
     coloured.clear()
