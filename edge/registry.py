@@ -59,6 +59,7 @@ class EngineRow:
         package: what has to be installed; None if nothing.
         n_seq: sequences side by side, unless asked otherwise.
         n_spare: KV buffers beside one a sequence, for engines whose sequences have buffers of their own.
+        weights_factor: memory that the weights of a GGUF take while it is loaded, as a multiple of the file's.
         repacked: weight types that it stores in a faster layout for a CPU; () where all are equal.
         is_automatic: the plan may choose it unasked.
         safety: "module:function" of (cache directory) that says how the engine may be loaded here; "" if it loads anywhere.
@@ -79,6 +80,7 @@ class EngineRow:
     package: EnginePackage | None = None
     n_seq: int = 2
     n_spare: int = 0
+    weights_factor: float = 1.0
     repacked: tuple[str, ...] = ()
     is_automatic: bool = True
     safety: str = ""
@@ -130,6 +132,22 @@ ENGINES: dict[str, EngineRow] = {
                 on_mac=("ane", "cpu"),
                 install='Install it: pip install "edge-assistant[onnx]"',
                 rebuild="Install onnxruntime's build for it in the place of onnxruntime; see docs/onnx.md.",
+            ),
+        ),
+        EngineRow(
+            name="openvino",
+            title="OpenVINO",
+            backend="edge.backends.openvino.backend:OpenVINOBackend",
+            formats=("gguf",),
+            accelerators=("cpu",),
+            options=("threads", "n_ubatch", "kv_type"),
+            n_seq=4,
+            weights_factor=3.5,  # those of the graph and the plug-in's own copy, both with four bits more a weight for a Q4_1
+            try_file="edge.backends.llamacpp.trial:try_file",
+            package=EnginePackage(
+                module="openvino",
+                distributions=("openvino",),
+                install='Install it: pip install "edge-assistant[openvino]"',
             ),
         ),
         EngineRow(

@@ -125,18 +125,15 @@ class LogitsBackend(CellsBackend):
         logits = self._compute(seq_id, start, ids, should_stop)
         if logits is None:
             return False
-        self._newest[seq_id] = logits
-        self._drafted.pop(seq_id, None)
+        self._note_logits(seq_id, logits)
         return True
 
     def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
         for seq_id, tokens in steps:
-            self._drafted.pop(seq_id, None)
             if len(tokens) == 1:
-                self._newest[seq_id] = self._compute_one(seq_id, starts[seq_id], tokens[0])
+                self._note_logits(seq_id, self._compute_one(seq_id, starts[seq_id], tokens[0]))
             else:
-                rows = self._drafted[seq_id] = self._compute_draft(seq_id, starts[seq_id], tokens)
-                self._newest[seq_id] = rows[-1]
+                self._note_logits(seq_id, self._compute_draft(seq_id, starts[seq_id], tokens))
 
     def _forget_logits(self, seq_id: int) -> None:
         self._newest.pop(seq_id, None)
@@ -157,6 +154,14 @@ class LogitsBackend(CellsBackend):
         self._write_kv(seq_id, start, end, payload)
 
     # -- inside
+
+    def _note_logits(self, seq_id: int, logits: npt.NDArray[np.float32]) -> None:
+        """Note what a pass computed: the newest logits (n_vocab,), or those after each token of a draft (n, n_vocab)."""
+        self._drafted.pop(seq_id, None)
+        if logits.ndim == 2:
+            self._drafted[seq_id] = logits
+            logits = logits[-1]
+        self._newest[seq_id] = logits
 
     def _newest_logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         """Return the newest logits, or those before the last `n_back` draft tokens, without a copy.

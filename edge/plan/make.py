@@ -81,7 +81,7 @@ def plan_at(
     """As `make_plan`, of a request that was checked, for a model whose engine and accelerators are found."""
     row = placement.row
     check_model(request, artifact, row)
-    memory = memory_model(artifact, n_spare=row.n_spare)
+    memory = memory_model(artifact, n_spare=row.n_spare, weights_factor=row.weights_factor)
     fitting = Fitting(device, artifact, memory, request, request.n_seq or row.n_seq)
     chosen = _choose(fitting, placement, (tuned or Lookup()).tuning)
     fit, layout = chosen.fit, chosen.fit.layout

@@ -10,7 +10,7 @@ Source: llama.cpp (of llama-cpp-python 0.3.36) `llama-kv-cache.cpp`, `llama-memo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -123,14 +123,17 @@ class MemoryModel(Protocol):
         """Return the memory that the model takes with these settings."""
 
 
-def memory_model(artifact: Artifact, *, n_spare: int = 0) -> MemoryModel:
+def memory_model(artifact: Artifact, *, n_spare: int = 0, weights_factor: float = 1.0) -> MemoryModel:
     """Return the memory model of an artifact.
 
     Args:
         artifact: the model.
         n_spare: KV buffers beside one a sequence, if its sequences have buffers of their own.
+        weights_factor: memory that the weights of a GGUF take in this engine, as a multiple of the file's.
     """
-    return gguf_memory(artifact.header) if artifact.header is not None else FolderMemory(artifact.facts, n_spare)
+    if artifact.header is None:
+        return FolderMemory(artifact.facts, n_spare)
+    return gguf_memory(artifact.header).scaled(weights_factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,15 @@ class GGUFMemory:
     def n_layer(self) -> int:
         """Number of layers, without the output."""
         return len(self.weights)
+
+    def scaled(self, factor: float) -> GGUFMemory:
+        """Return the same model with weights that take so many times the memory."""
+        return replace(
+            self,
+            weights=tuple(int(size * factor) for size in self.weights),
+            input_bytes=int(self.input_bytes * factor),
+            output_bytes=int(self.output_bytes * factor),
+        )
 
     @property
     def total_weights(self) -> int:

@@ -51,9 +51,9 @@ class TinyModel:
         self.writer.add_feed_forward_length(FFN)
         self.writer.add_layer_norm_rms_eps(1e-5)
 
-    def add_attention(self) -> None:
+    def add_attention(self, n_head: int = HEADS) -> None:
         """The numbers every attention model has."""
-        self.writer.add_head_count(HEADS)
+        self.writer.add_head_count(n_head)
         self.writer.add_head_count_kv(KV_HEADS)
         self.writer.add_key_length(HEAD_DIM)
         self.writer.add_value_length(HEAD_DIM)

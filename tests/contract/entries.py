@@ -100,6 +100,17 @@ def open_onnx(request: pytest.FixtureRequest, kind: str) -> Bench:
     return Bench(OnnxBackend(plan), tolerance=tolerance, can_chat=False)
 
 
+def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
+    pytest.importorskip("openvino")
+    from edge.backends.openvino.backend import OpenVINOBackend
+
+    is_tiny = kind == "openvino-tiny"
+    path = request.getfixturevalue("tiny_model")("llama") if is_tiny else request.getfixturevalue("model_path")
+    plan = make_plan(path, backend="openvino", kv_type_k="f32", kv_type_v="f32")
+    # Inputs of a product with int4 weights are rounded to 8 bits.
+    return Bench(OpenVINOBackend(plan), tolerance=0.05 if is_tiny else 1.0, can_chat=not is_tiny)
+
+
 def open_coreml_package(request: pytest.FixtureRequest, kind: str) -> Bench:
     package = request.getfixturevalue("coreml_package")(kind)
     backend = open_coreml(coreml_plan(make_plan, package), package.parent / "cache")
@@ -125,8 +136,10 @@ class Entry(NamedTuple):
 ENTRIES = [
     Entry("fake", "fake", open_fake),
     Entry("tiny", "llamacpp", open_llamacpp),
+    Entry("openvino-tiny", "openvino", open_openvino),
     Entry("coreml", "coreml", open_coreml_package),
     Entry("coreml-explicit", "coreml", open_coreml_package),
     *(Entry(kind, "onnx", open_onnx) for kind in ("onnx", "onnx-int4", "onnx-plain", *_openvino_kinds())),
     Entry("smollm2", "llamacpp", open_llamacpp, pytest.mark.model),
+    Entry("openvino-smollm2", "openvino", open_openvino, pytest.mark.model),
 ]

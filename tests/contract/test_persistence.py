@@ -154,6 +154,16 @@ def test_a_restart_changes_no_word(tiny_model: TinyModel, plan_for: PlanFor, tmp
 
 
 @pytest.mark.prove
+def test_a_restart_changes_no_word_on_openvino(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    plan = plan_for(tiny_model("llama q4_0"), backend="openvino", n_ctx=1024, n_seq=1, n_ubatch=64)
+    running = World(opener(plan, tmp_path / "running"), restarts=False)
+    restarted = World(opener(plan, tmp_path / "restarted"), restarts=True)
+    compare(restarted, running, range(100, 100 + N_SEEDS))
+    assert restarted.n_restored > 150 * N_SEEDS
+
+
+@pytest.mark.prove
 def test_a_sliding_window_comes_back_as_it_was(tiny_model: TinyModel, plan_for: PlanFor, tmp_path: Path) -> None:
     plan = plan_for(tiny_model("gemma3"), n_ctx=1024, n_seq=1, n_ubatch=64)
     cold = World(opener(plan, None, exact=True), restarts=True)

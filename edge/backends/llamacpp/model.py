@@ -8,13 +8,27 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import MAX_DRAFT, Capabilities, ModelInfo
-from edge.backends.llamacpp.library import clear_log, load_failure
+from edge.backends.llamacpp.library import clear_log, load_failure, load_library
+from edge.backends.llamacpp.vocabulary import Vocabulary
 from edge.errors import BUILD_HINT, BackendUnavailableError, CancelledError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from edge.plan.receipt import Plan
+    from pathlib import Path
 
-__all__ = ["KV_TYPES", "capabilities_of", "check_usable", "describe", "load_model", "meta", "open_context", "rope_variant"]
+    from edge.plan.receipt import Plan
+    from edge.prompt.tokenizers import Tokenizer
+
+__all__ = [
+    "KV_TYPES",
+    "capabilities_of",
+    "check_usable",
+    "describe",
+    "load_model",
+    "meta",
+    "open_context",
+    "open_vocabulary",
+    "rope_variant",
+]
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 """Name -> ggml type, for the KV cache."""
@@ -72,6 +86,41 @@ def load_model(library: Any, plan: Plan, architecture: str, on_progress: Callabl
     if not model:
         raise load_failure("load the weights", plan.artifact.path, architecture)
     return model
+
+
+def open_vocabulary(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """Open the tokenizer of a GGUF file without its weights, for engines that read such files and have none of their own.
+
+    Args:
+        path: the file; its header was checked.
+
+    Returns:
+        The tokenizer, whose `close` frees the file, and the fields of a ModelInfo that come from the vocabulary.
+
+    Raises:
+        BackendUnavailableError: llama.cpp is not installed.
+        ModelFileError, ModelTooLargeError, BackendError: llama.cpp refused; see `load_failure`.
+    """
+    library = load_library()
+    params = library.llama_model_default_params()
+    params.vocab_only = True
+    clear_log()
+    model = library.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise load_failure("read the vocabulary", path, "")
+    vocab = library.llama_model_get_vocab(model)
+    if library.llama_vocab_type(vocab) == library.LLAMA_VOCAB_TYPE_NONE:
+        library.llama_model_free(model)
+        raise _no_tokenizer(path)
+
+    class OwnVocabulary(Vocabulary):
+        def close(self) -> None:
+            was_open = self._is_open
+            super().close()
+            if was_open:
+                library.llama_model_free(model)
+
+    return OwnVocabulary(library, vocab), _about_vocabulary(library, vocab)
 
 
 def open_context(library: Any, plan: Plan, model: Any, architecture: str, abort: Any) -> Any:
@@ -133,11 +182,15 @@ def check_usable(library: Any, model: Any, path: object) -> None:
     """
     vocab = library.llama_model_get_vocab(model)
     if library.llama_vocab_type(vocab) == library.LLAMA_VOCAB_TYPE_NONE:
-        raise ModelFileError(f"{path} has no tokenizer.", "Convert the model again, with its tokenizer beside it.")
+        raise _no_tokenizer(path)
     if library.llama_model_has_encoder(model) or not library.llama_model_has_decoder(model):
         raise _encoder_error(path)
     if library.llama_model_is_diffusion(model):
         raise ModelFileError(f"{path} is a diffusion model, which edge cannot run.", "Choose a chat model.")
+
+
+def _no_tokenizer(path: object) -> ModelFileError:
+    return ModelFileError(f"{path} has no tokenizer.", "Convert the model again, with its tokenizer beside it.")
 
 
 def _encoder_error(path: object) -> ModelFileError:
@@ -179,12 +232,6 @@ def rope_variant(library: Any, model: Any, n_ctx: int) -> str:
 def describe(library: Any, model: Any) -> ModelInfo:
     """Return what the model says about itself."""
     vocab = library.llama_model_get_vocab(model)
-
-    def text_of(token: int) -> str:
-        if token < 0:
-            return ""
-        return str((library.llama_vocab_get_text(vocab, token) or b"").decode("utf-8", "replace"))
-
     file_type = library.llama_ftype_name(library.llama_model_ftype(model)) or b""
     template = library.llama_model_chat_template(model, None)
     n_swa = library.llama_model_n_swa(model)
@@ -206,11 +253,22 @@ def describe(library: Any, model: Any) -> ModelInfo:
         architecture=meta(library, model, "general.architecture"),
         n_params=library.llama_model_n_params(model),
         size_bytes=library.llama_model_size(model),
-        n_vocab=library.llama_vocab_n_tokens(vocab),
         n_ctx_train=library.llama_model_n_ctx_train(model),
         chat_template=template.decode("utf-8", "replace") if template else None,
-        bos_text=text_of(library.llama_vocab_bos(vocab)),
-        eos_text=text_of(library.llama_vocab_eos(vocab)),
-        adds_bos=bool(library.llama_vocab_get_add_bos(vocab)),
         details={name: value for name, value in details.items() if value},
+        **_about_vocabulary(library, vocab),
     )
+
+
+def _about_vocabulary(library: Any, vocab: Any) -> dict[str, Any]:
+    def text_of(token: int) -> str:
+        if token < 0:
+            return ""
+        return str((library.llama_vocab_get_text(vocab, token) or b"").decode("utf-8", "replace"))
+
+    return {
+        "n_vocab": library.llama_vocab_n_tokens(vocab),
+        "bos_text": text_of(library.llama_vocab_bos(vocab)),
+        "eos_text": text_of(library.llama_vocab_eos(vocab)),
+        "adds_bos": bool(library.llama_vocab_get_add_bos(vocab)),
+    }

@@ -87,7 +87,7 @@ def test_settings_and_completions_know_it() -> None:
     with pytest.raises(ConfigError) as error:
         check_setting("backend", load_settings({"backend": "toi"}))
     assert error.value.hint == "Did you mean toy?"
-    assert complete_backend(None, None, "to") == ["toy"]  # type: ignore[arg-type]
+    assert [item.value for item in complete_backend(None, None, "to")] == ["toy"]  # type: ignore[arg-type]
     assert "QNN Toy Engine" in [text for _, text in StatusValues(backend="toy", accelerator="qnn").parts()]
 
 

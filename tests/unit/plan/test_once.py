@@ -48,7 +48,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_a_model_is_looked_at_once_for_a_plan(tmp_path: Path, calls: Counter[str]) -> None:
     plan = plan_model(str(write_gguf(tmp_path / "tiny.gguf")), settings=load_settings())
     assert plan.backend == "llamacpp"
-    n_automatic = 3  # their accelerators decide which format to download
+    n_automatic = 4  # their accelerators decide which format to download
     assert calls == {"read_header": 1, "facts_of_gguf": 1, "_choose_engine": 1, "find_targets": n_automatic + 1}
 
 

@@ -1,0 +1,9 @@
+"""GGUF decoders on OpenVINO, with paged attention over keys and values that edge allocates.
+
+backend.py   the contract
+passes.py    the compiled model, and passes over several sequences
+blocks.py    keys and values in blocks that sequences share
+graph.py     a decoder as an OpenVINO model
+weights.py   blocks of a GGUF file as compressed weights
+library.py   OpenVINO imported once, its errors turned into ours
+"""

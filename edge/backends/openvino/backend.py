@@ -1,0 +1,143 @@
+"""GGUF decoders on OpenVINO: the contract over the files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edge.backends.base import Capabilities, ModelInfo
+from edge.backends.logits_backend import LogitsBackend
+from edge.backends.openvino.library import load_library
+from edge.errors import CancelledError
+from edge.registry import load_entry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge.plan.receipt import Plan
+
+__all__ = ["OpenVINOBackend"]
+
+
+class OpenVINOBackend(LogitsBackend):
+    """See the package and `Backend`.
+
+    Args:
+        plan: what to load and how. The artifact is a GGUF file.
+        on_progress: as in `open_backend`.
+
+    Attributes:
+        passes: runs the model.
+
+    Raises:
+        BackendUnavailableError: openvino, or llama.cpp, whose tokenizer it uses, is not installed.
+        UnsupportedError: the model is of a kind that it does not know.
+        ModelFileError: the file is damaged.
+        ModelTooLargeError: memory ran out.
+        UsageError: the plan asks for a type of keys and values that it does not have.
+        CancelledError: on_progress said False.
+    """
+
+    name = "openvino"
+    block_magic = b"EDGEOV1\0"
+
+    def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
+        from edge.backends.openvino.passes import Passes
+        from edge.formats.gguf import read_header
+
+        def report(share: float) -> None:
+            if on_progress is not None and not on_progress(share):
+                raise CancelledError("Loading was stopped.")
+
+        report(0.0)
+        self._library = load_library()
+        path = plan.artifact.path
+        header = plan.artifact.header or read_header(path)
+        tokenizer, about = load_entry("edge.backends.llamacpp.model:open_vocabulary")(path)
+        try:
+            report(0.1)
+            self.passes = Passes(self._library, header, plan)
+            report(1.0)
+        except BaseException:
+            tokenizer.close()
+            raise
+        super().__init__(
+            ModelInfo(
+                name=header.name or plan.artifact.name,
+                architecture=header.architecture,
+                n_params=header.n_params,
+                size_bytes=header.tensors_bytes,
+                n_ctx_train=header.n_ctx_train,
+                chat_template=header.chat_template,
+                details={
+                    "weights": header.file_type,
+                    "layers": str(header.n_layer),
+                    "width": str(header.n_embd),
+                    "heads": f"{header.n_head} (KV {header.n_head_kv})",
+                },
+                **about,
+            ),
+            Capabilities(
+                rewind=True, export_kv=True, checkpoints=True, n_seq=plan.n_seq, shared_cells=True, resize=True, drafts=True
+            ),
+            tokenizer,
+            n_ctx=plan.n_ctx,
+            chunk_size=plan.n_ubatch,
+        )
+        self._kv_type = plan.kv_type_k
+
+    def kv_identity(self) -> dict[str, str | int | float | bool]:
+        from edge.device.identity import cpu_identity
+
+        self._check_open()
+        return {
+            "backend": self.name,
+            "version": str(self._library.get_version()),
+            "processor": cpu_identity(),  # OpenVINO chooses its kernels by it
+            "layout": self.block_magic.decode("ascii", "replace"),
+            "type": self._kv_type,
+            "chunk_size": self.chunk_size,
+        }
+
+    def resize(self, n_ctx: int) -> None:
+        with self._lock:
+            self._check_resize(n_ctx)
+            self.passes.allocate(n_ctx)
+            self._allocate(n_ctx)
+
+    # -- for LogitsBackend
+
+    def _compute(
+        self, seq_id: int, start: int, ids: npt.NDArray[np.int64], should_stop: Callable[[], bool] | None
+    ) -> npt.NDArray[np.float32] | None:
+        found = self.passes.run([(seq_id, start, ids, 1)], should_stop)  # type: ignore[list-item]
+        return None if found is None else found[0][-1].copy()
+
+    def _decode(self, steps: Sequence[tuple[int, Sequence[int]]], starts: dict[int, int]) -> None:
+        found = self.passes.run([(seq_id, starts[seq_id], tokens, len(tokens)) for seq_id, tokens in steps])
+        assert found is not None  # nobody asked to stop
+        for (seq_id, tokens), rows in zip(steps, found, strict=True):
+            self._note_logits(seq_id, rows.copy() if len(tokens) > 1 else rows[0].copy())
+
+    def _truncate(self, seq_id: int, n_keep: int) -> None:
+        self.passes.blocks.truncate(seq_id, n_keep)
+
+    def _copy(self, source: int, target: int, n_tokens: int) -> None:
+        self.passes.blocks.share(source, target, n_tokens)
+
+    def _kv_bytes(self, n_tokens: int) -> int:
+        return n_tokens * self.passes.blocks.row_bytes()
+
+    def _read_kv(self, seq_id: int, start: int, end: int, out: npt.NDArray[np.uint8]) -> None:
+        self.passes.blocks.read(seq_id, start, end, out)
+
+    def _write_kv(self, seq_id: int, start: int, end: int, data: npt.NDArray[np.uint8]) -> None:
+        self.passes.blocks.extend(seq_id, start, end - start)
+        self.passes.blocks.write(seq_id, start, end, data)
+
+    def _free_kv(self, seq_id: int) -> None:
+        pass  # _truncate did
+
+    def _free(self) -> None:
+        self.passes.close()

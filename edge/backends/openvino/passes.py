@@ -1,0 +1,169 @@
+"""A compiled model, and passes over several sequences at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge.backends.openvino.blocks import BLOCK, Blocks
+from edge.backends.openvino.graph import build, count_kinds
+from edge.backends.openvino.library import wrap_errors
+from edge.backends.stopping import watching
+from edge.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edge.formats.gguf import GGUFHeader
+    from edge.plan.receipt import Plan
+
+__all__ = ["KV_TYPES", "Passes", "Piece"]
+
+KV_TYPES = ("f16", "f32")
+_WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
+
+Piece = tuple[int, int, Sequence[int], int]
+"""Tokens that a pass appends: (sequence, positions that it has, tokens, of how many at the end logits are wanted)."""
+
+
+class Passes:
+    """Compiles a model and runs passes over it.
+
+    Args:
+        ov: the module openvino.
+        header: of the file.
+        plan: path, threads, KV types, cells and sequences.
+
+    Attributes:
+        blocks: keys and values.
+        kinds: operations of the compiled model, by kind.
+
+    Raises:
+        UsageError: keys or values cannot have the type of the plan.
+        UnsupportedError: the model is of an unknown kind.
+        BackendError: OpenVINO did not recognise parts of the model, and would be slow.
+        ModelTooLargeError: memory ran out.
+    """
+
+    def __init__(self, ov: Any, header: GGUFHeader, plan: Plan) -> None:
+        if plan.kv_type_k != plan.kv_type_v or plan.kv_type_k not in KV_TYPES:
+            raise UsageError(
+                f"The openvino backend cannot keep keys as {plan.kv_type_k} and values as {plan.kv_type_v}.",
+                f"It knows {' and '.join(KV_TYPES)}, the same for both: --kv-type f16",
+            )
+        self._ov, self._n_seq = ov, plan.n_seq
+        model = build(ov, plan.artifact.path, header)
+        with wrap_errors("compile the model"):
+            compiled = ov.Core().compile_model(model, "CPU", _properties(plan))
+        del model  # the compiled one has its own weights
+        self.kinds = count_kinds(ov, compiled)
+        _check_kinds(self.kinds, header)
+        self._ports = {
+            port.get_any_name(): (
+                port.get_element_type(),
+                tuple(dim.get_length() for dim in list(port.get_partial_shape())[1:]),
+            )
+            for port in compiled.inputs
+            if "_cache." in port.get_any_name()
+        }
+        self._request = compiled.create_infer_request()
+        self.allocate(plan.n_ctx)
+
+    def allocate(self, n_ctx: int) -> None:
+        """Replace keys and values by empty ones of so many cells.
+
+        Raises:
+            ModelTooLargeError: there is no memory for them; nothing has changed.
+        """
+        with wrap_errors("allocate keys and values"):
+            blocks = Blocks(self._ov, self._ports, n_ctx, self._n_seq)
+            for name, tensor in blocks.tensors.items():
+                self._request.set_tensor(name, tensor)
+        self.blocks = blocks
+
+    def run(
+        self, pieces: Sequence[Piece], should_stop: Callable[[], bool] | None = None
+    ) -> list[npt.NDArray[np.float32]] | None:
+        """Append tokens to sequences in one pass.
+
+        Args:
+            pieces: one for each sequence.
+            should_stop: True stops the pass, whose keys and values count for nothing then.
+
+        Returns:
+            For each piece its logits, shape (wanted, n_vocab), good until the next pass; None when the pass was stopped.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        for seq_id, start, tokens, _ in pieces:
+            self.blocks.extend(seq_id, start, len(tokens))
+        lengths = np.array([len(tokens) for _, _, tokens, _ in pieces])
+        ends = np.cumsum(lengths)
+        lists = [self.blocks.numbers(seq_id)[: -(-(start + len(tokens)) // BLOCK)] for seq_id, start, tokens, _ in pieces]
+        inputs = {
+            "input_ids": np.concatenate([np.asarray(tokens, np.int64) for _, _, tokens, _ in pieces]),
+            "position_ids": np.concatenate([np.arange(start, start + len(tokens)) for _, start, tokens, _ in pieces]),
+            "rows": np.concatenate([np.arange(end - wanted, end) for end, (_, _, _, wanted) in zip(ends, pieces, strict=True)]),
+            "past_lens": np.array([start for _, start, _, _ in pieces], np.int32),
+            "subsequence_begins": np.concatenate([[0], ends]).astype(np.int32),
+            "block_indices": np.array([number for numbers in lists for number in numbers], np.int32),
+            "block_indices_begins": np.cumsum([0, *map(len, lists)]).astype(np.int32),
+            "max_context_len": np.array(max(start + len(tokens) for _, start, tokens, _ in pieces), np.int32),
+        }
+        with wrap_errors("compute"):
+            for name, values in inputs.items():
+                self._request.set_tensor(name, self._ov.Tensor(values, shared_memory=True))
+            if not self._infer(should_stop if len(inputs["input_ids"]) >= _WATCHED_FROM else None):
+                return None
+            logits = self._request.get_output_tensor(0).data
+        return np.split(logits, np.cumsum([wanted for _, _, _, wanted in pieces])[:-1])
+
+    def close(self) -> None:
+        """Free the model, and keys and values."""
+        del self._request, self.blocks
+
+    def _infer(self, should_stop: Callable[[], bool] | None) -> bool:
+        if should_stop is None:
+            self._request.infer()
+            return True
+        was_stopped = threading.Event()
+
+        def stop() -> None:
+            was_stopped.set()
+            self._request.cancel()
+
+        with watching(should_stop, stop):
+            try:
+                self._request.infer()
+            except RuntimeError:
+                if not was_stopped.is_set():
+                    raise
+                return False
+        return True
+
+
+def _properties(plan: Plan) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": plan.n_threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16, the default where the CPU has it, loses more than int8 inputs do
+        "KV_CACHE_PRECISION": plan.kv_type_k,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
+    }
+
+
+def _check_kinds(kinds: dict[str, int], header: GGUFHeader) -> None:
+    """Refuse a model whose patterns the plug-in did not recognise: it would be right, and many times slower."""
+    n_layer = header.n_layer
+    least = {"PagedAttention": n_layer, "RoPE": 2 * n_layer, "RMS": 2 * n_layer + 1, "FullyConnected": 4 * n_layer + 1}
+    for kind, n_least in least.items():
+        if kinds.get(kind, 0) < n_least:
+            raise BackendError(
+                f"This version of OpenVINO recognises {kinds.get(kind, 0)} of {n_least} operations of the model as {kind}.",
+                "Use --backend llamacpp, and report this.",
+            )
