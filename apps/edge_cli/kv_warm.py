@@ -90,7 +90,10 @@ def warm(app: App, files: tuple[Path, ...], **options: Any) -> int:
             reused = f", {usage.n_reused:,} of them were cached" if usage.n_reused else ""
             output.note(f"{usage.n_prompt:,} tokens in {took}{reused}. {n_stored:,} are {state} ({size_text(size_bytes)}).")
             if not n_stored:
-                output.note("A prompt of fewer than 32 tokens, or with kv.exact of fewer than 128, is not worth a file.")
+                output.note(
+                    "A prompt of fewer than 32 tokens, or with kv.exact of fewer than 128, is not worth a file. If it has more,"
+                )
+                output.note("a limit or budget is used up: see edge kv stats.")
     return signals.exit_code() if is_interrupted else 0
 
 

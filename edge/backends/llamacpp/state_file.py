@@ -256,6 +256,8 @@ def _head(source: _Source) -> tuple[tuple[int, ...], str]:
 def is_state_file(path: Path) -> bool:
     """Return whether a file begins like a slot or session file of llama.cpp."""
     try:
+        if not path.is_file():  # opening a FIFO would wait for its other end
+            return False
         with path.open("rb") as file:
             head = file.read(4)
     except OSError:
