@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,6 @@ class ChatController(Desk):
         self.sending = Sending(self)
         self._lost: Page | None = None
         self._deleted: list[str] = []
-        self._put_aside: tuple[str, Sequence[Attachment]] = ("", ())
 
     @property
     def busy_ids(self) -> frozenset[str]:
@@ -66,7 +65,7 @@ class ChatController(Desk):
         """Show an empty conversation; it is saved when something is typed."""
         self._leave()
         self.visit += 1
-        self._put_aside = ("", ())
+        self.put_aside = ("", ())
         self.page = self.editing = None
         self.screen.composer.load("")
         await self.show_empty()
@@ -99,7 +98,7 @@ class ChatController(Desk):
         typed_early = self.screen.composer.text if self.page is None else ""
         self._leave()
         self.visit += 1
-        self._put_aside = ("", ())
+        self.put_aside = ("", ())
         self.page = page
         edited = edited_by_draft(page.info.draft)
         self.editing = edited if any(node.id == edited and node.role == "user" for node in page.nodes) else None
@@ -179,7 +178,7 @@ class ChatController(Desk):
             raise UsageError("Only your own messages can be edited.", "To get another answer, use /regenerate.")
         self.sending.idle_conversation()
         if self.editing is None:
-            self._put_aside = (self.screen.composer.text, self.screen.composer.attachments)
+            self.put_aside = (self.screen.composer.text, self.screen.composer.attachments)
         self.editing = node_id
         self.screen.composer.load(node.content, node.attachments)
         self.screen.page_changed()
@@ -194,12 +193,6 @@ class ChatController(Desk):
         self.save_draft()
         self.screen.page_changed()
         return True
-
-    def take_up(self) -> None:
-        """Put the text that was being written before an edit began back into the composer."""
-        text, attachments = self._put_aside
-        self._put_aside = ("", ())
-        self.screen.composer.load(text, attachments)
 
     async def step_branch(self, node_id: int, step: int) -> None:
         """Show the next or previous branch of a message.

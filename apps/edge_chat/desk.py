@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from edge_chat.library import Page
 from edge_chat.outbox import Departure, Outbox, Outgoing
 
 if TYPE_CHECKING:
+    from edge.conversation import Attachment
     from edge.types import Sampling
     from edge_chat.base import BaseApp
     from edge_chat.screens.view import ChatView
@@ -29,6 +30,7 @@ class Desk:
     Attributes:
         page: the conversation on the screen as saved; None for a new one that is not saved yet.
         editing: the message that the composer replaces; None for a new message.
+        put_aside: text and attachments that were being written before an edit began.
         visit: counts the conversations shown, to tell one unsaved conversation from the next.
         outbox: typed messages that are not saved yet.
         moving: held while unsaved messages are put on the screen, and while saved ones are matched with it.
@@ -39,6 +41,7 @@ class Desk:
         self.screen = screen
         self.page: Page | None = None
         self.editing: int | None = None
+        self.put_aside: tuple[str, Sequence[Attachment]] = ("", ())
         self.visit = 0
         self.outbox = Outbox(app.library, lambda error: app.call_later(screen.complain, error))
         self.moving = asyncio.Lock()
@@ -111,6 +114,12 @@ class Desk:
         composer = self.screen.composer
         message = self.outbox.pending(conversation_id) or Outgoing(composer.text, composer.attachments, self.editing)
         self.outbox.save_draft(conversation_id, message.as_draft())
+
+    def take_up(self) -> None:
+        """Put the text that was being written before an edit began back into the composer."""
+        text, attachments = self.put_aside
+        self.put_aside = ("", ())
+        self.screen.composer.load(text, attachments)
 
     def start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Start a coroutine function; show its errors, log and show its bugs."""

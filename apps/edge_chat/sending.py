@@ -235,9 +235,12 @@ class Sending:
         self._desk.start(self._show_title, run.conversation_id)
         reference = self._app.host.reference
         self._outbox.post(lambda store: store.set_model(run.conversation_id, reference))
-        if self._outbox.unsaved.pop(run.conversation_id, None) is None:
+        message = self._outbox.unsaved.pop(run.conversation_id, None)
+        if message is None:
             return
         if run.conversation_id == self._desk.active_id:
+            if message.edited is not None and not self._screen.composer.text:
+                self._desk.take_up()
             self._desk.save_draft()
         else:
             self._outbox.save_draft(run.conversation_id, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
@@ -21,6 +22,7 @@ from edge_chat.controller import ChatController
 from edge_chat.keys import bindings
 from edge_chat.meter import Meter
 from edge_chat.outbox import Departure
+from edge_chat.screens.listing import Listing
 from edge_chat.screens.model_view import ModelView
 from edge_chat.screens.recent import Recent
 from edge_chat.screens.view import ChatView
@@ -75,8 +77,7 @@ class ChatScreen(ChatView):
         self._recent = Recent(self.controller)
         self.meter = Meter(self)
         self._is_polling = False
-        self._data_version = 0
-        self._listed: object = None
+        self._listing = Listing(self.controller)
 
     def compose(self) -> ComposeResult:
         settings = self.app.settings.chat
@@ -135,10 +136,7 @@ class ChatScreen(ChatView):
 
     async def _catch_up(self) -> None:
         try:
-            version = await self.app.library.run(lambda store: store.data_version())
-            if version != self._data_version:
-                self._data_version = version
-                self.refresh_sidebar()
+            await self._listing.catch_up()
             await self.controller.catch_up()
         finally:
             self._is_polling = False
@@ -304,13 +302,8 @@ class ChatScreen(ChatView):
 
     @on(Chip.Opened)
     def _chip_opened(self, event: Chip.Opened) -> None:
-        from edge.conversation.tree import fence_for
-
         event.stop()
-        attachment = event.chip.attachment
-        fence = fence_for(attachment.text)
-        text = f"{fence}\n{attachment.text}\n{fence}"
-        self.run_guarded(self.read_page, fmt.one_line(fmt.clean(attachment.name), 60), text)
+        self.run_guarded(self.read_attachment, event.chip.attachment)
 
     @on(Transcript.EarlierWanted)
     async def _earlier_wanted(self, event: Transcript.EarlierWanted) -> None:
@@ -349,33 +342,12 @@ class ChatScreen(ChatView):
     # Sidebar
 
     def refresh_sidebar(self) -> None:
-        if self.sidebar.display:
-            self.run_guarded(self._fill_sidebar, self.sidebar.search.value.strip())
-
-    async def _fill_sidebar(self, text: str) -> None:
-        if text:
-            self._listed = None
-            hits = await self.app.library.run(lambda store: store.search(text))
-            self.sidebar.show_hits(hits, text, now=self.app.clock())
-            return
-        infos = await self.app.library.run(lambda store: store.list())
-        active = self.controller.active_id
-        listed = [info for info in infos if info.n_messages or info.draft or info.id == active]
-        state = (listed, active, self.controller.busy_ids, fmt.day_group(0.0, self.app.clock()), self.app.is_plain)
-        if state == self._listed:
-            return
-        self._listed = state
-        self.sidebar.show_conversations(listed, active=active, busy=self.controller.busy_ids, now=self.app.clock())
+        self._listing.refresh()
 
     @on(Sidebar.SearchWanted)
     def _search_wanted(self, event: Sidebar.SearchWanted) -> None:
         event.stop()
-        self.run_guarded(self._search, event.text, event.opens)
-
-    async def _search(self, text: str, opens: bool) -> None:
-        await self._fill_sidebar(text)
-        if opens:
-            self.sidebar.listing.action_select()
+        self.run_guarded(partial(self._listing.fill, opens=event.opens), event.text)
 
     @on(Sidebar.Chosen)
     def _conversation_chosen(self, event: Sidebar.Chosen) -> None:

@@ -26,6 +26,7 @@ from edge_chat.widgets.transcript import Transcript
 if TYPE_CHECKING:
     from textual.worker import Worker
 
+    from edge.conversation import Attachment
     from edge_chat.base import BaseApp
     from edge_chat.markup.tables import Table
 
@@ -174,6 +175,13 @@ class ChatView(Screen[None]):
         from edge_chat.screens.wide import WideTable
 
         await self.app.push_screen_wait(WideTable(table))
+
+    async def read_attachment(self, attachment: Attachment) -> None:
+        """Show the text of an attachment until it is closed."""
+        from edge.conversation.tree import fence_for
+
+        fence = fence_for(attachment.text)
+        await self.read_page(fmt.one_line(fmt.clean(attachment.name), 60), f"{fence}\n{attachment.text}\n{fence}")
 
     def make_empty_state(self) -> EmptyState:
         """Return what a conversation without messages shows."""

@@ -1,6 +1,6 @@
 """Widgets of the chat. They speak by messages and do not know the screen that they are on.
 
-composer.py    the message being written; text.py, its text area; chip.py, its attachments;
+composer.py    the message being written; composer_text.py and text.py, its text area; chip.py, its attachments;
                completion.py, the popup above it
 transcript.py  the messages of the conversation; message.py, one of them; markdown.py, the text of a reply;
                lines.py draws it

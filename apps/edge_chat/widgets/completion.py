@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from edge.errors import EdgeError
+from edge_chat import attachments as att
 from edge_chat import format as fmt
-from edge_chat.commands import Completion
+from edge_chat.commands import Completion, parse_slash
+from edge_chat.table import REGISTRY
 
-__all__ = ["CompletionPopup"]
+__all__ = ["CompletionPopup", "propose_commands", "propose_files"]
+
+_MAX_PROPOSALS = 20
+_MAX_PATHS = 60  # looked at for proposals: some of them are no text
 
 _MAX_LABEL = 44
+
+
+def propose_commands(before: str, complete: Callable[[str, str], Sequence[Completion]]) -> Sequence[Completion]:
+    """Propose commands, or the arguments of one.
+
+    Args:
+        before: the text before the cursor, which begins with a slash.
+        complete: proposes arguments, given the name of a command and the argument as typed so far.
+    """
+    name, blank, argument = before[1:].partition(" ")
+    if not blank:
+        return [Completion(f"/{c.name}{' ' if c.argument else ''}", c.usage, c.help) for c in REGISTRY.search(name)]
+    line = parse_slash(before)
+    try:
+        command = REGISTRY.find(line.name) if line is not None else None
+    except EdgeError:
+        return []  # sending it shows the error
+    found = complete(command.name, argument.lstrip()) if command is not None else ()
+    return [Completion(f"/{name} {c.value}", c.label, c.detail) for c in found if c.value != argument.strip()]
+
+
+def propose_files(files: att.FileIndex, typed: str, cwd: Path, max_bytes: int) -> list[Completion]:
+    """Propose files that can be attached, with their sizes. Blocks: it reads directories and the beginnings of files."""
+    paths = (path for path in files.search(typed, _MAX_PATHS) if path != typed)
+    sizes = ((path, att.describe(path, cwd, max_bytes)) for path in paths)
+    return [Completion(att.quote(path), path, size) for path, size in sizes if size is not None][:_MAX_PROPOSALS]
 
 
 class CompletionPopup(OptionList, can_focus=False):

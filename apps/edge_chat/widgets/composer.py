@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
@@ -23,72 +23,14 @@ from edge_chat.history import PromptHistory
 from edge_chat.keys import display_key
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.chip import Chip
-from edge_chat.widgets.completion import CompletionPopup
-from edge_chat.widgets.text import ExactTextArea
+from edge_chat.widgets.completion import CompletionPopup, propose_commands, propose_files
+from edge_chat.widgets.composer_text import ComposerText
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
     from edge_chat.outbox import Departure
 
 __all__ = ["Composer"]
-
-_MAX_PROPOSALS = 20
-_MAX_PATHS = 60  # looked at for proposals: some of them are no text
-
-
-class ComposerText(ExactTextArea):
-    """The text area. Keys of the whole composer are passed on to it; `key_actions` maps keys to "send" and "newline"."""
-
-    def __init__(self, key_actions: Mapping[str, str]) -> None:
-        super().__init__(
-            id="text",
-            compact=True,
-            highlight_cursor_line=False,
-            placeholder="Message",
-            soft_wrap=True,
-            show_line_numbers=False,
-        )
-        self._key_actions = key_actions
-
-    @property
-    def composer(self) -> Composer:
-        return self.query_ancestor(Composer)
-
-    async def _on_key(self, event: events.Key) -> None:
-        # Not as bindings: a priority binding runs while letters typed before it are still queued, and would send half a
-        # message.
-        action = self._key_actions.get(event.key)
-        if action is not None:
-            event.stop()
-            event.prevent_default()
-            getattr(self, f"action_{action}")()
-        elif self.composer.take_key(event.key):
-            event.stop()
-            event.prevent_default()
-        else:
-            await super()._on_key(event)
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        event.stop()
-        event.prevent_default()
-        self.composer.paste(event.text)
-
-    def action_send(self) -> None:
-        self.composer.send()
-
-    def action_newline(self) -> None:
-        self.insert("\n")
-        self.scroll_cursor_visible()
-
-    def action_cursor_up(self, select: bool = False) -> None:
-        """Move one line up; from the first line, go back through the history."""
-        if select or not self.cursor_at_first_line or not self.composer.walk_history(back=True):
-            super().action_cursor_up(select)
-
-    def action_cursor_down(self, select: bool = False) -> None:
-        """Move one line down; from the last line, go forward through the history."""
-        if select or not self.cursor_at_last_line or not self.composer.walk_history(back=False):
-            super().action_cursor_down(select)
 
 
 class Composer(Vertical):
@@ -154,7 +96,7 @@ class Composer(Vertical):
         yield Static("", id="mode", markup=False)
         yield Horizontal(id="chips")
         yield Static("Your message:", id="composer-label", markup=False)
-        yield ComposerText(self._key_actions)
+        yield ComposerText(self, self._key_actions)
         yield Static("", id="hints", markup=False)
 
     @property
@@ -414,34 +356,16 @@ class Composer(Vertical):
             return self.popup.close()
         self._dismissed = ""
         if before.startswith("/") and "\n" not in before and not before.startswith("//"):
-            return self.popup.open(self._command_proposals(before), before)
+            return self.popup.open(propose_commands(before, self._complete), before)
         mention = att.mention_before(before)
         if mention is None:
             return self.popup.close()
         self._propose_files(mention[1])
         return None
 
-    def _command_proposals(self, before: str) -> Sequence[Completion]:
-        name, blank, argument = before[1:].partition(" ")
-        if not blank:
-            return [Completion(f"/{c.name}{' ' if c.argument else ''}", c.usage, c.help) for c in REGISTRY.search(name)]
-        line = parse_slash(before)
-        try:
-            command = REGISTRY.find(line.name) if line is not None else None
-        except EdgeError:
-            return []  # sending it shows the error
-        found = self._complete(command.name, argument.lstrip()) if command is not None else ()
-        return [Completion(f"/{name} {c.value}", c.label, c.detail) for c in found if c.value != argument.strip()]
-
     @work(exclusive=True, group="files")
     async def _propose_files(self, typed: str) -> None:
-
-        def find() -> list[Completion]:
-            paths = (path for path in self._files.search(typed, _MAX_PATHS) if path != typed)
-            sizes = ((path, att.describe(path, self.cwd, self._attachment_bytes)) for path in paths)
-            return [Completion(att.quote(path), path, size) for path, size in sizes if size is not None][:_MAX_PROPOSALS]
-
-        found = await asyncio.to_thread(find)
+        found = await asyncio.to_thread(propose_files, self._files, typed, self.cwd, self._attachment_bytes)
         before = self._before_cursor()
         mention = att.mention_before(before)
         if mention is None or mention[1] != typed:

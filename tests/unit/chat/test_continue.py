@@ -169,6 +169,10 @@ async def test_the_message_being_edited_is_marked() -> None:
         await settle(pilot)
         assert heads(app)[0] == "You"
         assert app.chat_screen.composer.text == "half", "what was being written comes back"
+        await pilot.press("ctrl+up", "ctrl+up", "e", *" more", "enter")
+        await settle(pilot)
+        assert texts(app)[0] == "You: one more"
+        assert app.chat_screen.composer.text == "half", "also after the edit was sent"
 
 
 async def test_the_hint_for_branches_is_shown_where_there_are_some() -> None:

@@ -136,7 +136,7 @@ async def test_the_footer_shows_the_keys_of_a_chosen_error() -> None:
         await say(pilot, "hi")
         await pilot.press("alt+up")
         await settle(pilot)
-        assert footer(app) == "r try again · m other model · Esc write"
+        assert footer(app) == "r try again · m other model · x dismiss · Esc write"
 
 
 @pytest.mark.parametrize(
