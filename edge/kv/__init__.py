@@ -7,6 +7,7 @@ bundle.py       a conversation with its blocks in one zip file
 cache.py        memory and disk together, as the scheduler uses them
 carry.py        blocks between a store and a bundle
 disk.py         block files together with their index
+doubts.py       checks of an index that is whole and may still be wrong
 entries.py      entries of that directory: kinds, permissions, whole files
 expiry.py       pins that end, old blocks, budgets of models
 files.py        the directory of a store
@@ -16,8 +17,10 @@ keys.py         the secret of a store, and the keys derived from it
 limits.py       bytes written today, names of models, ends of pins
 lookup.py       longest stored prefix of a token sequence
 maintenance.py  work on a whole store: scan, verify, forget, clear, list
+opening.py      opens a store, also on a full disk and after failures
 open.py         the store of the settings; the fingerprint of a loaded model
 options.py      options of a store
+reader.py       the thread that asks the disk, so that a turn need not wait for it
 records.py      values that a store takes and returns
 rows.py         schema, queries and changes of the index
 slots.py        the sequences of a backend

@@ -6,11 +6,11 @@ store says what is wrong, pauses, and then tries again by itself.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from edge.errors import EdgeError, StorageError
 from edge.kv.disk import EXPIRE_EVERY_S, Disk
-from edge.kv.entries import is_full
+from edge.kv.doubts import check_opened
 from edge.kv.expiry import expire
-from edge.kv.files import give_way
-from edge.kv.formats import format_suffix
 from edge.kv.index import explain, is_busy, is_damage
 from edge.kv.maintenance import scan
+from edge.kv.opening import close_disk, open_disk, reopen_disk
 from edge.kv.options import StoreOptions
+from edge.kv.reader import Reader
 from edge.kv.records import BlockRef, Pending
 
 __all__ = ["Background"]
@@ -38,6 +38,9 @@ _BUSY_PAUSE_S = 0.05
 _EMPTY_EVERY_S = 5.0
 FIRST_USE_SHARE = 0.5
 """Share of the day's limit for blocks that nobody has reused yet."""
+_STUCK_S = 0.5
+"""Longest wait of `close` for another process that holds the index's lock: it may be stopped."""
+_OPENING = "it is still being opened: another process, or the disk, takes its time"
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class Background:
 
     Attributes:
         hint: what to do about the problem, if the failure said so.
+        reader: asks the disk for turns.
         leased: keys in use in this process, with counts.
         lost: damaged blocks whose rows could not be removed yet.
         n_written, n_known, n_dropped, n_lost: see StoreStats.
@@ -74,6 +78,8 @@ class Background:
         self._unwritten: set[bytes] = set()  # keys from `put` until they are in the index, or dropped
         self._work = _Work()  # without a batch: that is the queue
         self._is_busy = self._is_closing = False
+        self._was_open = False
+        self.reader = Reader(options.read_timeout_s, options.retry_s, options.timer)
         self._wants_open = self._wants_drop = self._wants_log = self._wants_emptying = False
         self._n_flushing = 0
         self._disk: Disk | None = None
@@ -116,6 +122,11 @@ class Background:
         if self._written[0] != disk.limits.day():
             self._written = disk.limits.day(), disk.limits.written_today()
         return self._written[1] + self._queued_bytes + n_bytes <= (most if is_reused else most * FIRST_USE_SHARE)
+
+    @property
+    def is_healing(self) -> bool:
+        """The index is damaged, and the thread is about to build another one."""
+        return self._distrusted is not None and self._wants_open
 
     def put(self, pending: Pending) -> bool:
         """Queue a block without waiting; return False if it was dropped."""
@@ -251,7 +262,7 @@ class Background:
             if self._may_try():  # a failure during the pause does not prolong it
                 retry_s = self._options.retry_s
                 self._retry_at = now + (min(retry_s, _RETRY_BUSY_S) if is_busy(error) else retry_s)
-            if self._problem is None:
+            if self._problem in (None, _OPENING):
                 known = isinstance(error, (OSError, sqlite3.Error, EdgeError, ImportError, MemoryError))
                 _log.warning("The KV store works without the disk for now: %s", reason, exc_info=None if known else error)
             self._is_suspect = self._is_suspect or isinstance(error, (OSError, sqlite3.Error))
@@ -274,18 +285,27 @@ class Background:
         """Write the queue as far as time allows, and close the store. May be called twice."""
         if self._is_fork or self._is_closing:
             return  # the store belongs to the parent, or is closed
-        if not self.flush(timeout_s):
-            self.discard(None)
+        deadline = time.monotonic() + timeout_s
+        while not self.flush(_STUCK_S / 5):
+            disk, now = self._disk, time.monotonic()
+            is_stuck = disk is None or self.reader.is_stuck or disk.index.waits_since + _STUCK_S < now
+            deadline = min(deadline, now) if is_stuck else deadline
+            if now >= deadline:
+                self.discard(None)
+                break
         with self._wake:
             self._is_closing = True
+            if self._disk is not None:
+                self._disk.index.is_hurried = True
             self._wake.notify_all()
+        self.reader.close()
         if self._thread is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(max(_STUCK_S, deadline - time.monotonic()))
             if self._thread.is_alive():
                 return  # the disk hangs; the thread ends with the process
         disk, self._disk = self._disk, None
-        if disk is not None:
-            _close(disk)
+        if disk is not None and not self.reader.is_stuck:  # its locks are held for ever then
+            close_disk(disk)
 
     @property
     def _is_fork(self) -> bool:
@@ -307,13 +327,20 @@ class Background:
             self._wake.notify_all()
 
     def _open_first(self) -> None:
-        try:
-            disk = self._ensure_open()
-        except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
-            self.fail(error)
+        """Open the store in the thread; go on without it where that takes long."""
+        self._wants_open, self._problem = True, _OPENING
+        self._wake_thread()
+        if self._thread is None:  # too many threads, or too little memory
+            self._problem = "its thread cannot be started"
+        else:
+            self.wait_open(self._options.open_wait_s)
+
+    def wait_open(self, timeout_s: float) -> None:
+        """Wait until the store was opened for the first time, or could not be."""
+        if self._is_fork:
             return
-        if disk.needs_scan or disk.wants_expiry:
-            self._wake_thread()
+        with self._wake:
+            self._wake.wait_for(lambda: self._problem is not _OPENING, timeout_s)
 
     def _may_try(self) -> bool:
         return self._problem is None or self._options.timer() >= self._retry_at
@@ -403,10 +430,8 @@ class Background:
     def _do(self, work: _Work) -> None:
         """Do the work, and remove from it what is done."""
         disk = self._ensure_open()
-        if disk.needs_check:
-            disk.index.check_totals()
-            if not disk.needs_scan:  # which does that, too
-                disk.heal_uses()
+        if disk.needs_check and (work.batch or work.touched or work.pins or disk.needs_scan):  # not for one who only reads
+            check_opened(disk)
             disk.needs_check = False
         if self._wants_log:
             self._wants_log = False
@@ -473,55 +498,27 @@ class Background:
     def _ensure_open(self) -> Disk:
         disk = self._disk
         self._wants_open = False
-        if disk is not None and self._distrusted is None and disk.index.is_current():
-            return self._opened_again(disk) if self._is_suspect else disk
+        if disk is not None and self._distrusted is None and not disk.is_outdated:
+            if self._is_suspect and not self.reader.is_stuck:
+                self._is_suspect = False
+                self._disk = disk = reopen_disk(disk, self._directory, self._options)
+            return disk
         self._disk = None
-        if disk is not None:
-            _close(disk)
-        if self._is_closing:
-            raise StorageError("The KV store is closed.", "Open it again.")
-        self._disk = self._open_disk()
+        if disk is not None and not self.reader.is_stuck:
+            close_disk(disk)
+        self._check_closing()
+        disk = open_disk(self._directory, self._options, self._distrusted, is_again=self._was_open)
+        try:
+            self._check_closing()
+        except StorageError:
+            close_disk(disk)
+            raise
+        self._disk, self._was_open = disk, True
         self._distrusted = None
         self._is_suspect = False
         self._problem = None
         return self._disk
 
-    def _open_disk(self) -> Disk:
-        """Open the store. On a full disk, on which no index can be opened, blocks make room for that first."""
-        try:
-            return Disk(self._directory, self._options, self._distrusted)
-        except (OSError, sqlite3.Error) as error:
-            is_lack = "disk" in str(error) if isinstance(error, sqlite3.Error) else error.errno == errno.ENOSPC
-            if not is_lack or not is_full(self._directory):  # SQLite says "disk I/O error" or "database or disk is full"
-                raise
-            n = give_way(self._directory, format_suffix())
-            if not n:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            _log.warning("The disk is full: %d KV blocks were deleted to open their index", n)
-        disk = Disk(self._directory, self._options, self._distrusted)
-        disk.needs_scan = True
-        return disk
-
-    def _opened_again(self, disk: Disk) -> Disk:
-        """Open the store a second time and close the first; keep that where it is still the better one.
-
-        A missing directory is made again then, and an index that could not be opened for writing is opened again.
-        """
-        self._is_suspect = False
-        try:
-            again = Disk(self._directory, self._options)
-        except Exception as error:  # noqa: BLE001 (the old one may still read)
-            _log.debug("the KV store was not opened again: %s", error)
-            return disk
-        again.needs_scan = again.needs_scan or disk.needs_scan
-        again.n_evicted = disk.n_evicted
-        self._disk = again
-        _close(disk)
-        return again
-
-
-def _close(disk: Disk) -> None:
-    try:
-        disk.close()
-    except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
-        _log.debug("the KV store was not closed cleanly: %s", error)
+    def _check_closing(self) -> None:
+        if self._is_closing:
+            raise StorageError("The KV store is closed.", "Open it again.")

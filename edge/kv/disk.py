@@ -51,8 +51,10 @@ class Disk:
         directory: of the store.
         options: of the store.
         distrusted: a damaged index file, to be replaced.
+        is_again: this process had it open before; if another has turned encryption on since, this one encrypts, too.
 
     Attributes:
+        encrypts: new blocks are encrypted.
         files, index, uses, others, limits: the parts of the directory.
         needs_scan: files and index may disagree after a crash or with a new index; or blocks have to go, since they are plain
             or more than the options allow.
@@ -67,8 +69,11 @@ class Disk:
         OSError, sqlite3.Error: here and from every method: the disk failed. A change was not made then.
     """
 
-    def __init__(self, directory: Path, options: StoreOptions, distrusted: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, options: StoreOptions, distrusted: Path | None = None, *, is_again: bool = False
+    ) -> None:
         self.options = options
+        self._is_torn = self._is_doubted = False
         self.n_evicted = 0
         self.needs_check = True
         self.needs_emptying = False
@@ -82,6 +87,8 @@ class Disk:
         self.expired_at = float("-inf")
         try:
             with self.files.opening():
+                is_new_wish = self.files.note_encryption(options.encrypt, is_again=is_again)
+                self.encrypts = options.encrypt or self.files.wants_encryption
                 self.index = Index(
                     directory, self.keys.id, options, suffix=suffix, note=self.uses.append, distrusted=distrusted
                 )  # fmt: skip
@@ -91,11 +98,12 @@ class Disk:
         scanned, taken = self.index.scanned, self.index.taken_bytes
         is_old = scanned is None or abs(options.clock() - scanned) > _SCAN_EVERY_S
         is_over = taken > options.budget_bytes or (taken > 0 and self.files.free_bytes() < options.min_free_bytes)
-        self.needs_scan = self.files.found_crash or is_old or is_over or (options.encrypt and self.index.has_plain)
+        self.needs_scan = self.files.found_crash or is_old or is_over or is_new_wish
+        self.needs_scan = self.needs_scan or (self.encrypts and self.index.has_plain)
 
     def root(self, model: bytes, namespace: str) -> bytes:
         """Return what first blocks have in place of a parent's key."""
-        return self.keys.root(model, namespace, encrypted=self.options.encrypt)
+        return self.keys.root(model, namespace, encrypted=self.encrypts)
 
     def match(self, model: bytes, namespace: str, tokens: bytes, lost: Set[bytes], *, partial: bool) -> Match:
         """Find the longest stored prefix of packed tokens, without the blocks in `lost`."""
@@ -105,8 +113,8 @@ class Disk:
                 view,
                 parent,
                 tokens,
-                path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.options.encrypt),
-                entry_bytes=entry_bytes(encrypted=self.options.encrypt),
+                path_of=lambda parent, tokens: self.keys.path(parent, tokens, encrypted=self.encrypts),
+                entry_bytes=entry_bytes(encrypted=self.encrypts),
                 is_usable=lambda key: key not in lost,
                 partial=partial,
             )
@@ -157,7 +165,7 @@ class Disk:
                 if limit is not None and not self.limits.reserve(disk_bytes(pending.size_bytes), limit):
                     continue
                 n_reserved += 0 if limit is None else disk_bytes(pending.size_bytes)
-                header, pieces = seal_block(self.keys, pending, encrypted=self.options.encrypt)
+                header, pieces = seal_block(self.keys, pending, encrypted=self.encrypts)
                 drafts.append((header, pending.root, self.files.write(pieces)))
             published = self._publish(drafts, known, stay) if drafts or known else []
             n_bytes = sum(disk_bytes(header.file_bytes) for header, _, _ in drafts if header.key in published)
@@ -199,6 +207,7 @@ class Disk:
                         return True
                     freed = self._evict_one(change, stay)
                     if freed is None:
+                        self._doubt_index()
                         if short > 0:
                             self.shortage = f"less than {size_text(floor_bytes)} of the disk are free"
                         return False
@@ -255,12 +264,17 @@ class Disk:
         """
         with self.index.read() as view:
             size = view.size(key)
-        if size is not None:
-            self.files.check_size(key, size)
+        if size is not None and not self.files.has_size(key, size):
+            self.needs_scan = True  # it corrects the index
         block = open_block(self.keys, self.files.load(key))
         if block.header.key != key:
             raise BlockDamaged("it is not the block of its name")
         return block
+
+    @property
+    def is_outdated(self) -> bool:
+        """Another process has replaced the index, or turned encryption on."""
+        return not self.index.is_current() or (self.files.wants_encryption and not self.encrypts)
 
     def empty_log(self) -> bool:
         """Empty the log of the index, which still holds deleted rows; return False if another process reads it just now."""
@@ -299,7 +313,13 @@ class Disk:
         """Close it. May be called twice."""
         self.limits.close()
         self.index.close()
-        self.files.close()
+        self.files.close(looks_crashed=self._is_torn)
+
+    def _doubt_index(self) -> None:
+        """Check an index in which nothing can be evicted, once: it may protect blocks that nobody needs."""
+        if not self._is_doubted:
+            self._is_doubted = True
+            self.index.check()
 
     @property
     def wants_expiry(self) -> bool:
@@ -322,7 +342,9 @@ class Disk:
             for pending in batch:
                 row = view.get(pending.parent)
                 before = wanted.get(pending.parent)
-                if view.get(pending.key) is not None or pending.key in wanted:
+                if pending.root != self.root(pending.model, pending.namespace):  # encryption was turned on since
+                    n_dropped += 1
+                elif view.get(pending.key) is not None or pending.key in wanted:
                     known.append(pending)
                 elif (
                     (pending.start == 0 and pending.parent == pending.root)
@@ -358,6 +380,8 @@ class Disk:
         names = self.limits.names() if self.options.has_model_budgets else {}
         try:
             with self.index.write() as change:
+                if self.is_outdated:
+                    return []
                 stay = change.leased(self.files.is_live) | protected
                 for header, root, draft in drafts:
                     if change.get(header.key) is None:
@@ -378,6 +402,6 @@ class Disk:
                 try:
                     self.files.path(key).unlink(missing_ok=True)
                 except OSError:
-                    self.needs_scan = True  # it indexes the file, once the disk works again
+                    self.needs_scan = self._is_torn = True  # a scan indexes the file, once the disk works again
             raise
         return published

@@ -7,6 +7,7 @@
     tmp/3f2c...-17      block files being written, named after their writer
     blocks/ab/cdef...   block files, named after their keys
     uses                see uses.py
+    encrypt             there while blocks are to be encrypted, for processes that were started before
 
 All but the first two belong to one format of blocks and index; those of other formats have it in their names (see formats.py).
 
@@ -17,6 +18,7 @@ means a crash.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -29,7 +31,7 @@ from pathlib import Path
 
 from edge.errors import StorageError
 from edge.files import try_lock
-from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged
+from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged, parse_header
 from edge.kv.entries import (
     CAREFUL,
     check_owner,
@@ -86,10 +88,11 @@ class StoreFiles:
         self.live_id = secrets.token_hex(8)
         self._live_fd = -1
         self._blocks, self._tmp, self._live = (directory / f"{name}{suffix}" for name in ("blocks", "tmp", "live"))
+        self._encrypt = directory / f"encrypt{suffix}"
         make_private(directory)
         for path in (self._blocks, self._tmp, self._live):
             make_inside(path)
-        for path in (directory / "key", directory / "opening.lock", directory / f"uses{suffix}"):
+        for path in (directory / "key", directory / "opening.lock", directory / f"uses{suffix}", self._encrypt):
             if kind_of_entry(path) not in (None, stat.S_IFREG):
                 set_aside(path)
         with self.opening():
@@ -200,15 +203,20 @@ class StoreFiles:
         except OSError:
             pass  # reading it will say why
 
-    def check_size(self, key: bytes, size: int) -> None:
+    def has_size(self, key: bytes, size: int) -> bool:
         """Compare the size of a block file with that in the index: a file that has grown may not fit into memory.
 
+        Returns:
+            False if the index is wrong: the file has the size that it says itself.
+
         Raises:
-            BlockDamaged: it differs.
+            BlockDamaged: it differs from both.
         """
-        found = self.path(key).lstat().st_size
-        if found != size:
-            raise BlockDamaged(f"it has {found:,} bytes, and should have {size:,}")
+        if self.path(key).lstat().st_size == size:
+            return True
+        head, state = self.head(key)
+        parse_header(head, state.st_size)
+        return False
 
     def load(self, key: bytes) -> bytes:
         """Return all bytes of a block file, unverified.
@@ -236,6 +244,19 @@ class StoreFiles:
                 while missing > 0 and (more := os.read(fd, missing)):
                     head, missing = head + more, missing - len(more)
             return head, os.fstat(fd)
+
+    def count(self) -> int:
+        """Return the number of block files, at about 1 us each."""
+        return sum(len(self.shard(first)[0]) for first in range(256))
+
+    def sizes(self, first: int) -> dict[bytes, int]:
+        """Return the sizes of the block files of one of 256 directories, -1 for an entry of another kind."""
+        found = {}
+        for key in self.shard(first)[0]:
+            with contextlib.suppress(FileNotFoundError):
+                state = os.lstat(self._name(key))
+                found[key] = state.st_size if stat.S_ISREG(state.st_mode) else -1
+        return found
 
     def shard(self, first: int) -> tuple[set[bytes], int]:
         """List the block files of one of 256 directories.
@@ -286,15 +307,42 @@ class StoreFiles:
                 (self._live / name).unlink(missing_ok=True)
         self._dead = []
 
-    def close(self) -> None:
-        """Close it. May be called twice."""
+    def close(self, *, looks_crashed: bool = False) -> None:
+        """Close it. May be called twice.
+
+        Args:
+            looks_crashed: leave the trace of a crash, so that the next process that opens the store scans it.
+        """
         if self._live_fd >= 0:
             fd, self._live_fd = self._live_fd, -1
             try:
-                (self._live / self.live_id).unlink(missing_ok=True)
+                if not looks_crashed:
+                    (self._live / self.live_id).unlink(missing_ok=True)
             except OSError:
                 pass  # then it looks like a crash, and the next process that opens the store scans it
             os.close(fd)
+
+    @property
+    def wants_encryption(self) -> bool:
+        """Blocks are to be encrypted, as the process that opened the store last wants."""
+        return kind_of_entry(self._encrypt) is not None
+
+    def note_encryption(self, encrypt: bool, *, is_again: bool) -> bool:
+        """Tell the processes that have the store open whether blocks are to be encrypted.
+
+        Args:
+            encrypt: they are.
+            is_again: only look what others want, unless this process wants encryption.
+
+        Returns:
+            Whether that is new: plain blocks have to go.
+        """
+        if encrypt and not self.wants_encryption:
+            write_file(self._encrypt, [], sync=False)
+            return True
+        if not encrypt and not is_again:
+            self._encrypt.unlink(missing_ok=True)
+        return False
 
     def _name(self, key: bytes) -> str:
         name = key.hex()

@@ -11,11 +11,13 @@ that still has the old one open can do no harm (https://sqlite.org/howtocorrupt.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ APPLICATION_ID = 0x65646B76
 SCHEMA_VERSION = 1
 _READ_TIMEOUT_S = 1.0
 """Longest wait of a search, which only a process that repairs the log after a crash can block."""
+_SLICE_S = 0.1
 _EMPTYING_TIMEOUT_S = 2.0
 """Longest wait for readers in other processes, which may be suspended."""
 _PAGE_BYTES = 8192  # keeps the paths of usual blocks out of overflow pages
@@ -49,6 +52,7 @@ _REASONS = {
     errno.EPERM: "its files may not be used by this user",
     errno.EIO: "the disk has errors",
     errno.EMFILE: "too many files are open",
+    errno.ETIMEDOUT: "the disk does not answer",
 }
 
 
@@ -98,6 +102,8 @@ class Index:
         distrusted: a damaged index file, to be replaced.
 
     Attributes:
+        waits_since: monotonic time since which `write` waits for another process; inf if it does not.
+        is_hurried: `write` waits no longer for other processes.
         scanned: time of the last finished scan when it was opened, in unix seconds, or None.
         has_plain: it held plain blocks when it was opened.
         taken_bytes: disk space of its blocks when it was opened.
@@ -118,6 +124,7 @@ class Index:
     ) -> None:
         self._options, self._suffix, self._note = options, suffix, note
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
+        self.waits_since, self.is_hurried = math.inf, False
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
         self.has_plain, self.taken_bytes = False, 0
@@ -165,8 +172,7 @@ class Index:
             raise sqlite3.OperationalError("the index is locked by another thread")
         try:
             connection = self._usable(self._writer)
-            connection.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection, timeout_s)
             try:
                 change = Change(connection, self._options)
                 yield change
@@ -180,18 +186,31 @@ class Index:
         finally:
             self._write_lock.release()
 
+    def _begin(self, connection: sqlite3.Connection, timeout_s: float) -> None:
+        """Begin a transaction, asking now and then whether it is still worth waiting for others."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                left_s = max(0.0, deadline - time.monotonic())
+                connection.execute(f"PRAGMA busy_timeout = {int(min(left_s, _SLICE_S) * 1000)}")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if left_s <= _SLICE_S or self.is_hurried or "locked" not in str(error):
+                        raise
+                self.waits_since = min(self.waits_since, time.monotonic())
+        finally:
+            self.waits_since = math.inf
+
     def check(self) -> None:
         """Read all of it, at about 10 us a block: a flipped bit can hide a block, or protect it from eviction."""
         with self.long_read() as view:
             found = [row[0] for row in view.sql.execute("PRAGMA integrity_check(1)")]
-            if found != ["ok"] or any(view.sql.execute(sql).fetchone() is not None for sql in CONTRADICTIONS):
+            if found != ["ok"]:
                 raise sqlite3.DatabaseError(f"malformed: {found[0]}")
-
-    def check_totals(self) -> None:
-        """Compare the totals, on which the budget depends, with the blocks: 1.5 us a block."""
-        with self.long_read() as view:
-            if view.sql.execute(CONTRADICTIONS[0]).fetchone() is not None:
-                raise sqlite3.DatabaseError("malformed: the totals are wrong")
+            if any(view.sql.execute(sql).fetchone() is not None for sql in CONTRADICTIONS):
+                raise sqlite3.DatabaseError("malformed: its rows contradict each other")
 
     def is_current(self) -> bool:
         """Return False once another process has replaced this index."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
+from edge.kv.doubts import check_roots, wrong_sizes
 from edge.kv.entries import is_transient
 from edge.kv.keys import KEY_BYTES
 from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
@@ -48,7 +49,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
             early, and it counts as not done.
     """
     disk.index.check()
-    _check_roots(disk)
+    check_roots(disk)
     n_missing = n_removed = n_foreign = 0
     log = disk.uses.read().uses
     pinned = pins_of(log)
@@ -61,7 +62,9 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
         names, n_others = disk.files.shard(first)
         n_foreign += n_others
         with disk.index.read() as view:
-            rows = view.keys_from(first)
+            rows = view.sizes_from(first).keys()
+        for keys in _portions(wrong_sizes(disk, first)):
+            n_missing += _correct_sizes(disk, keys)
         for keys in _portions(rows - names):
             n_missing += _drop_missing(disk, keys)
             _bound_log(disk)
@@ -86,7 +89,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
         is_healed = view.last_id() > last_id
     if is_healed and not _restore_uses(disk, log, last_id, should_stop):
         return GcReport()
-    if disk.options.encrypt:
+    if disk.encrypts:
         n_removed += _drop_plain(disk)
     before = disk.n_evicted
     disk.make_room(0)
@@ -247,13 +250,6 @@ def find_keys(disk: Disk, beginning: str) -> list[str]:
         return [key.hex() for (key,) in view.sql.execute("SELECT key FROM block WHERE key BETWEEN ? AND ?", (low, high))]
 
 
-def _check_roots(disk: Disk) -> None:
-    with disk.index.read() as view:
-        for root, model, namespace, encrypted in view.sql.execute("SELECT root, model, namespace, encrypted FROM space"):
-            if disk.keys.root(model, namespace, encrypted=bool(encrypted)) != root:
-                raise sqlite3.DatabaseError("malformed: a namespace does not match its root")
-
-
 def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:
     """Return the size of a block's file, and its damage if any."""
     try:
@@ -346,6 +342,24 @@ def _remove_unknown(disk: Disk, key: bytes) -> int:
     return 1
 
 
+def _correct_sizes(disk: Disk, keys: Sequence[bytes]) -> int:
+    """Make sizes of rows those of their files; drop damaged files and their descendants, and return how many."""
+    n_dropped = 0
+    with disk.index.write() as change:
+        for key in keys:
+            size = change.size(key)
+            try:
+                if size is not None and not disk.files.has_size(key, size):
+                    change.resize(key, disk.files.path(key).lstat().st_size)
+            except BlockDamaged:
+                n_dropped += disk.remove_subtree(change, key)
+            except OSError as error:
+                if is_transient(error):
+                    raise
+                n_dropped += disk.remove_subtree(change, key)
+    return n_dropped
+
+
 def _drop_missing(disk: Disk, keys: Sequence[bytes]) -> int:
     with disk.index.write() as change:
         return sum(
@@ -374,6 +388,8 @@ def _drop_unreachable(disk: Disk) -> int:
 
 def _drop_plain(disk: Disk) -> int:
     """Drop plain blocks, and return how many: encryption should hide older chats too."""
+    with disk.index.write():
+        pass  # a process that did not know yet has finished its transaction
     with disk.index.long_read() as view:
         sql = "SELECT key FROM block JOIN space ON space.id = block.space WHERE NOT space.encrypted"
         found = [key for (key,) in view.sql.execute(sql)]

@@ -45,6 +45,7 @@ def open_block_store(settings: Settings) -> BlockStore:
         max_written_bytes=None if kv.max_writes_gb_per_day is None else _size(kv.max_writes_gb_per_day),
         encrypt=kv.encrypt,
         secret=KEYRING,
+        read_timeout_s=kv.read_timeout_ms / 1000,
     )
     store = BlockStore(settings.paths.kv_dir, options)
     _opened.add(store)

@@ -34,7 +34,9 @@ class StoreOptions:
             may stop them in the middle.
         turn_timeout_s: the same inside a turn.
         drop_timeout_s: the same when a turn finds a damaged block; where that is not enough, the thread removes it later.
-        open_timeout_s: longest wait for another process that opens the store.
+        open_timeout_s: longest wait for another process that opens the store, in the background.
+        open_wait_s: the same, or for a slow disk, in the foreground; without an open store nothing is found or stored.
+        read_timeout_s: longest wait of a turn for the disk, for each thing it asks; 0 waits as long as it takes.
         log_bytes: size of the index's log that starts a checkpoint.
         clock: unix seconds; for people and the time of the next scan, never for the order of eviction.
         timer: monotonic seconds; for `retry_s` and the pauses between two looks for old blocks.
@@ -55,6 +57,8 @@ class StoreOptions:
     turn_timeout_s: float = 0.05
     drop_timeout_s: float = 1.0
     open_timeout_s: float = 10.0
+    open_wait_s: float = 0.5
+    read_timeout_s: float = 2.0
     log_bytes: int = 4 << 20
     clock: Callable[[], float] = time.time
     timer: Callable[[], float] = time.monotonic

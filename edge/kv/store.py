@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +55,7 @@ __all__ = ["BlockRef", "BlockStore", "GcReport", "Match", "StoreOptions"]
 
 _log = logging.getLogger("edge.kv")
 _IMPORT_TIMEOUT_S = 600.0
+_MOST_AHEAD = 64
 
 
 class BlockStore:
@@ -67,6 +68,7 @@ class BlockStore:
 
     def __init__(self, directory: Path | str, options: StoreOptions) -> None:
         self.directory, self.options = Path(directory), options
+        self._ahead: list[bytes] = []
         self._background = Background(self.directory, options)
 
     @property
@@ -97,7 +99,8 @@ class BlockStore:
             return Match()
         packed = pack_tokens(tokens)
         try:
-            return disk.match(fingerprint, namespace, packed, self._background.lost.keys(), partial=partial)
+            lost = self._background.lost.keys()
+            return self._background.reader.call(lambda: disk.match(fingerprint, namespace, packed, lost, partial=partial))
         except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
             return Match()
@@ -108,11 +111,8 @@ class BlockStore:
 
     def prefetch(self, refs: Iterable[BlockRef]) -> None:
         """Announce reads: where the system can, it loads these blocks in the background."""
-        disk = self._background.disk
-        if disk is not None:
-            with suppress(Exception):  # `read` will say why
-                for ref in refs:
-                    disk.files.prefetch(ref.key)
+        # The next `read` asks for them: it does not wait for ever.
+        self._ahead = [*self._ahead, *(ref.key for ref in refs)][-_MOST_AHEAD:]
 
     def read(self, ref: BlockRef) -> memoryview | None:
         """Return the payload of a block, every byte of its file verified.
@@ -127,8 +127,17 @@ class BlockStore:
         disk = self._background.disk
         if disk is None or ref.key in self._background.lost:
             return None
-        try:
+        ahead, self._ahead = self._ahead, []
+
+        def load() -> memoryview:
+            for key in ahead:
+                disk.files.prefetch(key)
             return disk.load(ref)
+
+        try:
+            return self._background.reader.call(load)
+        except TimeoutError as error:
+            self._background.fail(error, disk)
         except BlockDamaged as damage:
             self._lose(disk, ref, str(damage))
         except MemoryError:
@@ -146,7 +155,7 @@ class BlockStore:
         if disk is None or self._background.is_waiting(key):
             return disk is not None
         try:
-            return disk.has(key)
+            return self._background.reader.call(lambda: disk.has(key))
         except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
             return False
@@ -239,7 +248,10 @@ class BlockStore:
         is_noted = False
         try:
             try:
-                disk.lease(key, 1, self.options.turn_timeout_s)
+                self._background.reader.call(
+                    lambda: disk.lease(key, 1, self.options.turn_timeout_s),
+                    lambda: self._release_late(key),
+                )
                 is_noted = True
             except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
                 # Others may evict it then, and `read` returns None: slower, not wrong.
@@ -373,10 +385,16 @@ class BlockStore:
         Raises:
             StorageError: the store is off, or the disk failed.
         """
+        try:
+            with self._maintained() as disk:
+                self._settle()
+                return replace(scan(disk), n_expired=expire(disk))
+        except StorageError:
+            if not self._background.is_healing:
+                raise
+        self._settle()  # until the thread has built another index
         with self._maintained() as disk:
-            self._settle()
-            report = scan(disk)
-            return replace(report, n_expired=expire(disk))
+            return replace(scan(disk), n_expired=expire(disk))
 
     def clear(self) -> int:
         """Delete every block, pinned or not, and return how many there were.
@@ -442,10 +460,15 @@ class BlockStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _release_late(self, key: bytes) -> None:
+        """End a lease that was noted after its turn had gone on without it."""
+        self._background.lease(key)
+        self._background.release(key, is_noted=True)
+
     def _lose(self, disk: Disk, ref: BlockRef, reason: str) -> None:
         self._background.lost[ref.key] = ref  # at once, so that `match` skips it while it is removed
         try:
-            found = disk.drop(ref, self.options.drop_timeout_s)
+            found = self._background.reader.call(lambda: disk.drop(ref, self.options.drop_timeout_s))
             self._background.lost.pop(ref.key, None)
             if found is None:
                 return  # evicted meanwhile, or whole after all
@@ -467,6 +490,7 @@ class BlockStore:
     def _maintained(self) -> Iterator[Disk]:
         background = self._background
         hint = f"Check the disk and the permissions of {self.directory}."
+        background.wait_open(self.options.open_timeout_s)
         disk = background.disk
         if disk is None:
             raise StorageError(f"The KV store cannot be used: {background.problem or 'it is closed'}.", background.hint or hint)

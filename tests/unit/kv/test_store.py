@@ -1149,7 +1149,7 @@ def test_no_error_of_the_store_reaches_a_turn(make_store: MakeStore, monkeypatch
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge.kv.background.Disk", fail)
+        patch.setattr("edge.kv.opening.Disk", fail)
         assert make_store("off").problem
     store = make_store()
     keys = put_row(store, list(range(8)))

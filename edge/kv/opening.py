@@ -1,0 +1,67 @@
+"""Opens the directory of a block store: on a full disk, and a second time after failures."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+from edge.kv.disk import Disk
+from edge.kv.entries import is_full
+from edge.kv.files import give_way
+from edge.kv.formats import format_suffix
+from edge.kv.options import StoreOptions
+
+__all__ = ["close_disk", "open_disk", "reopen_disk"]
+
+_log = logging.getLogger("edge.kv")
+
+
+def open_disk(directory: Path, options: StoreOptions, distrusted: Path | None, *, is_again: bool) -> Disk:
+    """Open a store. On a full disk, on which no index can be opened, blocks make room for that first.
+
+    Args:
+        directory, options, distrusted, is_again: as for `Disk`.
+
+    Raises:
+        As `Disk`.
+    """
+    try:
+        return Disk(directory, options, distrusted, is_again=is_again)
+    except (OSError, sqlite3.Error) as error:
+        is_lack = "disk" in str(error) if isinstance(error, sqlite3.Error) else error.errno == errno.ENOSPC
+        if not is_lack or not is_full(directory):  # SQLite says "disk I/O error" or "database or disk is full"
+            raise
+        n = give_way(directory, format_suffix())
+        if not n:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        _log.warning("The disk is full: %d KV blocks were deleted to open their index", n)
+    disk = Disk(directory, options, distrusted, is_again=is_again)
+    disk.needs_scan = True
+    return disk
+
+
+def reopen_disk(disk: Disk, directory: Path, options: StoreOptions) -> Disk:
+    """Open a store a second time and close the first; return that where it is still the better one.
+
+    A missing directory is made again then, and an index that could not be opened for writing is opened again.
+    """
+    try:
+        again = Disk(directory, options, is_again=True)
+    except Exception as error:  # noqa: BLE001 (the old one may still read)
+        _log.debug("the KV store was not opened again: %s", error)
+        return disk
+    again.needs_scan = again.needs_scan or disk.needs_scan
+    again.n_evicted = disk.n_evicted
+    close_disk(disk)
+    return again
+
+
+def close_disk(disk: Disk) -> None:
+    """Close a store; a failure is logged only."""
+    try:
+        disk.close()
+    except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
+        _log.debug("the KV store was not closed cleanly: %s", error)
