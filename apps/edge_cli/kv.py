@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ from edge_cli.options import days_option, json_option, model_options, settings_f
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.kv.bundle import Bundle
+    from edge.kv.records import BlockInfo
     from edge.kv.verify import CacheCheck
 
 __all__ = ["kv"]
 
 _MAX_SHOWN = 100
+_ROWS_AT_ONCE = 1000
 _BUNDLE_WARNING = "A bundle holds the chat unencrypted, even with kv.encrypt: protect it like the chat itself."
 
 
@@ -57,21 +60,30 @@ def ls(app: App, by_block: bool, as_json: bool) -> None:
     """
     settings = app.settings()
     with app.blocks(settings) as store:
-        blocks = store.ls()
-    if by_block:
-        if as_json:
-            output.json_object([dataclasses.asdict(block) for block in blocks])
-        else:
-            output.table(listing.block_rows(blocks, time.time()), listing.BLOCK_HEADINGS)
-        return
-    warmed = listing.warmed(owner for block in blocks for owner in block.owners)
-    groups = listing.grouped(blocks, {**listing.titles(app, settings), **warmed})
+        if by_block:
+            _list_blocks(store.each_block(), as_json)
+            return
+        used = store.usages()
+    warmed = listing.warmed(owner for one in used for owner in one.owners)
+    groups = listing.grouped(used, {**listing.titles(app, settings), **warmed})
     if as_json:
         output.json_object([dataclasses.asdict(group) for group in groups])
         return
     if not groups:
         output.note("Nothing is stored yet. edge chat stores the prompts that it processes.")
     output.table([group.row(time.time()) for group in groups], listing.GROUP_HEADINGS)
+
+
+def _list_blocks(blocks: Iterable[BlockInfo], as_json: bool) -> None:
+    """Write blocks as they come: a large cache has a million of them."""
+    if as_json:
+        output.json_list(dataclasses.asdict(block) for block in blocks)
+        return
+    remaining, now = iter(blocks), time.time()
+    headings: tuple[str, ...] = listing.BLOCK_HEADINGS
+    while portion := list(islice(remaining, _ROWS_AT_ONCE)):
+        output.table(listing.block_rows(portion, now), headings)
+        headings = ()
 
 
 @kv.command(epilog=examples("edge kv stats", "edge kv stats --json | jq .size_bytes"))
@@ -159,7 +171,7 @@ def gc(app: App, gone: bool, as_json: bool) -> None:
         report = store.gc()
         known, owners = listing.titles(app, settings), store.owners() if gone else []
         deleted = sorted(set(owners) - known.keys() - listing.warmed(owners).keys())
-        forgotten = [store.forget(owner) for owner in deleted]
+        forgotten = list(store.forget_all(deleted).values()) if deleted else []
     n_blocks, freed = sum(each.n_blocks for each in forgotten), sum(each.size_bytes for each in forgotten)
     if as_json:
         output.json_object({**dataclasses.asdict(report), "n_gone": n_blocks, "gone_bytes": freed})
@@ -198,7 +210,7 @@ def forget(app: App, conversations: tuple[str, ...], everybody: bool, imported: 
             spaces = listing.imported_namespaces(app, settings, store, conversations)
             reports = {id: store.forget_namespace(space) for id, space in spaces.items()}
         else:
-            reports = {id: store.forget(id) for id in listing.owners(app, settings, store, conversations)}
+            reports = store.forget_all(listing.owners(app, settings, store, conversations))
     if as_json:
         found = ({"id": id, **dataclasses.asdict(report)} for id, report in reports.items())
         output.json_object([{key: value for key, value in each.items() if key != "is_in_log" or value} for each in found])

@@ -14,7 +14,7 @@ from edge.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from edge.config import Settings
-    from edge.kv.records import BlockInfo, StoreStats
+    from edge.kv.records import BlockInfo, StoreStats, Usage
     from edge.kv.store import BlockStore
     from edge_cli.app import App
 
@@ -42,6 +42,7 @@ class Group:
         last_used: Unix time in seconds.
         n_pinned: number of pinned blocks.
         pinned_until: Unix time in seconds when the last pin ends; None if one never does, or nothing is pinned.
+        is_imported: they are in the namespace of an imported conversation.
     """
 
     title: str
@@ -53,40 +54,44 @@ class Group:
     last_used: float
     n_pinned: int
     pinned_until: float | None = None
+    is_imported: bool = False
 
     def row(self, now: float) -> tuple[str, ...]:
         """Return a line of a table."""
         part = "" if self.n_pinned == self.n_blocks else "partly "
         pinned = part + pin_text(self.pinned_until) if self.n_pinned else ""
+        state = ", ".join(part for part in (pinned, "imported" if self.is_imported else "") if part)
         saves = duration_text(self.prefill_ms / 1000)
-        return self.title, f"{self.n_tokens:,}", size_text(self.size_bytes), saves, ago(now - self.last_used), pinned
+        return self.title, f"{self.n_tokens:,}", size_text(self.size_bytes), saves, ago(now - self.last_used), state
 
 
-def grouped(blocks: Sequence[BlockInfo], titles: Mapping[str, str]) -> list[Group]:
+def grouped(used: Iterable[Usage], titles: Mapping[str, str]) -> list[Group]:
     """Group blocks by the conversations that use them, largest group first.
 
     Args:
-        blocks: as `BlockStore.ls` returns them.
+        used: as `BlockStore.usages` returns them.
         titles: id -> title of the saved conversations, and of what was prefilled ahead. All others count as one.
     """
-    members: dict[tuple[tuple[str, ...], bool, bool], list[BlockInfo]] = {}
-    for block in blocks:
-        known = tuple(owner for owner in block.owners if owner in titles)
-        has_others = len(known) < len(block.owners)
-        members.setdefault((known, has_others, is_answer_namespace(block.namespace)), []).append(block)
+    members: dict[tuple[tuple[str, ...], bool, bool, bool], list[Usage]] = {}
+    for one in used:
+        known = tuple(owner for owner in one.owners if owner in titles)
+        is_imported = one.namespace.startswith(IMPORTED)
+        kind = known, len(known) < len(one.owners), is_answer_namespace(one.namespace), is_imported
+        members.setdefault(kind, []).append(one)
     groups = [
         Group(
             title=_title(known, titles, has_others, is_answers),
             conversations=known,
-            n_blocks=len(found),
-            n_tokens=sum(block.n_tokens for block in found),
-            size_bytes=sum(block.size_bytes for block in found),
-            prefill_ms=sum(block.prefill_ms for block in found),
-            last_used=max(block.last_used for block in found),
-            n_pinned=sum(block.is_pinned for block in found),
-            pinned_until=_last_end([block.pinned_until for block in found if block.is_pinned]),
+            n_blocks=sum(one.n_blocks for one in found),
+            n_tokens=sum(one.n_tokens for one in found),
+            size_bytes=sum(one.size_bytes for one in found),
+            prefill_ms=sum(one.prefill_ms for one in found),
+            last_used=max(one.last_used for one in found),
+            n_pinned=sum(one.n_pinned for one in found),
+            pinned_until=_last_end([one.pinned_until for one in found if one.n_pinned]),
+            is_imported=is_imported,
         )
-        for (known, has_others, is_answers), found in members.items()
+        for (known, has_others, is_answers, is_imported), found in members.items()
     ]
     return sorted(groups, key=lambda group: (-group.size_bytes, group.title))
 

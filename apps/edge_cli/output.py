@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "Status",
     "error",
     "is_terminal",
+    "json_list",
     "json_object",
     "line",
     "note",
@@ -66,6 +68,17 @@ def json_object(value: object, *, compact: bool = False) -> None:
     is_ascii = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     indent = None if compact else 2
     line(json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=indent, allow_nan=False, default=str))
+
+
+def json_list(values: Iterable[object]) -> None:
+    """Write a JSON list as `json_object` does, one value at a time."""
+    is_ascii = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    before = "[\n"
+    for value in values:
+        text = json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=2, allow_nan=False, default=str)
+        piece(before + textwrap.indent(text, "  "))
+        before = ",\n"
+    line("[]" if before == "[\n" else "\n]")
 
 
 def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, indent: str = "", gap: str = "  ") -> None:

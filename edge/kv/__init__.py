@@ -15,8 +15,9 @@ formats.py      formats of blocks and index, and those of other versions of edge
 index.py        the SQLite index of the blocks
 keys.py         the secret of a store, and the keys derived from it
 limits.py       bytes written today, names of models, ends of pins
+listing.py      what is in a store, in bounded memory
 lookup.py       longest stored prefix of a token sequence
-maintenance.py  work on a whole store: scan, verify, forget, clear, list
+maintenance.py  work on a whole store: scan, verify, forget, clear
 opening.py      opens a store, also on a full disk and after failures
 open.py         the store of the settings; the fingerprint of a loaded model
 options.py      options of a store

@@ -1,4 +1,4 @@
-"""Work on a whole store: scan, verify, forget, clear, list.
+"""Work on a whole store: scan, verify, forget, clear.
 
 Others may use the store meanwhile: the index's write lock is held for a few files at a time. Every function raises OSError or
 sqlite3.Error if the disk fails, with part of its work done.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import TypeVar
@@ -17,26 +18,16 @@ from edge.kv.blocks import BlockDamaged, Header, parse_header
 from edge.kv.disk import Disk
 from edge.kv.doubts import check_roots, wrong_sizes
 from edge.kv.entries import is_transient
-from edge.kv.keys import KEY_BYTES
-from edge.kv.records import BlockInfo, ForgetReport, GcReport, VerifyReport
+from edge.kv.records import ForgetReport, GcReport, VerifyReport
 from edge.kv.rows import Use
 from edge.kv.uses import pins_of
 
-__all__ = [
-    "clear",
-    "find_keys",
-    "forget",
-    "forget_namespace",
-    "list_blocks",
-    "list_namespaces",
-    "list_owners",
-    "scan",
-    "verify",
-]
+__all__ = ["clear", "forget", "forget_namespace", "scan", "verify"]
 
 _log = logging.getLogger("edge.kv")
 _AT_A_TIME = 32
 """Files handled in one transaction, before others get their turn."""
+_PLACE = struct.Struct(">dI32s")  # sorts as its values do
 _T = TypeVar("_T")
 
 
@@ -55,7 +46,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     pinned = pins_of(log)
     with disk.index.read() as view:
         last_id = 0 if view.scanned() is None else view.last_id()
-    unknown: list[tuple[float, bytes, Header]] = []
+    unknown: list[bytes] = []  # time, start and key: headers of a million files would not fit into memory
     for first in range(256):
         if should_stop():
             return GcReport()
@@ -73,16 +64,18 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
             if header is None:
                 n_removed += _remove_unknown(disk, key)
             else:
-                unknown.append((time, key, header))
+                unknown.append(_PLACE.pack(max(0.0, time), header.start, key))
     n_indexed = 0
     if unknown:
         with disk.index.write() as change:  # until they have their users
             change.sql.execute("UPDATE state SET scanned = NULL")
-    unknown.sort(key=lambda found: (found[0], found[2].start))  # in the order of writing, so that the oldest are evicted first
+    unknown.sort()  # in the order of writing, so that the oldest are evicted first
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
-        indexed, removed = _index_unknown(disk, [(time, header) for time, _, header in portion], pinned)
+        places = [_PLACE.unpack(place) for place in portion]
+        headers = [(time, _header_of(disk, key)[0]) for time, _, key in places]
+        indexed, removed = _index_unknown(disk, [(time, header) for time, header in headers if header is not None], pinned)
         n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
     with disk.index.read() as view:
@@ -136,8 +129,19 @@ def verify(disk: Disk, on_progress: Callable[[int, int], None] | None = None) ->
             on_progress(n_checked, max(total, n_checked))
 
 
-def forget(disk: Disk, owner: str) -> ForgetReport:
-    """Remove the blocks that only this owner used, except pinned ones and parents of others' blocks."""
+def forget(disk: Disk, owners: Sequence[str]) -> list[ForgetReport]:
+    """Remove the blocks that only one of these owners used, except pinned ones and parents of others' blocks.
+
+    Returns:
+        A report for each.
+    """
+    found = [_forget_one(disk, owner) for owner in owners]
+    disk.others.clear()  # nobody can tell whose those are
+    is_in_log = not _emptied(disk)
+    return [ForgetReport(n_blocks, n_bytes, is_in_log=is_in_log) for n_blocks, n_bytes in found]
+
+
+def _forget_one(disk: Disk, owner: str) -> tuple[int, int]:
     n_blocks = n_bytes = 0
     with disk.index.long_read() as view:
         # Children start after their parents, so they come first.
@@ -155,8 +159,8 @@ def forget(disk: Disk, owner: str) -> ForgetReport:
                     n_blocks, n_bytes = n_blocks + 1, n_bytes + size
     with disk.index.write() as change:
         change.forget(owner)
-    disk.others.clear()  # nobody can tell whose those are
-    return ForgetReport(n_blocks, n_bytes, is_in_log=not _emptied(disk))
+    _bound_log(disk)
+    return n_blocks, n_bytes
 
 
 def forget_namespace(disk: Disk, namespace: str) -> ForgetReport:
@@ -201,53 +205,6 @@ def clear(disk: Disk) -> int:
     n_blocks += disk.others.clear()
     _emptied(disk)
     return n_blocks
-
-
-def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
-    """List all blocks, or those of one owner, parents before children."""
-    sql = """SELECT block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
-        space.encrypted, pinned, children, last_used FROM block JOIN space ON space.id = block.space"""
-    sql += " WHERE ?1 IS NULL" if owner is None else " WHERE block.id IN (SELECT block FROM owner WHERE name = ?1)"
-    sql += " ORDER BY block.space, start, block.key"
-    ends = disk.limits.ends() if disk.limits.has_ends else {}
-    with disk.index.long_read() as view:
-        owners: dict[int, list[str]] = {}
-        named = "SELECT name, block FROM owner WHERE ?1 IS NULL ORDER BY name"
-        if owner is not None:  # only the rows of its blocks: the table has one for each use of a block
-            named = """SELECT other.name, other.block FROM owner JOIN owner AS other ON other.block = owner.block
-                WHERE owner.name = ?1 ORDER BY other.name"""
-        for name, block in view.sql.execute(named, (owner,)):
-            owners.setdefault(block, []).append(name)
-        return [
-            BlockInfo(
-                key.hex(), parent.hex(), model.hex(), namespace, tuple(owners.get(block, ())), start, n_tokens, size,
-                prefill_ms, origin, bool(encrypted), bool(pinned), children, last_used, ends.get(key) if pinned else None,
-            )
-            for block, key, parent, model, namespace, start, n_tokens, size, prefill_ms, origin, encrypted, pinned,
-                children, last_used in view.sql.execute(sql, (owner,))
-        ]  # fmt: skip
-
-
-def list_owners(disk: Disk) -> list[str]:
-    """List all owners of blocks, sorted. Its time depends on their number, not on that of the blocks."""
-    sql = """WITH RECURSIVE each(name) AS (SELECT min(name) FROM owner
-        UNION ALL SELECT (SELECT min(name) FROM owner WHERE name > each.name) FROM each WHERE name IS NOT NULL)
-        SELECT name FROM each WHERE name IS NOT NULL"""
-    with disk.index.long_read() as view:
-        return [name for (name,) in view.sql.execute(sql)]
-
-
-def list_namespaces(disk: Disk) -> list[str]:
-    """List the namespaces of all blocks, sorted."""
-    with disk.index.long_read() as view:
-        return [name for (name,) in view.sql.execute("SELECT DISTINCT namespace FROM space ORDER BY namespace")]
-
-
-def find_keys(disk: Disk, beginning: str) -> list[str]:
-    """List the keys that begin with these hexadecimal digits."""
-    low, high = (bytes.fromhex(beginning.ljust(2 * KEY_BYTES, digit)) for digit in "0f")
-    with disk.index.long_read() as view:
-        return [key.hex() for (key,) in view.sql.execute("SELECT key FROM block WHERE key BETWEEN ? AND ?", (low, high))]
 
 
 def _examine(disk: Disk, key: bytes) -> tuple[int, str | None]:

@@ -19,6 +19,7 @@ __all__ = [
     "Pending",
     "PlainBlock",
     "StoreStats",
+    "Usage",
     "VerifyReport",
 ]
 
@@ -145,6 +146,34 @@ class BlockInfo:
     n_children: int
     last_used: float
     pinned_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Blocks that the same owners use, added up.
+
+    Attributes:
+        model: the fingerprint in hexadecimal.
+        namespace: who shares them.
+        owners: who uses them, sorted.
+        n_blocks, n_tokens: their number.
+        size_bytes: of their files.
+        prefill_ms: time that computing them took.
+        last_used: unix seconds.
+        n_pinned: how many are pinned.
+        pinned_until: unix seconds when the last of their pins ends; None if one never does, or nothing is pinned.
+    """
+
+    model: str
+    namespace: str
+    owners: tuple[str, ...]
+    n_blocks: int
+    n_tokens: int
+    size_bytes: int
+    prefill_ms: float
+    last_used: float
+    n_pinned: int
+    pinned_until: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,17 +25,8 @@ from edge.kv.entries import is_transient
 from edge.kv.expiry import expire
 from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
-from edge.kv.maintenance import (
-    clear,
-    find_keys,
-    forget,
-    forget_namespace,
-    list_blocks,
-    list_namespaces,
-    list_owners,
-    scan,
-    verify,
-)
+from edge.kv.listing import each_block, find_keys, list_blocks, list_namespaces, list_owners, usages
+from edge.kv.maintenance import clear, forget, forget_namespace, scan, verify
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
     BlockInfo,
@@ -47,6 +38,7 @@ from edge.kv.records import (
     Pending,
     PlainBlock,
     StoreStats,
+    Usage,
     VerifyReport,
 )
 from edge.names import import_namespace
@@ -292,13 +284,22 @@ class BlockStore:
         Raises:
             StorageError: not all could be deleted.
         """
-        self._background.discard(owner)
+        return self.forget_all([owner])[owner]
+
+    def forget_all(self, owners: Sequence[str]) -> dict[str, ForgetReport]:
+        """As `forget`, for several owners.
+
+        Raises:
+            StorageError: not all could be deleted.
+        """
+        for owner in owners:
+            self._background.discard(owner)
         with self._maintained() as disk:
             self._settle()
-            report = forget(disk, owner)
-        if report.is_in_log:
+            reports = forget(disk, owners)
+        if any(report.is_in_log for report in reports):
             self._background.empty_log()
-        return report
+        return dict(zip(owners, reports, strict=True))
 
     def forget_namespace(self, namespace: str) -> ForgetReport:
         """Delete all blocks of a namespace, also pinned ones and those of several owners.
@@ -337,6 +338,24 @@ class BlockStore:
         """
         with self._maintained() as disk:
             return list_blocks(disk, owner)
+
+    def each_block(self) -> Iterator[BlockInfo]:
+        """Yield all blocks in the order in which they were stored, in bounded memory.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            yield from each_block(disk)
+
+    def usages(self) -> list[Usage]:
+        """Add up the blocks of each model and namespace that the same owners use.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return usages(disk)
 
     def owners(self) -> list[str]:
         """List all owners of blocks, sorted.

@@ -68,9 +68,9 @@ def check_cache(
         BackendError: the engine refuses a block, or is closed.
     """
     last_used: dict[str, float] = {}
-    for info in blocks.ls():
-        if info.model == model.hex() and not is_answer_namespace(info.namespace):
-            last_used.update({owner: max(info.last_used, last_used.get(owner, 0.0)) for owner in info.owners})
+    for used in blocks.usages():
+        if used.model == model.hex() and not is_answer_namespace(used.namespace):
+            last_used.update({owner: max(used.last_used, last_used.get(owner, 0.0)) for owner in used.owners})
     owners = sorted(last_used, key=last_used.__getitem__, reverse=True)[:n]
     checks: list[CacheCheck] = []
     for n_done, owner in enumerate(owners):
