@@ -18,6 +18,7 @@ limits.py       bytes written today, names of models, ends of pins
 listing.py      what is in a store, in bounded memory
 lookup.py       longest stored prefix of a token sequence
 maintenance.py  work on a whole store: scan, verify, forget, clear
+manage.py       calls of the block store that people make
 opening.py      opens a store, also on a full disk and after failures
 open.py         the store of the settings; the fingerprint of a loaded model
 options.py      options of a store

@@ -5,41 +5,30 @@ restart. The store knows nothing of engines: payloads are opaque bytes (see bloc
 search, disk.py for what happens when processes meet or die).
 
 No failure of the disk raises into a turn: `match` finds nothing, `read` returns None, `put` drops, and `problem` says why.
-Calls that people make (`stats`, `ls`, `verify`, `gc`, `forget`, `clear`) raise StorageError instead.
+Calls that people make (manage.py) raise StorageError instead.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from edge.errors import EdgeError, StorageError
-from edge.kv.background import Background
 from edge.kv.blocks import BlockDamaged, pack_tokens
-from edge.kv.carry import add_blocks, plain_blocks
+from edge.kv.carry import add_blocks
 from edge.kv.disk import Disk
 from edge.kv.entries import is_transient
-from edge.kv.expiry import expire
-from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
-from edge.kv.listing import each_block, find_keys, list_blocks, list_namespaces, list_owners, usages
-from edge.kv.maintenance import clear, forget, forget_namespace, scan, verify
+from edge.kv.manage import ManagedStore
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
-    BlockInfo,
     BlockRef,
-    ForgetReport,
     GcReport,
     ImportReport,
     Match,
     Pending,
     PlainBlock,
-    StoreStats,
-    Usage,
-    VerifyReport,
 )
 from edge.names import import_namespace
 
@@ -50,7 +39,7 @@ _IMPORT_TIMEOUT_S = 600.0
 _MOST_AHEAD = 64
 
 
-class BlockStore:
+class BlockStore(ManagedStore):
     """A directory of blocks. Thread-safe; several processes may use one directory.
 
     Args:
@@ -59,9 +48,8 @@ class BlockStore:
     """
 
     def __init__(self, directory: Path | str, options: StoreOptions) -> None:
-        self.directory, self.options = Path(directory), options
+        super().__init__(Path(directory), options)
         self._ahead: list[bytes] = []
-        self._background = Background(self.directory, options)
 
     @property
     def problem(self) -> str | None:
@@ -237,20 +225,20 @@ class BlockStore:
             return
         key = match.blocks[-1].key  # the others are its ancestors, which stay while it does
         self._background.lease(key)
-        is_noted = False
-        try:
+
+        def note() -> None:
             try:
-                self._background.reader.call(
-                    lambda: disk.lease(key, 1, self.options.turn_timeout_s),
-                    lambda: self._release_late(key),
-                )
-                is_noted = True
-            except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
+                disk.lease(key, 1, self.options.turn_timeout_s)
+            except Exception as error:
                 # Others may evict it then, and `read` returns None: slower, not wrong.
                 _log.debug("a lease was not noted: %s", error)
+                raise
+
+        is_noted = self._background.reader.submit(note, lambda: self._release_late(key))  # before the reads that follow
+        try:
             yield
         finally:
-            self._background.release(key, is_noted=is_noted)
+            self._background.release(key, is_noted=is_noted())
 
     def pin(self, key: bytes, until: float | None = None) -> None:
         """Never evict a block and its ancestors. Holds once it is written, in all processes, until `unpin`.
@@ -274,172 +262,6 @@ class BlockStore:
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything put, touched and pinned is on disk or was dropped; return False if the timeout came first."""
         return self._background.flush(timeout_s)
-
-    def forget(self, owner: str) -> ForgetReport:
-        """Delete the blocks that only this owner used, since a conversation is deleted.
-
-        Pinned blocks and parents of others' blocks stay. Only uses with an owner (`put`, `touch`) count. A flash disk may keep
-        the bytes of deleted files for a while; encrypted blocks are useless without the key.
-
-        Raises:
-            StorageError: not all could be deleted.
-        """
-        return self.forget_all([owner])[owner]
-
-    def forget_all(self, owners: Sequence[str]) -> dict[str, ForgetReport]:
-        """As `forget`, for several owners.
-
-        Raises:
-            StorageError: not all could be deleted.
-        """
-        for owner in owners:
-            self._background.discard(owner)
-        with self._maintained() as disk:
-            self._settle()
-            reports = forget(disk, owners)
-        if any(report.is_in_log for report in reports):
-            self._background.empty_log()
-        return dict(zip(owners, reports, strict=True))
-
-    def forget_namespace(self, namespace: str) -> ForgetReport:
-        """Delete all blocks of a namespace, also pinned ones and those of several owners.
-
-        Raises:
-            StorageError: not all could be deleted.
-        """
-        with self._maintained() as disk:
-            self._settle()
-            report = forget_namespace(disk, namespace)
-        if report.is_in_log:
-            self._background.empty_log()
-        return report
-
-    def stats(self) -> StoreStats:
-        """Return the content of the store in numbers.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        background = self._background
-        with self._maintained() as disk, disk.index.long_read() as view:
-            n_blocks, n_tokens, size, prefill_ms = view.totals()
-            return StoreStats(
-                n_blocks, n_tokens, size, self.options.budget_bytes, disk.index.file_bytes(), disk.files.free_bytes(),
-                prefill_ms, view.spaces(), background.n_queued(), background.n_written, background.n_known,
-                background.n_dropped, disk.n_evicted, background.n_lost, disk.limits.written_today(),
-                {key.hex(): name for key, name in disk.limits.names().items()},
-            )  # fmt: skip
-
-    def ls(self, *, owner: str | None = None) -> list[BlockInfo]:
-        """List all blocks, or those of one owner, parents before children.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return list_blocks(disk, owner)
-
-    def each_block(self) -> Iterator[BlockInfo]:
-        """Yield all blocks in the order in which they were stored, in bounded memory.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            yield from each_block(disk)
-
-    def usages(self) -> list[Usage]:
-        """Add up the blocks of each model and namespace that the same owners use.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return usages(disk)
-
-    def owners(self) -> list[str]:
-        """List all owners of blocks, sorted.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return list_owners(disk)
-
-    def namespaces(self) -> list[str]:
-        """List the namespaces of all blocks, sorted.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return list_namespaces(disk)
-
-    def find_keys(self, beginning: str) -> list[str]:
-        """List the keys, in hexadecimal, that begin with these digits.
-
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return find_keys(disk, beginning)
-
-    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read every block and drop damaged ones with their descendants.
-
-        Args:
-            on_progress: called with (blocks done, blocks in all).
-
-        Raises:
-            StorageError: the store is off, or the disk failed.
-        """
-        with self._maintained() as disk:
-            report = verify(disk, on_progress)
-            self._background.n_lost += len(report.damaged)
-            return report
-
-    def gc(self) -> GcReport:
-        """Make files and index agree, and keep the budget. The store does this by itself after a crash and once a week.
-
-        Raises:
-            StorageError: the store is off, or the disk failed.
-        """
-        try:
-            with self._maintained() as disk:
-                self._settle()
-                return replace(scan(disk), n_expired=expire(disk))
-        except StorageError:
-            if not self._background.is_healing:
-                raise
-        self._settle()  # until the thread has built another index
-        with self._maintained() as disk:
-            return replace(scan(disk), n_expired=expire(disk))
-
-    def clear(self) -> int:
-        """Delete every block, pinned or not, and return how many there were.
-
-        Raises:
-            StorageError: not all could be deleted.
-        """
-        self._background.discard(None)
-        with self._maintained() as disk:
-            self._settle()
-            n_blocks = clear(disk)
-        if disk.needs_emptying:
-            self._background.empty_log()
-        return n_blocks
-
-    def export_blocks(self, owner: str) -> Iterator[PlainBlock]:
-        """Yield the blocks of an owner and their ancestors, parents first, verified and readable; for `write_bundle`.
-
-        Damaged ones are left out, with their descendants.
-
-        Raises:
-            StorageError: the store is off, or the disk failed.
-        """
-        with self._maintained() as disk:
-            self._settle()
-            yield from plain_blocks(disk, owner)
 
     def import_blocks(self, blocks: Iterable[PlainBlock], owner: str, namespace: str | None = None) -> ImportReport:
         """Store blocks of another store, sealed with the key of this one, and wait until they are on the disk.
@@ -497,28 +319,3 @@ class BlockStore:
                 self._background.drop_lost()
         self._background.n_lost += 1
         _log.warning("KV block %s is dropped and will be computed again: %s", ref.key.hex()[:12], reason)
-
-    def _settle(self) -> None:
-        """Let the background thread finish, whose changes could otherwise follow the caller's."""
-        timeout_s = self.options.busy_timeout_s
-        if not self._background.flush(timeout_s):
-            waited = f"did not finish its queue within {timeout_s:.0f} seconds"
-            raise StoreBusyError(f"The KV store's thread {waited}: others keep it busy.", "Nothing is lost. Try again.")
-
-    @contextmanager
-    def _maintained(self) -> Iterator[Disk]:
-        background = self._background
-        hint = f"Check the disk and the permissions of {self.directory}."
-        background.wait_open(self.options.open_timeout_s)
-        disk = background.disk
-        if disk is None:
-            raise StorageError(f"The KV store cannot be used: {background.problem or 'it is closed'}.", background.hint or hint)
-        try:
-            yield disk
-        except EdgeError:
-            raise  # not about the disk: it explains itself
-        except Exception as error:
-            background.fail(error, disk)
-            if is_busy(error):
-                hint = f"Nothing is lost. Try again when others that use {self.directory} have less to do."
-            raise StorageError(f"The KV store failed: {explain(error)}.", hint) from error
