@@ -26,6 +26,7 @@ __all__ = [
 GROUP_HEADINGS = ("what", "tokens", "size", "saves", "last used", "")
 BLOCK_HEADINGS = ("key", "position", "tokens", "size", "saves", "last used", "made by", "used by", "")
 _TITLE_CHARS = 48
+_MOST_USERS = 4
 _KEY = re.compile("[0-9a-f]{8,64}")
 
 
@@ -192,12 +193,17 @@ def _short(title: str) -> str:
     return line if len(line) <= _TITLE_CHARS else line[: _TITLE_CHARS - 1] + "…"
 
 
+def _users(owners: Sequence[str]) -> str:
+    more = f" and {len(owners) - _MOST_USERS:,} more" if len(owners) > _MOST_USERS else ""
+    return ", ".join(owners[:_MOST_USERS]) + more or "-"
+
+
 def block_rows(blocks: Sequence[BlockInfo], now: float) -> list[tuple[str, ...]]:
     """Return every block as a line of a table."""
     return [
         (
             block.key[:12], f"{block.start:,}", f"{block.n_tokens:,}", size_text(block.size_bytes),
-            duration_text(block.prefill_ms / 1000), ago(now - block.last_used), block.origin, ", ".join(block.owners) or "-",
+            duration_text(block.prefill_ms / 1000), ago(now - block.last_used), block.origin, _users(block.owners),
             pin_text(block.pinned_until) if block.is_pinned else "",
         )
         for block in blocks

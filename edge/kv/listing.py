@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from edge.kv.disk import Disk
 from edge.kv.keys import KEY_BYTES
@@ -124,16 +126,10 @@ class _Sum:
 def _owners_in_order(view: View) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (row of a block, its owners), in the order of rows; equal owners are the same object."""
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    last: int | None = None
-    names: tuple[str, ...] = ()
-    for block, name in view.sql.execute("SELECT block, name FROM owner ORDER BY block, name"):
-        if block != last:
-            if last is not None:
-                yield last, known.setdefault(names, names)
-            last, names = block, ()
-        names = (*names, name)
-    if last is not None:
-        yield last, known.setdefault(names, names)
+    rows = view.sql.execute("SELECT block, name FROM owner ORDER BY block, name")
+    for block, found in groupby(rows, key=itemgetter(0)):
+        names = tuple(name for _, name in found)
+        yield block, known.setdefault(names, names)
 
 
 def _ends(disk: Disk) -> Mapping[bytes, float]:
