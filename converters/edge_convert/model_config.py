@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from edge_convert.architectures import Architecture
 from edge_convert.rope import Rope, read_rope, wrong_config
@@ -37,10 +37,10 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     model_type: str | None = None
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
-    rms_norm_eps: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
+    rms_norm_eps: Annotated[float, Meta(gt=0.0, lt=1.0)] | UnsetType = UNSET
     hidden_act: str | None = None
     hidden_activation: str | None = None
-    tie_word_embeddings: bool | None = None
+    tie_word_embeddings: bool | UnsetType = UNSET
     attention_bias: bool = False
     mlp_bias: bool = False
     dtype: str | None = None
@@ -53,7 +53,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     original_max_position_embeddings: Annotated[int, Meta(ge=2, le=1 << 30)] | None = None
     sliding_window: Annotated[int, Meta(ge=1, le=1 << 30)] | None = None
     use_sliding_window: bool = False
-    max_window_layers: Annotated[int, Meta(ge=0)] | None = None
+    max_window_layers: Annotated[int, Meta(ge=0)] = 28
     sliding_window_pattern: Annotated[int, Meta(ge=1)] | None = None
     layer_types: tuple[str, ...] | None = None
     use_bidirectional_attention: bool | str | None = None
@@ -162,9 +162,9 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
         n_kv_heads=kv_heads,
         head_dim=head_dim,
         n_positions=fields.max_position_embeddings,
-        norm_eps=fields.rms_norm_eps or architecture.norm_eps,
+        norm_eps=architecture.norm_eps if fields.rms_norm_eps is UNSET else fields.rms_norm_eps,
         activation=_activation(fields, architecture, where),
-        says_tied=architecture.is_gemma if fields.tie_word_embeddings is None else fields.tie_word_embeddings,
+        says_tied=architecture.is_gemma if fields.tie_word_embeddings is UNSET else fields.tie_word_embeddings,
         attention_bias=fields.attention_bias and architecture.has_attention_bias,
         mlp_bias=fields.mlp_bias and architecture.name == "LlamaForCausalLM",
         rope=rope,
@@ -221,7 +221,7 @@ def _layer_kinds(config: Mapping[str, Any], fields: _Fields, architecture: Archi
             raise wrong_config(where, f"layer_types {what}")
         kinds = fields.layer_types
     elif architecture.windows == "upper":
-        first = fields.max_window_layers if fields.max_window_layers is not None else 28
+        first = fields.max_window_layers
         slides = fields.use_sliding_window and (window is not None or "sliding_window" not in config)
         kinds = tuple("sliding_attention" if slides and layer >= first else "full_attention" for layer in range(n_layers))
     else:

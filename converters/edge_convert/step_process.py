@@ -29,6 +29,8 @@ from edge_convert.plan import make_plan
 
 __all__ = ["isolate"]
 
+_LIBRARIES = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "gguf", "peft")
+_MOST_TEXT = 500
 _SAVE_S, _STOP_S = 60.0, 5.0
 """Time to end for a step that is stopped: one that saves its state (gigabytes, on a slow disk), and any other."""
 
@@ -95,6 +97,15 @@ def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: f
         )
 
 
+def _library_of(error: Exception) -> str:
+    """Return the library that raised an error about its input, "" for edge's own code."""
+    if type(error) is Exception:  # the tokenizers library, written in Rust, has no type of its own
+        return "tokenizers"
+    frames = traceback.extract_tb(error.__traceback__)
+    parts = Path(frames[-1].filename).parts if frames else ()
+    return next((name for name in _LIBRARIES if name in parts), "")
+
+
 def main() -> None:
     """Do the step on the first line of stdin."""
     write = claim_stdout()
@@ -122,8 +133,18 @@ def main() -> None:
         is_full = error.errno is None and os.strerror(errno.ENOSPC) in str(error)
         code_of = errno.ENOSPC if is_full else error.errno or errno.EIO
         send(errno=code_of, message=error.strerror or str(error), file=str(error.filename or ""))
-    except Exception:  # noqa: BLE001 (a bug: the command reports it like one of its own)
-        send(crash=traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 (what a library cannot read, or a bug: the command reports it as such)
+        library = _library_of(error)
+        if library:
+            reason = f"{type(error).__name__}: {str(error).strip()[:_MOST_TEXT]}"
+            what = f"{library} cannot use this model: {reason}."
+            send(
+                error="ModelFileError",
+                message=what,
+                hint="Download the model again; if you changed a file of it, correct that.",
+            )
+        else:
+            send(crash=traceback.format_exc())
     # Libraries' threads need no orderly end, and the memory goes with the process.
     sys.stderr.flush()
     os._exit(code)

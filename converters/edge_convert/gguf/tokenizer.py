@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from gguf import GGUFWriter, SpecialVocab
 from tokenizers import Tokenizer
 
@@ -50,6 +51,7 @@ SPLITS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
 LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<(?:pad|mask|2mass|\[@BOS@\])>", re.DOTALL)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "▁"
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _END_KINDS = ("eos", "eot", "eom")
 _ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
 
@@ -75,6 +77,44 @@ class Vocabulary:
     adds_space: bool | None
 
 
+class _Steps(msgspec.Struct):
+    """A normalizer or pre_tokenizer of tokenizer.json."""
+
+    type: str | None = None
+    normalizers: list[dict[str, Any]] = []
+    pretokenizers: list[dict[str, Any]] = []
+
+
+class _Added(msgspec.Struct):
+    """An added token of tokenizer.json."""
+
+    id: _Id
+    content: str
+    special: bool = False
+
+
+class _Model(msgspec.Struct):
+    """The model of tokenizer.json. The vocabulary is a list where it is not BPE."""
+
+    type: str | None = None
+    vocab: dict[str, _Id] | list[Any] = []
+    merges: list[str | list[str]] = []
+    unk_token: str | None = None
+    byte_fallback: bool = False
+    ignore_merges: bool | None = False
+
+
+class _Described(msgspec.Struct):
+    """The types of tokenizer.json that are read here."""
+
+    model: _Model | None = None
+    added_tokens: list[_Added] = []
+    normalizer: _Steps | None = None
+    pre_tokenizer: _Steps | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
 def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     """Read tokenizer.json.
 
@@ -86,6 +126,10 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
         ModelFileError: llama.cpp does not have this kind of tokenizer, or it has more tokens than the model.
     """
     content = read_json(folder / "tokenizer.json")
+    try:
+        msgspec.convert(content, _Described)
+    except msgspec.ValidationError as error:
+        raise ModelFileError(f"{folder.name}/tokenizer.json is damaged: {error}.", "Download it again.") from error
     model = content.get("model") or {}
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ModelFileError(

@@ -70,7 +70,7 @@ def test_defaults_are_those_of_transformers(kind: str) -> None:
     [
         *(({key: value}, key) for key in ("head_dim", "num_key_value_heads") for value in (0, -1, "abc", 2**40, 1.5, [])),
         *(({"max_position_embeddings": value}, "max_position_embeddings") for value in (0, -5, None, "2048", 2**80)),
-        *(({"rms_norm_eps": value}, "rms_norm_eps") for value in (0, -1e-6, 2.0, "tiny", [1e-6])),
+        *(({"rms_norm_eps": value}, "rms_norm_eps") for value in (0, -1e-6, 2.0, "tiny", [1e-6], None)),
         *(({"rope_parameters": {"rope_theta": value}}, "rope_theta") for value in (0, -1.0, [1e4], "1e4", True)),
         *(({"rope_parameters": value}, "rope_parameters") for value in ("linear", [1], 7)),
         *(({key: value}, key) for key in ("bos_token_id", "eos_token_id") for value in (10_000, -1, "x")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,15 @@ def test_an_error_of_a_step_comes_through_as_what_it_is(tiny_checkpoint: Make, t
         run(isolate(plan, found, REQUEST))
     assert caught.value.hint == "Correct generation_config.json, or download it again."
     assert [step.name for step in plan.steps if is_done(plan, step)] == ["source"]
+
+
+def test_what_a_library_cannot_read_is_no_bug_of_edge(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy"))
+    described = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**described, "decoder": {"type": "Unheard"}}))
+    plan, found = plan_of(copy, tmp_path / "out")
+    with pytest.raises(ModelFileError, match="cannot use this model"):
+        run(isolate(plan, found, REQUEST))
 
 
 def test_weights_that_are_not_numbers_stop_every_format_at_once(tiny_checkpoint: Make, tmp_path: Path) -> None:

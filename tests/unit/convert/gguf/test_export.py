@@ -264,8 +264,8 @@ def test_logits_that_differ_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("qwen2-yarn", {"rope_parameters": {**YARN, "attention_factor": 1.7}}),
-        ("qwen2-yarn", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
+        ("qwen2", {"rope_parameters": {**YARN, "attention_factor": 1.7}}),
+        ("qwen2", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
         ("llama", {"mlp_bias": True, "attention_bias": True}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
         ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),

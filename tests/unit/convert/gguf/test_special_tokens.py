@@ -16,6 +16,7 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.read_back import checkpoint_from_gguf
 from edge_convert.gguf.tensors import write_gguf
+from edge_convert.gguf.tokenizer import read_vocabulary
 from tests.checkpoints import add_tokens, make_checkpoint
 
 PLAIN, CONTROL = False, True
@@ -128,3 +129,24 @@ def test_gemma_keeps_line_breaks_and_runs_of_spaces(tmp_path: Path) -> None:
     texts = ["a\nb\n\nc", "x\ty", "1  2    3", "<start_of_turn>user\nHi<end_of_turn>\n"]
     assert [tokenizer.encode(text).ids for text in texts] == run_task("tokenise", {"model": str(gemma_path), "texts": texts})
     assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == [1, 106]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "BPE"},
+        {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1]}},
+        {"added_tokens": [{"content": "x"}]},
+        {"added_tokens": [{"id": -3, "content": "x"}]},
+        {"added_tokens": ["x"]},
+        {"pre_tokenizer": "bytes"},
+        {"normalizer": [1]},
+    ],
+)
+def test_damaged_tokenizers_are_refused_by_name(changes: dict[str, Any], tiny_checkpoint: Any, tmp_path: Path) -> None:
+    described = json.loads((tiny_checkpoint("llama") / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**described, **changes}))
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json is damaged"):
+        read_vocabulary(tmp_path, 1000)
