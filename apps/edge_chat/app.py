@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -106,6 +107,7 @@ class ChatApp(BaseApp):
         try:
             if self.chat_screen.is_mounted:
                 await self.chat_screen.controller.close()
-                self.farewell = await self.chat_screen.controller.farewell()
+                if code != 128 + signal.SIGHUP:  # then there is no terminal to say it on
+                    self.farewell = await self.chat_screen.controller.farewell()
         finally:
             self.exit(code)
