@@ -209,9 +209,7 @@ def _bracket(character: str, height: int, base: int) -> _Box:
         raise UnsupportedMathsError("no tall bracket")
     top, stem, middle, bottom = _TALL[character]
     lines = [top, *[stem] * (height - 2), bottom]
-    if character in "{}" and height == 2:  # the hook needs a line of its own
-        lines = [{"{": "⎰", "}": "⎱"}[character], {"{": "⎱", "}": "⎰"}[character]]
-    elif character in "{}":
+    if character in "{}" and height > 2:
         lines[height // 2] = middle
     return _Box(tuple(lines), base, "ord")
 
