@@ -150,6 +150,8 @@ class Decoder:
         n_drafted = 0
         for generation, _ in steps:
             assert generation.slot is not None
+            if generation.sampling.seed is not None:  # it asks for the same reply again, to the last bit
+                continue
             if generation.lookup is None:
                 generation.lookup = Lookup(generation.to_prefill)
             n_most = min(MAX_DRAFT - n_drafted, self._n_possible(generation) - 1)

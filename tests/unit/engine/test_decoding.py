@@ -113,21 +113,27 @@ def test_the_end_of_the_window_ends_a_reply_within_a_draft(n_room: int) -> None:
     assert (end.tokens, end.reason, same_text) == (plain.tokens, "length", text)
 
 
-def test_seeded_replies_are_the_same_at_any_temperature() -> None:
+def test_replies_are_the_same_at_any_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler draws once a token with a draft as without, so the very same reply shows that no distribution changed."""
-    rng = random.Random(3)
+    rng, seeds = random.Random(3), [0]
+    monkeypatch.setattr("edge.backends.sampling.seed_of", lambda _: seeds[0])
     for _ in range(40):
         sampling = Sampling(
             temperature=rng.choice([0.7, 30.0, 60.0]),
-            seed=rng.randrange(2**31),
             top_p=rng.choice([1.0, 0.95]),
             repeat_penalty=rng.choice([1.0, 1.2]),
             dry_multiplier=rng.choice([0.0, 0.8]),
             max_tokens=120,
         )
+        seeds[0] = rng.randrange(2**31)
         (plain,), (text,), _ = run(None, [(QUOTE, sampling)])
         (end,), (same_text,), _ = run(EagerPlanner(rng.choice([1, 4, 16])), [(QUOTE, sampling)])
         assert (end.tokens, end.reason, same_text) == (plain.tokens, plain.reason, text)
+
+
+def test_no_drafts_for_a_reply_that_is_to_be_repeated() -> None:
+    (end,), (text,), backend = run(EagerPlanner(), [(QUOTE, Sampling(temperature=0, seed=1))])
+    assert (text, end.usage.n_drafted, backend.n_drafts) == (QUOTE, 0, 0)
 
 
 def test_several_replies_share_a_pass_and_its_drafts() -> None:
