@@ -20,7 +20,7 @@ T = TypeVar("T")
 class _Job(Generic[T]):
     """One question to the disk; `done` is released when it was answered."""
 
-    __slots__ = ("done", "error", "is_finished", "is_late", "on_late", "result", "work")
+    __slots__ = ("done", "error", "is_late", "on_late", "result", "work")
 
     def __init__(self, work: Callable[[], T], on_late: Callable[[], None]) -> None:
         self.work, self.on_late = work, on_late
@@ -28,7 +28,7 @@ class _Job(Generic[T]):
         self.done.acquire()
         self.result: T | None = None
         self.error: BaseException | None = None
-        self.is_finished = self.is_late = False
+        self.is_late = False
 
 
 class Reader:
@@ -84,31 +84,6 @@ class Reader:
             raise job.error
         return job.result  # type: ignore[return-value]
 
-    def submit(self, work: Callable[[], object], on_late: Callable[[], None]) -> Callable[[], bool]:
-        """Have `work` done before what is asked next, without waiting for it.
-
-        Args:
-            work: changes something on the disk.
-            on_late: called in the reader's thread if `work` returns after nobody cares any more.
-
-        Returns:
-            To be called once, when nobody cares any more: returns whether it was done by then.
-        """
-        job = _Job(work, on_late)
-        if not self._timeout_s or not self._has_thread():
-            self._do(job)
-        elif self._late is None and self._timer() >= self._silent_until:
-            self._jobs.put(job)
-        else:
-            return lambda: False
-
-        def ask() -> bool:
-            with self._state:
-                job.is_late = not job.is_finished
-                return job.is_finished and job.error is None
-
-        return ask
-
     def close(self) -> None:
         """End the thread once it is back."""
         self._jobs.put(None)
@@ -136,7 +111,6 @@ class Reader:
         except BaseException as error:  # noqa: BLE001 (raised in the caller's thread)
             job.error = error
         with self._state:
-            job.is_finished = True
             job.done.release()
             if self._late is job:
                 self._late = None

@@ -225,20 +225,19 @@ class BlockStore(ManagedStore):
             return
         key = match.blocks[-1].key  # the others are its ancestors, which stay while it does
         self._background.lease(key)
-
-        def note() -> None:
+        is_noted = False
+        try:
             try:
-                disk.lease(key, 1, self.options.turn_timeout_s)
-            except Exception as error:
+                self._background.reader.call(
+                    lambda: disk.lease(key, 1, self.options.turn_timeout_s), lambda: self._release_late(key)
+                )
+                is_noted = True
+            except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
                 # Others may evict it then, and `read` returns None: slower, not wrong.
                 _log.debug("a lease was not noted: %s", error)
-                raise
-
-        is_noted = self._background.reader.submit(note, lambda: self._release_late(key))  # before the reads that follow
-        try:
             yield
         finally:
-            self._background.release(key, is_noted=is_noted())
+            self._background.release(key, is_noted=is_noted)
 
     def pin(self, key: bytes, until: float | None = None) -> None:
         """Never evict a block and its ancestors. Holds once it is written, in all processes, until `unpin`.
