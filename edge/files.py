@@ -160,7 +160,8 @@ def parse_json(path: Path, data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelFileError(f"{path} is damaged: {error}.", "Download or convert the model again.") from error
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else reason(error)
+        raise ModelFileError(f"{path} is damaged: {why}.", "Download or convert the model again.") from error
 
 
 def read_record(path: Path, kind: type[T], max_bytes: int = 1 << 20) -> T | None:

@@ -11,6 +11,7 @@ model_config.py   config.json as typed values, checked once for all formats
 rope.py           the rotary embedding in it
 shapes.py         tensors that a model must have
 checkpoint.py     a checkpoint folder, opened and checked
+tokenizer_files.py  its tokenizer, checked and loaded
 pipeline.py       runs a plan so that a second run resumes
 step_process.py   runs heavy steps in processes of their own
 estimates.py      memory that each step takes

@@ -212,7 +212,7 @@ def find_architecture(config: Mapping[str, Any], where: str) -> Architecture:
             "Convert the checkpoint that it was made from, in 16 or 32 bits.",
         )
     architecture, kind = ARCHITECTURES[name], config.get("model_type")
-    if kind is not None and kind != architecture.model_type:
+    if kind != architecture.model_type:
         raise ModelFileError(
             f"{where}: config.json names the architecture {name}, and {str(kind)[:40]!r} as its model_type.",
             f"Download the checkpoint again, or correct config.json: that of a {name} is {architecture.model_type}.",

@@ -7,7 +7,8 @@
         hidden.part/             the same, of a step that resumes; the next run hands it to the step again
     OUT/gguf-Q4_K_M/             an artifact: moved here by one rename when all steps are done
 
-A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command resumes it.
+A run that fails or is killed leaves finished steps in .work-<digest> and nothing else. The same command resumes it. A refused
+model leaves nothing: only another file or request can succeed, and that has another digest.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import msgspec
 
-from edge.errors import EdgeError, ModelTooLargeError, StorageError, UsageError
+from edge.errors import EdgeError, ModelFileError, ModelTooLargeError, StorageError, UsageError
 from edge.files import lock_file, sync_file, sync_folder
 from edge.units import size_text
 from edge_convert.peak import PeakMemory
@@ -245,8 +246,8 @@ def run(
                 kept = set(choose()) if choose else {path.name for path in plan.artifacts}
                 kept &= {step.name for step in plan.steps if is_done(plan, step)}
                 _publish(plan, kept)
-            except BaseException:
-                _tidy(plan, is_new)
+            except BaseException as error:
+                _tidy(plan, is_new, keeps_done=not isinstance(error, ModelFileError) or _is_worth_keeping(plan))
                 raise
             shutil.rmtree(plan.work)
     except OSError as error:
@@ -310,14 +311,7 @@ class _Clock:
         self._start = time.monotonic()
 
     def report(
-        self,
-        number: int,
-        step: Step,
-        detail: str,
-        share: float,
-        *,
-        is_resumed: bool = False,
-        peak: tuple[int, int] = (0, 0),
+        self, number: int, step: Step, detail: str, share: float, *, is_resumed: bool = False, peak: tuple[int, int] = (0, 0)
     ) -> None:
         if self._on_progress is None:
             return
@@ -358,17 +352,21 @@ def _is_published(plan: Plan, name: str) -> bool:
     return (plan.work / f"{name}.done").is_file() and not (plan.work / name).exists()
 
 
-def _tidy(plan: Plan, is_new: bool) -> None:
-    """Clean up after a failure: finished steps stay, half-written ones go unless they resume."""
+def _is_worth_keeping(plan: Plan) -> bool:
+    """Return whether hours of training were begun, or only the card is left, although the model was refused."""
+    begun = [step for step in plan.steps if is_done(plan, step) or (plan.work / f"{step.name}.part").exists()]
+    return any(step.resumes for step in begun) or all(step.is_extra for step in plan.steps_left)
+
+
+def _tidy(plan: Plan, is_new: bool, *, keeps_done: bool = True) -> None:
+    """Clean up after a failure: finished steps stay if they are of use, half-written ones go unless they resume."""
     for leftover in plan.work.glob("*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    if not any(plan.work.glob("*.done")) and not any(plan.work.glob("*.part")):
+    if not keeps_done or (not any(plan.work.glob("*.done")) and not any(plan.work.glob("*.part"))):
         shutil.rmtree(plan.work, ignore_errors=True)
         if is_new:
-            try:
+            with suppress(OSError):  # somebody else has put something there
                 plan.out.rmdir()
-            except OSError:
-                pass  # somebody else has put something there
 
 
 def _lock(work: Path) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress, digest_of
 from edge_convert.smaller.recipe import with_texts
 from edge_convert.smaller.steps import adapter_key, made_smaller, merge_step, merged, recipe_key, smaller_steps
 from edge_convert.targets import TARGETS
+from edge_convert.tokenizer_files import check_tokenizer_files
 
 __all__ = ["make_plan"]
 
@@ -123,6 +124,7 @@ def _hash_step(facts: Facts) -> Step:
             entries.append(digest_file(path, on_bytes=on_bytes))
             before += path.stat().st_size
         if is_read:
+            check_tokenizer_files(source.path)
             opened = open_checkpoint(source.path)
             opened.check_finite(lambda n_bytes: on_progress("weights", 0.6 + 0.4 * min(1.0, n_bytes / total)))
         (folder / "files.json").write_bytes(msgspec.json.encode(entries))

@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from edge.errors import ModelFileError
+from edge_convert.tokenizer_files import library_reads
 
 __all__ = ["layer_calls", "layer_output", "layers_of", "load_model"]
 
@@ -19,10 +19,8 @@ def load_model(folder: Path, dtype: Any, **options: Any) -> Any:
         ModelFileError: transformers cannot load it.
     """
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with library_reads(f"The model {folder.name}"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"transformers cannot load {folder.name}: {error}.", "Download the checkpoint again.") from error
     return model.eval()
 
 

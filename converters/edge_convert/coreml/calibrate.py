@@ -14,6 +14,7 @@ import numpy as np
 from edge.errors import UsageError
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.gguf.imatrix import read_calibration
+from edge_convert.tokenizer_files import load_tokenizer
 from edge_convert.torch_models import layer_calls, layer_output, layers_of, load_model
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def calibration_tokens(folder: Path, model: Any, text: Path | None) -> NDArray[n
     Raises:
         UsageError: the file cannot be read, or is too short for one piece.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     ids = tokenizer(read_calibration(text), add_special_tokens=False)["input_ids"]
     opening = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
     n_tokens = min(N_TOKENS, model.config.max_position_embeddings) - len(opening)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edge.errors import ModelFileError, UsageError
 from edge_convert.architectures import ARCHITECTURES
+from edge_convert.tokenizer_files import library_reads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,13 +125,8 @@ def read_decoder(folder: Path) -> Decoder:
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelFileError(
-            f"The configuration in {folder} cannot be read: {error}",
-            "The folder must hold a config.json as transformers writes it.",
-        ) from error
+    with library_reads(f"config.json of {folder.name}"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _layer_types(config: Any) -> tuple[str, ...]:

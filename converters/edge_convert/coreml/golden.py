@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edge.formats.coreml import Golden, PackageInfo, TopLogits
+from edge_convert.tokenizer_files import load_tokenizer
 
 from .mil import MilModel
 from .runner import Functions, PackageRunner
@@ -37,9 +38,8 @@ def source_golden(folder: Path, model: Any, context: int) -> Golden:
         context: of the package; the prompt is truncated so that it fits with its continuation.
     """
     import torch
-    from transformers import AutoTokenizer
 
-    ids = [token % model.config.vocab_size for token in AutoTokenizer.from_pretrained(folder)(_TEXT)["input_ids"]]
+    ids = [token % model.config.vocab_size for token in load_tokenizer(folder)(_TEXT)["input_ids"]]
     prompt = ids[-min(_N_PROMPT, context - _N_STEPS) :]
     tokens, found = list(prompt), []
     with torch.inference_mode():

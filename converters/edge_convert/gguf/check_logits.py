@@ -18,6 +18,7 @@ from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.limits import context_length
 from edge_convert.shapes import EMBEDDING, HEAD
+from edge_convert.tokenizer_files import library_reads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,17 +85,13 @@ def reference_logits(checkpoint: Checkpoint, tokens: Sequence[int], precision: s
     """
     import transformers
 
-    try:
+    with library_reads(f"config.json of {checkpoint.name}"):
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
         config.pad_token_id, config.tie_word_embeddings = None, False
         config.vocab_size = len(tokens)  # an embedding with the rows of these tokens only
         layers = _Layers(checkpoint, config, precision)
         config.num_hidden_layers = 0
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    except (OSError, ValueError) as error:  # what else it raises is reported with its name by the step's process
-        raise ModelFileError(
-            f"transformers cannot load {checkpoint.name}: {error}.", "Download the checkpoint again."
-        ) from error
     base = model.base_model
     del base.layers
     base.layers = layers

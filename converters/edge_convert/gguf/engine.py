@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edge.child import Child, python_command
+from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError
 
 __all__ = ["run_task"]
@@ -27,7 +27,8 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
         The task's result; JSON.
 
     Raises:
-        BackendError: llama.cpp failed, refused or died.
+        BackendError: llama.cpp failed or died.
+        ModelFileError: it cannot read the model.
     """
     result: dict[str, Any] = {}
     with Child(python_command("edge_convert.gguf.engine_child:main")) as child:
@@ -40,7 +41,7 @@ def run_task(task: str, arguments: Mapping[str, Any], on_progress: Callable[[flo
     if "result" in result:
         return result["result"]
     if "error" in result:
-        raise BackendError(result["error"], result["hint"])
+        raise rebuild_error(result["kind"], result["error"], result["hint"])
     raise BackendError(
         f"llama.cpp {ended.reason} while it was to {task}.",
         "If memory is short, close other programs and run the same command again; else report this.",

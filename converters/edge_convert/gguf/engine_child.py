@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.child import claim_stdout, end_with_parent
-from edge.errors import BackendError, EdgeError
+from edge.errors import BackendError, EdgeError, ModelFileError
 from edge_convert.gguf.imatrix_child import collect
 from edge_convert.gguf.llama import fill_batch, load_library, load_model
 
@@ -37,7 +37,7 @@ def main() -> None:
     try:
         result = {"result": _TASKS[request["task"]](on_progress, **request["arguments"])}
     except EdgeError as error:
-        result = {"error": error.message, "hint": error.hint}
+        result = {"kind": type(error).__name__, "error": error.message, "hint": error.hint}
     send(json.dumps(result).encode())
     # llama.cpp's threads need no orderly end, and some builds crash in theirs.
     os._exit(0)
@@ -121,7 +121,8 @@ def _compute_logits(on_progress: OnProgress, model: str, tokens: list[int], out:
 def _load_vocabulary(library: Any, model: str) -> Any:
     loaded = load_model(library, model, vocab_only=True)
     if not loaded:
-        raise BackendError("llama.cpp cannot read the tokenizer of the model.", "Report this.")
+        what = f"llama.cpp cannot read the tokenizer of {Path(model).name}: a value in it is of a wrong kind or out of range."
+        raise ModelFileError(what, "Download the model again.")
     return library.llama_model_get_vocab(loaded)
 
 

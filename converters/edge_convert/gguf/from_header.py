@@ -7,6 +7,7 @@ Source: `llama_model::load_hparams` in llama.cpp: the keys that an architecture 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,18 @@ def header_config(path: Path, header: GGUFHeader, architecture: Architecture) ->
         config["sliding_window"] = value.number("attention.sliding_window") or None
         config["original_max_position_embeddings"] = value.number("rope.scaling.original_context_length", header.n_ctx_train)
     for kind in ("bos", "eos", "padding"):
-        token = header.metadata.get(f"tokenizer.ggml.{kind}_token_id")
-        config[{"padding": "pad"}.get(kind, kind) + "_token_id"] = token if isinstance(token, int) else None
+        config[{"padding": "pad"}.get(kind, kind) + "_token_id"] = header.metadata.get(f"tokenizer.ggml.{kind}_token_id")
+    _check_sizes(value, {"attention.value_length": config["head_dim"], "vocab_size": header.n_vocab})
     return config
+
+
+def _check_sizes(value: _Values, sizes: Mapping[str, Any]) -> None:
+    """Refuse sizes that are no part of config.json and contradict the others."""
+    for key, size in sizes.items():
+        if value.number(key, size) != size:
+            raise ModelFileError(
+                f"The file's {key} is {value.number(key)}, and the rest of it says {size}.", "It is damaged: download it again."
+            )
 
 
 class _Values:

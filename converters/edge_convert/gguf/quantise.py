@@ -16,6 +16,7 @@ from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.strings import varied_strings
+from edge_convert.tokenizer_files import load_tokenizer
 
 __all__ = [
     "FLOATS",
@@ -164,11 +165,9 @@ def check_tokenizer(
     Raises:
         ModelFileError: some are tokenised differently; the first is shown.
     """
-    from transformers import AutoTokenizer
-
     from edge_convert.gguf.tokenizer import SPACE, read_vocabulary
 
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder))
+    tokenizer = load_tokenizer(checkpoint.folder)
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.model.n_vocab)
     added = _added_tokens(tokenizer, SPACE if vocabulary.model == "llama" else "")
     texts = varied_strings(

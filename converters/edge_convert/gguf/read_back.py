@@ -31,6 +31,7 @@ from edge_convert.gguf.quantise import check_tokenizer
 from edge_convert.gguf.tokenizer import CONTROL, LOOKS_SPECIAL, NORMAL
 from edge_convert.gguf.tokenizer_json import build_tokenizer
 from edge_convert.model_config import ModelConfig, read_model_config
+from edge_convert.tokenizer_files import library_reads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,8 +108,9 @@ def checkpoint_from_gguf(
 
 def _write_tokenizer(path: Path, out: Path, model: ModelConfig) -> None:
     """Write the tokenizer's files. What a large vocabulary takes in Python objects is released at the end."""
-    reader = GGUFReader(path)
-    tokenizer, tokenizer_config = build_tokenizer(reader, path.name)
+    with library_reads(f"The tokenizer of {path.name}"):
+        reader = GGUFReader(path)
+        tokenizer, tokenizer_config = build_tokenizer(reader, path.name)
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "tokenizer.json", tokenizer)
     _write_json(out / "tokenizer_config.json", tokenizer_config)

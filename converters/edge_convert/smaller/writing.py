@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
 
 from edge.errors import ModelFileError, UsageError
 from edge_convert.smaller.corpus import Document
 from edge_convert.smaller.models import open_model
 from edge_convert.smaller.recipe import ANSWERS_AT_ONCE, Text
+from edge_convert.tokenizer_files import load_tokenizer
 
 __all__ = ["in_order", "write_answers"]
 
@@ -94,7 +94,7 @@ def _open(teacher: Path) -> Any:
 
 def _batches(teacher: Path, text: Text, prompts: Sequence[str], window: int, seed: int) -> Iterator[list[list[int]]]:
     """Yield prompts as tokens, in batches."""
-    tokenizer = AutoTokenizer.from_pretrained(str(teacher))
+    tokenizer = load_tokenizer(teacher)
     if not tokenizer.chat_template:
         raise ModelFileError(
             f"{teacher.name} has no chat template, so it cannot be asked to write.", "Train on a text: --distill-text FILE"

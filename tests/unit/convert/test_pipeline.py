@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import ModelFileError, ModelTooLargeError, StorageError, UsageError
+from edge.errors import BackendError, ModelFileError, ModelTooLargeError, StorageError, UsageError
 from edge_convert.peak import PeakMemory
 from edge_convert.pipeline import FolderOf, Plan, Progress, Step, StepProgress, Work, check_resources, is_done, run
 
@@ -96,13 +96,13 @@ def test_memory_of_children_counts() -> None:
     assert n_held < peak.n_bytes - before < 2 * n_held
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt(), ModelFileError("no"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), BackendError("no"), OSError(errno.ENOSPC, "full")])
 @pytest.mark.parametrize("where", ["prepare", "base", "gguf-A", "gguf-B"])
 def test_a_failed_run_is_resumed(problem: BaseException, where: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = Bench(out)
     first.fail_in[where] = problem
-    with pytest.raises((KeyboardInterrupt, ModelFileError, StorageError)) as caught:
+    with pytest.raises((KeyboardInterrupt, BackendError, StorageError)) as caught:
         run(first.plan)
     if isinstance(problem, OSError):
         assert "full" in str(caught.value)
@@ -118,6 +118,16 @@ def test_a_failed_run_is_resumed(problem: BaseException, where: str, tmp_path: P
     assert first.calls[:-1] + second.calls == ["prepare", "base", "gguf-A", "gguf-B"]
     assert [progress.title for progress in seen if progress.is_resumed] == [f"Do {name}" for name in finished]
     assert tree(out) == ARTIFACTS
+
+
+@pytest.mark.parametrize("where", ["prepare", "base", "gguf-A", "gguf-B"])
+def test_a_refused_model_leaves_nothing(where: str, tmp_path: Path) -> None:
+    """The same command could only fail again: another file or request has another digest."""
+    bench = Bench(tmp_path / "out")
+    bench.fail_in[where] = ModelFileError("no")
+    with pytest.raises(ModelFileError):
+        run(bench.plan)
+    assert not bench.plan.out.exists()
 
 
 def test_what_progress_raises_stops_the_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge.errors import BackendError
+from edge.errors import BackendError, ModelFileError
 from edge_convert.gguf import engine
 from edge_convert.gguf.engine import run_task
 
@@ -25,7 +25,7 @@ def children() -> list[psutil.Process]:
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
-    with pytest.raises(BackendError, match="cannot read the tokenizer"):
+    with pytest.raises(ModelFileError, match="cannot read the tokenizer"):
         run_task("tokenise", {"model": str(tmp_path / "bad.gguf"), "texts": ["a"]})
     arguments = {"source": str(tmp_path / "bad.gguf"), "out": str(tmp_path / "out.gguf"), "file_type": 2, "threads": 1}
     with pytest.raises(BackendError, match=r"could not quantise|ended"):
