@@ -81,48 +81,13 @@ def load(
         BackendUnavailableError: the required engine or accelerator is not on this device.
         CancelledError: on_progress said False.
     """
-    from edge.assistant import Assistant
-    from edge.conversation.store import ConversationStore
-
-    _check_type("store", store, ConversationStore, 'edge.ConversationStore("chats.db")')
-    if cache not in (None, "disk", "memory"):
-        raise UsageError(f"cache cannot be {cache!r}.", 'Use "disk", "memory" or None.')
-    arguments: dict[str, object] = {
-        "model": model,
-        "backend": backend,
-        "require": require,
-        "context": context,
-        "threads": threads,
-        "kv_type_k": kv_type,
-        "kv_type_v": kv_type,
-        "gpu_layers": gpu_layers,
-    }
+    _check_storing(store, cache)
+    arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
+    arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
     chosen = _merge(settings, arguments)
-    plan, engine, stamps = _open_best(chosen, on_progress)
-    disk = None
-    try:
-        plan = _with_placement(plan, engine)
-        sampling, system = _advised(chosen, plan.artifact)
-        disk = _open_disk(chosen, plan, engine, stamps) if _wants_disk(cache, settings, chosen, store) else None
-        return Assistant(
-            engine,
-            plan,
-            store=store,
-            sampling=sampling,
-            system=system,
-            window=chosen.window,
-            disk=disk,
-            exact=chosen.kv.exact,
-            governor=_make_governor(chosen, plan, engine),
-            max_gap_ms=chosen.engine.max_gap_ms,
-            speculates=chosen.engine.speculate,
-            cache_namespace=cache_namespace or chosen.kv.namespace,
-        )
-    except BaseException:
-        engine.close()
-        if disk is not None:
-            disk.blocks.close()
-        raise
+    with_disk = _wants_disk(cache, settings, chosen, store)
+    opened = _open_best(chosen, on_progress)
+    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -234,6 +199,52 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
             plan = make()
             if (plan.artifact.path, plan.accelerator, plan.fallbacks) in tried:
                 raise
+
+
+def _assemble(
+    chosen: Settings,
+    plan: Plan,
+    engine: Backend,
+    stamps: list[list[int]],
+    *,
+    store: ConversationStore | None,
+    with_disk: bool,
+    cache_namespace: str,
+) -> Assistant:
+    """Return the assistant of a loaded engine, which is closed if that fails.
+
+    Args:
+        chosen: settings and arguments.
+        plan, engine, stamps: as from `_open_best`.
+        store, cache_namespace: as in `load`.
+        with_disk: store the KV cache on the disk, if the engine can.
+    """
+    from edge.assistant import Assistant
+
+    disk = None
+    try:
+        plan = _with_placement(plan, engine)
+        sampling, system = _advised(chosen, plan.artifact)
+        disk = _open_disk(chosen, plan, engine, stamps) if with_disk else None
+        return Assistant(
+            engine,
+            plan,
+            store=store,
+            sampling=sampling,
+            system=system,
+            window=chosen.window,
+            disk=disk,
+            exact=chosen.kv.exact,
+            governor=_make_governor(chosen, plan, engine),
+            max_gap_ms=chosen.engine.max_gap_ms,
+            speculates=chosen.engine.speculate,
+            cache_namespace=cache_namespace or chosen.kv.namespace,
+        )
+    except BaseException:
+        engine.close()
+        if disk is not None:
+            disk.blocks.close()
+        raise
 
 
 def _open(plan: Plan, on_progress: Progress | None, cache_dir: Path | None = None) -> Backend:
@@ -392,6 +403,15 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
         return load_settings(given, flag_names=arguments_of, strict=False, use_file=False)
     checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
     return msgspec.structs.replace(settings, **checked)
+
+
+def _check_storing(store: object, cache: object) -> None:
+    """Check where `load` is asked to store conversations and the KV cache."""
+    from edge.conversation.store import ConversationStore
+
+    _check_type("store", store, ConversationStore, 'edge.ConversationStore("chats.db")')
+    if cache not in (None, "disk", "memory"):
+        raise UsageError(f"cache cannot be {cache!r}.", 'Use "disk", "memory" or None.')
 
 
 def _check_type(name: str, value: object, kind: type, example: str) -> None:

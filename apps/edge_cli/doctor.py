@@ -85,12 +85,7 @@ def doctor(app: App, as_json: bool) -> int:
         output.line(f"\nHow {settings.model} is run here, and why:")
         output.table([(choice.what, choice.value, choice.reason) for choice in plans[0].choices], indent="  ")
     if advised:
-        output.line("\nSuggestions to make it faster:")
-        for text in advised:
-            said, command = _split_command(text)
-            output.table([("-", said)], indent="  ", gap=" ")
-            if command:
-                output.line(f"      {output.plain(command)}")
+        _show_advice(advised)
     output.line("\nEverything is in order." if is_ok else "\nSomething is broken: see above.")
     return 0 if is_ok else 1
 
@@ -120,6 +115,15 @@ def _show_checks(found: list[Check]) -> None:
     for text in output.table_lines(rows, stream=sys.stdout):
         state = text.partition(" ")[0]
         output.line(output.paint(state, _COLOURS[state], sys.stdout) + text[len(state) :] if state in _COLOURS else text)
+
+
+def _show_advice(advised: list[str]) -> None:
+    output.line("\nSuggestions to make it faster:")
+    for text in advised:
+        said, command = _split_command(text)
+        output.table([("-", said)], indent="  ", gap=" ")
+        if command:
+            output.line(f"      {output.plain(command)}")
 
 
 def _split_command(text: str) -> tuple[str, str]:

@@ -144,7 +144,12 @@ def run_bench(
         for entry in entries:
             if entry.worker is not None:
                 entry.worker.close()
-    bandwidth = max(bandwidths, default=None)
+    return _result(entries, options, device, max(bandwidths, default=None), is_complete=is_complete)
+
+
+def _result(
+    entries: Sequence[_Entry], options: Options, device: DeviceProfile, bandwidth: float | None, *, is_complete: bool
+) -> Result:
     rows = [_row(entry, entries[0], options, bandwidth) for entry in entries]
     return Result(
         format=FORMAT,

@@ -120,18 +120,12 @@ def tune(
                 tuner.close()
         settings = [(tuner, setting) for tuner, (start, outcome) in zip(tuners, found, strict=True)
                     for setting in dict.fromkeys((start, outcome.best))]  # fmt: skip
-        needed = sum(tuner.memory_bytes(setting) for tuner, setting in settings)
-        for tuner in tuners:
-            tuner.lengths = min(other.lengths for other in tuners)
-            tuner.reuses_workers = needed <= device.memory.available_bytes * MEMORY_SHARE
-        samples: dict[tuple[Tuner, Setting], list[Sample]] = {pair: [] for pair in settings}
-        for n in range(_FINAL_ROUNDS):
-            if n >= _MIN_FINAL_ROUNDS and clock() - started > options.budget_s:
-                break
-            # Every second round backwards, so that a busy moment of the machine affects all.
-            for tuner, setting in settings if n % 2 == 0 else reversed(settings):
-                report("all formats", "the best against the usual settings")
-                samples[tuner, setting].append(tuner.measure(setting))
+        samples = _compare(
+            settings,
+            device.memory.available_bytes,
+            is_late=lambda: clock() - started > options.budget_s,
+            on_measure=lambda: report("all formats", "the best against the usual settings"),
+        )
         reports = [
             tuner.report(start, outcome, samples[tuner, start], samples[tuner, outcome.best])
             for tuner, (start, outcome) in zip(tuners, found, strict=True)
@@ -139,6 +133,29 @@ def tune(
     for artifact, result in zip(artifacts, reports, strict=True):
         remember(device, artifact, result.tuning, cache_dir=cache_dir)
     return reports
+
+
+def _compare(
+    settings: Sequence[tuple[Tuner, Setting]],
+    available_bytes: int,
+    *,
+    is_late: Callable[[], bool],
+    on_measure: Callable[[], None],
+) -> dict[tuple[Tuner, Setting], list[Sample]]:
+    """Measure the usual and the best settings of all formats in turns, in fewer rounds when it is late."""
+    needed = sum(tuner.memory_bytes(setting) for tuner, setting in settings)
+    lengths = min(tuner.lengths for tuner, _ in settings)
+    for tuner, _ in settings:
+        tuner.lengths, tuner.reuses_workers = lengths, needed <= available_bytes * MEMORY_SHARE
+    samples: dict[tuple[Tuner, Setting], list[Sample]] = {pair: [] for pair in settings}
+    for n in range(_FINAL_ROUNDS):
+        if n >= _MIN_FINAL_ROUNDS and is_late():
+            break
+        # Every second round backwards, so that a busy moment of the machine affects all.
+        for tuner, setting in settings if n % 2 == 0 else reversed(settings):
+            on_measure()
+            samples[tuner, setting].append(tuner.measure(setting))
+    return samples
 
 
 class Tuner:

@@ -30,6 +30,50 @@ _POLICIES = ("drop", "summarise", "refuse")
 
 
 @dataclass(frozen=True, slots=True)
+class _Room:
+    """The context window and the part of it that a prompt may have, in tokens; see `fit`."""
+
+    n_ctx: int
+    reserve: int
+    n_ctx_train: int
+
+    @property
+    def n_prompt(self) -> int:
+        return self.n_ctx - self.reserve
+
+    def refusal(self, n_tokens: int) -> ContextFullError:
+        """Return the error for a conversation that is longer, where nothing is to be left out."""
+        needed, larger = self._larger(n_tokens + self.reserve)
+        return ContextFullError(
+            f"This conversation has {n_tokens:,} tokens; the context window of {self.n_ctx:,} holds {self.n_prompt:,} besides "
+            "the reply.",
+            f'Start a new conversation, {f"{larger}, " if larger else ""}or set window = "drop".',
+            needed=needed,
+        )
+
+    def too_long(self, subject: str, n_tokens: int, n_fixed: int = 0) -> ContextFullError:
+        """Return the error for a turn that alone does not fit, beside `n_fixed` tokens of the system prompt."""
+        fixed = f" and {n_fixed:,} for the system prompt" if n_fixed else ""
+        needed, larger = self._larger(n_tokens + n_fixed + self.reserve)
+        return ContextFullError(
+            f"{subject} {n_tokens:,} tokens. The context window has {self.n_ctx:,}, of which {self.reserve:,} are kept for the "
+            f"reply{fixed}.",
+            f"Shorten it, or {larger or 'send it in parts'}.",
+            needed=needed,
+        )
+
+    def _larger(self, n_tokens: int) -> tuple[int, str]:
+        """Return a window that holds so many tokens, and the advice to use it; "" if the model was not trained for one."""
+        needed = 1024
+        while needed < n_tokens:
+            needed *= 2
+        if self.n_ctx_train and needed > self.n_ctx_train >= n_tokens:
+            needed = self.n_ctx_train
+        is_trained = not self.n_ctx_train or needed <= self.n_ctx_train
+        return needed, f"load the model with a larger context (--context {needed})" if is_trained else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """The messages that the model reads.
 
@@ -99,55 +143,39 @@ def fit(
         ContextFullError: the last turn alone does not fit, or the policy is to refuse.
         UsageError: there is no message, an unknown policy, or no room at all beside the reply.
     """
-    room = _check(messages, n_ctx, reserve, policy)
-    if policy == "refuse" or sum(map(count_one, messages)) <= 2 * room:  # far above, an exact count is not needed
-        n_tokens = count(messages)
-        if n_tokens <= room:
-            return Window(list(messages), range(0), n_tokens)
-        if policy == "refuse":
-            needed, larger = _larger(n_tokens + reserve, n_ctx_train)
-            raise ContextFullError(
-                f"This conversation has {n_tokens:,} tokens; the context window of {n_ctx:,} holds {room:,} besides the reply.",
-                f'Start a new conversation, {f"{larger}, " if larger else ""}or set window = "drop".',
-                needed=needed,
-            )
-    n_head = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
-    head, rest = list(messages[:n_head]), list(messages[n_head:])
+    _check(messages, n_ctx, reserve, policy)
+    window = _Room(n_ctx, reserve, n_ctx_train)
+    room = window.n_prompt
+    if (whole := _whole(messages, window, count, count_one, policy)) is not None:
+        return whole
+    head, rest = _split_head(messages)
     starts = _turn_starts(rest)
     if not starts:
-        raise _too_long("The system prompt has", count(messages), n_ctx, reserve, n_ctx_train)
-    if policy == "drop":
-        summarise = None
+        raise window.too_long("The system prompt has", count(messages))
+    summarise = None if policy == "drop" else summarise
     n_summary = min(_MAX_SUMMARY_TOKENS, room // 4) if summarise is not None else 0
     sizes = [count_one(message) for message in rest]
-    probe = (
-        rest[0] if sizes[0] <= room else replace(rest[0], content="Hello")
-    )  # a text that is far too large is never tokenised
+    probe = rest[0] if sizes[0] <= room else replace(rest[0], content="Hello")  # a far too large text is never tokenised
     n_fixed = max(0, count([*head, probe]) - count_one(probe))
     first = _replay(rest, starts, sizes, n_fixed, room, n_summary)
     while True:
-        made: Summary | None = None
-        front, kept = head, rest[starts[first] :]
-        if summarise is not None and first > 0:
-            made = update_summary(summary, rest[: starts[first]], summarise, count_one, n_summary)
-            front = _with_summary(head, made.text)
+        gone, kept = rest[: starts[first]], rest[starts[first] :]
+        made = update_summary(summary, gone, summarise, count_one, n_summary) if summarise is not None and gone else None
+        front = head if made is None else _with_summary(head, made.text)
         n_tokens = count([*front, *kept])
         if n_tokens <= room:
-            break
+            notice = _notice(len(gone), sum(sizes[: len(gone)]), n_ctx, made) if gone else None
+            return Window([*front, *kept], range(len(head), len(head) + len(gone)), n_tokens, notice, made)
         # Only where count_one returned too little: drop turn by turn, and at last the summary.
         if first + 1 < len(starts):
             first += 1
         elif made is not None:
             summarise = None
         else:
-            raise _too_long(_subject(kept), n_tokens - n_fixed, n_ctx, reserve, n_ctx_train, n_fixed)
-    dropped = range(n_head, n_head + starts[first])
-    notice = _notice(dropped, sum(sizes[: starts[first]]), n_ctx, made) if dropped else None
-    return Window([*front, *kept], dropped, n_tokens, notice, made)
+            raise window.too_long(_subject(kept), n_tokens - n_fixed, n_fixed)
 
 
-def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -> int:
-    """Return the room that a prompt has, in tokens."""
+def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -> None:
     if policy not in _POLICIES:
         raise UsageError(f"{policy!r} is not a way to handle a full window.", f"Known are: {', '.join(_POLICIES)}.")
     if not messages:
@@ -156,7 +184,26 @@ def _check(messages: Sequence[Message], n_ctx: int, reserve: int, policy: str) -
         raise UsageError(
             f"A reply of {reserve:,} tokens leaves no room in a context window of {n_ctx:,}.", "Ask for a shorter reply."
         )
-    return n_ctx - reserve
+
+
+def _whole(
+    messages: Sequence[Message], window: _Room, count: Count, count_one: Callable[[Message], int], policy: str
+) -> Window | None:
+    """Return a window of all messages; None if they do not fit."""
+    if policy != "refuse" and sum(map(count_one, messages)) > 2 * window.n_prompt:
+        return None  # far above, an exact count is not needed
+    n_tokens = count(messages)
+    if n_tokens <= window.n_prompt:
+        return Window(list(messages), range(0), n_tokens)
+    if policy == "refuse":
+        raise window.refusal(n_tokens)
+    return None
+
+
+def _split_head(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """Split a conversation into its system prompt and the rest."""
+    n_head = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
+    return list(messages[:n_head]), list(messages[n_head:])
 
 
 def _turn_starts(messages: Sequence[Message]) -> list[int]:
@@ -200,10 +247,10 @@ def _with_summary(head: Sequence[Message], text: str) -> list[Message]:
     return [*head[:-1], replace(head[-1], content=f"{head[-1].content}\n\n{body}")]
 
 
-def _notice(dropped: range, n_tokens: int, n_ctx: int, summary: Summary | None) -> str:
-    what = "the oldest message is" if len(dropped) == 1 else f"the oldest {len(dropped):,} messages are"
+def _notice(n_dropped: int, n_tokens: int, n_ctx: int, summary: Summary | None) -> str:
+    what = "the oldest message is" if n_dropped == 1 else f"the oldest {n_dropped:,} messages are"
     how = "replaced by a summary in what the model reads" if summary else "left out of what the model reads"
-    they = "It stays" if len(dropped) == 1 else "They stay"
+    they = "It stays" if n_dropped == 1 else "They stay"
     return (
         f"This conversation is longer than the context window of {n_ctx:,} tokens: {what} (about {n_tokens:,} tokens) {how}. "
         f"{they} in the conversation."
@@ -212,24 +259,3 @@ def _notice(dropped: range, n_tokens: int, n_ctx: int, summary: Summary | None) 
 
 def _subject(messages: Sequence[Message]) -> str:
     return "This message has" if len(messages) == 1 else "This message, with what belongs to it, has"
-
-
-def _too_long(subject: str, n_tokens: int, n_ctx: int, reserve: int, n_ctx_train: int, n_fixed: int = 0) -> ContextFullError:
-    fixed = f" and {n_fixed:,} for the system prompt" if n_fixed else ""
-    needed, larger = _larger(n_tokens + n_fixed + reserve, n_ctx_train)
-    return ContextFullError(
-        f"{subject} {n_tokens:,} tokens. The context window has {n_ctx:,}, of which {reserve:,} are kept for the reply{fixed}.",
-        f"Shorten it, or {larger or 'send it in parts'}.",
-        needed=needed,
-    )
-
-
-def _larger(n_tokens: int, n_ctx_train: int) -> tuple[int, str]:
-    """Return a window that holds so many tokens, and the advice to use it; "" if the model was not trained for one."""
-    needed = 1024
-    while needed < n_tokens:
-        needed *= 2
-    if n_ctx_train and needed > n_ctx_train >= n_tokens:
-        needed = n_ctx_train
-    is_trained = not n_ctx_train or needed <= n_ctx_train
-    return needed, f"load the model with a larger context (--context {needed})" if is_trained else ""

@@ -161,12 +161,7 @@ def open_url(
             request = client.build_request("GET", url, headers={"User-Agent": USER_AGENT, **sent}, timeout=timeout)
         except _invalid_url() as error:
             raise DownloadError(f"{label}: {_without_password(url)[:200]!r} is not an address ({error}).", hint) from error
-        try:
-            response = client.send(request, stream=True, follow_redirects=False)
-        except transport_errors():
-            raise
-        except Exception as error:  # such as a proxy's port that is too large, which the client notices only here
-            raise _setup_fault(error) from error
+        response = _send(client, request)
         try:
             if is_first:
                 on_first(response.headers)
@@ -176,17 +171,7 @@ def open_url(
             location = response.headers.get("Location", "")
         finally:
             response.close()
-        try:
-            target = urljoin(url, location)
-            scheme = urlsplit(target).scheme
-        except ValueError:
-            target, scheme = location, ""
-        if scheme not in ("https", "http" if urlsplit(url).scheme == "http" else "https"):
-            raise DownloadError(
-                f"{label}: the server redirects to {target[:100]!r}, which is not followed.",
-                f"Only http and https are, and never from https to http. {hint}",
-            )
-        url = target
+        url = _redirect(url, location, label, hint)
     raise DownloadError(f"{label}: the server redirects in circles.", "Try again later.")
 
 
@@ -262,6 +247,39 @@ def _client() -> Any:
         return hub.get_session()
     except Exception as error:  # the client's own errors, and those of a factory that the program set
         raise _setup_fault(error) from error
+
+
+def _send(client: Any, request: Any) -> Any:
+    """Return the response to a request, with its content still to be read.
+
+    Raises:
+        ConfigError: a variable of the network cannot be used. Errors of the network come as `transport_errors`.
+    """
+    try:
+        return client.send(request, stream=True, follow_redirects=False)
+    except transport_errors():
+        raise
+    except Exception as error:  # such as a proxy's port that is too large, which the client notices only here
+        raise _setup_fault(error) from error
+
+
+def _redirect(url: str, location: str, label: str, hint: str) -> str:
+    """Return the address that a response redirects to.
+
+    Raises:
+        DownloadError: it is not followed.
+    """
+    try:
+        target = urljoin(url, location)
+        scheme = urlsplit(target).scheme
+    except ValueError:
+        target, scheme = location, ""
+    if scheme not in ("https", "http" if urlsplit(url).scheme == "http" else "https"):
+        raise DownloadError(
+            f"{label}: the server redirects to {target[:100]!r}, which is not followed.",
+            f"Only http and https are, and never from https to http. {hint}",
+        )
+    return target
 
 
 def _setup_fault(error: Exception) -> ConfigError:

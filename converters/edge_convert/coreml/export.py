@@ -95,12 +95,7 @@ def export_coreml(checkpoint: Path, out: Path, options: CoreMLOptions, on_progre
     out.mkdir(parents=True, exist_ok=True)
     package = out / "model.mlpackage"
     with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as work:
-        parts = {}
-        for share, (name, n_tokens) in enumerate({"decode": 1, "prefill": options.chunk}.items()):
-            on_progress(f"building {name}", 0.5 + 0.15 * share)
-            parts[name] = Path(work) / f"{name}.mlpackage"
-            _convert(ct, program.build(n_tokens, with_logits=name == "decode"), parts[name])
-            _release()
+        parts = _build_functions(ct, program, options.chunk, Path(work), on_progress)
         on_progress("joining functions", 0.8)
         joined = Path(work) / "joined.mlpackage"
         join_functions(parts, joined)
@@ -165,6 +160,17 @@ def _describe(
         encodings=encodings,
         golden=golden,
     )
+
+
+def _build_functions(ct: Any, program: DecoderProgram, chunk: int, work: Path, on_progress: Progress) -> dict[str, Path]:
+    """Build `decode` and `prefill`, each as a package of its own in `work`."""
+    parts = {}
+    for share, (name, n_tokens) in enumerate({"decode": 1, "prefill": chunk}.items()):
+        on_progress(f"building {name}", 0.5 + 0.15 * share)
+        parts[name] = work / f"{name}.mlpackage"
+        _convert(ct, program.build(n_tokens, with_logits=name == "decode"), parts[name])
+        _release()
+    return parts
 
 
 def _release() -> None:

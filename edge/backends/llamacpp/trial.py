@@ -108,32 +108,15 @@ def try_file(
     )
     if digest in KNOWN_GOOD:
         return
-    settings: dict[str, str | bool] = {
-        "kv_type_k": plan.kv_type_k,
-        "kv_type_v": plan.kv_type_v,
-        "flash_attention": plan.flash_attention,
-        "accelerator": plan.accelerator,
-    }
     try:
-        path = _answer_path(cache_dir, digest, settings)
+        path = _answer_path(cache_dir, digest, _settings_of(plan))
         verdict = read_record(path, _Verdict)
         problem = verdict.problem if verdict else None
         if problem is None:
             report(0.0, _STAGE)
-            reading_s = artifact.size_bytes // _BYTES_PER_S
-            n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
-            amounts = {"n_threads": n_threads, "gpu_layers": plan.gpu_layers, "use_mmap": plan.use_mmap}
-            # An address space for CUDA has no useful limit.
-            most_bytes = artifact.size_bytes + plan.memory.total_bytes if plan.accelerator == "cpu" else None
-            limits = {"cpu_s": (_CPU_S + reading_s) * n_threads, "memory_bytes": most_bytes}
-            request = json.dumps({"path": str(artifact.path), **limits, **amounts, **settings})
-            limit_s = timeout_s + reading_s
-            ended = run_child(
-                (command or _command)(request),
-                timeout_s=limit_s,
-                on_wait=report,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            )
+            limit_s = timeout_s + artifact.size_bytes // _BYTES_PER_S
+            arguments = (command or _command)(_request(plan))
+            ended = run_child(arguments, timeout_s=limit_s, on_wait=report, env={**os.environ, "GGML_NO_BACKTRACE": "1"})
             problem = _judge(plan, ended, limit_s)
             if problem is not None:
                 with suppress(StorageError):  # then it is tried again next time
@@ -145,6 +128,27 @@ def try_file(
             f"llama.cpp cannot use {artifact.path}: {problem}. The file is damaged, or a converter made it wrong.",
             "Download or convert it again, or choose another model.",
         )
+
+
+def _settings_of(plan: Plan) -> dict[str, str | bool]:
+    """Return the settings that decide what llama.cpp makes of a file."""
+    return {
+        "kv_type_k": plan.kv_type_k,
+        "kv_type_v": plan.kv_type_v,
+        "flash_attention": plan.flash_attention,
+        "accelerator": plan.accelerator,
+    }
+
+
+def _request(plan: Plan) -> str:
+    """Return what the child is to load, and within which limits, as JSON."""
+    artifact = plan.artifact
+    n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
+    amounts = {"n_threads": n_threads, "gpu_layers": plan.gpu_layers, "use_mmap": plan.use_mmap}
+    # An address space for CUDA has no useful limit.
+    most_bytes = artifact.size_bytes + plan.memory.total_bytes if plan.accelerator == "cpu" else None
+    limits = {"cpu_s": (_CPU_S + artifact.size_bytes // _BYTES_PER_S) * n_threads, "memory_bytes": most_bytes}
+    return json.dumps({"path": str(artifact.path), **limits, **amounts, **_settings_of(plan)})
 
 
 def _answer_path(cache_dir: Path, digest: str, settings: dict[str, str | bool]) -> Path:
