@@ -6,7 +6,8 @@ with edge.load("smollm2-135m") as ai:
 
 Names are imported when they are first used, so that `import edge` stays quick.
 
-assistant.py  a loaded model to talk to, directly or through stored conversations; loading.py, from a name to one
+assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
+turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 turn.py       from messages to the end of a reply, in a thread of its own; reply.py, the reply while it runs
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 registry.py   the engines, a row each
@@ -23,12 +24,13 @@ from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from edge import errors
-    from edge.assistant import Assistant, Conversation
+    from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
     from edge.config.load import load_settings
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo, Node
+    from edge.dialogue import Conversation
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
@@ -65,12 +67,13 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "edge.assistant": ("Assistant", "Conversation"),
+        "edge.assistant": ("Assistant",),
         "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),
         "edge.conversation.store": ("ConversationStore",),
         "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
+        "edge.dialogue": ("Conversation",),
         "edge.errors": ("errors",),
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),

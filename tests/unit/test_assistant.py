@@ -231,14 +231,14 @@ def test_sampling_inherits_from_the_call_to_the_assistant(
 ) -> None:
     assistant = make(script=lambda _: "z" * 50)
     seen: list[Sampling] = []
-    turn = assistant._turn
+    make_turn = assistant._turns.make
 
     def note(*arguments: Any, **options: Any) -> Any:
-        made = turn(*arguments, **options)
+        made = make_turn(*arguments, **options)
         seen.append(made.sampling)
         return made
 
-    monkeypatch.setattr(assistant, "_turn", note)
+    monkeypatch.setattr(assistant._turns, "make", note)
     assistant.sampling = Sampling(top_k=7, max_tokens=9)
     assert (assistant.sampling.temperature, assistant.sampling.top_k) == (0, 7), "as loaded, where nothing is set"
     conversation = assistant.conversation(sampling=Sampling(top_p=0.5, max_tokens=5))
@@ -930,7 +930,7 @@ def test_continuing_that_fails_leaves_the_answer_as_it_was(
     def fail(*args: object) -> None:
         raise RuntimeError("no thread to be had")
 
-    monkeypatch.setattr(assistant, "_start", fail)
+    monkeypatch.setattr(assistant._turns, "start", fail)
     with pytest.raises(RuntimeError):
         conversation.resume()
     assert conversation.messages == before

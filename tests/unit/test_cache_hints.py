@@ -302,7 +302,7 @@ def test_it_goes_on_when_nobody_holds_it_and_stops_when_told(house: House) -> No
     stopped.cancel()
     stopped.wait()
     assert stopped.finish_reason == "cancelled"
-    while house.ai._running._replies:
+    while house.ai._turns._running._replies:
         time.sleep(0.01)
     assert done(house.ai.prewarm(system=SYSTEM)).usage.n_reused > len(SYSTEM)
 

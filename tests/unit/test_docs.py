@@ -95,7 +95,7 @@ def test_the_site_builds_without_broken_links_and_requests_to_other_hosts() -> N
 def test_a_public_name_is_documented_where_it_is_defined() -> None:
     import edge.types
 
-    assert build_docs.defining_path(edge, "Conversation", edge.Conversation) == "edge.assistant.Conversation"
+    assert build_docs.defining_path(edge, "Conversation", edge.Conversation) == "edge.dialogue.Conversation"
     assert build_docs.defining_path(edge.types, "Role", edge.types.Role) == "edge.types.Role"
 
 

@@ -1,0 +1,432 @@
+"""A conversation with a loaded model: messages are stored, and each is answered in a turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edge.arguments import check_attachments, check_message, check_node_id, check_sampling, check_text, check_timeout, given
+from edge.conversation.reply_saver import ReplySaver
+from edge.conversation.tree import Node
+from edge.errors import UsageError
+from edge.prompt.summary import newest_summary
+from edge.types import Message, Sampling, SamplingOptions
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from typing_extensions import Unpack
+
+    from edge.assistant import Assistant
+    from edge.conversation.store import ConversationStore
+    from edge.conversation.tree import Attachment, ConversationInfo
+    from edge.names import CacheHint
+    from edge.reply import Reply
+    from edge.turns import Turns
+
+__all__ = ["Conversation"]
+
+
+class Conversation:
+    """Messages that belong together: a tree, of which one path is active. Made by `Assistant.conversation`.
+
+    A message is saved before the model sees it; a reply is saved about once a second and when it is done.
+
+    Attributes:
+        id: its name in the store.
+        sampling: how tokens are chosen here; what it leaves out is the assistant's.
+        cache: where the KV cache of its turns stays, see `send`; None is the usual place.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        turns: Turns,
+        id: str,
+        sampling: Sampling | None = None,
+        *,
+        cache: CacheHint | None = None,
+        unsaved: ConversationInfo | None = None,
+    ) -> None:
+        self.id = id
+        self.sampling = sampling
+        self.cache = cache
+        self._assistant = assistant  # stays open as long as this is held
+        self._turns = turns
+        self._unsaved = unsaved
+        self._saving = threading.Lock()
+
+    @property
+    def _store(self) -> ConversationStore:
+        return self._turns.open_store()
+
+    @property
+    def info(self) -> ConversationInfo:
+        """The conversation as the store lists it."""
+        store, unsaved = self._store, self._unsaved
+        return store.get(self.id) if unsaved is None else unsaved
+
+    def _save(self) -> ConversationStore:
+        """Create the conversation in the store if that has not happened yet, and return the store."""
+        store = self._store
+        with self._saving:
+            if self._unsaved is not None:
+                new = self._unsaved
+                store.create(id=self.id, system=new.system, model=new.model, cache_namespace=new.cache_namespace)
+                self._unsaved = None
+        return store
+
+    @property
+    def title(self) -> str:
+        """Its title, at first made from the first message. Setting it renames the conversation."""
+        return self.info.title
+
+    @title.setter
+    def title(self, title: str) -> None:
+        check_text("title", title)
+        self._save().rename(self.id, title)
+
+    async def arename(self, title: str) -> None:
+        """Set the title without blocking the event loop."""
+        import asyncio
+
+        check_text("title", title)
+        await asyncio.to_thread(lambda: self._save().rename(self.id, title))
+
+    async def ainfo(self) -> ConversationInfo:
+        """Return `info`, with title and system prompt, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(lambda: self.info)
+
+    async def amessages(self) -> list[Node]:
+        """Return `messages` without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(lambda: self.messages)
+
+    @property
+    def system(self) -> str:
+        """The system prompt. Setting it changes how later turns begin."""
+        return self.info.system
+
+    @system.setter
+    def system(self, system: str) -> None:
+        check_text("system", system)
+        self._save().set_system(self.id, system)
+
+    @property
+    def messages(self) -> list[Node]:
+        """The active path, first message first."""
+        store = self._store
+        return store.path(self.id) if self._unsaved is None else []
+
+    def send(
+        self,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Send a message and return the reply.
+
+        Args:
+            text: the message.
+            attachments: texts that go with it.
+            sampling: for this reply only; what it leaves out is the conversation's.
+            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+            cache: where the KV cache of this turn stays: "off" keeps nothing after the reply, "memory" nothing on the disk,
+                "disk" also stores it there, "keep" pins it there. None is `Conversation.cache`, else what earlier messages of
+                the conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the
+                assistant has one. What is cached already is reused in any case.
+            options: fields of `Sampling` as keywords, which win over `sampling`: `send("hi", max_tokens=5, temperature=0)`.
+
+        Returns:
+            The running reply. It stops when nobody holds it any more; see `Reply`.
+
+        Raises:
+            UsageError: the message is empty, an argument has the wrong type, or a reply is still running here.
+            ContextFullError: the message is far larger than the context window; nothing was saved.
+            StorageError: it could not be saved; nothing was sent.
+            BackendError: the assistant is closed, or was loaded in another process; nothing was saved. All other errors come
+                from the reply.
+        """
+        check_message(text, attachments)
+        self._check_size(text, attachments)
+        record = self._record_of(cache)
+        return self._answer(
+            lambda: self._save().append(
+                self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments), record=record
+            ),
+            given(sampling, options),
+            timeout_s,
+            cache,
+        )
+
+    async def asend(
+        self,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] = (),
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Send as `send` does, without blocking the event loop while the message is saved.
+
+        A task that is cancelled meanwhile leaves the message saved and its reply stopped.
+        """
+        import asyncio
+
+        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, cache=cache, **options)
+        sending = asyncio.ensure_future(asyncio.to_thread(send))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            sending.add_done_callback(_stop_reply)
+            raise
+
+    def regenerate(
+        self,
+        node_id: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Answer a message again, as a new branch beside the old answer.
+
+        Args:
+            node_id: an answer, or a message of the user; None is the last one of the active path.
+            sampling, timeout_s, cache, options: as in `send`.
+
+        Raises:
+            UsageError: there is nothing to answer, or a reply is still running here.
+        """
+        check_node_id(node_id, is_optional=True)
+        path = self.messages if node_id is None else self._store.path(self.id, node_id)
+        question = next((node for node in reversed(path) if node.role == "user"), None)
+        if question is None:
+            raise UsageError("There is no message to answer yet.", "Send one first.")
+        old_head = self.info.head
+
+        def go_back() -> Node:
+            self._store.set_head(self.id, question.id)
+            return question
+
+        return self._answer(go_back, given(sampling, options), timeout_s, cache, fallback=old_head)
+
+    def resume(
+        self,
+        node_id: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Continue an answer that was stopped or cut off, in the same message.
+
+        The model goes on where the text ends, and the KV cache has nearly all of the prompt. The reply is what is added;
+        `reply.node` is the whole message. If nothing is added, the message stays as it was.
+
+        Args:
+            node_id: an answer that no message follows; None is the last one of the active path.
+            sampling, timeout_s, cache, options: as in `send`; `max_tokens` counts what is added.
+
+        Raises:
+            UsageError: it is not an answer, other messages follow it, or a reply is still running here.
+        """
+        check_node_id(node_id, is_optional=True)
+        path = self.messages if node_id is None else self._store.path(self.id, node_id)
+        answer = path[-1] if path else None
+        if answer is None or answer.role != "assistant" or answer.parent is None:
+            raise UsageError("There is no answer to continue.", "Send a message, or regenerate the answer to the last one.")
+        prepare = partial(self._store.reopen, answer.id)
+        return self._answer(prepare, given(sampling, options), timeout_s, cache, continued=answer)
+
+    def edit(
+        self,
+        node_id: int,
+        text: str,
+        *,
+        attachments: Sequence[Attachment] | None = None,
+        sampling: Sampling | None = None,
+        timeout_s: float | None = None,
+        cache: CacheHint | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """Send a message in place of an earlier one, as a new branch, and return the reply.
+
+        Args:
+            node_id: one of the user's messages.
+            text: the new message.
+            attachments: None keeps the earlier ones.
+            sampling, timeout_s, cache, options: as in `send`.
+
+        Raises:
+            UsageError: it is not a message of the user, is empty, or a reply is still running here.
+            ContextFullError: the message is far larger than the context window; nothing was saved.
+        """
+        check_node_id(node_id)
+        old = self._store.path(self.id, node_id)[-1]
+        if old.role != "user":
+            raise UsageError("Only your own messages can be edited.", "To get another answer, regenerate it.")
+        kept = old.attachments if attachments is None else tuple(attachments)
+        check_message(text, kept)
+        self._check_size(text, kept)
+        record = self._record_of(cache)
+        if cache is None and not record and "cache" in old.record:
+            record = {"cache": old.record["cache"]}  # the new text is as private as the old one
+        return self._answer(
+            lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
+            given(sampling, options),
+            timeout_s,
+            cache,
+        )
+
+    def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), cache: CacheHint | None = None) -> Reply:
+        """Prefill the conversation up to its next message, so that this is answered sooner.
+
+        It makes way for replies, and the next message of this conversation ends it; what is prefilled by then is reused.
+
+        Args:
+            text: how the next message begins.
+            attachments: those that the next message will have.
+            cache: as in `send`.
+
+        Returns:
+            A reply without text, whose `progress`, `usage` and `timing` are those of the prefill. It goes on although nobody
+            holds it; `cancel` stops it.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        return self._prewarm(text, attachments, cache, self.id)
+
+    def fork(self, node_id: int | None = None) -> Conversation:
+        """Copy the path up to a message (None: all of it) into a new conversation.
+
+        Raises:
+            UsageError: there is no such message, or no message at all.
+        """
+        check_node_id(node_id, is_optional=True)
+        head = self.info.head if node_id is None else node_id
+        if head is None:
+            raise UsageError("This conversation is empty.", "Send a message first.")
+        fork = self._store.fork(self.id, head)
+        return Conversation(self._assistant, self._turns, fork.id, self.sampling, cache=self.cache)
+
+    def branches(self, node_id: int) -> list[Node]:
+        """Return a message and its alternatives, oldest first."""
+        check_node_id(node_id)
+        return self._store.siblings(node_id)
+
+    def switch(self, node_id: int) -> None:
+        """Make the branch of a message the active one, down to its newest message.
+
+        Raises:
+            UsageError: a reply is still running here.
+        """
+        check_node_id(node_id)
+        self._turns.claim(self.id)
+        try:
+            self._store.set_head(self.id, self._store.leaf(node_id).id)
+        finally:
+            self._turns.release(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.id}>"
+
+    def _check_size(self, text: str, attachments: Sequence[Attachment]) -> None:
+        """Refuse what cannot fit before it is saved and becomes part of the conversation."""
+        self._turns.check_size([text, *(attachment.text for attachment in attachments)])
+
+    def _answer(
+        self,
+        prepare: Callable[[], Node],
+        sampling: Sampling,
+        timeout_s: float | None,
+        cache: CacheHint | None,
+        fallback: int | None = None,
+        continued: Node | None = None,
+    ) -> Reply:
+        """Claim the conversation, make the message to answer, and start a turn that releases the conversation at its end.
+
+        Args:
+            prepare: makes the message, or reopens the answer that is continued.
+            sampling, timeout_s, cache: as in `send`.
+            fallback: becomes the head again if the reply is empty.
+            continued: the answer that is continued, as it was.
+        """
+        turns = self._turns
+        turns.check_open()
+        check_timeout(timeout_s)
+        cache = turns.check_hint(cache if cache is not None else self.cache)
+        sampling = sampling.over(check_sampling(self.sampling) or Sampling())
+        turns.claim(self.id)
+        saver: ReplySaver | None = None
+        turns.stop_warming(self.id)
+        try:
+            info = self.info
+            head_before = info.head
+            last = prepare()
+            nodes = self._store.path(self.id, last.id)
+            turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
+            system = turns.prompting.system_message(info.system)
+            question = last
+            if continued is not None:
+                nodes.pop()
+                question = nodes[-1]
+            saver = ReplySaver(self._store, self.id, question.id, self._assistant.model_name, fallback, head_before, continued)
+            summary = newest_summary([node.record for node in nodes])
+            messages = [*system, *(node.message() for node in nodes)]
+            hint = cache or _inherited_hint(nodes)
+            turn = turns.make(messages, sampling, saver, summary, timeout_s, hint, info.cache_namespace)
+            return turns.start_claimed(self.id, turn, self._assistant)
+        except BaseException:
+            if saver is not None:
+                saver.save_end("", "failed", {})  # an answer that was reopened is as it was again
+            turns.release(self.id)
+            raise
+
+    def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:
+        check_text("text", text)
+        check_attachments(attachments)
+        self._check_size(text, attachments)
+        turns = self._turns
+        hint = turns.check_hint(cache if cache is not None else self.cache)
+        nodes = self.messages
+        turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
+        next_one = Node(0, None, "user", text, tuple(attachments))
+        messages = [*turns.prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
+        summary = newest_summary([node.record for node in nodes])
+        hint, space = hint or _inherited_hint(nodes), self.info.cache_namespace
+        turn = turns.make(messages, Sampling(), None, summary, None, hint, space)
+        turn.is_prefill_only, turn.owner = True, owner
+        return turns.start_warming(self.id, turn, self._assistant).detach()
+
+    def _record_of(self, cache: CacheHint | None) -> dict[str, object]:
+        """Return the record of a message: that its KV cache is not to be stored, also in later turns."""
+        hint = cache if cache is not None else self.cache
+        return {"cache": hint} if hint in ("off", "memory") else {}
+
+
+def _inherited_hint(nodes: Sequence[Node]) -> CacheHint:
+    """Return where the KV cache of a turn stays if nobody says: it contains that of all these messages."""
+    found = {node.record.get("cache") for node in nodes if isinstance(node.record.get("cache"), str)}
+    return next((hint for hint in ("off", "memory") if hint in found), "disk")
+
+
+def _stop_reply(sending: asyncio.Future[Reply]) -> None:
+    """Cancel a reply that nobody waits for any more."""
+    if not sending.cancelled() and sending.exception() is None:
+        sending.result().cancel()

@@ -1,0 +1,252 @@
+"""The turns of a loaded model: made and started here, at most one at a time in a conversation, and stopped at its end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edge.arguments import check_namespace
+from edge.errors import BackendError, UsageError
+from edge.kv.answers import AnswerCache
+from edge.names import CACHE_HINTS, CacheHint
+from edge.turn import Turn
+
+if TYPE_CHECKING:
+    from edge.conversation.reply_saver import ReplySaver
+    from edge.conversation.store import ConversationStore
+    from edge.engine.scheduler import Scheduler
+    from edge.kv.store import BlockStore
+    from edge.plan.receipt import Plan
+    from edge.prompt.prompting import Prompting
+    from edge.prompt.summary import Summary
+    from edge.reply import Reply, ReplyState
+    from edge.types import Message, Sampling
+
+__all__ = ["DiskCache", "Turns"]
+
+_STOPPING_S = 60.0
+"""Longest time that a new message or `close` waits for a stopped reply to end: far more than the engine needs for one chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCache:
+    """The KV cache on the disk.
+
+    Attributes:
+        blocks: the block store.
+        model: fingerprint of weights and engine, 32 bytes; see `edge.kv.open`.
+        answers: give the same answer to an exact repeat of a request at temperature 0.
+    """
+
+    blocks: BlockStore
+    model: bytes
+    answers: bool = False
+
+
+class Turns:
+    """Starts the turns of an assistant and of its conversations.
+
+    Args:
+        scheduler: runs the model.
+        prompting: makes the prompts.
+        store: where conversations are stored.
+        owns_store: the store is gone once this is closed.
+        disk: the KV cache on the disk; None stores nothing there.
+        plan: the placement receipt, saved with every reply.
+        sampling: how tokens are chosen where neither a call nor its conversation says.
+        window: what happens to old messages when the context window is full.
+        namespace: of the KV cache, for requests that name none.
+
+    Attributes:
+        prompting, sampling, window: see above; the last two may be set.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        prompting: Prompting,
+        store: ConversationStore,
+        *,
+        owns_store: bool,
+        disk: DiskCache | None,
+        plan: Plan | None,
+        sampling: Sampling,
+        window: str,
+        namespace: str,
+    ) -> None:
+        self.prompting, self.sampling, self.window = prompting, sampling, window
+        self._scheduler, self._plan, self._namespace = scheduler, plan, namespace
+        self._store, self._owns_store = store, owns_store
+        self._disk = disk
+        self._answers: AnswerCache | None = None
+        if disk is not None and disk.answers:
+            self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx)
+        self._running = _Running()
+        self._is_closed = False
+        self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
+        self._warming: dict[str, ReplyState] = {}  # by conversation
+        self._claims: dict[str, Callable[[], None]] = {}
+        self._freed = threading.Condition()
+
+    def check_open(self) -> None:
+        """Raise a BackendError if the model is closed, or was loaded in another process."""
+        if self._is_closed:
+            raise BackendError("This assistant is closed.", "Load the model again.")
+        self._scheduler.check_open()
+
+    def open_store(self) -> ConversationStore:
+        """Return the store of conversations; one in memory is gone once the assistant is closed."""
+        if self._owns_store:
+            self.check_open()
+        return self._store
+
+    def check_size(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are far larger than the context window.
+
+        Raises:
+            ContextFullError: one is.
+            BackendError: as `check_open`.
+        """
+        self.check_open()
+        for text in texts:
+            self.prompting.check_size(text, self._scheduler.full_n_ctx)
+
+    def check_hint(self, cache: CacheHint | None) -> CacheHint | None:
+        """Check where the KV cache of a request is to stay.
+
+        Raises:
+            UsageError: there is no such place, or this assistant has no disk.
+        """
+        if cache is not None and cache not in CACHE_HINTS:
+            raise UsageError(f"cache cannot be {cache!r}.", f"Use {', '.join(map(repr, CACHE_HINTS))} or None.")
+        if cache in ("disk", "keep") and self._disk is None:
+            raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
+        return cache
+
+    def namespace_of(self, namespace: str | None) -> str:
+        """Return the namespace of a request."""
+        check_namespace(namespace)
+        return self._namespace if namespace is None else namespace
+
+    def make(
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling,
+        saver: ReplySaver | None = None,
+        summary: Summary | None = None,
+        timeout_s: float | None = None,
+        hint: CacheHint = "disk",
+        namespace: str = "",
+    ) -> Turn:
+        """Make a turn, which `start` runs.
+
+        Args:
+            prompt, saver, summary, timeout_s, hint, namespace: as in `Turn`.
+            sampling: what it leaves out is the assistant's.
+        """
+        self.check_open()
+        chosen, stops = sampling.over(self.sampling), self.prompting.template.stops
+        if stops and not isinstance(prompt, str):
+            chosen = replace(chosen, stop=(*chosen.stop, *stops))
+        scheduler, prompting, answers = self._scheduler, self.prompting, self._answers
+        return Turn(
+            scheduler, prompting, prompt, chosen, self.window, saver, self._plan, summary, answers, timeout_s, hint,
+            namespace=namespace,
+        )  # fmt: skip
+
+    def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
+        """Start a turn.
+
+        Args:
+            turn: from `make`.
+            owner: the assistant, which stays open until the end of the turn.
+            at_end: called then.
+        """
+        self._running.add(turn.reply)
+        try:
+            return turn.start(partial(self._end, turn, at_end, owner))
+        except BaseException:  # no thread to be had
+            self._running.discard(turn.reply)
+            raise
+
+    def _end(self, turn: Turn, at_end: Callable[[], None], owner: object) -> None:
+        at_end()
+        self._running.discard(turn.reply)
+
+    def start_claimed(self, conversation_id: str, turn: Turn, owner: object) -> Reply:
+        """Start the turn of a claimed conversation, which is released at its end; the rest is as in `start`."""
+        self._busy[conversation_id] = turn.reply
+        return self.start(turn, owner, lambda: self.release(conversation_id))
+
+    def start_warming(self, conversation_id: str, turn: Turn, owner: object) -> Reply:
+        """Start a prefill, which the next turn of the conversation stops; the rest is as in `start`."""
+        self._warming[conversation_id] = turn.reply
+
+        def end() -> None:
+            if self._warming.get(conversation_id) is turn.reply:
+                del self._warming[conversation_id]
+
+        return self.start(turn, owner, end)
+
+    def stop_warming(self, conversation_id: str) -> None:
+        """Stop the prefill of a conversation; a turn reuses what it has prefilled."""
+        if (warming := self._warming.pop(conversation_id, None)) is not None:
+            warming.cancel()
+
+    def claim(self, conversation_id: str) -> None:
+        """Reserve a conversation for a turn. A stopped reply ends within one chunk or token, and is waited for."""
+        with self._freed:
+            until = time.monotonic() + _STOPPING_S
+            while conversation_id in self._busy:
+                reply = self._busy[conversation_id]
+                if reply is None or not reply.is_cancelled or not self._freed.wait(until - time.monotonic()):
+                    raise UsageError(
+                        "This conversation is still being answered.", "Wait for the reply, or cancel it, before going on."
+                    )
+            self._claims[conversation_id] = self._store.claim(conversation_id)
+            self._busy[conversation_id] = None
+
+    def release(self, conversation_id: str) -> None:
+        """Let the next turn of a conversation begin."""
+        with self._freed:
+            self._claims.pop(conversation_id, lambda: None)()
+            self._busy.pop(conversation_id, None)
+            self._freed.notify_all()
+
+    def close(self, *, wait: bool) -> None:
+        """Stop all replies, and wait for their end if told to."""
+        self._is_closed = True
+        self._running.stop(wait=wait)
+
+
+class _Running:
+    """The replies that run, so that `close` can stop them and wait for what they still save."""
+
+    def __init__(self) -> None:
+        self._replies: set[ReplyState] = set()
+        self._ended = threading.Condition()
+        self._process = os.getpid()
+
+    def add(self, reply: ReplyState) -> None:
+        with self._ended:
+            self._replies.add(reply)
+
+    def discard(self, reply: ReplyState) -> None:
+        with self._ended:
+            self._replies.discard(reply)
+            self._ended.notify_all()
+
+    def stop(self, *, wait: bool) -> None:
+        """Cancel all, and wait for their end."""
+        if self._process != os.getpid():
+            return  # their threads stayed in the other process
+        with self._ended:
+            for reply in self._replies:
+                reply.cancel()
+            if wait:
+                self._ended.wait_for(lambda: not self._replies, _STOPPING_S)
