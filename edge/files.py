@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import os
 import stat
 import sys
@@ -13,37 +14,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.errors import ConfigError, ModelFileError, StorageError, UsageError
 from edge.units import reason
 
+if TYPE_CHECKING:
+    import zipfile
+
 __all__ = [
-    "MAX_JSON_BYTES",
-    "absolute_path",
-    "check_replaceable",
-    "decode_text",
-    "exists",
-    "expand_user",
-    "lock_file",
-    "make_private_dir",
-    "parse_json",
-    "parse_toml",
-    "read_bytes",
-    "read_json",
-    "read_record",
-    "read_text",
-    "shipped",
-    "sync_file",
-    "sync_folder",
-    "toml_text",
-    "try_lock",
-    "write_private",
-]
+    "MAX_JSON_BYTES", "absolute_path", "check_replaceable", "decode_text", "exists", "expand_user", "lock_file",
+    "make_private_dir", "open_zip", "parse_json", "parse_toml", "read_bytes", "read_json", "read_record", "read_text",
+    "shipped", "sync_file", "sync_folder", "toml_text", "try_lock", "write_private",
+]  # fmt: skip
 
 MAX_JSON_BYTES = 16 << 20
 """Of a configuration file; the largest known, with thousands of added tokens, has 2 MB."""
 
+_MAX_ZIP_DIRECTORY_BYTES = 16 << 20
 _WAIT_S = 0.2
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -176,6 +164,33 @@ def read_record(path: Path, kind: type[T], max_bytes: int = 1 << 20) -> T | None
         return read_json(path, kind, max_bytes)
     except ModelFileError:
         return None  # then it is found out again
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file unless its list of entries is so long that reading it could take minutes, and gigabytes of memory.
+
+    Raises:
+        ValueError: it is.
+        zipfile.BadZipFile, OSError: it is not a zip file, damaged, or cannot be read.
+    """
+    import zipfile
+
+    with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        file.most = None
+        yield archive
+
+
+class _Bounded(io.BufferedReader):
+    most: int | None = _MAX_ZIP_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.most is None:
+            return super().read(size)
+        data = super().read(self.most + 1 if size is None or size < 0 else min(size, self.most + 1))
+        if len(data) > self.most:
+            raise ValueError("it has too many entries")
+        return data
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -26,6 +26,7 @@ from edge.conversation.foreign import (
 )
 from edge.conversation.tree import Status, to_line
 from edge.errors import StorageError
+from edge.files import open_zip
 from edge.types import Role
 from edge.units import size_text
 
@@ -73,7 +74,7 @@ def read_zip(path: Path) -> Iterator[Found]:
         StorageError: it is damaged, or another program's.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             parts = sorted((info for info in archive.infolist() if is_part(info.filename)), key=lambda info: info.filename)
             if not parts:
                 names = ", ".join(to_line(info.filename)[:60] for info in archive.infolist()[:3]) or "nothing"
@@ -83,7 +84,7 @@ def read_zip(path: Path) -> Iterator[Found]:
                 )
             for part in parts:
                 yield from _read_member(archive, part)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise StorageError(f"{path} is a damaged or protected ZIP file: {error}.", "Download the export again.") from error
 
 

@@ -19,7 +19,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -27,7 +27,7 @@ from typing import IO, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import StorageError
-from edge.files import check_replaceable
+from edge.files import check_replaceable, open_zip
 from edge.kv.blocks import MAX_FILE_BYTES, MAX_PREFILL_MS, MAX_TOKENS
 from edge.kv.records import PlainBlock
 from edge.names import ANSWERS, is_answer_namespace
@@ -182,11 +182,11 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     Raises:
         StorageError: it cannot be read, or is not a bundle, damaged, or of a newer version.
     """
-    with _refusing(path):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a regular file")
-        archive = zipfile.ZipFile(path)
-    with archive:
+    with ExitStack() as stack:
+        with _refusing(path):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ValueError("it is not a regular file")
+            archive = stack.enter_context(open_zip(path))
         yield Bundle(path, archive)
 
 

@@ -24,6 +24,8 @@ _log = logging.getLogger("edge.kv")
 _WRITE_BYTES = 1 << 20
 _OPENING_BYTES = 8 << 20
 """Room for the log of an index and the memory that processes share over it."""
+_OPENING_FILES = 16
+"""Files that opening a store creates, with some to spare."""
 # No symbolic links, no waiting for the other end of a pipe, nothing inherited by child processes.
 CAREFUL = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 
@@ -41,11 +43,14 @@ def set_aside(path: Path) -> None:
 
 
 def is_full(directory: Path) -> bool:
-    """Return whether the disk has no room even for opening an index."""
+    """Return whether the disk has no room even for opening an index, or may hold no more files."""
     try:
-        return shutil.disk_usage(directory).free < _OPENING_BYTES
+        if shutil.disk_usage(directory).free < _OPENING_BYTES:
+            return True
+        state = os.statvfs(directory) if hasattr(os, "statvfs") else None
     except OSError:
         return False
+    return state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES  # f_files is 0 where nothing limits them
 
 
 @contextmanager

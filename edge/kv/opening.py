@@ -31,8 +31,7 @@ def open_disk(directory: Path, options: StoreOptions, distrusted: Path | None, *
     try:
         return Disk(directory, options, distrusted, is_again=is_again)
     except (OSError, sqlite3.Error) as error:
-        is_lack = "disk" in str(error) if isinstance(error, sqlite3.Error) else error.errno == errno.ENOSPC
-        if not is_lack or not is_full(directory):  # SQLite says "disk I/O error" or "database or disk is full"
+        if not _is_lack(error) or not is_full(directory):
             raise
         n = give_way(directory, format_suffix())
         if not n:
@@ -41,6 +40,14 @@ def open_disk(directory: Path, options: StoreOptions, distrusted: Path | None, *
     disk = Disk(directory, options, distrusted, is_again=is_again)
     disk.needs_scan = True
     return disk
+
+
+def _is_lack(error: OSError | sqlite3.Error) -> bool:
+    """Return whether opening may have failed for lack of room."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # SQLite says "disk I/O error" or "database or disk is full", and "unable to open database file" where no more files fit.
+    return "disk" in str(error) or "unable to open" in str(error)
 
 
 def reopen_disk(disk: Disk, directory: Path, options: StoreOptions) -> Disk:

@@ -4,6 +4,7 @@ fill DIRECTORY        the directory is a disk of 4 MB: put until it is full and 
 limit DIRECTORY       the same with a limit on the size of files instead (RLIMIT_FSIZE)
 readonly DIRECTORY    a store that is there, but may not be written by this user (nobody, where root runs the test)
 opened-CALL DIRECTORY the directory is a disk of 48 MB that is full before the store is opened and CALL called
+uncreated-CALL DIRECTORY the same with a disk that may hold no more files instead
 unreadable DIRECTORY  a directory that may not even be looked into
 """
 
@@ -126,17 +127,24 @@ def forbidden(directory: Path, mode: int) -> dict[str, object]:
     return result
 
 
-def opened_full(directory: Path, call: str) -> dict[str, object]:
-    """Fill the disk with blocks and other files to the last byte, then open the store and call one of its methods."""
+def fill_up(directory: Path, *, with_files: bool) -> None:
+    """Fill the disk to the last byte, or with as many files as it may hold."""
+    with suppress(OSError), (directory / "ballast").open("wb", buffering=0) as file:
+        while not with_files and file.write(bytes(4096)):
+            pass
+        for number in range(1_000_000):
+            (directory / f"{number}").touch()
+
+
+def opened_full(directory: Path, call: str, *, with_files: bool) -> dict[str, object]:
+    """Fill the disk with blocks and other files, then open the store and call one of its methods."""
     options = StoreOptions(budget_bytes=24 << 20, min_free_bytes=0, retry_s=0.0)
     n_put = 500
     with BlockStore(directory / "kv", options) as store:
         for token in range(n_put):
             put(store, token)
         result: dict[str, object] = {"before": store.stats().n_blocks}
-    with suppress(OSError), (directory / "ballast").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
+    fill_up(directory, with_files=with_files)
     try:
         Disk(directory / "kv", options).close()
         result["fails"] = False
@@ -157,8 +165,9 @@ def main() -> None:
         ballast = directory / "ballast"
         ballast.write_bytes(bytes(1 << 20))
         result = fill(directory / "kv", ballast)
-    elif what.startswith("opened-"):
-        result = opened_full(directory, what.partition("-")[2])
+    elif what.startswith(("opened-", "uncreated-")):
+        kind, _, call = what.partition("-")
+        result = opened_full(directory, call, with_files=kind == "uncreated")
     elif what == "limit":
         scale = 20
         resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, resource.RLIM_INFINITY))

@@ -340,6 +340,20 @@ def test_random_damage_never_raises_anything_but_an_error_of_edge(store: Convers
             assert error.hint
 
 
+def test_a_zip_file_with_a_list_of_entries_that_takes_all_memory(
+    store: ConversationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(100):
+            archive.writestr(f"image-{number}", "")
+        archive.writestr("conversations.json", json.dumps([SIMPLE]))
+    assert len(import_file(store, path).added) == 1
+    monkeypatch.setattr("edge.files._Bounded.most", 5000)
+    with pytest.raises(StorageError, match="too many entries"):
+        import_file(store, path)
+
+
 def test_zip_files_that_are_not_the_export(store: ConversationStore, tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
