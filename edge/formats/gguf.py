@@ -12,14 +12,14 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from edge.errors import ModelFileError, ModelNotFoundError
-from edge.formats.gguf_tables import FILE_TYPE_GUESSED, FILE_TYPES, REMOVED_TYPES, TENSOR_TYPES
+from edge.formats.gguf_facts import Facts
+from edge.formats.gguf_header import ArrayInfo, GGUFHeader, TensorInfo, Value, quote, split_error
+from edge.formats.gguf_tables import REMOVED_TYPES, TENSOR_TYPES
 from edge.units import reason
 
 __all__ = ["ArrayInfo", "GGUFHeader", "TensorInfo", "Value", "read_header", "split_error"]
@@ -36,12 +36,6 @@ _MAX_NAME_BYTES = 65_535
 _KEPT_NUMBERS = 1024  # more than per-layer values need, less than token scores and types
 _KEPT_STRINGS = 64
 _MAX_DIMS = 4
-_MAX_HYPERPARAMETER = 2**31 - 1
-# More than llama.cpp allows (512 and 1,024); the plan loops over layers, and llama.cpp allocates a name for every token.
-_MAX_LAYERS = 4096
-_MAX_EXPERTS = 65_536
-_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-_NORM_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 
 _STRING, _ARRAY = 8, 9
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -62,104 +56,6 @@ _OTHER_FORMATS = (
     (b"ggjt", "in the old GGML format, from before GGUF", "Download a GGUF file of this model."),
     (b"ggml", "in the old GGML format, from before GGUF", "Download a GGUF file of this model."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayInfo:
-    """A list in the metadata that is too long to load, such as the vocabulary.
-
-    Attributes:
-        type: of its elements: "string", "float32", ...
-        length: number of elements.
-    """
-
-    type: str
-    length: int
-
-
-Value = bool | int | float | str | tuple[bool | int | float | str, ...] | ArrayInfo
-"""A value of the metadata."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of the file.
-
-    Attributes:
-        name: "blk.0.attn_q.weight", ...
-        shape: in ggml's order, the fastest-varying dimension first.
-        type: "Q4_0", "F32", ...
-        offset: of its first byte, from the start of the tensor data (`GGUFHeader.data_offset`), in bytes.
-        size_bytes: its length in the file.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    offset: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFHeader:
-    """The header of a GGUF file. Values that the file leaves out are 0, None or "".
-
-    Attributes:
-        version: of the format, 2 or 3.
-        metadata: every key of the file; long lists as `ArrayInfo`, short ones as tuples.
-        tensors: in the file's order.
-        data_offset: where the tensor data starts, in bytes from the start of the file.
-        file_bytes: size of the whole file.
-        architecture: llama.cpp's name: "llama", "qwen2", ...
-        name: general.name.
-        n_layer: number of blocks.
-        n_head, n_head_kv: attention heads and key-value heads; a tuple where they differ by layer.
-        head_dim_k, head_dim_v: length of one key and one value vector.
-        n_embd: width of the model.
-        n_ctx_train: context it was trained for, in tokens.
-        n_vocab: size of the vocabulary.
-        sliding_window: tokens that a sliding-window layer looks back, None where there is no such layer.
-        chat_template: Jinja source, or None.
-        file_type: name of the mix of weight types: "Q4_K_M".
-        n_params: number of weights.
-        tensors_bytes: size of all tensors.
-        is_recurrent: has a state instead of keys and values (Mamba, RWKV).
-        is_hybrid: has both attention and recurrent layers (Jamba, Falcon-H1, LFM2, Qwen3-Next).
-    """
-
-    version: int
-    metadata: Mapping[str, Value]
-    tensors: tuple[TensorInfo, ...] = field(repr=False)
-    data_offset: int
-    file_bytes: int
-    architecture: str
-    name: str
-    n_layer: int
-    n_head: int | tuple[int, ...]
-    n_head_kv: int | tuple[int, ...]
-    head_dim_k: int
-    head_dim_v: int
-    n_embd: int
-    n_ctx_train: int
-    n_vocab: int
-    sliding_window: int | None
-    chat_template: str | None
-    file_type: str
-    n_params: int
-    tensors_bytes: int
-    is_recurrent: bool
-    is_hybrid: bool
-
-    @property
-    def split_count(self) -> int:
-        """Number of files of a split model; 1 where it is whole."""
-        return split_count(self.metadata)
-
-    @property
-    def kind(self) -> str:
-        """general.type: "model", "adapter", "mmproj", ...; "model" where the file does not say."""
-        kind = self.metadata.get("general.type", "model")
-        return kind if isinstance(kind, str) and kind else "model"
 
 
 def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
@@ -215,15 +111,15 @@ class _Reader:
         for _ in range(n_keys):
             key = self._text(_MAX_NAME_BYTES, "a metadata key")
             if key in metadata:
-                raise self._error(f"has the metadata key {_short(key)} twice")
+                raise self._error(f"has the metadata key {quote(key)} twice")
             metadata[key] = self._value(key)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise self._error(f"asks for an alignment of {_short(alignment)}, which is not a power of two")
+            raise self._error(f"asks for an alignment of {quote(alignment)}, which is not a power of two")
         tensors = [self._tensor(alignment) for _ in range(n_tensors)]
         data_offset = -(-(self.base + self.pos) // alignment) * alignment
         self._check_tensors(tensors, data_offset)
-        return _Facts(self, metadata, tensors).header(version, data_offset)
+        return Facts(self.path, self.size, metadata, tensors, _MAX_STRINGS).header(version, data_offset)
 
     def _check_format(self) -> None:
         self._fill(0)
@@ -250,23 +146,23 @@ class _Reader:
     def _value(self, key: str) -> Value:
         code: int = self._unpack(_UINT32)[0]
         if code == _STRING:
-            return self._text(_MAX_KEPT_BYTES, f"the value of {_short(key)}")
+            return self._text(_MAX_KEPT_BYTES, f"the value of {quote(key)}")
         if code != _ARRAY:
             if code not in _SCALARS:
-                raise self._error(f"has a value of unknown type {code} under {_short(key)}")
+                raise self._error(f"has a value of unknown type {code} under {quote(key)}")
             scalar: Value = self._unpack(_SCALARS[code][1])[0]
             return scalar
         item, length = self._unpack(struct.Struct("<IQ"))
         if item == _STRING:
             self.n_strings += length
             if self.n_strings > _MAX_STRINGS or length * 8 > self.size:
-                raise self._error(f"claims {length:,} texts under {_short(key)}: it is damaged")
+                raise self._error(f"claims {length:,} texts under {quote(key)}: it is damaged")
             if length <= _KEPT_STRINGS:
-                return tuple(self._text(_MAX_KEPT_BYTES, f"a text under {_short(key)}") for _ in range(length))
+                return tuple(self._text(_MAX_KEPT_BYTES, f"a text under {quote(key)}") for _ in range(length))
             self._skip_strings(length)
             return ArrayInfo("string", length)
         if item not in _SCALARS:
-            raise self._error(f"has a list of unknown type {item} under {_short(key)}")
+            raise self._error(f"has a list of unknown type {item} under {quote(key)}")
         name, form = _SCALARS[item]
         if length > _KEPT_NUMBERS:
             self._skip(length * form.size)
@@ -277,22 +173,22 @@ class _Reader:
         name = self._text(_MAX_NAME_BYTES, "a tensor's name")
         n_dims: int = self._unpack(_UINT32)[0]
         if n_dims > _MAX_DIMS:
-            raise self._error(f"claims {n_dims:,} dimensions for the tensor {_short(name)}; {_MAX_DIMS} is the most")
+            raise self._error(f"claims {n_dims:,} dimensions for the tensor {quote(name)}; {_MAX_DIMS} is the most")
         shape: tuple[int, ...] = self._unpack(struct.Struct(f"<{n_dims}Q"))
         code, offset = self._unpack(struct.Struct("<IQ"))
         if code not in TENSOR_TYPES:
             if code in REMOVED_TYPES:
                 raise self._error(
-                    f"stores the tensor {_short(name)} as {REMOVED_TYPES[code]}, which llama.cpp no longer reads",
+                    f"stores the tensor {quote(name)} as {REMOVED_TYPES[code]}, which llama.cpp no longer reads",
                     "Get a newer file of this model, for example Q4_0.",
                 )
-            raise self._error(f"stores the tensor {_short(name)} in a weight type (number {code}) that is not known here")
+            raise self._error(f"stores the tensor {quote(name)} in a weight type (number {code}) that is not known here")
         type_name, block_length, block_bytes = TENSOR_TYPES[code]
         n_weights = math.prod(shape)
         if n_weights >= 2**63 or (shape[0] if shape else 1) % block_length:
-            raise self._error(f"gives the tensor {_short(name)} the impossible shape {shape} for {type_name}")
+            raise self._error(f"gives the tensor {quote(name)} the impossible shape {shape} for {type_name}")
         if offset % alignment:
-            raise self._error(f"puts the tensor {_short(name)} at {offset:,}, which is not a multiple of {alignment}")
+            raise self._error(f"puts the tensor {quote(name)} at {offset:,}, which is not a multiple of {alignment}")
         return TensorInfo(name, shape, type_name, offset, n_weights // block_length * block_bytes)
 
     def _check_tensors(self, tensors: list[TensorInfo], data_offset: int) -> None:
@@ -301,7 +197,7 @@ class _Reader:
         end = 0
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             if tensor.offset < end:
-                raise self._error(f"has the tensor {_short(tensor.name)} overlap another")
+                raise self._error(f"has the tensor {quote(tensor.name)} overlap another")
             end = tensor.offset + tensor.size_bytes
         if data_offset + end > self.size:
             raise self._error(
@@ -379,155 +275,3 @@ class _Reader:
 
     def _error(self, what: str, hint: str = "Download it again.") -> ModelFileError:
         return ModelFileError(f"{self.path.name} {what}.", hint)
-
-
-def split_count(metadata: Mapping[str, Value]) -> int:
-    """Return the number of files of a split model; 1 where it is whole."""
-    count = metadata.get("split.count", 1)
-    return count if isinstance(count, int) and count > 1 else 1
-
-
-def split_error(name: str, n_parts: int) -> ModelFileError:
-    """Return the error for one part of a split model."""
-    return ModelFileError(
-        f"{name} is one of {n_parts} parts of a split model, which edge does not load.",
-        "Join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`, and give that file.",
-    )
-
-
-class _Facts:
-    """Extracts the model's dimensions from the metadata, and checks that a plan can use them."""
-
-    def __init__(self, reader: _Reader, metadata: dict[str, Value], tensors: list[TensorInfo]) -> None:
-        self.error = reader._error
-        self.size = reader.size
-        self.metadata = metadata
-        self.tensors = tensors
-        architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not architecture:
-            if (parts := split_count(metadata)) > 1:  # only the first part has the model's own metadata
-                raise split_error(reader.path.name, parts)
-            raise self.error("does not say which architecture it is (general.architecture)", "It is not a language model.")
-        self.architecture = architecture
-
-    def header(self, version: int, data_offset: int) -> GGUFHeader:
-        n_layer = self._n_layer()
-        self._check_values(n_layer)
-        n_embd = self._number("embedding_length")
-        n_head = self._per_layer("attention.head_count", n_layer, 0)
-        n_head_kv = self._per_layer("attention.head_count_kv", n_layer, n_head)
-        most_heads = max(n_head) if isinstance(n_head, tuple) else n_head
-        head_dim = n_embd // most_heads if most_heads else 0
-        template = self.metadata.get("tokenizer.chat_template")
-        name = self.metadata.get("general.name")
-        has_state = any(self._has(part) for part in ("ssm.", "wkv.", "shortconv.", "kda."))
-        has_attention = not self._has("wkv.") and (any(n_head_kv) if isinstance(n_head_kv, tuple) else n_head_kv > 0)
-        return GGUFHeader(
-            version=version,
-            metadata=self.metadata,
-            tensors=tuple(self.tensors),
-            data_offset=data_offset,
-            file_bytes=self.size,
-            architecture=self.architecture,
-            name=name if isinstance(name, str) else "",
-            n_layer=n_layer,
-            n_head=n_head,
-            n_head_kv=n_head_kv,
-            head_dim_k=self._number("attention.key_length", head_dim),
-            head_dim_v=self._number("attention.value_length", head_dim),
-            n_embd=n_embd,
-            n_ctx_train=self._number("context_length"),
-            n_vocab=self._n_vocab(),
-            sliding_window=self._number("attention.sliding_window") or None,
-            chat_template=template if isinstance(template, str) and template else None,
-            file_type=self._file_type(),
-            n_params=sum(math.prod(tensor.shape) for tensor in self.tensors),
-            tensors_bytes=sum(tensor.size_bytes for tensor in self.tensors),
-            is_recurrent=has_state and not has_attention,
-            is_hybrid=has_state and has_attention,
-        )
-
-    def _has(self, part: str) -> bool:
-        prefix = f"{self.architecture}.{part}"
-        return any(key.startswith(prefix) for key in self.metadata)
-
-    def _n_layer(self) -> int:
-        """Return the number of blocks. Each has a tensor at least, unless the file holds a vocabulary only."""
-        n_layer, n_tensors = self._number("block_count"), len(self.tensors)
-        if n_layer > (min(n_tensors, _MAX_LAYERS) if n_tensors else _MAX_LAYERS):
-            raise self.error(f"claims {n_layer:,} layers, and has {n_tensors:,} tensors: it is damaged")
-        return n_layer
-
-    def _check_values(self, n_layer: int) -> None:
-        """Refuse numbers that cannot be: llama.cpp ends the process at them, or allocates by them."""
-        for key in _NORM_EPSILONS:
-            value = self.metadata.get(f"{self.architecture}.{key}")
-            if isinstance(value, float) and not 0 <= value < math.inf:
-                raise self.error(f"has {value} as {self.architecture[:40]}.{key}, which no norm can be computed with")
-        scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
-        if isinstance(scaling, str) and scaling not in _ROPE_SCALINGS:
-            raise self.error(
-                f"scales its positions by {_short(scaling)}, which is not known here",
-                f"Known are {', '.join(_ROPE_SCALINGS)}. A newer edge may know it; otherwise choose another model.",
-            )
-        nextn = self._number("nextn_predict_layers")
-        if nextn > n_layer:
-            raise self.error(f"claims {nextn:,} layers that predict further tokens, and has {n_layer} layers: it is damaged")
-        for what, count, limit in (
-            ("tokens", self._number("vocab_size"), _MAX_STRINGS),
-            ("experts", self._number("expert_count"), _MAX_EXPERTS),
-        ):
-            if count > limit:
-                raise self.error(f"claims {count:,} {what}, more than any model has: it is damaged")
-        self._check_experts(n_layer)
-
-    def _check_experts(self, n_layer: int) -> None:
-        n_experts, used = self._number("expert_count"), self._per_layer("expert_used_count", n_layer, 0)
-        most_used = max(used, default=0) if isinstance(used, tuple) else used
-        if self.architecture.startswith("hunyuan") and n_experts <= 1:
-            return  # llama.cpp reads these as models without experts
-        if most_used > n_experts or (n_experts and not most_used):
-            raise self.error(f"uses {most_used:,} of {n_experts:,} experts, which is not possible: it is damaged")
-
-    def _number(self, key: str, default: int = 0) -> int:
-        return self._checked(key, self.metadata.get(f"{self.architecture}.{key}", default))
-
-    def _checked(self, key: str, value: Value) -> int:
-        if type(value) is not int or not 0 <= value <= _MAX_HYPERPARAMETER:
-            raise self.error(
-                f"has {_short(value)} as {self.architecture[:40]}.{key}, which is not a usable number: it is damaged"
-            )
-        return value
-
-    def _per_layer(self, key: str, n_layer: int, default: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if not isinstance(value, tuple):
-            return self._checked(key, value)
-        if len(value) != n_layer:
-            raise self.error(f"has {len(value)} values of {key} for {n_layer} layers: it is damaged")
-        return tuple(self._checked(key, item) for item in value)
-
-    def _n_vocab(self) -> int:
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
-        if isinstance(tokens, ArrayInfo):
-            return tokens.length
-        if isinstance(tokens, tuple) and tokens:
-            return len(tokens)
-        embedding = next((tensor for tensor in self.tensors if tensor.name == "token_embd.weight"), None)
-        default = embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0
-        return self._number("vocab_size", default)
-
-    def _file_type(self) -> str:
-        code = self.metadata.get("general.file_type")
-        if type(code) is int and code & ~FILE_TYPE_GUESSED in FILE_TYPES:
-            return FILE_TYPES[code & ~FILE_TYPE_GUESSED]
-        sizes: dict[str, int] = {}
-        for tensor in self.tensors:
-            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
-        return max(sizes, key=lambda name: sizes[name]) if sizes else ""
-
-
-def _short(value: object) -> str:
-    """Return a value from the file for a message: quoted, so that it cannot control a terminal, and not too long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
