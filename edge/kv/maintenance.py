@@ -73,8 +73,7 @@ def scan(disk: Disk, should_stop: Callable[[], bool] = lambda: False) -> GcRepor
     for portion in _portions(unknown):
         if should_stop():
             return GcReport()
-        places = [_PLACE.unpack(place) for place in portion]
-        headers = [(time, _header_of(disk, key)[0]) for time, _, key in places]
+        headers = [(time, _header_of(disk, key)[0]) for time, _, key in map(_PLACE.unpack, portion)]
         indexed, removed = _index_unknown(disk, [(time, header) for time, header in headers if header is not None], pinned)
         n_indexed, n_removed = n_indexed + indexed, n_removed + removed
     n_missing += _drop_unreachable(disk)
