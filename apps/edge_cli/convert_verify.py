@@ -46,6 +46,12 @@ def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
     return 0
 
 
+def _files(n_files: int) -> str:
+    if not n_files:
+        return "not compared: there is no manifest.json beside the package"
+    return f"{n_files} with the SHA-256 in manifest.json"
+
+
 def _lines(report: VerifyReport) -> list[tuple[str, str]]:
     """Return the rows of a report."""
     where = f"Core ML on {report.compute_units}" if report.engine == "coreml" else "edge's evaluator, since this is not a Mac"
@@ -54,6 +60,7 @@ def _lines(report: VerifyReport) -> list[tuple[str, str]]:
     source = f"KL {report.source_divergence:.4f} nats, {round(n * report.source_agreement)} of {n} tokens the same"
     return [
         ("variant", f"{report.variant}: {weights}"),
+        ("files", _files(report.n_files)),
         ("computed by", f"{where}; {report.seconds_per_token:.2f} s a token"),
         *(("planned on", f"{unit}: {share:.0%} of the operations") for unit, share in report.placement.items()),
         ("to the export", f"KL {report.divergence:.5f} nats at {n} places in a text of {report.n_read} tokens"),

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["FileEntry", "Manifest", "digest_file", "seal", "tool_versions", "write_manifest"]
+from edge.errors import ModelFileError
+from edge.files import read_json
+
+__all__ = ["FileEntry", "Manifest", "check_files", "digest_file", "seal", "tool_versions", "write_manifest"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -80,6 +83,43 @@ def seal(manifest: Manifest) -> Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest as indented JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def check_files(artifact: Path, on_bytes: Callable[[int], None] | None = None) -> int:
+    """Compare the files of an artifact with the manifest beside it.
+
+    Args:
+        artifact: a file or a package in the folder that a conversion made.
+        on_bytes: see `digest_file`.
+
+    Returns:
+        The number of files; 0 if there is no manifest, as beside a copy of the artifact alone.
+
+    Raises:
+        ModelFileError: a file is missing or changed, or the manifest is damaged or lists nothing of the artifact.
+    """
+    path = artifact.parent / "manifest.json"
+    if not path.is_file():
+        return 0
+    manifest = read_json(path, Manifest)
+    entries = [entry for entry in manifest.files if entry.name.split("/")[0] == artifact.name]
+    if not entries:
+        raise ModelFileError(
+            f"{path} lists no file of {artifact.name}.",
+            "Move it away if it belongs to another model, or convert the model again.",
+        )
+    for entry in entries:
+        file = path.parent / entry.name
+        if not file.is_file():
+            raise ModelFileError(f"{file} is missing; manifest.json lists it.", "Copy or convert the model again.")
+        found = digest_file(file, name=entry.name, on_bytes=on_bytes)
+        if found != entry:
+            what = "SHA-256" if found.size_bytes == entry.size_bytes else "size"
+            raise ModelFileError(
+                f"{file} has changed since it was made: it has another {what} than in manifest.json.",
+                "Copy or convert the model again.",
+            )
+    return len(entries)
 
 
 def digest_file(path: Path, *, name: str | None = None, on_bytes: Callable[[int], None] | None = None) -> FileEntry:

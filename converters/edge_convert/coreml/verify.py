@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -19,13 +19,10 @@ from edge.child import python_command, run_child
 from edge.errors import BackendError, ModelNotFoundError, UsageError
 from edge.formats.coreml import find_files
 from edge_convert.evaluate.logits import model_in
+from edge_convert.manifest import check_files
 
 from .golden import golden_logits
 from .runner import ComputeUnits, Engine, Functions, PackageRunner, load_functions
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["ComputeUnits", "Engine", "VerifyReport", "verify"]
 
@@ -53,6 +50,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         seconds_per_token: mean time of a decode step.
         placement: share of operations that Core ML plans for each unit; empty with the evaluator.
         is_good: whether rounding explains the divergence.
+        n_files: files whose SHA-256 is that of manifest.json; 0 if there is none beside the package.
     """
 
     engine: Engine
@@ -67,12 +65,13 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds_per_token: float
     placement: dict[str, float]
     is_good: bool
+    n_files: int = 0
 
 
 def verify(
     package: Path, *, engine: Engine | None = None, compute_units: ComputeUnits = "ALL", timeout_s: float = _TIMEOUT_S
 ) -> VerifyReport:
-    """Run a package's golden prompt and compare its logits.
+    """Compare a package's files with its manifest, run its golden prompt and compare its logits.
 
     Args:
         package: an .mlpackage made by `edge convert`, or the folder around it.
@@ -82,7 +81,7 @@ def verify(
 
     Raises:
         ModelNotFoundError: there is nothing at that path.
-        ModelFileError: the package is damaged, or not made by `edge convert`.
+        ModelFileError: the package is damaged, a file of it has changed, or `edge convert` did not make it.
         BackendUnavailableError: real prediction was asked for and this is not a Mac, or coremltools is missing.
         BackendError: Core ML refused the program, or crashed on it.
         UsageError: an argument is unknown.
@@ -97,10 +96,13 @@ def verify(
     if not package.exists():
         raise ModelNotFoundError(f"There is no package {package}.", "Check the path.")
     package = model_in(package)
+    n_files = check_files(package)
     if engine == "coreml" and on_mac:
         find_files(package)  # so that a missing package does not look like a crash of Core ML
-        return _in_child(package, compute_units, timeout_s)
-    return _compare(load_functions(package, engine), None, {})
+        report = _in_child(package, compute_units, timeout_s)
+    else:
+        report = _compare(load_functions(package, engine), None, {})
+    return msgspec.structs.replace(report, n_files=n_files)
 
 
 def _compare(functions: Functions, units: ComputeUnits | None, placement: dict[str, float]) -> VerifyReport:

@@ -8,41 +8,25 @@ from pathlib import Path
 import msgspec
 
 from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
-from tests.unit.convert.support import read_manifest
-
-
-def manifest(**changes: object) -> Manifest:
-    entry = FileEntry(name="b.gguf", size_bytes=3, sha256="0" * 64)
-    fields: dict[str, object] = {
-        "format": "gguf",
-        "name": "tiny",
-        "architecture": "LlamaForCausalLM",
-        "quantisation": "Q4_0",
-        "source": "hf:owner/repo",
-        "source_files": (entry, FileEntry(name="a", size_bytes=1, sha256="1" * 64)),
-        "recipe": {"z": "1", "a": "2"},
-        "tools": tool_versions("msgspec"),
-        "files": (entry,),
-    }
-    return seal(Manifest(**(fields | changes)))  # type: ignore[arg-type]
+from tests.unit.convert.support import make_manifest, read_manifest
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     first, second = tmp_path / "1.json", tmp_path / "2.json"
-    write_manifest(first, manifest())
-    write_manifest(second, manifest(recipe={"a": "2", "z": "1"}))
+    write_manifest(first, make_manifest())
+    write_manifest(second, make_manifest(recipe={"a": "2", "z": "1"}))
     assert first.read_bytes() == second.read_bytes()
     read = read_manifest(first)
-    assert read == manifest()
+    assert read == make_manifest()
     assert [entry.name for entry in read.source_files] == ["a", "b.gguf"]
     assert "msgspec" in read.tools
     assert "no-such-package" not in tool_versions("no-such-package")
 
 
 def test_the_fingerprint_covers_everything(tmp_path: Path) -> None:
-    assert manifest(licence="mit").fingerprint != manifest().fingerprint
+    assert make_manifest(licence="mit").fingerprint != make_manifest().fingerprint
     path = tmp_path / "manifest.json"
-    write_manifest(path, manifest())
+    write_manifest(path, make_manifest())
     path.write_bytes(path.read_bytes().replace(b"Q4_0", b"Q8_0"))
     changed = msgspec.json.decode(path.read_bytes(), type=Manifest)
     assert seal(changed).fingerprint != changed.fingerprint

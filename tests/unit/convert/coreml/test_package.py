@@ -20,13 +20,16 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.formats.coreml import METADATA_KEY, Golden, TopLogits, find_files, read_info
 from edge_cli.convert_verify import verify_package
+from edge_cli.main import run
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
 from edge_convert.coreml.mil import MilModel
 from edge_convert.coreml.normalise import normalise_package
 from edge_convert.coreml.program import Package, read_spec
 from edge_convert.coreml.verify import verify
+from edge_convert.manifest import digest_file, write_manifest
 from tests.unit.convert.coreml.support import divergence, export_tiny, info_of, log_softmax, open_runner
+from tests.unit.convert.support import make_manifest
 
 Make = Callable[[str], Path]
 SUPPORT = "tests.unit.convert.coreml.support"
@@ -65,11 +68,35 @@ def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture
     assert verify_package(original.parent, "ALL", as_json=False) == 0, "the folder around a package will do"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "variant        gpu: 14 int4 in blocks, 1 int8 per row"
-    assert "edge's evaluator, since this is not a Mac" in lines[1] or "Core ML on ALL" in lines[1]
+    assert lines[1] == "files          not compared: there is no manifest.json beside the package"
+    assert "edge's evaluator, since this is not a Mac" in lines[2] or "Core ML on ALL" in lines[2]
     assert "to the export  KL 0.0000" in lines[-3] and "8 places in a text of 87 tokens" in lines[-3]
     assert lines[-1] == "The results are the same as at the export."
     assert verify_package(original, "ALL", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["encodings"] == {"int4 in blocks": 14, "int8 per row": 1}
+
+
+def test_verify_compares_every_file_with_the_manifest(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [path for path in sorted(package.rglob("*")) if path.is_file()]
+    entries = tuple(digest_file(path, name=path.relative_to(package.parent).as_posix()) for path in files)
+    write_manifest(package.parent / "manifest.json", make_manifest(format="coreml", files=entries))
+    assert verify(package, engine="evaluator").n_files == len(files) == 3
+    for path in files:
+        before = path.read_bytes()
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert run(["convert", "verify", str(package)]) == 1
+        said = capsys.readouterr().err
+        assert f"{path} has changed since it was made: it has another SHA-256" in said
+        path.write_bytes(before)
+    path.write_bytes(before + b" ")
+    with pytest.raises(ModelFileError, match="another size"):
+        verify(package, engine="evaluator")
+    path.unlink()
+    with pytest.raises(ModelFileError, match=r"is missing; manifest\.json lists it"):
+        verify(package, engine="evaluator")
+    write_manifest(package.parent / "manifest.json", make_manifest(format="coreml"))
+    with pytest.raises(ModelFileError, match=r"lists no file of copy\.mlpackage"):
+        verify(package, engine="evaluator")
 
 
 def test_verify_finds_changed_weights(package: Path) -> None:
