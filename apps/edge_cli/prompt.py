@@ -71,8 +71,6 @@ def read_prompt(
 
 
 def _read_stdin(*, is_chatty: bool) -> str:
-    if sys.stdin is None:
-        return ""
     reminder = threading.Timer(
         _WAIT_S, output.note, ["Waiting for the end of stdin, which is not a terminal (--no-stdin ignores it) ..."]
     )

@@ -140,12 +140,16 @@ class _Bytes(io.RawIOBase):
         return len(bytes(data))
 
 
-def read_bytes(stream: TextIO, limit: int) -> bytes:
+def read_bytes(stream: TextIO | None, limit: int) -> bytes:
     """Read a stream to its end, but not more than `limit` bytes. Wait where it is not ready (non-blocking).
+
+    A stream that the process was started without (`<&-`) is empty.
 
     Raises:
         OSError: it cannot be read.
     """
+    if stream is None:
+        return b""
     source = getattr(stream.buffer, "raw", stream.buffer)
     parts: list[bytes] = []
     n_left = limit

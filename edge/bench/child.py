@@ -26,7 +26,7 @@ __all__ = ["Answer", "Bandwidth", "Open", "Problem", "Run", "main", "serve"]
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Load a model by the fields of a Plan, with `path` in place of the artifact and without memory and choices."""
 
-    path: str
+    path: bytes  # it need not be Unicode, as JSON has to be
     plan: dict[str, Any]
     with_energy: bool = False
 
@@ -87,7 +87,7 @@ class _Server:
         from edge.formats.artifact import open_artifact
         from edge.plan.receipt import MemoryEstimate, Plan
 
-        artifact = open_artifact(Path(request.path))
+        artifact = open_artifact(Path(os.fsdecode(request.path)))
         plan = Plan(**request.plan, artifact=artifact, memory=MemoryEstimate(0, 0, 0, 0, 0), choices=())
         started = time.perf_counter()
         self._backend = open_backend(plan)

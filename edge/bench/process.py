@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Worker:
         self._child = _start()
         try:
             values = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _LEFT_OUT}
-            answer = _ask(self._child, Open(path=str(plan.artifact.path), plan=values, with_energy=with_energy))
+            answer = _ask(self._child, Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy))
         except BaseException:
             self.stop()
             raise

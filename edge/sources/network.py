@@ -63,6 +63,7 @@ def check_endpoint(endpoint: str, source: str) -> None:
     try:
         parts = urlsplit(endpoint)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")
     except ValueError:
         is_address = False
     if not is_address or not endpoint.isprintable() or " " in endpoint:
@@ -190,12 +191,18 @@ def proxies() -> dict[str, str]:
 
 
 def network_fault() -> ConfigError | None:
-    """Return the error for a proxy, SSL_CERT_FILE or SSL_CERT_DIR that cannot be used; None if all can or none is set."""
+    """Return the error for a proxy or a file of TLS (SSL_CERT_FILE ...) that cannot be used; None if there is none."""
     for name, value in proxies().items():
         if fault := _proxy_fault(name, value):
             return fault
     import ssl
 
+    if path := os.environ.get("SSLKEYLOGFILE"):
+        try:
+            Path(path).open("ab").close()
+        except OSError as error:
+            what = f"SSLKEYLOGFILE is {path!r}, which cannot be written: {error.strerror}."
+            return ConfigError(what, "It may be a file that you can write. Unset it if you do not debug the network.")
     if path := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=path)
@@ -222,7 +229,7 @@ def _load_hub() -> Any:
             )
     if endpoint := os.environ.get("HF_ENDPOINT"):
         try:
-            urlsplit(endpoint).hostname  # noqa: B018  (as the library does, with whose error nobody could do anything)
+            urlsplit(endpoint).port  # noqa: B018  (as the library does, with whose error nobody could do anything)
         except ValueError:
             check_endpoint(endpoint, "HF_ENDPOINT")
     try:

@@ -136,6 +136,8 @@ ODD: list[tuple[str, str, str]] = [
     ("HF_ENDPOINT", "127.0.0.1:9", "https://huggingface.co"),
     ("HF_ENDPOINT", "ftp://127.0.0.1", "https://huggingface.co"),
     ("HF_ENDPOINT", "http://a b", "https://huggingface.co"),
+    ("HF_ENDPOINT", "https://hub..example", "https://huggingface.co"),
+    ("HF_ENDPOINT", "http://127.0.0.1:9 ", "https://huggingface.co"),
     ("EDGE_HUB_ENDPOINT", "http://", "https://huggingface.co"),
     ("HF_TOKEN", "hf_\u00e9", "hf auth login"),
     ("HF_TOKEN", "hf_a b", "hf auth login"),
@@ -216,6 +218,17 @@ def test_certificates_that_cannot_be_read(
     monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http:", "https:"))
     huggingface_hub.close_session()
     with pytest.raises(ConfigError, match=f"SSL_CERT_FILE is .*certificates.pem.*{why}"):
+        pull(REFERENCE, settings=load_settings())
+
+
+def test_a_file_for_tls_keys_that_cannot_be_written(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    certificates = tmp_path / "certificates.pem"
+    certificates.write_bytes(b"no certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys.log"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http:", "https:"))
+    huggingface_hub.close_session()
+    with pytest.raises(ConfigError, match=r"SSLKEYLOGFILE is .*keys.log.*cannot be written: No such file"):
         pull(REFERENCE, settings=load_settings())
 
 

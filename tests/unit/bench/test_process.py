@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_errors_come_back_as_what_they_are(plan: Plan) -> None:
         assert worker.run(5, 1).n_prompt == 5  # and it goes on
 
 
+def test_a_path_that_is_not_unicode(tmp_path: Path) -> None:
+    artifact = open_artifact(write_gguf(tmp_path / os.fsdecode(b"caf\xe9.gguf")))
+    with Worker(make_plan(device(), artifact, PlanRequest(backend="fake", context=1024, n_seq=1))) as worker:
+        assert worker.run(5, 1).n_prompt == 5
+
+
 def test_a_model_that_is_gone(plan: Plan) -> None:
     plan.artifact.path.write_bytes(b"GGUF, but no longer")
     with pytest.raises(ModelFileError):
@@ -77,7 +84,7 @@ def test_stopping_does_not_wait(plan: Plan) -> None:
 
 def test_requests_one_after_the_other(plan: Plan) -> None:
     answers = io.BytesIO()
-    bad = Open(path=str(plan.artifact.path), plan={"backend": "fake"})
+    bad = Open(path=os.fsencode(plan.artifact.path), plan={"backend": "fake"})
     serve(io.BytesIO(msgspec.json.encode(bad) + b"\nnonsense\n"), answers)
     found = [msgspec.json.decode(line, type=Answer) for line in answers.getvalue().splitlines()]
     assert [answer.problem is not None and answer.problem.kind for answer in found] == ["BackendError", "BackendError"]

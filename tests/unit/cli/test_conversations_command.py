@@ -177,6 +177,12 @@ def test_a_pipe_from_another_machine_is_imported(call: Call, store: Conversation
     assert call("conversations", "import", "-", stdin=b"").code == 1
 
 
+def test_import_without_a_stdin(call: Call, store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as `<&-` leaves it
+    result = call("conversations", "import", "-")
+    assert (result.code, "bug" in result.err) == (1, False)
+
+
 def test_export_tells_the_files_as_json(call: Call, store: ConversationStore, tmp_path: Path) -> None:
     id = fill(store)
     written = json.loads(call("conversations", "export", "--all", "-o", str(tmp_path), "--json").out)
