@@ -1,18 +1,22 @@
-"""The secret in the keyring of the operating system. The keyring is a fake: nobody's real one is touched."""
+"""The secret in the keyring of the operating system, and forks. The keyring is a fake: nobody's real one is touched."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from edge.errors import StorageError
 from edge.kv.blocks import fingerprint
-from edge.kv.keys import secret_of_keyring
+from edge.kv.keys import Keys, secret_of_keyring
 from edge.kv.store import BlockStore, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
@@ -131,3 +135,30 @@ def test_an_entry_of_another_program_is_refused(keyring: FakeKeyring) -> None:
         keyring.kept["edge-assistant", "kv-cache"] = text
         with pytest.raises(StorageError, match="not a key of edge"):
             secret_of_keyring(make=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_never_waits_for_a_thread_of_its_parent_that_makes_a_cipher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of the child's own hung in its first write: until Python 3.12 a cached_property has one lock for all objects."""
+    parent, began, may_end = os.getpid(), threading.Event(), threading.Event()
+
+    def slow(key: bytes) -> AESGCM:
+        if os.getpid() == parent:
+            began.set()
+            may_end.wait(60.0)
+        return AESGCM(key)
+
+    monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.AESGCM", slow)
+    thread = threading.Thread(target=lambda: Keys(b"p" * 32).cipher)
+    thread.start()
+    assert began.wait(60.0)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # ends it where it waits
+        os._exit(0 if Keys(b"c" * 32).cipher.encrypt(bytes(12), b"x", None) else 1)
+    _, status = os.waitpid(child, 0)
+    may_end.set()
+    thread.join()
+    assert status == 0
