@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["count_text", "duration_text", "one_line", "plural", "reason", "size_text"]
 
 
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+"""Control characters, line ends, and marks that change the direction of the text around them."""
+
+
 def one_line(text: str) -> str:
-    """Return a text from outside, such as a name in a model file, without line ends: its words with one blank between them."""
-    return " ".join(text.split())
+    """Return a text from outside, such as a name in a model file, as one line: its words with one blank between them.
+
+    Characters that control a terminal or the direction of text are left out.
+    """
+    return " ".join(_CONTROLS.sub(" ", text).split())
 
 
 def plural(number: int, noun: str) -> str:

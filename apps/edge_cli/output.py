@@ -40,6 +40,7 @@ __all__ = [
 # Terminal control sequences. A model must not be able to move the cursor, set the title or hide text.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_ENDS = re.compile("[\t\n\u2028\u2029]+")  # a name with a line end must not look like another row
+_DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # a name in a message must not turn the rest around
 _LEAST_ROOM = 24
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
@@ -212,9 +213,9 @@ def note(text: str = "") -> None:
 
 def error(message: str, hint: str = "") -> None:
     """Write an error and its hint to stderr."""
-    note(f"{paint('Error:', 'red', sys.stderr)} {plain(message)}")
+    note(f"{paint('Error:', 'red', sys.stderr)} {_DIRECTIONS.sub('', plain(message))}")
     if hint:
-        note(plain(hint))
+        note(_DIRECTIONS.sub("", plain(hint)))
 
 
 def write_file(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
+from edge.units import one_line
 from edge_convert.architectures import Architecture, find_architecture
 from edge_convert.model_config import ModelConfig, read_model_config
 from edge_convert.shapes import EMBEDDING, HEAD, check_tensors
@@ -108,7 +109,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The last part of the folder or reference."""
-        return self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0] or self.folder.name
+        return one_line(self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]) or one_line(self.folder.name) or "model"
 
     @property
     def shards(self) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ import msgspec
 from edge.errors import QualityGateError, UsageError
 from edge.formats.gguf import read_header
 from edge_convert.evaluate.card import Card, Row
-from edge_convert.gguf.quantise import FLOATS, QUANTISATIONS
+from edge_convert.gguf.quantise import FLOATS, QUANTISATIONS, type_of_weights
 
 if TYPE_CHECKING:
     from edge_convert.facts import Request
@@ -40,7 +40,7 @@ def with_candidates(request: Request, source: Input) -> Request:
     """Return the request with all candidates. A quantised GGUF's own blocks are one of them: they cost nothing."""
     names: tuple[str, ...] = CANDIDATES
     if source.kind == "gguf" and not request.changes_model:
-        own = read_header(source.path).file_type
+        own = type_of_weights(read_header(source.path))
         names = (own, *names) if own in QUANTISATIONS and own not in (*FLOATS, *names) else names
     return msgspec.structs.replace(request, gguf=msgspec.structs.replace(request.gguf, quantisations=names))
 

@@ -13,10 +13,11 @@ from edge.errors import UsageError
 from edge.formats.coreml import Variant
 from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
+from edge.units import one_line
 from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
-from edge_convert.gguf.quantise import FLOATS, GgufOptions
+from edge_convert.gguf.quantise import FLOATS, GgufOptions, type_of_weights
 from edge_convert.inputs import Input
 from edge_convert.manifest import FileEntry, Manifest, digest_file, seal, tool_versions, write_manifest
 from edge_convert.model_config import ModelConfig, read_model_config
@@ -192,12 +193,14 @@ def read_facts(source: Input) -> Facts:
         shapes = {tensor: info.shape for tensor, info in opened.tensors.items()}
     else:
         header = read_header(source.path)
-        name = source.path.stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}")
+        stem = one_line(source.path.stem)
+        name = stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}") or "model"
         architecture = find_gguf_architecture(header.architecture, source.path.name)
         config = header_config(source.path, header, architecture)
         model = read_model_config(config, architecture, source.path.name)
         weights = checkpoint_tensors(header, architecture, model)
-        quantised = None if header.file_type in FLOATS else header.file_type
+        kind = type_of_weights(header)
+        quantised = None if kind in FLOATS else kind
         in_file = header.metadata.get("general.license")
         licence = source.licence or (in_file if isinstance(in_file, str) else None)
         is_wide = quantised is not None

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import msgspec
 
-from edge.errors import ModelFileError, StorageError
+from edge.errors import ModelFileError, UsageError
+from edge.formats.gguf import read_header
 from edge.hashes import file_stamp
+from edge.units import one_line, reason
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
 from edge_convert.gguf.imatrix import read_calibration
 from edge_convert.gguf.limits import context_length
-from edge_convert.gguf.quantise import ill_fitting_share
+from edge_convert.gguf.quantise import ill_fitting_share, type_of_weights
 from edge_convert.gguf.steps import read_step
 from edge_convert.inputs import Input
 from edge_convert.manifest import digest_file, tool_versions
@@ -39,9 +41,8 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
         request: what to convert to.
 
     Raises:
-        UsageError: an option is out of range.
+        UsageError: an option is out of range, or `out` cannot be a folder here.
         ModelFileError: the source is damaged, incomplete or of an unknown architecture, or cannot become a format.
-        StorageError: `out` cannot be a folder here.
     """
     _check_out(out)
     facts = read_facts(source)
@@ -67,10 +68,14 @@ def make_plan(source: Input, out: Path, request: Request) -> Plan:
 
 def _check_out(out: Path) -> None:
     try:
+        str(out).encode()  # manifests and messages are UTF-8
         out.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise StorageError(f"{out} cannot be the folder for the results: {why}.", "Give another one with --out.") from error
+        why = "its name is not UTF-8" if isinstance(error, UnicodeEncodeError) else reason(error)
+        shown = one_line(str(out).encode(errors="replace").decode())
+        raise UsageError(
+            f"{shown[:200]} cannot be the folder for the results: {why}.", "Give another one with --out."
+        ) from error
 
 
 def _completed(request: Request, facts: Facts) -> Request:
@@ -140,6 +145,11 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
             + ("Its blocks are copied unchanged where the type stays. " if is_copied else "")
             + "Quantising it again costs quality that an original checkpoint would not."
         )
+    if facts.input.kind == "gguf":
+        header = read_header(facts.input.path)
+        named, kind = header.file_type, type_of_weights(header)
+        if named != kind:
+            yield f"The GGUF says that its weights are {named}, but they are {kind}: it is read as such."
     length = context_length(facts.model, facts.architecture)
     if "gguf" in request.formats and length < facts.model.n_positions:
         yield (

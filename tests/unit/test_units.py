@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.units import duration_text, reason, size_text
+from edge.units import duration_text, one_line, reason, size_text
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,8 @@ def test_why_something_failed_is_said_without_numbers_and_words_of_python() -> N
     assert reason(OSError("odd")) == "odd"
     assert reason(UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte")) == "not UTF-8 text, at byte 1"
     assert reason(ValueError("two")) == "two"
+
+
+def test_a_name_from_outside_controls_neither_a_terminal_nor_the_direction_of_text() -> None:
+    assert one_line(" a\x1b[31m\nb\u2028c\u202etxt.exe\x9b \u2066d ") == "a [31m b c txt.exe d"
+    assert one_line("Ünï-模型 №1") == "Ünï-模型 №1"

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from edge.errors import ModelFileError, UsageError
-from edge.formats.gguf import read_header
+from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint
 from edge_convert.gguf.engine import run_task
@@ -27,6 +27,7 @@ __all__ = [
     "ill_fitting_share",
     "needs_imatrix",
     "quantise",
+    "type_of_weights",
 ]
 
 FLOATS = ("F32", "F16", "BF16")
@@ -115,12 +116,30 @@ def quantise(
     return out
 
 
-def describe_types(path: Path) -> str:
-    """Return the share of each weight type in a GGUF file: "Q4_K 71 %, Q6_K 29 %"."""
+def _count_types(header: GGUFHeader) -> dict[str, int]:
+    """Return the number of weights of each type in the matrices of a GGUF file."""
     counts: dict[str, int] = {}
-    for tensor in read_header(path).tensors:
+    for tensor in header.tensors:
         if len(tensor.shape) > 1:
             counts[tensor.type] = counts.get(tensor.type, 0) + math.prod(tensor.shape)
+    return counts
+
+
+def type_of_weights(header: GGUFHeader) -> str:
+    """Return the name of a GGUF file's mix of types; where its matrices contradict that name, the type that most of them have.
+
+    A mix such as Q4_K_M is contradicted by matrices that are all floats, a plain type by matrices without it.
+    """
+    counts = _count_types(header)
+    named = header.file_type
+    is_plain = named in (*FLOATS, *_SMALL_BLOCKS)
+    is_true = named in counts if is_plain else not set(counts) <= {*FLOATS}
+    return named if is_true or not counts else max(counts, key=lambda name: counts[name])
+
+
+def describe_types(path: Path) -> str:
+    """Return the share of each weight type in a GGUF file: "Q4_K 71 %, Q6_K 29 %"."""
+    counts = _count_types(read_header(path))
     total = sum(counts.values())
     return ", ".join(f"{kind} {count / total:.0%}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 

@@ -27,7 +27,7 @@ from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import SOURCE_NOTE, open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
-from edge_convert.gguf.quantise import check_tokenizer
+from edge_convert.gguf.quantise import FLOATS, check_tokenizer, type_of_weights
 from edge_convert.gguf.tokenizer import CONTROL, LOOKS_SPECIAL, NORMAL
 from edge_convert.gguf.tokenizer_json import build_tokenizer
 from edge_convert.model_config import ModelConfig, read_model_config
@@ -94,11 +94,11 @@ def checkpoint_from_gguf(
     if header.chat_template:
         (out / "chat_template.jinja").write_text(header.chat_template, encoding="utf-8")
     _write_weights(_entries(GGUFReader(path), names), architecture, model, out, on_progress)
-    in_file = header.metadata.get("general.license")
+    in_file, kind = header.metadata.get("general.license"), type_of_weights(header)
     note = {
         "source": source or path.name,
         "licence": licence or (in_file if isinstance(in_file, str) else None),
-        "source_quantised": None if header.file_type in ("F32", "F16", "BF16") else header.file_type,
+        "source_quantised": None if kind in FLOATS else kind,
         "source_gguf": str(path.resolve()),
     }
     _write_json(out / SOURCE_NOTE, note)

@@ -25,6 +25,7 @@ ANSWERS_AT_ONCE, ROWS_AT_ONCE = 128, 256
 
 _READ_IN_A_MINUTE, _READ_BY = 55_000, 135e6  # tokens; half of a teacher of that many weights, on two cores
 _FEWEST_TOKENS, _MOST_ANSWERS = 50_000, 3_500  # there are prompts for a few more
+_MOST_MINUTES = 60 * 24 * 366  # of a year; also refuses an infinity
 _ANSWER_TOKENS, _ROOM_FOR_PROMPT = 200, 56  # the prompt with the template's own text
 
 
@@ -195,6 +196,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     if len(set(names)) < len(names) or not all(name.replace("-", "").replace("_", "").isalnum() for name in names):
         raise UsageError("The texts of a recipe have names of their own, of letters, digits and dashes.", "Rename them.")
     in_range = {
+        "minutes": training.minutes < _MOST_MINUTES,
         "window": 16 <= training.window <= 4096,
         "batch": training.batch >= 1,
         "lr": 0 < training.lr < 1,

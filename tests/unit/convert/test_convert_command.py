@@ -186,8 +186,9 @@ def test_missing_packages_are_named(
 
 
 def test_a_folder_for_results_that_cannot_be(convert: Call, tiny_checkpoint: Make) -> None:
-    result = convert(tiny_checkpoint("llama"), "--out", "a" * 300, "--dry-run")
-    assert (result.code, "File name too long" in result.err, "--out" in result.err) == (1, True, True)
+    for name, why in (("a" * 300, "File name too long"), ("b\udcff", "not UTF-8")):
+        result = convert(tiny_checkpoint("llama"), "--out", name, "--dry-run")
+        assert (result.code, why in result.err, "--out" in result.err) == (2, True, True), result.err
 
 
 def test_the_plan_as_json(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 pytest.importorskip("gguf", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
 
 from edge.errors import EdgeError, ModelFileError
-from edge_convert.facts import Request
-from edge_convert.gguf.quantise import GgufOptions
+from edge.formats.gguf import read_header
+from edge_convert.facts import Request, read_facts
+from edge_convert.gguf.quantise import FLOATS, GgufOptions, type_of_weights
 from edge_convert.inputs import Input
 from edge_convert.pipeline import run
 from edge_convert.plan import make_plan
@@ -169,3 +170,24 @@ def test_a_source_that_a_later_step_refuses_leaves_nothing(tiny_checkpoint: Make
     with pytest.raises(ModelFileError, match="does not know"):
         run(isolate(make_plan(found, tmp_path / "out", REQUEST), found, REQUEST))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_whose_file_type_is_not_that_of_its_weights(tiny_checkpoint: Make, tmp_path: Path) -> None:
+    from gguf import GGUFReader, GGUFValueType
+
+    reader = GGUFReader(write_tiny_gguf(tiny_checkpoint("llama-linear"), tmp_path / "whole.gguf"))
+    fields = {name: (field.contents(), field.types) for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    honest = type_of_weights(read_header(tmp_path / "whole.gguf"))
+    assert honest in FLOATS
+    for code, named in ((2, "Q4_0"), (15, "Q4_K_M"), (7, "Q8_0")):
+        fields["general.file_type"] = (code, [GGUFValueType.UINT32])
+        path = tmp_path / f"\x1b]0;a\u202e\nb-{named}.gguf"
+        write_gguf_fields(path, fields, tensors)
+        source = Input(kind="gguf", path=path, source=path.name)
+        request = Request(gguf=GgufOptions(quantisations=(named,)), card=False)
+        plan = make_plan(source, tmp_path / "out", request)
+        assert f"says that its weights are {named}, but they are {honest}" in "".join(plan.notes)
+        assert not any("Copy" in step.title for step in plan.steps)
+        facts = read_facts(source)
+        assert (facts.quantised, facts.name) == (None, "]0;a b")

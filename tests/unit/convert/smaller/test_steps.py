@@ -446,6 +446,8 @@ def test_without_a_text_the_teacher_writes_as_much_as_is_read_once(
         ('keep_layers = 2\n[training]\nminutes = 1\n[[texts]]\nname = "a"\ntokens = 0', "no text to train on"),
         ('keep_layers = 2\n[[texts]]\nname = "a"\ntokens = 9', "how many minutes or how many steps"),
         ('keep_layers = 2\n[training]\nminutes = 1\nsteps = 2\n[[texts]]\nname = "a"\ntokens = 9', "either how many minutes"),
+        ("keep_layers = 2\n[training]\nminutes = inf", "minutes cannot have that value"),
+        ("keep_layers = 2\n[training]\nminutes = nan", "how many minutes or how many steps"),
         ('keep_layers = 2\n[training]\nminutes = 1\nlr = 2\n[[texts]]\nname = "a"\ntokens = 9', "lr cannot have that value"),
         ('keep_layers = 2\n[training]\nminutes = 1\n[[texts]]\nname = "a/b"\ntokens = 9', "names of their own"),
     ],
