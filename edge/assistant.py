@@ -30,7 +30,7 @@ from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
 from edge.prompt.prompting import Prompting
 from edge.turns import DiskCache, Turns
-from edge.types import Message, Sampling, SamplingOptions
+from edge.types import Message, Sampling, SamplingOptions, kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -277,6 +277,8 @@ class Assistant:
             BackendError: the assistant is closed, or was loaded in another process.
         """
         self._turns.check_open()
+        if isinstance(tokens, str | bytes) or not all(isinstance(token, int) for token in tokens):
+            raise UsageError(f"tokens are token ids, not {kind_of(tokens)}.", "For example: [1, 2, 3]")
         tokenizer = self._prompting.tokenizer
         return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
 

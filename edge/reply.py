@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge.device.cost import Cost
-from edge.errors import BackendError
-from edge.types import FinishReason, Timing, Usage
+from edge.errors import BackendError, UsageError
+from edge.types import FinishReason, Timing, Usage, kind_of
 
 if TYPE_CHECKING:
     from edge.conversation.tree import Node
@@ -247,7 +247,11 @@ class Reply:
         Raises:
             TimeoutError: it was not over in time.
             EdgeError: the error that ended it.
+            UsageError: the time is not a number.
         """
+        longest: object = timeout_s
+        if longest is not None and not (isinstance(longest, int | float) and longest == longest):  # NaN does not equal itself
+            raise UsageError(f"timeout_s is a number of seconds, not {kind_of(longest)}.", "None waits as long as it takes.")
         state, until = self._state, None if timeout_s is None else time.monotonic() + timeout_s
         state.count_reader(1)
         try:

@@ -138,6 +138,8 @@ class Sampling(_Given):
 
     def over(self, base: Sampling) -> Sampling:
         """Return the values given here, and those given in `base` for the rest."""
+        if not isinstance(base, Sampling):
+            raise UsageError(f"base is an edge.Sampling, not {kind_of(base)}.", "For example: edge.Sampling()")
         return Sampling(**{name: getattr(self if name in self._given else base, name) for name in self._given | base._given})
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ node of the current path, the one that is on the screen.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from edge.conversation.db import Database, process_mark
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
 from edge.names import import_namespace
-from edge.types import Message
+from edge.types import Message, kind_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -54,6 +55,8 @@ class ConversationStore:
     """
 
     def __init__(self, path: Path | str | None, *, on_delete: Callable[[Sequence[str]], None] | None = None) -> None:
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise UsageError(f"The path of a store is text or a Path, not {kind_of(path)}.", "None keeps it in memory.")
         self._db = Database(Path(path) if path is not None else None)
         self._on_delete = on_delete
         self._last_ms = 0

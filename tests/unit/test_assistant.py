@@ -19,6 +19,7 @@ from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
 from edge.kv.store import BlockStore, StoreOptions
+from edge.reply import Reply
 from edge.types import Message, Sampling
 
 
@@ -795,6 +796,12 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: conversation.regenerate([1]),
         lambda ai, conversation: conversation.switch(None),
         lambda ai, conversation: conversation.branches("x"),
+        lambda ai, conversation: ai.text_of("x"),
+        lambda ai, conversation: ai.text_of(["x"]),
+        lambda ai, conversation: Sampling().over(None),  # type: ignore[arg-type]
+        lambda ai, conversation: ConversationStore(b"x"),  # type: ignore[arg-type]
+        lambda ai, conversation: Reply().wait("1"),  # type: ignore[arg-type]
+        lambda ai, conversation: Reply().wait(float("nan")),
     ],
 )
 def test_wrong_types_are_refused_before_anything_is_saved(make: Callable[..., Assistant], call: Callable[..., object]) -> None:
