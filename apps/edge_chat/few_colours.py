@@ -45,7 +45,7 @@ _DARK_16_VARIABLES = {
     "text-disabled": "#aaaaaa",
     "border-blurred": "#aaaaaa",
     "scrollbar": "#aaaaaa",
-    "block-cursor-background": "#00aaaa",
+    "block-cursor-background": "#aaaaaa",
     "block-cursor-foreground": "#000000",
     "block-cursor-blurred-background": "#0000aa",
 }

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TextIO
 
 from edge.units import plural
 
-__all__ = ["clean", "day_group", "exact_time", "one_line", "plural", "rate", "short_time"]
+__all__ = ["clean", "day_group", "exact_time", "one_line", "plural", "rate", "short_time", "takes_unicode"]
 
 
 def rate(tokens_per_s: float) -> str:
     """Format a decode speed: "12.3 tok/s"."""
     return f"{tokens_per_s:.1f} tok/s" if tokens_per_s < 100 else f"{tokens_per_s:.0f} tok/s"
+
+
+def takes_unicode(stream: TextIO | None) -> bool:
+    """Return whether a stream takes more than ASCII or another small set of characters."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def one_line(text: str, width: int) -> str:

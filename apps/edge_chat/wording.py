@@ -166,7 +166,7 @@ def tips(keymap: Keymap) -> list[tuple[str, str]]:
     return [
         (display_keys(keymap.keys("send")), "send the message"),
         (keymap.display_newline(), "start a new line"),
-        ("/", "commands, such as /model and /set"),
+        ("/", "commands, such as /model"),
         ("@", "attach a file by its name"),
         (keymap.display("conversations"), "your conversations"),
         (keymap.display("palette"), "find any command"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from edge_cli import output
 
 if TYPE_CHECKING:
+    from edge_chat.markup.document import Document
     from edge_chat.markup.lines import Line, Run
 
 __all__ = ["Markdown", "is_possible", "render"]
@@ -35,10 +36,7 @@ def is_possible() -> bool:
 
 def render(text: str) -> list[str]:
     """Return Markdown as lines for the terminal at stdout, with its colours."""
-    from edge_chat.markup.document import Document
-    from edge_chat.markup.render import Options
-
-    document = Document(Options())
+    document = _document()
     document.set_text(output.plain(text))
     return [_paint(line) for line in document.lines(_width())]
 
@@ -47,10 +45,7 @@ class Markdown:
     """Writes an answer as Markdown while it is generated (see `edge_cli.answer.Answer`)."""
 
     def __init__(self) -> None:
-        from edge_chat.markup.document import Document
-        from edge_chat.markup.render import Options
-
-        self._document = Document(Options())
+        self._document = _document()
         self._text = ""
         self._n_written = 0  # lines of the document that will not be drawn again
         self._drawn: list[str] = []  # the lines below them, as they are on the screen
@@ -99,6 +94,14 @@ class Markdown:
         back = _UP.format(n_left) if n_left else ""
         end = f"{_ERASE}\n" if n_up else "\n"
         output.piece(up + "".join(f"{line}{end}" for line in new) + end * n_left + back)
+
+
+def _document() -> Document:
+    from edge_chat.format import takes_unicode
+    from edge_chat.markup.document import Document
+    from edge_chat.markup.render import Options
+
+    return Document(Options(is_ascii=not takes_unicode(sys.stdout)))
 
 
 def _paint(line: Line) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from edge_chat.markup.inline import keep_latex
 from edge_chat.markup.lines import Line
 from edge_chat.markup.parser import make_parser
 from edge_chat.markup.render import LOW_HEADINGS, Options, Rendering, render_tokens
@@ -93,7 +94,7 @@ class Document:
             self._blocks.clear()
             start = 0
         self.text = text
-        self._blocks += _parse(text, start)
+        self._blocks += _parse(text, start, is_ascii=self._options.is_ascii)
         self._options = replace(self._options, is_growing=not is_whole)
         self._lines = []
         self._width = 0 if is_whole else self._width
@@ -133,7 +134,7 @@ class Document:
         return self._lines
 
 
-def _parse(text: str, start: int) -> list[_Block]:
+def _parse(text: str, start: int, *, is_ascii: bool) -> list[_Block]:
     """Parse a text from a character on and split it into top-level blocks."""
     source = text[start:]
     offsets = [start]
@@ -141,6 +142,8 @@ def _parse(text: str, start: int) -> list[_Block]:
         offsets.append(offsets[-1] + len(line) + 1)
     blocks: list[_Block] = []
     for token in _parser().parse(source):
+        if is_ascii:
+            keep_latex(token)
         if token.level == 0 and token.nesting >= 0:
             first = token.map[0] if token.map else 0
             blocks.append(_Block(offsets[first], []))

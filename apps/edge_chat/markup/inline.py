@@ -11,7 +11,7 @@ from edge_chat.markup.lines import Run
 from edge_chat.markup.maths import to_unicode
 from edge_chat.markup.maths_symbols import SUPERSCRIPTS
 
-__all__ = ["footnote_mark", "formula_run", "inline_runs"]
+__all__ = ["footnote_mark", "formula_run", "inline_runs", "keep_latex"]
 
 _STYLES = {"em_open": "em", "strong_open": "strong", "s_open": "struck"}
 _CLOSERS = {"$$": "$$", "\\(": "\\)", "\\[": "\\]", "$": "$"}
@@ -78,6 +78,15 @@ def formula_run(source: str, opener: str) -> tuple[str, str, str]:
     text = to_unicode(source)
     flat = re.sub(r"\s+", " ", whole)
     return (text, "maths", whole) if text is not None else (flat, "code-inline", whole)
+
+
+def keep_latex(token: Token) -> None:
+    """Turn formulas into code, for terminals without the characters to draw them with."""
+    for part in (token, *(token.children or ())):
+        if part.type == "math_block":
+            part.content = ""
+        elif part.type == "math_inline":
+            part.type, part.content = "code_inline", f"{part.markup}{part.content}{_CLOSERS[part.markup]}"
 
 
 def footnote_mark(label: str) -> str:

@@ -51,12 +51,14 @@ class Options:
         is_redrawn: what is shown while the text grows is replaced when it is whole: the end of long code is coloured on its own
             until then, which is faster.
         is_growing: more of the text will come.
+        is_ascii: the terminal shows ASCII alone: formulas stay LaTeX.
     """
 
     is_plain: bool = False
     has_actions: bool = False
     is_redrawn: bool = False
     is_growing: bool = False
+    is_ascii: bool = False
 
 
 def render_tokens(

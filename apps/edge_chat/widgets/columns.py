@@ -18,7 +18,7 @@ _MAX_COLUMN = 18
 _MIN_COLUMN = 8  # a column is cut to this before it is left out
 _MIN_DETAIL = 12  # in less room the detail is left out
 _GAP = 2
-_FAINT = "auto 75%"  # readable on the highlight too, in any theme
+_FAINT = "auto 80%"  # readable on the highlight too, in any theme
 
 
 def lay_out(choices: Sequence[Completion], width: int, *, in_use: str | None = None, is_plain: bool = False) -> list[Content]:

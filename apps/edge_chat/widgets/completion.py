@@ -99,4 +99,4 @@ class CompletionPopup(OptionList, can_focus=False):
         label = fmt.one_line(fmt.clean(completion.label), width)
         if not completion.detail:
             return Content(label)
-        return Content.assemble(f"{label:<{width}}", "  ", (fmt.clean(completion.detail), "$foreground 70%"))
+        return Content.assemble(f"{label:<{width}}", "  ", (fmt.clean(completion.detail), "auto 80%"))

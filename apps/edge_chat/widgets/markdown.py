@@ -43,7 +43,8 @@ class ReplyMarkdown(LinesView):
 
     def __init__(self, text: str = "", *, is_plain: bool = False, has_actions: bool = True) -> None:
         super().__init__()
-        self._document = Document(Options(is_plain=is_plain, has_actions=has_actions, is_redrawn=True))
+        is_ascii = not fmt.takes_unicode(sys.__stderr__)  # textual replaces sys.stderr
+        self._document = Document(Options(is_plain=is_plain, has_actions=has_actions, is_redrawn=True, is_ascii=is_ascii))
         self._document.set_text(fmt.clean(text))
 
     @property

@@ -133,9 +133,9 @@ class Sidebar(Vertical):
             prompt = self._line(rows[hit.conversation.id])
             if hit.node_id is not None:
                 text_around, matches = crop(fmt.clean(hit.snippet), hit.matches, self._room - 2)
-                snippet = Content(text_around).stylize("$foreground 70%")
+                snippet = Content(text_around).stylize("auto 80%")
                 for start, end in matches:
-                    snippet = snippet.stylize("bold underline $text-accent", start, end)
+                    snippet = snippet.stylize("bold underline", start, end)
                 prompt = Content("\n").join([prompt, Content("    ") + snippet])
             options.setdefault(option_id, Option(prompt, id=option_id))
         self._fill(list(options.values()), None)
@@ -157,11 +157,11 @@ class Sidebar(Vertical):
         room = self._room - cell_len(row.fork) - cell_len(ending) - 1
         title = fit(row.title, room)
         return Content.assemble(
-            (marks, "$text-accent"),
-            (row.fork, "$text-accent"),
+            (marks, "bold"),
+            (row.fork, "bold"),
             (title, "bold" if is_active else ""),
             " " * (1 + max(0, room - cell_len(title))),
-            (ending, "$text-warning" if is_busy else "auto 75%"),
+            (ending, "bold" if is_busy else "auto 80%"),
         )
 
     def on_resize(self) -> None:

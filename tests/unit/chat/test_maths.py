@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_chat.markup.document import render
+from edge_chat.markup.document import Document, render
 from edge_chat.markup.lines import Run
 from edge_chat.markup.maths import to_unicode
 from edge_chat.markup.maths_block import to_lines
 from edge_chat.markup.maths_symbols import ACCENTS, ALPHABETS, FUNCTIONS, SYMBOLS
+from edge_chat.markup.render import Options
 
 IN_LINE = {
     r"x^2 + y^2 = z^2": "x² + y² = z²",
@@ -227,3 +228,12 @@ def test_code_has_no_formulas() -> None:
 def test_a_selection_copies_the_source() -> None:
     runs: list[Run] = [run for line in render(r"a $x^2$ b", 80) for run in line.runs]
     assert [run.copied for run in runs if run.style == "maths"] == ["$x^2$"]
+
+
+def test_formulas_stay_latex_where_the_terminal_has_only_ascii() -> None:
+    document = Document(Options(is_ascii=True))
+    document.set_text("# On \\(\\sqrt{2}\\)\n\na $x \\le y$ b\n\n- one\n  $$\n  \\sum_i i\n  $$\n\n| h |\n|---|\n| $\\pi$ |")
+    shown = "\n".join(run.text for line in document.lines(60) for run in line.runs)
+    for source in (r"\(\sqrt{2}\)", r"$x \le y$", r"\sum_i i", r"$\pi$"):
+        assert source in shown
+    assert not any(character in shown for character in "√≤∑π")

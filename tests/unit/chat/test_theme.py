@@ -8,11 +8,12 @@ from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from textual.color import Color
 from textual.theme import BUILTIN_THEMES, Theme
+from textual.widgets import OptionList
 
 from edge.errors import ConfigError
 from edge_chat.few_colours import for_terminal, grounds_of
 from edge_chat.theme import DARK, LIGHT, THEMES, choose_theme
-from tests.chat_app import fake_app
+from tests.chat_app import fake_app, say, settle
 
 NAMES = [theme.name for theme in THEMES]
 
@@ -136,3 +137,31 @@ def test_theme_by_name() -> None:
 def test_themes_differ() -> None:
     for one, other in itertools.combinations(THEMES, 2):
         assert one.dark != other.dark
+
+
+@pytest.mark.parametrize("system", ["truecolor", "256", "standard"])
+@pytest.mark.parametrize("theme", ["dark", "light"])
+async def test_highlighted_rows_can_be_read(theme: str, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", system)
+    app = fake_app(settings={"chat.theme": theme})
+    async with app.run_test(size=(110, 30)) as pilot:
+        await say(pilot, "hello")
+        screen = app.chat_screen
+        await pilot.press("/")
+        await settle(pilot)
+        assert screen.composer.popup.is_open
+        check_highlighted(screen.composer.popup)
+        await pilot.press("backspace")
+        check_highlighted(screen.sidebar.listing)
+
+
+def check_highlighted(options: OptionList) -> None:
+    """Require a contrast of 4.5 for every text of the highlighted row."""
+    assert options.highlighted is not None
+    row = options.render_line(options._option_to_index[options.get_option_at_index(options.highlighted)])
+    inks = {
+        (part.text, contrast(Color.from_rich_color(part.style.color), Color.from_rich_color(part.style.bgcolor)))
+        for part in row
+        if part.text.strip() and part.style is not None
+    }
+    assert inks and all(found >= 4.5 for _, found in inks), inks

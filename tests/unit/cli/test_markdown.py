@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import sys
@@ -187,3 +188,9 @@ def test_a_terminal_gets_markdown_and_everything_else_the_text(
 def test_a_long_page_is_drawn(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
     assert stream(text, 100, 400, lambda: 200) == whole(text, 100, monkeypatch)
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("ascii", r"$\sqrt{2}$"), ("utf-8", "√2")])
+def test_formulas_follow_the_encoding_of_the_terminal(encoding: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert whole(r"$\sqrt{2}$", 60, monkeypatch)[0].strip() == expected
