@@ -140,7 +140,7 @@ def test_models_are_told_apart_by_their_names(tmp_path: Path) -> None:
     assert list(_names(paths)) == ["a", "x/onnx-int4", "y/onnx-int4"]
     packages = [tmp_path / name / "model.mlpackage" for name in ("coreml-gpu", "coreml-ane")]
     assert list(_names(packages)) == ["coreml-gpu", "coreml-ane"]
-    with pytest.raises(UsageError, match="same name"):
+    with pytest.raises(UsageError, match="named twice"):
         _names([tmp_path / "a.gguf", tmp_path / "a.gguf"])
 
 
@@ -268,7 +268,7 @@ def test_the_command_prints_the_card_and_fails_the_gate(
     page, text = tmp_path / "card.html", tmp_path / "card.md"
     assert run(["eval", *models, *little, "--html", str(page), "--markdown", str(text)]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["llama-fp32", "llama-int4"]
+    assert [line.split()[0] for line in out.splitlines()] == ["model", "llama-fp32", "llama-int4"]
     assert "Compared with llama-fp32" in err
     assert "Computed by onnxruntime" in err and ": llama-fp32, llama-int4." in err
     assert page.read_text().startswith("<!doctype html>")
