@@ -1,4 +1,4 @@
-"""Stores that the pictures are made from are closed, and keys take the time they take."""
+"""Stores that the pictures are made from are closed, keys take the time they take, and no terminal chooses the colours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chat_app import closing_stores, patient_keys
+
+
+@pytest.fixture(autouse=True)
+def true_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
 
 
 @pytest.fixture(autouse=True)

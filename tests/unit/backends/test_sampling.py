@@ -177,7 +177,7 @@ def test_draws_are_as_frequent_as_llama_cpps(values: dict[str, Any]) -> None:
     logits, history = random_logits(30), [1, 2, 3, 2]
     mine: Counter[int] = Counter()
     for _ in range(n_draws // 100):  # penalties see what is drawn, so the history begins again
-        sampler = NumpySampler(replace(sampling, seed=11 + len(mine) + mine.total()), history, lambda seq_id: logits, N_VOCAB)
+        sampler = NumpySampler(replace(sampling, seed=11 + len(mine) + mine.total()), history, lambda seq_id, n_back: logits, N_VOCAB)
         for _ in range(100):
             mine[sampler.sample(0)] += 1
             sampler._history[:] = history
@@ -230,7 +230,7 @@ def test_values_that_are_not_numbers_are_an_error() -> None:
         narrow(logits, Sampling(), [])
     for sampling in (Sampling(temperature=0), Sampling(temperature=0, repeat_penalty=1.2), Sampling()):
         with pytest.raises(BackendError, match="not numbers"):
-            NumpySampler(sampling, [3], lambda _: logits, N_VOCAB).sample(0)
+            NumpySampler(sampling, [3], lambda seq_id, n_back: logits, N_VOCAB).sample(0)
 
 
 def test_seeds_are_kept_in_range_and_never_mean_random() -> None:
@@ -259,6 +259,6 @@ def test_a_breaker_of_two_tokens_stops_dry() -> None:
 
 def test_the_sampler_draws_what_narrow_leaves() -> None:
     logits = random_logits(4)
-    sampler = NumpySampler(Sampling(seed=5, top_k=3), [], lambda seq_id: logits, N_VOCAB)
+    sampler = NumpySampler(Sampling(seed=5, top_k=3), [], lambda seq_id, n_back: logits, N_VOCAB)
     allowed = set(narrow(logits, Sampling(top_k=3), [])[0].tolist())
     assert {sampler.sample(0) for _ in range(200)} == allowed

@@ -1,4 +1,4 @@
-"""No test of the chat may pass while the app reports a bug of its own, or depend on how fast the machine is."""
+"""No test of the chat may pass while the app reports a bug of its own, or depend on how fast the machine is or on its terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import pytest
 from edge.errors import EdgeError
 from edge_chat.app import ChatApp
 from tests.chat_app import closing_stores, patient_keys
+
+
+@pytest.fixture(autouse=True)
+def true_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
 
 
 @pytest.fixture(autouse=True)
