@@ -177,7 +177,8 @@ def test_draws_are_as_frequent_as_llama_cpps(values: dict[str, Any]) -> None:
     logits, history = random_logits(30), [1, 2, 3, 2]
     mine: Counter[int] = Counter()
     for _ in range(n_draws // 100):  # penalties see what is drawn, so the history begins again
-        sampler = NumpySampler(replace(sampling, seed=11 + len(mine) + mine.total()), history, lambda seq_id, n_back: logits, N_VOCAB)
+        seeded = replace(sampling, seed=11 + len(mine) + mine.total())
+        sampler = NumpySampler(seeded, history, lambda seq_id, n_back: logits, N_VOCAB)
         for _ in range(100):
             mine[sampler.sample(0)] += 1
             sampler._history[:] = history

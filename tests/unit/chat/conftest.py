@@ -1,4 +1,4 @@
-"""No test of the chat may pass while the app reports a bug of its own, or depend on how fast the machine is or on its terminal."""
+"""No test of the chat may pass while the app reports a bug of its own, or depend on the machine's speed or its terminal."""
 
 from __future__ import annotations
 
