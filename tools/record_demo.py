@@ -271,16 +271,16 @@ def main() -> int:
     parser.add_argument("where", type=Path, help="path of both files without their suffix")
     parser.add_argument("--cast", type=Path, default=None, help="draw this cast again instead of recording")
     options = parser.parse_args()
-    if options.cast is not None:
-        lines = options.cast.read_text("utf-8").splitlines()[1:]
-        events = [(float(at), str(text)) for at, _, text in map(json.loads, lines)]
-    else:
+    cast = options.cast
+    if cast is None:
         if shutil.which("edge", path=str(Path(sys.executable).parent)) is None:
             parser.error("edge is not installed beside this Python: make install-dev")
         import edge
 
-        events = without_pauses(run(str(edge.load_settings().paths.models_dir)))
-        write_cast(options.where.with_suffix(".cast"), events)
+        cast = options.where.with_suffix(".cast")
+        write_cast(cast, without_pauses(run(str(edge.load_settings().paths.models_dir))))
+    lines = cast.read_text("utf-8").splitlines()[1:]
+    events = [(float(at), str(text)) for at, _, text in map(json.loads, lines)]
     write_svg(options.where.with_suffix(".svg"), frames_of(events))
     return 0
 
