@@ -199,20 +199,22 @@ def import_(app: App, files: tuple[Path, ...], as_json: bool) -> int:
     with app.store(app.settings()) as store, output.Status() as status, TemporaryDirectory() as folder:
         for name in files:
             file = _saved_stdin(Path(folder)) if str(name) == "-" else name
-            status.show(f"Reading {file}")
+            shown = Path("stdin") if str(name) == "-" else name
+            status.show(f"Reading {shown}")
             try:
                 report = import_file(store, file, on_progress=lambda n: status.show(f"{plural(n, 'conversation')} read"))
             except EdgeError as error:
                 codes.append(error.exit_code)
                 status.clear()
-                output.error(error.message, error.hint)
-                results.append({"file": str(file), "error": error.message, "hint": error.hint})
+                message = error.message.replace(str(file), str(shown))
+                output.error(message, error.hint)
+                results.append({"file": str(shown), "error": message, "hint": error.hint})
                 continue
             status.clear()
             codes += [1] if report.problems else []
-            results.append(listing.report_json(file, report))
+            results.append(listing.report_json(shown, report))
             if not as_json:
-                _show_import(file, report)
+                _show_import(shown, report)
     if as_json:
         output.json_object(results)
     return codes[0] if codes else 0

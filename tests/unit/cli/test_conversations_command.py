@@ -173,6 +173,8 @@ def test_a_pipe_from_another_machine_is_imported(call: Call, store: Conversation
         result = call("conversations", "import", "-", stdin=text.encode())
         assert result.code == 0
         assert store.get(result.out.split()[0]).title == "How do pelicans fish?"
+    [report] = json.loads(call("conversations", "import", "-", "--json", stdin=text.encode()).out)
+    assert report["file"] == "stdin", "not the file that it is kept in meanwhile"
     assert call("conversations", "import", "-", stdin=b"nothing").code == 1
     assert call("conversations", "import", "-", stdin=b"").code == 1
 
