@@ -159,6 +159,7 @@ def steps(*presses: str) -> Steps:
         await settle(pilot)
         await pilot.press(*presses)
         await pilot.pause()
+        await settle(pilot)  # the tokens of what is typed are counted a moment later
 
     return run
 

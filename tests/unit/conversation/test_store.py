@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -406,6 +407,7 @@ def test_a_short_id_finds_its_conversation_and_no_newer_one() -> None:
     with ConversationStore(None) as store:
         ids = [store.create().id for _ in range(30)] + [store.create(id="abc").id, store.create(id="old-1").id]
         shorts = {id: store.short_id(id) for id in ids}
+        time.sleep(0.02)  # ids begin with the time, in milliseconds
         later = [store.create().id for _ in range(30)]
         for id, short in shorts.items():
             assert store.get(short).id == id and not any(other.startswith(short) for other in later)

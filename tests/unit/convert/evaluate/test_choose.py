@@ -90,7 +90,9 @@ def test_blocks_that_a_source_has_already_are_a_candidate(own: str, expected: tu
     writer.add_file_type(gguf.LlamaFileType[own])
     writer.add_block_count(1)
     writer.add_embedding_length(8)
-    writer.add_tensor("t", np.zeros((8, 8), dtype=np.float32))
+    kind = gguf.GGMLQuantizationType[own.removeprefix("MOSTLY_")]
+    blocks = gguf.quants.quantize(np.ones((64, 64), dtype=np.float32), kind)
+    writer.add_tensor("blk.0.ffn_up.weight", blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
