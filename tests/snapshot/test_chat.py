@@ -356,6 +356,7 @@ def test_editing(snap_compare: Compare) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await say(pilot, "/edit")
+        await settle(pilot)
 
     assert snap_compare(saved_app(), terminal_size=(80, 24), run_before=run)
 
@@ -422,7 +423,7 @@ def test_attachments(snap_compare: Compare) -> None:
             [Attachment("pasted text 1", "x" * 12_345), Attachment("docs/notes.md", "y" * 420)],
         )
         await eventually(pilot, lambda: len(app.chat_screen.query(".chip")) == 2)
-        await pilot.pause()
+        await settle(pilot)
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=run)
 
