@@ -89,13 +89,13 @@ class Meter:
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
         self._timer: Timer | None = None
-        self._n_asked = 0
+        self._n_asked = self._n_counting = 0
         self.measured = Measured()
 
     @property
     def is_waiting(self) -> bool:
-        """Return whether tokens will be counted once typing pauses."""
-        return self._timer is not None
+        """Return whether tokens are being counted, or will be once typing pauses."""
+        return self._timer is not None or self._n_counting > 0
 
     def touch(self) -> None:
         """Count once typing pauses. An empty message is shown as such at once."""
@@ -123,10 +123,13 @@ class Meter:
         def count() -> Measured:
             return measure(assistant, text, attachments, cwd=composer.cwd, max_bytes=max_bytes, max_tokens=max_tokens)
 
+        self._n_counting += 1
         try:
             measured = await asyncio.to_thread(count)
         except EdgeError:
             return  # the model was replaced meanwhile
+        finally:
+            self._n_counting -= 1
         if number == self._n_asked:
             self._show(measured)
 

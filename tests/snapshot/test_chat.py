@@ -352,7 +352,6 @@ def test_branches(snap_compare: Compare) -> None:
     assert snap_compare(saved_app(), terminal_size=(120, 40), run_before=run)
 
 
-@pytest.mark.skip(reason="two pictures alternate: what differs has not been found yet")
 def test_editing(snap_compare: Compare) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await settle(pilot)
