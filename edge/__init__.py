@@ -8,7 +8,9 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
-turn.py       from messages to the end of a reply, in a thread of its own; reply.py, the reply while it runs
+request.py    what is asked of a turn
+turn.py       from messages to the end of a reply, in a thread of its own
+reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from edge import errors
+    from edge import errors, events
     from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
     from edge.config.load import load_settings
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
-    from edge.types import Message, Sampling, Timing, Usage
+    from edge.types import Message, Sampling, Timing, TokenLogprob, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
@@ -54,10 +56,12 @@ __all__ = [
     "Sampling",
     "Settings",
     "Timing",
+    "TokenLogprob",
     "Usage",
     "__version__",
     "aload",
     "errors",
+    "events",
     "load",
     "load_settings",
     "plan_model",
@@ -75,9 +79,10 @@ __getattr__, __dir__ = lazy_names(
         "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
         "edge.dialogue": ("Conversation",),
         "edge.errors": ("errors",),
+        "edge.events": ("events",),
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
-        "edge.types": ("Message", "Sampling", "Timing", "Usage"),
+        "edge.types": ("Message", "Sampling", "Timing", "TokenLogprob", "Usage"),
     },
 )

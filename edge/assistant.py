@@ -29,6 +29,7 @@ from edge.errors import UsageError
 from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
 from edge.prompt.prompting import Prompting
+from edge.request import Request
 from edge.turns import DiskCache, Turns
 from edge.types import Message, Sampling, SamplingOptions, kind_of
 
@@ -256,8 +257,8 @@ class Assistant:
         check_timeout(timeout_s)
         turns = self._turns
         hint, space = turns.check_hint(cache) or "disk", turns.namespace_of(cache_namespace)
-        turn = turns.make(prompt, given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space)
-        return turns.start(turn, self)
+        request = Request(prompt=prompt, sampling=given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space)
+        return turns.start(turns.make(request), self)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.

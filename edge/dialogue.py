@@ -12,6 +12,7 @@ from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.tree import Node
 from edge.errors import UsageError
 from edge.prompt.summary import newest_summary
+from edge.request import Request
 from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
@@ -185,12 +186,16 @@ class Conversation:
         import asyncio
 
         send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, cache=cache, **options)
-        sending = asyncio.ensure_future(asyncio.to_thread(send))
+        sent: list[
+            Reply
+        ] = []  # not the task's result, which its thread holds for a moment longer than whoever leaves the reply
+        sending = asyncio.ensure_future(asyncio.to_thread(lambda: sent.append(send())))
         try:
-            return await asyncio.shield(sending)
+            await asyncio.shield(sending)
         except asyncio.CancelledError:
-            sending.add_done_callback(_stop_reply)
+            sending.add_done_callback(partial(_stop_reply, sent))
             raise
+        return sent.pop()
 
     def regenerate(
         self,
@@ -389,8 +394,14 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, self._assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            hint = cache or _inherited_hint(nodes)
-            turn = turns.make(messages, sampling, saver, summary, timeout_s, hint, info.cache_namespace)
+            request = Request(
+                prompt=messages,
+                sampling=sampling,
+                timeout_s=timeout_s,
+                hint=cache or _inherited_hint(nodes),
+                namespace=info.cache_namespace,
+            )
+            turn = turns.make(request, saver, summary)
             return turns.start_claimed(self.id, turn, self._assistant)
         except BaseException:
             if saver is not None:
@@ -409,9 +420,15 @@ class Conversation:
         next_one = Node(0, None, "user", text, tuple(attachments))
         messages = [*turns.prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
         summary = newest_summary([node.record for node in nodes])
-        hint, space = hint or _inherited_hint(nodes), self.info.cache_namespace
-        turn = turns.make(messages, Sampling(), None, summary, None, hint, space)
-        turn.is_prefill_only, turn.owner = True, owner
+        request = Request(
+            prompt=messages,
+            hint=hint or _inherited_hint(nodes),
+            namespace=self.info.cache_namespace,
+            priority="background",
+            is_prefill_only=True,
+            owner=owner,
+        )
+        turn = turns.make(request, summary=summary)
         return turns.start_warming(self.id, turn, self._assistant).detach()
 
     def _record_of(self, cache: CacheHint | None) -> dict[str, object]:
@@ -426,7 +443,9 @@ def _inherited_hint(nodes: Sequence[Node]) -> CacheHint:
     return next((hint for hint in ("off", "memory") if hint in found), "disk")
 
 
-def _stop_reply(sending: asyncio.Future[Reply]) -> None:
+def _stop_reply(sent: list[Reply], sending: asyncio.Future[None]) -> None:
     """Cancel a reply that nobody waits for any more."""
-    if not sending.cancelled() and sending.exception() is None:
-        sending.result().cancel()
+    if not sending.cancelled():
+        sending.exception()  # seen: nobody waits for that either
+    for reply in sent:
+        reply.cancel()

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError
+from edge.events import Progress, Text
 from edge.files import shipped
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
-from edge.reply import Reply, ReplyState
+from edge.reply import Reply
+from edge.reply_state import ReplyState
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Status
     from edge.engine.scheduler import Scheduler
     from edge.kv.answers import AnswerCache
-    from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
+    from edge.request import Request
 
 __all__ = ["Turn"]
 
@@ -42,19 +44,11 @@ class Turn:
     Args:
         scheduler: runs the model.
         prompting: makes the prompt.
-        prompt: messages, or a text to continue.
-        sampling: how tokens are chosen.
-        window: what happens to old messages when the context window is full; see `edge.prompt.window.fit`.
+        request: what is asked.
         saver: saves the reply; None for replies outside a conversation.
         plan: the placement receipt, saved with the reply.
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
-        timeout_s: the reply is stopped this long after it was asked for, in seconds; None never.
-        hint: where the KV cache of the turn stays.
-        is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
-            generate nothing. It makes way for others.
-        owner: of its blocks on the disk; None is the conversation of `saver`.
-        namespace: of the KV cache: only what was computed in it is reused.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -62,18 +56,11 @@ class Turn:
 
     scheduler: Scheduler
     prompting: Prompting
-    prompt: str | Sequence[Message]
-    sampling: Sampling
-    window: str = "drop"
+    request: Request
     saver: ReplySaver | None = None
     plan: Plan | None = None
     summary: Summary | None = None
     answers: AnswerCache | None = None
-    timeout_s: float | None = None
-    hint: CacheHint = "disk"
-    is_prefill_only: bool = False
-    owner: str | None = None
-    namespace: str = ""
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -133,10 +120,10 @@ class Turn:
             with contextlib.suppress(BackendError):  # the assistant was closed meanwhile
                 self.prompting.remember_reply(before + reply.text, [*self._begun, *finished.tokens])
         if finished.reason == "repetition":
-            reply.notices.append("The reply was stopped, because it only repeats itself.")
+            reply.note("The reply was stopped, because it only repeats itself.")
         is_empty = reply.stopped_by is not None and not reply.text
         if is_empty:
-            reply.notices.append(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
+            reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
         self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
         return finished.reason, None
 
@@ -155,26 +142,26 @@ class Turn:
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
-        if self.hint in ("off", "memory"):
-            record["cache"] = self.hint  # so that later turns, whose prompts contain this one, do not store it either
+        if self.request.hint in ("off", "memory"):
+            record["cache"] = self.request.hint  # so that later turns, whose prompts contain this one, do not store it either
         saver.save_end(reply.text, status, record)
         reply.node = saver.node
         if saver.problem:
-            reply.notices.append(f"This reply could not be saved. {saver.problem}")
+            reply.note(f"This reply could not be saved. {saver.problem}")
 
     def _answer(self) -> Finished:
-        tokens = self._encode_prompt()
-        if self.is_prefill_only:
+        request, tokens = self.request, self._encode_prompt()
+        if request.is_prefill_only:
             return self._prefill(self.prompting.open_prefix(self._messages, tokens))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        known = self.answers.find(tokens, self.sampling, self.namespace) if self.answers else None
+        known = self.answers.find(tokens, request.sampling, request.namespace) if self.answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
-        finished = self._generate(tokens, self.sampling, self._show, self._boundaries(tokens))
+        finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if self.answers and self.hint in ("disk", "keep") and not is_cut_short:
+        if self.answers and request.hint in ("disk", "keep") and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            self.answers.add(tokens, self.sampling, answer, self._owner, self.namespace)
+            self.answers.add(tokens, request.sampling, answer, self._owner, request.namespace)
         return finished
 
     def _prefill(self, tokens: list[int]) -> Finished:
@@ -183,12 +170,13 @@ class Turn:
         if not tokens:
             return Finished("stop", Usage(), Timing(), ())
         shared = self.prompting.shared_end(self._messages, tokens)
-        return self._generate(tokens, self.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
+        return self._generate(tokens, self.request.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
 
     @property
     def _owner(self) -> str:
-        if self.owner is not None:
-            return self.owner
+        owner = self.request.owner
+        if owner is not None:
+            return owner
         return self.saver.conversation_id if self.saver is not None else ""
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
@@ -210,10 +198,10 @@ class Turn:
 
     def _show(self, event: Prefilled | Decoded) -> None:
         if isinstance(event, Prefilled):
-            self.reply.progress = (event.done, event.total)
+            self.reply.emit(Progress(event.done, event.total))
             return
         self.reply.is_repeating = event.is_suspect
-        self.reply.write(event.text)
+        self.reply.emit(Text(event.text))
         if self.saver is not None and self.saver.is_due:
             self.saver.save_part(self.reply.text)
             self.reply.node = self.saver.node
@@ -227,10 +215,10 @@ class Turn:
     ) -> Finished:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = self.request
         generation = Generation(
-            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=self.hint,
-            namespace=self.namespace, priority="background" if self.is_prefill_only else "interactive",
-            is_prefill_only=self.is_prefill_only,
+            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.hint,
+            namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
         )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:
@@ -249,18 +237,18 @@ class Turn:
 
     def _next_event(self, events: queue.SimpleQueue[Event]) -> Event:
         """Wait for the engine, and stop the reply once its time is over."""
-        reply, left = self.reply, None
-        if self.timeout_s is not None and not reply.is_cancelled:
-            left = max(0.0, self._asked_at + self.timeout_s - time.perf_counter())
+        reply, timeout_s, left = self.reply, self.request.timeout_s, None
+        if timeout_s is not None and not reply.is_cancelled:
+            left = max(0.0, self._asked_at + timeout_s - time.perf_counter())
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=left)
-        reply.notices.append(f"The reply was stopped because it took longer than {self.timeout_s:g} seconds.")
+        reply.note(f"The reply was stopped because it took longer than {timeout_s:g} seconds.")
         reply.cancel()
         return events.get()
 
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""
-        prompt, prompting, notices = self.prompt, self.prompting, self.reply.notices
+        prompt, prompting, note = self.request.prompt, self.prompting, self.reply.note
         if isinstance(prompt, str):
             prompting.check_size(prompt, self._full_n_ctx)
             return prompting.tokenize(prompt, add_special=True, parse_special=True)
@@ -271,12 +259,12 @@ class Turn:
 
         self._begun = prompting.encode_reply(self.saver.before) if self.saver is not None and self.saver.before else []
 
-        def note(text: str) -> None:
+        def note_news(text: str) -> None:
             if prompting.is_news(text, True):
-                notices.append(text)
+                note(text)
 
         def count(messages: Sequence[Message]) -> int:
-            tokens[:] = prompting.encode(messages, None if self.is_prefill_only else note)
+            tokens[:] = prompting.encode(messages, None if self.request.is_prefill_only else note_news)
             tokens.extend(self._begun)
             return len(tokens)
 
@@ -289,7 +277,7 @@ class Turn:
             window = self._fit(prompt, count)
         self.summary = window.summary
         if window.notice and (self.saver is None or prompting.is_news(self._owner, window.dropped.stop)):
-            notices.append(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
+            note(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
         self._messages = window.messages
         return tokens  # of the last count, which is of window.messages
 
@@ -302,15 +290,15 @@ class Turn:
         return ContextFullError(message, "Ask for the rest in a new message.", needed=error.needed)
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
-        quarter = self._n_ctx // 4  # a reply reserves at most that
+        quarter, max_tokens = self._n_ctx // 4, self.request.sampling.max_tokens  # a reply reserves at most that
         return fit(
             prompt,
             n_ctx=self._n_ctx,
-            reserve=quarter if self.sampling.max_tokens is None else min(self.sampling.max_tokens, quarter),
+            reserve=quarter if max_tokens is None else min(max_tokens, quarter),
             count=count,
             count_one=self._count_one,
-            policy=self.window,
-            summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.notices.append),
+            policy=self.request.window or "drop",
+            summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.note),
             summary=self.summary,
             n_ctx_train=self.prompting.n_ctx_train,
         )
@@ -320,7 +308,7 @@ class Turn:
         return self.prompting.at_least(message.content, 4 * self._full_n_ctx) or self.prompting.count_one(message)
 
     def _generate_summary(self, tokens: list[int], sampling: Sampling) -> str:
-        if self.is_prefill_only:
+        if self.request.is_prefill_only:
             raise CancelledError("Older messages are summarised when the next one is sent.")
         text: list[str] = []
         self._generate(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)

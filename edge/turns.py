@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
-    from edge.reply import Reply, ReplyState
-    from edge.types import Message, Sampling
+    from edge.reply import Reply
+    from edge.reply_state import ReplyState
+    from edge.request import Request
+    from edge.types import Sampling
 
 __all__ = ["DiskCache", "Turns"]
 
@@ -133,31 +135,19 @@ class Turns:
         check_namespace(namespace)
         return self._namespace if namespace is None else namespace
 
-    def make(
-        self,
-        prompt: str | Sequence[Message],
-        sampling: Sampling,
-        saver: ReplySaver | None = None,
-        summary: Summary | None = None,
-        timeout_s: float | None = None,
-        hint: CacheHint = "disk",
-        namespace: str = "",
-    ) -> Turn:
+    def make(self, request: Request, saver: ReplySaver | None = None, summary: Summary | None = None) -> Turn:
         """Make a turn, which `start` runs.
 
         Args:
-            prompt, saver, summary, timeout_s, hint, namespace: as in `Turn`.
-            sampling: what it leaves out is the assistant's.
+            request: what is asked; what it leaves out is the assistant's.
+            saver, summary: as in `Turn`.
         """
         self.check_open()
-        chosen, stops = sampling.over(self.sampling), self.prompting.template.stops
-        if stops and not isinstance(prompt, str):
+        chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
+        if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        scheduler, prompting, answers = self._scheduler, self.prompting, self._answers
-        return Turn(
-            scheduler, prompting, prompt, chosen, self.window, saver, self._plan, summary, answers, timeout_s, hint,
-            namespace=namespace,
-        )  # fmt: skip
+        request = replace(request, sampling=chosen, window=request.window or self.window)
+        return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from edge.errors import UsageError
 
-__all__ = ["NO_SYSTEM", "FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "Usage"]
+__all__ = [
+    "NO_SYSTEM", "FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "TokenLogprob", "Usage", "kind_of",
+]  # fmt: skip
 
 NO_SYSTEM = "none"
 """As a system prompt: none at all, also not the one that a model's template has by itself."""
@@ -292,6 +294,29 @@ class Usage:
     def n_computed(self) -> int:
         """Prompt tokens that were computed."""
         return self.n_prompt - self.n_reused
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was where it was chosen, by the model alone: before the temperature and all other sampling settings.
+
+    Attributes:
+        token: its id.
+        data: its bytes. A character may be spread over several tokens; a special token is written out, though the text of a
+            reply leaves it out.
+        logprob: natural logarithm of its probability, at most 0.
+        top: the likeliest tokens in its place, the likeliest first; they have no `top` themselves.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text; U+FFFD for parts of characters."""
+        return self.data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

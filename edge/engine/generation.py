@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, EdgeError
 from edge.kv.cache import Reuse
@@ -18,15 +18,12 @@ if TYPE_CHECKING:
     from edge.backends.base import Sampler
     from edge.engine.drafting import Lookup
     from edge.kv.slots import Slot
-    from edge.names import CacheHint
+    from edge.names import CacheHint, Priority
     from edge.types import FinishReason, Sampling
 
-__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority", "reply_error"]
+__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "reply_error"]
 
 _log = logging.getLogger("edge.scheduler")
-
-Priority = Literal["interactive", "background"]
-"""Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
 
 
 @dataclass(frozen=True, slots=True)

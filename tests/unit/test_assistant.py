@@ -237,7 +237,7 @@ def test_sampling_inherits_from_the_call_to_the_assistant(
 
     def note(*arguments: Any, **options: Any) -> Any:
         made = make_turn(*arguments, **options)
-        seen.append(made.sampling)
+        seen.append(made.request.sampling)
         return made
 
     monkeypatch.setattr(assistant._turns, "make", note)

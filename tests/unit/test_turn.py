@@ -21,6 +21,7 @@ from edge.kv.answers import AnswerCache
 from edge.kv.store import BlockStore, StoreOptions
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
+from edge.request import Request
 from edge.turn import Turn
 from edge.types import Message, Sampling
 from tests.throttle import FULL
@@ -57,7 +58,8 @@ class Room:
 
     def turn(self, prompt: str | list[Message], sampling: Sampling = GREEDY, **options: Any) -> Turn:
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        return Turn(self.scheduler, self.prompting, messages, sampling, **options)
+        asked = {name: options.pop(name) for name in list(options) if name in Request.__slots__}
+        return Turn(self.scheduler, self.prompting, Request(prompt=messages, sampling=sampling, **asked), **options)
 
     def throttle(self, limits: Limits) -> None:
         self.scheduler.throttle(limits)
@@ -110,7 +112,8 @@ def test_a_reply_its_usage_and_its_timing(make: Callable[..., Room]) -> None:
 
 def test_a_text_is_continued_without_a_template(make: Callable[..., Room]) -> None:
     room = make()
-    turn = Turn(room.scheduler, room.prompting, "<|im_start|>user\nhey<|im_end|>\n<|im_start|>assistant\n", GREEDY)
+    prompt = "<|im_start|>user\nhey<|im_end|>\n<|im_start|>assistant\n"
+    turn = Turn(room.scheduler, room.prompting, Request(prompt=prompt, sampling=GREEDY))
     assert turn.start().wait() == "3 letters."
     assert room.scheduler.asked[0].boundaries == []
 
@@ -315,7 +318,7 @@ def test_far_too_much_is_refused_without_tokenising(make: Callable[..., Room], m
     monkeypatch.setattr(room.prompting, "tokenize", lambda *args, **kwargs: 1 / 0)
     monkeypatch.setattr(room.prompting, "encode", lambda *args, **kwargs: 1 / 0)
     for prompt in ([Message("user", "é" * 100_000)], "é" * 100_000):
-        turn = Turn(room.scheduler, room.prompting, prompt, GREEDY)
+        turn = Turn(room.scheduler, room.prompting, Request(prompt=prompt, sampling=GREEDY))
         with pytest.raises(ContextFullError, match=r"200,000 bytes, which is [0-9,]+ tokens at the very least"):
             turn.start().wait(30)
 
