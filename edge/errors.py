@@ -2,7 +2,8 @@
 
     EdgeError                       exit code 1
     ├── UsageError                  2   the request itself is wrong
-    │   └── ConfigError             2   a setting is unknown or has a bad value
+    │   ├── ConfigError             2   a setting is unknown or has a bad value
+    │   └── ConstraintError         2   a schema, regular expression or grammar cannot be honoured
     ├── ModelError                  1
     │   ├── ModelNotFoundError      3   no such model here or there
     │   ├── ModelFileError          1   truncated, corrupt, not a model, unknown architecture
@@ -32,6 +33,7 @@ __all__ = [
     "CancelledError",
     "ChecksumError",
     "ConfigError",
+    "ConstraintError",
     "ContextFullError",
     "DownloadError",
     "EdgeError",
@@ -78,6 +80,10 @@ class UsageError(EdgeError, ValueError):
 
 class ConfigError(UsageError):
     """A setting is unknown or has a value that cannot be used."""
+
+
+class ConstraintError(UsageError):
+    """A schema, regular expression or grammar is wrong, too large, or beyond what can be enforced token by token."""
 
 
 class ModelError(EdgeError):

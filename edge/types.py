@@ -278,6 +278,7 @@ class Usage:
         n_drafted: draft tokens that were computed in the hope that the reply would go on with them.
         n_accepted: draft tokens that the reply went on with.
         draft_saved_ms: estimated time that drafts saved; negative where they cost some.
+        n_forced: generated tokens that a schema or grammar left no choice about, and that took no pass of their own.
     """
 
     n_prompt: int = 0
@@ -289,6 +290,7 @@ class Usage:
     n_drafted: int = 0
     n_accepted: int = 0
     draft_saved_ms: float = 0.0
+    n_forced: int = 0
 
     @property
     def n_computed(self) -> int:

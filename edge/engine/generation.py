@@ -16,6 +16,7 @@ from edge.types import Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
+    from edge.engine.constraint import Matcher
     from edge.engine.drafting import Lookup
     from edge.kv.slots import Slot
     from edge.names import CacheHint, Priority
@@ -57,6 +58,7 @@ class Finished:
         tokens: token ids of the reply, without the one that ended it; empty when a stop text did, which may split a token.
         held_back: how the engine was throttled meanwhile, in a few words; "" if it was not.
         stopped_by: the stop text that ended it; None if none did.
+        is_partial: it has a constraint, and ended before its text was complete.
     """
 
     reason: FinishReason
@@ -65,6 +67,7 @@ class Finished:
     tokens: tuple[int, ...]
     held_back: str = ""
     stopped_by: str | None = None
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Generation:
         hint: where its keys and values stay.
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
+        constraint: says which tokens its schema or grammar allows; None allows all.
         is_cancelled: whether `cancel` was called.
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
@@ -121,6 +125,8 @@ class Generation:
         lookup: finds drafts in its text; None before the first.
         n_match: newest tokens that the place of its draft shares.
         drafted: what drafts did so far.
+        n_forced: tokens that its constraint left no choice about, and that took no pass of their own.
+        is_forwarding: the newest of them are not in the KV cache yet.
     """
 
     tokens: list[int]
@@ -133,6 +139,7 @@ class Generation:
     hint: CacheHint = "disk"
     namespace: str = ""
     is_prefill_only: bool = False
+    constraint: Matcher | None = None
     is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
@@ -146,6 +153,8 @@ class Generation:
     lookup: Lookup | None = None
     n_match: int = 0
     drafted: Drafted = field(default_factory=Drafted)
+    n_forced: int = 0
+    is_forwarding: bool = False
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
@@ -184,7 +193,13 @@ class Generation:
         return self.slot is not None and self.n_left > (self.pending is not None)
 
     def add(self, token: int) -> None:
-        """Append a token that was chosen."""
+        """Append a token that was chosen.
+
+        Raises:
+            ConstraintError: its constraint does not allow it, or turned out to be too complex.
+        """
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self.first_token_at = self.first_token_at or time.perf_counter()
         self.generated.append(token)
         if self.lookup is not None:
@@ -214,6 +229,7 @@ class Generation:
             n_drafted=self.drafted.n_tokens,
             n_accepted=self.drafted.n_accepted,
             draft_saved_ms=round(self.drafted.saved_ms, 1),
+            n_forced=self.n_forced,
         )
         timing = Timing(
             queue_ms=(started - self.asked_at) * 1000,
@@ -223,7 +239,9 @@ class Generation:
             total_ms=(now - self.asked_at) * 1000,
         )
         tokens = () if is_stop_text else tuple(self.generated)
-        return Finished(reason, usage, timing, tokens, self.held_back, self._matcher.matched if is_stop_text else None)
+        stopped_by = self._matcher.matched if is_stop_text else None
+        is_partial = self.constraint is not None and not self.constraint.is_complete
+        return Finished(reason, usage, timing, tokens, self.held_back, stopped_by, is_partial)
 
     def _tell(self, text: str) -> None:
         if text:

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -375,12 +375,16 @@ class Scheduler:
             else:
                 self._fail(generation, reply_error(error))
             return
+        ms = (time.perf_counter() - started) * 1000
+        if generation.is_forwarding:
+            self._note_forwarded(generation, chunk[:n_done])
+            return
         if n_done:
-            self._cache.note_prefill(slot, chunk[:n_done], (time.perf_counter() - started) * 1000)
+            self._cache.note_prefill(slot, chunk[:n_done], ms)
         if slot.n_tokens in checkpoints:
             self._cache.checkpoint(slot)
         if n_done == len(chunk):
-            self._timer.note_chunk(generation, n_done, (time.perf_counter() - started) * 1000)
+            self._timer.note_chunk(generation, n_done, ms)
             self._prefill_order.note(candidates, generation)
             generation.n_interruptions = 0
         else:
@@ -388,6 +392,13 @@ class Scheduler:
         generation.listener(Prefilled(slot.n_tokens, len(tokens)))
         if slot.n_tokens == len(tokens) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
+
+    def _note_forwarded(self, generation: Generation, tokens: Sequence[int]) -> None:
+        """Note that forced tokens of a reply were prefilled, see `edge.engine.decoding`."""
+        assert generation.slot is not None
+        for token in tokens:
+            self._cache.note_decode(generation.slot, token)
+        generation.is_forwarding = generation.is_prefilling
 
     def _chunk_length(self, generation: Generation, checkpoints: frozenset[int]) -> int:
         """Return the tokens of the next chunk: to the next multiple of the chunk size, or less while others wait."""
@@ -436,7 +447,7 @@ class Scheduler:
         return youngest
 
     def _requeue(self, generation: Generation) -> None:
-        generation.pending = None  # it is prefilled with the rest
+        generation.pending, generation.is_forwarding = None, False  # all of it is prefilled with the rest
         self._running.remove(generation)
         self._waiting.append(generation)
         self._waiting.sort(key=lambda one: one.arrived)

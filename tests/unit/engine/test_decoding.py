@@ -196,11 +196,11 @@ def test_no_drafts_where_the_engine_takes_none() -> None:
 
 
 def break_after(sampler_errors: dict[str, int]) -> Callable[..., int]:
-    def sample(self: Any, seq_id: int, n_back: int = 0) -> int:
+    def sample(self: Any, seq_id: int, n_back: int = 0, allowed: Any = None) -> int:
         sampler_errors["left"] -= 1
         if sampler_errors["left"] == 0:
             raise BackendError("The model computed values that are not numbers.")
-        return int(original(self, seq_id, n_back))
+        return int(original(self, seq_id, n_back, allowed))
 
     from edge.backends.sampling import NumpySampler
 
