@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
-    from edge.types import Message, Sampling, Timing, TokenLogprob, Usage
+    from edge.types import Message, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
@@ -57,6 +57,8 @@ __all__ = [
     "Settings",
     "Timing",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "Usage",
     "__version__",
     "aload",
@@ -83,6 +85,6 @@ __getattr__, __dir__ = lazy_names(
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
-        "edge.types": ("Message", "Sampling", "Timing", "TokenLogprob", "Usage"),
+        "edge.types": ("Message", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

@@ -53,6 +53,11 @@ BUILD_HINT = "make install in a checkout; otherwise see docs/install.md"
 """Hint for an engine that must be built for this machine."""
 
 
+def kind_of(value: object) -> str:
+    """Return type and value of something that is wrong, for an error."""
+    return f"{type(value).__name__} ({str(value)[:40]!r})"
+
+
 class EdgeError(Exception):
     """Base of every error of this package.
 

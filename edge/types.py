@@ -7,42 +7,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from edge.errors import UsageError
+from edge.errors import UsageError, kind_of
+from edge.messages import Message, Role, Tool, ToolCall
 
 __all__ = [
-    "NO_SYSTEM", "FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "TokenLogprob", "Usage", "kind_of",
-]  # fmt: skip
+    "NO_SYSTEM",
+    "FinishReason",
+    "Message",
+    "Role",
+    "Sampling",
+    "SamplingOptions",
+    "Timing",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "Usage",
+    "kind_of",
+]
 
 NO_SYSTEM = "none"
 """As a system prompt: none at all, also not the one that a model's template has by itself."""
 
-Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation.
-
-    Attributes:
-        role: of the speaker.
-        content: the text.
-        name: the tool's or speaker's name, where the role has one.
-    """
-
-    role: Role
-    content: str
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise UsageError(f"There is no role {self.role!r}.", "Roles are system, user, assistant and tool.")
-        if not isinstance(self.content, str):
-            raise UsageError(f"The content of a message is text, not {kind_of(self.content)}.", "Pass a str.")
-        if not isinstance(self.name, str | None):
-            raise UsageError(f"The name of a message is text, not {kind_of(self.name)}.", "Pass a str or None.")
 
 
 class _Given:
@@ -208,11 +196,6 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
     "max_repeats": (int, 0, _INT, "0 turns it off."),
 }
 _MAY_BE_NONE = ("seed", "max_tokens")
-
-
-def kind_of(value: object) -> str:
-    """Return type and value of something that is wrong, for an error."""
-    return f"{type(value).__name__} ({str(value)[:40]!r})"
 
 
 def _number(name: str, value: object, kind: type[int] | type[float], low: float, high: float, hint: str) -> int | float:

@@ -85,6 +85,14 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE conversation ADD COLUMN cache_namespace TEXT NOT NULL DEFAULT ''
     """,
+    # Version 3: see Node; calls has [name, arguments, id] of each tool call.
+    """
+    ALTER TABLE node ADD COLUMN calls TEXT NOT NULL DEFAULT '[]'
+
+    ALTER TABLE node ADD COLUMN call_id TEXT
+
+    ALTER TABLE node ADD COLUMN reasoning TEXT NOT NULL DEFAULT ''
+    """,
 )
 """Script i brings a file from version i to i + 1. Append to it; never change a released script."""
 

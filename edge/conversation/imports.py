@@ -141,7 +141,8 @@ def _read(path: Path) -> Iterator[Found]:
 
 def _read_text(path: Path) -> Iterator[Found]:
     from edge.conversation import chatgpt
-    from edge.conversation.files import from_json, from_markdown
+    from edge.conversation.files import from_json
+    from edge.conversation.markdown import from_markdown
 
     data = _bytes(path)
     start = data[:4096].removeprefix(BOM_UTF8).lstrip()

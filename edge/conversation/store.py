@@ -22,7 +22,7 @@ from edge.conversation.db import Database, process_mark
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
 from edge.names import import_namespace
-from edge.types import Message, kind_of
+from edge.types import Message, ToolCall, kind_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -233,7 +233,7 @@ class ConversationStore:
 
         Args:
             conversation_id: the whole id.
-            message: role, text and name.
+            message: role, text, name, tool calls and reasoning.
             parent: the node that it answers, None at the start of a conversation. Siblings have the same parent.
             attachments: texts attached to it.
             status: "partial" for a reply that `update` will finish.
@@ -254,6 +254,9 @@ class ConversationStore:
             model,
             dict(record or {}),
             message.name,
+            tool_calls=message.tool_calls,
+            tool_call_id=message.tool_call_id,
+            reasoning=message.reasoning,
         )
         with self._db.write() as db:
             key = tree.find_key(db, conversation_id)
@@ -273,6 +276,8 @@ class ConversationStore:
         content: str | None = None,
         status: Status | None = None,
         record: Mapping[str, object] | None = None,
+        tool_calls: Sequence[ToolCall] | None = None,
+        reasoning: str | None = None,
     ) -> Node:
         """Extend or finish a partial message. Of a finished one only the record may change.
 
@@ -281,6 +286,7 @@ class ConversationStore:
             content: the whole text so far.
             status: any but "partial" finishes it.
             record: replaces the record.
+            tool_calls, reasoning: all of them so far.
 
         Raises:
             UsageError: there is no such message (any more), it is finished, or the record is not JSON.
@@ -289,10 +295,16 @@ class ConversationStore:
             row = db.execute("SELECT status, conversation FROM node WHERE id = ?", (node_id,)).fetchone()
             if row is None:
                 raise tree.no_node(node_id)
-            if row[0] != "partial" and (content is not None or status is not None):
+            texts = {
+                "content": None if content is None else tree.clean(content),
+                "calls": None if tool_calls is None else tree.calls_to_json(tool_calls),
+                "reasoning": None if reasoning is None else tree.clean(reasoning),
+            }
+            given = {column: text for column, text in texts.items() if text is not None}
+            if row[0] != "partial" and (given or status is not None):
                 raise UsageError(f"Message {node_id} is finished.", "Add a sibling to it instead of changing it.")
-            if content is not None:
-                db.execute("UPDATE node SET content = ? WHERE id = ?", (tree.clean(content), node_id))
+            for column, text in given.items():
+                db.execute(f"UPDATE node SET {column} = ? WHERE id = ?", (text, node_id))
             if record is not None:
                 db.execute("UPDATE node SET record = ? WHERE id = ?", (tree.to_json(record), node_id))
             if status is not None and tree.check_status(status) != "partial":
@@ -413,7 +425,8 @@ class ConversationStore:
 
         Records (usage, timing, plan) and other branches are left out; `export_json` has them.
         """
-        from edge.conversation.files import ConversationFile, to_markdown
+        from edge.conversation.files import ConversationFile
+        from edge.conversation.markdown import to_markdown
 
         with self._db.read() as db:
             file = ConversationFile.load(db, id, self._read_path(db, id))
@@ -425,7 +438,7 @@ class ConversationStore:
         Raises:
             StorageError: it is another file, damaged, or of a newer version.
         """
-        from edge.conversation.files import from_markdown
+        from edge.conversation.markdown import from_markdown
 
         return self._save(from_markdown(text))
 
