@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
+    from edge.request import RequestOptions
     from edge.types import Message, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
@@ -53,6 +54,7 @@ __all__ = [
     "Node",
     "Plan",
     "Reply",
+    "RequestOptions",
     "Sampling",
     "Settings",
     "Timing",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
+        "edge.request": ("RequestOptions",),
         "edge.types": ("Message", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

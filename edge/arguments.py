@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from edge.conversation.tree import Attachment
 from edge.errors import UsageError
-from edge.names import is_client_namespace
+from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
+from edge.request import Request, RequestOptions
 from edge.types import Message, Sampling, SamplingOptions, kind_of
 
 __all__ = [
+    "asked",
     "check_attachments",
+    "check_choice",
     "check_message",
     "check_messages",
     "check_namespace",
@@ -22,8 +26,9 @@ __all__ = [
     "check_sampling",
     "check_text",
     "check_timeout",
-    "given",
 ]
+
+T = TypeVar("T")
 
 
 def check_text(name: str, text: object, *, is_optional: bool = False) -> bool:
@@ -91,15 +96,33 @@ def check_sampling(sampling: object) -> Sampling | None:
     return sampling
 
 
-def given(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
-    """Return everything that a call says about sampling.
+def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
+    """Return what a call says, still without a prompt.
+
+    Args:
+        sampling: as in `Conversation.send`.
+        options: its keywords.
 
     Raises:
         UsageError: a value is wrong, or there is no such option.
     """
-    unknown = next((name for name in options if name not in SamplingOptions.__annotations__), None)
+    unknown = next((name for name in options if name not in RequestOptions.__annotations__), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, SamplingOptions.__annotations__, n=1)
-        raise UsageError(f"There is no option {unknown!r}.", f"Did you mean {near[0]}?" if near else "See edge.Sampling.")
-    own = Sampling(**options)  # type: ignore[arg-type]
-    return own.over(check_sampling(sampling) or Sampling())
+        near = difflib.get_close_matches(unknown, RequestOptions.__annotations__, n=1)
+        raise UsageError(f"There is no option {unknown!r}.", f"Did you mean {near[0]}?" if near else "See edge.RequestOptions.")
+    fields = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
+    chosen = Sampling(**fields).over(check_sampling(sampling) or Sampling())  # type: ignore[arg-type]
+    check_timeout(timeout_s := options.get("timeout_s"))
+    return Request(
+        sampling=chosen,
+        timeout_s=timeout_s,
+        cache=check_choice("cache", options.get("cache"), CACHE_HINTS),
+        priority=check_choice("priority", options.get("priority"), PRIORITIES) or "interactive",
+    )
+
+
+def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:
+    """Return one of these values, or None."""
+    if value is not None and value not in choices:
+        raise UsageError(f"{name} cannot be {value!r}.", f"Use {', '.join(map(repr, choices))} or None.")
+    return value

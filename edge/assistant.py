@@ -13,10 +13,11 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_messages, check_namespace, check_sampling, check_text, check_timeout, given
+from edge.arguments import asked, check_choice, check_messages, check_namespace, check_sampling, check_text
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo
 from edge.device.sensors import Sensors
@@ -28,10 +29,11 @@ from edge.engine.scheduler import Scheduler
 from edge.errors import UsageError
 from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
+from edge.names import CACHE_HINTS
 from edge.prompt.prompting import Prompting
-from edge.request import Request
+from edge.request import Request, RequestOptions
 from edge.turns import DiskCache, Turns
-from edge.types import Message, Sampling, SamplingOptions, kind_of
+from edge.types import Message, Sampling, kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,7 +139,7 @@ class Assistant:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
             system: the system prompt; "" is the assistant's, "none" is none at all, None leaves a stored one as it is.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
-            cache: where the KV cache of its turns stays, see `Conversation.send`.
+            cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
                 and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
 
@@ -148,7 +150,7 @@ class Assistant:
         """
         self._turns.check_open()
         check_sampling(sampling)
-        self._turns.check_hint(cache)
+        self._turns.check_cache(check_choice("cache", cache, CACHE_HINTS))
         check_text("system", system, is_optional=True)
         check_text("id", id, is_optional=True)
         check_namespace(cache_namespace)
@@ -196,20 +198,17 @@ class Assistant:
         prompt: str | Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
         cache_namespace: str | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Answer once, without a conversation: a text as one user message, or messages.
 
         Args:
             prompt: the text, or messages of which the last is to be answered.
             sampling: how tokens are chosen; what it leaves out is the assistant's.
-            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
-            cache: where its KV cache stays, see `Conversation.send`.
             cache_namespace: who shares its KV cache, see `conversation`.
-            options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
+            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
+                `generate("hi", max_tokens=5, temperature=0, timeout_s=20)`.
 
         Raises:
             UsageError: there is no message, or an argument has the wrong type.
@@ -218,23 +217,21 @@ class Assistant:
         messages = check_messages(prompt)
         if messages[0].role != "system":
             messages = [*self._prompting.system_message(""), *messages]
-        return self._answer(messages, timeout_s, cache, cache_namespace, sampling, options)
+        return self._answer(messages, asked(sampling, options), cache_namespace)
 
     def complete(
         self,
         text: str,
         sampling: Sampling | None = None,
         *,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
         cache_namespace: str | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Continue a text, without chat template: for base models and for measuring.
 
         Args:
             text: the beginning.
-            sampling, timeout_s, cache, cache_namespace, options: as in `generate`.
+            sampling, cache_namespace, options: as in `generate`.
 
         Raises:
             UsageError: there is no text, or an argument has the wrong type.
@@ -242,22 +239,12 @@ class Assistant:
         """
         if not check_text("text", text):
             raise UsageError("There is no text to continue.", "Give at least one character.")
-        return self._answer(text, timeout_s, cache, cache_namespace, sampling, options)
+        return self._answer(text, asked(sampling, options), cache_namespace)
 
-    def _answer(
-        self,
-        prompt: str | Sequence[Message],
-        timeout_s: float | None,
-        cache: CacheHint | None,
-        cache_namespace: str | None,
-        sampling: Sampling | None,
-        options: SamplingOptions,
-    ) -> Reply:
-        """Check what a call says besides its prompt, and start its turn."""
-        check_timeout(timeout_s)
+    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
         turns = self._turns
-        hint, space = turns.check_hint(cache) or "disk", turns.namespace_of(cache_namespace)
-        request = Request(prompt=prompt, sampling=given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space)
+        turns.check_cache(request.cache)
+        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
         return turns.start(turns.make(request), self)
 
     def count_tokens(self, text: str) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_attachments, check_message, check_node_id, check_sampling, check_text, check_timeout, given
+from edge.arguments import asked, check_attachments, check_choice, check_message, check_node_id, check_sampling, check_text
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.tree import Node
 from edge.errors import UsageError
+from edge.names import CACHE_HINTS
 from edge.prompt.summary import newest_summary
-from edge.request import Request
-from edge.types import Message, Sampling, SamplingOptions
+from edge.request import Request, RequestOptions
+from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
     import asyncio
@@ -130,9 +132,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send a message and return the reply.
 
@@ -140,12 +140,8 @@ class Conversation:
             text: the message.
             attachments: texts that go with it.
             sampling: for this reply only; what it leaves out is the conversation's.
-            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
-            cache: where the KV cache of this turn stays: "off" keeps nothing after the reply, "memory" nothing on the disk,
-                "disk" also stores it there, "keep" pins it there. None is `Conversation.cache`, else what earlier messages of
-                the conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the
-                assistant has one. What is cached already is reused in any case.
-            options: fields of `Sampling` as keywords, which win over `sampling`: `send("hi", max_tokens=5, temperature=0)`.
+            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
+                `send("hi", max_tokens=5, temperature=0, timeout_s=20)`.
 
         Returns:
             The running reply. It stops when nobody holds it any more; see `Reply`.
@@ -159,14 +155,13 @@ class Conversation:
         """
         check_message(text, attachments)
         self._check_size(text, attachments)
-        record = self._record_of(cache)
+        request = asked(sampling, options)
+        record = self._record_of(request.cache)
         return self._answer(
             lambda: self._save().append(
                 self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments), record=record
             ),
-            given(sampling, options),
-            timeout_s,
-            cache,
+            request,
         )
 
     async def asend(
@@ -175,9 +170,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send as `send` does, without blocking the event loop while the message is saved.
 
@@ -185,7 +178,7 @@ class Conversation:
         """
         import asyncio
 
-        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, cache=cache, **options)
+        send = partial(self.send, text, attachments=attachments, sampling=sampling, **options)
         sent: list[
             Reply
         ] = []  # not the task's result, which its thread holds for a moment longer than whoever leaves the reply
@@ -202,15 +195,13 @@ class Conversation:
         node_id: int | None = None,
         *,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
-            sampling, timeout_s, cache, options: as in `send`.
+            sampling, options: as in `send`.
 
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
@@ -226,16 +217,14 @@ class Conversation:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, given(sampling, options), timeout_s, cache, fallback=old_head)
+        return self._answer(go_back, asked(sampling, options), fallback=old_head)
 
     def resume(
         self,
         node_id: int | None = None,
         *,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Continue an answer that was stopped or cut off, in the same message.
 
@@ -244,7 +233,7 @@ class Conversation:
 
         Args:
             node_id: an answer that no message follows; None is the last one of the active path.
-            sampling, timeout_s, cache, options: as in `send`; `max_tokens` counts what is added.
+            sampling, options: as in `send`; `max_tokens` counts what is added.
 
         Raises:
             UsageError: it is not an answer, other messages follow it, or a reply is still running here.
@@ -255,7 +244,7 @@ class Conversation:
         if answer is None or answer.role != "assistant" or answer.parent is None:
             raise UsageError("There is no answer to continue.", "Send a message, or regenerate the answer to the last one.")
         prepare = partial(self._store.reopen, answer.id)
-        return self._answer(prepare, given(sampling, options), timeout_s, cache, continued=answer)
+        return self._answer(prepare, asked(sampling, options), continued=answer)
 
     def edit(
         self,
@@ -264,9 +253,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send a message in place of an earlier one, as a new branch, and return the reply.
 
@@ -274,7 +261,7 @@ class Conversation:
             node_id: one of the user's messages.
             text: the new message.
             attachments: None keeps the earlier ones.
-            sampling, timeout_s, cache, options: as in `send`.
+            sampling, options: as in `send`.
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
@@ -287,14 +274,13 @@ class Conversation:
         kept = old.attachments if attachments is None else tuple(attachments)
         check_message(text, kept)
         self._check_size(text, kept)
-        record = self._record_of(cache)
-        if cache is None and not record and "cache" in old.record:
+        request = asked(sampling, options)
+        record = self._record_of(request.cache)
+        if request.cache is None and not record and "cache" in old.record:
             record = {"cache": old.record["cache"]}  # the new text is as private as the old one
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
-            given(sampling, options),
-            timeout_s,
-            cache,
+            request,
         )
 
     def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), cache: CacheHint | None = None) -> Reply:
@@ -358,9 +344,7 @@ class Conversation:
     def _answer(
         self,
         prepare: Callable[[], Node],
-        sampling: Sampling,
-        timeout_s: float | None,
-        cache: CacheHint | None,
+        request: Request,
         fallback: int | None = None,
         continued: Node | None = None,
     ) -> Reply:
@@ -368,15 +352,15 @@ class Conversation:
 
         Args:
             prepare: makes the message, or reopens the answer that is continued.
-            sampling, timeout_s, cache: as in `send`.
+            request: what the call says.
             fallback: becomes the head again if the reply is empty.
             continued: the answer that is continued, as it was.
         """
         turns = self._turns
         turns.check_open()
-        check_timeout(timeout_s)
-        cache = turns.check_hint(cache if cache is not None else self.cache)
-        sampling = sampling.over(check_sampling(self.sampling) or Sampling())
+        cache = request.cache or check_choice("cache", self.cache, CACHE_HINTS)
+        turns.check_cache(cache)
+        sampling = request.sampling.over(check_sampling(self.sampling) or Sampling())
         turns.claim(self.id)
         saver: ReplySaver | None = None
         turns.stop_warming(self.id)
@@ -394,11 +378,11 @@ class Conversation:
             saver = ReplySaver(self._store, self.id, question.id, self._assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
             messages = [*system, *(node.message() for node in nodes)]
-            request = Request(
+            request = replace(
+                request,
                 prompt=messages,
                 sampling=sampling,
-                timeout_s=timeout_s,
-                hint=cache or _inherited_hint(nodes),
+                cache=cache or _inherited_hint(nodes),
                 namespace=info.cache_namespace,
             )
             turn = turns.make(request, saver, summary)
@@ -414,7 +398,8 @@ class Conversation:
         check_attachments(attachments)
         self._check_size(text, attachments)
         turns = self._turns
-        hint = turns.check_hint(cache if cache is not None else self.cache)
+        hint = check_choice("cache", self.cache if cache is None else cache, CACHE_HINTS)
+        turns.check_cache(hint)
         nodes = self.messages
         turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
         next_one = Node(0, None, "user", text, tuple(attachments))
@@ -422,7 +407,7 @@ class Conversation:
         summary = newest_summary([node.record for node in nodes])
         request = Request(
             prompt=messages,
-            hint=hint or _inherited_hint(nodes),
+            cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,
             priority="background",
             is_prefill_only=True,

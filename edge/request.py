@@ -1,4 +1,7 @@
-"""What is asked of a turn: `Assistant.generate`, `Conversation.send` and the server all make one of these."""
+"""What is asked of a turn: `Assistant.generate`, `Conversation.send` and the server all make one of these.
+
+A new option of all of them is a key of `RequestOptions`, a field of `Request`, and a line of `edge.arguments.asked`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edge.types import Message, Sampling
+from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
     from edge.names import CacheHint, Priority
 
-__all__ = ["Request"]
+__all__ = ["Request", "RequestOptions"]
+
+
+class RequestOptions(SamplingOptions, total=False):
+    """Keywords of `send`, `generate` and the like: the fields of `Sampling`, and these.
+
+    Attributes:
+        timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
+        cache: where the KV cache of this turn stays: "off" keeps nothing after the reply, "memory" nothing on the disk, "disk"
+            also stores it there, "keep" pins it there. None is `Conversation.cache`, else what earlier messages of the
+            conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the assistant
+            has one. What is cached already is reused in any case.
+        priority: "background" for a reply that nobody waits for: it makes way for others. Else "interactive".
+    """
+
+    timeout_s: float | None
+    cache: CacheHint | None
+    priority: Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,22 +44,20 @@ class Request:
         window: what happens to old messages when the context window is full, see `edge.prompt.window.fit`; None is the
             assistant's.
         timeout_s: the reply is stopped this long after it was asked for, in seconds; None never.
-        hint: where the KV cache of the turn stays.
+        cache: where the KV cache of the turn stays; None is "disk" where the assistant has one.
         namespace: of the KV cache: only what was computed in it is reused.
         priority: "background" for a reply that nobody waits for: it makes way for others.
-        n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
     """
 
-    prompt: str | Sequence[Message]
+    prompt: str | Sequence[Message] = ()
     sampling: Sampling = field(default_factory=Sampling)
     window: str | None = None
     timeout_s: float | None = None
-    hint: CacheHint = "disk"
+    cache: CacheHint | None = None
     namespace: str = ""
     priority: Priority = "interactive"
-    n_logprobs: int | None = None
     is_prefill_only: bool = False
     owner: str | None = None

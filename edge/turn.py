@@ -142,8 +142,8 @@ class Turn:
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
-        if self.request.hint in ("off", "memory"):
-            record["cache"] = self.request.hint  # so that later turns, whose prompts contain this one, do not store it either
+        if self.request.cache in ("off", "memory"):
+            record["cache"] = self.request.cache  # so that later turns, whose prompts contain this one, do not store it either
         saver.save_end(reply.text, status, record)
         reply.node = saver.node
         if saver.problem:
@@ -159,7 +159,7 @@ class Turn:
             return self._repeat(known, len(tokens))
         finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if self.answers and request.hint in ("disk", "keep") and not is_cut_short:
+        if self.answers and request.cache not in ("off", "memory") and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
             self.answers.add(tokens, request.sampling, answer, self._owner, request.namespace)
         return finished
@@ -217,7 +217,7 @@ class Turn:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request = self.request
         generation = Generation(
-            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.hint,
+            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
         )  # fmt: skip
         self.reply.bind(generation.cancel)

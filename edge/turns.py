@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from edge.arguments import check_namespace
 from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
-from edge.names import CACHE_HINTS, CacheHint
 from edge.turn import Turn
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.engine.scheduler import Scheduler
     from edge.kv.store import BlockStore
+    from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
@@ -118,17 +118,14 @@ class Turns:
         for text in texts:
             self.prompting.check_size(text, self._scheduler.full_n_ctx)
 
-    def check_hint(self, cache: CacheHint | None) -> CacheHint | None:
-        """Check where the KV cache of a request is to stay.
+    def check_cache(self, cache: CacheHint | None) -> None:
+        """Check that the KV cache of a request can stay there.
 
         Raises:
-            UsageError: there is no such place, or this assistant has no disk.
+            UsageError: this assistant has no disk.
         """
-        if cache is not None and cache not in CACHE_HINTS:
-            raise UsageError(f"cache cannot be {cache!r}.", f"Use {', '.join(map(repr, CACHE_HINTS))} or None.")
         if cache in ("disk", "keep") and self._disk is None:
             raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
-        return cache
 
     def namespace_of(self, namespace: str | None) -> str:
         """Return the namespace of a request."""

@@ -772,6 +772,9 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: conversation.send("hi", sampling={"max_tokens": 4}),
         lambda ai, conversation: conversation.send("hi", timeout_s="1"),
         lambda ai, conversation: conversation.send("hi", timeout_s=0),
+        lambda ai, conversation: conversation.send("hi", priority="high"),
+        lambda ai, conversation: conversation.send("hi", cache="ram"),
+        lambda ai, conversation: ai.generate("hi", priority=1),
         lambda ai, conversation: conversation.send("hi", timeout_s=float("nan")),
         lambda ai, conversation: ai.generate([{"role": "user", "content": "hi"}]),
         lambda ai, conversation: ai.generate(Message("user", "hi")),
@@ -1006,3 +1009,16 @@ async def test_a_conversation_in_an_event_loop(make: Callable[..., Assistant]) -
     assert [node.content for node in await conversation.amessages()] == ["hello", "You wrote 5 letters."]
     with pytest.raises(UsageError, match="title is text"):
         await conversation.arename(5)  # type: ignore[arg-type]
+
+
+def test_a_reply_in_the_background_makes_way(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 500, n_seq=1, delay_s=0.001)
+    background = assistant.generate("a", priority="background")
+    next(iter(background))
+    assert assistant.conversation().send("b", max_tokens=3).wait() == "zzz"
+    assert not background.is_done, "it was put off, and goes on now"
+    assert background.wait() == "z" * 500
+    sent = assistant.conversation().send("a", priority="background")
+    next(iter(sent))
+    assert assistant.generate("b", max_tokens=3).wait() == "zzz"
+    assert not sent.is_done
