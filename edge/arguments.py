@@ -19,6 +19,7 @@ __all__ = [
     "asked",
     "check_attachments",
     "check_choice",
+    "check_count",
     "check_message",
     "check_messages",
     "check_namespace",
@@ -118,6 +119,7 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         timeout_s=timeout_s,
         cache=check_choice("cache", options.get("cache"), CACHE_HINTS),
         priority=check_choice("priority", options.get("priority"), PRIORITIES) or "interactive",
+        n_logprobs=check_count("logprobs", options.get("logprobs")),
     )
 
 
@@ -126,3 +128,10 @@ def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:
     if value is not None and value not in choices:
         raise UsageError(f"{name} cannot be {value!r}.", f"Use {', '.join(map(repr, choices))} or None.")
     return value
+
+
+def check_count(name: str, value: object) -> int | None:
+    """Return a number of things, or None."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise UsageError(f"{name} is a whole number from 0 up, not {kind_of(value)}.", "None turns it off.")

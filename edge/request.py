@@ -27,11 +27,14 @@ class RequestOptions(SamplingOptions, total=False):
             conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the assistant
             has one. What is cached already is reused in any case.
         priority: "background" for a reply that nobody waits for: it makes way for others. Else "interactive".
+        logprobs: also return how likely each token was, and so many of the likeliest ones in its place; see `Reply.logprobs`.
+            0 returns only the tokens themselves, None nothing.
     """
 
     timeout_s: float | None
     cache: CacheHint | None
     priority: Priority
+    logprobs: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Request:
         cache: where the KV cache of the turn stays; None is "disk" where the assistant has one.
         namespace: of the KV cache: only what was computed in it is reused.
         priority: "background" for a reply that nobody waits for: it makes way for others.
+        n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
@@ -59,5 +63,6 @@ class Request:
     cache: CacheHint | None = None
     namespace: str = ""
     priority: Priority = "interactive"
+    n_logprobs: int | None = None
     is_prefill_only: bool = False
     owner: str | None = None

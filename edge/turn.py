@@ -154,14 +154,15 @@ class Turn:
         if request.is_prefill_only:
             return self._prefill(self.prompting.open_prefix(self._messages, tokens))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        known = self.answers.find(tokens, request.sampling, request.namespace) if self.answers else None
+        answers = self.answers if request.n_logprobs is None else None  # which are not stored
+        known = answers.find(tokens, request.sampling, request.namespace) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
         finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens))
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if self.answers and request.cache not in ("off", "memory") and not is_cut_short:
+        if answers and request.cache not in ("off", "memory") and not is_cut_short:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            self.answers.add(tokens, request.sampling, answer, self._owner, request.namespace)
+            answers.add(tokens, request.sampling, answer, self._owner, request.namespace)
         return finished
 
     def _prefill(self, tokens: list[int]) -> Finished:
@@ -201,7 +202,7 @@ class Turn:
             self.reply.emit(Progress(event.done, event.total))
             return
         self.reply.is_repeating = event.is_suspect
-        self.reply.emit(Text(event.text))
+        self.reply.emit(Text(event.text, event.logprobs))
         if self.saver is not None and self.saver.is_due:
             self.saver.save_part(self.reply.text)
             self.reply.node = self.saver.node
@@ -219,6 +220,7 @@ class Turn:
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
+            n_logprobs=request.n_logprobs,
         )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:

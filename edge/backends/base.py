@@ -230,8 +230,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+    def logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         """Return a copy of the newest logits of a sequence, shape (n_vocab,), float32.
+
+        Args:
+            seq_id: the sequence.
+            n_back: return those before its last so many draft tokens instead, as `Sampler.sample` does.
 
         Raises:
             BackendError: the sequence has none.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Breakers",
     "NumpySampler",
+    "best",
     "candidates",
     "check_bias",
     "check_tokens",
@@ -193,7 +194,7 @@ def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids 
         Ids, shape (n,), best first; None where no token is dropped and no order is needed.
     """
     if 0 < sampling.top_k < len(values):
-        return _best(values, sampling.top_k)
+        return best(values, sampling.top_k)
     if sampling.typical_p < 1:
         return _typical(np.arange(len(values)), values.astype(np.float64), sampling.typical_p)[0]
     if sampling.top_p < 1:
@@ -202,10 +203,10 @@ def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids 
     if sampling.min_p > 0:
         likely = np.flatnonzero(values >= values.max() + np.log(sampling.min_p))
         return likely[np.argsort(-values[likely], kind="stable")]
-    return _best(values, len(values)) if needs_order else None
+    return best(values, len(values)) if needs_order else None
 
 
-def _best(values: Values | Logits, n_best: int) -> Ids:
+def best(values: Values | Logits, n_best: int) -> Ids:
     """Return the indices of the largest values, largest first, equal ones in order. Shape (n_best,)."""
     if n_best >= len(values):
         return np.argsort(-values, kind="stable")
@@ -225,7 +226,7 @@ def _add_up(values: Values | Logits, shares: Values | Logits, p: float, *, side:
     """Return the largest values whose shares add up to p, best first: tried with a few, then with more."""
     n_best = _FEW
     while True:
-        order = _best(values, n_best)
+        order = best(values, n_best)
         n_keep = int(np.searchsorted(np.cumsum(shares[order], dtype=np.float64), p, side=side)) + 1
         if n_keep <= len(order) or n_best >= len(values):
             return order[:n_keep]

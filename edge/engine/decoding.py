@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from edge.backends.base import MAX_DRAFT, NO_DRAFTS
 from edge.engine.drafting import Lookup
 from edge.engine.generation import reply_error
 from edge.errors import ContextFullError
+from edge.types import TokenLogprob
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
@@ -119,10 +121,11 @@ class Decoder:
     def _fast_forward(self, generation: Generation) -> bool:
         """Add the tokens that the constraint of a reply forces behind its newest one; False if there are too few.
 
-        True also if that ended the reply. Never where a cold run must be repeated bit for bit: the prefill has other bits.
+        True also if that ended the reply. Never where a cold run must be repeated bit for bit: the prefill has other bits. Nor
+        with logprobs, which need the logits in front of each token.
         """
         constraint = generation.constraint
-        if constraint is None or self._cache.is_exact:
+        if constraint is None or self._cache.is_exact or generation.n_logprobs is not None:
             return False
         assert generation.sampler is not None
         try:
@@ -145,17 +148,31 @@ class Decoder:
         try:
             allowed = generation.constraint.allowed() if generation.constraint is not None else None
             token = generation.sampler.sample(generation.slot.seq_id, n_back, allowed)
-            return token if self._show(generation, token) else None
+            logprob = self._logprob(generation, token, n_back) if generation.n_logprobs is not None else None
+            return token if self._show(generation, token, logprob) else None
         except Exception as error:  # noqa: BLE001 (see reply_error)
             self._fail(generation, reply_error(error))
             return None
 
-    def _show(self, generation: Generation, token: int) -> bool:
+    def _logprob(self, generation: Generation, token: int, n_back: int) -> TokenLogprob:
+        """Return how likely a token was, by the logits of the model: no sampling setting and no mask has changed them."""
+        from edge.backends.logprobs import logprobs_of, top_tokens
+
+        assert generation.slot is not None and generation.n_logprobs is not None
+        logits = self._backend.logits(generation.slot.seq_id, n_back)
+        ids = [token, *top_tokens(logits, generation.n_logprobs)]
+        chosen, *top = (
+            TokenLogprob(one, self._tokenizer.token_bytes(one, special=True), logprob)
+            for one, logprob in zip(ids, logprobs_of(logits, ids), strict=True)
+        )
+        return replace(chosen, top=tuple(top))
+
+    def _show(self, generation: Generation, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Add a token to a reply; False when it ended it."""
         if self._tokenizer.is_end(token):
             self._finish(generation, "stop")
             return False
-        generation.add(token)
+        generation.add(token, logprob)
         if generation.show(self._tokenizer.token_bytes(token)):
             self._finish(generation, "stop", is_stop_text=True)
             return False

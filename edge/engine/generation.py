@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edge.engine.drafting import Lookup
     from edge.kv.slots import Slot
     from edge.names import CacheHint, Priority
-    from edge.types import FinishReason, Sampling
+    from edge.types import FinishReason, Sampling, TokenLogprob
 
 __all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "reply_error"]
 
@@ -42,10 +43,12 @@ class Decoded:
     Attributes:
         text: the text.
         is_suspect: it may be part of a loop; see `Sampling.max_repeats`.
+        logprobs: of the tokens that begin in this text, if they were asked for.
     """
 
     text: str
     is_suspect: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Generation:
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
         constraint: says which tokens its schema or grammar allows; None allows all.
+        n_logprobs: also give the logprob of each token, and of so many of the likeliest ones; None gives none.
         is_cancelled: whether `cancel` was called.
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
@@ -140,6 +144,7 @@ class Generation:
     namespace: str = ""
     is_prefill_only: bool = False
     constraint: Matcher | None = None
+    n_logprobs: int | None = None
     is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
@@ -160,6 +165,9 @@ class Generation:
     first_token_at: float = 0.0
     first_text_at: float = 0.0
     _stream: TextStream = field(default_factory=TextStream)
+    _n_chars: int = 0  # of the text so far, also of what is withheld
+    _n_shown: int = 0
+    _logprobs: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)  # not shown yet: where its token begins, and it
     is_repeating: bool = False
     _matcher: StopMatcher = field(init=False)
     _repetition: RepetitionDetector = field(init=False)
@@ -192,8 +200,12 @@ class Generation:
         """True while part of the prompt is still to be computed."""
         return self.slot is not None and self.n_left > (self.pending is not None)
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Append a token that was chosen.
+
+        Args:
+            token: its id.
+            logprob: how likely it was, if that was asked for.
 
         Raises:
             ConstraintError: its constraint does not allow it, or turned out to be too complex.
@@ -202,19 +214,23 @@ class Generation:
             self.constraint.accept(token)
         self.first_token_at = self.first_token_at or time.perf_counter()
         self.generated.append(token)
+        if logprob is not None:
+            self._logprobs.append((self._n_chars, logprob))
         if self.lookup is not None:
             self.lookup.extend((token,))
 
     def show(self, data: bytes) -> bool:
         """Hand the text in the bytes of a token to the listener. Returns whether it completes a stop text."""
-        text, is_stopped = self._matcher.feed(self._stream.feed(data))
+        decoded = self._stream.feed(data)
+        self._n_chars += len(decoded)
+        text, is_stopped = self._matcher.feed(decoded)
         self._tell(text)
         return is_stopped
 
     def show_rest(self) -> None:
         """Hand over what was withheld in case a character or a stop text followed."""
         text, is_stopped = self._matcher.feed(self._stream.final())
-        self._tell(text if is_stopped else text + self._matcher.flush())
+        self._tell(text if is_stopped else text + self._matcher.flush(), is_end=not is_stopped)
 
     def finished(self, reason: FinishReason, *, is_stop_text: bool) -> Finished:
         """Return the event that ends this reply now."""
@@ -243,11 +259,17 @@ class Generation:
         is_partial = self.constraint is not None and not self.constraint.is_complete
         return Finished(reason, usage, timing, tokens, self.held_back, stopped_by, is_partial)
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, *, is_end: bool = False) -> None:
+        """Tell the listener of text that can be shown, and of the tokens that begin in it; at the end, of all that are left."""
+        self._n_shown += len(text)
+        logprobs = []
+        while self._logprobs and (is_end or self._logprobs[0][0] < self._n_shown):
+            logprobs.append(self._logprobs.popleft()[1])
         if text:
             self.is_repeating = self._repetition.feed(text) or self.is_repeating
             self.first_text_at = self.first_text_at or time.perf_counter()
-            self.listener(Decoded(text, self._repetition.is_suspect))
+        if text or logprobs:
+            self.listener(Decoded(text, self._repetition.is_suspect, tuple(logprobs)))
 
 
 def reply_error(error: Exception) -> EdgeError:

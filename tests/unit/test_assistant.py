@@ -18,6 +18,7 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
+from edge.events import Text
 from edge.kv.store import BlockStore, StoreOptions
 from edge.reply import Reply
 from edge.types import Message, Sampling
@@ -774,6 +775,8 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: conversation.send("hi", timeout_s=0),
         lambda ai, conversation: conversation.send("hi", priority="high"),
         lambda ai, conversation: conversation.send("hi", cache="ram"),
+        lambda ai, conversation: conversation.send("hi", logprobs=True),
+        lambda ai, conversation: conversation.send("hi", logprobs=-1),
         lambda ai, conversation: ai.generate("hi", priority=1),
         lambda ai, conversation: conversation.send("hi", timeout_s=float("nan")),
         lambda ai, conversation: ai.generate([{"role": "user", "content": "hi"}]),
@@ -1022,3 +1025,17 @@ def test_a_reply_in_the_background_makes_way(make: Callable[..., Assistant]) -> 
     next(iter(sent))
     assert assistant.generate("b", max_tokens=3).wait() == "zzz"
     assert not sent.is_done
+
+
+def test_a_reply_with_logprobs(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "Grüße")
+    reply = assistant.conversation().send("hi", logprobs=3)
+    events = [event for event in reply.events() if isinstance(event, Text)]
+    assert b"".join(one.data for one in reply.logprobs) == "Grüße".encode()
+    assert tuple(one.token for one in reply.logprobs) == reply.tokens
+    assert [one for event in events for one in event.logprobs] == reply.logprobs
+    assert [len(one.top) for one in reply.logprobs] == [3] * len(reply.tokens)
+    assert all(-1e-3 < one.logprob <= 0 and one.top[0].token == one.token for one in reply.logprobs), "the script is certain"
+    assert assistant.generate("hi").logprobs == []
+    alone = assistant.generate("hi", logprobs=0)
+    assert alone.wait() and [one.top for one in alone.logprobs] == [()] * len(alone.tokens)
