@@ -11,6 +11,7 @@ turns.py      starts the turns of both and stops them; arguments.py, checks of w
 request.py    what is asked of a turn
 turn.py       from messages to the end of a reply, in a thread of its own
 reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
+messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
