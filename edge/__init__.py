@@ -15,7 +15,8 @@ messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
-child.py      child processes; units.py, sizes and durations as text; lazy.py, package faces
+child.py      child processes; forks.py, what a forked one never waits for
+units.py      sizes and durations as text; lazy.py, package faces
 """
 
 from __future__ import annotations
