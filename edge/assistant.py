@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from edge.backends.base import Backend, ModelInfo
     from edge.backends.llamacpp.slot_import import SlotReport
+    from edge.bench.trace import Trace
     from edge.engine.governor import Governor, Limits
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
@@ -67,6 +68,7 @@ class Assistant:
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
         cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
+        trace: times the stages of turns; None times nothing.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -92,7 +94,10 @@ class Assistant:
         speculates: bool = True,
         cache_namespace: str = "",
         sensors: Sensors | None = None,
+        trace: Trace | None = None,
     ) -> None:
+        if trace is not None:
+            backend = trace.watch(backend, "backend")
         self.plan = plan
         self.info: ModelInfo = backend.info
         self.backend_name = backend.name
@@ -104,6 +109,10 @@ class Assistant:
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         self._disk = disk
         blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
+        if trace is not None:
+            self._prompting.template = trace.watch(self._prompting.template, "template")
+            self.store = trace.watch(self.store, "store")
+            blocks = trace.watch(blocks, "blocks") if blocks is not None else None
         cache = KVCache(backend, blocks, model=model, exact=exact)
         self._scheduler = Scheduler(backend, cache, max_gap_ms=max_gap_ms, planner=Planner() if speculates else None)
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
+    from edge.bench.trace import Trace
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
     from edge.engine.governor import Governor
@@ -51,6 +52,7 @@ def load(
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
     on_progress: Progress | None = None,
+    trace: Trace | None = None,
 ) -> Assistant:
     """Load a model, and download it first if it is not on this device yet.
 
@@ -71,6 +73,7 @@ def load(
         cache_namespace: who shares the KV cache of requests and new conversations that name no namespace themselves, see
             `Assistant.conversation`; "" is the setting `kv.namespace`.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
+        trace: times the stages of turns, as `edge profile` does; None times nothing.
 
     Returns:
         The assistant. Close it, or use it in a `with` block.
@@ -87,7 +90,7 @@ def load(
     chosen = _merge(settings, arguments)
     with_disk = _wants_disk(cache, settings, chosen, store)
     opened = _open_best(chosen, on_progress)
-    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace)
+    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace, trace=trace)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -104,6 +107,7 @@ class LoadOptions(TypedDict, total=False):
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
     on_progress: Progress | None
+    trace: Trace | None
 
 
 async def aload(model: str | None = None, **options: Unpack[LoadOptions]) -> Assistant:
@@ -210,13 +214,14 @@ def _assemble(
     store: ConversationStore | None,
     with_disk: bool,
     cache_namespace: str,
+    trace: Trace | None,
 ) -> Assistant:
     """Return the assistant of a loaded engine, which is closed if that fails.
 
     Args:
         chosen: settings and arguments.
         plan, engine, stamps: as from `_open_best`.
-        store, cache_namespace: as in `load`.
+        store, cache_namespace, trace: as in `load`.
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
@@ -239,6 +244,7 @@ def _assemble(
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
             cache_namespace=cache_namespace or chosen.kv.namespace,
+            trace=trace,
         )
     except BaseException:
         engine.close()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge.errors import ContextFullError, TemplateError
-from edge.forks import lazy_property
 from edge.kv.tree import common_prefix
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
@@ -65,7 +64,7 @@ class Prompting:
             return []
         return self._no_system if text.strip().lower() == NO_SYSTEM else [Message("system", text)]
 
-    @lazy_property
+    @functools.cached_property
     def _no_system(self) -> list[Message]:
         """Return what keeps a template from writing a system prompt: an empty one, if it has one of its own."""
         empty, question = Message("system", ""), Message("user", "Hello")

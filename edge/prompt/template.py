@@ -25,11 +25,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from edge.errors import TemplateError, UsageError
 from edge.files import shipped
-from edge.forks import lazy_property
 from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of
 from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
 from edge.prompt.roles import Abilities, adapt, probe
@@ -219,7 +219,7 @@ class ChatTemplate:
             *_, self._reply_lead = self._items(self.render([Message("user", _PROBE)]), tokenize)
         return self._encoder.encode_reply(text, self._reply_lead, tokenize)
 
-    @lazy_property
+    @cached_property
     def abilities(self) -> Abilities:
         """Roles and orders of messages that the template accepts."""
         return probe(lambda messages: self._run(messages, self._plain_options))
