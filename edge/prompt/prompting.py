@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge.errors import ContextFullError, TemplateError
 from edge.kv.tree import common_prefix
+from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
 from edge.prompt.window import message_counter
@@ -74,18 +75,26 @@ class Prompting:
             return []
         return [empty] if is_shorter else []
 
-    def encode(self, messages: Sequence[Message], on_notice: Callable[[str], None] | None = None) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        on_notice: Callable[[str], None] | None = None,
+        *,
+        options: PromptOptions = NO_OPTIONS,
+    ) -> list[int]:
         """Return the tokens of a prompt.
 
         Args:
             messages: at least one.
             on_notice: called with what was changed to fit the template.
+            options: tools and thinking.
 
         Raises:
             TemplateError: the template refuses these messages.
+            UnsupportedError: it has no place for tools.
             BackendError: the model is closed.
         """
-        prompt = self.template.render(messages)
+        prompt = self.template.render(messages, **options.variables())
         if on_notice is not None:
             for notice in prompt.notices:
                 on_notice(notice)
@@ -152,31 +161,32 @@ class Prompting:
             if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _spell(self.tokenizer, tokens, text):
                 self._replies.put(text, tokens)
 
-    def shared_end(self, messages: Sequence[Message], tokens: Sequence[int]) -> int:
-        """Return the length of the prefix that every conversation with this system prompt shares; 0 without a system prompt.
+    def shared_end(self, messages: Sequence[Message], tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> int:
+        """Return the length of the prefix that conversations with this system prompt and these tools share; 0 without any.
 
         Args:
-            messages: of the prompt.
+            messages, options: of the prompt.
             tokens: of the prompt.
         """
-        if not messages or messages[0].role != "system":
+        system = [message for message in messages[:1] if message.role == "system"]
+        if not system and not options.tools:
             return 0
         try:
-            return common_prefix(self.encode([messages[0], Message("user", "")]), tokens)
+            return common_prefix(self.encode([*system, Message("user", "")], options=options), tokens)
         except TemplateError:
             return 0
 
-    def open_prefix(self, messages: Sequence[Message], tokens: Sequence[int]) -> list[int]:
+    def open_prefix(self, messages: Sequence[Message], tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> list[int]:
         """Return the prefix that a prompt shares with all in which the text of the last message goes on in another way.
 
         Args:
-            messages: of the prompt.
+            messages, options: of the prompt.
             tokens: of the prompt.
         """
         last = messages[-1]
         n_shared = len(tokens)
         for text in _GOES_ON:
-            other = self.encode([*messages[:-1], replace(last, content=last.content + text)])
+            other = self.encode([*messages[:-1], replace(last, content=last.content + text)], options=options)
             n_shared = min(n_shared, common_prefix(other, tokens))
         return list(tokens[:n_shared])
 
