@@ -7,6 +7,7 @@ with edge.load("smollm2-135m") as ai:
 Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
+asking.py     what it answers without one
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn
 turn.py       from messages to the end of a reply, in a thread of its own

@@ -24,6 +24,7 @@ __all__ = [
     "check_messages",
     "check_namespace",
     "check_node_id",
+    "check_number",
     "check_sampling",
     "check_text",
     "check_timeout",
@@ -135,3 +136,10 @@ def check_count(name: str, value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     raise UsageError(f"{name} is a whole number from 0 up, not {kind_of(value)}.", "None turns it off.")
+
+
+def check_number(name: str, value: object) -> int:
+    """Return a number of things, at least one."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise UsageError(f"{name} is a whole number from 1 up, not {kind_of(value)}.", f"For example: {name}=3")

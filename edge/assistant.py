@@ -13,11 +13,11 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.arguments import asked, check_choice, check_messages, check_namespace, check_sampling, check_text
+from edge.arguments import check_choice, check_namespace, check_sampling, check_text
+from edge.asking import Asking
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo
 from edge.device.sensors import Sensors
@@ -31,13 +31,10 @@ from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
 from edge.names import CACHE_HINTS
 from edge.prompt.prompting import Prompting
-from edge.request import Request, RequestOptions
 from edge.turns import DiskCache, Turns
-from edge.types import Message, Sampling, kind_of
+from edge.types import Sampling
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from edge.backends.base import Backend, ModelInfo
     from edge.backends.llamacpp.slot_import import SlotReport
     from edge.bench.trace import Trace
@@ -51,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 
-class Assistant:
+class Assistant(Asking):
     """A loaded model. Made by `edge.load`.
 
     Args:
@@ -201,89 +198,6 @@ class Assistant:
         check_text("name", name)
         new = self.conversation(system=system, cache_namespace=cache_namespace)
         return new._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
-
-    def generate(
-        self,
-        prompt: str | Sequence[Message],
-        sampling: Sampling | None = None,
-        *,
-        cache_namespace: str | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Reply:
-        """Answer once, without a conversation: a text as one user message, or messages.
-
-        Args:
-            prompt: the text, or messages of which the last is to be answered.
-            sampling: how tokens are chosen; what it leaves out is the assistant's.
-            cache_namespace: who shares its KV cache, see `conversation`.
-            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
-                `generate("hi", max_tokens=5, temperature=0, timeout_s=20)`.
-
-        Raises:
-            UsageError: there is no message, or an argument has the wrong type.
-            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
-        """
-        messages = check_messages(prompt)
-        if messages[0].role != "system":
-            messages = [*self._prompting.system_message(""), *messages]
-        return self._answer(messages, asked(sampling, options), cache_namespace)
-
-    def complete(
-        self,
-        text: str,
-        sampling: Sampling | None = None,
-        *,
-        cache_namespace: str | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Reply:
-        """Continue a text, without chat template: for base models and for measuring.
-
-        Args:
-            text: the beginning.
-            sampling, cache_namespace, options: as in `generate`.
-
-        Raises:
-            UsageError: there is no text, or an argument has the wrong type.
-            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
-        """
-        if not check_text("text", text):
-            raise UsageError("There is no text to continue.", "Give at least one character.")
-        return self._answer(text, asked(sampling, options), cache_namespace)
-
-    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
-        turns = self._turns
-        turns.check_cache(request.cache)
-        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
-        return turns.start(turns.make(request), self)
-
-    def count_tokens(self, text: str) -> int:
-        """Count the tokens of a text for this model, without special ones.
-
-        Raises:
-            UsageError: it is not a str.
-            BackendError: the assistant is closed, or was loaded in another process.
-        """
-        self._turns.check_open()
-        check_text("text", text)
-        return len(self._prompting.tokenize(text))
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Return the text of token ids, with special tokens written out.
-
-        Raises:
-            BackendError: the assistant is closed, or was loaded in another process.
-        """
-        self._turns.check_open()
-        if isinstance(tokens, str | bytes) or not all(isinstance(token, int) for token in tokens):
-            raise UsageError(f"tokens are token ids, not {kind_of(tokens)}.", "For example: [1, 2, 3]")
-        tokenizer = self._prompting.tokenizer
-        return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
-
-    async def acount_tokens(self, text: str) -> int:
-        """Count tokens as `count_tokens` does, without blocking the event loop."""
-        import asyncio
-
-        return await asyncio.to_thread(self.count_tokens, text)
 
     @property
     def sampling(self) -> Sampling:

@@ -213,6 +213,8 @@ class Turn:
         sampling: Sampling,
         show: Callable[[Prefilled | Decoded], None],
         boundaries: Sequence[int] = (),
+        *,
+        is_summary: bool = False,
     ) -> Finished:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -220,7 +222,7 @@ class Turn:
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
-            n_logprobs=request.n_logprobs,
+            n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else request.shared,
         )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:
@@ -313,7 +315,12 @@ class Turn:
         if self.request.is_prefill_only:
             raise CancelledError("Older messages are summarised when the next one is sent.")
         text: list[str] = []
-        self._generate(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
+
+        def show(event: Prefilled | Decoded) -> None:
+            if isinstance(event, Decoded):
+                text.append(event.text)
+
+        self._generate(tokens, sampling, show, is_summary=True)
         if self.reply.is_cancelled:
             raise CancelledError("The reply was stopped while older messages were being summarised.")
         return "".join(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -279,6 +279,18 @@ class Usage:
     def n_computed(self) -> int:
         """Prompt tokens that were computed."""
         return self.n_prompt - self.n_reused
+
+    @staticmethod
+    def total(usages: Iterable[Usage]) -> Usage:
+        """Add up the usage of several replies to one prompt, which counts once; see `Assistant.generate_choices`.
+
+        Args:
+            usages: at least one; what was reused is that of the reply which prefilled the prompt.
+        """
+        found = list(usages)
+        first = min(found, key=lambda one: one.n_reused)
+        sums = ("n_generated", "n_drafted", "n_accepted", "draft_saved_ms", "n_forced")
+        return replace(first, **{name: sum(getattr(one, name) for one in found) for name in sums})
 
 
 @dataclass(frozen=True, slots=True)

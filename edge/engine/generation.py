@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge.names import CacheHint, Priority
     from edge.types import FinishReason, Sampling, TokenLogprob
 
-__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "reply_error"]
+__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "SharedPrompt", "reply_error"]
 
 _log = logging.getLogger("edge.scheduler")
 
@@ -103,6 +103,19 @@ class Drafted:
 
 
 @dataclass(slots=True, eq=False)
+class SharedPrompt:
+    """One prompt that several replies begin with. The engine prefills it once, and each of them gets a copy of the sequence.
+
+    Attributes:
+        n_submitted: replies that were submitted.
+        is_prefilled: the prompt is in the KV cache, as long as nobody else needs the room.
+    """
+
+    n_submitted: int = 0
+    is_prefilled: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Generation:
     """One reply that is asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
 
@@ -117,10 +130,12 @@ class Generation:
         priority: "background" for work that nobody waits for.
         hint: where its keys and values stay.
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
+        shared: of replies to the same prompt, which wait until one of them has prefilled it; None for a prompt of its own.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
         constraint: says which tokens its schema or grammar allows; None allows all.
         n_logprobs: also give the logprob of each token, and of so many of the likeliest ones; None gives none.
         is_cancelled: whether `cancel` was called.
+        is_arrival: a running chunk may be stopped for it.
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
         n_interruptions: how often its current chunk was stopped for another prompt.
@@ -142,6 +157,7 @@ class Generation:
     priority: Priority = "interactive"
     hint: CacheHint = "disk"
     namespace: str = ""
+    shared: SharedPrompt | None = None
     is_prefill_only: bool = False
     constraint: Matcher | None = None
     n_logprobs: int | None = None
@@ -151,6 +167,7 @@ class Generation:
     reuse: Reuse = field(default_factory=Reuse)
     generated: list[int] = field(default_factory=list)
     held_back: str = ""
+    is_arrival: bool = True
     arrived: int = 0
     ms_per_token: float = 0.0
     n_interruptions: int = 0

@@ -96,7 +96,7 @@ class Scheduler:
             planner=planner,
         )
         self._n_arrived = 0
-        self._n_submitted = self._n_received = 0  # interactive ones
+        self._n_submitted = self._n_received = 0  # those that a chunk is stopped for
         self._is_full = False  # a generation was preempted and waits until a running one ends
         self.full_n_ctx = self.n_ctx = backend.n_ctx
         self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
@@ -172,7 +172,11 @@ class Scheduler:
         self.check_open()  # also before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check_open()
-            self._n_submitted += isinstance(item, Generation) and item.priority == "interactive"
+            if isinstance(item, Generation):
+                item.is_arrival = item.priority == "interactive" and not (item.shared and item.shared.n_submitted)
+                self._n_submitted += item.is_arrival
+                if item.shared is not None:
+                    item.shared.n_submitted += 1
             self._inbox.put(item)
 
     # Everything below runs on the engine thread.
@@ -229,7 +233,7 @@ class Scheduler:
             if isinstance(item, Generation):
                 self._n_arrived += 1
                 item.arrived = self._n_arrived
-                self._n_received += item.priority == "interactive"
+                self._n_received += item.is_arrival
                 self._waiting.append(item)
             else:
                 item.run(self._backend)
@@ -291,7 +295,9 @@ class Scheduler:
                 if not self._make_way():
                     return
                 continue
-            candidates = list(self._waiting)
+            candidates = self._admissible()
+            if not candidates:
+                return
             generation = self._admission.choose(candidates, self._n_missing)
             n_tokens, n_ctx = generation.n_tokens, self._backend.n_ctx
             if self._running and n_ctx <= n_tokens < self.full_n_ctx:  # until nothing runs and the window can be made larger
@@ -310,6 +316,18 @@ class Scheduler:
             self._admission.note(candidates, generation)
             self._waiting.remove(generation)
             self._running.append(generation)
+
+    def _admissible(self) -> list[Generation]:
+        """Return those that wait for nothing but a sequence. Of a shared prompt one goes first; the others share its result."""
+        prefilling = {id(one.shared) for one in self._running if one.is_prefilling}
+        found = []
+        for one in self._waiting:
+            if one.shared is not None and not one.shared.is_prefilled:
+                if id(one.shared) in prefilling:
+                    continue
+                prefilling.add(id(one.shared))
+            found.append(one)
+        return found
 
     def _n_missing(self, generation: Generation) -> int:
         """Return how many tokens of a prompt without a sequence are not in memory."""
@@ -392,6 +410,8 @@ class Scheduler:
         generation.listener(Prefilled(slot.n_tokens, len(tokens)))
         if slot.n_tokens == len(tokens) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
+            if generation.shared is not None:
+                generation.shared.is_prefilled = True
 
     def _note_forwarded(self, generation: Generation, tokens: Sequence[int]) -> None:
         """Note that forced tokens of a reply were prefilled, see `edge.engine.decoding`."""

@@ -21,7 +21,8 @@ from edge.errors import BackendError, CancelledError, ContextFullError, StorageE
 from edge.events import Text
 from edge.kv.store import BlockStore, StoreOptions
 from edge.reply import Reply
-from edge.types import Message, Sampling
+from edge.request import Request
+from edge.types import Message, Sampling, Usage
 
 
 def words(message: str) -> str:
@@ -786,6 +787,8 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: ai.generate(None),
         lambda ai, conversation: ai.generate(""),
         lambda ai, conversation: ai.generate("hi", {"max_tokens": 4}),
+        lambda ai, conversation: ai.generate_choices("hi", 0),
+        lambda ai, conversation: ai.generate_choices("hi", True),
         lambda ai, conversation: ai.complete(None),
         lambda ai, conversation: ai.complete(""),
         lambda ai, conversation: ai.complete("hi", timeout_s=-1),
@@ -1039,3 +1042,25 @@ def test_a_reply_with_logprobs(make: Callable[..., Assistant]) -> None:
     assert assistant.generate("hi").logprobs == []
     alone = assistant.generate("hi", logprobs=0)
     assert alone.wait() and [one.top for one in alone.logprobs] == [()] * len(alone.tokens)
+
+
+def test_several_choices_of_one_prompt(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda message: "z" * 20)
+    replies = assistant.generate_choices("a" * 300, 3, max_tokens=4, seed=7)
+    assert [reply.wait() for reply in replies] == ["zzzz"] * 3
+    assert sorted(reply.usage.n_reused for reply in replies)[0] == 0
+    n_prompt = replies[0].usage.n_prompt
+    total = Usage.total(reply.usage for reply in replies)
+    assert (total.n_prompt, total.n_reused, total.n_generated) == (n_prompt, 0, 12)
+    assert sum(reply.usage.n_computed for reply in replies) == n_prompt + 2
+
+
+def test_choices_have_seeds_in_a_row(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant, seen = make(), list[Request]()
+    make_turn = assistant._turns.make
+    monkeypatch.setattr(assistant._turns, "make", lambda request: (seen.append(request), make_turn(request))[1])  # type: ignore[func-returns-value]
+    assistant.sampling = Sampling(seed=5, temperature=0.5)
+    assert [reply.wait() for reply in assistant.generate_choices("hi", 2, max_tokens=3)] != []
+    assert [reply.wait() for reply in assistant.generate_choices("hi", 2, seed=None, max_tokens=3)] != []
+    assert [one.sampling.seed for one in seen] == [5, 6, None, None]
+    assert [one.sampling.over(assistant.sampling).temperature for one in seen] == [0.5] * 4

@@ -1,0 +1,144 @@
+"""What a loaded model answers without a conversation: the part of `Assistant` that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge.arguments import asked, check_messages, check_number, check_text
+from edge.engine.generation import SharedPrompt
+from edge.errors import UsageError
+from edge.request import Request, RequestOptions
+from edge.types import Message, Sampling, kind_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.reply import Reply
+    from edge.turns import Turns
+
+__all__ = ["Asking"]
+
+
+class Asking:
+    """See the module. `Assistant` sets the turns."""
+
+    _turns: Turns
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Reply:
+        """Answer once, without a conversation: a text as one user message, or messages.
+
+        Args:
+            prompt: the text, or messages of which the last is to be answered.
+            sampling: how tokens are chosen; what it leaves out is the assistant's.
+            cache_namespace: who shares its KV cache, see `conversation`.
+            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
+                `generate("hi", max_tokens=5, temperature=0, timeout_s=20)`.
+
+        Raises:
+            UsageError: there is no message, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        return self._answer(self._with_system(prompt), asked(sampling, options), cache_namespace)
+
+    def generate_choices(
+        self,
+        prompt: str | Sequence[Message],
+        n: int,
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[Reply]:
+        """Answer a prompt several times at once, to choose from. The prompt is prefilled once, and the replies share it.
+
+        Args:
+            prompt, cache_namespace, options: as in `generate`.
+            n: number of replies.
+            sampling: as in `generate`. With a seed, reply number i has the seed + i; at temperature 0 all are nearly the same.
+
+        Returns:
+            The running replies. `Usage.total` adds up what they took.
+
+        Raises:
+            As `generate`.
+        """
+        check_number("n", n)
+        messages, request = self._with_system(prompt), asked(sampling, options)
+        seed = request.sampling.over(self._turns.sampling).seed
+        requests = [
+            replace(request, sampling=request.sampling if seed is None else Sampling(seed=seed + i).over(request.sampling))
+            for i in range(n)
+        ]
+        shared = SharedPrompt()
+        return [self._answer(messages, replace(one, shared=shared), cache_namespace) for one in requests]
+
+    def complete(
+        self,
+        text: str,
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Reply:
+        """Continue a text, without chat template: for base models and for measuring.
+
+        Args:
+            text: the beginning.
+            sampling, cache_namespace, options: as in `generate`.
+
+        Raises:
+            UsageError: there is no text, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        if not check_text("text", text):
+            raise UsageError("There is no text to continue.", "Give at least one character.")
+        return self._answer(text, asked(sampling, options), cache_namespace)
+
+    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
+        turns = self._turns
+        turns.check_cache(request.cache)
+        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
+        return turns.start(turns.make(request), self)
+
+    def _with_system(self, prompt: str | Sequence[Message]) -> list[Message]:
+        """Return the messages of a prompt, with the assistant's system prompt if they have none."""
+        messages = check_messages(prompt)
+        return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text for this model, without special ones.
+
+        Raises:
+            UsageError: it is not a str.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        check_text("text", text)
+        return len(self._turns.prompting.tokenize(text))
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, with special tokens written out.
+
+        Raises:
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        if isinstance(tokens, str | bytes) or not all(isinstance(token, int) for token in tokens):
+            raise UsageError(f"tokens are token ids, not {kind_of(tokens)}.", "For example: [1, 2, 3]")
+        tokenizer = self._turns.prompting.tokenizer
+        return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    async def acount_tokens(self, text: str) -> int:
+        """Count tokens as `count_tokens` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count_tokens, text)
