@@ -9,14 +9,15 @@ Names are imported when they are first used, so that `import edge` stays quick.
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
 asking.py     what it answers without one
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
-request.py    what is asked of a turn
+request.py    what is asked of a turn; constraint.py, what its reply has to be
 turn.py       from messages to the end of a reply, in a thread of its own
 reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
 messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
-child.py      child processes; units.py, sizes and durations as text; lazy.py, package faces
+child.py      child processes; forks.py, what a forked one never waits for
+units.py      sizes and durations as text; lazy.py, package faces
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
     from edge.config.load import load_settings
     from edge.config.schema import Settings
+    from edge.constraint import Constraint
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo, Node
     from edge.dialogue import Conversation
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Attachment",
+    "Constraint",
     "Conversation",
     "ConversationInfo",
     "ConversationStore",
@@ -81,6 +84,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),
+        "edge.constraint": ("Constraint",),
         "edge.conversation.store": ("ConversationStore",),
         "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
         "edge.dialogue": ("Conversation",),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
+    from edge.constraint import Constraint
     from edge.engine.generation import SharedPrompt
     from edge.names import CacheHint, Priority
 
@@ -52,6 +53,7 @@ class Request:
         namespace: of the KV cache: only what was computed in it is reused.
         priority: "background" for a reply that nobody waits for: it makes way for others.
         shared: of several requests with the same prompt, which is prefilled once; None for a prompt of its own.
+        constraint: what the text of the reply has to be; None is free text.
         n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
@@ -66,6 +68,7 @@ class Request:
     namespace: str = ""
     priority: Priority = "interactive"
     shared: SharedPrompt | None = None
+    constraint: Constraint | None = None
     n_logprobs: int | None = None
     is_prefill_only: bool = False
     owner: str | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
-from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError
+from edge.errors import BackendError, CancelledError, ConstraintError, ContextFullError, EdgeError
 from edge.events import Progress, Text
 from edge.files import shipped
 from edge.kv.answers import Answer
@@ -20,17 +20,21 @@ from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
 from edge.reply import Reply
 from edge.reply_state import ReplyState
+from edge.structured.check import notice_of_end
+from edge.structured.compiler import Compiler
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.tree import Status
+    from edge.engine.constraint import Matcher
     from edge.engine.scheduler import Scheduler
     from edge.kv.answers import AnswerCache
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
     from edge.request import Request
+    from edge.structured.compiler import Compiled
 
 __all__ = ["Turn"]
 
@@ -49,6 +53,7 @@ class Turn:
         plan: the placement receipt, saved with the reply.
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
+        compiler: compiles constraints for all turns of the model; None makes one.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -61,6 +66,7 @@ class Turn:
     plan: Plan | None = None
     summary: Summary | None = None
     answers: AnswerCache | None = None
+    compiler: Compiler | None = None
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -70,6 +76,7 @@ class Turn:
         self._tokenize_ms = 0.0
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
         self._begun: list[int] = []  # tokens of the answer so far, if it is continued
+        self._compiled: Compiled | None = None
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -101,8 +108,8 @@ class Turn:
         except Exception as failure:  # noqa: BLE001 (anything but an EdgeError is a bug; whoever waits must hear of it)
             if isinstance(failure, ContextFullError):
                 failure = _with_models(failure, self.prompting.n_ctx_train)
-                if self.saver is not None and not reply.pieces:
-                    self.saver.take_back_question()
+            if isinstance(failure, ContextFullError | ConstraintError) and self.saver is not None and not reply.pieces:
+                self.saver.take_back_question()
             self._save_end("failed")
             if isinstance(failure, EdgeError):
                 return "error", failure
@@ -124,6 +131,7 @@ class Turn:
         is_empty = reply.stopped_by is not None and not reply.text
         if is_empty:
             reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
+        self._note_end(finished)
         self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
         return finished.reason, None
 
@@ -150,20 +158,47 @@ class Turn:
             reply.note(f"This reply could not be saved. {saver.problem}")
 
     def _answer(self) -> Finished:
+        matcher = self._match()
         request, tokens = self.request, self._encode_prompt()
         if request.is_prefill_only:
             return self._prefill(self.prompting.open_prefix(self._messages, tokens))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
-        known = answers.find(tokens, request.sampling, request.namespace) if answers else None
+        constraint = request.constraint
+        known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
-        finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens))
+        if matcher is not None:
+            for token in self._begun:
+                matcher.accept(token)
+        finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens), matcher)
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if answers and request.cache not in ("off", "memory") and not is_cut_short:
+        if answers and request.cache not in ("off", "memory") and not is_cut_short and not finished.is_partial:
             answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            answers.add(tokens, request.sampling, answer, self._owner, request.namespace)
+            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint)
         return finished
+
+    def _match(self) -> Matcher | None:
+        """Compile what the reply has to be, here and not on the engine thread, which others need."""
+        if self.request.constraint is None:
+            return None
+        compiler = self.compiler or Compiler(self.prompting.tokenizer)
+        self._compiled = compiler.compile(self.request.constraint)
+        if self._compiled.ignored:
+            self.reply.note(f"Not enforced while this reply is generated: {', '.join(self._compiled.ignored)}.")
+        return self._compiled.matcher()
+
+    def _note_end(self, finished: Finished) -> None:
+        """Add a notice if the text is not what its constraint asks for."""
+        if self._compiled is None:
+            return
+        text = (self.saver.before if self.saver is not None else "") + self.reply.text
+        notice = notice_of_end(
+            self._compiled.constraint, text, finished.reason, is_partial=finished.is_partial,
+            stopped_by=finished.stopped_by, ignored=self._compiled.ignored,
+        )  # fmt: skip
+        if notice:
+            self.reply.note(notice)
 
     def _prefill(self, tokens: list[int]) -> Finished:
         """Prefill the prefix that later prompts will share. What is stored as a whole is stored at its end."""
@@ -213,6 +248,7 @@ class Turn:
         sampling: Sampling,
         show: Callable[[Prefilled | Decoded], None],
         boundaries: Sequence[int] = (),
+        constraint: Matcher | None = None,
         *,
         is_summary: bool = False,
     ) -> Finished:
@@ -223,6 +259,7 @@ class Turn:
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
             n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else request.shared,
+            constraint=constraint,
         )  # fmt: skip
         self.reply.bind(generation.cancel)
         try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge.arguments import check_namespace
 from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
+from edge.structured.compiler import Compiler
 from edge.turn import Turn
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Turns:
         self._answers: AnswerCache | None = None
         if disk is not None and disk.answers:
             self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx)
+        self._compiler = Compiler(prompting.tokenizer)
         self._running = _Running()
         self._is_closed = False
         self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
@@ -144,7 +146,7 @@ class Turns:
         if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         request = replace(request, sampling=chosen, window=request.window or self.window)
-        return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers)
+        return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn.

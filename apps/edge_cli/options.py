@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge_cli.app import App
 
-__all__ = ["days_option", "json_option", "model_options", "require_exclusive", "sampling_options", "settings_from"]
+__all__ = [
+    "days_option",
+    "json_option",
+    "model_options",
+    "require_exclusive",
+    "require_input",
+    "sampling_options",
+    "settings_from",
+]
 
 _MAX_DAYS = 36_500
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -119,6 +128,19 @@ def settings_from(app: App, options: Mapping[str, Any], defaults: Mapping[str, o
         flags["system"] = read_role(options["role"], app.settings(flags, typed)).text
         typed["system"] = "--role"
     return app.settings(flags, typed)
+
+
+def require_input(path: Path) -> None:
+    """Check that a file to read is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    from edge.errors import UsageError
+    from edge.files import exists
+
+    if not exists(path):
+        raise UsageError(f"There is no file {path}.", "Check the path.")
 
 
 def require_exclusive(*given: tuple[str, object]) -> None:

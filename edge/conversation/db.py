@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from edge.errors import StorageError, UsageError
+from edge.forks import ProcessLock
 
 __all__ = ["MIGRATIONS", "Database", "is_alive", "process_mark"]
 
@@ -139,7 +140,7 @@ _ASIDE = (
     "python -m edge.conversation.rescue {damaged} {path}"
 )
 
-_creation_lock = threading.Lock()
+_creation_lock = ProcessLock()
 
 
 class Database:

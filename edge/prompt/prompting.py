@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge.errors import ContextFullError, TemplateError
+from edge.forks import lazy_property
 from edge.kv.tree import common_prefix
 from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.stream import TextStream
@@ -65,7 +66,7 @@ class Prompting:
             return []
         return self._no_system if text.strip().lower() == NO_SYSTEM else [Message("system", text)]
 
-    @functools.cached_property
+    @lazy_property
     def _no_system(self) -> list[Message]:
         """Return what keeps a template from writing a system prompt: an empty one, if it has one of its own."""
         empty, question = Message("system", ""), Message("user", "Hello")

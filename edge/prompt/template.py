@@ -25,11 +25,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from edge.errors import TemplateError, UnsupportedError, UsageError
 from edge.files import shipped
+from edge.forks import lazy_property
 from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of, unmarked_texts
 from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
 from edge.prompt.roles import NOTHING, Abilities, adapt, probe
@@ -236,7 +236,7 @@ class ChatTemplate:
             *_, self._reply_lead = self._items(self.render([Message("user", _PROBE)]), tokenize)
         return self._encoder.encode_reply(text, self._reply_lead, tokenize)
 
-    @cached_property
+    @lazy_property
     def abilities(self) -> Abilities:
         """Roles and orders of messages that the template accepts."""
         return probe(lambda messages: self._run(messages, self._plain_options))
@@ -245,7 +245,7 @@ class ChatTemplate:
     def _plain_options(self) -> dict[str, Any]:
         return {**self._special, "tools": None, "documents": None, "add_generation_prompt": True}
 
-    @cached_property
+    @lazy_property
     def tool_format(self) -> Format | None:
         """How the model writes tool calls; None if its template does not tell."""
         return choose_format(self.source)
@@ -255,7 +255,7 @@ class ChatTemplate:
         """True if the template shows tools to the model, and it is known how that calls them."""
         return bool(self._tool_style.place) and self.tool_format is not None
 
-    @cached_property
+    @lazy_property
     def _tool_style(self) -> ToolStyle:
         return find_style(
             lambda messages, style, tools: self._run(messages, {**self._plain_options, "tools": tools}, style=style)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge.backends.fake import FakeBackend
+from edge.constraint import Constraint
 from edge.conversation import ConversationStore
 from edge.conversation.reply_saver import ReplySaver
 from edge.engine.generation import Generation
@@ -448,3 +449,16 @@ def test_an_answer_that_a_smaller_window_ended_is_not_kept(
     room.throttle(FULL)
     whole = room.turn("hello", answers=answers).start()
     assert (len(whole.wait()), whole.usage.is_answer_cached) == (2000, False)
+
+
+def test_an_answer_to_another_constraint_is_no_repeat(
+    make: Callable[..., Room], answers: AnswerCache, blocks: BlockStore
+) -> None:
+    room = make()
+    texts = []
+    for constraint in (None, Constraint.choices(["abc"]), Constraint.choices(["abd"]), Constraint.choices(["abc"])):
+        reply = room.turn("hello", answers=answers, constraint=constraint).start()
+        texts.append((reply.wait(), reply.usage.is_answer_cached))
+        blocks.flush()
+    assert texts[1:] == [("abc", False), ("abd", False), ("abc", True)]
+    assert texts[0][1] is False

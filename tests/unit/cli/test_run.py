@@ -54,6 +54,12 @@ def test_a_prompt_with_stdin_takes_it_along(call: Any, app: App) -> None:
     assert "stdin" in result.out
 
 
+def test_what_is_attached_and_empty_is_said(call: Any, app: App, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").touch()
+    result = call("run", "-f", "-", "-f", str(tmp_path / "none.txt"), "hi", stdin=b"", app=app)
+    assert (result.code, "stdin is empty." in result.err, "none.txt is empty." in result.err) == (0, True, True)
+
+
 def test_an_empty_stdin_adds_nothing(call: Any, app: App) -> None:
     assert call("run", "hi", stdin=b"", app=app).out == "<hi>\n"
     assert call("run", "hi", "--no-stdin", stdin=b"never read", app=app).out == "<hi>\n"
