@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from edge.plan.receipt import Plan
     from edge.reply import Reply
     from edge.request import RequestOptions
-    from edge.types import Message, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
+    from edge.types import Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
@@ -58,6 +58,7 @@ __all__ = [
     "ModelInfo",
     "Node",
     "Plan",
+    "PromptSize",
     "Reply",
     "RequestOptions",
     "Sampling",
@@ -94,6 +95,6 @@ __getattr__, __dir__ = lazy_names(
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
         "edge.request": ("RequestOptions",),
-        "edge.types": ("Message", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
+        "edge.types": ("Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

@@ -9,8 +9,9 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from edge.conversation.tree import Attachment
+from edge.conversation.tree import Attachment, Node
 from edge.errors import UsageError
+from edge.messages import read_message
 from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
 from edge.request import Request, RequestOptions
 from edge.types import Message, Sampling, SamplingOptions, kind_of
@@ -20,6 +21,7 @@ __all__ = [
     "check_attachments",
     "check_choice",
     "check_count",
+    "check_history",
     "check_message",
     "check_messages",
     "check_namespace",
@@ -70,20 +72,27 @@ def check_attachments(attachments: object) -> None:
 
 
 def check_messages(prompt: object) -> list[Message]:
-    """Return the messages of a prompt, a text being one of the user."""
+    """Return the messages of a prompt: a text is one of the user, and dicts are read."""
     if isinstance(prompt, str):
         check_message(prompt, ())
         return [Message("user", prompt)]
-    hint = 'For example: [edge.Message("user", "hi")]'
-    if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Iterable):
-        raise UsageError(f"A prompt is a text or a list of edge.Message, not {kind_of(prompt)}.", hint)
-    messages = list(prompt)
-    for message in messages:
-        if not isinstance(message, Message):
-            raise UsageError(f"A prompt is made of edge.Message, not {kind_of(message)}.", hint)
+    messages = check_history("A prompt is a text, or", prompt)
     if not messages:
         raise UsageError("There is no message to answer.", "Give a text or at least one message.")
     return messages
+
+
+def check_history(what: str, messages: object) -> list[Message]:
+    """Return messages: those of a conversation as they are, and dicts read."""
+    hint = 'For example: [{"role": "user", "content": "hi"}], or [edge.Message("user", "hi")]'
+    if isinstance(messages, str | bytes | Message | Node | Mapping) or not isinstance(messages, Iterable):
+        raise UsageError(f"{what} a list of messages, not {kind_of(messages)}.", hint)
+    found = []
+    for one in messages:
+        if not isinstance(one, Message | Node | Mapping):
+            raise UsageError(f"{what} a list of messages, and {kind_of(one)} is none.", hint)
+        found.append(read_message(one) if isinstance(one, Mapping) else one.message() if isinstance(one, Node) else one)
+    return found
 
 
 def check_timeout(timeout_s: object) -> None:

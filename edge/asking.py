@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,12 @@ from edge.types import Message, Sampling, kind_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.conversation.tree import Node
     from edge.reply import Reply
     from edge.turns import Turns
+    from edge.types import PromptSize
+
+    Prompt = Iterable[Message | Node | Mapping[str, object]]
 
 __all__ = ["Asking"]
 
@@ -28,7 +32,7 @@ class Asking:
 
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Prompt,
         sampling: Sampling | None = None,
         *,
         cache_namespace: str | None = None,
@@ -37,7 +41,8 @@ class Asking:
         """Answer once, without a conversation: a text as one user message, or messages.
 
         Args:
-            prompt: the text, or messages of which the last is to be answered.
+            prompt: the text, or messages of which the last is to be answered: `Message`, those of a conversation, or dicts with
+                "role" and "content".
             sampling: how tokens are chosen; what it leaves out is the assistant's.
             cache_namespace: who shares its KV cache, see `conversation`.
             options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
@@ -51,7 +56,7 @@ class Asking:
 
     def generate_choices(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Prompt,
         n: int,
         sampling: Sampling | None = None,
         *,
@@ -109,10 +114,35 @@ class Asking:
         request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
         return turns.start(turns.make(request), self)
 
-    def _with_system(self, prompt: str | Sequence[Message]) -> list[Message]:
+    def _with_system(self, prompt: str | Prompt) -> list[Message]:
         """Return the messages of a prompt, with the assistant's system prompt if they have none."""
         messages = check_messages(prompt)
         return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+    def count(self, prompt: str | Prompt) -> PromptSize:
+        """Count the tokens that `generate` would have as its prompt, with all that the chat template adds.
+
+        Args:
+            prompt: as in `generate`.
+
+        Returns:
+            Its size, and what is left of the context window. `Conversation.count` does it for a conversation.
+
+        Raises:
+            UsageError: there is no message, or an argument has the wrong type.
+            ContextFullError: a message alone is far larger than the context window.
+            TemplateError: the model's template refuses these messages.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        messages = self._with_system(prompt)
+        self._turns.check_size([message.content for message in messages])
+        return self._turns.count(messages)
+
+    async def acount(self, prompt: str | Prompt) -> PromptSize:
+        """Count as `count` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count, prompt)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_choice, check_namespace, check_sampling, check_text
+from edge.arguments import check_choice, check_history, check_namespace, check_sampling, check_text
 from edge.asking import Asking
 from edge.conversation.store import ConversationStore
-from edge.conversation.tree import Attachment, ConversationInfo
+from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
 from edge.dialogue import Conversation
 from edge.engine.drafting import Planner
@@ -32,7 +32,7 @@ from edge.kv.records import WARM_OWNER
 from edge.names import CACHE_HINTS
 from edge.prompt.prompting import Prompting
 from edge.turns import DiskCache, Turns
-from edge.types import Sampling
+from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend, ModelInfo
@@ -135,6 +135,7 @@ class Assistant(Asking):
         id: str | None = None,
         *,
         system: str | None = None,
+        history: Iterable[Message | Node | Mapping[str, object]] = (),
         sampling: Sampling | None = None,
         cache: CacheHint | None = None,
         cache_namespace: str | None = None,
@@ -144,6 +145,8 @@ class Assistant(Asking):
         Args:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
             system: the system prompt; "" is the assistant's, "none" is none at all, None leaves a stored one as it is.
+            history: messages that a new conversation begins with, stored at once: `Message`, those of another conversation, or
+                dicts with "role" and "content". A system message in front is the system prompt, unless `system` says another.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
             cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
@@ -160,10 +163,19 @@ class Assistant(Asking):
         check_text("system", system, is_optional=True)
         check_text("id", id, is_optional=True)
         check_namespace(cache_namespace)
+        messages = check_history("history is", history)
+        if messages and id is not None:
+            raise UsageError("A stored conversation has its messages already.", "Leave out either its id or the history.")
+        if messages and messages[0].role == "system":
+            first = messages.pop(0)
+            system = first.content if system is None else system
         if id is None:
             now, space = time.time(), self._turns.namespace_of(cache_namespace)
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
-            return Conversation(self, self._turns, new.id, sampling, cache=cache, unsaved=new)
+            started = Conversation(self, self._turns, new.id, sampling, cache=cache, unsaved=new)
+            if messages:
+                started._save(messages)
+            return started
         info = self.store.get(id)
         if system is not None and system != info.system:
             self.store.set_system(info.id, system)

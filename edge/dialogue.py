@@ -15,7 +15,7 @@ from edge.errors import UsageError
 from edge.names import CACHE_HINTS
 from edge.prompt.summary import newest_summary
 from edge.request import Request, RequestOptions
-from edge.types import Message, Sampling
+from edge.types import Message, PromptSize, Sampling
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,13 +71,19 @@ class Conversation:
         store, unsaved = self._store, self._unsaved
         return store.get(self.id) if unsaved is None else unsaved
 
-    def _save(self) -> ConversationStore:
-        """Create the conversation in the store if that has not happened yet, and return the store."""
+    def _save(self, history: Sequence[Message] = ()) -> ConversationStore:
+        """Return the store, in which the conversation is created, with these first messages, if that has not happened yet."""
         store = self._store
         with self._saving:
             if self._unsaved is not None:
                 new = self._unsaved
-                store.create(id=self.id, system=new.system, model=new.model, cache_namespace=new.cache_namespace)
+                store.create(
+                    id=self.id,
+                    system=new.system,
+                    model=new.model,
+                    cache_namespace=new.cache_namespace,
+                    history=history,
+                )
                 self._unsaved = None
         return store
 
@@ -303,6 +309,34 @@ class Conversation:
         """
         return self._prewarm(text, attachments, cache, self.id)
 
+    def count(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+        """Count the tokens that the whole conversation has as a prompt, with its next message and all that its template adds.
+
+        Args:
+            text, attachments: the next message; without them, the conversation as it is.
+
+        Returns:
+            Its size, and what is left of the context window. Below 0, `send` would leave out old messages, or summarise or
+            refuse them, as `Assistant.window` says.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            ContextFullError: the message alone is far larger than the context window.
+            TemplateError: the model's template refuses these messages.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        check_text("text", text)
+        check_attachments(attachments)
+        self._check_size(text, attachments)
+        next_one = [Node(0, None, "user", text, tuple(attachments))] if text or attachments else []
+        return self._turns.count(self._prompt([*self.messages, *next_one], self.info))
+
+    async def acount(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+        """Count as `count` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count, text, attachments=attachments)
+
     def fork(self, node_id: int | None = None) -> Conversation:
         """Copy the path up to a message (None: all of it) into a new conversation.
 
@@ -369,15 +403,14 @@ class Conversation:
             head_before = info.head
             last = prepare()
             nodes = self._store.path(self.id, last.id)
-            turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
-            system = turns.prompting.system_message(info.system)
+            messages = self._prompt(nodes, info)
             question = last
             if continued is not None:
                 nodes.pop()
+                messages.pop()
                 question = nodes[-1]
             saver = ReplySaver(self._store, self.id, question.id, self._assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
-            messages = [*system, *(node.message() for node in nodes)]
             request = replace(
                 request,
                 prompt=messages,
@@ -401,12 +434,9 @@ class Conversation:
         hint = check_choice("cache", self.cache if cache is None else cache, CACHE_HINTS)
         turns.check_cache(hint)
         nodes = self.messages
-        turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
-        next_one = Node(0, None, "user", text, tuple(attachments))
-        messages = [*turns.prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
         summary = newest_summary([node.record for node in nodes])
         request = Request(
-            prompt=messages,
+            prompt=self._prompt([*nodes, Node(0, None, "user", text, tuple(attachments))], self.info),
             cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,
             priority="background",
@@ -415,6 +445,12 @@ class Conversation:
         )
         turn = turns.make(request, summary=summary)
         return turns.start_warming(self.id, turn, self._assistant).detach()
+
+    def _prompt(self, nodes: Sequence[Node], info: ConversationInfo) -> list[Message]:
+        """Return the messages of a prompt, whose replies will have the tokens that were generated."""
+        prompting = self._turns.prompting
+        prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
+        return [*prompting.system_message(info.system), *(node.message() for node in nodes)]
 
     def _record_of(self, cache: CacheHint | None) -> dict[str, object]:
         """Return the record of a message: that its KV cache is not to be stored, also in later turns."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from edge.errors import UsageError, kind_of
 
-__all__ = ["Message", "Role", "Tool", "ToolCall", "short_id", "to_plain_json"]
+__all__ = ["Message", "Role", "Tool", "ToolCall", "read_message", "short_id", "to_plain_json"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -166,6 +166,46 @@ class Message:
             raise UsageError(f"A message of the role {self.role} calls no tools and has no reasoning.", "The assistant does.")
         if self.role != "tool" and self.tool_call_id is not None:
             raise UsageError(f"A message of the role {self.role} is no result of a call.", 'Give it the role "tool".')
+
+
+def read_message(value: Mapping[str, object]) -> Message:
+    """Return the message that a dict stands for: the fields of `Message` by name, or one of OpenAI's chat format.
+
+    Args:
+        value: "role" and "content"; text parts of a content are joined, and None is no text. A tool call is a ToolCall, or a
+            dict with "name" and "arguments", which may be in a dict "function".
+
+    Raises:
+        UsageError: it has other keys, a value has the wrong type, or a part of the content is no text.
+    """
+    fields: dict[str, Any] = dict(value)
+    unknown = next((key for key in fields if key not in Message.__slots__), None)
+    if unknown is not None:
+        raise UsageError(f"A message has no key {unknown!r}.", f"Use {', '.join(map(repr, Message.__slots__))}.")
+    if "role" not in fields:
+        raise UsageError(f"This message has no role: {kind_of(value)}.", 'For example: {"role": "user", "content": "hi"}')
+    fields["content"] = _read_content(fields.get("content"))
+    if isinstance(calls := fields.get("tool_calls") or (), list | tuple):
+        fields["tool_calls"] = tuple(_read_call(call) if isinstance(call, Mapping) else call for call in calls)
+    return Message(**{key: part for key, part in fields.items() if part is not None})
+
+
+def _read_content(content: object) -> object:
+    if content is None:
+        return ""
+    if not isinstance(content, list | tuple):
+        return content
+    for part in content:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            raise UsageError(f"A part of this message is no text: {kind_of(part)}.", "Models here read text only.")
+    return "".join(part["text"] for part in content)
+
+
+def _read_call(value: Mapping[str, Any]) -> ToolCall:
+    function = value.get("function", value)
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise UsageError(f"This is no tool call: {kind_of(value)}.", 'For example: {"name": "weather", "arguments": {}}')
+    return ToolCall(function["name"], function.get("arguments") or {}, value.get("id") or "")
 
 
 def short_id(id: str) -> str:

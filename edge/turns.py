@@ -15,6 +15,7 @@ from edge.errors import BackendError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.structured.compiler import Compiler
 from edge.turn import Turn
+from edge.types import PromptSize
 
 if TYPE_CHECKING:
     from edge.conversation.reply_saver import ReplySaver
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.reply_state import ReplyState
     from edge.request import Request
-    from edge.types import Sampling
+    from edge.types import Message, Sampling
 
 __all__ = ["DiskCache", "Turns"]
 
@@ -128,6 +129,16 @@ class Turns:
         """
         if cache in ("disk", "keep") and self._disk is None:
             raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
+
+    def count(self, messages: Sequence[Message]) -> PromptSize:
+        """Return the size of messages as a prompt, however many fit the window.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+            BackendError: as `check_open`.
+        """
+        self.check_open()
+        return PromptSize(len(self.prompting.encode(messages)) if messages else 0, self._scheduler.n_ctx)
 
     def namespace_of(self, namespace: str | None) -> str:
         """Return the namespace of a request."""

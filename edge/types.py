@@ -16,6 +16,7 @@ __all__ = [
     "NO_SYSTEM",
     "FinishReason",
     "Message",
+    "PromptSize",
     "Role",
     "Sampling",
     "SamplingOptions",
@@ -291,6 +292,24 @@ class Usage:
         first = min(found, key=lambda one: one.n_reused)
         sums = ("n_generated", "n_drafted", "n_accepted", "draft_saved_ms", "n_forced")
         return replace(first, **{name: sum(getattr(one, name) for one in found) for name in sums})
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """Size of a prompt, as `Conversation.count` and `Assistant.count` return it.
+
+    Attributes:
+        n_tokens: tokens of the prompt, with all that the chat template adds.
+        n_ctx: context window, which the reply has to fit as well, in tokens.
+    """
+
+    n_tokens: int
+    n_ctx: int
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that are left for the reply; below 0 if the prompt does not fit."""
+        return self.n_ctx - self.n_tokens
 
 
 @dataclass(frozen=True, slots=True)

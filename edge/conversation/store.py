@@ -79,7 +79,14 @@ class ConversationStore:
     # Conversations
 
     def create(
-        self, *, system: str = "", title: str = "", model: str = "", id: str | None = None, cache_namespace: str = ""
+        self,
+        *,
+        system: str = "",
+        title: str = "",
+        model: str = "",
+        id: str | None = None,
+        cache_namespace: str = "",
+        history: Sequence[Message] = (),
     ) -> ConversationInfo:
         """Start a conversation.
 
@@ -89,6 +96,7 @@ class ConversationStore:
             model: name of its model.
             id: letters, digits, - and _, at most 64; None generates one.
             cache_namespace: of its KV cache, see `ConversationInfo`.
+            history: its first messages.
 
         Raises:
             UsageError: the id is malformed or taken.
@@ -103,6 +111,9 @@ class ConversationStore:
             key = tree.insert_conversation(
                 db, new_id, title=title, system=system, model=model, created=now, updated=now, cache_namespace=cache_namespace
             )
+            head = None
+            for message in history:
+                head = _append(db, key, tree.node_of(message), head)
             return tree.read_info(db, key)
 
     def get(self, id: str) -> ConversationInfo:
@@ -243,31 +254,13 @@ class ConversationStore:
         Raises:
             UsageError: there is no such conversation or parent, or the record is not JSON.
         """
-        node = Node(
-            0,
-            parent,
-            message.role,
-            message.content,
-            tuple(attachments),
-            tree.check_status(status),
-            time.time(),
-            model,
-            dict(record or {}),
-            message.name,
-            tool_calls=message.tool_calls,
-            tool_call_id=message.tool_call_id,
-            reasoning=message.reasoning,
-        )
+        status = tree.check_status(status)
+        node = tree.node_of(message, attachments=attachments, status=status, model=model, record=record)
         with self._db.write() as db:
             key = tree.find_key(db, conversation_id)
             if parent is not None:
                 tree.check_member(db, key, parent, conversation_id)
-            node_id = tree.insert_node(db, key, node, parent, node.status)
-            db.execute(f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE key = ?", (node_id, node.created, key))
-            title = tree.default_title(message.content, node.attachments) if message.role == "user" else ""
-            if title:
-                db.execute("UPDATE conversation SET title = ? WHERE key = ? AND title = ''", (title, key))
-            return tree.read_node(db, node_id)
+            return tree.read_node(db, _append(db, key, node, parent))
 
     def update(
         self,
@@ -500,3 +493,13 @@ class ConversationStore:
         with self._db.read() as db:
             rows = db.execute(sql, (-1 if limit is None else max(limit, 0), max(offset, 0))).fetchall()
         return [ConversationInfo(*row) for row in rows]
+
+
+def _append(db: sqlite3.Connection, key: int, node: Node, parent: int | None) -> int:
+    """Add a message to a conversation, move the head to it, and return its id. The first question gives the title."""
+    node_id = tree.insert_node(db, key, node, parent, node.status)
+    db.execute(f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE key = ?", (node_id, node.created, key))
+    title = tree.default_title(node.content, node.attachments) if node.role == "user" else ""
+    if title:
+        db.execute("UPDATE conversation SET title = ? WHERE key = ? AND title = ''", (title, key))
+    return node_id

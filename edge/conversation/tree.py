@@ -330,6 +330,32 @@ def insert_conversation(
     return int(cursor.lastrowid or 0)
 
 
+def node_of(
+    message: Message,
+    *,
+    attachments: Sequence[Attachment] = (),
+    status: Status = "complete",
+    model: str = "",
+    record: Mapping[str, object] | None = None,
+) -> Node:
+    """Return a message of now as a node that is still without an id and a parent."""
+    return Node(
+        0,
+        None,
+        message.role,
+        message.content,
+        tuple(attachments),
+        status,
+        time.time(),
+        model,
+        dict(record or {}),
+        message.name,
+        tool_calls=message.tool_calls,
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+    )
+
+
 def insert_node(db: sqlite3.Connection, key: int, node: Node, parent: int | None, status: Status) -> int:
     """Add a copy of `node` to a conversation, under `parent`, and return its new id."""
     attachments = [(clean(attachment.name), clean(attachment.text)) for attachment in node.attachments]

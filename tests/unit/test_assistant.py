@@ -780,7 +780,18 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: conversation.send("hi", logprobs=-1),
         lambda ai, conversation: ai.generate("hi", priority=1),
         lambda ai, conversation: conversation.send("hi", timeout_s=float("nan")),
-        lambda ai, conversation: ai.generate([{"role": "user", "content": "hi"}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "text": "hi"}]),
+        lambda ai, conversation: ai.generate([{"content": "hi"}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "content": 5}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
+        lambda ai, conversation: ai.generate(["hi"]),
+        lambda ai, conversation: ai.generate([]),
+        lambda ai, conversation: ai.count(None),
+        lambda ai, conversation: conversation.count(None),
+        lambda ai, conversation: conversation.count("hi", attachments=["a.txt"]),
+        lambda ai, conversation: ai.conversation(history="hi"),
+        lambda ai, conversation: ai.conversation(history=[5]),
+        lambda ai, conversation: ai.conversation(conversation.id, history=[Message("user", "hi")]),
         lambda ai, conversation: ai.generate(Message("user", "hi")),
         lambda ai, conversation: ai.generate({"role": "user"}),
         lambda ai, conversation: ai.generate(b"hi"),
@@ -1064,3 +1075,65 @@ def test_choices_have_seeds_in_a_row(make: Callable[..., Assistant], monkeypatch
     assert [reply.wait() for reply in assistant.generate_choices("hi", 2, seed=None, max_tokens=3)] != []
     assert [one.sampling.seed for one in seen] == [5, 6, None, None]
     assert [one.sampling.over(assistant.sampling).temperature for one in seen] == [0.5] * 4
+
+
+# -- messages of others
+
+
+def test_messages_may_be_dicts(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=str.upper)
+    as_dicts = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    reply = assistant.generate(as_dicts)
+    same = assistant.generate([Message("system", "s"), Message("user", "hi")])
+    assert reply.wait() == same.wait() == "HI"
+    assert reply.usage.n_prompt == same.usage.n_prompt == assistant.count(as_dicts).n_tokens
+
+
+def test_a_conversation_with_a_history(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "chats.db") as store:
+        assistant = make(script=str.upper, store=store)
+        history = [
+            {"role": "system", "content": "Be brief"},
+            {"role": "user", "content": "I am Ada"},
+            Message("assistant", "Hello Ada"),
+        ]
+        conversation = assistant.conversation(history=history)
+        assert [(one.role, one.content) for one in conversation.messages] == [("user", "I am Ada"), ("assistant", "Hello Ada")]
+        assert (conversation.system, conversation.title, conversation.info.n_messages) == ("Be brief", "I am Ada", 2)
+        assert store.get(conversation.id) == conversation.info, "it is stored at once"
+        reply = conversation.send("hi")
+        assert reply.wait() == "HI"
+        whole = assistant.generate([Message("system", "Be brief"), *history[1:], Message("user", "hi")])
+        whole.wait()
+        assert whole.usage.n_prompt == reply.usage.n_prompt
+        copy = assistant.conversation(history=conversation.messages, system="Be long")
+        assert [one.content for one in copy.messages] == [one.content for one in conversation.messages]
+        assert copy.system == "Be long"
+        n_before = len(store.list())
+        assert assistant.conversation(history=[]).messages == []
+        assert assistant.conversation(history=[Message("system", "only this")]).system == "only this"
+        assert len(store.list()) == n_before, "a conversation without messages is not stored"
+
+
+async def test_the_size_of_a_prompt_before_it_is_sent(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "an answer", n_ctx=512)
+    conversation = assistant.conversation(system="Be brief")
+    notes = [Attachment("notes.txt", "Monday")]
+    for text in ("hello", "and again", "x" * 700):
+        size = conversation.count(text, attachments=notes)
+        assert size == await conversation.acount(text, attachments=notes)
+        assert (size.n_ctx, size.n_left) == (512, 512 - size.n_tokens)
+        if size.n_left < 0:
+            break
+        reply = conversation.send(text, attachments=notes)
+        reply.wait()
+        assert reply.usage.n_prompt == size.n_tokens
+    else:
+        pytest.fail("the last message does not fit")
+    assert 0 < conversation.count().n_tokens < size.n_tokens
+    reply = assistant.generate("hello")
+    reply.wait()
+    assert reply.usage.n_prompt == assistant.count("hello").n_tokens == (await assistant.acount("hello")).n_tokens
+    with pytest.raises(ContextFullError):
+        conversation.count("x" * 1_000_000)
+    assert assistant.conversation().count().n_tokens == 0

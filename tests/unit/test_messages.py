@@ -10,7 +10,7 @@ import pytest
 import edge
 from edge import Message, Tool, ToolCall
 from edge.errors import UsageError
-from edge.messages import short_id
+from edge.messages import read_message, short_id
 
 WEATHER = Tool("weather", "Tell the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 
@@ -78,3 +78,33 @@ def test_ids_are_short_for_templates_that_want_them_so():
         assert len(short_id(id)) == 9 and short_id(id).isalnum() and short_id(id).isascii()
         assert short_id(id) == short_id(id)
     assert short_id("call_1") != short_id("call_2")
+
+
+def test_a_dict_is_read_as_the_message_that_it_stands_for() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    expected = Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Bonn"}, "c1"),))
+    assert read_message({"role": "assistant", "content": None, "tool_calls": [call]}) == expected
+    plain = {"name": "weather", "arguments": {"city": "Bonn"}, "id": "c1"}
+    assert read_message({"role": "assistant", "tool_calls": [plain], "name": None}) == expected
+    assert read_message({"role": "tool", "content": "rain", "tool_call_id": "c1"}) == Message("tool", "rain", tool_call_id="c1")
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert read_message({"role": "developer", "content": parts}) == Message("system", "ab")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"content": "hi"}, "no role"),
+        ({"role": "user", "text": "hi"}, "no key 'text'"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "is no text"),
+        ({"role": "user", "content": ["hi"]}, "is no text"),
+        ({"role": "user", "content": 5}, "content of a message is text"),
+        ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "is no tool call"),
+        ({"role": "assistant", "tool_calls": "x"}, "tool_calls is a list"),
+        ({"role": "assistant", "tool_calls": [5]}, "tool_calls is a list"),
+    ],
+)
+def test_a_dict_that_is_no_message_says_why(value: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        read_message(value)
+    assert caught.value.hint
