@@ -155,6 +155,22 @@ class Asking:
         check_text("text", text)
         return len(self._turns.prompting.tokenize(text))
 
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Return the token ids of a text for this model.
+
+        Args:
+            text: the text.
+            add_special: with what the model wants at the start of a text.
+            parse_special: read control tokens that are written out, such as "<|im_end|>".
+
+        Raises:
+            UsageError: it is not a str.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        check_text("text", text)
+        return list(self._turns.prompting.tokenize(text, add_special=add_special, parse_special=parse_special))
+
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, with special tokens written out.
 

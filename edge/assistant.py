@@ -66,6 +66,7 @@ class Assistant(Asking):
         cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
         trace: times the stages of turns; None times nothing.
+        max_waiting: replies that may wait while others run; one more is a BusyError. None sets no limit.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -92,6 +93,7 @@ class Assistant(Asking):
         cache_namespace: str = "",
         sensors: Sensors | None = None,
         trace: Trace | None = None,
+        max_waiting: int | None = None,
     ) -> None:
         if trace is not None:
             backend = trace.watch(backend, "backend")
@@ -123,6 +125,7 @@ class Assistant(Asking):
             sampling=self._loaded_sampling,
             window=window,
             namespace=cache_namespace,
+            max_waiting=max_waiting,
         )
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store = self.store if store is None else None
@@ -236,6 +239,16 @@ class Assistant(Asking):
     def n_ctx(self) -> int:
         """Context window in tokens. Smaller than usual while memory is short."""
         return self._scheduler.n_ctx
+
+    @property
+    def n_running(self) -> int:
+        """How many replies the engine works on now."""
+        return self._turns.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """How many replies wait for the engine, or are saved."""
+        return max(0, self._turns.n_open - self._turns.n_running)
 
     @property
     def limits(self) -> Limits | None:

@@ -15,6 +15,7 @@
     ├── StorageError                1   disk full, read-only, locked, not ours
     ├── BackendError                1   the engine failed
     │   ├── BackendUnavailableError 4   the required accelerator or engine is not on this device
+    │   ├── BusyError               1   too many requests wait already
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
@@ -30,6 +31,7 @@ __all__ = [
     "AccessDeniedError",
     "BackendError",
     "BackendUnavailableError",
+    "BusyError",
     "CancelledError",
     "ChecksumError",
     "ConfigError",
@@ -139,6 +141,10 @@ class BackendUnavailableError(BackendError):
     exit_code = 4
 
 
+class BusyError(BackendError):
+    """Too many requests wait for the model already; a later one may be taken."""
+
+
 class UnsupportedError(BackendError):
     """The backend cannot do this; its Capabilities say so."""
 
@@ -149,11 +155,13 @@ class ContextFullError(EdgeError):
     Args:
         message, hint: as in EdgeError.
         needed: tokens of a window that it would fit into; 0 if that is not known.
+        n_prompt: tokens of the prompt, or a lower bound; 0 if that is not known.
+        n_ctx: tokens of the context window; 0 if that is not known.
     """
 
-    def __init__(self, message: str, hint: str = "", *, needed: int = 0) -> None:
+    def __init__(self, message: str, hint: str = "", *, needed: int = 0, n_prompt: int = 0, n_ctx: int = 0) -> None:
         super().__init__(message, hint)
-        self.needed = needed
+        self.needed, self.n_prompt, self.n_ctx = needed, n_prompt, n_ctx
 
 
 class QualityGateError(EdgeError):

@@ -328,14 +328,18 @@ class Turn:
         message = (
             f"This answer has {len(self._begun):,} tokens; the context window of {self._n_ctx:,} has no room to continue it."
         )
-        return ContextFullError(message, "Ask for the rest in a new message.", needed=error.needed)
+        hint = "Ask for the rest in a new message."
+        return ContextFullError(message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
         quarter, max_tokens = self._n_ctx // 4, self.request.sampling.max_tokens  # a reply reserves at most that
+        reserve = quarter if max_tokens is None else min(max_tokens, quarter)
+        if self.request.window == "refuse" and self.saver is None:
+            reserve = 1  # nothing follows that needs room: refuse only what cannot be answered at all
         return fit(
             prompt,
             n_ctx=self._n_ctx,
-            reserve=quarter if max_tokens is None else min(max_tokens, quarter),
+            reserve=reserve,
             count=count,
             count_one=self._count_one,
             policy=self.request.window or "drop",
@@ -374,4 +378,5 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
     able = sorted((entry.parameters or 0, entry.name) for entry in entries if (entry.context or 0) >= error.needed)
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
-    return ContextFullError(error.message, f"{error.hint} {other}", needed=error.needed)
+    hint = f"{error.hint} {other}"
+    return ContextFullError(error.message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)

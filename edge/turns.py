@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.arguments import check_namespace
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.structured.compiler import Compiler
 from edge.turn import Turn
@@ -65,6 +65,7 @@ class Turns:
         sampling: how tokens are chosen where neither a call nor its conversation says.
         window: what happens to old messages when the context window is full.
         namespace: of the KV cache, for requests that name none.
+        max_waiting: replies that may wait for a sequence; one more is refused. None sets no limit.
 
     Attributes:
         prompting, sampling, window: see above; the last two may be set.
@@ -82,7 +83,9 @@ class Turns:
         sampling: Sampling,
         window: str,
         namespace: str,
+        max_waiting: int | None = None,
     ) -> None:
+        self._max_waiting = max_waiting
         self.prompting, self.sampling, self.window = prompting, sampling, window
         self._scheduler, self._plan, self._namespace = scheduler, plan, namespace
         self._store, self._owns_store = store, owns_store
@@ -166,8 +169,12 @@ class Turns:
             turn: from `make`.
             owner: the assistant, which stays open until the end of the turn.
             at_end: called then.
+
+        Raises:
+            BusyError: too many wait already.
         """
-        self._running.add(turn.reply)
+        limit = None if self._max_waiting is None or turn.request.is_prefill_only else self._scheduler.n_seq + self._max_waiting
+        self._running.add(turn.reply, limit)
         try:
             return turn.start(partial(self._end, turn, at_end, owner))
         except BaseException:  # no thread to be had
@@ -218,6 +225,16 @@ class Turns:
             self._busy.pop(conversation_id, None)
             self._freed.notify_all()
 
+    @property
+    def n_open(self) -> int:
+        """How many turns run or wait."""
+        return len(self._running)
+
+    @property
+    def n_running(self) -> int:
+        """How many replies the engine works on."""
+        return self._scheduler.n_running
+
     def close(self, *, wait: bool) -> None:
         """Stop all replies, and wait for their end if told to."""
         self._is_closed = True
@@ -232,9 +249,19 @@ class _Running:
         self._ended = threading.Condition()
         self._process = os.getpid()
 
-    def add(self, reply: ReplyState) -> None:
+    def add(self, reply: ReplyState, limit: int | None = None) -> None:
+        """Add one.
+
+        Raises:
+            BusyError: there are `limit` or more already.
+        """
         with self._ended:
+            if limit is not None and len(self._replies) >= limit:
+                raise BusyError(f"The model is answering {len(self._replies)} requests already.", "Try again later.")
             self._replies.add(reply)
+
+    def __len__(self) -> int:
+        return len(self._replies)
 
     def discard(self, reply: ReplyState) -> None:
         with self._ended:

@@ -112,6 +112,16 @@ class Scheduler:
         return self._cache.wants_checkpoints
 
     @property
+    def n_seq(self) -> int:
+        """How many replies run side by side at most."""
+        return self._backend.capabilities.n_seq
+
+    @property
+    def n_running(self) -> int:
+        """How many replies run now."""
+        return len(self._running)
+
+    @property
     def is_own_thread(self) -> bool:
         """True on the engine thread, which must not wait for a reply."""
         return threading.current_thread() is self._thread
@@ -357,6 +367,8 @@ class Scheduler:
             raise ContextFullError(
                 f"The prompt has {n_tokens:,} tokens, the context window {self._backend.n_ctx:,}, and a reply needs room too.",
                 "Shorten it, or load the model with a larger context.",
+                n_prompt=n_tokens,
+                n_ctx=self._backend.n_ctx,
             )
         started = time.perf_counter()
         taken = self._cache.acquire(

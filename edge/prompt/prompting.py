@@ -126,6 +126,8 @@ class Prompting:
                 f"This message has {_n_bytes(text):,} bytes, which is {n_least:,} tokens at the very least. "
                 f"The context window has {n_ctx:,}.",
                 "Send a part of it.",
+                n_prompt=n_least,
+                n_ctx=n_ctx,
             )
 
     def _at_least(self, text: str, limit: int) -> int | None:
