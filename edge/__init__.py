@@ -8,6 +8,7 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
 asking.py     what it answers without one
+runtime.py    several models under one memory budget
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be
 turn.py       from messages to the end of a reply, in a thread of its own
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from edge.plan.receipt import Plan
     from edge.reply import Reply
     from edge.request import RequestOptions
+    from edge.runtime import Runtime
     from edge.types import Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
@@ -61,6 +63,7 @@ __all__ = [
     "PromptSize",
     "Reply",
     "RequestOptions",
+    "Runtime",
     "Sampling",
     "Settings",
     "Timing",
@@ -95,6 +98,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
         "edge.request": ("RequestOptions",),
+        "edge.runtime": ("Runtime",),
         "edge.types": ("Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

@@ -245,6 +245,7 @@ def _assemble(
             speculates=chosen.engine.speculate,
             cache_namespace=cache_namespace or chosen.kv.namespace,
             trace=trace,
+            max_waiting=chosen.engine.max_waiting,
         )
     except BaseException:
         engine.close()
