@@ -18,6 +18,7 @@ __all__ = ["EXIT_CODES", "cli", "main", "run"]
 COMMANDS = {
     "chat": Entry("edge_cli.chat:chat", "Chat with a model in the terminal."),
     "run": Entry("edge_cli.run:run", "Answer one prompt and exit."),
+    "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),
     "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),
     "eval": Entry("edge_cli.evaluate:evaluate", "Measure quality, speed and memory of models, side by side."),

@@ -33,6 +33,12 @@ _SETTINGS = {
     **{name: [name] for name in ("model", "backend", "require", "context", "threads", "gpu_layers", "system")},
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
+    **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting")},
+    "keys": ["server.keys_file"],
+    "allowed_host": ["server.allowed_hosts"],
+    "allowed_origin": ["server.allowed_origins"],
+    **{name: [f"server.{name}_s"] for name in ("timeout", "grace", "idle")},
+    "memory": ["server.memory_gb"],
     **{name: [f"sampling.{name}"] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")},
 }
 
