@@ -9,11 +9,13 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from edge.constraint import Constraint
 from edge.conversation.tree import Attachment, Node
 from edge.errors import UsageError
 from edge.messages import read_message
 from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
 from edge.request import Request, RequestOptions
+from edge.structured.shapes import Shape, shape_of, shape_of_constraint
 from edge.types import Message, Sampling, SamplingOptions, kind_of
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "check_node_id",
     "check_number",
     "check_sampling",
+    "check_shape",
     "check_text",
     "check_timeout",
 ]
@@ -124,13 +127,29 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
     fields = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
     chosen = Sampling(**fields).over(check_sampling(sampling) or Sampling())  # type: ignore[arg-type]
     check_timeout(timeout_s := options.get("timeout_s"))
+    shape = check_shape(options.get("schema"), options.get("constraint"))
     return Request(
         sampling=chosen,
         timeout_s=timeout_s,
         cache=check_choice("cache", options.get("cache"), CACHE_HINTS),
         priority=check_choice("priority", options.get("priority"), PRIORITIES) or "interactive",
         n_logprobs=check_count("logprobs", options.get("logprobs")),
+        constraint=shape.constraint if shape is not None else None,
+        shape=shape,
+        shows_schema=bool(options.get("show_schema", True)),
     )
+
+
+def check_shape(schema: object, constraint: object) -> Shape | None:
+    """Return what a reply has to be; None is free text."""
+    if constraint is None:
+        return None if schema is None else shape_of(schema)
+    if not isinstance(constraint, Constraint):
+        hint = "For example: edge.Constraint.regex('[a-z]+')"
+        raise UsageError(f"constraint is an edge.Constraint, not {kind_of(constraint)}.", hint)
+    if schema is not None:
+        raise UsageError("schema and constraint exclude each other.", "Give one of them.")
+    return shape_of_constraint(constraint)
 
 
 def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:

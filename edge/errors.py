@@ -17,6 +17,7 @@
     │   ├── BackendUnavailableError 4   the required accelerator or engine is not on this device
     │   ├── BusyError               1   too many requests wait already
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
+    ├── InvalidReplyError           1   a reply is not the value that was asked for
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
     └── CancelledError              130 stopped by the user
@@ -39,6 +40,7 @@ __all__ = [
     "ContextFullError",
     "DownloadError",
     "EdgeError",
+    "InvalidReplyError",
     "ModelError",
     "ModelFileError",
     "ModelNotFoundError",
@@ -147,6 +149,19 @@ class BusyError(BackendError):
 
 class UnsupportedError(BackendError):
     """The backend cannot do this; its Capabilities say so."""
+
+
+class InvalidReplyError(EdgeError):
+    """A reply was cut off before it was complete, or its text is not a value of the type that was asked for.
+
+    Args:
+        message, hint: as in EdgeError.
+        text: of the reply.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, text: str = "") -> None:
+        super().__init__(message, hint)
+        self.text = text
 
 
 class ContextFullError(EdgeError):

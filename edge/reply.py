@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import UsageError
 from edge.events import Text
 from edge.reply_state import ReplyState
+from edge.structured.partial import Partials
 from edge.types import kind_of
 
 if TYPE_CHECKING:
+    from edge.constraint import Constraint
     from edge.conversation.tree import Node
     from edge.device.cost import Cost
     from edge.errors import EdgeError
@@ -45,6 +47,8 @@ class Reply:
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
         logprobs: how likely its tokens were, so far; empty unless they were asked for. The token that ends a reply has none.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
+        constraint: what its text has to be; None is free text.
+        is_partial: it was to keep a schema or grammar, and ended before it was complete.
         is_cancelled: whether it was told to stop.
         is_repeating: it repeats itself, and is stopped as a loop if that goes on; see `Sampling.max_repeats`.
         error: the error that ended it, if one did; iterating or waiting raises it.
@@ -103,6 +107,14 @@ class Reply:
     @property
     def error(self) -> EdgeError | None:
         return self._state.error
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._state.shape.constraint if self._state.shape is not None else None
+
+    @property
+    def is_partial(self) -> bool:
+        return self._state.is_partial
 
     @property
     def is_cancelled(self) -> bool:
@@ -173,6 +185,39 @@ class Reply:
         if state.error is not None:
             raise state.error
         return state.text
+
+    def value(self, timeout_s: float | None = None) -> Any:
+        """Wait until the reply is over, and return the value that its schema describes.
+
+        Args:
+            timeout_s: as in `wait`.
+
+        Returns:
+            A value of the type that was asked for; dicts and lists for a schema; the text for what is not JSON.
+
+        Raises:
+            InvalidReplyError: the reply was cut off before it was complete, or the type refuses it.
+            UsageError: the reply was not asked for with a schema or constraint.
+            TimeoutError, EdgeError: as in `wait`.
+        """
+        return self._read_value(self.wait(timeout_s))
+
+    async def avalue(self) -> Any:
+        """Return `value` without blocking the event loop."""
+        return self._read_value(await self)
+
+    def partials(self) -> Partials:
+        """Return the value as far as it is certain, again after every change, for `for` and `async for`.
+
+        Dicts and lists, also where a type was asked for. Texts grow; numbers appear once they are complete.
+        """
+        return Partials(self)
+
+    def _read_value(self, text: str) -> Any:
+        state = self._state
+        if state.shape is None:
+            raise UsageError("This reply has no schema.", "Ask for one: generate(..., schema=...)")
+        return state.shape.read(text, state.finish_reason, is_partial=state.is_partial)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the text in pieces, from the start.

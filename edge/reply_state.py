@@ -17,6 +17,7 @@ from edge.types import FinishReason, Timing, TokenLogprob, Usage
 if TYPE_CHECKING:
     from edge.conversation.tree import Node
     from edge.errors import EdgeError
+    from edge.structured.shapes import Shape
 
 __all__ = ["ReplyState"]
 
@@ -26,6 +27,7 @@ class ReplyState:
     """Everything that a turn writes and its `Reply` reads. The turn holds only this, so that a dropped Reply is noticed.
 
     Attributes:
+        shape: how `Reply.value` reads the text.
         events: all events so far; `emit` adds one.
         pieces, thoughts: the texts in them.
         n_readers: threads and tasks that read the reply or wait for it now.
@@ -44,6 +46,8 @@ class ReplyState:
     tokens: tuple[int, ...] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     stopped_by: str | None = None
+    shape: Shape | None = None
+    is_partial: bool = False
     error: EdgeError | None = None
     is_cancelled: bool = False
     is_detached: bool = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.types import Message, Sampling, SamplingOptions
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge.constraint import Constraint
     from edge.engine.generation import SharedPrompt
     from edge.names import CacheHint, Priority
+    from edge.structured.shapes import Shape
 
 __all__ = ["Request", "RequestOptions"]
 
@@ -31,12 +32,20 @@ class RequestOptions(SamplingOptions, total=False):
         priority: "background" for a reply that nobody waits for: it makes way for others. Else "interactive".
         logprobs: also return how likely each token was, and so many of the likeliest ones in its place; see `Reply.logprobs`.
             0 returns only the tokens themselves, None nothing.
+        schema: what the reply has to be: a JSON Schema as a dict, or a type (a dataclass, TypedDict, NamedTuple or enum, a
+            msgspec Struct, a pydantic model or TypeAdapter, `list[int]`, ...). Every token keeps it; `Reply.value` returns the
+            value, `Reply.partials` what there is of it so far.
+        constraint: the same for what is not JSON, and for schemas with options; instead of `schema`.
+        show_schema: also put the schema into the system prompt, so that the model knows what its fields mean. True if left out.
     """
 
     timeout_s: float | None
     cache: CacheHint | None
     priority: Priority
     logprobs: int | None
+    schema: Any
+    constraint: Constraint | None
+    show_schema: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,8 @@ class Request:
         priority: "background" for a reply that nobody waits for: it makes way for others.
         shared: of several requests with the same prompt, which is prefilled once; None for a prompt of its own.
         constraint: what the text of the reply has to be; None is free text.
+        shape: how `Reply.value` reads that text; None is the constraint's own, see `edge.structured.shapes`.
+        shows_schema: the schema of the constraint is also in the system prompt.
         n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
@@ -69,6 +80,8 @@ class Request:
     priority: Priority = "interactive"
     shared: SharedPrompt | None = None
     constraint: Constraint | None = None
+    shape: Shape | None = None
+    shows_schema: bool = False
     n_logprobs: int | None = None
     is_prefill_only: bool = False
     owner: str | None = None

@@ -22,6 +22,7 @@ from edge.reply import Reply
 from edge.reply_state import ReplyState
 from edge.structured.check import notice_of_end
 from edge.structured.compiler import Compiler
+from edge.structured.shapes import shape_of_constraint
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Turn:
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
         self._begun: list[int] = []  # tokens of the answer so far, if it is continued
         self._compiled: Compiled | None = None
+        if self.request.constraint is not None:
+            self.reply.shape = self.request.shape or shape_of_constraint(self.request.constraint)
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -117,6 +120,7 @@ class Turn:
             error.__cause__ = failure
             return "error", error
         reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
+        reply.is_partial = finished.is_partial
         if finished.stopped_by not in self.prompting.template.stops:  # those are the model's own ways to end
             reply.stopped_by = finished.stopped_by
         queue_ms = max(0.0, finished.timing.queue_ms - self._tokenize_ms)

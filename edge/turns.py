@@ -14,6 +14,7 @@ from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
 from edge.structured.compiler import Compiler
+from edge.structured.prompt import with_schema
 from edge.turn import Turn
 from edge.types import PromptSize
 
@@ -159,7 +160,10 @@ class Turns:
         chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
         if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        request = replace(request, sampling=chosen, window=request.window or self.window)
+        prompt = request.prompt
+        if request.constraint is not None and request.shows_schema and not isinstance(prompt, str):
+            prompt = with_schema(prompt, request.constraint)
+        request = replace(request, prompt=prompt, sampling=chosen, window=request.window or self.window)
         return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:

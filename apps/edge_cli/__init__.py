@@ -3,8 +3,8 @@
 main.py        the entry point: the list of commands; errors as text and exit codes; group.py, groups of commands
 suggest.py     the command that was probably meant by an unknown one
 app.py         the runtime as commands see it
-run.py         `edge run`; prompt.py, its message; answer.py, the ways to write its answer;
-               markdown.py, Markdown on a terminal
+run.py         `edge run`; prompt.py, its message; constraint.py, what its answer has to be;
+               answer.py, the ways to write it; markdown.py, Markdown on a terminal
 chat.py        `edge chat`; serve.py, `edge serve`
 models.py      `edge models`; models_listing.py, its tables
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it

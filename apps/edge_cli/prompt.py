@@ -18,7 +18,7 @@ from edge_cli.streams import read_bytes, read_stdin
 if TYPE_CHECKING:
     from edge.conversation import Attachment
 
-__all__ = ["read_prompt"]
+__all__ = ["read_file", "read_prompt"]
 
 MAX_INPUT_BYTES = 64 << 20
 """More than any context window holds. Reading stops there, so that `edge run < /dev/zero` ends."""
@@ -57,7 +57,7 @@ def read_prompt(
     attachments = [
         Attachment("stdin", _read_stdin(is_chatty=is_chatty, is_named=True))
         if path == _STDIN
-        else Attachment(path.name, _read_file(path))
+        else Attachment(path.name, read_file(path))
         for path in files
     ]
     for attachment in attachments:
@@ -92,7 +92,12 @@ def _read_stdin(*, is_chatty: bool, is_named: bool) -> str:
     return _text(data, "stdin")
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not text.
+    """
     try:
         with path.open("rb") as file:
             return _text(file.read(MAX_INPUT_BYTES + 1), str(path))
