@@ -7,7 +7,7 @@ with edge.load("smollm2-135m") as ai:
 Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
-asking.py     what it answers without one
+asking.py     what it answers without one; batch.py, many prompts
 runtime.py    several models under one memory budget
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edge import errors, events
     from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
+    from edge.batch import Batch
     from edge.config.load import load_settings
     from edge.config.schema import Settings
     from edge.constraint import Constraint
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Attachment",
+    "Batch",
     "Constraint",
     "Conversation",
     "ConversationInfo",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge.assistant": ("Assistant",),
+        "edge.batch": ("Batch",),
         "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.arguments import asked, check_messages, check_number, check_sampling, check_text
+from edge.batch import Batch
 from edge.engine.generation import SharedPrompt
 from edge.errors import UsageError
 from edge.request import Request, RequestOptions
@@ -93,7 +94,7 @@ class Asking:
 
     def respond(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Prompt,
         as_: type[T],
         sampling: Sampling | None = None,
         *,
@@ -117,7 +118,7 @@ class Asking:
 
     async def arespond(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Prompt,
         as_: type[T],
         sampling: Sampling | None = None,
         *,
@@ -164,7 +165,7 @@ class Asking:
 
     def _respond(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Prompt,
         as_: object,
         sampling: Sampling | None,
         cache_namespace: str | None,
@@ -175,6 +176,40 @@ class Asking:
         if as_ is not str:
             options = {**options, "schema": as_}
         return self.generate(prompt, sampling, cache_namespace=cache_namespace, **options)
+
+    def batch(
+        self,
+        prompts: Iterable[str | Prompt],
+        sampling: Sampling | None = None,
+        *,
+        n_at_once: int | None = None,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Batch:
+        """Answer many prompts a few at a time, in the background: replies that somebody waits for go first.
+
+        Args:
+            prompts: each as in `generate`. Those of a list or tuple are sorted, so that prompts which begin alike follow each
+                other and share the KV cache; others are read as it goes.
+            sampling, cache_namespace, options: as in `generate`; the priority is "background" unless they say another.
+            n_at_once: replies that run at the same time; None is as many as the engine has sequences, and one more.
+
+        Returns:
+            What yields (number of the prompt, its reply) as they end: `for number, reply in ai.batch(prompts): ...`
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the replies.
+        """
+        self._turns.check_open()
+        n_running = self._turns.n_seq + 1 if n_at_once is None else check_number("n_at_once", n_at_once)
+        request = asked(sampling, {"priority": "background", **options})
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts is a list of prompts, not {kind_of(prompts)}.", 'For example: ["One?", "Two?"]')
+        numbered: Iterable[tuple[int, list[Message]]] = ((i, self._with_system(prompt)) for i, prompt in enumerate(prompts))
+        if isinstance(prompts, Sequence):
+            numbered = sorted(numbered, key=lambda one: [(message.role, message.content) for message in one[1]])
+        return Batch(numbered, lambda messages: self._answer(messages, request, cache_namespace), n_running)
 
     def complete(
         self,

@@ -48,6 +48,7 @@ def load(
     threads: int | None = None,
     kv_type: KVType | None = None,
     gpu_layers: int | None = None,
+    parallel: int | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
@@ -66,6 +67,8 @@ def load(
         threads: CPU threads.
         kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0".
         gpu_layers: layers on the accelerator; -1 is all.
+        parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
+            costs in memory. None lets the plan choose.
         store: where conversations are stored; None keeps them in memory.
         cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
@@ -87,6 +90,7 @@ def load(
     _check_storing(store, cache)
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
+    arguments["engine.parallel"] = parallel
     chosen = _merge(settings, arguments)
     with_disk = _wants_disk(cache, settings, chosen, store)
     opened = _open_best(chosen, on_progress)
@@ -103,6 +107,7 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     kv_type: KVType | None
     gpu_layers: int | None
+    parallel: int | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
@@ -405,11 +410,16 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
 
     _check_type("settings", settings, Settings, "edge.load_settings({'kv.enabled': False})")
     given = {name: value for name, value in arguments.items() if value is not None}
-    arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}
+    arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name.rpartition(".")[2] for name in given}
     if settings is None:
         return load_settings(given, flag_names=arguments_of, strict=False, use_file=False)
-    checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
-    return msgspec.structs.replace(settings, **checked)
+    for name, value in given.items():
+        table, _, field = name.rpartition(".")
+        changed = {field: convert(find_key(name), value, Typed(arguments_of[name]))}
+        if table:
+            changed = {table: msgspec.structs.replace(getattr(settings, table), **changed)}
+        settings = msgspec.structs.replace(settings, **changed)
+    return settings
 
 
 def _check_storing(store: object, cache: object) -> None:

@@ -152,6 +152,16 @@ class Reply:
         self._state.is_detached = True
         return self
 
+    def on_done(self, function: Callable[[Reply], object]) -> None:
+        """Call a function with the reply once it is over: from the thread that ends it, or at once if it is over already.
+
+        It must be quick; what it raises goes to the log. This does not keep the reply running, see `detach`.
+        """
+        if not callable(function):
+            raise UsageError(f"on_done takes a function, not {kind_of(function)}.", "It is called with the reply.")
+        state = self._state
+        state.when_ended(lambda: function(Reply(state)))
+
     def wait(self, timeout_s: float | None = None, *, cancel: bool = False) -> str:
         """Wait until the reply is over.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from edge.structured.shapes import Shape
 
 __all__ = ["ReplyState"]
+
+_log = logging.getLogger("edge.reply")
 
 
 @dataclass(eq=False)
@@ -60,6 +63,7 @@ class ReplyState:
     waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = field(default_factory=list)
     process: int = field(default_factory=os.getpid)
     _on_cancel: Callable[[], None] | None = None
+    _on_end: list[Callable[[], object]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -140,6 +144,17 @@ class ReplyState:
             self.finish_reason = reason
             self._on_cancel = None
             self._wake()
+            on_end, self._on_end = self._on_end, []
+        for call in on_end:
+            _run(call)
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """Call a function once the reply is over, from the thread that ends it; at once, if it is over already."""
+        with self.changed:
+            if not self.is_done:
+                self._on_end.append(call)
+                return
+        _run(call)
 
     def _wake(self) -> None:
         self.changed.notify_all()
@@ -149,6 +164,14 @@ class ReplyState:
                 loop.call_soon_threadsafe(_resolve, future)
             except RuntimeError:
                 pass  # that event loop is closed: nobody waits there
+
+
+def _run(call: Callable[[], object]) -> None:
+    """Call what a program asked for. Its error is the program's, and must not end the turn's thread."""
+    try:
+        call()
+    except Exception:  # noqa: BLE001 (whatever it raises goes to the log)
+        _log.exception("A function that Reply.on_done was given raised an error")
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -134,6 +134,11 @@ class Turns:
         if cache in ("disk", "keep") and self._disk is None:
             raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
 
+    @property
+    def n_seq(self) -> int:
+        """How many replies run side by side at most."""
+        return self._scheduler.n_seq
+
     def count(self, messages: Sequence[Message]) -> PromptSize:
         """Return the size of messages as a prompt, however many fit the window.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -279,4 +280,35 @@ async def test_the_last_reader_of_events_whose_task_is_cancelled_stops_the_reply
 
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(collect(), 0.01)
+    assert seen == ["stopped"]
+
+
+# -- callbacks
+
+
+def test_functions_are_called_once_when_the_reply_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    reply, seen = Reply(), list[tuple[str, str | None]]()
+
+    def note(name: str) -> Callable[[Reply], None]:
+        return lambda done: seen.append((name, done.finish_reason))
+
+    def fail(done: Reply) -> None:
+        raise ValueError("the program's own error")
+
+    reply.on_done(note("first"))
+    reply.on_done(fail)
+    reply.on_done(note("second"))
+    reply._state.emit(Text("a"))
+    assert seen == []
+    reply._state.end("stop")
+    assert seen == [("first", "stop"), ("second", "stop")]
+    assert "the program's own error" in caplog.text
+    reply.on_done(note("late"))
+    assert seen[2:] == [("late", "stop")]
+
+
+def test_a_callback_does_not_keep_a_reply_running() -> None:
+    reply, seen = running()
+    reply.on_done(lambda done: None)
+    del reply
     assert seen == ["stopped"]
