@@ -13,8 +13,10 @@ turns.py      starts the turns of both and stops them; arguments.py, checks of w
 request.py    what is asked of a turn; constraint.py, what its reply has to be
 turn.py       from messages to the end of a reply, in a thread of its own
 reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
+reply_reader.py  text, thoughts and tool calls of a reply; thinking.py, replies of models that think first
 messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
+functions.py  functions as tools; tool_runner.py, runs what a model calls
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
 child.py      child processes; forks.py, what a forked one never waits for
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo, Node
     from edge.dialogue import Conversation
+    from edge.functions import tool
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
@@ -80,6 +83,7 @@ __all__ = [
     "load",
     "load_settings",
     "plan_model",
+    "tool",
 ]
 
 
@@ -97,6 +101,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.dialogue": ("Conversation",),
         "edge.errors": ("errors",),
         "edge.events": ("events",),
+        "edge.functions": ("tool",),
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 from edge.constraint import Constraint
 from edge.conversation.tree import Attachment, Node
 from edge.errors import UsageError
 from edge.messages import read_message
 from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
+from edge.prompt.options import PromptOptions, ToolFormat
 from edge.request import Request, RequestOptions
 from edge.structured.shapes import Shape, shape_of, shape_of_constraint
-from edge.types import Message, Sampling, SamplingOptions, kind_of
+from edge.types import Message, Sampling, SamplingOptions, Tool, kind_of
+
+if TYPE_CHECKING:
+    from edge.tool_runner import Approve
 
 __all__ = [
+    "TOOL_FORMATS",
     "asked",
+    "check_approve",
     "check_attachments",
     "check_choice",
     "check_count",
@@ -33,9 +39,11 @@ __all__ = [
     "check_shape",
     "check_text",
     "check_timeout",
+    "check_tools",
 ]
 
 T = TypeVar("T")
+TOOL_FORMATS: tuple[ToolFormat, ...] = get_args(ToolFormat)
 
 
 def check_text(name: str, text: object, *, is_optional: bool = False) -> bool:
@@ -137,6 +145,14 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         constraint=shape.constraint if shape is not None else None,
         shape=shape,
         shows_schema=bool(options.get("show_schema", True)),
+        options=PromptOptions(
+            check_tools(options.get("tools")),
+            check_choice("tool_format", options.get("tool_format"), TOOL_FORMATS) or "template",
+            check_choice("think", options.get("think"), (True, False)),
+        ),
+        inherits_tools=options.get("tools") is None,
+        approve=check_approve(options.get("approve")),
+        max_thinking=check_count("max_thinking", options.get("max_thinking")),
     )
 
 
@@ -150,6 +166,30 @@ def check_shape(schema: object, constraint: object) -> Shape | None:
     if schema is not None:
         raise UsageError("schema and constraint exclude each other.", "Give one of them.")
     return shape_of_constraint(constraint)
+
+
+def check_tools(tools: object) -> tuple[Tool, ...]:
+    """Return tools, functions among them as tools."""
+    if tools is None:
+        return ()
+    if isinstance(tools, str | bytes | Mapping | Tool) or not isinstance(tools, Iterable):
+        raise UsageError(f"tools is a list of edge.Tool or functions, not {kind_of(tools)}.", "For example: tools=[weather]")
+    from edge.functions import to_tool
+
+    found = tuple(to_tool(one) for one in tools)
+    names = [tool.name for tool in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"Two tools have the name {twice!r}.", "Rename one: @edge.tool(name=...)")
+    return found
+
+
+def check_approve(approve: object) -> Approve | None:
+    """Return who approves tool calls."""
+    if approve is None or approve == "always" or callable(approve):
+        return cast("Approve | None", approve)
+    hint = "Pass a function that takes a call and returns True or False."
+    raise UsageError(f'approve is a function or "always", not {kind_of(approve)}.', hint)
 
 
 def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:

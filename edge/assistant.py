@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_choice, check_history, check_namespace, check_sampling, check_text
+from edge.arguments import (
+    TOOL_FORMATS,
+    check_approve,
+    check_choice,
+    check_history,
+    check_namespace,
+    check_sampling,
+    check_text,
+    check_tools,
+)
 from edge.asking import Asking
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
@@ -30,6 +39,7 @@ from edge.errors import UsageError
 from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
 from edge.names import CACHE_HINTS
+from edge.prompt.options import PromptOptions
 from edge.prompt.prompting import Prompting
 from edge.turns import DiskCache, Turns
 from edge.types import Message, Sampling
@@ -43,7 +53,10 @@ if TYPE_CHECKING:
     from edge.kv.verify import CacheCheck
     from edge.names import CacheHint
     from edge.plan.receipt import Plan
+    from edge.prompt.options import ToolFormat
     from edge.reply import Reply
+    from edge.tool_runner import Approve
+    from edge.types import Tool
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
@@ -142,6 +155,10 @@ class Assistant(Asking):
         sampling: Sampling | None = None,
         cache: CacheHint | None = None,
         cache_namespace: str | None = None,
+        tools: Sequence[Tool | Callable[..., object]] | None = None,
+        approve: Approve | None = None,
+        tool_format: ToolFormat = "template",
+        think: bool | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
@@ -154,6 +171,7 @@ class Assistant(Asking):
             cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
                 and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
+            tools, approve, tool_format, think: as in `RequestOptions`, for messages that say nothing else. They are not stored.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -166,6 +184,9 @@ class Assistant(Asking):
         check_text("system", system, is_optional=True)
         check_text("id", id, is_optional=True)
         check_namespace(cache_namespace)
+        check_choice("tool_format", tool_format, TOOL_FORMATS)
+        options = PromptOptions(check_tools(tools), tool_format, check_choice("think", think, (True, False)))
+        check_approve(approve)
         messages = check_history("history is", history)
         if messages and id is not None:
             raise UsageError("A stored conversation has its messages already.", "Leave out either its id or the history.")
@@ -175,7 +196,9 @@ class Assistant(Asking):
         if id is None:
             now, space = time.time(), self._turns.namespace_of(cache_namespace)
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
-            started = Conversation(self, self._turns, new.id, sampling, cache=cache, unsaved=new)
+            started = Conversation(
+                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve
+            )
             if messages:
                 started._save(messages)
             return started
@@ -184,7 +207,7 @@ class Assistant(Asking):
             self.store.set_system(info.id, system)
         if cache_namespace is not None and cache_namespace != info.cache_namespace:
             self.store.set_cache_namespace(info.id, cache_namespace)
-        return Conversation(self, self._turns, info.id, sampling, cache=cache)
+        return Conversation(self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve)
 
     def prewarm(
         self,

@@ -13,6 +13,7 @@ from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.tree import Node
 from edge.errors import UsageError
 from edge.names import CACHE_HINTS
+from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.summary import newest_summary
 from edge.request import Request, RequestOptions
 from edge.types import Message, PromptSize, Sampling
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Attachment, ConversationInfo
     from edge.names import CacheHint
     from edge.reply import Reply
+    from edge.tool_runner import Approve
     from edge.turns import Turns
 
 __all__ = ["Conversation"]
@@ -41,6 +43,8 @@ class Conversation:
         id: its name in the store.
         sampling: how tokens are chosen here; what it leaves out is the assistant's.
         cache: where the KV cache of its turns stays, see `send`; None is the usual place.
+        options: tools and thinking, for messages that say nothing else.
+        approve: who approves tool calls, see `RequestOptions`.
     """
 
     def __init__(
@@ -52,8 +56,12 @@ class Conversation:
         *,
         cache: CacheHint | None = None,
         unsaved: ConversationInfo | None = None,
+        options: PromptOptions = NO_OPTIONS,
+        approve: Approve | None = None,
     ) -> None:
         self.id = id
+        self.options = options
+        self.approve = approve
         self.sampling = sampling
         self.cache = cache
         self._assistant = assistant  # stays open as long as this is held
@@ -348,7 +356,9 @@ class Conversation:
         if head is None:
             raise UsageError("This conversation is empty.", "Send a message first.")
         fork = self._store.fork(self.id, head)
-        return Conversation(self._assistant, self._turns, fork.id, self.sampling, cache=self.cache)
+        return Conversation(
+            self._assistant, self._turns, fork.id, self.sampling, cache=self.cache, options=self.options, approve=self.approve
+        )
 
     def branches(self, node_id: int) -> list[Node]:
         """Return a message and its alternatives, oldest first."""
@@ -417,6 +427,8 @@ class Conversation:
                 sampling=sampling,
                 cache=cache or _inherited_hint(nodes),
                 namespace=info.cache_namespace,
+                options=self._options(request),
+                approve=request.approve or self.approve,
             )
             turn = turns.make(request, saver, summary)
             return turns.start_claimed(self.id, turn, self._assistant)
@@ -425,6 +437,14 @@ class Conversation:
                 saver.save_end("", "failed", {})  # an answer that was reopened is as it was again
             turns.release(self.id)
             raise
+
+    def _options(self, request: Request) -> PromptOptions:
+        """Return what a call says about tools and thinking; what it leaves out is the conversation's."""
+        own, given = self.options, request.options
+        think = own.think if given.think is None else given.think
+        if request.inherits_tools:
+            return PromptOptions(own.tools, own.tool_format if given.tool_format == "template" else given.tool_format, think)
+        return replace(given, think=think)
 
     def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:
         check_text("text", text)
@@ -436,6 +456,7 @@ class Conversation:
         nodes = self.messages
         summary = newest_summary([node.record for node in nodes])
         request = Request(
+            options=self.options,
             prompt=self._prompt([*nodes, Node(0, None, "user", text, tuple(attachments))], self.info),
             cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from edge.types import TokenLogprob
+from edge.types import ToolCall as Call
 
-__all__ = ["Notice", "Progress", "Reasoning", "ReplyEvent", "Text"]
+__all__ = ["Notice", "Progress", "Reasoning", "ReplyEvent", "Text", "ToolCall", "ToolResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,34 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that the model wrote.
+
+    Attributes:
+        call: the call; its id names it in `ToolResult`.
+    """
+
+    call: Call
+    kind: Literal["tool_call"] = field(default="tool_call", init=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The result of a call that edge ran, as the model reads it.
+
+    Attributes:
+        call: the call.
+        text: of the result, or of what went wrong.
+        is_error: the tool was not found, was refused, or failed.
+    """
+
+    call: Call
+    text: str
+    is_error: bool = False
+    kind: Literal["tool_result"] = field(default="tool_result", init=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What the user should know about the reply.
 
@@ -72,5 +101,5 @@ class Progress:
     kind: Literal["progress"] = field(default="progress", init=False, repr=False)
 
 
-ReplyEvent: TypeAlias = Text | Reasoning | Notice | Progress
+ReplyEvent: TypeAlias = Text | Reasoning | ToolCall | ToolResult | Notice | Progress
 """Any event of a reply."""

@@ -84,6 +84,7 @@ class Tool:
         description: for the model: what it does, and when to use it.
         parameters: JSON Schema of an object, a property for each argument.
         function: called with the arguments as keywords; None where the caller runs the tool itself.
+        needs_approval: somebody has to approve each call before the function is called.
 
     Raises:
         UsageError: a value has the wrong type, or the parameters are not the schema of an object.
@@ -93,6 +94,7 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_PARAMETERS))
     function: Callable[..., object] | None = field(default=None, compare=False)
+    needs_approval: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         name: object = self.name
@@ -114,6 +116,16 @@ class Tool:
 
     def __hash__(self) -> int:
         return hash((self.name, self.description, json.dumps(self.parameters, sort_keys=True)))
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """Call its function.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if self.function is None:
+            raise UsageError(f"{self.name} has no function to call.", "Give it one, or decorate a function with @edge.tool.")
+        return self.function(*values, **named)
 
     @property
     def schema(self) -> dict[str, Any]:

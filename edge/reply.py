@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge.device.cost import Cost
     from edge.errors import EdgeError
     from edge.events import ReplyEvent
-    from edge.types import FinishReason, Timing, TokenLogprob, Usage
+    from edge.types import FinishReason, Timing, TokenLogprob, ToolCall, Usage
 
 __all__ = ["Reply", "ReplyEvents"]
 
@@ -46,6 +46,7 @@ class Reply:
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
         logprobs: how likely its tokens were, so far; empty unless they were asked for. The token that ends a reply has none.
+        tool_calls: calls that the model made, in all rounds; those of tools without a function are for the caller to run.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         constraint: what its text has to be; None is free text.
         is_partial: it was to keep a schema or grammar, and ended before it was complete.
@@ -99,6 +100,10 @@ class Reply:
     @property
     def logprobs(self) -> list[TokenLogprob]:
         return self._state.logprobs
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self._state.tool_calls
 
     @property
     def stopped_by(self) -> str | None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from edge.device.cost import Cost
 from edge.errors import BackendError
-from edge.events import Notice, Progress, Reasoning, ReplyEvent, Text
+from edge.events import Notice, Progress, Reasoning, ReplyEvent, Text, ToolCall
 from edge.types import FinishReason, Timing, TokenLogprob, Usage
+from edge.types import ToolCall as Call
 
 if TYPE_CHECKING:
     from edge.conversation.tree import Node
@@ -48,6 +49,7 @@ class ReplyState:
     node: Node | None = None
     tokens: tuple[int, ...] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    tool_calls: list[Call] = field(default_factory=list)
     stopped_by: str | None = None
     shape: Shape | None = None
     is_partial: bool = False
@@ -126,6 +128,8 @@ class ReplyState:
                 case Reasoning(text, logprobs):
                     self.thoughts.append(text)
                     self.logprobs.extend(logprobs)
+                case ToolCall(call):
+                    self.tool_calls.append(call)
                 case Notice(text):
                     self.notices.append(text)
                 case Progress(done, total):

@@ -5,17 +5,22 @@ A new option of all of them is a key of `RequestOptions`, a field of `Request`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edge.prompt.options import NO_OPTIONS, PromptOptions
+from edge.tool_runner import ToolLimits
 from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
     from edge.constraint import Constraint
     from edge.engine.generation import SharedPrompt
+    from edge.messages import Tool
     from edge.names import CacheHint, Priority
+    from edge.prompt.options import ToolFormat
     from edge.structured.shapes import Shape
+    from edge.tool_runner import Approve
 
 __all__ = ["Request", "RequestOptions"]
 
@@ -37,6 +42,12 @@ class RequestOptions(SamplingOptions, total=False):
             value, `Reply.partials` what there is of it so far.
         constraint: the same for what is not JSON, and for schemas with options; instead of `schema`.
         show_schema: also put the schema into the system prompt, so that the model knows what its fields mean. True if left out.
+        tools: that the model may call: `edge.Tool`s, or functions, of which `edge.tool` makes some. Those with a function are
+            run, and the model goes on with the results; calls of others are in `Reply.tool_calls` when the reply is over.
+        approve: who approves calls, see `edge.tool_runner.Approve`; None refuses those that need it.
+        tool_format: "prompt" tells a model of the tools in its system prompt if its chat template has no place for them.
+        think: whether the model should think before it answers, where its template can say so; None leaves it to that.
+        max_thinking: longest thought in tokens; after that the model has to answer. None sets no limit.
     """
 
     timeout_s: float | None
@@ -46,6 +57,11 @@ class RequestOptions(SamplingOptions, total=False):
     schema: Any
     constraint: Constraint | None
     show_schema: bool
+    tools: Sequence[Tool | Callable[..., object]] | None
+    approve: Approve | None
+    tool_format: ToolFormat
+    think: bool | None
+    max_thinking: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +82,11 @@ class Request:
         shape: how `Reply.value` reads that text; None is the constraint's own, see `edge.structured.shapes`.
         shows_schema: the schema of the constraint is also in the system prompt.
         n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
+        options: tools and thinking.
+        inherits_tools: it says nothing about tools, so that they are the conversation's.
+        approve: who approves tool calls.
+        limits: of tool use.
+        max_thinking: longest thought in tokens; None sets no limit.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
@@ -83,5 +104,10 @@ class Request:
     shape: Shape | None = None
     shows_schema: bool = False
     n_logprobs: int | None = None
+    options: PromptOptions = NO_OPTIONS
+    inherits_tools: bool = True
+    approve: Approve | None = None
+    limits: ToolLimits = field(default_factory=ToolLimits)
+    max_thinking: int | None = None
     is_prefill_only: bool = False
     owner: str | None = None

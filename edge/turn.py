@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.errors import BackendError, CancelledError, ConstraintError, ContextFullError, EdgeError
-from edge.events import Progress, Text
+from edge.events import Progress
 from edge.files import shipped
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
 from edge.reply import Reply
+from edge.reply_reader import ReplyReader
 from edge.reply_state import ReplyState
 from edge.structured.check import notice_of_end
 from edge.structured.compiler import Compiler
 from edge.structured.shapes import shape_of_constraint
+from edge.thinking import think_and_answer
+from edge.tool_runner import ToolRunner
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
@@ -80,6 +83,9 @@ class Turn:
         self._compiled: Compiled | None = None
         if self.request.constraint is not None:
             self.reply.shape = self.request.shape or shape_of_constraint(self.request.constraint)
+        self._prompt = self.request.prompt  # of the newest round
+        self._shared = self.request.shared  # until the first generation of the reply
+        self._round = ReplyReader(self.reply)
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -106,19 +112,35 @@ class Turn:
         try:
             finished = self._answer()
         except CancelledError:
+            self._round.end()
             self._save_end("stopped")
             return "cancelled", None
         except Exception as failure:  # noqa: BLE001 (anything but an EdgeError is a bug; whoever waits must hear of it)
             if isinstance(failure, ContextFullError):
                 failure = _with_models(failure, self.prompting.n_ctx_train)
-            if isinstance(failure, ContextFullError | ConstraintError) and self.saver is not None and not reply.pieces:
+            is_refused = isinstance(failure, ContextFullError | ConstraintError) and not reply.pieces and not reply.tool_calls
+            if is_refused and self.saver is not None:
                 self.saver.take_back_question()
+            self._round.end()
             self._save_end("failed")
             if isinstance(failure, EdgeError):
                 return "error", failure
             error = BackendError(f"The turn broke down: {failure!r}.", "Please report this.")
             error.__cause__ = failure
             return "error", error
+        self._note_end(finished)
+        if finished.reason == "repetition":
+            reply.note("The reply was stopped, because it only repeats itself.")
+        is_empty = reply.stopped_by is not None and not self._round.text
+        if is_empty:
+            reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
+        self._check_end(finished)
+        self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
+        return finished.reason, None
+
+    def _note_end(self, finished: Finished) -> None:
+        """Take over what a round took, and remember its tokens."""
+        reply = self.reply
         reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
         reply.is_partial = finished.is_partial
         if finished.stopped_by not in self.prompting.template.stops:  # those are the model's own ways to end
@@ -126,24 +148,17 @@ class Turn:
         queue_ms = max(0.0, finished.timing.queue_ms - self._tokenize_ms)
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms, queue_ms=queue_ms)
         reply.cost = self._meter.read()
-        if finished.tokens:
+        if finished.tokens and self._round.is_plain:
             before = self.saver.before if self.saver is not None else ""
             with contextlib.suppress(BackendError):  # the assistant was closed meanwhile
-                self.prompting.remember_reply(before + reply.text, [*self._begun, *finished.tokens])
-        if finished.reason == "repetition":
-            reply.note("The reply was stopped, because it only repeats itself.")
-        is_empty = reply.stopped_by is not None and not reply.text
-        if is_empty:
-            reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
-        self._note_end(finished)
-        self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
-        return finished.reason, None
+                self.prompting.remember_reply(before + self._round.text, [*self._begun, *finished.tokens])
 
     def _save_end(self, status: Status, reason: FinishReason | None = None) -> None:
-        reply, saver = self.reply, self.saver
+        reply, saver, current = self.reply, self.saver, self._round
         if saver is None:
             return
-        tokens = [] if reply.stopped_by is not None or (reply.text and not reply.tokens) else [*self._begun, *reply.tokens]
+        is_unknown = reply.stopped_by is not None or not current.is_plain or (current.text and not reply.tokens)
+        tokens = [] if is_unknown else [*self._begun, *reply.tokens]
         record = {
             "usage": asdict(reply.usage),
             "tokens": tokens,  # so that the prompt after a restart matches the KV cache
@@ -156,47 +171,95 @@ class Turn:
         }
         if self.request.cache in ("off", "memory"):
             record["cache"] = self.request.cache  # so that later turns, whose prompts contain this one, do not store it either
-        saver.save_end(reply.text, status, record)
-        reply.node = saver.node
+        saver.save_end(current.text, status, record, reasoning=current.reasoning, tool_calls=current.calls)
+        reply.node = saver.node or reply.node
         if saver.problem:
             reply.note(f"This reply could not be saved. {saver.problem}")
 
     def _answer(self) -> Finished:
+        """Answer, and run the tools that the model calls until it calls none."""
+        request, reply = self.request, self.reply
+        finished = self._answer_once()
+        runner = ToolRunner(
+            request.options.tools, request.approve, limits=request.limits, is_cancelled=lambda: reply.is_cancelled
+        )
+        n_rounds = 0
+        while finished.reason == "stop" and runner.can_run(self._round.calls):
+            if n_rounds == request.limits.max_rounds:
+                reply.note(f"The model called tools {n_rounds + 1} times in a row; the reply was stopped there.")
+                break
+            n_rounds += 1
+            self._note_end(finished)
+            self._save_end("complete", finished.reason)
+            self._go_on(runner.run(self._round.calls, reply.emit))
+            if reply.is_cancelled:
+                raise CancelledError("The reply was stopped.")
+            finished = self._answer_once()
+        return finished
+
+    def _go_on(self, results: Sequence[Message]) -> None:
+        """Save the results of tool calls, and make them and the calls part of the prompt."""
+        assert not isinstance(self._prompt, str)
+        said = self._round.message()
+        if self.saver is not None and self.saver.before:
+            said = replace(said, content=self.saver.before + said.content)
+        self._prompt = [*self._prompt, said, *results]
+        if self.saver is not None:
+            self.saver = self.saver.follow(results)
+            if self.saver is None:
+                self.reply.note("The rest of this reply cannot be saved.")
+        self._round = ReplyReader(self.reply)
+
+    def _answer_once(self) -> Finished:
+        """Answer the newest round's prompt."""
         matcher = self._match()
         request, tokens = self.request, self._encode_prompt()
         if request.is_prefill_only:
-            return self._prefill(self.prompting.open_prefix(self._messages, tokens))
+            return self._prefill(self.prompting.open_prefix(self._messages, tokens, request.options))
+        if not isinstance(self._prompt, str):
+            self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
         constraint = request.constraint
         known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
+        finished = self._think(tokens, matcher)
+        self._round.end()
+        is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
+        if answers and request.cache not in ("off", "memory") and not is_cut_short and not finished.is_partial:
+            answer = Answer(self._round.raw, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
+            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint)
+        return finished
+
+    def _think(self, tokens: list[int], matcher: Matcher | None) -> Finished:
+        """Have the engine answer a prompt, perhaps behind a thought."""
         if matcher is not None:
             for token in self._begun:
                 matcher.accept(token)
-        finished = self._generate(tokens, request.sampling, self._show, self._boundaries(tokens), matcher)
-        is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if answers and request.cache not in ("off", "memory") and not is_cut_short and not finished.is_partial:
-            answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint)
-        return finished
+        shown = self.prompting.markers(self.request.options) if self._round.parser is not None else frozenset[int]()
+
+        def generate(tokens: list[int], sampling: Sampling, boundaries: Sequence[int], matcher: Matcher | None) -> Finished:
+            return self._generate(tokens, sampling, self._show, boundaries, matcher, shown=shown)
+
+        return think_and_answer(generate, tokens, self.request, self.prompting, self._round, self._boundaries(tokens), matcher)
 
     def _match(self) -> Matcher | None:
         """Compile what the reply has to be, here and not on the engine thread, which others need."""
         if self.request.constraint is None:
             return None
-        compiler = self.compiler or Compiler(self.prompting.tokenizer)
-        self._compiled = compiler.compile(self.request.constraint)
-        if self._compiled.ignored:
-            self.reply.note(f"Not enforced while this reply is generated: {', '.join(self._compiled.ignored)}.")
+        if self._compiled is None:
+            compiler = self.compiler or Compiler(self.prompting.tokenizer)
+            self._compiled = compiler.compile(self.request.constraint)
+            if self._compiled.ignored:
+                self.reply.note(f"Not enforced while this reply is generated: {', '.join(self._compiled.ignored)}.")
         return self._compiled.matcher()
 
-    def _note_end(self, finished: Finished) -> None:
+    def _check_end(self, finished: Finished) -> None:
         """Add a notice if the text is not what its constraint asks for."""
         if self._compiled is None:
             return
-        text = (self.saver.before if self.saver is not None else "") + self.reply.text
+        text = (self.saver.before if self.saver is not None else "") + self._round.text
         notice = notice_of_end(
             self._compiled.constraint, text, finished.reason, is_partial=finished.is_partial,
             stopped_by=finished.stopped_by, ignored=self._compiled.ignored,
@@ -209,7 +272,7 @@ class Turn:
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         if not tokens:
             return Finished("stop", Usage(), Timing(), ())
-        shared = self.prompting.shared_end(self._messages, tokens)
+        shared = self.prompting.shared_end(self._messages, tokens, self.request.options)
         return self._generate(tokens, self.request.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
 
     @property
@@ -225,13 +288,14 @@ class Turn:
         """
         is_whole = self.scheduler.wants_checkpoints
         is_first = not any(message.role == "assistant" for message in self._messages)
-        shared = self.prompting.shared_end(self._messages, tokens) if is_first or is_whole else 0
+        shared = self.prompting.shared_end(self._messages, tokens, self.request.options) if is_first or is_whole else 0
         return sorted({end for end in (shared, len(tokens) - 1 if is_whole else 0) if 0 < end < len(tokens)})
 
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an earlier answer again."""
         if known.text:
             self._show(Decoded(known.text))
+        self._round.end()
         ms = (time.perf_counter() - self._asked_at) * 1000
         usage = Usage(n_prompt, n_prompt, len(known.tokens), saved_ms=known.total_ms, is_answer_cached=True)
         return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens, stopped_by=known.stopped_by)
@@ -241,9 +305,9 @@ class Turn:
             self.reply.emit(Progress(event.done, event.total))
             return
         self.reply.is_repeating = event.is_suspect
-        self.reply.emit(Text(event.text, event.logprobs))
+        self._round.feed(event.text, event.logprobs)
         if self.saver is not None and self.saver.is_due:
-            self.saver.save_part(self.reply.text)
+            self.saver.save_part(self._round.text, reasoning=self._round.reasoning)
             self.reply.node = self.saver.node
 
     def _generate(
@@ -255,6 +319,7 @@ class Turn:
         constraint: Matcher | None = None,
         *,
         is_summary: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> Finished:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -262,9 +327,10 @@ class Turn:
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
-            n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else request.shared,
-            constraint=constraint,
+            n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else self._shared,
+            constraint=constraint, shown=shown,
         )  # fmt: skip
+        self._shared = self._shared if is_summary else None
         self.reply.bind(generation.cancel)
         try:
             self.scheduler.submit(generation)
@@ -293,7 +359,7 @@ class Turn:
 
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""
-        prompt, prompting, note = self.request.prompt, self.prompting, self.reply.note
+        prompt, prompting, note = self._prompt, self.prompting, self.reply.note
         if isinstance(prompt, str):
             prompting.check_size(prompt, self._full_n_ctx)
             return prompting.tokenize(prompt, add_special=True, parse_special=True)
@@ -309,7 +375,9 @@ class Turn:
                 note(text)
 
         def count(messages: Sequence[Message]) -> int:
-            tokens[:] = prompting.encode(messages, None if self.request.is_prefill_only else note_news)
+            tokens[:] = prompting.encode(
+                messages, None if self.request.is_prefill_only else note_news, options=self.request.options
+            )
             tokens.extend(self._begun)
             return len(tokens)
 

@@ -83,6 +83,23 @@ class ReplySaver:
             with contextlib.suppress(StorageError, UsageError):  # the disk fails or the conversation is gone
                 self._store.set_head(self.conversation_id, self._fallback)
 
+    def follow(self, results: Sequence[Message]) -> ReplySaver | None:
+        """Save the results of the tools that this reply called, and return what saves the model's next message below them.
+
+        Returns:
+            None if they cannot be saved, or this reply could not be.
+        """
+        if self.node is None or self.problem:
+            return None
+        last = self.node.id
+        try:
+            for result in results:
+                last = self._store.append(self.conversation_id, result, parent=last).id
+        except (StorageError, UsageError) as error:
+            self.problem = str(error)
+            return None
+        return ReplySaver(self._store, self.conversation_id, last, self._model)
+
     def take_back_question(self) -> None:
         """Go back to the path before the question, which is refused and would be in the way of the next one."""
         if self._continued is not None:

@@ -173,7 +173,7 @@ class Decoder:
             self._finish(generation, "stop")
             return False
         generation.add(token, logprob)
-        if generation.show(self._tokenizer.token_bytes(token)):
+        if generation.show(self._tokenizer.token_bytes(token, special=token in generation.shown)):
             self._finish(generation, "stop", is_stop_text=True)
             return False
         if generation.constraint is not None and generation.constraint.is_over:

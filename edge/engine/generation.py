@@ -132,6 +132,7 @@ class Generation:
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
         shared: of replies to the same prompt, which wait until one of them has prefilled it; None for a prompt of its own.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
+        shown: special tokens whose text belongs to the reply, since its reader looks for them.
         constraint: says which tokens its schema or grammar allows; None allows all.
         n_logprobs: also give the logprob of each token, and of so many of the likeliest ones; None gives none.
         is_cancelled: whether `cancel` was called.
@@ -157,6 +158,7 @@ class Generation:
     priority: Priority = "interactive"
     hint: CacheHint = "disk"
     namespace: str = ""
+    shown: frozenset[int] = frozenset()
     shared: SharedPrompt | None = None
     is_prefill_only: bool = False
     constraint: Matcher | None = None

@@ -32,6 +32,7 @@ from edge.files import shipped
 from edge.forks import lazy_property
 from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of, unmarked_texts
 from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
+from edge.prompt.reasoning import Thinking, choose_thinking
 from edge.prompt.roles import NOTHING, Abilities, adapt, probe
 from edge.prompt.rows import PLAIN, ToolStyle, find_style, to_rows
 from edge.prompt.tools.choose import FALLBACK, choose_format
@@ -249,6 +250,11 @@ class ChatTemplate:
     def tool_format(self) -> Format | None:
         """How the model writes tool calls; None if its template does not tell."""
         return choose_format(self.source)
+
+    @lazy_property
+    def thinking(self) -> Thinking | None:
+        """Words around what the model thinks; None if the template names none."""
+        return choose_thinking(self.source)
 
     @property
     def takes_tools(self) -> bool:
