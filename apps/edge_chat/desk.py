@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
+from edge.prompt.repetition import USUAL_MAX_REPEATS
+from edge.types import Sampling
 from edge_chat.library import Page
 from edge_chat.outbox import Departure, Outbox, Outgoing
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
-    from edge.types import Sampling
     from edge_chat.base import BaseApp
     from edge_chat.screens.view import ChatView
 
@@ -62,9 +63,10 @@ class Desk:
 
     @property
     def default_sampling(self) -> Sampling:
-        """Return the sampling without the changes of this session."""
+        """Return the sampling without the changes of this session. Loops are stopped unless a setting says otherwise."""
         assistant = self.app.host.assistant
-        return assistant.sampling if assistant is not None else self.app.settings.sampling
+        sampling = assistant.sampling if assistant is not None else self.app.settings.sampling
+        return sampling.over(Sampling(max_repeats=USUAL_MAX_REPEATS))
 
     @property
     def active_id(self) -> str | None:
@@ -105,6 +107,20 @@ class Desk:
                 info = await self.app.library.run(lambda store: store.create(system=system))
                 departure.conversation_id = info.id
             return departure.conversation_id
+
+    async def keep_draft(self) -> None:
+        """Save the text being typed, with its conversation if that is new. A command alone is none.
+
+        Raises:
+            StorageError: it cannot be saved.
+        """
+        composer = self.screen.composer
+        if self.page is None:
+            is_command = composer.text.startswith("/") and not composer.attachments
+            if is_command or not (composer.text.strip() or composer.attachments):
+                return
+            await self.ensure_saved()
+        self.save_draft()
 
     def save_draft(self) -> None:
         """Save the text being typed or waiting to be sent, so that it is not lost before it is saved as a message."""

@@ -14,7 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["RepetitionDetector"]
+__all__ = ["USUAL_MAX_REPEATS", "RepetitionDetector"]
+
+USUAL_MAX_REPEATS = 5
+"""`Sampling.max_repeats` of the chat and `edge run` unless a setting says otherwise. Programs choose for themselves."""
 
 _UNIT = re.compile(
     r"[\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7ff\U00020000-\U0003ffff]|\d{1,16}|[^\W\d]{1,16}|\n|[ \t]{2,}|[^\w\s]"

@@ -118,6 +118,12 @@ async def test_a_loop_is_stopped_and_says_how_it_goes_on() -> None:
         assert texts(app)[1] == "Fake: " + "And then I went home again. " * 100
 
 
+async def test_a_setting_allows_loops() -> None:
+    assert fake_app().chat_screen.controller.sampling.max_repeats == 5
+    app = fake_app(settings={"sampling.max_repeats": "0"})
+    assert app.chat_screen.controller.sampling.max_repeats == 0
+
+
 async def test_a_reply_that_begins_to_repeat_itself_says_so() -> None:
     app = fake_app(lambda: FakeBackend(n_ctx=16384, script=lambda _: "And then I went home again. " * 100, delay_s=0.005))
     async with app.run_test(size=(100, 40)) as pilot:
