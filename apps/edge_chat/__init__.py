@@ -10,7 +10,7 @@ signals.py      the window's title, and notices
 pages.py        help, statistics, context, plan; wording.py and format.py, texts
 meter.py        tokens of the message being written
 markup/         Markdown, formulas and tables as lines of text; knows no screen
-terminal.py     bytes, pastes, signals and the end of the terminal
+terminal.py     bytes, pastes, signals and the end of the terminal; editor.py, the user's editor
 attachments.py  files of a message; history.py, earlier inputs; parameters.py, sampling
 theme.py        edge's own themes; own_themes.py, the user's; few_colours.py, 256 and 16 colours
 """
@@ -53,8 +53,8 @@ def run(settings: Settings, *, conversation: str | None = None, say: Callable[[s
     with keep_signals():
         app = ChatApp(settings, conversation=conversation)
         code = app.run()
-    if app.farewell:
-        say(app.farewell)
+    for line in app.farewell:
+        say(line)
     if app.breakdown is not None:
         raise app.breakdown
     return code if code is not None else (app.return_code or 0)

@@ -31,7 +31,7 @@ class ChatApp(BaseApp):
     """The app. Arguments as for BaseApp, and `conversation`: id of the one to open, or the beginning of an id.
 
     Attributes:
-        farewell: the line for the shell once the app has ended: the conversation, and how to open it again; "" for none.
+        farewell: lines for the shell once the app has ended: the conversation, and how to open it again.
 
     Raises:
         ConfigError: `chat.theme` or `chat.keys` cannot be used.
@@ -47,7 +47,7 @@ class ChatApp(BaseApp):
         register_enter_sequences()
         take_all_characters()
         super().__init__(settings, **options)
-        self.farewell = ""
+        self.farewell: list[str] = []
         self._interrupted_at = float("-inf")
         self._quitting: asyncio.Future[None] | None = None
         self.own_themes = load_own_themes(settings.paths.themes_dir)
@@ -100,14 +100,22 @@ class ChatApp(BaseApp):
         await self._quit(0)
 
     def quit_at_signal(self, number: int) -> None:
+        if self.editor is not None and number == signal.SIGINT:
+            return  # Ctrl+C in the editor, which gets it as well
         if self._quitting is None:
             self._quitting = asyncio.ensure_future(self._quit(128 + number))
 
     async def _quit(self, code: int) -> None:
         try:
+            if self.editor is not None:
+                editor = self.editor
+                editor.end(code - 128)
+                await editor.closed.wait()
             if self.chat_screen.is_mounted:
                 await self.chat_screen.controller.close()
                 if code != 128 + signal.SIGHUP:  # then there is no terminal to say it on
-                    self.farewell = await self.chat_screen.controller.farewell()
+                    last = await self.chat_screen.controller.farewell()
+                    left = f"Text that the editor had not saved may be in {self.left_by_editor}." if self.left_by_editor else ""
+                    self.farewell = [line for line in (left, last) if line]
         finally:
             self.exit(code)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.config import Settings
     from edge.conversation import ConversationStore
+    from edge_chat.editor import Editor
 
 __all__ = ["BaseApp", "private_opener"]
 
@@ -52,6 +53,7 @@ class BaseApp(App[int], inherit_bindings=False):
 
     Attributes:
         breakdown: the error that ended the app, if one did.
+        editor: the user's editor while it is open; left_by_editor: folder with text that one could not save, or "".
         bugs: bugs reported in this session.
         is_still: cursors never blink, as pictures of the screen need it.
         keymap: the keys in force.
@@ -98,6 +100,8 @@ class BaseApp(App[int], inherit_bindings=False):
         self.host = ModelHost(loader or _default_loader(settings), self.library.store)
         self.breakdown: EdgeError | None = None
         self.bugs: list[BaseException] = []
+        self.editor: Editor | None = None
+        self.left_by_editor = ""
 
     def register_theme(self, theme: Theme) -> None:
         """Register a theme, as the terminal can show it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
@@ -217,11 +217,17 @@ class ChatController(Desk):
         Raises:
             UsageError: the conversation is empty.
         """
-        if self.page is None or not self.page.nodes:
-            raise UsageError("This conversation is empty.", "Send a message first.")
-        conversation_id = self.page.info.id
-        head = node_id if node_id is not None else self.page.nodes[-1].id
-        info = await self.app.library.run(lambda store: store.fork(conversation_id, head))
+        conversation_id = self.active_id
+
+        def copy(store: ConversationStore) -> ConversationInfo:
+            path = store.path(conversation_id, node_id) if conversation_id is not None else []
+            if path and path[-1].status == "partial":  # a reply that is being generated
+                path.pop()
+            if conversation_id is None or not path:
+                raise UsageError("This conversation is empty.", "Send a message first.")
+            return store.fork(conversation_id, path[-1].id)
+
+        info = await self.app.library.run(copy)
         await self.open(info.id)
 
     # Deleting and leaving
@@ -259,8 +265,9 @@ class ChatController(Desk):
         return info
 
     async def close(self) -> None:
-        """Stop all replies and wait until their text is saved."""
-        self.save_draft()
+        """Save the draft, stop all replies, and wait until their text is saved."""
+        with suppress(EdgeError):  # the disk has failed, as the draft before it has said
+            await self.keep_draft()
         runs = list(self.sending.runs.values())
         for run in runs:
             run.stop()

@@ -81,15 +81,13 @@ async def continue_answer(screen: ChatScreen, argument: str) -> None:
 
 
 async def edit(screen: ChatScreen, argument: str) -> None:
-    view = _target(screen, "user")
-    if view.node_id is None:
-        raise UsageError("This message is not saved yet.", "Wait a moment.")
-    screen.controller.start_edit(view.node_id)
+    screen.controller.sending.idle_conversation()
+    screen.controller.start_edit(_saved_id(_target(screen, "user")))
 
 
 async def fork(screen: ChatScreen, argument: str) -> None:
     view = screen.chosen_view
-    await screen.controller.fork(view.node_id if view is not None else None)
+    await screen.controller.fork(_saved_id(view) if view is not None else None)
     screen.refresh_sidebar()
     screen.composer.input.focus()
     screen.tell("This is a copy; the original conversation stays as it is.")
@@ -122,6 +120,17 @@ async def _step(screen: ChatScreen, step: int) -> None:
     if view is None or view.node_id is None:
         raise UsageError("No message here has another branch.", "Edit a message or regenerate an answer to make one.")
     await screen.controller.step_branch(view.node_id, step)
+
+
+def _saved_id(view: MessageView) -> int:
+    """Return the id of a message.
+
+    Raises:
+        UsageError: it has none yet.
+    """
+    if view.node_id is None:
+        raise UsageError("This message is not saved yet.", "Wait until its answer is complete.")
+    return view.node_id
 
 
 def _target(screen: ChatScreen, role: str) -> MessageView:

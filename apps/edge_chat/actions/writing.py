@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import StorageError, UsageError
 from edge_chat.attachments import FileIndex, why
 from edge_chat.commands import Completion
+from edge_chat.editor import Editor, editor_command
 
 if TYPE_CHECKING:
     from edge_chat.base import BaseApp
     from edge_chat.screens.chat import ChatScreen
 
-__all__ = ["COMPLETERS", "RUNNERS", "editor_command"]
-
-_EDITORS = ("nano", "vim", "vi")
+__all__ = ["COMPLETERS", "RUNNERS"]
 
 
 async def attach(screen: ChatScreen, argument: str) -> None:
@@ -40,44 +34,33 @@ def complete_path(screen: ChatScreen, typed: str) -> Sequence[Completion]:
     return [Completion(name, name) for name in names]
 
 
-def editor_command(environ: Mapping[str, str], find: Callable[[str], str | None] = shutil.which) -> list[str]:
-    """Return the user's editor as a command line: $VISUAL, $EDITOR, or the first common editor that `find` finds.
-
-    Raises:
-        UsageError: the variable is not a valid command line.
-    """
-    text = environ.get("VISUAL") or environ.get("EDITOR") or next(filter(find, _EDITORS), _EDITORS[0])
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UsageError(
-            f"$VISUAL or $EDITOR is {text!r}, which is not a valid command ({error}).", "Correct the variable."
-        ) from None
-
-
 async def editor(screen: ChatScreen, argument: str) -> None:
     from textual.app import SuspendNotSupported
 
+    app, composer = screen.app, screen.composer
     command = editor_command(os.environ)
+    app.editor = Editor(command, composer.text)
     try:
-        path = await asyncio.to_thread(_write_temporary, screen.composer.text)
-        try:
-            with _suspended(screen.app):
-                result = await asyncio.to_thread(_run_editor, command, path)
-            text = await asyncio.to_thread(path.read_text, "utf-8")
-        finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+        with _suspended(app):
+            edited = await asyncio.to_thread(app.editor.run)
+        if edited.text is not None:
+            composer.load(edited.text, composer.attachments)
     except SuspendNotSupported:
         raise UsageError("This terminal cannot run an editor.", "Write the message here.") from None
     except UnicodeDecodeError:
         raise UsageError("The editor wrote a text that is not UTF-8.", "The message is unchanged; save it as UTF-8.") from None
     except OSError as error:
         raise StorageError(f"The message could not be passed to the editor ({why(error)}).", "Check the disk.") from error
-    screen.app.refresh(layout=True)
-    if result != 0:
-        raise UsageError(f"{command[0]} ended with an error ({result}).", "The message is unchanged.")
-    screen.composer.load(text.rstrip("\n"), screen.composer.attachments)
-    screen.composer.input.focus()
+    finally:
+        app.editor.closed.set()
+        app.editor = None
+    app.refresh(layout=True)
+    if edited.left is not None:
+        app.left_by_editor = str(edited.left)
+        raise UsageError("The editor was stopped.", f"Text that it had not saved may be in {edited.left}.")
+    if edited.text is None:
+        raise UsageError(f"{command[0]} ended with an error ({edited.code}).", "The message is unchanged.")
+    composer.input.focus()
 
 
 @contextmanager
@@ -98,21 +81,6 @@ def _suspended(app: BaseApp) -> Iterator[None]:
             failure = error
     if failure is not None:
         raise failure
-
-
-def _write_temporary(text: str) -> Path:
-    file, name = tempfile.mkstemp(prefix="edge-message-", suffix=".md")
-    with os.fdopen(file, "w", encoding="utf-8") as writer:
-        writer.write(text)
-    return Path(name)
-
-
-def _run_editor(command: Sequence[str], path: Path) -> int:
-    try:
-        return subprocess.run([*command, str(path)], check=False).returncode
-    except OSError as error:
-        hint = "Set $VISUAL or $EDITOR to an editor that is installed."
-        raise UsageError(f"The editor {command[0]!r} cannot be started ({why(error)}).", hint) from None
 
 
 RUNNERS = {"attach": attach, "editor": editor}

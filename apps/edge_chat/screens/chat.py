@@ -269,13 +269,7 @@ class ChatScreen(ChatView):
 
     async def _save_draft(self) -> None:
         self._draft_timer = None
-        composer = self.composer
-        if self.controller.page is None:
-            is_command = composer.text.startswith("/") and not composer.attachments
-            if is_command or not (composer.text.strip() or composer.attachments):
-                return
-            await self.controller.ensure_saved()
-        self.controller.save_draft()
+        await self.controller.keep_draft()
 
     @on(ErrorCard.Chosen)
     async def _card_chosen(self, event: ErrorCard.Chosen) -> None:

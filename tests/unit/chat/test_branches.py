@@ -1,15 +1,35 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import pytest
+from textual.widgets import Static
 
 from edge.backends.fake import FakeBackend
 from edge.conversation import ConversationStore
 from edge_chat.app import ChatApp
-from tests.chat_app import eventually, fake_app, say, settle, texts
+from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
 
 def echo() -> FakeBackend:
     return FakeBackend(script=lambda message: f"{message}!", n_ctx=8192)
+
+
+class Waiting(FakeBackend):
+    """Generates nothing before the gate is opened."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__(n_ctx=8192)
+        self.gate = gate
+
+    def decode(self, steps: Sequence[tuple[int, int]]) -> None:
+        self.gate.wait(60)
+        super().decode(steps)
+
+
+def complaint(app: ChatApp) -> str:
+    return str(app.chat_screen.query_one("#complaint", Static).render())
 
 
 def ids(app: ChatApp) -> list[int | None]:
@@ -119,6 +139,27 @@ async def test_plain_mode_keeps_what_is_typed_in_a_new_conversation() -> None:
         app.chat_screen.composer.load("typed")
         await app.chat_screen.redraw()
         assert app.chat_screen.composer.text == "typed"
+
+
+async def test_what_needs_a_saved_message_says_so_while_its_answer_is_generated() -> None:
+    gate = threading.Event()
+    app = fake_app(lambda: Waiting(gate))
+    async with app.run_test(size=(100, 30)) as pilot:
+        try:
+            await settle(pilot)
+            await enter(pilot, "hello")
+            await eventually(pilot, lambda: app.chat_screen.controller.busy_ids)
+            await enter(pilot, "/edit")
+            await eventually(pilot, lambda: "A reply is being generated." in complaint(app))
+            app.chat_screen.composer.load("")
+            await pilot.press("ctrl+up", "ctrl+up", "f")
+            await eventually(pilot, lambda: "not saved yet" in complaint(app))
+            await pilot.press("escape")
+            await enter(pilot, "/fork")
+            await eventually(pilot, lambda: texts(app) == ["You: hello"])
+            assert "No answer" in str(app.chat_screen.query_one(".note", Static).render())
+        finally:
+            gate.set()
 
 
 async def test_forking_copies_up_to_the_chosen_message() -> None:

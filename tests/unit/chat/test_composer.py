@@ -6,8 +6,8 @@ import pytest
 from textual import events
 
 from edge.conversation import ConversationStore
-from edge_chat.actions.writing import editor_command
 from edge_chat.app import ChatApp
+from edge_chat.editor import editor_command
 from edge_chat.history import PromptHistory
 from tests.chat_app import eventually, fake_app, say, settle, texts
 

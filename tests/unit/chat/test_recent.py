@@ -82,7 +82,7 @@ async def test_leaving_says_how_to_come_back() -> None:
         await say(pilot, "What is the capital of France, and of \x1b[31mSpain?")
         await enter(pilot, "/quit")
         await eventually(pilot, lambda: app.return_code is not None)
-    name, number, command = app.farewell.split(" · ")
+    name, number, command = app.farewell[0].split(" · ")
     assert name.startswith("What is the capital of France") and name.endswith("…") and "\x1b" not in name
     assert number == "2 messages"
     assert store.get(command.removeprefix("edge chat --conversation ")).id == store.list()[0].id
@@ -94,7 +94,7 @@ async def test_leaving_an_empty_conversation_says_nothing() -> None:
         await settle(pilot)
         await enter(pilot, "/quit")
         await eventually(pilot, lambda: app.return_code is not None)
-    assert app.farewell == ""
+    assert app.farewell == []
 
 
 def test_the_line_for_the_shell() -> None:

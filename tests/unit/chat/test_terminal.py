@@ -104,7 +104,8 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def is_as_before(self) -> bool:
-        """Return whether every mode was switched back: screen, mouse, pasting, cursor."""
+        """Return whether every mode was switched back: screen, mouse, pasting, cursor, and those of the line."""
+        assert termios.tcgetattr(self._fd) == self.before
         last = {number: pattern.findall(self.seen)[-1] for number, pattern in MODES.items()}
         return last.pop(25) == b"h" and set(last.values()) == {b"l"}
 
@@ -164,6 +165,107 @@ def test_a_signal_quits_as_ctrl_q_does(chat: Callable[..., Terminal], number: in
     assert said.startswith("word word") and status == "stopped"
     assert terminal.draft() == "a thought"
     assert b"Traceback" not in terminal.seen
+
+
+def test_esc_and_a_letter_that_come_together_are_alt_as_everywhere(chat: Callable[..., Terminal]) -> None:
+    """A terminal sends the same for both. Only the time between them tells: what waits for no more within it is Esc."""
+    terminal = chat()
+    terminal.wait_for("is ready")
+    terminal.type(b"hi\r")
+    terminal.wait_for("word word")
+    terminal.type(b"\x1bx")
+    terminal.read(lambda: terminal.draft() == "x")
+    assert terminal.answer()[1] == "partial", "Alt+X stops nothing, and its letter is typed"
+    terminal.type(b"\x1b")
+    terminal.wait_for("stopped")
+    terminal.type(b"y")
+    terminal.read(lambda: terminal.draft() == "xy")
+
+
+EDITOR = """
+import os, signal, sys, termios, tty
+path = sys.argv[1]
+with open(path, "a") as file:
+    file.write(" and more")
+how = os.environ["HOW"]
+if how != "cooked":
+    tty.setraw(0)
+def leave(number, frame):
+    if how == "rescues":
+        open(path + ".save", "w").write("not saved")
+    elif how == "swaps":
+        open(os.path.join(os.path.dirname(path), ".message.md.swp"), "w").write("not saved")
+    sys.exit(1)
+if how == "deaf":
+    leave = signal.SIG_IGN
+signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGHUP, leave)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("is open", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "draft"),
+    [
+        ("saves", "a thought and more"),
+        ("rescues", "not saved"),
+        ("swaps", "a thought and more"),
+        ("deaf", "a thought and more"),
+    ],
+)
+def test_a_signal_ends_the_editor_too_and_keeps_its_text(
+    chat: Callable[..., Terminal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, draft: str
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    script = tmp_path / "editor.py"
+    script.write_text(EDITOR)
+    # The first word is a shell, as where $EDITOR is a script: the editor itself is its child.
+    command = f'sh -c \'"{sys.executable}" "{script}" "$0"; exit 1\''
+    terminal = chat(VISUAL=command, HOW=how, TMPDIR=str(folder))
+    terminal.wait_for("is ready")
+    terminal.type(b"a thought")
+    terminal.wait_for("thought")
+    terminal.type(b"\x07")
+    terminal.wait_for("is open")
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.end() == 143
+    assert terminal.is_as_before()
+    assert terminal.draft() == draft
+    assert b"Traceback" not in terminal.seen
+    if how == "swaps":
+        (left,) = folder.iterdir()
+        assert f"may be in {left}".encode() in terminal.seen
+    else:
+        assert not list(folder.iterdir()), "the text is in no folder that others use"
+
+
+def test_a_terminal_that_is_closed_ends_the_editor_and_the_chat(chat: Callable[..., Terminal], tmp_path: Path) -> None:
+    script = tmp_path / "editor.py"
+    script.write_text(EDITOR)
+    terminal = chat(VISUAL=f"{sys.executable} {script}", HOW="saves", TMPDIR=str(tmp_path))
+    terminal.wait_for("is ready")
+    terminal.type(b"a thought\x07")
+    terminal.wait_for("is open")
+    assert terminal.close() == 129
+    assert terminal.draft() == "a thought and more"
+
+
+def test_ctrl_c_in_the_editor_is_the_editors(chat: Callable[..., Terminal], tmp_path: Path) -> None:
+    script = tmp_path / "editor.py"
+    script.write_text(EDITOR)
+    terminal = chat(VISUAL=f"{sys.executable} {script}", HOW="cooked", TMPDIR=str(tmp_path))
+    terminal.wait_for("is ready")
+    terminal.type(b"a thought\x07")
+    terminal.wait_for("is open")
+    terminal.type(b"\x03")
+    terminal.wait_for("^C")
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.end() == 143, "it has not quit at Ctrl+C"
+    assert terminal.draft() == "a thought and more"
 
 
 def test_a_terminal_that_is_closed_ends_the_chat(chat: Callable[..., Terminal]) -> None:
