@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from textual.app import App
     from textual.message_pump import MessagePump
     from textual.pilot import Pilot
+    from textual.screen import Screen
 
     from edge.assistant import Assistant
     from edge.backends.base import Backend
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["closing_stores", "enter", "eventually", "fake_app", "patient_keys", "say", "settle", "texts"]
 
 _TIMEOUT_S = 120.0
-_KEY_TIMEOUT_S = 1.0  # the test itself may block a part of the app until after this key
+_KEY_TIMEOUT_S = 5.0  # the test itself may block a part of the app until after this key
 
 
 def fake_app(
@@ -91,10 +92,10 @@ def closing_stores() -> Iterator[None]:
 
 @contextmanager
 def patient_keys() -> Iterator[None]:
-    """Make `pilot.press` and `pilot.pause` wait until the app has handled its messages, and press keys one by one.
+    """Make `pilot.press` and `pilot.pause` wait until the app has handled its messages and drawn, and press keys one by one.
 
     Textual's own go by processor time: on a busy machine they take an app that gets no time for an idle one, and the next step
-    of the test overtakes the key.
+    of the test overtakes the key. And they wait up to two seconds a key while a model is generating.
     """
     from textual.pilot import Pilot
 
@@ -112,19 +113,31 @@ def patient_keys() -> Iterator[None]:
             await _work_off(self)
             await pause(self, 0)  # draw what has changed meanwhile
 
-    with patch.object(Pilot, "press", press_patiently), patch.object(Pilot, "pause", pause_patiently):
+    async def go_on(*_: float) -> None:
+        await asyncio.sleep(0)
+
+    with (
+        patch.object(Pilot, "press", press_patiently),
+        patch.object(Pilot, "pause", pause_patiently),
+        patch("textual.app.wait_for_idle", go_on),
+        patch("textual.pilot.wait_for_idle", go_on),
+    ):
         yield
 
 
 async def _work_off(pilot: Pilot[Any]) -> None:
-    """Wait until nothing is queued in the app and no command is running, for a second at most."""
+    """Wait until nothing is queued in the app, no command is running and all is drawn, for five seconds at most."""
     app = pilot.app
     deadline = time.monotonic() + _KEY_TIMEOUT_S
     n_quiet = 0
     while n_quiet < 2 and app.is_running and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
-        is_quiet = all(worker.is_finished for worker in app.workers) and all(_waits_for_messages(pump) for pump in _pumps(app))
-        n_quiet = n_quiet + 1 if is_quiet else 0
+        # The command that opened a dialog waits for its end.
+        n_running = sum(not worker.is_finished for worker in app.workers)
+        is_quiet = n_running < len(app.screen_stack) and all(_waits_for_messages(pump) for pump in _pumps(app))
+        n_quiet = n_quiet + 1 if is_quiet and _is_drawn(app.screen) else 0
+        if is_quiet:
+            app.screen._on_timer_update()
 
 
 async def eventually(pilot: Pilot[Any], is_true: Callable[[], object]) -> None:
@@ -168,11 +181,11 @@ def _is_quiet(app: ChatApp) -> bool:
         and not (chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search or chat.meter.is_waiting)
         and all(worker.is_finished for worker in app.workers)
     )
-    screens = app.screen_stack
-    is_drawn = not any(
-        screen._layout_required or screen._repaint_required or screen._dirty_widgets or screen._callbacks for screen in screens
-    )
-    return has_ended and is_drawn and all(_waits_for_messages(pump) for pump in _pumps(app))
+    return has_ended and all(map(_is_drawn, app.screen_stack)) and all(_waits_for_messages(pump) for pump in _pumps(app))
+
+
+def _is_drawn(screen: Screen[Any]) -> bool:
+    return not (screen._layout_required or screen._repaint_required or screen._dirty_widgets or screen._callbacks)
 
 
 def _pumps(app: App[Any]) -> list[MessagePump]:

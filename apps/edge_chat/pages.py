@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
 
 from edge.units import duration_text, size_text
 from edge_chat import format as fmt
 from edge_chat import wording
 from edge_chat.commands import GROUPS, Command, Registry
 from edge_chat.keys import display_keys
+from edge_chat.markup.tables import GAP
+from edge_chat.widgets.rows import fit
 from edge_chat.widgets.status import StatusValues
 
 if TYPE_CHECKING:
@@ -17,11 +22,13 @@ if TYPE_CHECKING:
     from edge.engine.governor import Limits
     from edge.plan import Plan
 
-__all__ = ["command_help", "context", "help_page", "keys", "plan", "stats"]
+__all__ = ["command_help", "context", "help_page", "keys", "literal", "plan", "stats"]
 
 KeysOf = Callable[[str], str]
 """Command name -> its keys, comma-separated, as the user set them."""
 
+_LEAST_QUOTED, _QUOTED = 12, 24  # cells of a text in a table: below the first it gets the second, and is wrapped
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _SCOPES = {"message": "on a selected message", "sidebar": "in the list of conversations"}
 
 
@@ -40,7 +47,7 @@ def help_page(registry: Registry, keys_of: KeysOf) -> str:
     for group in GROUPS:
         commands = [c for c in registry.slash_commands() if c.group == group]
         if commands:
-            lines += [f"## {group}", "", "| Command | Keys | |", "| --- | --- | --- |"]
+            lines += [f"## {group}", "", "| Command | Keys | What it does |", "| --- | --- | --- |"]
             lines += [f"| `{_cell(c.usage)}` | {display_keys(_keys(c, keys_of))} | {_cell(c.help)} |" for c in commands]
             lines.append("")
     return "\n".join(lines)
@@ -75,7 +82,7 @@ def keys(registry: Registry, keys_of: KeysOf) -> str:
     lines: list[str] = []
     for scope, heading in headings.items():
         commands = [c for c in registry if c.scope == scope and keys_of(c.name)]
-        lines += [f"## {heading}", "", "| Action | Keys | |", "| --- | --- | --- |"]
+        lines += [f"## {heading}", "", "| Action | Keys | What it does |", "| --- | --- | --- |"]
         lines += [f"| `{c.name}` | {display_keys(keys_of(c.name))} | {_cell(c.help)} |" for c in commands]
         lines.append("")
     lines += [
@@ -93,25 +100,26 @@ def keys(registry: Registry, keys_of: KeysOf) -> str:
     return "\n".join(lines)
 
 
-def stats(nodes: Sequence[Node]) -> str:
-    """Return the figures of every answer on the active path, and their totals."""
+def stats(nodes: Sequence[Node], width: int) -> str:
+    """Return the figures of every answer on the active path, and their totals.
+
+    Args:
+        nodes: the active path.
+        width: cells of a line; the beginnings of the answers get what the figures leave.
+    """
     answers = [(node, StatusValues().with_record(node.record)) for node in nodes if node.role == "assistant"]
     measured = [(node, values) for node, values in answers if values.has_reply]
     if not measured:
         return "No answer in this conversation has been measured yet."
-    lines = [
-        "| # | Answer | Tokens | First token | Speed | Reused |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows: list[Sequence[str]] = []
     total = reused = prompt = 0
     for number, (node, values) in enumerate(measured, 1):
         generated = values.used - values.n_prompt
         total, reused, prompt = total + generated, reused + values.n_reused, prompt + values.n_prompt
         speed = fmt.rate(values.tokens_per_s) if values.tokens_per_s else "–"
-        lines.append(
-            f"| {number} | {_cell(fmt.one_line(node.content, 28))} | {generated:,} "
-            f"| {duration_text(values.first_token_ms / 1000)} | {speed} | {values.n_reused:,}/{values.n_prompt:,} |"
-        )
+        first_token, reuse = duration_text(values.first_token_ms / 1000), f"{values.n_reused:,}/{values.n_prompt:,}"
+        rows.append((str(number), node.content, f"{generated:,}", first_token, speed, reuse))
+    lines = _table(("#:", "Answer", "Tokens:", "First token:", "Speed:", "Reused:"), rows, width, 1)
     share = f"{100 * reused / prompt:.0f} %" if prompt else "–"
     lines += [
         "",
@@ -122,12 +130,14 @@ def stats(nodes: Sequence[Node]) -> str:
     return "\n".join(lines)
 
 
-def context(counted: Sequence[tuple[Node, int]], *, n_system: int, n_ctx: int, policy: str) -> str:
+def context(counted: Sequence[tuple[Node, int]], width: int, *, system: str, n_system: int, n_ctx: int, policy: str) -> str:
     """Return what fills the context window.
 
     Args:
         counted: messages of the active path with their tokens.
-        n_system: tokens of the system prompt.
+        width: cells of a line; the beginnings of the messages get what the figures leave.
+        system: the system prompt.
+        n_system: its tokens.
         n_ctx: tokens of the window.
         policy: the setting `window`: "drop", "summarise" or "refuse".
     """
@@ -142,21 +152,18 @@ def context(counted: Sequence[tuple[Node, int]], *, n_system: int, n_ctx: int, p
         f"{behaviour.get(policy, '')}",
         "",
     ]
-    if n_system or counted:
-        lines += ["| Tokens | | |", "| ---: | --- | --- |"]
-        if n_system:
-            lines.append(f"| {n_system:,} | System prompt | |")
-        for node, n_tokens in counted:
-            who = "You" if node.role == "user" else "Answer"
-            text = node.content or ", ".join(attachment.name for attachment in node.attachments)
-            lines.append(f"| {n_tokens:,} | {who} | {_cell(fmt.one_line(text, 40))} |")
-        lines.append("")
+    rows = [(f"{n_system:,}", "System prompt", system)] if n_system else []
+    for node, n_tokens in counted:
+        text = node.content or ", ".join(attachment.name for attachment in node.attachments)
+        rows.append((f"{n_tokens:,}", "You" if node.role == "user" else "Answer", text))
+    if rows:
+        lines += [*_table(("Tokens:", "From", "Text"), rows, width, 2), ""]
     return "\n".join(lines)
 
 
 def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None, disk_problem: str | None = None) -> str:
     """Return the placement receipt, the current throttling and the state of the disk cache."""
-    lines = ["| | | Why |", "| --- | --- | --- |"]
+    lines = ["| What | Choice | Why |", "| --- | --- | --- |"]
     lines += [f"| {_cell(choice.what)} | {_cell(choice.value)} | {_cell(choice.reason)} |" for choice in receipt.choices]
     memory = receipt.memory
     lines += [
@@ -172,6 +179,32 @@ def plan(receipt: Plan, notices: Sequence[str], limits: Limits | None = None, di
         lines += [wording.disk_problem(disk_problem), ""]
     lines += [f"- {fmt.clean(notice)}" for notice in notices]
     return "\n".join(lines)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, quoted: int) -> list[str]:
+    """Return a Markdown table in which one column has the beginnings of longer texts, each on one line.
+
+    Args:
+        headings: of the columns; a colon at the end aligns the column to the right.
+        rows: as many cells each.
+        width: cells of a line.
+        quoted: number of the column with the texts.
+    """
+    names = [heading.rstrip(":") for heading in headings]
+    others = [max(map(cell_len, column)) for n, column in enumerate(zip(names, *rows, strict=True)) if n != quoted]
+    room = width - sum(others) - len(GAP) * len(others)
+    room = room if room >= _LEAST_QUOTED else _QUOTED  # else it wraps, or each row becomes a record
+    rules = ["---:" if heading.endswith(":") else "---" for heading in headings]
+    lines = [f"| {' | '.join(cells)} |" for cells in (names, rules)]
+    for row in rows:
+        cells = [literal(fit(" ".join(text.split()), room)) if n == quoted else text for n, text in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def literal(text: str) -> str:
+    """Escape a text so that Markdown shows it as it is, in a cell too. A backslash would begin a formula in `\\(`."""
+    return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def _cell(text: str) -> str:

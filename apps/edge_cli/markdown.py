@@ -13,6 +13,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from edge_chat.format import takes_unicode
 from edge_cli import output
 
 if TYPE_CHECKING:
@@ -97,7 +98,6 @@ class Markdown:
 
 
 def _document() -> Document:
-    from edge_chat.format import takes_unicode
     from edge_chat.markup.document import Document
     from edge_chat.markup.render import Options
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from edge_chat.format import takes_unicode
 from edge_cli.streams import stdout_failure
 
 __all__ = [
@@ -66,14 +67,14 @@ def line(text: str = "") -> None:
 
 def json_object(value: object, *, compact: bool = False) -> None:
     """Write a JSON value as the answer; `compact` puts it on one line."""
-    is_ascii = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    is_ascii = not takes_unicode(sys.stdout)
     indent = None if compact else 2
     line(json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=indent, allow_nan=False, default=str))
 
 
 def json_list(values: Iterable[object]) -> None:
     """Write a JSON list as `json_object` does, one value at a time."""
-    is_ascii = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    is_ascii = not takes_unicode(sys.stdout)
     before = "[\n"
     for value in values:
         text = json.dumps(_for_json(value), ensure_ascii=is_ascii, indent=2, allow_nan=False, default=str)

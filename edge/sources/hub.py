@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError
-from edge.files import open_file
 from edge.formats.artifact import is_gguf
 from edge.hashes import is_sha256
 from edge.sources.base import Found, Source
@@ -108,8 +107,7 @@ class HubSource(Source):
             commit = wanted.revision or "main"
             pointer = folder / "refs" / commit
             if not commit.startswith("/") and pointer.is_file():
-                with open_file(pointer) as file:
-                    commit = file.read(200).decode("ascii").strip()
+                commit = pointer.read_text(encoding="ascii").strip()
             snapshot = folder / "snapshots" / commit
             if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
                 return None

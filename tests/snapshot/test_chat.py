@@ -407,7 +407,7 @@ def test_file_popup(snap_compare: Compare, tmp_path: Path) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press(*"look at @no")
-        await eventually(pilot, lambda: app.chat_screen.composer.popup.is_open)
+        await eventually(pilot, lambda: app.chat_screen.composer.popup.is_open and app.chat_screen.status.values.draft)
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=run)

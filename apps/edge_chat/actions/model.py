@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError, UsageError
@@ -96,7 +97,7 @@ async def parameters(screen: ChatScreen, argument: str) -> None:
 
 async def stats(screen: ChatScreen, argument: str) -> None:
     page = screen.controller.page
-    await screen.read_page("Statistics", pages.stats(page.nodes if page is not None else ()))
+    await screen.read_page("Statistics", partial(pages.stats, page.nodes if page is not None else ()))
 
 
 async def context(screen: ChatScreen, argument: str) -> None:
@@ -110,8 +111,9 @@ async def context(screen: ChatScreen, argument: str) -> None:
     has_system = bool(system) and system.strip().lower() != NO_SYSTEM
     n_system = await asyncio.to_thread(assistant.count_tokens, system) if has_system else 0
     counted = list(zip(nodes, counts, strict=True))
-    text = pages.context(counted, n_system=n_system, n_ctx=assistant.n_ctx, policy=screen.app.settings.window)
-    await screen.read_page("Context", text)
+    policy, n_ctx = screen.app.settings.window, assistant.n_ctx
+    make = partial(pages.context, counted, system=system, n_system=n_system, n_ctx=n_ctx, policy=policy)
+    await screen.read_page("Context", make)
 
 
 async def plan(screen: ChatScreen, argument: str) -> None:

@@ -14,9 +14,11 @@ from rich.cells import cell_len
 
 from edge_chat.markup.lines import Line, Run, plain_text, runs_len, wrap
 
-__all__ = ["Table", "column_widths", "is_narrowed", "table_lines"]
+__all__ = ["GAP", "Table", "column_widths", "is_narrowed", "table_lines"]
 
-_GAP = "  "
+GAP = "  "
+"""Between two columns."""
+
 _WORD_LIMITS = (24, 16, 12, 9)  # a longer word is broken rather than making its column wider
 _LINE_END = "\n"
 
@@ -53,7 +55,7 @@ def table_lines(table: Table, width: int | None, *, is_plain: bool = False) -> l
     if has_head:
         lines += _row_lines(head, widths, table.aligns)
     if not is_plain:
-        lines.append(Line((Run(_GAP.join("─" * size for size in widths), "rule", is_decor=True),)))
+        lines.append(Line((Run(GAP.join("─" * size for size in widths), "rule", is_decor=True),)))
     was_tall = False
     for index, row in enumerate(table.rows):
         drawn = _row_lines(row, widths, table.aligns)
@@ -67,7 +69,7 @@ def table_lines(table: Table, width: int | None, *, is_plain: bool = False) -> l
 def is_narrowed(table: Table, width: int) -> bool:
     """Return whether a table has wrapped cells or records in that width."""
     natural = _natural(table)
-    return sum(natural) + len(_GAP) * (len(natural) - 1) > width
+    return sum(natural) + len(GAP) * (len(natural) - 1) > width
 
 
 def column_widths(natural: Sequence[int], words: Sequence[int], width: int | None) -> list[int] | None:
@@ -83,7 +85,7 @@ def column_widths(natural: Sequence[int], words: Sequence[int], width: int | Non
     """
     if width is None:
         return list(natural)
-    room = width - len(_GAP) * (len(natural) - 1)
+    room = width - len(GAP) * (len(natural) - 1)
     if sum(natural) <= room:
         return list(natural)
     short = _short_columns(natural, room)
@@ -145,7 +147,7 @@ def _row_lines(row: Sequence[Sequence[Run]], widths: Sequence[int], aligns: Sequ
         runs: list[Run] = []
         for column, (cell, width, align) in enumerate(zip(cells, widths, aligns, strict=True)):
             if column:
-                runs.append(Run(_GAP))
+                runs.append(Run(GAP))
             runs += _aligned(cell[index] if index < len(cell) else [], width, align)
         lines.append(Line(_stripped(runs)))
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual import events, on
@@ -110,7 +111,7 @@ class EditText(AskText):
 
 
 class ReadPage(Dialog[None]):
-    """A page of Markdown to read."""
+    """A page of Markdown to read; a function makes its text for the cells of a line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close", show=False),
@@ -118,17 +119,17 @@ class ReadPage(Dialog[None]):
         Binding("up,k", "scroll(-1)", "Up", show=False),
     ]
 
-    def __init__(self, title: str, text: str) -> None:
+    def __init__(self, title: str, text: str | Callable[[int], str]) -> None:
         super().__init__(title)
         self._text = text
 
     def compose(self) -> ComposeResult:
-        from edge_chat.widgets.markdown import ReplyMarkdown
+        from edge_chat.widgets.markdown import MarkdownPage
 
         with Vertical(classes="dialog-box -large"):
             yield from self._heading()
             with VerticalScroll():
-                yield ReplyMarkdown(self._text, is_plain=self.app.has_class("-plain"), has_actions=False)
+                yield MarkdownPage(self._text, is_plain=self.app.has_class("-plain"))
             yield Static("Esc closes; Up, Down and Page keys scroll.", classes="dialog-keys")
 
     def on_mount(self) -> None:

@@ -164,8 +164,8 @@ class ChatView(Screen[None]):
         self.app.copy_to_clipboard(text)
         self.tell(f"Copied {what} ({fmt.plural(len(text), 'character')}).")
 
-    async def read_page(self, title: str, text: str) -> None:
-        """Show a page of Markdown until it is closed."""
+    async def read_page(self, title: str, text: str | Callable[[int], str]) -> None:
+        """Show a page of Markdown until it is closed. A function makes its text for the cells of a line."""
         from edge_chat.screens.dialogs import ReadPage
 
         await self.app.push_screen_wait(ReadPage(title, text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -17,7 +17,7 @@ from edge_chat.markup.render import Options
 from edge_chat.markup.tables import Table
 from edge_chat.widgets.lines import LinesView
 
-__all__ = ["ReplyMarkdown"]
+__all__ = ["MarkdownPage", "ReplyMarkdown"]
 
 
 class ReplyMarkdown(LinesView):
@@ -96,6 +96,21 @@ class ReplyMarkdown(LinesView):
         self.app.copy_to_clipboard(address)
         why = "" if is_safe else " It was not opened: only http, https and mailto addresses are."
         self.notify(f"Copied {address}.{why}", markup=False)
+
+
+class MarkdownPage(ReplyMarkdown):
+    """A page to read; a function makes its text for the cells of a line."""
+
+    def __init__(self, text: str | Callable[[int], str], *, is_plain: bool = False) -> None:
+        super().__init__(text if isinstance(text, str) else "", is_plain=is_plain, has_actions=False)
+        self._make = text if callable(text) else None
+        self._made_for = 0
+
+    def lines_at(self, width: int) -> list[Line]:
+        if self._make is not None and width != self._made_for:
+            self._made_for = width
+            self._document.set_text(fmt.clean(self._make(width)))
+        return super().lines_at(width)
 
 
 def is_web_address(address: str) -> bool:

@@ -24,6 +24,8 @@ OF_A_REPLY = (
 )  # fmt: skip
 """The fields of StatusValues that belong to a conversation, not to the model."""
 
+_MEASURED_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class StatusValues:
@@ -107,13 +109,13 @@ class StatusValues:
             n_processed: prompt tokens in the context.
             n_generated: tokens of the reply so far.
             first_token_s: time to the first token; 0 before it.
-            decode_s: seconds since then.
+            decode_s: seconds since then. The speed is shown from half a second on: the first pieces may arrive at once.
         """
         return replace(
             self,
             used=n_processed + n_generated,
             first_token_ms=first_token_s * 1000,
-            tokens_per_s=(n_generated - 1) / decode_s if n_generated > 1 and decode_s > 0 else 0.0,
+            tokens_per_s=(n_generated - 1) / decode_s if decode_s >= _MEASURED_S else 0.0,
             n_reused=0,
             n_prompt=0,  # reuse is shown once the reply is complete
             n_drafted=0,

@@ -57,7 +57,9 @@ class Transcript(VerticalScroll, can_focus=False):
     @property
     def lines_below(self) -> tuple[int, int]:
         """Return how many lines are below the screen, and how many of them are new since its end was last on the screen."""
-        n_below = max(0, self.max_scroll_y - max(0, self.scroll_offset.y))  # a short text is anchored at a negative offset
+        n_below = max(0, self.max_scroll_y - max(0, self.scroll_offset.y))
+        if self._anchored and not self._anchor_released:  # the layout to come scrolls to the end
+            n_below = 0
         if not n_below:
             self._seen_lines = self.virtual_size.height
         return n_below, max(0, self.virtual_size.height - self._seen_lines) if self._seen_lines is not None else 0
@@ -71,6 +73,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
         def start() -> None:
             self._seen_lines = self.virtual_size.height
+            self.vertical_scrollbar.refresh()  # textual moves it to the end of an anchored text without drawing it
             self.post_message(self.Moved())
 
         self._seen_lines = None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from textual.containers import VerticalScroll
 from textual.widgets import OptionList, Static
 
@@ -14,6 +16,7 @@ from edge_chat import pages
 from edge_chat.app import ChatApp
 from edge_chat.commands import Completion
 from edge_chat.keys import Keymap
+from edge_chat.markup.document import render
 from edge_chat.palette import last_used, palette_choices
 from edge_chat.parameters import PARAMETERS
 from edge_chat.screens.dialogs import ReadPage
@@ -65,7 +68,7 @@ async def test_parameters_can_be_put_back_and_given_up() -> None:
         await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
         await pilot.press("ctrl+r", "ctrl+s")
         await settle(pilot)
-        assert app.chat_screen.controller.sampling == app.settings.sampling
+        assert app.chat_screen.controller.sampling == app.chat_screen.controller.default_sampling
 
 
 @pytest.mark.parametrize(
@@ -380,13 +383,31 @@ def test_numbers_of_a_conversation() -> None:
         "timing": {"first_token_ms": 10, "decode_ms": 1000},
     }
     nodes = [Node(1, None, "user", "q"), Node(2, 1, "assistant", "a | b", record=record), Node(3, 2, "assistant", "no record")]
-    text = pages.stats(nodes)
-    assert "| 1 | a \\| b | 21 | 0.01 s | 20.0 tok/s | 50/100 |" in text
+    text = pages.stats(nodes, 80)
+    assert "1  a | b       21       0.01 s  20.0 tok/s  50/100" in "\n".join(line.text for line in render(text, 80))
     assert "1 answer, 21 tokens generated" in text and "50 (50 %)" in text
-    assert "No answer" in pages.stats([nodes[0]])
+    assert "No answer" in pages.stats([nodes[0]], 80)
+
+
+@pytest.mark.parametrize("width", [36, *range(60, 140, 13)])
+def test_what_pages_quote_is_as_it_was_said_and_fills_the_line(width: int) -> None:
+    said = "**Bold** `code` | x_1_y $a*b$ \\(x\\) [l](u) <b> & ~~s~~ # 日本語のとても長いテキスト " * 3
+    record = {"usage": {"n_prompt": 100, "n_generated": 21}, "timing": {"first_token_ms": 10, "decode_ms": 1000}}
+    nodes = [Node(n, None, "assistant", said, record=record) for n in (1, 2)]
+    context = pages.context([(node, 1234) for node in nodes], width, system=said, n_system=7, n_ctx=9999, policy="drop")
+    for page, n_rows in ((pages.stats(nodes, width), 2), (context, 3)):
+        lines = [line.text for line in render(page, width)]
+        assert all(cell_len(line) <= width for line in lines)
+        if not any("─" in line for line in lines):
+            continue  # there is room for records only
+        quoted = [found[0][:-1].rstrip() for line in lines if (found := re.search(r"\*\*Bold.*?…", line))]
+        assert len(quoted) == n_rows, "each on a line of its own"
+        assert all(said.startswith(text) for text in quoted)
+        assert max(map(cell_len, lines[-2 - n_rows :])) >= width - 2 or page is not context, "it gets what the figures leave"
 
 
 def test_context_page() -> None:
     nodes = [(Node(1, None, "user", "question"), 10), (Node(2, 1, "assistant", "answer"), 30)]
-    text = pages.context(nodes, n_system=5, n_ctx=100, policy="drop")
+    text = pages.context(nodes, 80, system="Be brief.", n_system=5, n_ctx=100, policy="drop")
+    assert "| Tokens | From | Text |" in text and "| 5 | System prompt | Be brief&#46; |" in text
     assert "45 of 100 tokens (45 %)" in text and "System prompt" in text and "oldest messages" in text

@@ -78,7 +78,12 @@ def test_values_while_a_reply_is_written() -> None:
     )
     writing = FULL.while_running(1190, 21, 0.5, 2.0)
     assert fit_parts(writing.parts(), 200, " · ").endswith("context 1,211/8,192 (15 %) · 10.0 tok/s · first token 0.50 s")
-    assert FULL.while_running(1190, 1, 0.5, 0.0).tokens_per_s == 0
+
+
+@pytest.mark.parametrize(("n_generated", "decode_s"), [(1, 0.0), (2, 0.000_01), (40, 0.49)])
+def test_no_speed_is_shown_before_it_is_measured(n_generated: int, decode_s: float) -> None:
+    """Pieces that waited for a busy screen arrive at once, and are no measure."""
+    assert "tok/s" not in fit_parts(FULL.while_running(1190, n_generated, 0.5, decode_s).parts(), 200, " · ")
 
 
 def test_unknown_values_are_left_out() -> None:
