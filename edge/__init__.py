@@ -7,12 +7,20 @@ with edge.load("smollm2-135m") as ai:
 Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
+asking.py     what it answers without one; batch.py, many prompts
+runtime.py    several models under one memory budget
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
-turn.py       from messages to the end of a reply, in a thread of its own; reply.py, the reply while it runs
+request.py    what is asked of a turn; constraint.py, what its reply has to be
+turn.py       from messages to the end of a reply, in a thread of its own
+reply.py      the reply while it runs; events.py, what it consists of; reply_state.py, what the turn writes and the reply reads
+reply_reader.py  text, thoughts and tool calls of a reply; thinking.py, replies of models that think first
+messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
+functions.py  functions as tools; tool_runner.py, runs what a model calls
 registry.py   the engines, a row each
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
-child.py      child processes; units.py, sizes and durations as text; lazy.py, package faces
+child.py      child processes; forks.py, what a forked one never waits for
+units.py      sizes and durations as text; lazy.py, package faces
 """
 
 from __future__ import annotations
@@ -23,18 +31,23 @@ from typing import TYPE_CHECKING
 from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from edge import errors
+    from edge import errors, events
     from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
+    from edge.batch import Batch
     from edge.config.load import load_settings
     from edge.config.schema import Settings
+    from edge.constraint import Constraint
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo, Node
     from edge.dialogue import Conversation
+    from edge.functions import tool
     from edge.loading import aload, load, plan_model
     from edge.plan.receipt import Plan
     from edge.reply import Reply
-    from edge.types import Message, Sampling, Timing, Usage
+    from edge.request import RequestOptions
+    from edge.runtime import Runtime
+    from edge.types import Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
@@ -43,6 +56,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Attachment",
+    "Batch",
+    "Constraint",
     "Conversation",
     "ConversationInfo",
     "ConversationStore",
@@ -50,17 +65,25 @@ __all__ = [
     "ModelInfo",
     "Node",
     "Plan",
+    "PromptSize",
     "Reply",
+    "RequestOptions",
+    "Runtime",
     "Sampling",
     "Settings",
     "Timing",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "Usage",
     "__version__",
     "aload",
     "errors",
+    "events",
     "load",
     "load_settings",
     "plan_model",
+    "tool",
 ]
 
 
@@ -68,16 +91,22 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "edge.assistant": ("Assistant",),
+        "edge.batch": ("Batch",),
         "edge.backends.base": ("ModelInfo",),
         "edge.config.load": ("load_settings",),
         "edge.config.schema": ("Settings",),
+        "edge.constraint": ("Constraint",),
         "edge.conversation.store": ("ConversationStore",),
         "edge.conversation.tree": ("Attachment", "ConversationInfo", "Node"),
         "edge.dialogue": ("Conversation",),
         "edge.errors": ("errors",),
+        "edge.events": ("events",),
+        "edge.functions": ("tool",),
         "edge.loading": ("aload", "load", "plan_model"),
         "edge.plan.receipt": ("Plan",),
         "edge.reply": ("Reply",),
-        "edge.types": ("Message", "Sampling", "Timing", "Usage"),
+        "edge.request": ("RequestOptions",),
+        "edge.runtime": ("Runtime",),
+        "edge.types": ("Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

@@ -7,23 +7,43 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
-from edge.conversation.tree import Attachment
+from edge.constraint import Constraint
+from edge.conversation.tree import Attachment, Node
 from edge.errors import UsageError
-from edge.names import is_client_namespace
-from edge.types import Message, Sampling, SamplingOptions, kind_of
+from edge.messages import read_message
+from edge.names import CACHE_HINTS, PRIORITIES, is_client_namespace
+from edge.prompt.options import PromptOptions, ToolFormat
+from edge.request import Request, RequestOptions
+from edge.structured.shapes import Shape, shape_of, shape_of_constraint
+from edge.types import Message, Sampling, SamplingOptions, Tool, kind_of
+
+if TYPE_CHECKING:
+    from edge.tool_runner import Approve
 
 __all__ = [
+    "TOOL_FORMATS",
+    "asked",
+    "check_approve",
     "check_attachments",
+    "check_choice",
+    "check_count",
+    "check_history",
     "check_message",
     "check_messages",
     "check_namespace",
     "check_node_id",
+    "check_number",
     "check_sampling",
+    "check_shape",
     "check_text",
     "check_timeout",
-    "given",
+    "check_tools",
 ]
+
+T = TypeVar("T")
+TOOL_FORMATS: tuple[ToolFormat, ...] = get_args(ToolFormat)
 
 
 def check_text(name: str, text: object, *, is_optional: bool = False) -> bool:
@@ -63,20 +83,27 @@ def check_attachments(attachments: object) -> None:
 
 
 def check_messages(prompt: object) -> list[Message]:
-    """Return the messages of a prompt, a text being one of the user."""
+    """Return the messages of a prompt: a text is one of the user, and dicts are read."""
     if isinstance(prompt, str):
         check_message(prompt, ())
         return [Message("user", prompt)]
-    hint = 'For example: [edge.Message("user", "hi")]'
-    if isinstance(prompt, Message | Mapping | bytes) or not isinstance(prompt, Iterable):
-        raise UsageError(f"A prompt is a text or a list of edge.Message, not {kind_of(prompt)}.", hint)
-    messages = list(prompt)
-    for message in messages:
-        if not isinstance(message, Message):
-            raise UsageError(f"A prompt is made of edge.Message, not {kind_of(message)}.", hint)
+    messages = check_history("A prompt is a text, or", prompt)
     if not messages:
         raise UsageError("There is no message to answer.", "Give a text or at least one message.")
     return messages
+
+
+def check_history(what: str, messages: object) -> list[Message]:
+    """Return messages: those of a conversation as they are, and dicts read."""
+    hint = 'For example: [{"role": "user", "content": "hi"}], or [edge.Message("user", "hi")]'
+    if isinstance(messages, str | bytes | Message | Node | Mapping) or not isinstance(messages, Iterable):
+        raise UsageError(f"{what} a list of messages, not {kind_of(messages)}.", hint)
+    found = []
+    for one in messages:
+        if not isinstance(one, Message | Node | Mapping):
+            raise UsageError(f"{what} a list of messages, and {kind_of(one)} is none.", hint)
+        found.append(read_message(one) if isinstance(one, Mapping) else one.message() if isinstance(one, Node) else one)
+    return found
 
 
 def check_timeout(timeout_s: object) -> None:
@@ -91,15 +118,96 @@ def check_sampling(sampling: object) -> Sampling | None:
     return sampling
 
 
-def given(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
-    """Return everything that a call says about sampling.
+def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
+    """Return what a call says, still without a prompt.
+
+    Args:
+        sampling: as in `Conversation.send`.
+        options: its keywords.
 
     Raises:
         UsageError: a value is wrong, or there is no such option.
     """
-    unknown = next((name for name in options if name not in SamplingOptions.__annotations__), None)
+    unknown = next((name for name in options if name not in RequestOptions.__annotations__), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, SamplingOptions.__annotations__, n=1)
-        raise UsageError(f"There is no option {unknown!r}.", f"Did you mean {near[0]}?" if near else "See edge.Sampling.")
-    own = Sampling(**options)  # type: ignore[arg-type]
-    return own.over(check_sampling(sampling) or Sampling())
+        near = difflib.get_close_matches(unknown, RequestOptions.__annotations__, n=1)
+        raise UsageError(f"There is no option {unknown!r}.", f"Did you mean {near[0]}?" if near else "See edge.RequestOptions.")
+    fields = {name: value for name, value in options.items() if name in SamplingOptions.__annotations__}
+    chosen = Sampling(**fields).over(check_sampling(sampling) or Sampling())  # type: ignore[arg-type]
+    check_timeout(timeout_s := options.get("timeout_s"))
+    shape = check_shape(options.get("schema"), options.get("constraint"))
+    return Request(
+        sampling=chosen,
+        timeout_s=timeout_s,
+        cache=check_choice("cache", options.get("cache"), CACHE_HINTS),
+        priority=check_choice("priority", options.get("priority"), PRIORITIES) or "interactive",
+        n_logprobs=check_count("logprobs", options.get("logprobs")),
+        constraint=shape.constraint if shape is not None else None,
+        shape=shape,
+        shows_schema=bool(options.get("show_schema", True)),
+        options=PromptOptions(
+            check_tools(options.get("tools")),
+            check_choice("tool_format", options.get("tool_format"), TOOL_FORMATS) or "template",
+            check_choice("think", options.get("think"), (True, False)),
+        ),
+        inherits_tools=options.get("tools") is None,
+        approve=check_approve(options.get("approve")),
+        max_thinking=check_count("max_thinking", options.get("max_thinking")),
+    )
+
+
+def check_shape(schema: object, constraint: object) -> Shape | None:
+    """Return what a reply has to be; None is free text."""
+    if constraint is None:
+        return None if schema is None else shape_of(schema)
+    if not isinstance(constraint, Constraint):
+        hint = "For example: edge.Constraint.regex('[a-z]+')"
+        raise UsageError(f"constraint is an edge.Constraint, not {kind_of(constraint)}.", hint)
+    if schema is not None:
+        raise UsageError("schema and constraint exclude each other.", "Give one of them.")
+    return shape_of_constraint(constraint)
+
+
+def check_tools(tools: object) -> tuple[Tool, ...]:
+    """Return tools, functions among them as tools."""
+    if tools is None:
+        return ()
+    if isinstance(tools, str | bytes | Mapping | Tool) or not isinstance(tools, Iterable):
+        raise UsageError(f"tools is a list of edge.Tool or functions, not {kind_of(tools)}.", "For example: tools=[weather]")
+    from edge.functions import to_tool
+
+    found = tuple(to_tool(one) for one in tools)
+    names = [tool.name for tool in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"Two tools have the name {twice!r}.", "Rename one: @edge.tool(name=...)")
+    return found
+
+
+def check_approve(approve: object) -> Approve | None:
+    """Return who approves tool calls."""
+    if approve is None or approve == "always" or callable(approve):
+        return cast("Approve | None", approve)
+    hint = "Pass a function that takes a call and returns True or False."
+    raise UsageError(f'approve is a function or "always", not {kind_of(approve)}.', hint)
+
+
+def check_choice(name: str, value: T | None, choices: Sequence[T]) -> T | None:
+    """Return one of these values, or None."""
+    if value is not None and value not in choices:
+        raise UsageError(f"{name} cannot be {value!r}.", f"Use {', '.join(map(repr, choices))} or None.")
+    return value
+
+
+def check_count(name: str, value: object) -> int | None:
+    """Return a number of things, or None."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise UsageError(f"{name} is a whole number from 0 up, not {kind_of(value)}.", "None turns it off.")
+
+
+def check_number(name: str, value: object) -> int:
+    """Return a number of things, at least one."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise UsageError(f"{name} is a whole number from 1 up, not {kind_of(value)}.", f"For example: {name}=3")

@@ -12,13 +12,23 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_messages, check_namespace, check_sampling, check_text, check_timeout, given
+from edge.arguments import (
+    TOOL_FORMATS,
+    check_approve,
+    check_choice,
+    check_history,
+    check_namespace,
+    check_sampling,
+    check_text,
+    check_tools,
+)
+from edge.asking import Asking
 from edge.conversation.store import ConversationStore
-from edge.conversation.tree import Attachment, ConversationInfo
+from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
 from edge.dialogue import Conversation
 from edge.engine.drafting import Planner
@@ -28,26 +38,30 @@ from edge.engine.scheduler import Scheduler
 from edge.errors import UsageError
 from edge.kv.cache import KVCache
 from edge.kv.records import WARM_OWNER
+from edge.names import CACHE_HINTS
+from edge.prompt.options import PromptOptions
 from edge.prompt.prompting import Prompting
 from edge.turns import DiskCache, Turns
-from edge.types import Message, Sampling, SamplingOptions, kind_of
+from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from edge.backends.base import Backend, ModelInfo
     from edge.backends.llamacpp.slot_import import SlotReport
+    from edge.bench.trace import Trace
     from edge.engine.governor import Governor, Limits
     from edge.kv.store import BlockStore
     from edge.kv.verify import CacheCheck
     from edge.names import CacheHint
     from edge.plan.receipt import Plan
+    from edge.prompt.options import ToolFormat
     from edge.reply import Reply
+    from edge.tool_runner import Approve
+    from edge.types import Tool
 
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 
-class Assistant:
+class Assistant(Asking):
     """A loaded model. Made by `edge.load`.
 
     Args:
@@ -64,6 +78,8 @@ class Assistant:
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
         cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
+        trace: times the stages of turns; None times nothing.
+        max_waiting: replies that may wait while others run; one more is a BusyError. None sets no limit.
 
     Attributes:
         plan: the placement receipt, or None where the backend was opened without one.
@@ -89,7 +105,11 @@ class Assistant:
         speculates: bool = True,
         cache_namespace: str = "",
         sensors: Sensors | None = None,
+        trace: Trace | None = None,
+        max_waiting: int | None = None,
     ) -> None:
+        if trace is not None:
+            backend = trace.watch(backend, "backend")
         self.plan = plan
         self.info: ModelInfo = backend.info
         self.backend_name = backend.name
@@ -101,6 +121,10 @@ class Assistant:
         self._prompting = Prompting(backend.info, backend.tokenizer, system)
         self._disk = disk
         blocks, model = (disk.blocks, disk.model) if disk is not None else (None, b"")
+        if trace is not None:
+            self._prompting.template = trace.watch(self._prompting.template, "template")
+            self.store = trace.watch(self.store, "store")
+            blocks = trace.watch(blocks, "blocks") if blocks is not None else None
         cache = KVCache(backend, blocks, model=model, exact=exact)
         self._scheduler = Scheduler(backend, cache, max_gap_ms=max_gap_ms, planner=Planner() if speculates else None)
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
@@ -114,6 +138,7 @@ class Assistant:
             sampling=self._loaded_sampling,
             window=window,
             namespace=cache_namespace,
+            max_waiting=max_waiting,
         )
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store = self.store if store is None else None
@@ -126,19 +151,27 @@ class Assistant:
         id: str | None = None,
         *,
         system: str | None = None,
+        history: Iterable[Message | Node | Mapping[str, object]] = (),
         sampling: Sampling | None = None,
         cache: CacheHint | None = None,
         cache_namespace: str | None = None,
+        tools: Sequence[Tool | Callable[..., object]] | None = None,
+        approve: Approve | None = None,
+        tool_format: ToolFormat = "template",
+        think: bool | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
         Args:
             id: of a stored conversation, or a prefix that no other id has; None starts a new one.
             system: the system prompt; "" is the assistant's, "none" is none at all, None leaves a stored one as it is.
+            history: messages that a new conversation begins with, stored at once: `Message`, those of another conversation, or
+                dicts with "role" and "content". A system message in front is the system prompt, unless `system` says another.
             sampling: how tokens are chosen here; what it leaves out is the assistant's.
-            cache: where the KV cache of its turns stays, see `Conversation.send`.
+            cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
                 and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
+            tools, approve, tool_format, think: as in `RequestOptions`, for messages that say nothing else. They are not stored.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -147,20 +180,34 @@ class Assistant:
         """
         self._turns.check_open()
         check_sampling(sampling)
-        self._turns.check_hint(cache)
+        self._turns.check_cache(check_choice("cache", cache, CACHE_HINTS))
         check_text("system", system, is_optional=True)
         check_text("id", id, is_optional=True)
         check_namespace(cache_namespace)
+        check_choice("tool_format", tool_format, TOOL_FORMATS)
+        options = PromptOptions(check_tools(tools), tool_format, check_choice("think", think, (True, False)))
+        check_approve(approve)
+        messages = check_history("history is", history)
+        if messages and id is not None:
+            raise UsageError("A stored conversation has its messages already.", "Leave out either its id or the history.")
+        if messages and messages[0].role == "system":
+            first = messages.pop(0)
+            system = first.content if system is None else system
         if id is None:
             now, space = time.time(), self._turns.namespace_of(cache_namespace)
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
-            return Conversation(self, self._turns, new.id, sampling, cache=cache, unsaved=new)
+            started = Conversation(
+                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve
+            )
+            if messages:
+                started._save(messages)
+            return started
         info = self.store.get(id)
         if system is not None and system != info.system:
             self.store.set_system(info.id, system)
         if cache_namespace is not None and cache_namespace != info.cache_namespace:
             self.store.set_cache_namespace(info.id, cache_namespace)
-        return Conversation(self, self._turns, info.id, sampling, cache=cache)
+        return Conversation(self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve)
 
     def prewarm(
         self,
@@ -190,104 +237,6 @@ class Assistant:
         new = self.conversation(system=system, cache_namespace=cache_namespace)
         return new._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
 
-    def generate(
-        self,
-        prompt: str | Sequence[Message],
-        sampling: Sampling | None = None,
-        *,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        cache_namespace: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Reply:
-        """Answer once, without a conversation: a text as one user message, or messages.
-
-        Args:
-            prompt: the text, or messages of which the last is to be answered.
-            sampling: how tokens are chosen; what it leaves out is the assistant's.
-            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
-            cache: where its KV cache stays, see `Conversation.send`.
-            cache_namespace: who shares its KV cache, see `conversation`.
-            options: fields of `Sampling` as keywords, which win over `sampling`: `generate("hi", max_tokens=5, temperature=0)`.
-
-        Raises:
-            UsageError: there is no message, or an argument has the wrong type.
-            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
-        """
-        messages = check_messages(prompt)
-        if messages[0].role != "system":
-            messages = [*self._prompting.system_message(""), *messages]
-        return self._answer(messages, timeout_s, cache, cache_namespace, sampling, options)
-
-    def complete(
-        self,
-        text: str,
-        sampling: Sampling | None = None,
-        *,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        cache_namespace: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Reply:
-        """Continue a text, without chat template: for base models and for measuring.
-
-        Args:
-            text: the beginning.
-            sampling, timeout_s, cache, cache_namespace, options: as in `generate`.
-
-        Raises:
-            UsageError: there is no text, or an argument has the wrong type.
-            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
-        """
-        if not check_text("text", text):
-            raise UsageError("There is no text to continue.", "Give at least one character.")
-        return self._answer(text, timeout_s, cache, cache_namespace, sampling, options)
-
-    def _answer(
-        self,
-        prompt: str | Sequence[Message],
-        timeout_s: float | None,
-        cache: CacheHint | None,
-        cache_namespace: str | None,
-        sampling: Sampling | None,
-        options: SamplingOptions,
-    ) -> Reply:
-        """Check what a call says besides its prompt, and start its turn."""
-        check_timeout(timeout_s)
-        turns = self._turns
-        hint, space = turns.check_hint(cache) or "disk", turns.namespace_of(cache_namespace)
-        turn = turns.make(prompt, given(sampling, options), timeout_s=timeout_s, hint=hint, namespace=space)
-        return turns.start(turn, self)
-
-    def count_tokens(self, text: str) -> int:
-        """Count the tokens of a text for this model, without special ones.
-
-        Raises:
-            UsageError: it is not a str.
-            BackendError: the assistant is closed, or was loaded in another process.
-        """
-        self._turns.check_open()
-        check_text("text", text)
-        return len(self._prompting.tokenize(text))
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Return the text of token ids, with special tokens written out.
-
-        Raises:
-            BackendError: the assistant is closed, or was loaded in another process.
-        """
-        self._turns.check_open()
-        if isinstance(tokens, str | bytes) or not all(isinstance(token, int) for token in tokens):
-            raise UsageError(f"tokens are token ids, not {kind_of(tokens)}.", "For example: [1, 2, 3]")
-        tokenizer = self._prompting.tokenizer
-        return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
-
-    async def acount_tokens(self, text: str) -> int:
-        """Count tokens as `count_tokens` does, without blocking the event loop."""
-        import asyncio
-
-        return await asyncio.to_thread(self.count_tokens, text)
-
     @property
     def sampling(self) -> Sampling:
         """The sampling of calls that give none, in conversations that have none.
@@ -313,6 +262,16 @@ class Assistant:
     def n_ctx(self) -> int:
         """Context window in tokens. Smaller than usual while memory is short."""
         return self._scheduler.n_ctx
+
+    @property
+    def n_running(self) -> int:
+        """How many replies the engine works on now."""
+        return self._turns.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """How many replies wait for the engine, or are saved."""
+        return max(0, self._turns.n_open - self._turns.n_running)
 
     @property
     def limits(self) -> Limits | None:

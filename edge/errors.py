@@ -2,7 +2,8 @@
 
     EdgeError                       exit code 1
     ├── UsageError                  2   the request itself is wrong
-    │   └── ConfigError             2   a setting is unknown or has a bad value
+    │   ├── ConfigError             2   a setting is unknown or has a bad value
+    │   └── ConstraintError         2   a schema, regular expression or grammar cannot be honoured
     ├── ModelError                  1
     │   ├── ModelNotFoundError      3   no such model here or there
     │   ├── ModelFileError          1   truncated, corrupt, not a model, unknown architecture
@@ -14,7 +15,9 @@
     ├── StorageError                1   disk full, read-only, locked, not ours
     ├── BackendError                1   the engine failed
     │   ├── BackendUnavailableError 4   the required accelerator or engine is not on this device
+    │   ├── BusyError               1   too many requests wait already
     │   └── UnsupportedError        1   this backend cannot do that (see Capabilities)
+    ├── InvalidReplyError           1   a reply is not the value that was asked for
     ├── ContextFullError            1   the prompt does not fit into the context window
     ├── QualityGateError            5   a converted model is worse than allowed
     └── CancelledError              130 stopped by the user
@@ -29,12 +32,15 @@ __all__ = [
     "AccessDeniedError",
     "BackendError",
     "BackendUnavailableError",
+    "BusyError",
     "CancelledError",
     "ChecksumError",
     "ConfigError",
+    "ConstraintError",
     "ContextFullError",
     "DownloadError",
     "EdgeError",
+    "InvalidReplyError",
     "ModelError",
     "ModelFileError",
     "ModelNotFoundError",
@@ -49,6 +55,11 @@ __all__ = [
 
 BUILD_HINT = "make install in a checkout; otherwise see docs/install.md"
 """Hint for an engine that must be built for this machine."""
+
+
+def kind_of(value: object) -> str:
+    """Return type and value of something that is wrong, for an error."""
+    return f"{type(value).__name__} ({str(value)[:40]!r})"
 
 
 class EdgeError(Exception):
@@ -78,6 +89,10 @@ class UsageError(EdgeError, ValueError):
 
 class ConfigError(UsageError):
     """A setting is unknown or has a value that cannot be used."""
+
+
+class ConstraintError(UsageError):
+    """A schema, regular expression or grammar is wrong, too large, or beyond what can be enforced token by token."""
 
 
 class ModelError(EdgeError):
@@ -128,8 +143,25 @@ class BackendUnavailableError(BackendError):
     exit_code = 4
 
 
+class BusyError(BackendError):
+    """Too many requests wait for the model already; a later one may be taken."""
+
+
 class UnsupportedError(BackendError):
     """The backend cannot do this; its Capabilities say so."""
+
+
+class InvalidReplyError(EdgeError):
+    """A reply was cut off before it was complete, or its text is not a value of the type that was asked for.
+
+    Args:
+        message, hint: as in EdgeError.
+        text: of the reply.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, text: str = "") -> None:
+        super().__init__(message, hint)
+        self.text = text
 
 
 class ContextFullError(EdgeError):
@@ -138,11 +170,13 @@ class ContextFullError(EdgeError):
     Args:
         message, hint: as in EdgeError.
         needed: tokens of a window that it would fit into; 0 if that is not known.
+        n_prompt: tokens of the prompt, or a lower bound; 0 if that is not known.
+        n_ctx: tokens of the context window; 0 if that is not known.
     """
 
-    def __init__(self, message: str, hint: str = "", *, needed: int = 0) -> None:
+    def __init__(self, message: str, hint: str = "", *, needed: int = 0, n_prompt: int = 0, n_ctx: int = 0) -> None:
         super().__init__(message, hint)
-        self.needed = needed
+        self.needed, self.n_prompt, self.n_ctx = needed, n_prompt, n_ctx
 
 
 class QualityGateError(EdgeError):

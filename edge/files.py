@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from edge.errors import ConfigError, ModelFileError, StorageError, UsageError
 from edge.units import reason
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_JSON_BYTES", "absolute_path", "check_replaceable", "decode_text", "exists", "expand_user", "lock_file",
-    "make_private_dir", "open_zip", "parse_json", "parse_toml", "read_bytes", "read_json", "read_record", "read_text",
-    "shipped", "sync_file", "sync_folder", "toml_text", "try_lock", "write_private",
+    "make_private_dir", "open_file", "open_zip", "parse_json", "parse_toml", "read_bytes", "read_json", "read_record",
+    "read_text", "shipped", "sync_file", "sync_folder", "toml_text", "try_lock", "write_private",
 ]  # fmt: skip
 
 MAX_JSON_BYTES = 16 << 20
@@ -90,6 +90,39 @@ def absolute_path(path: str | os.PathLike[str], base: Path | None = None) -> Pat
         ) from None
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an ordinary file, or the null device, to read its bytes.
+
+    Never waits: a FIFO would wait for its other end, a terminal for what is typed.
+
+    Raises:
+        OSError: it is something else, or cannot be opened; `strerror` says why.
+    """
+    try:
+        _check_kind(path, Path(path).stat())  # before it is opened, too: opening some devices already does something
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"it cannot be a path ({error})", os.fspath(path)) from error
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb")
+    try:
+        _check_kind(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", os.fspath(path))
+    is_null = stat.S_ISCHR(status.st_mode) and status.st_rdev == Path(os.devnull).stat().st_rdev
+    if not stat.S_ISREG(status.st_mode) and not is_null:
+        raise OSError(errno.EINVAL, f"it is {_kind(status.st_mode)}, not a file", os.fspath(path))
+
+
+def _kind(mode: int) -> str:
+    return next((words for fits, words in _KINDS if fits(mode)), "something else")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Return the bytes of a file.
 
@@ -103,7 +136,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         if not path.is_file():
             raise ModelFileError(f"{path} is missing.", "Download or convert the model again.")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions and the disk.") from error
@@ -346,8 +379,7 @@ def check_replaceable(path: Path) -> None:
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}.", "Check the path and its owner.") from error
     if not stat.S_ISREG(mode):
-        what = next((words for fits, words in _KINDS if fits(mode)), "not a file")
-        raise StorageError(f"{path} is {what}, so it is not replaced by a file.", "Give the path of an ordinary file.")
+        raise StorageError(f"{path} is {_kind(mode)}, so it is not replaced by a file.", "Give the path of an ordinary file.")
 
 
 def write_private(path: Path, data: bytes) -> None:

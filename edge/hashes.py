@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge.errors import ModelFileError, StorageError
-from edge.files import read_bytes, write_private
+from edge.files import open_file, read_bytes, write_private
 
 __all__ = ["CHUNK_BYTES", "file_sha256", "file_stamp", "files_sha256", "is_sha256", "join_sha256"]
 
@@ -107,7 +107,7 @@ def is_sha256(text: str) -> bool:
 def _read(path: Path, on_bytes: Callable[[int], None] | None) -> str:
     digest = hashlib.sha256()
     done = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)

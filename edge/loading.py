@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edge.assistant import Assistant, DiskCache
     from edge.backends import Backend
+    from edge.bench.trace import Trace
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
     from edge.engine.governor import Governor
@@ -47,10 +48,12 @@ def load(
     threads: int | None = None,
     kv_type: KVType | None = None,
     gpu_layers: int | None = None,
+    parallel: int | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
     on_progress: Progress | None = None,
+    trace: Trace | None = None,
 ) -> Assistant:
     """Load a model, and download it first if it is not on this device yet.
 
@@ -64,6 +67,8 @@ def load(
         threads: CPU threads.
         kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0".
         gpu_layers: layers on the accelerator; -1 is all.
+        parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
+            costs in memory. None lets the plan choose.
         store: where conversations are stored; None keeps them in memory.
         cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
@@ -71,6 +76,7 @@ def load(
         cache_namespace: who shares the KV cache of requests and new conversations that name no namespace themselves, see
             `Assistant.conversation`; "" is the setting `kv.namespace`.
         on_progress: called with (stage, share) while downloading and loading; returning False stops it.
+        trace: times the stages of turns, as `edge profile` does; None times nothing.
 
     Returns:
         The assistant. Close it, or use it in a `with` block.
@@ -84,10 +90,11 @@ def load(
     _check_storing(store, cache)
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
+    arguments["engine.parallel"] = parallel
     chosen = _merge(settings, arguments)
     with_disk = _wants_disk(cache, settings, chosen, store)
     opened = _open_best(chosen, on_progress)
-    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace)
+    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace, trace=trace)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -100,10 +107,12 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     kv_type: KVType | None
     gpu_layers: int | None
+    parallel: int | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
     on_progress: Progress | None
+    trace: Trace | None
 
 
 async def aload(model: str | None = None, **options: Unpack[LoadOptions]) -> Assistant:
@@ -210,13 +219,14 @@ def _assemble(
     store: ConversationStore | None,
     with_disk: bool,
     cache_namespace: str,
+    trace: Trace | None,
 ) -> Assistant:
     """Return the assistant of a loaded engine, which is closed if that fails.
 
     Args:
         chosen: settings and arguments.
         plan, engine, stamps: as from `_open_best`.
-        store, cache_namespace: as in `load`.
+        store, cache_namespace, trace: as in `load`.
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
@@ -239,6 +249,8 @@ def _assemble(
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
             cache_namespace=cache_namespace or chosen.kv.namespace,
+            trace=trace,
+            max_waiting=chosen.engine.max_waiting,
         )
     except BaseException:
         engine.close()
@@ -398,11 +410,16 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
 
     _check_type("settings", settings, Settings, "edge.load_settings({'kv.enabled': False})")
     given = {name: value for name, value in arguments.items() if value is not None}
-    arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name for name in given}
+    arguments_of = {name: "kv_type" if name.startswith("kv_type_") else name.rpartition(".")[2] for name in given}
     if settings is None:
         return load_settings(given, flag_names=arguments_of, strict=False, use_file=False)
-    checked = {name: convert(find_key(name), value, Typed(arguments_of[name])) for name, value in given.items()}
-    return msgspec.structs.replace(settings, **checked)
+    for name, value in given.items():
+        table, _, field = name.rpartition(".")
+        changed = {field: convert(find_key(name), value, Typed(arguments_of[name]))}
+        if table:
+            changed = {table: msgspec.structs.replace(getattr(settings, table), **changed)}
+        settings = msgspec.structs.replace(settings, **changed)
+    return settings
 
 
 def _check_storing(store: object, cache: object) -> None:

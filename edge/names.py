@@ -9,8 +9,9 @@ import re
 from typing import Literal, get_args
 
 __all__ = [
-    "ACCELERATORS", "ANSWERS", "CACHE_HINTS", "FORMATS", "IMPORTED", "KV_TYPES", "NAMESPACE_PATTERN", "TITLES", "Accelerator",
-    "CacheHint", "Format", "KVType", "answer_namespace", "import_namespace", "is_answer_namespace", "is_client_namespace",
+    "ACCELERATORS", "ANSWERS", "CACHE_HINTS", "FORMATS", "IMPORTED", "KV_TYPES", "NAMESPACE_PATTERN", "PRIORITIES", "TITLES",
+    "Accelerator", "CacheHint", "Format", "KVType", "Priority", "answer_namespace", "import_namespace", "is_answer_namespace",
+    "is_client_namespace",
 ]  # fmt: skip
 
 Format = Literal["gguf", "onnx", "coreml"]
@@ -28,6 +29,10 @@ KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 CacheHint = Literal["off", "memory", "disk", "keep"]
 CACHE_HINTS: tuple[CacheHint, ...] = get_args(CacheHint)
 """Where the KV cache of a request stays: nowhere, in memory, also on disk, pinned there. The most private first."""
+
+Priority = Literal["interactive", "background"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+"""Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
 
 ANSWERS, IMPORTED = "answers", "import:"
 """Namespaces of the KV cache begin so that hold cached answers, or blocks of an imported conversation."""

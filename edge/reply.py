@@ -3,128 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge.device.cost import Cost
-from edge.errors import BackendError, UsageError
-from edge.types import FinishReason, Timing, Usage, kind_of
+from edge.errors import UsageError
+from edge.events import Text
+from edge.reply_state import ReplyState
+from edge.structured.partial import Partials
+from edge.types import kind_of
 
 if TYPE_CHECKING:
+    from edge.constraint import Constraint
     from edge.conversation.tree import Node
+    from edge.device.cost import Cost
     from edge.errors import EdgeError
+    from edge.events import ReplyEvent
+    from edge.types import FinishReason, Timing, TokenLogprob, ToolCall, Usage
 
-__all__ = ["Reply", "ReplyState"]
-
-
-@dataclass(eq=False)
-class ReplyState:
-    """Everything that a turn writes and its `Reply` reads. The turn holds only this, so that a dropped Reply is noticed.
-
-    Attributes:
-        pieces: the text so far.
-        n_readers: threads and tasks that read the reply or wait for it now.
-        is_detached: nobody has to hold the reply or read it for it to go on.
-        others: see `Reply`.
-    """
-
-    notices: list[str] = field(default_factory=list)
-    progress: tuple[int, int] = (0, 0)
-    finish_reason: FinishReason | None = None
-    usage: Usage = field(default_factory=Usage)
-    timing: Timing = field(default_factory=Timing)
-    cost: Cost = field(default_factory=Cost)
-    held_back: str = ""
-    node: Node | None = None
-    tokens: tuple[int, ...] = ()
-    stopped_by: str | None = None
-    error: EdgeError | None = None
-    is_cancelled: bool = False
-    is_detached: bool = False
-    is_repeating: bool = False
-    n_readers: int = 0
-    pieces: list[str] = field(default_factory=list)
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = field(default_factory=list)
-    process: int = field(default_factory=os.getpid)
-    _on_cancel: Callable[[], None] | None = None
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-        return "".join(self.pieces)
-
-    @property
-    def is_done(self) -> bool:
-        """True once the reply is over."""
-        return self.finish_reason is not None
-
-    def cancel(self) -> None:
-        """Stop the reply; does nothing once it is over."""
-        with self.changed:
-            self.is_cancelled = True
-            on_cancel = self._on_cancel
-        if on_cancel is not None:
-            on_cancel()
-
-    def count_reader(self, change: int) -> None:
-        """Count a reader that comes (1) or goes (-1)."""
-        with self.changed:
-            self.n_readers += change
-
-    def reader_interrupted(self) -> None:
-        """Stop the reply if the reader that was interrupted is the last one."""
-        if self.n_readers <= 1 and not self.is_detached:
-            self.cancel()
-
-    def dropped(self) -> None:
-        """Stop the reply, since nobody holds it any more. Called by the garbage collector, from any thread."""
-        if not self.is_detached and not self.is_done and self.process == os.getpid():
-            self.cancel()
-
-    def check_process(self) -> None:
-        """Raise if this is a forked copy, in which nobody writes the reply.
-
-        Raises:
-            BackendError: it is.
-        """
-        if not self.is_done and self.process != os.getpid():
-            raise BackendError("This reply runs in another process.", "Load the model again in this one.")
-
-    def bind(self, on_cancel: Callable[[], None]) -> None:
-        """Set the function that cancels; call it at once if cancel() was called before."""
-        with self.changed:
-            self._on_cancel = on_cancel
-            is_cancelled = self.is_cancelled
-        if is_cancelled:
-            on_cancel()
-
-    def write(self, piece: str) -> None:
-        """Add text."""
-        with self.changed:
-            self.pieces.append(piece)
-            self._wake()
-
-    def end(self, reason: FinishReason, error: EdgeError | None = None) -> None:
-        """End the reply."""
-        with self.changed:
-            self.error = error
-            self.finish_reason = reason
-            self._on_cancel = None
-            self._wake()
-
-    def _wake(self) -> None:
-        self.changed.notify_all()
-        waiters, self.waiters = self.waiters, []
-        for loop, future in waiters:
-            try:
-                loop.call_soon_threadsafe(_resolve, future)
-            except RuntimeError:
-                pass  # that event loop is closed: nobody waits there
+__all__ = ["Reply", "ReplyEvents"]
 
 
 class Reply:
@@ -132,6 +29,7 @@ class Reply:
 
         for piece in reply: ...            # or: async for piece in reply
         text = reply.wait()                # or: text = await reply
+        for event in reply.events(): ...   # or: async for event in reply.events()
         with conversation.send("hi") as reply: ...      # leaving the block stops the reply, and waits for that
 
     A reply runs as long as somebody wants it. It stops when nobody holds it any more (a loop over `send(...)` that is left by
@@ -147,7 +45,11 @@ class Reply:
         held_back: how the engine was throttled meanwhile, since the device was hot, low on battery or short of memory.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
+        logprobs: how likely its tokens were, so far; empty unless they were asked for. The token that ends a reply has none.
+        tool_calls: calls that the model made, in all rounds; those of tools without a function are for the caller to run.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
+        constraint: what its text has to be; None is free text.
+        is_partial: it was to keep a schema or grammar, and ended before it was complete.
         is_cancelled: whether it was told to stop.
         is_repeating: it repeats itself, and is stopped as a loop if that goes on; see `Sampling.max_repeats`.
         error: the error that ended it, if one did; iterating or waiting raises it.
@@ -196,12 +98,28 @@ class Reply:
         return self._state.tokens
 
     @property
+    def logprobs(self) -> list[TokenLogprob]:
+        return self._state.logprobs
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self._state.tool_calls
+
+    @property
     def stopped_by(self) -> str | None:
         return self._state.stopped_by
 
     @property
     def error(self) -> EdgeError | None:
         return self._state.error
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._state.shape.constraint if self._state.shape is not None else None
+
+    @property
+    def is_partial(self) -> bool:
+        return self._state.is_partial
 
     @property
     def is_cancelled(self) -> bool:
@@ -215,6 +133,11 @@ class Reply:
     def text(self) -> str:
         """The text so far."""
         return self._state.text
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before it answered, so far; "" for models that do not."""
+        return "".join(self._state.thoughts)
 
     @property
     def is_done(self) -> bool:
@@ -233,6 +156,16 @@ class Reply:
         """
         self._state.is_detached = True
         return self
+
+    def on_done(self, function: Callable[[Reply], object]) -> None:
+        """Call a function with the reply once it is over: from the thread that ends it, or at once if it is over already.
+
+        It must be quick; what it raises goes to the log. This does not keep the reply running, see `detach`.
+        """
+        if not callable(function):
+            raise UsageError(f"on_done takes a function, not {kind_of(function)}.", "It is called with the reply.")
+        state = self._state
+        state.when_ended(lambda: function(Reply(state)))
 
     def wait(self, timeout_s: float | None = None, *, cancel: bool = False) -> str:
         """Wait until the reply is over.
@@ -268,26 +201,48 @@ class Reply:
             raise state.error
         return state.text
 
+    def value(self, timeout_s: float | None = None) -> Any:
+        """Wait until the reply is over, and return the value that its schema describes.
+
+        Args:
+            timeout_s: as in `wait`.
+
+        Returns:
+            A value of the type that was asked for; dicts and lists for a schema; the text for what is not JSON.
+
+        Raises:
+            InvalidReplyError: the reply was cut off before it was complete, or the type refuses it.
+            UsageError: the reply was not asked for with a schema or constraint.
+            TimeoutError, EdgeError: as in `wait`.
+        """
+        return self._read_value(self.wait(timeout_s))
+
+    async def avalue(self) -> Any:
+        """Return `value` without blocking the event loop."""
+        return self._read_value(await self)
+
+    def partials(self) -> Partials:
+        """Return the value as far as it is certain, again after every change, for `for` and `async for`.
+
+        Dicts and lists, also where a type was asked for. Texts grow; numbers appear once they are complete.
+        """
+        return Partials(self)
+
+    def _read_value(self, text: str) -> Any:
+        state = self._state
+        if state.shape is None:
+            raise UsageError("This reply has no schema.", "Ask for one: generate(..., schema=...)")
+        return state.shape.read(text, state.finish_reason, is_partial=state.is_partial)
+
     def __iter__(self) -> Iterator[str]:
         """Yield the text in pieces, from the start.
 
         Raises:
             EdgeError: the error that ended it, after the pieces before it.
         """
-        state, position = self._state, 0
-        state.count_reader(1)
-        try:
-            while True:
-                self._wait_until(lambda: len(state.pieces) > position or state.is_done)  # noqa: B023 (called right here)
-                new = state.pieces[position:]
-                if not new:
-                    break
-                position += len(new)
-                yield from new
-        finally:
-            state.count_reader(-1)
-        if state.error is not None:
-            raise state.error
+        for event in self._read():
+            if isinstance(event, Text) and event.text:
+                yield event.text
 
     def __aiter__(self) -> AsyncIterator[str]:
         """Yield the text in pieces, from the start, without blocking the event loop.
@@ -296,6 +251,13 @@ class Reply:
             EdgeError: the error that ended it, after the pieces before it.
         """
         return _AsyncPieces(self)
+
+    def events(self) -> ReplyEvents:
+        """Return the events of the reply, from the start: its text, and whatever else happens, in order.
+
+        Any number of readers get all of them, also after the end. Leaving the loop is as leaving a loop over the text.
+        """
+        return ReplyEvents(self)
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._wait_async().__await__()
@@ -312,7 +274,7 @@ class Reply:
 
     async def __aexit__(self, *exc: object) -> None:
         self._state.cancel()
-        while await self._next_pieces(len(self._state.pieces)):
+        while await self._next_events(len(self._state.events)):
             pass
 
     def __repr__(self) -> str:
@@ -334,13 +296,30 @@ class Reply:
             pass
         return self.text
 
-    async def _next_pieces(self, position: int) -> list[str]:
+    def _read(self) -> Iterator[ReplyEvent]:
+        """Yield the events, and raise the error that ended the reply."""
+        state, position = self._state, 0
+        state.count_reader(1)
+        try:
+            while True:
+                self._wait_until(lambda: len(state.events) > position or state.is_done)  # noqa: B023 (called right here)
+                new = state.events[position:]
+                if not new:
+                    break
+                position += len(new)
+                yield from new
+        finally:
+            state.count_reader(-1)
+        if state.error is not None:
+            raise state.error
+
+    async def _next_events(self, position: int) -> list[ReplyEvent]:
         state, loop = self._state, asyncio.get_running_loop()
         while True:
             state.check_process()
             with state.changed:
-                if len(state.pieces) > position or state.is_done:
-                    return state.pieces[position:]
+                if len(state.events) > position or state.is_done:
+                    return state.events[position:]
                 future: asyncio.Future[None] = loop.create_future()
                 state.waiters.append((loop, future))
             try:
@@ -350,12 +329,35 @@ class Reply:
                 raise
 
 
-class _AsyncPieces:
+class ReplyEvents:
+    """Events of a reply, for `for` and `async for`; see `Reply.events` and `edge.events`."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def __iter__(self) -> Iterator[ReplyEvent]:
+        """Yield the events, from the start.
+
+        Raises:
+            EdgeError: the error that ended the reply, after the events before it.
+        """
+        return self._reply._read()
+
+    def __aiter__(self) -> AsyncIterator[ReplyEvent]:
+        """Yield the events, from the start, without blocking the event loop.
+
+        Raises:
+            EdgeError: the error that ended the reply, after the events before it.
+        """
+        return _AsyncEvents(self._reply)
+
+
+class _AsyncEvents:
     """One reader of a reply. No generator: the event loop would keep that one alive for a while after `break`."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._new: list[str] = []
+        self._new: list[ReplyEvent] = []
         self._position = 0
         self._is_reading = True
         reply._state.count_reader(1)
@@ -363,13 +365,13 @@ class _AsyncPieces:
     def __del__(self) -> None:
         self._leave()
 
-    def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> AsyncIterator[ReplyEvent]:
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> ReplyEvent:
         if not self._new:
             try:
-                self._new = (await self._reply._next_pieces(self._position))[::-1]
+                self._new = (await self._reply._next_events(self._position))[::-1]
             except BaseException:
                 self._leave()  # now: the traceback keeps this object alive
                 raise
@@ -387,6 +389,17 @@ class _AsyncPieces:
             self._reply._state.count_reader(-1)
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+class _AsyncPieces:
+    """The texts of `_AsyncEvents`."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._events = _AsyncEvents(reply)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        while True:
+            event = await self._events.__anext__()
+            if isinstance(event, Text) and event.text:
+                return event.text

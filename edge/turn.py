@@ -12,23 +12,33 @@ from typing import TYPE_CHECKING
 
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
-from edge.errors import BackendError, CancelledError, ContextFullError, EdgeError
+from edge.errors import BackendError, CancelledError, ConstraintError, ContextFullError, EdgeError
+from edge.events import Progress
 from edge.files import shipped
 from edge.kv.answers import Answer
 from edge.prompt.summary import Summariser
 from edge.prompt.window import Window, fit
-from edge.reply import Reply, ReplyState
+from edge.reply import Reply
+from edge.reply_reader import ReplyReader
+from edge.reply_state import ReplyState
+from edge.structured.check import notice_of_end
+from edge.structured.compiler import Compiler
+from edge.structured.shapes import shape_of_constraint
+from edge.thinking import think_and_answer
+from edge.tool_runner import ToolRunner
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.tree import Status
+    from edge.engine.constraint import Matcher
     from edge.engine.scheduler import Scheduler
     from edge.kv.answers import AnswerCache
-    from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
+    from edge.request import Request
+    from edge.structured.compiler import Compiled
 
 __all__ = ["Turn"]
 
@@ -42,19 +52,12 @@ class Turn:
     Args:
         scheduler: runs the model.
         prompting: makes the prompt.
-        prompt: messages, or a text to continue.
-        sampling: how tokens are chosen.
-        window: what happens to old messages when the context window is full; see `edge.prompt.window.fit`.
+        request: what is asked.
         saver: saves the reply; None for replies outside a conversation.
         plan: the placement receipt, saved with the reply.
         summary: of messages that no longer fit, from an earlier turn.
         answers: earlier answers; None computes every reply.
-        timeout_s: the reply is stopped this long after it was asked for, in seconds; None never.
-        hint: where the KV cache of the turn stays.
-        is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
-            generate nothing. It makes way for others.
-        owner: of its blocks on the disk; None is the conversation of `saver`.
-        namespace: of the KV cache: only what was computed in it is reused.
+        compiler: compiles constraints for all turns of the model; None makes one.
 
     Attributes:
         reply: the state of what the caller gets.
@@ -62,18 +65,12 @@ class Turn:
 
     scheduler: Scheduler
     prompting: Prompting
-    prompt: str | Sequence[Message]
-    sampling: Sampling
-    window: str = "drop"
+    request: Request
     saver: ReplySaver | None = None
     plan: Plan | None = None
     summary: Summary | None = None
     answers: AnswerCache | None = None
-    timeout_s: float | None = None
-    hint: CacheHint = "disk"
-    is_prefill_only: bool = False
-    owner: str | None = None
-    namespace: str = ""
+    compiler: Compiler | None = None
     reply: ReplyState = field(init=False, default_factory=ReplyState)
 
     def __post_init__(self) -> None:
@@ -83,6 +80,12 @@ class Turn:
         self._tokenize_ms = 0.0
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
         self._begun: list[int] = []  # tokens of the answer so far, if it is continued
+        self._compiled: Compiled | None = None
+        if self.request.constraint is not None:
+            self.reply.shape = self.request.shape or shape_of_constraint(self.request.constraint)
+        self._prompt = self.request.prompt  # of the newest round
+        self._shared = self.request.shared  # until the first generation of the reply
+        self._round = ReplyReader(self.reply)
 
     def start(self, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Run the turn in a thread of its own.
@@ -109,42 +112,53 @@ class Turn:
         try:
             finished = self._answer()
         except CancelledError:
+            self._round.end()
             self._save_end("stopped")
             return "cancelled", None
         except Exception as failure:  # noqa: BLE001 (anything but an EdgeError is a bug; whoever waits must hear of it)
             if isinstance(failure, ContextFullError):
                 failure = _with_models(failure, self.prompting.n_ctx_train)
-                if self.saver is not None and not reply.pieces:
-                    self.saver.take_back_question()
+            is_refused = isinstance(failure, ContextFullError | ConstraintError) and not reply.pieces and not reply.tool_calls
+            if is_refused and self.saver is not None:
+                self.saver.take_back_question()
+            self._round.end()
             self._save_end("failed")
             if isinstance(failure, EdgeError):
                 return "error", failure
             error = BackendError(f"The turn broke down: {failure!r}.", "Please report this.")
             error.__cause__ = failure
             return "error", error
+        self._note_end(finished)
+        if finished.reason == "repetition":
+            reply.note("The reply was stopped, because it only repeats itself.")
+        is_empty = reply.stopped_by is not None and not self._round.text
+        if is_empty:
+            reply.note(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
+        self._check_end(finished)
+        self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
+        return finished.reason, None
+
+    def _note_end(self, finished: Finished) -> None:
+        """Take over what a round took, and remember its tokens."""
+        reply = self.reply
         reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
+        reply.is_partial = finished.is_partial
         if finished.stopped_by not in self.prompting.template.stops:  # those are the model's own ways to end
             reply.stopped_by = finished.stopped_by
         queue_ms = max(0.0, finished.timing.queue_ms - self._tokenize_ms)
         reply.timing = replace(finished.timing, tokenize_ms=self._tokenize_ms, queue_ms=queue_ms)
         reply.cost = self._meter.read()
-        if finished.tokens:
+        if finished.tokens and self._round.is_plain:
             before = self.saver.before if self.saver is not None else ""
             with contextlib.suppress(BackendError):  # the assistant was closed meanwhile
-                self.prompting.remember_reply(before + reply.text, [*self._begun, *finished.tokens])
-        if finished.reason == "repetition":
-            reply.notices.append("The reply was stopped, because it only repeats itself.")
-        is_empty = reply.stopped_by is not None and not reply.text
-        if is_empty:
-            reply.notices.append(f"There is no reply: the stop text {reply.stopped_by!r} came first.")
-        self._save_end("stopped" if is_empty or finished.reason in ("cancelled", "repetition") else "complete", finished.reason)
-        return finished.reason, None
+                self.prompting.remember_reply(before + self._round.text, [*self._begun, *finished.tokens])
 
     def _save_end(self, status: Status, reason: FinishReason | None = None) -> None:
-        reply, saver = self.reply, self.saver
+        reply, saver, current = self.reply, self.saver, self._round
         if saver is None:
             return
-        tokens = [] if reply.stopped_by is not None or (reply.text and not reply.tokens) else [*self._begun, *reply.tokens]
+        is_unknown = reply.stopped_by is not None or not current.is_plain or (current.text and not reply.tokens)
+        tokens = [] if is_unknown else [*self._begun, *reply.tokens]
         record = {
             "usage": asdict(reply.usage),
             "tokens": tokens,  # so that the prompt after a restart matches the KV cache
@@ -155,40 +169,117 @@ class Turn:
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
-        if self.hint in ("off", "memory"):
-            record["cache"] = self.hint  # so that later turns, whose prompts contain this one, do not store it either
-        saver.save_end(reply.text, status, record)
-        reply.node = saver.node
+        if self.request.cache in ("off", "memory"):
+            record["cache"] = self.request.cache  # so that later turns, whose prompts contain this one, do not store it either
+        saver.save_end(current.text, status, record, reasoning=current.reasoning, tool_calls=current.calls)
+        reply.node = saver.node or reply.node
         if saver.problem:
-            reply.notices.append(f"This reply could not be saved. {saver.problem}")
+            reply.note(f"This reply could not be saved. {saver.problem}")
 
     def _answer(self) -> Finished:
-        tokens = self._encode_prompt()
-        if self.is_prefill_only:
-            return self._prefill(self.prompting.open_prefix(self._messages, tokens))
+        """Answer, and run the tools that the model calls until it calls none."""
+        request, reply = self.request, self.reply
+        finished = self._answer_once()
+        runner = ToolRunner(
+            request.options.tools, request.approve, limits=request.limits, is_cancelled=lambda: reply.is_cancelled
+        )
+        n_rounds = 0
+        while finished.reason == "stop" and runner.can_run(self._round.calls):
+            if n_rounds == request.limits.max_rounds:
+                reply.note(f"The model called tools {n_rounds + 1} times in a row; the reply was stopped there.")
+                break
+            n_rounds += 1
+            self._note_end(finished)
+            self._save_end("complete", finished.reason)
+            self._go_on(runner.run(self._round.calls, reply.emit))
+            if reply.is_cancelled:
+                raise CancelledError("The reply was stopped.")
+            finished = self._answer_once()
+        return finished
+
+    def _go_on(self, results: Sequence[Message]) -> None:
+        """Save the results of tool calls, and make them and the calls part of the prompt."""
+        assert not isinstance(self._prompt, str)
+        said = self._round.message()
+        if self.saver is not None and self.saver.before:
+            said = replace(said, content=self.saver.before + said.content)
+        self._prompt = [*self._prompt, said, *results]
+        if self.saver is not None:
+            self.saver = self.saver.follow(results)
+            if self.saver is None:
+                self.reply.note("The rest of this reply cannot be saved.")
+        self._round = ReplyReader(self.reply)
+
+    def _answer_once(self) -> Finished:
+        """Answer the newest round's prompt."""
+        matcher = self._match()
+        request, tokens = self.request, self._encode_prompt()
+        if request.is_prefill_only:
+            return self._prefill(self.prompting.open_prefix(self._messages, tokens, request.options))
+        if not isinstance(self._prompt, str):
+            self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
-        known = self.answers.find(tokens, self.sampling, self.namespace) if self.answers else None
+        answers = self.answers if request.n_logprobs is None else None  # which are not stored
+        constraint = request.constraint
+        known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
-        finished = self._generate(tokens, self.sampling, self._show, self._boundaries(tokens))
+        finished = self._think(tokens, matcher)
+        self._round.end()
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
-        if self.answers and self.hint in ("disk", "keep") and not is_cut_short:
-            answer = Answer(self.reply.text, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            self.answers.add(tokens, self.sampling, answer, self._owner, self.namespace)
+        if answers and request.cache not in ("off", "memory") and not is_cut_short and not finished.is_partial:
+            answer = Answer(self._round.raw, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
+            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint)
         return finished
+
+    def _think(self, tokens: list[int], matcher: Matcher | None) -> Finished:
+        """Have the engine answer a prompt, perhaps behind a thought."""
+        if matcher is not None:
+            for token in self._begun:
+                matcher.accept(token)
+        shown = self.prompting.markers(self.request.options) if self._round.parser is not None else frozenset[int]()
+
+        def generate(tokens: list[int], sampling: Sampling, boundaries: Sequence[int], matcher: Matcher | None) -> Finished:
+            return self._generate(tokens, sampling, self._show, boundaries, matcher, shown=shown)
+
+        return think_and_answer(generate, tokens, self.request, self.prompting, self._round, self._boundaries(tokens), matcher)
+
+    def _match(self) -> Matcher | None:
+        """Compile what the reply has to be, here and not on the engine thread, which others need."""
+        if self.request.constraint is None:
+            return None
+        if self._compiled is None:
+            compiler = self.compiler or Compiler(self.prompting.tokenizer)
+            self._compiled = compiler.compile(self.request.constraint)
+            if self._compiled.ignored:
+                self.reply.note(f"Not enforced while this reply is generated: {', '.join(self._compiled.ignored)}.")
+        return self._compiled.matcher()
+
+    def _check_end(self, finished: Finished) -> None:
+        """Add a notice if the text is not what its constraint asks for."""
+        if self._compiled is None:
+            return
+        text = (self.saver.before if self.saver is not None else "") + self._round.text
+        notice = notice_of_end(
+            self._compiled.constraint, text, finished.reason, is_partial=finished.is_partial,
+            stopped_by=finished.stopped_by, ignored=self._compiled.ignored,
+        )  # fmt: skip
+        if notice:
+            self.reply.note(notice)
 
     def _prefill(self, tokens: list[int]) -> Finished:
         """Prefill the prefix that later prompts will share. What is stored as a whole is stored at its end."""
         self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         if not tokens:
             return Finished("stop", Usage(), Timing(), ())
-        shared = self.prompting.shared_end(self._messages, tokens)
-        return self._generate(tokens, self.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
+        shared = self.prompting.shared_end(self._messages, tokens, self.request.options)
+        return self._generate(tokens, self.request.sampling, self._show, [shared] if 0 < shared < len(tokens) else ())
 
     @property
     def _owner(self) -> str:
-        if self.owner is not None:
-            return self.owner
+        owner = self.request.owner
+        if owner is not None:
+            return owner
         return self.saver.conversation_id if self.saver is not None else ""
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
@@ -197,25 +288,26 @@ class Turn:
         """
         is_whole = self.scheduler.wants_checkpoints
         is_first = not any(message.role == "assistant" for message in self._messages)
-        shared = self.prompting.shared_end(self._messages, tokens) if is_first or is_whole else 0
+        shared = self.prompting.shared_end(self._messages, tokens, self.request.options) if is_first or is_whole else 0
         return sorted({end for end in (shared, len(tokens) - 1 if is_whole else 0) if 0 < end < len(tokens)})
 
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an earlier answer again."""
         if known.text:
             self._show(Decoded(known.text))
+        self._round.end()
         ms = (time.perf_counter() - self._asked_at) * 1000
         usage = Usage(n_prompt, n_prompt, len(known.tokens), saved_ms=known.total_ms, is_answer_cached=True)
         return Finished(known.reason, usage, Timing(first_token_ms=ms, total_ms=ms), known.tokens, stopped_by=known.stopped_by)
 
     def _show(self, event: Prefilled | Decoded) -> None:
         if isinstance(event, Prefilled):
-            self.reply.progress = (event.done, event.total)
+            self.reply.emit(Progress(event.done, event.total))
             return
         self.reply.is_repeating = event.is_suspect
-        self.reply.write(event.text)
+        self._round.feed(event.text, event.logprobs)
         if self.saver is not None and self.saver.is_due:
-            self.saver.save_part(self.reply.text)
+            self.saver.save_part(self._round.text, reasoning=self._round.reasoning)
             self.reply.node = self.saver.node
 
     def _generate(
@@ -224,14 +316,21 @@ class Turn:
         sampling: Sampling,
         show: Callable[[Prefilled | Decoded], None],
         boundaries: Sequence[int] = (),
+        constraint: Matcher | None = None,
+        *,
+        is_summary: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> Finished:
         """Have the engine answer a prompt; cancelling the reply cancels that."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = self.request
         generation = Generation(
-            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=self.hint,
-            namespace=self.namespace, priority="background" if self.is_prefill_only else "interactive",
-            is_prefill_only=self.is_prefill_only,
+            tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
+            namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
+            n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else self._shared,
+            constraint=constraint, shown=shown,
         )  # fmt: skip
+        self._shared = self._shared if is_summary else None
         self.reply.bind(generation.cancel)
         try:
             self.scheduler.submit(generation)
@@ -249,18 +348,18 @@ class Turn:
 
     def _next_event(self, events: queue.SimpleQueue[Event]) -> Event:
         """Wait for the engine, and stop the reply once its time is over."""
-        reply, left = self.reply, None
-        if self.timeout_s is not None and not reply.is_cancelled:
-            left = max(0.0, self._asked_at + self.timeout_s - time.perf_counter())
+        reply, timeout_s, left = self.reply, self.request.timeout_s, None
+        if timeout_s is not None and not reply.is_cancelled:
+            left = max(0.0, self._asked_at + timeout_s - time.perf_counter())
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=left)
-        reply.notices.append(f"The reply was stopped because it took longer than {self.timeout_s:g} seconds.")
+        reply.note(f"The reply was stopped because it took longer than {timeout_s:g} seconds.")
         reply.cancel()
         return events.get()
 
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""
-        prompt, prompting, notices = self.prompt, self.prompting, self.reply.notices
+        prompt, prompting, note = self._prompt, self.prompting, self.reply.note
         if isinstance(prompt, str):
             prompting.check_size(prompt, self._full_n_ctx)
             return prompting.tokenize(prompt, add_special=True, parse_special=True)
@@ -271,12 +370,14 @@ class Turn:
 
         self._begun = prompting.encode_reply(self.saver.before) if self.saver is not None and self.saver.before else []
 
-        def note(text: str) -> None:
+        def note_news(text: str) -> None:
             if prompting.is_news(text, True):
-                notices.append(text)
+                note(text)
 
         def count(messages: Sequence[Message]) -> int:
-            tokens[:] = prompting.encode(messages, None if self.is_prefill_only else note)
+            tokens[:] = prompting.encode(
+                messages, None if self.request.is_prefill_only else note_news, options=self.request.options
+            )
             tokens.extend(self._begun)
             return len(tokens)
 
@@ -289,7 +390,7 @@ class Turn:
             window = self._fit(prompt, count)
         self.summary = window.summary
         if window.notice and (self.saver is None or prompting.is_news(self._owner, window.dropped.stop)):
-            notices.append(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
+            note(window.notice + (_SHORT_OF_MEMORY if self._n_ctx < self._full_n_ctx else ""))
         self._messages = window.messages
         return tokens  # of the last count, which is of window.messages
 
@@ -299,18 +400,22 @@ class Turn:
         message = (
             f"This answer has {len(self._begun):,} tokens; the context window of {self._n_ctx:,} has no room to continue it."
         )
-        return ContextFullError(message, "Ask for the rest in a new message.", needed=error.needed)
+        hint = "Ask for the rest in a new message."
+        return ContextFullError(message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
-        quarter = self._n_ctx // 4  # a reply reserves at most that
+        quarter, max_tokens = self._n_ctx // 4, self.request.sampling.max_tokens  # a reply reserves at most that
+        reserve = quarter if max_tokens is None else min(max_tokens, quarter)
+        if self.request.window == "refuse" and self.saver is None:
+            reserve = 1  # nothing follows that needs room: refuse only what cannot be answered at all
         return fit(
             prompt,
             n_ctx=self._n_ctx,
-            reserve=quarter if self.sampling.max_tokens is None else min(self.sampling.max_tokens, quarter),
+            reserve=reserve,
             count=count,
             count_one=self._count_one,
-            policy=self.window,
-            summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.notices.append),
+            policy=self.request.window or "drop",
+            summarise=Summariser(self.prompting, self._n_ctx, self._generate_summary, self.reply.note),
             summary=self.summary,
             n_ctx_train=self.prompting.n_ctx_train,
         )
@@ -320,10 +425,15 @@ class Turn:
         return self.prompting.at_least(message.content, 4 * self._full_n_ctx) or self.prompting.count_one(message)
 
     def _generate_summary(self, tokens: list[int], sampling: Sampling) -> str:
-        if self.is_prefill_only:
+        if self.request.is_prefill_only:
             raise CancelledError("Older messages are summarised when the next one is sent.")
         text: list[str] = []
-        self._generate(tokens, sampling, lambda event: text.append(event.text) if isinstance(event, Decoded) else None)
+
+        def show(event: Prefilled | Decoded) -> None:
+            if isinstance(event, Decoded):
+                text.append(event.text)
+
+        self._generate(tokens, sampling, show, is_summary=True)
         if self.reply.is_cancelled:
             raise CancelledError("The reply was stopped while older messages were being summarised.")
         return "".join(text)
@@ -340,4 +450,5 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
     able = sorted((entry.parameters or 0, entry.name) for entry in entries if (entry.context or 0) >= error.needed)
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
-    return ContextFullError(error.message, f"{error.hint} {other}", needed=error.needed)
+    hint = f"{error.hint} {other}"
+    return ContextFullError(error.message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)

@@ -11,20 +11,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.arguments import check_namespace
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
-from edge.names import CACHE_HINTS, CacheHint
+from edge.structured.compiler import Compiler
+from edge.structured.prompt import with_schema
 from edge.turn import Turn
+from edge.types import PromptSize
 
 if TYPE_CHECKING:
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.store import ConversationStore
     from edge.engine.scheduler import Scheduler
     from edge.kv.store import BlockStore
+    from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.prompting import Prompting
     from edge.prompt.summary import Summary
-    from edge.reply import Reply, ReplyState
+    from edge.reply import Reply
+    from edge.reply_state import ReplyState
+    from edge.request import Request
     from edge.types import Message, Sampling
 
 __all__ = ["DiskCache", "Turns"]
@@ -61,6 +66,7 @@ class Turns:
         sampling: how tokens are chosen where neither a call nor its conversation says.
         window: what happens to old messages when the context window is full.
         namespace: of the KV cache, for requests that name none.
+        max_waiting: replies that may wait for a sequence; one more is refused. None sets no limit.
 
     Attributes:
         prompting, sampling, window: see above; the last two may be set.
@@ -78,7 +84,9 @@ class Turns:
         sampling: Sampling,
         window: str,
         namespace: str,
+        max_waiting: int | None = None,
     ) -> None:
+        self._max_waiting = max_waiting
         self.prompting, self.sampling, self.window = prompting, sampling, window
         self._scheduler, self._plan, self._namespace = scheduler, plan, namespace
         self._store, self._owns_store = store, owns_store
@@ -86,6 +94,7 @@ class Turns:
         self._answers: AnswerCache | None = None
         if disk is not None and disk.answers:
             self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx)
+        self._compiler = Compiler(prompting.tokenizer)
         self._running = _Running()
         self._is_closed = False
         self._busy: dict[str, ReplyState | None] = {}  # by conversation; None until its turn is made
@@ -116,48 +125,51 @@ class Turns:
         for text in texts:
             self.prompting.check_size(text, self._scheduler.full_n_ctx)
 
-    def check_hint(self, cache: CacheHint | None) -> CacheHint | None:
-        """Check where the KV cache of a request is to stay.
+    def check_cache(self, cache: CacheHint | None) -> None:
+        """Check that the KV cache of a request can stay there.
 
         Raises:
-            UsageError: there is no such place, or this assistant has no disk.
+            UsageError: this assistant has no disk.
         """
-        if cache is not None and cache not in CACHE_HINTS:
-            raise UsageError(f"cache cannot be {cache!r}.", f"Use {', '.join(map(repr, CACHE_HINTS))} or None.")
         if cache in ("disk", "keep") and self._disk is None:
             raise UsageError("This assistant stores nothing on the disk.", 'Load it with edge.load(..., cache="disk").')
-        return cache
+
+    @property
+    def n_seq(self) -> int:
+        """How many replies run side by side at most."""
+        return self._scheduler.n_seq
+
+    def count(self, messages: Sequence[Message]) -> PromptSize:
+        """Return the size of messages as a prompt, however many fit the window.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+            BackendError: as `check_open`.
+        """
+        self.check_open()
+        return PromptSize(len(self.prompting.encode(messages)) if messages else 0, self._scheduler.n_ctx)
 
     def namespace_of(self, namespace: str | None) -> str:
         """Return the namespace of a request."""
         check_namespace(namespace)
         return self._namespace if namespace is None else namespace
 
-    def make(
-        self,
-        prompt: str | Sequence[Message],
-        sampling: Sampling,
-        saver: ReplySaver | None = None,
-        summary: Summary | None = None,
-        timeout_s: float | None = None,
-        hint: CacheHint = "disk",
-        namespace: str = "",
-    ) -> Turn:
+    def make(self, request: Request, saver: ReplySaver | None = None, summary: Summary | None = None) -> Turn:
         """Make a turn, which `start` runs.
 
         Args:
-            prompt, saver, summary, timeout_s, hint, namespace: as in `Turn`.
-            sampling: what it leaves out is the assistant's.
+            request: what is asked; what it leaves out is the assistant's.
+            saver, summary: as in `Turn`.
         """
         self.check_open()
-        chosen, stops = sampling.over(self.sampling), self.prompting.template.stops
-        if stops and not isinstance(prompt, str):
+        chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
+        if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        scheduler, prompting, answers = self._scheduler, self.prompting, self._answers
-        return Turn(
-            scheduler, prompting, prompt, chosen, self.window, saver, self._plan, summary, answers, timeout_s, hint,
-            namespace=namespace,
-        )  # fmt: skip
+        prompt = request.prompt
+        if request.constraint is not None and request.shows_schema and not isinstance(prompt, str):
+            prompt = with_schema(prompt, request.constraint)
+        request = replace(request, prompt=prompt, sampling=chosen, window=request.window or self.window)
+        return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn.
@@ -166,8 +178,12 @@ class Turns:
             turn: from `make`.
             owner: the assistant, which stays open until the end of the turn.
             at_end: called then.
+
+        Raises:
+            BusyError: too many wait already.
         """
-        self._running.add(turn.reply)
+        limit = None if self._max_waiting is None or turn.request.is_prefill_only else self._scheduler.n_seq + self._max_waiting
+        self._running.add(turn.reply, limit)
         try:
             return turn.start(partial(self._end, turn, at_end, owner))
         except BaseException:  # no thread to be had
@@ -218,6 +234,16 @@ class Turns:
             self._busy.pop(conversation_id, None)
             self._freed.notify_all()
 
+    @property
+    def n_open(self) -> int:
+        """How many turns run or wait."""
+        return len(self._running)
+
+    @property
+    def n_running(self) -> int:
+        """How many replies the engine works on."""
+        return self._scheduler.n_running
+
     def close(self, *, wait: bool) -> None:
         """Stop all replies, and wait for their end if told to."""
         self._is_closed = True
@@ -232,9 +258,19 @@ class _Running:
         self._ended = threading.Condition()
         self._process = os.getpid()
 
-    def add(self, reply: ReplyState) -> None:
+    def add(self, reply: ReplyState, limit: int | None = None) -> None:
+        """Add one.
+
+        Raises:
+            BusyError: there are `limit` or more already.
+        """
         with self._ended:
+            if limit is not None and len(self._replies) >= limit:
+                raise BusyError(f"The model is answering {len(self._replies)} requests already.", "Try again later.")
             self._replies.add(reply)
+
+    def __len__(self) -> int:
+        return len(self._replies)
 
     def discard(self, reply: ReplyState) -> None:
         with self._ended:

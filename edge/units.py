@@ -10,6 +10,27 @@ __all__ = ["count_text", "duration_text", "one_line", "plural", "reason", "size_
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 """Control characters, line ends, and marks that change the direction of the text around them."""
 
+_EXPECTED = re.compile(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?")
+_FIELD = re.compile(r"Field '(\w+)' expected ([\w |]+), got (\w+)")
+_FIELD_NAME = re.compile(r"Object (missing required|contains unknown) field `([^`]+)`")
+_CHOICE = re.compile(r"Invalid enum value (.+)")
+_SIGNS = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "null": "null",
+    "array": "a list",
+    "object": "a table",
+    "NoneType": "null",
+    "None": "null",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a table",
+}
+"""Libraries' names of types -> plain words."""
+
 
 def one_line(text: str) -> str:
     """Return a text from outside, such as a name in a model file, as one line: its words with one blank between them.
@@ -65,4 +86,39 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text, at byte {error.start}"
-    return str(error)
+    return type_words(str(error))
+
+
+def type_words(text: str) -> str:
+    """Return a library's message about a value of a wrong type in plain words; another message as it is.
+
+    "Expected `int | null`, got `str` - at `$.head_dim`" (msgspec) becomes "head_dim is text, and should be a whole number or
+    null", "Field 'use_cache' expected bool, got dict (value: {})" (huggingface_hub) "use_cache is a table, and should be true
+    or false".
+    """
+    if found := _FIELD.search(text):
+        name, wanted, given = found.groups()
+        return f"{name} is {_kinds(given)}, and should be {_kinds(wanted)}"
+    what, _, place = text.partition(" - at ")
+    name = place.replace("`", "").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    name = f"an entry of {name.removesuffix('[...]') or 'it'}" if name.endswith("[...]") else name
+    name = f"a key of {name or 'it'}" if place.startswith("`key`") else name or "it"
+    if found := _EXPECTED.fullmatch(what):
+        wanted, more, given = found.groups()
+        return f"{name}{f' is {_kinds(given)}, and' if given else ''} should be {_kinds(wanted)}{_limit(more or '')}"
+    if found := _FIELD_NAME.fullmatch(what):
+        is_missing, key = found[1] == "missing required", found[2]
+        where = f" in {name}" if place else ""
+        return f"{key} is missing{where}" if is_missing else f"{key}{where} is not known"
+    if found := _CHOICE.fullmatch(what):
+        return f"{name} is {found[1]}, which is not known"
+    return f"{name}: {what}" if place else text
+
+
+def _kinds(names: str) -> str:
+    return " or ".join(dict.fromkeys(_KINDS.get(name.strip(), name.strip()) for name in names.split("|")))
+
+
+def _limit(more: str) -> str:
+    sign, _, number = more.strip().partition(" ")
+    return f" {_SIGNS[sign]} {number}" if sign in _SIGNS else more

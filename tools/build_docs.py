@@ -100,11 +100,22 @@ def module_page(name: str, shown: dict[str, str]) -> str:
             links.append(f"[`{public}`]({shown[path]}.md#{path})")
             continue
         shown[path] = name
-        parts.append(f"::: {path}\n    options:\n      heading: {public}\n      toc_label: {public}")
+        options = [f"heading: {public}", f"toc_label: {public}"]
+        if inherited := inherited_members(value, module):
+            options.append(f"inherited_members: {inherited}")
+        parts.append("\n      ".join([f"::: {path}\n    options:", *options]))
     head = [f"# {name}", prose(inspect.getdoc(module) or "")]
     if links:
         head.append("On other pages: " + ", ".join(links))
     return "\n\n".join(head + parts) + "\n"
+
+
+def inherited_members(value: Any, module: ModuleType) -> list[str]:
+    """Return the public members that a class has from bases which are parts of it: not public themselves."""
+    if not inspect.isclass(value):
+        return []
+    bases = [base for base in value.__mro__[1:] if base.__module__.startswith("edge") and base.__name__ not in module.__all__]
+    return sorted({name for base in bases for name in vars(base) if not name.startswith("_")} - vars(value).keys())
 
 
 def defining_path(module: ModuleType, name: str, value: Any) -> str:

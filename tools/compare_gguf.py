@@ -64,7 +64,7 @@ def compare(folder: Path, oracle: Path, work: Path) -> bool:
     """Convert one checkpoint both ways and print the differences."""
     from edge_convert.checkpoint import open_checkpoint, read_json
     from edge_convert.gguf.tensors import write_gguf
-    from edge_convert.gguf.tokenizer import read_vocabulary
+    from edge_convert.gguf.vocabulary import read_vocabulary
 
     ours, theirs = work / "ours.gguf", work / "theirs.gguf"
     write_gguf(open_checkpoint(folder), ours, "F16")

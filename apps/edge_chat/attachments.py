@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import StorageError, UsageError
-from edge.files import decode_text
+from edge.files import decode_text, open_file
 from edge.units import size_text
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def read_attachment(path_text: str, cwd: Path, max_bytes: int) -> Attachment:
             raise UsageError(f"{path_text} is a directory.", "Attach files one by one.")
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path_text} is not a regular file.", "Only text files can be attached.")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(max_bytes + 1)
     except UsageError:
         raise
@@ -212,7 +212,7 @@ def describe(path_text: str, cwd: Path, max_bytes: int) -> str | None:
             return ""
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(1024)
         is_text = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" not in start
         return size_text(status.st_size) if is_text else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import StorageError
-from edge.files import lock_file
+from edge.files import check_replaceable, lock_file
 
 __all__ = ["HISTORY_FILE", "MAX_ENTRIES", "PromptHistory"]
 
@@ -123,6 +123,7 @@ class PromptHistory:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_replaceable(self._path)
             with lock_file(self._path), self._path.open("a+b") as file:
                 file.seek(0)
                 yield file

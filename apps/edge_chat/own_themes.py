@@ -13,7 +13,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import BUILTIN_THEMES, Theme
 
 from edge.errors import ConfigError
-from edge.files import parse_toml
+from edge.files import open_file, parse_toml
 from edge_chat.theme import THEMES
 
 __all__ = ["OwnThemes", "load_own_themes", "theme_names"]
@@ -94,7 +94,7 @@ def _read(path: Path) -> Theme:
     if not path.is_file():
         raise _error(path, "it is not a file", "Remove or rename it.")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise _error(path, f"it cannot be read ({error.strerror})", "Check its permissions.") from error

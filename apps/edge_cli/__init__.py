@@ -3,15 +3,15 @@
 main.py        the entry point: the list of commands; errors as text and exit codes; group.py, groups of commands
 suggest.py     the command that was probably meant by an unknown one
 app.py         the runtime as commands see it
-run.py         `edge run`; prompt.py, its message; answer.py, the ways to write its answer;
-               markdown.py, Markdown on a terminal
-chat.py        `edge chat`
+run.py         `edge run`; prompt.py, its message; constraint.py, what its answer has to be;
+               answer.py, the ways to write it; markdown.py, Markdown on a terminal
+chat.py        `edge chat`; serve.py, `edge serve`
 models.py      `edge models`; models_listing.py, its tables
 devices.py     `edge devices`; doctor.py, `edge doctor`; checks.py, the checks of it
 config.py      `edge config`; settings_check.py, values that are known elsewhere
 conversations.py  `edge conversations`; conversations_listing.py, its tables
 kv.py          `edge kv`; kv_listing.py, its tables; kv_warm.py, kv_slot.py, two commands of it
-bench.py       `edge bench`; tune.py, `edge tune`
+bench.py       `edge bench`; tune.py, `edge tune`; profile.py, `edge profile`
 convert.py     `edge convert`; convert_names.py, names of results; convert_verify.py, `edge convert verify`
 evaluate.py    `edge eval`
 completion.py  `edge completion`; completers.py, values for the shell

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from edge.device.sensors import Readings
     from edge.kv.store import BlockStore
     from edge.plan import Plan
+    from edge.runtime import Runtime
 
 __all__ = ["App", "pass_app"]
 
 
 def _lazy(module: str, name: str) -> Callable[..., Any]:
     """Return a function that imports its target when it is called."""
-    return lambda **options: getattr(importlib.import_module(module), name)(**options)
+    return lambda *arguments, **options: getattr(importlib.import_module(module), name)(*arguments, **options)
 
 
 _load, _plan, _probe = _lazy("edge", "load"), _lazy("edge", "plan_model"), _lazy("edge.device", "probe")
@@ -50,6 +51,18 @@ class App:
         from edge.config import load_settings
 
         return load_settings(flags, flag_names=flag_names)
+
+    def runtime(self, settings: Settings) -> Runtime:
+        """Return a runtime of several models, as the settings of the server say; the caller closes it."""
+        from edge.runtime import Runtime
+
+        return Runtime(
+            settings=settings,
+            memory_gb=settings.server.memory_gb,
+            idle_s=settings.server.idle_s,
+            load=self.load,
+            plan=self.plan,
+        )
 
     def store(self, settings: Settings) -> ConversationStore:
         """Return the user's conversations; the caller closes the store.

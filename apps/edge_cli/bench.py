@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge.formats.artifact import Artifact
 
-__all__ = ["bench", "find_models"]
+__all__ = ["BUSY_PROCESSORS", "bench", "find_models", "load_of_others"]
 
-_BUSY_SHARE = 0.5
+BUSY_PROCESSORS = 0.5
+"""Other programs that use more make measurements doubtful."""
 _COLUMNS = ("model", "first token", "prefill t/s", "decode t/s", "to first", "load", "memory", "of bandwidth", "J/token")
 _N_SPEED_COLUMNS = 5
 
@@ -182,12 +183,12 @@ def _notes(result: Result) -> list[str]:
     if result.bandwidth_bytes_per_s:
         notes.append(f"The memory bandwidth is {result.bandwidth_bytes_per_s / 1e9:.1f} GB/s, which limits decode.")
     notes.append(f"Energy: {result.energy}.")
-    if (busy := _load_of_others()) > _BUSY_SHARE:
+    if (busy := load_of_others()) > BUSY_PROCESSORS:
         notes.append(f"Other programs kept {busy:.1f} processors busy at the end, so these results may be too slow.")
     return notes
 
 
-def _load_of_others() -> float:
+def load_of_others() -> float:
     """Return the number of processors that other programs use now."""
     import psutil
 

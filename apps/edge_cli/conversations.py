@@ -18,7 +18,7 @@ from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.options import json_option, require_exclusive
-from edge_cli.streams import read_bytes
+from edge_cli.streams import read_stdin
 
 if TYPE_CHECKING:
     from edge.conversation import ConversationInfo, ConversationStore
@@ -309,11 +309,15 @@ def _is_agreed(chosen: list[ConversationInfo], age: str) -> bool:
 
 
 def _saved_stdin(folder: Path) -> Path:
-    """Write stdin to a file, by whose content it is recognised, and return its path."""
+    """Write stdin to a file, by whose content it is recognised, and return its path.
+
+    Raises:
+        UsageError: it is closed, or cannot be read.
+    """
     from edge.conversation.chatgpt import MAX_BYTES
 
     path = folder / "stdin"
-    path.write_bytes(read_bytes(sys.stdin, MAX_BYTES + 1))
+    path.write_bytes(read_stdin(MAX_BYTES + 1))
     return path
 
 

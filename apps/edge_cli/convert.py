@@ -46,6 +46,7 @@ _ONLY_FOR = {
         "edge convert smollm2-135m --recipe smollm2-135m-15-layers --out student",
         "edge convert hf:Qwen/Qwen3-0.6B --lora my-adapter",
         "edge convert hf:Qwen/Qwen3-0.6B --lora hf:owner/adapter --name my-qwen",
+        "edge convert verify smollm2/gguf-Q4_0",
         "edge convert verify smollm2/coreml-gpu/model.mlpackage",
     )
 )
@@ -112,14 +113,17 @@ def convert(app: App, source: str, package: str | None, **options: Any) -> int:
     If SOURCE is a name of the catalogue, formats that it does not have yet are added to it: edge run -m NAME --backend onnx
     runs one, and edge tune NAME measures which is fastest. --name gives any result a name.
 
-    `edge convert verify PACKAGE` checks a Core ML package.
+    `edge convert verify PATH` compares the files of a result with its manifest, and computes a Core ML package.
     """
     if source == "verify" and package is not None:
-        from edge_cli.convert_verify import verify_package
+        from edge_cli.convert_verify import verify_result
 
-        return verify_package(Path(package), options["compute_units"], as_json=options["as_json"])
+        context = click.get_current_context()
+        is_default = context.get_parameter_source("compute_units") is ParameterSource.DEFAULT
+        units = None if is_default else options["compute_units"]
+        return verify_result(Path(package), units, as_json=options["as_json"])
     if source == "verify" and not Path(source).exists():
-        raise click.UsageError("Which package? edge convert verify PACKAGE", click.get_current_context())
+        raise click.UsageError("Which result? edge convert verify PATH", click.get_current_context())
     if package is not None:
         raise click.UsageError(f"There is one source too many: {package}", click.get_current_context())
     _check_options(_names(options["formats"]))
@@ -241,7 +245,7 @@ def _check_options(formats: tuple[str, ...]) -> None:
         if wanted is None or wanted in formats:
             continue
         if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
-            use = "edge convert verify PACKAGE" if wanted == "verify" else f"--to {','.join([*formats, wanted])}"
+            use = "edge convert verify PATH" if wanted == "verify" else f"--to {','.join([*formats, wanted])}"
             raise click.UsageError(f"{option.opts[0]} is only for {wanted}: {use}", context)
 
 

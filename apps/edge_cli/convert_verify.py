@@ -1,4 +1,4 @@
-"""`edge convert verify PACKAGE`: check that a Core ML package computes correctly on this machine."""
+"""`edge convert verify PATH`: compare a result with its manifest, and check that a Core ML package computes correctly here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,61 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from edge_cli import output
 
 if TYPE_CHECKING:
     from edge_convert.coreml.verify import VerifyReport
 
-__all__ = ["verify_package"]
+__all__ = ["verify_result"]
 
 
-def verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
-    """Check a Core ML package, with Core ML on a Mac and with edge's evaluator elsewhere, and return the exit code.
+def verify_result(path: Path, compute_units: str | None, *, as_json: bool) -> int:
+    """Compare a result's files with its manifest, compute it if it is a Core ML package, and return the exit code.
 
-    `path` is the package, or the folder that `edge convert` made for it.
+    Args:
+        path: the result, or the folder that `edge convert` made for it.
+        compute_units: that Core ML may use; None where the user named none.
+        as_json: print the report as JSON.
 
     Raises:
-        QualityGateError: the results differ from those at the export.
+        click.UsageError: compute units were named for another format.
+        ModelNotFoundError: nothing is there.
+        ModelFileError: a file is missing or changed, or there is no manifest.
+        QualityGateError: a package's results differ from those at the export.
         EdgeError: it cannot be computed, see `edge_convert.coreml.verify.verify`.
     """
+    from edge.errors import ModelFileError, ModelNotFoundError
+    from edge.files import exists
+    from edge_convert.evaluate.logits import model_in
+    from edge_convert.manifest import MANIFEST, check_files
+
+    if not exists(path):
+        raise ModelNotFoundError(f"There is no file or folder {path}.", "Give the folder of a result of edge convert.")
+    if model_in(path).suffix == ".mlpackage":
+        return _verify_package(path, compute_units or "ALL", as_json=as_json)
+    if compute_units:
+        raise click.UsageError("--compute-units is only for Core ML packages.", click.get_current_context())
+    began = time.monotonic()
+    with output.Status() as status:
+        status.watch(lambda: f"{time.monotonic() - began:3.0f} s  Reading {path.name}")
+        n_files = check_files(path)
+    if not n_files:
+        raise ModelFileError(
+            f"There is no {MANIFEST} beside {path}, so that nothing says what its files were.",
+            "Give the folder that edge convert made, or copy its manifest there.",
+        )
+    if as_json:
+        output.json_object({"n_files": n_files})
+    else:
+        output.table([("files", _files(n_files))])
+        output.line("The files are those that the conversion made.")
+    return 0
+
+
+def _verify_package(path: Path, compute_units: str, *, as_json: bool) -> int:
+    """Check a Core ML package, with Core ML on a Mac and with edge's evaluator elsewhere."""
     from msgspec.structs import asdict
 
     from edge.errors import QualityGateError

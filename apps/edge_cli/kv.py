@@ -20,7 +20,7 @@ from edge_cli.completers import complete_conversation
 from edge_cli.group import SuggestingGroup, examples
 from edge_cli.kv_slot import import_slot
 from edge_cli.kv_warm import warm
-from edge_cli.options import days_option, json_option, model_options, settings_from
+from edge_cli.options import days_option, json_option, model_options, require_input, settings_from
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -309,6 +309,7 @@ def import_bundle(app: App, file: Path, as_json: bool, **options: Any) -> None:
     from edge.errors import UsageError
     from edge.kv.bundle import open_bundle
 
+    require_input(file)
     if listing.is_slot_file(file):
         raise UsageError(f"{file} is a slot file of llama.cpp.", f"Import it with: edge kv import-slot {file} -m MODEL")
     with open_bundle(file) as bundle, output.Status() as status:

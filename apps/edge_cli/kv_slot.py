@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from edge.errors import StorageError
 from edge.units import size_text
 from edge_cli import output
 from edge_cli.app import App, pass_app
 from edge_cli.group import examples
-from edge_cli.options import json_option, model_options, settings_from
+from edge_cli.options import json_option, model_options, require_input, settings_from
 
 __all__ = ["import_slot"]
 
@@ -40,7 +41,11 @@ def import_slot(app: App, file: Path, namespace: str, as_json: bool, **options: 
         ) as ai,
     ):
         status.show("Comparing it with what the model computes")
-        report = ai.import_slot(file, namespace=namespace)
+        try:
+            report = ai.import_slot(file, namespace=namespace)
+        except StorageError:
+            require_input(file)  # a missing file is wrong usage
+            raise
         text = ai.text_of(report.tokens)
     is_whole = report.n_tokens == len(report.tokens)
     if as_json:

@@ -18,11 +18,13 @@ __all__ = ["EXIT_CODES", "cli", "main", "run"]
 COMMANDS = {
     "chat": Entry("edge_cli.chat:chat", "Chat with a model in the terminal."),
     "run": Entry("edge_cli.run:run", "Answer one prompt and exit."),
+    "serve": Entry("edge_cli.serve:serve", "Serve models to other programs, over HTTP."),
     "models": Entry("edge_cli.models:models", "List, download, show, name and remove models."),
     "convert": Entry("edge_cli.convert:convert", "Convert a checkpoint to GGUF, ONNX or Core ML."),
     "eval": Entry("edge_cli.evaluate:evaluate", "Measure quality, speed and memory of models, side by side."),
     "bench": Entry("edge_cli.bench:bench", "Measure the speed of models on this device, side by side."),
     "tune": Entry("edge_cli.tune:tune", "Find and save the fastest settings for a model on this device."),
+    "profile": Entry("edge_cli.profile:profile", "Show where the time of one turn goes."),
     "doctor": Entry("edge_cli.doctor:doctor", "Check this device and suggest how to make it faster."),
     "devices": Entry("edge_cli.devices:devices", "Show this machine and its accelerators."),
     "conversations": Entry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from edge.config import Settings
     from edge_cli.app import App
 
-__all__ = ["days_option", "json_option", "model_options", "require_exclusive", "sampling_options", "settings_from"]
+__all__ = [
+    "days_option",
+    "json_option",
+    "model_options",
+    "require_exclusive",
+    "require_input",
+    "sampling_options",
+    "settings_from",
+]
 
 _MAX_DAYS = 36_500
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,6 +33,12 @@ _SETTINGS = {
     **{name: [name] for name in ("model", "backend", "require", "context", "threads", "gpu_layers", "system")},
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
+    **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting")},
+    "keys": ["server.keys_file"],
+    "allowed_host": ["server.allowed_hosts"],
+    "allowed_origin": ["server.allowed_origins"],
+    **{name: [f"server.{name}_s"] for name in ("timeout", "grace", "idle")},
+    "memory": ["server.memory_gb"],
     **{name: [f"sampling.{name}"] for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop")},
 }
 
@@ -119,6 +134,19 @@ def settings_from(app: App, options: Mapping[str, Any], defaults: Mapping[str, o
         flags["system"] = read_role(options["role"], app.settings(flags, typed)).text
         typed["system"] = "--role"
     return app.settings(flags, typed)
+
+
+def require_input(path: Path) -> None:
+    """Check that a file to read is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    from edge.errors import UsageError
+    from edge.files import exists
+
+    if not exists(path):
+        raise UsageError(f"There is no file {path}.", "Check the path.")
 
 
 def require_exclusive(*given: tuple[str, object]) -> None:

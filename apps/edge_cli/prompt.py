@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,12 @@ from edge.errors import UsageError
 from edge.files import decode_text
 from edge.units import size_text
 from edge_cli import output
-from edge_cli.streams import read_bytes
+from edge_cli.streams import read_bytes, read_stdin
 
 if TYPE_CHECKING:
     from edge.conversation import Attachment
 
-__all__ = ["read_prompt"]
+__all__ = ["read_file", "read_prompt"]
 
 MAX_INPUT_BYTES = 64 << 20
 """More than any context window holds. Reading stops there, so that `edge run < /dev/zero` ends."""
@@ -42,7 +43,7 @@ def read_prompt(
         needs_text: refuse a message without text.
 
     Raises:
-        UsageError: there is no text, or a file is not text or cannot be read.
+        UsageError: there is no text, a file is not text or cannot be read, or stdin is named and closed.
     """
     from edge.conversation import Attachment
 
@@ -54,12 +55,17 @@ def read_prompt(
     if (wants_stdin and attaches_stdin) or list(files).count(_STDIN) > 1:
         raise UsageError("stdin cannot be read twice.", 'For example: cat notes.txt | edge run -f - "Summarise"')
     attachments = [
-        Attachment("stdin", _read_stdin(is_chatty=is_chatty)) if path == _STDIN else Attachment(path.name, _read_file(path))
+        Attachment("stdin", _read_stdin(is_chatty=is_chatty, is_named=True))
+        if path == _STDIN
+        else Attachment(path.name, read_file(path))
         for path in files
     ]
+    for attachment in attachments:
+        if not attachment.text:
+            output.note(f"{output.plain(attachment.name)} is empty.")
     use_stdin = use_stdin and not attaches_stdin and sys.stdin is not None and not output.is_terminal(sys.stdin)
     if wants_stdin or use_stdin:
-        piped = _read_stdin(is_chatty=is_chatty)
+        piped = _read_stdin(is_chatty=is_chatty, is_named=wants_stdin)
         if piped.strip() and prompt:
             attachments.append(Attachment("stdin", piped))
         elif not prompt:
@@ -70,7 +76,7 @@ def read_prompt(
     return prompt, attachments
 
 
-def _read_stdin(*, is_chatty: bool) -> str:
+def _read_stdin(*, is_chatty: bool, is_named: bool) -> str:
     reminder = threading.Timer(
         _WAIT_S, output.note, ["Waiting for the end of stdin, which is not a terminal (--no-stdin ignores it) ..."]
     )
@@ -78,7 +84,7 @@ def _read_stdin(*, is_chatty: bool) -> str:
     if is_chatty:
         reminder.start()
     try:
-        data = read_bytes(sys.stdin, MAX_INPUT_BYTES + 1)
+        data = (read_stdin if is_named else partial(read_bytes, sys.stdin))(MAX_INPUT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"stdin cannot be read: {error.strerror}.", "Use --no-stdin to ignore it.") from error
     finally:
@@ -86,7 +92,12 @@ def _read_stdin(*, is_chatty: bool) -> str:
     return _text(data, "stdin")
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not text.
+    """
     try:
         with path.open("rb") as file:
             return _text(file.read(MAX_INPUT_BYTES + 1), str(path))

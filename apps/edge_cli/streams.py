@@ -11,13 +11,13 @@ import select
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from edge.errors import StorageError
+from edge.errors import StorageError, UsageError
 from edge_cli.ascii import ERRORS
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as ReadableBuffer
 
-__all__ = ["OutputClosedError", "prepare", "read_bytes", "stdout_failure"]
+__all__ = ["OutputClosedError", "prepare", "read_bytes", "read_stdin", "stdout_failure"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -138,6 +138,21 @@ class _Bytes(io.RawIOBase):
     def write(self, data: ReadableBuffer) -> int:
         self._text.write_bytes(bytes(data))
         return len(bytes(data))
+
+
+def read_stdin(limit: int) -> bytes:
+    """Read stdin, which a person named with "-", to its end, but not more than `limit` bytes.
+
+    Raises:
+        UsageError: the process was started without it (`<&-`), or it cannot be read.
+    """
+    hint = "Pipe something into the command, for example: cat notes.txt | edge run -f - Summarise"
+    if sys.stdin is None:
+        raise UsageError("stdin is closed, so there is nothing to read where the command says -.", hint)
+    try:
+        return read_bytes(sys.stdin, limit)
+    except OSError as error:
+        raise UsageError(f"stdin cannot be read: {error.strerror}.", hint) from error
 
 
 def read_bytes(stream: TextIO | None, limit: int) -> bytes:

@@ -38,9 +38,9 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 """What others call a command (Ollama, llm, mods, aichat, docker) -> its names here, the likeliest first."""
 
 
-_NO_SERVICE = "Nothing runs in the background: edge chat and edge run load the model themselves."
+_NO_SERVICE = "Nothing runs in the background: edge chat and edge run load the model themselves; edge serve runs until Ctrl-C."
 _EXPLAINED = {
-    **dict.fromkeys(("serve", "server", "start", "stop", "ps", "unload"), _NO_SERVICE),
+    **dict.fromkeys(("start", "stop", "ps", "unload"), _NO_SERVICE),
     **dict.fromkeys(("update", "upgrade"), "Update it with: pip install --upgrade edge-assistant"),
     **dict.fromkeys(("login", "auth"), "Models that need an account: hf auth login, or set HF_TOKEN."),
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import msgspec
 
 from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
+from edge.forks import lazy_property
 from edge.units import one_line
 from edge_convert.architectures import Architecture, find_architecture
 from edge_convert.model_config import ModelConfig, read_model_config
@@ -116,12 +116,12 @@ class Checkpoint:
         """The weight files, by name."""
         return tuple(sorted({info.shard for info in self.tensors.values()}))
 
-    @cached_property
+    @lazy_property
     def model(self) -> ModelConfig:
         """The content of config.json as typed values."""
         return read_model_config(self.config, self.architecture, self.folder.name)
 
-    @cached_property
+    @lazy_property
     def is_tied(self) -> bool:
         """Whether the head shares the embedding's weights: there is no other, or the one stored beside it is the same.
 

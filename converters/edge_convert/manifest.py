@@ -14,7 +14,10 @@ import msgspec
 from edge.errors import ModelFileError
 from edge.files import read_json
 
-__all__ = ["FileEntry", "Manifest", "check_files", "digest_file", "seal", "tool_versions", "write_manifest"]
+__all__ = ["MANIFEST", "FileEntry", "Manifest", "check_files", "digest_file", "seal", "tool_versions", "write_manifest"]
+
+MANIFEST = "manifest.json"
+"""Name of the file in an artifact's folder."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -86,10 +89,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def check_files(artifact: Path, on_bytes: Callable[[int], None] | None = None) -> int:
-    """Compare the files of an artifact with the manifest beside it.
+    """Compare the files of an artifact with the manifest that a conversion wrote.
 
     Args:
-        artifact: a file or a package in the folder that a conversion made.
+        artifact: a file or a package with the manifest beside it, or the folder around them.
         on_bytes: see `digest_file`.
 
     Returns:
@@ -98,25 +101,27 @@ def check_files(artifact: Path, on_bytes: Callable[[int], None] | None = None) -
     Raises:
         ModelFileError: a file is missing or changed, or the manifest is damaged or lists nothing of the artifact.
     """
-    path = artifact.parent / "manifest.json"
-    if not path.is_file():
+    # A package has a Manifest.json of its own, which a Mac does not tell from ours.
+    is_folder = artifact.suffix != ".mlpackage" and (artifact / MANIFEST).is_file()
+    folder = artifact if is_folder else artifact.parent
+    if not (folder / MANIFEST).is_file():
         return 0
-    manifest = read_json(path, Manifest)
-    entries = [entry for entry in manifest.files if entry.name.split("/")[0] == artifact.name]
+    manifest = read_json(folder / MANIFEST, Manifest)
+    entries = [entry for entry in manifest.files if is_folder or entry.name.split("/")[0] == artifact.name]
     if not entries:
         raise ModelFileError(
-            f"{path} lists no file of {artifact.name}.",
+            f"{folder / MANIFEST} lists no file of {artifact.name}.",
             "Move it away if it belongs to another model, or convert the model again.",
         )
     for entry in entries:
-        file = path.parent / entry.name
+        file = folder / entry.name
         if not file.is_file():
-            raise ModelFileError(f"{file} is missing; manifest.json lists it.", "Copy or convert the model again.")
+            raise ModelFileError(f"{file} is missing; {MANIFEST} lists it.", "Copy or convert the model again.")
         found = digest_file(file, name=entry.name, on_bytes=on_bytes)
         if found != entry:
             what = "SHA-256" if found.size_bytes == entry.size_bytes else "size"
             raise ModelFileError(
-                f"{file} has changed since it was made: it has another {what} than in manifest.json.",
+                f"{file} has changed since it was made: it has another {what} than in {MANIFEST}.",
                 "Copy or convert the model again.",
             )
     return len(entries)

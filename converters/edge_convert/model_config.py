@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge.units import reason
 from edge_convert.architectures import Architecture
 from edge_convert.rope import Rope, read_rope, wrong_config
 
@@ -143,7 +144,7 @@ def read_model_config(config: Mapping[str, Any], architecture: Architecture, whe
     try:
         fields = msgspec.convert(dict(config), _Fields)
     except msgspec.ValidationError as error:
-        raise wrong_config(where, _in_words(str(error))) from error
+        raise wrong_config(where, reason(error)) from error
     heads, kv_heads = fields.num_attention_heads, _n_kv_heads(config, fields, architecture)
     if heads % kv_heads:
         raise wrong_config(where, f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
@@ -253,11 +254,3 @@ def _token(token: int | None, key: str, n_vocab: int, where: str) -> int | None:
     if token is not None and not 0 <= token < n_vocab:
         raise wrong_config(where, f"{key} is {token}, and the vocabulary has {n_vocab} tokens")
     return token
-
-
-def _in_words(error: str) -> str:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.head_dim`" into "head_dim: expected int, got str"."""
-    what, _, place = error.replace("`", "").partition(" - at ")
-    what = what.replace("Object missing required field ", "no usable ")
-    key = place.removeprefix("$.").removeprefix("$")
-    return f"{key}: {what[:1].lower()}{what[1:]}" if key else what

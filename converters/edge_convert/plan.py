@@ -13,6 +13,7 @@ from edge.hashes import file_stamp
 from edge.units import one_line, reason
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
+from edge_convert.evaluate.passages import find_template
 from edge_convert.evaluate.steps import card_step
 from edge_convert.facts import BY_BITS, SMALLER_TOOLS, Facts, Request, read_facts
 from edge_convert.gguf.imatrix import read_calibration
@@ -150,6 +151,10 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
         named, kind = header.file_type, type_of_weights(header)
         if named != kind:
             yield f"The GGUF says that its weights are {named}, but they are {kind}: it is read as such."
+    is_gguf = facts.input.kind == "gguf"  # the texts of its tokens are behind megabytes of others
+    template = find_template(facts.input.path, ("<s>", "</s>") if is_gguf else None)
+    if template and template.notice:
+        yield f"{template.notice} The results get the model's own template as it is."
     length = context_length(facts.model, facts.architecture)
     if "gguf" in request.formats and length < facts.model.n_positions:
         yield (

@@ -14,6 +14,7 @@ import msgspec
 
 from edge import files
 from edge.errors import EdgeError, ModelFileError
+from edge.units import type_words
 
 __all__ = ["check_tokenizer_files", "library_reads", "load_tokenizer"]
 
@@ -113,7 +114,7 @@ def library_reads(what: str) -> Iterator[None]:
         # A panic of Rust is no Exception, so that nothing swallows it by accident.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        why = " ".join(str(error).split())[:_MAX_WORDS].rstrip(". ") or type(error).__name__
+        why = type_words(" ".join(str(error).split()))[:_MAX_WORDS].rstrip(". ") or type(error).__name__
         raise ModelFileError(
             f"{what} cannot be read: {why}.", "Download the model again. If you changed it, correct that."
         ) from error

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from edge.prompt.tokenizers import Tokenizer
     from edge.types import Sampling
 
+    Mask = npt.NDArray[np.bool_]
+    """Which tokens may be chosen, shape (n_vocab,)."""
+
 __all__ = [
     "MAX_DRAFT",
     "NO_DRAFTS",
@@ -119,19 +122,31 @@ class Sampler(ABC):
     """Chooses the tokens of one reply; holds the state of penalties and of the random draw."""
 
     @abstractmethod
-    def sample(self, seq_id: int, n_back: int = 0) -> int:
+    def sample(self, seq_id: int, n_back: int = 0, allowed: Mask | None = None) -> int:
         """Choose the next token of a sequence from its newest logits, and remember the choice.
 
         Args:
             seq_id: the sequence; its last `prefill` or `decode` must have succeeded.
             n_back: after a `decode` with a draft, choose the token that follows the position so many before the last one: the
                 length of the draft for the token in front of it, down to 0. The sampler must have chosen all those between.
+            allowed: choose among these tokens only, as if the vocabulary had no others; None allows all. The newest logits
+                stay as they are.
 
         Returns:
             A token id.
 
         Raises:
             BackendError: the sequence has no such logits, they contain NaN, or the sampler or backend is closed.
+            ConstraintError: no token is allowed, or `Sampling.logit_bias` forbids all that are; nothing has changed.
+        """
+
+    @abstractmethod
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Note tokens that the reply goes on with although `sample` did not choose them; penalties look back at them.
+
+        Raises:
+            UsageError: the vocabulary does not have one.
+            BackendError: the sampler or backend is closed.
         """
 
     @abstractmethod
@@ -215,8 +230,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+    def logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         """Return a copy of the newest logits of a sequence, shape (n_vocab,), float32.
+
+        Args:
+            seq_id: the sequence.
+            n_back: return those before its last so many draft tokens instead, as `Sampler.sample` does.
 
         Raises:
             BackendError: the sequence has none.

@@ -89,6 +89,7 @@ class FakeBackend(LogitsBackend):
         n_ctx: cells, unless the plan says.
         n_seq: sequences, unless the plan says.
         chunk_size: tokens a chunk.
+        chat_template: of the model; its turns begin with "<|im_start|>".
         drafts: it takes draft tokens, so a step may add several tokens to a reply.
 
     Attributes:
@@ -113,6 +114,7 @@ class FakeBackend(LogitsBackend):
         n_seq: int = 4,
         chunk_size: int = 64,
         drafts: bool = False,
+        chat_template: str = CHATML,
     ) -> None:
         for share in (0.0, 0.5, 1.0):
             if on_progress is not None and not on_progress(share):
@@ -137,7 +139,7 @@ class FakeBackend(LogitsBackend):
             size_bytes=0,
             n_vocab=_N_VOCAB,
             n_ctx_train=n_ctx,
-            chat_template=CHATML,
+            chat_template=chat_template,
             bos_text="",
             eos_text="<|im_end|>",
             adds_bos=False,

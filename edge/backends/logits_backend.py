@@ -93,11 +93,11 @@ class LogitsBackend(CellsBackend):
 
     # -- choosing
 
-    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+    def logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         import numpy as np
 
         with self._lock:
-            return np.array(self._newest_logits(seq_id))
+            return np.array(self._newest_logits(seq_id, n_back))
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
         from edge.backends.sampling import NumpySampler, find_breakers

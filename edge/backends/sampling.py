@@ -9,22 +9,26 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.backends.base import Sampler
-from edge.errors import BackendError, UsageError
+from edge.errors import BackendError, ConstraintError, UsageError
 
 if TYPE_CHECKING:
+    from edge.backends.base import Mask
     from edge.types import Sampling
 
 __all__ = [
     "Breakers",
     "NumpySampler",
+    "best",
+    "candidates",
     "check_bias",
+    "check_tokens",
     "find_breakers",
     "narrow",
     "not_numbers",
@@ -56,6 +60,38 @@ def check_bias(sampling: Sampling, n_vocab: int) -> None:
         raise UsageError(f"logit_bias names token {unknown[0]}; the vocabulary ends at {n_vocab - 1}.")
 
 
+def check_tokens(tokens: Sequence[int], n_vocab: int) -> None:
+    """Check token ids.
+
+    Raises:
+        UsageError: the vocabulary does not have one.
+    """
+    wrong = next((token for token in tokens if not 0 <= token < n_vocab), None)
+    if wrong is not None:
+        raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
+
+
+def candidates(allowed: Mask, n_vocab: int, logit_bias: Mapping[int, float]) -> Ids:
+    """Return the tokens that may be chosen, shape (n,), n >= 1.
+
+    Raises:
+        ConstraintError: there is none.
+        UsageError: the mask is not of this vocabulary.
+    """
+    if len(allowed) != n_vocab:
+        raise UsageError(f"The mask has {len(allowed)} tokens, the vocabulary {n_vocab}.")
+    ids = np.flatnonzero(allowed)
+    forbidden = [token for token, bias in logit_bias.items() if bias == -math.inf and allowed[token]]
+    if forbidden:
+        ids = ids[~np.isin(ids, forbidden)]
+    if not len(ids):
+        raise ConstraintError(
+            "The reply cannot go on: no token is left that its schema or grammar allows.",
+            "Check logit_bias, if you set it; otherwise simplify the schema or grammar.",
+        )
+    return ids
+
+
 def not_numbers() -> BackendError:
     """Return the error of logits that contain NaN."""
     return BackendError("The model computed values that are not numbers.", "The model file may be damaged; fetch it again.")
@@ -79,6 +115,7 @@ def narrow(
     *,
     breakers: Breakers | None = None,
     xtc_draw: float = 1.0,
+    allowed: Mask | None = None,
 ) -> tuple[Ids, Logits]:
     """Apply every stage before the draw.
 
@@ -88,19 +125,30 @@ def narrow(
         history: all tokens so far, oldest first; a setting of -1 for "how far back" means all of these.
         breakers: DRY's sequence breakers as `find_breakers` gives them.
         xtc_draw: a uniform random number in [0, 1); XTC acts when it is at most `xtc_probability`.
+        allowed: the tokens that may remain; None is all.
 
     Returns:
         (ids, logits) of the tokens that remain, both shape (n,), n >= 1; softmax of the logits is the distribution.
 
     Raises:
         BackendError: a logit is NaN.
+        ConstraintError: as `candidates`.
     """
+    tokens = candidates(allowed, len(logits), sampling.logit_bias) if allowed is not None else None
     values = logits.astype(np.float32, copy=_is_changing(sampling))  # single precision, as in llama.cpp
     _likeliest(values)
     for token, bias in sampling.logit_bias.items():
         values[token] += bias
     _penalise(values, sampling, history)
     _dry(values, sampling, history, breakers or {})
+    if tokens is None:
+        return _cut(values, sampling, xtc_draw)
+    ids, kept = _cut(values[tokens], sampling, xtc_draw)
+    return tokens[ids], kept
+
+
+def _cut(values: Values, sampling: Sampling, xtc_draw: float) -> tuple[Ids, Logits]:
+    """Apply the stages that drop tokens, and the temperature. Returns indices of `values`, and logits."""
     if sampling.is_greedy:
         best = int(values.argmax())
         return np.array([best]), values[best : best + 1].astype(np.float64)
@@ -146,7 +194,7 @@ def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids 
         Ids, shape (n,), best first; None where no token is dropped and no order is needed.
     """
     if 0 < sampling.top_k < len(values):
-        return _best(values, sampling.top_k)
+        return best(values, sampling.top_k)
     if sampling.typical_p < 1:
         return _typical(np.arange(len(values)), values.astype(np.float64), sampling.typical_p)[0]
     if sampling.top_p < 1:
@@ -155,10 +203,10 @@ def _first_cut(values: Values, sampling: Sampling, *, needs_order: bool) -> Ids 
     if sampling.min_p > 0:
         likely = np.flatnonzero(values >= values.max() + np.log(sampling.min_p))
         return likely[np.argsort(-values[likely], kind="stable")]
-    return _best(values, len(values)) if needs_order else None
+    return best(values, len(values)) if needs_order else None
 
 
-def _best(values: Values | Logits, n_best: int) -> Ids:
+def best(values: Values | Logits, n_best: int) -> Ids:
     """Return the indices of the largest values, largest first, equal ones in order. Shape (n_best,)."""
     if n_best >= len(values):
         return np.argsort(-values, kind="stable")
@@ -178,7 +226,7 @@ def _add_up(values: Values | Logits, shares: Values | Logits, p: float, *, side:
     """Return the largest values whose shares add up to p, best first: tried with a few, then with more."""
     n_best = _FEW
     while True:
-        order = _best(values, n_best)
+        order = best(values, n_best)
         n_keep = int(np.searchsorted(np.cumsum(shares[order], dtype=np.float64), p, side=side)) + 1
         if n_keep <= len(order) or n_best >= len(values):
             return order[:n_keep]
@@ -327,27 +375,42 @@ class NumpySampler(Sampler):
         self._sampling = sampling
         self._history = list(history)
         self._logits_of = logits_of
+        self._n_vocab = n_vocab
         self._breakers = breakers
         self._random = np.random.default_rng(seed_of(sampling.seed))
         self._is_plain = sampling.is_greedy and not _is_changing(sampling)
         self._is_open = True
 
-    def sample(self, seq_id: int, n_back: int = 0) -> int:
-        if not self._is_open:
-            raise BackendError("The sampler is closed.", "Open another one.")
+    def sample(self, seq_id: int, n_back: int = 0, allowed: Mask | None = None) -> int:
+        self._check_open()
         if self._is_plain:
-            token = _likeliest(self._logits_of(seq_id, n_back))
+            token = self._greedy(self._logits_of(seq_id, n_back), allowed)
             self._history.append(token)
             return token
         xtc_draw = self._random.random() if self._sampling.xtc_probability > 0 else 1.0
         logits = self._logits_of(seq_id, n_back)
-        ids, values = narrow(logits, self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw)
+        ids, values = narrow(logits, self._sampling, self._history, breakers=self._breakers, xtc_draw=xtc_draw, allowed=allowed)
         token = int(ids[0]) if len(ids) == 1 else int(ids[self._draw(values)])
         self._history.append(token)
         return token
 
+    def accept(self, tokens: Sequence[int]) -> None:
+        self._check_open()
+        check_tokens(tokens, self._n_vocab)
+        self._history.extend(tokens)
+
     def close(self) -> None:
         self._is_open = False
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise BackendError("The sampler is closed.", "Open another one.")
+
+    def _greedy(self, logits: npt.NDArray[np.float32], allowed: Mask | None) -> int:
+        if allowed is None:
+            return _likeliest(logits)
+        tokens = candidates(allowed, self._n_vocab, self._sampling.logit_bias)
+        return int(tokens[_likeliest(logits[tokens])])
 
     def _draw(self, values: Logits) -> int:
         """Draw an index with the probabilities softmax(values)."""

@@ -9,5 +9,7 @@ run.py         rounds over several candidates
 bandwidth.py   memory bandwidth, and the share of it that decode uses
 tuner.py       the search for better settings
 tune.py        that search over the settings of a model, in each of its formats
+trace.py       times the stages of turns, and writes them as a file for Perfetto
+profile.py     where the time of a turn goes, and what to change
 plot.py        a result as a picture
 """

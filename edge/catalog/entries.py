@@ -17,7 +17,7 @@ import msgspec
 
 from edge.config.toml import write_document
 from edge.errors import ConfigError, StorageError, UsageError
-from edge.files import absolute_path, check_replaceable, parse_toml, shipped, toml_text
+from edge.files import absolute_path, check_replaceable, open_file, parse_toml, shipped, toml_text
 from edge.hashes import file_stamp
 from edge.sources import SOURCES
 from edge.sources.base import ArtifactEntry
@@ -237,7 +237,7 @@ def read_catalog(path: Path) -> dict[str, CatalogEntry]:
 
 def _read(path: Path, kind: Any, hint: str) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError("it is longer than a catalogue can be (16 MiB)")

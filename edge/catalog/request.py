@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from edge.catalog.entries import CatalogEntry, find_entry, is_reference, load_ca
 from edge.catalog.installed import list_models, source_of
 from edge.errors import AccessDeniedError, ModelFileError, ModelNotFoundError, StorageError, UsageError
 from edge.files import exists
+from edge.forks import lazy_property
 from edge.formats.artifact import Artifact, given_path, open_artifact, open_artifacts
 from edge.hashes import file_sha256, files_sha256
 from edge.names import FORMATS, Format
@@ -132,7 +132,7 @@ class Request:
             raise self._changed(found, found.path, digest, found.sha256)
         return digest
 
-    @cached_property
+    @lazy_property
     def candidates(self) -> tuple[CatalogEntry | None, list[ArtifactEntry]]:
         """The catalogue entry, if any, and the artifacts that the reference means; no artifacts for a path."""
         entry = find_entry(self.reference, self.settings)

@@ -41,12 +41,19 @@ class Key(msgspec.Struct, frozen=True):
     @property
     def allowed(self) -> str:
         """The allowed values, in words."""
-        return describe(msgspec.inspect.type_info(self.type)) if self.type is not Path else "a path"
+        if self.is_path:
+            return 'a path, or "auto"' if self.is_optional else "a path"
+        return describe(msgspec.inspect.type_info(self.type))
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that can be listed: of a choice, or of a switch; empty for text and numbers."""
-        return _choices(msgspec.inspect.type_info(self.type)) if self.type is not Path else ()
+        return _choices(msgspec.inspect.type_info(self.type)) if not self.is_path else ()
+
+    @property
+    def is_path(self) -> bool:
+        """True if it is a path, or a path or None."""
+        return self.type is Path or Path in typing.get_args(self.type)
 
 
 @functools.cache
@@ -152,13 +159,13 @@ def convert(key: Key, value: object, source: str, *, strict: bool = True, base: 
     """Convert a value to the setting's type; the ConfigError of one that is not allowed says where it is and what is."""
     if key.is_optional and value == "auto":
         return None
-    if key.type is Path and isinstance(value, (str, os.PathLike)) and str(value):
+    if key.is_path and isinstance(value, (str, os.PathLike)) and str(value):
         try:
             return absolute_path(value, base)
         except UsageError as error:
             raise ConfigError(f"{_subject(source, key.name)}: {error.message}", error.hint) from None
     refused = ConfigError(f"{_subject(source, key.name)} cannot be {_show(value)}.", f"Allowed: {key.allowed}.")
-    if key.type is Path:
+    if key.is_path:
         raise refused
     try:
         converted = msgspec.convert(value, key.type, strict=strict, str_keys=True)

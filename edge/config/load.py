@@ -16,8 +16,9 @@ from typing import Any
 from edge.config.keys import Key, Typed, convert, find_key, nearest, parse_text, setting_keys
 from edge.config.schema import TABLES, Settings, default_path
 from edge.config.toml import read_toml
-from edge.errors import ConfigError
+from edge.errors import ConfigError, UsageError
 from edge.files import absolute_path
+from edge.types import kind_of
 
 __all__ = ["COMMAND_LINE", "DEFAULT", "RESERVED_VARIABLES", "load_settings"]
 
@@ -60,9 +61,14 @@ def load_settings(
         use_file: read the settings file at all.
 
     Raises:
+        UsageError: an argument has another type.
         ConfigError: a key or EDGE_ variable is unknown, a value is not allowed, or the file is not TOML.
         StorageError: the file is there and cannot be read.
     """
+    for argument, given in {"flags": flags, "environ": environ, "flag_names": flag_names}.items():
+        _check_mapping(argument, given)
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise UsageError(f"path is that of a settings file, not {kind_of(path)}.", 'For example: path="settings.toml"')
     environ = os.environ if environ is None else environ
     config_file = default_path("paths.config_file", environ) if path is None else absolute_path(path)
     merged = _Merged()
@@ -75,6 +81,19 @@ def load_settings(
             typed = (flag_names or {}).get(name)
             merged.add_flag(name, value, COMMAND_LINE if typed is None else Typed(typed))
     return merged.build(environ, config_file)
+
+
+def _check_mapping(argument: str, given: object) -> None:
+    hint = "For example: edge.load_settings({'kv.enabled': False})"
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{argument} maps names to values, it is not {kind_of(given)}.", hint)
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{argument} maps names to values, and a name is text, not {kind_of(name)}.", hint)
+        if argument != "flags" and not isinstance(value, str):
+            raise UsageError(f"{argument} maps names to texts, and {name} is {kind_of(value)}.", hint)
 
 
 class _Merged:

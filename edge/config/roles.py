@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import StorageError, UsageError
+from edge.files import open_file
 
 if TYPE_CHECKING:
     from edge.config.schema import Settings
@@ -41,7 +42,7 @@ class RolePrompt:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise UsageError(f"{self.path} is not a file, so there is no role {self.name!r}.", "Remove or rename it.")
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 data = file.read(_MAX_BYTES + 1)
         except OSError as error:
             raise StorageError(f"{self.path} cannot be read: {error.strerror}.", "Check its permissions.") from error

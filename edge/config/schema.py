@@ -23,6 +23,7 @@ __all__ = [
     "HubSettings",
     "KVSettings",
     "Paths",
+    "ServerSettings",
     "Settings",
     "default_path",
     "default_paths",
@@ -220,11 +221,43 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. None lets the plan choose.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculate: guess tokens where a reply repeats its prompt, and verify several in one pass; see docs/latency.md.
+        max_waiting: replies that may wait while others run; one more is refused as busy. None sets no limit.
     """
 
     parallel: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
     max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 250.0
     speculate: bool = True
+    max_waiting: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The local server, `edge serve`; see docs/serve.md.
+
+    Attributes:
+        host: address to listen on. Any other than this machine's own needs keys_file.
+        port: port to listen on; 0 takes a free one.
+        socket: Unix socket to listen on instead of host and port.
+        keys_file: file of the keys that clients must send, one a line: a name, a blank, the key. None asks for none.
+        allowed_hosts: names by which clients may address the server, besides localhost and IP addresses.
+        allowed_origins: origins of web pages that may use the server, such as "https://app.example.org".
+        max_waiting: requests that may wait for a model while others are answered; one more is refused as busy.
+        timeout_s: longest time for one request, in seconds.
+        grace_s: time that running replies have to end when the server is stopped, in seconds.
+        memory_gb: memory that all loaded models may take together, in GB (10^9 bytes); None is what is available.
+        idle_s: unload a model that was not used for so long, in seconds; None keeps it until another one needs its memory.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8033
+    socket: Path | None = None
+    keys_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_waiting: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 32
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 600.0
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    memory_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    idle_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,6 +292,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         kv: the KV cache on the disk.
         governor: throttling.
         engine: how replies are decoded.
+        server: the local server.
         sources: dotted key -> origin: "command line", the variable's name, "file:line" or "default". Not a setting.
     """
 
@@ -279,6 +313,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv: KVSettings = msgspec.field(default_factory=KVSettings)
     governor: GovernorSettings = msgspec.field(default_factory=GovernorSettings)
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
+    server: ServerSettings = msgspec.field(default_factory=ServerSettings)
     sources: dict[str, str] = {}
 
 
@@ -290,4 +325,5 @@ TABLES: dict[str, type] = {
     "kv": KVSettings,
     "governor": GovernorSettings,
     "engine": EngineSettings,
+    "server": ServerSettings,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ConfigError, StorageError
-from edge.files import check_replaceable, parse_toml, toml_text, write_private
+from edge.files import check_replaceable, open_file, parse_toml, toml_text, write_private
 
 __all__ = ["Document", "read_toml", "set_in_file", "unset_in_file", "write_document"]
 
@@ -35,7 +36,7 @@ def read_toml(path: Path, *, must_exist: bool = False) -> Document:
 
     Raises:
         ConfigError: it is not TOML, not UTF-8, much too long, or missing although it must exist.
-        StorageError: it is there and cannot be read.
+        StorageError: it is there and cannot be read, or is not an ordinary file.
     """
     text = _read_text(path)
     if text is None:
@@ -127,12 +128,15 @@ def write_document(path: Path, document: Any) -> None:
 
 def _read_text(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_SIZE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"The settings file {path} cannot be read: {error.strerror}.", "Check its owner.") from error
+        hint = "Check its owner."
+        if error.errno in (errno.EINVAL, errno.EISDIR):
+            hint = "Set EDGE_CONFIG to the path of an ordinary file, which need not exist."
+        raise StorageError(f"The settings file {path} cannot be read: {error.strerror}.", hint) from error
     if len(data) > MAX_SIZE_BYTES:
         raise ConfigError(f"{path} is longer than a settings file can be (1 MiB).", "Check EDGE_CONFIG.")
     return toml_text(path, data)
@@ -143,7 +147,7 @@ def _edit(path: Path) -> Any:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    check_replaceable(path)  # before it is read: a FIFO would wait for a writer
+    check_replaceable(path)
     text = _read_text(path) or ""
     parse_toml(path, text)  # it says what is wrong, and where
     try:

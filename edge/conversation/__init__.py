@@ -5,7 +5,7 @@ reply_saver.py  saves a reply while it is generated
 claims.py       one process answers a conversation at a time
 db.py           the SQLite file: opening, schema, transactions, errors
 tree.py         rows and values: nodes, attachments, search hits
-files.py        Markdown and JSON
+files.py        JSON; markdown.py, Markdown
 imports.py      files of conversations: which program wrote them
 chatgpt.py      the export of ChatGPT; llm_log.py, the log of llm; foreign.py, what both share
 merge.py        adds imported conversations, each once

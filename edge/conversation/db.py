@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from edge.errors import StorageError, UsageError
+from edge.forks import ProcessLock
 
 __all__ = ["MIGRATIONS", "Database", "is_alive", "process_mark"]
 
@@ -85,6 +86,14 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE conversation ADD COLUMN cache_namespace TEXT NOT NULL DEFAULT ''
     """,
+    # Version 3: see Node; calls has [name, arguments, id] of each tool call.
+    """
+    ALTER TABLE node ADD COLUMN calls TEXT NOT NULL DEFAULT '[]'
+
+    ALTER TABLE node ADD COLUMN call_id TEXT
+
+    ALTER TABLE node ADD COLUMN reasoning TEXT NOT NULL DEFAULT ''
+    """,
 )
 """Script i brings a file from version i to i + 1. Append to it; never change a released script."""
 
@@ -131,7 +140,7 @@ _ASIDE = (
     "python -m edge.conversation.rescue {damaged} {path}"
 )
 
-_creation_lock = threading.Lock()
+_creation_lock = ProcessLock()
 
 
 class Database:

@@ -1,38 +1,32 @@
-"""Conversations as files: JSON for the whole tree, Markdown for the current path.
+"""Conversations as files: JSON for the whole tree. `edge.conversation.markdown` has the other form, for the current path.
 
 Both formats are converted from and to a ConversationFile. A file is input from outside: nodes refer to each other by their
 position in it, never by an id, and nothing in it is trusted unchecked.
-
-The Markdown starts with a comment that names a marker which no text in it contains. Every part begins with a comment
-`<!-- MARKER:kind {...} -->`; the text is between two of them, without the heading and one blank line at each end. A text that
-would break the page around it (an unclosed fence, raw HTML) is put into a fence, which that comment names; characters that
-files do not carry safely (carriage returns, other control characters) are escaped.
 """
 
 from __future__ import annotations
 
-import html
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from edge.conversation import tree
-from edge.conversation.tree import Attachment, ConversationInfo, Node, Status, to_line
+from edge.conversation.tree import Attachment, ConversationInfo, Node, Status
 from edge.errors import StorageError
-from edge.types import Role
+from edge.types import Message, Role, ToolCall
 
-__all__ = ["ConversationFile", "NodeFile", "file_name", "from_json", "from_markdown", "to_json", "to_markdown"]
+__all__ = ["AttachmentFile", "CallFile", "ConversationFile", "NodeFile", "file_name", "from_json", "to_json"]
 
 FORMAT: Literal["edge-conversation"] = "edge-conversation"
-VERSION = 1
+VERSION = 2
+"""Of both formats. Since 2 messages may have tool calls and reasoning."""
 
-_LAST_S = 253402300799  # the end of 9999, the largest datetime
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LAST_S)]
+LAST_S = 253402300799  # the end of 9999, the largest datetime
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=LAST_S)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -41,6 +35,14 @@ class AttachmentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     text: str
+
+
+class CallFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool call in a file."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,9 +54,15 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     name: str | None = None
     attachments: list[AttachmentFile] = []
     status: Status = "complete"
-    created: _Seconds = 0.0
+    created: Seconds = 0.0
     model: str = ""
     record: dict[str, Any] = {}
+    tool_calls: list[CallFile] = []
+    tool_call_id: str | None = None
+    reasoning: str = ""
+
+    def __post_init__(self) -> None:
+        Message(self.role, self.content, self.name, self._calls, self.tool_call_id, self.reasoning)  # raises if it cannot be
 
     @classmethod
     def from_node(cls, node: Node, places: Mapping[int, int]) -> NodeFile:
@@ -69,14 +77,22 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             created=_in_range(node.created),
             model=node.model,
             record=node.record,
+            tool_calls=[CallFile(call.name, dict(call.arguments), call.id) for call in node.tool_calls],
+            tool_call_id=node.tool_call_id,
+            reasoning=node.reasoning,
         )
 
     def to_node(self) -> Node:
         """Convert to a node for the store, without an id or a parent."""
         attachments = tuple(Attachment(attachment.name, attachment.text) for attachment in self.attachments)
         return Node(
-            0, None, self.role, self.content, attachments, self.status, self.created, self.model, self.record, self.name
-        )
+            0, None, self.role, self.content, attachments, self.status, self.created, self.model, self.record, self.name,
+            tool_calls=self._calls, tool_call_id=self.tool_call_id, reasoning=self.reasoning,
+        )  # fmt: skip
+
+    @property
+    def _calls(self) -> tuple[ToolCall, ...]:
+        return tuple(ToolCall(call.name, call.arguments, call.id) for call in self.tool_calls)
 
     @property
     def saved_status(self) -> Status:
@@ -92,8 +108,8 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     title: str
     system: str
     model: str
-    created: _Seconds
-    updated: _Seconds
+    created: Seconds
+    updated: Seconds
     head: _Index | None
     nodes: list[NodeFile]
 
@@ -143,7 +159,7 @@ class ConversationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         return tree.read_info(db, key)
 
 
-class _Envelope(msgspec.Struct):
+class Envelope(msgspec.Struct):
     format: str = ""
     version: int = 0
 
@@ -159,98 +175,15 @@ def from_json(data: str | bytes) -> ConversationFile:
     Raises:
         StorageError: it is another file, damaged, or of a newer version.
     """
-    with _refusing("JSON"):
-        envelope = msgspec.json.decode(data, type=_Envelope)
-        _check_version(envelope.format, envelope.version)
+    with refusing("JSON"):
+        envelope = msgspec.json.decode(data, type=Envelope)
+        check_version(envelope.format, envelope.version)
         return msgspec.json.decode(data, type=ConversationFile)
 
 
 def _in_range(seconds: float) -> float:
     """Return a time that a file can hold: clocks of devices without a battery may be anywhere."""
-    return min(max(0.0, seconds), _LAST_S)
-
-
-def to_markdown(file: ConversationFile) -> str:
-    """Return the file, whose nodes are one path, as Markdown without records."""
-    texts = [file.system, *(node.content for node in file.nodes)]
-    texts += [attachment.text for node in file.nodes for attachment in node.attachments]
-    marker, n_tries = "edge", 0
-    while any(f"<!-- {marker}:" in text for text in texts):
-        n_tries += 1
-        marker = f"edge-{n_tries}"
-    header = _Header(VERSION, marker, file.title, file.model, file.created, file.updated)
-    date = datetime.fromtimestamp(file.created, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    about = " · ".join(part for part in (date, _escape_markdown(file.model)) if part)
-    lines = [f"{_START}{_comment_json(header)} -->", f"# {_escape_markdown(file.title) or 'Conversation'}", "", about, ""]
-    if file.system:
-        lines += _part(marker, "system", "## System prompt", file.system)
-    for node in file.nodes:
-        heading = f"## {node.role.capitalize()}" + (f" ({_escape_markdown(node.name)})" if node.name else "")
-        lines += _part(
-            marker,
-            "message",
-            heading,
-            node.content,
-            role=node.role,
-            name=node.name,
-            status=node.saved_status,
-            created=node.created,
-            model=node.model or None,
-        )
-        for attachment in node.attachments:
-            summary = f"<details><summary>{html.escape(' '.join(attachment.name.split()))}</summary>"
-            lines += _part(marker, "attachment", summary, attachment.text, name=attachment.name)
-            lines[-1:] = ["", "</details>", ""]
-    return "\n".join([*lines, f"<!-- {marker}:end {{}} -->", ""])
-
-
-def from_markdown(data: str | bytes) -> ConversationFile:
-    """Parse the Markdown of `to_markdown`. Texts may have been edited; the comments have to be there.
-
-    Raises:
-        StorageError: it is another file, damaged, truncated, or of a newer version.
-    """
-    with _refusing("Markdown"):
-        text = data.decode() if isinstance(data, bytes) else data
-        # Texts never have a bare carriage return, so any of them is from a Windows editor or checkout.
-        lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
-        if not (lines[0].startswith(_START) and lines[0].endswith(" -->")):
-            raise ValueError("the first line is not the comment that edge writes there")
-        first = lines[0][len(_START) : -len(" -->")]
-        _check_version(FORMAT, msgspec.json.decode(first, type=_Envelope).version)
-        header = msgspec.json.decode(first, type=_Header)
-        system, nodes = "", list[NodeFile]()
-        for kind, meta, body in _parts(lines[1:], header.marker):
-            if kind == "system":
-                system = _read_text(body, msgspec.json.decode(meta, type=_TextMeta))
-            elif kind == "message":
-                about = msgspec.json.decode(meta, type=_MessageMeta)
-                nodes.append(
-                    NodeFile(
-                        parent=len(nodes) - 1 if nodes else None,
-                        role=about.role,
-                        content=_read_text(body, about),
-                        name=about.name,
-                        status=about.status,
-                        created=about.created,
-                        model=about.model,
-                        attachments=[],
-                    )
-                )
-            elif kind == "attachment" and nodes:
-                named = msgspec.json.decode(meta, type=_AttachmentMeta)
-                nodes[-1].attachments.append(AttachmentFile(named.name, _read_text(body, named)))
-            else:
-                raise ValueError(f"a part {kind!r} is in the wrong place")
-        return ConversationFile(
-            title=header.title,
-            system=system,
-            model=header.model,
-            created=header.created,
-            updated=header.updated,
-            head=len(nodes) - 1 if nodes else None,
-            nodes=nodes,
-        )
+    return min(max(0.0, seconds), LAST_S)
 
 
 def file_name(title: str) -> str:
@@ -258,111 +191,7 @@ def file_name(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-_")[:50] or "conversation"
 
 
-_START = "<!-- edge conversation "
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
-_ESCAPE = re.compile(r"\\(?:\\|u([0-9a-f]{4}))")
-
-
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    marker: Annotated[str, msgspec.Meta(pattern="^edge(-[0-9]+)?$")]
-    title: str
-    model: str
-    created: _Seconds
-    updated: _Seconds
-
-
-class _TextMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    fence: Annotated[str, msgspec.Meta(pattern="^`*$")] = ""
-    is_escaped: bool = False
-
-
-class _MessageMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    role: Role
-    name: str | None = None
-    status: Status = "complete"
-    created: _Seconds = 0.0
-    model: str = ""
-
-
-class _AttachmentMeta(_TextMeta, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    name: str
-
-
-def _part(marker: str, kind: str, heading: str, text: str, **about: object) -> list[str]:
-    """Return the lines of one part: its comment, heading, blank line, text, blank line."""
-    is_escaped = bool(_UNSAFE.search(text))
-    if is_escaped:
-        text = _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\\", "\\\\"))
-        about["is_escaped"] = True
-    lines = [heading, "", text, ""]
-    if is_escaped or kind == "attachment" or not _is_tame(text):
-        fence = tree.fence_for(text)
-        about["fence"] = fence
-        lines[2:3] = [fence, text, fence]
-    return [
-        f"<!-- {marker}:{kind} {_comment_json({key: value for key, value in about.items() if value is not None})} -->",
-        *lines,
-    ]
-
-
-def _parts(lines: list[str], marker: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (kind, JSON, lines up to the next part) of every part but the end."""
-    opening = f"<!-- {marker}:"
-    pattern = re.compile(re.escape(opening) + r"([a-z]+) (\{.*\}) -->")
-    starts = [place for place, line in enumerate(lines) if line.startswith(opening)]
-    found = [pattern.fullmatch(lines[start].rstrip()) for start in starts]
-    for start, end, match in zip(starts, [*starts[1:], len(lines)], found, strict=True):
-        if match is None:
-            raise ValueError(f"line {start + 2} is a damaged comment")
-        if match[1] == "end":
-            return
-        yield match[1], match[2], lines[start + 1 : end]
-    raise ValueError("the end is missing, so the file is truncated")
-
-
-def _read_text(body: list[str], meta: _TextMeta) -> str:
-    """Return the text in the lines of a part."""
-    if meta.fence:
-        fences = [place for place, line in enumerate(body) if line.rstrip() == meta.fence]
-        if len(fences) < 2:
-            raise ValueError("the fence around a text is missing")
-        body = body[fences[0] + 1 : fences[-1]]
-    else:
-        if body and body[0].startswith("## "):
-            body = body[1:]
-        body = body[1:] if body and not body[0].strip() else body
-        body = body[:-1] if body and not body[-1].strip() else body
-    text = "\n".join(body)
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else "\\", text) if meta.is_escaped else text
-
-
-def _is_tame(text: str) -> bool:
-    """Return True if Markdown in `text` does not affect what follows: fences are closed, no raw HTML outside of code."""
-    fence = ""
-    for line in text.split("\n"):
-        match = re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)", line)
-        if fence:
-            is_end = match is not None and match[1].startswith(fence) and not match[2].strip()
-            fence = "" if is_end else fence
-        elif match:
-            fence = match[1]
-        elif re.search(r"<[A-Za-z/!?]", re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", line)):
-            return False
-    return not fence
-
-
-def _comment_json(value: object) -> str:
-    """Return JSON that cannot end the HTML comment around it."""
-    text = msgspec.json.encode(value).decode()
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("--", "-\\u002d")
-
-
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", to_line(text))
-
-
-def _check_version(format_name: str, version: int) -> None:
+def check_version(format_name: str, version: int) -> None:
     if format_name != FORMAT or version < 1:
         raise ValueError("it is not marked as a conversation of edge")
     if version > VERSION:
@@ -373,7 +202,7 @@ def _check_version(format_name: str, version: int) -> None:
 
 
 @contextmanager
-def _refusing(kind: str) -> Iterator[None]:
+def refusing(kind: str) -> Iterator[None]:
     """Translate the problems of a file into a StorageError."""
     try:
         yield

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge.conversation.foreign import Export, Found
 from edge.conversation.merge import Merged, content_origin
 from edge.errors import StorageError, UsageError
+from edge.files import open_file
 from edge.units import plural, size_text
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _read(path: Path) -> Iterator[Found]:
         if not path.is_file():
             what = f"{path} is not a regular file." if path.exists() else f"There is no file {path}."
             raise UsageError(what, "Check the path.")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(4096)
         if start.startswith(b"SQLite format 3\0"):
             from edge.conversation.llm_log import read_log
@@ -141,7 +142,8 @@ def _read(path: Path) -> Iterator[Found]:
 
 def _read_text(path: Path) -> Iterator[Found]:
     from edge.conversation import chatgpt
-    from edge.conversation.files import from_json, from_markdown
+    from edge.conversation.files import from_json
+    from edge.conversation.markdown import from_markdown
 
     data = _bytes(path)
     start = data[:4096].removeprefix(BOM_UTF8).lstrip()
@@ -155,7 +157,7 @@ def _read_text(path: Path) -> Iterator[Found]:
 def _bytes(path: Path) -> bytes:
     from edge.conversation.chatgpt import MAX_BYTES
 
-    with path.open("rb") as file:
+    with open_file(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise StorageError(f"{path} is larger than {size_text(MAX_BYTES)}, so it was not read.", "It has no conversations.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import StorageError, UsageError
-from edge.types import Message
+from edge.types import Message, ToolCall
 
 if TYPE_CHECKING:
     from edge.conversation.store import ConversationStore
@@ -64,21 +65,40 @@ class ReplySaver:
         """True if the text so far should be saved: about once a second, until that fails."""
         return not self.problem and time.monotonic() - self._saved_at >= _SAVE_EVERY_S
 
-    def save_part(self, text: str) -> None:
-        """Save the text so far."""
-        self._save(text, "partial", None)
+    def save_part(self, text: str, *, reasoning: str = "") -> None:
+        """Save the text and the reasoning so far."""
+        self._save(text, "partial", None, reasoning, ())
         self._saved_at = time.monotonic()
 
-    def save_end(self, text: str, status: Status, record: dict[str, Any]) -> None:
+    def save_end(
+        self, text: str, status: Status, record: dict[str, Any], *, reasoning: str = "", tool_calls: Sequence[ToolCall] = ()
+    ) -> None:
         """Save the whole reply. Of an empty one only the question stays, to be answered again."""
-        if text or status == "complete":
-            self._save(text, status, record)
+        if text or reasoning or tool_calls or status == "complete":
+            self._save(text, status, record, reasoning, tool_calls)
         elif self._continued is not None:
             old = self._continued
             self._update(old.id, old.content, "stopped" if old.status == "partial" else old.status, old.record)
         elif self._fallback is not None:
             with contextlib.suppress(StorageError, UsageError):  # the disk fails or the conversation is gone
                 self._store.set_head(self.conversation_id, self._fallback)
+
+    def follow(self, results: Sequence[Message]) -> ReplySaver | None:
+        """Save the results of the tools that this reply called, and return what saves the model's next message below them.
+
+        Returns:
+            None if they cannot be saved, or this reply could not be.
+        """
+        if self.node is None or self.problem:
+            return None
+        last = self.node.id
+        try:
+            for result in results:
+                last = self._store.append(self.conversation_id, result, parent=last).id
+        except (StorageError, UsageError) as error:
+            self.problem = str(error)
+            return None
+        return ReplySaver(self._store, self.conversation_id, last, self._model)
 
     def take_back_question(self) -> None:
         """Go back to the path before the question, which is refused and would be in the way of the next one."""
@@ -87,13 +107,15 @@ class ReplySaver:
         with contextlib.suppress(StorageError, UsageError):  # likewise
             self._store.set_head(self.conversation_id, self._head_before)
 
-    def _save(self, text: str, status: Status, record: dict[str, Any] | None) -> None:
+    def _save(
+        self, text: str, status: Status, record: dict[str, Any] | None, reasoning: str, tool_calls: Sequence[ToolCall]
+    ) -> None:
         if self.node is not None:
-            return self._update(self.node.id, self.before + text, status, record)
+            return self._update(self.node.id, self.before + text, status, record, reasoning, tool_calls)
         try:
             self.node = self._store.append(
                 self.conversation_id,
-                Message("assistant", text),
+                Message("assistant", text, tool_calls=tuple(tool_calls), reasoning=reasoning),
                 parent=self._question_id,
                 status=status,
                 model=self._model,
@@ -104,9 +126,25 @@ class ReplySaver:
             self.problem = str(error)
         return None
 
-    def _update(self, node_id: int, content: str, status: Status, record: dict[str, Any] | None) -> None:
+    def _update(
+        self,
+        node_id: int,
+        content: str,
+        status: Status,
+        record: dict[str, Any] | None,
+        reasoning: str = "",
+        tool_calls: Sequence[ToolCall] = (),
+    ) -> None:
         try:
-            self.node = self._store.update(node_id, content=content, status=status, record=record)
+            # An answer that is continued keeps the reasoning it has.
+            self.node = self._store.update(
+                node_id,
+                content=content,
+                status=status,
+                record=record,
+                reasoning=reasoning or None,
+                tool_calls=tool_calls or None,
+            )
             self.problem = ""
         except (StorageError, UsageError) as error:  # UsageError: the conversation was deleted meanwhile
             self.problem = str(error)

@@ -62,7 +62,11 @@ def rescue(damaged: Path, store: ConversationStore) -> Rescued:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # without the first page nothing can be read
             db.text_factory = lambda data: data.decode("utf-8", "replace")
             conversations, _ = _read_rows(db, "conversation", "key", "title, system, model, created, updated, head")
-            columns = "conversation, parent, role, content, attached, spans, status, created, model, record, name, '', writer"
+            columns = (
+                "conversation, parent, role, content, attached, spans, status, created, model, record, name, {}, '', writer"
+            )
+            has_calls = any(row[1] == "calls" for row in db.execute("PRAGMA table_info(node)"))  # since schema 3
+            columns = columns.format("calls, call_id, reasoning" if has_calls else "'[]', NULL, ''")
             nodes, n_lost = _read_rows(db, "node", "id", columns)
     except sqlite3.Error as error:
         raise StorageError(f"Nothing can be read of {damaged}: {error}.", _LAST_RESORT) from error

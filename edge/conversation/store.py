@@ -22,7 +22,7 @@ from edge.conversation.db import Database, process_mark
 from edge.conversation.tree import Attachment, ConversationInfo, Node, SearchHit, Status
 from edge.errors import UsageError
 from edge.names import import_namespace
-from edge.types import Message, kind_of
+from edge.types import Message, ToolCall, kind_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -79,7 +79,14 @@ class ConversationStore:
     # Conversations
 
     def create(
-        self, *, system: str = "", title: str = "", model: str = "", id: str | None = None, cache_namespace: str = ""
+        self,
+        *,
+        system: str = "",
+        title: str = "",
+        model: str = "",
+        id: str | None = None,
+        cache_namespace: str = "",
+        history: Sequence[Message] = (),
     ) -> ConversationInfo:
         """Start a conversation.
 
@@ -89,6 +96,7 @@ class ConversationStore:
             model: name of its model.
             id: letters, digits, - and _, at most 64; None generates one.
             cache_namespace: of its KV cache, see `ConversationInfo`.
+            history: its first messages.
 
         Raises:
             UsageError: the id is malformed or taken.
@@ -103,6 +111,9 @@ class ConversationStore:
             key = tree.insert_conversation(
                 db, new_id, title=title, system=system, model=model, created=now, updated=now, cache_namespace=cache_namespace
             )
+            head = None
+            for message in history:
+                head = _append(db, key, tree.node_of(message), head)
             return tree.read_info(db, key)
 
     def get(self, id: str) -> ConversationInfo:
@@ -233,7 +244,7 @@ class ConversationStore:
 
         Args:
             conversation_id: the whole id.
-            message: role, text and name.
+            message: role, text, name, tool calls and reasoning.
             parent: the node that it answers, None at the start of a conversation. Siblings have the same parent.
             attachments: texts attached to it.
             status: "partial" for a reply that `update` will finish.
@@ -243,28 +254,13 @@ class ConversationStore:
         Raises:
             UsageError: there is no such conversation or parent, or the record is not JSON.
         """
-        node = Node(
-            0,
-            parent,
-            message.role,
-            message.content,
-            tuple(attachments),
-            tree.check_status(status),
-            time.time(),
-            model,
-            dict(record or {}),
-            message.name,
-        )
+        status = tree.check_status(status)
+        node = tree.node_of(message, attachments=attachments, status=status, model=model, record=record)
         with self._db.write() as db:
             key = tree.find_key(db, conversation_id)
             if parent is not None:
                 tree.check_member(db, key, parent, conversation_id)
-            node_id = tree.insert_node(db, key, node, parent, node.status)
-            db.execute(f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE key = ?", (node_id, node.created, key))
-            title = tree.default_title(message.content, node.attachments) if message.role == "user" else ""
-            if title:
-                db.execute("UPDATE conversation SET title = ? WHERE key = ? AND title = ''", (title, key))
-            return tree.read_node(db, node_id)
+            return tree.read_node(db, _append(db, key, node, parent))
 
     def update(
         self,
@@ -273,6 +269,8 @@ class ConversationStore:
         content: str | None = None,
         status: Status | None = None,
         record: Mapping[str, object] | None = None,
+        tool_calls: Sequence[ToolCall] | None = None,
+        reasoning: str | None = None,
     ) -> Node:
         """Extend or finish a partial message. Of a finished one only the record may change.
 
@@ -281,6 +279,7 @@ class ConversationStore:
             content: the whole text so far.
             status: any but "partial" finishes it.
             record: replaces the record.
+            tool_calls, reasoning: all of them so far.
 
         Raises:
             UsageError: there is no such message (any more), it is finished, or the record is not JSON.
@@ -289,10 +288,16 @@ class ConversationStore:
             row = db.execute("SELECT status, conversation FROM node WHERE id = ?", (node_id,)).fetchone()
             if row is None:
                 raise tree.no_node(node_id)
-            if row[0] != "partial" and (content is not None or status is not None):
+            texts = {
+                "content": None if content is None else tree.clean(content),
+                "calls": None if tool_calls is None else tree.calls_to_json(tool_calls),
+                "reasoning": None if reasoning is None else tree.clean(reasoning),
+            }
+            given = {column: text for column, text in texts.items() if text is not None}
+            if row[0] != "partial" and (given or status is not None):
                 raise UsageError(f"Message {node_id} is finished.", "Add a sibling to it instead of changing it.")
-            if content is not None:
-                db.execute("UPDATE node SET content = ? WHERE id = ?", (tree.clean(content), node_id))
+            for column, text in given.items():
+                db.execute(f"UPDATE node SET {column} = ? WHERE id = ?", (text, node_id))
             if record is not None:
                 db.execute("UPDATE node SET record = ? WHERE id = ?", (tree.to_json(record), node_id))
             if status is not None and tree.check_status(status) != "partial":
@@ -413,7 +418,8 @@ class ConversationStore:
 
         Records (usage, timing, plan) and other branches are left out; `export_json` has them.
         """
-        from edge.conversation.files import ConversationFile, to_markdown
+        from edge.conversation.files import ConversationFile
+        from edge.conversation.markdown import to_markdown
 
         with self._db.read() as db:
             file = ConversationFile.load(db, id, self._read_path(db, id))
@@ -425,7 +431,7 @@ class ConversationStore:
         Raises:
             StorageError: it is another file, damaged, or of a newer version.
         """
-        from edge.conversation.files import from_markdown
+        from edge.conversation.markdown import from_markdown
 
         return self._save(from_markdown(text))
 
@@ -487,3 +493,13 @@ class ConversationStore:
         with self._db.read() as db:
             rows = db.execute(sql, (-1 if limit is None else max(limit, 0), max(offset, 0))).fetchall()
         return [ConversationInfo(*row) for row in rows]
+
+
+def _append(db: sqlite3.Connection, key: int, node: Node, parent: int | None) -> int:
+    """Add a message to a conversation, move the head to it, and return its id. The first question gives the title."""
+    node_id = tree.insert_node(db, key, node, parent, node.status)
+    db.execute(f"UPDATE conversation SET head = ?, {_ACTIVE} WHERE key = ?", (node_id, node.created, key))
+    title = tree.default_title(node.content, node.attachments) if node.role == "user" else ""
+    if title:
+        db.execute("UPDATE conversation SET title = ? WHERE key = ? AND title = ''", (title, key))
+    return node_id

@@ -20,7 +20,7 @@ import msgspec
 
 from edge.conversation.db import is_alive, process_mark
 from edge.errors import UsageError
-from edge.types import Message, Role, kind_of
+from edge.types import Message, Role, ToolCall, kind_of
 
 __all__ = ["Attachment", "ConversationInfo", "Node", "SearchHit", "Status"]
 
@@ -64,6 +64,7 @@ class Node:
         record: usage, timing and plan, as JSON values.
         name: the tool's or speaker's name, if the role has one.
         conversation_id: of its conversation.
+        tool_calls, tool_call_id, reasoning: of the message; see `Message`.
     """
 
     id: int
@@ -77,6 +78,9 @@ class Node:
     record: dict[str, Any] = field(default_factory=dict, repr=False)  # 2 kB of receipt
     name: str | None = None
     conversation_id: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str = ""
 
     def message(self) -> Message:
         """Return the message for the model: the attachments, each in a fence that its text cannot close, then the text."""
@@ -86,7 +90,7 @@ class Node:
             parts.append(f"File {' '.join(attachment.name.split())}:\n{fence}\n{attachment.text}\n{fence}")
         if self.content or not parts:
             parts.append(self.content)
-        return Message(self.role, "\n\n".join(parts), self.name)
+        return Message(self.role, "\n\n".join(parts), self.name, self.tool_calls, self.tool_call_id, self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ class SearchHit:
 INFO = """c.id, c.title, c.system, c.model, c.head, c.draft, c.created, c.updated,
     (SELECT count(*) FROM node WHERE conversation = c.key), c.cache_namespace"""
 NODE = """n.id, n.parent, n.role, n.content, n.attached, n.spans, n.status, n.created, n.model, n.record, n.name,
-    (SELECT id FROM conversation WHERE key = n.conversation), n.writer"""
+    n.calls, n.call_id, n.reasoning, (SELECT id FROM conversation WHERE key = n.conversation), n.writer"""
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: no two characters look alike."""
 
@@ -326,12 +330,39 @@ def insert_conversation(
     return int(cursor.lastrowid or 0)
 
 
+def node_of(
+    message: Message,
+    *,
+    attachments: Sequence[Attachment] = (),
+    status: Status = "complete",
+    model: str = "",
+    record: Mapping[str, object] | None = None,
+) -> Node:
+    """Return a message of now as a node that is still without an id and a parent."""
+    return Node(
+        0,
+        None,
+        message.role,
+        message.content,
+        tuple(attachments),
+        status,
+        time.time(),
+        model,
+        dict(record or {}),
+        message.name,
+        tool_calls=message.tool_calls,
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+    )
+
+
 def insert_node(db: sqlite3.Connection, key: int, node: Node, parent: int | None, status: Status) -> int:
     """Add a copy of `node` to a conversation, under `parent`, and return its new id."""
     attachments = [(clean(attachment.name), clean(attachment.text)) for attachment in node.attachments]
     sql = """INSERT INTO node(
-        conversation, parent, role, name, content, attached, spans, status, writer, created, model, record)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        conversation, parent, role, name, content, attached, spans, status, writer, created, model, record,
+        calls, call_id, reasoning)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
     values = (
         key,
         parent,
@@ -345,6 +376,9 @@ def insert_node(db: sqlite3.Connection, key: int, node: Node, parent: int | None
         node.created,
         clean(node.model),
         to_json(node.record),
+        calls_to_json(node.tool_calls),
+        None if node.tool_call_id is None else clean(node.tool_call_id),
+        clean(node.reasoning),
     )
     return int(db.execute(sql, values).lastrowid or 0)
 
@@ -360,7 +394,8 @@ def purge_index(db: sqlite3.Connection) -> None:
 
 def to_node(row: tuple[Any, ...]) -> Node:
     """Convert a row of the columns NODE."""
-    id, parent, role, content, attached, spans, status, created, model, record, name, conversation_id, writer = row
+    id, parent, role, content, attached, spans, status, created, model, record, name, *more = row
+    calls, call_id, reasoning, conversation_id, writer = more
     attachments, at = [], 0
     for name_length, text_length in msgspec.json.decode(spans, type=list[tuple[int, int]]):
         text_at = at + name_length + 1
@@ -369,7 +404,19 @@ def to_node(row: tuple[Any, ...]) -> Node:
     if status == "partial" and _is_abandoned(writer, created):
         status = "stopped"
     values = msgspec.json.decode(record)
-    return Node(id, parent, role, content, tuple(attachments), status, created, model, values, name, conversation_id)
+    return Node(
+        id, parent, role, content, tuple(attachments), status, created, model, values, name, conversation_id,
+        _read_calls(calls), call_id, reasoning,
+    )  # fmt: skip
+
+
+def calls_to_json(calls: Sequence[ToolCall]) -> str:
+    """Return tool calls as the column `calls` has them."""
+    return msgspec.json.encode([_clean_all([call.name, call.arguments, call.id]) for call in calls]).decode()
+
+
+def _read_calls(data: str) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(*values) for values in msgspec.json.decode(data, type=list[tuple[str, dict[str, Any], str]]))
 
 
 def _is_abandoned(writer: str, created: float) -> bool:

@@ -1,15 +1,21 @@
-"""One round of decoding: a token of every running reply in one pass, with the drafts that are worth it behind them."""
+"""One round of decoding: a token of every running reply in one pass, with the drafts that are worth it behind them.
+
+Where the constraint of a reply leaves no choice, its next tokens are shown at once and prefilled together, in place of a pass
+for each ("fast-forward", as llguidance calls it).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from edge.backends.base import MAX_DRAFT, NO_DRAFTS
 from edge.engine.drafting import Lookup
 from edge.engine.generation import reply_error
 from edge.errors import ContextFullError
+from edge.types import TokenLogprob
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from edge.types import FinishReason
 
 __all__ = ["Decoder"]
+
+_LEAST_FORCED = 2  # one token takes a pass in any case
 
 
 class _Finish(Protocol):
@@ -106,28 +114,70 @@ class Decoder:
             token, generation.pending = generation.pending, None
             if token is None:
                 token = self._next_token(generation)
-            if token is not None:
+            if token is not None and not self._fast_forward(generation):
                 steps.append((generation, token))
         return steps
+
+    def _fast_forward(self, generation: Generation) -> bool:
+        """Add the tokens that the constraint of a reply forces behind its newest one; False if there are too few.
+
+        True also if that ended the reply. Never where a cold run must be repeated bit for bit: the prefill has other bits. Nor
+        with logprobs, which need the logits in front of each token.
+        """
+        constraint = generation.constraint
+        if constraint is None or self._cache.is_exact or generation.n_logprobs is not None:
+            return False
+        assert generation.sampler is not None
+        try:
+            forced = constraint.forced()
+            if len(forced) < _LEAST_FORCED:
+                return False
+            generation.is_forwarding = True
+            for token in forced:
+                generation.sampler.accept((token,))
+                generation.n_forced += 1
+                if not self._show(generation, token):
+                    break
+        except Exception as error:  # noqa: BLE001 (see reply_error)
+            self._fail(generation, reply_error(error))
+        return True
 
     def _next_token(self, generation: Generation, n_back: int = 0) -> int | None:
         """Choose and show one token; None when that ended the reply."""
         assert generation.slot is not None and generation.sampler is not None
         try:
-            token = generation.sampler.sample(generation.slot.seq_id, n_back)
-            return token if self._show(generation, token) else None
+            allowed = generation.constraint.allowed() if generation.constraint is not None else None
+            token = generation.sampler.sample(generation.slot.seq_id, n_back, allowed)
+            logprob = self._logprob(generation, token, n_back) if generation.n_logprobs is not None else None
+            return token if self._show(generation, token, logprob) else None
         except Exception as error:  # noqa: BLE001 (see reply_error)
             self._fail(generation, reply_error(error))
             return None
 
-    def _show(self, generation: Generation, token: int) -> bool:
+    def _logprob(self, generation: Generation, token: int, n_back: int) -> TokenLogprob:
+        """Return how likely a token was, by the logits of the model: no sampling setting and no mask has changed them."""
+        from edge.backends.logprobs import logprobs_of, top_tokens
+
+        assert generation.slot is not None and generation.n_logprobs is not None
+        logits = self._backend.logits(generation.slot.seq_id, n_back)
+        ids = [token, *top_tokens(logits, generation.n_logprobs)]
+        chosen, *top = (
+            TokenLogprob(one, self._tokenizer.token_bytes(one, special=True), logprob)
+            for one, logprob in zip(ids, logprobs_of(logits, ids), strict=True)
+        )
+        return replace(chosen, top=tuple(top))
+
+    def _show(self, generation: Generation, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Add a token to a reply; False when it ended it."""
         if self._tokenizer.is_end(token):
             self._finish(generation, "stop")
             return False
-        generation.add(token)
-        if generation.show(self._tokenizer.token_bytes(token)):
+        generation.add(token, logprob)
+        if generation.show(self._tokenizer.token_bytes(token, special=token in generation.shown)):
             self._finish(generation, "stop", is_stop_text=True)
+            return False
+        if generation.constraint is not None and generation.constraint.is_over:
+            self._finish(generation, "stop")
             return False
         if self._n_possible(generation) <= 0:
             self._finish(generation, "length")
@@ -138,9 +188,8 @@ class Decoder:
         return True
 
     def _n_possible(self, generation: Generation) -> int:
-        """Return how many more tokens a reply may have, given that the newest one is not in the cache."""
-        assert generation.slot is not None
-        n_room = self._backend.n_ctx - generation.slot.n_tokens - 1
+        """Return how many more tokens a reply may have."""
+        n_room = self._backend.n_ctx - generation.n_tokens
         limit = generation.sampling.max_tokens
         return n_room if limit is None else min(n_room, limit - len(generation.generated))
 
@@ -156,6 +205,8 @@ class Decoder:
                 generation.lookup = Lookup(generation.to_prefill)
             n_most = min(MAX_DRAFT - n_drafted, self._n_possible(generation) - 1)
             draft, n_match = generation.lookup.draft(n_most)
+            if generation.constraint is not None:
+                draft = draft[: generation.constraint.n_valid(draft)]
             n_draft = planner.length(n_match, len(steps) - 1 + n_drafted, len(draft)) if draft else 0
             if n_draft:
                 drafts[generation.slot.seq_id] = draft[:n_draft]

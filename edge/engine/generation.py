@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edge.errors import BackendError, EdgeError
 from edge.kv.cache import Reuse
@@ -16,17 +17,15 @@ from edge.types import Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
+    from edge.engine.constraint import Matcher
     from edge.engine.drafting import Lookup
     from edge.kv.slots import Slot
-    from edge.names import CacheHint
-    from edge.types import FinishReason, Sampling
+    from edge.names import CacheHint, Priority
+    from edge.types import FinishReason, Sampling, TokenLogprob
 
-__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "Priority", "reply_error"]
+__all__ = ["Decoded", "Drafted", "Event", "Failed", "Finished", "Generation", "Prefilled", "SharedPrompt", "reply_error"]
 
 _log = logging.getLogger("edge.scheduler")
-
-Priority = Literal["interactive", "background"]
-"""Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,12 @@ class Decoded:
     Attributes:
         text: the text.
         is_suspect: it may be part of a loop; see `Sampling.max_repeats`.
+        logprobs: of the tokens that begin in this text, if they were asked for.
     """
 
     text: str
     is_suspect: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Finished:
         tokens: token ids of the reply, without the one that ended it; empty when a stop text did, which may split a token.
         held_back: how the engine was throttled meanwhile, in a few words; "" if it was not.
         stopped_by: the stop text that ended it; None if none did.
+        is_partial: it has a constraint, and ended before its text was complete.
     """
 
     reason: FinishReason
@@ -68,6 +70,7 @@ class Finished:
     tokens: tuple[int, ...]
     held_back: str = ""
     stopped_by: str | None = None
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,19 @@ class Drafted:
 
 
 @dataclass(slots=True, eq=False)
+class SharedPrompt:
+    """One prompt that several replies begin with. The engine prefills it once, and each of them gets a copy of the sequence.
+
+    Attributes:
+        n_submitted: replies that were submitted.
+        is_prefilled: the prompt is in the KV cache, as long as nobody else needs the room.
+    """
+
+    n_submitted: int = 0
+    is_prefilled: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Generation:
     """One reply that is asked for. `cancel()` may be called from any thread; the rest belongs to the engine thread.
 
@@ -114,8 +130,13 @@ class Generation:
         priority: "background" for work that nobody waits for.
         hint: where its keys and values stay.
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
+        shared: of replies to the same prompt, which wait until one of them has prefilled it; None for a prompt of its own.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
+        shown: special tokens whose text belongs to the reply, since its reader looks for them.
+        constraint: says which tokens its schema or grammar allows; None allows all.
+        n_logprobs: also give the logprob of each token, and of so many of the likeliest ones; None gives none.
         is_cancelled: whether `cancel` was called.
+        is_arrival: a running chunk may be stopped for it.
         arrived: number in the order in which the scheduler received them.
         ms_per_token: prefill time of its newest chunks, in milliseconds a token; 0 before the first.
         n_interruptions: how often its current chunk was stopped for another prompt.
@@ -124,6 +145,8 @@ class Generation:
         lookup: finds drafts in its text; None before the first.
         n_match: newest tokens that the place of its draft shares.
         drafted: what drafts did so far.
+        n_forced: tokens that its constraint left no choice about, and that took no pass of their own.
+        is_forwarding: the newest of them are not in the KV cache yet.
     """
 
     tokens: list[int]
@@ -135,13 +158,18 @@ class Generation:
     priority: Priority = "interactive"
     hint: CacheHint = "disk"
     namespace: str = ""
+    shown: frozenset[int] = frozenset()
+    shared: SharedPrompt | None = None
     is_prefill_only: bool = False
+    constraint: Matcher | None = None
+    n_logprobs: int | None = None
     is_cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
     reuse: Reuse = field(default_factory=Reuse)
     generated: list[int] = field(default_factory=list)
     held_back: str = ""
+    is_arrival: bool = True
     arrived: int = 0
     ms_per_token: float = 0.0
     n_interruptions: int = 0
@@ -149,11 +177,16 @@ class Generation:
     lookup: Lookup | None = None
     n_match: int = 0
     drafted: Drafted = field(default_factory=Drafted)
+    n_forced: int = 0
+    is_forwarding: bool = False
     started_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
     first_text_at: float = 0.0
     _stream: TextStream = field(default_factory=TextStream)
+    _n_chars: int = 0  # of the text so far, also of what is withheld
+    _n_shown: int = 0
+    _logprobs: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)  # not shown yet: where its token begins, and it
     is_repeating: bool = False
     _matcher: StopMatcher = field(init=False)
     _repetition: RepetitionDetector = field(init=False)
@@ -186,23 +219,37 @@ class Generation:
         """True while part of the prompt is still to be computed."""
         return self.slot is not None and self.n_left > (self.pending is not None)
 
-    def add(self, token: int) -> None:
-        """Append a token that was chosen."""
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> None:
+        """Append a token that was chosen.
+
+        Args:
+            token: its id.
+            logprob: how likely it was, if that was asked for.
+
+        Raises:
+            ConstraintError: its constraint does not allow it, or turned out to be too complex.
+        """
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self.first_token_at = self.first_token_at or time.perf_counter()
         self.generated.append(token)
+        if logprob is not None:
+            self._logprobs.append((self._n_chars, logprob))
         if self.lookup is not None:
             self.lookup.extend((token,))
 
     def show(self, data: bytes) -> bool:
         """Hand the text in the bytes of a token to the listener. Returns whether it completes a stop text."""
-        text, is_stopped = self._matcher.feed(self._stream.feed(data))
+        decoded = self._stream.feed(data)
+        self._n_chars += len(decoded)
+        text, is_stopped = self._matcher.feed(decoded)
         self._tell(text)
         return is_stopped
 
     def show_rest(self) -> None:
         """Hand over what was withheld in case a character or a stop text followed."""
         text, is_stopped = self._matcher.feed(self._stream.final())
-        self._tell(text if is_stopped else text + self._matcher.flush())
+        self._tell(text if is_stopped else text + self._matcher.flush(), is_end=not is_stopped)
 
     def finished(self, reason: FinishReason, *, is_stop_text: bool) -> Finished:
         """Return the event that ends this reply now."""
@@ -217,6 +264,7 @@ class Generation:
             n_drafted=self.drafted.n_tokens,
             n_accepted=self.drafted.n_accepted,
             draft_saved_ms=round(self.drafted.saved_ms, 1),
+            n_forced=self.n_forced,
         )
         timing = Timing(
             queue_ms=(started - self.asked_at) * 1000,
@@ -226,13 +274,21 @@ class Generation:
             total_ms=(now - self.asked_at) * 1000,
         )
         tokens = () if is_stop_text else tuple(self.generated)
-        return Finished(reason, usage, timing, tokens, self.held_back, self._matcher.matched if is_stop_text else None)
+        stopped_by = self._matcher.matched if is_stop_text else None
+        is_partial = self.constraint is not None and not self.constraint.is_complete
+        return Finished(reason, usage, timing, tokens, self.held_back, stopped_by, is_partial)
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, *, is_end: bool = False) -> None:
+        """Tell the listener of text that can be shown, and of the tokens that begin in it; at the end, of all that are left."""
+        self._n_shown += len(text)
+        logprobs = []
+        while self._logprobs and (is_end or self._logprobs[0][0] < self._n_shown):
+            logprobs.append(self._logprobs.popleft()[1])
         if text:
             self.is_repeating = self._repetition.feed(text) or self.is_repeating
             self.first_text_at = self.first_text_at or time.perf_counter()
-            self.listener(Decoded(text, self._repetition.is_suspect))
+        if text or logprobs:
+            self.listener(Decoded(text, self._repetition.is_suspect, tuple(logprobs)))
 
 
 def reply_error(error: Exception) -> EdgeError:

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,7 +96,7 @@ class Scheduler:
             planner=planner,
         )
         self._n_arrived = 0
-        self._n_submitted = self._n_received = 0  # interactive ones
+        self._n_submitted = self._n_received = 0  # those that a chunk is stopped for
         self._is_full = False  # a generation was preempted and waits until a running one ends
         self.full_n_ctx = self.n_ctx = backend.n_ctx
         self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
@@ -110,6 +110,16 @@ class Scheduler:
     def wants_checkpoints(self) -> bool:
         """True if states are stored only at `Generation.boundaries`."""
         return self._cache.wants_checkpoints
+
+    @property
+    def n_seq(self) -> int:
+        """How many replies run side by side at most."""
+        return self._backend.capabilities.n_seq
+
+    @property
+    def n_running(self) -> int:
+        """How many replies run now."""
+        return len(self._running)
 
     @property
     def is_own_thread(self) -> bool:
@@ -172,7 +182,11 @@ class Scheduler:
         self.check_open()  # also before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check_open()
-            self._n_submitted += isinstance(item, Generation) and item.priority == "interactive"
+            if isinstance(item, Generation):
+                item.is_arrival = item.priority == "interactive" and not (item.shared and item.shared.n_submitted)
+                self._n_submitted += item.is_arrival
+                if item.shared is not None:
+                    item.shared.n_submitted += 1
             self._inbox.put(item)
 
     # Everything below runs on the engine thread.
@@ -229,7 +243,7 @@ class Scheduler:
             if isinstance(item, Generation):
                 self._n_arrived += 1
                 item.arrived = self._n_arrived
-                self._n_received += item.priority == "interactive"
+                self._n_received += item.is_arrival
                 self._waiting.append(item)
             else:
                 item.run(self._backend)
@@ -291,7 +305,9 @@ class Scheduler:
                 if not self._make_way():
                     return
                 continue
-            candidates = list(self._waiting)
+            candidates = self._admissible()
+            if not candidates:
+                return
             generation = self._admission.choose(candidates, self._n_missing)
             n_tokens, n_ctx = generation.n_tokens, self._backend.n_ctx
             if self._running and n_ctx <= n_tokens < self.full_n_ctx:  # until nothing runs and the window can be made larger
@@ -310,6 +326,18 @@ class Scheduler:
             self._admission.note(candidates, generation)
             self._waiting.remove(generation)
             self._running.append(generation)
+
+    def _admissible(self) -> list[Generation]:
+        """Return those that wait for nothing but a sequence. Of a shared prompt one goes first; the others share its result."""
+        prefilling = {id(one.shared) for one in self._running if one.is_prefilling}
+        found = []
+        for one in self._waiting:
+            if one.shared is not None and not one.shared.is_prefilled:
+                if id(one.shared) in prefilling:
+                    continue
+                prefilling.add(id(one.shared))
+            found.append(one)
+        return found
 
     def _n_missing(self, generation: Generation) -> int:
         """Return how many tokens of a prompt without a sequence are not in memory."""
@@ -339,6 +367,8 @@ class Scheduler:
             raise ContextFullError(
                 f"The prompt has {n_tokens:,} tokens, the context window {self._backend.n_ctx:,}, and a reply needs room too.",
                 "Shorten it, or load the model with a larger context.",
+                n_prompt=n_tokens,
+                n_ctx=self._backend.n_ctx,
             )
         started = time.perf_counter()
         taken = self._cache.acquire(
@@ -375,12 +405,16 @@ class Scheduler:
             else:
                 self._fail(generation, reply_error(error))
             return
+        ms = (time.perf_counter() - started) * 1000
+        if generation.is_forwarding:
+            self._note_forwarded(generation, chunk[:n_done])
+            return
         if n_done:
-            self._cache.note_prefill(slot, chunk[:n_done], (time.perf_counter() - started) * 1000)
+            self._cache.note_prefill(slot, chunk[:n_done], ms)
         if slot.n_tokens in checkpoints:
             self._cache.checkpoint(slot)
         if n_done == len(chunk):
-            self._timer.note_chunk(generation, n_done, (time.perf_counter() - started) * 1000)
+            self._timer.note_chunk(generation, n_done, ms)
             self._prefill_order.note(candidates, generation)
             generation.n_interruptions = 0
         else:
@@ -388,6 +422,15 @@ class Scheduler:
         generation.listener(Prefilled(slot.n_tokens, len(tokens)))
         if slot.n_tokens == len(tokens) and not generation.prefilled_at:
             generation.prefilled_at = time.perf_counter()
+            if generation.shared is not None:
+                generation.shared.is_prefilled = True
+
+    def _note_forwarded(self, generation: Generation, tokens: Sequence[int]) -> None:
+        """Note that forced tokens of a reply were prefilled, see `edge.engine.decoding`."""
+        assert generation.slot is not None
+        for token in tokens:
+            self._cache.note_decode(generation.slot, token)
+        generation.is_forwarding = generation.is_prefilling
 
     def _chunk_length(self, generation: Generation, checkpoints: frozenset[int]) -> int:
         """Return the tokens of the next chunk: to the next multiple of the chunk size, or less while others wait."""
@@ -436,7 +479,7 @@ class Scheduler:
         return youngest
 
     def _requeue(self, generation: Generation) -> None:
-        generation.pending = None  # it is prefilled with the rest
+        generation.pending, generation.is_forwarding = None, False  # all of it is prefilled with the rest
         self._running.remove(generation)
         self._waiting.append(generation)
         self._waiting.sort(key=lambda one: one.arrived)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError, UsageError
 from edge.files import exists, expand_user, read_json
+from edge.forks import lazy_property
 from edge.formats.coreml import CoreMLPackage, read_package
 from edge.formats.facts import ModelFacts, facts_of_coreml, facts_of_gguf, facts_of_onnx
 from edge.formats.gguf import GGUFHeader, read_header, split_error
@@ -77,7 +77,7 @@ class Artifact:
     onnx: OnnxFolder | None = field(default=None, repr=False)
     coreml: CoreMLPackage | None = field(default=None, repr=False)
 
-    @cached_property
+    @lazy_property
     def facts(self) -> ModelFacts:
         """The model in numbers."""
         if self.header is not None:

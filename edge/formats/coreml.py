@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import ModelFileError, ModelNotFoundError
+from edge.files import open_file
 from edge.formats.protobuf import Message, ProtobufError
 from edge.hashes import file_sha256
 from edge.units import reason
@@ -271,7 +272,7 @@ def find_files(path: Path) -> tuple[Path, Path]:
     if not manifest.is_file():
         raise ModelFileError(f"{path} is not a Core ML package: it has no Manifest.json.", _HINT)
     try:
-        with manifest.open("rb") as file:
+        with open_file(manifest) as file:
             found = json.loads(file.read(_MAX_MANIFEST_BYTES))
         entry = str(found["itemInfoEntries"][found["rootModelIdentifier"]]["path"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edge.errors import ModelFileError
+from edge.files import open_file
 from edge.formats.protobuf import Message, ProtobufError, bytes_field, fields, number_field
 
 __all__ = ["FIRST_LOGITS", "Graph", "Port", "Weight", "check_external_files", "only_last_logits", "read_graph"]
@@ -244,7 +245,7 @@ class _Reader:
 def _map(path: Path) -> memoryview:
     """Map a file; it is unmapped when the last view is gone."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError as error:
         raise ModelFileError(f"{path} is empty.", _AGAIN) from error

@@ -16,6 +16,7 @@ from edge.names import answer_namespace
 from edge.types import FinishReason, Sampling
 
 if TYPE_CHECKING:
+    from edge.constraint import Constraint
     from edge.kv.store import BlockStore
 
 __all__ = ["Answer", "AnswerCache"]
@@ -56,9 +57,11 @@ class AnswerCache:
         self._model = model
         self._n_ctx = n_ctx
 
-    def find(self, prompt: Sequence[int], sampling: Sampling, namespace: str = "") -> Answer | None:
+    def find(
+        self, prompt: Sequence[int], sampling: Sampling, namespace: str = "", constraint: Constraint | None = None
+    ) -> Answer | None:
         """Return the reply to exactly this request in a namespace; None if there is none, or if sampling is random."""
-        model = self._fingerprint(sampling)
+        model = self._fingerprint(sampling, constraint)
         if model is None:
             return None
         match = self._store.match(model, answer_namespace(namespace), prompt, partial=False)
@@ -73,7 +76,15 @@ class AnswerCache:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another version of edge
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, answer: Answer, owner: str = "", namespace: str = "") -> None:
+    def add(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        answer: Answer,
+        owner: str = "",
+        namespace: str = "",
+        constraint: Constraint | None = None,
+    ) -> None:
         """Store a reply, unless sampling is random or the reply was interrupted.
 
         Args:
@@ -82,8 +93,9 @@ class AnswerCache:
             answer: the reply.
             owner: its conversation, "" for none.
             namespace: only requests of it find the reply.
+            constraint: of the reply.
         """
-        model = self._fingerprint(sampling)
+        model = self._fingerprint(sampling, constraint)
         if model is None or answer.reason not in ("stop", "length"):
             return
         self._store.put(
@@ -91,9 +103,11 @@ class AnswerCache:
             prefill_ms=answer.total_ms, origin="decode", owner=owner or None,
         )  # fmt: skip
 
-    def _fingerprint(self, sampling: Sampling) -> bytes | None:
+    def _fingerprint(self, sampling: Sampling, constraint: Constraint | None) -> bytes | None:
         """Return the fingerprint of the model and all settings that a reply depends on; None if sampling is random."""
         if sampling.temperature != 0:
             return None
         fields = {name: repr(value) for name, value in dataclasses.asdict(sampling).items() if name not in _IRRELEVANT}
+        if constraint is not None:
+            fields["constraint"] = repr(constraint)
         return fingerprint({"model": self._model.hex(), "n_ctx": self._n_ctx, **fields})

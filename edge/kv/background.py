@@ -64,7 +64,7 @@ class Background:
         hint: what to do about the problem, if the failure said so.
         reader: asks the disk for turns.
         leased: keys in use in this process, with counts.
-        lost: damaged blocks whose rows could not be removed yet.
+        lost: damaged blocks whose rows are not removed yet; nobody is given them.
         n_written, n_known, n_dropped, n_lost: see StoreStats.
     """
 
@@ -80,7 +80,7 @@ class Background:
         self._is_busy = self._is_closing = False
         self._was_open = False
         self.reader = Reader(options.read_timeout_s, options.retry_s, options.timer)
-        self._wants_open = self._wants_drop = self._wants_log = self._wants_emptying = False
+        self._wants_open = self._wants_log = self._wants_emptying = False
         self._n_flushing = 0
         self._disk: Disk | None = None
         self._is_suspect = False  # something failed since it was opened: opening it again may cure that
@@ -90,6 +90,7 @@ class Background:
         self.hint = ""
         self.leased: Counter[bytes] = Counter()
         self.lost: dict[bytes, BlockRef] = {}
+        self._to_drop: list[BlockRef] = []  # those in `lost` that their finder could not remove
         self.n_written = self.n_known = self.n_dropped = self.n_lost = 0
         self._written = (-1, 0)  # day, and bytes written on it by all processes
         self._open_first()
@@ -201,12 +202,12 @@ class Background:
         with self._wake:
             return key in self._unwritten
 
-    def drop_lost(self) -> None:
-        """Ask the thread to remove the blocks in `lost` once others release the index."""
+    def drop_later(self, ref: BlockRef) -> None:
+        """Ask the thread to remove a block in `lost` once others release the index."""
         if self._is_fork:
             return
         with self._wake:
-            self._wants_drop = True
+            self._to_drop.append(ref)
         self._wake_thread()
 
     def warm_up(self) -> None:
@@ -352,7 +353,7 @@ class Background:
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self._problem is None
         wants_expiry = self._disk is not None and self._problem is None and self._disk.wants_expiry
-        wants = needs_scan or wants_expiry or self._wants_drop or self._wants_log
+        wants = needs_scan or wants_expiry or bool(self._to_drop) or self._wants_log
         return self._may_try() and bool(self._queue or work.pins or work.released or wants)
 
     def _has_work(self) -> bool:
@@ -440,14 +441,9 @@ class Background:
         if work.touched or work.pins or work.released:
             self._note(disk, work)
             work.touched, work.pins, work.released = {}, {}, []
-        self._wants_drop = False
-        try:
-            for ref in list(self.lost.values()):
-                disk.drop(ref)
-                self.lost.pop(ref.key, None)
-        except sqlite3.OperationalError as error:
-            self._wants_drop = is_busy(error)
-            raise
+        while self._to_drop:
+            disk.drop(self._to_drop[0])
+            self.lost.pop(self._to_drop.pop(0).key, None)
         self._problem = None
         if disk.needs_scan and not self._queue:
             _log.debug("KV store scanned: %s", scan(disk, lambda: self._write_between(disk)))

@@ -11,6 +11,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge.errors import StorageError, UsageError
+from edge.forks import lazy_property
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -41,17 +42,13 @@ class Keys:
         self._start_key = _derived(secret, b"edge-kv start 1")
         self._seal_key = _derived(secret, b"edge-kv seal 1")
         self.id = _derived(secret, b"edge-kv id 1")[:8]
-        self._cipher: AESGCM | None = None
 
-    @property
+    @lazy_property
     def cipher(self) -> AESGCM:
         """AES-256-GCM with the sealing key."""
-        # Not a cached_property: until Python 3.12 that has a lock, and a process forked while a thread holds it waits for ever.
-        if self._cipher is None:
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            self._cipher = AESGCM(self._seal_key)
-        return self._cipher
+        return AESGCM(self._seal_key)
 
     def root(self, model: bytes, namespace: str, *, encrypted: bool) -> bytes:
         """Return what blocks at position 0 have in place of a parent's key (32 bytes).

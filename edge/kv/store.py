@@ -19,7 +19,7 @@ from edge.kv.blocks import BlockDamaged, pack_tokens
 from edge.kv.carry import add_blocks
 from edge.kv.disk import Disk
 from edge.kv.entries import is_transient
-from edge.kv.index import explain, is_busy
+from edge.kv.index import explain
 from edge.kv.manage import ManagedStore
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
@@ -314,7 +314,6 @@ class BlockStore(ManagedStore):
                 return  # evicted meanwhile, or whole after all
         except Exception as error:  # noqa: BLE001 (nothing in a cache ends a chat)
             self._background.fail(error, disk)
-            if is_busy(error):
-                self._background.drop_lost()
+            self._background.drop_later(ref)
         self._background.n_lost += 1
         _log.warning("KV block %s is dropped and will be computed again: %s", ref.key.hex()[:12], reason)

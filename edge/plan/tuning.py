@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge.errors import EdgeError, StorageError
+from edge.files import open_file
 from edge.names import Accelerator, KVType
 from edge.registry import ENGINES, load_entry
 
@@ -149,7 +150,7 @@ def records(cache_dir: Path) -> tuple[list[Record], str]:
     """Return all records, and what is wrong with the file; "" if nothing. A damaged record does not spoil the others."""
     path = cache_dir / _FILE
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
             if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022):
                 return [], f"{path} belongs to, or can be changed by, another user"

@@ -6,6 +6,10 @@ budget.py        limits of one rendering
 contents.py      separates the template's words from people's
 encode.py        pieces to tokens; only the template's words become special tokens
 roles.py         fits a conversation to a template
+rows.py          messages and tool calls as templates take them
+tools/           how models write tool calls
+reasoning.py     thoughts, told apart from the answer; reply_parser.py, thoughts and calls of a reply
+options.py       what a prompt is made of besides messages
 window.py        messages that enter the context window
 summary.py       summaries of the messages that do not
 prompting.py     messages to prompt tokens, tokenising only new text

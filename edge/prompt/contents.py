@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edge.errors import TemplateError
-from edge.types import Message
+from edge.types import Message, ToolCall
 
-__all__ = ["SPECIAL_NAMES", "Guard", "Run", "Segment", "any_of", "segment", "texts_of"]
+__all__ = ["SPECIAL_NAMES", "Guard", "Run", "Segment", "any_of", "segment", "texts_of", "unmarked_texts"]
 
 SPECIAL_NAMES = frozenset(("bos_token", "eos_token"))
 """Template options that come from the model file, not from people."""
@@ -72,6 +72,8 @@ def segment(
             if is_open is not None:
                 return ()
             is_open = numbers[part]
+        elif part and segments and segments[-1].message == is_open:
+            segments[-1] = Segment(segments[-1].text + part, is_open)  # letters that a guard has hidden
         elif part:
             segments.append(Segment(part, is_open))
     if is_open is not None or "".join(part.text for part in segments) != text:
@@ -111,7 +113,14 @@ class Guard:
         """Return a message with its words hidden."""
         name = None if message.name is None else self._hide_words(message.name, self._foreign)
         content = self._hide_words(message.content, self._words.get(message.role, self._foreign))
-        return replace(message, content=content, name=name)
+        if not message.tool_calls and not message.reasoning:
+            return replace(message, content=content, name=name)
+        calls = tuple(
+            ToolCall(self._hide_words(call.name, self._foreign), self._guard_value(call.arguments), call.id)
+            for call in message.tool_calls
+        )
+        reasoning = self._hide_words(message.reasoning, self._foreign)
+        return replace(message, content=content, name=name, tool_calls=calls, reasoning=reasoning)
 
     def edges(self, message: Message) -> Message:
         """Return a guarded message with its first and last letter hidden too.
@@ -143,7 +152,7 @@ class Guard:
         if isinstance(value, str):
             return self._hide_words(value, self._foreign)
         if isinstance(value, dict):
-            return {key: self._guard_value(item) for key, item in value.items()}
+            return {self._hide_words(key, self._foreign): self._guard_value(item) for key, item in value.items()}
         return [self._guard_value(item) for item in value] if isinstance(value, list) else value
 
     def _hide_words(self, text: str, words: re.Pattern[str]) -> str:
@@ -152,15 +161,25 @@ class Guard:
 
 def texts_of(messages: Sequence[Message], options: Mapping[str, Any]) -> list[str]:
     """Return every text that did not come from the template or the model file."""
-    texts = [message.content for message in messages]
-    texts += [message.name for message in messages if message.name is not None]
+    return [*(message.content for message in messages), *unmarked_texts(messages, options)]
+
+
+def unmarked_texts(messages: Sequence[Message], options: Mapping[str, Any]) -> list[str]:
+    """Return those of them that are no contents, so that `segment` takes them for the template's."""
+    texts = [message.name for message in messages if message.name is not None]
+    texts += [message.reasoning for message in messages if message.reasoning]
     todo: list[Any] = [value for key, value in options.items() if key not in SPECIAL_NAMES]
+    for message in messages:
+        for call in message.tool_calls:
+            todo += [call.name, call.arguments]
     while todo:
         value = todo.pop()
         if isinstance(value, str):
             texts.append(value)
-        elif isinstance(value, (list, dict)):
-            todo.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            todo += value
     return texts
 
 

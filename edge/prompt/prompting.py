@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edge.errors import ContextFullError, TemplateError
+from edge.errors import ContextFullError, TemplateError, UnsupportedError
+from edge.forks import lazy_property
 from edge.kv.tree import common_prefix
+from edge.prompt.options import NO_OPTIONS, PromptOptions
+from edge.prompt.reply_parser import ReplyParser
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
+from edge.prompt.tools.choose import FALLBACK
 from edge.prompt.window import message_counter
 from edge.types import NO_SYSTEM, Message
 
 if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
     from edge.prompt.tokenizers import Tokenizer
+    from edge.prompt.tools.base import Format
 
 __all__ = ["Prompting"]
 
@@ -53,6 +58,7 @@ class Prompting:
         self._texts: _Memo[tuple[str, bool, bool]] = _Memo()
         self._replies: _Memo[str] = _Memo()
         self.at_least = functools.lru_cache(maxsize=64)(self._at_least)
+        self._special_token = functools.lru_cache(maxsize=64)(self._find_special_token)
         self.count_one = message_counter(lambda messages: len(self.encode(messages)))
         self._told: dict[str, object] = {}
         self._told_lock = threading.Lock()
@@ -64,7 +70,7 @@ class Prompting:
             return []
         return self._no_system if text.strip().lower() == NO_SYSTEM else [Message("system", text)]
 
-    @functools.cached_property
+    @lazy_property
     def _no_system(self) -> list[Message]:
         """Return what keeps a template from writing a system prompt: an empty one, if it has one of its own."""
         empty, question = Message("system", ""), Message("user", "Hello")
@@ -74,18 +80,26 @@ class Prompting:
             return []
         return [empty] if is_shorter else []
 
-    def encode(self, messages: Sequence[Message], on_notice: Callable[[str], None] | None = None) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        on_notice: Callable[[str], None] | None = None,
+        *,
+        options: PromptOptions = NO_OPTIONS,
+    ) -> list[int]:
         """Return the tokens of a prompt.
 
         Args:
             messages: at least one.
             on_notice: called with what was changed to fit the template.
+            options: tools and thinking.
 
         Raises:
             TemplateError: the template refuses these messages.
+            UnsupportedError: it has no place for tools.
             BackendError: the model is closed.
         """
-        prompt = self.template.render(messages)
+        prompt = self.template.render(messages, **options.variables())
         if on_notice is not None:
             for notice in prompt.notices:
                 on_notice(notice)
@@ -94,6 +108,56 @@ class Prompting:
     def encode_reply(self, text: str) -> list[int]:
         """Return the tokens of a reply so far, to follow those of its prompt: the generated ones, where they are known."""
         return list(self._replies.get(text) or self.template.encode_reply(text, self.tokenize))
+
+    def reply_parser(self, tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> ReplyParser:
+        """Return what takes the reply to a prompt apart.
+
+        Args:
+            tokens, options: of the prompt.
+
+        Raises:
+            UnsupportedError: it is not known how this model calls tools.
+        """
+        thinking = self.template.thinking
+        is_open = thinking is not None and self._ends_with(tokens, thinking.opening)
+        format = self._tool_format(options) if options.tools else None
+        return ReplyParser(thinking, is_open=is_open, format=format, tools=options.tools)
+
+    def markers(self, options: PromptOptions = NO_OPTIONS) -> frozenset[int]:
+        """Return the special tokens that `reply_parser` looks for."""
+        thinking = self.template.thinking
+        words = (
+            {thinking.opening, thinking.opening.removesuffix("thought"), thinking.closing} if thinking is not None else set()
+        )
+        if options.tools:
+            words.update(self._tool_format(options).markers)
+        return frozenset(token for word in words if (token := self._special_token(word)) is not None)
+
+    def closing_of_thought(self) -> tuple[str, list[int]]:
+        """Return what ends a thought: its text, and its tokens."""
+        thinking = self.template.thinking
+        text = f"\n{thinking.closing}\n\n" if thinking is not None else ""
+        return text, self.tokenize(text, parse_special=True)
+
+    def _tool_format(self, options: PromptOptions) -> Format:
+        if self.template.takes_tools and self.template.tool_format is not None:
+            return self.template.tool_format
+        if options.tool_format != "prompt":
+            raise UnsupportedError(
+                "Edge does not know how this model calls tools.",
+                'Use another model, or describe the tools in the system prompt: tool_format="prompt".',
+            )
+        return FALLBACK
+
+    def _find_special_token(self, word: str) -> int | None:
+        tokens = self.tokenizer.tokenize(word, parse_special=True)
+        is_special = len(tokens) == 1 and self.tokenizer.token_bytes(tokens[0]) == b""
+        return tokens[0] if is_special else None
+
+    def _ends_with(self, tokens: Sequence[int], word: str) -> bool:
+        """Tell if the text of tokens ends with a word, and perhaps white space."""
+        tail = b"".join(self.tokenizer.token_bytes(token, special=True) for token in tokens[-4 - len(word) :])
+        return tail.decode("utf-8", "replace").rstrip().endswith(word)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Tokenise a text as `Tokenizer.tokenize` does, with a memo."""
@@ -116,6 +180,8 @@ class Prompting:
                 f"This message has {_n_bytes(text):,} bytes, which is {n_least:,} tokens at the very least. "
                 f"The context window has {n_ctx:,}.",
                 "Send a part of it.",
+                n_prompt=n_least,
+                n_ctx=n_ctx,
             )
 
     def _at_least(self, text: str, limit: int) -> int | None:
@@ -152,31 +218,32 @@ class Prompting:
             if isinstance(tokens, list) and tokens and self._replies.get(text) is None and _spell(self.tokenizer, tokens, text):
                 self._replies.put(text, tokens)
 
-    def shared_end(self, messages: Sequence[Message], tokens: Sequence[int]) -> int:
-        """Return the length of the prefix that every conversation with this system prompt shares; 0 without a system prompt.
+    def shared_end(self, messages: Sequence[Message], tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> int:
+        """Return the length of the prefix that conversations with this system prompt and these tools share; 0 without any.
 
         Args:
-            messages: of the prompt.
+            messages, options: of the prompt.
             tokens: of the prompt.
         """
-        if not messages or messages[0].role != "system":
+        system = [message for message in messages[:1] if message.role == "system"]
+        if not system and not options.tools:
             return 0
         try:
-            return common_prefix(self.encode([messages[0], Message("user", "")]), tokens)
+            return common_prefix(self.encode([*system, Message("user", "")], options=options), tokens)
         except TemplateError:
             return 0
 
-    def open_prefix(self, messages: Sequence[Message], tokens: Sequence[int]) -> list[int]:
+    def open_prefix(self, messages: Sequence[Message], tokens: Sequence[int], options: PromptOptions = NO_OPTIONS) -> list[int]:
         """Return the prefix that a prompt shares with all in which the text of the last message goes on in another way.
 
         Args:
-            messages: of the prompt.
+            messages, options: of the prompt.
             tokens: of the prompt.
         """
         last = messages[-1]
         n_shared = len(tokens)
         for text in _GOES_ON:
-            other = self.encode([*messages[:-1], replace(last, content=last.content + text)])
+            other = self.encode([*messages[:-1], replace(last, content=last.content + text)], options=options)
             n_shared = min(n_shared, common_prefix(other, tokens))
         return list(tokens[:n_shared])
 

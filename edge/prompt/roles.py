@@ -6,13 +6,14 @@ tokens of a growing conversation keep their prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from edge.errors import TemplateError
-from edge.types import Message
+from edge.prompt.rows import PLAIN, ToolStyle
+from edge.types import Message, ToolCall
 
-__all__ = ["Abilities", "adapt", "probe"]
+__all__ = ["NOTHING", "Abilities", "adapt", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Abilities:
     Attributes:
         system: a system prompt, which it also shows.
         late_system: a system message after the first message.
-        tool: a message of the role "tool".
+        tool: a message of the role "tool", also without a call before it.
         repeats: two messages of one role in a row.
         assistant_first: a conversation that the assistant opens.
     """
@@ -34,7 +35,8 @@ class Abilities:
     assistant_first: bool
 
 
-_NOTHING = Abilities(*[False] * len(fields(Abilities)))
+NOTHING = Abilities(*[False] * len(fields(Abilities)))
+"""Of a template that takes the user and the assistant in turn, and nothing else."""
 
 
 def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
@@ -57,25 +59,38 @@ def probe(render: Callable[[Sequence[Message]], str]) -> Abilities:
     return Abilities(
         system=system,
         late_system=accepts(*["system"] * system, "user", "assistant", "system", "user"),
-        tool=accepts("user", "assistant", "tool"),
+        tool=accepts("user", "assistant", "tool", "assistant", "user"),
         repeats=accepts("user", "user", "assistant", "assistant", "user"),
         assistant_first=accepts("assistant", "user"),
     )
 
 
-def adapt(messages: Sequence[Message], abilities: Abilities = _NOTHING) -> tuple[list[Message], list[str]]:
+def adapt(
+    messages: Sequence[Message],
+    abilities: Abilities = NOTHING,
+    *,
+    style: ToolStyle = PLAIN,
+    write: Callable[[Sequence[ToolCall]], str] | None = None,
+) -> tuple[list[Message], list[str]]:
     """Rewrite the messages that a template does not accept.
 
     Args:
         messages: the conversation.
         abilities: of the template; the default is nothing but user and assistant in turn.
+        style: how it takes tool calls.
+        write: writes calls as the model does, where the template does not; None leaves them out.
 
     Returns:
         (the messages to render, notices for the user).
     """
     notices: list[str] = []
-    adapted = list(messages)
-    if not abilities.tool:
+    adapted = _name_results(messages)
+    if not style.arguments:
+        adapted = _write_calls(adapted, write)
+    elif not style.many:
+        adapted = _one_call_each(adapted)
+    has_calls = any(message.tool_calls for message in adapted)
+    if not (abilities.tool or has_calls):
         adapted = _tools_as_user(adapted, notices)
     adapted = _place_systems(adapted, abilities, notices)
     if not abilities.assistant_first:
@@ -86,6 +101,46 @@ def adapt(messages: Sequence[Message], abilities: Abilities = _NOTHING) -> tuple
     if not abilities.repeats:
         adapted = _merge_repeats(adapted, notices)
     return adapted, notices
+
+
+def _name_results(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages, each result with the name of the tool that was called."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls if call.id}
+    return [
+        replace(message, name=names[message.tool_call_id])
+        if message.role == "tool" and not message.name and message.tool_call_id in names
+        else message
+        for message in messages
+    ]
+
+
+def _write_calls(messages: Sequence[Message], write: Callable[[Sequence[ToolCall]], str] | None) -> list[Message]:
+    written = []
+    for message in messages:
+        if message.tool_calls:
+            texts = [message.content, write(message.tool_calls) if write is not None else ""]
+            message = replace(message, content="\n".join(text for text in texts if text), tool_calls=())
+        written.append(message)
+    return written
+
+
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """Put each call of a message with several into a message of its own, followed by its result."""
+    split: list[Message] = []
+    results: Mapping[str, Message] = {}
+    for n, message in enumerate(messages):
+        if message.role == "tool" and results.get(message.tool_call_id or "") is message:
+            continue
+        if len(message.tool_calls) < 2:
+            split.append(message)
+            continue
+        end = next((k for k in range(n + 1, len(messages)) if messages[k].role != "tool"), len(messages))
+        results = {one.tool_call_id: one for one in messages[n + 1 : end] if one.tool_call_id}
+        for k, call in enumerate(message.tool_calls):
+            split.append(replace(message, tool_calls=(call,)) if k == 0 else Message("assistant", "", tool_calls=(call,)))
+            if call.id in results:
+                split.append(results[call.id])
+    return split
 
 
 def _tools_as_user(messages: list[Message], notices: list[str]) -> list[Message]:
@@ -132,7 +187,15 @@ def _merge_repeats(messages: list[Message], notices: list[str]) -> list[Message]
     merged: list[Message] = []
     for message in messages:
         if merged and merged[-1].role == message.role and message.role != "tool":
-            merged[-1] = replace(merged[-1], content=f"{merged[-1].content}\n\n{message.content}")
+            last = merged[-1]
+            merged[-1] = replace(
+                last,
+                content="\n\n".join(
+                    [last.content, message.content] if last.content or not last.tool_calls else [message.content]
+                ),
+                tool_calls=last.tool_calls + message.tool_calls,
+                reasoning="\n\n".join(text for text in (last.reasoning, message.reasoning) if text),
+            )
         else:
             merged.append(message)
     if len(merged) < len(messages):

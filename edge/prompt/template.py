@@ -25,19 +25,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
-from edge.errors import TemplateError, UsageError
+from edge.errors import TemplateError, UnsupportedError, UsageError
 from edge.files import shipped
-from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of
+from edge.forks import lazy_property
+from edge.prompt.contents import Guard, Segment, any_of, segment, texts_of, unmarked_texts
 from edge.prompt.encode import MARKER, Control, Encoder, KnownReply, Piece, Tokenize
-from edge.prompt.roles import Abilities, adapt, probe
+from edge.prompt.reasoning import Thinking, choose_thinking
+from edge.prompt.roles import NOTHING, Abilities, adapt, probe
+from edge.prompt.rows import PLAIN, ToolStyle, find_style, to_rows
+from edge.prompt.tools.choose import FALLBACK, choose_format
+from edge.prompt.tools.fallback import with_tools
 from edge.types import Message, Role
 
 if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
     from edge.prompt.budget import Limits
+    from edge.prompt.tools.base import Format
 
 __all__ = ["CHATML", "ChatTemplate", "Prompt", "Segment"]
 
@@ -155,6 +160,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tools_in_prompt: bool = False,
         **kwargs: Any,
     ) -> Prompt:
         """Render a conversation as the model expects it.
@@ -163,17 +169,26 @@ class ChatTemplate:
             messages: at least one.
             add_generation_prompt: end with what makes the model answer.
             tools: JSON schemas of functions that the model may call.
+            tools_in_prompt: put them into the system prompt, in the format of Hermes, if the template has no place for them.
             kwargs: further variables that this template knows (`enable_thinking`, `documents`, ...): plain data.
 
         Raises:
             TemplateError: the template refuses these messages (the message holds its words), fails, or does too much.
+            UnsupportedError: the template has no place for tools.
             UsageError: there is no message, or an argument is not plain data.
         """
         from edge.prompt.sandbox import plain_data
 
         if not messages:
             raise UsageError("There is no message to render.", "Give at least one.")
-        variables = {"tools": tools, "documents": None, **kwargs, "add_generation_prompt": add_generation_prompt}
+        if tools and not self._tool_style.place:
+            if not tools_in_prompt:
+                raise UnsupportedError(
+                    "This model's chat template has no place for tools, so it was not trained to call any.",
+                    'Use a model that was, or describe them in the system prompt: tool_format="prompt".',
+                )
+            messages, tools = with_tools(messages, tools), None
+        variables = {"tools": tools or None, "documents": None, **kwargs, "add_generation_prompt": add_generation_prompt}
         try:
             options = plain_data({**self._special, **variables})
         except TypeError as error:
@@ -183,7 +198,10 @@ class ChatTemplate:
         first: Prompt | None = None
         refusal: TemplateError | None = None
         # An order of messages that was not probed may still fail; then user and assistant take turns.
-        for fitted, notices in (adapt(messages, self.abilities), adapt(messages)):
+        style = self._style_for(messages, options)
+        write = (self.tool_format or FALLBACK).write
+        for abilities in (self.abilities, NOTHING):
+            fitted, notices = adapt(messages, abilities, style=style, write=write)
             try:
                 text = self._run(fitted, options)
             except TemplateError as error:
@@ -219,7 +237,7 @@ class ChatTemplate:
             *_, self._reply_lead = self._items(self.render([Message("user", _PROBE)]), tokenize)
         return self._encoder.encode_reply(text, self._reply_lead, tokenize)
 
-    @cached_property
+    @lazy_property
     def abilities(self) -> Abilities:
         """Roles and orders of messages that the template accepts."""
         return probe(lambda messages: self._run(messages, self._plain_options))
@@ -228,13 +246,36 @@ class ChatTemplate:
     def _plain_options(self) -> dict[str, Any]:
         return {**self._special, "tools": None, "documents": None, "add_generation_prompt": True}
 
-    def _run(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-        rows = [
-            {"role": message.role, "content": self._content(message)}
-            | ({"name": message.name} if message.name is not None else {})
-            for message in messages
-        ]
-        return self._jinja.render({**options, "messages": rows})
+    @lazy_property
+    def tool_format(self) -> Format | None:
+        """How the model writes tool calls; None if its template does not tell."""
+        return choose_format(self.source)
+
+    @lazy_property
+    def thinking(self) -> Thinking | None:
+        """Words around what the model thinks; None if the template names none."""
+        return choose_thinking(self.source)
+
+    @property
+    def takes_tools(self) -> bool:
+        """True if the template shows tools to the model, and it is known how that calls them."""
+        return bool(self._tool_style.place) and self.tool_format is not None
+
+    @lazy_property
+    def _tool_style(self) -> ToolStyle:
+        return find_style(
+            lambda messages, style, tools: self._run(messages, {**self._plain_options, "tools": tools}, style=style)
+        )
+
+    def _style_for(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ToolStyle:
+        """Return how the template takes tools; it is not probed for conversations without any."""
+        return self._tool_style if options.get("tools") or any(message.tool_calls for message in messages) else PLAIN
+
+    def _run(self, messages: Sequence[Message], options: Mapping[str, Any], *, style: ToolStyle | None = None) -> str:
+        style = style or self._style_for(messages, options)
+        tools = options.get("tools")
+        rows = to_rows(messages, parts=self._parts, style=style, tools=tools)
+        return self._jinja.render({**options, "xml_tools": tools, "messages": rows})  # SmolLM3 calls them so
 
     def _probe(self, *roles: Role) -> str:
         return self._run([Message(role, _PROBE) for role in roles], self._plain_options)
@@ -251,16 +292,15 @@ class ChatTemplate:
                     plain.add(role)
         return _ROLES - plain
 
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        return [{"type": "text", "text": message.content}] if message.role in self._parts else message.content
-
     def _items(self, prompt: Prompt, tokenize: Tokenize) -> Iterable[Control | Piece]:
         """Yield the parts of a prompt, control tokens only where the template wrote them."""
         split = self._encoder.split
         texts = texts_of(prompt.messages, prompt._options)
         written = {part.text for text in texts for part in split(text, tokenize) if isinstance(part, Control)}
+        unmarked = unmarked_texts(prompt.messages, prompt._options)
         is_guarded = bool(written) or not prompt.segments
-        foreign = self._encoder.tokens_of_template(tokenize) if is_guarded else []
+        foreign = self._encoder.tokens_of_template(tokenize) if is_guarded or unmarked else []
+        is_guarded = is_guarded or any(word in text for word in foreign for text in unmarked)
         guard = Guard(written, foreign, self._own_words, [prompt.text, *texts])
         for part in self._guarded_segments(prompt, guard) if is_guarded else prompt.segments:
             if part.message is None:
@@ -269,8 +309,27 @@ class ChatTemplate:
                         yield item if isinstance(item, Control) else Piece(item, is_foreign=was_hidden)
                 continue
             message, text = prompt.messages[part.message], guard.show(part.text)
+            if message.role == "assistant" and self._writes_calls and self.tool_format is not None:
+                yield from self._with_calls(text, self.tool_format, tokenize)
+                continue
             reply = message.content if message.role == "assistant" and text == message.content.strip() else None
             yield Piece(text, is_foreign=message.role in ("user", "tool"), reply=reply)
+
+    @property
+    def _writes_calls(self) -> bool:
+        """True if calls are written into the content of messages, since the template leaves them out."""
+        return "_tool_style" in self.__dict__ and not self._tool_style.arguments
+
+    def _with_calls(self, text: str, format: Format, tokenize: Tokenize) -> Iterable[Control | Piece]:
+        """Yield a message of the assistant, its calls between the control tokens that the model writes around them."""
+        place = min((place for word in format.opens if (place := text.find(word)) >= 0), default=-1)
+        opening = next((word for word in format.opens if place >= 0 and text.startswith(word, place)), "")
+        closing = next((word for word in format.closes if opening and text.endswith(word)), "")
+        body = text[place + len(opening) : len(text) - len(closing)] if opening else ""
+        for piece, is_own in ((text[:place] if opening else text, False), (opening, True), (body, False), (closing, True)):
+            for item in self._encoder.split(piece, tokenize) if is_own else [piece]:
+                if item:
+                    yield item if isinstance(item, Control) else Piece(item, is_foreign=piece is body)
 
     def _guarded_segments(self, prompt: Prompt, guard: Guard) -> tuple[Segment, ...]:
         """Render with control tokens in contents hidden from the template, and return the parts by who wrote them."""

@@ -49,6 +49,8 @@ class _Room:
             "the reply.",
             f'Start a new conversation, {f"{larger}, " if larger else ""}or set window = "drop".',
             needed=needed,
+            n_prompt=n_tokens,
+            n_ctx=self.n_ctx,
         )
 
     def too_long(self, subject: str, n_tokens: int, n_fixed: int = 0) -> ContextFullError:
@@ -60,6 +62,8 @@ class _Room:
             f"reply{fixed}.",
             f"Shorten it, or {larger or 'send it in parts'}.",
             needed=needed,
+            n_prompt=n_tokens + n_fixed,
+            n_ctx=self.n_ctx,
         )
 
     def _larger(self, n_tokens: int) -> tuple[int, str]:

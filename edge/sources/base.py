@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edge.errors import ChecksumError, DownloadError
+from edge.forks import lazy_property
 from edge.hashes import is_sha256
 from edge.names import FORMATS, Format
 from edge.sources.store import FileRecord, Record, Store
@@ -175,7 +175,7 @@ class Context:
     entry: ArtifactEntry | None = None
     on_progress: OnProgress | None = field(default=None, repr=False)
 
-    @cached_property
+    @lazy_property
     def store(self) -> Store:
         """The folder of models that edge owns."""
         return Store(self.settings.paths.models_dir)

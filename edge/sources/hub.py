@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edge.errors import ChecksumError, ModelFileError, ModelNotFoundError
+from edge.files import open_file
 from edge.formats.artifact import is_gguf
 from edge.hashes import is_sha256
 from edge.sources.base import Found, Source
@@ -107,7 +108,8 @@ class HubSource(Source):
             commit = wanted.revision or "main"
             pointer = folder / "refs" / commit
             if not commit.startswith("/") and pointer.is_file():
-                commit = pointer.read_text(encoding="ascii").strip()
+                with open_file(pointer) as file:
+                    commit = file.read(200).decode("ascii").strip()
             snapshot = folder / "snapshots" / commit
             if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
                 return None

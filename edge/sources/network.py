@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from edge.errors import ConfigError, DownloadError, UsageError
-from edge.files import expand_user
+from edge.files import expand_user, open_file
 
 __all__ = [
     "DEFAULT_ENDPOINT",
@@ -40,6 +40,7 @@ _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_TIMEOUT_S = 1_000_000
 _TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+_MAX_TOKEN_BYTES = 1 << 16
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _PROXY_HINT = (
     "It may be http://host:port or https://host:port, or socks5://host:port with the package socksio (pip install socksio). "
@@ -106,11 +107,14 @@ def read_token(endpoint: str) -> str | None:
     hint = "Set HF_TOKEN to a token (hf_ and letters and digits), or run: hf auth login"
     try:
         if endpoint == hub.constants.ENDPOINT:
+            if not source and Path(path).exists():
+                open_file(path).close()  # the library would wait for the other end of a FIFO
             token = hub.get_token()
         elif source:
             token = os.environ[source]
         else:
-            token = Path(path).read_text(encoding="utf-8")
+            with open_file(path) as file:
+                token = file.read(_MAX_TOKEN_BYTES).decode("utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

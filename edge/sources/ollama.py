@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ModelFileError, ModelNotFoundError, StorageError, UsageError
-from edge.files import expand_user
+from edge.files import expand_user, open_file
 from edge.sources.base import Found, Source
 
 __all__ = ["OllamaSource"]
@@ -67,7 +67,7 @@ class OllamaSource(Source):
             try:
                 if not manifest.is_file():
                     continue
-                with manifest.open("rb") as file:
+                with open_file(manifest) as file:
                     content = file.read(_MAX_MANIFEST_BYTES)
             except PermissionError as error:
                 raise _unreadable(manifest) from error
@@ -170,8 +170,9 @@ class OllamaSource(Source):
             if layer.get("mediaType") == _LICENCE:
                 digest, _ = _blob(wanted, layer)
                 try:
-                    with (folder / "blobs" / f"sha256-{digest}").open(encoding="utf-8", errors="replace") as file:
-                        lines = [line.strip() for line in file.read(2000).splitlines() if line.strip()]
+                    with open_file(folder / "blobs" / f"sha256-{digest}") as file:
+                        text = file.read(4000).decode("utf-8", "replace")
+                        lines = [line.strip() for line in text.splitlines() if line.strip()]
                 except OSError:
                     return None  # shown for information only
                 title = " ".join(lines[:1])[:80]

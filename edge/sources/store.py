@@ -29,7 +29,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edge.errors import StorageError
-from edge.files import lock_file, make_private_dir, sync_file, sync_folder, write_private
+from edge.files import lock_file, make_private_dir, open_file, sync_file, sync_folder, write_private
 from edge.hashes import file_sha256, join_sha256
 from edge.units import size_text
 
@@ -408,7 +408,7 @@ def _record_path(path: Path) -> Path:
 
 def _read_record(path: Path) -> Record | None:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Record)
     except (OSError, msgspec.MsgspecError):
         return None

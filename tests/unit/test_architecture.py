@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["llama_cpp", "numpy", "torch", "transformers", "huggingface_hub", "textual", "jinja2", "fastapi", "sounddevice"]
+HEAVY += ["llguidance", "jsonschema_rs"]
 
 
 def modules_after(code: str) -> set[str]:

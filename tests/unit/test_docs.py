@@ -17,7 +17,7 @@ from edge_cli.main import run
 from tools import build_docs
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = [ROOT / "docs/python.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+TUTORIALS = [ROOT / "docs/python.md", ROOT / "docs/structured.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
 
 
 def run_console(example: Example) -> None:
@@ -96,7 +96,7 @@ def test_a_public_name_is_documented_where_it_is_defined() -> None:
     import edge.types
 
     assert build_docs.defining_path(edge, "Conversation", edge.Conversation) == "edge.dialogue.Conversation"
-    assert build_docs.defining_path(edge.types, "Role", edge.types.Role) == "edge.types.Role"
+    assert build_docs.defining_path(edge.types, "Role", edge.types.Role) == "edge.messages.Role"
 
 
 def test_the_check_finds_what_is_broken(tmp_path: Path) -> None:

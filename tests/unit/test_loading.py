@@ -141,6 +141,8 @@ def test_arguments_win_over_settings_and_are_checked() -> None:
     settings = load_settings({"context": 1024, "threads": 2})
     merged = loading._merge(settings, {"context": 2048, "threads": None})
     assert (merged.context, merged.threads) == (2048, 2)
+    merged = loading._merge(load_settings({"engine.max_gap_ms": 7}), {"engine.parallel": 3})
+    assert (merged.engine.parallel, merged.engine.max_gap_ms) == (3, 7)
     for wrong in ({"context": "many"}, {"require": "abacus"}, {"context": 0}):
         with pytest.raises(UsageError):
             loading._merge(settings, wrong)  # type: ignore[arg-type]
@@ -184,6 +186,10 @@ def test_the_settings_of_several_replies_reach_plan_and_scheduler(monkeypatch: p
         settings = load_settings({name: value for name, value in given.items() if value is not None})
         loading.plan_model("m", settings=settings)
         assert requests[-1].n_seq == expected
+    with pytest.raises(UsageError, match="parallel cannot be 0"):
+        loading.load("m", parallel=0)
+    with loading.load("m", settings=load_settings({"backend": "fake"}), parallel=6, cache="memory") as ai:
+        assert ai._scheduler.n_seq == 6
     with loading.load("m", settings=settings) as ai:
         assert ai._scheduler._timer.max_gap_ms == 123
         assert ai._scheduler.call(lambda backend: backend.capabilities.n_seq) == 1

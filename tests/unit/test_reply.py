@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from edge.errors import BackendError
+from edge.events import Notice, Progress, ReplyEvent, Text
 from edge.reply import Reply
 
 
 def write_in_background(reply: Reply, pieces: list[str], error: BackendError | None = None) -> threading.Thread:
     def run() -> None:
         for piece in pieces:
-            reply._state.write(piece)
+            reply._state.emit(Text(piece))
         reply._state.end("error" if error else "stop", error)
 
     thread = threading.Thread(target=run)
@@ -116,7 +118,7 @@ def running() -> tuple[Reply, list[str]]:
     """A reply that runs, and what happens to it."""
     reply, seen = Reply(), list[str]()
     reply._state.bind(lambda: seen.append("stopped"))
-    reply._state.write("a")
+    reply._state.emit(Text("a"))
     return reply, seen
 
 
@@ -194,3 +196,119 @@ def test_an_interrupted_wait_stops_the_reply(monkeypatch: pytest.MonkeyPatch) ->
             patch.setattr(reply._state.changed, "wait_for", interrupt)
             read()
     assert seen == ["stopped"] * 2
+
+
+# -- events
+
+
+ORDERED: list[ReplyEvent] = [
+    Progress(8, 16),
+    Notice("old messages are left out"),
+    Progress(16, 16),
+    Text("a"),
+    Text(""),
+    Text("b"),
+]
+
+
+def ended(error: BackendError | None = None) -> Reply:
+    """A reply whose events are all there."""
+    reply = Reply()
+    for event in ORDERED:
+        reply._state.emit(event)
+    reply._state.end("error" if error else "stop", error)
+    return reply
+
+
+async def test_every_reader_gets_all_events_in_order() -> None:
+    reply = ended()
+    assert list(reply.events()) == list(reply.events()) == [event async for event in reply.events()] == ORDERED
+    assert list(reply) == [piece async for piece in reply] == ["a", "b"], "only text, and none that is empty"
+    assert (reply.text, reply.notices, reply.progress) == ("ab", ["old messages are left out"], (16, 16))
+    assert [event.kind for event in ORDERED[:4]] == ["progress", "notice", "progress", "text"]
+
+
+async def test_events_come_while_the_reply_runs() -> None:
+    reply = Reply()
+
+    async def collect() -> list[ReplyEvent]:
+        return [event async for event in reply.events()]
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(lambda: list(reply.events())) for _ in range(2)]
+        task = asyncio.create_task(collect())
+        await asyncio.sleep(0)
+        for event in ORDERED:
+            reply._state.emit(event)
+        reply._state.end("stop")
+        assert await task == ORDERED
+        assert all(reader.result(30) == ORDERED for reader in readers)
+
+
+async def test_an_error_comes_after_the_events_before_it() -> None:
+    reply, seen = ended(BackendError("gone")), list[ReplyEvent]()
+    with pytest.raises(BackendError, match="gone"):
+        for event in reply.events():
+            seen.append(event)
+    with pytest.raises(BackendError, match="gone"):
+        async for event in reply.events():
+            seen.append(event)
+    assert seen == ORDERED * 2
+
+
+async def test_a_loop_over_events_that_is_left_stops_the_reply_at_once() -> None:
+    replies, seen = zip(*[running() for _ in range(3)], strict=True)
+    waiting = list(replies)
+    del replies
+    for _ in waiting.pop().events():
+        break
+    assert seen[2] == ["stopped"]
+    async for _ in waiting.pop().events():
+        break
+    assert seen[1] == ["stopped"]
+    with pytest.raises(KeyError):
+        async for _ in waiting.pop().events():
+            raise KeyError
+    assert seen[0] == ["stopped"]
+
+
+async def test_the_last_reader_of_events_whose_task_is_cancelled_stops_the_reply() -> None:
+    reply, seen = running()
+
+    async def collect() -> list[ReplyEvent]:
+        return [event async for event in reply.events()]
+
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(collect(), 0.01)
+    assert seen == ["stopped"]
+
+
+# -- callbacks
+
+
+def test_functions_are_called_once_when_the_reply_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    reply, seen = Reply(), list[tuple[str, str | None]]()
+
+    def note(name: str) -> Callable[[Reply], None]:
+        return lambda done: seen.append((name, done.finish_reason))
+
+    def fail(done: Reply) -> None:
+        raise ValueError("the program's own error")
+
+    reply.on_done(note("first"))
+    reply.on_done(fail)
+    reply.on_done(note("second"))
+    reply._state.emit(Text("a"))
+    assert seen == []
+    reply._state.end("stop")
+    assert seen == [("first", "stop"), ("second", "stop")]
+    assert "the program's own error" in caplog.text
+    reply.on_done(note("late"))
+    assert seen[2:] == [("late", "stop")]
+
+
+def test_a_callback_does_not_keep_a_reply_running() -> None:
+    reply, seen = running()
+    reply.on_done(lambda done: None)
+    del reply
+    assert seen == ["stopped"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge.backends.fake import FakeBackend
+from edge.constraint import Constraint
 from edge.conversation import ConversationStore
 from edge.conversation.reply_saver import ReplySaver
 from edge.engine.generation import Generation
@@ -21,6 +22,7 @@ from edge.kv.answers import AnswerCache
 from edge.kv.store import BlockStore, StoreOptions
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
+from edge.request import Request
 from edge.turn import Turn
 from edge.types import Message, Sampling
 from tests.throttle import FULL
@@ -57,7 +59,8 @@ class Room:
 
     def turn(self, prompt: str | list[Message], sampling: Sampling = GREEDY, **options: Any) -> Turn:
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        return Turn(self.scheduler, self.prompting, messages, sampling, **options)
+        asked = {name: options.pop(name) for name in list(options) if name in Request.__slots__}
+        return Turn(self.scheduler, self.prompting, Request(prompt=messages, sampling=sampling, **asked), **options)
 
     def throttle(self, limits: Limits) -> None:
         self.scheduler.throttle(limits)
@@ -110,7 +113,8 @@ def test_a_reply_its_usage_and_its_timing(make: Callable[..., Room]) -> None:
 
 def test_a_text_is_continued_without_a_template(make: Callable[..., Room]) -> None:
     room = make()
-    turn = Turn(room.scheduler, room.prompting, "<|im_start|>user\nhey<|im_end|>\n<|im_start|>assistant\n", GREEDY)
+    prompt = "<|im_start|>user\nhey<|im_end|>\n<|im_start|>assistant\n"
+    turn = Turn(room.scheduler, room.prompting, Request(prompt=prompt, sampling=GREEDY))
     assert turn.start().wait() == "3 letters."
     assert room.scheduler.asked[0].boundaries == []
 
@@ -315,7 +319,7 @@ def test_far_too_much_is_refused_without_tokenising(make: Callable[..., Room], m
     monkeypatch.setattr(room.prompting, "tokenize", lambda *args, **kwargs: 1 / 0)
     monkeypatch.setattr(room.prompting, "encode", lambda *args, **kwargs: 1 / 0)
     for prompt in ([Message("user", "é" * 100_000)], "é" * 100_000):
-        turn = Turn(room.scheduler, room.prompting, prompt, GREEDY)
+        turn = Turn(room.scheduler, room.prompting, Request(prompt=prompt, sampling=GREEDY))
         with pytest.raises(ContextFullError, match=r"200,000 bytes, which is [0-9,]+ tokens at the very least"):
             turn.start().wait(30)
 
@@ -445,3 +449,16 @@ def test_an_answer_that_a_smaller_window_ended_is_not_kept(
     room.throttle(FULL)
     whole = room.turn("hello", answers=answers).start()
     assert (len(whole.wait()), whole.usage.is_answer_cached) == (2000, False)
+
+
+def test_an_answer_to_another_constraint_is_no_repeat(
+    make: Callable[..., Room], answers: AnswerCache, blocks: BlockStore
+) -> None:
+    room = make()
+    texts = []
+    for constraint in (None, Constraint.choices(["abc"]), Constraint.choices(["abd"]), Constraint.choices(["abc"])):
+        reply = room.turn("hello", answers=answers, constraint=constraint).start()
+        texts.append((reply.wait(), reply.usage.is_answer_cached))
+        blocks.flush()
+    assert texts[1:] == [("abc", False), ("abd", False), ("abc", True)]
+    assert texts[0][1] is False

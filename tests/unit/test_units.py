@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+import msgspec
 import pytest
 
-from edge.units import duration_text, one_line, reason, size_text
+from edge.units import duration_text, one_line, reason, size_text, type_words
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,47 @@ def test_why_something_failed_is_said_without_numbers_and_words_of_python() -> N
 def test_a_name_from_outside_controls_neither_a_terminal_nor_the_direction_of_text() -> None:
     assert one_line(" a\x1b[31m\nb\u2028c\u202etxt.exe\x9b \u2066d ") == "a [31m b c txt.exe d"
     assert one_line("Ünï-模型 №1") == "Ünï-模型 №1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"size": "x"}', "size is text, and should be a whole number or null"),
+        ('{"size": 0}', "size should be a whole number of at least 1"),
+        ('{"part": {"size": []}}', "part.size is a list, and should be a whole number or null"),
+        ('{"share": 2}', "share should be a number below 1.0"),
+        ('{"names": [1]}', "names[0] is a whole number, and should be text"),
+        ('{"names": {}}', "names is a table, and should be a list"),
+        ('{"ids": {"a": true}}', "an entry of ids is true or false, and should be a whole number"),
+        ('{"kind": "z"}', "kind is 'z', which is not known"),
+        ('{"pair": [1]}', "pair should be a list of length 2"),
+        ('{"strict": {}}', "needed is missing in strict"),
+        ('{"strict": {"needed": 1, "more": 2}}', "more in strict is not known"),
+        ("[]", "it is a list, and should be a table"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_said_in_plain_words(text: str, words: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.json.decode(text, type=_Content)
+    assert reason(caught.value) == words
+
+
+def test_huggingface_speaks_of_fields_in_words_of_python() -> None:
+    said = "Validation error for field 'use_cache': TypeError: Field 'use_cache' expected bool, got dict (value: {})"
+    assert type_words(said) == "use_cache is a table, and should be true or false"
+    assert type_words("Expected nothing of the kind") == "Expected nothing of the kind"
+
+
+class _Strict(msgspec.Struct, forbid_unknown_fields=True):
+    needed: int
+
+
+class _Content(msgspec.Struct):
+    size: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    share: Annotated[float, msgspec.Meta(lt=1.0)] = 0.0
+    names: list[str] = []
+    ids: dict[str, int] = {}
+    kind: Literal["x"] = "x"
+    pair: tuple[int, int] = (0, 0)
+    strict: _Strict | None = None
+    part: _Content | None = None

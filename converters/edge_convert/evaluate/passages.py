@@ -24,7 +24,7 @@ from edge_convert.evaluate.logits import CONTEXT, LogitModel, chat_template, gre
 if TYPE_CHECKING:
     from edge.backends.base import ModelInfo
 
-__all__ = ["TextOptions", "Window", "beginnings", "make_windows", "read_texts"]
+__all__ = ["TextOptions", "Window", "beginnings", "find_template", "make_windows", "read_texts"]
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def make_windows(model: LogitModel, path: Path, options: TextOptions) -> list[Wi
         for start in range(0, end, options.window)
         if min(end, start + options.window) - start >= 8
     ]
-    template = _template(path)
+    template = find_template(path)
     for prompt in prompts[: options.n_prompts]:
         text = template.render([Message("user", prompt)]).text if template else prompt
         asked = model.tokenise(text) or []
@@ -122,12 +122,17 @@ class _Model(NamedTuple):
     adds_bos: bool = False
 
 
-def _template(path: Path) -> ChatTemplate | None:
-    """Return the model's chat template as edge runs it, or ChatML where it fails; None where the model has none."""
+def find_template(path: Path, specials: tuple[str, str] | None = None) -> ChatTemplate | None:
+    """Return a model's chat template as edge runs it, or ChatML where it fails; None where the model has none.
+
+    Args:
+        path: of the model.
+        specials: texts of its beginning and end tokens; None reads them.
+    """
     source = chat_template(path)
     if source is None:
         return None
-    bos, eos = special_texts(path)
+    bos, eos = specials or special_texts(path)
     model = _Model(source, bos, eos, bool(bos))
     # Templates with a date must not change daily.
     return ChatTemplate.from_model(cast("ModelInfo", model), now=lambda: datetime(2025, 1, 1))

@@ -4,7 +4,8 @@ steps.py           GGUF as steps of a conversion
 tensors.py         a checkpoint as a GGUF file in 16 or 32 bits
 config.py          config.json as the keys of a GGUF file
 limits.py          what llama.cpp can compute of it
-tokenizer.py       tokenizer.json as the keys of a GGUF file
+vocabulary.py      tokenizer.json as llama.cpp has it
+tokenizer.py       that as the keys of a GGUF file
 check_logits.py    proof that llama.cpp computes what transformers does
 quantise.py        quantisation, and proof that the tokenizer is the same
 imatrix.py         the importance matrix; imatrix_child.py computes it

@@ -12,7 +12,7 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
 
 from edge_convert.architectures import Architecture
-from edge_convert.gguf.limits import check_config, context_length, llama3_factors, yarn_factor
+from edge_convert.gguf.limits import check_config, context_length, has_own_yarn, llama3_factors, yarn_factor, yarn_factors
 from edge_convert.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ def rope_tensors(model: ModelConfig) -> dict[str, NDArray[np.float32]]:
     if rope.kind == "longrope":
         named = (("rope_factors_long.weight", "long_factor"), ("rope_factors_short.weight", "short_factor"))
         return {name: np.array(rope.scaling[key], dtype=np.float32) for name, key in named}
-    if rope.kind != "llama3":
-        return {}
-    factors = llama3_factors(rope.scaling, rope.theta, model.n_rotated, rope.original_context)
-    return {"rope_freqs.weight": factors}
+    if rope.kind == "llama3":
+        return {"rope_freqs.weight": llama3_factors(rope.scaling, rope.theta, model.n_rotated, rope.original_context)}
+    return {"rope_freqs.weight": yarn_factors(rope, model.n_rotated)} if has_own_yarn(rope) else {}
 
 
 def _write_rope(writer: GGUFWriter, model: ModelConfig) -> None:
@@ -85,6 +84,8 @@ def _write_rope(writer: GGUFWriter, model: ModelConfig) -> None:
     if rope.kind == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
+    elif has_own_yarn(rope):  # its factors are a tensor
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
     elif rope.kind == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(scaling["factor"]))

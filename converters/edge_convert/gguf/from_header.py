@@ -128,6 +128,8 @@ def _rope(path: Path, header: GGUFHeader, value: _Values) -> dict[str, Any]:
     default = {"gemma3": 1e6}.get(header.architecture, 1e4)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _short_float(value.number("rope.freq_base", default))}
     rotated = value.number("rope.dimension_count", head)
+    if not head > 0:
+        raise ModelFileError(f"The file's attention.key_length is {head}, which no head can have.", "Download it again.")
     if rotated != head:
         rope["partial_rotary_factor"] = rotated / head
     kind = value("rope.scaling.type", "none")

@@ -11,16 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import ModelFileError
 from edge_convert.architectures import Architecture
+from edge_convert.checkpoint import Checkpoint
 from edge_convert.model_config import ModelConfig
+from edge_convert.rope import Rope
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["check_config", "context_length", "llama3_factors", "yarn_factor"]
+__all__ = [
+    "OUTPUT_BIAS",
+    "check_config",
+    "check_output_bias",
+    "context_length",
+    "has_output_bias",
+    "has_own_yarn",
+    "llama3_factors",
+    "yarn_factor",
+    "yarn_factors",
+]
 
-_BIASED = ("llama",)
-"""Architectures whose attention has optional biases in llama.cpp."""
+OUTPUT_BIAS = "self_attn.o_proj.bias"
+"""End of the name of the bias behind attention."""
+
+
+_USUAL_YARN: dict[str, Any] = {"truncate": True, "beta_fast": 32, "beta_slow": 1}
+"""Numbers that a llama.cpp context takes for these architectures, whatever the file says. It also rounds the bounds."""
 
 
 def check_config(model: ModelConfig, architecture: Architecture) -> None:
@@ -29,13 +45,10 @@ def check_config(model: ModelConfig, architecture: Architecture) -> None:
     Raises:
         ModelFileError: llama.cpp cannot run this variant.
     """
-    if model.attention_bias and architecture.gguf not in _BIASED:
-        raise _cannot("its attention has biases")
-    if model.rope.kind == "yarn":
-        # llama.cpp rounds the bounds, and a context takes 32 and 1 whatever the file says.
-        for key, usual in (("truncate", True), ("beta_fast", 32), ("beta_slow", 1)):
-            if model.rope.scaling.get(key) not in (None, usual):
-                raise _cannot(f"its positions are scaled by YaRN with {key} = {model.rope.scaling[key]}", "coreml")
+    own = _own_yarn(model.rope)
+    if own and architecture.gguf != "llama":
+        number = model.rope.scaling[own]
+        raise _cannot(f"its positions are scaled by YaRN with {own} = {number}, and it knows that of Llama only", "coreml")
     if not architecture.is_gemma:
         return
     if model.window_period is None or (architecture.gguf == "gemma3" and model.window_period == 1):
@@ -47,6 +60,36 @@ def check_config(model: ModelConfig, architecture: Architecture) -> None:
     by_width = model.width // model.n_heads
     if model.attention_scalar != (by_width if model.n_layers == architecture.n_wide_layers else model.head_dim):
         raise _cannot(f"its attention is scaled by {model.attention_scalar:g}")
+
+
+def has_output_bias(architecture: Architecture) -> bool:
+    """Return whether llama.cpp has a bias behind attention: the other biases of attention_bias it reads everywhere."""
+    return architecture.gguf == "llama"
+
+
+def check_output_bias(checkpoint: Checkpoint) -> None:
+    """Refuse a bias behind attention that llama.cpp has no place for; one of zeros it does not need.
+
+    Raises:
+        ModelFileError: the checkpoint has one.
+    """
+    if has_output_bias(checkpoint.architecture):
+        return
+    for name in checkpoint.tensors:
+        if name.endswith(OUTPUT_BIAS) and checkpoint.load_f32(name).any():
+            raise _cannot(f"of the biases of its attention, it has no place for {name} in a {checkpoint.architecture.title}")
+
+
+def has_own_yarn(rope: Rope) -> bool:
+    """Return whether YaRN's bounds are others than llama.cpp's, so that a file has to list its factors."""
+    return _own_yarn(rope) is not None
+
+
+def _own_yarn(rope: Rope) -> str | None:
+    """Return the first of YaRN's numbers that is another one than llama.cpp's."""
+    if rope.kind != "yarn":
+        return None
+    return next((key for key, usual in _USUAL_YARN.items() if rope.scaling.get(key) not in (None, usual)), None)
 
 
 def context_length(model: ModelConfig, architecture: Architecture) -> int:
@@ -78,6 +121,30 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int, context
 def yarn_factor(factor: float) -> float:
     """Return YaRN's own factor of cosines and sines, which llama.cpp multiplies with the file's."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def yarn_factors(rope: Rope, width: int) -> NDArray[np.float32]:
+    """Return YaRN's factors of the frequencies, float32 [width / 2].
+
+    Args:
+        rope: of the kind "yarn".
+        width: numbers of a head that are rotated.
+
+    Source: `_compute_yarn_parameters` of transformers.
+    """
+    import numpy as np
+
+    def dimension(rotations: float) -> float:
+        return width * math.log(rope.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    scaling = rope.scaling
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate") is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    ramp = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0.0, 1.0)
+    factors: NDArray[np.float64] = 1.0 / (ramp / float(scaling["factor"]) + 1.0 - ramp)
+    return factors.astype(np.float32)
 
 
 def _cannot(why: str, others: str = "onnx or --to coreml") -> ModelFileError:

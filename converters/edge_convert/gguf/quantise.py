@@ -184,7 +184,7 @@ def check_tokenizer(
     Raises:
         ModelFileError: some are tokenised differently; the first is shown.
     """
-    from edge_convert.gguf.tokenizer import SPACE, read_vocabulary
+    from edge_convert.gguf.vocabulary import SPACE, read_vocabulary
 
     tokenizer = load_tokenizer(checkpoint.folder)
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.model.n_vocab)

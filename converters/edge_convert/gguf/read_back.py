@@ -28,8 +28,8 @@ from edge_convert.checkpoint import SOURCE_NOTE, open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
 from edge_convert.gguf.quantise import FLOATS, check_tokenizer, type_of_weights
-from edge_convert.gguf.tokenizer import CONTROL, LOOKS_SPECIAL, NORMAL
 from edge_convert.gguf.tokenizer_json import build_tokenizer
+from edge_convert.gguf.vocabulary import CONTROL, LOOKS_SPECIAL, NORMAL
 from edge_convert.model_config import ModelConfig, read_model_config
 from edge_convert.tokenizer_files import library_reads
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from edge_convert import estimates
+from edge_convert.checkpoint import open_checkpoint, read_json
 from edge_convert.facts import Facts, Request
 from edge_convert.gguf.imatrix import calibration_chunks, compute_imatrix, read_calibration
-from edge_convert.gguf.limits import check_config
+from edge_convert.gguf.limits import check_config, check_output_bias
 from edge_convert.gguf.quantise import FLOATS, GgufOptions, check_tokenizer, describe_types, needs_imatrix, quantise
+from edge_convert.gguf.vocabulary import check_kind
 from edge_convert.pipeline import FolderOf, Step, StepProgress, digest_of
 
 __all__ = ["make_steps", "read_step"]
@@ -28,6 +30,9 @@ def make_steps(facts: Facts, request: Request) -> list[Step]:
         ModelFileError: llama.cpp cannot run this variant of the architecture.
     """
     check_config(facts.model, facts.architecture)
+    if facts.input.kind == "checkpoint":
+        check_kind(read_json(facts.input.path / "tokenizer.json"), facts.input.path.name)
+        check_output_bias(open_checkpoint(facts.input.path, source=facts.input.source))
     options = request.gguf
     copied = facts.quantised if facts.input.kind == "gguf" and not facts.made_by else None
     steps = [_copy_step(facts, name) for name in options.quantisations if name == copied]

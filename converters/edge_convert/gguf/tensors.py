@@ -19,7 +19,9 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from edge.errors import ModelFileError
 from edge_convert.checkpoint import Checkpoint, read_json
 from edge_convert.gguf.config import name_map, rope_tensors, write_config
-from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.gguf.limits import OUTPUT_BIAS, check_output_bias, has_output_bias
+from edge_convert.gguf.tokenizer import write_tokenizer
+from edge_convert.gguf.vocabulary import read_vocabulary
 from edge_convert.shapes import HEAD
 
 if TYPE_CHECKING:
@@ -44,12 +46,14 @@ def gguf_names(checkpoint: Checkpoint) -> dict[str, str]:
     """Return checkpoint tensor -> GGUF tensor, in the order in which llama.cpp reads them.
 
     Raises:
-        ModelFileError: the `gguf` package does not know a name.
+        ModelFileError: llama.cpp has no place for a tensor.
     """
+    check_output_bias(checkpoint)
     known = name_map(checkpoint.architecture.gguf, checkpoint.model.n_layers)
+    has_bias = has_output_bias(checkpoint.architecture)
     names = {}
     for name in sorted(checkpoint.tensors, key=_by_layer):
-        if name == HEAD and checkpoint.is_tied:
+        if (name == HEAD and checkpoint.is_tied) or (name.endswith(OUTPUT_BIAS) and not has_bias):
             continue
         mapped = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped is None:

@@ -9,7 +9,7 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
-from edge_convert.gguf.tokenizer import BYTE, CONTROL, NORMAL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
+from edge_convert.gguf.vocabulary import BYTE, CONTROL, NORMAL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["build_tokenizer"]
 

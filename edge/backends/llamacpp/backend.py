@@ -226,12 +226,12 @@ class LlamaCppBackend(CellsBackend):
 
     # -- choosing
 
-    def logits(self, seq_id: int) -> npt.NDArray[np.float32]:
+    def logits(self, seq_id: int, n_back: int = 0) -> npt.NDArray[np.float32]:
         import numpy as np
 
         with self._lock:
             self.length(seq_id)
-            return np.array(self._logits.newest(seq_id))
+            return np.array(self._logits.newest(seq_id, n_back))
 
     def open_sampler(self, sampling: Sampling, history: Sequence[int] = ()) -> Sampler:
         with self._lock:

@@ -7,7 +7,6 @@ import ctypes
 import importlib
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from edge.backends.base import is_out_of_memory
 from edge.backends.stopping import watching
 from edge.errors import BUILD_HINT, BackendError, BackendUnavailableError, EdgeError, ModelFileError, ModelTooLargeError
+from edge.forks import ProcessLock
 
 __all__ = [
     "AbortFlag",
@@ -30,7 +30,7 @@ __all__ = [
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _SPINS = "20000"  # about half a millisecond on x86: longer than threads usually miss each other by
 _log: deque[tuple[int, str]] = deque(maxlen=40)
-_lock = threading.Lock()
+_lock = ProcessLock()
 _library: Any = None
 _callback: Any = None  # kept alive here: llama.cpp calls it until the process ends
 

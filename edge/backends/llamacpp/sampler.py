@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Sampler
-from edge.backends.sampling import check_bias, not_numbers, seed_of
+from edge.backends.sampling import candidates, check_bias, check_tokens, not_numbers, seed_of
 from edge.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.backends.base import Mask
     from edge.backends.llamacpp.logits import Logits
     from edge.types import Sampling
 
@@ -82,13 +83,14 @@ class LlamaCppSampler(Sampler):
         self._library = library
         self._logits = logits
         self._lock = lock
+        self._n_vocab = n_vocab
         self._candidates: npt.NDArray[np.void] | None = None
         chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         # Also frees a sampler that nobody closed; calling it twice does nothing.
         self._free = weakref.finalize(self, library.llama_sampler_free, chain)
         self._chain = chain
         try:
-            bias = self._bias(vocab, sampling, n_vocab)
+            self._bias = bias = self._biases(vocab, sampling, n_vocab)
             n_back = self._add_memory(vocab, dry, sampling, bias, n_ctx, n_vocab)
         except BaseException:
             self._free()
@@ -99,25 +101,38 @@ class LlamaCppSampler(Sampler):
             for token in history[-n_back:]:
                 library.llama_sampler_accept(chain, token)
 
-    def sample(self, seq_id: int, n_back: int = 0) -> int:
+    def sample(self, seq_id: int, n_back: int = 0, allowed: Mask | None = None) -> int:
         with self._lock:
-            if not self._free.alive:
-                raise BackendError("The sampler is closed.", "Open another one.")
+            self._check_open()
             logits, row = self._logits.newest(seq_id, n_back), self._logits.row(seq_id, n_back)
-            if self._is_plain_greedy:
+            if allowed is not None:
+                token = self._sample_some(logits, candidates(allowed, self._n_vocab, self._bias))
+            elif self._is_plain_greedy:
                 token = int(logits.argmax())
             elif row is not None:
                 token = int(self._library.llama_sampler_sample(self._chain, self._logits.context, row))
             else:
-                token = self._sample_copy(logits)
+                token = self._sample_some(logits, None)
             if logits[token] != logits[token]:
                 raise not_numbers()
             return token
 
+    def accept(self, tokens: Sequence[int]) -> None:
+        with self._lock:
+            self._check_open()
+            check_tokens(tokens, self._n_vocab)
+            if not self._is_plain_greedy:
+                for token in tokens:
+                    self._library.llama_sampler_accept(self._chain, token)
+
     def close(self) -> None:
         self._free()
 
-    def _bias(self, vocab: Any, sampling: Sampling, n_vocab: int) -> dict[int, float]:
+    def _check_open(self) -> None:
+        if not self._free.alive:
+            raise BackendError("The sampler is closed.", "Open another one.")
+
+    def _biases(self, vocab: Any, sampling: Sampling, n_vocab: int) -> dict[int, float]:
         check_bias(sampling, n_vocab)
         # Some models list tokens that must never be generated, such as placeholders of images.
         count = ctypes.c_int32(0)
@@ -174,18 +189,19 @@ class LlamaCppSampler(Sampler):
             raise BackendError("llama.cpp could not make a sampler.")
         self._library.llama_sampler_chain_add(self._chain, sampler)
 
-    def _sample_copy(self, logits: npt.NDArray[np.float32]) -> int:
-        """Sample from a copy of logits that the engine's output no longer holds."""
+    def _sample_some(self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64] | None) -> int:
+        """Sample from a copy of these logits: those of some tokens, or all that the engine's output no longer holds."""
         import numpy as np
 
-        library = self._library
+        if ids is not None and self._is_plain_greedy:
+            return int(ids[logits[ids].argmax()])
+        library, n = self._library, len(logits) if ids is None else len(ids)
         if self._candidates is None:
             self._candidates = np.zeros(len(logits), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        self._candidates["id"] = np.arange(len(logits), dtype=np.int32)
-        self._candidates["logit"] = logits
-        array = library.llama_token_data_array(
-            self._candidates.ctypes.data_as(library.llama_token_data_p), len(logits), -1, False
-        )
+        some = self._candidates[:n]
+        some["id"] = np.arange(n, dtype=np.int32) if ids is None else ids
+        some["logit"] = logits if ids is None else logits[ids]
+        array = library.llama_token_data_array(some.ctypes.data_as(library.llama_token_data_p), n, -1, False)
         library.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
         library.llama_sampler_accept(self._chain, token)

@@ -863,7 +863,7 @@ def test_a_catalogue_that_is_a_fifo_or_endless_is_named(settings: Settings) -> N
             ask()
     settings.paths.catalog_file.unlink()
     settings.paths.catalog_file.symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="longer than a catalogue"):
+    with pytest.raises(ConfigError, match="it is a device"):
         load_catalog(settings)
 
 

@@ -67,7 +67,7 @@ def fake_app() -> Callable[..., App]:
     """An App whose models are fake backends; what it was asked to load with is kept in `loads`."""
 
     def make(loads: list[dict[str, Any]] | None = None, **backend_options: Any) -> App:
-        def load(*, settings: Any, store: Any, on_progress: Any) -> Any:
+        def load(*, settings: Any, store: Any, on_progress: Any, trace: Any = None) -> Any:
             from edge.assistant import Assistant
             from edge.backends.fake import FakeBackend
 
@@ -75,7 +75,7 @@ def fake_app() -> Callable[..., App]:
                 loads.append({"settings": settings, "store": store})
             on_progress("loading", 0.5)
             backend = FakeBackend(**backend_options)
-            return Assistant(backend, store=store, sampling=settings.sampling, window=settings.window)
+            return Assistant(backend, store=store, sampling=settings.sampling, window=settings.window, trace=trace)
 
         return App(load=load)
 

@@ -155,7 +155,7 @@ def test_wrong_usage_names_the_nearest(call: Any, arguments: list[str], said: st
         ("conversation", "edge conversations"),
         ("dcotor", "edge doctor"),
         ("rnu", "edge run"),
-        ("serve", ""),
+        ("server", "edge serve"),
         ("ps", ""),
         ("versions", "edge version"),
         ("hlep", "edge help"),
@@ -188,7 +188,7 @@ def test_the_words_of_other_programs_name_the_command(call: Any, typed: str, mea
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("serve", "load the model themselves"),
+        ("start", "edge serve"),
         ("stop", "background"),
         ("update", "pip install --upgrade"),
         ("login", "hf auth login"),

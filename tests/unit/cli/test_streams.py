@@ -162,3 +162,26 @@ def test_json_is_escaped_where_the_stream_is_not_utf8() -> None:
     text = "caf\u00e9 \u65e5"
     done = shell('"$@"', "config", "get", "system", "--json", PYTHONIOENCODING="ascii", EDGE_SYSTEM=text)
     assert text in json.dumps(json.loads(done.stdout), ensure_ascii=False), done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "-f", "-", "hi"], ["run", "-"], ["conversations", "import", "-"], ["kv", "warm", "-"]]
+)
+def test_a_closed_stdin_that_is_named_is_said(arguments: list[str]) -> None:
+    done = shell('"$@" <&-', *arguments)
+    assert (done.returncode, done.stderr.splitlines()[0][:23]) == (2, "Error: stdin is closed,")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "-f", "no-such-file", "hi"], ["kv", "import", "no-such-file"], ["kv", "import-slot", "no-such-file"],
+        ["kv", "warm", "no-such-file"], ["conversations", "import", "no-such-file"],
+        ["convert", "smollm2-135m", "--recipe", "no-such-file"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_missing_input_file_has_one_exit_code(arguments: list[str]) -> None:
+    done = shell('"$@"', *arguments)
+    assert done.returncode == 2
+    assert "no-such-file" in done.stderr.splitlines()[0]

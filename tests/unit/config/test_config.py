@@ -10,6 +10,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from edge.config import Settings, find_key, get_value, load_settings, parse_text, setting_keys, split_key
 from edge.config.toml import read_toml, set_in_file, unset_in_file
 from edge.errors import ConfigError, StorageError, UsageError
-from edge.files import make_private_dir, write_private
+from edge.files import make_private_dir, open_file, write_private
 from edge.types import Sampling
 
 
@@ -394,6 +395,38 @@ def special(tmp_path: Path) -> Iterator[dict[str, Path]]:
     (folder / "link").symlink_to(folder / "fifo")
     yield {"device": Path(os.devnull), **{path.name: path for path in folder.iterdir()}}
     listener.close()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "link"])
+def test_only_an_ordinary_file_is_read_and_nothing_is_waited_for(special: dict[str, Path], kind: str) -> None:
+    path = special[kind]
+    with pytest.raises(StorageError, match=f"{re.escape(str(path))} cannot be read: it is a ") as caught:
+        load_settings(environ={"EDGE_CONFIG": str(path)})
+    assert "EDGE_CONFIG" in caught.value.hint
+    with pytest.raises(OSError, match="it is a "):
+        open_file(path)
+
+
+def test_the_null_device_is_an_empty_settings_file(special: dict[str, Path]) -> None:
+    assert load_settings(environ={"EDGE_CONFIG": os.devnull}).context is None
+    with open_file(special["device"]) as file:
+        assert file.read() == b""
+    with pytest.raises(StorageError, match="it is a device"):
+        load_settings(environ={"EDGE_CONFIG": "/dev/zero"})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"flags": 5}, {"flags": "context"}, {"flags": [("context", 1)]}, {"flags": {5: 1}}, {"environ": 5},
+        {"environ": {"EDGE_CONTEXT": 5}}, {"path": 5}, {"path": b"/x"}, {"path": "a\0b"}, {"environ": {"EDGE_CONFIG": "a\0b"}},
+        {"flag_names": 5}, {"flag_names": {"context": 5}},
+    ],
+)  # fmt: skip
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises((UsageError, StorageError)) as caught:
+        load_settings(**arguments)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["device", "fifo", "socket", "directory", "link"])

@@ -6,13 +6,15 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from edge.conversation import ConversationStore
-from edge.conversation.files import AttachmentFile, ConversationFile, NodeFile, from_json, from_markdown, to_json, to_markdown
+from edge.conversation.files import AttachmentFile, CallFile, ConversationFile, NodeFile, from_json, to_json
+from edge.conversation.markdown import from_markdown, to_markdown
 from edge.conversation.tree import to_line
 from edge.errors import StorageError
 from edge.types import Message
@@ -73,6 +75,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
+calls = st.builds(CallFile, texts.filter(str.strip), st.dictionaries(texts, values, max_size=2), texts)
 lines = texts.map(to_line)  # titles are one line
 
 
@@ -81,10 +84,11 @@ def conversations(draw: st.DrawFn, *, is_path: bool) -> ConversationFile:
     nodes = []
     for place in range(draw(st.integers(0, 5))):
         parents = [place - 1 if place else None] if is_path else [None, *range(place)]
+        role = draw(st.sampled_from(["user", "assistant", "system", "tool"]))
         nodes.append(
             NodeFile(
                 parent=draw(st.sampled_from(parents)),
-                role=draw(st.sampled_from(["user", "assistant", "system", "tool"])),
+                role=role,
                 content=draw(texts),
                 name=draw(st.none() | texts),
                 attachments=[AttachmentFile(*pair) for pair in draw(st.lists(st.tuples(texts, texts), max_size=2))],
@@ -92,6 +96,9 @@ def conversations(draw: st.DrawFn, *, is_path: bool) -> ConversationFile:
                 created=draw(seconds),
                 model=draw(texts),
                 record={} if is_path else draw(st.dictionaries(texts, values, max_size=2)),
+                tool_calls=draw(st.lists(calls, max_size=2)) if role == "assistant" else [],
+                reasoning=draw(texts) if role == "assistant" else "",
+                tool_call_id=draw(st.none() | texts) if role == "tool" else None,
             )
         )
     heads = [len(nodes) - 1 if nodes else None] if is_path else [None, *range(len(nodes))]
@@ -165,6 +172,7 @@ def test_no_text_spoils_the_page_around_it(file: ConversationFile) -> None:
     kinds = ["system"] if file.system else []
     for node in file.nodes:
         kinds += ["message"] + ["attachment"] * len(node.attachments)
+        kinds += ["reasoning"] * bool(node.reasoning) + ["call"] * len(node.tool_calls)
     seen = []
     for place in starts:
         assert (tokens[place].type, tokens[place].level) == ("html_block", 0)
@@ -197,7 +205,15 @@ def test_markdown_reads_well() -> None:
             NodeFile(parent=1, role="user", content="Tabs\tand\r\n", created=1750000001.0),
         ],
     )
-    golden = (Path(__file__).parent / "data" / "conversation.md").read_text(encoding="utf-8")
+    folder = Path(__file__).parent / "data"
+    assert from_markdown((folder / "conversation.md").read_text(encoding="utf-8")) == file  # of version 1
+    calls = [CallFile("weather", {"city": "Paris", "days": 2}, "a1b2c3d4e")]
+    called = NodeFile(
+        parent=2, role="assistant", content="", reasoning="It asks about <b>.", tool_calls=calls, created=1750000002.0
+    )
+    result = NodeFile(parent=3, role="tool", content="Rain", name="weather", tool_call_id="a1b2c3d4e", created=1750000003.0)
+    file = msgspec.structs.replace(file, nodes=[*file.nodes, called, result], head=4)
+    golden = (folder / "conversation-2.md").read_text(encoding="utf-8")
     assert to_markdown(file) == golden
     assert from_markdown(golden) == file
 
@@ -268,7 +284,7 @@ BAD_MARKDOWN = {
     "an unknown field": PAGE.replace('"role":"user"', '"role":"user","id":4'),
     "an unknown part": PAGE.replace("<!-- edge:message", "<!-- edge:tool"),
     "a lost fence": PAGE.replace("\n```\n", "\n", 1),
-    "a damaged header": PAGE.replace('"version":1', '"version":'),
+    "a damaged header": PAGE.replace('"version":2', '"version":'),
     "an odd marker": PAGE.replace('"marker":"edge"', '"marker":".*"'),
     "a broken comment": PAGE.replace("<!-- edge:message {", "<!-- edge:message "),
     "an attachment of nothing": PAGE.replace("<!-- edge:message", "<!-- other:message"),
@@ -287,8 +303,8 @@ def test_markdown_that_is_wrong_is_refused(data: str | bytes) -> None:
 
 def test_files_of_a_newer_version_say_what_to_do() -> None:
     for read, data in (
-        (from_json, json.dumps({"format": "edge-conversation", "version": 2, "branches": []})),
-        (from_markdown, PAGE.replace('"version":1', '"version":2,"new":true')),
+        (from_json, json.dumps({"format": "edge-conversation", "version": 3, "branches": []})),
+        (from_markdown, PAGE.replace('"version":2', '"version":3,"new":true')),
     ):
         with pytest.raises(StorageError, match="newer version of edge") as caught:
             read(data)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from edge.conversation import Attachment, ConversationStore
+from edge.conversation import db as conversation_db
 from edge.conversation.rescue import main, rescue
 from edge.errors import StorageError
 from edge.types import Message
@@ -157,3 +159,16 @@ def test_the_check_sees_what_is_wrong(tmp_path: Path) -> None:
             assert any(problem in line for line in store.check()), sql
         for file in tmp_path.glob("copy.db*"):
             file.unlink()
+
+
+def test_a_file_from_before_tool_calls_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(conversation_db, "MIGRATIONS", conversation_db.MIGRATIONS[:2])
+        conversation_db.Database(tmp_path / "old.db").close()
+    with closing(sqlite3.connect(tmp_path / "old.db")) as db, db:
+        db.execute("INSERT INTO conversation VALUES (1, 'x', 'T', '', '', '', 0, 0, 1, NULL, '')")
+        db.execute("INSERT INTO node VALUES (1, 1, NULL, 'user', NULL, 'hello', '', '[]', 'complete', '', 0, '', '{}')")
+    with ConversationStore(tmp_path / "new.db") as store:
+        assert rescue(tmp_path / "old.db", store).n_messages == 1
+    with ConversationStore(tmp_path / "old.db") as store:  # which also migrates it
+        assert [(node.content, node.tool_calls, node.reasoning) for node in store.path("x", 1)] == [("hello", (), "")]

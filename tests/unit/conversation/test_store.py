@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge.conversation import Attachment, ConversationStore, Node
 from edge.errors import StorageError, UsageError
-from edge.types import Message
+from edge.types import Message, ToolCall
 
 
 @pytest.fixture
@@ -412,3 +412,24 @@ def test_a_short_id_finds_its_conversation_and_no_newer_one() -> None:
         for id, short in shorts.items():
             assert store.get(short).id == id and not any(other.startswith(short) for other in later)
         assert shorts["old-1"] == "old-" and shorts["abc"] == "abc"
+
+
+def test_calls_results_and_reasoning_are_kept(tmp_path: Path) -> None:
+    call = ToolCall("weather", {"city": "Paris", "bad": "\ud800"}, "a1")
+    with ConversationStore(tmp_path / "c.db") as store:
+        id = store.create().id
+        question = store.append(id, Message("user", "Rain?"), parent=None)
+        reply = store.append(id, Message("assistant", ""), parent=question.id, status="partial")
+        store.update(reply.id, reasoning="hm")
+        store.update(reply.id, tool_calls=[call], status="complete")
+        with pytest.raises(UsageError, match="finished"):
+            store.update(reply.id, reasoning="more")
+        store.append(id, Message("tool", "Yes", "weather", tool_call_id="a1"), parent=reply.id)
+        copy = store.fork(id, store.get(id).head or 0)
+    with ConversationStore(tmp_path / "c.db") as store:
+        for one in (id, copy.id):
+            messages = [node.message() for node in store.path(one)]
+            cleaned = ToolCall("weather", {"city": "Paris", "bad": "\ufffd"}, "a1")
+            assert messages[1] == Message("assistant", "", tool_calls=(cleaned,), reasoning="hm")
+            assert messages[2] == Message("tool", "Yes", "weather", tool_call_id="a1")
+        assert store.check() == []

@@ -1,4 +1,4 @@
-"""Damage to model files, seeded: values of JSON files, keys of GGUF files, and bytes of either."""
+"""Damage to model files, seeded: values of JSON files, keys of GGUF files, headers of safetensors, and bytes of each."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _ENTRIES: dict[type, tuple[Any, ...]] = {
 }
 _WHOLE = (b"", b"null", b"[]", b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
 _MOST_CHILDREN = 40
+_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "U8", "BOOL", "X", "", 4, None)
 
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
@@ -48,6 +49,50 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
         else:
             parent[last] = rng.choice(_VALUES)
     return json.dumps(content).encode()
+
+
+def damage_safetensors(data: bytes, rng: random.Random) -> bytes:
+    """Return a safetensors file with another length, other bytes, or one other value in its header."""
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    way = rng.random()
+    if way < 0.15:
+        return data[: rng.randrange(len(data))]
+    if way < 0.25:
+        return struct.pack("<Q", rng.choice((0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1))) + data[8:]
+    if way < 0.35:
+        start = rng.randrange(8, 8 + length)
+        return data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1 :]
+    if way < 0.45:  # a weight that is no number
+        start = rng.randrange(0, len(body) - 4, 4)
+        body = body[:start] + rng.choice((b"\xff\xff\xff\x7f", b"\x00\x00\x80\xff", b"\xff" * 4)) + body[start + 4 :]
+    else:
+        _damage_entry(header, rng)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _damage_entry(header: dict[str, Any], rng: random.Random) -> None:
+    """Change, rename, copy or drop one tensor in a header of safetensors."""
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    other = rng.choice([name for name in header if name != "__metadata__"])
+    entry = header[name]
+    start, end = entry["data_offsets"]
+    offsets = ([start, end - 4], [end, start], [0, 2**63], [start + 4, end + 4], [-4, end])
+    shapes = ([], [0], [1], [-1], entry["shape"][::-1], [*entry["shape"], 1], [2**40, 2**40])
+    ways: tuple[Any, ...] = (
+        lambda: header.pop(name),
+        lambda: header.update({rng.choice(("x", "", "a\nb", "\u202e", "x" * 5000, f"{name}.extra")): header.pop(name)}),
+        lambda: header.update({name: copy.deepcopy(header[other])}),
+        lambda: entry.update(dtype=rng.choice(_DTYPES)),
+        lambda: entry.update(shape=rng.choice(shapes)),
+        lambda: entry.update(shape=[entry["shape"][0] // 2, *entry["shape"][1:]]),
+        lambda: entry.update(data_offsets=rng.choice(offsets)),
+        lambda: entry.update(rng.choice(({"shape": "a"}, {"data_offsets": None}, {"data_offsets": [1]}, {"extra": 1}))),
+        lambda: header.update({name: rng.choice(_VALUES)}),
+        lambda: header.update({"__metadata__": rng.choice(({}, {"format": 1}, {"format": "tf"}, [], None))}),
+    )
+    rng.choice(ways)()
 
 
 def damage_gguf(source: Path, out: Path, rng: random.Random) -> None:

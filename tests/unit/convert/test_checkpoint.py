@@ -115,7 +115,7 @@ def test_unknown_architectures_are_named_with_those_known(copy: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantised \(gptq\)"),
         ({"quantization_config": "gptq"}, r"already quantised \(unknown\)"),
-        ({"hidden_size": None}, "hidden_size: expected int, got null"),
+        ({"hidden_size": None}, "hidden_size is null, and should be a whole number"),
         ({"num_hidden_layers": 3}, r"lacks the tensor model\.layers\.2\.self_attn\.q_proj\.weight and 8 more"),
         ({"num_hidden_layers": 1}, r"holds model\.layers\.1\..* which a LlamaForCausalLM does not have"),
         ({"hidden_size": 256}, r"embed_tokens\.weight has the shape .* and the model's configuration says \(\d+, 256\)"),

@@ -16,9 +16,9 @@ pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edg
 from edge.formats.artifact import open_artifact
 from edge.formats.gguf import read_header
 from edge_cli.main import run
-from edge_convert.manifest import digest_file
+from edge_convert.manifest import digest_file, write_manifest
 from tests.servers.hub import Repo, run_hub
-from tests.unit.convert.support import read_manifest
+from tests.unit.convert.support import make_manifest, read_manifest
 
 Make = Callable[[str], Path]
 
@@ -127,7 +127,7 @@ def test_a_reference_to_the_hub(convert: Call, tiny_checkpoint: Make, tmp_path: 
         (("extra",), 2, "one source too many"),
         (("--to", "onnx", "--quant", "Q4_0"), 2, "--quant is only for gguf: --to onnx,gguf"),
         (("--variants", "gpu"), 2, "--variants is only for coreml"),
-        (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PACKAGE"),
+        (("--compute-units", "CPU_ONLY"), 2, "edge convert verify PATH"),
         (("--compute-units", "FOO"), 2, "is not one of"),
         (("--gate", "top2=1"), 2, "not a condition of a gate"),
         (("--gate", "top1=0.9", "--no-card"), 2, "leave out --no-card"),
@@ -244,3 +244,78 @@ def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: P
     assert [row["name"] for row in card["rows"]] == ["llama", "llama-F16", "llama-Q2_K"]
     assert card["gate"] == "top1=0.01"
     assert (out / "card/card.md").stat().st_size > 100 < (out / "card/card.html").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ messages[7].content.x.y }}", "chat template cannot be used"),
+        ("{% for m in messages %}{{ m.content }", "chat template cannot be used"),
+        ("nothing {{ 'of' }} it", "leaves the messages out"),
+        ("{{ raise_exception('no ' + messages[0].role) }}", "chat template cannot be used"),
+    ],
+)
+def test_a_template_that_does_not_render_is_said_with_the_plan(
+    template: str, said: str, convert: Call, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("qwen3"), tmp_path / "copy"))
+    options = ("--dry-run", "--no-card", "--out", tmp_path / "out")
+    assert "chat template" not in convert(copy, *options).err
+    (copy / "chat_template.jinja").write_text(template)
+    shown = convert(copy, *options)
+    assert shown.code == 0 and said in flat(shown.err)
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused_with_the_plan(
+    convert: Call, tiny_checkpoint: Make, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("qwen3"), tmp_path / "copy"))
+    content = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = [[text, -1.0] for text in content["model"]["vocab"]]
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": True}
+    for model, said in (
+        (unigram, "its tokenizer is a Unigram, and llama.cpp's own Unigram kind"),
+        ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "its tokenizer is a WordLevel"),
+        ({"type": ["a"]}, "model.type is a list, and should be text or null"),
+    ):
+        (copy / "tokenizer.json").write_text(json.dumps({**content, "model": model}))
+        refused = convert(copy, "--dry-run", "--no-card", "--out", tmp_path / "out")
+        assert refused.code == 1 and said in flat(refused.err), refused.err
+    (copy / "tokenizer.json").write_text(json.dumps({**content, "model": unigram}))
+    assert convert(copy, "--dry-run", "--no-card", "--to", "coreml", "--context", 64, "--out", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_verify_finds_a_changed_byte_and_a_missing_file(form: str, convert: Call, tmp_path: Path) -> None:
+    """Of a folder, and of a GGUF in it."""
+    folder = tmp_path / f"{form}-x"
+    folder.mkdir()
+    model = folder / ("model.onnx" if form == "onnx" else "tiny.gguf")
+    files = {model: b"weights", folder / "genai_config.json": b"{}"} if form == "onnx" else {model: b"weights"}
+    for path, content in files.items():
+        path.write_bytes(content)
+    write_manifest(folder / "manifest.json", make_manifest(format=form, files=tuple(map(digest_file, files))))
+    named = [folder] if form == "onnx" else [folder, model]
+    for path in named:
+        good = convert("verify", path)
+        assert (good.code, good.out.splitlines()[-1]) == (0, "The files are those that the conversion made."), good.err
+        assert json.loads(convert("verify", path, "--json").out) == {"n_files": len(files)}
+    model.write_bytes(b"Weights")
+    for path in named:
+        bad = convert("verify", path)
+        assert (bad.code, bad.out) == (1, "")
+        assert f"{model} has changed since it was made: it has another SHA-256 than in manifest.json" in flat(bad.err)
+    model.unlink()
+    gone = convert("verify", folder)
+    assert gone.code == 1 and f"{model} is missing; manifest.json lists it" in flat(gone.err)
+    (folder / "manifest.json").unlink()
+    model.write_bytes(b"weights")
+    alone = convert("verify", model)
+    assert alone.code == 1 and "There is no manifest.json beside" in alone.err
+    nothing = convert("verify", tmp_path / "nothing")
+    assert nothing.code == 3 and "There is no file or folder" in nothing.err
+    assert convert("verify", folder, "--compute-units", "CPU_ONLY").code == 2
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())

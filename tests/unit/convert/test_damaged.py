@@ -24,7 +24,7 @@ from edge_convert.plan import make_plan
 from edge_convert.step_process import isolate
 from tests.prove import proof_size
 from tests.unit.convert.conftest import Make
-from tests.unit.convert.mutations import damage_gguf, damage_json, gguf_type, write_gguf_fields
+from tests.unit.convert.mutations import damage_gguf, damage_json, damage_safetensors, gguf_type, write_gguf_fields
 
 REQUEST = Request(gguf=GgufOptions(quantisations=("F32",), use_imatrix=False), card=False)
 _LONGEST_MESSAGE = 700
@@ -70,14 +70,22 @@ def damaged_copy(checkpoint: Path, copy: Path, name: str, data: bytes) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "n_seeds"),
-    [("config.json", 8), ("tokenizer.json", 8), ("tokenizer_config.json", 4)],
+    [
+        ("config.json", 8),
+        ("model.safetensors", 10),
+        ("tokenizer.json", 8),
+        ("tokenizer_config.json", 4),
+        ("generation_config.json", 4),
+    ],
 )
+@pytest.mark.prove
 def test_a_damaged_file_of_a_checkpoint(name: str, n_seeds: int, tiny_checkpoint: Make, tmp_path: Path) -> None:
     refused = 0
     for seed in range(proof_size(n_seeds, 200)):
         kind = ("qwen3", "gemma3", "phi3", "llama3")[seed % 4]
         checkpoint = tiny_checkpoint(kind)
-        data = damage_json((checkpoint / name).read_bytes(), random.Random(f"{name} {seed}"))
+        damage = damage_safetensors if name.endswith(".safetensors") else damage_json
+        data = damage((checkpoint / name).read_bytes(), random.Random(f"{name} {seed}"))
         path = damaged_copy(checkpoint, tmp_path / f"{seed}", name, data)
         refused += convert(path, tmp_path / "out") is not None
         shutil.rmtree(path)
@@ -91,10 +99,11 @@ def write_tiny_gguf(checkpoint: Path, path: Path) -> Path:
     return write_gguf(open_checkpoint(checkpoint), path, "F32")
 
 
+@pytest.mark.prove
 def test_a_damaged_gguf(tiny_checkpoint: Make, tmp_path: Path) -> None:
     request = Request(gguf=GgufOptions(quantisations=("F16",), use_imatrix=False), card=False)
     whole = [write_tiny_gguf(tiny_checkpoint(kind), tmp_path / f"{kind}.gguf") for kind in ("llama-linear", "qwen2")]
-    refused, n_seeds = 0, proof_size(8, 100)
+    refused, n_seeds = 0, proof_size(8, 200)
     for seed in range(n_seeds):
         damage_gguf(whole[seed % 2], tmp_path / "m.gguf", random.Random(seed))
         refused += convert(tmp_path / "m.gguf", tmp_path / "out", request) is not None
@@ -105,10 +114,11 @@ def test_a_damaged_gguf(tiny_checkpoint: Make, tmp_path: Path) -> None:
     ("key", "value", "reason"),
     [
         ("llama.block_count", 10**9, "block_count|damaged|num_hidden_layers"),
+        ("llama.attention.key_length", 0, "key_length is 0"),
         ("llama.attention.value_length", 2**31 - 1, "value_length is 2147483647"),
         ("llama.vocab_size", 5, "vocab_size is 5"),
-        ("tokenizer.ggml.bos_token_id", "x", "bos_token_id: expected int"),
-        ("tokenizer.ggml.padding_token_id", 1.5, "pad_token_id: expected int"),
+        ("tokenizer.ggml.bos_token_id", "x", "bos_token_id is text, and should be a whole number"),
+        ("tokenizer.ggml.padding_token_id", 1.5, "pad_token_id is a number, and should be a whole number"),
         ("tokenizer.ggml.add_space_prefix", "x", "llama.cpp cannot read the tokenizer of m.gguf"),
     ],
 )
@@ -129,11 +139,16 @@ def test_numbers_of_a_gguf_that_contradict_the_rest(
 @pytest.mark.parametrize(
     ("name", "old", "new", "reason"),
     [
-        ("tokenizer_config.json", b'"tokenizer_class"', b'"tokenizer_class": 7, "x"', "`$.tokenizer_class`"),
+        (
+            "tokenizer_config.json",
+            b'"tokenizer_class"',
+            b'"tokenizer_class": 7, "x"',
+            "tokenizer_class is a whole number, and",
+        ),
         ("tokenizer_config.json", b"{", b'{"x": "\xe9", ', "not UTF-8 text"),
         ("tokenizer.json", b'"merges": [', b'"merges": [["no", "token"], ', "out of vocabulary"),
-        ("tokenizer.json", b'"decoder": {', b'"decoder": {"type": "Strange", "x": {', "tokenizer.json of"),
-        ("config.json", b"{", b'{"use_cache": {},', "Field 'use_cache' expected bool, got dict"),
+        ("tokenizer.json", b'"decoder": {', b'"decoder": {"type": "Strange"}, "x": {', "tokenizer.json of"),
+        ("config.json", b"{", b'{"use_cache": {},', "use_cache is a table, and should be true or false"),
         ("config.json", b'"model_type"', b'"x"', "as its model_type"),
     ],
 )

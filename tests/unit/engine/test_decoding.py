@@ -11,11 +11,11 @@ import pytest
 from edge.backends.base import NO_DRAFTS
 from edge.backends.fake import FakeBackend
 from edge.engine.drafting import Planner
-from edge.engine.generation import Failed, Finished, Generation
+from edge.engine.generation import Decoded, Failed, Finished, Generation
 from edge.engine.scheduler import Scheduler
 from edge.errors import BackendError
 from edge.kv.cache import KVCache
-from edge.types import Sampling
+from edge.types import Sampling, TokenLogprob
 from tests.unit.engine.test_scheduler import Listener, ask
 
 GREEDY = Sampling(temperature=0)
@@ -196,11 +196,11 @@ def test_no_drafts_where_the_engine_takes_none() -> None:
 
 
 def break_after(sampler_errors: dict[str, int]) -> Callable[..., int]:
-    def sample(self: Any, seq_id: int, n_back: int = 0) -> int:
+    def sample(self: Any, seq_id: int, n_back: int = 0, allowed: Any = None) -> int:
         sampler_errors["left"] -= 1
         if sampler_errors["left"] == 0:
             raise BackendError("The model computed values that are not numbers.")
-        return int(original(self, seq_id, n_back))
+        return int(original(self, seq_id, n_back, allowed))
 
     from edge.backends.sampling import NumpySampler
 
@@ -226,3 +226,19 @@ def test_an_error_within_a_draft_ends_that_reply_and_leaves_a_cache_that_fits(
     listener.until(Finished)
     assert listener.text == QUOTE
     scheduler.close()
+
+
+def test_logprobs_are_the_same_with_and_without_drafts() -> None:
+    def ask_for(planner: Planner | None) -> list[TokenLogprob]:
+        backend = Watched()
+        scheduler = Scheduler(backend, KVCache(backend), planner=planner)
+        listener = Listener()
+        scheduler.submit(Generation(ask(backend, QUOTE), GREEDY, listener.events.put, n_logprobs=2))
+        listener.until(Finished)
+        scheduler.close()
+        assert bool(backend.n_drafts) == (planner is not None)
+        return [one for event in listener.seen if isinstance(event, Decoded) for one in event.logprobs]
+
+    plain = ask_for(None)
+    assert b"".join(one.data for one in plain).decode() == QUOTE
+    assert ask_for(EagerPlanner()) == plain

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.backends.fake import FakeBackend
-from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled, Priority
+from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
 from edge.engine.governor import Limits
 from edge.engine.rounds import MOST_PASSES, ChunkTimer, Order
 from edge.engine.scheduler import Scheduler
 from edge.kv.cache import KVCache
+from edge.names import Priority
 from edge.types import Sampling
 
 GREEDY = Sampling(temperature=0)

@@ -26,7 +26,7 @@ from edge.kv.blocks import fingerprint, pack_tokens
 from edge.kv.disk import Disk
 from edge.kv.files import StoreFiles
 from edge.kv.maintenance import scan
-from edge.kv.store import BlockStore, Match, StoreOptions
+from edge.kv.store import BlockRef, BlockStore, Match, StoreOptions
 
 MODEL = fingerprint({"weights": "a"})
 OTHER = fingerprint({"weights": "b"})
@@ -1169,6 +1169,26 @@ def test_no_error_of_the_store_reaches_a_turn(make_store: MakeStore, monkeypatch
     store.close()
 
 
+def test_damage_is_said_though_the_thread_works_meanwhile(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store()
+    keys = put_row(store, list(range(8)))
+    (ref, *_) = store.match(MODEL, "ns", list(range(8))).blocks
+    path_of(store, keys[0]).write_bytes(b"x")
+    drop = Disk.drop
+
+    def drop_after_others(self: Disk, ref: BlockRef, timeout_s: float | None = None) -> str | None:
+        if threading.current_thread().name == "edge-kv-read":
+            put_row(store, [50, 51])  # the thread writes these, and flushes
+        return drop(self, ref, timeout_s)
+
+    monkeypatch.setattr(Disk, "drop", drop_after_others)
+    assert store.read(ref) is None
+    assert [keys[0].hex()[:12] in record.getMessage() for record in caplog.records] == [True]
+    assert store.stats().n_lost == 1
+
+
 def test_a_forked_child_never_waits_for_a_lock_of_its_parent(make_store: MakeStore) -> None:
     store = make_store()
     keys = put_row(store, list(range(8)))
@@ -1188,7 +1208,7 @@ def test_a_forked_child_never_waits_for_a_lock_of_its_parent(make_store: MakeSto
                 store.read(match.blocks[0])
             store._background.release(keys[0], is_noted=True)
             store._background.discard(None)
-            store._background.drop_lost()
+            store._background.drop_later(match.blocks[0])
             store.flush(5.0)
             store.close()
             os._exit(0)

@@ -519,11 +519,11 @@ def test_the_templates_own_words_are_in_the_error():
 # -- prefixes
 
 
-HISTORY_CHANGES = {"gpt_oss", "mistral_v3", "phi3", "phi3_5", "qwen3"}
-"""gpt_oss, qwen3: the newest reply is written with its thinking. mistral_v3: the system prompt moves along with the newest
-message. phi3, phi3_5: end with an end-of-text token when no reply is asked for."""
-REPLY_CHANGES = {"deepseek_r1_distill", "deepseek_v3", "glm4", "gpt_oss", "mistral_v3"}
-"""These ask for a reply that begins with thinking, which they leave out of the history (and mistral_v3 as above)."""
+HISTORY_CHANGES = {"gpt_oss", "mistral_nemo", "mistral_v3", "phi3", "phi3_5", "qwen3", "qwen3_5"}
+"""gpt_oss, qwen3, qwen3_5: the newest reply is written with its thinking. mistral_nemo, mistral_v3: the system prompt moves
+along with the newest message. phi3, phi3_5: end with an end-of-text token when no reply is asked for."""
+REPLY_CHANGES = {"deepseek_r1_distill", "deepseek_v3", "glm4", "gpt_oss", "mistral_nemo", "mistral_v3", "qwen3_5"}
+"""These ask for a reply that begins with thinking, which they leave out of the history (mistral_nemo, mistral_v3 as above)."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,7 +19,7 @@ pytest.importorskip("coremltools", reason="needs the extra [convert]")
 
 from edge.errors import BackendError, BackendUnavailableError, ModelFileError, UsageError
 from edge.formats.coreml import METADATA_KEY, Golden, TopLogits, find_files, read_info
-from edge_cli.convert_verify import verify_package
+from edge_cli.convert_verify import verify_result
 from edge_cli.main import run
 from edge_convert.coreml import export
 from edge_convert.coreml import verify as verify_module
@@ -65,14 +65,14 @@ def test_verify_finds_a_good_package_good(original: Path) -> None:
 
 
 def test_verify_says_what_it_found(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify_package(original.parent, "ALL", as_json=False) == 0, "the folder around a package will do"
+    assert verify_result(original.parent, None, as_json=False) == 0, "the folder around a package will do"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "variant        gpu: 14 int4 in blocks, 1 int8 per row"
     assert lines[1] == "files          not compared: there is no manifest.json beside the package"
     assert "edge's evaluator, since this is not a Mac" in lines[2] or "Core ML on ALL" in lines[2]
     assert "to the export  KL 0.0000" in lines[-3] and "8 places in a text of 87 tokens" in lines[-3]
     assert lines[-1] == "The results are the same as at the export."
-    assert verify_package(original, "ALL", as_json=True) == 0
+    assert verify_result(original, "ALL", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["encodings"] == {"int4 in blocks": 14, "int8 per row": 1}
 
 

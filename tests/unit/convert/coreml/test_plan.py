@@ -70,6 +70,6 @@ def test_the_calibration_text_decides_and_is_written_down(
 
 def test_verify_says_which_package_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", "verify"]) == 2
-    assert "Which package? edge convert verify PACKAGE" in capsys.readouterr().err
+    assert "Which result? edge convert verify PATH" in capsys.readouterr().err
     assert run(["convert", "verify", str(tmp_path / "none.mlpackage")]) == 3
-    assert "There is no package" in capsys.readouterr().err
+    assert "There is no file or folder" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from edge_convert.facts import Request
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.quantise import GgufOptions, check_tokenizer
 from edge_convert.gguf.tensors import gguf_names, write_gguf
-from edge_convert.gguf.tokenizer import read_vocabulary, write_tokenizer
+from edge_convert.gguf.tokenizer import write_tokenizer
+from edge_convert.gguf.vocabulary import read_vocabulary
 from edge_convert.inputs import Input
 from edge_convert.pipeline import Progress, run
 from edge_convert.plan import make_plan
@@ -152,8 +153,7 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
         ("gemma3", {"layer_types": [*["sliding_attention"] * 5, "full_attention", "full_attention"]}, "sliding window"),
         ("gemma3", {"attn_logit_softcapping": 5.0}, "soft cap"),
         ("gemma2", {"attn_logit_softcapping": None}, "soft cap"),
-        ("qwen3", {"attention_bias": True}, "biases"),
-        ("qwen2-yarn", {"rope_parameters": {**YARN, "beta_slow": 4.0}}, "beta_slow"),
+        ("qwen2-yarn", {"rope_parameters": {**YARN, "beta_slow": 4.0}}, "beta_slow = 4.0"),
         ("qwen2-yarn", {"rope_parameters": {**YARN, "truncate": False}}, "truncate"),
     ],
 )
@@ -267,6 +267,9 @@ def test_logits_that_differ_are_refused(tmp_path: Path) -> None:
         ("qwen2", {"rope_parameters": {**YARN, "attention_factor": 1.7}}),
         ("qwen2", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
         ("llama", {"mlp_bias": True, "attention_bias": True}),
+        ("llama", {"rope_parameters": {**YARN, "beta_fast": 20.0, "beta_slow": 4.0}}),
+        ("llama", {"rope_parameters": {**YARN, "truncate": False, "attention_factor": 1.3}}),
+        ("mistral", {"rope_parameters": {**YARN, "beta_fast": 8, "original_max_position_embeddings": 64}}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
         ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
         ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
@@ -277,6 +280,29 @@ def test_variants_that_llama_cpp_runs(kind: str, changes: dict[str, Any], tmp_pa
     folder = make_checkpoint(tmp_path / "checkpoint", kind, **changes)
     checkpoint = open_checkpoint(folder)
     path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    tokens = some_tokens(100, checkpoint.model.n_vocab)
+    difference = logits_of_gguf(path, tokens, 128) - logits_of_checkpoint(folder, tokens)
+    assert np.abs(difference).max() < (0.02 if kind.startswith("gemma") else 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gemma3"])
+def test_biases_of_attention(kind: str, tmp_path: Path) -> None:
+    """llama.cpp reads those of q, k and v everywhere, that of o for Llama only: zeros are left out, others refused by name."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_checkpoint(tmp_path / "checkpoint", kind, attention_bias=True)
+    found = Input(kind="checkpoint", path=folder, source=kind)
+    with pytest.raises(ModelFileError, match=r"no place for model\.layers\.0\.self_attn\.o_proj\.bias"):
+        make_plan(found, tmp_path / "out", Request(card=False))
+    weights = load_file(folder / "model.safetensors")
+    for name, values in weights.items():
+        if name.endswith("o_proj.bias"):
+            values[:] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert make_plan(found, tmp_path / "out", Request(card=False)).steps
+    checkpoint = open_checkpoint(folder)
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "F32")
+    assert "blk.1.attn_v.bias" in {tensor.name for tensor in read_header(path).tensors}
     tokens = some_tokens(100, checkpoint.model.n_vocab)
     difference = logits_of_gguf(path, tokens, 128) - logits_of_checkpoint(folder, tokens)
     assert np.abs(difference).max() < (0.02 if kind.startswith("gemma") else 1e-3)

@@ -16,7 +16,7 @@ from edge_convert.checkpoint import open_checkpoint
 from edge_convert.gguf.engine import run_task
 from edge_convert.gguf.read_back import checkpoint_from_gguf
 from edge_convert.gguf.tensors import write_gguf
-from edge_convert.gguf.tokenizer import read_vocabulary
+from edge_convert.gguf.vocabulary import read_vocabulary
 from tests.checkpoints import add_tokens, make_checkpoint
 
 PLAIN, CONTROL = False, True

@@ -1,0 +1,165 @@
+"""The ASGI application: routes, and around them what every request gets: an id, a guard, an error form, a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from edge.errors import EdgeError
+from edge_serve import access, limits, state
+from edge_serve.call import Call, Caller, Record
+from edge_serve.dialects import dialect_of
+from edge_serve.errors import ApiError, ClientGoneError, from_edge
+from edge_serve.openai import chat, completions, models, tokens
+
+if TYPE_CHECKING:
+    from edge_serve.security import Guard
+    from edge_serve.service import Service
+
+__all__ = ["App"]
+
+_log = logging.getLogger("edge.serve")
+_NOBODY = Caller()
+Handle = Callable[[Call], Awaitable[None]]
+
+ROUTES: list[tuple[str, str, Handle]] = [
+    ("GET", "/health", state.health),
+    ("GET", "/metrics", state.metrics),
+    ("POST", "/v1/chat/completions", chat.create),
+    ("POST", "/v1/completions", completions.create),
+    ("GET", "/v1/models", models.list_all),
+    ("GET", "/v1/models/{id:path}", models.retrieve),
+    ("POST", "/tokenize", tokens.tokenize),
+    ("POST", "/detokenize", tokens.detokenize),
+    ("POST", "/v1/tokenize", tokens.tokenize),
+    ("POST", "/v1/detokenize", tokens.detokenize),
+]
+"""Method, path and handler."""
+
+
+class App:
+    """The application.
+
+    Args:
+        service: what all requests share.
+        guard: decides who may use it.
+    """
+
+    def __init__(self, service: Service, guard: Guard) -> None:
+        self._service, self._guard = service, guard
+        self._n_requests = 0
+        by_path: dict[str, dict[str, Handle]] = {}
+        for method, path, handle in ROUTES:
+            by_path.setdefault(path, {})[method] = handle
+        routes = [Route(path, _Endpoint(self, path, handles)) for path, handles in by_path.items()]
+        self._router = Router(routes, redirect_slashes=False, default=_Endpoint(self, "", {}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; see ASGI."""
+        if scope["type"] == "http":
+            await self._router(scope, receive, send)
+
+    async def answer(self, path: str, handles: dict[str, Handle], scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request to one route.
+
+        Args:
+            path: of the route; "" if there is none.
+            handles: by method.
+            scope, receive, send: of ASGI.
+        """
+        record = Record(scope["method"], scope["path"])
+        self._n_requests += 1
+        try:
+            await self._answer(handles, scope, receive, _with_headers(send, self._guard.cors(scope)), record)
+        finally:
+            self._n_requests -= 1
+            seconds = time.perf_counter() - record.began
+            self._service.counters.add(record, path or "other", seconds)
+            access.log(record, seconds)
+
+    async def _answer(self, handles: dict[str, Handle], scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+        service, dialect = self._service, dialect_of(scope["path"])
+        call: Call | None = None
+        try:
+            if scope["method"] == "OPTIONS":
+                await Call(scope, receive, send, service, record, _NOBODY).send(
+                    b"", b"text/plain", 204, self._guard.preflight(scope)
+                )
+                return
+            _check_head(scope)
+            caller = self._guard.check(scope)
+            record.caller = caller.name
+            call = Call(scope, receive, send, service, record, caller)
+            if self._n_requests > limits.REQUESTS:
+                raise ApiError(
+                    429, "The server is answering too many requests.", code="busy", retry_after_s=service.retry_after_s
+                )
+            handle = handles.get("GET" if scope["method"] == "HEAD" else scope["method"])
+            if handle is None:
+                raise _no_such(handles, scope)
+            await handle(call)
+            return
+        except ClientGoneError:
+            record.status = 499
+            return
+        except ApiError as failure:
+            error = failure
+        except EdgeError as failure:
+            error = from_edge(failure, retry_after_s=service.retry_after_s)
+            if error.status >= 500:
+                _log.error("%s failed: %s", record.id, failure, exc_info=failure.__cause__)
+        except Exception as failure:  # noqa: BLE001 (a bug ends one request, and its client hears nothing of the inside)
+            _log.error("%s failed with an unexpected error", record.id, exc_info=failure)
+            error = ApiError(500, f"The server failed at this request ({record.id}). Its log says why.", code="server_error")
+        finally:
+            if call is not None:
+                call.client.close()
+        if call is not None and call.has_begun:
+            await send({"type": "http.response.body", "body": dialect.event(error, record.id)})
+            return
+        call = call or Call(scope, receive, send, service, record, _NOBODY)
+        status = dialect.busy if error.status == 429 else error.status
+        await call.json(dialect.body(error, record.id), status, error.headers)
+
+
+def _no_such(handles: dict[str, Handle], scope: Scope) -> ApiError:
+    path = scope["path"][:100]
+    if handles:
+        return ApiError(405, f"{path} takes {' or '.join(handles)}, not {scope['method'][:20]}.", code="method_not_allowed")
+    return ApiError(404, f"There is nothing at {path}. See docs/serve.md for what this server offers.", code="not_found")
+
+
+def _check_head(scope: Scope) -> None:
+    """Refuse a head that arrived in one piece, which the protocol's own limit does not hold for."""
+    n_bytes = (
+        sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["raw_path"]) + len(scope["query_string"])
+    )
+    if n_bytes > limits.HEADER_BYTES or len(scope["headers"]) > limits.HEADERS:
+        raise ApiError(431, f"The head of a request has {limits.HEADER_BYTES:,} bytes and {limits.HEADERS} headers at most.")
+
+
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    if not headers:
+        return send
+
+    async def send_more(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}  # type: ignore[misc]
+        await send(message)
+
+    return send_more  # type: ignore[return-value]
+
+
+class _Endpoint:
+    """What the router calls for one route."""
+
+    def __init__(self, app: App, path: str, handles: dict[str, Handle]) -> None:
+        self._app, self._path, self._handles = app, path, handles
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app.answer(self._path, self._handles, scope, receive, send)

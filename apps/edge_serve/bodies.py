@@ -1,0 +1,101 @@
+"""Bodies of requests: read within bounds, decoded into structs, and checked for fields that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection
+from typing import TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from edge_serve import limits
+from edge_serve.errors import ApiError, ClientGoneError
+
+__all__ = ["decode", "header", "read_body"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`")
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MOST_IGNORED = 20
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Return a header of a request, of several the first; "" if it is not there."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the body of a request.
+
+    Raises:
+        ApiError: it is too long, too slow, or not said to be JSON.
+        ClientGoneError: the client closed its connection meanwhile.
+    """
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(
+            415, f"The body is {kind or 'of no stated type'}; this server reads JSON. Send Content-Type: application/json."
+        )
+    length = header(scope, b"content-length")
+    if length.isdecimal() and int(length) > limits.BODY_BYTES:
+        raise _too_long()
+    parts: list[bytes] = []
+    n_bytes = 0
+    while True:
+        try:
+            message = await asyncio.wait_for(receive(), limits.BODY_IDLE_S)
+        except asyncio.TimeoutError:
+            raise ApiError(408, "The body of the request did not arrive in time. Send it at once.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        n_bytes += len(part)
+        if n_bytes > limits.BODY_BYTES:
+            raise _too_long()
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def decode(data: bytes, kind: type[T], refused: Collection[str] = ()) -> tuple[T, list[str]]:
+    """Decode a body.
+
+    Args:
+        data: the body.
+        kind: a struct with all fields that are read.
+        refused: fields that are refused by name when they have a value, since without them the answer would be another.
+
+    Returns:
+        (the body, names of its fields that nobody reads).
+
+    Raises:
+        ApiError: it is not JSON, has a value of a wrong type, or a refused field.
+    """
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        body = msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        what = str(error)[: place.start()] if place else str(error)
+        param = place.group(1) if place else None
+        where = f"{param}: " if param else ""
+        raise ApiError(400, f"The body has a value of a wrong type: {where}{what}.", code="invalid_type", param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
+    for name in refused:
+        if name in fields and bytes(fields[name]) not in (b"null", b"[]", b"{}", b"false", b'""'):
+            raise ApiError(
+                400, f"{name} is not supported by this server. Leave it out.", code="unsupported_parameter", param=name
+            )
+    known = {field.encode_name for field in msgspec.structs.fields(kind)} | set(refused)
+    ignored = [name for name, value in fields.items() if name not in known and bytes(value) != b"null"]
+    return body, [name for name in ignored if _PLAIN.fullmatch(name)][:_MOST_IGNORED]
+
+
+def _too_long() -> ApiError:
+    return ApiError(413, f"The body is longer than the {limits.BODY_BYTES:,} bytes that this server reads. Send less.")

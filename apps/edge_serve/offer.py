@@ -1,0 +1,115 @@
+"""The models that the server offers: their names, and how a request's `model` becomes one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from edge.catalog import Installed
+    from edge.config import Settings
+
+__all__ = ["Offer", "Offered"]
+
+_FRESH_S = 5.0
+_MOST_NAMED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A model that can be asked for.
+
+    Attributes:
+        id: its name in answers and lists.
+        reference: what the runtime loads.
+        size_bytes: of its files; 0 if unknown.
+        modified: when it was put there, in seconds since 1970.
+        format, quantisation, sha256: as in `edge.catalog.Installed`.
+    """
+
+    id: str
+    reference: str
+    size_bytes: int = 0
+    modified: int = 0
+    format: str = "gguf"
+    quantisation: str = ""
+    sha256: str = ""
+
+
+@dataclass
+class Offer:
+    """The default model and all that are installed.
+
+    Args:
+        settings: `settings.model` is the default.
+        list_installed: lists the models of this device.
+    """
+
+    settings: Settings
+    list_installed: Callable[[Settings], Iterable[Installed]]
+    _names: dict[str, Offered] = field(init=False, default_factory=dict)
+    _read_at: float = field(init=False, default=float("-inf"))
+
+    @property
+    def default(self) -> Offered:
+        """The model of requests that name none."""
+        return self._names[self.settings.model]
+
+    async def models(self) -> list[Offered]:
+        """Return all of them, the default first."""
+        await self._refresh()
+        return list(dict.fromkeys(self._names.values()))
+
+    async def find(self, name: str | None) -> Offered:
+        """Return the model of a request; the default one if it names none.
+
+        Raises:
+            ApiError: there is no such model here.
+        """
+        await self._refresh()
+        if not name:
+            return self.default
+        found = self._names.get(name) or self._names.get(name.removesuffix(":latest"))
+        if found is None:
+            names = [model.id for model in dict.fromkeys(self._names.values())]
+            listed = ", ".join(names[:_MOST_NAMED]) + (" and others" if len(names) > _MOST_NAMED else "")
+            message = f"There is no model {name[:100]!r} here. Use one of: {listed}. Others are added by edge models pull."
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return found
+
+    async def _refresh(self) -> None:
+        """Read the names again, when that was some seconds ago."""
+        if time.monotonic() - self._read_at > _FRESH_S:
+            self._names = await asyncio.to_thread(self._read)
+            self._read_at = time.monotonic()
+
+    def _read(self) -> dict[str, Offered]:
+        model = self.settings.model
+        names: dict[str, Offered] = {}
+        default: Offered | None = None
+        for one in self.list_installed(self.settings):
+            offered = _offered(one)
+            for name in (one.name, *one.used_by):
+                names.setdefault(name, offered)
+            if default is None and (model in one.used_by or model in (one.name, one.reference)):
+                default = names[one.name]
+        path = Path(model)
+        if default is None:
+            default = Offered(path.name if path.suffix != ".gguf" else path.stem, model)
+        names.pop("default", None)
+        first = {model: default, default.id: default}
+        return first | {name: one for name, one in names.items() if name not in first}
+
+
+def _offered(one: Installed) -> Offered:
+    try:
+        modified = int(one.path.stat().st_mtime)
+    except OSError:
+        modified = 0
+    return Offered(one.name, one.name, one.size_bytes, modified, one.format, one.quantisation, one.sha256 or "")

@@ -1,0 +1,99 @@
+"""POST /v1/completions: a text is continued, without the chat template."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from edge_serve.answers import Answer, answer
+from edge_serve.call import Call
+from edge_serve.errors import ApiError
+from edge_serve.openai.wire import CompletionRequest, sampling_of, timings, usage
+from edge_serve.sampling import check_biases
+
+__all__ = ["create"]
+
+_REFUSED = ("suffix",)
+_encode = msgspec.json.encode
+
+
+async def create(call: Call) -> None:
+    """Continue a text."""
+    body = await call.body(CompletionRequest, _REFUSED)
+    _check(body)
+    sampling = sampling_of(body, body.max_tokens)
+    prompt = _prompt(body)
+
+    def start(assistant: Any) -> Any:
+        check_biases(sampling, assistant)
+        space, timeout_s = call.caller.namespace or None, call.service.settings.server.timeout_s
+        return assistant.complete(prompt, sampling, cache_namespace=space, timeout_s=timeout_s)
+
+    async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
+        shown = prompt if body.echo else ""
+        if body.stream:
+            with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            await call.stream(_chunks(call, found, shown, with_usage), ping=b": ping\n\n")
+        else:
+            text = shown + await found.text(call)
+            choices = [_choice(text, found.finish_reason)]
+            await call.json({**_head(found), "choices": choices, "usage": usage(found.reply), "timings": timings(found.reply)})
+
+
+async def _chunks(call: Call, found: Answer, shown: str, with_usage: bool) -> AsyncIterator[bytes]:
+    head = _head(found)
+
+    def chunk(text: str, reason: str | None = None, **more: Any) -> bytes:
+        nothing_yet = {"usage": None} if with_usage else {}
+        return b"data: " + _encode({**head, "choices": [_choice(text, reason)], **nothing_yet, **more}) + b"\n\n"
+
+    if shown:
+        yield chunk(shown)
+    async for event in found.events(call):
+        if event.kind == "text" and event.text:
+            yield chunk(event.text)
+    yield chunk("", found.finish_reason, timings=timings(found.reply))
+    if with_usage:
+        yield b"data: " + _encode({**head, "choices": [], "usage": usage(found.reply)}) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _choice(text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _head(found: Answer) -> dict[str, Any]:
+    id, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+    return {"id": id, "object": "text_completion", "created": created, "model": found.model}
+
+
+def _prompt(body: CompletionRequest) -> str:
+    prompt = body.prompt
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        what = "token ids" if prompt and not isinstance(prompt[0], str) else "a list of prompts"
+        raise ApiError(
+            400, f"prompt is {what}; this server continues one text a request.", code="unsupported_value", param="prompt"
+        )
+    if not prompt:
+        raise ApiError(400, "prompt is empty. Give at least one character.", code="invalid_value", param="prompt")
+    return prompt
+
+
+def _check(body: CompletionRequest) -> None:
+    """Refuse what would be another answer if it were ignored."""
+    refused = {
+        "n": body.n is not None and body.n != 1,
+        "best_of": body.best_of is not None and body.best_of > 1,
+        "logprobs": body.logprobs is not None,
+    }
+    for param, is_refused in refused.items():
+        if is_refused:
+            raise ApiError(
+                400, f"{param} is not supported by this server yet. Leave it out.", code="unsupported_parameter", param=param
+            )

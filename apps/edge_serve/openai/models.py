@@ -1,0 +1,38 @@
+"""GET /v1/models, and one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_serve.call import Call
+from edge_serve.offer import Offered
+
+__all__ = ["list_all", "retrieve"]
+
+
+async def list_all(call: Call) -> None:
+    """List the models that can be asked for, the default first."""
+    models = await call.service.offer.models()
+    await call.json({"object": "list", "data": [_model(call, model) for model in models]})
+
+
+async def retrieve(call: Call) -> None:
+    """Show one model."""
+    await call.json(_model(call, await call.service.offer.find(call.path_params["id"])))
+
+
+def _model(call: Call, model: Offered) -> dict[str, Any]:
+    runtime = call.service.runtime
+    loaded = next((one for one in runtime.loaded if one.name == model.reference), None)
+    status = "loaded" if loaded is not None else "loading" if model.reference in runtime.loading else "not loaded"
+    shown: dict[str, Any] = {
+        "id": model.id,
+        "object": "model",
+        "created": model.modified or call.service.started_at,
+        "owned_by": "edge",
+        "status": status,
+        "format": model.format,
+    }
+    if loaded is not None:
+        shown |= {"context_window": loaded.assistant.n_ctx, "memory_bytes": loaded.memory_bytes}
+    return shown

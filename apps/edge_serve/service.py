@@ -1,0 +1,58 @@
+"""What all requests share: the models, the settings, the counters, and whether the server is stopping."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edge_serve.metrics import Counters
+
+if TYPE_CHECKING:
+    from edge.config import Settings
+    from edge.reply import Reply
+    from edge.runtime import Runtime
+    from edge_serve.keys import Keys
+    from edge_serve.offer import Offer
+
+__all__ = ["Service"]
+
+_LONGEST_RETRY_S = 60
+
+
+@dataclass
+class Service:
+    """See the module.
+
+    Attributes:
+        runtime: loads the models.
+        offer: which models there are.
+        settings: of everything.
+        keys: who may use the server.
+        counters: for the metrics and the log.
+        replies: that run now.
+        problem: why the default model could not be loaded; "" if nothing is known against it.
+        is_stopping: the server is about to end.
+        started_at: in seconds since 1970.
+    """
+
+    runtime: Runtime
+    offer: Offer
+    settings: Settings
+    keys: Keys
+    counters: Counters = field(default_factory=Counters)
+    replies: set[Reply] = field(default_factory=set)
+    problem: str = ""
+    is_stopping: bool = False
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def retry_after_s(self) -> int:
+        """When a client that was refused may try again, in whole seconds: about when a reply of now will have ended."""
+        return max(1, min(_LONGEST_RETRY_S, round(self.counters.reply_s)))
+
+    def stop_replies(self) -> None:
+        """Stop all replies; what they have written is sent before their connections are closed."""
+        self.is_stopping = True
+        for reply in list(self.replies):
+            reply.cancel()

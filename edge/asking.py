@@ -1,0 +1,326 @@
+"""What a loaded model answers without a conversation: the part of `Assistant` that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from edge.arguments import asked, check_messages, check_number, check_sampling, check_text
+from edge.batch import Batch
+from edge.engine.generation import SharedPrompt
+from edge.errors import UsageError
+from edge.request import Request, RequestOptions
+from edge.types import Message, Sampling, kind_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.conversation.tree import Node
+    from edge.reply import Reply
+    from edge.turns import Turns
+    from edge.types import PromptSize
+
+    Prompt = Iterable[Message | Node | Mapping[str, object]]
+
+__all__ = ["Asking"]
+
+T = TypeVar("T")
+
+EXTRACT = "Read the user's text and write down what it says, as JSON. Use its own words and numbers, and make nothing up."
+"""The system prompt of `extract`, which the schema follows."""
+
+
+class Asking:
+    """See the module. `Assistant` sets the turns."""
+
+    _turns: Turns
+
+    def generate(
+        self,
+        prompt: str | Prompt,
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Reply:
+        """Answer once, without a conversation: a text as one user message, or messages.
+
+        Args:
+            prompt: the text, or messages of which the last is to be answered: `Message`, those of a conversation, or dicts with
+                "role" and "content".
+            sampling: how tokens are chosen; what it leaves out is the assistant's.
+            cache_namespace: who shares its KV cache, see `conversation`.
+            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
+                `generate("hi", max_tokens=5, temperature=0, timeout_s=20)`.
+
+        Raises:
+            UsageError: there is no message, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        return self._answer(self._with_system(prompt), asked(sampling, options), cache_namespace)
+
+    def generate_choices(
+        self,
+        prompt: str | Prompt,
+        n: int,
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[Reply]:
+        """Answer a prompt several times at once, to choose from. The prompt is prefilled once, and the replies share it.
+
+        Args:
+            prompt, cache_namespace, options: as in `generate`.
+            n: number of replies.
+            sampling: as in `generate`. With a seed, reply number i has the seed + i; at temperature 0 all are nearly the same.
+
+        Returns:
+            The running replies. `Usage.total` adds up what they took.
+
+        Raises:
+            As `generate`.
+        """
+        check_number("n", n)
+        messages, request = self._with_system(prompt), asked(sampling, options)
+        seed = request.sampling.over(self._turns.sampling).seed
+        requests = [
+            replace(request, sampling=request.sampling if seed is None else Sampling(seed=seed + i).over(request.sampling))
+            for i in range(n)
+        ]
+        shared = SharedPrompt()
+        return [self._answer(messages, replace(one, shared=shared), cache_namespace) for one in requests]
+
+    def respond(
+        self,
+        prompt: str | Prompt,
+        as_: type[T],
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T:
+        """Answer once, and return the answer as a value: `ai.respond("Who wrote Faust, and when?", Book) -> Book`.
+
+        Args:
+            prompt, sampling, cache_namespace, options: as in `generate`.
+            as_: the type of the answer, see `RequestOptions`; `str` is plain text.
+
+        Raises:
+            InvalidReplyError: the answer was cut off before it was complete, or the type refuses it.
+            ConstraintError: the type has something that cannot be enforced.
+            EdgeError: as `generate`, and what the reply raises.
+        """
+        reply = self._respond(prompt, as_, sampling, cache_namespace, options)
+        value: T = reply.wait() if as_ is str else reply.value()  # type: ignore[assignment]
+        return value
+
+    async def arespond(
+        self,
+        prompt: str | Prompt,
+        as_: type[T],
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T:
+        """Respond as `respond` does, without blocking the event loop."""
+        reply = self._respond(prompt, as_, sampling, cache_namespace, options)
+        value: T = await reply if as_ is str else await reply.avalue()  # type: ignore[assignment]
+        return value
+
+    def extract(
+        self,
+        text: str,
+        as_: type[T],
+        sampling: Sampling | None = None,
+        *,
+        instruction: str = EXTRACT,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T:
+        """Read a text, and return what it says as a value: `ai.extract(letter, Invoice) -> Invoice`.
+
+        Args:
+            text: the text.
+            as_, sampling, cache_namespace, options, and what is raised: as in `respond`. At temperature 0 unless they say so.
+            instruction: the system prompt.
+        """
+        return self.respond(*_extraction(text, as_, sampling, instruction), cache_namespace=cache_namespace, **options)
+
+    async def aextract(
+        self,
+        text: str,
+        as_: type[T],
+        sampling: Sampling | None = None,
+        *,
+        instruction: str = EXTRACT,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T:
+        """Extract as `extract` does, without blocking the event loop."""
+        question = _extraction(text, as_, sampling, instruction)
+        return await self.arespond(*question, cache_namespace=cache_namespace, **options)
+
+    def _respond(
+        self,
+        prompt: str | Prompt,
+        as_: object,
+        sampling: Sampling | None,
+        cache_namespace: str | None,
+        options: RequestOptions,
+    ) -> Reply:
+        if options.get("schema") is not None or options.get("constraint") is not None:
+            raise UsageError("The type of the answer says what it has to be.", "Leave schema and constraint out.")
+        if as_ is not str:
+            options = {**options, "schema": as_}
+        return self.generate(prompt, sampling, cache_namespace=cache_namespace, **options)
+
+    def batch(
+        self,
+        prompts: Iterable[str | Prompt],
+        sampling: Sampling | None = None,
+        *,
+        n_at_once: int | None = None,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Batch:
+        """Answer many prompts a few at a time, in the background: replies that somebody waits for go first.
+
+        Args:
+            prompts: each as in `generate`. Those of a list or tuple are sorted, so that prompts which begin alike follow each
+                other and share the KV cache; others are read as it goes.
+            sampling, cache_namespace, options: as in `generate`; the priority is "background" unless they say another.
+            n_at_once: replies that run at the same time; None is as many as the engine has sequences, and one more.
+
+        Returns:
+            What yields (number of the prompt, its reply) as they end: `for number, reply in ai.batch(prompts): ...`
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the replies.
+        """
+        self._turns.check_open()
+        n_running = self._turns.n_seq + 1 if n_at_once is None else check_number("n_at_once", n_at_once)
+        request = asked(sampling, {"priority": "background", **options})
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts is a list of prompts, not {kind_of(prompts)}.", 'For example: ["One?", "Two?"]')
+        numbered: Iterable[tuple[int, list[Message]]] = ((i, self._with_system(prompt)) for i, prompt in enumerate(prompts))
+        if isinstance(prompts, Sequence):
+            numbered = sorted(numbered, key=lambda one: [(message.role, message.content) for message in one[1]])
+        return Batch(numbered, lambda messages: self._answer(messages, request, cache_namespace), n_running)
+
+    def complete(
+        self,
+        text: str,
+        sampling: Sampling | None = None,
+        *,
+        cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Reply:
+        """Continue a text, without chat template: for base models and for measuring.
+
+        Args:
+            text: the beginning.
+            sampling, cache_namespace, options: as in `generate`.
+
+        Raises:
+            UsageError: there is no text, or an argument has the wrong type.
+            BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
+        """
+        if not check_text("text", text):
+            raise UsageError("There is no text to continue.", "Give at least one character.")
+        return self._answer(text, asked(sampling, options), cache_namespace)
+
+    def _answer(self, prompt: str | Sequence[Message], request: Request, cache_namespace: str | None) -> Reply:
+        turns = self._turns
+        turns.check_cache(request.cache)
+        request = replace(request, prompt=prompt, namespace=turns.namespace_of(cache_namespace))
+        return turns.start(turns.make(request), self)
+
+    def _with_system(self, prompt: str | Prompt) -> list[Message]:
+        """Return the messages of a prompt, with the assistant's system prompt if they have none."""
+        messages = check_messages(prompt)
+        return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
+
+    def count(self, prompt: str | Prompt) -> PromptSize:
+        """Count the tokens that `generate` would have as its prompt, with all that the chat template adds.
+
+        Args:
+            prompt: as in `generate`.
+
+        Returns:
+            Its size, and what is left of the context window. `Conversation.count` does it for a conversation.
+
+        Raises:
+            UsageError: there is no message, or an argument has the wrong type.
+            ContextFullError: a message alone is far larger than the context window.
+            TemplateError: the model's template refuses these messages.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        messages = self._with_system(prompt)
+        self._turns.check_size([message.content for message in messages])
+        return self._turns.count(messages)
+
+    async def acount(self, prompt: str | Prompt) -> PromptSize:
+        """Count as `count` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count, prompt)
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text for this model, without special ones.
+
+        Raises:
+            UsageError: it is not a str.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        check_text("text", text)
+        return len(self._turns.prompting.tokenize(text))
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Return the token ids of a text for this model.
+
+        Args:
+            text: the text.
+            add_special: with what the model wants at the start of a text.
+            parse_special: read control tokens that are written out, such as "<|im_end|>".
+
+        Raises:
+            UsageError: it is not a str.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        check_text("text", text)
+        return list(self._turns.prompting.tokenize(text, add_special=add_special, parse_special=parse_special))
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, with special tokens written out.
+
+        Raises:
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        self._turns.check_open()
+        if isinstance(tokens, str | bytes) or not all(isinstance(token, int) for token in tokens):
+            raise UsageError(f"tokens are token ids, not {kind_of(tokens)}.", "For example: [1, 2, 3]")
+        tokenizer = self._turns.prompting.tokenizer
+        return b"".join(tokenizer.token_bytes(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    async def acount_tokens(self, text: str) -> int:
+        """Count tokens as `count_tokens` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count_tokens, text)
+
+
+def _extraction(
+    text: str, as_: type[T], sampling: Sampling | None, instruction: str
+) -> tuple[list[Message], type[T], Sampling]:
+    """Return prompt, type and sampling of an extraction."""
+    check_text("instruction", instruction)
+    if not check_text("text", text):
+        raise UsageError("There is no text to read.", "Give at least one character.")
+    chosen = (check_sampling(sampling) or Sampling()).over(Sampling(temperature=0))
+    return [Message("system", instruction), Message("user", text)], as_, chosen

@@ -1,0 +1,283 @@
+"""Several models under one memory budget: loaded when they are asked for, the least recently used unloaded.
+
+    with edge.Runtime(memory_gb=3) as runtime, runtime.use("smollm2-135m") as ai:
+        print(ai.generate("hi").wait())
+
+The KV cache stays on the disk where the settings turn that on, so a model that comes back has its prompts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edge.errors import BackendError, BusyError, ModelTooLargeError, UsageError
+from edge.loading import load, plan_model
+from edge.units import size_text
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.config.schema import Settings
+    from edge.plan.receipt import Plan
+
+__all__ = ["LoadedModel", "Runtime"]
+
+
+@dataclass(slots=True, eq=False)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        name: by which it was asked for.
+        assistant: the model.
+        memory_bytes: that it was planned to take.
+        n_users: that hold it by `Runtime.use` now.
+        used_at: when it was last used, of `time.monotonic`.
+    """
+
+    name: str
+    assistant: Assistant
+    memory_bytes: int
+    n_users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nobody holds it and no reply runs."""
+        return self.n_users == 0 and self.assistant.n_running == 0 and self.assistant.n_waiting == 0
+
+
+class Runtime:
+    """Loads models on request and unloads the least recently used. May be used from any thread.
+
+    Args:
+        settings: of all models, as in `edge.load`.
+        memory_gb: memory that all of them may take together, in GB (10^9 bytes); None is what is available when one is loaded.
+        idle_s: unload a model that was not used for so long, in seconds; None keeps it until another one needs its memory.
+        load, plan: instead of `edge.load` and `edge.plan_model`, for tests.
+
+    Raises:
+        UsageError: a number is not above 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings | None = None,
+        memory_gb: float | None = None,
+        idle_s: float | None = None,
+        load: Callable[..., Assistant] = load,
+        plan: Callable[..., Plan | None] = plan_model,
+    ) -> None:
+        for name, value in (("memory_gb", memory_gb), ("idle_s", idle_s)):
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}, which is out of range.", "Use a number above 0, or None.")
+        self._settings, self._load, self._plan = settings, load, plan
+        self._budget = None if memory_gb is None else int(memory_gb * 1e9)
+        self._idle_s = idle_s
+        self._models: dict[str, LoadedModel] = {}
+        self._loading: dict[str, Future[None]] = {}
+        self._changed = threading.Condition()
+        self._one_load = threading.Lock()
+        self._is_closed = False
+        if idle_s is not None:
+            threading.Thread(target=self._unload_idle, name="edge-runtime-idle", daemon=True).start()
+
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory, the most recently used first."""
+        with self._changed:
+            return sorted(self._models.values(), key=lambda model: -model.used_at)
+
+    @property
+    def loading(self) -> list[str]:
+        """Names of the models that are being loaded."""
+        with self._changed:
+            return list(self._loading)
+
+    @contextlib.contextmanager
+    def use(self, name: str | None = None) -> Iterator[Assistant]:
+        """Hold a model, which is loaded if it is not yet, and not unloaded before the block ends.
+
+        Args:
+            name: catalogue name, path, or reference, as in `edge.load`; None is the setting `model`.
+
+        Raises:
+            BusyError: its memory is taken by models that are in use.
+            ModelTooLargeError: it does not fit the budget, or the device.
+            EdgeError: as `edge.load`.
+        """
+        model = self._take(name)
+        try:
+            yield model.assistant
+        finally:
+            self._give_back(model)
+
+    @contextlib.asynccontextmanager
+    async def ause(self, name: str | None = None) -> AsyncIterator[Assistant]:
+        """Hold a model as `use` does, without blocking the event loop while it is loaded."""
+        while (model := self._find(name)) is None:
+            await asyncio.shield(asyncio.wrap_future(self._start_loading(self._name(name))))
+        try:
+            yield model.assistant
+        finally:
+            self._give_back(model)
+
+    def unload(self, name: str) -> bool:
+        """Unload a model, whose running replies are stopped. Returns whether it was loaded."""
+        with self._changed:
+            model = self._models.pop(name, None)
+        if model is not None:
+            model.assistant.close()
+        return model is not None
+
+    def close(self) -> None:
+        """Unload all models; running replies end as cancelled. May be called twice."""
+        with self._changed:
+            self._is_closed = True
+            models, self._models = list(self._models.values()), {}
+            self._changed.notify_all()
+        for model in models:
+            model.assistant.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Runtime:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _name(self, name: str | None) -> str:
+        if name is not None:
+            return name
+        if self._settings is not None:
+            return self._settings.model
+        from edge.config.schema import Settings
+
+        return Settings().model
+
+    def _find(self, name: str | None) -> LoadedModel | None:
+        """Take a model that is loaded."""
+        with self._changed:
+            if self._is_closed:
+                raise BackendError("This runtime is closed.", "Make another one.")
+            model = self._models.get(self._name(name))
+            if model is not None:
+                model.n_users += 1
+                model.used_at = time.monotonic()
+            return model
+
+    def _take(self, name: str | None) -> LoadedModel:
+        """Take a model, which is loaded first if it is not yet."""
+        while (model := self._find(name)) is None:
+            self._start_loading(self._name(name)).result()
+        return model
+
+    def _start_loading(self, name: str) -> Future[None]:
+        """Load a model in a thread of its own, unless that is being done or is done; all who want it wait for the same."""
+        with self._changed:
+            future = self._loading.get(name)
+            if future is not None:
+                return future
+            future = Future()
+            if name in self._models:
+                future.set_result(None)
+                return future
+            self._loading[name] = future
+        threading.Thread(target=self._load_into, args=(name, future), name="edge-runtime-load", daemon=True).start()
+        return future
+
+    def _load_into(self, name: str, future: Future[None]) -> None:
+        try:
+            with self._one_load:
+                needed = self._make_room(name)
+                assistant = self._load(name, settings=self._settings, on_progress=lambda *_: not self._is_closed)
+            with self._changed:
+                if not self._is_closed:
+                    self._models[name] = LoadedModel(name, assistant, needed)
+                del self._loading[name]
+                self._changed.notify_all()
+            if self._is_closed:
+                assistant.close()
+        except BaseException as error:  # noqa: BLE001 (raised again by all who wait)
+            with self._changed:
+                self._loading.pop(name, None)
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    def _give_back(self, model: LoadedModel) -> None:
+        with self._changed:
+            model.n_users -= 1
+            model.used_at = time.monotonic()
+            self._changed.notify_all()
+
+    def _make_room(self, name: str) -> int:
+        """Unload idle models until one fits beside the rest, and return the bytes that it was planned to take.
+
+        Raises:
+            BusyError: too many of the others are in use.
+            ModelTooLargeError: it does not fit alone.
+        """
+        while True:
+            try:
+                plan = self._plan(name, settings=self._settings)
+            except ModelTooLargeError:
+                if not self._unload_oldest():
+                    raise
+                continue
+            if plan is None:
+                return 0
+            needed = plan.memory.total_bytes
+            with self._changed:
+                held = sum(model.memory_bytes for model in self._models.values())
+            if self._budget is not None and needed > self._budget:
+                raise ModelTooLargeError(
+                    f"{name} needs {size_text(needed)}; all models together may take {size_text(self._budget)}.",
+                    "Allow more memory, a smaller context, or choose a smaller model.",
+                )
+            room = plan.memory.available_bytes if self._budget is None else self._budget - held
+            if needed <= room or (self._budget is None and not held):
+                return needed
+            if not self._unload_oldest():
+                raise BusyError(f"The memory for {name} is taken by models that are in use.", "Try again later.")
+
+    def _unload_oldest(self) -> bool:
+        """Unload the model that was not used for the longest time. Returns False if all are in use."""
+        with self._changed:
+            idle = [model for model in self._models.values() if model.is_idle]
+            if not idle:
+                return False
+            oldest = min(idle, key=lambda model: model.used_at)
+            del self._models[oldest.name]
+        oldest.assistant.close()
+        return True
+
+    def _unload_idle(self) -> None:
+        """Unload what was not used for too long; the work of a thread of its own."""
+        assert self._idle_s is not None
+        while True:
+            with self._changed:
+                if self._is_closed:
+                    return
+                now = time.monotonic()
+                due = [one for one in self._models.values() if one.is_idle and now - one.used_at >= self._idle_s]
+                for model in due:
+                    del self._models[model.name]
+                if not due:
+                    ages = [now - one.used_at for one in self._models.values()]
+                    left = self._idle_s - max(ages) if ages else None
+                    self._changed.wait(None if left is None else max(left, 0.05 * self._idle_s))
+            for model in due:
+                model.assistant.close()

@@ -1,0 +1,330 @@
+"""Tool calls as models write them: recorded replies of every family, whole and in pieces, and as real templates show them.
+
+Samples are what these models wrote, or what llama.cpp's tests (tests/test-chat.cpp, MIT) and the makers' documents show of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.prompt.template import ChatTemplate
+from edge.prompt.tools.base import Broken, CallParser, calls_of
+from edge.prompt.tools.choose import FORMATS, choose_format
+from edge.types import Message, Tool, ToolCall
+
+FOLDER = Path(__file__).parents[2] / "fixtures" / "templates"
+TOOLS = [
+    Tool(
+        "weather",
+        "Tell the weather",
+        {
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "code": {"type": "string"},
+                "tags": {"type": "array", "items": {}},
+                "maybe": {"type": ["number", "null"]},
+                "sure": {"type": "boolean"},
+                "one_of": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            }
+        },
+    ),
+    Tool("python", "Run Python", {"properties": {"code": {"type": "string"}}}),
+    Tool("now"),
+]
+BY_NAME = {format.name: format for format in FORMATS}
+
+
+def call(name="weather", **arguments):
+    return ToolCall(name, arguments)
+
+
+PARIS = call(city="Paris")
+TRICKY = call(city='Pa"r}is</tool_call>', tags=["]", "}", "[TOOL_CALLS]"])
+TRICKY_JSON = json.dumps(TRICKY.arguments)
+
+SAMPLES: dict[str, list[tuple[str, list]]] = {
+    "hermes": [
+        ('<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>', [PARIS]),
+        (
+            'Let me look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+            ["Let me look.", PARIS, call("now")],
+        ),
+        (f'<tool_call>{{"name": "weather", "arguments": {TRICKY_JSON}}}</tool_call>', [TRICKY]),
+        ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', [PARIS]),
+        ('<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}', [PARIS]),  # ends without the tag
+        ('<tool_call>\n{"name": "now"}\n</tool_call>\nDone.', [call("now"), "\nDone."]),
+        ('<tool_call>[{"name": "now"}, {"name": "weather", "arguments": {"city": "Paris"}}]</tool_call>', [call("now"), PARIS]),
+        ('<tool_call>{"name": "weather", "arguments": {"city": "a\nb"}}</tool_call>', [call(city="a\nb")]),
+        ("1 < 2, <tool_ and <b>", ["1 < 2, <tool_ and <b>"]),
+        ("  Just text. \n", ["  Just text. \n"]),
+    ],
+    "qwen-xml": [
+        (
+            "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n</parameter>\n"
+            "</function>\n</tool_call>",
+            [call(city="Paris", days=2)],
+        ),
+        (
+            "I run it.\n\n<tool_call>\n<function=python>\n<parameter=code>\n"
+            "if a < b:\n    print('<parameter=x>', \"</tool_call>\")\n"
+            "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+            ["I run it.", call("python", code="if a < b:\n    print('<parameter=x>', \"</tool_call>\")"), call("now")],
+        ),
+        (
+            "<tool_call><function=weather><parameter=city>12</parameter><parameter=maybe>null</parameter><parameter=sure>True"
+            '</parameter><parameter=tags>["a", 1]</parameter><parameter=one_of>null</parameter></function></tool_call>',
+            [call(city="12", maybe=None, sure=True, tags=["a", 1], one_of=None)],
+        ),
+        (
+            "<tool_call><function=weather><parameter=city>null</parameter><parameter=unknown>3</parameter>"
+            "<parameter=days>many</parameter></function></tool_call>",
+            [call(city="null", unknown=3, days="many")],
+        ),
+        ('<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>', [PARIS]),
+    ],
+    "llama3": [
+        ('{"name": "weather", "parameters": {"city": "Paris"}}', [PARIS]),
+        ('<|python_tag|>{"name": "weather", "parameters": {"city": "Paris"}}', [PARIS]),
+        ('{"type": "function", "name": "weather", "parameters": {"city": "Paris"}}', [PARIS]),
+        ('{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}', [PARIS]),
+        ('{"name": "weather", "parameters": {"city": "Paris"}}; {"name": "now", "parameters": {}}', [PARIS, call("now")]),
+        ("<|python_tag|>python.call(code=\"print('hi')\")", [call("python", code="print('hi')")]),
+        ('{"answer": 42}', ['{"answer": 42}']),
+        ('{"name": "Ada", "parameters": {"age": 36}}', ['{"name": "Ada", "parameters": {"age": 36}}']),
+        (
+            'Here: {"name": "weather", "parameters": {"city": "Paris"}}',
+            ['Here: {"name": "weather", "parameters": {"city": "Paris"}}'],
+        ),
+        ("{not json", ["{not json"]),
+    ],
+    "mistral": [
+        ('[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}}]', [PARIS]),
+        (
+            '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris"}, "id": "abcdefgh1"}, '
+            '{"name": "now", "arguments": {}}]',
+            [ToolCall("weather", {"city": "Paris"}, "abcdefgh1"), call("now")],
+        ),
+        ('Hm.[TOOL_CALLS]weather[ARGS]{"city": "Paris"}[TOOL_CALLS]now[ARGS]{}', ["Hm.", PARIS, call("now")]),
+        ('[TOOL_CALLS]weather[CALL_ID]abcdefgh1[ARGS]{"city": "Paris"}', [ToolCall("weather", {"city": "Paris"}, "abcdefgh1")]),
+        (f"[TOOL_CALLS]weather[ARGS]{TRICKY_JSON}", [TRICKY]),
+        ('[TOOL_CALLS]weather{"city": "Paris"}', [PARIS]),
+    ],
+    "lfm2": [
+        ('<|tool_call_start|>[weather(city="Paris")]<|tool_call_end|>', [PARIS]),
+        (
+            "<|tool_call_start|>[weather(city='Paris', days=-2, sure=True, maybe=null), now()]<|tool_call_end|>I will see.",
+            [call(city="Paris", days=-2, sure=True, maybe=None), call("now"), "I will see."],
+        ),
+        (
+            "<|tool_call_start|>[weather(city='it\\'s <|tool_call_end|>', tags=[1, {'a': (2.5,)}])]<|tool_call_end|>",
+            [call(city="it's <|tool_call_end|>", tags=[1, {"a": [2.5]}])],
+        ),
+        ('<|tool_call_start|>[{"name": "weather", "arguments": {"city": "Paris"}}]<|tool_call_end|>', [PARIS]),
+        ('<|tool_call_start|>[weather(city="Paris")]', [PARIS]),
+    ],
+    "functiongemma": [
+        ("<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>", [PARIS]),
+        (
+            "<start_function_call>call:weather{city:<escape>a, {b}: c<escape>,days:2,sure:true,maybe:null,"
+            "tags:[<escape>x<escape>,{k:1.5}]}<end_function_call><start_function_call>call:now{}<end_function_call>",
+            [call(city="a, {b}: c", days=2, sure=True, maybe=None, tags=["x", {"k": 1.5}]), call("now")],
+        ),
+    ],
+    "gemma4": [
+        ('<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>', [PARIS]),
+        (
+            '<|tool_call>call:weather{city:<|"|>say "hi" } <tool_call|><|"|>,tags:[{a:{b:[]}}]}<tool_call|>'
+            "<|tool_call>call:now{}<tool_call|>",
+            [call(city='say "hi" } <tool_call|>', tags=[{"a": {"b": []}}]), call("now")],
+        ),
+        ('<|tool_call>call:weather{city:"Paris"}<tool_call|>', [PARIS]),
+    ],
+    "phi4-mini": [
+        ('functools[{"name": "weather", "arguments": {"city": "Paris"}}]', [PARIS]),
+        (
+            f'functools[{{"name": "weather", "arguments": {TRICKY_JSON}}}, {{"name": "now", "arguments": {{}}}}]',
+            [TRICKY, call("now")],
+        ),
+        ('<|tool_call|>[{"name": "now", "arguments": {}}]<|/tool_call|>', [call("now")]),
+        ("Python's functools[...] is", ["Python's functools[...] is"]),
+    ],
+    "granite3": [
+        ('<|tool_call|>[{"name": "weather", "arguments": {"city": "Paris"}}]', [PARIS]),
+        ('<|tool_call|>[{"arguments": {"city": "Paris"}, "name": "weather"}, {"name": "now"}]', [PARIS, call("now")]),
+        (f'<tool_call>[{{"name": "weather", "arguments": {TRICKY_JSON}}}]', [TRICKY]),
+    ],
+}
+BROKEN = {
+    "hermes": [
+        "<tool_call>weather</tool_call>",
+        '<tool_call>{"name": "weather", "arguments": {"city": }}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "Par',
+        '<tool_call>{"arguments": {}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": [1]}</tool_call>',
+        "<tool_call>",
+    ],
+    "qwen-xml": ["<tool_call><parameter=city>x</parameter></tool_call>", "<tool_call><function=weather><parameter=city>Par"],
+    "mistral": ['[TOOL_CALLS]{"a": 1}', "[TOOL_CALLS]weather[ARGS]Paris", '[TOOL_CALLS][{"name": 5}]', "[TOOL_CALLS][1]"],
+    "lfm2": [
+        "<|tool_call_start|>[__import__('os').system(cmd='x')]<|tool_call_end|>",
+        "<|tool_call_start|>[weather(city=open('x'))]<|tool_call_end|>",
+        "<|tool_call_start|>[weather('Paris')]<|tool_call_end|>",
+        "<|tool_call_start|>[weather(**{'city': 1})]<|tool_call_end|>",
+        "<|tool_call_start|>[weather(city='it's')]<|tool_call_end|>",
+        "<|tool_call_start|>[weather",
+        "<|tool_call_start|>" + "[" * 5000 + "<|tool_call_end|>",
+    ],
+    "functiongemma": [
+        "<start_function_call>call:weather<end_function_call>",
+        "<start_function_call>call:weather{city<end_function_call>x}",
+    ],
+    "gemma4": [
+        "<|tool_call>call:weather{a:" + "[" * 100 + "]" * 100 + "}<tool_call|>",
+        '<|tool_call>call:weather{city:<|"|>Par',
+    ],
+    "phi4-mini": ["functools(x)", 'functools[{"name": "weather"'],
+    "granite3": ["<|tool_call|>none", '<|tool_call|>[{"name": "weather", "arguments": "Paris"}]'],
+}
+CASES = [pytest.param(name, *sample, id=f"{name}-{n}") for name, samples in SAMPLES.items() for n, sample in enumerate(samples)]
+
+
+def parse(name, pieces):
+    """The parts of a reply, texts joined, and calls without the ids that they get here."""
+    parser = CallParser(BY_NAME[name], TOOLS)
+    found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
+    parts = []
+    for part in found:
+        assert part != "", "no part is empty"
+        if isinstance(part, str) and parts and isinstance(parts[-1], str):
+            parts[-1] += part
+        elif isinstance(part, ToolCall):
+            assert part.id, "a call has an id"
+            parts.append(part)
+        else:
+            parts.append(part)
+    return parts
+
+
+def without_ids(parts, like=()):
+    ids = {part.id for part in like if isinstance(part, ToolCall)}
+    return [
+        ToolCall(part.name, part.arguments, part.id if part.id in ids else "") if isinstance(part, ToolCall) else part
+        for part in parts
+    ]
+
+
+def test_every_family_has_samples():
+    assert SAMPLES.keys() == BY_NAME.keys()
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), CASES)
+def test_calls_are_read_however_the_text_is_split(name, text, expected):
+    assert without_ids(parse(name, [text]), expected) == expected
+    assert without_ids(parse(name, list(text)), expected) == expected
+    for cut in range(1, len(text)):
+        assert without_ids(parse(name, [text[:cut], text[cut:]]), expected) == expected, text[:cut]
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BROKEN.items() for text in texts])
+def test_what_cannot_be_read_is_given_as_it_is_with_the_reason(name, text):
+    for pieces in ([text], list(text)):
+        parts = parse(name, pieces)
+        broken = [part for part in parts if isinstance(part, Broken)]
+        assert broken and all(part.why for part in broken)
+        assert "".join(part.text if isinstance(part, Broken) else str(part) for part in parts) == text
+
+
+WORDS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "weather", "{", "}", "[", "]", '"', "'", ",", ":", "\\", "\n"]
+WORDS += [
+    "<function=weather>",
+    "</function>",
+    "<parameter=city>",
+    "</parameter>",
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    " ",
+]
+WORDS += [
+    "call:weather",
+    "<escape>",
+    '<|"|>',
+    "<|tool_call>",
+    "<tool_call|>",
+    "(",
+    ")",
+    "=",
+    "1",
+    "functools",
+    "<|python_tag|>",
+    "a",
+]
+WORDS += ['{"name": "weather", "arguments": {}}', "<start_function_call>", "<end_function_call>", "<|tool_call|>"]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@settings(max_examples=150, deadline=None)
+@given(words=st.lists(st.sampled_from(WORDS), max_size=14), cuts=st.lists(st.integers(0, 200), max_size=4))
+def test_any_text_gives_the_same_parts_however_it_is_split(name, words, cuts):
+    text = "".join([*BY_NAME[name].opens[:1], *words]) if len(words) % 2 else "".join(words)
+    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in itertools.pairwise(places)]
+    whole = without_ids(parse(name, [text]))
+    assert without_ids(parse(name, pieces)) == without_ids(parse(name, list(text))) == whole
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_calls_that_are_written_are_read_again(name):
+    calls = [call(city="Pâris, 'the' \"one\"", tags=[1, 2.5, None, True, {"a": "b"}]), call("now")]
+    assert without_ids(parse(name, [BY_NAME[name].write(calls)])) == calls
+
+
+def test_families_are_told_by_the_template():
+    families = {path.stem: choose_format(path.read_text("utf-8")) for path in FOLDER.glob("*.jinja")}
+    assert {name: format.name for name, format in families.items() if format is not None} == {
+        "falcon_h1": "hermes", "qwen2_5": "hermes", "qwen3": "hermes", "granite4": "hermes",
+        "qwen3_5": "qwen-xml", "qwen3_coder": "qwen-xml", "llama3_1": "llama3", "llama3_2": "llama3",
+        "mistral_v3": "mistral", "mistral_nemo": "mistral", "mistral_small3_2": "mistral", "ministral3_reasoning": "mistral",
+        "lfm2": "lfm2", "lfm2_v2": "lfm2", "lfm2_5": "lfm2", "gemma4": "gemma4", "granite3_3": "granite3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(FOLDER.glob("*.jinja")) if choose_format(p.read_text("utf-8"))], ids=lambda p: p.stem
+)
+def test_calls_are_read_as_the_template_shows_them(path):
+    """The template is by the makers of the model, which was trained on what it shows."""
+    template = ChatTemplate(path.read_text("utf-8"), bos_text="<s>", eos_text="</s>")
+    assert template.takes_tools
+    calls = (ToolCall("weather", {"city": "Paris", "days": 2, "tags": ["a"]}, "abcdefgh1"), ToolCall("now", {}, "abcdefgh2"))
+    messages = [
+        Message("user", "Rain?"),
+        Message("assistant", "", tool_calls=calls),
+        Message("tool", "It rains.", tool_call_id="abcdefgh1"),
+        Message("tool", "Noon.", tool_call_id="abcdefgh2"),
+    ]
+    prompt = template.render(messages, tools=[tool.schema for tool in TOOLS])
+    for words in ("Tell the weather", "It rains.", "Noon.", "Paris"):
+        assert words in prompt.text
+    assert prompt.text.index("Tell the weather") < prompt.text.index("It rains.") < prompt.text.index("Noon.")
+    shown = []
+    asked = template.render(messages[:1], tools=[tool.schema for tool in TOOLS]).text
+    common = len(asked) if prompt.text.startswith(asked) else max(map(prompt.text.find, template.tool_format.opens))
+    for turn in prompt.text[common - len("<|python_tag|>") if common < 0 else common :].split("It rains."):
+        start = min((turn.find(word) for word in template.tool_format.opens if word in turn), default=-1)
+        if start >= 0:
+            shown += [part for part in parse(template.tool_format.name, [turn[start:]]) if isinstance(part, ToolCall)]
+    assert without_ids(shown) == without_ids(calls)
+
+
+def test_nested_calls_are_found_in_any_wrapping():
+    assert calls_of({"function": {"name": "now", "arguments": "{}"}, "id": "x"}) == [ToolCall("now", {}, "x")]
+    with pytest.raises(ValueError, match="does not name a tool"):
+        calls_of("now")

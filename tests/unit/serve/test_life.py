@@ -1,0 +1,158 @@
+"""The server as a process: start, end, health, counters and the access log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.errors import UsageError
+from edge_serve import access
+from edge_serve.server import open_socket
+from tests.serving import WAIT_S, parse, read_all, serving, wait_until
+from tests.unit.serve.test_faults import CHAT, ask, request
+
+EDGE = Path(sys.executable).with_name("edge")
+
+
+def test_running_replies_may_end_when_the_server_stops() -> None:
+    with serving(script=lambda _: "word " * 20, delay_s=0.005, server={"grace_s": 30}) as server:
+        with server.connect() as connection:
+            connection.sendall(request(ask(stream=True), "Connection: close\r\n"))
+            wait_until(lambda: any(reply.text for reply in server.service.replies))
+            server.server.stop()
+            status, _, body = parse(read_all(connection))
+        assert status == 200
+        assert body.endswith(b"data: [DONE]\n\n")
+        with pytest.raises(OSError):
+            server.connect()
+
+
+def test_a_reply_that_does_not_end_in_time_is_stopped_and_told() -> None:
+    with serving(script=lambda _: "word " * 100_000, delay_s=0.005, n_ctx=100_000, server={"grace_s": 0.1}) as server:
+        with server.connect() as connection:
+            connection.sendall(request(ask(stream=True)))
+            wait_until(lambda: any(reply.text for reply in server.service.replies))
+            server.server.stop()
+            body = parse(read_all(connection))[2]
+        assert json.loads(body.decode().strip().split("\n\n")[-1].removeprefix("data: "))["error"]["code"] == "stopping"
+
+
+def test_requests_wait_for_the_model_and_health_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.backends.fake import FakeBackend
+
+    may_load = threading.Event()
+    original = FakeBackend.__init__
+
+    def wait_first(self: FakeBackend, *arguments: Any, **options: Any) -> None:
+        assert may_load.wait(WAIT_S)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(FakeBackend, "__init__", wait_first)
+    with serving() as server:
+        wait_until(lambda: server.ask("GET", "/health")[0] == 503)
+        assert server.ask("GET", "/health")[2]["status"] == "loading"
+        assert [model["status"] for model in server.ask("GET", "/v1/models")[2]["data"]] == ["loading"]
+        with server.connect() as connection:
+            connection.sendall(request(ask(max_tokens=1), "Connection: close\r\n"))
+            may_load.set()
+            assert parse(read_all(connection))[0] == 200
+        assert server.ask("GET", "/health")[2]["status"] == "ok"
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_of_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.backends.fake import FakeBackend
+    from edge.errors import ModelFileError
+
+    def fail(*_: object, **__: object) -> None:
+        raise ModelFileError("The file is truncated.")
+
+    monkeypatch.setattr(FakeBackend, "__init__", fail)
+    with serving() as server:
+        status, _, body = server.post(CHAT, ask())
+        assert (status, body["error"]["message"]) == (500, "The file is truncated.")
+        wait_until(lambda: server.ask("GET", "/health")[2]["status"] == "failed")
+
+
+def test_counters_are_there_for_prometheus() -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with serving() as server:
+        server.post(CHAT, ask(max_tokens=3))
+        server.post(CHAT, b"{")
+        server.ask("GET", "/secret-path")
+        status, headers, body = server.ask("GET", "/metrics")
+        assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(body.decode())
+            for sample in family.samples
+        }
+        assert found["edge_requests_total", CHAT, "200"] == 1
+        assert found["edge_requests_total", CHAT, "400"] == 1
+        assert found["edge_requests_total", "other", "404"] == 1
+        assert found["edge_tokens_total", "generated", "tiny"] == 3
+        assert found["edge_running_replies", "tiny"] == 0
+        assert found["edge_request_seconds_count",] == 1
+        assert b"secret-path" not in body
+
+
+def test_the_log_has_a_line_a_request_and_no_text_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for form in ("text", "json"):
+        access.set_up(form)
+        try:
+            with serving() as server:
+                server.post(CHAT + "?secret=1", ask("my secret", max_tokens=2, secretfield=1))
+        finally:
+            logging.getLogger("edge.serve.access").handlers.clear()
+            logging.getLogger("edge.serve.access").propagate = True
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "my secret" not in lines[0] and "secret=1" not in lines[0]
+        if form == "json":
+            line = json.loads(lines[0])
+            assert (line["status"], line["model"], line["completion_tokens"]) == (200, "tiny", 2)
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with serving() as server, pytest.raises(UsageError, match="cannot be listened on"):
+        from edge.config.schema import ServerSettings
+
+        open_socket(ServerSettings(port=server.address[1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_a_signal_and_ends_well(tmp_path: Path, number: int) -> None:
+    from tests.unit.test_docs import write_fake_model
+
+    write_fake_model(tmp_path / "fake.gguf")
+    command = [str(EDGE), "serve", "--port", "0", "--json", "-m", str(tmp_path / "fake.gguf"), "--backend", "fake"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            line = json.loads(process.stdout.readline())
+            assert line["pid"] == process.pid
+            body = json.dumps(ask(max_tokens=1)).encode()
+            asked = urllib.request.Request(line["url"] + CHAT, body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:
+                assert json.load(answer)["model"] == "fake"
+        finally:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+
+
+def test_the_command_line_loads_nothing_of_the_server_before_it_serves() -> None:
+    code = "import sys, edge_cli.main as main; main.run(['serve', '--help']); print({'starlette', 'uvicorn'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
