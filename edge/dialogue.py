@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge.arguments import check_attachments, check_message, check_node_id, check_sampling, check_text, check_timeout, given
+from edge.arguments import asked, check_attachments, check_choice, check_message, check_node_id, check_sampling, check_text
 from edge.conversation.reply_saver import ReplySaver
 from edge.conversation.tree import Node
 from edge.errors import UsageError
+from edge.names import CACHE_HINTS
+from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.prompt.summary import newest_summary
-from edge.types import Message, Sampling, SamplingOptions
+from edge.request import Request, RequestOptions
+from edge.types import Message, PromptSize, Sampling
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from edge.conversation.tree import Attachment, ConversationInfo
     from edge.names import CacheHint
     from edge.reply import Reply
+    from edge.tool_runner import Approve
     from edge.turns import Turns
 
 __all__ = ["Conversation"]
@@ -38,6 +43,8 @@ class Conversation:
         id: its name in the store.
         sampling: how tokens are chosen here; what it leaves out is the assistant's.
         cache: where the KV cache of its turns stays, see `send`; None is the usual place.
+        options: tools and thinking, for messages that say nothing else.
+        approve: who approves tool calls, see `RequestOptions`.
     """
 
     def __init__(
@@ -49,8 +56,12 @@ class Conversation:
         *,
         cache: CacheHint | None = None,
         unsaved: ConversationInfo | None = None,
+        options: PromptOptions = NO_OPTIONS,
+        approve: Approve | None = None,
     ) -> None:
         self.id = id
+        self.options = options
+        self.approve = approve
         self.sampling = sampling
         self.cache = cache
         self._assistant = assistant  # stays open as long as this is held
@@ -68,13 +79,19 @@ class Conversation:
         store, unsaved = self._store, self._unsaved
         return store.get(self.id) if unsaved is None else unsaved
 
-    def _save(self) -> ConversationStore:
-        """Create the conversation in the store if that has not happened yet, and return the store."""
+    def _save(self, history: Sequence[Message] = ()) -> ConversationStore:
+        """Return the store, in which the conversation is created, with these first messages, if that has not happened yet."""
         store = self._store
         with self._saving:
             if self._unsaved is not None:
                 new = self._unsaved
-                store.create(id=self.id, system=new.system, model=new.model, cache_namespace=new.cache_namespace)
+                store.create(
+                    id=self.id,
+                    system=new.system,
+                    model=new.model,
+                    cache_namespace=new.cache_namespace,
+                    history=history,
+                )
                 self._unsaved = None
         return store
 
@@ -143,9 +160,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send a message and return the reply.
 
@@ -153,12 +168,8 @@ class Conversation:
             text: the message.
             attachments: texts that go with it.
             sampling: for this reply only; what it leaves out is the conversation's.
-            timeout_s: stop the reply after this many seconds and keep its text; None sets no limit.
-            cache: where the KV cache of this turn stays: "off" keeps nothing after the reply, "memory" nothing on the disk,
-                "disk" also stores it there, "keep" pins it there. None is `Conversation.cache`, else what earlier messages of
-                the conversation inherit to it ("off" and "memory", since its prompt contains them), else "disk" where the
-                assistant has one. What is cached already is reused in any case.
-            options: fields of `Sampling` as keywords, which win over `sampling`: `send("hi", max_tokens=5, temperature=0)`.
+            options: see `RequestOptions`. Fields of `Sampling` as keywords win over `sampling`:
+                `send("hi", max_tokens=5, temperature=0, timeout_s=20)`.
 
         Returns:
             The running reply. It stops when nobody holds it any more; see `Reply`.
@@ -172,14 +183,13 @@ class Conversation:
         """
         check_message(text, attachments)
         self._check_size(text, attachments)
-        record = self._record_of(cache)
+        request = asked(sampling, options)
+        record = self._record_of(request.cache)
         return self._answer(
             lambda: self._save().append(
                 self.id, Message("user", text), parent=self.info.head, attachments=tuple(attachments), record=record
             ),
-            given(sampling, options),
-            timeout_s,
-            cache,
+            request,
         )
 
     async def asend(
@@ -188,9 +198,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] = (),
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send as `send` does, without blocking the event loop while the message is saved.
 
@@ -198,28 +206,30 @@ class Conversation:
         """
         import asyncio
 
-        send = partial(self.send, text, attachments=attachments, sampling=sampling, timeout_s=timeout_s, cache=cache, **options)
-        sending = asyncio.ensure_future(asyncio.to_thread(send))
+        send = partial(self.send, text, attachments=attachments, sampling=sampling, **options)
+        sent: list[
+            Reply
+        ] = []  # not the task's result, which its thread holds for a moment longer than whoever leaves the reply
+        sending = asyncio.ensure_future(asyncio.to_thread(lambda: sent.append(send())))
         try:
-            return await asyncio.shield(sending)
+            await asyncio.shield(sending)
         except asyncio.CancelledError:
-            sending.add_done_callback(_stop_reply)
+            sending.add_done_callback(partial(_stop_reply, sent))
             raise
+        return sent.pop()
 
     def regenerate(
         self,
         node_id: int | None = None,
         *,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Answer a message again, as a new branch beside the old answer.
 
         Args:
             node_id: an answer, or a message of the user; None is the last one of the active path.
-            sampling, timeout_s, cache, options: as in `send`.
+            sampling, options: as in `send`.
 
         Raises:
             UsageError: there is nothing to answer, or a reply is still running here.
@@ -235,16 +245,14 @@ class Conversation:
             self._store.set_head(self.id, question.id)
             return question
 
-        return self._answer(go_back, given(sampling, options), timeout_s, cache, fallback=old_head)
+        return self._answer(go_back, asked(sampling, options), fallback=old_head)
 
     def resume(
         self,
         node_id: int | None = None,
         *,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Continue an answer that was stopped or cut off, in the same message.
 
@@ -253,7 +261,7 @@ class Conversation:
 
         Args:
             node_id: an answer that no message follows; None is the last one of the active path.
-            sampling, timeout_s, cache, options: as in `send`; `max_tokens` counts what is added.
+            sampling, options: as in `send`; `max_tokens` counts what is added.
 
         Raises:
             UsageError: it is not an answer, other messages follow it, or a reply is still running here.
@@ -264,7 +272,7 @@ class Conversation:
         if answer is None or answer.role != "assistant" or answer.parent is None:
             raise UsageError("There is no answer to continue.", "Send a message, or regenerate the answer to the last one.")
         prepare = partial(self._store.reopen, answer.id)
-        return self._answer(prepare, given(sampling, options), timeout_s, cache, continued=answer)
+        return self._answer(prepare, asked(sampling, options), continued=answer)
 
     def edit(
         self,
@@ -273,9 +281,7 @@ class Conversation:
         *,
         attachments: Sequence[Attachment] | None = None,
         sampling: Sampling | None = None,
-        timeout_s: float | None = None,
-        cache: CacheHint | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Send a message in place of an earlier one, as a new branch, and return the reply.
 
@@ -283,7 +289,7 @@ class Conversation:
             node_id: one of the user's messages.
             text: the new message.
             attachments: None keeps the earlier ones.
-            sampling, timeout_s, cache, options: as in `send`.
+            sampling, options: as in `send`.
 
         Raises:
             UsageError: it is not a message of the user, is empty, or a reply is still running here.
@@ -296,14 +302,13 @@ class Conversation:
         kept = old.attachments if attachments is None else tuple(attachments)
         check_message(text, kept)
         self._check_size(text, kept)
-        record = self._record_of(cache)
-        if cache is None and not record and "cache" in old.record:
+        request = asked(sampling, options)
+        record = self._record_of(request.cache)
+        if request.cache is None and not record and "cache" in old.record:
             record = {"cache": old.record["cache"]}  # the new text is as private as the old one
         return self._answer(
             lambda: self._store.append(self.id, Message("user", text), parent=old.parent, attachments=kept, record=record),
-            given(sampling, options),
-            timeout_s,
-            cache,
+            request,
         )
 
     def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), cache: CacheHint | None = None) -> Reply:
@@ -326,6 +331,34 @@ class Conversation:
         """
         return self._prewarm(text, attachments, cache, self.id)
 
+    def count(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+        """Count the tokens that the whole conversation has as a prompt, with its next message and all that its template adds.
+
+        Args:
+            text, attachments: the next message; without them, the conversation as it is.
+
+        Returns:
+            Its size, and what is left of the context window. Below 0, `send` would leave out old messages, or summarise or
+            refuse them, as `Assistant.window` says.
+
+        Raises:
+            UsageError: an argument has the wrong type.
+            ContextFullError: the message alone is far larger than the context window.
+            TemplateError: the model's template refuses these messages.
+            BackendError: the assistant is closed, or was loaded in another process.
+        """
+        check_text("text", text)
+        check_attachments(attachments)
+        self._check_size(text, attachments)
+        next_one = [Node(0, None, "user", text, tuple(attachments))] if text or attachments else []
+        return self._turns.count(self._prompt([*self.messages, *next_one], self.info))
+
+    async def acount(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+        """Count as `count` does, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.count, text, attachments=attachments)
+
     def fork(self, node_id: int | None = None) -> Conversation:
         """Copy the path up to a message (None: all of it) into a new conversation.
 
@@ -337,7 +370,9 @@ class Conversation:
         if not path:
             raise UsageError("This conversation is empty.", "Send a message first.")
         fork = self._store.fork(self.id, path[-1].id)
-        return Conversation(self._assistant, self._turns, fork.id, self.sampling, cache=self.cache)
+        return Conversation(
+            self._assistant, self._turns, fork.id, self.sampling, cache=self.cache, options=self.options, approve=self.approve
+        )
 
     def branches(self, node_id: int) -> list[Node]:
         """Return a message and its alternatives, oldest first."""
@@ -368,9 +403,7 @@ class Conversation:
     def _answer(
         self,
         prepare: Callable[[], Node],
-        sampling: Sampling,
-        timeout_s: float | None,
-        cache: CacheHint | None,
+        request: Request,
         fallback: int | None = None,
         continued: Node | None = None,
     ) -> Reply:
@@ -378,15 +411,15 @@ class Conversation:
 
         Args:
             prepare: makes the message, or reopens the answer that is continued.
-            sampling, timeout_s, cache: as in `send`.
+            request: what the call says.
             fallback: becomes the head again if the reply is empty.
             continued: the answer that is continued, as it was.
         """
         turns = self._turns
         turns.check_open()
-        check_timeout(timeout_s)
-        cache = turns.check_hint(cache if cache is not None else self.cache)
-        sampling = sampling.over(check_sampling(self.sampling) or Sampling())
+        cache = request.cache or check_choice("cache", self.cache, CACHE_HINTS)
+        turns.check_cache(cache)
+        sampling = request.sampling.over(check_sampling(self.sampling) or Sampling())
         turns.claim(self.id)
         saver: ReplySaver | None = None
         turns.stop_warming(self.id)
@@ -395,17 +428,24 @@ class Conversation:
             head_before = info.head
             last = prepare()
             nodes = self._store.path(self.id, last.id)
-            turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
-            system = turns.prompting.system_message(info.system)
+            messages = self._prompt(nodes, info)
             question = last
             if continued is not None:
                 nodes.pop()
+                messages.pop()
                 question = nodes[-1]
             saver = ReplySaver(self._store, self.id, question.id, self._assistant.model_name, fallback, head_before, continued)
             summary = newest_summary([node.record for node in nodes])
-            messages = [*system, *(node.message() for node in nodes)]
-            hint = cache or _inherited_hint(nodes)
-            turn = turns.make(messages, sampling, saver, summary, timeout_s, hint, info.cache_namespace)
+            request = replace(
+                request,
+                prompt=messages,
+                sampling=sampling,
+                cache=cache or _inherited_hint(nodes),
+                namespace=info.cache_namespace,
+                options=self._options(request),
+                approve=request.approve or self.approve,
+            )
+            turn = turns.make(request, saver, summary)
             return turns.start_claimed(self.id, turn, self._assistant)
         except BaseException:
             if saver is not None:
@@ -413,21 +453,40 @@ class Conversation:
             turns.release(self.id)
             raise
 
+    def _options(self, request: Request) -> PromptOptions:
+        """Return what a call says about tools and thinking; what it leaves out is the conversation's."""
+        own, given = self.options, request.options
+        think = own.think if given.think is None else given.think
+        if request.inherits_tools:
+            return PromptOptions(own.tools, own.tool_format if given.tool_format == "template" else given.tool_format, think)
+        return replace(given, think=think)
+
     def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:
         check_text("text", text)
         check_attachments(attachments)
         self._check_size(text, attachments)
         turns = self._turns
-        hint = turns.check_hint(cache if cache is not None else self.cache)
+        hint = check_choice("cache", self.cache if cache is None else cache, CACHE_HINTS)
+        turns.check_cache(hint)
         nodes = self.messages
-        turns.prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
-        next_one = Node(0, None, "user", text, tuple(attachments))
-        messages = [*turns.prompting.system_message(self.info.system), *(node.message() for node in (*nodes, next_one))]
         summary = newest_summary([node.record for node in nodes])
-        hint, space = hint or _inherited_hint(nodes), self.info.cache_namespace
-        turn = turns.make(messages, Sampling(), None, summary, None, hint, space)
-        turn.is_prefill_only, turn.owner = True, owner
+        request = Request(
+            options=self.options,
+            prompt=self._prompt([*nodes, Node(0, None, "user", text, tuple(attachments))], self.info),
+            cache=hint or _inherited_hint(nodes),
+            namespace=self.info.cache_namespace,
+            priority="background",
+            is_prefill_only=True,
+            owner=owner,
+        )
+        turn = turns.make(request, summary=summary)
         return turns.start_warming(self.id, turn, self._assistant).detach()
+
+    def _prompt(self, nodes: Sequence[Node], info: ConversationInfo) -> list[Message]:
+        """Return the messages of a prompt, whose replies will have the tokens that were generated."""
+        prompting = self._turns.prompting
+        prompting.recall_replies((node.content, node.record.get("tokens")) for node in nodes)
+        return [*prompting.system_message(info.system), *(node.message() for node in nodes)]
 
     def _record_of(self, cache: CacheHint | None) -> dict[str, object]:
         """Return the record of a message: that its KV cache is not to be stored, also in later turns."""
@@ -441,7 +500,9 @@ def _inherited_hint(nodes: Sequence[Node]) -> CacheHint:
     return next((hint for hint in ("off", "memory") if hint in found), "disk")
 
 
-def _stop_reply(sending: asyncio.Future[Reply]) -> None:
+def _stop_reply(sent: list[Reply], sending: asyncio.Future[None]) -> None:
     """Cancel a reply that nobody waits for any more."""
-    if not sending.cancelled() and sending.exception() is None:
-        sending.result().cancel()
+    if not sending.cancelled():
+        sending.exception()  # seen: nobody waits for that either
+    for reply in sent:
+        reply.cancel()

@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from edge.errors import UsageError
+from edge.errors import UsageError, kind_of
+from edge.messages import Message, Role, Tool, ToolCall
 
-__all__ = ["NO_SYSTEM", "FinishReason", "Message", "Role", "Sampling", "SamplingOptions", "Timing", "Usage"]
+__all__ = [
+    "NO_SYSTEM",
+    "FinishReason",
+    "Message",
+    "PromptSize",
+    "Role",
+    "Sampling",
+    "SamplingOptions",
+    "Timing",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "Usage",
+    "kind_of",
+]
 
 NO_SYSTEM = "none"
 """As a system prompt: none at all, also not the one that a model's template has by itself."""
 
-Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation.
-
-    Attributes:
-        role: of the speaker.
-        content: the text.
-        name: the tool's or speaker's name, where the role has one.
-    """
-
-    role: Role
-    content: str
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise UsageError(f"There is no role {self.role!r}.", "Roles are system, user, assistant and tool.")
-        if not isinstance(self.content, str):
-            raise UsageError(f"The content of a message is text, not {kind_of(self.content)}.", "Pass a str.")
-        if not isinstance(self.name, str | None):
-            raise UsageError(f"The name of a message is text, not {kind_of(self.name)}.", "Pass a str or None.")
 
 
 class _Given:
@@ -208,11 +199,6 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
 _MAY_BE_NONE = ("seed", "max_tokens")
 
 
-def kind_of(value: object) -> str:
-    """Return type and value of something that is wrong, for an error."""
-    return f"{type(value).__name__} ({str(value)[:40]!r})"
-
-
 def _number(name: str, value: object, kind: type[int] | type[float], low: float, high: float, hint: str) -> int | float:
     """Return a number as a plain int or float, whatever library it comes from."""
     number: Any = None
@@ -276,6 +262,7 @@ class Usage:
         n_drafted: draft tokens that were computed in the hope that the reply would go on with them.
         n_accepted: draft tokens that the reply went on with.
         draft_saved_ms: estimated time that drafts saved; negative where they cost some.
+        n_forced: generated tokens that a schema or grammar left no choice about, and that took no pass of their own.
     """
 
     n_prompt: int = 0
@@ -287,11 +274,65 @@ class Usage:
     n_drafted: int = 0
     n_accepted: int = 0
     draft_saved_ms: float = 0.0
+    n_forced: int = 0
 
     @property
     def n_computed(self) -> int:
         """Prompt tokens that were computed."""
         return self.n_prompt - self.n_reused
+
+    @staticmethod
+    def total(usages: Iterable[Usage]) -> Usage:
+        """Add up the usage of several replies to one prompt, which counts once; see `Assistant.generate_choices`.
+
+        Args:
+            usages: at least one; what was reused is that of the reply which prefilled the prompt.
+        """
+        found = list(usages)
+        first = min(found, key=lambda one: one.n_reused)
+        sums = ("n_generated", "n_drafted", "n_accepted", "draft_saved_ms", "n_forced")
+        return replace(first, **{name: sum(getattr(one, name) for one in found) for name in sums})
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """Size of a prompt, as `Conversation.count` and `Assistant.count` return it.
+
+    Attributes:
+        n_tokens: tokens of the prompt, with all that the chat template adds.
+        n_ctx: context window, which the reply has to fit as well, in tokens.
+    """
+
+    n_tokens: int
+    n_ctx: int
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that are left for the reply; below 0 if the prompt does not fit."""
+        return self.n_ctx - self.n_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was where it was chosen, by the model alone: before the temperature and all other sampling settings.
+
+    Attributes:
+        token: its id.
+        data: its bytes. A character may be spread over several tokens; a special token is written out, though the text of a
+            reply leaves it out.
+        logprob: natural logarithm of its probability, at most 0.
+        top: the likeliest tokens in its place, the likeliest first; they have no `top` themselves.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text; U+FFFD for parts of characters."""
+        return self.data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

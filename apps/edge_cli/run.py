@@ -16,6 +16,7 @@ from edge_cli import markdown, output
 from edge_cli.answer import Answer, CodeOnly, JsonLines, Silent, Text
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_conversation
+from edge_cli.constraint import constraint_from, constraint_options
 from edge_cli.group import examples
 from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
 from edge_cli.streams import OutputClosedError
@@ -44,6 +45,7 @@ EXAMPLES = examples(
     'edge run -c "And in one sentence?"',
     'git diff | edge run -f - "Write a commit message"',
     'edge run -x "A Python function that reverses a string" > reverse.py',
+    'edge run --schema invoice.json -f letter.txt "What is to be paid?"',
     "edge run --estimate-only -m smollm2-135m --context 2048",
 )
 
@@ -52,6 +54,7 @@ EXAMPLES = examples(
 @click.argument("prompt", nargs=-1)
 @model_options
 @sampling_options
+@constraint_options
 @click.option("-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, help="Attach a text file; - is stdin.")
 @click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
@@ -88,6 +91,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
         ("--raw", options["raw"]),
     )
     require_exclusive(("--continue", options["is_continued"]), ("--conversation", options["conversation"]))
+    constraint = constraint_from(options)
     settings = _with_limits(settings_from(app, options))
     if options["estimate_only"]:
         return _estimate(app, settings, options)
@@ -103,7 +107,9 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             status.clear()
             _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
-        reply = stack.enter_context(conversation.send(text, attachments=attachments, cache=options["cache"]))
+        reply = stack.enter_context(
+            conversation.send(text, attachments=attachments, cache=options["cache"], constraint=constraint)
+        )
         answer = _answer(options)
         _show(reply, status, answer)
         notices = [*assistant.notices, *reply.notices, *_why_truncated(reply, assistant, settings)]
@@ -118,7 +124,8 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             _show_result(assistant, reply, saved, notices, as_lines=options["as_lines"])
         if options["stats"]:
             output.note(_stats(reply))
-    return 1 if saves and reply.node is None else 0  # a notice has said why it is not saved
+    is_unsaved = saves and reply.node is None
+    return 1 if is_unsaved or reply.is_partial else 0  # a notice has said why
 
 
 def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
@@ -196,7 +203,8 @@ def _answer(options: dict[str, Any]) -> Answer:
         return JsonLines()
     if options["extract"]:
         return CodeOnly()
-    if options["raw"] or not markdown.is_possible():
+    has_form = any(options[name] is not None for name in ("schema", "regex", "grammar"))
+    if options["raw"] or has_form or not markdown.is_possible():
         return Text()
     return markdown.Markdown()
 
@@ -242,6 +250,13 @@ def _why_truncated(reply: Reply, assistant: Assistant, settings: Settings) -> li
     if settings.sources.get("sampling.max_tokens") == COMMAND_LINE:
         return []
     return [f"The answer stops here because it is limited to {allowed:,} tokens (sampling.max_tokens, or --max-tokens)."]
+
+
+def _value(reply: Reply) -> dict[str, Any]:
+    """Return the field for the value of an answer that keeps to a schema: None if it was cut off."""
+    if reply.constraint is None or not reply.constraint.is_json:
+        return {}
+    return {"value": None if reply.is_partial else reply.value()}
 
 
 def _stats(reply: Reply) -> str:
@@ -290,6 +305,7 @@ def _show_result(
     result: dict[str, Any] = {"type": "done"} if as_lines else {}
     result |= {
         "text": reply.text,
+        **_value(reply),
         "finish_reason": reply.finish_reason,
         "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},

@@ -18,9 +18,11 @@ from edge.assistant import Assistant, DiskCache
 from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.conversation import Attachment, ConversationStore
 from edge.errors import BackendError, CancelledError, ContextFullError, StorageError, UsageError
+from edge.events import Text
 from edge.kv.store import BlockStore, StoreOptions
 from edge.reply import Reply
-from edge.types import Message, Sampling
+from edge.request import Request
+from edge.types import Message, Sampling, Usage
 
 
 def words(message: str) -> str:
@@ -237,7 +239,7 @@ def test_sampling_inherits_from_the_call_to_the_assistant(
 
     def note(*arguments: Any, **options: Any) -> Any:
         made = make_turn(*arguments, **options)
-        seen.append(made.sampling)
+        seen.append(made.request.sampling)
         return made
 
     monkeypatch.setattr(assistant._turns, "make", note)
@@ -772,14 +774,32 @@ def _is_told(call: Callable[..., object], *arguments: object) -> bool:
         lambda ai, conversation: conversation.send("hi", sampling={"max_tokens": 4}),
         lambda ai, conversation: conversation.send("hi", timeout_s="1"),
         lambda ai, conversation: conversation.send("hi", timeout_s=0),
+        lambda ai, conversation: conversation.send("hi", priority="high"),
+        lambda ai, conversation: conversation.send("hi", cache="ram"),
+        lambda ai, conversation: conversation.send("hi", logprobs=True),
+        lambda ai, conversation: conversation.send("hi", logprobs=-1),
+        lambda ai, conversation: ai.generate("hi", priority=1),
         lambda ai, conversation: conversation.send("hi", timeout_s=float("nan")),
-        lambda ai, conversation: ai.generate([{"role": "user", "content": "hi"}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "text": "hi"}]),
+        lambda ai, conversation: ai.generate([{"content": "hi"}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "content": 5}]),
+        lambda ai, conversation: ai.generate([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
+        lambda ai, conversation: ai.generate(["hi"]),
+        lambda ai, conversation: ai.generate([]),
+        lambda ai, conversation: ai.count(None),
+        lambda ai, conversation: conversation.count(None),
+        lambda ai, conversation: conversation.count("hi", attachments=["a.txt"]),
+        lambda ai, conversation: ai.conversation(history="hi"),
+        lambda ai, conversation: ai.conversation(history=[5]),
+        lambda ai, conversation: ai.conversation(conversation.id, history=[Message("user", "hi")]),
         lambda ai, conversation: ai.generate(Message("user", "hi")),
         lambda ai, conversation: ai.generate({"role": "user"}),
         lambda ai, conversation: ai.generate(b"hi"),
         lambda ai, conversation: ai.generate(None),
         lambda ai, conversation: ai.generate(""),
         lambda ai, conversation: ai.generate("hi", {"max_tokens": 4}),
+        lambda ai, conversation: ai.generate_choices("hi", 0),
+        lambda ai, conversation: ai.generate_choices("hi", True),
         lambda ai, conversation: ai.complete(None),
         lambda ai, conversation: ai.complete(""),
         lambda ai, conversation: ai.complete("hi", timeout_s=-1),
@@ -1030,3 +1050,114 @@ async def test_a_conversation_in_an_event_loop(make: Callable[..., Assistant]) -
     assert [node.content for node in await conversation.amessages()] == ["hello", "You wrote 5 letters."]
     with pytest.raises(UsageError, match="title is text"):
         await conversation.arename(5)  # type: ignore[arg-type]
+
+
+def test_a_reply_in_the_background_makes_way(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "z" * 500, n_seq=1, delay_s=0.001)
+    background = assistant.generate("a", priority="background")
+    next(iter(background))
+    assert assistant.conversation().send("b", max_tokens=3).wait() == "zzz"
+    assert not background.is_done, "it was put off, and goes on now"
+    assert background.wait() == "z" * 500
+    sent = assistant.conversation().send("a", priority="background")
+    next(iter(sent))
+    assert assistant.generate("b", max_tokens=3).wait() == "zzz"
+    assert not sent.is_done
+
+
+def test_a_reply_with_logprobs(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "Grüße")
+    reply = assistant.conversation().send("hi", logprobs=3)
+    events = [event for event in reply.events() if isinstance(event, Text)]
+    assert b"".join(one.data for one in reply.logprobs) == "Grüße".encode()
+    assert tuple(one.token for one in reply.logprobs) == reply.tokens
+    assert [one for event in events for one in event.logprobs] == reply.logprobs
+    assert [len(one.top) for one in reply.logprobs] == [3] * len(reply.tokens)
+    assert all(-1e-3 < one.logprob <= 0 and one.top[0].token == one.token for one in reply.logprobs), "the script is certain"
+    assert assistant.generate("hi").logprobs == []
+    alone = assistant.generate("hi", logprobs=0)
+    assert alone.wait() and [one.top for one in alone.logprobs] == [()] * len(alone.tokens)
+
+
+def test_several_choices_of_one_prompt(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda message: "z" * 20)
+    replies = assistant.generate_choices("a" * 300, 3, max_tokens=4, seed=7)
+    assert [reply.wait() for reply in replies] == ["zzzz"] * 3
+    assert sorted(reply.usage.n_reused for reply in replies)[0] == 0
+    n_prompt = replies[0].usage.n_prompt
+    total = Usage.total(reply.usage for reply in replies)
+    assert (total.n_prompt, total.n_reused, total.n_generated) == (n_prompt, 0, 12)
+    assert sum(reply.usage.n_computed for reply in replies) == n_prompt + 2
+
+
+def test_choices_have_seeds_in_a_row(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant, seen = make(), list[Request]()
+    make_turn = assistant._turns.make
+    monkeypatch.setattr(assistant._turns, "make", lambda request: (seen.append(request), make_turn(request))[1])  # type: ignore[func-returns-value]
+    assistant.sampling = Sampling(seed=5, temperature=0.5)
+    assert [reply.wait() for reply in assistant.generate_choices("hi", 2, max_tokens=3)] != []
+    assert [reply.wait() for reply in assistant.generate_choices("hi", 2, seed=None, max_tokens=3)] != []
+    assert [one.sampling.seed for one in seen] == [5, 6, None, None]
+    assert [one.sampling.over(assistant.sampling).temperature for one in seen] == [0.5] * 4
+
+
+# -- messages of others
+
+
+def test_messages_may_be_dicts(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=str.upper)
+    as_dicts = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    reply = assistant.generate(as_dicts)
+    same = assistant.generate([Message("system", "s"), Message("user", "hi")])
+    assert reply.wait() == same.wait() == "HI"
+    assert reply.usage.n_prompt == same.usage.n_prompt == assistant.count(as_dicts).n_tokens
+
+
+def test_a_conversation_with_a_history(make: Callable[..., Assistant], tmp_path: Path) -> None:
+    with ConversationStore(tmp_path / "chats.db") as store:
+        assistant = make(script=str.upper, store=store)
+        history = [
+            {"role": "system", "content": "Be brief"},
+            {"role": "user", "content": "I am Ada"},
+            Message("assistant", "Hello Ada"),
+        ]
+        conversation = assistant.conversation(history=history)
+        assert [(one.role, one.content) for one in conversation.messages] == [("user", "I am Ada"), ("assistant", "Hello Ada")]
+        assert (conversation.system, conversation.title, conversation.info.n_messages) == ("Be brief", "I am Ada", 2)
+        assert store.get(conversation.id) == conversation.info, "it is stored at once"
+        reply = conversation.send("hi")
+        assert reply.wait() == "HI"
+        whole = assistant.generate([Message("system", "Be brief"), *history[1:], Message("user", "hi")])
+        whole.wait()
+        assert whole.usage.n_prompt == reply.usage.n_prompt
+        copy = assistant.conversation(history=conversation.messages, system="Be long")
+        assert [one.content for one in copy.messages] == [one.content for one in conversation.messages]
+        assert copy.system == "Be long"
+        n_before = len(store.list())
+        assert assistant.conversation(history=[]).messages == []
+        assert assistant.conversation(history=[Message("system", "only this")]).system == "only this"
+        assert len(store.list()) == n_before, "a conversation without messages is not stored"
+
+
+async def test_the_size_of_a_prompt_before_it_is_sent(make: Callable[..., Assistant]) -> None:
+    assistant = make(script=lambda _: "an answer", n_ctx=512)
+    conversation = assistant.conversation(system="Be brief")
+    notes = [Attachment("notes.txt", "Monday")]
+    for text in ("hello", "and again", "x" * 700):
+        size = conversation.count(text, attachments=notes)
+        assert size == await conversation.acount(text, attachments=notes)
+        assert (size.n_ctx, size.n_left) == (512, 512 - size.n_tokens)
+        if size.n_left < 0:
+            break
+        reply = conversation.send(text, attachments=notes)
+        reply.wait()
+        assert reply.usage.n_prompt == size.n_tokens
+    else:
+        pytest.fail("the last message does not fit")
+    assert 0 < conversation.count().n_tokens < size.n_tokens
+    reply = assistant.generate("hello")
+    reply.wait()
+    assert reply.usage.n_prompt == assistant.count("hello").n_tokens == (await assistant.acount("hello")).n_tokens
+    with pytest.raises(ContextFullError):
+        conversation.count("x" * 1_000_000)
+    assert assistant.conversation().count().n_tokens == 0

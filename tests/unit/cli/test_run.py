@@ -54,6 +54,12 @@ def test_a_prompt_with_stdin_takes_it_along(call: Any, app: App) -> None:
     assert "stdin" in result.out
 
 
+def test_what_is_attached_and_empty_is_said(call: Any, app: App, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").touch()
+    result = call("run", "-f", "-", "-f", str(tmp_path / "none.txt"), "hi", stdin=b"", app=app)
+    assert (result.code, "stdin is empty." in result.err, "none.txt is empty." in result.err) == (0, True, True)
+
+
 def test_an_empty_stdin_adds_nothing(call: Any, app: App) -> None:
     assert call("run", "hi", stdin=b"", app=app).out == "<hi>\n"
     assert call("run", "hi", "--no-stdin", stdin=b"never read", app=app).out == "<hi>\n"
@@ -445,3 +451,62 @@ def test_an_interrupt_keeps_what_was_said(call: Any, fake_app: Callable[..., App
     assert answer.status == "stopped"
     assert answer.content.startswith("word ")
     assert len(answer.content) < 1000
+
+
+# -- answers that keep to something
+
+ADA = '{"name": "Ada", "age": 36}'
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path) -> str:
+    path = tmp_path / "person.json"
+    path.write_text(json.dumps(PERSON))
+    return str(path)
+
+
+def test_a_schema_makes_the_answer_json(call: Any, fake_app: Callable[..., App], schema_file: str) -> None:
+    app = fake_app(script=lambda _: ADA)
+    result = call("run", "--schema", schema_file, "Who is it?", app=app)
+    assert (result.code, result.out, result.err) == (0, ADA + "\n", "")
+    found = json.loads(call("run", "--json", "--schema", schema_file, "Who is it?", app=app).out)
+    assert (found["text"], found["value"]) == (ADA, {"name": "Ada", "age": 36})
+    assert "value" not in json.loads(call("run", "--json", "Who is it?", app=app).out)
+
+
+def test_an_answer_that_is_cut_off_says_so_and_fails(call: Any, fake_app: Callable[..., App], schema_file: str) -> None:
+    app = fake_app(script=lambda _: ADA)
+    result = call("run", "--schema", schema_file, "-n", "15", "--json", "Who is it?", app=app)
+    assert result.code == 1
+    assert json.loads(result.out)["value"] is None
+    assert "JSON of this reply is not complete" in result.err
+
+
+def test_patterns_and_grammars(call: Any, app: App, tmp_path: Path) -> None:
+    assert call("run", "--regex", "<[a-z]{5}>", "hello", app=app).out == "<hello>\n"
+    (tmp_path / "a.lark").write_text('start: "<" /[a-z]+/ ">"')
+    (tmp_path / "a.gbnf").write_text('root ::= "<" [a-z]+ ">"')
+    for name in ("a.lark", "a.gbnf"):
+        assert call("run", "--grammar", str(tmp_path / name), "hello", app=app).out == "<hello>\n"
+
+
+def test_what_cannot_be_kept_is_refused(call: Any, app: App, tmp_path: Path, schema_file: str) -> None:
+    (tmp_path / "not.json").write_text('{"not": {}}')
+    (tmp_path / "broken.json").write_text('{"type"')
+    for arguments, says in (
+        (("--schema", str(tmp_path / "not.json")), '"not" at #'),
+        (("--schema", str(tmp_path / "broken.json")), "not JSON"),
+        (("--schema", str(tmp_path / "none.json")), "cannot be read"),
+        (("--schema", schema_file, "--regex", "a"), "--regex"),
+        (("--schema", schema_file, "--extract"), "--extract"),
+        (("--regex", "("), "unclosed"),
+    ):
+        result = call("run", *arguments, "hi", app=app)
+        assert (result.code, result.out) == (2, ""), arguments
+        assert says in result.err
