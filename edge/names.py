@@ -32,7 +32,7 @@ CACHE_HINTS: tuple[CacheHint, ...] = get_args(CacheHint)
 
 Priority = Literal["interactive", "background"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-"""Background work is prefilled only while nobody waits for a prompt, and gives up its sequence to those who do."""
+"""Background work is prefilled only while no interactive reply runs, and gives up its sequence to those who wait for one."""
 
 ANSWERS, IMPORTED = "answers", "import:"
 """Namespaces of the KV cache begin so that hold cached answers, or blocks of an imported conversation."""

@@ -45,7 +45,7 @@ def fake_app(
     Args:
         backend: makes the backend; None is a FakeBackend with 8,192 cells.
         store: conversations; None keeps them in memory.
-        settings: dotted key -> value.
+        settings: dotted key -> value. Read-ahead is off unless they turn it on: figures would depend on how fast a test types.
         conversation: id of the one to open.
         cwd: base of relative attachment paths.
         loader: instead of one that opens `backend`.
@@ -61,7 +61,7 @@ def fake_app(
         return Assistant(backend() if backend is not None else FakeBackend(n_ctx=8192), store=store)
 
     app = ChatApp(
-        load_settings(settings or {}),
+        load_settings({"chat.read_ahead": False, **(settings or {})}),
         conversation=conversation,
         loader=loader or load,
         store=store if store is not None else ConversationStore(None),
@@ -178,7 +178,9 @@ def _is_quiet(app: ChatApp) -> bool:
         app.has_begun
         and app.host.state.phase in ("ready", "failed")
         and not (controller.busy_ids or controller.is_busy or controller.outbox.departures)
-        and not (chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search or chat.meter.is_waiting)
+        and not (
+            chat.is_waiting_to_save or chat.sidebar.is_waiting_to_search or chat.meter.is_waiting or chat.read_ahead.is_waiting
+        )
         and all(worker.is_finished for worker in app.workers)
     )
     return has_ended and all(map(_is_drawn, app.screen_stack)) and all(_waits_for_messages(pump) for pump in _pumps(app))

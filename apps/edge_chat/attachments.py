@@ -36,6 +36,7 @@ __all__ = [
     "read_attachment",
     "typed_paths",
     "unpack_draft",
+    "with_mentions",
 ]
 
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
@@ -120,6 +121,22 @@ def find_mentions(text: str, cwd: Path) -> list[str]:
         if path and _exists(path, cwd):
             found.append(path)
     return list(dict.fromkeys(found))
+
+
+def with_mentions(text: str, attachments: Sequence[Attachment], cwd: Path, max_bytes: int) -> tuple[Attachment, ...]:
+    """Return these attachments and the files that a text mentions. Blocks.
+
+    Args:
+        text: the message.
+        attachments: a file with the name of one of them is left out.
+        cwd, max_bytes: as in `read_attachment`.
+
+    Raises:
+        UsageError, StorageError: as `read_attachment`.
+    """
+    names = {attachment.name for attachment in attachments}
+    paths = [path for path in find_mentions(text, cwd) if path not in names]
+    return (*attachments, *(read_attachment(path, cwd, max_bytes) for path in paths))
 
 
 def missing_mentions(text: str, cwd: Path) -> list[str]:

@@ -148,6 +148,7 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         attachment_bytes: larger files are refused as attachments.
         history: sent messages are stored for Up and Down in later sessions.
         window_title: the window's title is that of the conversation, with a dot while a reply is generated.
+        read_ahead: prefill a message while it is being written, unless the device runs on battery.
         notify: a bell, or a notice of the desktop, when a long reply is done while another window has the focus.
     """
 
@@ -158,6 +159,7 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     attachment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
     history: bool = True
     window_title: bool = True
+    read_ahead: bool = True
     notify: bool = True
 
 

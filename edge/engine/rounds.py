@@ -3,7 +3,7 @@
 Order: the prompt with the least left to compute goes first, so that a short message does not wait for a long one. Once
 MOST_PASSES chunks in a row went to others, the oldest prompt gets the next one. So a prompt of k chunks is prefilled within
 (MOST_PASSES + 1) * k chunks of the moment when it is the oldest, whatever else arrives. Background prompts get a chunk only
-while no interactive one needs any.
+while no interactive reply runs.
 
 Size: while others wait for it, a chunk takes no more time than the longest gap between two tokens of a reply allows, predicted
 from the chunks before it. The pieces have at least `Backend.chunk_grain` tokens, which leave the last bits as they are.

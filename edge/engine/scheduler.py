@@ -391,6 +391,8 @@ class Scheduler:
         if not candidates:
             return
         generation = self._prefill_order.choose(candidates, lambda one: one.n_left)
+        if generation.priority == "background" and any(one.priority == "interactive" for one in self._running):
+            return  # its chunk would come between two tokens of a reply
         slot, tokens = generation.slot, generation.to_prefill
         assert slot is not None
         checkpoints = self._cache.checkpoints(generation.boundaries)

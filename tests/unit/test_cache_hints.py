@@ -264,6 +264,19 @@ def test_a_conversation_is_prefilled_up_to_its_next_message(house: House) -> Non
     assert reply.usage.n_reused == warm.usage.n_prompt
 
 
+def test_what_was_prefilled_in_memory_only_is_stored_with_the_message(house: House) -> None:
+    conversation = house.conversation(system=SYSTEM)
+    done(conversation.prewarm(SECRET[:90] + " and something that is never sent", cache="memory"))
+    warm = done(conversation.prewarm(SECRET, cache="memory"))
+    assert warm.usage.n_reused >= len(SYSTEM) + 90
+    assert house.n_blocks() == 0
+    sent = done(conversation.send(SECRET))
+    assert sent.usage.n_reused >= warm.usage.n_prompt - 1
+    assert house.holds(SECRET)
+    house.restart()
+    assert done(house.conversation(system=SYSTEM).send(SECRET)).usage.n_restored > len(SYSTEM) + len(SECRET)
+
+
 @pytest.mark.parametrize("kind", [FakeBackend, Recurrent])
 def test_what_is_prefilled_twice_costs_nothing(house: House, kind: type[FakeBackend]) -> None:
     house.kind = kind

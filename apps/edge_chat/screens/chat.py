@@ -22,6 +22,7 @@ from edge_chat.controller import ChatController
 from edge_chat.keys import bindings
 from edge_chat.meter import Meter
 from edge_chat.outbox import Departure
+from edge_chat.read_ahead import ReadAhead
 from edge_chat.screens.listing import Listing
 from edge_chat.screens.model_view import ModelView
 from edge_chat.screens.recent import Recent
@@ -76,6 +77,7 @@ class ChatScreen(ChatView):
         self._model_view = ModelView(app, self)
         self._recent = Recent(self.controller)
         self.meter = Meter(self)
+        self.read_ahead = ReadAhead(self)
         self._is_polling = False
         self._listing = Listing(self.controller)
 
@@ -147,6 +149,7 @@ class ChatScreen(ChatView):
         state = self.app.host.state
         if state.phase == "ready":
             self.meter.touch()
+            self.read_ahead.touch()
             self.run_guarded(self.meter.measure_page)
             self.controller.sending.model_ready()
         elif state.phase == "failed" and state.error is not None:
@@ -258,6 +261,7 @@ class ChatScreen(ChatView):
         event.stop()
         self._recent.mark(self.composer.text)
         self.meter.touch()
+        self.read_ahead.touch()
         if self._draft_timer is not None:
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(_DRAFT_DELAY_S, lambda: self.run_guarded(self._save_draft))
@@ -390,6 +394,7 @@ class ChatScreen(ChatView):
         self.show_below()
         self.status.change(activity=wording.activity(self.app.host.state))
         self.refresh_sidebar()
+        self.read_ahead.touch()  # what was typed beside a reply waits for its end
 
 
 def _import_ahead() -> None:

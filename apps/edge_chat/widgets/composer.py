@@ -203,16 +203,15 @@ class Composer(Vertical):
         """
         is_confirmed, self._complained = text == self._complained, ""
 
-        def read() -> list[Attachment]:
+        def read() -> tuple[Attachment, ...]:
             names = {attachment.name for attachment in attachments}
             missing = [path for path in att.missing_mentions(text, self.cwd) if path not in names]
             if missing and not is_confirmed:
                 self._complained = text
                 raise UsageError(f"There is no file {' or '.join(missing)}.", f"{self._send_key} again sends it as text.")
-            paths = [path for path in att.find_mentions(text, self.cwd) if path not in names]
-            return [att.read_attachment(path, self.cwd, self._attachment_bytes) for path in paths]
+            return att.with_mentions(text, attachments, self.cwd, self._attachment_bytes)
 
-        return (*attachments, *await asyncio.to_thread(read))
+        return await asyncio.to_thread(read)
 
     def paste(self, text: str) -> None:
         """Insert pasted text; a long one becomes an attachment, and the paths of files, as dropped, mentions of them."""

@@ -395,6 +395,21 @@ def test_background_prompts_are_prefilled_when_nobody_else_is(make: Callable[...
     )
 
 
+def test_no_background_chunk_comes_between_two_tokens_of_a_reply(make: Callable[..., Engine]) -> None:
+    engine = make(script=lambda message: "y" * 50, ms_per_token=0.01)
+    _, reply = engine.ask("a" * 30)
+    reply.until(Decoded)
+    _, background = engine.ask("b" * 900, priority="background")
+    reply.until(Finished)
+    background.until(Finished)
+    chunks = engine.backend.chunks
+    prefilled = [number for number, chunk in enumerate(chunks) if chunk and chunk[2] > 1]
+    first_decode = chunks.index(())
+    assert first_decode > prefilled[0]
+    assert chunks[first_decode : first_decode + 40] == [()] * 40, "while the reply is decoded, nothing else is computed"
+    assert max(prefilled) > first_decode + 40
+
+
 def test_a_full_cache_ends_background_work_first(make: Callable[..., Engine]) -> None:
     engine = make(n_ctx=900, n_seq=2, script=lambda message: message[:1] * 300, ms_per_token=0.05)
     _, first = engine.ask("a" * 250)
