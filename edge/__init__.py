@@ -7,7 +7,7 @@ with edge.load("smollm2-135m") as ai:
 Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
-asking.py     what it answers without one; batch.py, many prompts
+asking.py     what it answers without one; batch.py, many prompts; scoring.py, the likeliest answer
 runtime.py    several models under one memory budget
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from edge.reply import Reply
     from edge.request import RequestOptions
     from edge.runtime import Runtime
-    from edge.types import Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
+    from edge.types import Chosen, Message, PromptSize, Sampling, Timing, TokenLogprob, Tool, ToolCall, Usage
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # the program decides what is shown of the log
 
@@ -57,6 +57,7 @@ __all__ = [
     "Assistant",
     "Attachment",
     "Batch",
+    "Chosen",
     "Constraint",
     "Conversation",
     "ConversationInfo",
@@ -107,6 +108,6 @@ __getattr__, __dir__ = lazy_names(
         "edge.reply": ("Reply",),
         "edge.request": ("RequestOptions",),
         "edge.runtime": ("Runtime",),
-        "edge.types": ("Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
+        "edge.types": ("Chosen", "Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

@@ -28,6 +28,7 @@ __all__ = [
     "check_approve",
     "check_attachments",
     "check_choice",
+    "check_choices",
     "check_count",
     "check_history",
     "check_message",
@@ -211,3 +212,14 @@ def check_number(name: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise UsageError(f"{name} is a whole number from 1 up, not {kind_of(value)}.", f"For example: {name}=3")
+
+
+def check_choices(choices: object) -> None:
+    """Check the answers to choose from."""
+    if isinstance(choices, str | bytes) or not isinstance(choices, Sequence) or not choices:
+        raise UsageError(f"choices is a list of answers, not {kind_of(choices)}.", 'For example: ["yes", "no"]')
+    for choice in choices:
+        if not check_text("An answer to choose", choice):
+            raise UsageError("An answer to choose is empty.", "Leave it out.")
+    if len(set(choices)) < len(choices):
+        raise UsageError("Two answers to choose from are the same.", "Leave one of them out.")

@@ -6,20 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from edge.arguments import asked, check_messages, check_number, check_sampling, check_text
+from edge.arguments import asked, check_choices, check_messages, check_number, check_sampling, check_text
 from edge.batch import Batch
 from edge.engine.generation import SharedPrompt
 from edge.errors import UsageError
 from edge.request import Request, RequestOptions
+from edge.scoring import likeliest
 from edge.types import Message, Sampling, kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edge.conversation.tree import Node
+    from edge.names import CacheHint, Priority
     from edge.reply import Reply
     from edge.turns import Turns
-    from edge.types import PromptSize
+    from edge.types import Chosen, PromptSize
 
     Prompt = Iterable[Message | Node | Mapping[str, object]]
 
@@ -210,6 +212,63 @@ class Asking:
         if isinstance(prompts, Sequence):
             numbered = sorted(numbered, key=lambda one: [(message.role, message.content) for message in one[1]])
         return Batch(numbered, lambda messages: self._answer(messages, request, cache_namespace), n_running)
+
+    def choose(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Chosen:
+        """Return which of several answers is the likeliest, and how likely each is: `ai.choose("Spam? ...", ["yes", "no"])`.
+
+        Nothing is generated: the model says how likely each answer is as a whole, its end included. The prompt is prefilled
+        once, and no model thinks first. The prompt should name the answers, since a model that would say something else has to
+        choose, too; see `Chosen.total`.
+
+        Args:
+            prompt: as in `generate`.
+            choices: the answers, at least one, as the model would write them.
+            timeout_s, priority, cache, cache_namespace: as in `generate`.
+
+        Raises:
+            UsageError: there is no prompt or answer, two answers are the same, or an argument has the wrong type.
+            TimeoutError: it took longer than timeout_s.
+            EdgeError: as `generate`, and what the replies raise.
+        """
+        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
+        replies = self._score(prompt, choices, cache_namespace, options)
+        for reply in replies:
+            reply.wait()
+        return likeliest(choices, replies)
+
+    async def achoose(
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        cache: CacheHint | None = None,
+        cache_namespace: str | None = None,
+    ) -> Chosen:
+        """Choose as `choose` does, without blocking the event loop."""
+        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
+        replies = self._score(prompt, choices, cache_namespace, options)
+        for reply in replies:
+            await reply
+        return likeliest(choices, replies)
+
+    def _score(
+        self, prompt: str | Prompt, choices: Sequence[str], cache_namespace: str | None, options: RequestOptions
+    ) -> list[Reply]:
+        """Have the engine score each answer."""
+        check_choices(choices)
+        messages, request = self._with_system(prompt), replace(asked(None, options), n_logprobs=0, shared=SharedPrompt())
+        return [self._answer(messages, replace(request, answer=choice), cache_namespace) for choice in choices]
 
     def complete(
         self,

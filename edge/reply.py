@@ -45,7 +45,8 @@ class Reply:
         held_back: how the engine was throttled meanwhile, since the device was hot, low on battery or short of memory.
         node: the saved message, once there is one; None for replies outside a conversation.
         tokens: token ids of the reply, once it is over; empty when a stop text ended it.
-        logprobs: how likely its tokens were, so far; empty unless they were asked for. The token that ends a reply has none.
+        logprobs: how likely its tokens were, so far; empty unless they were asked for.
+        end_logprob: how likely the token was that ended it, if logprobs were asked for and a token did.
         tool_calls: calls that the model made, in all rounds; those of tools without a function are for the caller to run.
         stopped_by: the text of `Sampling.stop` that ended it; None if none did.
         constraint: what its text has to be; None is free text.
@@ -104,6 +105,10 @@ class Reply:
     @property
     def tool_calls(self) -> list[ToolCall]:
         return self._state.tool_calls
+
+    @property
+    def end_logprob(self) -> TokenLogprob | None:
+        return self._state.end_logprob
 
     @property
     def stopped_by(self) -> str | None:

@@ -50,6 +50,7 @@ class ReplyState:
     tokens: tuple[int, ...] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     tool_calls: list[Call] = field(default_factory=list)
+    end_logprob: TokenLogprob | None = None
     stopped_by: str | None = None
     shape: Shape | None = None
     is_partial: bool = False

@@ -81,6 +81,7 @@ class Request:
         constraint: what the text of the reply has to be; None is free text.
         shape: how `Reply.value` reads that text; None is the constraint's own, see `edge.structured.shapes`.
         shows_schema: the schema of the constraint is also in the system prompt.
+        answer: do not generate, but take this text as the answer, to learn how likely it is; None generates.
         n_logprobs: also return the logprob of each token, and of so many of the likeliest ones; None returns none.
         options: tools and thinking.
         inherits_tools: it says nothing about tools, so that they are the conversation's.
@@ -103,6 +104,7 @@ class Request:
     constraint: Constraint | None = None
     shape: Shape | None = None
     shows_schema: bool = False
+    answer: str | None = None
     n_logprobs: int | None = None
     options: PromptOptions = NO_OPTIONS
     inherits_tools: bool = True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge.device.cost import TurnMeter
 from edge.engine.generation import Decoded, Event, Failed, Finished, Generation, Prefilled
+from edge.engine.scripted import ScriptedSampler
 from edge.errors import BackendError, CancelledError, ConstraintError, ContextFullError, EdgeError
 from edge.events import Progress
 from edge.files import shipped
@@ -29,6 +30,7 @@ from edge.tool_runner import ToolRunner
 from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
+    from edge.backends.base import Sampler
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.tree import Status
     from edge.engine.constraint import Matcher
@@ -143,6 +145,7 @@ class Turn:
         reply = self.reply
         reply.usage, reply.tokens, reply.held_back = finished.usage, finished.tokens, finished.held_back
         reply.is_partial = finished.is_partial
+        reply.end_logprob = finished.end
         if finished.stopped_by not in self.prompting.template.stops:  # those are the model's own ways to end
             reply.stopped_by = finished.stopped_by
         queue_ms = max(0.0, finished.timing.queue_ms - self._tokenize_ms)
@@ -216,9 +219,11 @@ class Turn:
         request, tokens = self.request, self._encode_prompt()
         if request.is_prefill_only:
             return self._prefill(self.prompting.open_prefix(self._messages, tokens, request.options))
+        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
+        if request.answer is not None:
+            return self._score(tokens, request.answer)
         if not isinstance(self._prompt, str):
             self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
-        self._tokenize_ms = (time.perf_counter() - self._asked_at) * 1000
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
         constraint = request.constraint
         known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
@@ -266,6 +271,16 @@ class Turn:
         )  # fmt: skip
         if notice:
             self.reply.note(notice)
+
+    def _score(self, tokens: list[int], answer: str) -> Finished:
+        """Have the engine say how likely an answer is, with the token that ends it, behind a thought that is empty."""
+        if self.prompting.reply_parser(tokens).is_thinking:
+            tokens = [*tokens, *self.prompting.closing_of_thought()[1]]
+        script, end = self.prompting.encode_reply(answer), self.prompting.end_token
+        n_most = len(script) if end is None else None
+        sampler = ScriptedSampler(script if end is None else [*script, end])
+        sampling = Sampling(max_tokens=n_most, max_repeats=0)
+        return self._generate(tokens, sampling, self._show, self._boundaries(tokens), sampler=sampler)
 
     def _prefill(self, tokens: list[int]) -> Finished:
         """Prefill the prefix that later prompts will share. What is stored as a whole is stored at its end."""
@@ -318,6 +333,7 @@ class Turn:
         boundaries: Sequence[int] = (),
         constraint: Matcher | None = None,
         *,
+        sampler: Sampler | None = None,
         is_summary: bool = False,
         shown: frozenset[int] = frozenset(),
     ) -> Finished:
@@ -328,7 +344,7 @@ class Turn:
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
             namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
             n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else self._shared,
-            constraint=constraint, shown=shown,
+            constraint=constraint, shown=shown, sampler=sampler,
         )  # fmt: skip
         self._shared = self._shared if is_summary else None
         self.reply.bind(generation.cancel)

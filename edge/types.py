@@ -14,6 +14,7 @@ from edge.messages import Message, Role, Tool, ToolCall
 
 __all__ = [
     "NO_SYSTEM",
+    "Chosen",
     "FinishReason",
     "Message",
     "PromptSize",
@@ -310,6 +311,25 @@ class PromptSize:
     def n_left(self) -> int:
         """Tokens that are left for the reply; below 0 if the prompt does not fit."""
         return self.n_ctx - self.n_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """One of several answers, as `Assistant.choose` returns it. Written as text, it is the answer.
+
+    Attributes:
+        text: the likeliest answer.
+        probabilities: of each answer, given that it is one of them; they add up to 1.
+        total: the probability that the model gives one of these answers, of all that it might say. Small where it would rather
+            say something else, so that the choice means little.
+    """
+
+    text: str
+    probabilities: Mapping[str, float]
+    total: float
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ decoding.py    one round of decode, with the drafts that are worth it
 drafting.py    what a reply may say next, looked up in its own text, and how much of it pays
 rounds.py      which prompt gets the next chunk, and how large it is
 generation.py  one reply that is asked of the engine, and its events
+scripted.py    a sampler that chooses nothing, to learn how likely a text is
 constraint.py  what the engine asks of a schema or grammar
 governor.py    throttles the engine while the device is hot, low on battery or short of memory
 """

@@ -170,6 +170,7 @@ class Decoder:
     def _show(self, generation: Generation, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Add a token to a reply; False when it ended it."""
         if self._tokenizer.is_end(token):
+            generation.end = logprob
             self._finish(generation, "stop")
             return False
         generation.add(token, logprob)

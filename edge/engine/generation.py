@@ -62,6 +62,7 @@ class Finished:
         held_back: how the engine was throttled meanwhile, in a few words; "" if it was not.
         stopped_by: the stop text that ended it; None if none did.
         is_partial: it has a constraint, and ended before its text was complete.
+        end: how likely the token was that ended it, if that was asked for and a token did.
     """
 
     reason: FinishReason
@@ -71,6 +72,7 @@ class Finished:
     held_back: str = ""
     stopped_by: str | None = None
     is_partial: bool = False
+    end: TokenLogprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Generation:
         lookup: finds drafts in its text; None before the first.
         n_match: newest tokens that the place of its draft shares.
         drafted: what drafts did so far.
+        end: how likely the token was that ended it; see `Finished`.
         n_forced: tokens that its constraint left no choice about, and that took no pass of their own.
         is_forwarding: the newest of them are not in the KV cache yet.
     """
@@ -177,6 +180,7 @@ class Generation:
     lookup: Lookup | None = None
     n_match: int = 0
     drafted: Drafted = field(default_factory=Drafted)
+    end: TokenLogprob | None = None
     n_forced: int = 0
     is_forwarding: bool = False
     started_at: float = 0.0
@@ -276,7 +280,7 @@ class Generation:
         tokens = () if is_stop_text else tuple(self.generated)
         stopped_by = self._matcher.matched if is_stop_text else None
         is_partial = self.constraint is not None and not self.constraint.is_complete
-        return Finished(reason, usage, timing, tokens, self.held_back, stopped_by, is_partial)
+        return Finished(reason, usage, timing, tokens, self.held_back, stopped_by, is_partial, self.end)
 
     def _tell(self, text: str, *, is_end: bool = False) -> None:
         """Tell the listener of text that can be shown, and of the tokens that begin in it; at the end, of all that are left."""

@@ -80,6 +80,15 @@ class Prompting:
             return []
         return [empty] if is_shorter else []
 
+    @lazy_property
+    def end_token(self) -> int | None:
+        """The token that the template puts behind an answer to end it; None if it puts none there."""
+        try:
+            tokens = self.encode([Message("user", "a"), Message("assistant", "b")])
+        except TemplateError:
+            return None
+        return next((token for token in reversed(tokens) if self.tokenizer.is_end(token)), None)
+
     def encode(
         self,
         messages: Sequence[Message],

@@ -10,6 +10,7 @@ from edge.backends.base import Backend
 from edge.backends.logprobs import logprobs_of, top_tokens
 from edge.engine.decoding import Decoder
 from edge.engine.generation import Decoded, Event, Generation
+from edge.engine.scripted import ScriptedSampler
 from edge.kv.cache import KVCache
 from edge.types import Sampling, TokenLogprob
 from tests.contract.entries import Bench
@@ -36,7 +37,7 @@ def generate(backend: Backend, prompt: list[int], generation: Generation, n_toke
     generation.slot, _ = taken
     backend.prefill(generation.slot.seq_id, prompt)
     cache.note_prefill(generation.slot, prompt, 1.0)
-    generation.sampler = backend.open_sampler(generation.sampling, prompt)
+    generation.sampler = generation.sampler or backend.open_sampler(generation.sampling, prompt)
 
     def finish(one: Generation, reason: str, *, is_stop_text: bool = False) -> None:
         one.show_rest()
@@ -104,3 +105,17 @@ def test_logits_before_draft_tokens(bench: Bench) -> None:
     backend.decode([(0, rest[0])], {0: rest[1:]})
     for n_back in range(4):
         np.testing.assert_allclose(backend.logits(0, n_back), expected[-1 - n_back], atol=1e-4 + bench.tolerance, rtol=1e-4)
+
+
+def test_a_given_text_is_scored_and_nothing_is_chosen(bench: Bench) -> None:
+    backend, prompt, script, events = bench.backend, bench.tokens(20, seed=35), bench.tokens(6, seed=36), list[Event]()
+    sampling = Sampling(temperature=0, max_tokens=len(script), max_repeats=0)
+    generation = Generation(prompt, sampling, events.append, n_logprobs=0, sampler=ScriptedSampler(script))
+    generate(backend, prompt, generation, 100)
+    found = logprobs_in(events)
+    assert [one.token for one in found] == generation.generated == script
+    backend.rewind(0, 0)
+    backend.prefill(0, prompt)
+    for one in found:
+        assert one.logprob == pytest.approx(reference(backend.logits(0))[one.token], abs=1e-4 + bench.tolerance)
+        backend.decode([(0, one.token)])
