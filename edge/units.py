@@ -12,6 +12,9 @@ _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u20
 
 _EXPECTED = re.compile(r"Expected `([^`]+)`(.*?)(?:, got `([^`]+)`)?")
 _FIELD = re.compile(r"Field '(\w+)' expected ([\w |]+), got (\w+)")
+_FIELD_VALUE = re.compile(r"Field '(\w+)' with value .*? doesn't match any type")
+_RUST = re.compile(r"invalid type: ([a-z]+)(?: point)?(?: `[^`]*`| \".*?\")?, expected (.+?) (at line \d+ column \d+)")
+_RUST_KIND = re.compile(r"data did not match any variant of untagged enum \w+ (at line \d+ column \d+)")
 _FIELD_NAME = re.compile(r"Object (missing required|contains unknown) field `([^`]+)`")
 _CHOICE = re.compile(r"Invalid enum value (.+)")
 _SIGNS = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
@@ -28,6 +31,22 @@ _KINDS = {
     "list": "a list",
     "tuple": "a list",
     "dict": "a table",
+    "map": "a table",
+    "a map": "a table",
+    "sequence": "a list",
+    "a sequence": "a list",
+    "string": "text",
+    "a string": "text",
+    "boolean": "true or false",
+    "a boolean": "true or false",
+    "integer": "a whole number",
+    "floating": "a number",
+    "u8": "a whole number",
+    "u32": "a whole number",
+    "u64": "a whole number",
+    "usize": "a whole number",
+    "f32": "a number",
+    "f64": "a number",
 }
 """Libraries' names of types -> plain words."""
 
@@ -38,6 +57,15 @@ def one_line(text: str) -> str:
     Characters that control a terminal or the direction of text are left out.
     """
     return " ".join(_CONTROLS.sub(" ", text).split())
+
+
+def short_name(text: str, max_bytes: int = 100) -> str:
+    """Return a name from outside as one that a file may be called by, as in `one_line`; "" if nothing is left of it.
+
+    What is not UTF-8 becomes question marks, and what is longer than `max_bytes` is cut off.
+    """
+    whole = one_line(text.encode(errors="replace").decode())
+    return whole.encode()[:max_bytes].decode(errors="ignore").strip()
 
 
 def plural(number: int, noun: str) -> str:
@@ -94,11 +122,19 @@ def type_words(text: str) -> str:
 
     "Expected `int | null`, got `str` - at `$.head_dim`" (msgspec) becomes "head_dim is text, and should be a whole number or
     null", "Field 'use_cache' expected bool, got dict (value: {})" (huggingface_hub) "use_cache is a table, and should be true
-    or false".
+    or false", "invalid type: map, expected u32 at line 1 column 7" (Rust) "the value at line 1, column 7 is a table, and should
+    be a whole number".
     """
     if found := _FIELD.search(text):
         name, wanted, given = found.groups()
         return f"{name} is {_kinds(given)}, and should be {_kinds(wanted)}"
+    if found := _FIELD_VALUE.search(text):
+        return f"{found[1]} is of a wrong type"
+    if found := _RUST.search(text):
+        given, wanted, place = found.groups()
+        return f"the value {place.replace(' column', ', column')} is {_kinds(given)}, and should be {_kinds(wanted)}"
+    if found := _RUST_KIND.search(text):
+        return f"the value {found[1].replace(' column', ', column')} is of a wrong kind"
     what, _, place = text.partition(" - at ")
     name = place.replace("`", "").removeprefix("key in ").removeprefix("$").removeprefix(".")
     name = f"an entry of {name.removesuffix('[...]') or 'it'}" if name.endswith("[...]") else name
@@ -116,7 +152,8 @@ def type_words(text: str) -> str:
 
 
 def _kinds(names: str) -> str:
-    return " or ".join(dict.fromkeys(_KINDS.get(name.strip(), name.strip()) for name in names.split("|")))
+    kinds = (name.strip() for name in re.split(r"\|| or ", names))
+    return " or ".join(dict.fromkeys("a table" if name.startswith("struct ") else _KINDS.get(name, name) for name in kinds))
 
 
 def _limit(more: str) -> str:

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edge.errors import EdgeError
-from edge.units import duration_text, one_line, size_text
+from edge.units import duration_text, short_name, size_text
 from edge_cli import convert_names, output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.completers import complete_model
@@ -322,7 +322,7 @@ def _find(app: App, source: str, *, accept_licence: bool) -> Input:
 
 def _stem(found: Input) -> str:
     name = found.path.stem if found.kind == "gguf" else found.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
-    return one_line(name) or "model"
+    return short_name(name) or "model"
 
 
 def _free_memory(app: App) -> int | None:

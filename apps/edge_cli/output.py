@@ -213,8 +213,8 @@ def note(text: str = "") -> None:
 
 
 def error(message: str, hint: str = "") -> None:
-    """Write an error and its hint to stderr."""
-    note(f"{paint('Error:', 'red', sys.stderr)} {_DIRECTIONS.sub('', plain(message))}")
+    """Write an error, as one line, and its hint to stderr."""
+    note(f"{paint('Error:', 'red', sys.stderr)} {_DIRECTIONS.sub('', plain(' '.join(message.splitlines())))}")
     if hint:
         note(_DIRECTIONS.sub("", plain(hint)))
 

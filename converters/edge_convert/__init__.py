@@ -13,6 +13,7 @@ shapes.py         tensors that a model must have
 checkpoint.py     a checkpoint folder, opened and checked
 tokenizer_files.py  its tokenizer, checked and loaded
 pipeline.py       runs a plan so that a second run resumes
+full_disk.py      errors of a full disk
 step_process.py   runs heavy steps in processes of their own
 estimates.py      memory that each step takes
 peak.py           memory that a conversion took

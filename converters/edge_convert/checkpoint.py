@@ -16,7 +16,7 @@ import msgspec
 from edge import files
 from edge.errors import ModelFileError, ModelNotFoundError
 from edge.forks import lazy_property
-from edge.units import one_line
+from edge.units import short_name, type_words
 from edge_convert.architectures import Architecture, find_architecture
 from edge_convert.model_config import ModelConfig, read_model_config
 from edge_convert.shapes import EMBEDDING, HEAD, check_tensors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PICKLES", "Checkpoint", "TensorInfo", "open_checkpoint", "read_json", "read_template"]
+__all__ = ["PICKLES", "Checkpoint", "TensorInfo", "check_path", "open_checkpoint", "read_json", "read_template"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -109,7 +109,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The last part of the folder or reference."""
-        return one_line(self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]) or one_line(self.folder.name) or "model"
+        last = self.source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+        return short_name(last) or short_name(self.folder.name) or "model"
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -266,6 +267,21 @@ def open_checkpoint(folder: Path, *, source: str | None = None, licence: str | N
     )
 
 
+def check_path(path: Path) -> None:
+    """Refuse the path of a source that the libraries of a conversion cannot open.
+
+    Raises:
+        ModelFileError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = short_name(str(path), 300)
+        raise ModelFileError(
+            f"{shown} cannot be converted: its path is not UTF-8, and libraries cannot open it.", "Give it another name."
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file with a JSON object.
 
@@ -321,7 +337,8 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(header_bytes, _MAX_HEADER_BYTES)))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelFileError(f"{path.name} is damaged or truncated: {error}.", f"Download {path.name} again.") from error
+        why = type_words(str(error).replace("Error while deserializing header: ", ""))
+        raise ModelFileError(f"{path.name} is damaged or truncated: {why}.", f"Download {path.name} again.") from error
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":

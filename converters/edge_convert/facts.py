@@ -13,7 +13,7 @@ from edge.errors import UsageError
 from edge.formats.coreml import Variant
 from edge.formats.gguf import read_header
 from edge.names import FORMATS, Format
-from edge.units import one_line
+from edge.units import short_name
 from edge_convert.architectures import Architecture, find_gguf_architecture
 from edge_convert.checkpoint import Checkpoint, open_checkpoint
 from edge_convert.gguf.from_header import checkpoint_tensors, header_config
@@ -193,7 +193,7 @@ def read_facts(source: Input) -> Facts:
         shapes = {tensor: info.shape for tensor, info in opened.tensors.items()}
     else:
         header = read_header(source.path)
-        stem = one_line(source.path.stem)
+        stem = short_name(source.path.stem)
         name = stem.removesuffix(f".{header.file_type}").removesuffix(f"-{header.file_type}") or "model"
         architecture = find_gguf_architecture(header.architecture, source.path.name)
         config = header_config(source.path, header, architecture)

@@ -11,7 +11,8 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.files import exists
 from edge.formats.artifact import given_path
-from edge_convert.checkpoint import PICKLES
+from edge.units import short_name
+from edge_convert.checkpoint import PICKLES, check_path
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -62,8 +63,10 @@ def find_input(
     reference = reference.strip()
     path = given_path(reference)
     is_there = exists(path)
+    if is_there:
+        check_path(path)
     if is_there and path.is_dir() and _is_checkpoint(path):
-        return Input(kind="checkpoint", path=path, source=path.resolve().name)
+        return Input(kind="checkpoint", path=path, source=short_name(path.resolve().name))
     if is_there and path.is_file() and path.suffix == ".safetensors":
         raise UsageError(f"{path} is one file of a checkpoint.", f"Name its folder: {path.parent}")
     if is_there and path.is_file() and path.suffix.lower() in PICKLES:
@@ -87,9 +90,8 @@ def find_input(
     if artifact.format != "gguf":
         raise UsageError(f"{reference} is {artifact.format} already.", "Name the checkpoint or the GGUF it was made from.")
     is_own = artifact.source == str(path) or is_there
-    return Input(
-        kind="gguf", path=artifact.path, source=artifact.path.name if is_own else artifact.source, licence=artifact.licence
-    )
+    source = short_name(artifact.path.name) if is_own else artifact.source
+    return Input(kind="gguf", path=artifact.path, source=source, licence=artifact.licence)
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -22,6 +22,7 @@ LayerKind = Literal["full_attention", "sliding_attention"]
 
 _Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 _Scale = Annotated[float, Meta(gt=0.0, le=1e9)]
+_DType = Literal["auto", "float16", "bfloat16", "float32", "float64"]
 _GATED = {"silu": "silu", "swish": "silu"}
 _GEMMA = {"gelu_pytorch_tanh": "gelu"}
 
@@ -44,8 +45,8 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True):
     tie_word_embeddings: bool | UnsetType = UNSET
     attention_bias: bool = False
     mlp_bias: bool = False
-    dtype: str | None = None
-    torch_dtype: str | None = None
+    dtype: _DType | None = None
+    torch_dtype: _DType | None = None
     rope_theta: _Scale | None = None
     rope_local_base_freq: _Scale | None = None
     partial_rotary_factor: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None

@@ -13,7 +13,6 @@ model leaves nothing: only another file or request can succeed, and that has ano
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ import msgspec
 from edge.errors import EdgeError, ModelFileError, ModelTooLargeError, StorageError, UsageError
 from edge.files import lock_file, sync_file, sync_folder
 from edge.units import size_text
+from edge_convert.full_disk import name_full_disk, storage_error
 from edge_convert.peak import PeakMemory
 
 __all__ = [
@@ -251,7 +251,7 @@ def run(
                 raise
             shutil.rmtree(plan.work)
     except OSError as error:
-        raise _storage_error(error, plan.out) from error
+        raise storage_error(error, plan.out) from error
     return [path for path in plan.artifacts if path.name in kept]
 
 
@@ -275,15 +275,16 @@ def _run_steps(plan: Plan, on_progress: OnProgress | None, on_failure: Callable[
         clock.report(number, step, "", 0.0)
         with PeakMemory() as peak:
             try:
-                step.work(
-                    temporary,
-                    lambda name: plan.work / name,
-                    lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
-                )
-            except EdgeError as error:
+                with name_full_disk(plan.work):
+                    step.work(
+                        temporary,
+                        lambda name: plan.work / name,
+                        lambda detail, share, number=number, step=step: clock.report(number, step, detail, share),  # type: ignore[misc]
+                    )
+            except (EdgeError, OSError) as error:
                 if not step.is_extra or on_failure is None:
                     raise
-                on_failure(step, error)
+                on_failure(step, storage_error(error, plan.out) if isinstance(error, OSError) else error)
                 shutil.rmtree(temporary, ignore_errors=True)
                 continue
         for path in temporary.rglob("*"):
@@ -389,9 +390,3 @@ def _is_running(work: Path) -> bool:
         return True
     except OSError:
         return False  # another user's
-
-
-def _storage_error(error: OSError, folder: Path) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"The disk of {folder} is full.", "Free some space and run the same command again: it resumes.")
-    return StorageError(f"{error.filename or folder} cannot be used: {error.strerror or error}.", "Check its permissions.")

@@ -10,7 +10,7 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
 from edge.hashes import file_stamp
-from edge.units import one_line, reason
+from edge.units import reason, short_name
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.passages import find_template
@@ -73,9 +73,8 @@ def _check_out(out: Path) -> None:
         out.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL
         why = "its name is not UTF-8" if isinstance(error, UnicodeEncodeError) else reason(error)
-        shown = one_line(str(out).encode(errors="replace").decode())
         raise UsageError(
-            f"{shown[:200]} cannot be the folder for the results: {why}.", "Give another one with --out."
+            f"{short_name(str(out), 200)} cannot be the folder for the results: {why}.", "Give another one with --out."
         ) from error
 
 

@@ -23,6 +23,7 @@ import msgspec
 from edge.child import Child, claim_stdout, end_with_parent, python_command, rebuild_error
 from edge.errors import BackendError, EdgeError
 from edge_convert.facts import Request
+from edge_convert.full_disk import name_full_disk
 from edge_convert.inputs import Input
 from edge_convert.pipeline import FolderOf, Plan, Step, StepProgress
 from edge_convert.plan import make_plan
@@ -50,6 +51,15 @@ class _Task(msgspec.Struct, frozen=True, kw_only=True):
     scratch: Path
 
 
+def _encode(task: _Task) -> bytes:
+    """Return a task as a line of JSON. Python's own JSON escapes what is not UTF-8 in a path."""
+    return json.dumps(msgspec.to_builtins(task, enc_hook=str)).encode()
+
+
+def _decode(line: bytes) -> _Task:
+    return msgspec.convert(json.loads(line), _Task, dec_hook=lambda kind, value: kind(value))
+
+
 def isolate(plan: Plan, source: Input, request: Request) -> Plan:
     """Return a plan, made from these, with its heavy steps in processes of their own."""
     steps = tuple(_isolated(step, plan, source, request) if step.is_heavy else step for step in plan.steps)
@@ -63,7 +73,8 @@ def _isolated(step: Step, plan: Plan, source: Input, request: Request) -> Step:
         scratch.mkdir()
         task = _Task(source=source, request=request, out=plan.out, step=step.name, folder=folder, scratch=scratch)
         try:
-            _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
+            with name_full_disk(plan.work):
+                _run_child(task, step.title, on_progress, _SAVE_S if step.resumes else _STOP_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -74,7 +85,7 @@ def _run_child(task: _Task, title: str, on_progress: StepProgress, patience_s: f
     result: dict[str, Any] = {}
     with Child(python_command("edge_convert.step_process:main")) as child:
         try:
-            child.send(msgspec.json.encode(task, enc_hook=str))
+            child.send(_encode(task))
             for line in child.lines():
                 message = json.loads(line)
                 if "share" in message:
@@ -116,7 +127,7 @@ def main() -> None:
 
     code = 1
     try:
-        task = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Task, dec_hook=lambda kind, value: kind(value))
+        task = _decode(sys.stdin.buffer.readline())
         end_with_parent(signal.SIGINT)
         tempfile.tempdir = os.environ["TMPDIR"] = str(task.scratch)
         plan = make_plan(task.source, task.out, task.request)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 import pytest
 
-from edge.units import duration_text, one_line, reason, size_text, type_words
+from edge.units import duration_text, one_line, reason, short_name, size_text, type_words
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,21 @@ def test_a_name_from_outside_controls_neither_a_terminal_nor_the_direction_of_te
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("SmolLM2-135M", "SmolLM2-135M"),
+        ("a\nb\u202ec\x1b[1m", "a b c [1m"),
+        ("a\udcffb", "a?b"),
+        ("x" * 300, "x" * 100),
+        ("日" * 300, "日" * 33),
+        ("\n\u202e", ""),
+    ],
+)
+def test_a_name_from_outside_becomes_one_for_a_file(text: str, name: str) -> None:
+    assert short_name(text) == name
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"size": "x"}', "size is text, and should be a whole number or null"),
@@ -71,10 +86,32 @@ def test_a_value_of_a_wrong_type_is_said_in_plain_words(text: str, words: str) -
     assert reason(caught.value) == words
 
 
-def test_huggingface_speaks_of_fields_in_words_of_python() -> None:
+def test_huggingface_speaks_of_types_of_python() -> None:
     said = "Validation error for field 'use_cache': TypeError: Field 'use_cache' expected bool, got dict (value: {})"
     assert type_words(said) == "use_cache is a table, and should be true or false"
+    said = "Validation error for field 'x': TypeError: Field 'x' with value 'a b' doesn't match any type in (int, float)"
+    assert type_words(said) == "x is of a wrong type"
     assert type_words("Expected nothing of the kind") == "Expected nothing of the kind"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("invalid type: map, expected u32 at line 1 column 16", "is a table, and should be a whole number"),
+        ('invalid type: string "a, b", expected a boolean at line 1 column 16', "is text, and should be true or false"),
+        (
+            "invalid type: floating point `-1.5`, expected struct AddedToken at line 1 column 16",
+            "is a number, and should be a table",
+        ),
+        (
+            "invalid type: boolean `false`, expected string or map at line 1 column 16",
+            "is true or false, and should be text or a table",
+        ),
+        ("data did not match any variant of untagged enum MergeType at line 1 column 16", "is of a wrong kind"),
+    ],
+)
+def test_libraries_in_rust_speak_of_their_own_types(said: str, words: str) -> None:
+    assert type_words(said) == f"the value at line 1, column 16 {words}"
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import GGUFHeader, read_header
 from edge.formats.gguf_tables import FILE_TYPES
 from edge_convert.checkpoint import Checkpoint
+from edge_convert.full_disk import name_full_disk
 from edge_convert.gguf.engine import run_task
 from edge_convert.strings import varied_strings
 from edge_convert.tokenizer_files import load_tokenizer
@@ -109,7 +110,8 @@ def quantise(
         "imatrix": str(imatrix) if imatrix and name not in FLOATS else None,
     }
     try:
-        run_task("quantise", arguments, on_progress)
+        with name_full_disk(out.parent):
+            run_task("quantise", arguments, on_progress)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Reads a GGUF file back into a checkpoint folder: the inverse of tensors.py.
 
 Weights are dequantised by the `gguf` package, one tensor at a time. The loss of the quantisation stays; the folder records it
-(`source_quantised`), and formats that can take over the blocks find the file by `source_gguf`.
+(`source_quantised`).
 
 transformers can load a GGUF too, but loses the Llama 3 scaling of positions and the rule that splits digits, and holds the
 whole model in float32: it is the oracle in the tests.
@@ -99,7 +99,6 @@ def checkpoint_from_gguf(
         "source": source or path.name,
         "licence": licence or (in_file if isinstance(in_file, str) else None),
         "source_quantised": None if kind in FLOATS else kind,
-        "source_gguf": str(path.resolve()),
     }
     _write_json(out / SOURCE_NOTE, note)
     check_tokenizer(path, open_checkpoint(out), hint="Convert the checkpoint that it was made from.")

@@ -5,6 +5,7 @@ Source: `llama_vocab` in llama.cpp (the keys).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,7 @@ def named_ends(folder: Path, n_vocab: int) -> list[int]:
         for token in ids:
             if type(token) is not int or not 0 <= token < n_vocab:
                 raise ModelFileError(
-                    f"{folder.name}/{name}: eos_token_id is {str(token)[:40]}, and the vocabulary has {n_vocab} tokens.",
+                    f"{folder.name}/{name}: eos_token_id is {json.dumps(token)[:40]}, and the vocabulary has {n_vocab} tokens.",
                     f"Correct {name}, or download it again.",
                 )
         found += ids

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from gguf import GGUFReader
 from tokenizers import Tokenizer
 
 from edge.errors import ModelFileError
+from edge.units import reason, type_words
 from edge_convert.gguf.vocabulary import BYTE, CONTROL, NORMAL, SPACE, SPLITS, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["build_tokenizer"]
@@ -50,6 +52,17 @@ _MODEL: dict[str, Any] = {
 _SWALLOWING_NAMES = ("phi-3", "phi3")
 
 
+class _Facts(msgspec.Struct):
+    """The types of the keys below tokenizer.ggml that are read here."""
+
+    model: str | None = None
+    pre: str | None = None
+    tokens: list[str] = []
+    token_type: list[int] = []
+    scores: list[float] = []
+    merges: list[str] = []
+
+
 def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make tokenizer.json and tokenizer_config.json.
 
@@ -61,6 +74,10 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
         for name, field in reader.fields.items()
         if name.startswith("tokenizer.ggml.")
     }
+    try:
+        msgspec.convert(facts, _Facts)
+    except msgspec.ValidationError as error:
+        raise ModelFileError(f"The tokenizer of {where} is damaged: {reason(error)}.", "Download it again.") from error
     kind, tokens = facts.get("model"), facts.get("tokens")
     if kind not in ("gpt2", "llama") or not tokens:
         raise ModelFileError(
@@ -93,7 +110,7 @@ def build_tokenizer(reader: GGUFReader, where: str) -> tuple[dict[str, Any], dic
     try:
         Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library has no type of its own
-        raise ModelFileError(f"The tokenizer of {where} is damaged: {error}.", "Download it again.") from error
+        raise ModelFileError(f"The tokenizer of {where} is damaged: {type_words(str(error))}.", "Download it again.") from error
     return content, config
 
 

@@ -13,6 +13,6 @@ records.py        values that steps write as JSON
 repair.py         fits what is left to the teacher by least squares
 loss.py           forward KL over a large vocabulary, in pieces, with its gradient
 distill.py        training that survives Ctrl-C, kill and power cuts
-lora.py           merges a LoRA adapter into its model
+lora.py           merges a LoRA adapter into its model; lora_targets.py, the modules that one changes
 models.py         checkpoints as torch models: opened, cut, saved
 """

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import msgspec
 
+from edge import files
 from edge.errors import BackendUnavailableError, ModelFileError, ModelNotFoundError
-from edge.files import exists
-from edge_convert.checkpoint import PICKLES, Checkpoint, open_checkpoint, read_json
+from edge.units import one_line, short_name
+from edge_convert.checkpoint import PICKLES, Checkpoint, check_path, open_checkpoint
+from edge_convert.smaller.lora_targets import AdapterConfig, changed_modules, whole_tensors
 
 __all__ = ["Adapter", "merge", "open_adapter"]
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_MATRICES = {"A.weight", "embedding_A"}
 _PREFIX = "base_model.model."
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -31,8 +34,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         shapes: tensor name in the file -> shape.
         n_bytes: of its weights.
         name: for people.
-        targets: last parts of the names of the modules that it changes; empty where its configuration gives a pattern.
-        is_partial: it changes some layers only.
+        config: what it says of the modules that it changes.
     """
 
     folder: Path
@@ -40,8 +42,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     shapes: dict[str, tuple[int, ...]]
     n_bytes: int
     name: str
-    targets: tuple[str, ...] = ()
-    is_partial: bool = False
+    config: AdapterConfig = AdapterConfig()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -62,16 +63,17 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not exists(folder) or not folder.is_dir():
+    if not files.exists(folder) or not folder.is_dir():
         raise ModelNotFoundError(
             f"There is no folder {folder}.", f"Give the folder of an adapter, with its {_CONFIG}, or hf:owner/repo."
         )
-    name = name or folder.resolve().name
+    check_path(folder)
+    name = short_name(name or folder.resolve().name) or "adapter"
     if not (folder / _CONFIG).is_file():
         raise ModelFileError(f"{folder} has no {_CONFIG}, so it is not an adapter.", "Give the folder that peft saved.")
-    config = read_json(folder / _CONFIG)
-    kind = config.get("peft_type")
-    if kind != "LORA":
+    config = files.read_json(folder / _CONFIG, AdapterConfig)
+    if config.peft_type != "LORA":
+        kind = one_line(str(config.peft_type))[:40]
         raise ModelFileError(f"{name} is an adapter of the type {kind}.", "Only LoRA adapters can be merged.")
     if not (folder / _WEIGHTS).is_file():
         if any(path.suffix in PICKLES for path in folder.iterdir()):
@@ -87,15 +89,13 @@ def open_adapter(folder: Path, name: str = "") -> Adapter:
         raise ModelFileError(f"{name}/{_WEIGHTS} is damaged: {error}.", "Copy or save the adapter again.") from error
     if not shapes:
         raise ModelFileError(f"{name}/{_WEIGHTS} holds nothing.", "Save the adapter again.")
-    rank, targets = config.get("r"), config.get("target_modules")
     return Adapter(
         folder=folder,
-        rank=rank if isinstance(rank, int) else 0,
+        rank=config.r or 0,
         shapes=shapes,
         n_bytes=(folder / _WEIGHTS).stat().st_size,
         name=name,
-        targets=tuple(str(target) for target in targets) if isinstance(targets, list) else (),
-        is_partial=any(config.get(key) for key in ("layers_to_transform", "layers_pattern", "exclude_modules")),
+        config=config,
     )
 
 
@@ -156,13 +156,12 @@ def _check_complete(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> Non
             if (one in found) != (other in found):
                 lacks = other if one in found else one
                 raise ModelFileError(f"{adapter.name} lacks the matrix {lacks} of {module}.", "Save the adapter again.")
-    for suffix in adapter.targets:
-        # All layers have the matrices that one has; peft's layers_to_transform names some of them.
-        wanted = [name.removesuffix(".weight") for name in shapes if name.endswith(f".{suffix}.weight") and ".layers." in name]
-        missing = [module for module in wanted if module not in parts]
-        if missing and not adapter.is_partial:
+    wanted = [(module, _MATRICES) for module in changed_modules(adapter.config, shapes, adapter.name)]
+    wanted += [(name, {""}) for name in whole_tensors(adapter.config, shapes)]
+    for module, kinds in wanted:
+        if not parts.get(module, set()) & kinds:
             raise ModelFileError(
-                f"{adapter.name} lacks its change of {missing[0]}, which its {_CONFIG} names.", "Save or download it again."
+                f"{adapter.name} lacks its change of {module}, which its {_CONFIG} names.", "Save or download it again."
             )
 
 

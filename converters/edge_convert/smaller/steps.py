@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edge.hashes import file_stamp
+from edge.units import short_name
 from edge_convert import estimates
 from edge_convert.checkpoint import open_checkpoint
 from edge_convert.facts import Facts
@@ -31,7 +32,7 @@ def merged(facts: Facts, adapter: Adapter) -> Facts:
     """Return the facts of a model with an adapter merged: it has no blocks of a GGUF any more."""
     return msgspec.structs.replace(
         facts,
-        name=f"{facts.name}+{adapter.name}",
+        name=short_name(f"{facts.name}+{adapter.name}"),
         quantised=None,
         made_by="merged",
         describe=(lambda folder_of: _describe_adapter(adapter),),
@@ -42,7 +43,7 @@ def made_smaller(facts: Facts, recipe: Recipe) -> Facts:
     """Return the facts of the student of a model."""
     return msgspec.structs.replace(
         facts,
-        name=f"{facts.name}-{recipe.keep_layers}-layers",
+        name=short_name(f"{facts.name}-{recipe.keep_layers}-layers"),
         n_params=facts.n_params - (facts.n_layers - recipe.keep_layers) * facts.layer_params,
         n_layers=recipe.keep_layers,
         quantised=None,

@@ -47,7 +47,7 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
         elif isinstance(parent, list) and rng.random() < 0.3:
             parent.append(copy.deepcopy(parent[last]))
         else:
-            parent[last] = rng.choice(_VALUES)
+            parent[last] = copy.deepcopy(rng.choice(_VALUES))
     return json.dumps(content).encode()
 
 
@@ -89,7 +89,7 @@ def _damage_entry(header: dict[str, Any], rng: random.Random) -> None:
         lambda: entry.update(shape=[entry["shape"][0] // 2, *entry["shape"][1:]]),
         lambda: entry.update(data_offsets=rng.choice(offsets)),
         lambda: entry.update(rng.choice(({"shape": "a"}, {"data_offsets": None}, {"data_offsets": [1]}, {"extra": 1}))),
-        lambda: header.update({name: rng.choice(_VALUES)}),
+        lambda: header.update({name: copy.deepcopy(rng.choice(_VALUES))}),
         lambda: header.update({"__metadata__": rng.choice(({}, {"format": 1}, {"format": "tf"}, [], None))}),
     )
     rng.choice(ways)()

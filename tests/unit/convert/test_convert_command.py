@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,49 @@ def test_the_card_and_its_gate(convert: Call, tiny_checkpoint: Make, tmp_path: P
     assert [row["name"] for row in card["rows"]] == ["llama", "llama-F16", "llama-Q2_K"]
     assert card["gate"] == "top1=0.01"
     assert (out / "card/card.md").stat().st_size > 100 < (out / "card/card.html").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("日" * 80, "日" * 33),
+        ("a\nb\u202ec\x1b[31m", "a b c [31m"),
+    ],
+)
+def test_names_that_a_result_cannot_have(name: str, made: str, convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / name))
+    shown = convert(copy, "--quant", "F32", "--no-card", "--out", tmp_path / "out")
+    assert shown.code == 0 and f"{made} (Llama" in shown.err
+    assert tree(tmp_path / "out") == sorted([f"gguf-F32/{made}-F32.gguf", "gguf-F32/manifest.json"])
+    assert read_manifest(tmp_path / "out/gguf-F32/manifest.json").source == made
+    (copy / "config.json").write_text("[]")
+    refused = convert(copy, "--out", tmp_path / "out2")
+    assert refused.code == 1 and refused.err.count("\n") == 2
+    assert not {"\x1b", "\u202e"} & set(refused.err)
+
+
+def test_a_source_whose_name_is_not_utf8(convert: Call, tiny_checkpoint: Make, tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")
+    try:
+        copy = Path(shutil.copytree(tiny_checkpoint("llama"), name))
+    except OSError:
+        pytest.skip("this disk has names in UTF-8 only")
+    gguf = copy / os.fsdecode(b"m\xff.gguf")
+    gguf.write_bytes(b"GGUF")
+    for source in (copy, gguf):
+        refused = convert(source, "--dry-run")
+        assert refused.code == 1 and "cannot be converted: its path is not UTF-8" in refused.err
+    whole = tiny_checkpoint("llama")
+    refused = convert(whole, "--lora", copy, "--dry-run")
+    assert refused.code == 1 and "not UTF-8" in refused.err
+    (copy / "text").write_text("Words of a text. " * 500)
+    options = ("--quant", "Q4_0", "--calibration-tokens", 128, "--calibration", copy / "text", "--no-card")
+    made = convert(whole, *options, "--out", tmp_path / "out")
+    assert made.code == 0, made.err
+    (tmp_path / "link").symlink_to(copy)
+    linked = convert(tmp_path / "link", "--quant", "F32", "--no-card", "--out", tmp_path / "linked")
+    assert linked.code == 0, linked.err
+    assert read_manifest(tmp_path / "linked/gguf-F32/manifest.json").source == "bad?"
 
 
 @pytest.mark.parametrize(

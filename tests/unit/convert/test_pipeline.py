@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import BackendError, ModelFileError, ModelTooLargeError, StorageError, UsageError
+from edge.errors import BackendError, EdgeError, ModelFileError, ModelTooLargeError, StorageError, UsageError
 from edge_convert.peak import PeakMemory
 from edge_convert.pipeline import FolderOf, Plan, Progress, Step, StepProgress, Work, check_resources, is_done, run
 
@@ -288,9 +289,12 @@ def test_room_and_memory_are_checked_first(tmp_path: Path) -> None:
     assert tree(tmp_path) == ["deep"]
 
 
-def test_an_extra_step_that_fails_holds_nothing_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(ModelFileError("no card"), "no card"), (OSError(errno.ENOSPC, "full"), "The disk of .* is full")]
+)
+def test_an_extra_step_that_fails_holds_nothing_back(error: Exception, said: str, tmp_path: Path) -> None:
     def fail(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
-        raise ModelFileError("no card")
+        raise error
 
     def write(folder: Path, folder_of: FolderOf, on_progress: StepProgress) -> None:
         (folder / "model").write_text("weights")
@@ -300,10 +304,10 @@ def test_an_extra_step_that_fails_holds_nothing_back(tmp_path: Path) -> None:
         Step(name="card", title="", work=fail, artifact=True, is_extra=True),
     )
     plan = Plan(title="t", out=tmp_path / "out", digest="d" * 64, steps=steps)
-    with pytest.raises(ModelFileError, match="no card"):
+    with pytest.raises(EdgeError, match=said):
         run(plan)
     assert tree(plan.out) != ["model", "model/model"]
     failures: list[str] = []
     assert run(plan, on_failure=lambda step, error: failures.append(f"{step.name}: {error.message}")) == [plan.out / "model"]
-    assert failures == ["card: no card"]
+    assert len(failures) == 1 and re.match(f"card: {said}", failures[0])
     assert [path.name for path in plan.out.iterdir()] == ["model"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import shutil
 import signal
@@ -9,8 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import msgspec
 import pytest
 
 from edge.child import python_command
@@ -19,7 +21,7 @@ from edge_convert import step_process
 from edge_convert.facts import Request
 from edge_convert.gguf.quantise import GgufOptions
 from edge_convert.inputs import Input
-from edge_convert.pipeline import Plan, run
+from edge_convert.pipeline import Plan, Step, run
 from edge_convert.plan import make_plan
 from edge_convert.step_process import isolate
 
@@ -124,6 +126,38 @@ def test_a_step_stops_when_its_parent_is_gone(tiny_checkpoint: Make, tmp_path: P
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    said, _ = child.communicate(msgspec.json.encode(task, enc_hook=str) + b"\n")  # and closes its stdin at once
+    said, _ = child.communicate(step_process._encode(task) + b"\n")  # and closes its stdin at once
     assert child.returncode in (130, -signal.SIGINT)
     assert b'"done"' not in said
+
+
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (lambda: importlib.import_module("tokenizers").Tokenizer.from_str("{"), ("ModelFileError", "tokenizers cannot use")),
+        (lambda: importlib.import_module("safetensors.numpy").load(b"x" * 9), ("ModelFileError", "safetensors cannot use")),
+        (lambda: json.loads("{"), (None, "JSONDecodeError")),
+        (lambda: [][1], (None, "IndexError")),
+    ],
+)
+def test_errors_of_libraries_are_about_the_model_and_others_bugs(
+    work: Callable[[], object], expected: tuple[str | None, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw, in the child process."""
+    source = Input(kind="checkpoint", path=tmp_path, source="x")
+    task = step_process._Task(source=source, request=REQUEST, out=tmp_path, step="s", folder=tmp_path, scratch=tmp_path)
+    step = Step(name="s", title="", work=lambda folder, folder_of, on_progress: work() and None)
+    plan = Plan(title="t", out=tmp_path, digest="d" * 64, steps=(step,))
+    sent: list[bytes] = []
+    monkeypatch.setattr(step_process, "claim_stdout", lambda: sent.append)
+    monkeypatch.setattr(step_process, "end_with_parent", lambda number: None)
+    monkeypatch.setattr(step_process, "make_plan", lambda *_: plan)
+    monkeypatch.setattr(step_process, "os", SimpleNamespace(environ={}, _exit=lambda code: None))
+    monkeypatch.setattr(step_process.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(step_process._encode(task) + b"\n")))
+    monkeypatch.setattr(step_process.tempfile, "tempdir", None)
+    step_process.main()
+    (message,) = map(json.loads, sent)
+    kind, text = expected
+    assert message.get("error") == kind
+    assert text in message["message" if kind else "crash"]

@@ -324,6 +324,64 @@ def test_an_adapter_that_lacks_tensors_is_refused(damage: str, adapter: Path, fo
         merge(open_checkpoint(four_layers), open_adapter(copy), tmp_path / "merged", QUIET)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.(q|down)_proj"},
+        {"target_modules": r"model\.layers\.[12]\.mlp\..*_proj"},
+        {"target_modules": ["self_attn.v_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1, 2]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 2, "layers_pattern": "layers"},
+        {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": r".*_proj", "exclude_modules": r".*mlp.*"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm", "lm_head"]},
+    ],
+)
+def test_the_modules_that_an_adapter_must_change(options: dict[str, Any], four_layers: Path, tmp_path: Path) -> None:
+    """Those that peft saves, neither more nor fewer: without any one of them it is refused."""
+    peft = pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
+    from safetensors.numpy import load_file, save_file
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(open_model(four_layers, "float32"), peft.LoraConfig(r=2, **options)).save_pretrained(tmp_path)
+    if options["target_modules"] == "all-linear":  # as older versions saved it
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **options}))
+    shapes = {name: info.shape for name, info in open_checkpoint(four_layers).tensors.items()}
+    check_fit(open_adapter(tmp_path), shapes)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    for module in {name.partition(".lora_")[0] for name in weights if ".base_layer." not in name}:
+        rest = {name: value for name, value in weights.items() if not f"{name}.".startswith(f"{module}.")}
+        save_file(
+            rest or {"x.lora_A.weight": np.zeros(1), "x.lora_B.weight": np.zeros(1)}, tmp_path / "adapter_model.safetensors"
+        )
+        with pytest.raises(ModelFileError, match="lacks its change of "):
+            check_fit(open_adapter(tmp_path), shapes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("target_modules", 7, "target_modules is a whole number, and should be text or a list or null"),
+        ("target_modules", "(", "damaged pattern"),
+        ("modules_to_save", ["("], "damaged pattern"),
+        ("r", "x", "r is text, and should be a whole number or null"),
+        ("peft_type", "I\u202eA3", "of the type I A3"),
+    ],
+)
+def test_a_damaged_configuration_of_an_adapter(
+    key: str, value: Any, said: str, adapter: Path, four_layers: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+    shapes = {name: info.shape for name, info in open_checkpoint(four_layers).tensors.items()}
+    with pytest.raises(ModelFileError, match=said):
+        check_fit(open_adapter(copy), shapes)
+
+
 def test_a_conversion_merges_an_adapter(adapter: Path, four_layers: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 
