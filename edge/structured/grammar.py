@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edge.errors import ConstraintError
+from edge.structured.rewrite import rewrite
+from edge.structured.walk import subschemas
 
 if TYPE_CHECKING:
     from edge.constraint import Constraint
@@ -17,8 +19,6 @@ __all__ = ["explain", "ignored_keywords", "to_grammar"]
 # White space is unbounded in llguidance's default, and small models write it without end. These separators are what models
 # write anyway, and with fixed ones twice as many tokens are forced.
 _LAYOUT = {"whitespace_flexible": False, "whitespace_pattern": None, "item_separator": ", ", "key_separator": ": "}
-_NAMES = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"))
-_VALUES = frozenset(("const", "enum", "default", "examples", "required"))  # not schemas
 _LENIENT_HINT = "Leave it out, or pass strict=False: it is then checked when the reply is done, not enforced."
 
 
@@ -37,7 +37,7 @@ def to_grammar(constraint: Constraint) -> str:
         options = {**_LAYOUT, "lenient": is_lenient, "coerce_one_of": is_lenient}
         text = {"true": "{}", "false": '{"enum": []}'}.get(source, source)
         try:
-            return str(LLMatcher.grammar_from_json_schema(text, overrides=options))  # type: ignore[arg-type]
+            return str(LLMatcher.grammar_from_json_schema(rewrite(text), overrides=options))  # type: ignore[arg-type]
         except ValueError as error:
             raise explain(constraint, str(error)) from None
     if constraint.kind == "regex":
@@ -58,6 +58,12 @@ def explain(constraint: Constraint, message: str) -> ConstraintError:
     if keywords:
         named = ", ".join(_with_place(schema, keyword) for keyword in keywords)
         return ConstraintError(f"The schema cannot be enforced while a reply is generated: it uses {named}.", _LENIENT_HINT)
+    if message.startswith("oneOf constraints are not supported"):
+        where = _with_place(schema, "oneOf")
+        return ConstraintError(
+            f"The schema has {where}, and it cannot be told token by token that only one of its cases holds.",
+            "Use anyOf if it may be several, or pass strict=False: it is then checked when the reply is done.",
+        )
     if message.startswith("regex parse error"):
         pattern = message.split("\n")[1].strip() if "\n" in message else ""
         where = _with_place(schema, "pattern", pattern)
@@ -88,26 +94,10 @@ def _with_place(schema: object, keyword: str, value: str = "") -> str:
     """Return a keyword with the place of its first use, such as `"not" at #/properties/a`."""
     name, _, wanted = keyword.partition(": ")
     wanted = wanted or value
-    for path, each in _subschemas(schema):
+    for path, each in subschemas(schema):
         if name in each and (not wanted or str(each[name]).endswith(wanted)):
             return f'"{keyword}" at {path}'
     return f'"{keyword}"'
-
-
-def _subschemas(schema: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every object of a schema that may be one itself, with its place as a JSON pointer."""
-    waiting: list[tuple[str, object, bool]] = [("#", schema, False)]
-    while waiting:
-        path, value, has_names = waiting.pop(0)
-        if isinstance(value, Mapping):
-            if not has_names:
-                yield path, value
-            for key, one in value.items():
-                if has_names or key not in _VALUES:
-                    pointer = str(key).replace("~", "~0").replace("/", "~1")
-                    waiting.append((f"{path}/{pointer}", one, key in _NAMES and not has_names))
-        elif isinstance(value, list):
-            waiting += [(f"{path}/{number}", one, False) for number, one in enumerate(value)]
 
 
 def _tidy(message: str) -> str:

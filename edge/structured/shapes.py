@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.constraint import Constraint
 from edge.errors import InvalidReplyError, UsageError, kind_of
+from edge.structured.walk import map_schemas
 
 if TYPE_CHECKING:
     from edge.types import FinishReason
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Shape", "shape_of", "shape_of_constraint"]
 
 _HINT = "Pass a JSON Schema as a dict, a dataclass, a TypedDict, a msgspec Struct or a pydantic model."
-_NAMES = frozenset(("properties", "$defs", "definitions", "patternProperties"))
-# Formats that any text has, or that have a pattern. What is left to the type's own check is then no error of the schema.
-_ANY_TEXT = frozenset(("path", "file-path", "directory-path", "password", "binary", "json-string"))
+_DESCRIBING = frozenset(("title", "default", "uniqueItems", "contentEncoding", "writeOnly", "discriminator"))
 _DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$"
 _BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
@@ -85,7 +84,7 @@ def shape_of(source: object) -> Shape:
         schema, decode = source.json_schema(), source.validate_json
     else:
         schema, decode = _with_msgspec(source)
-    return Shape(Constraint.json_schema(_plain(schema)), decode, getattr(source, "__name__", None) or str(source))
+    return Shape(Constraint.json_schema(map_schemas(schema, _plain)), decode, getattr(source, "__name__", None) or str(source))
 
 
 def shape_of_constraint(constraint: Constraint) -> Shape:
@@ -107,30 +106,17 @@ def _with_msgspec(source: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     return schema, decoder.decode
 
 
-def _plain(schema: Any, *, has_names: bool = False) -> Any:
-    """Return a type's schema in keywords that can be enforced, and without those that only describe.
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema of a type in keywords that can be enforced, and without those that only describe.
 
     An object has the type's fields and no others. That the items of a set differ, and some formats, are left to the type's own
     check.
     """
-    if isinstance(schema, list):
-        return [_plain(one) for one in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    if has_names:
-        return {name: _plain(one) for name, one in schema.items()}
-    plain = {
-        key: value if key in ("enum", "const", "required") else _plain(value, has_names=key in _NAMES)
-        for key, value in schema.items()
-        if key not in ("title", "default", "uniqueItems", "contentEncoding", "writeOnly", "discriminator")
-    }
+    plain = {key: value for key, value in schema.items() if key not in _DESCRIBING}
     if "properties" in plain:
         plain.setdefault("additionalProperties", False)
-    if plain.get("format") in _ANY_TEXT:
-        del plain["format"]
-    elif plain.get("format") == "decimal":
-        plain = {**plain, "pattern": _DECIMAL}
-        del plain["format"]
+    if plain.get("format") == "decimal":
+        plain["pattern"] = _DECIMAL
     if schema.get("contentEncoding") == "base64":
         plain.setdefault("pattern", _BASE64)
     return plain
