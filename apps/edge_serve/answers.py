@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError
@@ -24,19 +24,24 @@ __all__ = ["Answer", "answer", "hold_model"]
 
 @dataclass(slots=True)
 class Answer:
-    """A reply that the engine works on.
+    """Replies to one prompt that the engine works on: one, or several to choose from.
 
     Attributes:
-        reply: the reply.
-        assistant: its model.
+        replies: the replies.
+        assistant: their model.
         model: id of the model, for the response.
     """
 
-    reply: Reply
+    replies: list[Reply]
     assistant: Assistant
     model: str
-    _first: asyncio.Future[ReplyEvent | None] | None = None
-    _events: AsyncIterator[ReplyEvent] | None = None
+    _streams: list[AsyncIterator[ReplyEvent]] = field(default_factory=list)
+    _next: dict[asyncio.Future[ReplyEvent | None], int] = field(default_factory=dict)
+
+    @property
+    def reply(self) -> Reply:
+        """The first reply."""
+        return self.replies[0]
 
     async def wait_for_start(self, call: Call) -> None:
         """Wait until the engine works on the prompt, for a while; so what is wrong with a request is still a status code.
@@ -45,44 +50,51 @@ class Answer:
             ClientGoneError: the client went before.
             EdgeError: the reply ended with this error.
         """
-        self._events = aiter(self.reply.events())
-        self._first = asyncio.ensure_future(anext(self._events, None))
-        if await call.client.wait(self._first, limits.HELD_S):
-            self._first.result()
+        self._streams = [aiter(reply.events()) for reply in self.replies]
+        for index in range(len(self.replies)):
+            self._ask_next(index)
+        first = next(iter(self._next))
+        if await call.client.wait(first, limits.HELD_S):
+            first.result()
 
-    async def events(self, call: Call) -> AsyncIterator[ReplyEvent]:
-        """Yield the events of the reply, after `wait_for_start`.
+    async def events(self, call: Call) -> AsyncIterator[tuple[int, ReplyEvent | None]]:
+        """Yield the events of the replies as they come, after `wait_for_start`.
 
-        Raises:
-            EdgeError: the reply ended with this error.
-        """
-        assert self._first is not None and self._events is not None
-        event = await self._first
-        while event is not None:
-            yield event
-            event = await anext(self._events, None)
-        self.check_stopped(call)
-
-    async def text(self, call: Call) -> str:
-        """Wait for the whole text.
+        Yields:
+            (number of the reply, event); None as event where that reply is over.
 
         Raises:
-            ClientGoneError: the client went before; the reply is stopped.
-            EdgeError: the reply ended with this error.
+            EdgeError: a reply ended with this error.
         """
-        text = await call.client.race(_whole(self.reply))
+        while self._next:
+            done, _ = await asyncio.wait(self._next, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                index, event = self._next.pop(future), future.result()
+                if event is not None:
+                    self._ask_next(index)
+                else:
+                    self.check_stopped(call)
+                yield index, event
+
+    async def wait(self, call: Call) -> None:
+        """Wait until all replies are over.
+
+        Raises:
+            ClientGoneError: the client went before; the replies are stopped.
+            EdgeError: a reply ended with this error.
+        """
+        await call.client.race(asyncio.gather(*map(_whole, self.replies)))
         self.check_stopped(call)
-        return text
 
     def check_stopped(self, call: Call) -> None:
         """Raise the error of a reply that ended because the server stops."""
-        if self.reply.is_cancelled and call.service.is_stopping:
+        if call.service.is_stopping and any(reply.is_cancelled for reply in self.replies):
             raise CancelledError("The server is stopping.")
 
     def close(self) -> None:
         """Stop waiting for events."""
-        if self._first is not None:
-            self._first.cancel()
+        for future in self._next:
+            future.cancel()
 
     @property
     def fingerprint(self) -> str:
@@ -90,10 +102,12 @@ class Answer:
         fingerprint = self.assistant.kv_fingerprint
         return f"{self.assistant.backend_name}-{fingerprint.hex()[:12] if fingerprint else self.model}"
 
-    @property
-    def finish_reason(self) -> str:
-        """The reason of its end: "stop" or "length", which also stands for a reply stopped as a loop or for its time."""
-        return "stop" if self.reply.finish_reason == "stop" else "length"
+    def finish_reason(self, index: int = 0) -> str:
+        """Return the reason of an end: "stop" or "length", which also stands for a reply stopped as a loop or for its time."""
+        return "stop" if self.replies[index].finish_reason == "stop" else "length"
+
+    def _ask_next(self, index: int) -> None:
+        self._next[asyncio.ensure_future(anext(self._streams[index], None))] = index
 
 
 @contextlib.asynccontextmanager
@@ -120,14 +134,14 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
 
 @contextlib.asynccontextmanager
 async def answer(
-    call: Call, model: str | None, make: Callable[[Assistant], Reply], *, is_streamed: bool
+    call: Call, model: str | None, make: Callable[[Assistant], Reply | list[Reply]], *, is_streamed: bool
 ) -> AsyncIterator[Answer]:
     """Have a model answer a request.
 
     Args:
         call: the request.
         model: its name; None is the default one.
-        make: starts the reply.
+        make: starts the reply, or several.
         is_streamed: wait until the engine works on the prompt, so that what is wrong with the request is a status code.
 
     Raises:
@@ -138,20 +152,21 @@ async def answer(
     if service.is_stopping:
         raise CancelledError("The server is stopping.")
     async with hold_model(call, model) as (assistant, offered):
-        reply = make(assistant)
-        service.replies.add(reply)
-        call.record.replies.append(reply)
+        made = make(assistant)
+        replies = made if isinstance(made, list) else [made]
+        call.record.replies.extend(replies)
+        found = Answer(replies, assistant, offered.id)
+        service.replies.update(replies)
         try:
-            async with reply:  # leaving it stops the reply, and waits for that
-                found = Answer(reply, assistant, offered.id)
-                try:
-                    if is_streamed:
-                        await found.wait_for_start(call)
-                    yield found
-                finally:
-                    found.close()
+            async with contextlib.AsyncExitStack() as stack:
+                for reply in replies:
+                    await stack.enter_async_context(reply)  # leaving it stops the reply, and waits for that
+                stack.callback(found.close)
+                if is_streamed:
+                    await found.wait_for_start(call)
+                yield found
         finally:
-            service.replies.discard(reply)
+            service.replies.difference_update(replies)
 
 
 async def _whole(reply: Reply) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BODY_BYTES",
     "BODY_IDLE_S",
+    "CHOICES",
     "CONNECTIONS",
     "HEADERS",
     "HEADER_BYTES",
@@ -53,6 +54,7 @@ PING_S = 15.0
 LOADING_S = 120.0
 """Longest wait of a request for its model to be loaded, in seconds."""
 
+CHOICES = 8
 MESSAGES = 4096
 STOPS = 4
 STOP_CHARS = 256

@@ -2,6 +2,7 @@
 
 wire.py         fields of requests, and parts that several responses share
 messages.py     messages of a request as the runtime takes them
+probabilities.py  log probabilities of tokens
 chat.py         chat completions; completions.py, a text that is continued
 models.py       the list of models; tokens.py, texts to tokens and back, as llama.cpp's server and vLLM have it
 """

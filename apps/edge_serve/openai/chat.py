@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,8 +13,13 @@ from edge_serve.answers import Answer, answer
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.openai.messages import messages_of
-from edge_serve.openai.wire import ChatRequest, sampling_of, timings, usage
-from edge_serve.sampling import check_biases
+from edge_serve.openai.probabilities import chat_form, check_number
+from edge_serve.openai.wire import ChatRequest, check_choices, sampling_of, timings, usage
+from edge_serve.sampling import check_biases, options_of
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.reply import Reply
 
 __all__ = ["create"]
 
@@ -30,41 +35,56 @@ async def create(call: Call) -> None:
     newer = body.max_completion_tokens
     name = "max_tokens" if newer is None else "max_completion_tokens"
     sampling = sampling_of(body, newer if newer is not None else body.max_tokens, name)
+    options = options_of(call)
+    n = check_choices(body.n)
+    if body.logprobs:
+        options["logprobs"] = check_number("top_logprobs", body.top_logprobs or 0)
 
-    def start(assistant: Any) -> Any:
+    def start(assistant: Assistant) -> list[Reply]:
         check_biases(sampling, assistant)
-        space, timeout_s = call.caller.namespace or None, call.service.settings.server.timeout_s
-        return assistant.generate(messages, sampling, cache_namespace=space, timeout_s=timeout_s)
+        if n == 1:
+            return [assistant.generate(messages, sampling, **options)]
+        return assistant.generate_choices(messages, n, sampling, **options)
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         if body.stream:
             with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             await call.stream(_chunks(call, found, with_usage), ping=b": ping\n\n")
         else:
-            text = await found.text(call)
-            message = {"role": "assistant", "content": text, "refusal": None}
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": found.finish_reason}
+            await found.wait(call)
+            choices = [_choice(found, index, bool(body.logprobs)) for index in range(n)]
             head = _head("chat.completion", found)
-            await call.json({**head, "choices": [choice], "usage": usage(found.reply), **_extras(found)})
+            await call.json({**head, "choices": choices, "usage": usage(*found.replies), **_extras(found)})
+
+
+def _choice(found: Answer, index: int, with_logprobs: bool) -> dict[str, Any]:
+    reply = found.replies[index]
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    logprobs = chat_form(reply.logprobs) if with_logprobs else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": found.finish_reason(index)}
 
 
 async def _chunks(call: Call, found: Answer, with_usage: bool) -> AsyncIterator[bytes]:
     head = _head("chat.completion.chunk", found)
 
-    def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         nothing_yet = {"usage": None} if with_usage else {}
         return b"data: " + _encode({**head, "choices": [choice], **nothing_yet, **more}) + b"\n\n"
 
-    yield chunk({"role": "assistant", "content": "", "refusal": None})
-    async for event in found.events(call):
-        if event.kind == "text" and event.text:
-            yield chunk({"content": event.text})
-        elif event.kind == "reasoning":
-            yield chunk({"reasoning_content": event.text})
-    yield chunk({}, found.finish_reason, **_extras(found))
+    for index in range(len(found.replies)):
+        yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+    async for index, event in found.events(call):
+        if event is None:
+            extras = _extras(found) if len(found.replies) == 1 else {}
+            yield chunk(index, {}, found.finish_reason(index), **extras)
+        elif event.kind in ("text", "reasoning"):
+            name = "content" if event.kind == "text" else "reasoning_content"
+            yield chunk(index, {name: event.text}, logprobs=chat_form(event.logprobs) if event.logprobs else None)
     if with_usage:
-        yield b"data: " + _encode({**head, "choices": [], "usage": usage(found.reply)}) + b"\n\n"
+        yield b"data: " + _encode({**head, "choices": [], "usage": usage(*found.replies)}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
@@ -89,10 +109,8 @@ def _check(body: ChatRequest) -> None:
 
     if body.tools and body.tool_choice != "none":
         refuse("tools", "Calling tools")
-    if body.n is not None and body.n != 1:
-        refuse("n", "More than one choice")
-    if body.logprobs:
-        refuse("logprobs", "Reporting probabilities")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true.", code="invalid_value", param="top_logprobs")
     if body.response_format is not None and body.response_format.type != "text":
         refuse("response_format", f"The form {body.response_format.type[:40]!r}")
     if body.modalities and body.modalities != ["text"]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge_serve.answers import Answer, answer
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.openai.probabilities import check_number, completion_form
 from edge_serve.openai.wire import CompletionRequest, sampling_of, timings, usage
-from edge_serve.sampling import check_biases
+from edge_serve.sampling import check_biases, options_of
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.reply import Reply
 
 __all__ = ["create"]
 
@@ -26,12 +31,13 @@ async def create(call: Call) -> None:
     body = await call.body(CompletionRequest, _REFUSED)
     _check(body)
     sampling = sampling_of(body, body.max_tokens)
-    prompt = _prompt(body)
+    prompt, options = _prompt(body), options_of(call)
+    if body.logprobs is not None:
+        options["logprobs"] = check_number("logprobs", body.logprobs)
 
-    def start(assistant: Any) -> Any:
+    def start(assistant: Assistant) -> Reply:
         check_biases(sampling, assistant)
-        space, timeout_s = call.caller.namespace or None, call.service.settings.server.timeout_s
-        return assistant.complete(prompt, sampling, cache_namespace=space, timeout_s=timeout_s)
+        return assistant.complete(prompt, sampling, **options)
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         shown = prompt if body.echo else ""
@@ -39,31 +45,34 @@ async def create(call: Call) -> None:
             with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             await call.stream(_chunks(call, found, shown, with_usage), ping=b": ping\n\n")
         else:
-            text = shown + await found.text(call)
-            choices = [_choice(text, found.finish_reason)]
+            await found.wait(call)
+            logprobs = completion_form(found.reply.logprobs, len(shown)) if body.logprobs is not None else None
+            choices = [_choice(shown + found.reply.text, found.finish_reason(), logprobs)]
             await call.json({**_head(found), "choices": choices, "usage": usage(found.reply), "timings": timings(found.reply)})
 
 
 async def _chunks(call: Call, found: Answer, shown: str, with_usage: bool) -> AsyncIterator[bytes]:
     head = _head(found)
 
-    def chunk(text: str, reason: str | None = None, **more: Any) -> bytes:
+    def chunk(text: str, reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         nothing_yet = {"usage": None} if with_usage else {}
-        return b"data: " + _encode({**head, "choices": [_choice(text, reason)], **nothing_yet, **more}) + b"\n\n"
+        return b"data: " + _encode({**head, "choices": [_choice(text, reason, logprobs)], **nothing_yet, **more}) + b"\n\n"
 
     if shown:
         yield chunk(shown)
-    async for event in found.events(call):
-        if event.kind == "text" and event.text:
-            yield chunk(event.text)
-    yield chunk("", found.finish_reason, timings=timings(found.reply))
+    n_chars = len(shown)
+    async for _, event in found.events(call):
+        if event is not None and event.kind == "text":
+            yield chunk(event.text, logprobs=completion_form(event.logprobs, n_chars) if event.logprobs else None)
+            n_chars += len(event.text)
+    yield chunk("", found.finish_reason(), timings=timings(found.reply))
     if with_usage:
         yield b"data: " + _encode({**head, "choices": [], "usage": usage(found.reply)}) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
-def _choice(text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+def _choice(text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _head(found: Answer) -> dict[str, Any]:
@@ -90,7 +99,6 @@ def _check(body: CompletionRequest) -> None:
     refused = {
         "n": body.n is not None and body.n != 1,
         "best_of": body.best_of is not None and body.best_of > 1,
-        "logprobs": body.logprobs is not None,
     }
     for param, is_refused in refused.items():
         if is_refused:

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge.types import Sampling
+from edge_serve import limits
+from edge_serve.errors import ApiError
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
     from edge.reply import Reply
 
-__all__ = ["ChatRequest", "CommonRequest", "CompletionRequest", "StreamOptions", "sampling_of", "timings", "usage"]
+__all__ = [
+    "ChatRequest",
+    "CommonRequest",
+    "CompletionRequest",
+    "StreamOptions",
+    "check_choices",
+    "sampling_of",
+    "timings",
+    "usage",
+]
 
 
 class StreamOptions(msgspec.Struct):
@@ -154,6 +165,17 @@ def sampling_of(body: CommonRequest, max_tokens: int | None, limit_name: str = "
         "repeat_penalty": "repeat_penalty" if body.repeat_penalty is not None else "repetition_penalty",
     }
     return make_sampling({**fields, "repeat_penalty": penalty}, names)
+
+
+def check_choices(n: int | None) -> int:
+    """Return how many replies are asked for.
+
+    Raises:
+        ApiError: more than this server gives.
+    """
+    if n is not None and not 1 <= n <= limits.CHOICES:
+        raise ApiError(400, f"n is {n}; use 1 to {limits.CHOICES}.", code="invalid_value", param="n")
+    return n or 1
 
 
 def usage(*replies: Reply) -> dict[str, Any]:

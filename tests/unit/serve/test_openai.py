@@ -165,7 +165,10 @@ def test_a_prompt_that_just_fits_is_answered(client: OpenAI) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )
@@ -184,6 +187,51 @@ def test_fields_that_nobody_reads_are_named(running: Serving) -> None:
     assert headers["x-edge-ignored"] == "mirostat"
 
 
+def test_logprobs_are_those_of_the_tokens_streamed_or_not(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="tiny", messages=HI, temperature=0, max_tokens=5, logprobs=True, top_logprobs=2
+    )
+    found = reply.choices[0].logprobs
+    assert found is not None and found.content is not None
+    assert "".join(token.token for token in found.content) == reply.choices[0].message.content
+    for token in found.content:
+        assert token.bytes == list(token.token.encode())
+        assert len(token.top_logprobs) == 2
+        assert token.logprob == token.top_logprobs[0].logprob <= 0
+    stream = client.chat.completions.create(
+        model="tiny", messages=HI, temperature=0, max_tokens=5, logprobs=True, top_logprobs=2, stream=True
+    )
+    streamed = [token for chunk in stream if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content or []]
+    assert streamed == found.content
+    without = client.chat.completions.create(model="tiny", messages=HI, max_tokens=1)
+    assert without.choices[0].logprobs is None
+
+
+def test_several_choices_share_their_prompt(client: OpenAI) -> None:
+    ask: Any = {"model": "tiny", "messages": [{"role": "user", "content": "three times"}], "n": 3, "max_tokens": 4}
+    reply = client.chat.completions.create(**ask)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in reply.choices} == {"You "}
+    one = client.chat.completions.create(**{**ask, "n": 1})
+    assert reply.usage is not None and one.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (one.usage.prompt_tokens, 12)
+    texts = ["", "", ""]
+    reasons: list[str | None] = [None] * 3
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert (texts, reasons) == (["You "] * 3, ["length"] * 3)
+
+
+def test_a_completion_has_logprobs(client: OpenAI) -> None:
+    reply = client.completions.create(model="tiny", prompt="Once", max_tokens=3, temperature=0, logprobs=2, echo=True)
+    found = reply.choices[0].logprobs
+    assert found is not None and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
+    assert (len(found.tokens), len(found.token_logprobs), found.text_offset[0]) == (3, 3, len("Once"))
+    assert all(1 <= len(top) <= 2 for top in found.top_logprobs)  # parts of characters look the same
+
+
 def test_a_completion_continues_a_text(client: OpenAI, running: Serving) -> None:
     reply = client.completions.create(model="tiny", prompt="Once upon", max_tokens=4, seed=1, temperature=0)
     assert reply.object == "text_completion"
@@ -200,7 +248,8 @@ def test_a_completion_continues_a_text(client: OpenAI, running: Serving) -> None
 
 
 @pytest.mark.parametrize(
-    "fields", [{"suffix": "x"}, {"best_of": 2}, {"n": 2}, {"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": [1]}]
+    "fields",
+    [{"suffix": "x"}, {"best_of": 2}, {"n": 2}, {"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": [1]}, {"logprobs": 21}],
 )
 def test_a_completion_refuses_what_it_cannot_do(running: Serving, fields: dict[str, Any]) -> None:
     status, _, body = running.post("/v1/completions", {"prompt": "a", **fields})
