@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from edge.errors import EdgeError
 from edge_serve import access, limits, state
+from edge_serve.anthropic import messages
 from edge_serve.call import Call, Caller, Record
 from edge_serve.dialects import dialect_of
 from edge_serve.errors import ApiError, ClientGoneError, from_edge
@@ -34,6 +35,8 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("POST", "/v1/completions", completions.create),
     ("GET", "/v1/models", models.list_all),
     ("GET", "/v1/models/{id:path}", models.retrieve),
+    ("POST", "/v1/messages", messages.create),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("POST", "/v1/tokenize", tokens.tokenize),

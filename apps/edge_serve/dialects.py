@@ -20,7 +20,7 @@ _ANTHROPIC_TYPES = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
-    429: "rate_limit_error",
+    429: "overloaded_error",
     503: "overloaded_error",
     529: "overloaded_error",
 }

@@ -1,0 +1,81 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from edge_serve.answers import Answer, answer, hold_model
+from edge_serve.anthropic.blocks import messages_of
+from edge_serve.anthropic.stream import chunks, usage
+from edge_serve.anthropic.wire import CountRequest, MessagesRequest
+from edge_serve.call import Call
+from edge_serve.errors import ApiError
+from edge_serve.sampling import make_sampling, options_of
+
+if TYPE_CHECKING:
+    from edge.assistant import Assistant
+    from edge.reply import Reply
+
+__all__ = ["count_tokens", "create"]
+
+_PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+_NAMES = {"stop": "stop_sequences"}
+
+
+async def create(call: Call) -> None:
+    """Answer a conversation."""
+    body = await call.body(MessagesRequest, ("mcp_servers", "container"))
+    messages, n_stripped = messages_of(body)
+    call.service.counters.stripped += n_stripped
+    _check_tools(body)
+    fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "max_tokens": body.max_tokens}
+    sampling = make_sampling({**fields, "stop": body.stop_sequences}, _NAMES)
+    options, thinks = options_of(call), body.thinking is not None and body.thinking.type != "disabled"
+
+    def start(assistant: Assistant) -> Reply:
+        return assistant.generate(messages, sampling, **options)
+
+    async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
+        head = _head(found)
+        if body.stream:
+            await call.stream(chunks(call, found, head, thinks, lambda: _end(found, body.max_tokens)), ping=_PING)
+        else:
+            await found.wait(call)
+            text = {"type": "text", "text": found.reply.text, "citations": None}
+            thoughts = [{"type": "thinking", "thinking": found.reply.reasoning, "signature": ""}]
+            content = [*(thoughts if thinks and found.reply.reasoning else []), text]
+            tokens = found.reply.usage
+            counts = usage(tokens.n_prompt, tokens.n_reused, tokens.n_generated)
+            await call.json({**head, "content": content, **_end(found, body.max_tokens), "usage": counts})
+
+
+async def count_tokens(call: Call) -> None:
+    """Count the tokens of a prompt."""
+    body = await call.body(CountRequest)
+    messages, _ = messages_of(body)
+    _check_tools(body)
+    async with hold_model(call, body.model) as (assistant, _):
+        size = await assistant.acount(messages)
+        await call.json({"input_tokens": size.n_tokens})
+
+
+def _head(found: Answer) -> dict[str, Any]:
+    return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": found.model}
+
+
+def _end(found: Answer, max_tokens: int) -> dict[str, Any]:
+    """Return why a reply ended."""
+    reply = found.reply
+    if reply.stopped_by is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": reply.stopped_by}
+    if reply.finish_reason == "stop":
+        return {"stop_reason": "end_turn", "stop_sequence": None}
+    is_full = reply.finish_reason == "length" and reply.usage.n_generated < max_tokens
+    return {"stop_reason": "model_context_window_exceeded" if is_full else "max_tokens", "stop_sequence": None}
+
+
+def _check_tools(body: CountRequest) -> None:
+    choice = (body.tool_choice or {}).get("type", "auto")
+    if body.tools and choice != "none":
+        raise ApiError(400, "tools: calling tools is not supported by this server yet. Leave tools out.", param="tools")

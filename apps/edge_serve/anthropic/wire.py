@@ -1,0 +1,71 @@
+"""Fields of Anthropic's requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Block", "CountRequest", "InputMessage", "MessagesRequest", "Source"]
+
+
+class Source(msgspec.Struct):
+    """Of a picture or document."""
+
+    type: str = ""
+    data: str | None = None
+    content: Any = None
+
+
+class Block(msgspec.Struct):
+    """A block of a message, of any type; each type has its own fields."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    source: Source | None = None
+    title: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: Any = None
+    is_error: bool | None = None
+
+
+class InputMessage(msgspec.Struct):
+    """A message of a request."""
+
+    role: str
+    content: str | list[Block]
+
+
+class Thinking(msgspec.Struct):
+    """Whether the model's thinking is shown."""
+
+    type: str
+    budget_tokens: int | None = None
+
+
+class CountRequest(msgspec.Struct, kw_only=True):
+    """Of POST /v1/messages/count_tokens."""
+
+    messages: list[InputMessage]
+    model: str | None = None
+    system: str | list[Block] | None = None
+    tools: list[Any] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: Thinking | None = None
+
+
+class MessagesRequest(CountRequest, kw_only=True):
+    """Of POST /v1/messages."""
+
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
