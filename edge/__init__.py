@@ -8,7 +8,7 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
 asking.py     what it answers without one; batch.py, many prompts; scoring.py, the likeliest answer
-runtime.py    several models under one memory budget
+runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be
 turn.py       from messages to the end of a reply, in a thread of its own
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from edge.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from edge import errors, events
+    from edge import errors, events, testing
     from edge.assistant import Assistant
     from edge.backends.base import ModelInfo
     from edge.batch import Batch
@@ -84,6 +84,7 @@ __all__ = [
     "load",
     "load_settings",
     "plan_model",
+    "testing",
     "tool",
 ]
 
@@ -108,6 +109,7 @@ __getattr__, __dir__ = lazy_names(
         "edge.reply": ("Reply",),
         "edge.request": ("RequestOptions",),
         "edge.runtime": ("Runtime",),
+        "edge.testing": ("testing",),
         "edge.types": ("Chosen", "Message", "PromptSize", "Sampling", "Timing", "TokenLogprob", "Tool", "ToolCall", "Usage"),
     },
 )

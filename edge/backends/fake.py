@@ -248,23 +248,26 @@ class FakeBackend(LogitsBackend):
             return None
         key = cells[body_start - 1].digest
         if key not in self._answers:
-            message = _last_user_message([cell.token for cell in cells[:start]])
-            self._answers[key] = [*self._answer(message).encode(), _IM_END]
+            turns = _turns([cell.token for cell in cells[:start]])
+            self._answers[key] = [*self._answer(turns).encode(), _IM_END]
         answer = self._answers[key]
         return answer[min(len(cells) - body_start, len(answer) - 1)]
 
-    def _answer(self, message: str) -> str:
+    def _answer(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Return the answer to a prompt: (role, text) of each of its messages."""
+        message = next((text for role, text in reversed(turns) if role == "user"), "")
         if callable(self._script):
             return self._script(message)
         script = self._script or {}
         return script[message] if message in script else default_answer(message)
 
 
-def _last_user_message(tokens: Sequence[int]) -> str:
+def _turns(tokens: Sequence[int]) -> list[tuple[str, str]]:
+    """Return (role, text) of each turn."""
     turns = [list(turn) for is_break, turn in itertools.groupby(tokens, key=lambda token: token == _IM_START) if not is_break]
-    for turn in reversed(turns):
+    found = []
+    for turn in turns:
         text = b"".join(_PIECES[token] for token in itertools.takewhile(lambda token: token != _IM_END, turn))
         role, _, content = text.decode(errors="replace").partition("\n")
-        if role == "user":
-            return content
-    return ""
+        found.append((role, content))
+    return found
