@@ -6,6 +6,7 @@ store says what is wrong, pauses, and then tries again by itself.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -20,9 +21,10 @@ from edge.errors import EdgeError, StorageError
 from edge.kv.disk import EXPIRE_EVERY_S, Disk
 from edge.kv.doubts import check_opened
 from edge.kv.expiry import expire
+from edge.kv.files import give_way
 from edge.kv.index import explain, is_busy, is_damage
 from edge.kv.maintenance import scan
-from edge.kv.opening import close_disk, open_disk, reopen_disk
+from edge.kv.opening import close_disk, lacks_room, open_disk, reopen_disk
 from edge.kv.options import StoreOptions
 from edge.kv.reader import Reader
 from edge.kv.records import BlockRef, Pending
@@ -36,6 +38,8 @@ _BATCH_BLOCKS = 64
 _RETRY_BUSY_S = 1.0
 _BUSY_PAUSE_S = 0.05
 _EMPTY_EVERY_S = 5.0
+_LEAST_FILES, _LEAST_BYTES = 4, 256 << 10
+"""Block files deleted at once where the index of an open store has no room."""
 FIRST_USE_SHARE = 0.5
 """Share of the day's limit for blocks that nobody has reused yet."""
 _STUCK_S = 0.5
@@ -381,10 +385,28 @@ class Background:
                     self._put_back(work, True)
                     continue
                 self._put_back(work, is_busy(error))
+                self._give_way(error)
                 self.fail(error)
                 if is_busy(error):
                     with self._wake:
                         self._wake.wait_for(lambda: self._is_closing, _BUSY_PAUSE_S)
+
+    def _give_way(self, error: Exception) -> None:
+        """Make room where the index of the open store has none even for evicting: empty its log, or else delete blocks.
+
+        The next scan drops the rows of those.
+        """
+        disk = self._disk
+        if disk is None or not isinstance(error, sqlite3.Error) or not lacks_room(self._directory, error):
+            return
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if disk.index.log_bytes() > _LEAST_BYTES and disk.index.checkpoint(emptying=True):
+                return
+        n_deleted = give_way(
+            self._directory, disk.files.suffix, lambda n, n_bytes: n >= _LEAST_FILES and n_bytes >= _LEAST_BYTES
+        )
+        _log.warning("There is no room: %d KV blocks were deleted for their index", n_deleted)
+        disk.needs_scan = disk.needs_scan or n_deleted > 0
 
     def _pause_s(self) -> float | None:
         """Return the longest pause of the thread without work."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
-from edge.kv.entries import is_transient
+from edge.kv.entries import is_no_room, is_transient
 from edge.kv.expiry import fit_model
 from edge.kv.files import StoreFiles
 from edge.kv.formats import OtherFormats, format_suffix
@@ -166,7 +166,7 @@ class Disk:
                     continue
                 n_reserved += 0 if limit is None else disk_bytes(pending.size_bytes)
                 header, pieces = seal_block(self.keys, pending, encrypted=self.encrypts)
-                drafts.append((header, pending.root, self.files.write(pieces)))
+                drafts.append((header, pending.root, self._draft(pieces, disk_bytes(pending.size_bytes), stay)))
             published = self._publish(drafts, known, stay) if drafts or known else []
             n_bytes = sum(disk_bytes(header.file_bytes) for header, _, _ in drafts if header.key in published)
             self.limits.reserve(n_bytes - n_reserved, None)
@@ -175,6 +175,32 @@ class Disk:
             for _, _, draft in drafts:
                 self.files.discard(draft)
         return WriteReport(n_written, len(known), n_dropped + len(wanted) - n_written, shortage)
+
+    def _draft(self, pieces: Sequence[bytes], n_bytes: int, stay: Set[bytes]) -> Path:
+        """Write a file; if there is no room, evict some blocks and try once more.
+
+        The free space that `make_room` has seen says nothing about a quota, or how many files there may be.
+        """
+        try:
+            return self.files.write(pieces)
+        except OSError as error:
+            if not is_no_room(error) or not self._evict_some(n_bytes, stay):
+                raise
+        return self.files.write(pieces)
+
+    def _evict_some(self, n_bytes: int, protected: Set[bytes]) -> bool:
+        """Evict blocks of so many bytes, and no fewer than one transaction takes; return whether there were any."""
+        freed = n_evicted = 0
+        while True:
+            with self.index.write() as change:
+                stay = change.leased(self.files.is_live) | protected
+                for _ in range(_AT_A_TIME):
+                    size = self._evict_one(change, stay)
+                    if size is None:
+                        return n_evicted > 0
+                    freed, n_evicted = freed + size, n_evicted + 1
+            if freed >= n_bytes:
+                return True
 
     def make_room(self, n_bytes: int, protected: Set[bytes] = frozenset()) -> bool:
         """Evict until `n_bytes` more fit the budget and leave the disk its free space.

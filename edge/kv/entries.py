@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from edge.errors import StorageError
 
 __all__ = [
-    "CAREFUL", "check_owner", "is_full", "is_trace", "is_transient", "kind_of_entry", "make_inside", "make_private",
+    "CAREFUL", "check_owner", "is_full", "is_no_room", "is_trace", "is_transient", "kind_of_entry", "make_inside", "make_private",
     "make_shard", "opened", "regular_size", "set_aside", "write_file",
 ]  # fmt: skip
 
@@ -42,15 +43,40 @@ def set_aside(path: Path) -> None:
         _log.warning("%s is not of the KV store: it was renamed to %s", path, aside.name)
 
 
+def is_no_room(error: BaseException) -> bool:
+    """Return whether a write failed since the disk, the user's quota or the number of files is used up."""
+    if isinstance(error, sqlite3.Error):
+        return "disk is full" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
 def is_full(directory: Path) -> bool:
-    """Return whether the disk has no room even for opening an index, or may hold no more files."""
+    """Return whether there is no room even for opening an index: on the disk, within a quota, or for more files."""
     try:
         if shutil.disk_usage(directory).free < _OPENING_BYTES:
             return True
         state = os.statvfs(directory) if hasattr(os, "statvfs") else None
-    except OSError:
-        return False
-    return state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES  # f_files is 0 where nothing limits them
+        if (
+            state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES
+        ):  # f_files is 0 where nothing limits them
+            return True
+        _try_to_write(directory)
+    except OSError as error:
+        return is_no_room(error)
+    return False
+
+
+def _try_to_write(directory: Path) -> None:
+    """Take the room that opening needs, and give it back: what a quota leaves cannot be asked."""
+    paths = [directory / f"room-{secrets.token_hex(8)}" for _ in range(_OPENING_FILES)]
+    try:
+        for path in paths:
+            with opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR) as fd:
+                if path == paths[0] and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(fd, 0, _OPENING_BYTES)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

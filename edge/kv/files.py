@@ -25,7 +25,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,6 @@ from edge.kv.blocks import HEADER_READ_BYTES, MAX_FILE_BYTES, BlockDamaged, pars
 from edge.kv.entries import (
     CAREFUL,
     check_owner,
-    is_full,
     is_trace,
     kind_of_entry,
     make_inside,
@@ -402,8 +401,8 @@ class StoreFiles:
         return keys
 
 
-def give_way(directory: Path, suffix: str) -> int:
-    """Delete block files until an index can be opened, and return how many those were.
+def give_way(directory: Path, suffix: str, is_enough: Callable[[int, int], bool]) -> int:
+    """Delete block files where not even the index has room, until `is_enough(n_deleted, n_bytes)`; return how many.
 
     First those of other formats, then the newest: they have no children yet, as a rule. Their rows stay until the next scan.
     """
@@ -412,10 +411,12 @@ def give_way(directory: Path, suffix: str) -> int:
         for path in directory.glob("blocks*/*/*")
         if _NAME.fullmatch(path.name) and kind_of_entry(path) == stat.S_IFREG and kind_of_entry(path.parent) == stat.S_IFDIR
     ]
-    n = 0
+    n = freed = 0
     for _, _, path in sorted(found):
-        if not is_full(directory):
+        if n and is_enough(n, freed):
             break
-        path.unlink(missing_ok=True)
-        n += 1
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            size = path.lstat().st_size
+            path.unlink()
+            n, freed = n + 1, freed + size
     return n

@@ -9,12 +9,12 @@ import sqlite3
 from pathlib import Path
 
 from edge.kv.disk import Disk
-from edge.kv.entries import is_full
+from edge.kv.entries import is_full, is_no_room
 from edge.kv.files import give_way
 from edge.kv.formats import format_suffix
 from edge.kv.options import StoreOptions
 
-__all__ = ["close_disk", "open_disk", "reopen_disk"]
+__all__ = ["close_disk", "lacks_room", "open_disk", "reopen_disk"]
 
 _log = logging.getLogger("edge.kv")
 
@@ -28,26 +28,33 @@ def open_disk(directory: Path, options: StoreOptions, distrusted: Path | None, *
     Raises:
         As `Disk`.
     """
-    try:
-        return Disk(directory, options, distrusted, is_again=is_again)
-    except (OSError, sqlite3.Error) as error:
-        if not _is_lack(error) or not is_full(directory):
-            raise
-        n = give_way(directory, format_suffix())
-        if not n:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    n = 0
+    while True:
+        try:
+            disk = Disk(directory, options, distrusted, is_again=is_again)
+        except (OSError, sqlite3.Error) as error:
+            if not lacks_room(directory, error):
+                raise
+            n_deleted = give_way(directory, format_suffix(), lambda *_: not is_full(directory))
+            if not n_deleted:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            n += n_deleted
+        else:
+            break
+    if n:
         _log.warning("The disk is full: %d KV blocks were deleted to open their index", n)
-    disk = Disk(directory, options, distrusted, is_again=is_again)
-    disk.needs_scan = True
+        disk.needs_scan = True
     return disk
 
 
-def _is_lack(error: OSError | sqlite3.Error) -> bool:
-    """Return whether opening may have failed for lack of room."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOSPC
-    # SQLite says "disk I/O error" or "database or disk is full", and "unable to open database file" where no more files fit.
-    return "disk" in str(error) or "unable to open" in str(error)
+def lacks_room(directory: Path, error: BaseException) -> bool:
+    """Return whether something failed since the disk, the user's quota or the number of files is used up.
+
+    SQLite does not always say so: it calls a quota a "disk I/O error", and is "unable to open database file" where no more
+    files fit.
+    """
+    is_vague = isinstance(error, sqlite3.OperationalError) and any(part in str(error) for part in ("disk", "unable to open"))
+    return is_no_room(error) or (is_vague and is_full(directory))
 
 
 def reopen_disk(disk: Disk, directory: Path, options: StoreOptions) -> Disk:

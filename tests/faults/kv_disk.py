@@ -5,6 +5,8 @@ limit DIRECTORY       the same with a limit on the size of files instead (RLIMIT
 readonly DIRECTORY    a store that is there, but may not be written by this user (nobody, where root runs the test)
 opened-CALL DIRECTORY the directory is a disk of 48 MB that is full before the store is opened and CALL called
 uncreated-CALL DIRECTORY the same with a disk that may hold no more files instead
+quota-LIMIT DIRECTORY a quota of bytes or files (LIMIT), of quota.c, is used up while the store is open
+unopened-LIMIT DIRECTORY the same, before it is opened
 unreadable DIRECTORY  a directory that may not even be looked into
 """
 
@@ -158,6 +160,28 @@ def opened_full(directory: Path, call: str, *, with_files: bool) -> dict[str, ob
     return result | {"free": shutil.disk_usage(directory).free}
 
 
+def at_quota(directory: Path, limit: str, *, opens: bool) -> dict[str, object]:
+    """Use up a quota, put more blocks, and empty the store."""
+    os.putenv("QUOTA_DIR", str(directory))
+    options = StoreOptions(budget_bytes=1 << 30, min_free_bytes=0, retry_s=0.0)
+    store = BlockStore(directory / "kv", options)
+    n_before = sum(put(store, token) for token in range(160))
+    if opens:
+        store.close()
+    found = [path.stat() for path in directory.rglob("*") if path.is_file()]
+    used = {"bytes": sum(state.st_blocks * 512 for state in found), "files": len(found)}
+    os.putenv(f"QUOTA_{limit.upper()}", str(used[limit]))
+    if opens:
+        store = BlockStore(directory / "kv", options)
+        assert store.flush(60.0)
+    result: dict[str, object] = {"before": n_before, "problem": store.problem}
+    result |= {"stored": sum(put(store, token) for token in range(1000, 1040)), "checked": check(store, 1040)}
+    store.forget("somebody")
+    result |= {"cleared": store.clear(), "after": put(store, 2000), "after_problem": store.problem}
+    store.close()
+    return result | {"left": len(list(directory.glob("kv/tmp/*")))}
+
+
 def main() -> None:
     global scale
     what, directory = sys.argv[1], Path(sys.argv[2])
@@ -168,6 +192,9 @@ def main() -> None:
     elif what.startswith(("opened-", "uncreated-")):
         kind, _, call = what.partition("-")
         result = opened_full(directory, call, with_files=kind == "uncreated")
+    elif what.startswith(("quota-", "unopened-")):
+        kind, _, limit = what.partition("-")
+        result = at_quota(directory, limit, opens=kind == "unopened")
     elif what == "limit":
         scale = 20
         resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, resource.RLIM_INFINITY))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,21 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     result = run("unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, str(SCRIPT))
     assert_it_went_on(result)
     assert result["problems"] == ["the disk is full"]
+
+
+@pytest.mark.parametrize("what", ["quota-bytes", "quota-files", "unopened-bytes", "unopened-files"])
+def test_a_quota_that_is_used_up(tmp_path: Path, what: str) -> None:
+    """A preloaded library plays the file system, since no quota can be set up without rights. SQLite calls it an I/O error."""
+    library = tmp_path / "quota.so"
+    built = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SCRIPT.with_name("quota.c")), "-ldl"]
+    if sys.platform != "linux" or shutil.which("cc") is None or subprocess.run(built, capture_output=True).returncode:
+        pytest.skip("there is no C compiler here")
+    (tmp_path / "disk").mkdir()
+    result = run("env", f"LD_PRELOAD={library}", sys.executable, str(SCRIPT), what, str(tmp_path / "disk"))
+    assert (result["before"], result["problem"]) == (160, None)
+    assert result["stored"] >= 38, "blocks made room for new ones"
+    assert result["checked"]["wrong"] == 0 and result["checked"]["right"] == result["cleared"] >= 38
+    assert (result["after"], result["after_problem"], result["left"]) == (True, None, 0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs RLIMIT_FSIZE")
