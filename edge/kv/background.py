@@ -84,7 +84,7 @@ class Background:
         self._is_busy = self._is_closing = False
         self._was_open = False
         self.reader = Reader(options.read_timeout_s, options.retry_s, options.timer)
-        self._wants_open = self._wants_log = self._wants_emptying = False
+        self._wants_open = self._wants_log = self._wants_count = self._wants_emptying = False
         self._n_flushing = 0
         self._disk: Disk | None = None
         self._is_suspect = False  # something failed since it was opened: opening it again may cure that
@@ -124,8 +124,9 @@ class Background:
         most, disk = self._options.max_written_bytes, self._disk
         if most is None or disk is None or self._is_fork:
             return True
-        if self._written[0] != disk.limits.day():
-            self._written = disk.limits.day(), disk.limits.written_today()
+        if self._written[0] != disk.limits.day():  # a new one; what others have written on it the thread looks up
+            self._written, self._wants_count = (disk.limits.day(), 0), True
+            self._wake_thread()
         return self._written[1] + self._queued_bytes + n_bytes <= (most if is_reused else most * FIRST_USE_SHARE)
 
     @property
@@ -357,7 +358,7 @@ class Background:
         work = self._work
         needs_scan = self._disk is not None and self._disk.needs_scan and self._problem is None
         wants_expiry = self._disk is not None and self._problem is None and self._disk.wants_expiry
-        wants = needs_scan or wants_expiry or bool(self._to_drop) or self._wants_log
+        wants = needs_scan or wants_expiry or bool(self._to_drop) or self._wants_log or self._wants_count
         return self._may_try() and bool(self._queue or work.pins or work.released or wants)
 
     def _has_work(self) -> bool:
@@ -456,6 +457,8 @@ class Background:
         if disk.needs_check and (work.batch or work.touched or work.pins or disk.needs_scan):  # not for one who only reads
             check_opened(disk)
             disk.needs_check = False
+        if self._wants_count:
+            self._count(disk)
         if self._wants_log:
             self._wants_log = False
             disk.index.start_log()
@@ -481,8 +484,7 @@ class Background:
         if not batch:
             return
         report = disk.write(batch, self.leased.copy())
-        if self._options.max_written_bytes is not None:
-            self._written = disk.limits.day(), disk.limits.written_today()
+        self._count(disk)
         with self._wake:
             self._unwritten.difference_update(pending.key for pending in batch)
             batch.clear()
@@ -491,6 +493,12 @@ class Background:
             self.n_dropped += report.n_dropped
         if report.shortage:
             raise StorageError(report.shortage, "Free some space.")
+
+    def _count(self, disk: Disk) -> None:
+        """Look up what all processes have written today."""
+        self._wants_count = False
+        if self._options.max_written_bytes is not None:
+            self._written = disk.limits.day(), disk.limits.written_today()
 
     def _write_between(self, disk: Disk) -> bool:
         """Write a batch during a long scan; return True to end the scan, since the store is being closed."""
@@ -531,6 +539,7 @@ class Background:
         except StorageError:
             close_disk(disk)
             raise
+        self._count(disk)
         self._disk, self._was_open = disk, True
         self._distrusted = None
         self._is_suspect = False

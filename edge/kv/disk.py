@@ -158,6 +158,8 @@ class Disk:
         drafts: list[tuple[Header, bytes, Path]] = []
         try:
             for pending in wanted:
+                if not pending.is_allowed:
+                    continue
                 if not self.make_room(need + disk_bytes(pending.size_bytes), stay):
                     shortage = self.shortage
                     continue  # and `_publish` skips those that follow it

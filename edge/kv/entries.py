@@ -17,8 +17,8 @@ from pathlib import Path
 from edge.errors import StorageError
 
 __all__ = [
-    "CAREFUL", "check_owner", "is_full", "is_no_room", "is_trace", "is_transient", "kind_of_entry", "make_inside", "make_private",
-    "make_shard", "opened", "regular_size", "set_aside", "write_file",
+    "CAREFUL", "check_owner", "is_full", "is_no_room", "is_trace", "is_transient", "kind_of_entry", "make_inside",
+    "make_private", "make_shard", "opened", "regular_size", "set_aside", "write_file",
 ]  # fmt: skip
 
 _log = logging.getLogger("edge.kv")
@@ -56,9 +56,8 @@ def is_full(directory: Path) -> bool:
         if shutil.disk_usage(directory).free < _OPENING_BYTES:
             return True
         state = os.statvfs(directory) if hasattr(os, "statvfs") else None
-        if (
-            state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES
-        ):  # f_files is 0 where nothing limits them
+        # f_files is 0 where nothing limits their number.
+        if state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES:
             return True
         _try_to_write(directory)
     except OSError as error:

@@ -76,10 +76,17 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending(NewBlock):
-    """A block that waits to be written, with its key and the root of its fingerprint and namespace."""
+    """A block that waits to be written.
+
+    Attributes:
+        key: its key.
+        root: of its fingerprint and namespace.
+        is_allowed: False if the day's limit is reached: it counts only if it is stored already, and needs no payload.
+    """
 
     key: bytes
     root: bytes
+    is_allowed: bool = True
 
     @property
     def size_bytes(self) -> int:

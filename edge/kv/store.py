@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edge.kv.blocks import BlockDamaged, pack_tokens
@@ -170,8 +171,8 @@ class BlockStore(ManagedStore):
 
         Returns:
             Its key, the parent of what follows; also if it is stored already. None if it was dropped (the store is off, the
-            queue is full, the day's limit is reached, `parent` is None and `start` is not 0): then nothing after it can be
-            stored.
+            queue is full, `parent` is None and `start` is not 0): then nothing after it can be stored. What is dropped later,
+            for lack of room or since the day's limit is reached, is not in the store (`has`).
 
         Raises:
             UsageError: a block cannot hold one of the arguments.
@@ -189,13 +190,12 @@ class BlockStore(ManagedStore):
                 payload=bytes(payload), model=fingerprint, namespace=namespace, owner=owner or "", start=start, origin=origin,
                 prefill_ms=prefill_ms,
             )  # fmt: skip
+            if not self.takes(pending.size_bytes, is_reused=is_reused):
+                pending = replace(pending, payload=b"", is_allowed=False)
         except MemoryError:
             self._background.n_dropped += 1
             return None
         if parent is None and start > 0:
-            self._background.n_dropped += 1
-            return None
-        if not self.takes(pending.size_bytes, is_reused=is_reused) and not self.has(pending.key):
             self._background.n_dropped += 1
             return None
         return pending.key if self._background.put(pending) else None

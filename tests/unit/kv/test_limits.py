@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.backends.fake import FakeBackend
 from edge.kv.blocks import fingerprint
 from edge.kv.cache import KVCache
+from edge.kv.disk import Disk
 from edge.kv.limits import Limits
 from edge.kv.store import BlockStore, StoreOptions
 
@@ -278,6 +281,29 @@ def test_a_days_limit_holds_across_stores_and_openings(make: Make, clock: Clock)
     clock.now += DAY
     assert len(put(first, 3, seed=50)) == 3
     assert first.stats().written_bytes == 3 * BLOCK
+
+
+def test_put_asks_nothing_of_the_disk_at_the_limit_and_on_a_new_day(
+    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(max_written_bytes=4 * BLOCK)
+    keys = put(store, 3, seed=1)
+    asking = list[str]()
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*args: Any) -> Any:
+            asking.append(f"{real.__name__} by {threading.current_thread().name}")
+            return real(*args)
+
+        return ask
+
+    for owner, name in ((Limits, "_try"), (Disk, "has"), (Disk, "match")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    assert [len(put(store, 4, seed=seed)) for seed in (1, 2)] == [4, 4]
+    clock.now += DAY
+    assert len(put(store, 2, seed=3)) == 2
+    assert {by for by in asking if not by.endswith("by edge-kv")} == set()
+    assert there(store) >= names(keys)
 
 
 def test_from_half_of_it_on_only_what_was_reused_is_written(make: Make) -> None:
