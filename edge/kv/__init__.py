@@ -22,6 +22,7 @@ manage.py       calls of the block store that people make
 opening.py      opens a store, also on a full disk and after failures
 open.py         the store of the settings; the fingerprint of a loaded model
 options.py      options of a store
+owners.py       users of blocks: the index compared with the log
 reader.py       the thread that asks the disk, so that a turn need not wait for it
 records.py      values that a store takes and returns
 rows.py         schema, queries and changes of the index

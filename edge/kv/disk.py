@@ -22,6 +22,7 @@ from edge.kv.keys import TOKEN_BYTES, entry_bytes
 from edge.kv.limits import Limits
 from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
+from edge.kv.owners import wrong_owners
 from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
 from edge.kv.uses import Uses, current_uses, pins_of
@@ -310,7 +311,7 @@ class Disk:
         return not self.needs_emptying
 
     def heal_uses(self) -> None:
-        """Make the pins of the index those of the log, and rewrite the log if it is damaged or has grown.
+        """Make pins and users in the index those of the log, and rewrite the log if it is damaged or has grown.
 
         Raises:
             OSError, sqlite3.Error: as everywhere.
@@ -324,8 +325,25 @@ class Disk:
         if is_whole and in_index != pinned:
             with self.index.write() as change:
                 change.set_pins(pinned)
+        if is_whole:
+            self.heal_owners()
         if not is_whole or self.uses.is_grown:
             self._rewrite_uses()
+
+    def heal_owners(self) -> None:
+        """Make the users of blocks in the index those of the log, if that is whole and the store is not very large.
+
+        Raises:
+            OSError, sqlite3.Error: as everywhere.
+        """
+        log = self.uses.read()
+        with self.index.long_read() as view:
+            if not log.is_whole or wrong_owners(view, log.uses) == ((), ()):
+                return
+        with self.index.write() as change:  # no other process appends to the log just now
+            log = self.uses.read()
+            if log.is_whole:
+                change.set_owners(*wrong_owners(change, log.uses))
 
     def _rewrite_uses(self) -> None:
         with ExitStack() as stack:

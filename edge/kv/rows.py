@@ -307,6 +307,11 @@ class Change(View):
         for key in keys:
             self.sql.execute("UPDATE block SET pinned = 1 WHERE key = ? AND NOT pinned", (key,))
 
+    def set_owners(self, missing: Iterable[tuple[str, int]], extra: Iterable[tuple[str, int]]) -> None:
+        """Add and delete users, (owner, id of the block), as the log says."""
+        self.sql.executemany("DELETE FROM owner WHERE name = ? AND block = ?", extra)
+        self.sql.executemany("INSERT OR IGNORE INTO owner VALUES (?, ?)", missing)
+
     def forget(self, owner: str) -> None:
         """Delete an owner."""
         self.sql.execute("DELETE FROM owner WHERE name = ?", (owner,))

@@ -83,6 +83,50 @@ def use(directory: Path) -> int:
     return before
 
 
+def rows_of(directory: Path) -> set[tuple[str, str]]:
+    """Who uses which block, as the index says."""
+    with open_store(directory) as store:
+        put(store, 0)  # what is there already: no check for one who only reads
+        return {(owner, block.key) for block in store.ls() for owner in block.owners}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "UPDATE owner SET name = 'bob' WHERE name = 'chat1'", "DELETE FROM owner", "DELETE FROM owner WHERE block % 2",
+        "INSERT OR IGNORE INTO owner SELECT 'bob', id FROM block", "INSERT OR IGNORE INTO owner SELECT 'chat0', id FROM block",
+        "UPDATE OR IGNORE owner SET block = block + 1", "INSERT INTO owner SELECT x'00', id FROM block",
+        "INSERT OR IGNORE INTO owner SELECT 'chat2', id + 1000 FROM block",
+    ],
+)  # fmt: skip
+def test_users_of_blocks_are_those_of_the_log(tmp_path: Path, lie: str) -> None:
+    store_here, copy = tmp_path / "kv", tmp_path / "copy"
+    fill(store_here)
+    before = rows_of(store_here)
+    assert {owner for owner, _ in before} == {"chat0", "chat1", "chat2"}
+    (index,) = store_here.glob("index-*.sqlite")
+    with closing(sqlite3.connect(index, isolation_level=None)) as connection:
+        connection.executescript(lie)
+    shutil.copytree(store_here, copy)
+    assert rows_of(store_here) == before
+    with open_store(copy) as store:  # which checks nothing, since nothing is written
+        assert [store.forget(f"chat{number}").n_blocks for number in range(3)] == [8, 8, 8]
+
+
+def test_users_are_believed_where_the_log_cannot_tell(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with open_store(tmp_path) as store:
+        for number in range(200, 206):  # what they name last is evicted, so that their lines say nothing any more
+            put(store, number)
+        store.touch([bytes.fromhex(block.key) for block in store.ls() if block.start == 0], owner="bob")
+        assert store.flush(30.0)
+    before = rows_of(tmp_path)
+    assert rows_of(tmp_path) == before
+    with open_store(tmp_path) as store:
+        assert store.gc().n_removed == 0
+    assert rows_of(tmp_path) == before
+
+
 LIES = {
     "totals": "UPDATE state SET disk = 0, n_blocks = 0, n_tokens = 0",
     "totals, negative": "UPDATE state SET disk = -1000000000",

@@ -1172,7 +1172,7 @@ def test_no_error_of_the_store_reaches_a_turn(make_store: MakeStore, monkeypatch
 def test_damage_is_said_though_the_thread_works_meanwhile(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = make_store()
+    store = make_store(read_timeout_s=60.0)
     keys = put_row(store, list(range(8)))
     (ref, *_) = store.match(MODEL, "ns", list(range(8))).blocks
     path_of(store, keys[0]).write_bytes(b"x")
