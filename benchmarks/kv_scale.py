@@ -25,19 +25,23 @@ from edge.kv.store import BlockStore, StoreOptions
 MODEL = fingerprint({"weights": "a"})
 BLOCKS_EACH = 16
 N_TOKENS = 128
+NEWEST = 20_000
+"""As `edge kv ls` counts."""
 COMMANDS: dict[str, Callable[[BlockStore], object]] = {
     "find 2,048 tokens": lambda store: store.match(MODEL, "", tokens_of(7)).n_tokens,
     "kv stats": lambda store: store.stats().n_blocks,
-    "kv ls": lambda store: len(store.usages()),
+    "kv ls": lambda store: len(store.usages(NEWEST)),
+    "kv ls --all": lambda store: len(store.usages()),
     "kv ls --blocks": lambda store: sum(1 for _ in store.each_block()),
     "kv ls of one": lambda store: len(store.ls(owner=name_of(3))),
     "all conversations": lambda store: len(store.owners()),
+    "a conversation by its beginning": lambda store: len(store.owners("conversation0000123")),
     "a block by its key": lambda store: len(store.find_keys("5f3a09c2")),
     "kv forget": lambda store: store.forget(name_of(5)).n_blocks,
     "kv gc --gone, 100 of them": lambda store: sum(
         report.n_blocks for report in store.forget_all([name_of(number) for number in range(10, 110)]).values()
     ),
-    "kv pin": lambda store: [store.pin(bytes.fromhex(block.key)) for block in store.ls(owner=name_of(4))] and store.flush(),
+    "kv pin": lambda store: [store.pin(bytes.fromhex(key)) for key in store.keys(name_of(4))] and store.flush(),
 }
 
 
@@ -84,11 +88,12 @@ def fill(directory: Path, n_blocks: int) -> None:
             change.sql.execute("UPDATE state SET scanned = ?", (time.time(),))
 
 
-def open_store(directory: Path) -> BlockStore:
+def open_store(directory: Path, *, is_checked: bool = True) -> BlockStore:
     store = BlockStore(directory, StoreOptions(budget_bytes=1 << 60, min_free_bytes=0, sync=False))
     disk = store._background.disk
     assert disk is not None
-    disk.needs_check = disk.needs_scan = False  # which would find that there are no files
+    if is_checked:
+        disk.needs_check = disk.needs_scan = False  # which would find that there are no files
     return store
 
 

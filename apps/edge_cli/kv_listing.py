@@ -251,11 +251,10 @@ def owners(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]
     Raises:
         UsageError: a prefix matches no id, or several.
     """
-    using = set(store.owners())
     if not typed:
-        return sorted(using)
-    known = using | titles(app, settings).keys()
-    return list(dict.fromkeys(_meant(text, known, "conversation") for text in typed))
+        return store.owners()
+    saved = titles(app, settings).keys()
+    return list(dict.fromkeys(_meant(text, saved | set(store.owners(text)), "conversation") for text in typed))
 
 
 def imported_namespaces(app: App, settings: Settings, store: BlockStore, typed: Sequence[str]) -> dict[str, str]:
@@ -298,7 +297,7 @@ def keys_of(app: App, settings: Settings, store: BlockStore, target: str) -> lis
         if keys:
             raise UsageError(f"{len(keys)} blocks have keys that begin with {target}.", "Give more digits.")
     (id,) = owners(app, settings, store, [target])
-    found = [block.key for block in store.ls(owner=id)]
+    found = store.keys(id)
     if not found:
         raise UsageError(f"Nothing of conversation {id} is cached.", "Continue it once in edge chat.")
     return found

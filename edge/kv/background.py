@@ -454,7 +454,7 @@ class Background:
     def _do(self, work: _Work) -> None:
         """Do the work, and remove from it what is done."""
         disk = self._ensure_open()
-        if disk.needs_check and (work.batch or work.touched or work.pins or disk.needs_scan):  # not for one who only reads
+        if disk.needs_check and (work.batch or disk.needs_scan):  # not for one who only reads, nor for a pin
             check_opened(disk)
             disk.needs_check = False
         if self._wants_count:

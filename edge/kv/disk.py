@@ -22,7 +22,7 @@ from edge.kv.keys import TOKEN_BYTES, entry_bytes
 from edge.kv.limits import Limits
 from edge.kv.lookup import longest_prefix
 from edge.kv.options import StoreOptions
-from edge.kv.owners import wrong_owners
+from edge.kv.owners import MOST_BLOCKS, wrong_owners
 from edge.kv.records import BlockRef, Match, Pending
 from edge.kv.rows import Change, disk_bytes
 from edge.kv.uses import Uses, current_uses, pins_of
@@ -330,20 +330,26 @@ class Disk:
         if not is_whole or self.uses.is_grown:
             self._rewrite_uses()
 
-    def heal_owners(self) -> None:
+    def heal_owners(self, owners: Sequence[str] | None = None) -> None:
         """Make the users of blocks in the index those of the log, if that is whole and the store is not very large.
+
+        Args:
+            owners: look only at blocks that these use; None looks at all.
 
         Raises:
             OSError, sqlite3.Error: as everywhere.
         """
+        with self.index.read() as view:
+            if view.totals()[0] > MOST_BLOCKS:
+                return
         log = self.uses.read()
         with self.index.long_read() as view:
-            if not log.is_whole or wrong_owners(view, log.uses) == ((), ()):
+            if not log.is_whole or wrong_owners(view, log.uses, owners) == ((), ()):
                 return
         with self.index.write() as change:  # no other process appends to the log just now
             log = self.uses.read()
             if log.is_whole:
-                change.set_owners(*wrong_owners(change, log.uses))
+                change.set_owners(*wrong_owners(change, log.uses, owners))
 
     def _rewrite_uses(self) -> None:
         with ExitStack() as stack:

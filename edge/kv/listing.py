@@ -13,7 +13,7 @@ from edge.kv.keys import KEY_BYTES
 from edge.kv.records import BlockInfo, Usage
 from edge.kv.rows import View
 
-__all__ = ["each_block", "find_keys", "list_blocks", "list_namespaces", "list_owners", "usages"]
+__all__ = ["each_block", "find_keys", "keys_of_owner", "list_blocks", "list_namespaces", "list_owners", "usages"]
 
 _PAGE = 512
 _COLUMNS = """block.id, block.key, block.parent, model, namespace, start, n_tokens, size, prefill_ms, origin,
@@ -55,16 +55,22 @@ def list_blocks(disk: Disk, owner: str | None = None) -> list[BlockInfo]:
         return [_info(row, owners.get(row[0], []), ends) for row in view.sql.execute(sql, (owner,))]
 
 
-def usages(disk: Disk) -> list[Usage]:
-    """Add up the blocks that the same owners use; the memory is that of the owners."""
+def usages(disk: Disk, newest: int | None = None) -> list[Usage]:
+    """Add up the blocks that the same owners use; the memory is that of the owners.
+
+    Args:
+        disk: the store.
+        newest: how many blocks count, from the one that was stored last; None is all.
+    """
     ends = _ends(disk)
     with disk.index.long_read() as view:
+        after = -1 if newest is None else _last_before(view, newest)
         spaces = {id: (model, name) for id, model, name in view.sql.execute("SELECT id, model, namespace FROM space")}
-        owners = _owners_in_order(view)
+        owners = _owners_in_order(view, after)
         block, names = next(owners, (None, ()))
         sums: dict[tuple[int, tuple[str, ...]], _Sum] = {}
-        sql = "SELECT id, key, space, n_tokens, size, prefill_ms, last_used, pinned FROM block ORDER BY id"
-        for id, block_key, space, n_tokens, size, prefill_ms, last_used, pinned in view.sql.execute(sql):
+        sql = "SELECT id, key, space, n_tokens, size, prefill_ms, last_used, pinned FROM block WHERE id > ? ORDER BY id"
+        for id, block_key, space, n_tokens, size, prefill_ms, last_used, pinned in view.sql.execute(sql, (after,)):
             while block is not None and block < id:
                 block, names = next(owners, (None, ()))
             key = space, names if block == id else ()
@@ -90,13 +96,20 @@ def usages(disk: Disk) -> list[Usage]:
     ]  # fmt: skip
 
 
-def list_owners(disk: Disk) -> list[str]:
-    """List all owners of blocks, sorted. Its time depends on their number, not on that of the blocks."""
-    sql = """WITH RECURSIVE each(name) AS (SELECT min(name) FROM owner
-        UNION ALL SELECT (SELECT min(name) FROM owner WHERE name > each.name) FROM each WHERE name IS NOT NULL)
-        SELECT name FROM each WHERE name IS NOT NULL"""
+def list_owners(disk: Disk, beginning: str = "") -> list[str]:
+    """List the owners of blocks whose names begin so, sorted. The time depends on their number, not on that of the blocks."""
+    sql = """WITH RECURSIVE each(name) AS (SELECT min(name) FROM owner WHERE name >= ?1
+        UNION ALL SELECT (SELECT min(name) FROM owner WHERE name > each.name) FROM each WHERE substr(name, 1, length(?1)) = ?1)
+        SELECT name FROM each WHERE substr(name, 1, length(?1)) = ?1"""
     with disk.index.long_read() as view:
-        return [name for (name,) in view.sql.execute(sql)]
+        return [name for (name,) in view.sql.execute(sql, (beginning,))]
+
+
+def keys_of_owner(disk: Disk, owner: str) -> list[str]:
+    """List the keys of an owner's blocks, parents before children."""
+    sql = "SELECT key FROM owner JOIN block ON block.id = owner.block WHERE owner.name = ? ORDER BY start, key"
+    with disk.index.long_read() as view:
+        return [key.hex() for (key,) in view.sql.execute(sql, (owner,))]
 
 
 def list_namespaces(disk: Disk) -> list[str]:
@@ -123,10 +136,16 @@ class _Sum:
     pinned_until: float = 0.0
 
 
-def _owners_in_order(view: View) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield (row of a block, its owners), in the order of rows; equal owners are the same object."""
+def _last_before(view: View, n_blocks: int) -> int:
+    """Return the row before the newest blocks."""
+    row = view.sql.execute("SELECT id FROM block ORDER BY id DESC LIMIT 1 OFFSET ?", (n_blocks,)).fetchone()
+    return -1 if row is None else int(row[0])
+
+
+def _owners_in_order(view: View, after: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield (row of a block, its owners), in the order of rows after one; equal owners are the same object."""
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    rows = view.sql.execute("SELECT block, name FROM owner ORDER BY block, name")
+    rows = view.sql.execute("SELECT block, name FROM owner WHERE block > ? ORDER BY block, name", (after,))
     for block, found in groupby(rows, key=itemgetter(0)):
         names = tuple(name for _, name in found)
         yield block, known.setdefault(names, names)

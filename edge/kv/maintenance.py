@@ -134,7 +134,7 @@ def forget(disk: Disk, owners: Sequence[str]) -> list[ForgetReport]:
     Returns:
         A report for each.
     """
-    disk.heal_owners()
+    disk.heal_owners(owners)
     found = [_forget_one(disk, owner) for owner in owners]
     disk.others.clear()  # nobody can tell whose those are
     is_in_log = not _emptied(disk)

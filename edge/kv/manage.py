@@ -14,7 +14,7 @@ from edge.kv.disk import Disk
 from edge.kv.expiry import expire
 from edge.kv.files import StoreBusyError
 from edge.kv.index import explain, is_busy
-from edge.kv.listing import each_block, find_keys, list_blocks, list_namespaces, list_owners, usages
+from edge.kv.listing import each_block, find_keys, keys_of_owner, list_blocks, list_namespaces, list_owners, usages
 from edge.kv.maintenance import clear, forget, forget_namespace, scan, verify
 from edge.kv.options import StoreOptions
 from edge.kv.records import (
@@ -97,6 +97,15 @@ class ManagedStore:
                 {key.hex(): name for key, name in disk.limits.names().items()},
             )  # fmt: skip
 
+    def n_blocks(self) -> int:
+        """Return the number of blocks.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk, disk.index.read() as view:
+            return view.totals()[0]
+
     def ls(self, *, owner: str | None = None) -> list[BlockInfo]:
         """List all blocks, or those of one owner, parents before children.
 
@@ -115,23 +124,35 @@ class ManagedStore:
         with self._maintained() as disk:
             yield from each_block(disk)
 
-    def usages(self) -> list[Usage]:
+    def usages(self, newest: int | None = None) -> list[Usage]:
         """Add up the blocks of each model and namespace that the same owners use.
 
-        Raises:
-            StorageError: the store is off.
-        """
-        with self._maintained() as disk:
-            return usages(disk)
-
-    def owners(self) -> list[str]:
-        """List all owners of blocks, sorted.
+        Args:
+            newest: how many blocks count, from the one that was stored last, at about 10 us each; None is all.
 
         Raises:
             StorageError: the store is off.
         """
         with self._maintained() as disk:
-            return list_owners(disk)
+            return usages(disk, newest)
+
+    def owners(self, beginning: str = "") -> list[str]:
+        """List the owners of blocks whose names begin so, sorted.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return list_owners(disk, beginning)
+
+    def keys(self, owner: str) -> list[str]:
+        """List the keys of an owner's blocks in hexadecimal, parents before children.
+
+        Raises:
+            StorageError: the store is off.
+        """
+        with self._maintained() as disk:
+            return keys_of_owner(disk, owner)
 
     def namespaces(self) -> list[str]:
         """List the namespaces of all blocks, sorted.

@@ -93,6 +93,19 @@ def test_ls_groups_by_who_uses_it_and_adds_up(call: Call, two: tuple[str, str], 
     assert len(call("kv", "ls", "--blocks").out.splitlines()) == 1 + 8
 
 
+def test_ls_of_a_very_large_cache_counts_the_newest_blocks_and_says_so(
+    call: Call, two: tuple[str, str], blocks: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_blocks = blocks.n_blocks()
+    assert "newest" not in call("kv", "ls").err
+    monkeypatch.setattr("edge_cli.kv._NEWEST", 3)
+    result = call("kv", "ls", "--json")
+    assert sum(group["n_blocks"] for group in json.loads(result.out)) == 3
+    assert f"the newest 3 of {n_blocks} blocks" in result.err
+    result = call("kv", "ls", "--all", "--json")
+    assert (sum(group["n_blocks"] for group in json.loads(result.out)), result.err) == (n_blocks, "")
+
+
 def test_an_empty_store_says_so(call: Call) -> None:
     result = call("kv", "ls")
     assert (result.code, result.out) == (0, "") and "Nothing is stored yet" in result.err

@@ -115,3 +115,48 @@ def test_one_conversation_is_found_without_reading_all_blocks(large: Path, what:
 def traced(connection, seen):  # type: ignore[no-untyped-def]
     connection.set_trace_callback(seen.append)
     return connection
+
+
+def test_usages_of_the_newest_blocks_are_those_blocks_and_no_others(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        put(store, [1, 2, 3, 4, 5, 6], "ann")
+        keys = put(store, [7, 8, 9, 10], "bob")
+        store.touch(keys, owner="ann")
+        store.flush()
+        found = {newest: sorted((one.owners, one.n_blocks) for one in store.usages(newest)) for newest in (0, 1, 3, 5, 6, None)}
+    both, ann = (("ann", "bob"), 2), ("ann",)
+    assert found == {
+        0: [],
+        1: [(("ann", "bob"), 1)],
+        3: [(ann, 1), both],
+        5: [(ann, 3), both],
+        6: [(ann, 3), both],
+        None: [(ann, 3), both],
+    }
+
+
+def test_owners_are_found_by_their_beginning_and_their_keys(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        owned = {
+            name: put(store, [number, 1, number, 2], name)
+            for number, name in enumerate(["a", "ab", "abc", "b", "ä\U0010ffff", "äz"])
+        }
+        assert store.owners("ab") == ["ab", "abc"]
+        assert store.owners("a") == ["a", "ab", "abc"]
+        assert store.owners("ä") == sorted(["ä\U0010ffff", "äz"])
+        assert (store.owners("c"), store.owners("abcd"), len(store.owners()), store.n_blocks()) == ([], [], 6, 12)
+        assert {name: store.keys(name) for name in owned} == {name: [key.hex() for key in keys] for name, keys in owned.items()}
+        assert store.keys("nobody") == []
+
+
+def test_a_pin_does_not_wait_for_a_check_of_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(tmp_path) as store:
+        keys = put(store, [1, 2], "ann")
+    checked = list[object]()
+    monkeypatch.setattr("edge.kv.background.check_opened", checked.append)
+    with open_store(tmp_path, is_checked=False) as store:
+        store.pin(keys[0])
+        assert store.flush(60.0) and [info.is_pinned for info in store.ls()] == [True]
+        assert not checked
+        put(store, [3, 4], "ann")
+        assert len(checked) == 1
