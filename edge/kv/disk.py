@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.kv.blocks import Block, BlockDamaged, Header, open_block, seal_block
-from edge.kv.entries import is_no_room, is_transient
+from edge.kv.entries import is_full, is_no_room, is_transient
 from edge.kv.expiry import fit_model
 from edge.kv.files import StoreFiles
 from edge.kv.formats import OtherFormats, format_suffix
@@ -187,7 +187,8 @@ class Disk:
         try:
             return self.files.write(pieces)
         except OSError as error:
-            if not is_no_room(error) or not self._evict_some(n_bytes, stay):
+            is_room = not is_no_room(error) or not is_full(self.files.directory, n_bytes)
+            if is_room or not self._evict_some(n_bytes, stay):
                 raise
         return self.files.write(pieces)
 

@@ -50,29 +50,34 @@ def is_no_room(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-def is_full(directory: Path) -> bool:
-    """Return whether there is no room even for opening an index: on the disk, within a quota, or for more files."""
+def is_full(directory: Path, n_bytes: int = _OPENING_BYTES) -> bool:
+    """Return whether there is no room for opening an index: on the disk, within a quota, or for more files.
+
+    Args:
+        directory: of the store.
+        n_bytes: room for something else instead.
+    """
     try:
-        if shutil.disk_usage(directory).free < _OPENING_BYTES:
+        if shutil.disk_usage(directory).free < n_bytes:
             return True
         state = os.statvfs(directory) if hasattr(os, "statvfs") else None
         # f_files is 0 where nothing limits their number.
         if state is not None and state.f_files > 0 and state.f_favail < _OPENING_FILES:
             return True
-        _try_to_write(directory)
+        _try_to_write(directory, n_bytes)
     except OSError as error:
         return is_no_room(error)
     return False
 
 
-def _try_to_write(directory: Path) -> None:
-    """Take the room that opening needs, and give it back: what a quota leaves cannot be asked."""
+def _try_to_write(directory: Path, n_bytes: int) -> None:
+    """Take room, and some files, and give them back: what a quota leaves cannot be asked."""
     paths = [directory / f"room-{secrets.token_hex(8)}" for _ in range(_OPENING_FILES)]
     try:
         for path in paths:
             with opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR) as fd:
                 if path == paths[0] and hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(fd, 0, _OPENING_BYTES)
+                    os.posix_fallocate(fd, 0, n_bytes)
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
