@@ -303,11 +303,11 @@ class Asking:
         messages = check_messages(prompt)
         return messages if messages[0].role == "system" else [*self._turns.prompting.system_message(""), *messages]
 
-    def count(self, prompt: str | Prompt) -> PromptSize:
+    def count(self, prompt: str | Prompt, **options: Unpack[RequestOptions]) -> PromptSize:
         """Count the tokens that `generate` would have as its prompt, with all that the chat template adds.
 
         Args:
-            prompt: as in `generate`.
+            prompt, options: as in `generate`; of the options only those count that the prompt depends on, such as tools.
 
         Returns:
             Its size, and what is left of the context window. `Conversation.count` does it for a conversation.
@@ -320,13 +320,13 @@ class Asking:
         """
         messages = self._with_system(prompt)
         self._turns.check_size([message.content for message in messages])
-        return self._turns.count(messages)
+        return self._turns.count(messages, asked(None, options).options)
 
-    async def acount(self, prompt: str | Prompt) -> PromptSize:
+    async def acount(self, prompt: str | Prompt, **options: Unpack[RequestOptions]) -> PromptSize:
         """Count as `count` does, without blocking the event loop."""
         import asyncio
 
-        return await asyncio.to_thread(self.count, prompt)
+        return await asyncio.to_thread(self.count, prompt, **options)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text for this model, without special ones.

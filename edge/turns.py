@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
+from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.structured.compiler import Compiler
 from edge.structured.prompt import with_schema
 from edge.turn import Turn
@@ -139,15 +140,19 @@ class Turns:
         """How many replies run side by side at most."""
         return self._scheduler.n_seq
 
-    def count(self, messages: Sequence[Message]) -> PromptSize:
+    def count(self, messages: Sequence[Message], options: PromptOptions = NO_OPTIONS) -> PromptSize:
         """Return the size of messages as a prompt, however many fit the window.
+
+        Args:
+            messages: of the prompt.
+            options: tools and thinking.
 
         Raises:
             TemplateError: the template refuses these messages.
             BackendError: as `check_open`.
         """
         self.check_open()
-        return PromptSize(len(self.prompting.encode(messages)) if messages else 0, self._scheduler.n_ctx)
+        return PromptSize(len(self.prompting.encode(messages, options=options)) if messages else 0, self._scheduler.n_ctx)
 
     def namespace_of(self, namespace: str | None) -> str:
         """Return the namespace of a request."""

@@ -103,8 +103,11 @@ class Answer:
         return f"{self.assistant.backend_name}-{fingerprint.hex()[:12] if fingerprint else self.model}"
 
     def finish_reason(self, index: int = 0) -> str:
-        """Return the reason of an end: "stop" or "length", which also stands for a reply stopped as a loop or for its time."""
-        return "stop" if self.replies[index].finish_reason == "stop" else "length"
+        """Return the reason of an end: "stop", "tool_calls", or "length" also for a reply stopped as a loop or for its time."""
+        reply = self.replies[index]
+        if reply.finish_reason != "stop":
+            return "length"
+        return "tool_calls" if reply.tool_calls else "stop"
 
     def _ask_next(self, index: int) -> None:
         self._next[asyncio.ensure_future(anext(self._streams[index], None))] = index

@@ -19,6 +19,7 @@ __all__ = [
     "SEND_S",
     "STOPS",
     "STOP_CHARS",
+    "TOOLS",
 ]
 
 BODY_BYTES = 8 * 2**20
@@ -55,6 +56,7 @@ LOADING_S = 120.0
 """Longest wait of a request for its model to be loaded, in seconds."""
 
 CHOICES = 8
+TOOLS = 128
 MESSAGES = 4096
 STOPS = 4
 STOP_CHARS = 256

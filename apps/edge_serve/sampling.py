@@ -12,9 +12,8 @@ from edge_serve.errors import ApiError
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
-    from edge_serve.call import Call
 
-__all__ = ["check_biases", "make_sampling", "options_of"]
+__all__ = ["check_biases", "make_sampling"]
 
 
 def make_sampling(fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Sampling:
@@ -53,11 +52,6 @@ def check_biases(sampling: Sampling, assistant: Assistant) -> None:
     n_vocab = assistant.info.n_vocab
     if any(token >= n_vocab for token in sampling.logit_bias):
         raise ApiError(400, f"logit_bias has a token beyond the {n_vocab:,} of this model.", param="logit_bias")
-
-
-def options_of(call: Call) -> dict[str, Any]:
-    """Return what every reply is asked for with: whose KV cache it uses, and how long it may take."""
-    return {"cache_namespace": call.caller.namespace or None, "timeout_s": call.service.settings.server.timeout_s}
 
 
 def _check_stops(stops: Sequence[str]) -> None:

@@ -9,9 +9,10 @@ from edge_serve.answers import Answer, answer, hold_model
 from edge_serve.anthropic.blocks import messages_of
 from edge_serve.anthropic.stream import chunks, usage
 from edge_serve.anthropic.wire import CountRequest, MessagesRequest
+from edge_serve.asked import ToolSpec, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
-from edge_serve.sampling import make_sampling, options_of
+from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
@@ -28,10 +29,12 @@ async def create(call: Call) -> None:
     body = await call.body(MessagesRequest, ("mcp_servers", "container"))
     messages, n_stripped = messages_of(body)
     call.service.counters.stripped += n_stripped
-    _check_tools(body)
     fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "max_tokens": body.max_tokens}
     sampling = make_sampling({**fields, "stop": body.stop_sequences}, _NAMES)
-    options, thinks = options_of(call), body.thinking is not None and body.thinking.type != "disabled"
+    thinks = body.thinking is not None and body.thinking.type != "disabled"
+    options = {**options_of(call), **_tools(body), "think": thinks}
+    if thinks and body.thinking is not None:
+        options["max_thinking"] = body.thinking.budget_tokens
 
     def start(assistant: Assistant) -> Reply:
         return assistant.generate(messages, sampling, **options)
@@ -42,9 +45,7 @@ async def create(call: Call) -> None:
             await call.stream(chunks(call, found, head, thinks, lambda: _end(found, body.max_tokens)), ping=_PING)
         else:
             await found.wait(call)
-            text = {"type": "text", "text": found.reply.text, "citations": None}
-            thoughts = [{"type": "thinking", "thinking": found.reply.reasoning, "signature": ""}]
-            content = [*(thoughts if thinks and found.reply.reasoning else []), text]
+            content = _content(found.reply, thinks)
             tokens = found.reply.usage
             counts = usage(tokens.n_prompt, tokens.n_reused, tokens.n_generated)
             await call.json({**head, "content": content, **_end(found, body.max_tokens), "usage": counts})
@@ -54,9 +55,9 @@ async def count_tokens(call: Call) -> None:
     """Count the tokens of a prompt."""
     body = await call.body(CountRequest)
     messages, _ = messages_of(body)
-    _check_tools(body)
+    options = _tools(body)
     async with hold_model(call, body.model) as (assistant, _):
-        size = await assistant.acount(messages)
+        size = await assistant.acount(messages, **options)
         await call.json({"input_tokens": size.n_tokens})
 
 
@@ -69,13 +70,35 @@ def _end(found: Answer, max_tokens: int) -> dict[str, Any]:
     reply = found.reply
     if reply.stopped_by is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": reply.stopped_by}
+    if reply.finish_reason == "stop" and reply.tool_calls:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if reply.finish_reason == "stop":
         return {"stop_reason": "end_turn", "stop_sequence": None}
     is_full = reply.finish_reason == "length" and reply.usage.n_generated < max_tokens
     return {"stop_reason": "model_context_window_exceeded" if is_full else "max_tokens", "stop_sequence": None}
 
 
-def _check_tools(body: CountRequest) -> None:
+def _content(reply: Reply, with_thinking: bool) -> list[dict[str, Any]]:
+    """Return the blocks of a reply: what it thought, its text, and its calls."""
+    blocks: list[dict[str, Any]] = []
+    if with_thinking and reply.reasoning:
+        blocks.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
+    if reply.text or not reply.tool_calls:
+        blocks.append({"type": "text", "text": reply.text, "citations": None})
+    calls = ({"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)} for call in reply.tool_calls)
+    return [*blocks, *calls]
+
+
+def _tools(body: CountRequest) -> dict[str, Any]:
     choice = (body.tool_choice or {}).get("type", "auto")
-    if body.tools and choice != "none":
-        raise ApiError(400, "tools: calling tools is not supported by this server yet. Leave tools out.", param="tools")
+    if choice == "none" or not body.tools:
+        return {}
+    if choice != "auto":
+        raise ApiError(400, "tool_choice can be auto or none here; a model cannot be made to call a tool.", param="tool_choice")
+    specs = []
+    for number, tool in enumerate(body.tools):
+        where = f"tools.{number}"
+        if tool.type not in (None, "custom"):
+            raise ApiError(400, f"{where}: this server has no tool of the type {tool.type[:40]!r}.", param=where)
+        specs.append(ToolSpec(where, tool.name, tool.description, tool.input_schema))
+    return tool_options(specs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
+    from edge.types import ToolCall
     from edge_serve.answers import Answer
     from edge_serve.call import Call
 
@@ -37,7 +38,15 @@ async def chunks(
         if not has_begun:
             has_begun = True
             yield _start(found, head)
-        if event is None or event.kind not in _KINDS or (event.kind == "reasoning" and not with_thinking):
+        if event is None or (event.kind == "reasoning" and not with_thinking):
+            continue
+        if event.kind == "tool_call":
+            if kind:
+                yield _event("content_block_stop", index=index)
+            index, kind = index + 1, ""
+            for data in _call(index, event.call):
+                yield data
+        if event.kind not in _KINDS:
             continue
         if event.kind != kind:
             if kind:
@@ -51,6 +60,17 @@ async def chunks(
     tokens = found.reply.usage
     yield _event("message_delta", delta=end(), usage=usage(tokens.n_prompt, tokens.n_reused, tokens.n_generated))
     yield _event("message_stop")
+
+
+def _call(index: int, call: ToolCall) -> list[bytes]:
+    """Return the events of a call, which is written at once."""
+    block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": call.json}
+    return [
+        _event("content_block_start", index=index, content_block=block),
+        _event("content_block_delta", index=index, delta=delta),
+        _event("content_block_stop", index=index),
+    ]
 
 
 def _start(found: Answer, head: dict[str, Any]) -> bytes:

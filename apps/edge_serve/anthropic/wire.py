@@ -47,13 +47,22 @@ class Thinking(msgspec.Struct):
     budget_tokens: int | None = None
 
 
+class ToolParam(msgspec.Struct):
+    """A tool that the client runs; others have a type of their own."""
+
+    name: str = ""
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+
 class CountRequest(msgspec.Struct, kw_only=True):
     """Of POST /v1/messages/count_tokens."""
 
     messages: list[InputMessage]
     model: str | None = None
     system: str | list[Block] | None = None
-    tools: list[Any] | None = None
+    tools: list[ToolParam] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
 

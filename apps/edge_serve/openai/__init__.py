@@ -1,6 +1,7 @@
 """OpenAI's protocol.
 
 wire.py         fields of requests, and parts that several responses share
+options.py      tools, form and thinking
 messages.py     messages of a request as the runtime takes them
 probabilities.py  log probabilities of tokens
 chat.py         chat completions; completions.py, a text that is continued

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_serve.answers import Answer, answer
+from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.openai.messages import messages_of
+from edge_serve.openai.options import chat_options
 from edge_serve.openai.probabilities import chat_form, check_number
 from edge_serve.openai.wire import ChatRequest, check_choices, sampling_of, timings, usage
-from edge_serve.sampling import check_biases, options_of
+from edge_serve.sampling import check_biases
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.reply import Reply
+    from edge.types import ToolCall
 
 __all__ = ["create"]
 
@@ -35,7 +38,7 @@ async def create(call: Call) -> None:
     newer = body.max_completion_tokens
     name = "max_tokens" if newer is None else "max_completion_tokens"
     sampling = sampling_of(body, newer if newer is not None else body.max_tokens, name)
-    options = options_of(call)
+    options = {**options_of(call), **chat_options(body)}
     n = check_choices(body.n)
     if body.logprobs:
         options["logprobs"] = check_number("top_logprobs", body.top_logprobs or 0)
@@ -62,6 +65,9 @@ def _choice(found: Answer, index: int, with_logprobs: bool) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [_tool_call(call) for call in reply.tool_calls]
+        message["content"] = reply.text or None
     logprobs = chat_form(reply.logprobs) if with_logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": found.finish_reason(index)}
 
@@ -76,6 +82,7 @@ async def _chunks(call: Call, found: Answer, with_usage: bool) -> AsyncIterator[
 
     for index in range(len(found.replies)):
         yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+    n_calls = [0] * len(found.replies)
     async for index, event in found.events(call):
         if event is None:
             extras = _extras(found) if len(found.replies) == 1 else {}
@@ -83,9 +90,16 @@ async def _chunks(call: Call, found: Answer, with_usage: bool) -> AsyncIterator[
         elif event.kind in ("text", "reasoning"):
             name = "content" if event.kind == "text" else "reasoning_content"
             yield chunk(index, {name: event.text}, logprobs=chat_form(event.logprobs) if event.logprobs else None)
+        elif event.kind == "tool_call":
+            yield chunk(index, {"tool_calls": [{"index": n_calls[index], **_tool_call(event.call)}]})
+            n_calls[index] += 1
     if with_usage:
         yield b"data: " + _encode({**head, "choices": [], "usage": usage(*found.replies)}) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.json}}
 
 
 def _head(kind: str, found: Answer) -> dict[str, Any]:
@@ -102,16 +116,8 @@ def _extras(found: Answer) -> dict[str, Any]:
 def _check(body: ChatRequest) -> None:
     """Refuse what would be another answer if it were ignored."""
 
-    def refuse(param: str, what: str) -> None:
-        raise ApiError(
-            400, f"{what} is not supported by this server yet. Leave {param} out.", code="unsupported_parameter", param=param
-        )
-
-    if body.tools and body.tool_choice != "none":
-        refuse("tools", "Calling tools")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", code="invalid_value", param="top_logprobs")
-    if body.response_format is not None and body.response_format.type != "text":
-        refuse("response_format", f"The form {body.response_format.type[:40]!r}")
     if body.modalities and body.modalities != ["text"]:
-        refuse("modalities", "Anything but text")
+        message = "This server answers in text only. Leave modalities out."
+        raise ApiError(400, message, code="unsupported_parameter", param="modalities")

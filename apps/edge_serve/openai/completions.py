@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_serve.answers import Answer, answer
+from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
 from edge_serve.openai.probabilities import check_number, completion_form
 from edge_serve.openai.wire import CompletionRequest, sampling_of, timings, usage
-from edge_serve.sampling import check_biases, options_of
+from edge_serve.sampling import check_biases
 
 if TYPE_CHECKING:
     from edge.assistant import Assistant

@@ -84,10 +84,16 @@ class ChatRequest(CommonRequest, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Any] | None = None
+    tools: list[ToolParam] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: TemplateArguments | None = None
+    grammar: str | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
 
 
 class CompletionRequest(CommonRequest, kw_only=True):
@@ -99,11 +105,43 @@ class CompletionRequest(CommonRequest, kw_only=True):
     logprobs: int | None = None
 
 
+class JsonSchema(msgspec.Struct):
+    """A schema of an answer."""
+
+    name: str = ""
+    description: str | None = None
+    schema: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct):
-    """The form of an answer."""
+    """The form of an answer. `schema` is where llama.cpp has it."""
 
     type: str
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+
+
+class FunctionParam(msgspec.Struct):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolParam(msgspec.Struct):
+    """A tool."""
+
+    function: FunctionParam | None = None
+    type: str = "function"
+
+
+class TemplateArguments(msgspec.Struct):
+    """What llama.cpp and vLLM hand to the chat template."""
+
+    enable_thinking: bool | None = None
 
 
 class Part(msgspec.Struct):
