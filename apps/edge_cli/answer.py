@@ -16,6 +16,9 @@ class Answer(Protocol):
     def write(self, piece: str) -> None:
         """Take the next piece of text."""
 
+    def think(self, piece: str) -> None:
+        """Take the next piece of what the model thinks before it answers."""
+
     def end(self) -> None:
         """Finish what was written; also called when the answer ends early."""
 
@@ -31,6 +34,9 @@ class Text:
             output.piece(shown)
             self._last = shown[-1]
 
+    def think(self, piece: str) -> None:
+        pass  # the status line says so
+
     def end(self) -> None:
         if self._last != "\n":
             output.line()
@@ -43,6 +49,9 @@ class JsonLines:
     def write(self, piece: str) -> None:
         output.json_object({"type": "text", "text": piece}, compact=True)
 
+    def think(self, piece: str) -> None:
+        output.json_object({"type": "reasoning", "text": piece}, compact=True)
+
     def end(self) -> None:
         pass
 
@@ -51,6 +60,9 @@ class Silent:
     """Nothing; the caller writes all of it at the end."""
 
     def write(self, piece: str) -> None:
+        pass
+
+    def think(self, piece: str) -> None:
         pass
 
     def end(self) -> None:

@@ -58,6 +58,9 @@ class Markdown:
         if time.monotonic() - self._drawn_at >= _REDRAW_S:
             self._draw()
 
+    def think(self, piece: str) -> None:
+        pass  # the status line says so
+
     def end(self) -> None:
         self._draw(is_whole=True)
         self._n_written += len(self._drawn)

@@ -73,6 +73,8 @@ EXAMPLES = examples(
 @click.option(
     "--cache", type=click.Choice(CACHE_HINTS), help="Where its KV cache stays: nowhere, in memory, on disk, pinned there."
 )
+@click.option("--think/--no-think", default=None, help="Think before answering, or answer at once, where the model can.")
+@click.option("--max-thinking", type=click.IntRange(min=0), metavar="N", help="Longest thought, in tokens.")
 @click.option("--stats", is_flag=True, help="Print time to first token, speed and cache reuse.")
 @click.option("-v", "--verbose", is_flag=True, help="Report waiting for stdin even if stderr is not a terminal.")
 @pass_app
@@ -108,7 +110,14 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
         reply = stack.enter_context(
-            conversation.send(text, attachments=attachments, cache=options["cache"], constraint=constraint)
+            conversation.send(
+                text,
+                attachments=attachments,
+                cache=options["cache"],
+                constraint=constraint,
+                think=options["think"],
+                max_thinking=options["max_thinking"],
+            )
         )
         answer = _answer(options)
         _show(reply, status, answer)
@@ -212,16 +221,22 @@ def _answer(options: dict[str, Any]) -> Answer:
 def _show(reply: Reply, status: output.Status, answer: Answer) -> None:
     """Write the answer as it is generated."""
     from edge.errors import EdgeError
+    from edge.events import Reasoning, Text
 
     def describe() -> str:
+        if reply.reasoning:
+            return "thinking"
         done, total = reply.progress
         return f"processing prompt: {done:,} of {total:,} tokens" if total else ""
 
     status.watch(describe)
     try:
-        for piece in reply:
-            status.close()
-            answer.write(piece)
+        for event in reply.events():
+            if isinstance(event, Text) and event.text:
+                status.close()
+                answer.write(event.text)
+            elif isinstance(event, Reasoning):
+                answer.think(event.text)
     except EdgeError:
         answer.end()
         raise
@@ -305,6 +320,7 @@ def _show_result(
     result: dict[str, Any] = {"type": "done"} if as_lines else {}
     result |= {
         "text": reply.text,
+        "reasoning": reply.reasoning,
         **_value(reply),
         "finish_reason": reply.finish_reason,
         "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,

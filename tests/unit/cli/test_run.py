@@ -510,3 +510,21 @@ def test_what_cannot_be_kept_is_refused(call: Any, app: App, tmp_path: Path, sch
         result = call("run", *arguments, "hi", app=app)
         assert (result.code, result.out) == (2, ""), arguments
         assert says in result.err
+
+
+QWEN = (Path(__file__).parents[2] / "fixtures" / "templates" / "qwen3.jinja").read_text("utf-8")
+
+
+def test_thoughts_are_no_part_of_the_answer(call: Any, fake_app: Callable[..., App]) -> None:
+    thinking = fake_app(script=lambda message: "<think>\nHm.\n</think>\n\nYes.", chat_template=QWEN)
+    assert call("run", "Well?", app=thinking).out == "Yes.\n"
+    found = json.loads(call("run", "--json", "Well?", app=thinking).out)
+    assert (found["text"], found["reasoning"]) == ("Yes.", "Hm.")
+    rows = [json.loads(line) for line in call("run", "--jsonl", "Well?", app=thinking).out.splitlines()]
+    assert "".join(row["text"] for row in rows if row["type"] == "reasoning") == "Hm."
+    assert call("run", "--max-thinking", "8", "--json", "Well?", app=thinking).code == 0
+
+
+def test_a_model_is_asked_not_to_think(call: Any, fake_app: Callable[..., App]) -> None:
+    direct = fake_app(script=lambda message: "<think>\n\n</think>\n\nYes.", chat_template=QWEN)
+    assert call("run", "--no-think", "Well?", app=direct).out == "Yes.\n"
