@@ -259,6 +259,16 @@ class Assistant(Asking):
         self._turns.window = window
 
     @property
+    def can_call_tools(self) -> bool:
+        """True if the model's chat template has a place for tools, and edge knows how the model calls them."""
+        return self._prompting.template.takes_tools
+
+    @property
+    def can_think(self) -> bool:
+        """True if the model's chat template tells thoughts apart from answers."""
+        return self._prompting.template.thinking is not None
+
+    @property
     def n_ctx(self) -> int:
         """Context window in tokens. Smaller than usual while memory is short."""
         return self._scheduler.n_ctx

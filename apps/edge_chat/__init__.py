@@ -3,6 +3,7 @@
 app.py          the app on top of base.py: settings, keys, conversations, the model
 screens/        the chat screen and the dialogs; widgets/, the parts of the chat screen
 controller.py   opening, branching, deleting on the desk (desk.py); sending.py, replies; replies.py, one of them
+approvals.py    asks about tool calls
 outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
 model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.config import Settings
     from edge.conversation import ConversationStore
+    from edge.types import Tool
     from edge_chat.editor import Editor
 
 __all__ = ["BaseApp", "private_opener"]
@@ -50,6 +51,7 @@ class BaseApp(App[int], inherit_bindings=False):
         store: the conversations, instead of those in the data directory; the caller closes it.
         cwd: base of relative attachment paths, instead of the current directory.
         clock: the time, instead of time.time.
+        tools: that the model may call.
 
     Attributes:
         breakdown: the error that ended the app, if one did.
@@ -62,6 +64,7 @@ class BaseApp(App[int], inherit_bindings=False):
         own_files: files that `/save` wrote in this session -> (id of the conversation, text).
         own_themes: the user's themes.
         signals: the window's title, and notices.
+        tools: that the model may call.
         ran: names of the commands run in this session, the newest first.
 
     Raises:
@@ -76,6 +79,7 @@ class BaseApp(App[int], inherit_bindings=False):
         store: ConversationStore | None = None,
         cwd: Path | None = None,
         clock: Callable[[], float] = time.time,
+        tools: Sequence[Tool] = (),
     ) -> None:
         super().__init__()
         for known in self.available_themes.values():
@@ -88,6 +92,7 @@ class BaseApp(App[int], inherit_bindings=False):
         self.keymap = Keymap(REGISTRY, settings.chat.keys)
         self.known_models: list[Completion] = []
         self.own_files: dict[Path, tuple[str, str]] = {}
+        self.tools = list(tools)
         self.ran: list[str] = []
         self.own_themes = OwnThemes()
         chat = settings.chat

@@ -34,6 +34,8 @@ class Desk:
         put_aside: text and attachments that were being written before an edit began.
         visit: counts the conversations shown, to tell one unsaved conversation from the next.
         outbox: typed messages that are not saved yet.
+        think: whether models should think before they answer; None leaves it to them.
+        tools_off: names of tools that are turned off in this session.
         moving: held while unsaved messages are put on the screen, and while saved ones are matched with it.
     """
 
@@ -46,6 +48,8 @@ class Desk:
         self.visit = 0
         self.outbox = Outbox(app.library, lambda error: app.call_later(screen.complain, error))
         self.moving = asyncio.Lock()
+        self.think: bool | None = None
+        self.tools_off: set[str] = set()
         self._changed_sampling: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Lock()

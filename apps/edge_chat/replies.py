@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from edge import events
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.conversation import Node
+    from edge.events import ReplyEvent
     from edge.reply import Reply
+    from edge.types import ToolCall
 
 __all__ = ["ReplyRun"]
 
@@ -30,6 +33,8 @@ class ReplyRun:
 
     Attributes:
         text: generated so far, without the text of the answer that it continues.
+        reasoning: thoughts so far.
+        calls: tool calls so far, each with the text of its result, or None while it has none.
         reply: the reply, once started.
         error: why it failed.
         was_accepted: the message that it answers is saved.
@@ -47,7 +52,8 @@ class ReplyRun:
     ) -> None:
         self.conversation_id = conversation_id
         self.continued = continued
-        self.text = ""
+        self.text = self.reasoning = ""
+        self.calls: list[tuple[ToolCall, str | None]] = []
         self.reply: Reply | None = None
         self.error: EdgeError | None = None
         self.was_accepted = self.is_over = False
@@ -66,7 +72,7 @@ class ReplyRun:
             if self.error is not None:
                 return "failed"
             return "stopped" if self.reply is not None and self.reply.finish_reason == "cancelled" else "done"
-        if self.text:
+        if self.text or self.reasoning or self.calls:
             return "decode"
         return "prefill" if self.reply is not None and self.reply.progress[1] else "starting"
 
@@ -109,6 +115,26 @@ class ReplyRun:
         if self.reply is not None:
             self.reply.cancel()
 
+    def _take(self, event: ReplyEvent) -> None:
+        """Note what an event says."""
+        match event:
+            case events.Text(text):
+                self.text += text
+            case events.Reasoning(text):
+                self.reasoning += text
+            case events.ToolCall(call):
+                self.calls.append((call, None))
+                return
+            case events.ToolResult(call, text):
+                self.calls = [(known, text if known == call else result) for known, result in self.calls]
+                return
+            case _:
+                return
+        self.n_generated += 1
+        asked, first, _ = self._times
+        now = time.perf_counter()
+        self._times = (asked, first or now, now)
+
     async def _run(self) -> None:
         try:
             self.reply = await asyncio.to_thread(self._start)
@@ -116,12 +142,8 @@ class ReplyRun:
             self._on_accept(self)
             if self._is_stopped:
                 self.reply.cancel()
-            async for piece in self.reply:
-                self.text += piece
-                self.n_generated += 1
-                asked, first, _ = self._times
-                now = time.perf_counter()
-                self._times = (asked, first or now, now)
+            async for event in self.reply.events():
+                self._take(event)
         except EdgeError as error:
             self.error = error
         except Exception as unexpected:  # noqa: BLE001 (a bug below us; it is shown in place, and the app goes on)

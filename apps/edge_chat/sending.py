@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import ContextFullError, EdgeError, UsageError
 from edge_chat import wording
+from edge_chat.approvals import Approvals
 from edge_chat.outbox import Departure, Outgoing
 from edge_chat.replies import ReplyRun
 from edge_chat.signals import LONG_REPLY_S
@@ -20,6 +22,7 @@ from edge_chat.wording import Unanswered
 if TYPE_CHECKING:
     from edge.assistant import Assistant
     from edge.conversation import Attachment, Node
+    from edge.dialogue import Conversation
     from edge.reply import Reply
     from edge.types import Sampling
     from edge_chat.desk import Desk
@@ -37,6 +40,7 @@ class Sending:
 
     Attributes:
         runs: conversation -> the reply being generated in it.
+        approvals: asks about tool calls.
         failures: conversation -> the card that shows why its last reply failed.
     """
 
@@ -48,6 +52,7 @@ class Sending:
         self.runs: dict[str, ReplyRun] = {}
         self.failures: dict[str, ErrorCard] = {}
         self._notices: dict[int, list[str]] = {}
+        self.approvals = Approvals(desk)
 
     @property
     def run(self) -> ReplyRun | None:
@@ -99,7 +104,7 @@ class Sending:
                 await self._screen.transcript.truncate(answer.id)
             await self._begin(
                 conversation_id,
-                lambda sampling: self._assistant().conversation(conversation_id, sampling=sampling).regenerate(target),
+                lambda sampling: self._conversation(conversation_id, sampling).regenerate(target),
                 before=answer.content if answer is not None else None,
             )
 
@@ -120,7 +125,7 @@ class Sending:
         async with self._desk.moving:
             await self._begin(
                 conversation_id,
-                lambda sampling: self._assistant().conversation(conversation_id, sampling=sampling).resume(answer.id),
+                lambda sampling: self._conversation(conversation_id, sampling).resume(answer.id),
                 continued=answer,
             )
 
@@ -133,6 +138,7 @@ class Sending:
             return True
         if self.run is not None:
             self.run.stop()
+            self.approvals.refuse_all(self.run.conversation_id)
             return True
         return False
 
@@ -159,7 +165,7 @@ class Sending:
             return
 
         def start(sampling: Sampling) -> Reply:
-            conversation = self._assistant().conversation(conversation_id, sampling=sampling)
+            conversation = self._conversation(conversation_id, sampling)
             if message.edited is not None:
                 return conversation.edit(message.edited, message.text, attachments=message.attachments)
             return conversation.send(message.text, attachments=message.attachments)
@@ -225,6 +231,7 @@ class Sending:
                 self._screen.status.show_progress(*figures, run.first_token_s, run.decode_s)
             if run.notices:
                 view.notices = tuple(run.notices)
+            view.show_details(run.reasoning, tuple(run.calls))
             await view.extend(run.shown)
             self._screen.show_below()
             # A long reply takes longer to lay out, but most of the time must stay free for keys.
@@ -348,6 +355,7 @@ class Sending:
         self._show_notices()
         if conversation_id in self.runs:
             await self._show_run(self.runs[conversation_id])
+            await self.approvals.show(conversation_id)
         failure = self.failures.get(conversation_id)
         if failure is not None:
             self.failures[conversation_id] = fresh = failure.copy()
@@ -391,6 +399,18 @@ class Sending:
             hint = f"Wait for it, or stop it with {self._app.keymap.display('stop')}."
             raise UsageError("A reply is being generated.", hint)
         return self._desk.page.info.id
+
+    def _conversation(self, conversation_id: str, sampling: Sampling) -> Conversation:
+        """Return a conversation with the loaded model and the tools that are on. Called by the thread of a reply."""
+        assistant, desk = self._assistant(), self._desk
+        tools = [tool for tool in self._app.tools if tool.name not in desk.tools_off] if assistant.can_call_tools else []
+        return assistant.conversation(
+            conversation_id,
+            sampling=sampling,
+            tools=tools,
+            think=desk.think,
+            approve=partial(self.approvals.ask, conversation_id),
+        )
 
     def _assistant(self) -> Assistant:
         """Return the loaded model. Call it when a reply begins, not before: the model may change until then."""

@@ -138,6 +138,14 @@ REGISTRY = Registry(
                 scope="message",
             ),
             Command(
+                "details",
+                "Thoughts and tool calls",
+                "Show or hide what the model thought, and the tool calls, of the selected or last message.",
+                aliases=("fold",),
+                keys="o",
+                scope="message",
+            ),
+            Command(
                 "regenerate",
                 "Regenerate the answer",
                 "Answer again, as a new branch.",
@@ -189,6 +197,18 @@ REGISTRY = Registry(
                 example="/set temperature 0.2",
             ),
             Command("parameters", "Parameters", "Show and change all sampling parameters.", aliases=("params",), keys="f4"),
+            Command(
+                "think",
+                "Think or not",
+                "Have the model think before it answers, or answer at once, for this session; `auto` leaves it to the model.",
+                argument="[on|off|auto]",
+            ),
+            Command(
+                "tools",
+                "Tools",
+                "Show the tools that the model can call, or turn them on and off for this session.",
+                argument="[on|off] [name]",
+            ),
             Command("stats", "Statistics of this conversation", "Show speed, latency and cache reuse of every answer."),
             Command("context", "Context window", "Show how full the context window is, and with which messages."),
             Command("plan", "Plan", "Show what runs where, and why: the placement receipt.", aliases=("explain",)),

@@ -83,6 +83,10 @@ def reply_state(run: ReplyRun, keymap: Keymap) -> str:
         return f"processing prompt, {done:,} of {total:,} tokens · {stop}"
     if run.reply is not None and run.reply.is_repeating:
         return f"repeats itself · {stop}"
+    if run.calls and run.calls[-1][1] is None:
+        return f"calling {run.calls[-1][0].name} · {stop}"
+    if run.reasoning and not run.text:
+        return f"thinking · {stop}"
     return f"generating · {stop}" if run.phase == "decode" else f"waiting · {stop}"
 
 

@@ -4,17 +4,26 @@ writing.py        the composer
 conversations.py  conversations
 messages.py       single messages: the selected one, or the last one that fits
 roles.py          roles: system prompts by name
+tools.py          tools and thoughts
 model.py          the model, and how it answers
 view.py           the view, and the app itself
 """
 
 from __future__ import annotations
 
-from edge_chat.actions import conversations, messages, model, roles, view, writing
+from edge_chat.actions import conversations, messages, model, roles, tools, view, writing
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
-RUNNERS = {**writing.RUNNERS, **conversations.RUNNERS, **messages.RUNNERS, **model.RUNNERS, **roles.RUNNERS, **view.RUNNERS}
+RUNNERS = {
+    **writing.RUNNERS,
+    **conversations.RUNNERS,
+    **messages.RUNNERS,
+    **model.RUNNERS,
+    **roles.RUNNERS,
+    **tools.RUNNERS,
+    **view.RUNNERS,
+}
 """Command name -> the function that runs it, given the screen and the argument."""
 
 COMPLETERS = {
@@ -23,6 +32,7 @@ COMPLETERS = {
     **messages.COMPLETERS,
     **model.COMPLETERS,
     **roles.COMPLETERS,
+    **tools.COMPLETERS,
     **view.COMPLETERS,
 }
 """Command name -> the function that proposes arguments, given the screen and the argument as typed so far."""

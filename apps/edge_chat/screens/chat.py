@@ -29,7 +29,7 @@ from edge_chat.screens.recent import Recent
 from edge_chat.screens.view import ChatView
 from edge_chat.table import REGISTRY
 from edge_chat.widgets.below import Below
-from edge_chat.widgets.cards import ErrorCard, LoadErrorCard
+from edge_chat.widgets.cards import ApprovalCard, ErrorCard, LoadErrorCard
 from edge_chat.widgets.chip import Chip
 from edge_chat.widgets.composer import Composer
 from edge_chat.widgets.empty import EmptyState
@@ -274,6 +274,10 @@ class ChatScreen(ChatView):
     async def _save_draft(self) -> None:
         self._draft_timer = None
         await self.controller.keep_draft()
+
+    @on(ApprovalCard.Answered)
+    def _card_answered(self, event: ApprovalCard.Answered) -> None:
+        self.controller.sending.approvals.answer(event.card, event.chosen)
 
     @on(ErrorCard.Chosen)
     async def _card_chosen(self, event: ErrorCard.Chosen) -> None:

@@ -4,7 +4,8 @@ composer.py    the message being written; composer_text.py and text.py, its text
                completion.py, the popup above it
 transcript.py  the messages of the conversation; message.py, one of them; markdown.py, the text of a reply;
                lines.py draws it
-cards.py       errors and a waiting message between the messages; empty.py, the content of a new conversation
+fold.py        a line that stands for a text: thoughts and tool calls
+cards.py       errors, questions and a waiting message between the messages; empty.py, the content of a new conversation
 below.py       the line above the message box: what is going on out of sight
 columns.py     the lines of a list to pick from
 sidebar.py     the list of conversations; rows.py, the text of its rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,7 +16,10 @@ from textual.widgets import Button, Static
 from edge.errors import EdgeError
 from edge_chat import format as fmt
 
-__all__ = ["ErrorCard", "LoadErrorCard", "WaitingCard"]
+if TYPE_CHECKING:
+    from edge.types import ToolCall
+
+__all__ = ["ApprovalCard", "ErrorCard", "LoadErrorCard", "WaitingCard"]
 
 _DISMISS = "dismiss"
 
@@ -83,6 +87,43 @@ class ErrorCard(Vertical, can_focus=True):
 
 class LoadErrorCard(ErrorCard):
     """An error that belongs to the model, not to a conversation."""
+
+
+class ApprovalCard(Vertical, can_focus=True):
+    """A tool that the model wants to call, whole, and keys to allow or refuse it."""
+
+    FOCUS_ON_CLICK: ClassVar[bool] = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer('yes')", "Allow", show=False),
+        Binding("a", "answer('always')", "Always allow", show=False),
+        Binding("n,delete,escape", "answer('no')", "Refuse", show=False),
+    ]
+
+    @dataclass
+    class Answered(Message):
+        """The user has decided: "yes", "always" or "no"."""
+
+        card: ApprovalCard
+        chosen: str
+
+    def __init__(self, call: ToolCall) -> None:
+        super().__init__(classes="error-card approval-card")
+        self.call = call
+
+    def compose(self) -> ComposeResult:
+        title = Content.assemble("The model wants to call ", (fmt.clean(self.call.name), "bold"))
+        yield Static(title, classes="error-title")
+        yield Static(Content(fmt.clean(json.dumps(self.call.arguments, ensure_ascii=False, indent=2))))
+        with Horizontal(classes="error-actions"):
+            for label, chosen in (("Allow (y)", "yes"), ("Always in this session (a)", "always"), ("Refuse (n)", "no")):
+                yield Button(label, name=chosen, compact=True)
+
+    def action_answer(self, chosen: str) -> None:
+        self.post_message(self.Answered(self, chosen))
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        event.stop()
+        self.action_answer(event.button.name or "no")
 
 
 class WaitingCard(Vertical):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,11 +21,13 @@ from edge.units import size_text
 from edge_chat import format as fmt
 from edge_chat.keys import bindings
 from edge_chat.table import REGISTRY
+from edge_chat.widgets.fold import Fold
 
 if TYPE_CHECKING:
     from textual.widget import Widget
 
     from edge.conversation import Attachment, Node
+    from edge.types import ToolCall
     from edge_chat.markup.tables import Table
     from edge_chat.widgets.markdown import ReplyMarkdown
 
@@ -73,6 +77,8 @@ class MessageView(Vertical, can_focus=True):
         self.author = author
         self.text = text
         self.attachments = attachments
+        self.reasoning = ""
+        self.calls: Sequence[tuple[ToolCall, str | None]] = ()
         self.node_id: int | None = None
         self._next_code = self._next_table = 0
 
@@ -88,6 +94,7 @@ class MessageView(Vertical, can_focus=True):
         """Become the view of a saved message; the text is already shown."""
         self.node_id = node.id
         self.attachments = node.attachments
+        self.show_details(node.reasoning, [(call, None) for call in node.tool_calls])
         is_cut = node.status == "complete" and node.record.get("finish_reason") == "length"
         self.set_reactive(MessageView.state, "cut off" if is_cut else _STATUS_TEXT.get(node.status, ""))
         if self.is_mounted:
@@ -98,7 +105,10 @@ class MessageView(Vertical, can_focus=True):
             yield Static("", classes="model-change", markup=False)
         yield Static(self._head(), classes="head")
         yield Static("", classes="notice", markup=False)
-        if self.role in ("assistant", "tool"):
+        if self.role == "tool":
+            yield Fold("Result", self.text, self.text)
+        elif self.role == "assistant":
+            yield from self._folds()
             # Imported here, since the first frame needs neither Markdown nor the highlighter.
             from edge_chat.widgets.markdown import ReplyMarkdown
 
@@ -107,6 +117,23 @@ class MessageView(Vertical, can_focus=True):
             yield Static(Content(fmt.clean(self.text)), classes="said")
         if self.attachments:
             yield Static(self._attached(), classes="attached")
+
+    def show_details(self, reasoning: str, calls: Sequence[tuple[ToolCall, str | None]]) -> None:
+        """Show thoughts and tool calls, folded: (call, text of its result) each."""
+        if (reasoning, calls) == (self.reasoning, self.calls):
+            return
+        self.reasoning, self.calls = reasoning, calls
+        known, wanted = list(self.query(Fold)), self._folds()
+        for fold, now in zip(known, wanted, strict=False):
+            fold.set(now.title_text, now.text, now.note)
+        if self.is_mounted and self.role == "assistant" and len(wanted) > len(known):
+            self.mount_all(wanted[len(known) :])
+
+    def _folds(self) -> list[Fold]:
+        n_words = len(self.reasoning.split())
+        last = self.reasoning.rstrip().rpartition("\n")[2]
+        thought = Fold(f"Thoughts, {fmt.plural(n_words, 'word')}" if n_words else "", self.reasoning, last)
+        return [thought, *(_call_fold(call, result) for call, result in self.calls)]
 
     @property
     def markdown(self) -> ReplyMarkdown:
@@ -235,3 +262,9 @@ class MessageView(Vertical, can_focus=True):
     def _attached(self) -> Content:
         lines = [f"Attached: {fmt.clean(a.name)}, {size_text(len(a.text.encode()))}" for a in self.attachments]
         return Content("\n".join(lines))
+
+
+def _call_fold(call: ToolCall, result: str | None) -> Fold:
+    arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())
+    text = json.dumps(call.arguments, ensure_ascii=False, indent=2)
+    return Fold(f"Called {call.name}", text if result is None else f"{text}\n\n{result}", f"({arguments})")
