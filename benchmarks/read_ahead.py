@@ -64,7 +64,6 @@ async def write(app: ChatApp, pilot: Pilot[int], n_words: int, n_tokens: int, pa
         await pilot.pause(PAUSE_S if number % SENTENCE == 0 and number < n_words else pace_s)
     composer.input.focus()
     await pilot.press("enter")
-    await until(pilot, lambda: controller.busy_ids)
     nodes = lambda: controller.page.nodes if controller.page is not None else ()  # noqa: E731
     await until(pilot, lambda: not controller.busy_ids and [node.role for node in nodes()] == ["user", "assistant"])
     return dict(nodes()[-1].record)

@@ -3,6 +3,7 @@
 
     python benchmarks/speculation.py [--model int4.gguf] [--rounds 3] [--tokens 160] [--json FILE]
     python benchmarks/speculation.py --agreement 200      # only count how many of so many answers are the same
+    python benchmarks/speculation.py --model f16.gguf --draft int4.gguf --work "free chat"
 
 Five kinds of work: quoting a document, editing code, filling a form, answering from retrieved text, and free chat. Printed for
 each: decoded tokens a second without and with drafts (medians over the rounds), their ratio, how many draft tokens came true,
@@ -65,17 +66,24 @@ class Engine:
     Args:
         plan: how to load it.
         planner: of the drafts; None for none.
+        draft: how to load a model that drafts, too; None for none.
     """
 
-    def __init__(self, plan: Any, planner: Any) -> None:
+    def __init__(self, plan: Any, planner: Any, draft: Any = None) -> None:
         from edge.backends.base import open_backend
+        from edge.engine.draft_model import DraftModel, check_draft
         from edge.engine.scheduler import Scheduler
         from edge.prompt.template import ChatTemplate
 
         backend = open_backend(plan)
         self.tokenizer = backend.tokenizer
         self.template = ChatTemplate.from_model(backend.info)
-        self.scheduler = Scheduler(backend, planner=planner)
+        model = None
+        if draft is not None:
+            second = open_backend(draft)
+            check_draft(backend, second)
+            model = DraftModel(second, backend.info.n_vocab)
+        self.scheduler = Scheduler(backend, planner=planner, draft=model)
 
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a prompt with one question."""
@@ -144,6 +152,9 @@ def measure(engines: dict[bool, Engine], questions: list[str], n_rounds: int, n_
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("EDGE_TEST_MODEL"), help="a GGUF, or a name of the catalogue")
+    parser.add_argument("--draft", help="a smaller model that guesses, where nothing repeats")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--work", choices=workloads(), action="append", help="only this kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160, help="most tokens of an answer")
     parser.add_argument("--context", type=int, default=4096)
@@ -156,10 +167,10 @@ def main() -> int:
     from edge.config import load_settings
     from edge.engine.drafting import Planner
 
-    settings = load_settings({"context": options.context})
+    settings = load_settings({"context": options.context, "threads": options.threads, "engine.draft": options.draft})
     plan = edge.plan_model(options.model, settings=settings)
-    engines = {False: Engine(plan, None), True: Engine(plan, Planner())}
-    kinds = workloads()
+    engines = {False: Engine(plan, None), True: Engine(plan, Planner(), plan.draft)}
+    kinds = {name: questions for name, questions in workloads().items() if not options.work or name in options.work}
     if options.agreement:
         texts = [text for pair in zip(passages(400), passages(700), strict=False) for text in pair][: options.agreement]
         kinds = {"agreement": [f"{text}\n\nRepeat the text above, then say what it is about." for text in texts]}

@@ -31,6 +31,7 @@ from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
 from edge.dialogue import Conversation
+from edge.engine.draft_model import DraftModel, check_draft
 from edge.engine.drafting import Planner
 from edge.engine.governor import Watch
 from edge.engine.rounds import MAX_GAP_MS
@@ -76,6 +77,8 @@ class Assistant(Asking):
         governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
+        draft: a smaller model with the same vocabulary, which guesses tokens where nothing repeats; the assistant closes it. It
+            has as many sequences and tokens as the first.
         cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
         trace: times the stages of turns; None times nothing.
@@ -103,13 +106,17 @@ class Assistant(Asking):
         governor: Governor | None = None,
         max_gap_ms: float = MAX_GAP_MS,
         speculates: bool = True,
+        draft: Backend | None = None,
         cache_namespace: str = "",
         sensors: Sensors | None = None,
         trace: Trace | None = None,
         max_waiting: int | None = None,
     ) -> None:
+        if draft is not None:
+            check_draft(backend, draft)
         if trace is not None:
             backend = trace.watch(backend, "backend")
+            draft = trace.watch(draft, "draft") if draft is not None else None
         self.plan = plan
         self.info: ModelInfo = backend.info
         self.backend_name = backend.name
@@ -126,7 +133,13 @@ class Assistant(Asking):
             self.store = trace.watch(self.store, "store")
             blocks = trace.watch(blocks, "blocks") if blocks is not None else None
         cache = KVCache(backend, blocks, model=model, exact=exact)
-        self._scheduler = Scheduler(backend, cache, max_gap_ms=max_gap_ms, planner=Planner() if speculates else None)
+        self._scheduler = Scheduler(
+            backend,
+            cache,
+            max_gap_ms=max_gap_ms,
+            planner=Planner() if speculates else None,
+            draft=DraftModel(draft, backend.info.n_vocab) if draft is not None else None,
+        )
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None
         self._turns = Turns(
             self._scheduler,

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from edge.errors import CancelledError, ModelTooLargeError, UsageError
+from edge.errors import CancelledError, ModelTooLargeError, UnsupportedError, UsageError
 from edge.types import kind_of
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from edge.bench.trace import Trace
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
+    from edge.device.profile import DeviceProfile
     from edge.engine.governor import Governor
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator, KVType
-    from edge.plan.receipt import Plan
+    from edge.plan.receipt import Plan, PlanRequest
     from edge.registry import EngineRow
     from edge.types import Sampling
 
@@ -49,6 +50,7 @@ def load(
     kv_type: KVType | None = None,
     gpu_layers: int | None = None,
     parallel: int | None = None,
+    draft: str | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
@@ -69,6 +71,7 @@ def load(
         gpu_layers: layers on the accelerator; -1 is all.
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
             costs in memory. None lets the plan choose.
+        draft: name of a smaller model with the same vocabulary, which guesses tokens that the model then verifies together.
         store: where conversations are stored; None keeps them in memory.
         cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
@@ -90,11 +93,13 @@ def load(
     _check_storing(store, cache)
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
-    arguments["engine.parallel"] = parallel
+    arguments |= {"engine.parallel": parallel, "engine.draft": draft}
     chosen = _merge(settings, arguments)
     with_disk = _wants_disk(cache, settings, chosen, store)
     opened = _open_best(chosen, on_progress)
-    return _assemble(chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace, trace=trace)
+    return _assemble(
+        chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace, on_progress=on_progress, trace=trace
+    )
 
 
 class LoadOptions(TypedDict, total=False):
@@ -108,6 +113,7 @@ class LoadOptions(TypedDict, total=False):
     kv_type: KVType | None
     gpu_layers: int | None
     parallel: int | None
+    draft: str | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
@@ -142,21 +148,11 @@ def plan_model(
 
 def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
     """Return a function that plans the model with what is known when it is called."""
-    from edge.catalog.api import resolve_all
     from edge.device.detection import probe
-    from edge.plan.choosing import choose_plan, rank_formats
-    from edge.plan.placement import rows_for, safety_here
-    from edge.plan.receipt import PlanRequest
-    from edge.plan.tuning import look_up
-    from edge.registry import load_entry
-    from edge.sources.base import DownloadProgress
+    from edge.plan.draft import plan_with_draft
+    from edge.plan.receipt import Choice, PlanRequest
 
-    def report(progress: DownloadProgress) -> None:
-        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
-        if on_progress is not None and on_progress(progress.phase, share) is False:
-            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
-
-    exact, parallel = chosen.kv.exact, chosen.engine.parallel
+    exact, parallel, draft = chosen.kv.exact, chosen.engine.parallel, chosen.engine.draft
     if exact and parallel not in (None, 1):
         raise UsageError(
             f"engine.parallel is {parallel}, and kv.exact allows one reply at a time: others would change its last bits.",
@@ -173,10 +169,44 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
         n_seq=1 if exact else parallel,
     )
     device = probe()
-    formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
-    artifacts = resolve_all(chosen.model, settings=chosen, download=download, on_progress=report, formats=formats)
+    choose = _find(chosen.model, request, chosen, device, on_progress, download=download)
+    off = "kv.exact allows no guesses" if exact else "engine.speculate is off" if not chosen.engine.speculate else ""
+    asked = PlanRequest(require=chosen.require, threads=chosen.threads)
+    choose_draft = _find(draft, asked, chosen, device, on_progress, download=download) if draft and not off else None
+
+    def plan() -> Plan:
+        if choose_draft is not None:
+            return plan_with_draft(
+                device,
+                lambda left: choose(left, request),
+                lambda left, main: choose_draft(left, replace(asked, context=main.n_ctx, n_seq=main.n_seq)),
+            )
+        alone = choose(device, request)
+        return replace(alone, choices=(*alone.choices, Choice("draft model", "none", off))) if draft else alone
+
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
+    return plan
+
+
+def _find(
+    name: str, request: PlanRequest, chosen: Settings, device: DeviceProfile, on_progress: Progress | None, *, download: bool
+) -> Callable[[DeviceProfile, PlanRequest], Plan]:
+    """Find the files of a model, downloading them if told to, and return what plans it for a device and a request."""
+    from edge.catalog.api import resolve_all
+    from edge.plan.choosing import choose_plan, rank_formats
+    from edge.plan.placement import rows_for, safety_here
+    from edge.plan.tuning import look_up
+    from edge.registry import load_entry
+    from edge.sources.base import DownloadProgress
+
+    def report(progress: DownloadProgress) -> None:
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        if on_progress is not None and on_progress(progress.phase, share) is False:
+            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
+
+    formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
+    artifacts = resolve_all(name, settings=chosen, download=download, on_progress=report, formats=formats)
     cache_dir = chosen.paths.cache_dir
     candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
     here = {artifact.format for artifact in artifacts}
@@ -186,7 +216,7 @@ def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool =
         found: str = load_entry(row.why_failed)(artifact, accelerator, cache_dir)
         return found
 
-    return lambda: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
+    return lambda device, request: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
 
 
 def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend, list[list[int]]]:
@@ -219,6 +249,7 @@ def _assemble(
     store: ConversationStore | None,
     with_disk: bool,
     cache_namespace: str,
+    on_progress: Progress | None,
     trace: Trace | None,
 ) -> Assistant:
     """Return the assistant of a loaded engine, which is closed if that fails.
@@ -226,14 +257,15 @@ def _assemble(
     Args:
         chosen: settings and arguments.
         plan, engine, stamps: as from `_open_best`.
-        store, cache_namespace, trace: as in `load`.
+        store, cache_namespace, on_progress, trace: as in `load`.
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
 
-    disk = None
+    disk = draft = None
     try:
         plan = _with_placement(plan, engine)
+        draft = _open_draft(plan, engine, on_progress, chosen.paths.cache_dir)
         sampling, system = _advised(chosen, plan.artifact)
         disk = _open_disk(chosen, plan, engine, stamps) if with_disk else None
         return Assistant(
@@ -248,12 +280,15 @@ def _assemble(
             governor=_make_governor(chosen, plan, engine),
             max_gap_ms=chosen.engine.max_gap_ms,
             speculates=chosen.engine.speculate,
+            draft=draft,
             cache_namespace=cache_namespace or chosen.kv.namespace,
             trace=trace,
             max_waiting=chosen.engine.max_waiting,
         )
     except BaseException:
         engine.close()
+        if draft is not None:
+            draft.close()
         if disk is not None:
             disk.blocks.close()
         raise
@@ -302,6 +337,22 @@ def _open(plan: Plan, on_progress: Progress | None, cache_dir: Path | None = Non
         if opened.done() and opened.exception() is None:  # too late to stop it
             opened.result().close()
         raise
+
+
+def _open_draft(plan: Plan, engine: Backend, on_progress: Progress | None, cache_dir: Path) -> Backend | None:
+    """Load the draft model of a plan, if it has one.
+
+    Raises:
+        UnsupportedError: the model cannot verify drafts.
+    """
+    if plan.draft is None:
+        return None
+    if not engine.capabilities.drafts:
+        raise UnsupportedError(
+            f"No model can draft for {plan.artifact.name}: the {plan.backend} backend cannot take back tokens of it.",
+            "Leave out the draft model (--draft, engine.draft).",
+        )
+    return _open(plan.draft, on_progress, cache_dir)
 
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:

@@ -33,6 +33,7 @@ _SETTINGS = {
     **{name: [name] for name in ("model", "backend", "require", "context", "threads", "gpu_layers", "system")},
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
+    "draft": ["engine.draft"],
     **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting")},
     "keys": ["server.keys_file"],
     "allowed_host": ["server.allowed_hosts"],
@@ -55,6 +56,9 @@ _MODEL = [
     click.option("--context", metavar="TOKENS", help="Context window."),
     click.option("--threads", metavar="N", help="CPU threads."),
     click.option("--parallel", metavar="N", help="Replies side by side."),
+    click.option(
+        "--draft", metavar="MODEL", shell_complete=complete_model, help="Smaller model of the same family that guesses tokens."
+    ),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
     click.option("--kv-type", metavar="TYPE", shell_complete=complete_kv_type, help="Type of the KV cache: f16, q8_0 or q4_0."),
     click.option(

@@ -147,6 +147,7 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
         ("weights", memory.weights_bytes),
         (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", memory.kv_bytes),
         ("working buffers", memory.compute_bytes),
+        *([(f"draft model {plan.draft.artifact.name}", memory.draft_bytes)] if plan.draft is not None else []),
         ("total", memory.total_bytes),
         ("available", memory.available_bytes),
     ]

@@ -235,6 +235,7 @@ _ADVICE: dict[Stage, Callable[[Profile, bool], str]] = {
     "queue": _always(": another reply used the engine; raise engine.parallel, or wait for it."),
     "restore": _always(": put the KV cache on a faster disk (paths.cache_dir), or store less of it (--kv-type q8_0)."),
     "prefill": _of_prefill,
+    "draft": _always(": the draft model is too large for what it guesses right; use a smaller one, or none."),
     "decode": _of_decode,
     "sampling": _always(": --top-k 40 leaves fewer tokens to choose from."),
     "detokenise": _always(": please report this, since it should take next to no time."),

@@ -20,9 +20,9 @@ from typing import Any, Literal, TypeVar, cast
 __all__ = ["ENGINE_THREAD", "STAGES", "Span", "Stage", "Trace"]
 
 Part = TypeVar("Part")
-Kind = Literal["backend", "template", "blocks", "store"]
+Kind = Literal["backend", "draft", "template", "blocks", "store"]
 Stage = Literal[
-    "template", "tokenise", "queue", "restore", "prefill", "decode", "sampling", "detokenise", "save", "other"
+    "template", "tokenise", "queue", "restore", "prefill", "draft", "decode", "sampling", "detokenise", "save", "other"
 ]  # fmt: skip
 
 STAGES: dict[Stage, str] = {
@@ -31,6 +31,7 @@ STAGES: dict[Stage, str] = {
     "queue": "waiting for the engine",
     "restore": "restoring keys and values from the disk",
     "prefill": "computing the prompt",
+    "draft": "guessing tokens with the draft model",
     "decode": "computing the tokens of the reply",
     "sampling": "choosing tokens",
     "detokenise": "turning tokens into text",
@@ -44,6 +45,7 @@ ENGINE_THREAD = "edge-engine"
 
 _CALLS: dict[str, dict[str, Stage]] = {
     "backend": {"prefill": "prefill", "decode": "decode", "import_kv": "restore", "export_kv": "save"},
+    "draft": {"prefill": "draft", "decode": "draft", "logits": "draft"},
     "sampler": {"sample": "sampling"},
     "tokenizer": {"tokenize": "tokenise", "token_bytes": "detokenise"},
     "template": {"render": "template", "encode": "tokenise"},

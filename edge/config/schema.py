@@ -223,12 +223,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. None lets the plan choose.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculate: guess tokens where a reply repeats its prompt, and verify several in one pass; see docs/latency.md.
+        draft: name of a smaller model with the same vocabulary, which guesses tokens where nothing repeats; None uses none.
         max_waiting: replies that may wait while others run; one more is refused as busy. None sets no limit.
     """
 
     parallel: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
     max_gap_ms: Annotated[float, msgspec.Meta(ge=1)] = 250.0
     speculate: bool = True
+    draft: str | None = None
     max_waiting: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
 
 

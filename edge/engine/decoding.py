@@ -19,6 +19,7 @@ from edge.types import TokenLogprob
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
+    from edge.engine.draft_model import DraftModel, Guess
     from edge.engine.drafting import Planner
     from edge.engine.generation import Generation
     from edge.errors import EdgeError
@@ -46,6 +47,7 @@ class Decoder:
         preempt: takes the sequence of one reply, because the KV cache is full, and returns that reply.
         planner: chooses the length of drafts; None makes none. There are none either where the engine takes none, and where
             `KVCache.is_exact` is true, since they change the last bits.
+        model: drafts where a reply repeats nothing; None for none.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class Decoder:
         fail: Callable[[Generation, EdgeError], None],
         preempt: Callable[[], Generation],
         planner: Planner | None,
+        model: DraftModel | None = None,
     ) -> None:
         self._backend, self._tokenizer, self._cache, self._running = backend, backend.tokenizer, cache, running
         self._finish, self._fail, self._preempt = finish, fail, preempt
         self._planner = planner if backend.capabilities.drafts and not cache.is_exact else None
+        self._model = model
+        self._guesses: dict[int, Guess] = {}  # of this round, by sequence
 
     def decode_one_token_each(self) -> bool:
         """Choose a token of every reply that is not prefilling, and compute the logits after it.
@@ -196,8 +201,9 @@ class Decoder:
 
     def _draft(self, steps: Sequence[tuple[Generation, int]], planner: Planner) -> Mapping[int, Sequence[int]]:
         """Return the drafts that are worth their time: sequence -> tokens."""
-        drafts: dict[int, list[int]] = {}
+        drafts: dict[int, Sequence[int]] = {}
         n_drafted = 0
+        self._guesses.clear()
         for generation, _ in steps:
             assert generation.slot is not None
             if generation.sampling.seed is not None:  # it asks for the same reply again, to the last bit
@@ -208,17 +214,37 @@ class Decoder:
             draft, n_match = generation.lookup.draft(n_most)
             if generation.constraint is not None:
                 draft = draft[: generation.constraint.n_valid(draft)]
-            n_draft = planner.length(n_match, len(steps) - 1 + n_drafted, len(draft)) if draft else 0
+            n_other = len(steps) - 1 + n_drafted
+            n_draft = planner.length(n_match, n_other, len(draft)) if draft else 0
+            if not n_draft and (guess := self._guess(generation, n_most, n_other, planner)) is not None:
+                drafts[generation.slot.seq_id] = guess.tokens
+                self._guesses[generation.slot.seq_id] = guess
+                n_drafted += len(guess.tokens)
             if n_draft:
                 drafts[generation.slot.seq_id] = draft[:n_draft]
                 generation.n_match = n_match
                 n_drafted += n_draft
         return drafts
 
+    def _guess(self, generation: Generation, n_most: int, n_other: int, planner: Planner) -> Guess | None:
+        """Return what the draft model expects, if that is worth its time."""
+        if self._model is None or not planner.is_measured:
+            return None
+        assert generation.slot is not None
+        decoded_ms = (time.perf_counter() - generation.first_token_at) * 1000
+        guess = self._model.guess(
+            generation.slot.seq_id, generation.to_prefill, n_most, n_other, decoded_ms, planner.pass_ms
+        )  # fmt: skip
+        if guess is None or generation.constraint is None:
+            return guess
+        n_valid = generation.constraint.n_valid(guess.tokens)
+        return replace(guess, tokens=guess.tokens[:n_valid], sure=guess.sure[:n_valid]) if n_valid else None
+
     def _verify(self, generation: Generation, draft: Sequence[int], planner: Planner, extra_ms: float) -> None:
         """Choose the tokens behind the newest one, as long as they are those of the draft, and drop the rest of it."""
         slot, n_accepted = generation.slot, 0
         assert slot is not None
+        seq_id = slot.seq_id
         for number, expected in enumerate(draft):
             token = self._next_token(generation, len(draft) - number)
             if token != expected:
@@ -228,5 +254,9 @@ class Decoder:
             n_accepted += 1
         if generation.slot is not None:
             self._cache.drop_draft(slot)
-        planner.note_draft(generation.n_match, n_accepted, len(draft))
+        if (guess := self._guesses.get(seq_id)) is not None and self._model is not None:
+            self._model.note(guess, n_accepted)
+            extra_ms += guess.ms
+        else:
+            planner.note_draft(generation.n_match, n_accepted, len(draft))
         generation.drafted = generation.drafted.plus(len(draft), n_accepted, n_accepted * planner.pass_ms(1) - extra_ms)

@@ -136,6 +136,11 @@ class Planner:
         # One that waited for another program says little.
         self._ms[n_tokens] = ms if known is None else known + _SMOOTHING * (min(ms, 2 * known) - known)
 
+    @property
+    def is_measured(self) -> bool:
+        """True once a pass was measured."""
+        return bool(self._ms)
+
     def pass_ms(self, n_tokens: int) -> float:
         """Return the time that a pass over so many tokens takes, estimated from the nearest that were measured."""
         known = self._ms.get(n_tokens)

@@ -28,6 +28,7 @@ from edge.kv.cache import KVCache
 
 if TYPE_CHECKING:
     from edge.backends.base import Backend
+    from edge.engine.draft_model import DraftModel
     from edge.engine.drafting import Planner
     from edge.types import FinishReason
 
@@ -61,6 +62,7 @@ class Scheduler:
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds; see
             `edge.engine.rounds`.
         planner: chooses the length of drafts (`edge.engine.drafting`); None makes none.
+        draft: a second model that drafts, too; the scheduler closes it.
 
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
@@ -78,6 +80,7 @@ class Scheduler:
         *,
         max_gap_ms: float = MAX_GAP_MS,
         planner: Planner | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         self._backend = backend
         self._cache = cache or KVCache(backend)
@@ -94,7 +97,9 @@ class Scheduler:
             fail=self._fail,
             preempt=self._preempt,
             planner=planner,
+            model=draft,
         )
+        self._draft = draft
         self._n_arrived = 0
         self._n_submitted = self._n_received = 0  # those that a chunk is stopped for
         self._is_full = False  # a generation was preempted and waits until a running one ends
@@ -212,6 +217,8 @@ class Scheduler:
                 self._abandon(broken)
             finally:
                 self._backend.close()
+                if self._draft is not None:
+                    self._draft.close()
 
     def _abandon(self, broken: EdgeError | None) -> None:
         """End everything that runs or is queued: by this error, or cancelled because the scheduler was closed."""
@@ -252,6 +259,8 @@ class Scheduler:
         before, threads = self.limits, (limits.n_threads, limits.n_threads_batch)
         if self._backend.capabilities.threads and threads != (before.n_threads, before.n_threads_batch):
             self._backend.set_threads(*threads)
+            if self._draft is not None:
+                self._draft.set_threads(*threads)
         for generation in self._running:
             generation.held_back = limits.note or generation.held_back
         self.n_ctx = min(self.full_n_ctx, limits.n_ctx) if self._backend.capabilities.resize else self.full_n_ctx
@@ -283,6 +292,8 @@ class Scheduler:
         """While memory is short, release all idle sequences but the newest."""
         if self.limits.single_reply:
             self._cache.evict_idle(1)
+            if self._draft is not None:
+                self._draft.release(busy=[one.slot.seq_id for one in self._running if one.slot is not None])
 
     def _rest(self, worked_s: float, share: float) -> None:
         """Do nothing for this share of the time, so that the device cools down. New work or a cancelled reply ends it."""

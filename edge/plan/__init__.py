@@ -11,6 +11,7 @@ verdict.py       whether a model would fit, from its size alone
 choosing.py      the best of a model's formats
 tuning.py        results of `edge tune`, stored per device, build and model shape
 apply_tuning.py  applies them to the plan
+draft.py         a model together with a smaller one that drafts for it
 advice.py        advice on making this device faster
 """
 

@@ -74,6 +74,7 @@ class MemoryEstimate:
         available_bytes: free memory less the safety margin.
         device_bytes: of total_bytes, the part in an accelerator's own memory; 0 where it shares main memory.
         device_available_bytes: of available_bytes, the accelerator's own part.
+        draft_bytes: of total_bytes, a draft model's, which the first three do not count.
     """
 
     weights_bytes: int
@@ -83,6 +84,7 @@ class MemoryEstimate:
     available_bytes: int
     device_bytes: int = 0
     device_available_bytes: int = 0
+    draft_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Plan:
         memory: the estimate.
         choices: every choice with its reason.
         fallbacks: accelerators to try instead, the best first, where the engine finds out that `accelerator` does not work.
+        draft: how the model that drafts for it runs; None without one.
     """
 
     backend: str
@@ -125,6 +128,7 @@ class Plan:
     memory: MemoryEstimate
     choices: tuple[Choice, ...]
     fallbacks: tuple[Accelerator, ...] = ()
+    draft: Plan | None = None
 
     @property
     def notices(self) -> list[str]:
@@ -149,7 +153,7 @@ class Plan:
         result: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("artifact", "memory", "choices")
+            if field.name not in ("artifact", "memory", "choices", "draft")
         }
         result["artifact"] = {
             "name": self.artifact.name,
@@ -160,6 +164,7 @@ class Plan:
         }
         result["memory"] = asdict(self.memory)
         result["choices"] = [asdict(choice) for choice in self.choices]
+        result["draft"] = self.draft.to_dict() if self.draft is not None else None
         return result
 
 

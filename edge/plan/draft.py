@@ -1,0 +1,58 @@
+"""The plan of a model together with a second, smaller one that drafts for it: both have to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge.errors import ModelTooLargeError
+from edge.plan.receipt import Choice
+from edge.units import size_text
+
+if TYPE_CHECKING:
+    from edge.device.profile import DeviceProfile
+    from edge.plan.receipt import MemoryEstimate, Plan
+
+__all__ = ["plan_with_draft"]
+
+
+def plan_with_draft(
+    device: DeviceProfile, choose: Callable[[DeviceProfile], Plan], choose_draft: Callable[[DeviceProfile, Plan], Plan]
+) -> Plan:
+    """Return the plan of a model, with that of its draft model in it and in its memory.
+
+    Args:
+        device: from `edge.device.probe`.
+        choose: plans the model.
+        choose_draft: plans the draft model for as many tokens and sequences as a plan of the model has.
+
+    Raises:
+        ModelTooLargeError: one of them does not fit beside the other.
+    """
+    plan = choose(device)
+    try:
+        draft = choose_draft(_without(device, plan.memory), plan)
+    except ModelTooLargeError:  # the model took what it could get; it may do with less
+        plan = choose(_without(device, choose_draft(device, plan).memory))
+        draft = choose_draft(_without(device, plan.memory), plan)
+    own, more = plan.memory, draft.memory
+    line = Choice(
+        "draft model",
+        f"{draft.artifact.name}, {draft.backend} on {draft.accelerator}",
+        f"asked for; it guesses tokens, which {plan.artifact.name} verifies, and takes {size_text(more.total_bytes)} of memory",
+    )
+    memory = replace(
+        own,
+        total_bytes=own.total_bytes + more.total_bytes,
+        device_bytes=own.device_bytes + more.device_bytes,
+        draft_bytes=more.total_bytes,
+    )
+    return replace(plan, draft=draft, memory=memory, choices=(*plan.choices, line))
+
+
+def _without(device: DeviceProfile, memory: MemoryEstimate) -> DeviceProfile:
+    """Return the device with so much less main memory to give."""
+    host_bytes = memory.total_bytes - memory.device_bytes
+    left = max(0, device.memory.available_bytes - host_bytes)
+    return replace(device, memory=replace(device.memory, available_bytes=left))
