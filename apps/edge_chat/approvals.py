@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from edge_chat.widgets.cards import ApprovalCard
 
@@ -30,7 +31,8 @@ class Approvals:
         """Return whether a call may be run. Called by the thread of a reply, which waits here."""
         if call.name in self._allowed:
             return True
-        chosen: str = self._desk.app.call_from_thread(self._ask, conversation_id, call)
+        ask: Callable[..., Any] = self._ask
+        chosen: str = self._desk.app.call_from_thread(ask, conversation_id, call)
         return chosen != "no"
 
     async def _ask(self, conversation_id: str, call: ToolCall) -> str:

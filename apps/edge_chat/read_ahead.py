@@ -121,7 +121,7 @@ class ReadAhead:
 
         def begin() -> Reply:
             attachments = att.with_mentions(draft.text, draft.attachments, cwd, max_bytes)
-            conversation = draft.assistant.conversation(draft.conversation_id)
+            conversation = self._screen.controller.sending.conversation(draft.conversation_id)
             return conversation.prewarm(draft.text, attachments=attachments, cache="memory")
 
         reply = await asyncio.to_thread(begin)

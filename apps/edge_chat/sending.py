@@ -104,7 +104,7 @@ class Sending:
                 await self._screen.transcript.truncate(answer.id)
             await self._begin(
                 conversation_id,
-                lambda sampling: self._conversation(conversation_id, sampling).regenerate(target),
+                lambda sampling: self.conversation(conversation_id, sampling).regenerate(target),
                 before=answer.content if answer is not None else None,
             )
 
@@ -125,7 +125,7 @@ class Sending:
         async with self._desk.moving:
             await self._begin(
                 conversation_id,
-                lambda sampling: self._conversation(conversation_id, sampling).resume(answer.id),
+                lambda sampling: self.conversation(conversation_id, sampling).resume(answer.id),
                 continued=answer,
             )
 
@@ -165,7 +165,7 @@ class Sending:
             return
 
         def start(sampling: Sampling) -> Reply:
-            conversation = self._conversation(conversation_id, sampling)
+            conversation = self.conversation(conversation_id, sampling)
             if message.edited is not None:
                 return conversation.edit(message.edited, message.text, attachments=message.attachments)
             return conversation.send(message.text, attachments=message.attachments)
@@ -400,7 +400,7 @@ class Sending:
             raise UsageError("A reply is being generated.", hint)
         return self._desk.page.info.id
 
-    def _conversation(self, conversation_id: str, sampling: Sampling) -> Conversation:
+    def conversation(self, conversation_id: str, sampling: Sampling | None = None) -> Conversation:
         """Return a conversation with the loaded model and the tools that are on. Called by the thread of a reply."""
         assistant, desk = self._assistant(), self._desk
         tools = [tool for tool in self._app.tools if tool.name not in desk.tools_off] if assistant.can_call_tools else []
