@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from edge.names import CacheHint
     from edge.plan.receipt import Plan
     from edge.prompt.options import ToolFormat
+    from edge.prompt.template import ChatTemplate
     from edge.reply import Reply
     from edge.tool_runner import Approve
     from edge.types import Tool
@@ -285,6 +286,11 @@ class Assistant(Asking):
     def n_ctx(self) -> int:
         """Context window in tokens. Smaller than usual while memory is short."""
         return self._scheduler.n_ctx
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template."""
+        return self._turns.prompting.template
 
     @property
     def n_running(self) -> int:

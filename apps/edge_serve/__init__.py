@@ -9,5 +9,5 @@ bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys
 errors.py      what goes wrong; dialects.py, how each protocol writes it
 metrics.py     counters for Prometheus; access.py, the access log; state.py, health and metrics
-openai/        OpenAI's protocol; anthropic/, Anthropic's
+openai/        OpenAI's protocol; anthropic/, Anthropic's; ollama/, Ollama's
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -124,11 +125,12 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
     """
     offered = await call.service.offer.find(name)
     call.record.model = offered.id
-    holding = call.service.runtime.ause(offered.reference)
+    holding, began = call.service.runtime.ause(offered.reference), time.perf_counter()
     try:
         assistant = await call.client.race(asyncio.wait_for(holding.__aenter__(), limits.LOADING_S))
     except asyncio.TimeoutError:
         raise ApiError(503, f"{offered.id} is still being loaded. Try again later.", code="loading", retry_after_s=30) from None
+    call.record.load_s = time.perf_counter() - began
     try:
         yield assistant, offered
     finally:

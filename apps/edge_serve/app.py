@@ -16,6 +16,9 @@ from edge_serve.anthropic import messages
 from edge_serve.call import Call, Caller, Record
 from edge_serve.dialects import dialect_of
 from edge_serve.errors import ApiError, ClientGoneError, from_edge
+from edge_serve.ollama import chat as ollama_chat
+from edge_serve.ollama import generate as ollama_generate
+from edge_serve.ollama import models as ollama_models
 from edge_serve.openai import chat, completions, models, tokens
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ _log = logging.getLogger("edge.serve")
 _NOBODY = Caller()
 Handle = Callable[[Call], Awaitable[None]]
 
+_MANAGING = (("POST", "pull"), ("POST", "push"), ("POST", "create"), ("POST", "copy"), ("DELETE", "delete"))
 ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/health", state.health),
     ("GET", "/metrics", state.metrics),
@@ -37,6 +41,16 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/v1/models/{id:path}", models.retrieve),
     ("POST", "/v1/messages", messages.create),
     ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/api/chat", ollama_chat.chat),
+    ("POST", "/api/generate", ollama_generate.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("GET", "/api/ps", ollama_models.ps),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/version", ollama_models.version),
+    ("POST", "/api/embed", ollama_models.embed),
+    ("POST", "/api/embeddings", ollama_models.embed),
+    ("POST", "/v1/embeddings", ollama_models.embed),
+    *((method, f"/api/{name}", ollama_models.not_offered) for method, name in _MANAGING),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("POST", "/v1/tokenize", tokens.tokenize),

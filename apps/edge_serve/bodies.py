@@ -27,15 +27,19 @@ def header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, of_any_type: bool = False) -> bytes:
     """Read the body of a request.
+
+    Args:
+        scope, receive: of ASGI.
+        of_any_type: also read a body that is not said to be JSON.
 
     Raises:
         ApiError: it is too long, too slow, or not said to be JSON.
         ClientGoneError: the client closed its connection meanwhile.
     """
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
+    if not of_any_type and kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(
             415, f"The body is {kind or 'of no stated type'}; this server reads JSON. Send Content-Type: application/json."
         )

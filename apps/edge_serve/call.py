@@ -50,6 +50,7 @@ class Record:
         status: of HTTP; 499 if the client went before it was answered.
         model: that answered.
         replies: which ran for it.
+        load_s: time that it waited for its model, in seconds.
         began: of `time.perf_counter`.
     """
 
@@ -61,6 +62,7 @@ class Record:
     model: str = ""
     ignored: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    load_s: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -92,7 +94,9 @@ class Call:
 
     async def body(self, kind: type[T], refused: Collection[str] = ()) -> T:
         """Read and decode the body, as `edge_serve.bodies` does; fields that nobody reads are named in the response."""
-        body, ignored = decode(await read_body(self.scope, self._receive), kind, refused)
+        # Programs for Ollama need not name a type. No page can use that: a browser sends its Origin with every such request.
+        data = await read_body(self.scope, self._receive, of_any_type=self.record.path.startswith("/api/"))
+        body, ignored = decode(data, kind, refused)
         self.record.ignored = ignored
         return body
 

@@ -1,0 +1,6 @@
+"""Ollama's protocol.
+
+wire.py      fields of requests, and parts that several responses share
+chat.py      chat; generate.py, one prompt
+models.py    lists of models, what is loaded, and what this server does not do
+"""

@@ -1,0 +1,162 @@
+"""Fields of Ollama's requests, and parts that several responses share."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge.types import Sampling
+from edge_serve.asked import constraint_of
+from edge_serve.sampling import make_sampling
+
+if TYPE_CHECKING:
+    from edge_serve.answers import Answer
+    from edge_serve.call import Call
+
+__all__ = [
+    "ChatRequest",
+    "CommonRequest",
+    "GenerateRequest",
+    "ModelRequest",
+    "end_of",
+    "form_options",
+    "head_of",
+    "sampling_of",
+]
+
+_SAME = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "frequency_penalty",
+    "presence_penalty", "seed", "stop",
+)  # fmt: skip
+_LIMIT = "num_predict"
+
+
+class CommonRequest(msgspec.Struct, kw_only=True):
+    """Fields of chat and generate. Streams unless told otherwise, as Ollama does."""
+
+    model: str = ""
+    stream: bool | None = None
+    format: str | dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+    think: bool | str | None = None
+    keep_alive: float | str | None = None
+
+
+class Function(msgspec.Struct):
+    """The function of a call."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made earlier."""
+
+    function: Function
+    id: str = ""
+
+
+class InputMessage(msgspec.Struct):
+    """A message of a request."""
+
+    role: str
+    content: str | None = None
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionParam(msgspec.Struct):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolParam(msgspec.Struct):
+    """A tool."""
+
+    function: FunctionParam
+    type: str = "function"
+
+
+class ChatRequest(CommonRequest, kw_only=True):
+    """Of POST /api/chat."""
+
+    messages: list[InputMessage] | None = None
+    tools: list[ToolParam] | None = None
+
+
+class GenerateRequest(CommonRequest, kw_only=True):
+    """Of POST /api/generate."""
+
+    prompt: str | None = None
+    system: str | None = None
+    images: list[Any] | None = None
+    raw: bool | None = None
+
+
+class ModelRequest(msgspec.Struct):
+    """Of requests about one model."""
+
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None
+
+
+def sampling_of(call: Call, body: CommonRequest) -> Sampling:
+    """Return how tokens are chosen. Options that nobody reads are named as ignored.
+
+    Raises:
+        ApiError: a value is out of its range.
+    """
+    options = body.options or {}
+    fields = {name: options[name] for name in _SAME if name in options}
+    limit = options.get(_LIMIT)
+    if not (isinstance(limit, int) and limit < 0):  # -1 and -2 set no limit
+        fields["max_tokens"] = limit
+    call.record.ignored += [f"options.{name}" for name in options if name not in (*_SAME, _LIMIT) and name.isidentifier()][:20]
+    return make_sampling(fields, {"max_tokens": _LIMIT})
+
+
+def form_options(body: CommonRequest) -> dict[str, Any]:
+    """Return the options for the form of a reply, and for thinking.
+
+    Raises:
+        ApiError: the form cannot be kept.
+    """
+    options: dict[str, Any] = {}
+    if body.format == "json":
+        options = constraint_of("json_object", None, "format")
+    elif body.format:
+        options = constraint_of("json_schema", body.format, "format", strict=False)
+    if body.think is not None:
+        options["think"] = bool(body.think)
+    return options
+
+
+def head_of(model: str) -> dict[str, Any]:
+    """Return what every response begins with."""
+    return {"model": model, "created_at": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")}
+
+
+def end_of(call: Call, found: Answer) -> dict[str, Any]:
+    """Return what the last response has besides its text. Durations are in nanoseconds."""
+    usage, timing = found.reply.usage, found.reply.timing
+    reason = "length" if found.finish_reason() == "length" else "stop"
+    load_ms = call.record.load_s * 1000
+    return {
+        "done": True,
+        "done_reason": reason,
+        "total_duration": int((timing.total_ms + load_ms) * 1e6),
+        "load_duration": int(load_ms * 1e6),
+        "prompt_eval_count": usage.n_prompt,
+        "prompt_eval_duration": int(timing.prefill_ms * 1e6),
+        "eval_count": usage.n_generated,
+        "eval_duration": int(timing.decode_ms * 1e6),
+    }
