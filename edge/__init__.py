@@ -6,7 +6,8 @@ with edge.load("smollm2-135m") as ai:
 
 Names are imported when they are first used, so that `import edge` stays quick.
 
-assistant.py  a loaded model to talk to; loading.py, from a name to one; dialogue.py, a stored conversation with it
+assistant.py  a loaded model to talk to; dialogue.py, a stored conversation with it
+loading.py    from a name to a loaded model; planning.py, from a name to a plan
 asking.py     what it answers without one; batch.py, many prompts; scoring.py, the likeliest answer
 runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both

@@ -31,7 +31,7 @@ from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
 from edge.dialogue import Conversation
-from edge.engine.draft_model import DraftModel, check_draft
+from edge.engine.draft_model import DraftModel
 from edge.engine.drafting import Planner
 from edge.engine.governor import Watch
 from edge.engine.rounds import MAX_GAP_MS
@@ -78,8 +78,8 @@ class Assistant(Asking):
         governor: throttles the engine while the device is hot, low on battery or short of memory; None never does.
         max_gap_ms: longest gap between two tokens of a reply while a prompt is prefilled beside it, in milliseconds.
         speculates: guess tokens where a reply repeats its prompt; see `edge.engine.drafting`.
-        draft: a smaller model with the same vocabulary, which guesses tokens where nothing repeats; the assistant closes it. It
-            has as many sequences and tokens as the first.
+        draft: a smaller model that guesses tokens where nothing repeats (`edge.engine.draft_model.check_draft` says which can);
+            the assistant closes it. It has as many sequences and tokens as the first.
         cache_namespace: of requests and new conversations that name none, see `conversation`.
         sensors: read for the governor; None are those of this machine.
         trace: times the stages of turns; None times nothing.
@@ -113,8 +113,6 @@ class Assistant(Asking):
         trace: Trace | None = None,
         max_waiting: int | None = None,
     ) -> None:
-        if draft is not None:
-            check_draft(backend, draft)
         if trace is not None:
             backend = trace.watch(backend, "backend")
             draft = trace.watch(draft, "draft") if draft is not None else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from edge.errors import CancelledError, ModelTooLargeError, UnsupportedError, UsageError
+from edge.errors import ModelTooLargeError, UnsupportedError, UsageError
+from edge.planning import Progress, make_planner
 from edge.types import kind_of
 
 if TYPE_CHECKING:
@@ -23,20 +23,15 @@ if TYPE_CHECKING:
     from edge.bench.trace import Trace
     from edge.config.schema import Settings
     from edge.conversation.store import ConversationStore
-    from edge.device.profile import DeviceProfile
     from edge.engine.governor import Governor
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator, KVType
-    from edge.plan.receipt import Plan, PlanRequest
-    from edge.registry import EngineRow
+    from edge.plan.receipt import Plan
     from edge.types import Sampling
 
 __all__ = ["LoadOptions", "Progress", "aload", "load", "plan_model"]
 
 _log = logging.getLogger("edge.loading")
-
-Progress = Callable[[str, float], "bool | None"]
-"""Called with (stage, share done from 0 to 1); False stops it."""
 
 
 def load(
@@ -94,12 +89,25 @@ def load(
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
     arguments |= {"engine.parallel": parallel, "engine.draft": draft}
+    from edge.config.load import COMMAND_LINE
+
     chosen = _merge(settings, arguments)
     with_disk = _wants_disk(cache, settings, chosen, store)
-    opened = _open_best(chosen, on_progress)
-    return _assemble(
-        chosen, *opened, store=store, with_disk=with_disk, cache_namespace=cache_namespace, on_progress=on_progress, trace=trace
-    )
+    plan, engine, stamps = _open_best(chosen, on_progress)
+    # A draft model is one for the model that the settings name: beside another one it is left out if it does not suit that.
+    is_other = settings is not None and model not in (None, settings.model)
+    must_draft = draft is not None or (not is_other and chosen.sources.get("engine.draft") == COMMAND_LINE)
+    second: Backend | None = None
+    try:
+        plan, second = _open_draft(plan, engine, on_progress, chosen.paths.cache_dir, is_asked=must_draft)
+        return _assemble(
+            chosen, plan, engine, stamps, second, store=store, with_disk=with_disk, cache_namespace=cache_namespace, trace=trace
+        )
+    except BaseException:
+        engine.close()
+        if second is not None:
+            second.close()
+        raise
 
 
 class LoadOptions(TypedDict, total=False):
@@ -143,80 +151,7 @@ def plan_model(
     Raises:
         As `load`.
     """
-    return _planner(_merge(settings, {"model": model}), on_progress, download=download)()
-
-
-def _planner(chosen: Settings, on_progress: Progress | None, *, download: bool = True) -> Callable[[], Plan]:
-    """Return a function that plans the model with what is known when it is called."""
-    from edge.device.detection import probe
-    from edge.plan.draft import plan_with_draft
-    from edge.plan.receipt import Choice, PlanRequest
-
-    exact, parallel, draft = chosen.kv.exact, chosen.engine.parallel, chosen.engine.draft
-    if exact and parallel not in (None, 1):
-        raise UsageError(
-            f"engine.parallel is {parallel}, and kv.exact allows one reply at a time: others would change its last bits.",
-            "Leave engine.parallel out, or turn kv.exact off.",
-        )
-    request = PlanRequest(
-        backend=chosen.backend,
-        require=chosen.require,
-        context=chosen.context,
-        threads=chosen.threads,
-        gpu_layers=chosen.gpu_layers,
-        kv_type_k=chosen.kv_type_k,
-        kv_type_v=chosen.kv_type_v,
-        n_seq=1 if exact else parallel,
-    )
-    device = probe()
-    choose = _find(chosen.model, request, chosen, device, on_progress, download=download)
-    off = "kv.exact allows no guesses" if exact else "engine.speculate is off" if not chosen.engine.speculate else ""
-    asked = PlanRequest(require=chosen.require, threads=chosen.threads)
-    choose_draft = _find(draft, asked, chosen, device, on_progress, download=download) if draft and not off else None
-
-    def plan() -> Plan:
-        if choose_draft is not None:
-            return plan_with_draft(
-                device,
-                lambda left: choose(left, request),
-                lambda left, main: choose_draft(left, replace(asked, context=main.n_ctx, n_seq=main.n_seq)),
-            )
-        alone = choose(device, request)
-        return replace(alone, choices=(*alone.choices, Choice("draft model", "none", off))) if draft else alone
-
-    if on_progress is not None and on_progress("planning", 0.0) is False:
-        raise CancelledError("Loading was stopped.")
-    return plan
-
-
-def _find(
-    name: str, request: PlanRequest, chosen: Settings, device: DeviceProfile, on_progress: Progress | None, *, download: bool
-) -> Callable[[DeviceProfile, PlanRequest], Plan]:
-    """Find the files of a model, downloading them if told to, and return what plans it for a device and a request."""
-    from edge.catalog.api import resolve_all
-    from edge.plan.choosing import choose_plan, rank_formats
-    from edge.plan.placement import rows_for, safety_here
-    from edge.plan.tuning import look_up
-    from edge.registry import load_entry
-    from edge.sources.base import DownloadProgress
-
-    def report(progress: DownloadProgress) -> None:
-        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
-        if on_progress is not None and on_progress(progress.phase, share) is False:
-            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
-
-    formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
-    artifacts = resolve_all(name, settings=chosen, download=download, on_progress=report, formats=formats)
-    cache_dir = chosen.paths.cache_dir
-    candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
-    here = {artifact.format for artifact in artifacts}
-    safety = safety_here(device, [row for row in rows_for(request) if here & set(row.formats)], cache_dir)
-
-    def why_failed(row: EngineRow, artifact: Artifact, accelerator: Accelerator) -> str:
-        found: str = load_entry(row.why_failed)(artifact, accelerator, cache_dir)
-        return found
-
-    return lambda device, request: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
+    return make_planner(_merge(settings, {"model": model}), on_progress, download=download)()
 
 
 def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend, list[list[int]]]:
@@ -226,7 +161,7 @@ def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Ba
     """
     from edge.errors import BackendUnavailableError
 
-    make = _planner(chosen, on_progress)
+    make = make_planner(chosen, on_progress)
     plan = make()
     tried = set()
     while True:
@@ -245,27 +180,27 @@ def _assemble(
     plan: Plan,
     engine: Backend,
     stamps: list[list[int]],
+    draft: Backend | None,
     *,
     store: ConversationStore | None,
     with_disk: bool,
     cache_namespace: str,
-    on_progress: Progress | None,
     trace: Trace | None,
 ) -> Assistant:
-    """Return the assistant of a loaded engine, which is closed if that fails.
+    """Return the assistant of a loaded engine.
 
     Args:
         chosen: settings and arguments.
         plan, engine, stamps: as from `_open_best`.
-        store, cache_namespace, on_progress, trace: as in `load`.
+        draft: of `_open_draft`.
+        store, cache_namespace, trace: as in `load`.
         with_disk: store the KV cache on the disk, if the engine can.
     """
     from edge.assistant import Assistant
 
-    disk = draft = None
+    disk = None
     try:
         plan = _with_placement(plan, engine)
-        draft = _open_draft(plan, engine, on_progress, chosen.paths.cache_dir)
         sampling, system = _advised(chosen, plan.artifact)
         disk = _open_disk(chosen, plan, engine, stamps) if with_disk else None
         return Assistant(
@@ -286,9 +221,6 @@ def _assemble(
             max_waiting=chosen.engine.max_waiting,
         )
     except BaseException:
-        engine.close()
-        if draft is not None:
-            draft.close()
         if disk is not None:
             disk.blocks.close()
         raise
@@ -339,20 +271,45 @@ def _open(plan: Plan, on_progress: Progress | None, cache_dir: Path | None = Non
         raise
 
 
-def _open_draft(plan: Plan, engine: Backend, on_progress: Progress | None, cache_dir: Path) -> Backend | None:
-    """Load the draft model of a plan, if it has one.
+def _open_draft(
+    plan: Plan, engine: Backend, on_progress: Progress | None, cache_dir: Path, *, is_asked: bool
+) -> tuple[Plan, Backend | None]:
+    """Load the draft model of a plan, if it has one, and return the plan without it if it cannot draft for this model.
+
+    Args:
+        plan, engine: of the model.
+        on_progress, cache_dir: as for `_open`.
+        is_asked: it was asked for together with this model, so that it must be used.
 
     Raises:
-        UnsupportedError: the model cannot verify drafts.
+        UsageError, UnsupportedError: it cannot draft for this model.
     """
+    from edge.engine.draft_model import check_draft
+    from edge.plan.draft import without_draft
+
+    draft: Backend | None = None
     if plan.draft is None:
-        return None
-    if not engine.capabilities.drafts:
-        raise UnsupportedError(
-            f"No model can draft for {plan.artifact.name}: the {plan.backend} backend cannot take back tokens of it.",
-            "Leave out the draft model (--draft, engine.draft).",
-        )
-    return _open(plan.draft, on_progress, cache_dir)
+        return plan, None
+    try:
+        if not engine.capabilities.drafts:
+            raise UnsupportedError(
+                f"No model can draft for {plan.artifact.name}: the {plan.backend} backend cannot take back tokens of it.",
+                "Leave out the draft model (--draft, engine.draft).",
+            )
+        draft = _open(plan.draft, on_progress, cache_dir)
+        check_draft(engine, draft)
+    except (UsageError, UnsupportedError) as error:
+        if draft is not None:
+            draft.close()
+        if is_asked:
+            raise
+        _log.warning("%s", error.message)
+        return without_draft(plan, error.message), None
+    except BaseException:
+        if draft is not None:
+            draft.close()
+        raise
+    return plan, draft
 
 
 def _with_placement(plan: Plan, engine: Backend) -> Plan:

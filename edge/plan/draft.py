@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from edge.device.profile import DeviceProfile
     from edge.plan.receipt import MemoryEstimate, Plan
 
-__all__ = ["plan_with_draft"]
+__all__ = ["plan_with_draft", "without_draft"]
+
+_LINE = "draft model"
 
 
 def plan_with_draft(
@@ -38,7 +40,7 @@ def plan_with_draft(
         draft = choose_draft(_without(device, plan.memory), plan)
     own, more = plan.memory, draft.memory
     line = Choice(
-        "draft model",
+        _LINE,
         f"{draft.artifact.name}, {draft.backend} on {draft.accelerator}",
         f"asked for; it guesses tokens, which {plan.artifact.name} verifies, and takes {size_text(more.total_bytes)} of memory",
     )
@@ -49,6 +51,15 @@ def plan_with_draft(
         draft_bytes=more.total_bytes,
     )
     return replace(plan, draft=draft, memory=memory, choices=(*plan.choices, line))
+
+
+def without_draft(plan: Plan, why: str) -> Plan:
+    """Return a plan without its draft model; the receipt says why."""
+    memory = replace(plan.memory, total_bytes=plan.memory.total_bytes - plan.memory.draft_bytes, draft_bytes=0)
+    if plan.draft is not None:
+        memory = replace(memory, device_bytes=memory.device_bytes - plan.draft.memory.device_bytes)
+    others = tuple(choice for choice in plan.choices if choice.what != _LINE)
+    return replace(plan, draft=None, memory=memory, choices=(*others, Choice(_LINE, "none", why)))
 
 
 def _without(device: DeviceProfile, memory: MemoryEstimate) -> DeviceProfile:

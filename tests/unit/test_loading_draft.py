@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import edge
-from edge.backends.fake import FakeBackend
+from edge.backends.fake import FakeBackend, FakeTokenizer
 from edge.config import load_settings
 from edge.device import DeviceProfile
-from edge.errors import BackendError, ModelNotFoundError, ModelTooLargeError, UnsupportedError
+from edge.errors import BackendError, ModelNotFoundError, ModelTooLargeError, UnsupportedError, UsageError
 from edge.plan import Plan
 from edge.plan.draft import plan_with_draft
 from edge.plan.receipt import MemoryEstimate
@@ -105,6 +105,50 @@ def test_where_the_engine_verifies_no_drafts_that_is_told_and_all_is_closed(
         load(models, draft=models["small"])
     with pytest.raises(BackendError):
         opened[0].length(0)
+
+
+class Other(FakeTokenizer):
+    """Another vocabulary."""
+
+    def _look_up(self, token: int) -> Any:
+        return super()._look_up(token)._replace(special=b"!")
+
+
+def test_one_of_the_settings_that_does_not_suit_is_left_out_and_one_that_was_asked_for_refused(
+    opened: list[FakeBackend], models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.backends.fake.FakeTokenizer", lambda: FakeTokenizer() if len(opened) % 2 == 0 else Other())
+    with pytest.raises(UsageError, match="cannot draft for"):
+        load(models, draft=models["small"])
+    assert len(opened) == 2
+    for backend in opened:
+        with pytest.raises(BackendError):
+            backend.length(0)
+    monkeypatch.setenv("EDGE_ENGINE_DRAFT", models["small"])
+    with load(models) as assistant:
+        plan = assistant.plan
+        assert plan is not None
+        assert (plan.draft, plan.memory.draft_bytes) == (None, 0)
+        assert plan.memory.total_bytes == plan.memory.weights_bytes + plan.memory.kv_bytes + plan.memory.compute_bytes
+        (line,) = [choice for choice in plan.choices if choice.what == "draft model"]
+        assert line.value == "none"
+        assert "cannot draft for" in line.reason
+        assert assistant.generate("hello", max_tokens=3).wait()
+    with pytest.raises(BackendError):
+        opened[3].length(0)
+
+
+def test_one_of_the_command_line_is_for_the_model_of_the_command_line(
+    opened: list[FakeBackend], models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.backends.fake.FakeTokenizer", lambda: FakeTokenizer() if len(opened) % 2 == 0 else Other())
+    flags = {"model": models["large"], "engine.draft": models["small"], "kv.enabled": False, "governor.enabled": False}
+    settings = load_settings(flags)
+    with pytest.raises(UsageError, match="cannot draft for"):
+        edge.load(settings=settings)
+    with edge.load(models["small"], settings=settings) as assistant:  # the chat goes on with another model
+        assert assistant.plan is not None
+        assert assistant.plan.draft is None
 
 
 def plans(large_bytes: int, small_bytes: int, least_bytes: int) -> tuple[Any, Any]:

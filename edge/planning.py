@@ -1,0 +1,105 @@
+"""From settings to the plan of a model: its files are found, and downloaded if they are missing; its draft model's likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge.errors import CancelledError, UsageError
+
+if TYPE_CHECKING:
+    from edge.config.schema import Settings
+    from edge.device.profile import DeviceProfile
+    from edge.formats.artifact import Artifact
+    from edge.names import Accelerator
+    from edge.plan.receipt import Plan, PlanRequest
+    from edge.registry import EngineRow
+
+__all__ = ["Progress", "make_planner"]
+
+Progress = Callable[[str, float], "bool | None"]
+"""Called with (stage, share done from 0 to 1); False stops it."""
+
+
+def make_planner(chosen: Settings, on_progress: Progress | None = None, *, download: bool = True) -> Callable[[], Plan]:
+    """Return a function that plans the model with what is known when it is called.
+
+    Args:
+        chosen: settings and arguments.
+        on_progress, download: as for `edge.plan_model`.
+
+    Raises:
+        UsageError: settings exclude each other.
+        ModelNotFoundError, DownloadError, ModelFileError: a model cannot be found or downloaded.
+        CancelledError: on_progress said False.
+    """
+    from edge.device.detection import probe
+    from edge.plan.draft import plan_with_draft, without_draft
+    from edge.plan.receipt import PlanRequest
+
+    exact, parallel, draft = chosen.kv.exact, chosen.engine.parallel, chosen.engine.draft
+    if exact and parallel not in (None, 1):
+        raise UsageError(
+            f"engine.parallel is {parallel}, and kv.exact allows one reply at a time: others would change its last bits.",
+            "Leave engine.parallel out, or turn kv.exact off.",
+        )
+    request = PlanRequest(
+        backend=chosen.backend,
+        require=chosen.require,
+        context=chosen.context,
+        threads=chosen.threads,
+        gpu_layers=chosen.gpu_layers,
+        kv_type_k=chosen.kv_type_k,
+        kv_type_v=chosen.kv_type_v,
+        n_seq=1 if exact else parallel,
+    )
+    device = probe()
+    choose = _find(chosen.model, request, chosen, device, on_progress, download=download)
+    off = "kv.exact allows no guesses" if exact else "engine.speculate is off" if not chosen.engine.speculate else ""
+    asked = PlanRequest(require=chosen.require, threads=chosen.threads)
+    choose_draft = _find(draft, asked, chosen, device, on_progress, download=download) if draft and not off else None
+
+    def plan() -> Plan:
+        if choose_draft is not None:
+            return plan_with_draft(
+                device,
+                lambda left: choose(left, request),
+                lambda left, main: choose_draft(left, replace(asked, context=main.n_ctx, n_seq=main.n_seq)),
+            )
+        alone = choose(device, request)
+        return without_draft(alone, off) if draft else alone
+
+    if on_progress is not None and on_progress("planning", 0.0) is False:
+        raise CancelledError("Loading was stopped.")
+    return plan
+
+
+def _find(
+    name: str, request: PlanRequest, chosen: Settings, device: DeviceProfile, on_progress: Progress | None, *, download: bool
+) -> Callable[[DeviceProfile, PlanRequest], Plan]:
+    """Find the files of a model, downloading them if told to, and return what plans it for a device and a request."""
+    from edge.catalog.api import resolve_all
+    from edge.plan.choosing import choose_plan, rank_formats
+    from edge.plan.placement import rows_for, safety_here
+    from edge.plan.tuning import look_up
+    from edge.registry import load_entry
+    from edge.sources.base import DownloadProgress
+
+    def report(progress: DownloadProgress) -> None:
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        if on_progress is not None and on_progress(progress.phase, share) is False:
+            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
+
+    formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
+    artifacts = resolve_all(name, settings=chosen, download=download, on_progress=report, formats=formats)
+    cache_dir = chosen.paths.cache_dir
+    candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
+    here = {artifact.format for artifact in artifacts}
+    safety = safety_here(device, [row for row in rows_for(request) if here & set(row.formats)], cache_dir)
+
+    def why_failed(row: EngineRow, artifact: Artifact, accelerator: Accelerator) -> str:
+        found: str = load_entry(row.why_failed)(artifact, accelerator, cache_dir)
+        return found
+
+    return lambda device, request: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
