@@ -307,7 +307,8 @@ class Asking:
         """Count the tokens that `generate` would have as its prompt, with all that the chat template adds.
 
         Args:
-            prompt, options: as in `generate`; of the options only those count that the prompt depends on, such as tools.
+            prompt: as in `generate`.
+            options: as in `generate`; tools and a schema are part of the prompt.
 
         Returns:
             Its size, and what is left of the context window. `Conversation.count` does it for a conversation.
@@ -320,7 +321,7 @@ class Asking:
         """
         messages = self._with_system(prompt)
         self._turns.check_size([message.content for message in messages])
-        return self._turns.count(messages, asked(None, options).options)
+        return self._turns.count(replace(asked(None, options), prompt=messages))
 
     async def acount(self, prompt: str | Prompt, **options: Unpack[RequestOptions]) -> PromptSize:
         """Count as `count` does, without blocking the event loop."""

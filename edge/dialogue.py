@@ -331,11 +331,12 @@ class Conversation:
         """
         return self._prewarm(text, attachments, cache, self.id)
 
-    def count(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+    def count(self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]) -> PromptSize:
         """Count the tokens that the whole conversation has as a prompt, with its next message and all that its template adds.
 
         Args:
             text, attachments: the next message; without them, the conversation as it is.
+            options: as in `send`; tools and a schema are part of the prompt.
 
         Returns:
             Its size, and what is left of the context window. Below 0, `send` would leave out old messages, or summarise or
@@ -350,14 +351,18 @@ class Conversation:
         check_text("text", text)
         check_attachments(attachments)
         self._check_size(text, attachments)
+        request = asked(None, options)
         next_one = [Node(0, None, "user", text, tuple(attachments))] if text or attachments else []
-        return self._turns.count(self._prompt([*self.messages, *next_one], self.info))
+        prompt = self._prompt([*self.messages, *next_one], self.info)
+        return self._turns.count(replace(request, prompt=prompt, options=self._options(request)))
 
-    async def acount(self, text: str = "", *, attachments: Sequence[Attachment] = ()) -> PromptSize:
+    async def acount(
+        self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]
+    ) -> PromptSize:
         """Count as `count` does, without blocking the event loop."""
         import asyncio
 
-        return await asyncio.to_thread(self.count, text, attachments=attachments)
+        return await asyncio.to_thread(partial(self.count, text, attachments=attachments, **options))
 
     def fork(self, node_id: int | None = None) -> Conversation:
         """Copy the path up to a message (None: all of it) into a new conversation.

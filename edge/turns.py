@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
-from edge.prompt.options import NO_OPTIONS, PromptOptions
 from edge.structured.compiler import Compiler
 from edge.structured.prompt import with_schema
 from edge.turn import Turn
@@ -140,19 +139,21 @@ class Turns:
         """How many replies run side by side at most."""
         return self._scheduler.n_seq
 
-    def count(self, messages: Sequence[Message], options: PromptOptions = NO_OPTIONS) -> PromptSize:
-        """Return the size of messages as a prompt, however many fit the window.
-
-        Args:
-            messages: of the prompt.
-            options: tools and thinking.
+    def count(self, request: Request) -> PromptSize:
+        """Return the size of the whole prompt of a request, whether it fits the window or not.
 
         Raises:
             TemplateError: the template refuses these messages.
+            UnsupportedError: the template has no place for tools.
             BackendError: as `check_open`.
         """
         self.check_open()
-        return PromptSize(len(self.prompting.encode(messages, options=options)) if messages else 0, self._scheduler.n_ctx)
+        prompt = _whole_prompt(request)
+        if isinstance(prompt, str):
+            n_tokens = len(self.prompting.tokenize(prompt, add_special=True, parse_special=True))
+        else:
+            n_tokens = len(self.prompting.encode(prompt, options=request.options)) if prompt else 0
+        return PromptSize(n_tokens, self._scheduler.n_ctx)
 
     def namespace_of(self, namespace: str | None) -> str:
         """Return the namespace of a request."""
@@ -170,10 +171,7 @@ class Turns:
         chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
         if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        prompt = request.prompt
-        if request.constraint is not None and request.shows_schema and not isinstance(prompt, str):
-            prompt = with_schema(prompt, request.constraint)
-        request = replace(request, prompt=prompt, sampling=chosen, window=request.window or self.window)
+        request = replace(request, prompt=_whole_prompt(request), sampling=chosen, window=request.window or self.window)
         return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
@@ -253,6 +251,14 @@ class Turns:
         """Stop all replies, and wait for their end if told to."""
         self._is_closed = True
         self._running.stop(wait=wait)
+
+
+def _whole_prompt(request: Request) -> str | Sequence[Message]:
+    """Return the prompt of a request, with the schema in its system prompt if it is shown."""
+    prompt = request.prompt
+    if request.constraint is None or not request.shows_schema or isinstance(prompt, str):
+        return prompt
+    return with_schema(prompt, request.constraint)
 
 
 class _Running:

@@ -122,3 +122,26 @@ def test_several_choices_and_a_schema() -> None:
         chosen: Any = ai.choose("which?", ["yes", "no"])
         assert chosen.text == "no"
         assert {number: reply.text for number, reply in ai.batch(["n?", "which?"])} == {0: "7", 1: "no"}
+
+
+def test_the_size_of_a_prompt_has_tools_and_schema() -> None:
+    def weather(city: str) -> str:
+        """Tell the weather of a city."""
+        return "rain"
+
+    with FakeModel({"hi": "{}"}).load() as ai:
+        plain = ai.count("hi").n_tokens
+        conversation = ai.conversation(tools=[weather])
+        for options in (
+            {"tools": [weather]},
+            {"schema": {"type": "object"}},
+            {"tools": [weather], "schema": {"type": "object"}},
+        ):
+            size = ai.count("hi", **options)  # type: ignore[arg-type]
+            reply = ai.generate("hi", **options)  # type: ignore[arg-type]
+            reply.wait()
+            assert size.n_tokens == reply.usage.n_prompt > plain
+        size = conversation.count("hi")
+        reply = conversation.send("hi")
+        reply.wait()
+        assert size.n_tokens == reply.usage.n_prompt == ai.count("hi", tools=[weather]).n_tokens
