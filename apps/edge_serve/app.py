@@ -19,7 +19,7 @@ from edge_serve.errors import ApiError, ClientGoneError, from_edge
 from edge_serve.ollama import chat as ollama_chat
 from edge_serve.ollama import generate as ollama_generate
 from edge_serve.ollama import models as ollama_models
-from edge_serve.openai import chat, completions, models, tokens
+from edge_serve.openai import chat, completions, models, responses, tokens
 
 if TYPE_CHECKING:
     from edge_serve.security import Guard
@@ -37,6 +37,8 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/metrics", state.metrics),
     ("POST", "/v1/chat/completions", chat.create),
     ("POST", "/v1/completions", completions.create),
+    ("POST", "/v1/responses", responses.create),
+    ("GET", "/v1/responses/{id}", responses.stored),
     ("GET", "/v1/models", models.list_all),
     ("GET", "/v1/models/{id:path}", models.retrieve),
     ("POST", "/v1/messages", messages.create),

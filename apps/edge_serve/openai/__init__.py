@@ -5,5 +5,6 @@ options.py      tools, form and thinking
 messages.py     messages of a request as the runtime takes them
 probabilities.py  log probabilities of tokens
 chat.py         chat completions; completions.py, a text that is continued
+responses.py    responses; response_wire.py, their input; response_stream.py, their items and events
 models.py       the list of models; tokens.py, texts to tokens and back, as llama.cpp's server and vLLM have it
 """

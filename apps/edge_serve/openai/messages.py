@@ -15,9 +15,9 @@ from edge_serve.errors import ApiError
 if TYPE_CHECKING:
     from edge_serve.openai.wire import ChatMessage, Part
 
-__all__ = ["messages_of"]
+__all__ = ["ROLES", "arguments_of", "messages_of", "text_of_part"]
 
-_ROLES: dict[str, Role] = {
+ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -42,21 +42,21 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def _message(message: ChatMessage, where: str) -> Message:
-    role = _ROLES.get(message.role)
+    role = ROLES.get(message.role)
     if role is None:
-        known = ", ".join(name for name in _ROLES if name != "function")
+        known = ", ".join(name for name in ROLES if name != "function")
         raise ApiError(400, f"{where}: there is no role {message.role[:40]!r}. Use one of {known}.", param=f"{where}.role")
     thought = message.reasoning_content or message.reasoning or ""
     try:
         calls = tuple(
-            ToolCall(call.function.name, _arguments(call.function.arguments), call.id) for call in message.tool_calls or ()
+            ToolCall(call.function.name, arguments_of(call.function.arguments), call.id) for call in message.tool_calls or ()
         )
         return Message(role, _text(message, where), message.name, calls, message.tool_call_id, thought)
     except UsageError as error:
         raise ApiError(400, f"{where}: {error}", code="invalid_value", param=where) from None
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def arguments_of(text: str) -> dict[str, Any]:
     """Return the arguments of a call, which come as the text of a JSON object.
 
     Raises:
@@ -78,10 +78,15 @@ def _text(message: ChatMessage, where: str) -> str:
         return message.refusal or ""
     if isinstance(content, str):
         return content
-    return "".join(_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+    return "".join(text_of_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
 
 
-def _part(part: Part, where: str) -> str:
+def text_of_part(part: Part, where: str) -> str:
+    """Return the text of a part of a content.
+
+    Raises:
+        ApiError: it is no text.
+    """
     if part.type in ("text", "input_text", "output_text"):
         if part.text is None:
             raise ApiError(400, f"{where} has no text.", param=f"{where}.text")
