@@ -41,6 +41,7 @@ class ChatApp(BaseApp):
     TITLE = "edge chat"
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "everywhere"))
     ENABLE_COMMAND_PALETTE = False  # palette.py has our own
+    HORIZONTAL_BREAKPOINTS = [(0, "-slim"), (60, "-roomy")]  # noqa: RUF012 (textual declares it so)
     VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-mid"), (32, "-high")]  # noqa: RUF012 (textual declares it so)
 
     def __init__(self, settings: Settings, *, conversation: str | None = None, **options: Any) -> None:

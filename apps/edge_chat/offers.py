@@ -83,7 +83,7 @@ def _choice(
     verdict, need = "", ""
     if size_bytes:
         verdict = _VERDICTS[memory_verdict(size_bytes, free_bytes)]
-        need = f"Takes about {size_text(memory_need(size_bytes))} of the {size_text(free_bytes)} of memory that are free."
+        need = f"Takes about {size_text(memory_need(size_bytes))} of {size_text(free_bytes)} of free memory."
     speed = f"{fmt.rate(tokens_per_s)}, measured by edge tune." if tokens_per_s else ""
     facts = ", ".join(part for part in (licence, where) if part)
     return Completion(

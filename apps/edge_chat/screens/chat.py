@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Center, Horizontal, Vertical
 from textual.timer import Timer
 from textual.widgets import Static
 
@@ -88,7 +88,8 @@ class ChatScreen(ChatView):
             yield Sidebar()
             with Vertical(id="main"):
                 yield Transcript()
-                yield Below()
+                with Center():
+                    yield Below()
                 yield Composer(
                     self.app.history,
                     self.app.cwd,

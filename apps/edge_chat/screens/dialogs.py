@@ -32,6 +32,13 @@ class Dialog(ModalScreen[T]):
         self._title_text = title
         self._note = note
 
+    async def action_dismiss(self, result: T | None = None) -> None:
+        """Close the dialog, once all of it is there: Esc may come together with the key that opened it."""
+        if self.is_mounted:
+            await super().action_dismiss(result)
+        else:
+            self.call_later(self.action_dismiss, result)
+
     def _heading(self) -> ComposeResult:
         yield Static(self._title_text, classes="dialog-title", markup=False)
         if self._note:
@@ -130,7 +137,7 @@ class ReadPage(Dialog[None]):
             yield from self._heading()
             with VerticalScroll():
                 yield MarkdownPage(self._text, is_plain=self.app.has_class("-plain"))
-            yield Static("Esc closes; Up, Down and Page keys scroll.", classes="dialog-keys")
+            yield Static("Esc closes; arrow keys scroll.", classes="dialog-keys")
 
     def on_mount(self) -> None:
         """Focus the text, so that keys scroll it."""

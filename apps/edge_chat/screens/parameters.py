@@ -46,6 +46,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
         self._errors: dict[str, str] = {}
         self._names = list(PARAMETERS)
         self._filled_width = 0
+        self._shown = self._names[0]  # in the field
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog-box -tall"):
@@ -94,11 +95,16 @@ class ParameterEditor(Dialog["Sampling | None"]):
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
-        if self._values[self.chosen] == event.value:
-            return
-        self._set(self.chosen, event.value)
-        self._show_note()
-        self._align(is_changed=True)
+        # The field may have the value of the next parameter already: what is said of the one before is old news.
+        if event.value == event.input.value:
+            self._take(event.value)
+
+    def _take(self, value: str) -> None:
+        """Change the parameter in the field; the highlight may be further on."""
+        if self._values[self._shown] != value:
+            self._set(self._shown, value)
+            self._show_note()
+            self._align(is_changed=True)
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -106,6 +112,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
 
     def action_accept(self) -> None:
         """Return the parameters, or go to the first with an error."""
+        self._take(self.query_one(Input).value)
         if self._errors:
             self.query_one(OptionList).highlighted = self._names.index(min(self._errors, key=self._names.index))
             return
@@ -132,14 +139,15 @@ class ParameterEditor(Dialog["Sampling | None"]):
     def _show_chosen(self) -> None:
         """Put the highlighted parameter into the field."""
         name, field = self.chosen, self.query_one(Input)
+        self._shown = name
         self.query_one("#parameter-name", Static).update(name)
         field.value = self._values[name]
         field.cursor_position = len(field.value)
         self._show_note()
 
     def _show_note(self) -> None:
-        """Show the explanation and the default of the highlighted parameter, or what is wrong with its value."""
-        name, note = self.chosen, self.query_one("#parameter-note", Static)
+        """Show the explanation and the default of the parameter in the field, or what is wrong with its value."""
+        name, note = self._shown, self.query_one("#parameter-note", Static)
         error = self._errors.get(name)
         about = PARAMETERS[name].help
         note.update(error or f"{about[:1].upper()}{about[1:]}. The default is {self._defaults[name] or 'empty'}.")

@@ -124,6 +124,8 @@ class Sidebar(Vertical):
 
     def show_hits(self, hits: Sequence[SearchHit], text: str, *, now: float) -> None:
         """List search hits: the title, and the words around each match."""
+        from edge.conversation.search import find_matches
+
         self._fill_again = lambda: self.show_hits(hits, text, now=now)
         self._searched = text
         rows = make_rows((hit.conversation for hit in hits), now=now, width=self._room, is_plain=self._is_plain)
@@ -131,7 +133,10 @@ class Sidebar(Vertical):
         for hit in hits:
             option_id = hit.conversation.id if hit.node_id is None else f"{hit.conversation.id}/{hit.node_id}"
             prompt = self._line(rows[hit.conversation.id])
-            if hit.node_id is not None:
+            in_title = find_matches(prompt.plain, text) if hit.node_id is None else []
+            for start, end in in_title:
+                prompt = prompt.stylize("bold underline", start, end)
+            if not in_title:  # in a message, or in the part of the title that is cut off
                 text_around, matches = crop(fmt.clean(hit.snippet), hit.matches, self._room - 2)
                 snippet = Content(text_around).stylize("auto 80%")
                 for start, end in matches:

@@ -3,25 +3,32 @@ from __future__ import annotations
 import gc
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from textual.containers import VerticalScroll
-from textual.widgets import OptionList, Static
+from textual.screen import Screen
+from textual.widgets import Input, OptionList, Static
 
 from edge.conversation import ConversationStore, Node
-from edge.types import Message
+from edge.errors import ModelNotFoundError
+from edge.types import Message, Sampling
 from edge_chat import pages
 from edge_chat.app import ChatApp
 from edge_chat.commands import Completion
 from edge_chat.keys import Keymap
 from edge_chat.markup.document import render
+from edge_chat.markup.lines import Run
+from edge_chat.markup.tables import Table
 from edge_chat.palette import last_used, palette_choices
 from edge_chat.parameters import PARAMETERS
-from edge_chat.screens.dialogs import ReadPage
+from edge_chat.screens.dialogs import AskText, Confirm, EditText, ReadPage
 from edge_chat.screens.parameters import ParameterEditor
 from edge_chat.screens.picker import Picker
+from edge_chat.screens.wide import WideTable
 from edge_chat.table import REGISTRY
 from tests.chat_app import enter, eventually, fake_app, say, settle, texts
 
@@ -50,6 +57,29 @@ async def test_parameters_are_checked_in_place_and_saved() -> None:
         await settle(pilot)
         assert app.chat_screen.controller.sampling.temperature == 9.0
         assert app.chat_screen.controller.sampling.top_k == app.settings.sampling.top_k
+
+
+async def test_a_value_stays_with_its_parameter_when_keys_arrive_together() -> None:
+    app = fake_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("f4")
+        await eventually(pilot, lambda: isinstance(app.screen, ParameterEditor) and app.focused)
+        editor = app.screen
+        assert isinstance(editor, ParameterEditor)
+        listed = editor.query_one(OptionList)
+        with editor.prevent(OptionList.OptionHighlighted):  # the list tells later what is highlighted, as does the field
+            listed.highlighted = 1
+            editor._show_chosen()
+            listed.highlighted = 4
+        await pilot.pause()
+        editor._show_chosen()
+        await eventually(pilot, lambda: editor.query_one(Input).value == "1")
+        await pilot.pause()
+        assert not editor.errors
+        await pilot.press("ctrl+s")
+        await settle(pilot)
+        assert app.chat_screen.controller.sampling == app.chat_screen.controller.default_sampling
 
 
 async def test_parameters_can_be_put_back_and_given_up() -> None:
@@ -159,6 +189,30 @@ async def test_pages_open_and_close(command: str) -> None:
         assert app.screen is app.chat_screen
 
 
+DIALOGS: dict[str, Callable[[], Screen[Any]]] = {
+    "page": lambda: ReadPage("Title", "Text"),
+    "question": lambda: Confirm("Delete?", "Delete"),
+    "line": lambda: AskText("Title", "value"),
+    "text": lambda: EditText("Title", "value"),
+    "list": lambda: Picker("Title", [Completion("a", "a")]),
+    "parameters": lambda: ParameterEditor(Sampling(), Sampling()),
+    "table": lambda: WideTable(Table(((Run("a"),),), (), ("left",))),
+}
+
+
+@pytest.mark.parametrize("kind", DIALOGS)
+async def test_esc_that_comes_with_the_key_that_opens_a_dialog_closes_it(kind: str) -> None:
+    app = fake_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        dialog = DIALOGS[kind]()
+        app.push_screen(dialog)
+        await dialog.run_action("screen.dismiss(None)")
+        await eventually(pilot, lambda: app.screen is app.chat_screen)
+        await settle(pilot)
+    assert app.breakdown is None
+
+
 async def test_the_palette_offers_the_same_commands() -> None:
     app = fake_app()
     async with app.run_test(size=(100, 30)) as pilot:
@@ -224,6 +278,17 @@ async def test_everything_can_be_used_on_a_terminal_of_40_by_12(what: str) -> No
             if part.display:
                 assert part.region.height >= 1 and app.screen.region.contains_region(part.region), part
                 assert not part.content_region.width or part.content_region.height >= 1, part
+
+
+async def test_every_button_of_an_error_is_on_a_narrow_screen() -> None:
+    def fail(model: str, **options: object) -> object:
+        raise ModelNotFoundError("There is no model.", "Choose another.")
+
+    app = fake_app(loader=fail)
+    async with app.run_test(size=(40, 24)) as pilot:
+        await settle(pilot)
+        buttons = [button.region for button in app.screen.query(".error-actions Button")]
+        assert len(buttons) == 3 and all(app.chat_screen.transcript.region.contains_region(region) for region in buttons)
 
 
 async def test_plain_mode_says_in_words_what_is_drawn_otherwise() -> None:

@@ -29,7 +29,7 @@ def test_a_choice_says_what_one_decides_by() -> None:
     default = choices["smollm2-135m"]
     assert default.columns == ("98.4 MB", "135M", "fits", "")
     assert default.detail.startswith("The embedded default") and "Apache-2.0, will be downloaded." in default.about
-    assert "Takes about 523.0 MB of the 1.5 GB of memory that are free." in default.about
+    assert "Takes about 523.0 MB of 1.5 GB of free memory." in default.about
     assert choices["smollm2-1.7b"].columns[:3] == ("~1.1 GB", "1.7B", "fits barely")
     assert choices["phi3-mini"].columns[2] == "does not fit"
     assert "whose terms you have to accept" in choices["gemma3-1b"].about

@@ -90,6 +90,20 @@ async def test_search_finds_other_branches_and_shows_them() -> None:
         assert texts(app) == ["You: first version", "Assistant: answer"]
 
 
+@pytest.mark.parametrize("title", ["Whales and bread", "A title that is far too long for its line, and ends with whales"])
+async def test_the_word_that_was_found_in_a_title_is_marked(title: str) -> None:
+    store = ConversationStore(None)
+    store.create(title=title)
+    app = fake_app(store=store)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await say(pilot, "/search whales")
+        await eventually(pilot, lambda: len(listed(app)) == 1)
+        (prompt,) = [option.prompt for option in app.chat_screen.sidebar.listing.options]
+        marked = [prompt.plain[span.start : span.end].lower() for span in prompt.spans if "underline" in str(span.style)]
+        assert marked == ["whales"]
+
+
 async def test_nothing_found_is_said() -> None:
     app = fake_app(store=filled())
     async with app.run_test(size=(120, 30)) as pilot:
