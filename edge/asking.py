@@ -232,7 +232,8 @@ class Asking:
         Args:
             prompt: as in `generate`.
             choices: the answers, at least one, as the model would write them.
-            timeout_s, priority, cache, cache_namespace: as in `generate`.
+            timeout_s, priority, cache_namespace: as in `generate`.
+            cache: as in `generate`; None is "memory", since an answer that is only scored is not worth a file.
 
         Raises:
             UsageError: there is no prompt or answer, two answers are the same, or an argument has the wrong type.
@@ -267,7 +268,8 @@ class Asking:
     ) -> list[Reply]:
         """Have the engine score each answer."""
         check_choices(choices)
-        messages, request = self._with_system(prompt), replace(asked(None, options), n_logprobs=0, shared=SharedPrompt())
+        messages, request = self._with_system(prompt), asked(None, options)
+        request = replace(request, cache=request.cache or "memory", n_logprobs=0, shared=SharedPrompt())
         return [self._answer(messages, replace(request, answer=choice), cache_namespace) for choice in choices]
 
     def complete(

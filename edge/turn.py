@@ -299,12 +299,14 @@ class Turn:
 
     def _boundaries(self, tokens: list[int]) -> list[int]:
         """Return positions that later prompts are likely to share: the end of the system prompt, asked for by the first turn,
-        and, for states that can only be stored as a whole, the last token but one (the last is computed for its logits).
+        and, for states that can only be stored as a whole and for prompts of several replies, the last token but one (the last
+        is computed for its logits).
         """
         is_whole = self.scheduler.wants_checkpoints
+        ends_a_block = is_whole or self.request.shared is not None
         is_first = not any(message.role == "assistant" for message in self._messages)
         shared = self.prompting.shared_end(self._messages, tokens, self.request.options) if is_first or is_whole else 0
-        return sorted({end for end in (shared, len(tokens) - 1 if is_whole else 0) if 0 < end < len(tokens)})
+        return sorted({end for end in (shared, len(tokens) - 1 if ends_a_block else 0) if 0 < end < len(tokens)})
 
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an earlier answer again."""

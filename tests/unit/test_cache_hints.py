@@ -370,3 +370,28 @@ def test_what_is_kept_leaves_memory_last(house: House) -> None:
         done(house.ai.generate(f"Number {n}. " * 10, cache="memory"))
     usage = done(house.ai.generate(SECRET, cache="memory")).usage
     assert usage.n_reused - usage.n_restored > 200
+
+
+# -- several replies to one prompt
+
+
+def n_files_with(house: House, text: str) -> int:
+    house.settle()
+    found = pack_tokens(list(text.encode()))
+    return sum(found in path.read_bytes() for path in house.directory.rglob("*") if path.is_file() and "index" not in path.name)
+
+
+def test_the_prompt_of_several_choices_is_stored_once(house: House) -> None:
+    for reply in house.ai.generate_choices(SECRET + "the end", 3):
+        reply.wait()
+    assert n_files_with(house, "the end") == 1
+
+
+def test_answers_that_are_only_scored_are_not_stored(house: House) -> None:
+    house.ai.choose(SECRET, ["yes", "no", "perhaps"])
+    assert not house.holds(SECRET)
+    assert house.n_blocks() == 0
+    house.ai.choose(SECRET + "the end", ["yes", "no", "perhaps"], cache="disk")
+    assert n_files_with(house, "the end") == 1
+    with pytest.raises(UsageError, match="cache cannot be"):
+        house.ai.choose("hi", ["yes"], cache="")  # type: ignore[arg-type]
