@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edge.types import Usage
+
 if TYPE_CHECKING:
     from edge.engine.constraint import Matcher
     from edge.engine.generation import Finished
@@ -87,7 +89,7 @@ def _joined(thought: Finished | None, begun: Sequence[int], rest: Finished) -> F
     tokens = (*begun, *rest.tokens) if rest.tokens else ()
     if thought is None:
         return replace(rest, tokens=tokens)
-    usage = replace(thought.usage, n_generated=thought.usage.n_generated + rest.usage.n_generated)
+    usage = Usage.total((thought.usage, rest.usage))
     first, last = thought.timing, rest.timing
     timing = replace(
         last,

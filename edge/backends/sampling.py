@@ -28,8 +28,10 @@ __all__ = [
     "best",
     "candidates",
     "check_bias",
+    "check_mask",
     "check_tokens",
     "find_breakers",
+    "likeliest_allowed",
     "narrow",
     "not_numbers",
     "probabilities",
@@ -71,6 +73,31 @@ def check_tokens(tokens: Sequence[int], n_vocab: int) -> None:
         raise UsageError(f"There is no token {wrong}.", f"The vocabulary has {n_vocab} tokens.")
 
 
+def check_mask(allowed: Mask, n_vocab: int) -> None:
+    """Check that a mask is of this vocabulary.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if len(allowed) != n_vocab:
+        raise UsageError(f"The mask has {len(allowed)} tokens, the vocabulary {n_vocab}.")
+
+
+def likeliest_allowed(logits: Values, allowed: Mask, n_vocab: int) -> int:
+    """Return the likeliest token that is allowed; nearly always the likeliest of all.
+
+    Raises:
+        BackendError: a logit is NaN.
+        ConstraintError, UsageError: as `candidates`.
+    """
+    check_mask(allowed, n_vocab)
+    best = _likeliest(logits)
+    if allowed[best]:
+        return best
+    tokens = candidates(allowed, n_vocab, {})
+    return int(tokens[_likeliest(logits[tokens])])
+
+
 def candidates(allowed: Mask, n_vocab: int, logit_bias: Mapping[int, float]) -> Ids:
     """Return the tokens that may be chosen, shape (n,), n >= 1.
 
@@ -78,8 +105,7 @@ def candidates(allowed: Mask, n_vocab: int, logit_bias: Mapping[int, float]) -> 
         ConstraintError: there is none.
         UsageError: the mask is not of this vocabulary.
     """
-    if len(allowed) != n_vocab:
-        raise UsageError(f"The mask has {len(allowed)} tokens, the vocabulary {n_vocab}.")
+    check_mask(allowed, n_vocab)
     ids = np.flatnonzero(allowed)
     forbidden = [token for token, bias in logit_bias.items() if bias == -math.inf and allowed[token]]
     if forbidden:
@@ -407,10 +433,7 @@ class NumpySampler(Sampler):
             raise BackendError("The sampler is closed.", "Open another one.")
 
     def _greedy(self, logits: npt.NDArray[np.float32], allowed: Mask | None) -> int:
-        if allowed is None:
-            return _likeliest(logits)
-        tokens = candidates(allowed, self._n_vocab, self._sampling.logit_bias)
-        return int(tokens[_likeliest(logits[tokens])])
+        return _likeliest(logits) if allowed is None else likeliest_allowed(logits, allowed, self._n_vocab)
 
     def _draw(self, values: Logits) -> int:
         """Draw an index with the probabilities softmax(values)."""

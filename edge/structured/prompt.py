@@ -11,6 +11,10 @@ from edge.types import Message
 __all__ = ["with_schema"]
 
 _ASK = "Answer with JSON that fits this JSON Schema, and with nothing else:"
+_ANY = {
+    Constraint.json_object().source: "Answer with a JSON object, and with nothing else.",
+    Constraint.json_schema(True).source: "Answer with JSON, and with nothing else.",
+}
 
 
 def with_schema(messages: Sequence[Message], constraint: Constraint) -> list[Message]:
@@ -20,7 +24,7 @@ def with_schema(messages: Sequence[Message], constraint: Constraint) -> list[Mes
     """
     if not constraint.is_json:
         return list(messages)
-    text = f"{_ASK}\n{constraint.source}"
+    text = _ANY.get(constraint.source, f"{_ASK}\n{constraint.source}")
     if messages and messages[0].role == "system":
         return [replace(messages[0], content=f"{messages[0].content}\n\n{text}"), *messages[1:]]
     return [Message("system", text), *messages]

@@ -110,6 +110,12 @@ def test_the_schema_is_in_the_system_prompt(ai: Assistant, backend: Listening) -
         assert b"Answer with JSON" not in backend.heard
 
 
+def test_a_schema_that_says_nothing_is_asked_for_in_words(ai: Assistant, backend: Listening) -> None:
+    ai.generate("Who is it?", constraint=Constraint.json_object()).wait()
+    assert b"Be brief\n\nAnswer with a JSON object, and with nothing else." in backend.heard
+    assert b"JSON Schema" not in backend.heard
+
+
 def test_extract_reads_a_text_at_temperature_zero(ai: Assistant, backend: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Request] = []
     make = ai._turns.make

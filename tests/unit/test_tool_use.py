@@ -419,6 +419,7 @@ def test_a_constraint_begins_behind_a_thought_that_the_prompt_opens():
         reply = ai._answer([Message("user", "Count")], Request(constraint=Constraint.json_schema(schema)), None)
         assert json.loads(reply.wait()).keys() == {"n"}
         assert reply.reasoning == 'One {"a"} two'
+        assert reply.usage.n_forced == len('"n": ')  # behind the bracket, which the model chose
 
 
 def test_think_false_closes_a_thought_that_the_prompt_opens():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import Sampler
-from edge.backends.sampling import candidates, check_bias, check_tokens, not_numbers, seed_of
+from edge.backends.sampling import candidates, check_bias, check_tokens, likeliest_allowed, not_numbers, seed_of
 from edge.errors import BackendError
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class LlamaCppSampler(Sampler):
         with self._lock:
             self._check_open()
             logits, row = self._logits.newest(seq_id, n_back), self._logits.row(seq_id, n_back)
-            if allowed is not None:
+            if allowed is not None and self._is_plain_greedy:
+                token = likeliest_allowed(logits, allowed, self._n_vocab)
+            elif allowed is not None:
                 token = self._sample_some(logits, candidates(allowed, self._n_vocab, self._bias))
             elif self._is_plain_greedy:
                 token = int(logits.argmax())
@@ -193,8 +195,6 @@ class LlamaCppSampler(Sampler):
         """Sample from a copy of these logits: those of some tokens, or all that the engine's output no longer holds."""
         import numpy as np
 
-        if ids is not None and self._is_plain_greedy:
-            return int(ids[logits[ids].argmax()])
         library, n = self._library, len(logits) if ids is None else len(ids)
         if self._candidates is None:
             self._candidates = np.zeros(len(logits), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
