@@ -138,6 +138,9 @@ class DraftModel:
                 return None
             self._n_declined = 0
             found = self._decode_ahead(seq_id, n_most, n_other, pass_ms, is_trial=is_trial)
+        except ContextFullError:  # other sequences hold the cells; those that still run come back
+            self.release()
+            return None
         except EdgeError as error:  # the reply goes on without
             _log.warning("The draft model failed and is not used any more: %s", error)
             self._is_broken = True
@@ -201,11 +204,7 @@ class DraftModel:
                 return False
             missing = missing[: _CATCH_UP if self._prefill_ms else _AT_ONCE]  # the first few measure it
         began = self._clock()
-        try:
-            self._backend.prefill(seq_id, missing)
-        except ContextFullError:
-            self.release(busy=[seq_id])
-            self._backend.prefill(seq_id, missing)
+        self._backend.prefill(seq_id, missing)
         held.extend(missing)
         ms = (self._clock() - began) * 1000
         if len(missing) >= _AT_ONCE:

@@ -197,6 +197,16 @@ def test_several_replies_at_once_and_preempted_ones() -> None:
     assert said == [say(PLAIN)] * 3
 
 
+@pytest.mark.parametrize("n_room", range(20, 100, 7))
+def test_a_full_cache_of_the_draft_model_ends_neither_it_nor_a_reply(n_room: int, caplog: pytest.LogCaptureFixture) -> None:
+    asked = [(PLAIN, GREEDY), (PLAIN[::-1], GREEDY), (PLAIN.upper(), GREEDY)]
+    draft = Draft(n_ctx=len(ask(FakeBackend(), PLAIN)) + len(PLAIN) + n_room)
+    ends, texts, _ = run(Eager(draft), asked)
+    assert texts == [say(text) for text, _ in asked]
+    assert sum(end.usage.n_accepted for end in ends) > 10
+    assert caplog.records == []
+
+
 def test_what_repeats_is_looked_up_and_the_rest_guessed() -> None:
     draft = Eager(Draft(lambda message: "wrong " * 100))
     text = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT. one two three four five six seven eight. " * 2
