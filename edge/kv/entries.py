@@ -113,11 +113,17 @@ def make_private(path: Path) -> None:
     """Create a directory that only its owner may enter, or make an existing one private.
 
     Raises:
-        StorageError: it belongs to another user.
+        StorageError: it belongs to another user, or there is something else.
         OSError: it cannot be created.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = path.stat()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = path.stat()
+    except (FileExistsError, NotADirectoryError):
+        raise StorageError(
+            f"The KV cache needs the directory {path}, and there is something else at that path.",
+            "Move that away, or set EDGE_CACHE_DIR to another directory.",
+        ) from None
     check_owner(path, state)
     if state.st_mode & 0o077:
         path.chmod(0o700)
@@ -151,7 +157,7 @@ def kind_of_entry(path: Path) -> int | None:
     """Return the type of a directory entry, links not followed; None if there is none."""
     try:
         return stat.S_IFMT(path.lstat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -184,6 +184,8 @@ class StoreFiles:
             set_aside(path.parent)
         try:
             path.unlink(missing_ok=True)
+        except NotADirectoryError:  # something else is where its directory was
+            return
         except (IsADirectoryError, PermissionError):
             if kind_of_entry(path) != stat.S_IFDIR:
                 raise

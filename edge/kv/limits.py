@@ -155,8 +155,10 @@ class Limits:
             return default
 
     def _open(self) -> sqlite3.Connection:
-        if kind_of_entry(self._path) not in (None, stat.S_IFREG):
-            set_aside(self._path)
+        for end in ("", "-journal", "-wal", "-shm"):  # SQLite would wait for the other end of a FIFO
+            path = self._path.with_name(_NAME + end)
+            if kind_of_entry(path) not in (None, stat.S_IFREG):
+                set_aside(path)
         os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
         connection = sqlite3.connect(
             self._path, timeout=self._options.turn_timeout_s, isolation_level=None, check_same_thread=False

@@ -995,6 +995,55 @@ def test_strange_entries_are_set_aside(make_store: MakeStore, tmp_path: Path, na
     assert len(list(store.directory.glob("*.aside-*"))) == 1
 
 
+@pytest.mark.parametrize("end", ["", "-journal", "-wal", "-shm"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)], ids=["FIFO", "directory", "link"])
+def test_strange_entries_beside_the_file_of_limits_are_set_aside(
+    make_store: MakeStore, make: Callable[[Path], None], end: str
+) -> None:
+    store = make_store(max_written_bytes=1 << 20)
+    put_row(store, list(range(8)))
+    store.close()
+    path = store.directory / f"limits.sqlite{end}"
+    path.unlink(missing_ok=True)
+    make(path)
+    again = make_store(max_written_bytes=1 << 20)  # SQLite waits for the other end of a FIFO, if it is let
+    put_row(again, list(range(50, 58)))
+    assert again.problem is None and len(restored(again, list(range(8)))) == 2
+    assert len(list(store.directory.glob("limits*.aside-*"))) == 1
+
+
+def test_a_file_in_the_place_of_a_shard_costs_its_blocks_only(make_store: MakeStore) -> None:
+    store = make_store()
+    key = put_row(store, [1, 2])[0]
+    put_row(store, [3, 4])
+    shard = path_of(store, key).parent
+    shutil.rmtree(shard)
+    shard.write_bytes(b"mine")
+    store.verify()
+    store.gc()
+    assert store.problem is None and not is_stored(store, key) and len(restored(store, [3, 4])) == 1
+    store.clear()
+    put_row(store, [1, 2])
+    assert store.problem is None and len(restored(store, [1, 2])) == 1
+
+
+@pytest.mark.parametrize("what", ["file", "FIFO", "dangling link"])
+def test_a_path_that_is_no_directory_is_said(make_store: MakeStore, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "kv"
+    if what == "file":
+        path.touch()
+    elif what == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    store = make_store()
+    assert store.problem == f"The KV cache needs the directory {path}, and there is something else at that path"
+    with pytest.raises(StorageError) as caught:
+        store.gc()
+    assert "EDGE_CACHE_DIR" in caught.value.hint
+    path.unlink()
+
+
 @pytest.mark.parametrize("name", ["tmp", "live", "blocks"])
 def test_links_to_directories_of_the_user_are_refused(make_store: MakeStore, tmp_path: Path, name: str) -> None:
     store = make_store()
