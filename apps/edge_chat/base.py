@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from edge.types import Tool
     from edge_chat.editor import Editor
 
-__all__ = ["BaseApp", "private_opener"]
+Toolbox = Callable[[], "tuple[list[Tool], list[str]]"]
+
+__all__ = ["BaseApp", "Toolbox", "private_opener"]
 
 
 class BaseApp(App[int], inherit_bindings=False):
@@ -51,7 +53,7 @@ class BaseApp(App[int], inherit_bindings=False):
         store: the conversations, instead of those in the data directory; the caller closes it.
         cwd: base of relative attachment paths, instead of the current directory.
         clock: the time, instead of time.time.
-        tools: that the model may call.
+        toolbox: finds the tools that the model may call, and what the user should know about them; blocks meanwhile.
 
     Attributes:
         breakdown: the error that ended the app, if one did.
@@ -79,7 +81,7 @@ class BaseApp(App[int], inherit_bindings=False):
         store: ConversationStore | None = None,
         cwd: Path | None = None,
         clock: Callable[[], float] = time.time,
-        tools: Sequence[Tool] = (),
+        toolbox: Toolbox | None = None,
     ) -> None:
         super().__init__()
         for known in self.available_themes.values():
@@ -92,7 +94,8 @@ class BaseApp(App[int], inherit_bindings=False):
         self.keymap = Keymap(REGISTRY, settings.chat.keys)
         self.known_models: list[Completion] = []
         self.own_files: dict[Path, tuple[str, str]] = {}
-        self.tools = list(tools)
+        self.tools: list[Tool] = []
+        self.toolbox = toolbox
         self.ran: list[str] = []
         self.own_themes = OwnThemes()
         chat = settings.chat

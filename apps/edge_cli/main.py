@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "kv": Entry("edge_cli.kv:kv", "Manage the on-disk KV cache."),
     "config": Entry("edge_cli.config:config", "Show and change settings."),
+    "mcp": Entry("edge_cli.mcp:mcp", "Manage servers of tools (Model Context Protocol), or be one."),
     "completion": Entry("edge_cli.completion:completion", "Print the completion script for your shell: bash, zsh or fish."),
 }
 

@@ -37,7 +37,7 @@ async def think(screen: ChatScreen, argument: str) -> None:
 async def tools(screen: ChatScreen, argument: str) -> None:
     desk, known = screen.controller, [tool.name for tool in screen.app.tools]
     if not known:
-        raise UsageError("There are no tools.", "Name servers of tools in the settings.")
+        raise UsageError("There are no tools.", "Name servers of tools in mcp.json beside the settings file: edge mcp --help")
     if not argument:
         await screen.read_page("Tools", _page(screen))
         return

@@ -117,6 +117,7 @@ class ChatScreen(ChatView):
     def _begin(self) -> None:
         """Start the slow work: the first frame is on the screen, and typing works."""
         self.run_guarded(self._open_first)
+        self.run_guarded(self._find_tools)
         self.app.load_model(self.app.settings.model)
         self.app.has_begun = True
 
@@ -124,6 +125,12 @@ class ChatScreen(ChatView):
         await self.app.library.run(lambda store: None)
         self.run_guarded(self._load_history)
         await self.controller.open_first(self._conversation)
+
+    async def _find_tools(self) -> None:
+        if self.app.toolbox is not None:
+            self.app.tools, notices = await asyncio.to_thread(self.app.toolbox)
+            for notice in notices:
+                self.tell(notice)
 
     async def _load_history(self) -> None:
         await asyncio.to_thread(self.app.history.load)

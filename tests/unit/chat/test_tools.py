@@ -31,7 +31,7 @@ def weather(city: str) -> str:
 
 def make(tools=(weather,)):
     app = fake_app(lambda: FakeBackend(n_ctx=16384, script=SCRIPT, chat_template=QWEN))
-    app.tools = list(tools)
+    app.toolbox = lambda: (list(tools), [])
     return app
 
 
@@ -111,6 +111,14 @@ async def test_tools_are_turned_off_and_on():
         assert CALL in app.chat_screen.transcript.views[-1].text
         await enter(pilot, "/tools on weather")
         assert not app.chat_screen.controller.tools_off
+
+
+async def test_what_servers_of_tools_say_is_shown():
+    app = make()
+    app.toolbox = lambda: ([], ["The server files is not allowed yet."])
+    async with app.run_test(size=(80, 30), notifications=True) as pilot:
+        await settle(pilot)
+        assert any("not allowed yet" in note.message for note in app._notifications)
 
 
 async def test_thinking_is_turned_off():
