@@ -170,13 +170,16 @@ class ContextFullError(EdgeError):
     Args:
         message, hint: as in EdgeError.
         needed: tokens of a window that it would fit into; 0 if that is not known.
-        n_prompt: tokens of the prompt, or a lower bound; 0 if that is not known.
+        n_prompt: tokens of the prompt; 0 if that is not known.
         n_ctx: tokens of the context window; 0 if that is not known.
+        is_least: n_prompt is a lower bound, since a far too long text is not tokenised.
     """
 
-    def __init__(self, message: str, hint: str = "", *, needed: int = 0, n_prompt: int = 0, n_ctx: int = 0) -> None:
+    def __init__(
+        self, message: str, hint: str = "", *, needed: int = 0, n_prompt: int = 0, n_ctx: int = 0, is_least: bool = False
+    ) -> None:
         super().__init__(message, hint)
-        self.needed, self.n_prompt, self.n_ctx = needed, n_prompt, n_ctx
+        self.needed, self.n_prompt, self.n_ctx, self.is_least = needed, n_prompt, n_ctx, is_least
 
 
 class QualityGateError(EdgeError):

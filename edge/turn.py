@@ -419,7 +419,9 @@ class Turn:
             f"This answer has {len(self._begun):,} tokens; the context window of {self._n_ctx:,} has no room to continue it."
         )
         hint = "Ask for the rest in a new message."
-        return ContextFullError(message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)
+        return ContextFullError(
+            message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx, is_least=error.is_least
+        )
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
         quarter, max_tokens = self._n_ctx // 4, self.request.sampling.max_tokens  # a reply reserves at most that
@@ -469,4 +471,6 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
     hint = f"{error.hint} {other}"
-    return ContextFullError(error.message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx)
+    return ContextFullError(
+        error.message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx, is_least=error.is_least
+    )

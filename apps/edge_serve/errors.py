@@ -89,8 +89,9 @@ def from_edge(error: EdgeError, *, retry_after_s: int = 5) -> ApiError:
 
 def _context_full(error: ContextFullError) -> ApiError:
     n_prompt, n_ctx = error.n_prompt, error.n_ctx
+    least = "at least " if error.is_least else ""
     message = (
-        f"The prompt has {n_prompt:,} tokens, and the context window {n_ctx:,}, which holds the reply too. "
+        f"The prompt has {least}{n_prompt:,} tokens, and the context window {n_ctx:,}, which holds the reply too. "
         "Shorten the messages, or serve the model with a larger context (edge serve --context)."
     )
     details = {"n_prompt_tokens": n_prompt, "n_ctx": n_ctx}

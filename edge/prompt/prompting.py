@@ -191,6 +191,7 @@ class Prompting:
                 "Send a part of it.",
                 n_prompt=n_least,
                 n_ctx=n_ctx,
+                is_least=True,
             )
 
     def _at_least(self, text: str, limit: int) -> int | None:

@@ -42,7 +42,7 @@ def messages_of(body: CountRequest) -> tuple[list[Message], int]:
 def _system(body: CountRequest) -> tuple[list[Message], int]:
     blocks = [body.system] if isinstance(body.system, str) else [block.text or "" for block in body.system or ()]
     kept = [text for text in blocks if not text.startswith(_CHANGING)]
-    text = "\n\n".join(text for text in kept if text)
+    text = "\n".join(text for text in kept if text)
     return [Message("system", text)] if text else [], len(blocks) - len(kept)
 
 
@@ -81,7 +81,7 @@ def _from_blocks(role: str, blocks: Sequence[Block], where: str) -> list[Message
             texts.append(title + (block.source.data or ""))
         else:
             raise _refusal(block.type, place)
-    text = "\n\n".join(text for text in texts if text)
+    text = "\n".join(text for text in texts if text)
     if role == "assistant":
         return [Message("assistant", text, None, tuple(calls), None, "\n".join(thoughts))]
     if calls or thoughts:

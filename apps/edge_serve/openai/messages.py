@@ -78,7 +78,7 @@ def _text(message: ChatMessage, where: str) -> str:
         return message.refusal or ""
     if isinstance(content, str):
         return content
-    return "".join(text_of_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+    return "\n".join(text_of_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
 
 
 def text_of_part(part: Part, where: str) -> str:

@@ -137,4 +137,4 @@ def _message(item: Item, where: str) -> Message | None:
 def _text(content: str | list[Part] | None, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(text_of_part(part, f"{where}[{number}]") for number, part in enumerate(content))
+    return "\n".join(text_of_part(part, f"{where}[{number}]") for number, part in enumerate(content))

@@ -94,10 +94,10 @@ def test_a_stop_text_is_not_part_of_the_reply(client: OpenAI) -> None:
 def test_content_parts_are_joined_and_roles_understood(client: OpenAI) -> None:
     messages: Any = [
         {"role": "developer", "content": "Be brief"},
-        {"role": "user", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]},
+        {"role": "user", "content": [{"type": "text", "text": "in"}, {"type": "text", "text": "parts"}]},
     ]
     reply = client.chat.completions.create(model="tiny", messages=messages, temperature=0)
-    assert reply.choices[0].message.content == default_answer("in parts")
+    assert reply.choices[0].message.content == default_answer("in\nparts")
 
 
 def test_an_assistant_without_content_is_taken(client: OpenAI) -> None:
