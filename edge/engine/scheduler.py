@@ -340,13 +340,13 @@ class Scheduler:
 
     def _admissible(self) -> list[Generation]:
         """Return those that wait for nothing but a sequence. Of a shared prompt one goes first; the others share its result."""
-        prefilling = {id(one.shared) for one in self._running if one.is_prefilling}
+        prefilling = {(id(one.shared), one.priority) for one in self._running if one.is_prefilling}
         found = []
         for one in self._waiting:
             if one.shared is not None and not one.shared.is_prefilled:
-                if id(one.shared) in prefilling:
+                if (id(one.shared), one.priority) in prefilling:
                     continue
-                prefilling.add(id(one.shared))
+                prefilling.add((id(one.shared), one.priority))
             found.append(one)
         return found
 
@@ -356,9 +356,9 @@ class Scheduler:
         return len(prompt) - self._cache.n_resident(prompt, generation.namespace)
 
     def _make_way(self) -> bool:
-        """Take the sequence of the youngest background generation if an interactive one waits. Returns whether it did."""
+        """Take the sequence of the youngest background generation if an interactive one needs it now; return whether it did."""
         background = [one for one in self._running if one.priority == "background"]
-        if not background or all(one.priority == "background" for one in self._waiting):
+        if not background or all(one.priority == "background" for one in self._admissible()):
             return False
         youngest = max(background, key=lambda one: one.arrived)
         assert youngest.slot is not None
