@@ -74,7 +74,7 @@ def test_what_a_library_cannot_read_is_no_bug_of_edge(tiny_checkpoint: Make, tmp
     described = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps({**described, "decoder": {"type": "Unheard"}}))
     plan, found = plan_of(copy, tmp_path / "out")
-    with pytest.raises(ModelFileError, match="cannot be read: the value at line 1, column .* is of a wrong kind"):
+    with pytest.raises(ModelFileError, match=r"cannot be read: the value at line 1, column .* is of a wrong kind"):
         run(isolate(plan, found, REQUEST))
 
 
