@@ -92,6 +92,7 @@ def read_rope(fields: Any, architecture: Architecture, head_dim: int, where: str
     n_rotated = int(head_dim * partial)
     if partial > 1.0 or n_rotated < 2 or n_rotated % 2:
         raise wrong_config(where, f"{n_rotated} of the {head_dim} numbers of a head are rotated")
+    theta = _number(parameters, "rope_theta", where) or fields.rope_theta or architecture.theta
     if kind == "dynamic":  # scaled beyond the first context only, where the model ends here
         kind, parameters = "default", {}
     original = _original_context(fields, parameters, where)
@@ -99,7 +100,6 @@ def read_rope(fields: Any, architecture: Architecture, head_dim: int, where: str
         key: _factors(parameters, key, n_rotated // 2, where) if key.endswith("g_factor") or key == "short_factor" else value
         for key, value in parameters.items()
     }
-    theta = _number(parameters, "rope_theta", where) or fields.rope_theta or architecture.theta
     return Rope(
         theta=theta,
         kind=kind,

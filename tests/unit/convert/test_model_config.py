@@ -39,6 +39,26 @@ def test_values_are_those_of_transformers(kind: str, tiny_checkpoint: Make) -> N
     assert list(model.layer_kinds) == list(kinds)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0},
+    ],
+)
+def test_the_base_of_positions_is_read_whatever_scales_them(scaling: dict[str, Any], is_new: bool) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"max_position_embeddings": 512, "num_key_value_heads": 4}
+    given: dict[str, Any] = {"rope_theta": 5e5, "rope_scaling": scaling}
+    given = {"rope_parameters": {**scaling, "rope_theta": 5e5}} if is_new else given
+    for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM"):
+        assert read_model_config({**sizes, **given}, ARCHITECTURES[name], "test").rope.theta == 5e5
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llama-linear", "qwen2-yarn", "phi3-long", "phi4"}))
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     """What a config.json leaves out has the value that transformers gives it."""

@@ -270,7 +270,7 @@ def test_logits_that_differ_are_refused(tmp_path: Path) -> None:
         ("llama", {"rope_parameters": {**YARN, "beta_fast": 20.0, "beta_slow": 4.0}}),
         ("llama", {"rope_parameters": {**YARN, "truncate": False, "attention_factor": 1.3}}),
         ("mistral", {"rope_parameters": {**YARN, "beta_fast": 8, "original_max_position_embeddings": 64}}),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 4.0}}),
         ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
         ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
         ("gemma2", {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
