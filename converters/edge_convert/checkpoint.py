@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PICKLES", "Checkpoint", "TensorInfo", "check_path", "open_checkpoint", "read_json", "read_template"]
+__all__ = [
+    "PICKLES",
+    "Checkpoint",
+    "TensorInfo",
+    "check_path",
+    "named_templates",
+    "open_checkpoint",
+    "read_json",
+    "read_template",
+]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -360,10 +369,19 @@ def read_template(folder: Path) -> str | None:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several by name: take the default, or the only one
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    named = named_templates(folder)
+    if named:  # take the default, or the only one
         template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     return template if isinstance(template, str) else None
+
+
+def named_templates(folder: Path) -> dict[str, Any]:
+    """Return the chat templates by name of a model folder that has several."""
+    if (folder / "chat_template.jinja").is_file() or not (folder / "tokenizer_config.json").is_file():
+        return {}
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
+    entries = found if isinstance(found, list) else []
+    return {str(entry.get("name")): entry.get("template") for entry in entries if isinstance(entry, dict)}
 
 
 def _licence_in_card(card: Path) -> str | None:

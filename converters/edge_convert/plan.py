@@ -10,8 +10,8 @@ import msgspec
 from edge.errors import ModelFileError, UsageError
 from edge.formats.gguf import read_header
 from edge.hashes import file_stamp
-from edge.units import reason, short_name
-from edge_convert.checkpoint import open_checkpoint
+from edge.units import one_line, reason, short_name
+from edge_convert.checkpoint import named_templates, open_checkpoint
 from edge_convert.evaluate.logits import is_slow
 from edge_convert.evaluate.passages import find_template
 from edge_convert.evaluate.steps import card_step
@@ -152,6 +152,12 @@ def _notes(facts: Facts, request: Request) -> Iterator[str]:
             yield f"The GGUF says that its weights are {named}, but they are {kind}: it is read as such."
     is_gguf = facts.input.kind == "gguf"  # the texts of its tokens are behind megabytes of others
     template = find_template(facts.input.path, ("<s>", "</s>") if is_gguf else None)
+    if template is None and not is_gguf and (names := named_templates(facts.input.path)):
+        listed = one_line(", ".join(sorted(names)))[:200]
+        yield (
+            f"The model has chat templates by the names {listed}, and none is the default: the results get none. "
+            "To choose one, save it as chat_template.jinja beside config.json."
+        )
     if template and template.notice:
         yield f"{template.notice} The results get the model's own template as it is."
     length = context_length(facts.model, facts.architecture)

@@ -308,6 +308,11 @@ def test_a_template_that_does_not_render_is_said_with_the_plan(
     (copy / "chat_template.jinja").write_text(template)
     shown = convert(copy, *options)
     assert shown.code == 0 and said in flat(shown.err)
+    (copy / "chat_template.jinja").unlink()
+    named = [{"name": name, "template": "{{ messages[0].content }}"} for name in ("tool_use", "rag")]
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
+    assert "chat templates by the names rag, tool_use, and none is the default" in flat(convert(copy, *options).err)
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused_with_the_plan(
