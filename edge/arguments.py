@@ -40,6 +40,7 @@ __all__ = [
     "check_shape",
     "check_text",
     "check_timeout",
+    "check_tool_choice",
     "check_tools",
 ]
 
@@ -149,7 +150,8 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         options=PromptOptions(
             check_tools(options.get("tools")),
             check_choice("tool_format", options.get("tool_format"), TOOL_FORMATS) or "template",
-            check_choice("think", options.get("think"), (True, False)),
+            think=check_choice("think", options.get("think"), (True, False)),
+            tool_choice=check_tool_choice(options.get("tool_choice")),
         ),
         inherits_tools=options.get("tools") is None,
         approve=check_approve(options.get("approve")),
@@ -183,6 +185,13 @@ def check_tools(tools: object) -> tuple[Tool, ...]:
     if twice is not None:
         raise UsageError(f"Two tools have the name {twice!r}.", "Rename one: @edge.tool(name=...)")
     return found
+
+
+def check_tool_choice(choice: object) -> str:
+    """Return which tool has to be called."""
+    if choice is None or (isinstance(choice, str) and choice):
+        return choice or "auto"
+    raise UsageError(f'tool_choice is "auto", "required" or the name of a tool, not {kind_of(choice)}.', "Pass a str.")
 
 
 def check_approve(approve: object) -> Approve | None:

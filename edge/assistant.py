@@ -197,7 +197,7 @@ class Assistant(Asking):
         check_text("id", id, is_optional=True)
         check_namespace(cache_namespace)
         check_choice("tool_format", tool_format, TOOL_FORMATS)
-        options = PromptOptions(check_tools(tools), tool_format, check_choice("think", think, (True, False)))
+        options = PromptOptions(check_tools(tools), tool_format, think=check_choice("think", think, (True, False)))
         check_approve(approve)
         messages = check_history("history is", history)
         if messages and id is not None:

@@ -463,7 +463,8 @@ class Conversation:
         own, given = self.options, request.options
         think = own.think if given.think is None else given.think
         if request.inherits_tools:
-            return PromptOptions(own.tools, own.tool_format if given.tool_format == "template" else given.tool_format, think)
+            tool_format = own.tool_format if given.tool_format == "template" else given.tool_format
+            return PromptOptions(own.tools, tool_format, given.tool_choice, think)
         return replace(given, think=think)
 
     def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:

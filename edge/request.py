@@ -45,6 +45,8 @@ class RequestOptions(SamplingOptions, total=False):
         tools: that the model may call: `edge.Tool`s, or functions, of which `edge.tool` makes some. Those with a function are
             run, and the model goes on with the results; calls of others are in `Reply.tool_calls` when the reply is over.
         approve: who approves calls, see `edge.tool_runner.Approve`; None refuses those that need it.
+        tool_choice: "required" makes the model call a tool, a tool's name that one, with arguments that keep its schema; "auto"
+            leaves it to the model. It holds for the first round.
         tool_format: "prompt" tells a model of the tools in its system prompt if its chat template has no place for them.
         think: whether the model should think before it answers, where its template can say so; None leaves it to that.
         max_thinking: longest thought in tokens; after that the model has to answer. None sets no limit.
@@ -59,6 +61,7 @@ class RequestOptions(SamplingOptions, total=False):
     show_schema: bool
     tools: Sequence[Tool | Callable[..., object]] | None
     approve: Approve | None
+    tool_choice: str
     tool_format: ToolFormat
     think: bool | None
     max_thinking: int | None

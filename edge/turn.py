@@ -31,6 +31,7 @@ from edge.types import FinishReason, Message, Sampling, Timing, Usage
 
 if TYPE_CHECKING:
     from edge.backends.base import Sampler
+    from edge.constraint import Constraint
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.tree import Status
     from edge.engine.constraint import Matcher
@@ -83,6 +84,8 @@ class Turn:
         self._messages: Sequence[Message] = ()  # of the prompt, once it is known what fits
         self._begun: list[int] = []  # tokens of the answer so far, if it is continued
         self._compiled: Compiled | None = None
+        self._constraint: Constraint | None = None  # of the newest round
+        self._n_rounds = 0  # of tool calls
         if self.request.constraint is not None:
             self.reply.shape = self.request.shape or shape_of_constraint(self.request.constraint)
         self._prompt = self.request.prompt  # of the newest round
@@ -186,12 +189,11 @@ class Turn:
         runner = ToolRunner(
             request.options.tools, request.approve, limits=request.limits, is_cancelled=lambda: reply.is_cancelled
         )
-        n_rounds = 0
         while finished.reason == "stop" and runner.can_run(self._round.calls):
-            if n_rounds == request.limits.max_rounds:
-                reply.note(f"The model called tools {n_rounds + 1} times in a row; the reply was stopped there.")
+            if self._n_rounds == request.limits.max_rounds:
+                reply.note(f"The model called tools {self._n_rounds + 1} times in a row; the reply was stopped there.")
                 break
-            n_rounds += 1
+            self._n_rounds += 1
             self._note_end(finished)
             self._save_end("complete", finished.reason)
             self._go_on(runner.run(self._round.calls, reply.emit))
@@ -225,7 +227,7 @@ class Turn:
         if not isinstance(self._prompt, str):
             self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
-        constraint = request.constraint
+        constraint = self._constraint if matcher is not None else None
         known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
@@ -251,14 +253,17 @@ class Turn:
 
     def _match(self) -> Matcher | None:
         """Compile what the reply has to be, here and not on the engine thread, which others need."""
-        if self.request.constraint is None:
+        wanted, request = self.request.constraint, self.request
+        if wanted is None and self._n_rounds == 0 and not request.is_prefill_only and not isinstance(self._prompt, str):
+            wanted = self.prompting.forced_call(request.options)
+        if wanted is None:
             return None
-        if self._compiled is None:
-            compiler = self.compiler or Compiler(self.prompting.tokenizer)
-            self._compiled = compiler.compile(self.request.constraint)
-            if self._compiled.ignored:
-                self.reply.note(f"Not enforced while this reply is generated: {', '.join(self._compiled.ignored)}.")
-        return self._compiled.matcher()
+        compiled = (self.compiler or Compiler(self.prompting.tokenizer)).compile(wanted)
+        if compiled.ignored and self._n_rounds == 0:
+            self.reply.note(f"Not enforced while this reply is generated: {', '.join(compiled.ignored)}.")
+        self._compiled = compiled if request.constraint is not None else None
+        self._constraint = wanted
+        return compiled.matcher()
 
     def _check_end(self, finished: Finished) -> None:
         """Add a notice if the text is not what its constraint asks for."""

@@ -20,11 +20,13 @@ class PromptOptions:
     Attributes:
         tools: that the model may call.
         tool_format: how it is told of them.
+        tool_choice: "required" makes it call one of them, a name that one; "auto" leaves it to the model.
         think: whether it should think before it answers, where its template can say so; None leaves it to the template.
     """
 
     tools: tuple[Tool, ...] = ()
     tool_format: ToolFormat = "template"
+    tool_choice: str = "auto"
     think: bool | None = None
 
     def variables(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edge.errors import ContextFullError, TemplateError, UnsupportedError
+from edge.constraint import Constraint
+from edge.errors import ContextFullError, TemplateError, UnsupportedError, UsageError
 from edge.forks import lazy_property
 from edge.kv.tree import common_prefix
 from edge.prompt.options import NO_OPTIONS, PromptOptions
@@ -17,6 +18,7 @@ from edge.prompt.reply_parser import ReplyParser
 from edge.prompt.stream import TextStream
 from edge.prompt.template import ChatTemplate
 from edge.prompt.tools.choose import FALLBACK
+from edge.prompt.tools.forced import grammar_of_call
 from edge.prompt.window import message_counter
 from edge.types import NO_SYSTEM, Message
 
@@ -141,6 +143,25 @@ class Prompting:
         if options.tools:
             words.update(self._tool_format(options).markers)
         return frozenset(token for word in words if (token := self._special_token(word)) is not None)
+
+    def forced_call(self, options: PromptOptions) -> Constraint | None:
+        """Return the constraint of a reply that has to call a tool; None where it need not.
+
+        Raises:
+            UnsupportedError: this model's form of calls cannot be enforced.
+            UsageError: there is no such tool.
+        """
+        if not options.tools or options.tool_choice == "auto":
+            return None
+        is_any = options.tool_choice == "required"
+        tools = [tool for tool in options.tools if is_any or tool.name == options.tool_choice]
+        if not tools:
+            raise UsageError(f"There is no tool {options.tool_choice!r} to call.", "Use the name of one of the tools.")
+        format = self._tool_format(options)
+        grammar = grammar_of_call(format, tools, self._special_token)
+        if grammar is None:
+            raise UnsupportedError(f"A model that calls tools as {format.name} does cannot be made to.", 'Use "auto".')
+        return Constraint.lark(grammar)
 
     def closing_of_thought(self) -> tuple[str, list[int]]:
         """Return what ends a thought: its text, and its tokens."""

@@ -369,6 +369,56 @@ def test_wrong_options_are_refused(options, words):
         ai.generate("Rain?", tools=[weather], **options)
 
 
+# -- calls that have to be made
+
+
+PLACE = Tool(
+    "place",
+    "A place",
+    {
+        "properties": {"kind": {"enum": ["sea", "hill"]}, "at": {"$ref": "#/$defs/Point"}},
+        "required": ["kind", "at"],
+        "$defs": {
+            "Point": {
+                "type": "object",
+                "properties": {"x": {"type": "boolean"}},
+                "required": ["x"],
+                "additionalProperties": False,
+            }
+        },
+    },
+)
+
+
+@pytest.mark.parametrize("choice", ["required", "place"])
+def test_a_model_is_made_to_call_a_tool_with_arguments_that_keep_its_schema(choice):
+    with load(lambda message: "I would rather not.") as ai:
+        tools = [PLACE] if choice == "required" else [Tool("other"), PLACE]
+        reply = ai.generate("Where?", tools=tools, tool_choice=choice, temperature=0, max_tokens=400)
+        reply.wait()
+        (call,) = reply.tool_calls
+    assert call.name == "place" and call.arguments["kind"] in ("sea", "hill")
+    assert isinstance(call.arguments["at"]["x"], bool) and reply.text == ""
+
+
+def test_only_the_first_round_has_to_call():
+    seen = Tool("now", function=lambda: "noon", needs_approval=False)
+    with load(lambda message: "It is noon.") as ai:
+        reply = ai.generate("When?", tools=[seen], tool_choice="now", temperature=0, max_tokens=200)
+        assert reply.wait() == "It is noon." and len(reply.tool_calls) == 1
+
+
+def test_a_choice_that_cannot_be_made_is_refused():
+    with load(SCRIPT) as ai:
+        with pytest.raises(UsageError, match="no tool 'rain' to call"):
+            ai.generate("Rain?", tools=[weather], tool_choice="rain").wait()
+        with pytest.raises(UsageError, match="tool_choice is"):
+            ai.generate("Rain?", tools=[weather], tool_choice={"name": "weather"})
+    gemma = (Path(__file__).parents[1] / "fixtures" / "templates" / "gemma4.jinja").read_text("utf-8")
+    with load(SCRIPT, template=gemma) as ai, pytest.raises(UnsupportedError, match="cannot be made to"):
+        ai.generate("Rain?", tools=[weather], tool_choice="required").wait()
+
+
 # -- thinking
 
 THOUGHT = "<think>\nThey greet.\n</think>\n\nHello!"

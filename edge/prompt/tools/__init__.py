@@ -10,6 +10,7 @@ gemma.py     FunctionGemma and Gemma 4: a notation of their own
 phi4.py      Phi-4-mini; granite3.py, Granite 3: an array behind a word
 coerce.py    untyped values by their schema
 choose.py    the family of a template, by the template's own text
+forced.py    the grammar of a reply that has to call a tool
 fallback.py  tools for models whose template knows none
 """
 

@@ -56,6 +56,8 @@ class Format:
         write: calls as the model would write them, for templates that do not.
         only_first: a call is one only where nothing stands before it.
         closes: further words of the format that may be control tokens.
+        around: what stands before and behind one call that is written as JSON, which `read` takes too; None where it does not.
+        key: of the arguments in that JSON.
         keeps_open: `read` gets the opening word too, since that is part of the call.
     """
 
@@ -67,6 +69,8 @@ class Format:
     only_first: bool = False
     closes: tuple[str, ...] = ()
     keeps_open: bool = False
+    around: tuple[str, str] | None = None
+    key: str = "arguments"
 
     @property
     def markers(self) -> tuple[str, ...]:

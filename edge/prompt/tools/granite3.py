@@ -17,4 +17,4 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return f"<|tool_call|>{json.dumps(rows, ensure_ascii=False)}"
 
 
-GRANITE3 = Format("granite3", ("<|tool_call|>", "<tool_call>"), read_array, "]}>", _write)
+GRANITE3 = Format("granite3", ("<|tool_call|>", "<tool_call>"), read_array, "]}>", _write, around=("<|tool_call|>[", "]"))

@@ -82,5 +82,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-HERMES = Format("hermes", (_OPEN,), _read, "}]>", _write, closes=(_CLOSE,))
-QWEN_XML = Format("qwen-xml", (_OPEN,), _read, "}]>", _write_xml, closes=(_CLOSE,))
+_AROUND = (f"{_OPEN}\n", f"\n{_CLOSE}")
+HERMES = Format("hermes", (_OPEN,), _read, "}]>", _write, closes=(_CLOSE,), around=_AROUND)
+QWEN_XML = Format("qwen-xml", (_OPEN,), _read, "}]>", _write_xml, closes=(_CLOSE,), around=_AROUND)

@@ -88,4 +88,4 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return f"{_OPEN}[{', '.join(texts)}]{_CLOSE}"
 
 
-LFM2 = Format("lfm2", (_OPEN,), _read, ">", _write, closes=(_CLOSE,))
+LFM2 = Format("lfm2", (_OPEN,), _read, ">", _write, closes=(_CLOSE,), around=(f"{_OPEN}[", f"]{_CLOSE}"))

@@ -70,4 +70,4 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return "\n".join(rows)
 
 
-LLAMA3 = Format("llama3", (_TAG, "{"), _read, "}", _write, only_first=True, keeps_open=True)
+LLAMA3 = Format("llama3", (_TAG, "{"), _read, "}", _write, only_first=True, keeps_open=True, around=("", ""), key="parameters")

@@ -38,4 +38,4 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return "".join(f"{_OPEN}{call.name}[ARGS]{json.dumps(call.arguments, ensure_ascii=False)}" for call in calls)
 
 
-MISTRAL = Format("mistral", (_OPEN,), _read, "}]", _write, closes=("[ARGS]", "[CALL_ID]"))
+MISTRAL = Format("mistral", (_OPEN,), _read, "}]", _write, closes=("[ARGS]", "[CALL_ID]"), around=(f"{_OPEN}[", "]"))

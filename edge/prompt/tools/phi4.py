@@ -35,4 +35,13 @@ def _write(calls: Sequence[ToolCall]) -> str:
     return f"functools{json.dumps(rows, ensure_ascii=False)}"
 
 
-PHI4 = Format("phi4-mini", ("functools", "<|tool_call|>"), read_array, "]}>", _write, only_first=True, closes=(_CLOSE,))
+PHI4 = Format(
+    "phi4-mini",
+    ("functools", "<|tool_call|>"),
+    read_array,
+    "]}>",
+    _write,
+    only_first=True,
+    closes=(_CLOSE,),
+    around=("functools[", "]"),
+)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edge.prompt.template import ChatTemplate
 from edge.prompt.tools.base import Broken, CallParser, calls_of
 from edge.prompt.tools.choose import FORMATS, choose_format
+from edge.prompt.tools.forced import grammar_of_call
 from edge.types import Message, Tool, ToolCall
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "templates"
@@ -284,6 +285,15 @@ def test_any_text_gives_the_same_parts_however_it_is_split(name, words, cuts):
 def test_calls_that_are_written_are_read_again(name):
     calls = [call(city="Pâris, 'the' \"one\"", tags=[1, 2.5, None, True, {"a": "b"}]), call("now")]
     assert without_ids(parse(name, [BY_NAME[name].write(calls)])) == calls
+
+
+@pytest.mark.parametrize("name", [name for name, format in BY_NAME.items() if format.around is not None])
+def test_a_call_in_the_form_of_its_grammar_is_read(name):
+    before, behind = BY_NAME[name].around
+    text = before + json.dumps({"name": "weather", BY_NAME[name].key: {"city": "Paris"}}) + behind
+    assert without_ids(parse(name, list(text))) == [PARIS]
+    grammar = grammar_of_call(BY_NAME[name], TOOLS, {"<|tool_call_start|>": 7}.get)
+    assert ("<[7]>" in grammar) == (name == "lfm2")
 
 
 def test_families_are_told_by_the_template():

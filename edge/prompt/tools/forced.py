@@ -1,0 +1,65 @@
+"""The grammar of a reply that has to call a tool, whose arguments keep the tool's schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edge.messages import Tool
+from edge.prompt.tools.base import Format
+
+__all__ = ["grammar_of_call"]
+
+
+_SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""As templates write JSON; without it a model could write white space for ever."""
+
+
+def grammar_of_call(format: Format, tools: Sequence[Tool], special_token: Callable[[str], int | None]) -> str | None:
+    """Return a Lark grammar of one call of one of these tools; None if the format does not write calls as JSON.
+
+    Args:
+        format: of the model.
+        tools: that may be called.
+        special_token: returns the id of a word that is a special token.
+    """
+    if format.around is None:
+        return None
+    before, behind = (_terms(text, format, special_token) for text in format.around)
+    schema = json.dumps(_schema(tools, format.key), ensure_ascii=False)
+    return f"start: {' '.join([*before, 'call', *behind])}\ncall: %json {schema}\n"
+
+
+def _terms(text: str, format: Format, special_token: Callable[[str], int | None]) -> list[str]:
+    """Return a text as terms of a grammar: special tokens by their ids, the rest as it is."""
+    terms = []
+    for part in re.split(f"({'|'.join(map(re.escape, format.markers))})", text):
+        token = special_token(part) if part in format.markers else None
+        if part:
+            terms.append(f"<[{token}]>" if token is not None else json.dumps(part))
+    return terms
+
+
+def _schema(tools: Sequence[Tool], key: str) -> dict[str, Any]:
+    shared: dict[str, Any] = {}
+    calls = []
+    for number, tool in enumerate(tools):
+        parameters = {"additionalProperties": False, **tool.parameters}
+        for name, definition in parameters.pop("$defs", {}).items():
+            shared[f"{number}_{name}"] = _moved(definition, number)
+        properties = {"name": {"const": tool.name}, key: _moved(parameters, number)}
+        calls.append({"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False})
+    return {"x-guidance": _SPACING, "anyOf": calls, **({"$defs": shared} if shared else {})}
+
+
+def _moved(value: Any, number: int) -> Any:
+    """Return a schema whose references lead to where the definitions of its tool are now."""
+    if isinstance(value, Mapping):
+        reference = value.get("$ref")
+        moved = {name: _moved(below, number) for name, below in value.items()}
+        if isinstance(reference, str) and reference.startswith("#/$defs/"):
+            moved["$ref"] = f"#/$defs/{number}_{reference.removeprefix('#/$defs/')}"
+        return moved
+    return [_moved(one, number) for one in value] if isinstance(value, list) else value
