@@ -101,6 +101,8 @@ def read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return _text(file.read(MAX_INPUT_BYTES + 1), str(path))
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory.", "Attach files one by one: -f FILE -f FILE") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
 
