@@ -68,8 +68,10 @@ class ReadAhead:
         if not self._screen.app.settings.chat.read_ahead:
             return
         wanted = self._wanted()
-        if self._reply is not None and (self._draft is None or wanted is None or not wanted.continues(self._draft)):
-            self._reply.cancel()
+        if self._draft is not None and (wanted is None or not wanted.continues(self._draft)):
+            self._draft = None
+            if self._reply is not None:
+                self._reply.cancel()
         if self._is_message:
             self._timer = self._screen.set_timer(_PAUSE_S, self._pause)
 

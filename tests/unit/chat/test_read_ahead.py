@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,27 @@ from tests.chat_app import eventually, fake_app, settle
 
 LONG = "a word and another one " * 20
 ON = {"chat.read_ahead": True}
+
+
+class Held(FakeBackend):
+    """Stops in the middle of a prompt, and before each token of a reply, until the test lets it go on."""
+
+    def __init__(self, hold_from: int = 128, **options: Any) -> None:
+        super().__init__(n_ctx=8192, **options)
+        self.hold_from, self.go = hold_from, threading.Event()
+
+    def _compute(self, seq_id: int, start: int, ids: Any, should_stop: Any) -> Any:
+        while start >= self.hold_from and not self.go.wait(0.005):
+            if should_stop is not None and should_stop():
+                return None
+        return super()._compute(seq_id, start, ids, should_stop)
+
+    def _roll_back(self, seq_id: int, n_keep: int) -> int:
+        return n_keep
+
+    def decode(self, *arguments: Any) -> None:
+        self.go.wait(60)
+        super().decode(*arguments)
 
 
 class Prefills:
@@ -154,7 +176,8 @@ async def test_commands_edits_and_empty_messages_are_not_prefilled(prefills: Pre
 
 
 async def test_nothing_is_prefilled_beside_a_reply(prefills: Prefills) -> None:
-    app = fake_app(lambda: FakeBackend(script=lambda message: "y" * 300, delay_s=0.01), settings=ON)
+    backend = Held(100_000)
+    app = fake_app(lambda: backend, settings=ON)
     async with app.run_test() as pilot:
         await settle(pilot)
         app.chat_screen.composer.load("hello")
@@ -165,13 +188,14 @@ async def test_nothing_is_prefilled_beside_a_reply(prefills: Prefills) -> None:
         await eventually(pilot, lambda: not app.chat_screen.read_ahead.is_waiting)
         assert app.chat_screen.controller.busy_ids
         assert [text for text, _ in prefills.asked] == ["hello"]
-        await pilot.press("escape")
+        backend.go.set()
         await settle(pilot)
         assert [text for text, _ in prefills.asked] == ["hello", "and then"], "once the reply has ended"
 
 
 async def test_a_prefill_goes_on_while_its_text_grows_and_stops_when_it_changes(prefills: Prefills) -> None:
-    app = fake_app(lambda: FakeBackend(n_ctx=8192, prefill_delay_s=0.2), settings=ON)
+    backend = Held()
+    app = fake_app(lambda: backend, settings=ON)
     async with app.run_test() as pilot:
         await settle(pilot)
         composer = app.chat_screen.composer
@@ -183,17 +207,40 @@ async def test_a_prefill_goes_on_while_its_text_grows_and_stops_when_it_changes(
         composer.load("something else")
         await pilot.pause()
         assert prefills.replies[0].is_cancelled
+        backend.go.set()
         await settle(pilot)
         assert [text for text, _ in prefills.asked] == [(LONG * 3).strip(), "something else"]
 
 
+async def test_a_draft_that_comes_back_is_prefilled_again(prefills: Prefills) -> None:
+    backend = Held()
+    app = fake_app(lambda: backend, settings=ON)
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        composer = app.chat_screen.composer
+        composer.load(LONG)
+        await eventually(pilot, lambda: prefills.replies and prefills.replies[0].progress[0])
+        composer.load("")
+        await eventually(pilot, lambda: not app.chat_screen.read_ahead.is_waiting)
+        assert prefills.replies[0].finish_reason == "cancelled"
+        backend.go.set()
+        composer.load(LONG)
+        await settle(pilot)
+        assert [text for text, _ in prefills.asked] == [LONG.strip(), LONG.strip()]
+        assert prefills.replies[1].finish_reason == "stop"
+
+
 async def test_sending_ends_it_and_the_reply_reuses_it(prefills: Prefills) -> None:
-    app = fake_app(lambda: FakeBackend(n_ctx=8192, prefill_delay_s=0.05), settings=ON)
+    backend = Held(384)
+    app = fake_app(lambda: backend, settings=ON)
     async with app.run_test() as pilot:
         await settle(pilot)
         app.chat_screen.composer.load(LONG * 10)
         await eventually(pilot, lambda: prefills.replies and prefills.replies[0].progress[0] > 256)
-        await send(pilot)
+        await pilot.press("enter")
+        await eventually(pilot, lambda: prefills.replies[0].is_done)
+        backend.go.set()
+        await settle(pilot)
         assert prefills.replies[0].finish_reason == "cancelled"
         assert 256 < usage(app).n_reused < len(LONG) * 10
         assert len(prefills.asked) == 1
