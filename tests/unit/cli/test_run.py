@@ -25,6 +25,7 @@ from edge_cli.app import App
 from edge_cli.completers import complete_role
 from edge_cli.prompt import read_prompt
 from tests.throttle import QuickSensors, SetGovernor
+from tests.unit.bench.fakes import write_gguf
 
 
 def echo(message: str) -> str:
@@ -528,3 +529,18 @@ def test_thoughts_are_no_part_of_the_answer(call: Any, fake_app: Callable[..., A
 def test_a_model_is_asked_not_to_think(call: Any, fake_app: Callable[..., App]) -> None:
     direct = fake_app(script=lambda message: "<think>\n\n</think>\n\nYes.", chat_template=QWEN)
     assert call("run", "--no-think", "Well?", app=direct).out == "Yes.\n"
+
+
+def test_a_draft_model_is_part_of_the_estimate(call: Any, tmp_path: Path) -> None:
+    large, small = (str(write_gguf(tmp_path / f"{name}.gguf")) for name in ("large", "small"))
+    words = ("run", "--estimate-only", "-m", large, "--context", "512")
+    alone = json.loads(call(*words, "--json").out)
+    both = json.loads(call(*words, "--json", "--draft", small).out)
+    assert alone["draft"] is None
+    assert both["draft"]["artifact"]["path"] == small
+    assert both["memory"]["total_bytes"] == alone["memory"]["total_bytes"] + both["draft"]["memory"]["total_bytes"]
+    assert "draft model" not in call(*words).out
+    assert "draft model" in call(*words, "--draft", small).out
+    refused = call(*words, "--draft", str(tmp_path / "gone.gguf"))
+    assert refused.code == 3
+    assert "gone.gguf" in refused.err
