@@ -167,9 +167,9 @@ def test_a_signal_quits_as_ctrl_q_does(chat: Callable[..., Terminal], number: in
     assert b"Traceback" not in terminal.seen
 
 
-def test_esc_and_a_letter_that_come_together_are_alt_as_everywhere(chat: Callable[..., Terminal]) -> None:
+def test_esc_and_a_letter_that_come_together_are_alt_as_everywhere(own_home: Path) -> None:
     """A terminal sends the same for both. Only the time between them tells: what waits for no more within it is Esc."""
-    terminal = chat()
+    terminal = Terminal(own_home, code=CHAT.replace("0.005", "0.2"))  # a reply of more than a minute
     terminal.wait_for("is ready")
     terminal.type(b"hi\r")
     terminal.wait_for("word word")
@@ -180,6 +180,8 @@ def test_esc_and_a_letter_that_come_together_are_alt_as_everywhere(chat: Callabl
     terminal.wait_for("stopped")
     terminal.type(b"y")
     terminal.read(lambda: terminal.draft() == "xy")
+    terminal.type(b"\x11")
+    assert terminal.end() == 0
 
 
 EDITOR = """
