@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -208,10 +209,17 @@ class Asking:
         request = asked(sampling, {"priority": "background", **options})
         if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts is a list of prompts, not {kind_of(prompts)}.", 'For example: ["One?", "Two?"]')
-        numbered: Iterable[tuple[int, list[Message]]] = ((i, self._with_system(prompt)) for i, prompt in enumerate(prompts))
+        numbered: Iterable[tuple[int, list[Message]]] = (self._numbered(i, prompt) for i, prompt in enumerate(prompts))
         if isinstance(prompts, Sequence):
             numbered = sorted(numbered, key=lambda one: [(message.role, message.content) for message in one[1]])
         return Batch(numbered, lambda messages: self._answer(messages, request, cache_namespace), n_running)
+
+    def _numbered(self, number: int, prompt: str | Prompt) -> tuple[int, list[Message]]:
+        """Return a prompt of a batch; the error of one that is wrong says which."""
+        try:
+            return number, self._with_system(prompt)
+        except UsageError as error:
+            raise UsageError(f"Prompt {number}: {error.message}", error.hint) from None
 
     def choose(
         self,
@@ -241,10 +249,11 @@ class Asking:
             EdgeError: as `generate`, and what the replies raise.
         """
         options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
-        replies = self._score(prompt, choices, cache_namespace, options)
-        for reply in replies:
+        replies: dict[int, Reply] = {}
+        for number, reply in self._score(prompt, choices, cache_namespace, options):
             reply.wait()
-        return likeliest(choices, replies)
+            replies[number] = reply
+        return likeliest(choices, [replies[number] for number in range(len(choices))])
 
     async def achoose(
         self,
@@ -258,19 +267,27 @@ class Asking:
     ) -> Chosen:
         """Choose as `choose` does, without blocking the event loop."""
         options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
-        replies = self._score(prompt, choices, cache_namespace, options)
-        for reply in replies:
+        replies: dict[int, Reply] = {}
+        async for number, reply in self._score(prompt, choices, cache_namespace, options):
             await reply
-        return likeliest(choices, replies)
+            replies[number] = reply
+        return likeliest(choices, [replies[number] for number in range(len(choices))])
 
     def _score(
         self, prompt: str | Prompt, choices: Sequence[str], cache_namespace: str | None, options: RequestOptions
-    ) -> list[Reply]:
-        """Have the engine score each answer."""
+    ) -> Batch:
+        """Have the engine score each answer, a few at a time."""
         check_choices(choices)
         messages, request = self._with_system(prompt), asked(None, options)
         request = replace(request, cache=request.cache or "memory", n_logprobs=0, shared=SharedPrompt())
-        return [self._answer(messages, replace(request, answer=choice), cache_namespace) for choice in choices]
+        began, timeout_s = time.monotonic(), request.timeout_s
+
+        def start(choice: str) -> Reply:
+            left_s = None if timeout_s is None else max(1e-3, began + timeout_s - time.monotonic())
+            return self._answer(messages, replace(request, answer=choice, timeout_s=left_s), cache_namespace)
+
+        self._turns.check_open()
+        return Batch(enumerate(choices), start, self._turns.n_seq + 1)
 
     def complete(
         self,

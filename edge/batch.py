@@ -1,4 +1,4 @@
-"""Many prompts answered a few at a time, each reply given as it ends."""
+"""Many replies, a few at a time, each given as it ends."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from edge.reply import Reply
-    from edge.types import Message
 
 __all__ = ["Batch"]
 
-Prompts = Iterable[tuple[int, "list[Message]"]]
+Start: TypeAlias = "Callable[[Any], Reply]"
 
 
 class Batch:
@@ -25,12 +24,12 @@ class Batch:
     Leaving the loop stops the replies that run.
 
     Args:
-        prompts: (number, messages), in the order in which they are started.
-        start: starts a reply.
+        prompts: (number, prompt), in the order in which they are started.
+        start: starts the reply to a prompt.
         n_at_once: replies that run at the same time.
     """
 
-    def __init__(self, prompts: Prompts, start: Callable[[list[Message]], Reply], n_at_once: int) -> None:
+    def __init__(self, prompts: Iterable[tuple[int, Any]], start: Start, n_at_once: int) -> None:
         self._prompts, self._start, self._n_at_once = prompts, start, n_at_once
 
     def __iter__(self) -> Iterator[tuple[int, Reply]]:
@@ -64,9 +63,7 @@ class _Running:
         on_end: called with the number of a reply that is over, from any thread.
     """
 
-    def __init__(
-        self, prompts: Prompts, start: Callable[[list[Message]], Reply], n_at_once: int, on_end: Callable[[int], None]
-    ) -> None:
+    def __init__(self, prompts: Iterable[tuple[int, Any]], start: Start, n_at_once: int, on_end: Callable[[int], None]) -> None:
         self._prompts, self._start, self._n_at_once, self._on_end = iter(prompts), start, n_at_once, on_end
         self._replies: dict[int, Reply] = {}
 
@@ -76,8 +73,8 @@ class _Running:
             found = next(self._prompts, None)
             if found is None:
                 break
-            number, messages = found
-            reply = self._replies[number] = self._start(messages)
+            number, prompt = found
+            reply = self._replies[number] = self._start(prompt)
             reply.on_done(_telling(self._on_end, number))
         return bool(self._replies)
 
@@ -98,7 +95,7 @@ def _telling(on_end: Callable[[int], None], number: int) -> Callable[[Reply], No
 class _AsyncBatch:
     """One loop over a batch. No generator: the event loop would keep that one alive for a while after `break`."""
 
-    def __init__(self, prompts: Prompts, start: Callable[[list[Message]], Reply], n_at_once: int) -> None:
+    def __init__(self, prompts: Iterable[tuple[int, Any]], start: Start, n_at_once: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Queue[int] = asyncio.Queue()
         loop, ended = self._loop, self._ended  # a running reply must not hold this object, which stops it when it is dropped

@@ -120,6 +120,8 @@ def test_wrong_prompts_are_refused(make: Callable[..., Assistant]) -> None:
             assistant.batch(["hi"], **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         list(assistant.batch(iter([[Message("user", "hi")], 5])))  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"^Prompt 2: .* not int"):
+        assistant.batch(["a", "b", 5])  # type: ignore[list-item]
 
 
 def test_of_a_closed_assistant(make: Callable[..., Assistant]) -> None:

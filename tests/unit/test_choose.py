@@ -12,7 +12,7 @@ import pytest
 
 from edge import Assistant, Message, Sampling
 from edge.backends.fake import FakeBackend
-from edge.errors import UsageError
+from edge.errors import BackendError, ContextFullError, UsageError
 from edge.prompt.template import ChatTemplate
 
 CHOICES = ["yes", "no", "not at all", "perhaps", "n"]
@@ -95,9 +95,28 @@ def test_the_prompt_is_prefilled_once(make: Callable[..., Assistant], monkeypatc
     assert sum(n_tokens) == assistant.count("x" * 500).n_tokens + len(CHOICES) - 1
 
 
-def test_more_answers_than_sequences(make: Callable[..., Assistant]) -> None:
+def test_more_answers_than_sequences(make: Callable[..., Assistant], monkeypatch: pytest.MonkeyPatch) -> None:
     choices = [f"{n}" for n in range(20)]
-    assert set(make(n_seq=2).choose("hi", choices).probabilities) == set(choices)
+    assistant, n_running = make(n_seq=2), list[int]()
+    submit = assistant._scheduler.submit
+
+    def note(generation: Any) -> None:
+        n_running.append(len(assistant._turns._running))
+        submit(generation)
+
+    monkeypatch.setattr(assistant._scheduler, "submit", note)
+    assert list(assistant.choose("hi", choices).probabilities) == choices
+    assert len(n_running) == 20
+    assert max(n_running) <= 3, "each takes a thread"
+
+
+def test_an_error_ends_the_choice(make: Callable[..., Assistant]) -> None:
+    with pytest.raises(ContextFullError):
+        make(n_ctx=256).choose("x" * 1000, CHOICES)
+    with pytest.raises(BackendError):
+        assistant = make()
+        assistant.close()
+        assistant.choose("hi", CHOICES)
 
 
 async def test_it_stops_in_time(make: Callable[..., Assistant]) -> None:
