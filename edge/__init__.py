@@ -8,7 +8,8 @@ Names are imported when they are first used, so that `import edge` stays quick.
 
 assistant.py  a loaded model to talk to; dialogue.py, a stored conversation with it
 loading.py    from a name to a loaded model; planning.py, from a name to a plan
-asking.py     what it answers without one; batch.py, many prompts; scoring.py, the likeliest answer
+asking.py     what it answers without one; responding.py, answers as values;
+              batch.py, many prompts; scoring.py, the likeliest answer
 runtime.py    several models under one memory budget; testing.py, a fake model for the tests of programs
 turns.py      starts the turns of both and stops them; arguments.py, checks of what a program gives to both
 request.py    what is asked of a turn; constraint.py, what its reply has to be

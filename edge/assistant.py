@@ -26,7 +26,6 @@ from edge.arguments import (
     check_text,
     check_tools,
 )
-from edge.asking import Asking
 from edge.conversation.store import ConversationStore
 from edge.conversation.tree import Attachment, ConversationInfo, Node
 from edge.device.sensors import Sensors
@@ -42,6 +41,7 @@ from edge.kv.records import WARM_OWNER
 from edge.names import CACHE_HINTS
 from edge.prompt.options import PromptOptions
 from edge.prompt.prompting import Prompting
+from edge.responding import Responding
 from edge.turns import DiskCache, Turns
 from edge.types import Message, Sampling
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["Assistant", "Conversation", "DiskCache"]
 
 
-class Assistant(Asking):
+class Assistant(Responding):
     """A loaded model. Made by `edge.load`.
 
     Args:

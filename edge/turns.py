@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
-from edge.structured.compiler import Compiler
+from edge.structured.compiler import Compiled, Compiler
 from edge.structured.prompt import with_schema
 from edge.turn import Turn
 from edge.types import PromptSize
 
 if TYPE_CHECKING:
+    from edge.constraint import Constraint
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.store import ConversationStore
     from edge.engine.scheduler import Scheduler
@@ -173,6 +174,11 @@ class Turns:
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
         request = replace(request, prompt=_whole_prompt(request), sampling=chosen, window=request.window or self.window)
         return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
+
+    def compile(self, constraint: Constraint) -> Compiled:
+        """Compile a constraint, which turns then find; see `Compiler.compile`."""
+        self.check_open()
+        return self._compiler.compile(constraint)
 
     def start(self, turn: Turn, owner: object, at_end: Callable[[], None] = lambda: None) -> Reply:
         """Start a turn.

@@ -18,6 +18,8 @@ from edge.errors import BackendError, UsageError
 
 __all__ = ["Token", "Tokenizer"]
 
+_BATCH = 256  # tokens that are looked up under one lock, which the engine waits for, too
+
 
 class Token(NamedTuple):
     """One entry of a vocabulary.
@@ -94,11 +96,11 @@ class Tokenizer(ABC):
 
     def entries(self) -> Iterator[Token]:
         """Yield every token in the order of ids."""
-        for token in range(self.n_vocab):
+        for start in range(0, self.n_vocab, _BATCH):
             with self._token_lock:
                 self._check_open()
-                entry = self._look_up(token)
-            yield entry
+                entries = [self._look_up(token) for token in range(start, min(start + _BATCH, self.n_vocab))]
+            yield from entries
 
     @property
     def longest_token(self) -> int:

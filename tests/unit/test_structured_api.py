@@ -14,7 +14,7 @@ import pytest
 
 from edge import Assistant, Constraint, Message, Sampling
 from edge.backends.fake import FakeBackend
-from edge.errors import ConstraintError, InvalidReplyError, UsageError
+from edge.errors import BackendError, ConstraintError, InvalidReplyError, UsageError
 from edge.request import Request
 
 ADA = '{"name": "Ada", "age": 36, "tags": ["x", "y"]}'
@@ -191,3 +191,15 @@ def test_a_schema_that_cannot_be_kept_leaves_no_question_in_the_conversation(ai:
         conversation.send("Who is it?", schema={"not": {}}).wait()
     assert conversation.messages == []
     assert conversation.send("Who is it?", schema=Person).value().age == 36
+
+
+def test_a_schema_can_be_compiled_ahead(ai: Assistant) -> None:
+    assert ai.prepare_schema(Person) == ()
+    assert ai.prepare_schema(constraint=Constraint.json_schema({"not": {}}, strict=False)) == ("not",)
+    with pytest.raises(ConstraintError, match='"not"'):
+        ai.prepare_schema({"not": {}})
+    with pytest.raises(UsageError, match="no schema"):
+        ai.prepare_schema()
+    ai.close()
+    with pytest.raises(BackendError, match="closed"):
+        ai.prepare_schema(Person)

@@ -23,6 +23,7 @@ class Vocabulary(Tokenizer):
         super().__init__(library.llama_vocab_n_tokens(vocab))
         self._library = library
         self._vocab = vocab
+        self._buffer = ctypes.create_string_buffer(256)  # of the newest piece; `_look_up` is never called twice at a time
 
     def _encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         return self.encode_bytes(text.encode("utf-8", "replace"), add_special, parse_special)
@@ -41,13 +42,12 @@ class Vocabulary(Tokenizer):
 
     def _look_up(self, token: int) -> Token:
         is_end = bool(self._library.llama_vocab_is_eog(self._vocab, token))
-        return Token(self._piece(token, special=False), self._piece(token, special=True), is_end)
+        plain = self._piece(token, special=False)
+        return Token(plain, plain or self._piece(token, special=True), is_end)  # only special tokens have two spellings
 
     def _piece(self, token: int, *, special: bool) -> bytes:
-        size = 64
         while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = self._library.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            count = self._library.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
             if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+                return ctypes.string_at(self._buffer, count)
+            self._buffer = ctypes.create_string_buffer(-count)
