@@ -9,5 +9,6 @@ bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys
 errors.py      what goes wrong; dialects.py, how each protocol writes it
 metrics.py     counters for Prometheus; access.py, the access log; state.py, health and metrics
+status.py      the page at `/`, page.html, and what it shows
 openai/        OpenAI's protocol; anthropic/, Anthropic's; ollama/, Ollama's
 """

@@ -161,7 +161,8 @@ async def answer(
         replies = made if isinstance(made, list) else [made]
         call.record.replies.extend(replies)
         found = Answer(replies, assistant, offered.id)
-        service.replies.update(replies)
+        now = time.perf_counter()
+        service.replies.update(dict.fromkeys(replies, (offered.id, now)))
         try:
             async with contextlib.AsyncExitStack() as stack:
                 for reply in replies:
@@ -171,7 +172,8 @@ async def answer(
                     await found.wait_for_start(call)
                 yield found
         finally:
-            service.replies.difference_update(replies)
+            for reply in replies:
+                del service.replies[reply]
 
 
 async def _whole(reply: Reply) -> str:

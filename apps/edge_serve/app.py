@@ -11,7 +11,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from edge.errors import EdgeError
-from edge_serve import access, limits, state
+from edge_serve import access, limits, state, status
 from edge_serve.anthropic import messages
 from edge_serve.call import Call, Caller, Record
 from edge_serve.dialects import dialect_of
@@ -33,6 +33,8 @@ Handle = Callable[[Call], Awaitable[None]]
 
 _MANAGING = (("POST", "pull"), ("POST", "push"), ("POST", "create"), ("POST", "copy"), ("DELETE", "delete"))
 ROUTES: list[tuple[str, str, Handle]] = [
+    ("GET", "/", status.page),
+    ("GET", "/status", status.status),
     ("GET", "/health", state.health),
     ("GET", "/metrics", state.metrics),
     ("POST", "/v1/chat/completions", chat.create),

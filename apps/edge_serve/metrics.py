@@ -57,6 +57,7 @@ class Counters:
         seconds, first_token: duration of requests for replies, and time to the first text, in seconds.
         stripped: blocks that were left out of prompts since they change with every request (docs/serve.md).
         reply_s: duration of the newest replies, smoothed, in seconds.
+        tokens_per_s: speed of the newest reply.
     """
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -66,6 +67,7 @@ class Counters:
     first_token: Histogram = field(default_factory=Histogram)
     stripped: int = 0
     reply_s: float = 2.0
+    tokens_per_s: float = 0.0
 
     def add(self, record: Record, path: str, seconds: float) -> None:
         """Count a request that is over.
@@ -82,6 +84,7 @@ class Counters:
             self.tokens[model, "cached"] += usage.n_reused - usage.n_restored
             self.tokens[model, "restored"] += usage.n_restored
             self.tokens[model, "generated"] += usage.n_generated
+            self.tokens_per_s = reply.timing.tokens_per_s(usage.n_generated) or self.tokens_per_s
             self.finishes[model, reply.finish_reason or "cancelled"] += 1
             if reply.timing.first_token_ms:
                 self.first_token.add(reply.timing.first_token_ms / 1000)

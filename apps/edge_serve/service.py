@@ -30,7 +30,7 @@ class Service:
         settings: of everything.
         keys: who may use the server.
         counters: for the metrics and the log.
-        replies: that run now.
+        replies: that run now, each with its model and when it was asked for (of `time.perf_counter`).
         problem: why the default model could not be loaded; "" if nothing is known against it.
         is_stopping: the server is about to end.
         started_at: in seconds since 1970.
@@ -41,7 +41,7 @@ class Service:
     settings: Settings
     keys: Keys
     counters: Counters = field(default_factory=Counters)
-    replies: set[Reply] = field(default_factory=set)
+    replies: dict[Reply, tuple[str, float]] = field(default_factory=dict)
     problem: str = ""
     is_stopping: bool = False
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -50,6 +50,15 @@ class Service:
     def retry_after_s(self) -> int:
         """When a client that was refused may try again, in whole seconds: about when a reply of now will have ended."""
         return max(1, min(_LONGEST_RETRY_S, round(self.counters.reply_s)))
+
+    @property
+    def state(self) -> str:
+        """In a word: "ok", "loading", "failed" or "stopping"."""
+        if self.is_stopping:
+            return "stopping"
+        if self.problem:
+            return "failed"
+        return "loading" if self.runtime.loading and not self.runtime.loaded else "ok"
 
     def stop_replies(self) -> None:
         """Stop all replies; what they have written is sent before their connections are closed."""

@@ -11,13 +11,7 @@ __all__ = ["health", "metrics"]
 
 async def health(call: Call) -> None:
     """Say whether requests are answered now: 200, or 503 while the default model is being loaded or the server stops."""
-    service = call.service
-    if service.is_stopping:
-        status = "stopping"
-    elif service.problem:
-        status = "failed"
-    else:
-        status = "loading" if service.runtime.loading and not service.runtime.loaded else "ok"
+    status = call.service.state
     headers = [] if status == "ok" else [(b"retry-after", b"5")]
     await call.json({"status": status, "version": edge.__version__}, 200 if status == "ok" else 503, headers)
 

@@ -70,9 +70,12 @@ QUESTIONS: list[Any] = [
     [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Which colour has the sky?"}],
     [
         {"role": "system", "content": "You are kind."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello! How can I help?"},
-        {"role": "user", "content": [{"type": "text", "text": "Count to "}, {"type": "text", "text": "five."}]},
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of France is Paris."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "And what"}, {"type": "text", "text": "is that of Italy?"}],
+        },
     ],
 ]
 

@@ -7,21 +7,22 @@ from typing import Any
 from edge_serve.call import Call
 from edge_serve.offer import Offered
 
-__all__ = ["list_all", "retrieve"]
+__all__ = ["describe", "list_all", "retrieve"]
 
 
 async def list_all(call: Call) -> None:
     """List the models that can be asked for, the default first."""
     models = await call.service.offer.models()
-    await call.json({"object": "list", "data": [_model(call, model) for model in models]})
+    await call.json({"object": "list", "data": [describe(call, model) for model in models]})
 
 
 async def retrieve(call: Call) -> None:
     """Show one model."""
-    await call.json(_model(call, await call.service.offer.find(call.path_params["id"])))
+    await call.json(describe(call, await call.service.offer.find(call.path_params["id"])))
 
 
-def _model(call: Call, model: Offered) -> dict[str, Any]:
+def describe(call: Call, model: Offered) -> dict[str, Any]:
+    """Return a model with its state."""
     runtime = call.service.runtime
     loaded = next((one for one in runtime.loaded if one.name == model.reference), None)
     status = "loaded" if loaded is not None else "loading" if model.reference in runtime.loading else "not loaded"

@@ -83,7 +83,11 @@ def test_tools_forms_and_options() -> None:
         ]
         stream = client.chat(model="tiny", messages=[{"role": "user", "content": "weather?"}], tools=[tool], stream=True)
         assert [call.function.name for chunk in stream for call in chunk.message.tool_calls or []] == ["weather"]
-        schema: Any = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        schema: Any = {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["n"],
+        }
         reply = client.chat(model="tiny", messages=HI, format=schema, options={"num_predict": 100, "seed": 1})
         assert isinstance(json.loads(reply.message.content or "")["n"], int)
         history: Any = [*HI, message, {"role": "tool", "content": "sunny", "tool_name": "weather"}, *HI]

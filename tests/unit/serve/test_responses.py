@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from edge.backends.fake import default_answer
 from tests.serving import Serving, serving
@@ -99,7 +99,7 @@ def test_calls_go_out_and_results_come_in(client: OpenAI) -> None:
 
 
 class Number(BaseModel):
-    n: int
+    n: int = Field(ge=0, le=9)
 
 
 def test_a_schema_is_kept(client: OpenAI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from anthropic import Anthropic
 from openai import BadRequestError, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.serving import Serving, serving
 
@@ -22,7 +22,12 @@ ANSWERS = {
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "text": {"type": "string"}}, "required": ["city"]}
 TOOL: Any = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": PARAMETERS}}
 CLAUDE_TOOL: Any = {"name": "weather", "description": "of a city", "input_schema": PARAMETERS}
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 
 
 def user(text: str) -> Any:
@@ -116,7 +121,7 @@ def test_what_cannot_be_done_is_400(running: Serving, fields: dict[str, Any], pa
 
 
 class Number(BaseModel):
-    n: int
+    n: int = Field(ge=0, le=9)
 
 
 def test_a_schema_is_kept_in_every_style(client: OpenAI) -> None:
