@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,48 @@ def test_the_command_allows_a_server_and_its_tools(program, monkeypatch, tmp_pat
     assert run(["mcp", "forbid", "files"]) == 0
     assert run(["mcp", "allow", "none", "--yes"]) == 2
     assert not Consent(Path(tmp_path / "data")).knows_server("files")
+
+
+HTTP_SCRIPT = """
+import sys
+import time
+from mcp.server import MCPServer
+from mcp.server.mcpserver.context import Context
+
+server = MCPServer("web")
+
+@server.tool()
+def key(context: Context) -> str:
+    return context.headers.get("x-key", "none") if context.headers else "none"
+
+server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+def test_a_server_is_reached_over_http_with_its_headers(tmp_path):
+    (tmp_path / "web.py").write_text(HTTP_SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "web.py"), str(port)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, process)
+        web = Server(url=f"http://127.0.0.1:{port}/mcp", headers={"x-key": "abc"})
+        with Connections() as connections:
+            (tool,) = connections.connect("web", web)
+            assert tool.name == "key"
+            assert connections.call("web", "key", {}) == "abc"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(port, process):
+    """Wait until a process listens."""
+    while process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("the server has ended")
