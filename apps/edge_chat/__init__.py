@@ -3,7 +3,7 @@
 app.py          the app on top of base.py: settings, keys, conversations, the model
 screens/        the chat screen and the dialogs; widgets/, the parts of the chat screen
 controller.py   opening, branching, deleting on the desk (desk.py); sending.py, replies; replies.py, one of them
-approvals.py    asks about tool calls; toolbox.py, the tools of servers
+approvals.py    asks about tool calls
 outbox.py       messages that are not saved yet, and drafts; library.py, the store for the event loop
 model_host.py   the loaded model; offers.py, the models to choose from
 table.py        the command table (commands.py); actions/, their functions; palette.py, keys.py
@@ -50,7 +50,7 @@ def run(settings: Settings, *, conversation: str | None = None, say: Callable[[s
             del os.environ[name]
     from edge_chat.app import ChatApp
     from edge_chat.terminal import keep_signals
-    from edge_chat.toolbox import open_toolbox
+    from edge_mcp.toolbox import open_toolbox
 
     with keep_signals(), open_toolbox(settings) as toolbox:
         app = ChatApp(settings, conversation=conversation, toolbox=toolbox)

@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge.types import Tool
     from edge_chat.editor import Editor
+    from edge_mcp.toolbox import Toolbox
 
-Toolbox = Callable[[], "tuple[list[Tool], list[str]]"]
-
-__all__ = ["BaseApp", "Toolbox", "private_opener"]
+__all__ = ["BaseApp", "private_opener"]
 
 
 class BaseApp(App[int], inherit_bindings=False):

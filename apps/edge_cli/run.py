@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edge.conversation import ConversationStore
     from edge.plan import Plan
     from edge.reply import Reply
-    from edge.types import Usage
+    from edge.types import Tool, ToolCall, Usage
 
 __all__ = ["run"]
 
@@ -75,6 +76,9 @@ EXAMPLES = examples(
 )
 @click.option("--think/--no-think", default=None, help="Think before answering, or answer at once, where the model can.")
 @click.option("--max-thinking", type=click.IntRange(min=0), metavar="N", help="Longest thought, in tokens.")
+@click.option(
+    "--tools", "with_tools", is_flag=True, help="Let the model call the tools of allowed servers (edge mcp), after asking."
+)
 @click.option("--stats", is_flag=True, help="Print time to first token, speed and cache reuse.")
 @click.option("-v", "--verbose", is_flag=True, help="Report waiting for stdin even if stderr is not a terminal.")
 @pass_app
@@ -109,6 +113,7 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
             status.clear()
             _explain(assistant.plan)
         conversation = _conversation(assistant, store, settings, options)
+        tools = _tools(stack, settings, status) if options["with_tools"] else []
         reply = stack.enter_context(
             conversation.send(
                 text,
@@ -117,6 +122,8 @@ def run(app: App, prompt: tuple[str, ...], **options: Any) -> int:
                 constraint=constraint,
                 think=options["think"],
                 max_thinking=options["max_thinking"],
+                tools=tools,
+                approve=_asking(status),
             )
         )
         answer = _answer(options)
@@ -203,6 +210,35 @@ def _conversation(
     # A saved conversation keeps its system prompt unless this command line sets one.
     system = settings.system if chosen is None or options["role"] else options["system"]
     return assistant.conversation(chosen, system=system)
+
+
+def _tools(stack: contextlib.ExitStack, settings: Settings, status: output.Status) -> list[Tool]:
+    """Connect the allowed servers until the stack is closed, and return their tools."""
+    from edge.errors import UsageError
+    from edge_mcp.toolbox import open_toolbox
+
+    find = stack.enter_context(open_toolbox(settings))
+    if find is None:
+        raise UsageError("There are no servers of tools.", "Name them in mcp.json beside the settings file (docs/tools.md).")
+    status.show("connecting servers of tools")
+    tools, notices = find()
+    status.clear()
+    for notice in notices:
+        output.note(notice)
+    return tools
+
+
+def _asking(status: output.Status) -> Callable[[ToolCall], bool] | None:
+    """Return what asks about a tool call on the terminal; None where there is nobody to ask."""
+    if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stderr)):
+        return None
+
+    def ask(call: ToolCall) -> bool:
+        status.close()
+        output.note(f"The model wants to call {output.plain(call.name)} with {output.plain(call.json)}")
+        return click.confirm("Allow it?", err=True)
+
+    return ask
 
 
 def _answer(options: dict[str, Any]) -> Answer:
@@ -322,6 +358,7 @@ def _show_result(
     result |= {
         "text": reply.text,
         "reasoning": reply.reasoning,
+        "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in reply.tool_calls],
         **_value(reply),
         "finish_reason": reply.finish_reason,
         "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,

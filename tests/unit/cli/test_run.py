@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
@@ -21,6 +22,7 @@ from edge.engine.governor import Limits
 from edge.errors import StorageError
 from edge.kv.options import StoreOptions
 from edge.kv.store import BlockStore
+from edge.types import Tool
 from edge_cli.app import App
 from edge_cli.completers import complete_role
 from edge_cli.prompt import read_prompt
@@ -544,3 +546,35 @@ def test_a_draft_model_is_part_of_the_estimate(call: Any, tmp_path: Path) -> Non
     refused = call(*words, "--draft", str(tmp_path / "gone.gguf"))
     assert refused.code == 3
     assert "gone.gguf" in refused.err
+
+
+CALL = '<tool_call>\n{"name": "s__add", "arguments": {"a": 2}}\n</tool_call>'
+TOOL_SCRIPT = {
+    "Sum?": CALL,
+    "<tool_response>\nfour\n</tool_response>": "It is four.",
+    "<tool_response>\nThis call was not run, because nobody can be asked to allow it.\n</tool_response>": "I may not.",
+    "<tool_response>\nThe user did not allow this call.\n</tool_response>": "As you like.",
+}
+
+
+def test_tools_of_servers_are_called_after_asking(
+    call: Any, fake_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Tool("s__add", "Add", function=lambda a: "four")
+
+    @contextlib.contextmanager
+    def toolbox(settings: Any) -> Any:
+        yield lambda: ([tool], ["A server is not allowed yet."])
+
+    app = fake_app(script=TOOL_SCRIPT, chat_template=QWEN, n_ctx=8192)
+    assert call("run", "--tools", "Sum?", app=app).code == 2, "no server is named"
+    monkeypatch.setattr("edge_mcp.toolbox.open_toolbox", toolbox)
+    alone = call("run", "--tools", "--json", "Sum?", app=app)
+    found = json.loads(alone.out)
+    assert found["text"] == "I may not." and found["tool_calls"][0]["arguments"] == {"a": 2}
+    assert "not allowed yet" in alone.err
+    monkeypatch.setattr("edge_cli.output.is_terminal", lambda stream: stream is not sys.stdout)
+    for answer, text in ((True, "It is four."), (False, "As you like.")):
+        monkeypatch.setattr(click, "confirm", lambda *a, answer=answer, **k: answer)
+        shown = call("run", "--tools", "Sum?", app=app)
+        assert shown.out == f"{text}\n" and 's__add with {"a": 2}' in shown.err

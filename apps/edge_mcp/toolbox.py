@@ -1,8 +1,8 @@
-"""The tools of the servers that the user has allowed, connected behind the chat."""
+"""The tools of the servers that the user has allowed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from edge_mcp.servers import FILE_NAME, read_servers
 if TYPE_CHECKING:
     from edge.config import Settings
     from edge.types import Tool
-    from edge_chat.base import Toolbox
 
-__all__ = ["open_toolbox"]
+__all__ = ["Toolbox", "open_toolbox"]
+
+Toolbox = Callable[[], "tuple[list[Tool], list[str]]"]
+"""Connects the servers, and returns their tools and what the user should know; blocks meanwhile."""
 
 
 @contextmanager
