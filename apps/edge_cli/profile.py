@@ -39,7 +39,7 @@ _MAX_TOKENS = 64
         'edge profile "Summarise this" -f report.txt',
         "edge profile --cold -f report.txt --trace turn.json",
         "edge profile -m smollm2-135m --threads 1 --max-tokens 128",
-        "edge profile --json | jq '.stages[] | {stage, ms}'",
+        "edge profile --json | jq .stages",
     )
 )
 @click.argument("prompt", nargs=-1)
