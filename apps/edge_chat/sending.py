@@ -99,9 +99,11 @@ class Sending:
             raise UsageError("There is no message to answer yet.", "Send one first.")
         if answer.role != "assistant":
             answer = next((node for node in nodes if node.parent == target), None)
+        place = next(n for n, node in enumerate(nodes) if node.id == target)
+        question = max((n for n in range(place + 1) if nodes[n].role == "user"), default=place)
         async with self._desk.moving:
-            if answer is not None:
-                await self._screen.transcript.truncate(answer.id)
+            if answer is not None:  # with the tool calls before it
+                await self._screen.transcript.truncate(nodes[question + 1].id)
             await self._begin(
                 conversation_id,
                 lambda sampling: self.conversation(conversation_id, sampling).regenerate(target),

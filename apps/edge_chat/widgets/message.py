@@ -166,6 +166,9 @@ class MessageView(Vertical, can_focus=True):
         for body in self._bodies():
             line = body.mark(lambda text: find_matches(text, searched))
             first = (body, line) if line is not None else None
+        for fold in self.query(Fold):
+            if find_matches(fold.text, searched):
+                fold.open(True)
         for part in self.query(Static).exclude(".head, .notice"):
             content = part.content
             if not isinstance(content, Content):

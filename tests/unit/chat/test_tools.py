@@ -88,6 +88,21 @@ async def test_a_tool_that_is_always_allowed_is_not_asked_about_again():
         assert app.chat_screen.transcript.views[-1].text == "It rains."
 
 
+async def test_answering_again_takes_the_calls_away_too():
+    app = make()
+    async with app.run_test(size=(80, 30)) as pilot:
+        await settle(pilot)
+        app.chat_screen.controller.sending.approvals._allowed.add("weather")
+        await say(pilot, "Rain?")
+        app.chat_screen.controller.sending.approvals._allowed.clear()
+        await enter(pilot, "/regenerate")
+        await eventually(pilot, lambda: is_asked(app))
+        assert [view.role for view in app.chat_screen.transcript.views] == ["user", "assistant"]
+        await pilot.press("y")
+        await settle(pilot)
+        assert [view.role for view in app.chat_screen.transcript.views] == ["user", "assistant", "tool", "assistant"]
+
+
 async def test_stopping_answers_the_question():
     app = make()
     async with app.run_test(size=(80, 30)) as pilot:
