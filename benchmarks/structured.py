@@ -242,36 +242,57 @@ def measure(engine: Engine, constraint: Any, question: str, n_rounds: int, n_tok
 
 
 def count_schemas(folder: Path) -> int:
-    """Count how many schemas in the files of a folder can be enforced, and why the others cannot."""
+    """Count how many schemas in the files of a folder can be enforced, and why the others cannot.
+
+    A file is a schema, or has one with instances, as MaskBench has: {"schema": ..., "tests": [{"data": ..., "valid": ...}]}.
+    """
     from edge.backends.fake import FakeTokenizer
     from edge.constraint import Constraint
     from edge.errors import EdgeError
     from edge.structured.compiler import Compiler
 
     compiler, counts, reasons, times = Compiler(FakeTokenizer()), Counter[tuple[str, bool]](), Counter[str](), []
+    instances: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.json")):
-        text, began = path.read_text("utf-8"), time.perf_counter()
         try:
-            json.loads(text)
+            schema = json.loads(path.read_text("utf-8"))
         except ValueError:
             continue
+        tests = []
+        if isinstance(schema, dict) and isinstance(schema.get("tests"), list) and "schema" in schema:
+            schema, tests = schema["schema"], schema["tests"]
+        began, compiled = time.perf_counter(), None
         try:
-            compiler.compile(Constraint.json_schema(text))
-            is_enforced = True
+            compiled = compiler.compile(Constraint.json_schema(schema))
         except EdgeError as error:
-            is_enforced = False
             reasons[error.message.split(" at #")[0][:90]] += 1
         times.append((time.perf_counter() - began) * 1000)
-        counts[path.parent.name, is_enforced] += 1
+        counts[path.parent.name, compiled is not None] += 1
+        if compiled is not None:
+            instances.update(judge(compiled.matcher(), test["data"], is_valid=test["valid"]) for test in tests)
     names = sorted({name for name, _ in counts})
     print("| schemas | enforced | of |\n|---|---:|---:|")
     for name in names:
         print(f"| {name} | {counts[name, True]:,} | {counts[name, True] + counts[name, False]:,} |")
     print(f"| all | {sum(counts[name, True] for name in names):,} | {counts.total():,} |")
     print(f"compiling: mean {statistics.fmean(times):.1f} ms, longest {max(times):.0f} ms")
+    print("instances:", ", ".join(f"{n:,} {what}" for what, n in instances.most_common()) or "none")
     for reason, n in reasons.most_common(15):
         print(f"{n:6,}  {reason}")
     return 0
+
+
+def judge(matcher: Any, instance: Any, *, is_valid: bool) -> str:
+    """Tell whether a schema allows an instance as it should."""
+    text = json.dumps(instance, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    if len(text) > 3000:
+        return "not tried, being long"
+    is_allowed = matcher.n_valid(text) == len(text)
+    if is_allowed:
+        for byte in text:
+            matcher.accept(byte)
+        is_allowed = matcher.is_complete
+    return "right" if is_allowed == is_valid else "narrower" if is_valid else "wrong"
 
 
 def main() -> int:

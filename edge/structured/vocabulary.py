@@ -44,6 +44,6 @@ def open_vocabulary(tokenizer: Tokenizer) -> Any:
     wrapped = _Wrapped(tokenizer)
     if not wrapped.ends:
         raise UnsupportedError("This model has no token that ends a reply.", "Choose a chat model.")
-    return LLTokenizer(
-        TokenizerWrapper(wrapped), n_vocab=tokenizer.n_vocab, eos_token=wrapped.ends, slices=LLTokenizer.json_slices()
-    )
+    # In two steps, since each holds Python's lock, and replies go on in between.
+    plain = LLTokenizer(TokenizerWrapper(wrapped), n_vocab=tokenizer.n_vocab, eos_token=wrapped.ends, slices=[])
+    return plain.with_slices(LLTokenizer.json_slices())
