@@ -42,9 +42,11 @@ _SURE = (0.0, 0.3, 0.5, 0.7, 0.85, 0.95)
 _PRIORS = (0.2, 0.4, 0.55, 0.7, 0.8, 0.9)
 _PRIOR_WEIGHT, _FORGET = 8.0, 0.98
 _SMOOTHING = 0.2
-_FIRST = 10  # guesses, before it is judged whether they paid
-_MARGIN = 1.02
-_TRY_EVERY, _TRY_LENGTH = 200, 4  # so that what was given up is found when it pays again
+_MARGIN = 1.02  # a guess has to save more than the noise of what was measured
+_FIRST, _JUDGED = 6, 10  # guesses that measure what passes of several lengths take, and those that show if guesses pay
+_TRY_LENGTHS = (2, 4, 8)
+_TRY_EVERY = 200  # tokens without a guess, so that what was given up is found when it pays again
+_PLAIN_EVERY = 12  # rounds in which nothing is guessed, so that the time of a plain pass stays true
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class DraftModel:
         self._tries = [_PRIOR_WEIGHT] * len(_PRIORS)
         self._pass_ms = self._prefill_ms = 0.0  # of one token; 0 before the first
         self._plain_ms = self._real_ms = 0.0  # time that what was guessed right would have taken without, and what it took
-        self._n_guesses = self._n_declined = 0
+        self._n_rounds = self._n_guesses = self._n_declined = 0
         self._is_broken = False
         self.n_guessed = self.n_accepted = 0
 
@@ -128,10 +130,14 @@ class DraftModel:
         """
         if self._is_broken or n_most < 1 or seq_id not in self._held or len(tokens) + n_most > self._backend.n_ctx:
             return None
-        is_trial = not self._has_paid
-        self._n_declined += is_trial
-        if is_trial and self._n_declined <= _TRY_EVERY:
+        self._n_rounds += 1
+        if self._n_rounds % _PLAIN_EVERY == 0:
             return None
+        is_first, has_paid = self._n_guesses < _FIRST, self._has_paid
+        self._n_declined += not has_paid
+        if not has_paid and self._n_declined <= _TRY_EVERY:
+            return None
+        is_trial = is_first or not has_paid
         try:
             began = self._clock()
             if not self._follow(seq_id, tokens, decoded_ms):
@@ -145,7 +151,7 @@ class DraftModel:
             _log.warning("The draft model failed and is not used any more: %s", error)
             self._is_broken = True
             return None
-        if is_trial:  # what was given up long ago counts less
+        if not has_paid:  # what was given up long ago counts less
             self._plain_ms, self._real_ms = self._plain_ms / 2, self._real_ms / 2
         ms, plain_ms = (self._clock() - began) * 1000, pass_ms(1 + n_other)
         if not found:
@@ -183,13 +189,14 @@ class DraftModel:
 
     @property
     def _has_paid(self) -> bool:
-        """True while replies were not slower than without; the first few guesses find that out."""
-        return self._n_guesses < _FIRST or self._plain_ms > _MARGIN * self._real_ms
+        """True while replies were quicker than without, and until that is known."""
+        return self._n_guesses < _FIRST + _JUDGED or self._plain_ms > _MARGIN * self._real_ms
 
     def _note_time(self, plain_ms: float, real_ms: float) -> None:
         self._n_guesses += 1
-        self._plain_ms = self._plain_ms * _FORGET + plain_ms
-        self._real_ms = self._real_ms * _FORGET + real_ms
+        if self._n_guesses > _FIRST:
+            self._plain_ms = self._plain_ms * _FORGET + plain_ms
+            self._real_ms = self._real_ms * _FORGET + real_ms
 
     def _follow(self, seq_id: int, tokens: Sequence[int], decoded_ms: float) -> bool:
         """Prefill what the draft model has not seen of a reply; False while that is not worth it, or not done."""
@@ -223,7 +230,7 @@ class DraftModel:
         """
         found: list[tuple[int, float]] = []
         likely, expected = 1.0, [1.0]  # of all tokens so far; how many tokens of the reply a draft of each length promises
-        n_most = min(n_most, _TRY_LENGTH) if is_trial else n_most
+        n_most = min(n_most, _TRY_LENGTHS[self._n_guesses % len(_TRY_LENGTHS)]) if is_trial else n_most
         while True:
             token, probability = self._likeliest(seq_id)
             if self._backend.tokenizer.is_end(token):

@@ -73,6 +73,10 @@ class Eager(DraftModel):
     def _goes_on(self, *_: Any) -> bool:
         return True
 
+    def _decode_ahead(self, *arguments: Any, is_trial: bool) -> list[tuple[int, float]]:
+        self._n_rounds = 0
+        return super()._decode_ahead(*arguments, is_trial=False)
+
 
 class NoLookup(Planner):
     """Finds nothing worth a draft in a reply's own text."""
@@ -299,20 +303,29 @@ def test_a_quick_model_that_is_right_guesses_as_much_as_it_may() -> None:
     assert sum(lengths) + len(lengths) > 50
 
 
+def test_the_first_guesses_measure_several_lengths_and_a_plain_pass_stays_measured() -> None:
+    clock = Clock()
+    lengths = follow(model_of(clock, Slow(clock, pass_ms=0.5)), "abc" * 300, n_rounds=48)
+    guessed = [length for length in lengths if length]
+    assert guessed[:6] == [2, 4, 8, 2, 4, 8]
+    model = model_of(clock, Slow(clock, pass_ms=0.5))
+    assert [n for n in range(1, 49) if follow(model, say(PLAIN), n_rounds=1)[0] == 0 and n > 8][:3] == [12, 24, 36]
+
+
 def test_a_model_that_is_as_slow_as_the_large_one_is_given_up() -> None:
     clock = Clock()
     lengths = follow(model_of(clock, Slow(clock, pass_ms=10)), "ab" * 500, n_rounds=150)
-    assert sum(1 for length in lengths if length) <= 10, "it was measured"
-    assert sum(lengths[20:]) == 0
+    assert sum(1 for length in lengths if length) <= 16, "it was measured"
+    assert sum(lengths[30:]) == 0
 
 
 def test_a_model_that_is_wrong_is_given_up_and_tried_now_and_then() -> None:
     clock = Clock()
     model = model_of(clock, Slow(clock, pass_ms=2, script=lambda message: "#" * 3000))
     lengths = follow(model, "abcdefgh" * 300, n_rounds=900)
-    assert 0 < sum(1 for length in lengths[:100] if length) <= 10
+    assert 0 < sum(1 for length in lengths[:100] if length) <= 16
     assert 0 < sum(1 for length in lengths[300:] if length) <= 4
-    assert max(lengths[300:]) == 4
+    assert max(lengths[300:]) <= 8
 
 
 def test_a_long_prompt_is_prefilled_once_the_reply_has_taken_as_long() -> None:
@@ -326,9 +339,9 @@ def test_a_long_prompt_is_prefilled_once_the_reply_has_taken_as_long() -> None:
     for decoded_ms in (0.0, 500.0, 900.0):
         assert model.guess(0, tokens, 8, 0, decoded_ms, large_ms) is None
         assert draft.n_prefilled == n_measured
-    for _ in range(7):
-        assert model.guess(0, tokens, 8, 0, 1000.0, large_ms) is None
-    assert model.guess(0, tokens, 8, 0, 1000.0, large_ms) is not None
+    guesses = [model.guess(0, tokens, 8, 0, 1000.0, large_ms) for _ in range(9)]
+    assert guesses[-1] is not None
+    assert guesses[:-1] == [None] * 8
     assert draft.n_prefilled == 1000
 
 
