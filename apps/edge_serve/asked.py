@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +38,37 @@ def options_of(call: Call) -> dict[str, Any]:
     return {"cache_namespace": call.caller.namespace or None, "timeout_s": call.service.settings.server.timeout_s}
 
 
-def tool_options(specs: Iterable[ToolSpec]) -> dict[str, Any]:
+def tool_options(specs: Iterable[ToolSpec], choice: Any = None) -> dict[str, Any]:
     """Return the options by which a model is told of tools, which the client runs. A model without a place for them in its chat
     template is told in its system prompt.
 
+    Args:
+        specs: the tools.
+        choice: in any protocol's form: None or "auto" leaves it to the model, "required" or the type "any" makes it call one of
+            them, an object with a name that one.
+
     Raises:
-        ApiError: one of them is no tool, or there are too many.
+        ApiError: one of them is no tool, there are too many, or the choice is none.
     """
     tools = [_tool(spec) for spec in specs]
     if len(tools) > limits.TOOLS:
         raise ApiError(400, f"A request has {limits.TOOLS} tools at most, not {len(tools):,}.", param="tools")
-    return {"tools": tools, "tool_format": "prompt"} if tools else {}
+    return {"tools": tools, "tool_format": "prompt", "tool_choice": _choice(choice, tools)} if tools else {}
+
+
+def _choice(choice: Any, tools: Sequence[Tool]) -> str:
+    """Return which tool has to be called."""
+    if isinstance(choice, Mapping):
+        kind = choice.get("type")
+        named = choice.get("function", choice)
+        name = named.get("name") if isinstance(named, Mapping) else None
+        choice = {"auto": "auto", "any": "required"}.get(str(kind), name)
+        if choice == name and name not in {tool.name for tool in tools}:
+            raise ApiError(400, "tool_choice names none of the tools.", param="tool_choice")
+        return str(choice)
+    if choice in (None, "auto", "required"):
+        return choice or "auto"
+    raise ApiError(400, "tool_choice is none, auto, required, or names a tool.", param="tool_choice")
 
 
 def constraint_of(kind: str, source: Any, where: str, *, strict: bool = True) -> dict[str, Any]:

@@ -90,15 +90,12 @@ def _content(reply: Reply, with_thinking: bool) -> list[dict[str, Any]]:
 
 
 def _tools(body: CountRequest) -> dict[str, Any]:
-    choice = (body.tool_choice or {}).get("type", "auto")
-    if choice == "none" or not body.tools:
+    if (body.tool_choice or {}).get("type") == "none" or not body.tools:
         return {}
-    if choice != "auto":
-        raise ApiError(400, "tool_choice can be auto or none here; a model cannot be made to call a tool.", param="tool_choice")
     specs = []
     for number, tool in enumerate(body.tools):
         where = f"tools.{number}"
         if tool.type not in (None, "custom"):
             raise ApiError(400, f"{where}: this server has no tool of the type {tool.type[:40]!r}.", param=where)
         specs.append(ToolSpec(where, tool.name, tool.description, tool.input_schema))
-    return tool_options(specs)
+    return tool_options(specs, body.tool_choice)

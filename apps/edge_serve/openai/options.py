@@ -34,9 +34,6 @@ def _tools(body: ChatRequest) -> dict[str, Any]:
     choice = body.tool_choice
     if choice == "none" or not body.tools:
         return {}
-    if choice not in (None, "auto"):
-        message = "tool_choice can be auto or none here; a model cannot be made to call a tool."
-        raise ApiError(400, message, code="unsupported_value", param="tool_choice")
     specs = []
     for number, tool in enumerate(body.tools):
         where = f"tools[{number}]"
@@ -44,7 +41,7 @@ def _tools(body: ChatRequest) -> dict[str, Any]:
             raise ApiError(400, f"{where}: only functions can be called here.", code="unsupported_value", param=where)
         function = tool.function
         specs.append(ToolSpec(where, function.name, function.description, function.parameters))
-    return tool_options(specs)
+    return tool_options(specs, choice)
 
 
 def _form(body: ChatRequest) -> dict[str, Any]:

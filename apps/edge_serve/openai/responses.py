@@ -123,16 +123,13 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
 def _tools(body: ResponsesRequest) -> dict[str, Any]:
     if body.tool_choice == "none" or not body.tools:
         return {}
-    if body.tool_choice not in (None, "auto"):
-        message = "tool_choice can be auto or none here; a model cannot be made to call a tool."
-        raise ApiError(400, message, code="unsupported_value", param="tool_choice")
     specs = []
     for number, tool in enumerate(body.tools):
         where = f"tools[{number}]"
         if tool.type != "function":
             raise ApiError(400, f"{where}: this server has no tool of the type {tool.type[:40]!r}.", param=where)
         specs.append(ToolSpec(where, tool.name, tool.description, tool.parameters))
-    return tool_options(specs)
+    return tool_options(specs, body.tool_choice)
 
 
 def _form(format: Format | None) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_thoughts_are_items_of_their_own() -> None:
         {"previous_response_id": "resp_1"},
         {"background": True},
         {"tools": [{"type": "web_search"}]},
-        {"tool_choice": "required", "tools": [TOOL]},
+        {"tool_choice": "sometimes", "tools": [TOOL]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         {"input": [{"type": "nonsense"}]},
         {"text": {"format": {"type": "json_schema"}}},

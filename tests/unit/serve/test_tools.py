@@ -85,6 +85,29 @@ def test_a_result_goes_back_to_the_model(client: OpenAI) -> None:
     assert again.choices[0].message.content == "No tool"
 
 
+FLAG = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "light"}}])
+def test_a_model_is_made_to_call_a_tool(client: OpenAI, choice: Any) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "light", "parameters": FLAG}}]
+    reply = client.chat.completions.create(
+        model="tiny", messages=user("none"), tools=tools, tool_choice=choice, temperature=0, max_tokens=200
+    )
+    (call,) = reply.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "light"
+    assert isinstance(json.loads(call.function.arguments)["on"], bool)
+
+
+def test_claude_is_made_to_call_a_tool(claude: Any) -> None:
+    tools: Any = [{"name": "light", "input_schema": FLAG}]
+    for choice in ({"type": "any"}, {"type": "tool", "name": "light"}):
+        message = claude.messages.create(
+            model="tiny", messages=user("none"), tools=tools, tool_choice=choice, max_tokens=200, extra_body={"temperature": 0}
+        )
+        assert [block.name for block in message.content if block.type == "tool_use"] == ["light"]
+
+
 def test_tools_that_must_not_be_called_are_not_shown(client: OpenAI) -> None:
     ask: Any = {"model": "tiny", "messages": user("none"), "max_tokens": 5}
     shown = client.chat.completions.create(**ask, tools=[TOOL]).usage
@@ -97,8 +120,8 @@ def test_tools_that_must_not_be_called_are_not_shown(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "sometimes", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "rain"}}, "tools": [TOOL]}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"tools": [TOOL, TOOL]}, None),
@@ -177,7 +200,7 @@ def test_claude_calls_tools(claude: Anthropic) -> None:
 def test_claude_refuses_tools_of_its_makers(running: Serving) -> None:
     for fields in (
         {"tools": [{"type": "bash_20250124", "name": "bash"}]},
-        {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "any"}},
+        {"tools": [CLAUDE_TOOL], "tool_choice": {"type": "tool", "name": "rain"}},
     ):
         assert running.post("/v1/messages", {"messages": user("x"), "max_tokens": 5, **fields})[0] == 400
 
