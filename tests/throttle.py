@@ -38,6 +38,7 @@ class SetGovernor(Governor):
 
     def set(self, assistant: Assistant, limits: Limits) -> None:
         """Set limits and wait until the assistant has taken them on."""
+        eventually(lambda: assistant.limits is not None)  # the first ones, which would be taken for these
         before, self.wanted = assistant.limits, limits
         eventually(lambda: assistant.limits is not before)
 
