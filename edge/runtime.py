@@ -202,7 +202,7 @@ class Runtime:
         try:
             with self._one_load:
                 needed = self._make_room(name)
-                assistant = self._load(name, settings=self._settings, on_progress=lambda *_: not self._is_closed)
+                assistant = self._load(name, settings=self._settings, on_progress=self._goes_on)
             with self._changed:
                 if not self._is_closed:
                     self._models[name] = LoadedModel(name, assistant, needed)
@@ -216,6 +216,10 @@ class Runtime:
             future.set_exception(error)
         else:
             future.set_result(None)
+
+    def _goes_on(self, stage: str, share: float) -> bool:
+        """Stop what is downloaded or loaded once the runtime is closed."""
+        return not self._is_closed
 
     def _give_back(self, model: LoadedModel) -> None:
         with self._changed:
@@ -232,7 +236,7 @@ class Runtime:
         """
         while True:
             try:
-                plan = self._plan(name, settings=self._settings)
+                plan = self._plan(name, settings=self._settings, on_progress=self._goes_on)
             except ModelTooLargeError:
                 if not self._unload_oldest():
                     raise

@@ -56,11 +56,6 @@ class Offer:
     _names: dict[str, Offered] = field(init=False, default_factory=dict)
     _read_at: float = field(init=False, default=float("-inf"))
 
-    @property
-    def default(self) -> Offered:
-        """The model of requests that name none."""
-        return self._names[self.settings.model]
-
     async def models(self) -> list[Offered]:
         """Return all of them, the default first."""
         await self._refresh()
@@ -72,16 +67,20 @@ class Offer:
         Raises:
             ApiError: there is no such model here.
         """
-        await self._refresh()
-        if not name:
-            return self.default
-        found = self._names.get(name) or self._names.get(name.removesuffix(":latest"))
+        name = name or self.settings.model
+        found = self._look_up(name)
+        if found is None:  # only then: listing takes a tenth of a second
+            await self._refresh()
+            found = self._look_up(name)
         if found is None:
             names = [model.id for model in dict.fromkeys(self._names.values())]
             listed = ", ".join(names[:_MOST_NAMED]) + (" and others" if len(names) > _MOST_NAMED else "")
             message = f"There is no model {name[:100]!r} here. Use one of: {listed}. Others are added by edge models pull."
             raise ApiError(404, message, code="model_not_found", param="model")
         return found
+
+    def _look_up(self, name: str) -> Offered | None:
+        return self._names.get(name) or self._names.get(name.removesuffix(":latest"))
 
     async def _refresh(self) -> None:
         """Read the names again, when that was some seconds ago."""

@@ -83,6 +83,36 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_each_request(monkeypatch: 
         wait_until(lambda: server.ask("GET", "/health")[2]["status"] == "failed")
 
 
+async def test_models_are_listed_only_where_a_name_is_not_known() -> None:
+    from edge.catalog import Installed
+    from edge.config import Settings
+    from edge_serve.errors import ApiError
+    from edge_serve.offer import Offer
+
+    lists: list[int] = []
+    installed = [Installed("tiny", "tiny", Path("tiny"), 0, "", "edge", ("tiny", "alias"), None, None)]
+
+    def list_models(_: Settings) -> list[Installed]:
+        lists.append(1)
+        return installed
+
+    offer = Offer(Settings(model="/models/own.gguf"), list_models)
+    assert (await offer.find(None)).id == "own"
+    assert [(await offer.find(name)).id for name in ("tiny", "alias", "tiny:latest", "own", "/models/own.gguf")] == [
+        "tiny",
+        "tiny",
+        "tiny",
+        "own",
+        "own",
+    ]
+    assert len(lists) == 1
+    with pytest.raises(ApiError, match="own, tiny"):
+        await offer.find("new")
+    offer._read_at = float("-inf")  # some seconds later
+    installed.append(Installed("new", "new", Path("new"), 0, "", "edge", ("new",), None, None))
+    assert (await offer.find("new")).id == "new"
+
+
 def test_counters_are_there_for_prometheus() -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
