@@ -44,7 +44,7 @@ def notice_of_end(
         why = f"the stop text {stopped_by!r} came first" if stopped_by is not None else _WHY.get(reason, "the model ended it")
         what = "JSON of this reply is" if constraint.is_json else "text of this reply is"
         return f"The {what} not complete, because {why}."
-    if not ignored:
+    if not ignored or not constraint.is_json:
         return ""
     try:
         breach = breach_of(constraint, text)

@@ -19,6 +19,7 @@ __all__ = ["explain", "ignored_keywords", "to_grammar"]
 # White space is unbounded in llguidance's default, and small models write it without end. These separators are what models
 # write anyway, and with fixed ones twice as many tokens are forced.
 _LAYOUT = {"whitespace_flexible": False, "whitespace_pattern": None, "item_separator": ", ", "key_separator": ": "}
+_DECODER = json.JSONDecoder()
 _LENIENT_HINT = "Leave it out, or pass strict=False: it is then checked when the reply is done, not enforced."
 
 
@@ -46,7 +47,7 @@ def to_grammar(constraint: Constraint) -> str:
         return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(source)))))
     if constraint.kind == "gbnf":
         return str(LLMatcher.grammar_from_lark(_gbnf_to_lark(source)))
-    return str(LLMatcher.grammar_from_lark(source))
+    return str(LLMatcher.grammar_from_lark(_rewrite_inside(source)))
 
 
 def explain(constraint: Constraint, message: str) -> ConstraintError:
@@ -109,6 +110,20 @@ def _tidy(message: str) -> str:
     if place is not None:
         text = f"{text[place.end() :]} (line {place[1]}, column {place[2]})"
     return text.rstrip(". ")[:300]
+
+
+def _rewrite_inside(source: str) -> str:
+    """Return a Lark grammar with the schemas inside it (%json) rewritten as a schema alone is."""
+    parts, position = [], 0
+    for match in re.finditer(r"%json\s+(?=\{)", source):
+        try:
+            schema, end = _DECODER.raw_decode(source, match.end())
+        except (ValueError, RecursionError):
+            continue  # llguidance says what is wrong with it
+        if match.start() >= position:
+            parts += [source[position : match.end()], rewrite(json.dumps(schema, ensure_ascii=False))]
+            position = end
+    return "".join([*parts, source[position:]])
 
 
 def _gbnf_to_lark(source: str) -> str:

@@ -95,3 +95,12 @@ def test_without_the_checker_the_reply_says_how_to_get_it(monkeypatch: pytest.Mo
     reply = ask(assistant, Constraint.json_schema(schema, strict=False))
     reply.wait()
     assert "pip install 'edge-assistant[structured]'" in reply.notices[-1]
+
+
+def test_a_schema_inside_a_grammar_is_not_mistaken_for_the_whole(assistant: Assistant) -> None:
+    tags = {**PERSON["properties"]["tags"], "uniqueItems": True}
+    schema = {**PERSON, "properties": {**PERSON["properties"], "tags": tags}, "x-guidance": {"lenient": True}}
+    reply = ask(assistant, Constraint.lark(f'start: "<" call ">"\ncall: %json {json.dumps(schema)}\n'), max_tokens=200)
+    assert reply.wait().startswith("<{")
+    assert "Not enforced while this reply is generated: uniqueItems." in reply.notices
+    assert not any("breaks its schema" in notice for notice in reply.notices)

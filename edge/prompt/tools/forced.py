@@ -13,8 +13,11 @@ from edge.prompt.tools.base import Format
 __all__ = ["grammar_of_call"]
 
 
-_SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-"""As templates write JSON; without it a model could write white space for ever."""
+_OPTIONS = {
+    "item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": True, "coerce_one_of": True,
+}  # fmt: skip
+"""JSON as templates write it; without that a model could write white space for ever. What cannot be enforced of a tool's schema
+is left to the tool, so that one keyword does not make all calls impossible."""
 
 
 def grammar_of_call(format: Format, tools: Sequence[Tool], special_token: Callable[[str], int | None]) -> str | None:
@@ -51,7 +54,7 @@ def _schema(tools: Sequence[Tool], key: str) -> dict[str, Any]:
             shared[f"{number}_{name}"] = _moved(definition, number)
         properties = {"name": {"const": tool.name}, key: _moved(parameters, number)}
         calls.append({"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False})
-    return {"x-guidance": _SPACING, "anyOf": calls, **({"$defs": shared} if shared else {})}
+    return {"x-guidance": _OPTIONS, "anyOf": calls, **({"$defs": shared} if shared else {})}
 
 
 def _moved(value: Any, number: int) -> Any:

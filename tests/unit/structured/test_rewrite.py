@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edge.backends.fake import FakeTokenizer
 from edge.constraint import Constraint
+from edge.errors import ConstraintError
 from edge.structured.compiler import Compiler
 from edge.structured.rewrite import rewrite
 from edge.structured.walk import subschemas
@@ -129,3 +130,13 @@ def test_llguidance_enforces_what_was_rewritten() -> None:
         ("{}", False),
     ):
         assert (compiled.matcher().n_valid(text.encode()) == len(text)) == is_valid, text
+
+
+def test_schemas_inside_a_lark_grammar_are_rewritten_too() -> None:
+    schema = json.dumps({"type": "object", "properties": {"a": {"type": "string", "format": "colour"}}, "oneOf": [A, B]})
+    compiler = Compiler(FakeTokenizer())
+    compiled = compiler.compile(Constraint.lark(f'start: "<" call ">"\ncall: %json {schema}\n'))
+    assert compiled.matcher().n_valid(b'<{"a":"x"}>') == 11
+    assert compiled.matcher().n_valid(b"<{}>") < 4
+    with pytest.raises(ConstraintError, match="Lark grammar"):
+        compiler.compile(Constraint.lark("start: call\ncall: %json {broken\n"))
