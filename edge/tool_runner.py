@@ -56,7 +56,7 @@ class ToolRunner:
         tools: that the model was told of.
         approve: approves calls; see `Approve`.
         limits: of time and size.
-        is_cancelled: tells if the reply was stopped, which ends waiting for a tool.
+        is_cancelled: tells if the reply was stopped or its time is over, which ends waiting for a tool.
     """
 
     def __init__(

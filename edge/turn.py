@@ -187,7 +187,10 @@ class Turn:
         request, reply = self.request, self.reply
         finished = self._answer_once()
         runner = ToolRunner(
-            request.options.tools, request.approve, limits=request.limits, is_cancelled=lambda: reply.is_cancelled
+            request.options.tools,
+            request.approve,
+            limits=request.limits,
+            is_cancelled=lambda: reply.is_cancelled or self._left_s() == 0,
         )
         while finished.reason == "stop" and runner.can_run(self._round.calls):
             if self._n_rounds == request.limits.max_rounds:
@@ -371,14 +374,18 @@ class Turn:
 
     def _next_event(self, events: queue.SimpleQueue[Event]) -> Event:
         """Wait for the engine, and stop the reply once its time is over."""
-        reply, timeout_s, left = self.reply, self.request.timeout_s, None
-        if timeout_s is not None and not reply.is_cancelled:
-            left = max(0.0, self._asked_at + timeout_s - time.perf_counter())
+        reply, timeout_s = self.reply, self.request.timeout_s
+        left = None if reply.is_cancelled else self._left_s()
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=left)
         reply.note(f"The reply was stopped because it took longer than {timeout_s:g} seconds.")
         reply.cancel()
         return events.get()
+
+    def _left_s(self) -> float | None:
+        """Return how much time the reply has left, in seconds; None without a limit."""
+        timeout_s = self.request.timeout_s
+        return None if timeout_s is None else max(0.0, self._asked_at + timeout_s - time.perf_counter())
 
     def _encode_prompt(self) -> list[int]:
         """Tokenise the messages that fit, and add a notice if some were dropped."""

@@ -311,6 +311,18 @@ def test_stopping_a_reply_does_not_wait_for_its_tool():
     leave.set()
 
 
+def test_the_time_of_a_reply_counts_its_tools_too():
+    leave = threading.Event()
+    slow = Tool("weather", function=lambda **_: leave.wait(600), needs_approval=False)
+    with load(SCRIPT) as ai:
+        reply = ai.generate("Rain?", tools=[slow], timeout_s=1)
+        reply.wait()
+        (result,) = [event for event in reply.events() if event.kind == "tool_result"]
+    leave.set()
+    assert result.text == "Error: It was stopped." and reply.finish_reason == "cancelled"
+    assert any("longer than 1 seconds" in notice for notice in reply.notices)
+
+
 def test_time_and_size_of_a_result_are_bounded():
     leave = threading.Event()
     slow = Tool("slow", function=lambda: leave.wait(60), needs_approval=False)
