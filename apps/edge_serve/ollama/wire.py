@@ -9,6 +9,7 @@ import msgspec
 
 from edge.types import Sampling
 from edge_serve.asked import constraint_of
+from edge_serve.errors import ApiError
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
@@ -26,11 +27,22 @@ __all__ = [
     "sampling_of",
 ]
 
-_SAME = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "frequency_penalty",
-    "presence_penalty", "seed", "stop",
-)  # fmt: skip
-_LIMIT = "num_predict"
+
+class Options(msgspec.Struct):
+    """How tokens are chosen; `num_predict` is the longest reply, and below 0 sets no limit."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    num_predict: int | None = None
 
 
 class CommonRequest(msgspec.Struct, kw_only=True):
@@ -115,13 +127,17 @@ def sampling_of(call: Call, body: CommonRequest) -> Sampling:
     Raises:
         ApiError: a value is out of its range.
     """
-    options = body.options or {}
-    fields = {name: options[name] for name in _SAME if name in options}
-    limit = options.get(_LIMIT)
-    if not (isinstance(limit, int) and limit < 0):  # -1 and -2 set no limit
-        fields["max_tokens"] = limit
-    call.record.ignored += [f"options.{name}" for name in options if name not in (*_SAME, _LIMIT) and name.isidentifier()][:20]
-    return make_sampling(fields, {"max_tokens": _LIMIT})
+    given = body.options or {}
+    try:
+        options = msgspec.convert(given, Options)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"options has a value of a wrong type: {error}.", code="invalid_type", param="options") from None
+    fields = msgspec.structs.asdict(options)
+    limit = fields.pop("num_predict")
+    fields["max_tokens"] = None if limit is None or limit < 0 else limit
+    unknown = [name for name in given if not hasattr(options, name) and name.isidentifier() and name.isascii()]
+    call.record.ignored += [f"options.{name[:40]}" for name in unknown[:20]]
+    return make_sampling(fields, {"max_tokens": "num_predict"})
 
 
 def form_options(body: CommonRequest) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def test_tools_forms_and_options() -> None:
         ("/api/chat", {"messages": [{"role": "user", "content": "x" * 5000}]}, 400),
         ("/api/generate", {"prompt": "x", "suffix": "y"}, 400),
         ("/api/generate", {"prompt": "x", "options": {"top_p": 2}}, 400),
+        ("/api/generate", {"prompt": "x", "options": {"stop": [None]}}, 400),
+        ("/api/generate", {"prompt": "x", "options": {"num_predict": "many"}}, 400),
         ("/api/generate", {"prompt": "x", "model": "llama9"}, 404),
         ("/api/embed", {"input": "x"}, 501),
         ("/api/pull", {"model": "x"}, 501),
