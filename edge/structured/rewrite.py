@@ -4,7 +4,9 @@ A rewritten schema allows nothing that the original one does not, except that a 
 out: the standard calls it an annotation. What has no such form stays, and is refused by name.
 
     dependentRequired, dependentSchemas, dependencies   the property is absent, or the rest holds
-    not: {required: [...]}                              one of the properties is absent
+    not: {required: [...]}, {type: ...}, {}             one of the properties is absent; the other types; nothing
+    propertyNames                                       the properties of these names or this pattern, and no others
+    minProperties: 1                                    one of the properties, where there are no others
     oneOf                                               anyOf, where the cases can be told apart; see one_of.py
     uniqueItems                                         where there is nothing to differ
 """
@@ -25,6 +27,9 @@ _FORMATS = frozenset((
     "uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer", "relative-json-pointer", "regex",
 ))  # fmt: skip
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_TYPES = ("object", "array", "string", "number", "boolean", "null")
+_ANNOTATIONS = frozenset(("title", "description", "$comment", "examples", "default"))
+_MOST_CASES = 40  # of an anyOf that is made here
 _MOVED = ("dependentSchemas", "dependencies", "not", "oneOf")
 
 
@@ -49,6 +54,8 @@ def rewrite(source: str) -> str:
 
 def _simplify(schema: dict[str, Any]) -> dict[str, Any]:
     """Drop what says nothing."""
+    if schema.get("not") in ({}, True) and "$defs" not in schema and "definitions" not in schema:
+        return {"enum": []}
     if isinstance(schema.get("format"), str) and schema["format"] not in _FORMATS:
         del schema["format"]
     for keyword in _COUNTS:
@@ -71,6 +78,11 @@ def _express(schema: dict[str, Any], fixed: frozenset[str], root: Any) -> dict[s
                 {"anyOf": [absent(name), {"required": rule} if isinstance(rule, list) else rule]}
                 for name, rule in rules.items()
             ]
+    also += _names_of_properties(schema)
+    kinds = _type_alone(schema.get("not"))
+    if kinds and "type" not in schema and "not" not in fixed:
+        del schema["not"]
+        schema["type"] = [kind for kind in _TYPES if kind not in kinds]
     names = _required_alone(schema.get("not"))
     if names and "not" not in fixed:
         del schema["not"]
@@ -86,9 +98,38 @@ def _express(schema: dict[str, Any], fixed: frozenset[str], root: Any) -> dict[s
     return schema
 
 
+def _names_of_properties(schema: dict[str, Any]) -> list[Any]:
+    """Express propertyNames and minProperties of an object; return what has to hold as well."""
+    names = schema.get("propertyNames")
+    is_open = not any(keyword in schema for keyword in ("properties", "patternProperties"))
+    if is_open and isinstance(names, Mapping) and len(said := set(names) - _ANNOTATIONS - {"type"}) == 1:
+        rest, pattern, listed = schema.get("additionalProperties", True), names.get("pattern"), names.get("enum")
+        if names.get("type", "string") == "string" and (said == {"pattern"} or said == {"enum"}):
+            del schema["propertyNames"]
+            schema["additionalProperties"] = False
+            if pattern is not None:
+                schema["patternProperties"] = {pattern: rest}
+            else:
+                schema["properties"] = {name: rest for name in listed or () if isinstance(name, str)}
+    known = schema.get("properties")
+    is_closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
+    if schema.get("minProperties") != 1 or not is_closed or not isinstance(known, Mapping) or not 0 < len(known) <= _MOST_CASES:
+        return []
+    del schema["minProperties"]
+    return [] if schema.get("required") else [{"anyOf": [{"required": [name]} for name in known]}]
+
+
+def _type_alone(schema: object) -> list[str]:
+    """Return the types of a schema that only names types other than integer; [] if it says anything else."""
+    if not isinstance(schema, Mapping) or set(schema) - _ANNOTATIONS != {"type"}:
+        return []
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return kinds if all(kind in _TYPES for kind in kinds) else []
+
+
 def _required_alone(schema: object) -> list[str]:
     """Return the names of a schema that only requires properties; [] if it says anything else."""
-    if not isinstance(schema, Mapping) or set(schema) - {"title", "description", "$comment"} != {"required"}:
+    if not isinstance(schema, Mapping) or set(schema) - _ANNOTATIONS != {"required"}:
         return []
     names = schema["required"]
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

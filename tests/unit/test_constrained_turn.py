@@ -52,7 +52,7 @@ def test_a_model_that_would_say_something_else_says_what_is_allowed(assistant: A
 
 
 def test_a_bad_schema_is_an_error_before_any_token(assistant: Assistant) -> None:
-    reply = ask(assistant, Constraint.json_schema({"not": {}}))
+    reply = ask(assistant, Constraint.json_schema({"not": {"minimum": 1}}))
     with pytest.raises(ConstraintError, match='"not"'):
         reply.wait()
     assert reply.usage.n_generated == 0

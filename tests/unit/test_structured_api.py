@@ -188,16 +188,16 @@ def test_wrong_questions_are_refused(ai: Assistant) -> None:
 def test_a_schema_that_cannot_be_kept_leaves_no_question_in_the_conversation(ai: Assistant) -> None:
     conversation = ai.conversation()
     with pytest.raises(ConstraintError, match='"not"'):
-        conversation.send("Who is it?", schema={"not": {}}).wait()
+        conversation.send("Who is it?", schema={"not": {"minimum": 1}}).wait()
     assert conversation.messages == []
     assert conversation.send("Who is it?", schema=Person).value().age == 36
 
 
 def test_a_schema_can_be_compiled_ahead(ai: Assistant) -> None:
     assert ai.prepare_schema(Person) == ()
-    assert ai.prepare_schema(constraint=Constraint.json_schema({"not": {}}, strict=False)) == ("not",)
+    assert ai.prepare_schema(constraint=Constraint.json_schema({"not": {"minimum": 1}}, strict=False)) == ("not",)
     with pytest.raises(ConstraintError, match='"not"'):
-        ai.prepare_schema({"not": {}})
+        ai.prepare_schema({"not": {"minimum": 1}})
     with pytest.raises(UsageError, match="no schema"):
         ai.prepare_schema()
     ai.close()

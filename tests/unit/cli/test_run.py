@@ -500,7 +500,7 @@ def test_patterns_and_grammars(call: Any, app: App, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_kept_is_refused(call: Any, app: App, tmp_path: Path, schema_file: str) -> None:
-    (tmp_path / "not.json").write_text('{"not": {}}')
+    (tmp_path / "not.json").write_text('{"not": {"minimum": 1}}')
     (tmp_path / "broken.json").write_text('{"type"')
     for arguments, says in (
         (("--schema", str(tmp_path / "not.json")), '"not" at #'),
