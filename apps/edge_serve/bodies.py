@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -47,10 +48,10 @@ async def read_body(scope: Scope, receive: Receive, *, of_any_type: bool = False
     if length.isdecimal() and int(length) > limits.BODY_BYTES:
         raise _too_long()
     parts: list[bytes] = []
-    n_bytes = 0
+    n_bytes, until = 0, time.monotonic() + limits.BODY_S
     while True:
         try:
-            message = await asyncio.wait_for(receive(), limits.BODY_IDLE_S)
+            message = await asyncio.wait_for(receive(), min(limits.BODY_IDLE_S, until - time.monotonic()))
         except asyncio.TimeoutError:
             raise ApiError(408, "The body of the request did not arrive in time. Send it at once.") from None
         if message["type"] == "http.disconnect":

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BODY_BYTES",
     "BODY_IDLE_S",
+    "BODY_S",
     "CHOICES",
     "CONNECTIONS",
     "HEADERS",
@@ -27,6 +28,9 @@ BODY_BYTES = 8 * 2**20
 
 BODY_IDLE_S = 15.0
 """Longest wait for the next part of a body, in seconds."""
+
+BODY_S = 120.0
+"""Longest time for a whole body, in seconds, however steadily it comes."""
 
 HEADER_BYTES = 32 * 1024
 """Longest head of a request: request line and headers."""

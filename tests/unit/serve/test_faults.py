@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -124,6 +125,21 @@ def test_a_client_that_goes_while_its_reply_runs_stops_it(stream: bool) -> None:
         assert reply.finish_reason == "cancelled"
         wait_until(lambda: server.service.counters.requests[CHAT, 499] == 1)
         assert not server.service.replies
+
+
+def test_a_body_that_comes_in_drops_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_S", 0.3)
+    with serving() as server, server.connect() as connection:
+        connection.sendall(f"{HEAD}Content-Length: 100000\r\nConnection: close\r\n\r\n".encode())
+        for _ in range(1000):
+            try:
+                connection.sendall(b" ")
+            except OSError:
+                break  # it was refused, and the connection closed
+            if server.service.counters.requests[CHAT, 408]:
+                break
+            time.sleep(0.02)
+        assert server.service.counters.requests[CHAT, 408] == 1
 
 
 def test_a_client_that_goes_while_its_prompt_is_read_stops_that() -> None:
