@@ -51,6 +51,7 @@ def test_it_answers_streamed_as_whole_and_again_from_its_cache(client: OpenAI) -
 
 
 def test_the_model_is_named_after_its_file(client: OpenAI, model_path: Path) -> None:
+    client.chat.completions.create(**{**ASK, "max_tokens": 1})  # waits until it is loaded
     (model,) = [model for model in client.models.list() if model.id == model_path.stem]
     assert model.model_dump()["status"] == "loaded"
 
