@@ -44,7 +44,7 @@ format: install-dev  ## Format the code.
 docs: install-dev  ## Build the documentation site; open build/site/index.html.
 	$(BIN)/python tools/build_docs.py
 
-install: $(VENV)/.installed  ## Set up the runtime and the chat app.
+install: $(VENV)/.installed  ## Set up the runtime, the chat app and the server.
 
 install-dev: $(VENV)/.installed-dev  ## Set up everything that contributors need.
 
@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/build_llama.py
 	@sh tools/bootstrap.sh $(PYTHON)
 	$(BIN)/python tools/build_llama.py
-	$(PIP) --editable '.[chat]'
+	$(PIP) --editable '.[chat,server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
