@@ -8,6 +8,7 @@
   llama.cpp             the same library, settings and file, in the loop of llama-bench: nothing but passes
   edge, onnx            edge's backend on an ONNX folder
   onnxruntime-genai     its generator on the same folder
+  edge, openvino        edge's backend on a GGUF given with --openvino
   openvino-genai        its LLMPipeline; give the Python of an environment that has it (pip install openvino-genai)
   openvino-genai, f32   the same without bfloat16 and with its KV cache in 16 bits, as the others compute
 
@@ -96,6 +97,10 @@ class EdgeLlamaCpp(Edge):
 
 class EdgeOnnx(Edge):
     backend_name = "onnx"
+
+
+class EdgeOpenVino(Edge):
+    backend_name = "openvino"
 
 
 class LlamaCpp:
@@ -223,6 +228,7 @@ ENGINES = {
     "edge, llamacpp": EdgeLlamaCpp,
     "llama.cpp": LlamaCpp,
     "edge, onnx": EdgeOnnx,
+    "edge, openvino": EdgeOpenVino,
     "onnxruntime-genai": OnnxGenai,
     "openvino-genai": OpenVino,
     "openvino-genai, f32": OpenVinoExact,
@@ -293,6 +299,8 @@ def cases(given: argparse.Namespace, n_threads: int) -> Iterator[Case]:
         yield Case("edge, onnx", path, n_threads, n_tokens, wraps="onnxruntime-genai")
         yield Case("onnxruntime-genai", path, n_threads, n_tokens)
     for path in given.openvino:
+        if path.endswith(".gguf"):
+            yield Case("edge, openvino", path, n_threads, n_tokens, wraps="openvino-genai")
         for engine in ("openvino-genai", "openvino-genai, f32"):
             yield Case(engine, path, n_threads, n_tokens, python=given.openvino_python)
 
