@@ -11,8 +11,9 @@ import click
 
 from edge_cli import output
 from edge_cli.app import App, pass_app
+from edge_cli.completers import complete_model
 from edge_cli.group import examples
-from edge_cli.options import model_options, sampling_options, settings_from
+from edge_cli.options import model_options, require_exclusive, sampling_options, settings_from
 
 if TYPE_CHECKING:
     from edge.config import Settings
@@ -21,7 +22,7 @@ __all__ = ["serve"]
 
 EXAMPLES = examples(
     "edge serve",
-    "edge serve -m gemma3-270m --port 8080",
+    "edge serve smollm2-135m --port 8080",
     "edge serve --socket ~/.edge.sock",
     "edge serve --host 0.0.0.0 --keys keys.txt",
     "edge serve --memory 3 --idle 600",
@@ -30,6 +31,7 @@ EXAMPLES = examples(
 
 
 @click.command(epilog=EXAMPLES)
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @model_options
 @sampling_options
 @click.option("--host", metavar="ADDRESS", help="Address to listen on; any but this machine's own needs --keys.")
@@ -48,21 +50,28 @@ EXAMPLES = examples(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the start line as JSON.")
 @pass_app
-def serve(app: App, log_form: str, as_json: bool, **options: Any) -> int:
+def serve(app: App, models: tuple[str, ...], log_form: str, as_json: bool, **options: Any) -> int:
     """Serve models to other programs, over HTTP.
+
+    Each MODEL is loaded at the start, and the first answers requests that name none. Any other model that is on this device is
+    loaded when a request names it.
 
     It listens on this machine only, unless told otherwise. Ctrl-C or SIGTERM stops it: running replies may end, within the time
     of --grace. OpenAI's clients use the address of the start line, with /v1.
     """
     from msgspec.structs import replace
 
+    from edge.catalog import check_reference
     from edge.errors import BackendUnavailableError
 
     if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "prometheus_client")):
         raise BackendUnavailableError(
             "The server's packages are not installed.", "Install them: pip install 'edge-assistant[server]'"
         )
-    settings = settings_from(app, options)
+    require_exclusive(("MODEL", models), ("--model", options["model"]))
+    settings = settings_from(app, options | {"model": models[0]} if models else options)
+    for name in dict.fromkeys((settings.model, *models)):
+        check_reference(name, settings)
     engine = replace(settings.engine, max_waiting=settings.server.max_waiting)
     # What a client sends is answered whole or refused; messages are left out in conversations only.
     settings = replace(settings, engine=engine, window="refuse")
@@ -72,7 +81,7 @@ def serve(app: App, log_form: str, as_json: bool, **options: Any) -> int:
     access.set_up(log_form)
     server = settings.server
     with app.runtime(settings) as runtime:
-        service = make_service(settings, runtime)
+        service = make_service(settings, runtime, models[1:])
         with open_socket(server) as listener:
             url = url_of(listener)
             Server(service, listener, lambda: _say_started(url, settings, as_json)).run_until_stopped()

@@ -49,10 +49,12 @@ class Offer:
     Args:
         settings: `settings.model` is the default.
         list_installed: lists the models of this device.
+        more: other models that the server was started with.
     """
 
     settings: Settings
     list_installed: Callable[[Settings], Iterable[Installed]]
+    more: tuple[str, ...] = ()
     _names: dict[str, Offered] = field(init=False, default_factory=dict)
     _read_at: float = field(init=False, default=float("-inf"))
 
@@ -89,20 +91,21 @@ class Offer:
             self._read_at = time.monotonic()
 
     def _read(self) -> dict[str, Offered]:
-        model = self.settings.model
         names: dict[str, Offered] = {}
-        default: Offered | None = None
+        references: dict[str, Offered] = {}
         for one in self.list_installed(self.settings):
             offered = _offered(one)
             for name in (one.name, *one.used_by):
                 names.setdefault(name, offered)
-            if default is None and (model in one.used_by or model in (one.name, one.reference)):
-                default = names[one.name]
-        path = Path(model)
-        if default is None:
-            default = Offered(path.name if path.suffix != ".gguf" else path.stem, model)
+            references.setdefault(one.reference, names[one.name])
         names.pop("default", None)
-        first = {model: default, default.id: default}
+        first: dict[str, Offered] = {}
+        for model in (self.settings.model, *self.more):
+            path = Path(model)
+            name = path.stem if path.suffix == ".gguf" else path.name
+            offered = names.get(model) or references.get(model) or Offered(name, model)
+            first.setdefault(model, offered)
+            first.setdefault(offered.id, offered)
         return first | {name: one for name, one in names.items() if name not in first}
 
 

@@ -38,8 +38,8 @@ _LATE_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def make_service(settings: Settings, runtime: Runtime) -> Service:
-    """Return what all requests share.
+def make_service(settings: Settings, runtime: Runtime, more: tuple[str, ...] = ()) -> Service:
+    """Return what all requests share. `more` are models to load besides the default one.
 
     Raises:
         ConfigError: the server would be open to others without keys, or the file of keys is wrong.
@@ -54,7 +54,7 @@ def make_service(settings: Settings, runtime: Runtime) -> Service:
             f"Everybody who reaches {server.host} could use this server: it has no keys.",
             "Make one: openssl rand -hex 32 > keys.txt   then: edge serve --keys keys.txt",
         )
-    return Service(runtime, Offer(settings, list_models), settings, keys)
+    return Service(runtime, Offer(settings, list_models, more), settings, keys)
 
 
 def open_socket(server: ServerSettings) -> socket.socket:
@@ -70,7 +70,12 @@ def open_socket(server: ServerSettings) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=limits.CONNECTIONS)
     except OSError as error:
         hint = "Choose another one: edge serve --port 0 takes any that is free."
-        raise UsageError(f"{server.host} port {server.port} cannot be listened on ({error.strerror}).", hint) from None
+        raise UsageError(f"{server.host} port {server.port} cannot be listened on ({_reason(error)}).", hint) from None
+
+
+def _reason(error: OSError) -> str:
+    """Return why a call failed, without the address that Python 3.11 appends."""
+    return (error.strerror or str(error)).partition(" (while ")[0]
 
 
 def _open_unix(path: Path) -> socket.socket:
@@ -84,7 +89,7 @@ def _open_unix(path: Path) -> socket.socket:
         listener.listen(limits.CONNECTIONS)
     except OSError as error:
         listener.close()
-        raise UsageError(f"{path} cannot be listened on ({error.strerror or error}).", "Choose another path.") from None
+        raise UsageError(f"{path} cannot be listened on ({_reason(error)}).", "Choose another path.") from None
     return listener
 
 
@@ -154,7 +159,7 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Wait for the end, without waking up ten times a second as uvicorn does."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        loading = asyncio.ensure_future(self._load_default())
+        loading = asyncio.ensure_future(self._load_first())
         if self.should_exit:
             self._stopped.set()
         self._on_started()
@@ -196,13 +201,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         await asyncio.to_thread(self.service.runtime.close)
 
-    async def _load_default(self) -> None:
-        """Load the model of requests that name none, so that the first one does not wait for it."""
+    async def _load_first(self) -> None:
+        """Load the models that the server was started with, the default one first, so that no request waits for them."""
         service = self.service
-        try:
-            offered = await service.offer.find(None)
-            async with service.runtime.ause(offered.reference):
-                pass
-        except EdgeError as error:
-            service.problem = str(error)
-            _log.error("The default model could not be loaded: %s", error)
+        for name in (service.settings.model, *service.offer.more):
+            offered = await service.offer.find(name)
+            try:
+                async with service.runtime.ause(offered.reference):
+                    pass
+            except EdgeError as error:
+                if name == service.settings.model:
+                    service.problem = str(error)
+                _log.error("%s could not be loaded: %s", name, error)
