@@ -111,6 +111,7 @@ def serving(
     *,
     server: dict[str, Any] | None = None,
     models: tuple[str, ...] = ("tiny",),
+    more: tuple[str, ...] = (),
     settings: dict[str, Any] | None = None,
     **backend: Any,
 ) -> Iterator[Serving]:
@@ -119,6 +120,7 @@ def serving(
     Args:
         server: fields of `ServerSettings`.
         models: names of the models; the first is the default.
+        more: models besides the first that are loaded at the start.
         settings: other fields of `Settings`.
         backend: options of `FakeBackend`.
     """
@@ -143,6 +145,7 @@ def serving(
         service.offer = Offer(
             all_settings,
             lambda _: [Installed(name, name, Path(name), 0, "a test", "edge", (name,), None, None) for name in models],
+            more,
         )
         with open_socket(chosen) as listener:
             started = threading.Event()

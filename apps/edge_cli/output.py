@@ -84,7 +84,8 @@ def json_list(values: Iterable[object]) -> None:
 
 
 def table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, indent: str = "", gap: str = "  ") -> None:
-    """Write rows as aligned columns below their headings. On a terminal the last column wraps under itself."""
+    """Write rows as aligned columns below their headings. On a terminal too narrow for it the last column wraps under
+    itself, or each row becomes a block of its own."""
     for text in table_lines(rows, headings, sys.stdout, indent=indent, gap=gap):
         line(text)
 
@@ -114,6 +115,8 @@ def table_lines(
     start = len(indent) + sum(widths) + len(gap) * len(widths)
     room = terminal_width(stream) - start if is_terminal(stream) else None
     widest = max(cell_width(row[-1]) for row in rows)
+    if room is not None and headings and start - len(gap) > terminal_width(stream):
+        return _records(rows, terminal_width(stream), stream, indent)
     if room is not None and room < min(widest, _LEAST_ROOM):  # below its row there is more room for the last column
         start, room = len(indent) + 4, terminal_width(stream) - len(indent) - 4
     lines: list[str] = []
@@ -126,6 +129,20 @@ def table_lines(
         if is_beside:
             texts[:2] = ["".join(texts[:2])]
         lines += [texts[0].rstrip(), *(" " * start + text for text in texts[1:])]
+    return lines
+
+
+def _records(rows: Sequence[Sequence[str]], width: int, stream: TextIO | None, indent: str) -> list[str]:
+    """Return a block of lines for each row but the first, which has the names of the cells; empty cells are left out."""
+    headings, *rows = rows
+    lines: list[str] = []
+    for row in rows:
+        texts = [row[0], *(f"  {name}: {cell}" for name, cell in zip(headings[1:], row[1:], strict=True) if cell not in ("", "-"))]
+        for number, text in enumerate(texts):
+            first, *rest = wrap(text.strip(), width - len(indent) - (4 if number else 0))
+            before = indent + "  " * bool(number)
+            shown = paint(first, "bold", stream) if stream is not None and not number else first
+            lines += [before + shown, *(f"{before}  {line}" for line in rest)]
     return lines
 
 

@@ -16,6 +16,7 @@ from edge.types import Sampling
 from edge_chat.commands import Completion
 from edge_chat.parameters import PARAMETERS, describe, with_value
 from edge_chat.screens.dialogs import Dialog
+from edge_chat.widgets.choice_list import ChoiceList
 from edge_chat.widgets.columns import lay_out
 
 __all__ = ["ParameterEditor"]
@@ -55,7 +56,7 @@ class ParameterEditor(Dialog["Sampling | None"]):
                 yield Static(id="parameter-name", markup=False)
                 yield Input(compact=True)
             yield Static(id="parameter-note", markup=False)
-            yield OptionList(*(Option(name, id=name) for name in self._names), markup=False)
+            yield ChoiceList(*(Option(name, id=name) for name in self._names), markup=False)
             yield Static("Enter saves for this session, Esc cancels, Ctrl+R restores defaults.", classes="dialog-keys")
 
     def on_mount(self) -> None:

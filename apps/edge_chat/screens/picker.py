@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from edge_chat import format as fmt
 from edge_chat.commands import Completion
 from edge_chat.screens.dialogs import Dialog
+from edge_chat.widgets.choice_list import ChoiceList
 from edge_chat.widgets.columns import lay_out
 
 __all__ = ["Picker"]
@@ -69,7 +70,7 @@ class Picker(Dialog["str | None"]):
         with Vertical(classes="dialog-box -list"):
             yield Static(self._title_text, classes="dialog-title", markup=False)
             yield Input(placeholder="Type to filter" + (", or any reference" if self._free_text else ""))
-            yield OptionList(markup=False)
+            yield ChoiceList(markup=False)
             yield Static(classes="dialog-note", markup=False)
             yield Static("Enter selects, Esc cancels.", classes="dialog-keys")
 

@@ -21,6 +21,7 @@ from textual.widgets.option_list import Option
 from edge_chat import format as fmt
 from edge_chat.keys import bindings
 from edge_chat.table import REGISTRY
+from edge_chat.widgets.choice_list import ChoiceList
 from edge_chat.widgets.rows import Row, fit, make_rows
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _MARK = 2  # cells before each row, for the mark of the conversation on the scre
 _WIDTH = 27  # cells of a row before the list is laid out
 
 
-class ConversationList(OptionList):
+class ConversationList(ChoiceList):
     """The list. An option's id is "conversation", or "conversation/node" for a found message."""
 
     BINDINGS: ClassVar[list[BindingType]] = list(bindings(REGISTRY, "sidebar"))

@@ -176,6 +176,25 @@ async def test_a_picker_gives_back_what_is_typed_where_that_is_allowed() -> None
         assert given == ["hf:owner/repo", "b", "b", None]
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_list_is_scrolled_no_further_than_needed_whenever_its_lines_come(is_late: bool) -> None:
+    choices = [Completion(f"m{n}", f"model {n}") for n in range(10)]
+    app = fake_app()
+    async with app.run_test(size=(40, 12)) as pilot:
+        await settle(pilot)
+        picker = Picker("T", [], current="m5")
+        app.push_screen(picker)
+        await picker.mounted.wait()
+        if is_late:
+            await pilot.pause()
+        picker.set_choices(choices)
+        await pilot.pause()
+        listed = picker.query_one(OptionList)
+        assert (listed.highlighted, listed.scroll_offset.y) == (5, 0)
+        await pilot.press("end", *["down"] * 4)
+        assert (listed.highlighted, listed.scroll_offset.y) == (9, 10 - listed.size.height)
+
+
 @pytest.mark.parametrize("command", ["/help", "/keys", "/stats", "/context", "/help regenerate", "/help /model"])
 async def test_pages_open_and_close(command: str) -> None:
     app = fake_app()

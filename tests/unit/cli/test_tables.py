@@ -73,6 +73,22 @@ def test_a_column_without_room_goes_below_its_row(narrow: Callable[..., list[str
     assert narrow(fits) == ["n" * 30 + "  short"]
 
 
+def test_columns_that_do_not_fit_side_by_side_are_blocks(narrow: Callable[..., list[str]]) -> None:
+    rows = [("n" * 20, "gguf Q4_1", "98.4 MB", "", "here, and described in many words"), ("b", "onnx", "2 GB", "slow", "there")]
+    assert narrow(rows, ("name", "format", "size", "speed", "where it is")) == [
+        "nnnnnnnnnnnnnnnnnnnn",
+        "  format: gguf Q4_1",
+        "  size: 98.4 MB",
+        "  where it is: here, and described in",
+        "    many words",
+        "b",
+        "  format: onnx",
+        "  size: 2 GB",
+        "  speed: slow",
+        "  where it is: there",
+    ]
+
+
 def test_headings_are_bold_on_a_terminal(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminal()
     monkeypatch.setattr(sys, "stdout", screen)

@@ -153,11 +153,31 @@ def test_the_log_has_a_line_a_request_and_no_text_of_it(capsys: pytest.CaptureFi
             assert (line["status"], line["model"], line["completion_tokens"]) == (200, "tiny", 2)
 
 
-def test_a_port_that_is_taken_is_said() -> None:
-    with serving() as server, pytest.raises(UsageError, match="cannot be listened on"):
+def test_models_named_at_the_start_are_loaded_and_the_first_is_the_default() -> None:
+    with serving(models=("small", "other"), more=("other", "/models/own.gguf")) as server:
+        wait_until(lambda: len(server.service.runtime.loaded) == 3)
+        status, _, answer = server.post(CHAT, ask(max_tokens=1, model="own"))
+        assert (status, answer["model"]) == (200, "own")
+        assert [model["id"] for model in server.ask("GET", "/v1/models")[2]["data"]] == ["small", "other", "own"]
+        assert set(server.backends) == {"small", "other", "/models/own.gguf"}
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["smollm2-135m", "nosuch"], ["-m", "nosuch"]])
+def test_an_unknown_model_ends_the_command_before_it_listens(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from edge_cli.main import run
+
+    assert run(["serve", "--port", "0", *arguments]) != 0
+    captured = capsys.readouterr()
+    assert "There is no model named 'nosuch'" in captured.err
+    assert captured.out == ""
+
+
+def test_a_port_that_is_taken_is_said_once() -> None:
+    with serving() as server, pytest.raises(UsageError, match="cannot be listened on") as caught:
         from edge.config.schema import ServerSettings
 
         open_socket(ServerSettings(port=server.address[1]))
+    assert "attempting" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -165,7 +185,7 @@ def test_the_command_serves_until_a_signal_and_ends_well(tmp_path: Path, number:
     from tests.unit.test_docs import write_fake_model
 
     write_fake_model(tmp_path / "fake.gguf")
-    command = [str(EDGE), "serve", "--port", "0", "--json", "-m", str(tmp_path / "fake.gguf"), "--backend", "fake"]
+    command = [str(EDGE), "serve", "--port", "0", "--json", str(tmp_path / "fake.gguf"), "--backend", "fake"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stdout is not None and process.stderr is not None
         model, trouble = "", None
