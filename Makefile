@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/build_llama.py
 	@sh tools/bootstrap.sh $(PYTHON)
 	$(BIN)/python tools/build_llama.py
-	$(PIP) --editable '.[chat,server]'
+	$(PIP) --editable '.[chat,server,structured]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -479,7 +479,7 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
 
     shipped_file = shipped("catalog.toml")
     entries = read_catalog(shipped_file).values() if shipped_file is not None else ()
-    able = sorted((entry.parameters or 0, entry.name) for entry in entries if (entry.context or 0) >= error.needed)
+    able = sorted((e.parameters or 0, e.name) for e in entries if (e.context or 0) >= error.needed and not e.base)
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
     hint = f"{error.hint} {other}"

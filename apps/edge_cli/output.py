@@ -137,7 +137,10 @@ def _records(rows: Sequence[Sequence[str]], width: int, stream: TextIO | None, i
     headings, *rows = rows
     lines: list[str] = []
     for row in rows:
-        texts = [row[0], *(f"  {name}: {cell}" for name, cell in zip(headings[1:], row[1:], strict=True) if cell not in ("", "-"))]
+        texts = [
+            row[0],
+            *(f"  {name}: {cell}" for name, cell in zip(headings[1:], row[1:], strict=True) if cell not in ("", "-")),
+        ]
         for number, text in enumerate(texts):
             first, *rest = wrap(text.strip(), width - len(indent) - (4 if number else 0))
             before = indent + "  " * bool(number)

@@ -55,6 +55,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         accept_licence: the user has to agree to it before the download.
         parameters: number of weights; None if not known for certain.
         context: trained context, in tokens.
+        base: it continues text and does not chat.
         template: name of its chat format, for files without a template.
         system: best system prompt if the user gives none, "" for an empty one; None leaves it to the template.
         sampling: fields of edge.types.Sampling that its makers advise, if the user did not set them.
@@ -70,6 +71,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     accept_licence: bool = False
     parameters: int | None = None
     context: int | None = None
+    base: bool = False
     template: str | None = None
     system: str | None = None
     sampling: dict[str, int | float] = {}

@@ -206,10 +206,12 @@ class Prompting:
         """
         n_least = self.at_least(text, n_ctx)
         if n_least is not None:
+            is_enough = 2 * n_least <= self.n_ctx_train and self.n_ctx_train > n_ctx  # it has rarely twice the least number
+            larger = f", or load the model with a larger context (--context {self.n_ctx_train})" if is_enough else ""
             raise ContextFullError(
                 f"This message has {_n_bytes(text):,} bytes, which is {n_least:,} tokens at the very least. "
                 f"The context window has {n_ctx:,}.",
-                "Send a part of it.",
+                f"Send a part of it{larger}.",
                 n_prompt=n_least,
                 n_ctx=n_ctx,
                 is_least=True,

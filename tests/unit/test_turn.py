@@ -23,7 +23,7 @@ from edge.kv.store import BlockStore, StoreOptions
 from edge.prompt.prompting import Prompting
 from edge.prompt.summary import newest_summary
 from edge.request import Request
-from edge.turn import Turn
+from edge.turn import Turn, _with_models
 from edge.types import Message, Sampling
 from tests.throttle import FULL
 
@@ -297,6 +297,11 @@ def test_a_model_that_was_trained_for_more_is_named(make: Callable[..., Room]) -
     assert "was trained for 600 tokens; " in caught.value.hint and "(--context 4096)" in caught.value.hint
 
 
+def test_no_base_model_is_recommended_for_its_window() -> None:
+    hint = _with_models(ContextFullError("", needed=16384), 8192).hint
+    assert "8,192 tokens; qwen2.5-0.5b was for more (--context 16384)" in hint
+
+
 def test_a_window_that_refuses(make: Callable[..., Room]) -> None:
     with pytest.raises(ContextFullError, match="This conversation has"):
         make(n_ctx=600).turn(long_talk(12), window="refuse").start().wait()
@@ -322,6 +327,17 @@ def test_far_too_much_is_refused_without_tokenising(make: Callable[..., Room], m
         turn = Turn(room.scheduler, room.prompting, Request(prompt=prompt, sampling=GREEDY))
         with pytest.raises(ContextFullError, match=r"200,000 bytes, which is [0-9,]+ tokens at the very least"):
             turn.start().wait(30)
+
+
+@pytest.mark.parametrize(("trained", "is_named"), [(256, False), (5_000, False), (1_000_000, True)])
+def test_a_larger_window_is_recommended_where_the_model_was_trained_for_it(
+    make: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, trained: int, is_named: bool
+) -> None:
+    room = make(n_ctx=256)
+    monkeypatch.setattr(room.prompting, "n_ctx_train", trained)
+    with pytest.raises(ContextFullError, match="at the very least") as caught:
+        room.prompting.check_size("é" * 100_000, 256)
+    assert (f"--context {trained}" in caught.value.hint) == is_named
 
 
 def test_much_that_may_fit_is_counted(make: Callable[..., Room]) -> None:
