@@ -137,12 +137,10 @@ def _records(rows: Sequence[Sequence[str]], width: int, stream: TextIO | None, i
     headings, *rows = rows
     lines: list[str] = []
     for row in rows:
-        texts = [
-            row[0],
-            *(f"  {name}: {cell}" for name, cell in zip(headings[1:], row[1:], strict=True) if cell not in ("", "-")),
-        ]
+        cells = zip(headings[1:], row[1:], strict=True)
+        texts = [row[0], *(f"{name}: {cell}" for name, cell in cells if cell not in ("", "-"))]
         for number, text in enumerate(texts):
-            first, *rest = wrap(text.strip(), width - len(indent) - (4 if number else 0))
+            first, *rest = wrap(text, width - len(indent) - (4 if number else 0))
             before = indent + "  " * bool(number)
             shown = paint(first, "bold", stream) if stream is not None and not number else first
             lines += [before + shown, *(f"{before}  {line}" for line in rest)]

@@ -7,7 +7,7 @@ transcript.py  the messages of the conversation; message.py, one of them; markdo
 fold.py        a line that stands for a text: thoughts and tool calls
 cards.py       errors, questions and a waiting message between the messages; empty.py, the content of a new conversation
 below.py       the line above the message box: what is going on out of sight
-columns.py     the lines of a list to pick from
+choice_list.py a list to pick from; columns.py, its lines
 sidebar.py     the list of conversations; rows.py, the text of its rows
 status.py      the status line
 """

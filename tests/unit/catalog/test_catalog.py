@@ -130,7 +130,7 @@ def test_a_file_of_the_catalogue_is_known_wherever_it_lies(
     ("content", "message"),
     [
         ("models = 3", "damaged"),
-        ("[models.a]\ntitle = 'x'", "damaged.*missing required field"),
+        ("[models.a]\ntitle = 'x'", "damaged.*description is missing"),
         ("[models.a", "not a TOML file"),
         ("[models.a]\ntitel = 'x'", "damaged"),
     ],
