@@ -118,5 +118,8 @@ def _state(name: str, server: Server, consent: Consent) -> str:
 
 
 def _wants(tool: RemoteTool) -> bool:
+    from msgspec.json import encode
+
     output.note(f"\n{output.plain(tool.name)}: {output.plain(tool.description) or 'no description'}")
+    output.note(f"  {output.plain(encode(tool.schema).decode())}")  # the model reads what it says of arguments, too
     return click.confirm(f"Tell the model of {output.plain(tool.name)}?", default=True, err=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.types import Tool
 from edge_mcp.consent import Consent, mark_of_tool
@@ -100,6 +102,8 @@ class Connections:
         except Exception as error:
             raise EdgeError(f"{tool} failed: {_why(error)}.", "") from error
         text = "\n".join(_text_of(part) for part in result.content)
+        if not result.content and result.structured_content is not None:
+            text = msgspec.json.encode(result.structured_content).decode()
         if result.is_error:
             raise EdgeError(text or f"{tool} failed without a reason.", "")
         return text

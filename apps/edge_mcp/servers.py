@@ -9,12 +9,14 @@ Other programs that use such servers have the same file.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from edge.errors import ConfigError
 from edge.files import exists, read_json
@@ -80,4 +82,11 @@ def read_servers(path: Path) -> dict[str, Server]:
         is_safe = address.scheme == "https" or (address.scheme == "http" and address.hostname in _LOOPBACK)
         if server.url and not is_safe:
             raise ConfigError(f"{path}: the url of {name} is not encrypted.", "Use https://, or http:// on this machine.")
-    return servers
+    return {name: _in_its_folder(server, path.absolute().parent) for name, server in servers.items()}
+
+
+def _in_its_folder(server: Server, folder: Path) -> Server:
+    """Return a server whose program starts in its own folder, by default that of the file. What is in the folder that the user
+    happens to be in (`node_modules`, `server.py`, a module for `python -m`) would run in its place, with the same consent.
+    """
+    return replace(server, cwd=os.path.normpath(folder / Path(server.cwd or "").expanduser())) if server.command else server

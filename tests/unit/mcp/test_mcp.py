@@ -72,9 +72,36 @@ def test_servers_are_read_as_other_programs_write_them(tmp_path):
         },
     )
     servers = read_servers(file)
-    assert servers["files"].shown == "KEY='a b' npx -y 'x y'"
+    assert servers["files"].shown == f"cd {tmp_path} && KEY='a b' npx -y 'x y'"
     assert servers["web"].shown == "https://x/mcp"
     assert read_servers(tmp_path / "none.json") == {}
+
+
+def test_a_program_starts_where_its_file_is_and_not_where_the_user_is(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "server.py").write_text(SCRIPT)
+    file = write(
+        home / "mcp.json", {"a": {"command": sys.executable, "args": ["server.py"]}, "b": {"command": "x", "cwd": "y"}}
+    )
+    servers = read_servers(file)
+    assert servers["b"].cwd == str(home / "y")
+    with Connections() as connections:
+        assert len(connections.connect("a", servers["a"])) == 3
+
+
+def test_a_result_that_is_only_structured_is_text(monkeypatch):
+    from types import SimpleNamespace
+
+    with Connections() as connections:
+
+        async def call_tool(*_, **__):
+            return SimpleNamespace(content=[], structured_content={"n": 1}, is_error=False)
+
+        connections._clients["a"] = SimpleNamespace(call_tool=call_tool)
+        assert connections.call("a", "t", {}) == '{"n":1}'
 
 
 @pytest.mark.parametrize(
@@ -171,6 +198,9 @@ def test_the_command_allows_a_server_and_its_tools(program, monkeypatch, tmp_pat
     assert run(["mcp", "allow", "files", "--yes"]) == 0
     shown = capsys.readouterr().err
     assert str(program) in shown and "3 of 3 tools" in shown
+    monkeypatch.setattr("click.confirm", lambda *_, **__: True)
+    assert run(["mcp", "allow", "files"]) == 0
+    assert '"a":{' in capsys.readouterr().err  # the model reads the schema, so the user does
     assert run(["mcp", "ls"]) == 0
     assert "  allowed  " in capsys.readouterr().out
     assert run(["mcp", "forbid", "files"]) == 0
