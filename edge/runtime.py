@@ -85,6 +85,7 @@ class Runtime:
         self._loading: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
         self._one_load = threading.Lock()
+        self._n_closing = 0
         self._is_closed = False
         if idle_s is not None:
             threading.Thread(target=self._unload_idle, name="edge-runtime-idle", daemon=True).start()
@@ -129,13 +130,37 @@ class Runtime:
         finally:
             self._give_back(model)
 
-    def unload(self, name: str) -> bool:
-        """Unload a model, whose running replies are stopped. Returns whether it was loaded."""
+    def unload(self, name: str, *, only_idle: bool = False) -> bool:
+        """Unload a model, whose running replies are stopped. Blocks until its memory is free.
+
+        Args:
+            name: by which it was asked for.
+            only_idle: leave a model that somebody holds, or that answers.
+
+        Returns:
+            Whether it was unloaded.
+        """
         with self._changed:
-            model = self._models.pop(name, None)
-        if model is not None:
+            model = self._models.get(name)
+            if model is None or (only_idle and not model.is_idle):
+                return False
+            self._forget(model)
+        self._free(model)
+        return True
+
+    def _forget(self, model: LoadedModel) -> None:
+        """Let nobody find a model, which `_free` frees. Called with the lock."""
+        del self._models[model.name]
+        self._n_closing += 1
+
+    def _free(self, model: LoadedModel) -> None:
+        """Free a forgotten model. Loads wait for that: its memory is theirs, and so is its KV cache on the disk."""
+        try:
             model.assistant.close()
-        return model is not None
+        finally:
+            with self._changed:
+                self._n_closing -= 1
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Unload all models; running replies end as cancelled. May be called twice."""
@@ -234,6 +259,8 @@ class Runtime:
             BusyError: too many of the others are in use.
             ModelTooLargeError: it does not fit alone.
         """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._n_closing)
         while True:
             try:
                 plan = self._plan(name, settings=self._settings, on_progress=self._goes_on)
@@ -264,8 +291,8 @@ class Runtime:
             if not idle:
                 return False
             oldest = min(idle, key=lambda model: model.used_at)
-            del self._models[oldest.name]
-        oldest.assistant.close()
+            self._forget(oldest)
+        self._free(oldest)
         return True
 
     def _unload_idle(self) -> None:
@@ -278,10 +305,10 @@ class Runtime:
                 now = time.monotonic()
                 due = [one for one in self._models.values() if one.is_idle and now - one.used_at >= self._idle_s]
                 for model in due:
-                    del self._models[model.name]
+                    self._forget(model)
                 if not due:
                     ages = [now - one.used_at for one in self._models.values()]
                     left = self._idle_s - max(ages) if ages else None
                     self._changed.wait(None if left is None else max(left, 0.05 * self._idle_s))
             for model in due:
-                model.assistant.close()
+                self._free(model)

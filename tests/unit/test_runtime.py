@@ -204,3 +204,37 @@ def test_closing_stops_what_is_being_loaded() -> None:
 def test_numbers_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Runtime(**options)
+
+
+def test_a_model_in_use_is_left_where_only_an_idle_one_shall_go() -> None:
+    with make({"a": 1}) as runtime:
+        with runtime.use("a"):
+            assert not runtime.unload("a", only_idle=True)
+        assert runtime.unload("a", only_idle=True) and not names(runtime)
+
+
+def test_a_load_waits_for_the_memory_of_what_is_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_close, is_closing, order = threading.Event(), threading.Event(), list[str]()
+    original = Assistant.close
+
+    def close(self: Assistant) -> None:
+        is_closing.set()
+        assert may_close.wait(60)
+        order.append("closed")
+        original(self)
+
+    with make({"a": 1}, wait=lambda: order.append("loaded")) as runtime:
+        with runtime.use("a"):
+            pass
+        monkeypatch.setattr(Assistant, "close", close)
+        unloading = threading.Thread(target=runtime.unload, args=("a",))
+        unloading.start()
+        assert is_closing.wait(60)
+        again = threading.Thread(target=lambda: runtime.use("a").__enter__())
+        again.start()
+        wait_until(lambda: runtime.loading == ["a"])
+        assert order == ["loaded"]
+        may_close.set()
+        unloading.join()
+        again.join()
+        assert order[:3] == ["loaded", "closed", "loaded"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -77,9 +78,7 @@ async def load_or_unload(call: Call, body: CommonRequest, empty: dict[str, Any])
     """Answer a request without a prompt: load the model, or unload it if nobody uses it and `keep_alive` is 0."""
     if body.keep_alive in (0, "0", "0s"):
         model = await call.service.offer.find(body.model)
-        runtime = call.service.runtime
-        if any(loaded.name == model.reference and loaded.is_idle for loaded in runtime.loaded):
-            runtime.unload(model.reference)
+        await asyncio.to_thread(call.service.runtime.unload, model.reference, only_idle=True)
         await call.json({**head_of(model.id), **empty, "done": True, "done_reason": "unload"})
         return
     async with hold_model(call, body.model) as (_, model):

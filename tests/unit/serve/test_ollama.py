@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,13 @@ def test_a_request_without_a_prompt_loads_and_unloads(client: ollama.Client, run
     assert client.generate(model="other", prompt="", keep_alive=0).done_reason == "unload"
     assert "other" not in [model.name for model in running.service.runtime.loaded]
     assert client.chat(model="other", messages=[]).done_reason == "load"
+
+
+def test_unloading_does_not_keep_others_waiting(running: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    monkeypatch.setattr(running.service.runtime, "unload", lambda *_, **__: threads.append(threading.current_thread().name))
+    assert running.post("/api/generate", {"model": "tiny", "keep_alive": 0})[0] == 200
+    assert threads and threads != ["server"]
 
 
 def test_tools_forms_and_options() -> None:
