@@ -318,6 +318,7 @@ class Turn:
 
     def _repeat(self, known: Answer, n_prompt: int) -> Finished:
         """Give an earlier answer again."""
+        self.reply.emit(Progress(n_prompt, n_prompt))
         if known.text:
             self._show(Decoded(known.text))
         self._round.end()

@@ -31,7 +31,7 @@ async def create(call: Call) -> None:
     call.service.counters.stripped += n_stripped
     fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "max_tokens": body.max_tokens}
     sampling = make_sampling({**fields, "stop": body.stop_sequences}, _NAMES)
-    thinks = body.thinking is not None and body.thinking.type != "disabled"
+    thinks = _thinks(body)
     options = {**options_of(call), **_tools(body), "think": thinks}
     if thinks and body.thinking is not None:
         options["max_thinking"] = body.thinking.budget_tokens
@@ -55,7 +55,7 @@ async def count_tokens(call: Call) -> None:
     """Count the tokens of a prompt."""
     body = await call.body(CountRequest)
     messages, _ = messages_of(body)
-    options = _tools(body)
+    options = {**_tools(body), "think": _thinks(body)}
     async with hold_model(call, body.model) as (assistant, _):
         size = await assistant.acount(messages, **options)
         await call.json({"input_tokens": size.n_tokens})
@@ -87,6 +87,10 @@ def _content(reply: Reply, with_thinking: bool) -> list[dict[str, Any]]:
         blocks.append({"type": "text", "text": reply.text, "citations": None})
     calls = ({"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)} for call in reply.tool_calls)
     return [*blocks, *calls]
+
+
+def _thinks(body: CountRequest) -> bool:
+    return body.thinking is not None and body.thinking.type != "disabled"
 
 
 def _tools(body: CountRequest) -> dict[str, Any]:

@@ -35,9 +35,12 @@ async def chunks(
     """
     index, kind, has_begun = -1, "", False
     async for _, event in found.events(call):
+        if not has_begun and event is not None and event.kind == "notice":
+            continue  # the prompt is not measured yet
         if not has_begun:
             has_begun = True
-            yield _start(found, head)
+            n_reused, n_prompt = (event.done, event.total) if event is not None and event.kind == "progress" else (0, 0)
+            yield _start(head, n_prompt, n_reused)
         if event is None or (event.kind == "reasoning" and not with_thinking):
             continue
         if event.kind == "tool_call":
@@ -73,9 +76,8 @@ def _call(index: int, call: ToolCall) -> list[bytes]:
     ]
 
 
-def _start(found: Answer, head: dict[str, Any]) -> bytes:
-    """Return the first event, whose input tokens are those of the prompt: what is cached is known by now."""
-    n_reused, n_prompt = found.reply.progress
+def _start(head: dict[str, Any], n_prompt: int, n_reused: int) -> bytes:
+    """Return the first event, whose input tokens are those of the prompt: what is cached is known by the first progress."""
     nothing_yet: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
     message = {**head, **nothing_yet, "usage": usage(n_prompt, n_reused, 0)}
     return _event("message_start", message=message)

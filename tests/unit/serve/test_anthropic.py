@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,17 @@ def test_a_stream_is_the_same_message(client: Anthropic) -> None:
     assert start.message.usage.input_tokens + start.message.usage.cache_read_input_tokens == (
         streamed.usage.input_tokens + (streamed.usage.cache_read_input_tokens or 0)
     )
+
+
+def test_the_input_tokens_are_known_at_the_start_and_do_not_change(running: Serving) -> None:
+    for content in ("what has never been asked here", "what has never been asked here!"):
+        body = {"model": "tiny", "max_tokens": 2, "stream": True, "messages": [{"role": "user", "content": content}]}
+        _, _, answer = running.post("/v1/messages", body)
+        data = [json.loads(line[6:]) for line in answer.decode().splitlines() if line.startswith("data: ")]
+        start, end = data[0]["message"]["usage"], data[-2]["usage"]
+        counts = ("input_tokens", "cache_read_input_tokens")
+        assert [start[name] for name in counts] == [end[name] for name in counts]
+        assert start["input_tokens"] > 0
 
 
 async def test_the_async_client(running: Serving) -> None:
