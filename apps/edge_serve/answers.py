@@ -125,16 +125,16 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
     """
     offered = await call.service.offer.find(name)
     call.record.model = offered.id
-    holding, began = call.service.runtime.ause(offered.reference), time.perf_counter()
-    try:
-        assistant = await call.client.race(asyncio.wait_for(holding.__aenter__(), limits.LOADING_S))
-    except asyncio.TimeoutError:
-        raise ApiError(503, f"{offered.id} is still being loaded. Try again later.", code="loading", retry_after_s=30) from None
-    call.record.load_s = time.perf_counter() - began
-    try:
+    began = time.perf_counter()
+    async with contextlib.AsyncExitStack() as held:  # also where the client goes in the moment in which it is taken
+        taking = held.enter_async_context(call.service.runtime.ause(offered.reference))
+        try:
+            assistant = await call.client.race(asyncio.wait_for(taking, limits.LOADING_S))
+        except asyncio.TimeoutError:
+            message = f"{offered.id} is still being loaded. Try again later."
+            raise ApiError(503, message, code="loading", retry_after_s=30) from None
+        call.record.load_s = time.perf_counter() - began
         yield assistant, offered
-    finally:
-        await holding.__aexit__(None, None, None)
 
 
 @contextlib.asynccontextmanager
@@ -154,9 +154,9 @@ async def answer(
         EdgeError: the reply cannot start.
     """
     service = call.service
-    if service.is_stopping:
-        raise CancelledError("The server is stopping.")
+    service.check_running()
     async with hold_model(call, model) as (assistant, offered):
+        service.check_running()  # the model took its time, and nobody would stop a reply that starts now
         made = make(assistant)
         replies = made if isinstance(made, list) else [made]
         call.record.replies.extend(replies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from edge.errors import EdgeError
+from edge.errors import CancelledError, EdgeError
 from edge_serve import access, limits, state, status
 from edge_serve.anthropic import messages
 from edge_serve.call import Call, Caller, Record
@@ -128,6 +129,10 @@ class App:
         except ClientGoneError:
             record.status = 499
             return
+        except asyncio.CancelledError:
+            if not service.is_stopping:
+                raise
+            error = from_edge(CancelledError("The server is stopping."), retry_after_s=service.retry_after_s)
         except ApiError as failure:
             error = failure
         except EdgeError as failure:
@@ -151,7 +156,8 @@ class App:
 def _no_such(handles: dict[str, Handle], scope: Scope) -> ApiError:
     path = scope["path"][:100]
     if handles:
-        return ApiError(405, f"{path} takes {' or '.join(handles)}, not {scope['method'][:20]}.", code="method_not_allowed")
+        message = f"{path} takes {' or '.join(handles)}, not {scope['method'][:20]}."
+        return ApiError(405, message, code="method_not_allowed", allowed=tuple(handles))
     return ApiError(404, f"There is nothing at {path}. See docs/serve.md for what this server offers.", code="not_found")
 
 

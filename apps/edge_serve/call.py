@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from edge_serve import limits
 from edge_serve.bodies import decode, read_body
 from edge_serve.client import Client
-from edge_serve.errors import ClientGoneError
 
 if TYPE_CHECKING:
     from edge.reply import Reply
@@ -106,8 +105,8 @@ class Call:
 
     async def send(self, data: bytes, kind: bytes, status: int = 200, headers: Headers | None = None) -> None:
         """Answer with a body."""
-        length = (b"content-length", str(len(data)).encode())
-        await self._start(status, [(b"content-type", kind), length, *(headers or [])])
+        about = [] if status == 204 else [(b"content-type", kind), (b"content-length", str(len(data)).encode())]
+        await self._start(status, [*about, *(headers or [])])
         await self._send({"type": "http.response.body", "body": data})
 
     async def stream(
@@ -144,17 +143,8 @@ class Call:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _send_part(self, data: bytes) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        timer = asyncio.get_running_loop().call_later(limits.SEND_S, task.cancel, _STUCK)
-        try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        except asyncio.CancelledError as error:
-            if _STUCK in error.args:
-                raise ClientGoneError from None
-            raise
-        finally:
-            timer.cancel()
+        """Send a part; waits while the client does not read, until `edge_serve.connection` takes it for gone."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.has_begun = True
@@ -163,6 +153,3 @@ class Call:
         if self.record.ignored:
             own.append((b"x-edge-ignored", ", ".join(self.record.ignored).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
-
-
-_STUCK = "the client does not read"

@@ -31,6 +31,7 @@ class ApiError(Exception):
         param: the field of the request that is wrong.
         retry_after_s: when to try again, in seconds; None says nothing.
         details: more fields for programs.
+        allowed: the methods that the path takes, where it does not take this one.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         details: dict[str, Any] | None = None,
+        allowed: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
+        self.allowed = allowed
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after_s, self.details = retry_after_s, details or {}
 
@@ -53,6 +56,8 @@ class ApiError(Exception):
         headers = [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if self.allowed:
+            headers.append((b"allow", ", ".join(self.allowed).encode()))
         return headers
 
 

@@ -40,6 +40,11 @@ class Guard:
     hosts: Collection[str] = ()
     origins: Collection[str] = ()
 
+    def __post_init__(self) -> None:
+        """Write hosts and origins as browsers do: a host in small letters without its port, an origin without a slash."""
+        object.__setattr__(self, "hosts", frozenset(map(_name_of, self.hosts)))
+        object.__setattr__(self, "origins", frozenset(origin.rstrip("/").lower() for origin in self.origins))
+
     def check(self, scope: Scope) -> Caller:
         """Return who asks.
 
@@ -75,8 +80,7 @@ class Guard:
         self._check_host(scope)
         self._check_origin(scope)
         asked = header(scope, b"access-control-request-headers")
-        return [
-            *self.cors(scope),
+        return [  # besides `cors`, which every response gets: twice, a browser refuses it
             (b"access-control-allow-methods", b"GET, POST"),
             (b"access-control-allow-headers", asked.encode("latin-1") or b"authorization, content-type"),
             (b"access-control-max-age", b"600"),

@@ -35,7 +35,8 @@ __all__ = ["Server", "make_service", "open_socket", "url_of"]
 
 _log = logging.getLogger("edge.serve")
 _LATE_S = 5.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+_LATE_ROUNDS = 5
 
 
 def make_service(settings: Settings, runtime: Runtime, more: tuple[str, ...] = ()) -> Service:
@@ -159,6 +160,7 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Wait for the end, without waking up ten times a second as uvicorn does."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        self.service.is_starting = True
         loading = asyncio.ensure_future(self._load_first())
         if self.should_exit:
             self._stopped.set()
@@ -172,7 +174,9 @@ class Server(uvicorn.Server):
         """Let signals stop the server instead of ending the process."""
         before = {}
         with contextlib.suppress(ValueError):  # not in the main thread: `stop` is the only way
-            before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as `nohup` wants it
+                    before[number] = signal.signal(number, self.handle_exit)
         try:
             yield
         finally:
@@ -198,6 +202,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running replies end, and unload the models, whose KV cache is written to the disk first."""
+        for _ in range(_LATE_ROUNDS):  # what was sent before is accepted and read by the loop in so many, and is answered
+            await asyncio.sleep(0)
         await super().shutdown(sockets)
         await asyncio.to_thread(self.service.runtime.close)
 
@@ -205,11 +211,12 @@ class Server(uvicorn.Server):
         """Load the models that the server was started with, the default one first, so that no request waits for them."""
         service = self.service
         for name in (service.settings.model, *service.offer.more):
-            offered = await service.offer.find(name)
             try:
+                offered = await service.offer.find(name)
                 async with service.runtime.ause(offered.reference):
                     pass
-            except EdgeError as error:
+            except Exception as error:  # noqa: BLE001 (the others are loaded all the same, and requests hear of it)
                 if name == service.settings.model:
                     service.problem = str(error)
-                _log.error("%s could not be loaded: %s", name, error)
+                _log.error("%s could not be loaded: %s", name, error, exc_info=None if isinstance(error, EdgeError) else error)
+            service.is_starting = False

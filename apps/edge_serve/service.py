@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edge.errors import CancelledError
 from edge_serve.metrics import Counters
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Service:
         keys: who may use the server.
         counters: for the metrics and the log.
         replies: that run now, each with its model and when it was asked for (of `time.perf_counter`).
+        is_starting: the default model was not tried yet.
         problem: why the default model could not be loaded; "" if nothing is known against it.
         is_stopping: the server is about to end.
         started_at: in seconds since 1970.
@@ -42,6 +44,7 @@ class Service:
     keys: Keys
     counters: Counters = field(default_factory=Counters)
     replies: dict[Reply, tuple[str, float]] = field(default_factory=dict)
+    is_starting: bool = False
     problem: str = ""
     is_stopping: bool = False
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -56,9 +59,14 @@ class Service:
         """In a word: "ok", "loading", "failed" or "stopping"."""
         if self.is_stopping:
             return "stopping"
-        if self.problem:
+        if self.problem and not self.runtime.loaded:
             return "failed"
-        return "loading" if self.runtime.loading and not self.runtime.loaded else "ok"
+        return "loading" if self.is_starting or (self.runtime.loading and not self.runtime.loaded) else "ok"
+
+    def check_running(self) -> None:
+        """Raise a CancelledError if the server is about to end."""
+        if self.is_stopping:
+            raise CancelledError("The server is stopping.")
 
     def stop_replies(self) -> None:
         """Stop all replies; what they have written is sent before their connections are closed."""

@@ -61,8 +61,8 @@ def test_an_unknown_path_is_404(running: Serving, path: str, form: str) -> None:
 
 
 def test_a_wrong_method_is_405(running: Serving) -> None:
-    status, _, body = running.ask("GET", CHAT)
-    assert (status, body["error"]["code"]) == (405, "method_not_allowed")
+    status, headers, body = running.ask("GET", CHAT)
+    assert (status, body["error"]["code"], headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
 def test_a_body_that_is_too_long_is_413_before_it_is_read(running: Serving) -> None:
@@ -199,6 +199,38 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
             (reply,) = server.service.replies
             wait_until(lambda: reply.is_done)
             assert reply.finish_reason == "cancelled"
+            wait_until(lambda: not server.server.server_state.connections)  # though the client holds its end
+
+
+@pytest.mark.parametrize("n_kept", [0, 1])
+async def test_a_model_that_was_taken_as_the_client_went_is_given_back(n_kept: int) -> None:
+    from types import SimpleNamespace
+
+    from edge.assistant import Assistant
+    from edge.backends.fake import FakeBackend
+    from edge.runtime import Runtime
+    from edge_serve.answers import hold_model
+    from edge_serve.errors import ClientGoneError
+    from edge_serve.offer import Offered
+
+    async def race(awaitable: Any) -> Any:
+        taken = await awaitable
+        if not n_kept:
+            raise ClientGoneError
+        return taken
+
+    async def find(_: object) -> Offered:
+        return Offered("tiny", "tiny")
+
+    async with Runtime(load=lambda *_, **__: Assistant(FakeBackend()), plan=lambda *_, **__: None) as runtime:
+        service = SimpleNamespace(runtime=runtime, offer=SimpleNamespace(find=find))
+        call: Any = SimpleNamespace(service=service, record=SimpleNamespace(), client=SimpleNamespace(race=race))
+        try:
+            async with hold_model(call, None):
+                assert [model.n_users for model in runtime.loaded] == [n_kept]
+        except ClientGoneError:
+            assert not n_kept
+        assert [model.n_users for model in runtime.loaded] == [0]
 
 
 def test_a_stream_that_waits_has_pings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,52 @@ def test_a_reply_that_does_not_end_in_time_is_stopped_and_told() -> None:
         assert json.loads(body.decode().strip().split("\n\n")[-1].removeprefix("data: "))["error"]["code"] == "stopping"
 
 
+def test_what_was_sent_before_the_end_is_answered() -> None:
+    with serving() as server:
+        server.post(CHAT, ask(max_tokens=1))
+        may_go_on, loop = threading.Event(), server.server._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(may_go_on.wait, WAIT_S)
+        with server.connect() as connection:
+            connection.sendall(request(ask(max_tokens=1)))
+            server.server.stop()
+            may_go_on.set()
+            assert parse(read_all(connection))[0] == 200
+
+
+def test_a_request_whose_model_comes_too_late_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.backends.fake import FakeBackend
+
+    may_load, original = threading.Event(), FakeBackend.__init__
+
+    def wait_first(self: FakeBackend, *arguments: Any, **options: Any) -> None:
+        assert may_load.wait(WAIT_S)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(FakeBackend, "__init__", wait_first)
+    with serving() as server, server.connect() as connection:
+        connection.sendall(request(ask(max_tokens=1), "Connection: close\r\n"))
+        wait_until(lambda: server.server.server_state.tasks != set())
+        server.server.stop()
+        server.server.stop()  # at once
+        wait_until(lambda: server.service.is_stopping)
+        may_load.set()
+        status, _, body = parse(read_all(connection))
+    assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+
+
+def test_a_server_is_loading_until_its_model_was_tried() -> None:
+    with serving() as server:
+        service = server.service
+        wait_until(lambda: service.state == "ok")
+        service.is_starting = True  # as before the list of models was read
+        assert service.state == "loading"
+        service.is_starting, service.problem = False, "no memory"
+        assert service.state == "ok"  # a request has loaded it since
+        service.runtime.unload("tiny")
+        assert service.state == "failed"
+
+
 def test_requests_wait_for_the_model_and_health_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge.backends.fake import FakeBackend
 
@@ -180,7 +226,7 @@ def test_a_port_that_is_taken_is_said_once() -> None:
     assert "attempting" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_serves_until_a_signal_and_ends_well(tmp_path: Path, number: int) -> None:
     from tests.unit.test_docs import write_fake_model
 

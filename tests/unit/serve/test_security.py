@@ -63,6 +63,16 @@ def test_listed_hosts_and_origins_are_let_in() -> None:
         assert server.post(CHAT, ASK, {"Origin": "https://app.example.org.evil"})[0] == 403
 
 
+def test_a_preflight_has_each_header_once_and_no_body() -> None:
+    page = "https://App.example.org/"
+    with serving(server={"allowed_origins": (page,), "allowed_hosts": ("Edge.local:8033",)}) as server:
+        head = "Host: edge.local\r\nOrigin: https://app.example.org\r\nConnection: close\r\n"
+        answer = server.raw(f"OPTIONS {CHAT} HTTP/1.1\r\n{head}\r\n".encode()).lower()
+    assert answer.startswith(b"http/1.1 204")
+    assert answer.count(b"access-control-allow-origin:") == 1  # a browser refuses two
+    assert b"content-length" not in answer
+
+
 KEYS = f"# clients\nann {'a' * 32}\n{'b' * 32}\n"
 
 
