@@ -25,13 +25,13 @@ def to_plain_json(what: str, value: object) -> Any:
 
     Args:
         what: names it in an error.
-        value: dicts with text keys, lists, tuples, text, finite numbers, bools, None.
+        value: dicts with text keys, lists, tuples, text without half characters, finite numbers, bools, None.
 
     Raises:
         UsageError: it holds something else, or is nested too deeply.
     """
     try:
-        return json.loads(json.dumps(value, allow_nan=False))
+        return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what} cannot be written as JSON ({error}).", "Use text, finite numbers, lists and dicts.") from None
 
@@ -57,6 +57,7 @@ class ToolCall:
         for what, value in (("name", cast("object", self.name)), ("id", self.id)):
             if not isinstance(value, str):
                 raise UsageError(f"The {what} of a tool call is text, not {kind_of(value)}.", "Pass a str.")
+            to_plain_json(f"The {what} of a tool call", value)
         if not self.name.strip():
             raise UsageError("A tool call has no name.", "Name the tool that is called.")
         arguments: object = self.arguments

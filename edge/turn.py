@@ -261,12 +261,27 @@ class Turn:
             wanted = self.prompting.forced_call(request.options)
         if wanted is None:
             return None
-        compiled = (self.compiler or Compiler(self.prompting.tokenizer)).compile(wanted)
+        compiled = self._compile(wanted)
         if compiled.ignored and self._n_rounds == 0:
             self.reply.note(f"Not enforced while this reply is generated: {', '.join(compiled.ignored)}.")
         self._compiled = compiled if request.constraint is not None else None
         self._constraint = wanted
         return compiled.matcher()
+
+    def _compile(self, wanted: Constraint) -> Compiled:
+        """Compile a constraint. The error of a call that has to be made names the tool."""
+        compiler, options = self.compiler or Compiler(self.prompting.tokenizer), self.request.options
+        try:
+            return compiler.compile(wanted)
+        except ConstraintError:
+            for tool in options.tools if self.request.constraint is None else ():
+                alone = self.prompting.forced_call(replace(options, tools=(tool,), tool_choice=tool.name))
+                try:
+                    compiler.compile(alone) if alone is not None else None
+                except ConstraintError as error:
+                    message = f"No call of the tool {tool.name} can be enforced: {error.message}"
+                    raise ConstraintError(message, "Correct or simplify its parameters.") from None
+            raise
 
     def _check_end(self, finished: Finished) -> None:
         """Add a notice if the text is not what its constraint asks for."""

@@ -46,23 +46,21 @@ def _terms(text: str, format: Format, special_token: Callable[[str], int | None]
 
 
 def _schema(tools: Sequence[Tool], key: str) -> dict[str, Any]:
-    shared: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     calls = []
     for number, tool in enumerate(tools):
-        parameters = {"additionalProperties": False, **tool.parameters}
-        for name, definition in parameters.pop("$defs", {}).items():
-            shared[f"{number}_{name}"] = _moved(definition, number)
-        properties = {"name": {"const": tool.name}, key: _moved(parameters, number)}
+        places[f"{number}"] = _moved({"additionalProperties": False, **tool.parameters}, number)
+        properties = {"name": {"const": tool.name}, key: {"$ref": f"#/$defs/{number}"}}
         calls.append({"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False})
-    return {"x-guidance": _OPTIONS, "anyOf": calls, **({"$defs": shared} if shared else {})}
+    return {"x-guidance": _OPTIONS, "anyOf": calls, "$defs": places}
 
 
 def _moved(value: Any, number: int) -> Any:
-    """Return a schema whose references lead to where the definitions of its tool are now."""
+    """Return a schema whose references lead to where the schema of its tool is now, as a whole."""
     if isinstance(value, Mapping):
         reference = value.get("$ref")
         moved = {name: _moved(below, number) for name, below in value.items()}
-        if isinstance(reference, str) and reference.startswith("#/$defs/"):
-            moved["$ref"] = f"#/$defs/{number}_{reference.removeprefix('#/$defs/')}"
+        if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+            moved["$ref"] = f"#/$defs/{number}{reference[1:]}"
         return moved
     return [_moved(one, number) for one in value] if isinstance(value, list) else value

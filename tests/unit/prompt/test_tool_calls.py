@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.backends.fake import FakeBackend
+from edge.constraint import Constraint
 from edge.prompt.template import ChatTemplate
 from edge.prompt.tools.base import Broken, CallParser, calls_of
 from edge.prompt.tools.choose import FORMATS, choose_format
 from edge.prompt.tools.forced import grammar_of_call
+from edge.structured.compiler import Compiler
 from edge.types import Message, Tool, ToolCall
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "templates"
@@ -170,9 +173,16 @@ BROKEN = {
         '<tool_call>{"name": "weather", "arguments": {"city": "Par',
         '<tool_call>{"arguments": {}}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>',
+        '<tool_call>{"name": "\\ud800"}</tool_call>',
         "<tool_call>",
     ],
-    "qwen-xml": ["<tool_call><parameter=city>x</parameter></tool_call>", "<tool_call><function=weather><parameter=city>Par"],
+    "qwen-xml": [
+        "<tool_call><parameter=city>x</parameter></tool_call>",
+        "<tool_call><function=weather><parameter=city>Par",
+        "<tool_call><function= ></function></tool_call>",
+        "<tool_call><function=weather><parameter=other>NaN</parameter></function></tool_call>",
+    ],
     "mistral": ['[TOOL_CALLS]{"a": 1}', "[TOOL_CALLS]weather[ARGS]Paris", '[TOOL_CALLS][{"name": 5}]', "[TOOL_CALLS][1]"],
     "lfm2": [
         "<|tool_call_start|>[__import__('os').system(cmd='x')]<|tool_call_end|>",
@@ -294,6 +304,30 @@ def test_a_call_in_the_form_of_its_grammar_is_read(name):
     assert without_ids(parse(name, list(text))) == [PARIS]
     grammar = grammar_of_call(BY_NAME[name], TOOLS, {"<|tool_call_start|>": 7}.get)
     assert ("<[7]>" in grammar) == (name == "lfm2")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"n": {"$ref": "#/definitions/N"}}, "definitions": {"N": {"type": "integer"}}},
+        {"properties": {"n": {"$ref": "#/$defs/L"}}, "$defs": {"L": {"$ref": "#/$defs/N"}, "N": {"type": "integer"}}},
+        {"properties": {"n": {"type": "integer"}, "below": {"$ref": "#"}}},
+        {"properties": {"n": {"$ref": "#/properties/z"}, "z": {"type": "integer"}}},
+    ],
+)
+def test_references_of_a_tool_lead_into_its_own_schema(parameters):
+    grammar = grammar_of_call(BY_NAME["llama3"], [Tool("f", "", {"type": "object", **parameters})], lambda _: None)
+    backend = FakeBackend()
+    compiled = Compiler(backend.tokenizer).compile(Constraint.lark(grammar))
+
+    def allows(text):
+        tokens = backend.tokenizer.tokenize(text)
+        return compiled.matcher().n_valid(tokens) == len(tokens)
+
+    assert allows('{"name": "f", "parameters": {"n": 1}}')
+    assert not allows('{"name": "f", "parameters": {"n": "')
+    if "below" in parameters["properties"]:
+        assert allows('{"name": "f", "parameters": {"n": 1, "below": {"n": 2}}}')
 
 
 def test_families_are_told_by_the_template():

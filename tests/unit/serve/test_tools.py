@@ -99,6 +99,13 @@ def test_a_model_is_made_to_call_a_tool(client: OpenAI, choice: Any) -> None:
     assert isinstance(json.loads(call.function.arguments)["on"], bool)
 
 
+def test_a_tool_whose_call_cannot_be_enforced_is_named(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/none"}}}
+    bad: Any = {"type": "function", "function": {"name": "bad", "parameters": schema}}
+    with pytest.raises(BadRequestError, match="the tool bad can be enforced"):
+        client.chat.completions.create(model="tiny", messages=user("weather?"), tools=[TOOL, bad], tool_choice="required")
+
+
 def test_claude_is_made_to_call_a_tool(claude: Any) -> None:
     tools: Any = [{"name": "light", "input_schema": FLAG}]
     for choice in ({"type": "any"}, {"type": "tool", "name": "light"}):
