@@ -17,7 +17,10 @@ async def list_all(call: Call) -> None:
 
 
 async def retrieve(call: Call) -> None:
-    """Show one model."""
+    """Show one model; without a name, list all."""
+    if not call.path_params["id"]:
+        await list_all(call)
+        return
     await call.json(describe(call, await call.service.offer.find(call.path_params["id"])))
 
 

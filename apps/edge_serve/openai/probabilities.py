@@ -46,7 +46,8 @@ def completion_form(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str
     return {
         "tokens": texts,
         "token_logprobs": [_finite(token.logprob) for token in tokens],
-        "top_logprobs": [{other.text: _finite(other.logprob) for other in token.top} for token in tokens],
+        # The token itself is among them, even beyond the number that was asked for: clients look it up there.
+        "top_logprobs": [{other.text: _finite(other.logprob) for other in (*token.top, token)} for token in tokens],
         "text_offset": offsets,
     }
 

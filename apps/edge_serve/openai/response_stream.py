@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge.errors import EdgeError
+from edge_serve.errors import from_edge
+
 if TYPE_CHECKING:
     from edge.types import ToolCall
     from edge_serve.answers import Answer
@@ -104,6 +107,9 @@ async def chunks(
         call, found: the request and its reply.
         head: the response before anything is written.
         end: returns what it has more when it is over, from its items.
+
+    Raises:
+        EdgeError: the reply failed, which the last event says, too.
     """
     n_sent = 0
 
@@ -118,13 +124,19 @@ async def chunks(
 
     writer = Writer()
     yield pack([("response.created", {"response": head}), ("response.in_progress", {"response": head})])
-    async for _, event in found.events(call):
-        if event is None:
-            continue
-        if event.kind in ("text", "reasoning") and event.text:
-            yield pack(writer.text(event.kind, event.text))
-        elif event.kind == "tool_call":
-            yield pack(writer.call(event.call))
+    try:
+        async for _, event in found.events(call):
+            if event is None:
+                continue
+            if event.kind in ("text", "reasoning") and event.text:
+                yield pack(writer.text(event.kind, event.text))
+            elif event.kind == "tool_call":
+                yield pack(writer.call(event.call))
+    except EdgeError as failure:
+        error = {"code": "server_error", "message": from_edge(failure).message}
+        failed = {**head, "status": "failed", "error": error, "output": writer.output}
+        yield pack([*writer.end("incomplete"), ("response.failed", {"response": failed})])
+        raise
     status = "completed" if found.reply.finish_reason == "stop" else "incomplete"
     last = writer.end(status)
     yield pack([*last, (f"response.{status}", {"response": {**head, **end(writer.output)}})])

@@ -261,6 +261,11 @@ def test_an_engine_that_fails_before_the_headers_is_a_status_and_later_an_event(
             assert status == 200
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_error"
             assert b"[DONE]" not in body
+            body = server.post("/v1/responses", {"input": "hi", "stream": True})[2]
+            data = [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: ")]
+            assert (data[-2]["type"], data[-2]["sequence_number"]) == ("response.failed", len(data) - 2)
+            assert (data[-2]["response"]["status"], data[-2]["response"]["error"]["code"]) == ("failed", "server_error")
+            assert data[-1]["error"]["code"] == "engine_error" and "secret" not in body.decode()
         assert server.post(CHAT, ask(max_tokens=1))[0] == 200
 
 

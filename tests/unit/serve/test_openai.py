@@ -229,7 +229,10 @@ def test_a_completion_has_logprobs(client: OpenAI) -> None:
     found = reply.choices[0].logprobs
     assert found is not None and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
     assert (len(found.tokens), len(found.token_logprobs), found.text_offset[0]) == (3, 3, len("Once"))
-    assert all(1 <= len(top) <= 2 for top in found.top_logprobs)  # parts of characters look the same
+    assert all(1 <= len(top) <= 3 for top in found.top_logprobs)  # parts of characters look the same
+    none = client.completions.create(model="tiny", prompt="Once", max_tokens=1, logprobs=0).choices[0].logprobs
+    assert none is not None and none.tokens and none.token_logprobs  # the token itself is always there
+    assert none.top_logprobs == [{none.tokens[0]: none.token_logprobs[0]}]
 
 
 def test_a_completion_continues_a_text(client: OpenAI, running: Serving) -> None:
@@ -256,10 +259,11 @@ def test_a_completion_refuses_what_it_cannot_do(running: Serving, fields: dict[s
     assert (status, body["error"]["param"]) == (400, next(iter(fields)))
 
 
-def test_models_are_listed_and_shown(client: OpenAI) -> None:
+def test_models_are_listed_and_shown(client: OpenAI, running: Serving) -> None:
     listed = client.models.list().data
     assert [model.id for model in listed] == ["tiny", "other"]
     assert client.models.retrieve("other").id == "other"
+    assert running.ask("GET", "/v1/models/")[2]["object"] == "list"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-9")
 
