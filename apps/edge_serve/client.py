@@ -45,7 +45,7 @@ class Client:
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.gather(task, return_exceptions=True)  # also takes its error, which nobody else will
 
     async def wait(self, task: asyncio.Future[T], timeout_s: float | None) -> bool:
         """Wait for a task for a while, and return if it is done.

@@ -41,6 +41,7 @@ TOKENIZER_CALLS: dict[str, Callable[[Tokenizer], object]] = {
     "token_bytes": lambda tokenizer: tokenizer.token_bytes(50),
     "is_end": lambda tokenizer: tokenizer.is_end(50),
     "vocabulary": lambda tokenizer: tokenizer.vocabulary(),
+    "entries": lambda tokenizer: list(tokenizer.entries()),
 }
 
 OPTIONAL = {"set_threads": "threads", "resize": "resize"}

@@ -233,7 +233,7 @@ def test_a_file_for_tls_keys_that_cannot_be_written(hub: Hub, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("is_endpoint", [True, False])
-@pytest.mark.parametrize(("content", "why"), [(b"\xff\xfe\x00hf", "not text"), (None, "Is a directory")])
+@pytest.mark.parametrize(("content", "why"), [(b"\xff\xfe\x00hf", "not text"), (None, "it is a directory")])
 def test_a_token_file_that_cannot_be_read(
     hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch, content: bytes | None, why: str, is_endpoint: bool
 ) -> None:
