@@ -202,9 +202,14 @@ def allowed_tools(servers: Mapping[str, Server], consent: Consent, connections: 
         for tool in found:
             if consent.has_tool(name, tool.name, tool.mark):
                 try:
-                    tools.append(to_tool(name, tool, connections))
+                    made = to_tool(name, tool, connections)
                 except UsageError as error:
                     notices.append(f"The tool {tool.name} of {name} cannot be used: {error.message}")
+                    continue
+                if any(made.name == other.name for other in tools):  # one would be called for the other
+                    notices.append(f"The tool {tool.name} of {name} is left out: another one is called {made.name}, too.")
+                else:
+                    tools.append(made)
             elif consent.knows_tool(name, tool.name):
                 notices.append(f"The tool {tool.name} of {name} describes itself in another way now: edge mcp allow {name}")
     return tools, notices

@@ -117,7 +117,7 @@ class App:
             caller = self._guard.check(scope)
             record.caller = caller.name
             call = Call(scope, receive, send, service, record, caller)
-            if self._n_requests > limits.REQUESTS:
+            if self._n_requests > limits.REQUESTS and scope["method"] == "POST":  # what watches the server is answered
                 raise ApiError(
                     429, "The server is answering too many requests.", code="busy", retry_after_s=service.retry_after_s
                 )

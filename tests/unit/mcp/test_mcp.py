@@ -92,6 +92,20 @@ def test_a_program_starts_where_its_file_is_and_not_where_the_user_is(tmp_path, 
         assert len(connections.connect("a", servers["a"])) == 3
 
 
+def test_of_two_tools_with_one_name_the_first_is_used(tmp_path):
+    found = [RemoteTool("a b", "One.", {"type": "object"}), RemoteTool("a_b", "Two.", {"type": "object"})]
+
+    class Fake:
+        def connect(self, name, server):
+            return found
+
+    server, consent = Server(command="x"), Consent(tmp_path)
+    consent.allow("s", server.mark, {tool.name: tool.mark for tool in found})
+    tools, notices = allowed_tools({"s": server}, consent, Fake())
+    assert [tool.description for tool in tools] == ["One."]
+    assert notices == ["The tool a_b of s is left out: another one is called s__a_b, too."]
+
+
 def test_a_result_that_is_only_structured_is_text(monkeypatch):
     from types import SimpleNamespace
 

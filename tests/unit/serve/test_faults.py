@@ -186,6 +186,12 @@ def test_one_more_than_may_wait_is_refused_with_a_time() -> None:
         assert 1 <= int(headers["retry-after"]) <= 60
 
 
+def test_health_is_answered_while_requests_are_refused(running: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUESTS", 0)
+    assert running.post(CHAT, ask(max_tokens=1))[0] == 429
+    assert [running.ask("GET", path)[0] for path in ("/health", "/metrics")] == [200, 200]
+
+
 def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SEND_S", 0.2)
     text = " ".join(map(str, range(200_000)))

@@ -226,7 +226,7 @@ def test_a_port_that_is_taken_is_said_once() -> None:
     assert "attempting" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)])
 def test_the_command_serves_until_a_signal_and_ends_well(tmp_path: Path, number: int) -> None:
     from tests.unit.test_docs import write_fake_model
 
