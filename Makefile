@@ -23,7 +23,7 @@ test: install-dev model  ## Set up everything, check the code and run all tests.
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
-		$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+		sh tools/run_tests.sh $(BIN)/python $(ARGS)
 
 prove: install-dev model  ## Run the long proofs whole: 700 kills, 10,000 damaged files, thousands of random cases.
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
