@@ -52,7 +52,9 @@ class Known:
 class StoreMachine(RuleBasedStateMachine):
     @initialize(encrypt=st.booleans(), n_blocks=st.integers(3, 10), parents=st.lists(choices, min_size=10, max_size=10))
     def begin(self, encrypt: bool, n_blocks: int, parents: list[int]) -> None:
-        logging.getLogger("edge.kv").setLevel(logging.ERROR)  # damage is reported, and damaging is what a rule does
+        self.log = logging.getLogger("edge.kv")
+        self.level = self.log.level
+        self.log.setLevel(logging.ERROR)  # damage is reported, and damaging is what a rule does
         self.directory = Path(tempfile.mkdtemp())
         self.encrypt, self.n_blocks = encrypt, n_blocks
         self.clock = 0
@@ -78,6 +80,8 @@ class StoreMachine(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
+        if hasattr(self, "level"):
+            self.log.setLevel(self.level)
         if hasattr(self, "store"):
             self.store.close()
             shutil.rmtree(self.directory)
