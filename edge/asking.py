@@ -160,9 +160,8 @@ class Asking:
             TimeoutError: it took longer than timeout_s.
             EdgeError: as `generate`, and what the replies raise.
         """
-        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
         replies: dict[int, Reply] = {}
-        for number, reply in self._score(prompt, choices, cache_namespace, options):
+        for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             reply.wait()
             replies[number] = reply
         return likeliest(choices, [replies[number] for number in range(len(choices))])
@@ -178,18 +177,24 @@ class Asking:
         cache_namespace: str | None = None,
     ) -> Chosen:
         """Choose as `choose` does, without blocking the event loop."""
-        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
         replies: dict[int, Reply] = {}
-        async for number, reply in self._score(prompt, choices, cache_namespace, options):
+        async for number, reply in self._score(prompt, choices, timeout_s, priority, cache, cache_namespace):
             await reply
             replies[number] = reply
         return likeliest(choices, [replies[number] for number in range(len(choices))])
 
     def _score(
-        self, prompt: str | Prompt, choices: Sequence[str], cache_namespace: str | None, options: RequestOptions
+        self,
+        prompt: str | Prompt,
+        choices: Sequence[str],
+        timeout_s: float | None,
+        priority: Priority,
+        cache: CacheHint | None,
+        cache_namespace: str | None,
     ) -> Batch:
         """Have the engine score each answer, a few at a time."""
         check_choices(choices)
+        options: RequestOptions = {"timeout_s": timeout_s, "priority": priority, "cache": cache, "think": False}
         messages, request = self._with_system(prompt), asked(None, options)
         request = replace(request, cache=request.cache or "memory", n_logprobs=0, shared=SharedPrompt())
         began, timeout_s = time.monotonic(), request.timeout_s

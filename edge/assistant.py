@@ -288,7 +288,7 @@ class Assistant(Responding):
     @property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template."""
-        return self._turns.prompting.template
+        return self._prompting.template
 
     @property
     def n_running(self) -> int:

@@ -207,9 +207,8 @@ class Conversation:
         import asyncio
 
         send = partial(self.send, text, attachments=attachments, sampling=sampling, **options)
-        sent: list[
-            Reply
-        ] = []  # not the task's result, which its thread holds for a moment longer than whoever leaves the reply
+        # Not the task's result, which its thread holds for a moment longer than whoever leaves the reply.
+        sent: list[Reply] = []
         sending = asyncio.ensure_future(asyncio.to_thread(lambda: sent.append(send())))
         try:
             await asyncio.shield(sending)

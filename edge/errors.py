@@ -181,6 +181,12 @@ class ContextFullError(EdgeError):
         super().__init__(message, hint)
         self.needed, self.n_prompt, self.n_ctx, self.is_least = needed, n_prompt, n_ctx, is_least
 
+    def reworded(self, message: str, hint: str) -> ContextFullError:
+        """Return the error with the same numbers in other words."""
+        return ContextFullError(
+            message, hint, needed=self.needed, n_prompt=self.n_prompt, n_ctx=self.n_ctx, is_least=self.is_least
+        )
+
 
 class QualityGateError(EdgeError):
     """A converted model is worse than the gate allows."""

@@ -446,10 +446,7 @@ class Turn:
         message = (
             f"This answer has {len(self._begun):,} tokens; the context window of {self._n_ctx:,} has no room to continue it."
         )
-        hint = "Ask for the rest in a new message."
-        return ContextFullError(
-            message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx, is_least=error.is_least
-        )
+        return error.reworded(message, "Ask for the rest in a new message.")
 
     def _fit(self, prompt: Sequence[Message], count: Callable[[Sequence[Message]], int]) -> Window:
         quarter, max_tokens = self._n_ctx // 4, self.request.sampling.max_tokens  # a reply reserves at most that
@@ -498,7 +495,4 @@ def _with_models(error: ContextFullError, n_ctx_train: int) -> ContextFullError:
     able = sorted((e.parameters or 0, e.name) for e in entries if (e.context or 0) >= error.needed and not e.base)
     why = f"This model was trained for {n_ctx_train:,} tokens"
     other = f"{why}; {able[0][1]} was for more (--context {error.needed})." if able else f"{why}."
-    hint = f"{error.hint} {other}"
-    return ContextFullError(
-        error.message, hint, needed=error.needed, n_prompt=error.n_prompt, n_ctx=error.n_ctx, is_least=error.is_least
-    )
+    return error.reworded(error.message, f"{error.hint} {other}")

@@ -24,12 +24,6 @@ def running() -> Iterator[Serving]:
         yield server
 
 
-@pytest.fixture
-def client(running: Serving) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True) as made:
-        yield made
-
-
 def test_a_response_has_text_and_usage(client: OpenAI) -> None:
     response = client.responses.create(
         model="tiny", input="hi there", instructions="Be brief", temperature=0, metadata={"a": "b"}

@@ -41,12 +41,6 @@ def running() -> Iterator[Serving]:
 
 
 @pytest.fixture
-def client(running: Serving) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True) as made:
-        yield made
-
-
-@pytest.fixture
 def claude(running: Serving) -> Iterator[Anthropic]:
     with Anthropic(base_url=running.url, api_key="x", max_retries=0, _strict_response_validation=True) as made:
         yield made
