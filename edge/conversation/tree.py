@@ -412,7 +412,7 @@ def to_node(row: tuple[Any, ...]) -> Node:
 
 def calls_to_json(calls: Sequence[ToolCall]) -> str:
     """Return tool calls as the column `calls` has them."""
-    return msgspec.json.encode([_clean_all([call.name, call.arguments, call.id]) for call in calls]).decode()
+    return msgspec.json.encode([(call.name, call.arguments, call.id) for call in calls]).decode()
 
 
 def _read_calls(data: str) -> tuple[ToolCall, ...]:
