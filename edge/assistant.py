@@ -301,6 +301,11 @@ class Assistant(Responding):
         return max(0, self._turns.n_open - self._turns.n_running)
 
     @property
+    def n_decoded(self) -> int:
+        """How many tokens were generated since the model was loaded."""
+        return self._scheduler.n_decoded
+
+    @property
     def limits(self) -> Limits | None:
         """Limits of the engine now; None before the governor first set some."""
         limits = self._scheduler.limits

@@ -35,7 +35,7 @@ def _page() -> tuple[bytes, bytes]:
 
     policy = (
         f"default-src 'none'; script-src {hash_of(b'script')}; style-src {hash_of(b'style')}; "
-        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return data, policy.encode()
 
@@ -43,7 +43,12 @@ def _page() -> tuple[bytes, bytes]:
 async def page(call: Call) -> None:
     """Give the page."""
     data, policy = _page()
-    headers = [(b"content-security-policy", policy), (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-cache")]
+    headers = [
+        (b"content-security-policy", policy),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-cache"),
+    ]
     await call.send(data, b"text/html; charset=utf-8", headers=headers)
 
 
@@ -60,6 +65,7 @@ async def status(call: Call) -> None:
             "memory_bytes": _memory_reader()(),
             "tokens": tokens,
             "tokens_per_s": counters.tokens_per_s,
+            "decoded_tokens": sum(model.assistant.n_decoded for model in service.runtime.loaded),
             "replies": [_reply(reply, *about) for reply, about in list(service.replies.items())],
             "models": [describe(call, model) for model in await service.offer.models()],
         }

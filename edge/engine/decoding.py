@@ -48,6 +48,9 @@ class Decoder:
         planner: chooses the length of drafts; None makes none. There are none either where the engine takes none, and where
             `KVCache.is_exact` is true, since they change the last bits.
         model: drafts where a reply repeats nothing; None for none.
+
+    Attributes:
+        n_tokens: that were generated so far.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Decoder:
         self._planner = planner if backend.capabilities.drafts and not cache.is_exact else None
         self._model = model
         self._guesses: dict[int, Guess] = {}  # of this round, by sequence
+        self.n_tokens = 0
 
     def decode_one_token_each(self) -> bool:
         """Choose a token of every reply that is not prefilling, and compute the logits after it.
@@ -179,6 +183,7 @@ class Decoder:
             self._finish(generation, "stop")
             return False
         generation.add(token, logprob)
+        self.n_tokens += 1
         if generation.show(self._tokenizer.token_bytes(token, special=token in generation.shown)):
             self._finish(generation, "stop", is_stop_text=True)
             return False

@@ -127,6 +127,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def n_decoded(self) -> int:
+        """How many tokens were generated so far."""
+        return self._decoder.n_tokens
+
+    @property
     def is_own_thread(self) -> bool:
         """True on the engine thread, which must not wait for a reply."""
         return threading.current_thread() is self._thread
