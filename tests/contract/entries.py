@@ -104,11 +104,11 @@ def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     pytest.importorskip("openvino")
     from edge.backends.openvino.backend import OpenVINOBackend
 
-    is_tiny = kind == "openvino-tiny"
-    path = request.getfixturevalue("tiny_model")("llama") if is_tiny else request.getfixturevalue("model_path")
+    tiny = {"openvino-tiny": "llama", "openvino-gemma3": "gemma3"}.get(kind)
+    path = request.getfixturevalue("tiny_model")(tiny) if tiny else request.getfixturevalue("model_path")
     plan = make_plan(path, backend="openvino", kv_type_k="f32", kv_type_v="f32")
     # Inputs of a product with int4 weights are rounded to 8 bits.
-    return Bench(OpenVINOBackend(plan), tolerance=0.05 if is_tiny else 1.0, can_chat=not is_tiny)
+    return Bench(OpenVINOBackend(plan), tolerance=0.05 if tiny else 1.0, can_chat=not tiny)
 
 
 def open_coreml_package(request: pytest.FixtureRequest, kind: str) -> Bench:
@@ -137,6 +137,7 @@ ENTRIES = [
     Entry("fake", "fake", open_fake),
     Entry("tiny", "llamacpp", open_llamacpp),
     Entry("openvino-tiny", "openvino", open_openvino),
+    Entry("openvino-gemma3", "openvino", open_openvino),  # windows
     Entry("coreml", "coreml", open_coreml_package),
     Entry("coreml-explicit", "coreml", open_coreml_package),
     *(Entry(kind, "onnx", open_onnx) for kind in ("onnx", "onnx-int4", "onnx-plain", *_openvino_kinds())),

@@ -4,6 +4,9 @@ backend.py   the contract
 passes.py    the compiled model, and passes over several sequences
 blocks.py    keys and values in blocks that sequences share
 graph.py     a decoder as an OpenVINO model
+shape.py     a decoder's numbers, and what differs between architectures
+rotation.py  rotary positions, and how models stretch them
+tensors.py   the tensors of a GGUF file
 weights.py   blocks of a GGUF file as compressed weights
 library.py   OpenVINO imported once, its errors turned into ours
 """

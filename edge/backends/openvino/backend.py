@@ -44,6 +44,7 @@ class OpenVINOBackend(LogitsBackend):
 
     def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
         from edge.backends.openvino.passes import Passes
+        from edge.backends.openvino.rotation import rotation_variant
         from edge.formats.gguf import read_header
 
         def report(share: float) -> None:
@@ -86,6 +87,7 @@ class OpenVINOBackend(LogitsBackend):
             chunk_size=plan.n_ubatch,
         )
         self._kv_type = plan.kv_type_k
+        self._rope = rotation_variant(header, plan.n_ctx)  # what a smaller cache later on does not change
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         from edge.device.identity import cpu_identity
@@ -97,6 +99,7 @@ class OpenVINOBackend(LogitsBackend):
             "processor": cpu_identity(),  # OpenVINO chooses its kernels by it
             "layout": self.block_magic.decode("ascii", "replace"),
             "type": self._kv_type,
+            "rope": self._rope,
             "chunk_size": self.chunk_size,
         }
 

@@ -1,10 +1,11 @@
 """A decoder as an OpenVINO model, from the header and the blocks of a GGUF file.
 
-The graph is that of a stateful decoder, as OpenVINO's own converters make it; `paged` turns its state into tensors that the
+The graph is that of a stateful decoder, as OpenVINO's own converters make it; `build` turns its state into tensors that the
 caller allocates. The plug-in recognises RMS norms, rotations, products with compressed weights and paged attention by their
 shape in the graph, so it is written exactly as they come out of those converters; `count_kinds` tells whether it did.
 
-Source: Hugging Face's Llama, Qwen2 and Qwen3 (transformers); build_* of llama.cpp for what GGUF stores differently.
+Source: Hugging Face's Llama, Mistral, Qwen2, Qwen3, Phi3 and Gemma3 (transformers); build_* of llama.cpp for what GGUF stores
+differently.
 """
 
 from __future__ import annotations
@@ -16,155 +17,54 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.backends.openvino.weights import GROUP, TYPES, Packed, join_rows, unpack
-from edge.errors import UnsupportedError
+from edge.backends.openvino.weights import Packed, join_rows
+from edge.errors import BackendError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
-    from edge.formats.gguf import GGUFHeader, TensorInfo
+    from edge.backends.openvino.rotation import Rotation
+    from edge.backends.openvino.shape import Shape
+    from edge.backends.openvino.tensors import Tensors
 
-__all__ = ["ARCHITECTURES", "Shape", "build", "count_kinds", "read_shape"]
+__all__ = ["Graph", "build", "count_kinds"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Of GGUF files that this graph is right for."""
+_ATTENTION, _WINDOW_INPUT = "PagedAttentionExtension", 10  # the operation's name, and which of its inputs is the window
 _TO_THE_END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Numbers of a decoder.
+class Graph:
+    """A decoder that was written.
 
     Attributes:
-        n_layer, n_head, n_head_kv, head_dim, n_embd, n_vocab: as in the header.
-        epsilon: of the RMS norms.
-        frequencies: rotation of each pair of a head's numbers, radians a position, shape (head_dim / 2,).
-        is_interleaved: pairs are neighbours in the file (Llama), not the two halves of a head.
+        model: the `openvino.Model`.
+        expected: how many operations of each kind the compiled model must have, as `count_kinds` returns them; with fewer it
+            would be right, and many times slower.
     """
 
-    n_layer: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_embd: int
-    n_vocab: int
-    epsilon: float
-    frequencies: npt.NDArray[np.float32]
-    is_interleaved: bool
+    model: Any
+    expected: Counter[str]
 
 
-class _Weights:
-    """The tensors of the file, by name."""
-
-    def __init__(self, path: Path, header: GGUFHeader) -> None:
-        self._data = np.memmap(path, np.uint8, "r", offset=header.data_offset)
-        self._tensors = {tensor.name: tensor for tensor in header.tensors}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def tensor(self, name: str) -> TensorInfo:
-        if name not in self._tensors:
-            raise UnsupportedError(f"The file has no tensor {name}, which this kind of model needs.", "Use --backend llamacpp.")
-        return self._tensors[name]
-
-    def matrix(self, name: str) -> Packed:
-        tensor = self.tensor(name)
-        return unpack(tensor.type, self._data[tensor.offset : tensor.offset + tensor.size_bytes], tensor.shape)
-
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
-        return self.matrix(name).dense().reshape(-1)
-
-
-def read_shape(header: GGUFHeader, path: Path) -> Shape:
-    """Return the numbers of a decoder.
-
-    Raises:
-        UnsupportedError: the model is of a kind that this graph is not right for; which one, and what to do.
-    """
-    reason = why_not(header)
-    if reason:
-        raise UnsupportedError(f"The openvino backend cannot run {path.name}: {reason}.", "Use --backend llamacpp.")
-    arch, n_head = header.architecture, header.n_head
-    assert isinstance(n_head, int) and isinstance(header.n_head_kv, int)
-
-    def number(key: str, default: float) -> float:
-        value = header.metadata.get(f"{arch}.{key}", default)
-        return float(value) if isinstance(value, (int, float)) else default
-
-    half = header.head_dim_k // 2
-    frequencies = number("rope.freq_base", 10_000.0) ** (-np.arange(half, dtype=np.float64) / half)
-    if header.metadata.get(f"{arch}.rope.scaling.type") == "linear":
-        frequencies = frequencies / number("rope.scaling.factor", 1.0)
-    weights = _Weights(path, header)
-    if "rope_freqs.weight" in weights:
-        frequencies = frequencies / weights.vector("rope_freqs.weight")[:half]
-    return Shape(
-        n_layer=header.n_layer,
-        n_head=n_head,
-        n_head_kv=header.n_head_kv,
-        head_dim=header.head_dim_k,
-        n_embd=header.n_embd,
-        n_vocab=header.n_vocab,
-        epsilon=number("attention.layer_norm_rms_epsilon", 1e-5),
-        frequencies=frequencies.astype(np.float32),
-        is_interleaved=arch == "llama",
-    )
-
-
-def why_not(header: GGUFHeader) -> str:
-    """Return why this graph is not right for a model; "" if it is."""
-    arch = header.architecture
-    about = header.metadata
-    rotated = about.get(f"{arch}.rope.dimension_count", header.head_dim_k)
-    unknown = sorted({tensor.type for tensor in header.tensors} - set(TYPES))
-    names = {tensor.name.split(".", 2)[-1] if tensor.name.startswith("blk.") else tensor.name for tensor in header.tensors}
-    checks = (
-        (arch not in ARCHITECTURES, f"its architecture is {arch}, and {', '.join(ARCHITECTURES)} are known"),
-        (isinstance(header.n_head, tuple) or isinstance(header.n_head_kv, tuple), "its layers have different numbers of heads"),
-        (header.head_dim_k != header.head_dim_v, "its keys and values have different lengths"),
-        (rotated != header.head_dim_k, f"it rotates {rotated} of {header.head_dim_k} numbers of a head"),
-        (
-            about.get(f"{arch}.rope.scaling.type", "none") not in ("none", "linear"),
-            "its positions are scaled in an unknown way",
-        ),
-        (bool(header.sliding_window), "it has a sliding window"),
-        (bool(about.get(f"{arch}.expert_count", 0)), "it has experts"),
-        (bool(unknown), f"it has weights of the type {', '.join(unknown)}"),
-        (bool(names - _NAMES), f"it has tensors of an unknown kind ({', '.join(sorted(names - _NAMES)[:3])})"),
-        (header.n_embd % GROUP != 0, "its width is no multiple of 32"),
-    )
-    return next((text for is_wrong, text in checks if is_wrong), "")
-
-
-_NAMES = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"} | {
-    f"{name}.weight"
-    for name in (
-        "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm", "ffn_norm", "ffn_gate",
-        "ffn_up", "ffn_down",
-    )
-} | {f"attn_{part}.bias" for part in "qkv"}  # fmt: skip
-
-
-def build(ov: Any, path: Path, header: GGUFHeader) -> Any:
-    """Return the model, with paged attention: an `openvino.Model`.
+def build(ov: Any, shape: Shape, tensors: Tensors) -> Graph:
+    """Return the model, with paged attention.
 
     Inputs beside keys and values: input_ids, position_ids i64 [tokens]; past_lens, subsequence_begins, block_indices,
     block_indices_begins i32; max_context_len i32 []; rows i64 [n], the tokens whose logits are wanted. Output: logits f32
     [n, n_vocab].
 
     Raises:
-        UnsupportedError: see `read_shape`.
+        UnsupportedError: the file lacks a tensor.
         ImportError: this version of OpenVINO has no such transformation.
+        BackendError: it did not take over the windows of layers, so that replies would be wrong.
     """
     from openvino._offline_transformations import paged_attention_transformation
 
-    shape = read_shape(header, path)
-    model = _Builder(ov, shape, _Weights(path, header)).model()
-    paged_attention_transformation(model)
-    return model
+    graph = _Builder(ov, shape, tensors).graph()
+    paged_attention_transformation(graph.model)
+    _check_windows(graph.model, shape)
+    return graph
 
 
 def count_kinds(ov: Any, compiled: Any) -> Counter[str]:
@@ -172,40 +72,57 @@ def count_kinds(ov: Any, compiled: Any) -> Counter[str]:
     return Counter(str(node.get_rt_info()["layerType"].value) for node in compiled.get_runtime_model().get_ops())
 
 
+def _check_windows(model: Any, shape: Shape) -> None:
+    """Refuse a model whose windows were not recognised. The operation has a constant 0 for a layer that sees everything."""
+    sources = [op.input_value(_WINDOW_INPUT).get_node() for op in model.get_ops() if op.get_type_name() == _ATTENTION]
+    n_found = sum(node.get_type_name() != "Constant" or bool(node.data.any()) for node in sources)
+    n_expected = sum(window > 0 for window in shape.windows)
+    if n_found != n_expected:
+        raise BackendError(
+            f"This version of OpenVINO recognises the windows of {n_found} of {n_expected} layers of the model.",
+            "Use --backend llamacpp, and report this.",
+        )
+
+
 class _Builder:
     """Writes one decoder."""
 
-    def __init__(self, ov: Any, shape: Shape, weights: _Weights) -> None:
+    def __init__(self, ov: Any, shape: Shape, tensors: Tensors) -> None:
         from openvino import opset15
 
-        self._ov, self._op, self._shape, self._weights = ov, opset15, shape, weights
+        self._ov, self._op, self._shape, self._tensors = ov, opset15, shape, tensors
         self._assigns: list[Any] = []
         self._variables: list[Any] = []
+        self._expected: Counter[str] = Counter()
 
-    def model(self) -> Any:
+    def graph(self) -> Graph:
         op, ov, shape = self._op, self._ov, self._shape
         ids = self._parameter("input_ids", [-1, -1], ov.Type.i64)
         mask = self._parameter("attention_mask", [-1, -1], ov.Type.i64)
         positions = self._parameter("position_ids", [-1, -1], ov.Type.i64)
         beam = self._parameter("beam_idx", [-1], ov.Type.i32)
         rows = self._parameter("rows", [-1], ov.Type.i64)
-        head = self._weights.matrix("token_embd.weight")
+        head = self._tensors.matrix("token_embd.weight")
         table = self._compressed(head)
         x = op.convert(op.gather(table, ids, op.constant(np.int64(0))), "f32")
+        if shape.embedding_scale != 1:
+            x = op.multiply(x, op.constant(np.float32(shape.embedding_scale)))
         self._batch = op.gather(op.shape_of(ids), op.constant(np.array([0])), op.constant(np.int64(0)))
         self._beam = beam
-        cos, sin = self._rotation(positions)
-        attention = self._mask(ids, mask)
-        for layer in range(shape.n_layer):
-            x = self._layer(layer, x, cos, sin, attention)
+        turns = {window: self._rotation(positions, shape.rotation_of(window)) for window in set(shape.windows)}
+        masks = {window: self._mask(ids, mask, window) for window in set(shape.windows)}
+        for layer, window in enumerate(shape.windows):
+            x = self._layer(layer, x, *turns[window], masks[window])
         x = op.gather(x, rows, op.constant(np.int64(0)))  # [tokens, 1, width] behind the transformation
         x = self._norm(x, "output_norm.weight")
-        if "output.weight" in self._weights:
-            table = self._compressed(self._weights.matrix("output.weight"))
+        if "output.weight" in self._tensors:
+            table = self._compressed(self._tensors.matrix("output.weight"))
         logits = op.matmul(x, op.convert(table, "f32"), False, True)
+        self._expected["FullyConnected"] += 1
         result = op.result(op.reshape(logits, op.constant(np.array([-1, shape.n_vocab])), False), name="logits")
         result.get_output_tensor(0).set_names({"logits"})
-        return ov.Model([result], self._assigns, [ids, mask, positions, beam, rows], self._variables)
+        model = ov.Model([result], self._assigns, [ids, mask, positions, beam, rows], self._variables)
+        return Graph(model, self._expected)
 
     def _parameter(self, name: str, dims: Sequence[int], kind: Any) -> Any:
         made = self._op.parameter(list(dims), kind, name=name)
@@ -220,30 +137,30 @@ class _Builder:
         q, k, v = self._rotate(q, cos, sin), self._rotate(k, cos, sin), self._heads(v, kv)
         k, v = self._state(f"past_key_values.{layer}.key", k), self._state(f"past_key_values.{layer}.value", v)
         repeated = [self._repeat(part, h // kv) for part in (k, v)]
-        a = op.scaled_dot_product_attention(q, *repeated, mask, causal=False)
+        a = op.scaled_dot_product_attention(q, *repeated, mask, op.constant(np.float32(shape.score_scale)), causal=False)
+        self._expected["PagedAttention"] += 1
         a = op.reshape(op.transpose(a, op.constant([0, 2, 1, 3])), op.constant(np.array([0, 0, h * width])), True)
-        x = op.add(x, self._product(a, self._weights.matrix(f"{name}.attn_output.weight")))
+        a = self._product(a, self._tensors.matrix(f"{name}.attn_output.weight"))
+        x = op.add(x, self._norm_if_any(a, f"{name}.post_attention_norm.weight"))
         gate, up = self._gate_and_up(name, self._norm(x, f"{name}.ffn_norm.weight"))
-        y = op.multiply(op.swish(gate), up)
-        return op.add(x, self._product(y, self._weights.matrix(f"{name}.ffn_down.weight")))
+        y = op.multiply(op.gelu(gate, "TANH") if shape.is_gelu else op.swish(gate), up)
+        y = self._product(y, self._tensors.matrix(f"{name}.ffn_down.weight"))
+        return op.add(x, self._norm_if_any(y, f"{name}.post_ffw_norm.weight"))
 
     def _projections(self, name: str, x: Any) -> list[Any]:
-        op, shape, weights = self._op, self._shape, self._weights
+        op, shape, tensors = self._op, self._shape, self._tensors
         sizes = [count * shape.head_dim for count in (shape.n_head, shape.n_head_kv, shape.n_head_kv)]
-        parts = [weights.matrix(f"{name}.attn_{part}.weight") for part in "qkv"]
-        if shape.is_interleaved:
-            parts[:2] = [part.rows(_halves(part.shape[0], shape.head_dim)) for part in parts[:2]]
-        joined = join_rows(parts)
-        if joined is not None:
-            products = op.variadic_split(
-                self._product(x, joined), op.constant(np.int64(2)), op.constant(np.array(sizes, np.int64))
-            ).outputs()
+        if f"{name}.attn_qkv.weight" in tensors:
+            products = self._split(self._product(x, tensors.matrix(f"{name}.attn_qkv.weight")), sizes)
         else:
-            products = [self._product(x, part) for part in parts]
+            parts = [tensors.matrix(f"{name}.attn_{part}.weight") for part in "qkv"]
+            if shape.is_interleaved:
+                parts[:2] = [part.rows(_halves(part.shape[0], shape.head_dim)) for part in parts[:2]]
+            products = self._products(x, parts)
         found = []
         for part, product in zip("qkv", products, strict=True):
-            if f"{name}.attn_{part}.bias" in weights:
-                bias = weights.vector(f"{name}.attn_{part}.bias")
+            if f"{name}.attn_{part}.bias" in tensors:
+                bias = tensors.vector(f"{name}.attn_{part}.bias")
                 if shape.is_interleaved and part != "v":
                     bias = bias[_halves(len(bias), shape.head_dim)]
                 product = op.add(product, op.constant(bias[None, None]))
@@ -251,21 +168,28 @@ class _Builder:
         return found
 
     def _gate_and_up(self, name: str, x: Any) -> list[Any]:
-        op = self._op
-        parts = [self._weights.matrix(f"{name}.ffn_{part}.weight") for part in ("gate", "up")]
+        up = self._tensors.matrix(f"{name}.ffn_up.weight")
+        if f"{name}.ffn_gate.weight" in self._tensors:
+            return self._products(x, [self._tensors.matrix(f"{name}.ffn_gate.weight"), up])
+        half = up.shape[0] // 2  # both in one tensor (Phi-3)
+        return self._split(self._product(x, up), [half, half])
+
+    def _products(self, x: Any, parts: Sequence[Packed]) -> list[Any]:
+        """Return the products with several matrices, computed as one where they have the same format."""
         joined = join_rows(parts)
         if joined is None:
             return [self._product(x, part) for part in parts]
-        sizes = np.array([part.shape[0] for part in parts], np.int64)
-        return list(op.variadic_split(self._product(x, joined), op.constant(np.int64(2)), op.constant(sizes)).outputs())
+        return self._split(self._product(x, joined), [part.shape[0] for part in parts])
+
+    def _split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
+        op = self._op
+        return list(op.variadic_split(x, op.constant(np.int64(2)), op.constant(np.array(sizes, np.int64))).outputs())
 
     def _heads(self, x: Any, n_head: int, norm: str = "") -> Any:
         """Split the width into heads: [batch, heads, tokens, head_dim]."""
         op = self._op
         x = op.reshape(x, op.constant(np.array([0, 0, n_head, self._shape.head_dim])), True)
-        if norm and norm in self._weights:
-            x = self._norm(x, norm)
-        return op.transpose(x, op.constant([0, 2, 1, 3]))
+        return op.transpose(self._norm_if_any(x, norm), op.constant([0, 2, 1, 3]))
 
     def _state(self, name: str, new: Any) -> Any:
         """Append to a state, and return all of it."""
@@ -296,46 +220,70 @@ class _Builder:
         wide = op.broadcast(op.unsqueeze(x, op.constant(np.int64(2))), target, broadcast_spec="BIDIRECTIONAL")
         return op.reshape(wide, op.constant(np.array([0, shape.n_head, -1, shape.head_dim])), True)
 
-    def _mask(self, ids: Any, mask: Any) -> Any:
-        """Write the causal mask. The transformation drops it, and needs it to recognise the attention."""
+    def _mask(self, ids: Any, mask: Any, window: int) -> Any:
+        """Write the causal mask, in a window if it is not 0.
+
+        The transformation drops it, and needs it to recognise the attention; a window has to look as in a gpt-oss that was
+        exported from transformers.
+        """
         op = self._op
         zero, one = op.constant(np.int64(0)), op.constant(np.int64(1))
         n_new = op.squeeze(op.gather(op.shape_of(ids), op.constant(np.array([1])), zero), zero)
         n_all = op.squeeze(op.gather(op.shape_of(mask), op.constant(np.array([1])), zero), zero)
-        columns = op.unsqueeze(op.range(zero, n_all, one, "i64"), zero)
-        rows = op.unsqueeze(op.range(op.subtract(n_all, n_new), n_all, one, "i64"), one)
-        allowed = op.unsqueeze(op.less_equal(columns, rows), op.constant(np.array([0, 1])))
-        return op.select(allowed, op.constant(np.float32(0)), op.constant(np.float32(-65504.0)))
+        columns = op.unsqueeze(op.range(zero, n_all, one, "i64"), op.constant(np.array([0, 1, 2])))
+        rows = op.unsqueeze(op.range(op.subtract(n_all, n_new), n_all, one, "i64"), op.constant(np.array([0, 1, 3])))
+        allowed = op.less_equal(columns, rows)
+        if window:
+            inside, yes = op.greater(columns, op.add(rows, op.constant(np.int64(-window)))), op.constant(np.array(True))
+            allowed = op.bitwise_and(op.bitwise_and(yes, op.bitwise_and(op.bitwise_and(allowed, inside), yes)), yes)
+            allowed = op.broadcast(allowed, op.shape_of(allowed))
+        scores = op.select(allowed, op.constant(np.float32(0)), op.constant(np.float32(-65504.0)))
+        if not window:
+            return scores
+        end = op.unsqueeze(n_all, zero)
+        return op.slice(scores, op.constant(np.array([0])), end, op.constant(np.array([1])), op.constant(np.array([3])))
 
-    def _rotation(self, positions: Any) -> tuple[Any, Any]:
-        op, shape = self._op, self._shape
-        frequencies = op.constant(shape.frequencies[None, :, None])
+    def _rotation(self, positions: Any, rotation: Rotation) -> tuple[Any, Any]:
+        op = self._op
+        frequencies = op.constant(rotation.frequencies.astype(np.float32)[None, :, None])
         one = op.constant(np.array([1]))
         wide = op.broadcast(frequencies, op.concat([self._batch, one, one], 0), broadcast_spec="BIDIRECTIONAL")
         angles = op.matmul(wide, op.convert(op.unsqueeze(positions, op.constant(np.int64(1))), "f32"), False, False)
         angles = op.transpose(angles, op.constant([0, 2, 1]))
         both = op.concat([angles, angles], -1)
+        cos, sin = op.cos(both), op.sin(both)
+        if rotation.scale != 1:
+            cos, sin = (op.multiply(part, op.constant(np.float32(rotation.scale))) for part in (cos, sin))
         axis = op.constant(np.int64(1))
-        return op.unsqueeze(op.cos(both), axis), op.unsqueeze(op.sin(both), axis)
+        return op.unsqueeze(cos, axis), op.unsqueeze(sin, axis)
 
     def _rotate(self, x: Any, cos: Any, sin: Any) -> Any:
-        op, half = self._op, self._shape.head_dim // 2
+        op, half = self._op, len(self._shape.rotation.frequencies)
 
-        def part(start: int, stop: int) -> Any:
-            return op.slice(x, *(op.constant(np.array([value])) for value in (start, stop, 1, 3)))
+        def part(of: Any, start: int, stop: int) -> Any:
+            return op.slice(of, *(op.constant(np.array([value])) for value in (start, stop, 1, 3)))
 
-        turned = op.concat([op.multiply(part(half, _TO_THE_END), op.constant(np.float32(-1))), part(0, half)], -1)
-        return op.add(op.multiply(x, cos), op.multiply(turned, sin))
+        self._expected["RoPE"] += 1
+        is_partial = 2 * half < self._shape.head_dim
+        first = part(x, 0, 2 * half) if is_partial else x
+        turned = op.concat([op.multiply(part(first, half, _TO_THE_END), op.constant(np.float32(-1))), part(first, 0, half)], -1)
+        first = op.add(op.multiply(first, cos), op.multiply(turned, sin))
+        return op.concat([first, part(x, 2 * half, _TO_THE_END)], -1) if is_partial else first
+
+    def _norm_if_any(self, x: Any, name: str) -> Any:
+        return self._norm(x, name) if name in self._tensors else x
 
     def _norm(self, x: Any, name: str) -> Any:
         op = self._op
         square = op.reduce_mean(op.power(x, op.constant(np.float32(2))), op.constant(np.array([-1])), keep_dims=True)
         epsilon = op.constant(np.full((1, 1, 1), self._shape.epsilon, np.float32))
         scale = op.divide(op.constant(np.float32(1)), op.sqrt(op.add(square, epsilon)))
-        return op.multiply(op.multiply(x, scale), op.constant(self._weights.vector(name)))
+        self._expected["RMS"] += 1
+        return op.multiply(op.multiply(x, scale), op.constant(self._tensors.vector(name)))
 
     def _product(self, x: Any, weights: Packed) -> Any:
         op = self._op
+        self._expected["FullyConnected"] += 1
         return op.matmul(x, op.convert(self._compressed(weights), "f32"), False, True)
 
     def _compressed(self, weights: Packed) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from edge.backends.openvino.blocks import BLOCK, Blocks
 from edge.backends.openvino.graph import build, count_kinds
 from edge.backends.openvino.library import wrap_errors
+from edge.backends.openvino.shape import read_shape
+from edge.backends.openvino.tensors import Tensors
 from edge.backends.stopping import watching
 from edge.errors import BackendError, UsageError
 
@@ -55,12 +57,16 @@ class Passes:
                 f"It knows {' and '.join(KV_TYPES)}, the same for both: --kv-type f16",
             )
         self._ov, self._n_seq = ov, plan.n_seq
-        model = build(ov, plan.artifact.path, header)
+        path = plan.artifact.path
+        shape = read_shape(header, path, plan.n_ctx)
+        with wrap_errors("build the model"):
+            graph = build(ov, shape, Tensors(path, header))
         with wrap_errors("compile the model"):
-            compiled = ov.Core().compile_model(model, "CPU", _properties(plan))
-        del model  # the compiled one has its own weights
+            compiled = ov.Core().compile_model(graph.model, "CPU", _properties(plan))
+        expected = graph.expected
+        del graph  # the compiled one has its own weights
         self.kinds = count_kinds(ov, compiled)
-        _check_kinds(self.kinds, header)
+        _check_kinds(self.kinds, expected)
         self._ports = {
             port.get_any_name(): (
                 port.get_element_type(),
@@ -157,13 +163,11 @@ def _properties(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _check_kinds(kinds: dict[str, int], header: GGUFHeader) -> None:
+def _check_kinds(kinds: Mapping[str, int], expected: Mapping[str, int]) -> None:
     """Refuse a model whose patterns the plug-in did not recognise: it would be right, and many times slower."""
-    n_layer = header.n_layer
-    least = {"PagedAttention": n_layer, "RoPE": 2 * n_layer, "RMS": 2 * n_layer + 1, "FullyConnected": 4 * n_layer + 1}
-    for kind, n_least in least.items():
-        if kinds.get(kind, 0) < n_least:
+    for kind, n_expected in expected.items():
+        if kinds.get(kind, 0) < n_expected:
             raise BackendError(
-                f"This version of OpenVINO recognises {kinds.get(kind, 0)} of {n_least} operations of the model as {kind}.",
+                f"This version of OpenVINO recognises {kinds.get(kind, 0)} of {n_expected} operations of the model as {kind}.",
                 "Use --backend llamacpp, and report this.",
             )
