@@ -31,6 +31,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.bench.ladder_work import manual
+
 QUESTIONS = (
     "What should I check before I switch the device on?",
     "The lamp blinks red. What does it mean?",
@@ -59,22 +61,6 @@ class Answer:
     total_ms: float
     n_prompt: int
     n_reused: int
-
-
-def manual(n_words: int = 760) -> str:
-    """Return a system prompt of about 1,000 tokens, the same in every run."""
-    parts = ("filter", "lamp", "pump", "valve", "tank", "hose", "switch", "cover", "sensor", "battery")
-    acts = ("check", "clean", "close", "open", "replace", "turn", "press", "wait for", "empty", "lift")
-    lines = ["You are the assistant of a water purifier. Answer from its manual."]
-    number = 0
-    while sum(len(line.split()) for line in lines) < n_words:
-        number += 1
-        first, second = parts[number % 10], parts[(number * 7 + 3) % 10]
-        lines.append(
-            f"Section {number}. If the {first} is warm, {acts[number % 10]} the {second} and {acts[(number * 3 + 1) % 10]} "
-            f"the {first} after {number % 9 + 1} minutes; code {number * 13 % 97} on the display means that it is done."
-        )
-    return "\n".join(lines)
 
 
 class WithEdge:

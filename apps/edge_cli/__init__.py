@@ -12,6 +12,7 @@ config.py      `edge config`; settings_check.py, values that are known elsewhere
 conversations.py  `edge conversations`; conversations_listing.py, its tables
 kv.py          `edge kv`; kv_listing.py, its tables; kv_warm.py, kv_slot.py, two commands of it
 bench.py       `edge bench`; tune.py, `edge tune`; profile.py, `edge profile`
+ladder.py      `edge ladder`; ladder_child.py, the process that it measures
 convert.py     `edge convert`; convert_names.py, names of results; convert_verify.py, `edge convert verify`
 evaluate.py    `edge eval`
 completion.py  `edge completion`; completers.py, values for the shell

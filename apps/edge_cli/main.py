@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": Entry("edge_cli.evaluate:evaluate", "Measure quality, speed and memory of models, side by side."),
     "bench": Entry("edge_cli.bench:bench", "Measure the speed of models on this device, side by side."),
     "tune": Entry("edge_cli.tune:tune", "Find and save the fastest settings for a model on this device."),
+    "ladder": Entry("edge_cli.ladder:ladder", "Measure step by step how much faster replies became, from the naive way."),
     "profile": Entry("edge_cli.profile:profile", "Show where the time of one turn goes."),
     "doctor": Entry("edge_cli.doctor:doctor", "Check this device and suggest how to make it faster."),
     "devices": Entry("edge_cli.devices:devices", "Show this machine and its accelerators."),

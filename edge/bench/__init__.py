@@ -1,4 +1,4 @@
-"""`edge bench` and `edge tune`: speed and memory of models on this device, and the best settings.
+"""`edge bench`, `tune`, `profile` and `ladder`: speed and memory of models on this device, and the best settings.
 
 values.py      measurements as values, and statistics over them
 measure.py     one prefill and one decode through a backend
@@ -12,4 +12,12 @@ tune.py        that search over the settings of a model, in each of its formats
 trace.py       times the stages of turns, and writes them as a file for Perfetto
 profile.py     where the time of a turn goes, and what to change
 plot.py        a result as a picture
+
+ladder.py          the time of a reply, step by step from the naive way
+ladder_steps.py    what each step adds
+ladder_work.py     the workloads that every step is measured with
+ladder_child.py    one run of the program that answers them
+ladder_values.py   the result as values
+ladder_profile.py  from the result to settings
+ladder_plot.py     the result as a picture
 """
