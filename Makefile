@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Arguments for the tests, for example: make test ARGS="-k catalog"
 ARGS ?=
 
-.PHONY: help chat test prove check lint format docs install install-dev model lock snapshots bench clean
+.PHONY: help chat test prove check lint format docs install install-dev install-ecosystem model lock snapshots bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -18,14 +18,14 @@ chat: install  ## Set up everything and open a terminal chat with the embedded m
 	@$(BIN)/edge models pull smollm2-135m --quiet
 	@$(BIN)/edge chat
 
-test: install-dev model  ## Set up everything, check the code and run all tests.
+test: install-dev install-ecosystem model  ## Set up everything, check the code and run all tests.
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
 	EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
 		sh tools/run_tests.sh $(BIN)/python $(ARGS)
 
-prove: install-dev model  ## Run the long proofs whole: 700 kills, 10,000 damaged files, thousands of random cases.
+prove: install-dev install-ecosystem model  ## Run the long proofs whole: 700 kills, 10,000 damaged files, thousands of random cases.
 	@$(BIN)/edge models pull gemma3-270m --accept-licence --quiet
 	EDGE_TEST_PROVE=1 EDGE_TEST_MODEL="$$($(BIN)/edge models show smollm2-135m --format gguf --path)" \
 	EDGE_TEST_GEMMA="$$($(BIN)/edge models show gemma3-270m --format gguf --path)" \
@@ -48,6 +48,8 @@ install: $(VENV)/.installed  ## Set up the runtime, the chat app and the server.
 
 install-dev: $(VENV)/.installed-dev  ## Set up everything that contributors need.
 
+install-ecosystem: $(VENV)/.installed-ecosystem  ## Set up programs of others that tests ask the server with (tests/ecosystem).
+
 model: install
 	@$(BIN)/edge models pull smollm2-135m --quiet
 
@@ -67,10 +69,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev,convert,ray]'
 	@touch $@
 
-lock: install-dev  ## Resolve exact versions again into constraints.txt.
+$(VENV)/.installed-ecosystem: $(VENV)/.installed-dev tests/ecosystem/requirements.txt
+	rm -rf $(VENV)/ecosystem
+	$(BIN)/python -m venv $(VENV)/ecosystem
+	$(VENV)/ecosystem/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/ecosystem/requirements.txt
+	@touch $@
+
+lock: install-dev  ## Resolve exact versions again into constraints.txt and tests/ecosystem/requirements.txt.
 	$(PIP) uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet \
 		--custom-compile-command "make lock" --output-file constraints.txt
+	$(BIN)/uv pip compile tests/ecosystem/requirements.in --universal --python-version 3.10 --no-emit-index-url --quiet \
+		--custom-compile-command "make lock" --output-file tests/ecosystem/requirements.txt
 
 snapshots: install-dev  ## Accept the chat app's new look; read the differences first.
 	$(BIN)/python -m pytest tests/snapshot --snapshot-update -p no:randomly

@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from edge.errors import CancelledError, EdgeError
-from edge_serve import access, limits, state, status
+from edge_serve import access, limits, openapi, state, status
 from edge_serve.anthropic import messages
 from edge_serve.call import Call, Caller, Record
 from edge_serve.dialects import dialect_of
@@ -35,6 +35,7 @@ Handle = Callable[[Call], Awaitable[None]]
 _MANAGING = (("POST", "pull"), ("POST", "push"), ("POST", "create"), ("POST", "copy"), ("DELETE", "delete"))
 ROUTES: list[tuple[str, str, Handle]] = [
     ("GET", "/", status.page),
+    ("GET", "/openapi.json", openapi.describe),
     ("GET", "/status", status.status),
     ("GET", "/health", state.health),
     ("GET", "/metrics", state.metrics),

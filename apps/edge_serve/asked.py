@@ -53,7 +53,10 @@ def tool_options(specs: Iterable[ToolSpec], choice: Any = None) -> dict[str, Any
     tools = [_tool(spec) for spec in specs]
     if len(tools) > limits.TOOLS:
         raise ApiError(400, f"A request has {limits.TOOLS} tools at most, not {len(tools):,}.", param="tools")
-    return {"tools": tools, "tool_format": "prompt", "tool_choice": _choice(choice, tools)} if tools else {}
+    chosen = _choice(choice, tools)
+    if not tools and chosen != "auto":
+        raise ApiError(400, "tool_choice asks for a call, and there are no tools.", param="tool_choice")
+    return {"tools": tools, "tool_format": "prompt", "tool_choice": chosen} if tools else {}
 
 
 def _choice(choice: Any, tools: Sequence[Tool]) -> str:

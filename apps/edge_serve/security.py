@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "is_own_address"]
 
-OPEN_PATHS = frozenset(("/", "/health"))
-"""Paths that ask for no key: a page without data, and whether the server is up."""
+OPEN_PATHS = frozenset(("/", "/health", "/openapi.json"))
+"""Paths that ask for no key: a page without data, whether the server is up, and how to ask it."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,10 @@ def messages_of(body: CountRequest) -> tuple[list[Message], int]:
 
 
 def _system(body: CountRequest) -> tuple[list[Message], int]:
-    blocks = [body.system] if isinstance(body.system, str) else [block.text or "" for block in body.system or ()]
+    if isinstance(body.system, str):
+        blocks = [body.system]
+    else:
+        blocks = [_text(block, f"system.{number}") for number, block in enumerate(body.system or ())]
     kept = [text for text in blocks if not text.startswith(_CHANGING)]
     text = "\n".join(text for text in kept if text)
     return [Message("system", text)] if text else [], len(blocks) - len(kept)
@@ -67,7 +70,7 @@ def _from_blocks(role: str, blocks: Sequence[Block], where: str) -> list[Message
     for number, block in enumerate(blocks):
         place = f"{where}.content.{number}"
         if block.type == "text":
-            texts.append(block.text or "")
+            texts.append(_text(block, place))
         elif block.type == "thinking":
             thoughts.append(block.thinking or "")
         elif block.type == "redacted_thinking":
@@ -87,6 +90,14 @@ def _from_blocks(role: str, blocks: Sequence[Block], where: str) -> list[Message
     if calls or thoughts:
         raise ApiError(400, f"{where}: only the assistant calls tools and thinks.", param=where)
     return [*results, *([Message(role, text)] if text or not results else [])]  # type: ignore[arg-type]
+
+
+def _text(block: Block, where: str) -> str:
+    if block.type != "text":
+        raise _refusal(block.type, where)
+    if block.text is None:
+        raise ApiError(400, f"{where} has no text.", param=f"{where}.text")
+    return block.text
 
 
 def _result(block: Block, where: str) -> str:

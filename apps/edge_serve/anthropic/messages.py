@@ -94,10 +94,10 @@ def _thinks(body: CountRequest) -> bool:
 
 
 def _tools(body: CountRequest) -> dict[str, Any]:
-    if (body.tool_choice or {}).get("type") == "none" or not body.tools:
+    if (body.tool_choice or {}).get("type") == "none":
         return {}
     specs = []
-    for number, tool in enumerate(body.tools):
+    for number, tool in enumerate(body.tools or ()):
         where = f"tools.{number}"
         if tool.type not in (None, "custom"):
             raise ApiError(400, f"{where}: this server has no tool of the type {tool.type[:40]!r}.", param=where)

@@ -32,10 +32,10 @@ def chat_options(body: ChatRequest) -> dict[str, Any]:
 
 def _tools(body: ChatRequest) -> dict[str, Any]:
     choice = body.tool_choice
-    if choice == "none" or not body.tools:
+    if choice == "none":
         return {}
     specs = []
-    for number, tool in enumerate(body.tools):
+    for number, tool in enumerate(body.tools or ()):
         where = f"tools[{number}]"
         if tool.function is None or tool.type != "function":
             raise ApiError(400, f"{where}: only functions can be called here.", code="unsupported_value", param=where)

@@ -121,10 +121,10 @@ def _end(found: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _tools(body: ResponsesRequest) -> dict[str, Any]:
-    if body.tool_choice == "none" or not body.tools:
+    if body.tool_choice == "none":
         return {}
     specs = []
-    for number, tool in enumerate(body.tools):
+    for number, tool in enumerate(body.tools or ()):
         where = f"tools[{number}]"
         if tool.type != "function":
             raise ApiError(400, f"{where}: this server has no tool of the type {tool.type[:40]!r}.", param=where)

@@ -255,3 +255,14 @@ def test_the_command_line_loads_nothing_of_the_server_before_it_serves() -> None
     code = "import sys, edge_cli.main as main; main.run(['serve', '--help']); print({'starlette', 'uvicorn'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_answers_are_sent_at_once_on_a_connection_that_stays_open() -> None:
+    import socket
+
+    with serving() as server, server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(10)
+        (open_one,) = server.server.server_state.connections
+        accepted = open_one.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -170,6 +170,9 @@ def test_a_prompt_that_just_fits_is_answered(client: OpenAI) -> None:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"tool_choice": True}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": []}, "tool_choice"),
     ],
 )
 def test_a_wrong_value_is_400_and_named(running: Serving, fields: dict[str, Any], param: str | None) -> None:
