@@ -169,7 +169,7 @@ def main() -> int:
 
     settings = load_settings({"context": options.context, "threads": options.threads, "engine.draft": options.draft})
     plan = edge.plan_model(options.model, settings=settings)
-    engines = {False: Engine(plan, None), True: Engine(plan, Planner(), plan.draft)}
+    engines = {False: Engine(plan, None), True: Engine(plan, Planner(dict(plan.pass_costs)), plan.draft)}
     kinds = {name: questions for name, questions in workloads().items() if not options.work or name in options.work}
     if options.agreement:
         texts = [text for pair in zip(passages(400), passages(700), strict=False) for text in pair][: options.agreement]

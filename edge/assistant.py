@@ -136,7 +136,7 @@ class Assistant(Responding):
             backend,
             cache,
             max_gap_ms=max_gap_ms,
-            planner=Planner() if speculates else None,
+            planner=Planner(dict(plan.pass_costs) if plan is not None else None) if speculates else None,
             draft=DraftModel(draft, backend.info.n_vocab) if draft is not None else None,
         )
         watch = Watch(governor, sensors or Sensors(), self._scheduler.throttle) if governor is not None else None

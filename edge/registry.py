@@ -64,6 +64,8 @@ class EngineRow:
         is_automatic: the plan may choose it unasked.
         safety: "module:function" of (cache directory) that says how the engine may be loaded here; "" if it loads anywhere.
         build_id: "module:function" that names the installed build; "" where its version is enough.
+        why_not: "module:function" of (artifact) that says why the engine cannot run a model in a format that it reads; "" for
+            an engine that finds out when it loads it.
         why_failed: "module:function" of (artifact, accelerator, cache directory) that says what went wrong when the engine
             tried a model on an accelerator; "" for an engine that does not try models when it loads them.
         try_file: "module:function" of (plan, cache directory, progress) that refuses a model file on which the engine would end
@@ -85,6 +87,7 @@ class EngineRow:
     is_automatic: bool = True
     safety: str = ""
     build_id: str = ""
+    why_not: str = ""
     why_failed: str = ""
     try_file: str = ""
 
@@ -143,6 +146,7 @@ ENGINES: dict[str, EngineRow] = {
             options=("threads", "n_ubatch", "kv_type"),
             n_seq=4,
             weights_factor=3.5,  # those of the graph and the plug-in's own copy, both with four bits more a weight for a Q4_1
+            why_not="edge.backends.openvino.support:why_not",
             try_file="edge.backends.llamacpp.trial:try_file",
             package=EnginePackage(
                 module="openvino",

@@ -44,7 +44,8 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
     """Chat with a model in the terminal.
 
     Conversations are saved; the last line, when you leave, is the command that opens this one again. F1 or /help shows the
-    commands and keys.
+    commands and keys. If several engines can run the model, the first start compares them, for at most a minute; Ctrl-C skips
+    it, and the setting engine.measure turns it off.
     """
     from edge.errors import EdgeError, UsageError
 
@@ -68,7 +69,9 @@ def chat(app: App, words: tuple[str, ...], is_continued: bool, conversation: str
             "The chat app cannot draw on this terminal (TERM=dumb).", 'Use another one, or: edge run "your question"'
         )
     from edge_chat import run as run_chat
+    from edge_cli.first_use import measure_at_first
 
+    measure_at_first(app, settings)
     if conversation is not None or is_continued:
         with app.store(settings) as store:
             newest = store.list(limit=1) if is_continued else [store.get(conversation or "")]

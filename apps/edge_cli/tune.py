@@ -10,6 +10,7 @@ from edge_cli import output, signals
 from edge_cli.app import App, pass_app
 from edge_cli.bench import find_models
 from edge_cli.completers import complete_backend, complete_model
+from edge_cli.first_use import is_settled, skip
 from edge_cli.group import examples
 from edge_cli.options import json_option, require_exclusive
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from edge.bench.tuner import Trial
     from edge.config import Settings
     from edge.formats.artifact import Artifact
-    from edge.plan.tuning import Tuning
+    from edge.plan.speed import EngineSpeed
+    from edge.plan.tuning import Record, Tuning
 
 __all__ = ["tune"]
 
+_MINUTES = 3.0
 # Measured on SmolLM2-135M, docs/kv.md: share of tokens with the same likeliest token.
 _KV_COSTS = {
     "q8_0": "half the memory of f16; docs/kv.md measured the same likeliest token for about 95% of all tokens",
@@ -35,6 +38,8 @@ _KV_COSTS = {
     epilog=examples(
         "edge tune",
         "edge tune smollm2-135m --minutes 10",
+        "edge tune smollm2-135m --quick",
+        "edge tune smollm2-135m --quick --once",
         "edge tune smollm2-135m --kv-type q8_0",
         "edge tune --show",
         "edge tune smollm2-135m --forget",
@@ -44,10 +49,20 @@ _KV_COSTS = {
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True, max=1440),
-    default=3.0,
-    show_default=True,
     metavar="N",
-    help="Approximate time limit.",
+    help=f"Approximate time limit.  [default: {_MINUTES}]",
+)
+@click.option(
+    "--quick",
+    "is_quick",
+    is_flag=True,
+    help="Only compare the engines, with their usual settings, within a minute.",
+)
+@click.option(
+    "--once",
+    "is_once",
+    is_flag=True,
+    help="Do nothing if the engines that are here were compared before, or that was skipped.",
 )
 @click.option(
     "--backend", "backends", metavar="NAME", multiple=True, shell_complete=complete_backend, help="Engine; may be repeated."
@@ -67,11 +82,13 @@ def tune(app: App, model: str | None, **options: Any) -> int:
     """Find and save the fastest settings for a model on this device.
 
     Tries engine, threads, batch and flash attention in turn. A change is adopted only if its gain exceeds the spread of the
-    measurements; none of them changes the answers beyond rounding. The model is then loaded with these settings, unless a flag
-    or a setting overrides them. If a model is here in several formats, each is tuned and all are then compared; edge runs the
+    measurements; none of them changes the answers beyond rounding, which is measured: an engine or a format that diverges by
+    more than 0.01 nats is shown with its gain, and not taken. The model is then loaded with these settings, unless a flag or a
+    setting overrides them. If a model is here in several formats, each is tuned and all are then compared; edge runs the
     fastest.
     """
     require_exclusive(("--show", options["is_shown"]), ("--forget", options["is_forgotten"]))
+    require_exclusive(("--quick", options["is_quick"]), ("--minutes", options["minutes"]))
     settings = app.settings()
     if options["is_forgotten"]:
         return _forget(settings, model)
@@ -81,7 +98,7 @@ def tune(app: App, model: str | None, **options: Any) -> int:
 
 
 def _tune(app: App, settings: Settings, model: str | None, options: dict[str, Any]) -> int:
-    from edge.bench.tune import TuneOptions, tune
+    from edge.bench.tune import QUICK_S, TuneOptions, tune
     from edge.errors import UsageError
 
     artifacts = find_models(app, settings, (model,) if model else (), options["backends"])
@@ -90,13 +107,24 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
         raise UsageError(f"{names} has a fixed type of KV cache; only a GGUF can use another.", "Leave out --kv-type.")
     for kind in options["kv_types"]:
         output.note(f"KV cache as {kind}: {_KV_COSTS[kind]}.")
-    chosen = TuneOptions(60 * options["minutes"], backends=options["backends"], kv_types=options["kv_types"])
+    if options["is_once"] and is_settled(app.probe(), artifacts, settings):
+        return 0
+    chosen = TuneOptions(
+        QUICK_S if options["is_quick"] else 60 * (options["minutes"] or _MINUTES),
+        backends=options["backends"],
+        kv_types=options["kv_types"],
+        is_quick=options["is_quick"],
+    )
     cache_dir = settings.paths.cache_dir
     try:
         with output.Status() as status:
             reports = tune(app.probe(), artifacts, chosen, cache_dir=cache_dir, on_progress=status.show_share)
     except KeyboardInterrupt:
-        output.note("Interrupted. Nothing was saved; the settings saved before still apply.")
+        if options["is_once"]:
+            skip(app.probe(), artifacts, settings)
+            output.note("Skipped. Leave out --once to do it later.")
+        else:
+            output.note("Interrupted. Nothing was saved; the settings saved before still apply.")
         return signals.exit_code()
     if options["as_json"]:
         found = [_report_json(artifact, report) for artifact, report in zip(artifacts, reports, strict=True)]
@@ -107,13 +135,10 @@ def _tune(app: App, settings: Settings, model: str | None, options: dict[str, An
                 output.line(artifact.kind)
             output.table([_trial_cells(trial) for trial in report.outcome.trials], ("", "tried", "against", "speed", "", ""))
             output.line()
-            output.table(_rows(report.tuning))
+            _show_tuning(report.tuning)
             output.line()
-    for note in _notes(reports):
+    for note in _notes(artifacts, reports):
         output.note(note)
-    if len(artifacts) > 1:
-        best = max(zip(reports, artifacts, strict=True), key=lambda pair: pair[0].tuning.decode_tokens_per_s)
-        output.note(f"Fastest decode, so edge runs it: {best[1].kind}.")
     return 0
 
 
@@ -124,12 +149,23 @@ def _report_json(artifact: Artifact, report: Report) -> dict[str, Any]:
         "model": artifact.name,
         "format": artifact.format,
         "path": str(artifact.path),
-        "tuning": msgspec.to_builtins(report.tuning),
+        "tuning": _tuning_json(report.tuning),
         "is_better": report.is_better,
         "is_complete": report.outcome.is_complete,
         "seconds": round(report.seconds, 1),
         "trials": msgspec.to_builtins(report.outcome.trials),
     }
+
+
+def _tuning_json(tuning: Tuning) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(tuning)
+    for row, speed in zip(found["engines"], tuning.engines, strict=True):
+        row["turn_s"] = round(speed.turn_s, 4)
+        row["pass_ms"] = dict(speed.pass_ms)
+        row["pass_costs"] = {size: round(cost, 3) for size, cost in speed.pass_costs.items()}
+    return {**found, "turn_s": round(tuning.turn_s, 4), "default_turn_s": round(tuning.default_turn_s, 4)}
 
 
 def _trial_cells(trial: Trial) -> tuple[str, ...]:
@@ -140,9 +176,15 @@ def _trial_cells(trial: Trial) -> tuple[str, ...]:
 
 def _rows(tuning: Tuning) -> list[tuple[str, str]]:
     """Return a tuning as rows of name and value."""
+    from edge.plan.speed import TURN_PROMPT, TURN_REPLY
+
     kv = tuning.kv_type_k if tuning.kv_type_k == tuning.kv_type_v else f"K {tuning.kv_type_k}, V {tuning.kv_type_v}"
     return [
         ("engine", f"{tuning.backend} on {tuning.accelerator}"),
+        (
+            "a turn",
+            f"{tuning.turn_s:.2f} s, default {tuning.default_turn_s:.2f} s ({TURN_PROMPT} tokens of prompt, {TURN_REPLY} of reply)",
+        ),
         ("threads", f"{tuning.threads}, for prefill {tuning.threads_batch}"),
         ("batch", f"{tuning.n_ubatch} tokens"),
         ("flash attention", "on" if tuning.flash_attention else "off"),
@@ -153,19 +195,69 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
     ]
 
 
-def _notes(reports: Sequence[Report]) -> list[str]:
+def _show_tuning(tuning: Tuning) -> None:
+    output.table(_rows(tuning))
+    if tuning.engines:
+        output.line()
+        headings = (
+            "engine",
+            "a turn",
+            "prefill t/s",
+            "decode t/s",
+            "load",
+            "memory",
+            "loss",
+            "cost of a pass over 2, 4, 8, 16",
+        )
+        output.table([_engine_cells(speed, tuning) for speed in tuning.engines], headings)
+
+
+def _engine_cells(speed: EngineSpeed, tuning: Tuning) -> tuple[str, ...]:
+    from edge.units import size_text
+
+    name = f"{speed.backend} on {speed.accelerator}"
+    loss = "not measured"
+    if speed.divergence is not None and speed.agreement is not None:
+        loss = f"{speed.divergence:.4f} nats, {speed.agreement:.0%} the same"
+    costs = [f"{cost:.2f}" for size, cost in speed.pass_costs.items() if size > 1]
+    return (
+        name,
+        f"{speed.turn_s:.2f} s",
+        f"{speed.prefill_tokens_per_s:,.1f}",
+        f"{speed.decode_tokens_per_s:,.1f}",
+        f"{speed.load_s:.1f} s",
+        size_text(speed.peak_bytes) if speed.peak_bytes else "-",
+        "reference" if name == tuning.reference and not speed.divergence else loss,
+        " ".join(costs) or "-",
+    )
+
+
+def _notes(artifacts: Sequence[Artifact], reports: Sequence[Report]) -> list[str]:
+    from edge.plan.speed import is_lossless
+
     notes = []
+    if len(reports) > 1:
+        pairs = list(zip(reports, artifacts, strict=True))
+        equal = [pair for pair in pairs if is_lossless(pair[0].tuning.divergence)]
+        if len(equal) > 1:
+            best = min(equal, key=lambda pair: pair[0].tuning.turn_s)
+            notes.append(f"Fastest turn of a chat, so edge runs it: {best[1].kind}.")
+        for report, artifact in pairs:
+            if report.tuning.divergence is not None and (report, artifact) not in equal:
+                notes.append(
+                    f"{artifact.kind} diverges by {report.tuning.divergence:.3f} nats from the model that was published, so "
+                    f"edge does not choose it for its speed. To run it: edge run -m {artifact.path}"
+                )
     if not any(report.is_better for report in reports):
         notes.append("No setting beat the defaults by more than the spread of the measurements, so the defaults are saved.")
     if not all(report.outcome.is_complete for report in reports):
-        notes.append("Time ran out before everything was tried; --minutes gives it more.")
+        is_quick = any(report.tuning.is_quick for report in reports)
+        notes.append(f"Time ran out before everything was tried; {'edge tune' if is_quick else '--minutes'} gives it more.")
     notes.append("This model is loaded with these settings from now on. To undo: edge tune --forget")
     return notes
 
 
 def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any]) -> int:
-    import msgspec
-
     from edge.catalog import resolve_all
     from edge.plan.tuning import look_up
 
@@ -177,7 +269,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
             {
                 "model": artifact.name,
                 "format": artifact.format,
-                "tuning": msgspec.to_builtins(lookup.tuning) if lookup.tuning is not None else None,
+                "tuning": _tuning_json(lookup.tuning) if lookup.tuning is not None else None,
                 "ignored": lookup.ignored,
             }
             for artifact, lookup in found
@@ -188,7 +280,7 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
         if len(found) > 1:
             output.line(artifact.kind)
         if lookup.tuning is not None:
-            output.table(_rows(lookup.tuning))
+            _show_tuning(lookup.tuning)
         else:
             why = f": {lookup.ignored}" if lookup.ignored else ""
             name = artifact.name if len(found) == 1 else f"{artifact.name} as {artifact.format}"
@@ -197,36 +289,42 @@ def _show_one(app: App, settings: Settings, model: str, options: dict[str, Any])
 
 
 def _show_all(settings: Settings, *, as_json: bool) -> int:
-    import msgspec
-
     from edge.plan.tuning import records
 
     known, problem = records(settings.paths.cache_dir)
     if as_json:
         rows = [
-            {"model": record.model_name, "device": record.device_name, "tuning": msgspec.to_builtins(record.tuning)}
+            {
+                "model": record.model_name,
+                "device": record.device_name,
+                "tuning": _tuning_json(record.tuning) if record.tuning is not None else None,
+            }
             for record in known
         ]
         output.json_object({"records": rows, "problem": problem})
     else:
-        cells = [
-            (
-                record.model_name,
-                f"{record.tuning.backend} on {record.tuning.accelerator}",
-                f"{record.tuning.threads}/{record.tuning.threads_batch} threads",
-                f"batch {record.tuning.n_ubatch}",
-                f"{record.tuning.decode_tokens_per_s:,.1f} tokens/s",
-                record.tuning.measured_on,
-                record.device_name,
-            )
-            for record in known
-        ]
+        cells = [_record_cells(record) for record in known]
         output.table(cells, ("model", "engine", "threads", "", "decode", "measured", "device"))
         if not known:
             output.note("No settings are saved yet. Measure a model with: edge tune MODEL")
     if problem:
         output.note(f"Some of the saved settings could not be read: {problem}.")
     return 0
+
+
+def _record_cells(record: Record) -> tuple[str, ...]:
+    tuning = record.tuning
+    if tuning is None:
+        return record.model_name, "skipped", "", "", "", "", record.device_name
+    return (
+        record.model_name,
+        f"{tuning.backend} on {tuning.accelerator}",
+        f"{tuning.threads}/{tuning.threads_batch} threads",
+        f"batch {tuning.n_ubatch}",
+        f"{tuning.decode_tokens_per_s:,.1f} tokens/s",
+        tuning.measured_on,
+        record.device_name,
+    )
 
 
 def _forget(settings: Settings, model: str | None) -> int:

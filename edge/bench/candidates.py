@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edge.bench.run import Candidate
 from edge.errors import BackendUnavailableError, UsageError
 from edge.plan.make import make_plan
-from edge.plan.placement import is_installed, rows_for, safety_here
+from edge.plan.placement import can_run, rows_for, safety_here
 from edge.plan.receipt import PlanRequest
 from edge.plan.tuning import look_up
 from edge.registry import ENGINES
@@ -49,8 +49,8 @@ class Grid:
 
 
 def engines_for(device: DeviceProfile, artifact: Artifact) -> list[EngineRow]:
-    """Return the installed engines that read a model."""
-    return [row for row in rows_for(PlanRequest()) if artifact.format in row.formats and is_installed(device, row)]
+    """Return the installed engines that can run a model."""
+    return [row for row in rows_for(PlanRequest()) if can_run(device, row, artifact)]
 
 
 def find_candidates(

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from edge.bench.divergence import Divergence
 from edge.bench.values import Sample
 from edge.errors import EdgeError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.device.energy import Meter
 
-__all__ = ["Answer", "Bandwidth", "Open", "Problem", "Run", "main", "serve"]
+__all__ = ["Answer", "Bandwidth", "Logits", "Open", "Passes", "Problem", "Request", "Run", "main", "serve"]
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -36,6 +37,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     n_prompt: int
     n_decode: int
+
+
+class Passes(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Measure passes over several tokens with the loaded model."""
+
+
+class Logits(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Write the logits of a text to a file, or compare with those of another engine that are there."""
+
+    path: bytes
+    is_new: bool
 
 
 class Bandwidth(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -59,8 +71,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     energy: str = ""
     sample: Sample | None = None
+    pass_ms: dict[int, float] | None = None
+    divergence: Divergence | None = None
     bytes_per_s: float | None = None
     problem: Problem | None = None
+
+
+Request = Open | Run | Passes | Logits | Bandwidth
+"""What the parent may ask."""
 
 
 class _Server:
@@ -68,16 +86,25 @@ class _Server:
         self._backend: Backend | None = None
         self._meter: Meter | None = None
 
-    def answer(self, request: Open | Run | Bandwidth) -> Answer:
+    def answer(self, request: Request) -> Answer:
         if isinstance(request, Open):
             return self._open(request)
         if isinstance(request, Bandwidth):
             from edge.bench.bandwidth import measure_bandwidth
 
             return Answer(bytes_per_s=measure_bandwidth(request.n_threads, request.n_bytes))
-        from edge.bench.measure import measure
+        from edge.bench.divergence import compare_logits, write_logits
+        from edge.bench.measure import measure, measure_passes
 
         assert self._backend is not None  # process.py sends Open first
+        if isinstance(request, Passes):
+            return Answer(pass_ms=measure_passes(self._backend))
+        if isinstance(request, Logits):
+            path = Path(os.fsdecode(request.path))
+            if request.is_new:
+                write_logits(self._backend, path)
+                return Answer()
+            return Answer(divergence=compare_logits(self._backend, path))
         return Answer(sample=measure(self._backend, request.n_prompt, request.n_decode, meter=self._meter))
 
     def _open(self, request: Open) -> Answer:
@@ -111,7 +138,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     try:
         for line in requests:
             try:
-                answer = server.answer(msgspec.json.decode(line, type=Open | Run | Bandwidth))
+                answer = server.answer(msgspec.json.decode(line, type=Request))
             except EdgeError as error:
                 answer = Answer(problem=Problem(kind=type(error).__name__, message=error.message, hint=error.hint))
             except MemoryError:

@@ -1,4 +1,4 @@
-"""One prefill and one decode, through the contract of every backend.
+"""One prefill and one decode, and passes of several tokens, through the contract of every backend.
 
 The timed work is that of a reply: choosing each token, asking whether it ends the reply, its bytes. A reply continues past its
 end, so that every run decodes equally many tokens.
@@ -6,6 +6,7 @@ end, so that every run decodes equally many tokens.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from edge.backends.base import Backend
     from edge.device.energy import Meter
 
-__all__ = ["measure", "prompt_tokens", "warm_up"]
+__all__ = ["PASSES", "measure", "measure_passes", "prompt_tokens", "warm_up"]
+
+PASSES = (1, 2, 4, 8, 16)
+"""Tokens of the passes of which the time is measured: a token and the draft behind it."""
+_PASSES_BEHIND = 256  # tokens in the KV cache
+_PASS_ROUNDS = 5
 
 
 def prompt_tokens(n_vocab: int, n_tokens: int) -> list[int]:
@@ -89,6 +95,38 @@ def measure(
         prefill_joules=_between(joules_0, joules_1),
         decode_joules=_between(joules_1, joules_2),
     )
+
+
+def measure_passes(backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> dict[int, float]:
+    """Measure passes over several tokens of one reply, in turns, with the logits after each token.
+
+    Returns:
+        Tokens of a pass -> its median time in ms; a single one where the engine takes no drafts.
+
+    Raises:
+        EdgeError: the backend's.
+    """
+    sizes = PASSES if backend.capabilities.drafts else PASSES[:1]
+    n_behind = min(_PASSES_BEHIND, backend.n_ctx - sizes[-1] - _PASS_ROUNDS - 1)
+    tokens = prompt_tokens(backend.info.n_vocab, n_behind + sizes[-1])
+    rest = tokens[n_behind:]
+    backend.rewind(0, 0)
+    backend.prefill(0, tokens[:n_behind])
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    can_rewind = backend.capabilities.rewind
+    for number in range(1 + _PASS_ROUNDS):
+        for size in sizes if number % 2 else reversed(sizes):
+            started = clock()
+            if size == 1:
+                backend.decode([(0, rest[0])])
+            else:
+                backend.decode([(0, rest[0])], {0: rest[1:size]})
+            backend.logits(0)  # waits for the pass
+            if number:  # in the first round engines prepare for passes of this size
+                times[size].append((clock() - started) * 1000)
+            if can_rewind:
+                backend.rewind(0, n_behind)
+    return {size: statistics.median(measured) for size, measured in times.items()}
 
 
 def _between(before: float | None, after: float | None) -> float | None:

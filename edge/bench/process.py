@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.bench.child import Answer, Bandwidth, Open, Run
+from edge.bench.child import Answer, Bandwidth, Logits, Open, Passes, Request, Run
 from edge.bench.values import Sample, Setting
 from edge.child import Child, python_command, rebuild_error
 from edge.errors import BackendError
 from edge.units import reason
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge.bench.divergence import Divergence
     from edge.plan.receipt import Plan
 
 __all__ = ["Worker", "bandwidth_here", "setting_of"]
@@ -28,6 +33,7 @@ class Worker:
     Args:
         plan: which model to load, and how.
         with_energy: look for a meter of energy, too.
+        deadline: the process is ended at this time, as of `time.monotonic()`; None lets it take as long as it does.
 
     Attributes:
         load_s: from opening the file to the end of a first step, in seconds.
@@ -35,14 +41,14 @@ class Worker:
 
     Raises:
         EdgeError: the model cannot be loaded, as the error that the backend raised.
-        BackendError: the process died.
+        BackendError: the process died, or its time was over.
     """
 
-    def __init__(self, plan: Plan, *, with_energy: bool = False) -> None:
-        self._child = _start()
+    def __init__(self, plan: Plan, *, with_energy: bool = False, deadline: float | None = None) -> None:
+        self._child, self._deadline = _start(), deadline
         try:
             values = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _LEFT_OUT}
-            answer = _ask(self._child, Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy))
+            answer = self._ask(Open(path=os.fsencode(plan.artifact.path), plan=values, with_energy=with_energy))
         except BaseException:
             self.stop()
             raise
@@ -56,9 +62,36 @@ class Worker:
             EdgeError: the backend's.
             BackendError: the process died.
         """
-        sample = _ask(self._child, Run(n_prompt=n_prompt, n_decode=n_decode)).sample
+        sample = self._ask(Run(n_prompt=n_prompt, n_decode=n_decode)).sample
         assert sample is not None
         return sample
+
+    def pass_ms(self) -> dict[int, float]:
+        """Measure passes over several tokens, see `measure_passes`.
+
+        Raises:
+            As `run`.
+        """
+        return self._ask(Passes()).pass_ms or {}
+
+    def write_logits(self, path: Path) -> None:
+        """Write the logits of a text to a new file.
+
+        Raises:
+            As `run`; BackendError also if it cannot be written.
+        """
+        self._ask(Logits(path=os.fsencode(path), is_new=True))
+
+    def compare_logits(self, path: Path) -> Divergence:
+        """Compare with the logits that another process wrote.
+
+        Raises:
+            As `run`; BackendError also if they cannot be read.
+            UnsupportedError: the vocabularies differ.
+        """
+        found = self._ask(Logits(path=os.fsencode(path), is_new=False)).divergence
+        assert found is not None
+        return found
 
     def close(self) -> None:
         """End the process. May be called twice."""
@@ -68,6 +101,17 @@ class Worker:
         """End the process at once, also in the middle of a measurement."""
         self._child.stop()
         self._child.close()
+
+    def _ask(self, request: Request) -> Answer:
+        if self._deadline is None:
+            return _ask(self._child, request)
+        timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), self._child.stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            return _ask(self._child, request)
+        finally:
+            timer.cancel()
 
     def __enter__(self) -> Worker:
         return self
@@ -114,7 +158,7 @@ def _start() -> Child:
         ) from error
 
 
-def _ask(child: Child, request: Open | Run | Bandwidth) -> Answer:
+def _ask(child: Child, request: Request) -> Answer:
     line = child.ask(msgspec.json.encode(request))
     if not line:
         raise BackendError(f"The process that measured {child.wait().reason}.", "See: edge doctor")

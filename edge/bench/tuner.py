@@ -18,14 +18,18 @@ import msgspec
 
 from edge.bench.values import Sample, Setting, Stat, stat
 from edge.errors import EdgeError
+from edge.plan.speed import turn_seconds
 
-__all__ = ["Knob", "Outcome", "Search", "Trial", "turn_seconds", "wins"]
+__all__ = ["MIN_GAIN", "Knob", "Outcome", "Search", "Trial", "goal_seconds", "wins"]
 
-_MIN_GAIN = 0.01  # a smaller one is not worth another setting, however certain it is
+MIN_GAIN = 0.01
+"""A smaller one is not worth another setting, however certain it is."""
 _FINAL_ROUNDS = 5
+_ENOUGH_ROUNDS = 3  # to decide where time is short
 _LOST_AFTER = 3  # rounds in the final without a single win
 
-Goal = Literal["decode", "prefill", "turn"]
+Goal = Literal["decode", "prefill", "turn", "chat"]
+"""The time that a knob is meant to shorten; "chat" is an average turn of one, its share of loading the model included."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,16 @@ class Knob:
         goal: the time that it is meant to shorten.
         challengers: returns the settings that differ from a given one in this knob only.
         show: returns a setting's value of it as text.
+        least_gain: a smaller one is not worth the change, however certain it is.
+        refusal: returns why a setting is measured and not taken, whatever it gains; "" where it may be.
     """
 
     name: str
     goal: Goal
     challengers: Callable[[Setting], list[Setting]]
     show: Callable[[Setting], str]
+    least_gain: float = MIN_GAIN
+    refusal: Callable[[Setting], str] = lambda setting: ""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -125,8 +133,12 @@ class Search:
             self._heat(contest, n_rounds)
             contest.halve()
             n_rounds *= 2
-        while contest.left and contest.n_rounds(contest.left[0]) < _FINAL_ROUNDS and not contest.is_lost(contest.left[0]):
-            self._heat(contest, 1)
+        try:
+            while contest.left and contest.n_rounds(contest.left[0]) < _FINAL_ROUNDS and not contest.is_lost(contest.left[0]):
+                self._heat(contest, 1)
+        except _OutOfTimeError:
+            if contest.n_rounds(contest.left[0]) < _ENOUGH_ROUNDS:
+                raise
         return contest.decide()
 
     def _heat(self, contest: _Contest, n_rounds: int) -> None:
@@ -139,11 +151,13 @@ class Search:
                 try:
                     sample = self.measure(setting)
                 except EdgeError as error:
+                    if not self.has_time():  # that is why it ended
+                        raise _OutOfTimeError from error
                     if setting == contest.incumbent:
                         raise
                     contest.drop(setting, error)
                 else:
-                    contest.times[setting][contest.round] = turn_seconds(sample, contest.knob.goal)
+                    contest.times[setting][contest.round] = goal_seconds(sample, contest.knob.goal)
             contest.round += 1
 
 
@@ -165,7 +179,7 @@ class _Contest:
     def is_lost(self, setting: Setting) -> bool:
         """Return True if it has not won a single round by now."""
         ratios = self.ratios(setting)
-        return ratios is not None and self.n_rounds(setting) >= _LOST_AFTER and ratios.max <= 1 + _MIN_GAIN
+        return ratios is not None and self.n_rounds(setting) >= _LOST_AFTER and ratios.max <= 1 + self.knob.least_gain
 
     def halve(self) -> None:
         self.left.sort(key=lambda setting: statistics.median(self.times[setting].values()))
@@ -183,8 +197,12 @@ class _Contest:
             return self.incumbent
         last = self.left[0]
         ratios = self.ratios(last)
-        is_taken = ratios is not None and wins(ratios)
-        why = "faster by more than the spread" if is_taken else "not faster by more than the spread"
+        is_faster = ratios is not None and wins(ratios, self.knob.least_gain)
+        refusal = self.knob.refusal(last) if is_faster else ""
+        is_taken = is_faster and not refusal
+        why = refusal or f"{'' if is_faster else 'not '}faster by more than the spread"
+        if self.knob.least_gain > MIN_GAIN and not is_faster:
+            why = f"not faster by {self.knob.least_gain:.0%} and more than the spread"
         self._note(last, is_taken=is_taken, why=why)
         return last if is_taken else self.incumbent
 
@@ -203,11 +221,13 @@ class _Contest:
         self._trials.append(trial)
 
 
-def wins(ratios: Stat) -> bool:
-    """Return True if a speed-up exceeds the spread of its measurements and _MIN_GAIN."""
-    return ratios.median - 1 > max(_MIN_GAIN, ratios.quartile_3 - ratios.quartile_1)
+def wins(ratios: Stat, least_gain: float = MIN_GAIN) -> bool:
+    """Return True if a speed-up exceeds the spread of its measurements and the least gain."""
+    return ratios.median - 1 > max(least_gain, ratios.quartile_3 - ratios.quartile_1)
 
 
-def turn_seconds(sample: Sample, goal: Goal = "turn") -> float:
-    """Return the time that counts for a goal: prefill, decode, or both."""
+def goal_seconds(sample: Sample, goal: Goal) -> float:
+    """Return the time that counts for a goal: prefill, decode, both, or an average turn of a chat."""
+    if goal == "chat":
+        return turn_seconds(sample.prefill_tokens_per_s, sample.decode_tokens_per_s, sample.load_s)
     return {"decode": sample.decode_s, "prefill": sample.prefill_s, "turn": sample.prefill_s + sample.decode_s}[goal]

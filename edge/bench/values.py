@@ -38,6 +38,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         n_prompt, n_decode: tokens prefilled; tokens decoded after the first one.
         prefill_cpu_s, decode_cpu_s: processor time of all threads.
         prefill_joules, decode_joules: energy of the whole device, idle draw included, if it has a meter.
+        load_s: time that its process took to load the model, where `edge tune` counts it.
         peak_bytes: most memory of the process so far, libraries included; without memory of accelerators.
     """
 
@@ -51,6 +52,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     prefill_joules: float | None = None
     decode_joules: float | None = None
+    load_s: float = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:

@@ -5,8 +5,8 @@ did then. The engine computes the newest token and the draft behind it in one pa
 The sampler then chooses token by token, as it would have without a draft, and the draft ends where it chose another one. So
 every token comes from the same distribution, and a greedy or seeded reply is the same but for the engine's last bits.
 
-`Planner` chooses the length: the one with the most expected tokens a second, from the measured time of passes and the measured
-share of draft tokens that came true. Where drafts do not pay, the length is 0.
+`Planner` chooses the length: the one with the most expected tokens a second, from the measured time of passes (to begin with,
+as `edge tune` measured it) and the measured share of draft tokens that came true. Where drafts do not pay, the length is 0.
 
 Source: prompt lookup decoding (Saxena, 2023) and "Accelerating Large Language Model Decoding with Speculative Sampling" (Chen
 et al., 2023), of which comparing the sampler's choice with a certain draft is a special case.
@@ -14,7 +14,7 @@ et al., 2023), of which comparing the sampler's choice with a certain draft is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge.backends.base import MAX_DRAFT
 
@@ -26,8 +26,9 @@ _LONGEST_MATCH = 32  # a longer one says no more
 _MATCHES = (2, 4, 8, 16, 32)
 _PRIORS = (0.25, 0.45, 0.65, 0.8, 0.9)
 _PRIOR_WEIGHT, _FORGET = 8.0, 0.98
-# Time of a pass over so many tokens, as multiples of a pass over one; before it is measured here (llama.cpp, Q4_1).
-_COSTS = {1: 1.0, 2: 1.5, 4: 2.4, 8: 4.1, 16: 7.5, 32: 14.0}
+# Time of a pass over so many tokens, as multiples of a pass over one, where nothing was measured (llama.cpp, Q4_1).
+_COSTS: Mapping[int, float] = {1: 1.0, 2: 1.5, 4: 2.4, 8: 4.1, 16: 7.5, 32: 14.0}
+_LARGEST = 32
 _SMOOTHING = 0.2
 _MARGIN = 1.05  # a draft has to promise more than the noise of what was measured
 _TRY_EVERY, _TRY_LENGTH, _TRY_MATCH = 200, 4, 8  # so that what was given up is found when it pays again
@@ -93,9 +94,15 @@ class Lookup:
 
 
 class Planner:
-    """Chooses the length of drafts, for all replies of a scheduler. Learns from what came true and what passes cost."""
+    """Chooses the length of drafts, for all replies of a scheduler. Learns from what came true and what passes cost.
 
-    def __init__(self) -> None:
+    Args:
+        costs: tokens of a pass -> its time, as a multiple of a pass over one, as far as `edge tune` measured it on this device;
+            None or empty assumes high ones.
+    """
+
+    def __init__(self, costs: Mapping[int, float] | None = None) -> None:
+        self._costs = _complete(costs) if costs else _COSTS
         self._hits = [prior * _PRIOR_WEIGHT for prior in _PRIORS]
         self._tries = [_PRIOR_WEIGHT] * len(_PRIORS)
         self._ms: dict[int, float] = {}  # tokens of a pass -> its time
@@ -147,9 +154,18 @@ class Planner:
         if known is not None:
             return known
         if not self._ms:
-            return _cost(n_tokens)
+            return self._cost(n_tokens)
         nearest = min(self._ms, key=lambda n: (abs(n - n_tokens), n))
-        return self._ms[nearest] * _cost(n_tokens) / _cost(nearest)
+        return self._ms[nearest] * self._cost(n_tokens) / self._cost(nearest)
+
+    def _cost(self, n_tokens: int) -> float:
+        """Return the time of a pass in passes over one token, interpolated in the costs."""
+        costs = self._costs
+        below = max(n for n in costs if n <= min(n_tokens, _LARGEST))
+        above = min((n for n in costs if n >= n_tokens), default=below)
+        if above == below:
+            return costs[below] * n_tokens / below if n_tokens > below else costs[below]
+        return costs[below] + (costs[above] - costs[below]) * (n_tokens - below) / (above - below)
 
     def _share(self, n_match: int) -> float:
         bucket = _bucket(n_match)
@@ -160,10 +176,13 @@ def _bucket(n_match: int) -> int:
     return max((number for number, least in enumerate(_MATCHES) if n_match >= least), default=0)
 
 
-def _cost(n_tokens: int) -> float:
-    """Return the time of a pass before any was measured, interpolated in _COSTS."""
-    below = max(n for n in _COSTS if n <= min(n_tokens, 32))
-    above = min((n for n in _COSTS if n >= n_tokens), default=below)
-    if above == below:
-        return _COSTS[below] * n_tokens / below if n_tokens > below else _COSTS[below]
-    return _COSTS[below] + (_COSTS[above] - _COSTS[below]) * (n_tokens - below) / (above - below)
+def _complete(costs: Mapping[int, float]) -> dict[int, float]:
+    """Return measured costs, made to rise with the tokens of a pass, up to the largest pass."""
+    found = {1: 1.0}
+    for n_tokens in sorted(costs):
+        if n_tokens > 1:
+            found[n_tokens] = max(costs[n_tokens], *found.values())
+    *_, before, last = [1, *found]
+    slope = (found[last] - found[before]) / (last - before) if last > before else _COSTS[2] - 1.0
+    found[_LARGEST] = found.get(_LARGEST) or found[last] + slope * (_LARGEST - last)
+    return found

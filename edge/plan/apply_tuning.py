@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edge.plan.speed import TURN_PROMPT, TURN_REPLY
+from edge.units import size_text
+
 if TYPE_CHECKING:
     from edge.device.profile import Cpu
     from edge.plan.memory import Layout
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from edge.plan.tuning import Tuning
     from edge.registry import EngineRow
 
-__all__ = ["explain_tuning", "measured_target", "speeds_text", "tuned_request"]
+__all__ = ["engine_text", "explain_tuning", "measured_target", "speeds_text", "tuned_request"]
 
 _EXACT = ("f32", "f16", "bf16")
 
@@ -23,6 +26,8 @@ def tuned_request(tuning: Tuning | None, row: EngineRow, target: Target, request
     """Return the request with measured settings where it asks for nothing; None if none were measured for this engine there."""
     if tuning is None or (tuning.backend, tuning.accelerator) != (row.name, target.accelerator):
         return None
+    if tuning.is_quick:  # it measured the usual settings
+        return request
     if max(tuning.threads, tuning.threads_batch) > cpu.usable_logical:
         return None  # the fingerprint rules this out, and an impossible number of threads would be costly
     changed = request
@@ -55,7 +60,25 @@ def measured_target(tuning: Tuning | None, row: EngineRow, targets: Sequence[Tar
 def speeds_text(tuning: Tuning) -> str:
     """Return the reason for an accelerator that was measured to be the fastest."""
     speeds = _compare(tuning.decode_tokens_per_s, tuning.default_decode_tokens_per_s)
-    return f"measured by edge tune on {tuning.measured_on}: decode {speeds}"
+    return f"measured {tuning.source}: decode {speeds}"
+
+
+def engine_text(tuning: Tuning) -> str:
+    """Return the reason for an engine that was measured to be the fastest: how much faster, and what it loses."""
+    ours = tuning.engine(tuning.backend, tuning.accelerator)
+    prefill = tuning.prefill_tokens_per_s / tuning.default_prefill_tokens_per_s
+    decode = tuning.decode_tokens_per_s / tuning.default_decode_tokens_per_s
+    other = next((item for item in tuning.engines if item.divergence == 0 and item.backend != tuning.backend), None)
+    text = (
+        f"measured {tuning.source}: a turn of {TURN_PROMPT} new tokens and {TURN_REPLY} of reply takes {tuning.turn_s:.2f} s, "
+        f"with {other.backend if other is not None else 'the usual settings'} {tuning.default_turn_s:.2f} s "
+        f"({prefill:.1f} times faster prefill, {decode:.1f} times decode)"
+    )
+    if ours is not None and other is not None and ours.peak_bytes and other.peak_bytes:
+        text += f"; {size_text(ours.peak_bytes)} of memory instead of {size_text(other.peak_bytes)}"
+    if tuning.divergence:
+        text += f"; the same weights, {tuning.divergence:.4f} nats apart by rounding"
+    return text
 
 
 def explain_tuning(
@@ -70,6 +93,8 @@ def explain_tuning(
         usual: the layout that would have been chosen without them.
         usual_threads: likewise, for decode and prefill.
     """
+    if tuning.is_quick:  # only the engines were compared
+        return tuple(choices)
     decode = _compare(tuning.decode_tokens_per_s, tuning.default_decode_tokens_per_s)
     prefill = _compare(tuning.prefill_tokens_per_s, tuning.default_prefill_tokens_per_s)
     # Line of the receipt -> what was asked for, the usual value, the figures.
@@ -88,7 +113,7 @@ def explain_tuning(
             return choice
         if choice.value == usual_value:
             return replace(choice, reason=f"edge tune on {tuning.measured_on} found nothing faster")
-        return replace(choice, reason=f"measured by edge tune on {tuning.measured_on}: {figures}")
+        return replace(choice, reason=f"measured {tuning.source}: {figures}")
 
     return tuple(explain(choice) for choice in choices)
 

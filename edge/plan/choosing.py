@@ -1,9 +1,9 @@
 """Chooses among a model's formats: `choose_plan` makes the plan of the best one that can run here.
 
-Results of `edge tune` decide where it measured at least two of them on this device. Otherwise the order is: the accelerator
-that computes fastest or takes the least energy, then the engine (llama.cpp takes the least memory and prefills a Q4_0 fastest;
-which one decodes faster depends on the model: docs/bench.md), then the published model before its conversions, then the smaller
-file. A format that does not fit, or cannot do what is asked for, is passed over; the receipt says why.
+Results of `edge tune` decide where it measured at least two of them on this device that lose nothing. Otherwise the order is:
+the accelerator that computes fastest or takes the least energy, then the engine (llama.cpp takes the least memory; which one is
+faster depends on the processor and the model), then the published model before its conversions, then the smaller file. A format
+that does not fit, or cannot do what is asked for, is passed over; the receipt says why.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edge.plan.checks import check_request
 from edge.plan.make import make_plan, plan_at
 from edge.plan.placement import Placement, find_targets, is_installed, place, rows_for
 from edge.plan.receipt import Choice, Plan, PlanRequest
+from edge.plan.speed import is_lossless
 from edge.registry import ENGINES, EngineRow
 from edge.units import size_text
 
@@ -81,10 +82,10 @@ class _Option:
         )
 
     @property
-    def speed(self) -> float | None:
-        """Measured decode speed in tokens/s; None where it was not measured."""
+    def turn_s(self) -> float | None:
+        """Measured time of a turn of a chat, in seconds; None where it was not measured, or loses quality."""
         tuning = self.tuned.tuning if self.tuned is not None else None
-        return tuning.decode_tokens_per_s if tuning is not None else None
+        return tuning.turn_s if tuning is not None and is_lossless(tuning.divergence) else None
 
 
 def rank_formats(device: DeviceProfile, request: PlanRequest, *, must_run: bool = False) -> tuple[Format, ...]:
@@ -158,7 +159,7 @@ def choose_plan(
         return plan_at(option.placement, device, option.artifact, request, safety=safety, tuned=option.tuned)
 
     ordered = sorted(options, key=lambda option: option.order)
-    measured = sorted((option for option in options if option.speed), key=lambda option: -(option.speed or 0))
+    measured = sorted((option for option in options if option.turn_s), key=lambda option: option.turn_s or 0)
     if len(measured) > 1:
         ordered = [measured[0], *(option for option in ordered if option is not measured[0])]
     passed_over: list[str] = []
@@ -228,8 +229,8 @@ def _options(
 def _reason(option: _Option, ordered: Sequence[_Option], measured: Sequence[_Option]) -> str:
     """Say why this one."""
     if len(measured) > 1 and measured[0] is option:
-        speeds = ", ".join(f"{other.artifact.kind} {other.speed:,.1f}" for other in measured)
-        return f"edge tune measured on this device, in tokens/s: {speeds}"
+        times = ", ".join(f"{other.artifact.kind} {other.turn_s:.2f}" for other in measured)
+        return f"edge tune measured on this device, in seconds for a turn of a chat: {times}"
     others = [other for other in ordered if other is not option]
     if not others:
         return "the only one that can be run here"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edge.errors import BackendUnavailableError, UsageError
-from edge.plan.apply_tuning import explain_tuning, measured_target, speeds_text, tuned_request
+from edge.errors import BackendUnavailableError, ModelTooLargeError, UsageError
+from edge.plan.apply_tuning import engine_text, explain_tuning, measured_target, speeds_text, tuned_request
 from edge.plan.checks import check_model, check_request
 from edge.plan.fitting import Fit, Fitting
 from edge.plan.memory import memory_model
-from edge.plan.placement import Placement, Target, place
+from edge.plan.placement import Placement, Target, place, place_on
 from edge.plan.receipt import Choice, Plan, PlanRequest
 from edge.plan.shortage import shortage
 from edge.plan.tuning import Lookup
@@ -78,7 +78,35 @@ def plan_at(
     safety: Safety | None = None,
     tuned: Lookup | None = None,
 ) -> Plan:
-    """As `make_plan`, of a request that was checked, for a model whose engine and accelerators are found."""
+    """As `make_plan`, of a request that was checked, for a model whose usual engine and its accelerators are found."""
+    tuning = tuned.tuning if tuned is not None else None
+    faster = None
+    if tuning is not None and request.backend is None and tuning.backend != placement.row.name:
+        faster = place_on(device, artifact, request, tuning.backend)
+    if faster is None or tuning is None:
+        return _plan_on(placement, device, artifact, request, safety, tuned)
+    faster = replace(faster, reason=engine_text(tuning))
+    try:
+        plan = _plan_on(faster, device, artifact, request, safety, tuned)
+    except (UsageError, BackendUnavailableError, ModelTooLargeError):  # it cannot do what is asked for
+        return _plan_on(placement, device, artifact, request, safety, tuned)
+    if (plan.accelerator, plan.kv_type_k, plan.kv_type_v) != (tuning.accelerator, tuning.kv_type_k, tuning.kv_type_v):
+        return _plan_on(placement, device, artifact, request, safety, tuned)
+    try:
+        usual = _plan_on(placement, device, artifact, request, safety, tuned)
+    except (UsageError, BackendUnavailableError, ModelTooLargeError):
+        return plan
+    return plan if plan.n_ctx >= usual.n_ctx else usual
+
+
+def _plan_on(
+    placement: Placement,
+    device: DeviceProfile,
+    artifact: Artifact,
+    request: PlanRequest,
+    safety: Safety | None,
+    tuned: Lookup | None,
+) -> Plan:
     row = placement.row
     check_model(request, artifact, row)
     memory = memory_model(artifact, n_spare=row.n_spare, weights_factor=row.weights_factor)
@@ -104,9 +132,17 @@ def plan_at(
         use_extra_buffers=safety.use_extra_buffers if safety is not None else True,
         memory=fit.memory,
         choices=_receipt(fitting, placement, chosen, (threads, threads_batch), use_mmap, safety, tuned),
+        pass_costs=_pass_costs(tuned, row, fit.target),
         # An engine that tries a model before it uses an accelerator may take another one, unless one is required.
         fallbacks=chosen.others if row.why_failed and request.require is None else (),
     )
+
+
+def _pass_costs(tuned: Lookup | None, row: EngineRow, target: Target) -> tuple[tuple[int, float], ...]:
+    """Return what passes over several tokens were measured to cost on this engine; empty if they were not."""
+    tuning = tuned.tuning if tuned is not None else None
+    speed = tuning.engine(row.name, target.accelerator) if tuning is not None else None
+    return tuple((size, round(cost, 3)) for size, cost in speed.pass_costs.items()) if speed is not None else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, UsageError
 from edge.names import TITLES, Accelerator
+from edge.plan.receipt import PlanRequest
 from edge.registry import ENGINES, EngineRow, load_entry
 
 if TYPE_CHECKING:
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
     from edge.device.profile import DeviceProfile
     from edge.formats.artifact import Artifact
-    from edge.plan.receipt import PlanRequest, Safety
+    from edge.plan.receipt import Safety
 
-__all__ = ["Missing", "Placement", "Target", "find_targets", "install_hint", "is_installed", "place", "rows_for", "safety_here"]
+__all__ = [
+    "Missing", "Placement", "Target", "can_run", "find_targets", "install_hint", "is_installed", "place", "place_on",
+    "readers", "rows_for", "safety_here",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,35 @@ def place(device: DeviceProfile, artifact: Artifact, request: PlanRequest) -> Pl
         on_request = (*row.on_request, *row.accelerators[:n_unfit])
         row = replace(row, accelerators=row.accelerators[n_unfit:], on_request=on_request)
     return Placement(row, reason, *find_targets(device, row, request))
+
+
+def readers(device: DeviceProfile, artifact: Artifact) -> list[EngineRow]:
+    """Return the engines here that read a model's format, whether they can run this one or not."""
+    return [row for row in rows_for(PlanRequest()) if artifact.format in row.formats and is_installed(device, row)]
+
+
+def can_run(device: DeviceProfile, row: EngineRow, artifact: Artifact) -> bool:
+    """Return whether an engine is here, and can run a model as far as that shows before it is loaded."""
+    if artifact.format not in row.formats or not is_installed(device, row):
+        return False
+    return not (row.why_not and load_entry(row.why_not)(artifact))
+
+
+def place_on(device: DeviceProfile, artifact: Artifact, request: PlanRequest, engine: str) -> Placement | None:
+    """Find the accelerators of one engine for a model; None if it cannot run it as asked for.
+
+    Args:
+        device, artifact: what is placed where.
+        request: names no engine.
+        engine: as in `edge.registry.ENGINES`.
+    """
+    row = ENGINES.get(engine)
+    if row is None or not row.is_automatic or not can_run(device, row, artifact):
+        return None
+    try:
+        return place(device, artifact, replace(request, backend=engine))
+    except (BackendUnavailableError, UsageError):
+        return None
 
 
 def rows_for(request: PlanRequest) -> list[EngineRow]:

@@ -109,6 +109,8 @@ class Plan:
         choices: every choice with its reason.
         fallbacks: accelerators to try instead, the best first, where the engine finds out that `accelerator` does not work.
         draft: how the model that drafts for it runs; None without one.
+        pass_costs: (tokens, cost) of passes over several tokens of a reply, as multiples of one over a single token, as far as
+            `edge tune` measured them here.
     """
 
     backend: str
@@ -129,6 +131,7 @@ class Plan:
     choices: tuple[Choice, ...]
     fallbacks: tuple[Accelerator, ...] = ()
     draft: Plan | None = None
+    pass_costs: tuple[tuple[int, float], ...] = ()
 
     @property
     def notices(self) -> list[str]:

@@ -1,8 +1,9 @@
-"""Results of `edge tune`, stored for the plan: `look_up`, `remember`, `forget`.
+"""Results of `edge tune`, stored for the plan: `look_up`, `remember`, `is_settled`, `forget`.
 
 A record counts for one device, one build of the engine and one shape of model: speed depends on how many numbers of which type
 are read, not on their values, so a retrained model of the same shape and layout shares it. The file is private, and checked all
-the same when it is read. A record that does not fit is left out, with the reason, and never stops a start.
+the same when it is read. A record that does not fit is left out, with the reason, and never stops a start. A record without
+results says that a person skipped the measurement, or that it did not end in time, so that it does not begin again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +21,7 @@ import msgspec
 from edge.errors import EdgeError, StorageError
 from edge.files import open_file
 from edge.names import Accelerator, KVType
+from edge.plan.speed import EngineSpeed, turn_seconds
 from edge.registry import ENGINES, load_entry
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ __all__ = [
     "device_fingerprint",
     "engine_build",
     "forget",
+    "is_settled",
     "look_up",
     "records",
     "remember",
@@ -39,7 +43,7 @@ __all__ = [
 ]
 
 _FILE = "tuning.json"
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 1 << 20
 _MAX_RECORDS = 500
 _HEADER_BYTES = 1 << 20  # larger files of a folder count with their size only
@@ -65,6 +69,11 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         default_decode_tokens_per_s, default_prefill_tokens_per_s: medians with the plan's own choice, in the same run.
         n_prompt, n_decode: tokens prefilled and decoded in each measurement.
         measured_on: the day, "2026-11-26".
+        is_quick: only the engines were compared, each with its usual settings, as when edge is set up.
+        load_s, default_load_s: time to load the model, as far as it was measured, in seconds.
+        reference: the engine that `divergence` is measured from: "llamacpp on cpu"; "" if it was not.
+        divergence: as in EngineSpeed.
+        engines: every engine that was measured, the chosen one included.
     """
 
     backend: _Name
@@ -82,6 +91,31 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     n_prompt: _Batch
     n_decode: _Batch
     measured_on: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    is_quick: bool = False
+    load_s: Annotated[float, msgspec.Meta(ge=0, lt=1e6)] = 0.0
+    default_load_s: Annotated[float, msgspec.Meta(ge=0, lt=1e6)] = 0.0
+    reference: Annotated[str, msgspec.Meta(max_length=400)] = ""
+    divergence: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    engines: tuple[EngineSpeed, ...] = ()
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds of an average turn of a chat with these settings."""
+        return turn_seconds(self.prefill_tokens_per_s, self.decode_tokens_per_s, self.load_s)
+
+    @property
+    def default_turn_s(self) -> float:
+        """Seconds of an average turn of a chat with the plan's own choice."""
+        return turn_seconds(self.default_prefill_tokens_per_s, self.default_decode_tokens_per_s, self.default_load_s)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, to follow "measured"."""
+        return f"at set-up on {self.measured_on}" if self.is_quick else f"by edge tune on {self.measured_on}"
+
+    def engine(self, backend: str, accelerator: str) -> EngineSpeed | None:
+        """Return what was measured of an engine; None if nothing was."""
+        return next((item for item in self.engines if (item.backend, item.accelerator) == (backend, accelerator)), None)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,19 +123,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         device: `device_fingerprint`.
-        build: `engine_build` of the backend.
+        builds: name of an engine that was there -> its `engine_build`.
         shape: `shape_fingerprint` of the model.
         device_name, model_name: for people.
-        tuning: the results.
+        tuning: the results; None if the measurement was skipped.
         seal: digest of all the rest: a record that was changed by hand is not a measurement.
     """
 
     device: _Hex
-    build: _Hex
+    builds: dict[_Name, _Hex]
     shape: _Hex
     device_name: Annotated[str, msgspec.Meta(max_length=500)]
     model_name: Annotated[str, msgspec.Meta(max_length=500)]
-    tuning: Tuning
+    tuning: Tuning | None
     seal: str = ""
 
 
@@ -126,24 +160,43 @@ def look_up(device: DeviceProfile, artifact: Artifact, *, cache_dir: Path) -> Lo
         artifact: the model.
         cache_dir: `settings.paths.cache_dir`.
     """
+    found = _find(device, artifact, cache_dir)
+    if isinstance(found, str):
+        return Lookup(None, found)
+    tuning = found.tuning
+    if tuning is not None and found.builds.get(tuning.backend) != engine_build(device, tuning.backend):
+        return Lookup(None, f"{tuning.backend} was reinstalled since edge tune on {tuning.measured_on}")
+    return Lookup(tuning)
+
+
+def is_settled(device: DeviceProfile, artifact: Artifact, engines: Sequence[str], *, cache_dir: Path) -> bool:
+    """Return whether these engines were compared for a model on this device, or the comparison was skipped, since they were
+    installed. Never raises.
+
+    Args:
+        device, artifact, cache_dir: as for `look_up`.
+        engines: names of all that are here now and read the format.
+    """
+    found = _find(device, artifact, cache_dir)
+    return not isinstance(found, str) and found.builds == {name: engine_build(device, name) for name in engines}
+
+
+def _find(device: DeviceProfile, artifact: Artifact, cache_dir: Path) -> Record | str:
+    """Return the record of a model on this device, or why there is none; "" where there is nothing to say."""
     known, problem = records(cache_dir)
     if not known:
-        return Lookup(None, problem)
+        return problem
     try:
         shape, here = shape_fingerprint(artifact), device_fingerprint(device)
     except OSError as error:
-        return Lookup(None, f"the model's files cannot be read ({error.strerror})")
+        return f"the model's files cannot be read ({error.strerror})"
     alike = [record for record in known if record.shape == shape]
     mine = next((record for record in alike if record.device == here), None)
     if mine is None:
-        if alike:
-            return Lookup(None, f"edge tune measured on another machine, or in another state ({alike[0].device_name})")
-        return Lookup(None, problem)
+        return f"edge tune measured on another machine, or in another state ({alike[0].device_name})" if alike else problem
     if mine.seal != _seal(mine):
-        return Lookup(None, "the results of edge tune were changed since; measure again with edge tune")
-    if mine.build != engine_build(device, mine.tuning.backend):
-        return Lookup(None, f"{mine.tuning.backend} was reinstalled since edge tune on {mine.tuning.measured_on}")
-    return Lookup(mine.tuning)
+        return "the results of edge tune were changed since; measure again with edge tune"
+    return mine
 
 
 def records(cache_dir: Path) -> tuple[list[Record], str]:
@@ -178,8 +231,15 @@ def records(cache_dir: Path) -> tuple[list[Record], str]:
     return found, problem
 
 
-def remember(device: DeviceProfile, artifact: Artifact, tuning: Tuning, *, cache_dir: Path) -> None:
+def remember(
+    device: DeviceProfile, artifact: Artifact, tuning: Tuning | None, *, cache_dir: Path, engines: Sequence[str] = ()
+) -> None:
     """Store a tuning in the place of an earlier one of this device and shape of model.
+
+    Args:
+        device, artifact, cache_dir: as for `look_up`.
+        tuning: the results; None says that there are none, and that none are wanted.
+        engines: names of all that were there and read the format.
 
     Raises:
         StorageError: it cannot be written, or the model's files cannot be read.
@@ -187,7 +247,7 @@ def remember(device: DeviceProfile, artifact: Artifact, tuning: Tuning, *, cache
     shape = _shape_of(artifact)
     record = Record(
         device=device_fingerprint(device),
-        build=engine_build(device, tuning.backend),
+        builds={name: engine_build(device, name) for name in (*engines, *([tuning.backend] if tuning is not None else []))},
         shape=shape,
         device_name=device.name[:500],
         model_name=artifact.name[:500],

@@ -8,5 +8,6 @@ shape.py     a decoder's numbers, and what differs between architectures
 rotation.py  rotary positions, and how models stretch them
 tensors.py   the tensors of a GGUF file
 weights.py   blocks of a GGUF file as compressed weights
+support.py   the models that cannot be run
 library.py   OpenVINO imported once, its errors turned into ours
 """

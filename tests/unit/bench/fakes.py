@@ -10,6 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from edge.bench.divergence import Divergence
+from edge.bench.process import setting_of
 from edge.bench.values import Sample, Setting
 from edge.device import CapturedSystem, DeviceProfile, probe
 
@@ -81,3 +83,31 @@ def write_gguf(path: Path, *, name: str = "Tiny", n_ctx: int = 4096, seed: int =
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+class FakeWorker:
+    """A process on a machine, whose engines all compute the same unless `divergence` says otherwise."""
+
+    load_s, energy = 0.1, ""
+
+    def __init__(self, machine: Machine, plan: Any, divergences: dict[str, float] | None = None) -> None:
+        self.machine, self.setting, self.plan = machine, setting_of(plan), plan
+        self.divergences = divergences or {}
+
+    def run(self, n_prompt: int, n_decode: int) -> Any:
+        return self.machine.measure(self.setting, n_prompt, n_decode)
+
+    def pass_ms(self) -> dict[int, float]:
+        return {1: 10.0, 2: 11.0, 4: 13.0, 8: 18.0, 16: 28.0}
+
+    def write_logits(self, path: Path) -> None:
+        path.write_text(self.plan.artifact.format)
+
+    def compare_logits(self, path: Path) -> Divergence:
+        assert path.read_text()
+        name = f"{self.setting.backend} {self.plan.artifact.format}"
+        return Divergence(mean=self.divergences.get(name, 0.004), agreement=0.95)
+
+    def close(self) -> None: ...
+
+    stop = close

@@ -6,18 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from edge.bench.process import setting_of
-from edge.bench.tune import Report, TuneOptions, thread_counts, tune
+from edge.bench.knobs import thread_counts
+from edge.bench.tune import Report, TuneOptions, tune
 from edge.bench.values import Setting
 from edge.device import Engine
 from edge.errors import BackendError, BackendUnavailableError, UsageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import PlanRequest, make_plan
-from edge.plan.tuning import look_up
+from edge.plan.choosing import choose_plan
+from edge.plan.tuning import is_settled, look_up
 from tests.tiny_onnx import write_onnx
-from tests.unit.bench.fakes import Machine, device, write_gguf
+from tests.unit.bench.fakes import FakeWorker, Machine, device, write_gguf
 
 LAPTOP = replace(
     device(),
@@ -28,7 +30,7 @@ LAPTOP = replace(
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.bench.tune.safety_here", lambda *_: None)
+    monkeypatch.setattr("edge.bench.format_tuner.safety_here", lambda *_: None)
     monkeypatch.setattr("edge.backends.llamacpp.canary.library_identity", lambda: "a build")
 
 
@@ -40,25 +42,22 @@ def model(tmp_path: Path) -> Artifact:
 class Workers:
     """Workers on a machine; how many are open at a time is counted."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, divergences: dict[str, float] | None = None) -> None:
         self.machine, self.n_open, self.n_most, self.n_opened = machine, 0, 0, 0
+        self.divergences = divergences or {}
 
-    def __call__(self, plan: Any, *, with_energy: bool) -> Any:
+    def __call__(self, plan: Any, *, with_energy: bool, deadline: float | None) -> Any:
         assert not with_energy
         return _Worker(self, plan)
 
 
-class _Worker:
-    load_s, energy = 0.1, ""
-
+class _Worker(FakeWorker):
     def __init__(self, workers: Workers, plan: Any) -> None:
-        self.workers, self.setting = workers, setting_of(plan)
+        super().__init__(workers.machine, plan, workers.divergences)
+        self.workers = workers
         workers.n_open += 1
         workers.n_opened += 1
         workers.n_most = max(workers.n_most, workers.n_open)
-
-    def run(self, n_prompt: int, n_decode: int) -> Any:
-        return self.workers.machine.measure(self.setting, n_prompt, n_decode)
 
     def close(self) -> None:
         self.workers.n_open -= 1
@@ -229,3 +228,102 @@ def test_threads_worth_trying() -> None:
     assert thread_counts(cpu) == [3, 5, 6, 10, 16]
     assert thread_counts(replace(cpu, usable_performance=1, usable_efficiency=0, usable_logical=1)) == [1]
     assert thread_counts(replace(cpu, usable_logical=6)) == [3, 5, 6]
+
+
+OPENVINO = replace(
+    LAPTOP,
+    engines=tuple(Engine(e.name, e.package, "1", ("cpu",)) if e.name == "openvino" else e for e in LAPTOP.engines),
+)
+
+
+def by_engine(**seconds: tuple[float, float]) -> Any:
+    """Costs of prefill and decode that depend on the engine alone."""
+    return lambda given: seconds[given.backend]
+
+
+def run_quick(machine: Machine, models: list[Artifact], cache: Path, **divergences: float) -> list[Report]:
+    workers = Workers(machine, {name.replace("_", " "): value for name, value in divergences.items()})
+    found = tune(
+        OPENVINO,
+        models,
+        TuneOptions(60.0, is_quick=True),
+        cache_dir=cache,
+        open_worker=workers,
+        clock=machine.clock,
+    )
+    assert workers.n_open == 0
+    return found
+
+
+def test_a_quick_run_compares_the_engines_and_nothing_else(model: Artifact, tmp_path: Path) -> None:
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.05, 0.1)), noise=0.02)
+    (report,) = run_quick(machine, [model], tmp_path)
+    found = report.tuning
+    assert report.is_better and report.seconds < 60
+    assert (found.backend, found.reference, found.divergence, found.is_quick) == ("openvino", "llamacpp on cpu", 0.004, True)
+    assert {trial.knob for trial in report.outcome.trials} == {"engine"}
+    assert len({msgspec.structs.replace(given, backend="") for given in machine.measured}) == 1, "with its usual settings"
+    ours, usual = found.engine("openvino", "cpu"), found.engine("llamacpp", "cpu")
+    assert ours is not None and usual is not None
+    assert usual.divergence == 0.0 and usual.turn_s > ours.turn_s == pytest.approx(found.turn_s, rel=0.05)
+    assert ours.pass_costs[8] == 1.8
+    assert is_settled(OPENVINO, model, ["llamacpp", "openvino"], cache_dir=tmp_path)
+    plan = make_plan(OPENVINO, model, PlanRequest(), tuned=look_up(OPENVINO, model, cache_dir=tmp_path))
+    assert (plan.backend, dict(plan.pass_costs)[16]) == ("openvino", 2.8)
+
+
+@pytest.mark.parametrize(
+    ("ours", "is_taken"),
+    [((0.05, 0.1), True), ((0.2, 0.099), False), ((0.19, 0.097), False), ((0.05, 0.2), False)],
+)
+def test_another_engine_has_to_answer_faster_by_five_percent(
+    model: Artifact, tmp_path: Path, ours: tuple[float, float], is_taken: bool
+) -> None:
+    """An average turn counts: prefill four times as fast does not make up for decode at half the speed."""
+    (report,) = run_quick(Machine(by_engine(llamacpp=(0.2, 0.1), openvino=ours)), [model], tmp_path)
+    assert (report.tuning.backend == "openvino") == is_taken
+
+
+def test_what_loses_quality_is_shown_and_never_taken(model: Artifact, tmp_path: Path) -> None:
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.02, 0.01)))
+    (report,) = run_quick(machine, [model], tmp_path, openvino_gguf=0.011)
+    assert (report.tuning.backend, report.is_better) == ("llamacpp", False)
+    (trial,) = report.outcome.trials
+    assert trial.gain is not None and trial.gain > 5
+    assert trial.why == "faster, and not taken unasked: it diverges by 0.011 nats, more than 0.01"
+    lossy = report.tuning.engine("openvino", "cpu")
+    assert lossy is not None and lossy.divergence == 0.011
+
+
+def test_a_format_that_loses_quality_is_tuned_and_not_chosen(model: Artifact, tmp_path: Path) -> None:
+    other = replace(open_artifact(write_onnx(tmp_path / "onnx", kind="int4")), made_from=("a hash",))
+    machine = Machine(by_engine(llamacpp=(0.2, 0.1), openvino=(0.2, 0.1), onnx=(0.02, 0.01)))
+    first, second = run_quick(machine, [other, model], tmp_path, onnx_onnx=0.05)
+    assert (first.tuning.divergence, second.tuning.divergence) == (0.05, 0.0), "from the model that was published"
+    candidates = [(artifact, look_up(OPENVINO, artifact, cache_dir=tmp_path)) for artifact in (other, model)]
+    assert choose_plan(OPENVINO, candidates, PlanRequest()).artifact.format == "gguf"
+
+
+def test_a_quick_run_that_takes_too_long_is_not_tried_again(model: Artifact, tmp_path: Path) -> None:
+    machine = Machine(by_engine(llamacpp=(40.0, 40.0), openvino=(1.0, 1.0)))
+    with pytest.raises(BackendError, match="within 60 seconds") as caught:
+        run_quick_until(machine, model, tmp_path)
+    assert "--minutes" in caught.value.hint
+    assert is_settled(OPENVINO, model, ["llamacpp", "openvino"], cache_dir=tmp_path)
+    assert look_up(OPENVINO, model, cache_dir=tmp_path).tuning is None
+
+
+def run_quick_until(machine: Machine, model: Artifact, cache: Path) -> list[Report]:
+    """As run_quick, with processes that end when the minute is over."""
+
+    class Ending(_Worker):
+        def run(self, n_prompt: int, n_decode: int) -> Any:
+            found = super().run(n_prompt, n_decode)
+            if machine.clock() > 60:
+                raise BackendError("killed")
+            return found
+
+    workers = Workers(machine)
+    options = TuneOptions(60.0, is_quick=True)
+    return tune(OPENVINO, [model], options, cache_dir=cache, open_worker=lambda plan, **_: Ending(workers, plan),
+                clock=machine.clock)  # fmt: skip

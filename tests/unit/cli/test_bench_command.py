@@ -20,7 +20,8 @@ from edge.errors import BackendError, UsageError
 from edge.formats.artifact import open_artifact
 from edge.formats.coreml import METADATA_KEY
 from edge.plan.receipt import Safety
-from edge.plan.tuning import Tuning, remember
+from edge.plan.speed import EngineSpeed
+from edge.plan.tuning import remember
 from tests.tiny_onnx import write_onnx
 from tests.tiny_package import INFO, program_of, write_package
 from tests.unit.bench.fakes import sample, setting, write_gguf
@@ -191,6 +192,12 @@ def test_a_narrow_terminal_gets_two_tables(terminal: Any, monkeypatch: pytest.Mo
 # -- tune
 
 
+SPEED = EngineSpeed(
+    backend="openvino", accelerator="cpu", prefill_tokens_per_s=1642.0, decode_tokens_per_s=68.4, load_s=2.0,
+    peak_bytes=534_000_000, divergence=0.0042, agreement=0.955, pass_ms=((1, 10.0), (8, 18.0)),
+)  # fmt: skip
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record the arguments of edge tune; the search itself is tested elsewhere."""
@@ -203,7 +210,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def tune(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
         calls.append(options)
         on_progress("threads: 1", 0.5)
-        found = make(threads=1, threads_batch=1)
+        found = make(threads=1, threads_batch=1, engines=(SPEED,), reference="llamacpp on cpu")
         remember(device, artifacts[0], found, cache_dir=cache_dir)
         return [Report(found, Outcome(setting(), trials, is_complete=False), is_better=True, seconds=61.23)]
 
@@ -219,6 +226,8 @@ def test_tune_says_what_it_found(call: Call, model: Path, measured: list[Any]) -
     assert "1.25x" in done.out
     assert "taken" in done.out
     assert "33.1 tokens/s, default 28.9" in done.out
+    assert "0.0042 nats, 96% the same" in done.out
+    assert "534.0 MB" in done.out
     assert "Time ran out" in done.err
 
 
@@ -232,7 +241,7 @@ def test_tune_of_a_name_with_several_formats(
 
     def tune(device: Any, artifacts: Any, options: Any, *, cache_dir: Path, on_progress: Any) -> list[Report]:
         given.extend(artifacts)
-        found = [make(decode_tokens_per_s=speed) for speed in (20.0, 30.0)]
+        found = [make(decode_tokens_per_s=speed, divergence=0.004) for speed in (20.0, 30.0)]
         for artifact, tuning in zip(artifacts, found, strict=True):
             remember(device, artifact, tuning, cache_dir=cache_dir)
         return [Report(tuning, Outcome(setting(), (), is_complete=True), is_better=True, seconds=1.0) for tuning in found]
@@ -241,7 +250,7 @@ def test_tune_of_a_name_with_several_formats(
     done = call("tune", "both")
     assert [artifact.format for artifact in given] == ["gguf", "onnx"]
     assert done.code == 0
-    assert "Fastest decode, so edge runs it: onnx int4." in done.err
+    assert "Fastest turn of a chat, so edge runs it: onnx int4." in done.err
     shown = json.loads(call("tune", "both", "--show", "--json").out)["formats"]
     assert [(row["format"], row["tuning"]["decode_tokens_per_s"]) for row in shown] == [("gguf", 20.0), ("onnx", 30.0)]
     assert "2" in call("tune", "both", "--forget").err
@@ -275,10 +284,37 @@ def test_tune_that_is_interrupted_keeps_nothing(call: Call, model: Path, monkeyp
     assert call("tune", str(model), "--show").code == 1
 
 
+def test_once_is_once(call: Call, model: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("tune", str(model), "--quick", "--minutes", "2").code == 2
+    assert call("tune", str(model), "--quick", "--once").code == 0
+    assert (measured[0].budget_s, measured[0].is_quick) == (60.0, True)
+    monkeypatch.setattr("edge.plan.tuning.is_settled", lambda *_, **__: True)
+    done = call("tune", str(model), "--quick", "--once")
+    assert (done.code, done.out, done.err, len(measured)) == (0, "", "", 1)
+
+
+def test_an_interrupted_once_is_not_asked_again(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def tune(*_: object, **__: object) -> Any:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge.bench.tune.tune", tune)
+    done = call("tune", str(model), "--quick", "--once")
+    assert (done.code, "Skipped" in done.err) == (130, True)
+    assert call("tune", str(model), "--quick", "--once").code == 0
+    assert len(calls) == 1
+
+
 def test_tune_as_json(call: Call, model: Path, measured: list[Any]) -> None:
     found = json.loads(call("tune", str(model), "--json").out)
     assert set(found) == {"model", "format", "path", "tuning", "is_better", "is_complete", "seconds", "trials"}
-    assert msgspec.convert(found["tuning"], Tuning) == make(threads=1, threads_batch=1)
+    assert (found["tuning"]["threads"], found["tuning"]["decode_tokens_per_s"]) == (1, 33.1)
+    assert found["tuning"]["turn_s"] == pytest.approx(256 / 210.5 + 128 / 33.1, rel=1e-3)
+    (engine,) = found["tuning"]["engines"]
+    assert (engine["backend"], engine["divergence"]) == ("openvino", 0.0042)
+    assert engine["pass_costs"] == {"1": 1.0, "8": 1.8}
     assert found["trials"][0]["gain"] == 0.25
     assert found["seconds"] == 61.2
 

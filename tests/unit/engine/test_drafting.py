@@ -134,3 +134,19 @@ def test_times_that_were_not_measured_follow_from_those_that_were() -> None:
     planner.note_pass(8, 40.0)
     assert planner.pass_ms(8) == 40.0
     assert planner.pass_ms(9) < 60.0
+
+
+def test_measured_costs_are_where_it_begins() -> None:
+    cheap, dear = Planner({1: 1.0, 2: 1.05, 4: 1.2, 8: 1.5, 16: 2.2}), Planner({1: 1.0, 2: 2.1, 4: 4.3, 8: 8.0, 16: 16.0})
+    assert cheap.length(32, 0, MAX_DRAFT) > Planner().length(32, 0, MAX_DRAFT) > dear.length(32, 0, MAX_DRAFT) == 0
+    assert cheap.pass_ms(6) == pytest.approx(1.35)
+    cheap.note_pass(1, 20.0)
+    assert cheap.pass_ms(8) == pytest.approx(30.0)
+    cheap.note_pass(8, 80.0)  # and it goes on learning
+    assert cheap.pass_ms(8) == 80.0
+
+
+@pytest.mark.parametrize("costs", [{1: 1.0}, {1: 1.0, 2: 0.8, 4: 0.9}, {1: 1.0, 16: 3.0}, {32: 4.0}, {}])
+def test_any_measured_costs_rise_with_the_tokens(costs: dict[int, float]) -> None:
+    times = [Planner(costs).pass_ms(n_tokens) for n_tokens in range(1, 60)]
+    assert times == sorted(times) and times[0] == 1.0

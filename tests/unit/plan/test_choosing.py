@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge.device import CapturedSystem, DeviceProfile, Engine, probe
@@ -16,11 +17,12 @@ from edge.formats.gguf import GGUFHeader, TensorInfo
 from edge.formats.onnx import OnnxFolder
 from edge.plan.choosing import choose_plan, rank_formats
 from edge.plan.receipt import Plan, PlanRequest
+from edge.plan.speed import EngineSpeed
 from edge.plan.tuning import Lookup, Tuning
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "devices"
 MIB = 2**20
-ENGINES = {"llamacpp": "llama-cpp-python", "onnx": "onnxruntime", "coreml": "coremltools"}
+ENGINES = {"llamacpp": "llama-cpp-python", "onnx": "onnxruntime", "openvino": "openvino", "coreml": "coremltools"}
 
 
 def device(name: str, **builds: tuple[str, ...]) -> DeviceProfile:
@@ -64,11 +66,17 @@ def coreml(variant: str = "ane", context: int = 2048, tmp: Path = Path("none")) 
     return Artifact(Path("m.mlpackage"), "coreml", "Tiny", 100 * MIB, coreml=package)
 
 
-def measured(backend: str, tokens_per_s: float, kv_type: str = "f16") -> Lookup:
+def tuning_of(backend: str, tokens_per_s: float, **changes: Any) -> Tuning:
+    found = measured(backend, tokens_per_s, **changes).tuning
+    assert found is not None
+    return found
+
+
+def measured(backend: str, tokens_per_s: float, kv_type: str = "f16", divergence: float | None = 0.004) -> Lookup:
     tuning = Tuning(
         backend=backend, accelerator="cpu", threads=2, threads_batch=2, n_ubatch=512, flash_attention=True, kv_type_k=kv_type,
         kv_type_v=kv_type, decode_tokens_per_s=tokens_per_s, prefill_tokens_per_s=100.0, default_decode_tokens_per_s=10.0,
-        default_prefill_tokens_per_s=90.0, n_prompt=128, n_decode=32, measured_on="2026-11-26",
+        default_prefill_tokens_per_s=90.0, n_prompt=128, n_decode=32, measured_on="2026-11-26", divergence=divergence,
     )  # type: ignore[arg-type]  # fmt: skip
     return Lookup(tuning)
 
@@ -120,7 +128,7 @@ def test_on_a_cpu_what_was_measured_faster_is_used() -> None:
     both = {"gguf": measured("llamacpp", 20.0), "onnx": measured("onnx", 25.0, "f32")}
     plan = choose(cpu, gguf(), onnx(), tuned=both)
     assert plan.backend == "onnx"
-    assert reason(plan) == "edge tune measured on this device, in tokens/s: onnx int4 25.0, gguf Q4_0 20.0"
+    assert reason(plan) == "edge tune measured on this device, in seconds for a turn of a chat: onnx int4 7.68, gguf Q4_0 8.96"
     only_one = {"onnx": measured("onnx", 25.0, "f32")}
     assert choose(cpu, gguf(), onnx(), tuned=only_one).backend == "llamacpp", "one figure alone compares nothing"
 
@@ -194,3 +202,55 @@ def test_formats_in_the_order_of_what_is_here() -> None:
     assert rank_formats(mac, PlanRequest()) == ("coreml", "gguf", "onnx")
     assert rank_formats(mac, PlanRequest(backend="onnx")) == ("onnx",)
     assert rank_formats(device("raspberry-pi-5"), PlanRequest()) == ("gguf",)
+
+
+def test_a_format_that_loses_quality_is_not_chosen_for_its_speed() -> None:
+    machine = device("raspberry-pi-5", llamacpp=("cpu",), onnx=("cpu",))
+    fast = {"gguf": measured("llamacpp", 20.0, divergence=0.0), "onnx": measured("onnx", 90.0, divergence=0.03)}
+    assert choose(machine, gguf(), onnx(), tuned=fast).artifact.format == "gguf"
+    equal = {**fast, "onnx": measured("onnx", 90.0, divergence=0.009)}
+    assert choose(machine, gguf(), onnx(), tuned=equal).artifact.format == "onnx"
+    assert choose(machine, gguf(), onnx(), tuned=fast, backend="onnx").artifact.format == "onnx", "but it may be asked for"
+
+
+def both_engines(available_bytes: int = 8 << 30) -> DeviceProfile:
+    machine = device("raspberry-pi-5", llamacpp=("cpu",), openvino=("cpu",))
+    return replace(machine, memory=replace(machine.memory, available_bytes=available_bytes))
+
+
+def test_the_engine_that_was_measured_to_be_faster_is_used_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
+    machine, model = both_engines(), gguf()
+    ours, usual = (
+        EngineSpeed(
+            backend=name, accelerator="cpu", prefill_tokens_per_s=prefill, decode_tokens_per_s=50.0, load_s=0.0,
+            peak_bytes=n_bytes, divergence=divergence, agreement=1.0, pass_ms=((1, 10.0), (2, 11.0)),
+        )
+        for name, prefill, n_bytes, divergence in (("openvino", 900.0, 500 * MIB, 0.0042), ("llamacpp", 90.0, 200 * MIB, 0.0))
+    )  # fmt: skip
+    found = msgspec.structs.replace(
+        tuning_of("openvino", 50.0), prefill_tokens_per_s=900.0, divergence=0.0042, engines=(ours, usual), is_quick=True
+    )
+    tuned = {"gguf": Lookup(found)}
+    plan = choose(machine, model, tuned=tuned)
+    assert (plan.backend, plan.pass_costs) == ("openvino", ((1, 1.0), (2, 1.1)))
+    said = next(choice.reason for choice in plan.choices if choice.what == "backend")
+    assert said.startswith(
+        "measured at set-up on 2026-11-26: a turn of 256 new tokens and 128 of reply takes 2.84 s, with llamacpp "
+    )
+    assert "10.0 times faster prefill" in said and "524.3 MB of memory instead of 209.7 MB" in said and "0.0042 nats" in said
+    assert next(choice.reason for choice in plan.choices if choice.what == "threads").startswith("the 4 ")
+    for asked in ({"backend": "llamacpp"}, {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}, {"flash_attention": False}):
+        assert choose(machine, model, tuned=tuned, **asked).backend == "llamacpp", asked
+    assert dict(choose(machine, model, tuned=tuned, backend="llamacpp").pass_costs) == {1: 1.0, 2: 1.1}
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "it has a sliding window")
+    assert choose(machine, model, tuned=tuned).backend == "llamacpp", "a model of the same shape that it cannot run"
+
+
+def test_a_faster_engine_never_costs_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.backends.openvino.support.why_not", lambda artifact: "")
+    tuned = {"gguf": Lookup(tuning_of("openvino", 50.0))}
+    assert choose(both_engines(), gguf(), tuned=tuned).backend == "openvino"
+    small = both_engines(720 * MIB)
+    assert choose(small, gguf(), backend="openvino").n_ctx < choose(small, gguf()).n_ctx
+    assert choose(small, gguf(), tuned=tuned).backend == "llamacpp"

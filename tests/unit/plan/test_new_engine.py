@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import edge
 from edge.backends import open_backend
 from edge.bench.candidates import Grid, find_candidates
-from edge.bench.process import setting_of
 from edge.bench.tune import TuneOptions, tune
 from edge.config import load_settings
 from edge.device import CapturedSystem, DeviceProfile, probe
@@ -28,7 +26,7 @@ from edge_cli.checks import check_engines
 from edge_cli.devices import device_rows
 from edge_cli.settings_check import check_setting
 from tests.standins.toy import ROW, ToyBackend
-from tests.unit.bench.fakes import Machine, write_gguf
+from tests.unit.bench.fakes import FakeWorker, Machine, write_gguf
 
 CAPTURE = (Path(__file__).parents[2] / "fixtures" / "devices" / "raspberry-pi-5.txt").read_text()
 
@@ -96,26 +94,21 @@ def test_it_is_measured_and_tuned(model: Artifact, tmp_path: Path, monkeypatch: 
     every = find_candidates(device(), [model], Grid(), n_tokens=10, cache_dir=tmp_path)
     assert [candidate.plan.backend for candidate in every] == ["llamacpp", "toy"]
     machine = Machine(lambda given: (0.1 if given.threads == 2 else 0.2, 0.1))
-
-    class Worker:
-        load_s, energy = 0.1, ""
-
-        def __init__(self, plan: Any, *, with_energy: bool) -> None:
-            self.setting = setting_of(plan)
-
-        def run(self, n_prompt: int, n_decode: int) -> Any:
-            return machine.measure(self.setting, n_prompt, n_decode)
-
-        def close(self) -> None: ...
-
-        stop = close
-
-    options = TuneOptions(600.0, backends=("toy",))
-    [report] = tune(device(), [model], options, cache_dir=tmp_path, open_worker=Worker, clock=machine.clock)
+    [report] = tune(
+        device(),
+        [model],
+        TuneOptions(600.0, backends=("toy",)),
+        cache_dir=tmp_path,
+        open_worker=lambda plan, **_: FakeWorker(machine, plan),
+        clock=machine.clock,
+    )
     assert (report.tuning.backend, report.tuning.threads, report.tuning.threads_batch) == ("toy", 2, 2)
     assert {given.flash_attention for given in machine.measured} == {True}, "it has no such setting"
     tuned = look_up(device(), model, cache_dir=tmp_path)
     assert make_plan(device(), model, PlanRequest(backend="toy"), tuned=tuned).n_threads == 2
+    made = make_plan(device(), model, tuned=tuned)
+    assert (made.backend, made.accelerator) == ("toy", "qnn"), "the engine that was measured, not the first that can run it"
+    assert dict(made.pass_costs)[8] == 1.8
 
 
 def test_a_model_is_loaded_and_answers(model: Artifact, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from edge.device import DeviceProfile, Engine
 from edge.errors import StorageError
 from edge.formats.artifact import Artifact, open_artifact
 from edge.plan import tuning
-from edge.plan.tuning import Tuning, forget, look_up, records, remember
+from edge.plan.speed import EngineSpeed
+from edge.plan.tuning import Tuning, forget, is_settled, look_up, records, remember
 from tests.unit.bench.fakes import device, write_gguf
 
 LAPTOP, JETSON = device("laptop-rtx4060"), device("jetson-orin-nano")
@@ -146,6 +147,41 @@ def test_another_version(model: Artifact, cache: Path) -> None:
     assert "reinstalled" in look_up(replace(LAPTOP, engines=engines), model, cache_dir=cache).ignored
 
 
+def test_a_skipped_measurement_is_settled_and_changes_nothing(model: Artifact, cache: Path) -> None:
+    engines = ["llamacpp", "openvino"]
+    assert not is_settled(LAPTOP, model, engines, cache_dir=cache)
+    remember(LAPTOP, model, None, cache_dir=cache, engines=engines)
+    assert is_settled(LAPTOP, model, engines, cache_dir=cache)
+    assert look_up(LAPTOP, model, cache_dir=cache) == tuning.Lookup(None, "")
+    assert not is_settled(JETSON, model, engines, cache_dir=cache)
+    assert not is_settled(LAPTOP, model, ["llamacpp"], cache_dir=cache), "an engine was removed"
+    assert not is_settled(LAPTOP, model, [*engines, "onnx"], cache_dir=cache), "one was installed"
+
+
+def test_another_build_of_any_engine_is_to_be_compared_again(
+    model: Artifact, cache: Path, build: Callable[[str], None]
+) -> None:
+    engines = ["llamacpp", "openvino"]
+    remember(LAPTOP, model, make(backend="openvino"), cache_dir=cache, engines=engines)
+    assert is_settled(LAPTOP, model, engines, cache_dir=cache)
+    build("compiled again")
+    assert not is_settled(LAPTOP, model, engines, cache_dir=cache)
+    assert look_up(LAPTOP, model, cache_dir=cache).tuning == make(backend="openvino"), "it is used until then"
+
+
+def test_speeds_and_costs_of_all_engines_come_back(model: Artifact, cache: Path) -> None:
+    speed = EngineSpeed(
+        backend="llamacpp", accelerator="cpu", prefill_tokens_per_s=256.0, decode_tokens_per_s=64.0, load_s=6.0,
+        peak_bytes=1, divergence=0.0, agreement=1.0, pass_ms=((1, 10.0), (4, 15.0)),
+    )  # fmt: skip
+    assert speed.turn_s == pytest.approx(1 + 2 + 0.5)
+    assert speed.pass_costs == {1: 1.0, 4: 1.5}
+    remember(LAPTOP, model, make(engines=(speed,)), cache_dir=cache)
+    found = look_up(LAPTOP, model, cache_dir=cache).tuning
+    assert found is not None and found.engine("llamacpp", "cpu") == speed
+    assert found.engine("openvino", "cpu") is None
+
+
 def edit(cache: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = cache / "tuning.json"
     content = json.loads(path.read_text())
@@ -188,7 +224,7 @@ def test_a_damaged_record_leaves_the_others(model: Artifact, cache: Path) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format": 2, "records": []}', b'{"format": 1, "records": 3}'],
+    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format": 1, "records": []}', b'{"format": 2, "records": 3}'],
 )
 def test_a_file_that_is_none(model: Artifact, cache: Path, content: bytes) -> None:
     cache.mkdir()

@@ -1,0 +1,372 @@
+"""The search of `edge tune` for one format of a model: `Tuner` makes plans of settings and measures them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from edge.bench.candidates import engines_for
+from edge.bench.knobs import setting_knobs
+from edge.bench.process import Worker, setting_of
+from edge.bench.run import MEMORY_SHARE, Measuring
+from edge.bench.tune_options import Report, TuneOptions
+from edge.bench.tuner import MIN_GAIN, Knob, Outcome, Search, goal_seconds, wins
+from edge.bench.values import Sample, Setting, stat
+from edge.errors import BackendUnavailableError, EdgeError, UsageError
+from edge.plan.make import make_plan
+from edge.plan.placement import find_targets, readers, safety_here
+from edge.plan.receipt import Plan, PlanRequest
+from edge.plan.speed import LOSSLESS_NATS, EngineSpeed, is_lossless
+from edge.plan.tuning import Tuning
+from edge.registry import ENGINES
+
+if TYPE_CHECKING:
+    from edge.bench.divergence import Divergence
+    from edge.device.profile import DeviceProfile
+    from edge.formats.artifact import Artifact
+
+__all__ = ["Tuned", "Tuner"]
+
+_LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and reply, from the most exact to the fastest
+_SAMPLES_IN_BUDGET = 60
+_FINAL_SHARE = 0.2  # of the time of one format
+_MAX_WORKERS = 3
+# Another engine takes other memory, and does not find what this one stored in the KV cache on disk.
+_ENGINE_GAIN = 0.05
+
+
+class Tuned(Measuring, Protocol):
+    """The used part of a `Worker`; tests replace it."""
+
+    def pass_ms(self) -> dict[int, float]: ...
+    def write_logits(self, path: Path) -> None: ...
+    def compare_logits(self, path: Path) -> Divergence: ...
+
+
+class Tuner:
+    """The search of one format. Use it in a `with` block: it holds the processes that measure.
+
+    Args:
+        device, artifact, options: as for `tune`.
+        cache_dir: has the canary's verdict.
+        reference: file of the logits that losses are measured from. The tuner that finds none writes it, with the usual
+            setting.
+        on_progress, open_worker, clock: as for `tune`.
+        deadline: end of a quick search, as of `time.monotonic()`; None lets a measurement take as long as it does.
+
+    Attributes:
+        artifact: the model.
+        lengths: tokens prefilled and decoded in each measurement.
+        reuses_workers: processes are kept for the next measurement as long as there is room.
+        readers: names of all engines here that read the format.
+    """
+
+    def __init__(
+        self,
+        device: DeviceProfile,
+        artifact: Artifact,
+        options: TuneOptions,
+        *,
+        cache_dir: Path,
+        reference: Path,
+        on_progress: Callable[[str], None],
+        open_worker: Callable[..., Tuned] = Worker,
+        clock: Callable[[], float],
+        deadline: float | None = None,
+    ) -> None:
+        if options.budget_s <= 0:
+            raise UsageError("No time to tune in.", "Give --minutes 1 or more.")
+        self._device, self.artifact, self._options = device, artifact, options
+        named = [row for row in ENGINES.values() if row.name in options.backends and artifact.format in row.formats]
+        self._rows = named if options.backends else engines_for(device, artifact)
+        self.readers = tuple(row.name for row in readers(device, artifact))
+        self._safety = safety_here(device, self._rows, cache_dir)
+        self._reference, self._deadline = reference, deadline
+        self._on_progress, self._open_worker, self._clock = on_progress, open_worker, clock
+        self._workers: dict[Setting, Tuned] = {}  # the one used last is at the end
+        self._plans: dict[Setting, Plan] = {}
+        self._samples: dict[Setting, list[Sample]] = {}
+        self._losses: dict[Setting, tuple[float | None, float | None]] = {}
+        self.lengths = _LENGTHS[-1]
+        self.reuses_workers = True
+        self._started = clock()
+
+    def search(self) -> tuple[Setting, Outcome]:
+        """Look for better settings than the usual ones.
+
+        Returns:
+            The usual setting, and the outcome.
+
+        Raises:
+            EdgeError: the model does not run here with the usual setting.
+        """
+        start = self._setting(PlanRequest(backend=self._first_backend()))
+        self._choose_lengths(start)
+        limit = self._options.budget_s * (1 - _FINAL_SHARE)
+        search = Search(self.measure, lambda: self.passed() < limit, self._on_progress)
+        self.loss(start)
+        return start, search.run(start, self._knobs())
+
+    def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
+        """Report the best setting if it beats the usual one, otherwise the usual one.
+
+        Args:
+            start: the usual setting.
+            outcome: of the search.
+            usual, best: samples of both, taken in turns.
+        """
+        ratios = stat([theirs / ours for theirs, ours in zip(_turns(usual), _turns(best), strict=True)])
+        least = _ENGINE_GAIN if _engine(outcome.best) != _engine(start) else MIN_GAIN
+        is_better = outcome.best != start and wins(ratios, least)
+        chosen, samples = (outcome.best, best) if is_better else (start, usual)
+        speeds = {_engine(setting): self._speed(setting, taken) for setting, taken in self._by_engine().items()}
+        speeds |= {_engine(setting): self._speed(setting, taken) for setting, taken in ((start, usual), (chosen, samples))}
+        tuning = Tuning(
+            backend=chosen.backend,
+            accelerator=self._plans[chosen].accelerator,
+            threads=chosen.threads,
+            threads_batch=chosen.threads_batch,
+            n_ubatch=chosen.n_ubatch,
+            flash_attention=chosen.flash_attention,
+            kv_type_k=chosen.kv_type_k,  # type: ignore[arg-type]
+            kv_type_v=chosen.kv_type_v,  # type: ignore[arg-type]
+            decode_tokens_per_s=_median(samples, "decode_tokens_per_s"),
+            prefill_tokens_per_s=_median(samples, "prefill_tokens_per_s"),
+            default_decode_tokens_per_s=_median(usual, "decode_tokens_per_s"),
+            default_prefill_tokens_per_s=_median(usual, "prefill_tokens_per_s"),
+            n_prompt=self.lengths[0],
+            n_decode=self.lengths[1],
+            measured_on=date.today().isoformat(),
+            is_quick=self._options.is_quick,
+            load_s=_median(samples, "load_s"),
+            default_load_s=_median(usual, "load_s"),
+            reference=" on ".join(_engine(start)),
+            divergence=self.loss(chosen)[0],
+            engines=tuple(speeds.values()),
+        )
+        return Report(tuning, outcome, is_better, self.passed())
+
+    def measure(self, setting: Setting) -> Sample:
+        """Measure a setting once.
+
+        Raises:
+            EdgeError: it does not run.
+        """
+        worker = self._worker(setting)
+        try:
+            sample = msgspec.structs.replace(worker.run(*self.lengths), load_s=worker.load_s)
+        except EdgeError:
+            self._drop(setting)
+            raise
+        self._samples.setdefault(setting, []).append(sample)
+        if not self.reuses_workers:
+            self.close()
+        return sample
+
+    def loss(self, setting: Setting) -> tuple[float | None, float | None]:
+        """Return how far a setting's distributions are from the reference's, as in EngineSpeed; None if that cannot be said."""
+        if setting not in self._losses:
+            self._on_progress(f"the quality of {_engine_text(setting)}")
+            self._losses[setting] = self._measure_loss(setting)
+        return self._losses[setting]
+
+    def memory_bytes(self, setting: Setting) -> int:
+        """Return the memory of a setting's process, by its plan."""
+        return self._plans[setting].memory.total_bytes
+
+    def passed(self) -> float:
+        """Return the time since the search began, in seconds."""
+        return self._clock() - self._started
+
+    def close(self) -> None:
+        """End the processes."""
+        while self._workers:
+            self._workers.popitem()[1].stop()
+
+    def __enter__(self) -> Tuner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _worker(self, setting: Setting) -> Tuned:
+        worker = self._workers.pop(setting, None)
+        if worker is None:
+            self._make_room(self._plans[setting])
+            worker = self._open_worker(self._plans[setting], with_energy=False, deadline=self._deadline)
+        self._workers[setting] = worker
+        return worker
+
+    def _measure_loss(self, setting: Setting) -> tuple[float | None, float | None]:
+        try:
+            worker = self._worker(setting)
+            if not self._reference.exists():
+                worker.write_logits(self._reference)
+                return 0.0, 1.0
+            found = worker.compare_logits(self._reference)
+        except EdgeError:
+            self._drop(setting)
+            return None, None
+        return found.mean, found.agreement
+
+    def _drop(self, setting: Setting) -> None:
+        """End a setting's process, which may be dead already."""
+        worker = self._workers.pop(setting, None)
+        if worker is not None:
+            worker.close()
+
+    def _by_engine(self) -> dict[Setting, list[Sample]]:
+        """Return the fastest measured setting of each engine, with its samples."""
+        best: dict[tuple[str, str], Setting] = {}
+        for setting, samples in self._samples.items():
+            other = best.get(_engine(setting))
+            if other is None or statistics.median(_turns(samples)) < statistics.median(_turns(self._samples[other])):
+                best[_engine(setting)] = setting
+        return {setting: self._samples[setting] for setting in best.values()}
+
+    def _speed(self, setting: Setting, samples: Sequence[Sample]) -> EngineSpeed:
+        divergence, agreement = self._losses.get(setting, (None, None))
+        return EngineSpeed(
+            backend=setting.backend,
+            accelerator=self._plans[setting].accelerator,
+            prefill_tokens_per_s=_median(samples, "prefill_tokens_per_s"),
+            decode_tokens_per_s=_median(samples, "decode_tokens_per_s"),
+            load_s=_median(samples, "load_s"),
+            peak_bytes=max(sample.peak_bytes for sample in samples),
+            divergence=divergence,
+            agreement=agreement,
+            pass_ms=self._passes(setting),
+        )
+
+    def _passes(self, setting: Setting) -> tuple[tuple[int, float], ...]:
+        """Measure passes over several tokens, if there is time."""
+        if self._deadline is not None and self.passed() > self._options.budget_s:
+            return ()
+        self._on_progress(f"passes of several tokens: {_engine_text(setting)}")
+        try:
+            found = self._worker(setting).pass_ms()
+        except EdgeError:
+            self._drop(setting)
+            return ()
+        return tuple((size, round(ms, 3)) for size, ms in sorted(found.items()))
+
+    def _first_backend(self) -> str | None:
+        """Return the first requested engine that reads this model; if none does, the plan says so."""
+        named, able = self._options.backends, [row.name for row in self._rows]
+        return next((name for name in named if name in able), named[0] if named else None)
+
+    def _choose_lengths(self, start: Setting) -> None:
+        """Choose prompt and reply as long as the time allows: a slow device gets short ones."""
+        self._on_progress("the approximate speed")
+        sample = self.measure(start)
+        self._samples.clear()  # of other lengths
+        allowed_s = self._options.budget_s / _SAMPLES_IN_BUDGET
+        possible = [(prompt, reply) for prompt, reply in _LENGTHS if prompt + reply < start.n_ctx]
+        for n_prompt, n_decode in possible:
+            self.lengths = n_prompt, n_decode
+            if n_prompt / sample.prefill_tokens_per_s + n_decode / sample.decode_tokens_per_s <= allowed_s:
+                break
+
+    def _knobs(self) -> list[Knob]:
+        engines = [
+            Knob("engine", "chat", self._equal_engines, _engine_text, _ENGINE_GAIN),
+            Knob("engine", "chat", self._lossy_engines, _engine_text, _ENGINE_GAIN, self._why_lossy),
+        ]
+        if self._options.is_quick:
+            return engines
+        cpu, kv_types = self._device.cpu, self._options.kv_types
+        return [*engines, *setting_knobs(self._rows, cpu, self.lengths[0], kv_types, self._each)]
+
+    def _equal_engines(self, incumbent: Setting) -> list[Setting]:
+        return [setting for setting in self._engines() if is_lossless(self.loss(setting)[0])]
+
+    def _lossy_engines(self, incumbent: Setting) -> list[Setting]:
+        return [setting for setting in self._engines() if not is_lossless(self.loss(setting)[0])]
+
+    def _why_lossy(self, setting: Setting) -> str:
+        divergence, _ = self.loss(setting)
+        if divergence is None:
+            return "faster, and not taken unasked: what it costs in quality could not be measured"
+        return f"faster, and not taken unasked: it diverges by {divergence:.3f} nats, more than {LOSSLESS_NATS}"
+
+    def _engines(self) -> list[Setting]:
+        found = []
+        for row in self._rows:
+            try:
+                targets, _ = find_targets(self._device, row, PlanRequest(backend=row.name))
+            except BackendUnavailableError:
+                continue
+            found += [PlanRequest(backend=row.name, require=target.accelerator) for target in targets]
+        return self._possible(found)
+
+    def _each(self, values: Sequence[Any], *fields: str) -> Callable[[Setting], list[Setting]]:
+        """Return the challengers that differ from the incumbent in these fields, which all get one value."""
+
+        def challengers(incumbent: Setting) -> list[Setting]:
+            changes = [dict.fromkeys(fields, value) for value in values]
+            return self._possible([self._request(msgspec.structs.replace(incumbent, **change)) for change in changes])
+
+        return challengers
+
+    def _request(self, setting: Setting) -> PlanRequest:
+        is_quantised = setting.kv_type_k not in ("f32", "f16", "bf16")
+        return PlanRequest(
+            backend=setting.backend,
+            require=setting.accelerator,  # type: ignore[arg-type]
+            threads=setting.threads,
+            threads_batch=setting.threads_batch,
+            n_ubatch=setting.n_ubatch,
+            kv_type_k=setting.kv_type_k if is_quantised else None,
+            kv_type_v=setting.kv_type_v if is_quantised else None,
+            flash_attention=setting.flash_attention,
+        )
+
+    def _possible(self, requests: Sequence[PlanRequest]) -> list[Setting]:
+        """Return the settings that the plan allows: it knows the limits of engines and memory."""
+        found = []
+        for request in requests:
+            try:
+                found.append(self._setting(request))
+            except EdgeError:
+                continue  # not possible here
+        return found
+
+    def _setting(self, request: PlanRequest) -> Setting:
+        needed = max(n_prompt + n_decode + 1 for n_prompt, n_decode in _LENGTHS)
+        facts = self.artifact.facts
+        limits = [limit for limit in (facts.n_ctx_train, facts.n_ctx_max) if limit]
+        request = replace(request, context=min([needed, *limits]), n_seq=1)
+        plan = make_plan(self._device, self.artifact, request, safety=self._safety)
+        setting = setting_of(plan)
+        self._plans[setting] = plan
+        return setting
+
+    def _make_room(self, plan: Plan) -> None:
+        """End the least recently used processes until one more fits."""
+        free = self._device.memory.available_bytes * MEMORY_SHARE
+        n_fit = max(1, min(_MAX_WORKERS, int(free // max(1, plan.memory.total_bytes))))
+        while len(self._workers) >= n_fit:
+            oldest = next(iter(self._workers))
+            self._workers.pop(oldest).close()
+
+
+def _engine(setting: Setting) -> tuple[str, str]:
+    return setting.backend, setting.accelerator
+
+
+def _engine_text(setting: Setting) -> str:
+    return f"{setting.backend} on {setting.accelerator}"
+
+
+def _turns(samples: Sequence[Sample]) -> list[float]:
+    return [goal_seconds(sample, "chat") for sample in samples]
+
+
+def _median(samples: Sequence[Sample], name: str) -> float:
+    return round(float(statistics.median(getattr(sample, name) for sample in samples)), 2)
