@@ -61,6 +61,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt tools/buil
 	@sh tools/bootstrap.sh $(PYTHON)
 	$(BIN)/python tools/build_llama.py
 	$(PIP) --editable '.[chat,server,structured]'
+	@$(PIP) --only-binary openvino --editable '.[openvino]' \
+		|| echo "OpenVINO could not be installed here; llama.cpp runs the models, and nothing else is missing."
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -183,7 +183,7 @@ def _rows(tuning: Tuning) -> list[tuple[str, str]]:
         ("engine", f"{tuning.backend} on {tuning.accelerator}"),
         (
             "a turn",
-            f"{tuning.turn_s:.2f} s, default {tuning.default_turn_s:.2f} s ({TURN_PROMPT} tokens of prompt, {TURN_REPLY} of reply)",
+            f"{tuning.turn_s:.2f} s, default {tuning.default_turn_s:.2f} s: {TURN_PROMPT} new tokens, {TURN_REPLY} of reply",
         ),
         ("threads", f"{tuning.threads}, for prefill {tuning.threads_batch}"),
         ("batch", f"{tuning.n_ubatch} tokens"),

@@ -9,6 +9,7 @@ shortage.py      why nothing fits, and the nearest plan that would
 memory.py        memory that a model takes
 verdict.py       whether a model would fit, from its size alone
 choosing.py      the best of a model's formats
+speed.py         how fast an engine answers, and how far it may be from another
 tuning.py        results of `edge tune`, stored per device, build and model shape
 apply_tuning.py  applies them to the plan
 draft.py         a model together with a smaller one that drafts for it

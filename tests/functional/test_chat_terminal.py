@@ -85,6 +85,7 @@ def terminal(
         "EDGE_MODEL": str(model_path),
         "EDGE_CACHE_DIR": str(shared_cache),
         "EDGE_CONTEXT": "1024",
+        "EDGE_ENGINE_MEASURE": "false",
         "EDGE_SAMPLING_SEED": "1",
         "EDGE_SAMPLING_TEMPERATURE": "0",
         "EDGE_SAMPLING_MAX_TOKENS": "120",

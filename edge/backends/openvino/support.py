@@ -12,6 +12,6 @@ __all__ = ["why_not"]
 
 def why_not(artifact: Artifact) -> str:
     """Return why the backend cannot run a model; "" if it can, or if that shows only when it is loaded."""
-    from edge.backends.openvino import graph
+    from edge.backends.openvino import shape
 
-    return graph.why_not(artifact.header) if artifact.header is not None else ""
+    return shape.why_not(artifact.header) if artifact.header is not None else ""
