@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edge.errors import BUILD_HINT
-from edge.names import Accelerator, Format
+from edge.names import Accelerator, Format, KVType
 
 __all__ = ["ENGINES", "EnginePackage", "EngineRow", "Option", "load_entry"]
 
@@ -56,6 +56,7 @@ class EngineRow:
         accelerators: what it computes on, the best first.
         on_request: accelerators that must be required, since how much of a model they can take depends on the model.
         options: settings that it lets one choose.
+        kv_types: of keys and values, where it lets one choose; the usual one first, then those that save memory.
         package: what has to be installed; None if nothing.
         n_seq: sequences side by side, unless asked otherwise.
         n_spare: KV buffers beside one a sequence, for engines whose sequences have buffers of their own.
@@ -79,6 +80,7 @@ class EngineRow:
     accelerators: tuple[Accelerator, ...]
     on_request: tuple[Accelerator, ...] = ()
     options: tuple[Option, ...] = ()
+    kv_types: tuple[KVType, ...] = ()
     package: EnginePackage | None = None
     n_seq: int = 2
     n_spare: int = 0
@@ -105,6 +107,7 @@ ENGINES: dict[str, EngineRow] = {
                 "threads", "threads_batch", "n_ubatch", "kv_type", "flash_attention", "gpu_layers", "use_mmap",
                 "use_extra_buffers",
             ),
+            kv_types=("f16", "q8_0", "q4_0"),
             n_seq=4,
             repacked=("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0"),
             safety="edge.backends.llamacpp.canary:load_safety",
@@ -144,6 +147,7 @@ ENGINES: dict[str, EngineRow] = {
             formats=("gguf",),
             accelerators=("cpu",),
             options=("threads", "n_ubatch", "kv_type"),
+            kv_types=("f16", "u8"),
             n_seq=4,
             weights_factor=3.5,  # those of the graph and the plug-in's own copy, both with four bits more a weight for a Q4_1
             why_not="edge.backends.openvino.support:why_not",
@@ -177,6 +181,7 @@ ENGINES: dict[str, EngineRow] = {
             formats=("gguf", "onnx", "coreml"),
             accelerators=("cpu",),
             options=("threads", "n_ubatch", "kv_type", "flash_attention"),
+            kv_types=("f16", "q8_0", "q4_0"),
             n_seq=4,
             is_automatic=False,
         ),

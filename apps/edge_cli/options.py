@@ -60,7 +60,9 @@ _MODEL = [
         "--draft", metavar="MODEL", shell_complete=complete_model, help="Smaller model of the same family that guesses tokens."
     ),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
-    click.option("--kv-type", metavar="TYPE", shell_complete=complete_kv_type, help="Type of the KV cache: f16, q8_0 or q4_0."),
+    click.option(
+        "--kv-type", metavar="TYPE", shell_complete=complete_kv_type, help="Type of the KV cache: f16, q8_0, q4_0, u8."
+    ),
     click.option(
         "-s",
         "--set",

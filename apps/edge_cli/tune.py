@@ -30,6 +30,7 @@ _MINUTES = 3.0
 # Measured on SmolLM2-135M, docs/kv.md: share of tokens with the same likeliest token.
 _KV_COSTS = {
     "q8_0": "half the memory of f16; docs/kv.md measured the same likeliest token for about 95% of all tokens",
+    "u8": "0.63 of the memory of f16, on OpenVINO; docs/openvino.md has what it loses",
     "q4_0": "a quarter of the memory of f16; docs/kv.md measured the same likeliest token for about 88% of all tokens",
 }
 

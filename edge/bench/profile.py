@@ -233,7 +233,7 @@ _ADVICE: dict[Stage, Callable[[Profile, bool], str]] = {
     "template": _always(": the model's chat template is slow; a shorter conversation renders faster."),
     "tokenise": _always(": send long texts once, as an attachment of a conversation, since only new text is tokenised."),
     "queue": _always(": another reply used the engine; raise engine.parallel, or wait for it."),
-    "restore": _always(": put the KV cache on a faster disk (paths.cache_dir), or store less of it (--kv-type q8_0)."),
+    "restore": _always(": put the KV cache on a faster disk (paths.cache_dir), or store less of it (--kv-type q8_0 or u8)."),
     "prefill": _of_prefill,
     "draft": _always(": the draft model is too large for what it guesses right; use a smaller one, or none."),
     "decode": _of_decode,

@@ -122,7 +122,7 @@ def _as_name(text: str) -> str:
 
 
 def _tight_memory(device: DeviceProfile, plan: Plan) -> Iterator[str]:
-    if plan.accelerator == "cpu" and (plan.kv_type_k, plan.kv_type_v) != ("f16", "f16"):
+    if plan.accelerator == "cpu" and plan.backend == "llamacpp" and (plan.kv_type_k, plan.kv_type_v) != ("f16", "f16"):
         yield (
             f"The KV cache is stored as {plan.kv_type_k}, which saves memory and costs the CPU speed: with 2,000 tokens, "
             "prefill was 2 to 3 times slower. With more free memory it would be f16."

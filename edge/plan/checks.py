@@ -54,7 +54,7 @@ def check_model(request: PlanRequest, artifact: Artifact, row: EngineRow) -> Non
     Raises:
         UsageError: there is one.
     """
-    _check_kv_type(request, artifact)
+    _check_kv_type(request, artifact, row)
     facts = artifact.facts
     if facts.n_ctx_max is not None and (request.context or 0) > facts.n_ctx_max:
         raise UsageError(
@@ -77,7 +77,7 @@ def check_model(request: PlanRequest, artifact: Artifact, row: EngineRow) -> Non
         )
 
 
-def _check_kv_type(request: PlanRequest, artifact: Artifact) -> None:
+def _check_kv_type(request: PlanRequest, artifact: Artifact, row: EngineRow) -> None:
     facts = artifact.facts
     for name, width in ((request.kv_type_k, facts.head_dim_k), (request.kv_type_v, facts.head_dim_v)):
         if name in (None, facts.kv_type):
@@ -89,6 +89,10 @@ def _check_kv_type(request: PlanRequest, artifact: Artifact) -> None:
             )
         if name not in KV_BLOCKS:
             raise UsageError(f"There is no KV type {name!r}.", f"Use one of: {', '.join(KV_BLOCKS)}.")
+        if row.kv_types and name not in row.kv_types:
+            raise UsageError(
+                f"{row.title} cannot store a KV cache as {name}.", f"It knows {' and '.join(row.kv_types)}: --kv-type f16"
+            )
         if width % KV_BLOCKS[name][0]:
             raise UsageError(
                 f"{artifact.name} cannot store its KV cache as {name}: its heads are {width} numbers wide, and {name} "

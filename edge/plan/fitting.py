@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edge.plan.placement import Target
     from edge.plan.receipt import PlanRequest
 
-__all__ = ["Fit", "Fitting", "Room", "Step", "can_quantise_keys", "memory_margin"]
+__all__ = ["Fit", "Fitting", "Room", "Step", "memory_margin"]
 
 MAX_DEFAULT_CONTEXT = 8192
 """The largest context that is chosen unasked: longer ones take memory that other programs may want."""
@@ -88,6 +88,7 @@ class Fitting:
         artifact, memory: the model, and the memory that it takes.
         request: the user's.
         n_seq: sequences side by side.
+        kv_types: that the engine has, the usual one first, then those that save memory.
     """
 
     device: DeviceProfile
@@ -95,6 +96,7 @@ class Fitting:
     memory: MemoryModel
     request: PlanRequest
     n_seq: int
+    kv_types: tuple[str, ...]
 
     def room(self, target: Target) -> Room:
         """Return the memory that a plan for this accelerator may use."""
@@ -137,12 +139,21 @@ class Fitting:
         most = max(KV_PAD, min(facts.n_ctx_train or MAX_DEFAULT_CONTEXT, MAX_DEFAULT_CONTEXT) // KV_PAD * KV_PAD)
         good, least = min(most, _GOOD_CONTEXT), min(most, MIN_CONTEXT)
         is_free = (request.kv_type_k, request.kv_type_v) == (None, None) and request.flash_attention is not False
-        last = ("q8_0", "q8_0") if is_free and can_quantise_keys(self.artifact) else (kv_k, kv_v)
+        smaller = next(iter(self.smaller_kv_types()), None) if is_free else None
+        last = (smaller, smaller) if smaller else (kv_k, kv_v)
         return [Step(kv_k, kv_v, usual, most, good), Step(kv_k, kv_v, small, good, good), Step(*last, small, good, least)]
 
     def can_quantise_values(self, target: Target) -> bool:
         """Return whether values can be stored as asked for: anything but f16 needs flash attention."""
         return self.request.kv_type_v in (None, "f16") or self._has_flash(target)
+
+    def smaller_kv_types(self) -> tuple[str, ...]:
+        """Return the types of keys and values that save memory: none if heads do not consist of whole blocks."""
+        facts = self.artifact.facts
+        if facts.kv_type is not None or facts.head_dim_k <= 0:
+            return ()
+        widths = (facts.head_dim_k, facts.head_dim_v)
+        return tuple(name for name in self.kv_types[1:] if not any(width % KV_BLOCKS[name][0] for width in widths))
 
     def smallest(self, target: Target) -> Layout:
         """Return the settings that take the least memory, with the layers on the accelerator that were asked for."""
@@ -264,12 +275,6 @@ class Fitting:
         if step.n_ubatch == _BATCH:
             return "prompts are computed in chunks of this many tokens"
         return f"smaller than the usual {_BATCH}, to save memory for buffers"
-
-
-def can_quantise_keys(artifact: Artifact) -> bool:
-    """Return whether keys and values can be stored in 8 or 4 bits: heads have to consist of whole blocks."""
-    facts, block = artifact.facts, KV_BLOCKS["q8_0"][0]
-    return facts.kv_type is None and facts.head_dim_k > 0 and facts.head_dim_k % block == facts.head_dim_v % block == 0
 
 
 def memory_margin(available_bytes: int) -> int:

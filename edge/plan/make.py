@@ -110,7 +110,7 @@ def _plan_on(
     row = placement.row
     check_model(request, artifact, row)
     memory = memory_model(artifact, n_spare=row.n_spare, weights_factor=row.weights_factor)
-    fitting = Fitting(device, artifact, memory, request, request.n_seq or row.n_seq)
+    fitting = Fitting(device, artifact, memory, request, request.n_seq or row.n_seq, row.kv_types)
     chosen = _choose(fitting, placement, (tuned or Lookup()).tuning)
     fit, layout = chosen.fit, chosen.fit.layout
     threads, threads_batch = _threads(device.cpu, chosen.request, row)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import ModelTooLargeError
-from edge.plan.fitting import can_quantise_keys
 from edge.plan.memory import KV_PAD
 from edge.units import size_text
 
@@ -62,7 +61,7 @@ def _nearest(fitting: Fitting, targets: Sequence[Target]) -> str:
     request, offers = fitting.request, []
     if request.context is not None:
         is_exact = {request.kv_type_k, request.kv_type_v} <= {None, "f16"}
-        smaller = ("q8_0", "q4_0") if is_exact and can_quantise_keys(fitting.artifact) else ()
+        smaller = fitting.smaller_kv_types() if is_exact else ()
         kv_type = next((name for name in smaller if fits(kv_type_k=name, kv_type_v=name)), None)
         if kv_type is not None:
             offers.append(f"--kv-type {kv_type}")

@@ -64,7 +64,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         threads, threads_batch: for decode and for prefill.
         n_ubatch: tokens computed in one pass of prefill.
         flash_attention: it was on.
-        kv_type_k, kv_type_v: types of the KV cache; q8_0 and q4_0 only if the user let tune try them.
+        kv_type_k, kv_type_v: types of the KV cache; others than f16 only if the user let tune try them.
         decode_tokens_per_s, prefill_tokens_per_s: medians with these settings.
         default_decode_tokens_per_s, default_prefill_tokens_per_s: medians with the plan's own choice, in the same run.
         n_prompt, n_decode: tokens prefilled and decoded in each measurement.

@@ -13,7 +13,10 @@ import numpy.typing as npt
 import pytest
 
 from edge.backends.base import Backend, open_backend
+from edge.backends.cells_backend import BLOCK_HEADER
 from edge.errors import BackendError, CancelledError, UnsupportedError, UsageError
+from edge.formats.artifact import open_artifact
+from edge.plan.memory import memory_model
 from tests.contract.conftest import FFN, HEAD_DIM, HEADS, KV_HEADS, WIDTH, TinyModel
 from tests.contract.entries import make_plan
 
@@ -198,9 +201,31 @@ def test_parts_that_are_not_recognised_are_said(plan_of: Callable[..., Any], mon
 
 def test_blocks_of_another_type_are_of_another_model(plan_of: Callable[..., Any]) -> None:
     plan = plan_of("llama", backend="openvino")
-    with open_backend(plan) as one, open_backend(replace(plan, kv_type_k="f16", kv_type_v="f16")) as other:
-        assert one.kv_identity() != other.kv_identity()
+    with open_backend(plan) as one:
         one.prefill(0, [50] * 40)
-        with pytest.raises(BackendError):
-            other.import_kv(0, one.export_kv(0, 0, 40))
-        assert other.length(0) == 0
+        for kv_type in ("f16", "u8"):
+            with open_backend(replace(plan, kv_type_k=kv_type, kv_type_v=kv_type)) as other:
+                assert one.kv_identity() != other.kv_identity()
+                with pytest.raises(BackendError):
+                    other.import_kv(0, one.export_kv(0, 0, 40))
+                assert other.length(0) == 0
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "u8"])
+def test_a_token_takes_the_memory_that_the_plan_counts(plan_of: Callable[..., Any], kv_type: str) -> None:
+    plan = plan_of("llama", backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)
+    with open_backend(plan) as backend:
+        backend.prefill(0, [50] * 64)
+        block = backend.export_kv(0, 1, 64)
+    planned = memory_model(open_artifact(plan.artifact.path)).cell_bytes(kv_type, kv_type)
+    assert len(block) - BLOCK_HEADER.size == 63 * planned
+
+
+def test_keys_and_values_in_8_bits_lose_little(plan_of: Callable[..., Any]) -> None:
+    tokens = [int(token) for token in np.random.default_rng(2).integers(20, 256, 80)]
+    found = {}
+    for kv_type in ("f32", "u8"):
+        with open_backend(plan_of("llama", backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)) as backend:
+            found[kv_type] = logits(backend, tokens)
+    error = np.sqrt(((found["u8"] - found["f32"]) ** 2).mean()) / found["f32"].std()
+    assert 0 < error < 0.02, error

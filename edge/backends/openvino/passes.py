@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KV_TYPES", "Passes", "Piece"]
 
-KV_TYPES = ("f16", "f32")
+KV_TYPES = ("f16", "f32", "u8")
+_KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
 _WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 
 Piece = tuple[int, int, Sequence[int], int]
@@ -54,7 +55,7 @@ class Passes:
         if plan.kv_type_k != plan.kv_type_v or plan.kv_type_k not in KV_TYPES:
             raise UsageError(
                 f"The openvino backend cannot keep keys as {plan.kv_type_k} and values as {plan.kv_type_v}.",
-                f"It knows {' and '.join(KV_TYPES)}, the same for both: --kv-type f16",
+                f"It knows {', '.join(KV_TYPES)}, the same for both: --kv-type f16",
             )
         self._ov, self._n_seq = ov, plan.n_seq
         path = plan.artifact.path
@@ -153,6 +154,8 @@ class Passes:
 
 
 def _properties(plan: Plan) -> dict[str, Any]:
+    # Each position has scales of its own. Keys would be scaled by channel, so that no position of a block could move alone.
+    by_token = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN", "KEY_CACHE_GROUP_SIZE": _KV_GROUP, "VALUE_CACHE_GROUP_SIZE": _KV_GROUP}
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -160,6 +163,7 @@ def _properties(plan: Plan) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "f32",  # bfloat16, the default where the CPU has it, loses more than int8 inputs do
         "KV_CACHE_PRECISION": plan.kv_type_k,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
+        **(by_token if plan.kv_type_k == "u8" else {}),
     }
 
 

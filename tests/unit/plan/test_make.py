@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,29 @@ def test_the_kv_cache_is_quantised_only_when_memory_is_short() -> None:
     assert "to save memory" in choice(tight, "KV cache")[1]
     roomy = make_plan(device("raspberry-pi-5"), BIG)
     assert (roomy.kv_type_k, roomy.n_ubatch) == ("f16", 512)
+
+
+def test_each_engine_has_kv_types_of_its_own() -> None:
+    engine = Engine("openvino", "openvino", "2026.4.1", ("cpu",))
+
+    def plan(free: int = 4000, **asked: Any) -> Plan:
+        pi = device("raspberry-pi-5", free=free * MIB)
+        others = tuple(item for item in pi.engines if item.name != engine.name)
+        return make_plan(replace(pi, engines=(*others, engine)), SMALL, PlanRequest(**{"backend": "openvino", **asked}))
+
+    exact, small = plan(), plan(kv_type_k="u8", kv_type_v="u8")
+    assert (small.backend, small.kv_type_k) == ("openvino", "u8")
+    assert small.memory.kv_bytes / exact.memory.kv_bytes == pytest.approx(0.625)
+    for backend, kv_type, known in (("openvino", "q8_0", "f16 and u8"), ("llamacpp", "u8", "f16 and q8_0 and q4_0")):
+        with pytest.raises(UsageError, match=f"cannot store a KV cache as {kv_type}") as refused:
+            plan(backend=backend, kv_type_k=kv_type, kv_type_v=kv_type)
+        assert known in refused.value.hint
+    kinds = []
+    for free in range(500, 1500, 8):
+        with suppress(ModelTooLargeError):
+            kinds.append(plan(free).kv_type_k)
+    assert set(kinds) == {"u8", "f16"}
+    assert kinds == sorted(kinds, reverse=True)  # less memory, smaller type
 
 
 def test_heads_that_cannot_be_quantised_stay_exact() -> None:
