@@ -95,9 +95,11 @@ def from_edge(error: EdgeError, *, retry_after_s: int = 5) -> ApiError:
 def _context_full(error: ContextFullError) -> ApiError:
     n_prompt, n_ctx = error.n_prompt, error.n_ctx
     least = "at least " if error.is_least else ""
+    # "prompt is too long" and "model's maximum context length is" are what programs look for, to shorten it themselves.
     message = (
-        f"The prompt has {least}{n_prompt:,} tokens, and the context window {n_ctx:,}, which holds the reply too. "
-        "Shorten the messages, or serve the model with a larger context (edge serve --context)."
+        f"The prompt is too long: it has {least}{n_prompt:,} tokens, and the context window has to hold the reply, too. This "
+        f"model's maximum context length is {n_ctx:,} tokens. Shorten the messages, or serve the model with a larger context "
+        "(edge serve --context)."
     )
     details = {"n_prompt_tokens": n_prompt, "n_ctx": n_ctx}
     return ApiError(400, message if n_prompt else str(error), code="context_length_exceeded", param="messages", details=details)

@@ -59,5 +59,5 @@ def test_the_model_is_named_after_its_file(client: OpenAI, model_path: Path) -> 
 def test_a_prompt_beyond_the_window_is_refused(client: OpenAI) -> None:
     from openai import BadRequestError
 
-    with pytest.raises(BadRequestError, match="context window 1,024"):
+    with pytest.raises(BadRequestError, match="maximum context length is 1,024"):
         client.chat.completions.create(model="", messages=[{"role": "user", "content": "word " * 2000}])
