@@ -42,7 +42,7 @@ def measure_at_first(app: App, settings: Settings) -> None:
         if max(artifact.size_bytes for artifact in artifacts) <= _MOST_BYTES:
             _measure(device, artifacts, settings)
     except EdgeError as error:
-        output.note(error.message)
+        output.note(" ".join(part for part in (error.message, error.hint) if part))
 
 
 def is_settled(device: DeviceProfile, artifacts: Sequence[Artifact], settings: Settings) -> bool:

@@ -55,8 +55,7 @@ class Tuner:
     Args:
         device, artifact, options: as for `tune`.
         cache_dir: has the canary's verdict.
-        reference: file of the logits that losses are measured from. The tuner that finds none writes it, with the usual
-            setting.
+        reference: file of the logits that losses are measured from. Where there is none, the usual setting writes it.
         on_progress, open_worker, clock: as for `tune`.
         deadline: end of a quick search, as of `time.monotonic()`; None lets a measurement take as long as it does.
 
@@ -92,6 +91,7 @@ class Tuner:
         self._workers: dict[Setting, Tuned] = {}  # the one used last is at the end
         self._plans: dict[Setting, Plan] = {}
         self._samples: dict[Setting, list[Sample]] = {}
+        self._refused: list[Setting] = []
         self._losses: dict[Setting, tuple[float | None, float | None]] = {}
         self.lengths = _LENGTHS[-1]
         self.reuses_workers = True
@@ -110,7 +110,7 @@ class Tuner:
         self._choose_lengths(start)
         limit = self._options.budget_s * (1 - _FINAL_SHARE)
         search = Search(self.measure, lambda: self.passed() < limit, self._on_progress)
-        self.loss(start)
+        self._start = start
         return start, search.run(start, self._knobs())
 
     def report(self, start: Setting, outcome: Outcome, usual: list[Sample], best: list[Sample]) -> Report:
@@ -125,8 +125,15 @@ class Tuner:
         least = _ENGINE_GAIN if _engine(outcome.best) != _engine(start) else MIN_GAIN
         is_better = outcome.best != start and wins(ratios, least)
         chosen, samples = (outcome.best, best) if is_better else (start, usual)
-        speeds = {_engine(setting): self._speed(setting, taken) for setting, taken in self._by_engine().items()}
-        speeds |= {_engine(setting): self._speed(setting, taken) for setting, taken in ((start, usual), (chosen, samples))}
+        speeds = {chosen: self._speed(chosen, samples)}
+        if _engine(start) != _engine(chosen):
+            speeds = {start: self._speed(start, usual), **speeds}
+        known = {_engine(setting) for setting in speeds}
+        speeds |= {
+            setting: self._speed(setting, taken)
+            for setting, taken in self._by_engine().items()
+            if _engine(setting) not in known
+        }
         tuning = Tuning(
             backend=chosen.backend,
             accelerator=self._plans[chosen].accelerator,
@@ -147,7 +154,7 @@ class Tuner:
             load_s=_median(samples, "load_s"),
             default_load_s=_median(usual, "load_s"),
             reference=" on ".join(_engine(start)),
-            divergence=self.loss(chosen)[0],
+            divergence=self._losses.get(chosen, (None, None))[0],
             engines=tuple(speeds.values()),
         )
         return Report(tuning, outcome, is_better, self.passed())
@@ -171,6 +178,8 @@ class Tuner:
 
     def loss(self, setting: Setting) -> tuple[float | None, float | None]:
         """Return how far a setting's distributions are from the reference's, as in EngineSpeed; None if that cannot be said."""
+        if not self._reference.exists() and setting != self._start:
+            self.loss(self._start)
         if setting not in self._losses:
             self._on_progress(f"the quality of {_engine_text(setting)}")
             self._losses[setting] = self._measure_loss(setting)
@@ -231,7 +240,7 @@ class Tuner:
         return {setting: self._samples[setting] for setting in best.values()}
 
     def _speed(self, setting: Setting, samples: Sequence[Sample]) -> EngineSpeed:
-        divergence, agreement = self._losses.get(setting, (None, None))
+        divergence, agreement = self.loss(setting) if self._has_time() else self._losses.get(setting, (None, None))
         return EngineSpeed(
             backend=setting.backend,
             accelerator=self._plans[setting].accelerator,
@@ -244,9 +253,12 @@ class Tuner:
             pass_ms=self._passes(setting),
         )
 
+    def _has_time(self) -> bool:
+        return self._deadline is None or self.passed() < self._options.budget_s
+
     def _passes(self, setting: Setting) -> tuple[tuple[int, float], ...]:
         """Measure passes over several tokens, if there is time."""
-        if self._deadline is not None and self.passed() > self._options.budget_s:
+        if not self._has_time():
             return ()
         self._on_progress(f"passes of several tokens: {_engine_text(setting)}")
         try:
@@ -275,27 +287,29 @@ class Tuner:
 
     def _knobs(self) -> list[Knob]:
         engines = [
-            Knob("engine", "chat", self._equal_engines, _engine_text, _ENGINE_GAIN),
-            Knob("engine", "chat", self._lossy_engines, _engine_text, _ENGINE_GAIN, self._why_lossy),
+            Knob("engine", "chat", self._engines, _engine_text, _ENGINE_GAIN, self._refuse),
+            Knob("engine", "chat", self._other_engines, _engine_text, _ENGINE_GAIN, self._refuse),
         ]
         if self._options.is_quick:
             return engines
         cpu, kv_types = self._device.cpu, self._options.kv_types
         return [*engines, *setting_knobs(self._rows, cpu, self.lengths[0], kv_types, self._each)]
 
-    def _equal_engines(self, incumbent: Setting) -> list[Setting]:
-        return [setting for setting in self._engines() if is_lossless(self.loss(setting)[0])]
-
-    def _lossy_engines(self, incumbent: Setting) -> list[Setting]:
-        return [setting for setting in self._engines() if not is_lossless(self.loss(setting)[0])]
-
-    def _why_lossy(self, setting: Setting) -> str:
+    def _refuse(self, setting: Setting) -> str:
+        """Say why an engine that is faster is not taken; "" if it loses nothing."""
         divergence, _ = self.loss(setting)
+        if is_lossless(divergence):
+            return ""
+        self._refused.append(setting)
         if divergence is None:
             return "faster, and not taken unasked: what it costs in quality could not be measured"
         return f"faster, and not taken unasked: it diverges by {divergence:.3f} nats, more than {LOSSLESS_NATS}"
 
-    def _engines(self) -> list[Setting]:
+    def _other_engines(self, incumbent: Setting) -> list[Setting]:
+        """Return the engines that may have lost only against one that was refused."""
+        return [setting for setting in self._engines(incumbent) if setting not in self._refused] if self._refused else []
+
+    def _engines(self, incumbent: Setting) -> list[Setting]:
         found = []
         for row in self._rows:
             try:

@@ -95,6 +95,7 @@ def tune(
             for tuner in sorted(tuners, key=lambda tuner: tuner.artifact is not published):
                 found[tuner] = tuner.search()
                 if not is_one:
+                    tuner.loss(found[tuner][0])
                     tuner.close()
             settings = [
                 (tuner, setting) for tuner in tuners for setting in dict.fromkeys((found[tuner][0], found[tuner][1].best))
