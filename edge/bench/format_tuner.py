@@ -37,6 +37,7 @@ _LENGTHS = ((1024, 64), (512, 64), (256, 32), (128, 16), (64, 8))  # prompt and 
 _SAMPLES_IN_BUDGET = 60
 _FINAL_SHARE = 0.2  # of the time of one format
 _MAX_WORKERS = 3
+_IS_REFERENCE = (0.0, 1.0)
 # Another engine takes other memory, and does not find what this one stored in the KV cache on disk.
 _ENGINE_GAIN = 0.05
 
@@ -153,7 +154,7 @@ class Tuner:
             is_quick=self._options.is_quick,
             load_s=_median(samples, "load_s"),
             default_load_s=_median(usual, "load_s"),
-            reference=" on ".join(_engine(start)),
+            reference=_engine_text(start) if self._losses.get(start) == _IS_REFERENCE else "",
             divergence=self._losses.get(chosen, (None, None))[0],
             engines=tuple(speeds.values()),
         )
@@ -217,7 +218,7 @@ class Tuner:
             worker = self._worker(setting)
             if not self._reference.exists():
                 worker.write_logits(self._reference)
-                return 0.0, 1.0
+                return _IS_REFERENCE
             found = worker.compare_logits(self._reference)
         except EdgeError:
             self._drop(setting)
