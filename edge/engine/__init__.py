@@ -5,6 +5,7 @@ decoding.py    one round of decode, with the drafts that are worth it
 drafting.py    what a reply may say next, looked up in its own text, and how much of it pays
 draft_model.py what it may say next, by a second, smaller model
 rounds.py      which prompt gets the next chunk, and how large it is
+sharing.py     which waiting prompts another one saves work
 generation.py  one reply that is asked of the engine, and its events
 scripted.py    a sampler that chooses nothing, to learn how likely a text is
 constraint.py  what the engine asks of a schema or grammar

@@ -23,6 +23,7 @@ from edge.engine.decoding import Decoder
 from edge.engine.generation import Failed, Generation, Prefilled, reply_error
 from edge.engine.governor import Limits
 from edge.engine.rounds import MAX_GAP_MS, MOST_PASSES, ChunkTimer, Order
+from edge.engine.sharing import Sharing
 from edge.errors import BackendError, ContextFullError, EdgeError, ModelTooLargeError, UnsupportedError
 from edge.kv.cache import KVCache
 
@@ -88,6 +89,7 @@ class Scheduler:
         self._waiting: list[Generation] = []  # in order of arrival
         self._running: list[Generation] = []
         self._admission, self._prefill_order = Order(), Order()
+        self._sharing = Sharing(self._cache.n_resident, can_copy=backend.capabilities.rewind)
         self._timer = ChunkTimer(max_gap_ms, self._cache.chunk_grain)
         self._decoder = Decoder(
             backend,
@@ -344,16 +346,8 @@ class Scheduler:
             self._running.append(generation)
 
     def _admissible(self) -> list[Generation]:
-        """Return those that wait for nothing but a sequence. Of a shared prompt one goes first; the others share its result."""
-        prefilling = {(id(one.shared), one.priority) for one in self._running if one.is_prefilling}
-        found = []
-        for one in self._waiting:
-            if one.shared is not None and not one.shared.is_prefilled:
-                if (id(one.shared), one.priority) in prefilling:
-                    continue
-                prefilling.add((id(one.shared), one.priority))
-            found.append(one)
-        return found
+        """Return those that wait for nothing but a sequence."""
+        return self._sharing.admissible(self._waiting, self._running)
 
     def _n_missing(self, generation: Generation) -> int:
         """Return how many tokens of a prompt without a sequence are not in memory."""

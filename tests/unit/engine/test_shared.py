@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -76,4 +79,67 @@ def test_who_waits_for_a_shared_prompt_takes_no_sequence_from_background_work() 
         scheduler.submit(Generation([100] * 500, sampling(number), listener.events.put, shared=shared))
     scheduler.submit(Generation([101] * 50, sampling(9), listeners[3].events.put, priority="background"))
     assert all(isinstance(last(listener), Finished) for listener in listeners)
+    scheduler.close()
+
+
+class Counting(FakeBackend):
+    """Counts the tokens that are prefilled."""
+
+    n_prefilled = 0
+
+    def prefill(self, seq_id: int, tokens: Sequence[int], **options: Any) -> int:
+        n_done = super().prefill(seq_id, tokens, **options)
+        self.n_prefilled += n_done
+        return n_done
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_prompts_that_begin_alike_are_prefilled_once(seed: int) -> None:
+    """Whoever comes first or goes in the middle: each reply is what it is alone, and little is computed twice."""
+    draw = random.Random(seed)
+    backend = Counting(n_ctx=8192, n_seq=4, chunk_size=32)
+    scheduler, head = Scheduler(backend), [draw.randrange(97, 122) for _ in range(600)]
+    gate = threading.Event()
+    scheduler.submit(Generation([65] * 5, sampling(1), lambda _: gate.wait(30) and None))
+    prompts = [[*head, *(draw.randrange(97, 122) for _ in range(draw.randrange(1, 60)))] for _ in range(8)]
+    asked = []
+    for number, prompt in enumerate(prompts):
+        listener = Listener()
+        one = Generation(prompt, sampling(number), listener.events.put)
+        scheduler.submit(one)
+        asked.append((one, listener))
+    asked[0][0].is_cancelled = seed % 2 == 1  # then another one computes it
+    gate.set()
+    for number, (one, listener) in enumerate(asked):
+        end = last(listener)
+        assert isinstance(end, Finished), end
+        if not one.is_cancelled:
+            assert end.tokens == alone(prompts[number], number)
+    scheduler.close()
+    n_rest = sum(len(prompt) - len(head) for prompt in prompts)
+    assert backend.n_prefilled <= 5 + len(head) + n_rest
+
+
+def test_clients_and_background_work_do_not_wait_for_each_other() -> None:
+    head, entered, gate = [100] * 500, threading.Event(), threading.Event()
+
+    class Slow(FakeBackend):
+        def prefill(self, seq_id: int, tokens: Sequence[int], **options: Any) -> int:
+            entered.set()
+            gate.wait(30)
+            return super().prefill(seq_id, tokens, **options)
+
+    scheduler = Scheduler(Slow(n_seq=4, chunk_size=32))
+    listeners = [Listener() for _ in range(4)]
+    scheduler.submit(Generation([*head, 1], sampling(0), listeners[0].events.put, namespace="a", priority="background"))
+    assert entered.wait(30)
+    scheduler.submit(Generation([*head, 2], sampling(0), listeners[1].events.put, namespace="b"))
+    scheduler.submit(Generation([*head, 3], sampling(0), listeners[2].events.put, namespace="a"))
+    scheduler.submit(Generation([*head, 4], sampling(0), listeners[3].events.put, namespace="a"))
+    gate.set()
+    ends = [last(listener) for listener in listeners]
+    assert all(isinstance(end, Finished) for end in ends)
+    reused = [end.usage.n_reused for end in ends if isinstance(end, Finished)]
+    assert reused[1] == 0, "nothing is known of what others asked"
+    assert reused[2] < 100 and reused[3] == 500, "one does not wait for background work, and the next one for that one"
     scheduler.close()
