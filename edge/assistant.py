@@ -46,6 +46,8 @@ from edge.turns import DiskCache, Turns
 from edge.types import Message, Sampling
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edge.backends.base import Backend, ModelInfo
     from edge.backends.llamacpp.slot_import import SlotReport
     from edge.bench.trace import Trace
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from edge.prompt.options import ToolFormat
     from edge.prompt.template import ChatTemplate
     from edge.reply import Reply
+    from edge.request import RequestOptions
     from edge.tool_runner import Approve
     from edge.types import Tool
 
@@ -228,13 +231,13 @@ class Assistant(Responding):
         system: str | None = None,
         attachments: Sequence[Attachment] = (),
         name: str = "",
-        cache: CacheHint | None = None,
         cache_namespace: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Reply:
         """Prefill what conversations have in common, so that their first message is answered sooner.
 
         Args:
-            text, attachments, cache: as in `Conversation.prewarm`.
+            text, attachments, options: as in `Conversation.prewarm`.
             system, cache_namespace: as in `conversation`.
             name: under which `edge kv ls` shows the stored blocks.
 
@@ -247,7 +250,7 @@ class Assistant(Responding):
         """
         check_text("name", name)
         new = self.conversation(system=system, cache_namespace=cache_namespace)
-        return new._prewarm(text, attachments, cache, f"{WARM_OWNER}{name}" if name else "")
+        return new._prewarm(text, attachments, options, f"{WARM_OWNER}{name}" if name else "")
 
     @property
     def sampling(self) -> Sampling:

@@ -310,7 +310,7 @@ class Conversation:
             request,
         )
 
-    def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), cache: CacheHint | None = None) -> Reply:
+    def prewarm(self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]) -> Reply:
         """Prefill the conversation up to its next message, so that this is answered sooner.
 
         It makes way for replies, and the next message of this conversation ends it; what is prefilled by then is reused.
@@ -318,7 +318,7 @@ class Conversation:
         Args:
             text: how the next message begins.
             attachments: those that the next message will have.
-            cache: as in `send`.
+            options: as in `send`; tools, a schema and thinking are part of the prompt, and a schema is compiled, too.
 
         Returns:
             A reply without text, whose `progress`, `usage` and `timing` are those of the prefill. It goes on although nobody
@@ -328,7 +328,7 @@ class Conversation:
             UsageError: an argument has the wrong type.
             BackendError: the assistant is closed, or was loaded in another process. All other errors come from the reply.
         """
-        return self._prewarm(text, attachments, cache, self.id)
+        return self._prewarm(text, attachments, options, self.id)
 
     def count(self, text: str = "", *, attachments: Sequence[Attachment] = (), **options: Unpack[RequestOptions]) -> PromptSize:
         """Count the tokens that the whole conversation has as a prompt, with its next message and all that its template adds.
@@ -466,17 +466,18 @@ class Conversation:
             return PromptOptions(own.tools, tool_format, given.tool_choice, think)
         return replace(given, think=think)
 
-    def _prewarm(self, text: str, attachments: Sequence[Attachment], cache: CacheHint | None, owner: str) -> Reply:
+    def _prewarm(self, text: str, attachments: Sequence[Attachment], options: RequestOptions, owner: str) -> Reply:
         check_text("text", text)
         check_attachments(attachments)
         self._check_size(text, attachments)
-        turns = self._turns
-        hint = check_choice("cache", self.cache if cache is None else cache, CACHE_HINTS)
+        turns, asked_for = self._turns, asked(None, options)
+        hint = check_choice("cache", self.cache, CACHE_HINTS) if asked_for.cache is None else asked_for.cache
         turns.check_cache(hint)
         nodes = self.messages
         summary = newest_summary([node.record for node in nodes])
-        request = Request(
-            options=self.options,
+        request = replace(
+            asked_for,
+            options=self._options(asked_for),
             prompt=self._prompt([*nodes, Node(0, None, "user", text, tuple(attachments))], self.info),
             cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,

@@ -22,6 +22,8 @@ from edge.loading import load, plan_model
 from edge.units import size_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge.assistant import Assistant
     from edge.config.schema import Settings
     from edge.plan.receipt import Plan
@@ -37,6 +39,7 @@ class LoadedModel:
         name: by which it was asked for.
         assistant: the model.
         memory_bytes: that it was planned to take.
+        path: of its file or folder; None where nothing was planned.
         n_users: that hold it by `Runtime.use` now.
         used_at: when it was last used, of `time.monotonic`.
     """
@@ -44,6 +47,7 @@ class LoadedModel:
     name: str
     assistant: Assistant
     memory_bytes: int
+    path: Path | None = None
     n_users: int = 0
     used_at: float = field(default_factory=time.monotonic)
 
@@ -82,6 +86,7 @@ class Runtime:
         self._budget = None if memory_gb is None else int(memory_gb * 1e9)
         self._idle_s = idle_s
         self._models: dict[str, LoadedModel] = {}
+        self._other_names: dict[str, str] = {}  # of loaded models: a path, or an alias
         self._loading: dict[str, Future[None]] = {}
         self._changed = threading.Condition()
         self._one_load = threading.Lock()
@@ -141,7 +146,7 @@ class Runtime:
             Whether it was unloaded.
         """
         with self._changed:
-            model = self._models.get(name)
+            model = self._models.get(self._other_names.get(name, name))
             if model is None or (only_idle and not model.is_idle):
                 return False
             self._forget(model)
@@ -151,6 +156,7 @@ class Runtime:
     def _forget(self, model: LoadedModel) -> None:
         """Let nobody find a model, which `_free` frees. Called with the lock."""
         del self._models[model.name]
+        self._other_names = {other: name for other, name in self._other_names.items() if name != model.name}
         self._n_closing += 1
 
     def _free(self, model: LoadedModel) -> None:
@@ -197,7 +203,8 @@ class Runtime:
         with self._changed:
             if self._is_closed:
                 raise BackendError("This runtime is closed.", "Make another one.")
-            model = self._models.get(self._name(name))
+            name = self._name(name)
+            model = self._models.get(self._other_names.get(name, name))
             if model is not None:
                 model.n_users += 1
                 model.used_at = time.monotonic()
@@ -216,7 +223,7 @@ class Runtime:
             if future is not None:
                 return future
             future = Future()
-            if name in self._models:
+            if name in self._models or name in self._other_names:
                 future.set_result(None)
                 return future
             self._loading[name] = future
@@ -226,21 +233,31 @@ class Runtime:
     def _load_into(self, name: str, future: Future[None]) -> None:
         try:
             with self._one_load:
-                needed = self._make_room(name)
-                assistant = self._load(name, settings=self._settings, on_progress=self._goes_on)
+                needed, path = self._make_room(name)
+                if not self._is_known_as(name, path):
+                    assistant = self._load(name, settings=self._settings, on_progress=self._goes_on)
+                    with self._changed:
+                        if not self._is_closed:
+                            self._models[name] = LoadedModel(name, assistant, needed, path)
+                    if self._is_closed:
+                        assistant.close()
             with self._changed:
-                if not self._is_closed:
-                    self._models[name] = LoadedModel(name, assistant, needed)
                 del self._loading[name]
                 self._changed.notify_all()
-            if self._is_closed:
-                assistant.close()
         except BaseException as error:  # noqa: BLE001 (raised again by all who wait)
             with self._changed:
                 self._loading.pop(name, None)
             future.set_exception(error)
         else:
             future.set_result(None)
+
+    def _is_known_as(self, name: str, path: Path | None) -> bool:
+        """Tell if a model of this file is loaded under another name, which then has this one, too."""
+        with self._changed:
+            known = next((model for model in self._models.values() if path is not None and model.path == path), None)
+            if known is not None:
+                self._other_names[name] = known.name
+            return known is not None
 
     def _goes_on(self, stage: str, share: float) -> bool:
         """Stop what is downloaded or loaded once the runtime is closed."""
@@ -252,8 +269,10 @@ class Runtime:
             model.used_at = time.monotonic()
             self._changed.notify_all()
 
-    def _make_room(self, name: str) -> int:
-        """Unload idle models until one fits beside the rest, and return the bytes that it was planned to take.
+    def _make_room(self, name: str) -> tuple[int, Path | None]:
+        """Unload idle models until one fits beside the rest, and return the bytes that it was planned to take, and its path.
+
+        One that is loaded already, under another name, needs no room.
 
         Raises:
             BusyError: too many of the others are in use.
@@ -269,9 +288,11 @@ class Runtime:
                     raise
                 continue
             if plan is None:
-                return 0
-            needed = plan.memory.total_bytes
+                return 0, None
+            needed, path = plan.memory.total_bytes, plan.artifact.path.resolve()
             with self._changed:
+                if any(model.path == path for model in self._models.values()):
+                    return 0, path
                 held = sum(model.memory_bytes for model in self._models.values())
             if self._budget is not None and needed > self._budget:
                 raise ModelTooLargeError(
@@ -280,7 +301,7 @@ class Runtime:
                 )
             room = plan.memory.available_bytes if self._budget is None else self._budget - held
             if needed <= room or (self._budget is None and not held):
-                return needed
+                return needed, path
             if not self._unload_oldest():
                 raise BusyError(f"The memory for {name} is taken by models that are in use.", "Try again later.")
 

@@ -41,6 +41,7 @@ EXAMPLES = examples(
 @click.option("--allowed-host", metavar="NAME", multiple=True, help="A name by which clients address the server.")
 @click.option("--allowed-origin", metavar="URL", multiple=True, help="A web page's origin that may use it.")
 @click.option("--max-waiting", metavar="N", help="Requests that may wait for a model; one more is refused.")
+@click.option("--max-requests-each", metavar="N", help="Requests of one client (a key) at the same time.")
 @click.option("--timeout", metavar="SECONDS", help="Longest time for one request.")
 @click.option("--grace", metavar="SECONDS", help="Time that running replies have to end when the server is stopped.")
 @click.option("--memory", metavar="GB", help="Memory that all loaded models may take together.")

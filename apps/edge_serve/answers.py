@@ -125,9 +125,12 @@ async def hold_model(call: Call, name: str | None) -> AsyncIterator[tuple[Assist
     """
     offered = await call.service.offer.find(name)
     call.record.model = offered.id
+    call.service.check_running()
     began = time.perf_counter()
     async with contextlib.AsyncExitStack() as held:  # also where the client goes in the moment in which it is taken
-        taking = held.enter_async_context(call.service.runtime.ause(offered.reference))
+        taking = asyncio.ensure_future(held.enter_async_context(call.service.runtime.ause(offered.reference)))
+        call.service.waits.add(taking)
+        taking.add_done_callback(call.service.waits.discard)
         try:
             assistant = await call.client.race(asyncio.wait_for(taking, limits.LOADING_S))
         except asyncio.TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class App:
     def __init__(self, service: Service, guard: Guard) -> None:
         self._service, self._guard = service, guard
         self._n_requests = 0
+        self._n_of_callers: Counter[str] = Counter()  # of those who have a key
         by_path: dict[str, dict[str, Handle]] = {}
         for method, path, handle in ROUTES:
             by_path.setdefault(path, {})[method] = handle
@@ -101,6 +103,8 @@ class App:
             await self._answer(handles, scope, receive, _with_headers(send, self._guard.cors(scope)), record)
         finally:
             self._n_requests -= 1
+            if record.caller:
+                self._n_of_callers -= Counter((record.caller,))  # which forgets those who have none left
             seconds = time.perf_counter() - record.began
             self._service.counters.add(record, path or "other", seconds)
             access.log(record, seconds)
@@ -117,10 +121,16 @@ class App:
             _check_head(scope)
             caller = self._guard.check(scope)
             record.caller = caller.name
+            self._n_of_callers[caller.name] += bool(caller.name)
             call = Call(scope, receive, send, service, record, caller)
             if self._n_requests > limits.REQUESTS and scope["method"] == "POST":  # what watches the server is answered
                 raise ApiError(
                     429, "The server is answering too many requests.", code="busy", retry_after_s=service.retry_after_s
+                )
+            limit = service.settings.server.max_requests_each
+            if limit is not None and self._n_of_callers[caller.name] > limit and scope["method"] == "POST":
+                raise ApiError(
+                    429, f"{limit} requests of this key are being answered.", code="busy", retry_after_s=service.retry_after_s
                 )
             handle = handles.get("GET" if scope["method"] == "HEAD" else scope["method"])
             if handle is None:

@@ -93,17 +93,19 @@ class Offer:
     def _read(self) -> dict[str, Offered]:
         names: dict[str, Offered] = {}
         references: dict[str, Offered] = {}
+        places: dict[Path, Offered] = {}
         for one in self.list_installed(self.settings):
             offered = _offered(one)
             for name in (one.name, *one.used_by):
                 names.setdefault(name, offered)
             references.setdefault(one.reference, names[one.name])
+            places.setdefault(one.path.resolve(), names[one.name])
         names.pop("default", None)
         first: dict[str, Offered] = {}
         for model in (self.settings.model, *self.more):
             path = Path(model)
             name = path.stem if path.suffix == ".gguf" else path.name
-            offered = names.get(model) or references.get(model) or Offered(name, model)
+            offered = names.get(model) or references.get(model) or places.get(path.resolve()) or Offered(name, model)
             first.setdefault(model, offered)
             first.setdefault(offered.id, offered)
         return first | {name: one for name, one in names.items() if name not in first}

@@ -29,7 +29,7 @@ def make_sampling(fields: Mapping[str, Any], names: Mapping[str, str] | None = N
     given = {name: value for name, value in fields.items() if value is not None}
     stops = given.get("stop", ())
     stops = (stops,) if isinstance(stops, str) else tuple(stops)
-    _check_stops(stops)
+    _check_stops(stops, (names or {}).get("stop", "stop"))
     if len(given.get("logit_bias", {})) > limits.LOGIT_BIASES:
         raise ApiError(400, f"logit_bias takes {limits.LOGIT_BIASES:,} tokens at most.", param="logit_bias")
     if "stop" in given:
@@ -54,8 +54,8 @@ def check_biases(sampling: Sampling, assistant: Assistant) -> None:
         raise ApiError(400, f"logit_bias has a token beyond the {n_vocab:,} of this model.", param="logit_bias")
 
 
-def _check_stops(stops: Sequence[str]) -> None:
+def _check_stops(stops: Sequence[str], name: str) -> None:
     if len(stops) > limits.STOPS:
-        raise ApiError(400, f"stop takes {limits.STOPS} texts at most, not {len(stops):,}.", code="invalid_value", param="stop")
+        raise ApiError(400, f"{name} takes {limits.STOPS} texts at most, not {len(stops):,}.", code="invalid_value", param=name)
     if any(len(stop) > limits.STOP_CHARS for stop in stops):
-        raise ApiError(400, f"A text of stop has {limits.STOP_CHARS} characters at most.", code="invalid_value", param="stop")
+        raise ApiError(400, f"A text of {name} has {limits.STOP_CHARS} characters at most.", code="invalid_value", param=name)

@@ -13,11 +13,11 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from edge.errors import ConfigError, EdgeError, UsageError
+from edge.errors import ConfigError, ConstraintError, EdgeError, UsageError
 from edge_serve import limits
 from edge_serve.app import App
 from edge_serve.connection import Connection
@@ -35,6 +35,8 @@ __all__ = ["Server", "make_service", "open_socket", "url_of"]
 
 _log = logging.getLogger("edge.serve")
 _LATE_S = 5.0
+_LAST_S = 1.0
+"""Time to tell clients that their replies were stopped at once, in seconds."""
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 _LATE_ROUNDS = 5
 
@@ -199,6 +201,14 @@ class Server(uvicorn.Server):
 
     def _stop_hard(self) -> None:
         self.service.stop_replies()
+        if self._loop is not None:
+            self._loop.call_later(_LAST_S, self._close_connections)
+
+    def _close_connections(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            transport: Any = connection.transport
+            transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running replies end, and unload the models, whose KV cache is written to the disk first."""
@@ -213,8 +223,10 @@ class Server(uvicorn.Server):
         for name in (service.settings.model, *service.offer.more):
             try:
                 offered = await service.offer.find(name)
-                async with service.runtime.ause(offered.reference):
-                    pass
+                async with service.runtime.ause(offered.reference) as assistant:
+                    service.is_starting = False
+                    with contextlib.suppress(ConstraintError):  # requests hear of it
+                        await asyncio.to_thread(assistant.prepare_schema, {"type": "object"})  # the first takes longest
             except Exception as error:  # noqa: BLE001 (the others are loaded all the same, and requests hear of it)
                 if name == service.settings.model:
                     service.problem = str(error)

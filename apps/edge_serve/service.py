@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from edge.errors import CancelledError
 from edge_serve.metrics import Counters
 
 if TYPE_CHECKING:
+    from edge.assistant import Assistant
     from edge.config import Settings
     from edge.reply import Reply
     from edge.runtime import Runtime
@@ -32,6 +34,7 @@ class Service:
         keys: who may use the server.
         counters: for the metrics and the log.
         replies: that run now, each with its model and when it was asked for (of `time.perf_counter`).
+        waits: of requests for a model that is being loaded.
         is_starting: the default model was not tried yet.
         problem: why the default model could not be loaded; "" if nothing is known against it.
         is_stopping: the server is about to end.
@@ -44,6 +47,7 @@ class Service:
     keys: Keys
     counters: Counters = field(default_factory=Counters)
     replies: dict[Reply, tuple[str, float]] = field(default_factory=dict)
+    waits: set[asyncio.Future[Assistant]] = field(default_factory=set)
     is_starting: bool = False
     problem: str = ""
     is_stopping: bool = False
@@ -69,7 +73,9 @@ class Service:
             raise CancelledError("The server is stopping.")
 
     def stop_replies(self) -> None:
-        """Stop all replies; what they have written is sent before their connections are closed."""
+        """Stop all replies and waits; what was written so far is sent before the connections are closed."""
         self.is_stopping = True
+        for wait in list(self.waits):
+            wait.cancel()
         for reply in list(self.replies):
             reply.cancel()

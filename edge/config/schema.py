@@ -247,6 +247,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         allowed_hosts: names by which clients may address the server, besides localhost and IP addresses.
         allowed_origins: origins of web pages that may use the server, such as "https://app.example.org".
         max_waiting: requests that may wait for a model while others are answered; one more is refused as busy.
+        max_requests_each: requests of one client, as its key names it, that may run or wait at the same time; one more is
+            refused as busy. None sets no limit.
         timeout_s: longest time for one request, in seconds.
         grace_s: time that running replies have to end when the server is stopped, in seconds.
         memory_gb: memory that all loaded models may take together, in GB (10^9 bytes); None is what is available.
@@ -260,6 +262,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_waiting: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 32
+    max_requests_each: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = 16
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 600.0
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     memory_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import edge
 from edge.assistant import Assistant, Conversation, DiskCache
 from edge.backends.fake import FakeBackend
 from edge.conversation import Attachment, ConversationStore
@@ -18,6 +19,7 @@ from edge.errors import ContextFullError, UnsupportedError, UsageError
 from edge.kv.blocks import fingerprint, pack_tokens
 from edge.kv.store import BlockStore, StoreOptions
 from edge.reply import Reply
+from edge.request import RequestOptions
 from edge.types import Message, Sampling
 
 MODEL = fingerprint({"weights": "one"})
@@ -237,6 +239,21 @@ def test_a_system_prompt_is_prefilled_ahead(house: House) -> None:
     assert first.usage.n_reused == reply.usage.n_prompt
     house.restart()
     assert done(house.conversation(system=SYSTEM).send("ho")).usage.n_restored >= reply.usage.n_prompt
+
+
+def test_tools_and_schemas_are_prefilled_ahead(house: House) -> None:
+    tool = edge.Tool("weather", "Tell the weather of a place. " * 10, {"properties": {"place": {"type": "string"}}})
+    with_tools: RequestOptions = {"tools": [tool], "tool_format": "prompt"}
+    warm = done(house.ai.prewarm(system=SYSTEM, **with_tools))
+    assert warm.usage.n_prompt > len(SYSTEM) + 290
+    assert done(house.conversation(system=SYSTEM).send("hi", **with_tools)).usage.n_reused == warm.usage.n_prompt
+    schema = {"type": "object", "properties": {"x" * 100: {"type": "integer"}}}
+    warm = done(house.conversation(system=SYSTEM).prewarm(schema=schema))
+    assert warm.usage.n_prompt > len(SYSTEM) + 100
+    sent = house.conversation(system=SYSTEM).send("hi", schema=schema, max_tokens=1)
+    assert done(sent).usage.n_reused == warm.usage.n_prompt
+    with pytest.raises(UsageError, match="no option"):
+        house.ai.prewarm(tool=[tool])  # type: ignore[call-arg]
 
 
 def test_documents_are_prefilled_ahead(house: House) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,8 @@ def make(
         total, available = int(sizes[name] * GB), int(available_gb * GB) - held
         if total > available_gb * GB:
             raise ModelTooLargeError("too large")
-        return SimpleNamespace(memory=SimpleNamespace(total_bytes=total, available_bytes=available))
+        artifact = SimpleNamespace(path=Path("models", name.partition("@")[0]))  # what follows "@" is another name of the same
+        return SimpleNamespace(memory=SimpleNamespace(total_bytes=total, available_bytes=available), artifact=artifact)
 
     runtime = Runtime(load=load, plan=plan, **options)
     return runtime
@@ -238,3 +240,17 @@ def test_a_load_waits_for_the_memory_of_what_is_unloaded(monkeypatch: pytest.Mon
         unloading.join()
         again.join()
         assert order[:3] == ["loaded", "closed", "loaded"]
+
+
+def test_two_names_of_a_file_are_one_model() -> None:
+    loads: list[str] = []
+    with make({"a": 2, "a@path": 2, "b": 2}, loads, memory_gb=3) as runtime:
+        with runtime.use("a") as first, runtime.use("a@path") as second:
+            assert first is second
+        assert (loads, names(runtime)) == (["a"], ["a"])
+        with runtime.use("b"):
+            assert names(runtime) == ["b"]
+        with runtime.use("a@path") as third, runtime.use("a") as fourth:
+            assert third is fourth and third is not first
+        assert loads == ["a", "b", "a@path"]
+        assert runtime.unload("a") and runtime.loaded == []

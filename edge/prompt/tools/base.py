@@ -17,6 +17,7 @@ from edge.messages import Tool, ToolCall
 
 __all__ = ["Broken", "CallParser", "Format", "Known", "Part", "Read", "calls_of", "new_call_id", "read_json"]
 
+_ALWAYS_READ, _GROWTH = 2_000, 16  # characters, and a share
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -81,7 +82,8 @@ class Format:
 class CallParser:
     """Takes the text of a reply in pieces and gives its parts: `feed` each piece, then `end`.
 
-    White space around calls belongs to the format, not to the text. Behind a call that cannot be read nothing is looked for.
+    White space around calls belongs to the format, not to the text. Behind a call that cannot be read nothing is looked for. A
+    long call is read again only when it has grown by a sixteenth, so that its whole takes linear time.
 
     Args:
         format: of the model.
@@ -95,13 +97,15 @@ class CallParser:
         self._opened = -1  # where what follows the opening word starts in it; -1 outside of a call
         self._has_begun = False  # something was given before
         self._has_called = False
+        self._is_due = False  # a call may be complete since it was last read
+        self._next = 0  # length at which what is open is read again: reading begins at its start each time
         self._why = ""  # what is open cannot be read: the rest of the reply is given as it is
 
     def feed(self, text: str) -> list[Part]:
         """Take more text, and return the parts that are complete now."""
         self._held += text
-        is_due = self._opened < 0 or any(letter in self._format.ends for letter in text)
-        return self._read(is_over=False) if is_due and not self._why else []
+        self._is_due = self._is_due or self._opened < 0 or any(letter in self._format.ends for letter in text)
+        return self._read(is_over=False) if self._is_due and not self._why else []
 
     def end(self) -> list[Part]:
         """End the text, and return what was held."""
@@ -153,16 +157,22 @@ class CallParser:
     def _pass_call(self, parts: list[Part], *, is_over: bool) -> bool:
         """Give the call that is open; False while it is not complete."""
         found = None
+        if not is_over and len(self._held) < self._next:
+            return False
+        self._is_due = False
         try:
             found = self._format.read(self._held[self._opened :], self._known, is_over) if not self._why else None
         except (ValueError, RecursionError) as error:
             self._why = str(error)
         if found is None:
+            n = len(self._held)
+            self._next = 0 if n < _ALWAYS_READ else n + n // _GROWTH
             if is_over:
                 parts.append(Broken(self._held, self._why or "it is not complete"))
                 self._held, self._opened = "", -1
             return False
         n_read, new = found
+        self._next = 0
         self._held = self._held[self._opened + n_read :]
         self._opened = -1
         self._has_begun = True

@@ -5,6 +5,7 @@ Samples are what these models wrote, or what llama.cpp's tests (tests/test-chat.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -289,6 +290,23 @@ def test_any_text_gives_the_same_parts_however_it_is_split(name, words, cuts):
     pieces = [text[a:b] for a, b in itertools.pairwise(places)]
     whole = without_ids(parse(name, [text]))
     assert without_ids(parse(name, pieces)) == without_ids(parse(name, list(text))) == whole
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_long_call_is_not_read_again_at_each_of_its_braces(name):
+    calls = [call(code="if (a > b) { c[0] } " * 2000), call("now")]
+    text = BY_NAME[name].write(calls) + ("" if BY_NAME[name].only_first else "\nand text")
+    n_read, format = [0], BY_NAME[name]
+
+    def read(*arguments):
+        n_read[0] += len(arguments[0])
+        return format.read(*arguments)
+
+    parser = CallParser(dataclasses.replace(format, read=read), TOOLS)
+    parts = [part for place in range(0, len(text), 4) for part in parser.feed(text[place : place + 4])]
+    parts += parser.end()
+    assert without_ids(part for part in parts if isinstance(part, ToolCall)) == calls
+    assert n_read[0] < 40 * len(text)
 
 
 @pytest.mark.parametrize("name", BY_NAME)

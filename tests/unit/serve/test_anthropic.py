@@ -152,6 +152,12 @@ def test_what_is_wrong_is_400_in_the_protocols_form(running: Serving, fields: di
     assert body["request_id"].startswith("req_")
 
 
+@pytest.mark.parametrize("stops", [[""], ["x"] * 5, ["x" * 300]])
+def test_an_error_names_the_field_as_the_protocol_does(running: Serving, stops: list[str]) -> None:
+    _, _, body = running.post("/v1/messages", {"max_tokens": 5, "messages": HI, "stop_sequences": stops})
+    assert "stop_sequences" in body["error"]["message"]
+
+
 def test_errors_raise_the_clients_own(client: Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="tiny"):
         client.messages.create(model="claude", max_tokens=5, messages=HI)

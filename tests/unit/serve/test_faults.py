@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,23 @@ def test_one_more_than_may_wait_is_refused_with_a_time() -> None:
         assert 1 <= int(headers["retry-after"]) <= 60
 
 
+def test_a_client_with_too_many_requests_leaves_room_for_others(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"ann {'a' * 32}\nbob {'b' * 32}\n")
+    limits = {"keys_file": tmp_path / "keys", "max_requests_each": 2}
+    ann, bob = ({"x-api-key": letter * 32} for letter in "ab")
+    with serving(script=lambda _: "word " * 100_000, delay_s=0.001, n_ctx=100_000, server=limits) as server:
+        with server.connect() as first, server.connect() as second:
+            for connection in (first, second):
+                connection.sendall(request(ask(stream=True), f"x-api-key: {ann['x-api-key']}\r\n"))
+            wait_until(lambda: len(server.service.replies) == 2)
+            status, headers, body = server.post(CHAT, ask(max_tokens=1), ann)
+            assert (status, body["error"]["code"]) == (429, "busy") and int(headers["retry-after"]) >= 1
+            assert server.ask("GET", "/v1/models", headers=ann)[0] == 200
+            assert server.post(CHAT, ask(max_tokens=1), bob)[0] == 200
+        wait_until(lambda: not server.service.replies)
+        wait_until(lambda: server.post(CHAT, ask(max_tokens=1), ann)[0] == 200)
+
+
 def test_health_is_answered_while_requests_are_refused(running: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUESTS", 0)
     assert running.post(CHAT, ask(max_tokens=1))[0] == 429
@@ -229,7 +247,7 @@ async def test_a_model_that_was_taken_as_the_client_went_is_given_back(n_kept: i
         return Offered("tiny", "tiny")
 
     async with Runtime(load=lambda *_, **__: Assistant(FakeBackend()), plan=lambda *_, **__: None) as runtime:
-        service = SimpleNamespace(runtime=runtime, offer=SimpleNamespace(find=find))
+        service = SimpleNamespace(runtime=runtime, offer=SimpleNamespace(find=find), waits=set(), check_running=lambda: None)
         call: Any = SimpleNamespace(service=service, record=SimpleNamespace(), client=SimpleNamespace(race=race))
         try:
             async with hold_model(call, None):

@@ -75,10 +75,19 @@ def test_a_request_whose_model_comes_too_late_is_told_so(monkeypatch: pytest.Mon
         wait_until(lambda: server.server.server_state.tasks != set())
         server.server.stop()
         server.server.stop()  # at once
-        wait_until(lambda: server.service.is_stopping)
+        status, _, body = parse(read_all(connection))  # while it is still being loaded
+        assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
         may_load.set()
-        status, _, body = parse(read_all(connection))
-    assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+
+
+def test_a_second_signal_waits_for_no_client() -> None:
+    """One that sends its body slowly would hold the server for the time that it may take, and for the grace."""
+    with serving(server={"grace_s": 600}) as server, server.connect() as connection:
+        connection.sendall(request(ask())[:-5])
+        wait_until(lambda: server.server.server_state.tasks != set())
+        server.server.stop()
+        server.server.stop()
+        assert b"HTTP/1.1 200" not in read_all(connection)
 
 
 def test_a_server_is_loading_until_its_model_was_tried() -> None:
