@@ -72,6 +72,11 @@ class Decoder:
         self._guesses: dict[int, Guess] = {}  # of this round, by sequence
         self.n_tokens = 0
 
+    def note_chunk(self, n_tokens: int, ms: float) -> None:
+        """Note the time of a whole chunk of a prompt, which says what a draft as long would cost."""
+        if self._planner is not None:
+            self._planner.note_chunk(n_tokens, ms)
+
     def decode_one_token_each(self) -> bool:
         """Choose a token of every reply that is not prefilling, and compute the logits after it.
 

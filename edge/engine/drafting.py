@@ -30,6 +30,7 @@ _PRIOR_WEIGHT, _FORGET = 8.0, 0.98
 _COSTS: Mapping[int, float] = {1: 1.0, 2: 1.5, 4: 2.4, 8: 4.1, 16: 7.5, 32: 14.0}
 _LARGEST = 32
 _SMOOTHING = 0.2
+_ROWS = 1.2  # a pass that ends in logits for each token takes about so many times longer than one for the last token alone
 _MARGIN = 1.05  # a draft has to promise more than the noise of what was measured
 _TRY_EVERY, _TRY_LENGTH, _TRY_MATCH = 200, 4, 8  # so that what was given up is found when it pays again
 
@@ -98,7 +99,7 @@ class Planner:
 
     Args:
         costs: tokens of a pass -> its time, as a multiple of a pass over one, as far as `edge tune` measured it on this device;
-            None or empty assumes high ones.
+            None or empty learns them from short chunks of prompts, and assumes high ones before.
     """
 
     def __init__(self, costs: Mapping[int, float] | None = None) -> None:
@@ -106,6 +107,7 @@ class Planner:
         self._hits = [prior * _PRIOR_WEIGHT for prior in _PRIORS]
         self._tries = [_PRIOR_WEIGHT] * len(_PRIORS)
         self._ms: dict[int, float] = {}  # tokens of a pass -> its time
+        self._chunk_ms: dict[int, float] = {}  # the same, expected from a chunk of a prompt
         self._n_declined = 0
 
     def length(self, n_match: int, n_other: int, n_most: int) -> int:
@@ -139,9 +141,16 @@ class Planner:
 
     def note_pass(self, n_tokens: int, ms: float) -> None:
         """Note the time of a pass over so many tokens, one row of logits each."""
-        known = self._ms.get(n_tokens)
-        # One that waited for another program says little.
-        self._ms[n_tokens] = ms if known is None else known + _SMOOTHING * (min(ms, 2 * known) - known)
+        _smooth(self._ms, n_tokens, ms)
+
+    def note_chunk(self, n_tokens: int, ms: float) -> None:
+        """Note the time of a chunk of a prompt, which has one row of logits; it counts where `edge tune` measured no costs.
+
+        Nearly every turn ends its prompt with a short one. So the cost of a draft is known before the first draft: a process
+        that is restarted often need not find out each time whether drafts pay, nor trust the costs of another engine.
+        """
+        if self._costs is _COSTS and 1 < n_tokens <= MAX_DRAFT + 1:
+            _smooth(self._chunk_ms, n_tokens, _ROWS * ms)
 
     @property
     def is_measured(self) -> bool:
@@ -150,13 +159,18 @@ class Planner:
 
     def pass_ms(self, n_tokens: int) -> float:
         """Return the time that a pass over so many tokens takes, estimated from the nearest that were measured."""
-        known = self._ms.get(n_tokens)
-        if known is not None:
-            return known
         if not self._ms:
             return self._cost(n_tokens)
-        nearest = min(self._ms, key=lambda n: (abs(n - n_tokens), n))
-        return self._ms[nearest] * self._cost(n_tokens) / self._cost(nearest)
+        known = self._chunk_ms | self._ms
+        if n_tokens in known:
+            return known[n_tokens]
+        below, above = [n for n in known if n < n_tokens], [n for n in known if n > n_tokens]
+        if self._chunk_ms and below and len(known) > 1:  # on the line through two that were measured
+            first, last = (max(below), min(above)) if above else (min(below), max(below))
+            slope = max(0.0, (known[last] - known[first]) / (last - first)) if last > first else 0.0
+            return known[first] + slope * (n_tokens - first)
+        nearest = min(known, key=lambda n: (abs(n - n_tokens), n))
+        return known[nearest] * self._cost(n_tokens) / self._cost(nearest)
 
     def _cost(self, n_tokens: int) -> float:
         """Return the time of a pass in passes over one token, interpolated in the costs."""
@@ -170,6 +184,12 @@ class Planner:
     def _share(self, n_match: int) -> float:
         bucket = _bucket(n_match)
         return self._hits[bucket] / self._tries[bucket]
+
+
+def _smooth(times: dict[int, float], n_tokens: int, ms: float) -> None:
+    known = times.get(n_tokens)
+    # One that waited for another program says little.
+    times[n_tokens] = ms if known is None else known + _SMOOTHING * (min(ms, 2 * known) - known)
 
 
 def _bucket(n_match: int) -> int:

@@ -427,6 +427,7 @@ class Scheduler:
             self._cache.checkpoint(slot)
         if n_done == len(chunk):
             self._timer.note_chunk(generation, n_done, ms)
+            self._decoder.note_chunk(n_done, ms)
             self._prefill_order.note(candidates, generation)
             generation.n_interruptions = 0
         else:

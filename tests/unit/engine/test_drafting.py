@@ -150,3 +150,23 @@ def test_measured_costs_are_where_it_begins() -> None:
 def test_any_measured_costs_rise_with_the_tokens(costs: dict[int, float]) -> None:
     times = [Planner(costs).pass_ms(n_tokens) for n_tokens in range(1, 60)]
     assert times == sorted(times) and times[0] == 1.0
+
+
+def test_a_short_chunk_of_a_prompt_says_what_a_draft_costs() -> None:
+    """So the first reply of a process drafts where passes are cheap, and does not where they are dear."""
+    for chunk_ms, is_worth in ((11.0, True), (70.0, False)):
+        planner = Planner()
+        planner.note_chunk(8, chunk_ms)
+        assert planner.pass_ms(1) == 1.0, "alone it says nothing: no pass over one token to compare it with"
+        planner.note_pass(1, 10.0)
+        assert planner.pass_ms(8) == pytest.approx(1.2 * chunk_ms)
+        assert 10.0 < planner.pass_ms(3) < planner.pass_ms(8) < planner.pass_ms(12)
+        assert (planner.length(8, 0, MAX_DRAFT) > 0) == is_worth
+        planner.note_pass(8, 30.0)
+        assert planner.pass_ms(8) == 30.0, "a pass that was measured counts more"
+    planner = Planner()
+    planner.note_pass(1, 10.0)
+    before = planner.pass_ms(4)
+    planner.note_chunk(512, 1.0)
+    planner.note_chunk(1, 1.0)
+    assert planner.pass_ms(4) == before, "a long chunk, or one token, says nothing of a draft"
