@@ -321,7 +321,7 @@ def _with_placement(plan: Plan, engine: Backend) -> Plan:
         why = f"{plan.accelerator} was chosen; {engine.info.details.get('tried', 'it was tried and does not work')}"
         others = (choice for choice in plan.choices if choice.what != "accelerator")
         plan = replace(plan, accelerator=used, choices=(Choice("accelerator", used, why), *others))
-    details = ((what, engine.info.details.get(what)) for what in ("placement", "several replies"))
+    details = ((what, engine.info.details.get(what)) for what in ("placement", "attention", "several replies"))
     found = (Choice(what, value, "as the engine says, after loading") for what, value in details if value)
     return replace(plan, choices=(*plan.choices, *found))
 

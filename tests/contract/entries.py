@@ -104,13 +104,17 @@ def open_openvino(request: pytest.FixtureRequest, kind: str) -> Bench:
     pytest.importorskip("openvino")
     from edge.backends.openvino.backend import OpenVINOBackend
 
-    tiny = {"openvino-tiny": "llama", "openvino-gemma3": "gemma3"}.get(kind)
+    tiny = {"openvino-tiny": "llama", "openvino-stateful": "llama", "openvino-gemma3": "gemma3"}.get(kind)
     path = request.getfixturevalue("tiny_model")(tiny) if tiny else request.getfixturevalue("model_path")
     kv_type = "u8" if tiny == "gemma3" else "f32"
     plan = make_plan(path, backend="openvino", kv_type_k=kv_type, kv_type_v=kv_type)
     # Inputs of a product with int4 weights are rounded to 8 bits.
     tolerance = {"f32": 0.05, "u8": 0.3}[kv_type] if tiny else 1.0
-    return Bench(OpenVINOBackend(plan), tolerance=tolerance, can_chat=not tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "openvino-stateful":
+            patch.delattr("openvino._offline_transformations.paged_attention_transformation")
+        backend = OpenVINOBackend(plan)
+    return Bench(backend, tolerance=tolerance, can_chat=not tiny)
 
 
 def open_coreml_package(request: pytest.FixtureRequest, kind: str) -> Bench:
@@ -139,6 +143,7 @@ ENTRIES = [
     Entry("fake", "fake", open_fake),
     Entry("tiny", "llamacpp", open_llamacpp),
     Entry("openvino-tiny", "openvino", open_openvino),
+    Entry("openvino-stateful", "openvino", open_openvino),  # a version without paged attention
     Entry("openvino-gemma3", "openvino", open_openvino),  # windows, and keys and values in 8 bits
     Entry("coreml", "coreml", open_coreml_package),
     Entry("coreml-explicit", "coreml", open_coreml_package),

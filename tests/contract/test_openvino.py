@@ -192,6 +192,47 @@ def test_loading_can_be_stopped(plan_of: Callable[..., Any]) -> None:
         open_backend(plan_of("llama", backend="openvino"), on_progress=lambda share, stage="": share < 0.5)
 
 
+def test_without_paged_attention_keys_and_values_are_a_state(
+    plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [int(token) for token in np.random.default_rng(4).integers(20, 256, 70)]
+    plan = plan_of("gemma3", backend="openvino", kv_type_k="f16", kv_type_v="f16")
+    with open_backend(plan) as paged:
+        expected, identity = logits(paged, tokens), paged.kv_identity()
+        assert paged.info.details["attention"] == "paged"
+
+    def fail(model: object) -> None:
+        raise RuntimeError("no such pattern")
+
+    monkeypatch.setattr("openvino._offline_transformations.paged_attention_transformation", fail)
+    with open_backend(plan) as backend:
+        assert backend.info.details["attention"].startswith("stateful: ")
+        assert "no such pattern" in backend.info.details["attention"]  # which the receipt says after loading
+        assert backend.kv_identity() != identity
+        found = logits(backend, tokens)
+        blocks = [backend.export_kv(0, start, end) for start, end in ((0, 33), (33, 70))]
+        for block in blocks:
+            backend.import_kv(1, block)
+        assert [backend.export_kv(1, start, end) for start, end in ((0, 33), (33, 70))] == blocks
+    assert np.sqrt(((found - expected) ** 2).mean()) / expected.std() < 0.005
+    with pytest.raises(UsageError, match="cannot store a KV cache as u8"):
+        open_backend(replace(plan, kv_type_k="u8", kv_type_v="u8"))
+
+
+def test_attention_or_windows_that_are_not_recognised_end_in_the_state(
+    plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"RMS": 37, "RoPE": 12, "FullyConnected": 25, "ScaledDotProductAttention": 6, "PagedAttention": 5}
+    with monkeypatch.context() as patch:
+        for module in ("passes", "stateful"):
+            patch.setattr(f"edge.backends.openvino.{module}.count_kinds", lambda ov, compiled: whole)
+        with open_backend(plan_of("gemma3", backend="openvino")) as backend:
+            assert "recognises 5 of 6 operations of the model as PagedAttention" in backend.info.details["attention"]
+    monkeypatch.setattr("edge.backends.openvino.graph._WINDOW_INPUT", 13)  # an empty constant there
+    with open_backend(plan_of("gemma3", backend="openvino")) as backend:
+        assert "recognises the windows of 0 of 5 layers" in backend.info.details["attention"]
+
+
 def test_parts_that_are_not_recognised_are_said(plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {"PagedAttention": 2, "RMS": 5, "FullyConnected": 9}
     monkeypatch.setattr("edge.backends.openvino.passes.count_kinds", lambda ov, compiled: {**whole, "RoPE": 0})

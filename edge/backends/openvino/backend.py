@@ -43,7 +43,7 @@ class OpenVINOBackend(LogitsBackend):
     block_magic = b"EDGEOV1\0"
 
     def __init__(self, plan: Plan, *, on_progress: Callable[[float], bool] | None = None) -> None:
-        from edge.backends.openvino.passes import Passes
+        from edge.backends.openvino.passes import open_passes
         from edge.backends.openvino.rotation import rotation_variant
         from edge.formats.gguf import read_header
 
@@ -58,7 +58,7 @@ class OpenVINOBackend(LogitsBackend):
         tokenizer, about = load_entry("edge.backends.llamacpp.model:open_vocabulary")(path)
         try:
             report(0.1)
-            self.passes = Passes(self._library, header, plan)
+            self.passes, attention = open_passes(self._library, header, plan)
             report(1.0)
         except BaseException:
             tokenizer.close()
@@ -73,6 +73,7 @@ class OpenVINOBackend(LogitsBackend):
                 chat_template=header.chat_template,
                 details={
                     "weights": header.file_type,
+                    "attention": attention,
                     "layers": str(header.n_layer),
                     "width": str(header.n_embd),
                     "heads": f"{header.n_head} (KV {header.n_head_kv})",
@@ -86,7 +87,7 @@ class OpenVINOBackend(LogitsBackend):
             n_ctx=plan.n_ctx,
             chunk_size=plan.n_ubatch,
         )
-        self._kv_type = plan.kv_type_k
+        self._kv_type, self._attention = plan.kv_type_k, attention.partition(":")[0]
         self._rope = rotation_variant(header, plan.n_ctx)  # what a smaller cache later on does not change
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
@@ -100,6 +101,7 @@ class OpenVINOBackend(LogitsBackend):
             "layout": self.block_magic.decode("ascii", "replace"),
             "type": self._kv_type,
             "rope": self._rope,
+            "attention": self._attention,  # a block of one is laid out differently from the other's
             "chunk_size": self.chunk_size,
         }
 

@@ -11,7 +11,7 @@ differently.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from edge.backends.openvino.shape import Shape
     from edge.backends.openvino.tensors import Tensors
 
-__all__ = ["Graph", "build", "count_kinds"]
+__all__ = ["Graph", "NoPagedAttentionError", "build", "check_kinds", "count_kinds"]
 
 _ATTENTION, _WINDOW_INPUT = "PagedAttentionExtension", 10  # the operation's name, and which of its inputs is the window
 _TO_THE_END = np.iinfo(np.int64).max
+
+
+class NoPagedAttentionError(BackendError):
+    """Paged attention is missing, or does not take the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +51,27 @@ class Graph:
     expected: Counter[str]
 
 
-def build(ov: Any, shape: Shape, tensors: Tensors) -> Graph:
-    """Return the model, with paged attention.
+def build(ov: Any, shape: Shape, tensors: Tensors, *, is_paged: bool = True) -> Graph:
+    """Return the model, with paged attention or with keys and values as its state.
 
-    Inputs beside keys and values: input_ids, position_ids i64 [tokens]; past_lens, subsequence_begins, block_indices,
-    block_indices_begins i32; max_context_len i32 []; rows i64 [n], the tokens whose logits are wanted. Output: logits f32
-    [n, n_vocab].
+    Paged, it has these inputs beside keys and values: input_ids, position_ids i64 [tokens]; past_lens, subsequence_begins,
+    block_indices, block_indices_begins i32; max_context_len i32 []; rows i64 [n], the tokens whose logits are wanted. With a
+    state: input_ids, position_ids i64 [1, tokens]; attention_mask i64 [1, past and tokens]; beam_idx i32 [1]; rows. Output:
+    logits f32 [n, n_vocab].
 
     Raises:
         UnsupportedError: the file lacks a tensor.
-        ImportError: this version of OpenVINO has no such transformation.
-        BackendError: it did not take over the windows of layers, so that replies would be wrong.
+        NoPagedAttentionError: this version of OpenVINO has none, or none for this model.
     """
-    from openvino._offline_transformations import paged_attention_transformation
+    graph = _Builder(ov, shape, tensors, is_paged=is_paged).graph()
+    if is_paged:
+        try:
+            from openvino._offline_transformations import paged_attention_transformation
 
-    graph = _Builder(ov, shape, tensors).graph()
-    paged_attention_transformation(graph.model)
-    _check_windows(graph.model, shape)
+            paged_attention_transformation(graph.model)
+        except (ImportError, RuntimeError, TypeError) as error:  # private, so it may change
+            raise NoPagedAttentionError(f"OpenVINO has no paged attention for this model ({error})") from error
+        _check_windows(graph.model, shape)
     return graph
 
 
@@ -78,18 +86,33 @@ def _check_windows(model: Any, shape: Shape) -> None:
     n_found = sum(node.get_type_name() != "Constant" or bool(node.data.any()) for node in sources)
     n_expected = sum(window > 0 for window in shape.windows)
     if n_found != n_expected:
-        raise BackendError(
-            f"This version of OpenVINO recognises the windows of {n_found} of {n_expected} layers of the model.",
-            "Use --backend llamacpp, and report this.",
-        )
+        raise NoPagedAttentionError(f"OpenVINO recognises the windows of {n_found} of {n_expected} layers of the model.")
+
+
+def check_kinds(kinds: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """Refuse a model whose patterns the plug-in did not recognise: it would be right, and many times slower.
+
+    Raises:
+        NoPagedAttentionError: it is the attention.
+        BackendError: it is anything else.
+    """
+    for kind, n_expected in expected.items():
+        if kinds.get(kind, 0) < n_expected:
+            text = (
+                f"This version of OpenVINO recognises {kinds.get(kind, 0)} of {n_expected} operations of the model as {kind}."
+            )
+            if kind == "PagedAttention":
+                raise NoPagedAttentionError(text)
+            raise BackendError(text, "Use --backend llamacpp, and report this.")
 
 
 class _Builder:
     """Writes one decoder."""
 
-    def __init__(self, ov: Any, shape: Shape, tensors: Tensors) -> None:
+    def __init__(self, ov: Any, shape: Shape, tensors: Tensors, *, is_paged: bool) -> None:
         from openvino import opset15
 
+        self._is_paged = is_paged
         self._ov, self._op, self._shape, self._tensors = ov, opset15, shape, tensors
         self._assigns: list[Any] = []
         self._variables: list[Any] = []
@@ -113,7 +136,7 @@ class _Builder:
         masks = {window: self._mask(ids, mask, window) for window in set(shape.windows)}
         for layer, window in enumerate(shape.windows):
             x = self._layer(layer, x, *turns[window], masks[window])
-        x = op.gather(x, rows, op.constant(np.int64(0)))  # [tokens, 1, width] behind the transformation
+        x = op.gather(x, rows, op.constant(np.int64(0 if self._is_paged else 1)))  # paged it is [tokens, 1, width]
         x = self._norm(x, "output_norm.weight")
         if "output.weight" in self._tensors:
             table = self._compressed(self._tensors.matrix("output.weight"))
@@ -138,7 +161,7 @@ class _Builder:
         k, v = self._state(f"past_key_values.{layer}.key", k), self._state(f"past_key_values.{layer}.value", v)
         repeated = [self._repeat(part, h // kv) for part in (k, v)]
         a = op.scaled_dot_product_attention(q, *repeated, mask, op.constant(np.float32(shape.score_scale)), causal=False)
-        self._expected["PagedAttention"] += 1
+        self._expected["PagedAttention" if self._is_paged else "ScaledDotProductAttention"] += 1
         a = op.reshape(op.transpose(a, op.constant([0, 2, 1, 3])), op.constant(np.array([0, 0, h * width])), True)
         a = self._product(a, self._tensors.matrix(f"{name}.attn_output.weight"))
         x = op.add(x, self._norm_if_any(a, f"{name}.post_attention_norm.weight"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from edge.backends.base import is_out_of_memory
+from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelTooLargeError
 
-__all__ = ["load_library", "wrap_errors"]
+__all__ = ["infer", "load_library", "wrap_errors"]
 
+_WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 _INSTALL = 'Install it: pip install "edge-assistant[openvino]"'
 
 
@@ -21,15 +24,39 @@ def load_library() -> Any:
     Only its converter, which edge never calls, sends telemetry.
 
     Raises:
-        BackendUnavailableError: it is not installed, or cannot be loaded here, or this version has no paged attention.
+        BackendUnavailableError: it is not installed, or cannot be loaded here, or this version is too old.
     """
     try:
         library = importlib.import_module("openvino")
-        transformations = importlib.import_module("openvino._offline_transformations")
-        library.Core, transformations.paged_attention_transformation  # noqa: B018 (are they there?)
+        library.Core, importlib.import_module("openvino.opset15").scaled_dot_product_attention
     except (ImportError, OSError, AttributeError) as error:
         raise BackendUnavailableError(f"OpenVINO cannot be loaded: {error}.", _INSTALL) from error
     return library
+
+
+def infer(request: Any, n_tokens: int, should_stop: Callable[[], bool] | None) -> bool:
+    """Run a pass over so many tokens. Returns False if it was stopped; what it computed counts for nothing then.
+
+    Raises:
+        RuntimeError: OpenVINO's own; see `wrap_errors`.
+    """
+    if should_stop is None or n_tokens < _WATCHED_FROM:
+        request.infer()
+        return True
+    was_stopped = threading.Event()
+
+    def stop() -> None:
+        was_stopped.set()
+        request.cancel()
+
+    with watching(should_stop, stop):
+        try:
+            request.infer()
+        except RuntimeError:
+            if not was_stopped.is_set():
+                raise
+            return False
+    return True
 
 
 @contextmanager

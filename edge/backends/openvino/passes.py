@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge.backends.openvino.blocks import BLOCK, Blocks
-from edge.backends.openvino.graph import build, count_kinds
-from edge.backends.openvino.library import wrap_errors
-from edge.backends.openvino.shape import read_shape
+from edge.backends.openvino.graph import NoPagedAttentionError, build, check_kinds, count_kinds
+from edge.backends.openvino.library import infer, wrap_errors
+from edge.backends.openvino.shape import Shape, read_shape
+from edge.backends.openvino.stateful import StatefulPasses
 from edge.backends.openvino.tensors import Tensors
-from edge.backends.stopping import watching
-from edge.errors import BackendError, UsageError
+from edge.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,27 +21,22 @@ if TYPE_CHECKING:
     from edge.formats.gguf import GGUFHeader
     from edge.plan.receipt import Plan
 
-__all__ = ["KV_TYPES", "Passes", "Piece"]
+__all__ = ["KV_TYPES", "Passes", "Piece", "open_passes"]
 
 KV_TYPES = ("f16", "f32", "u8")
 _KV_GROUP = 32  # numbers of a key or value in 8 bits that share a scale and a zero point
-_WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 
 Piece = tuple[int, int, Sequence[int], int]
 """Tokens that a pass appends: (sequence, positions that it has, tokens, of how many at the end logits are wanted)."""
 
 
-class Passes:
-    """Compiles a model and runs passes over it.
+def open_passes(ov: Any, header: GGUFHeader, plan: Plan) -> tuple[Passes | StatefulPasses, str]:
+    """Return what runs a model, and which attention it has, for the receipt.
 
     Args:
         ov: the module openvino.
         header: of the file.
-        plan: path, threads, KV types, cells and sequences.
-
-    Attributes:
-        blocks: keys and values.
-        kinds: operations of the compiled model, by kind.
+        plan: path, accelerator, threads, KV types, cells and sequences.
 
     Raises:
         UsageError: keys or values cannot have the type of the plan.
@@ -50,24 +44,49 @@ class Passes:
         BackendError: OpenVINO did not recognise parts of the model, and would be slow.
         ModelTooLargeError: memory ran out.
     """
+    if plan.kv_type_k != plan.kv_type_v or plan.kv_type_k not in KV_TYPES:
+        raise UsageError(
+            f"The openvino backend cannot keep keys as {plan.kv_type_k} and values as {plan.kv_type_v}.",
+            f"It knows {', '.join(KV_TYPES)}, the same for both: --kv-type f16",
+        )
+    path = plan.artifact.path
+    shape, tensors = read_shape(header, path, plan.n_ctx), Tensors(path, header)
+    why = ""
+    try:
+        return Passes(ov, shape, tensors, plan), "paged"
+    except NoPagedAttentionError as error:
+        why = error.message
+    return StatefulPasses(ov, shape, tensors, plan, device="CPU", properties=_properties(plan)), f"stateful: {why}"
 
-    def __init__(self, ov: Any, header: GGUFHeader, plan: Plan) -> None:
-        if plan.kv_type_k != plan.kv_type_v or plan.kv_type_k not in KV_TYPES:
-            raise UsageError(
-                f"The openvino backend cannot keep keys as {plan.kv_type_k} and values as {plan.kv_type_v}.",
-                f"It knows {', '.join(KV_TYPES)}, the same for both: --kv-type f16",
-            )
+
+class Passes:
+    """Compiles a model and runs passes over it.
+
+    Args:
+        ov: the module openvino.
+        shape, tensors: of the model.
+        plan: threads, KV types, cells and sequences.
+
+    Attributes:
+        blocks: keys and values.
+        kinds: operations of the compiled model, by kind.
+
+    Raises:
+        NoPagedAttentionError: OpenVINO has none, or none for this model.
+        BackendError: OpenVINO did not recognise parts of the model, and would be slow.
+        ModelTooLargeError: memory ran out.
+    """
+
+    def __init__(self, ov: Any, shape: Shape, tensors: Tensors, plan: Plan) -> None:
         self._ov, self._n_seq = ov, plan.n_seq
-        path = plan.artifact.path
-        shape = read_shape(header, path, plan.n_ctx)
         with wrap_errors("build the model"):
-            graph = build(ov, shape, Tensors(path, header))
+            graph = build(ov, shape, tensors)
         with wrap_errors("compile the model"):
             compiled = ov.Core().compile_model(graph.model, "CPU", _properties(plan))
         expected = graph.expected
         del graph  # the compiled one has its own weights
         self.kinds = count_kinds(ov, compiled)
-        _check_kinds(self.kinds, expected)
+        check_kinds(self.kinds, expected)
         self._ports = {
             port.get_any_name(): (
                 port.get_element_type(),
@@ -124,7 +143,7 @@ class Passes:
         with wrap_errors("compute"):
             for name, values in inputs.items():
                 self._request.set_tensor(name, self._ov.Tensor(values, shared_memory=True))
-            if not self._infer(should_stop if len(inputs["input_ids"]) >= _WATCHED_FROM else None):
+            if not infer(self._request, len(inputs["input_ids"]), should_stop):
                 return None
             logits = self._request.get_output_tensor(0).data
         return np.split(logits, np.cumsum([wanted for _, _, _, wanted in pieces])[:-1])
@@ -132,25 +151,6 @@ class Passes:
     def close(self) -> None:
         """Free the model, and keys and values."""
         del self._request, self.blocks
-
-    def _infer(self, should_stop: Callable[[], bool] | None) -> bool:
-        if should_stop is None:
-            self._request.infer()
-            return True
-        was_stopped = threading.Event()
-
-        def stop() -> None:
-            was_stopped.set()
-            self._request.cancel()
-
-        with watching(should_stop, stop):
-            try:
-                self._request.infer()
-            except RuntimeError:
-                if not was_stopped.is_set():
-                    raise
-                return False
-        return True
 
 
 def _properties(plan: Plan) -> dict[str, Any]:
@@ -165,13 +165,3 @@ def _properties(plan: Plan) -> dict[str, Any]:
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
         **(by_token if plan.kv_type_k == "u8" else {}),
     }
-
-
-def _check_kinds(kinds: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Refuse a model whose patterns the plug-in did not recognise: it would be right, and many times slower."""
-    for kind, n_expected in expected.items():
-        if kinds.get(kind, 0) < n_expected:
-            raise BackendError(
-                f"This version of OpenVINO recognises {kinds.get(kind, 0)} of {n_expected} operations of the model as {kind}.",
-                "Use --backend llamacpp, and report this.",
-            )
