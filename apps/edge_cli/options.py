@@ -34,7 +34,7 @@ _SETTINGS = {
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
     "draft": ["engine.draft"],
-    **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting", "max_requests_each")},
+    **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting", "max_requests_each", "otel")},
     "keys": ["server.keys_file"],
     "allowed_host": ["server.allowed_hosts"],
     "allowed_origin": ["server.allowed_origins"],

@@ -27,6 +27,7 @@ EXAMPLES = examples(
     "edge serve --host 0.0.0.0 --keys keys.txt",
     "edge serve --memory 3 --idle 600",
     "edge serve --port 0 --json",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 edge serve --otel",
 )
 
 
@@ -46,6 +47,7 @@ EXAMPLES = examples(
 @click.option("--grace", metavar="SECONDS", help="Time that running replies have to end when the server is stopped.")
 @click.option("--memory", metavar="GB", help="Memory that all loaded models may take together.")
 @click.option("--idle", metavar="SECONDS", help="Unload a model that was not used for so long.")
+@click.option("--otel", is_flag=True, default=None, help="Send traces to an OpenTelemetry collector, as OTEL_* variables say.")
 @click.option(
     "--log", "log_form", type=click.Choice(("text", "json", "off")), default="text", help="Form of the access log, on stderr."
 )

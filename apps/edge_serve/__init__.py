@@ -9,6 +9,7 @@ bodies.py      bodies, read within bounds; limits.py, the bounds
 security.py    Host, Origin and keys; keys.py, the keys
 errors.py      what goes wrong; dialects.py, how each protocol writes it
 metrics.py     counters for Prometheus; access.py, the access log; state.py, health and metrics
+tracing.py     spans for OpenTelemetry, if they are asked for
 status.py      the page at `/`, page.html, and what it shows
 openapi.py     the description of all this for programs; operations.py, each endpoint; described.py, what it answers
 openai/        OpenAI's protocol; anthropic/, Anthropic's; ollama/, Ollama's

@@ -160,11 +160,11 @@ async def answer(
     service.check_running()
     async with hold_model(call, model) as (assistant, offered):
         service.check_running()  # the model took its time, and nobody would stop a reply that starts now
+        call.record.asked_at = now = time.perf_counter()
         made = make(assistant)
         replies = made if isinstance(made, list) else [made]
         call.record.replies.extend(replies)
         found = Answer(replies, assistant, offered.id)
-        now = time.perf_counter()
         service.replies.update(dict.fromkeys(replies, (offered.id, now)))
         try:
             async with contextlib.AsyncExitStack() as stack:

@@ -108,6 +108,8 @@ class App:
             seconds = time.perf_counter() - record.began
             self._service.counters.add(record, path or "other", seconds)
             access.log(record, seconds)
+            if self._service.tracing is not None:
+                self._service.tracing.add(record, path, scope["headers"])
 
     async def _answer(self, handles: dict[str, Handle], scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         service, dialect = self._service, dialect_of(scope["path"])

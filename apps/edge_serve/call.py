@@ -49,6 +49,7 @@ class Record:
         status: of HTTP; 499 if the client went before it was answered.
         model: that answered.
         replies: which ran for it.
+        asked_at: when its replies were asked for, of `time.perf_counter`; 0 before that.
         load_s: time that it waited for its model, in seconds.
         began: of `time.perf_counter`.
     """
@@ -61,6 +62,7 @@ class Record:
     model: str = ""
     ignored: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    asked_at: float = 0.0
     load_s: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 

@@ -47,6 +47,7 @@ def make_service(settings: Settings, runtime: Runtime, more: tuple[str, ...] = (
     Raises:
         ConfigError: the server would be open to others without keys, or the file of keys is wrong.
         StorageError: that file cannot be read.
+        BackendUnavailableError: traces are wanted, and the packages for them are not installed.
     """
     from edge.catalog import list_models
 
@@ -57,7 +58,12 @@ def make_service(settings: Settings, runtime: Runtime, more: tuple[str, ...] = (
             f"Everybody who reaches {server.host} could use this server: it has no keys.",
             "Make one: openssl rand -hex 32 > keys.txt   then: edge serve --keys keys.txt",
         )
-    return Service(runtime, Offer(settings, list_models, more), settings, keys)
+    service = Service(runtime, Offer(settings, list_models, more), settings, keys)
+    if server.otel:
+        from edge_serve.tracing import make_tracing
+
+        service.tracing = make_tracing()
+    return service
 
 
 def open_socket(server: ServerSettings) -> socket.socket:
@@ -216,6 +222,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0)
         await super().shutdown(sockets)
         await asyncio.to_thread(self.service.runtime.close)
+        if self.service.tracing is not None:
+            await asyncio.to_thread(self.service.tracing.close)
 
     async def _load_first(self) -> None:
         """Load the models that the server was started with, the default one first, so that no request waits for them."""

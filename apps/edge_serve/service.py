@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge.runtime import Runtime
     from edge_serve.keys import Keys
     from edge_serve.offer import Offer
+    from edge_serve.tracing import Tracing
 
 __all__ = ["Service"]
 
@@ -34,6 +35,7 @@ class Service:
         keys: who may use the server.
         counters: for the metrics and the log.
         replies: that run now, each with its model and when it was asked for (of `time.perf_counter`).
+        tracing: where spans of requests go; None traces nothing.
         waits: of requests for a model that is being loaded.
         is_starting: the default model was not tried yet.
         problem: why the default model could not be loaded; "" if nothing is known against it.
@@ -47,6 +49,7 @@ class Service:
     keys: Keys
     counters: Counters = field(default_factory=Counters)
     replies: dict[Reply, tuple[str, float]] = field(default_factory=dict)
+    tracing: Tracing | None = None
     waits: set[asyncio.Future[Assistant]] = field(default_factory=set)
     is_starting: bool = False
     problem: str = ""
