@@ -19,7 +19,7 @@ reply_reader.py  text, thoughts and tool calls of a reply; thinking.py, replies 
 messages.py   messages, and the tools that a model may call
 types.py      values that all rooms use; errors.py, every error; names.py, formats, accelerators and KV types
 functions.py  functions as tools; tool_runner.py, runs what a model calls
-registry.py   the engines, a row each
+registry.py   the engines, a row each; adapters.py, LoRA adapters and the scales at which they are applied
 files.py      bounded reads, private files, locks, folder sync; hashes.py, SHA-256 of model files, remembered
 child.py      child processes; forks.py, what a forked one never waits for
 units.py      sizes and durations as text; lazy.py, package faces

@@ -156,6 +156,7 @@ def asked(sampling: Sampling | None, options: RequestOptions) -> Request:
         inherits_tools=options.get("tools") is None,
         approve=check_approve(options.get("approve")),
         max_thinking=check_count("max_thinking", options.get("max_thinking")),
+        lora=options.get("lora"),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.adapters import read_mix
 from edge.arguments import (
     TOOL_FORMATS,
     check_approve,
@@ -48,6 +49,7 @@ from edge.types import Message, Sampling
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge.adapters import Adapter, Lora
     from edge.backends.base import Backend, ModelInfo
     from edge.backends.llamacpp.slot_import import SlotReport
     from edge.bench.trace import Trace
@@ -154,6 +156,7 @@ class Assistant(Responding):
             window=window,
             namespace=cache_namespace,
             max_waiting=max_waiting,
+            adapters=backend.adapters,
         )
         # Also when nobody closes it: dropped, or still open when the program ends. The engine thread would go on otherwise.
         own_store = self.store if store is None else None
@@ -174,6 +177,7 @@ class Assistant(Responding):
         approve: Approve | None = None,
         tool_format: ToolFormat = "template",
         think: bool | None = None,
+        lora: Lora | None = None,
     ) -> Conversation:
         """Start a conversation, which is stored with its first message, or continue a stored one.
 
@@ -186,7 +190,8 @@ class Assistant(Responding):
             cache: where the KV cache of its turns stays, see `RequestOptions`.
             cache_namespace: who shares its KV cache, in memory and on disk: only what was prefilled in that namespace is reused
                 and counted as such. None is the assistant's, or leaves a stored conversation's as it is.
-            tools, approve, tool_format, think: as in `RequestOptions`, for messages that say nothing else. They are not stored.
+            tools, approve, tool_format, think, lora: as in `RequestOptions`, for messages that say nothing else. They are not
+                stored.
 
         Raises:
             UsageError: there is no such conversation, or an argument has the wrong type.
@@ -202,6 +207,8 @@ class Assistant(Responding):
         check_choice("tool_format", tool_format, TOOL_FORMATS)
         options = PromptOptions(check_tools(tools), tool_format, think=check_choice("think", think, (True, False)))
         check_approve(approve)
+        if lora is not None:
+            read_mix(lora, self.adapters)
         messages = check_history("history is", history)
         if messages and id is not None:
             raise UsageError("A stored conversation has its messages already.", "Leave out either its id or the history.")
@@ -212,7 +219,7 @@ class Assistant(Responding):
             now, space = time.time(), self._turns.namespace_of(cache_namespace)
             new = ConversationInfo(self.store.new_id(), "", system or "", self.model_name, None, "", now, now, 0, space)
             started = Conversation(
-                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve
+                self, self._turns, new.id, sampling, cache=cache, unsaved=new, options=options, approve=approve, lora=lora
             )
             if messages:
                 started._save(messages)
@@ -222,7 +229,7 @@ class Assistant(Responding):
             self.store.set_system(info.id, system)
         if cache_namespace is not None and cache_namespace != info.cache_namespace:
             self.store.set_cache_namespace(info.id, cache_namespace)
-        return Conversation(self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve)
+        return Conversation(self, self._turns, info.id, sampling, cache=cache, options=options, approve=approve, lora=lora)
 
     def prewarm(
         self,
@@ -263,6 +270,23 @@ class Assistant(Responding):
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
         self._turns.sampling = (check_sampling(sampling) or Sampling()).over(self._loaded_sampling)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The LoRA adapters that the model was loaded with."""
+        return self._turns.adapters
+
+    @property
+    def lora(self) -> dict[str, float]:
+        """Scales of the adapters that replies are computed with, where neither a call nor its conversation says others.
+
+        It is set as in `RequestOptions`.
+        """
+        return {self.adapters[number].name: scale for number, scale in self._turns.mix}
+
+    @lora.setter
+    def lora(self, lora: Lora) -> None:
+        self._turns.mix = read_mix(lora, self.adapters)
 
     @property
     def window(self) -> str:

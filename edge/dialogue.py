@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from edge.adapters import Lora
     from edge.assistant import Assistant
     from edge.conversation.store import ConversationStore
     from edge.conversation.tree import Attachment, ConversationInfo
@@ -45,6 +46,7 @@ class Conversation:
         cache: where the KV cache of its turns stays, see `send`; None is the usual place.
         options: tools and thinking, for messages that say nothing else.
         approve: who approves tool calls, see `RequestOptions`.
+        lora: adapters of its replies, see `RequestOptions`; None is the assistant's. May be changed between two messages.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Conversation:
         unsaved: ConversationInfo | None = None,
         options: PromptOptions = NO_OPTIONS,
         approve: Approve | None = None,
+        lora: Lora | None = None,
     ) -> None:
         self.id = id
+        self.lora = lora
         self.options = options
         self.approve = approve
         self.sampling = sampling
@@ -375,7 +379,14 @@ class Conversation:
             raise UsageError("This conversation is empty.", "Send a message first.")
         fork = self._store.fork(self.id, path[-1].id)
         return Conversation(
-            self._assistant, self._turns, fork.id, self.sampling, cache=self.cache, options=self.options, approve=self.approve
+            self._assistant,
+            self._turns,
+            fork.id,
+            self.sampling,
+            cache=self.cache,
+            options=self.options,
+            approve=self.approve,
+            lora=self.lora,
         )
 
     def branches(self, node_id: int) -> list[Node]:
@@ -424,6 +435,8 @@ class Conversation:
         cache = request.cache or check_choice("cache", self.cache, CACHE_HINTS)
         turns.check_cache(cache)
         sampling = request.sampling.over(check_sampling(self.sampling) or Sampling())
+        lora = self.lora if request.lora is None else request.lora
+        turns.mix_of(lora)  # before anything is saved
         turns.claim(self.id)
         saver: ReplySaver | None = None
         turns.stop_warming(self.id)
@@ -448,6 +461,7 @@ class Conversation:
                 namespace=info.cache_namespace,
                 options=self._options(request),
                 approve=request.approve or self.approve,
+                lora=lora,
             )
             turn = turns.make(request, saver, summary)
             return turns.start_claimed(self.id, turn, self._assistant)
@@ -482,6 +496,7 @@ class Conversation:
             cache=hint or _inherited_hint(nodes),
             namespace=self.info.cache_namespace,
             priority="background",
+            lora=self.lora,
             is_prefill_only=True,
             owner=owner,
         )

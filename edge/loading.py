@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from edge.adapters import check_lora
 from edge.errors import ModelTooLargeError, UnsupportedError, UsageError
 from edge.planning import Progress, make_planner
 from edge.types import kind_of
@@ -46,6 +48,7 @@ def load(
     gpu_layers: int | None = None,
     parallel: int | None = None,
     draft: str | None = None,
+    lora: Sequence[str] | None = None,
     store: ConversationStore | None = None,
     cache: Literal["disk", "memory"] | None = None,
     cache_namespace: str = "",
@@ -67,6 +70,9 @@ def load(
         parallel: replies side by side, each in a sequence of the KV cache; more wait for one to end. The plan says what it
             costs in memory. None lets the plan choose.
         draft: name of a smaller model with the same vocabulary, which guesses tokens that the model then verifies together.
+        lora: LoRA adapters of the model, each "FILE" or "FILE:SCALE": a GGUF file, a folder that peft saved, or hf:OWNER/REPO.
+            All of them are applied, each at its scale (1 if it is left out), unless a conversation or call says otherwise; see
+            `RequestOptions`. A scale of 0 loads one for those only.
         store: where conversations are stored; None keeps them in memory.
         cache: "disk" also stores the KV cache on the disk, where text can be read back from it; "memory" leaves nothing there.
             None goes with the conversations: on the disk if the store is, and otherwise only if settings from `load_settings`,
@@ -88,10 +94,10 @@ def load(
     _check_storing(store, cache)
     arguments: dict[str, object] = {"model": model, "backend": backend, "require": require, "context": context}
     arguments |= {"threads": threads, "kv_type_k": kv_type, "kv_type_v": kv_type, "gpu_layers": gpu_layers}
-    arguments |= {"engine.parallel": parallel, "engine.draft": draft}
+    arguments |= {"engine.parallel": parallel, "engine.draft": draft, "engine.lora": check_lora(lora)}
     from edge.config.load import COMMAND_LINE
 
-    chosen = _merge(settings, arguments)
+    chosen = _own_adapters(_merge(settings, arguments), settings, model, lora)
     with_disk = _wants_disk(cache, settings, chosen, store)
     plan, engine, stamps = _open_best(chosen, on_progress)
     # A draft model is one for the model that the settings name: beside another one it is left out if it does not suit that.
@@ -122,6 +128,7 @@ class LoadOptions(TypedDict, total=False):
     gpu_layers: int | None
     parallel: int | None
     draft: str | None
+    lora: Sequence[str] | None
     store: ConversationStore | None
     cache: Literal["disk", "memory"] | None
     cache_namespace: str
@@ -151,7 +158,8 @@ def plan_model(
     Raises:
         As `load`.
     """
-    return make_planner(_merge(settings, {"model": model}), on_progress, download=download)()
+    chosen = _own_adapters(_merge(settings, {"model": model}), settings, model, None)
+    return make_planner(chosen, on_progress, download=download)()
 
 
 def _open_best(chosen: Settings, on_progress: Progress | None) -> tuple[Plan, Backend, list[list[int]]]:
@@ -428,6 +436,17 @@ def _merge(settings: Settings | None, arguments: dict[str, object]) -> Settings:
             changed = {table: msgspec.structs.replace(getattr(settings, table), **changed)}
         settings = msgspec.structs.replace(settings, **changed)
     return settings
+
+
+def _own_adapters(chosen: Settings, settings: Settings | None, model: str | None, lora: Sequence[str] | None) -> Settings:
+    """Return the settings without adapters that were named for another model: each is made for one."""
+    import msgspec
+
+    is_other = settings is not None and model not in (None, settings.model)
+    if lora is not None or not is_other or not chosen.engine.lora:
+        return chosen
+    _log.info("The adapters of the settings are for %s, and are not applied to %s.", settings and settings.model, model)
+    return msgspec.structs.replace(chosen, engine=msgspec.structs.replace(chosen.engine, lora=()))
 
 
 def _check_storing(store: object, cache: object) -> None:

@@ -1,20 +1,26 @@
-"""From settings to the plan of a model: its files are found, and downloaded if they are missing; its draft model's likewise."""
+"""From settings to the plan of a model: its files are found, and downloaded if they are missing.
+
+Its draft model's and its adapters' likewise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
+    from edge.adapters import Adapter
     from edge.config.schema import Settings
     from edge.device.profile import DeviceProfile
     from edge.formats.artifact import Artifact
     from edge.names import Accelerator
     from edge.plan.receipt import Plan, PlanRequest
     from edge.registry import EngineRow
+    from edge.sources.base import DownloadProgress, OnProgress
 
 __all__ = ["Progress", "make_planner"]
 
@@ -35,6 +41,7 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
         CancelledError: on_progress said False.
     """
     from edge.device.detection import probe
+    from edge.plan.adapters import check_formats, engine_for_adapters, plan_with_adapters
     from edge.plan.draft import plan_with_draft, without_draft
     from edge.plan.receipt import PlanRequest
 
@@ -44,8 +51,10 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
             f"engine.parallel is {parallel}, and kv.exact allows one reply at a time: others would change its last bits.",
             "Leave engine.parallel out, or turn kv.exact off.",
         )
+    lora = chosen.engine.lora
+    backend = engine_for_adapters(chosen.backend) if lora else chosen.backend
     request = PlanRequest(
-        backend=chosen.backend,
+        backend=backend,
         require=chosen.require,
         context=chosen.context,
         threads=chosen.threads,
@@ -55,12 +64,13 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
         n_seq=1 if exact else parallel,
     )
     device = probe()
-    choose = _find(chosen.model, request, chosen, device, on_progress, download=download)
+    check = partial(check_formats, backend=backend) if lora and backend else None
+    choose = _find(chosen.model, request, chosen, device, on_progress, download=download, check=check)
     off = "kv.exact allows no guesses" if exact else "engine.speculate is off" if not chosen.engine.speculate else ""
     asked = PlanRequest(require=chosen.require, threads=chosen.threads)
     choose_draft = _find(draft, asked, chosen, device, on_progress, download=download) if draft and not off else None
 
-    def plan() -> Plan:
+    def plan_on(device: DeviceProfile) -> Plan:
         if choose_draft is not None:
             return plan_with_draft(
                 device,
@@ -70,29 +80,47 @@ def make_planner(chosen: Settings, on_progress: Progress | None = None, *, downl
         alone = choose(device, request)
         return without_draft(alone, off) if draft else alone
 
+    def find(model: Artifact) -> tuple[Adapter, ...]:
+        from edge.catalog.adapters import find_adapters
+
+        return find_adapters(lora, model, settings=chosen, download=download, on_progress=_reporting(on_progress))
+
+    def plan() -> Plan:
+        if not lora:
+            return plan_on(device)
+        return plan_with_adapters(device, plan_on, find, is_engine_asked=chosen.backend is not None)
+
     if on_progress is not None and on_progress("planning", 0.0) is False:
         raise CancelledError("Loading was stopped.")
     return plan
 
 
 def _find(
-    name: str, request: PlanRequest, chosen: Settings, device: DeviceProfile, on_progress: Progress | None, *, download: bool
+    name: str,
+    request: PlanRequest,
+    chosen: Settings,
+    device: DeviceProfile,
+    on_progress: Progress | None,
+    *,
+    download: bool,
+    check: Callable[[Sequence[Artifact]], None] | None = None,
 ) -> Callable[[DeviceProfile, PlanRequest], Plan]:
-    """Find the files of a model, downloading them if told to, and return what plans it for a device and a request."""
+    """Find the files of a model, downloading them if told to, and return what plans it for a device and a request.
+
+    Args:
+        name, request, chosen, device, on_progress, download: as above.
+        check: raises an error if these files are of no use.
+    """
     from edge.catalog.api import resolve_all
     from edge.plan.choosing import choose_plan, rank_formats
     from edge.plan.placement import rows_for, safety_here
     from edge.plan.tuning import look_up
     from edge.registry import load_entry
-    from edge.sources.base import DownloadProgress
-
-    def report(progress: DownloadProgress) -> None:
-        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
-        if on_progress is not None and on_progress(progress.phase, share) is False:
-            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
 
     formats = rank_formats(device, request, must_run=True)  # before gigabytes are downloaded for nothing
-    artifacts = resolve_all(name, settings=chosen, download=download, on_progress=report, formats=formats)
+    artifacts = resolve_all(name, settings=chosen, download=download, on_progress=_reporting(on_progress), formats=formats)
+    if check is not None:
+        check(artifacts)
     cache_dir = chosen.paths.cache_dir
     candidates = [(artifact, look_up(device, artifact, cache_dir=cache_dir)) for artifact in artifacts]
     here = {artifact.format for artifact in artifacts}
@@ -103,3 +131,14 @@ def _find(
         return found
 
     return lambda device, request: choose_plan(device, candidates, request, safety=safety, why_failed=why_failed)
+
+
+def _reporting(on_progress: Progress | None) -> OnProgress:
+    """Return what hears of the progress of downloads for somebody who hears of stages."""
+
+    def report(progress: DownloadProgress) -> None:
+        share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 0.0
+        if on_progress is not None and on_progress(progress.phase, share) is False:
+            raise CancelledError(f"Fetching {progress.name} was stopped.", "Ask again to go on where it stopped.")
+
+    return report

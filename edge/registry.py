@@ -14,7 +14,7 @@ from typing import Any, Literal
 from edge.errors import BUILD_HINT
 from edge.names import Accelerator, Format, KVType
 
-__all__ = ["ENGINES", "EnginePackage", "EngineRow", "Option", "load_entry"]
+__all__ = ["ADAPTER_CONVERTER", "ENGINES", "EnginePackage", "EngineRow", "Option", "load_entry"]
 
 Option = Literal[
     "threads", "threads_batch", "n_ubatch", "kv_type", "flash_attention", "gpu_layers", "use_mmap", "use_extra_buffers"
@@ -69,6 +69,7 @@ class EngineRow:
             an engine that finds out when it loads it.
         why_failed: "module:function" of (artifact, accelerator, cache directory) that says what went wrong when the engine
             tried a model on an accelerator; "" for an engine that does not try models when it loads them.
+        takes_adapters: LoRA adapters can be applied to a model while it runs.
         try_file: "module:function" of (plan, cache directory, progress) that refuses a model file on which the engine would end
             the process; "" for an engine that ends none.
     """
@@ -92,6 +93,7 @@ class EngineRow:
     why_not: str = ""
     why_failed: str = ""
     try_file: str = ""
+    takes_adapters: bool = False
 
 
 ENGINES: dict[str, EngineRow] = {
@@ -109,6 +111,7 @@ ENGINES: dict[str, EngineRow] = {
             ),
             kv_types=("f16", "q8_0", "q4_0"),
             n_seq=4,
+            takes_adapters=True,
             repacked=("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q8_0"),
             safety="edge.backends.llamacpp.canary:load_safety",
             build_id="edge.backends.llamacpp.canary:library_identity",
@@ -183,11 +186,17 @@ ENGINES: dict[str, EngineRow] = {
             options=("threads", "n_ubatch", "kv_type", "flash_attention"),
             kv_types=("f16", "q8_0", "q4_0"),
             n_seq=4,
+            takes_adapters=True,
             is_automatic=False,
         ),
     )
 }  # fmt: skip
 """Name of an engine, as users write it -> its row. The plan prefers them in this order."""
+
+
+ADAPTER_CONVERTER = "edge_convert.gguf.adapter:cached_gguf"
+"""What makes a GGUF file of an adapter folder, of (folder, header of the model, cache directory). The runtime knows only its
+name: without the converter's packages, only GGUF files can be applied."""
 
 
 def load_entry(path: str) -> Any:

@@ -14,6 +14,7 @@ from edge.tool_runner import ToolLimits
 from edge.types import Message, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
+    from edge.adapters import Lora, Mix
     from edge.constraint import Constraint
     from edge.engine.generation import SharedPrompt
     from edge.messages import Tool
@@ -50,6 +51,9 @@ class RequestOptions(SamplingOptions, total=False):
         tool_format: "prompt" tells a model of the tools in its system prompt if its chat template has no place for them.
         think: whether the model should think before it answers, where its template can say so; None leaves it to that.
         max_thinking: longest thought in tokens; after that the model has to answer. None sets no limit.
+        lora: the adapters to compute this reply with, of those that the model was loaded with: names with scales, or a list of
+            "NAME" and "NAME:SCALE"; an empty one is the model alone. None is the conversation's, else the assistant's. The KV
+            cache of other adapters is not reused.
     """
 
     timeout_s: float | None
@@ -65,6 +69,7 @@ class RequestOptions(SamplingOptions, total=False):
     tool_format: ToolFormat
     think: bool | None
     max_thinking: int | None
+    lora: Lora | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,8 @@ class Request:
         approve: who approves tool calls.
         limits: of tool use.
         max_thinking: longest thought in tokens; None sets no limit.
+        lora: adapters, as the call says; `Turns.make` looks them up.
+        mix: those adapters, once they were looked up.
         is_prefill_only: prefill what all prompts share that begin with these messages, the last of them open-ended, and
             generate nothing.
         owner: of its blocks on the disk; None is the conversation that the reply is saved in, if there is one.
@@ -114,5 +121,7 @@ class Request:
     approve: Approve | None = None
     limits: ToolLimits = field(default_factory=ToolLimits)
     max_thinking: int | None = None
+    lora: Lora | None = None
+    mix: Mix = ()
     is_prefill_only: bool = False
     owner: str | None = None

@@ -175,6 +175,8 @@ class Turn:
             "plan": self.plan.to_dict() if self.plan is not None else None,
             "summary": asdict(self.summary) if self.summary is not None else None,
         }
+        if self.request.mix:
+            record["lora"] = {self.scheduler.adapters[number].name: scale for number, scale in self.request.mix}
         if self.request.cache in ("off", "memory"):
             record["cache"] = self.request.cache  # so that later turns, whose prompts contain this one, do not store it either
         saver.save_end(current.text, status, record, reasoning=current.reasoning, tool_calls=current.calls)
@@ -231,7 +233,7 @@ class Turn:
             self._round = ReplyReader(self.reply, self.prompting.reply_parser(tokens, request.options))
         answers = self.answers if request.n_logprobs is None else None  # which are not stored
         constraint = self._constraint if matcher is not None else None
-        known = answers.find(tokens, request.sampling, request.namespace, constraint) if answers else None
+        known = answers.find(tokens, request.sampling, request.namespace, constraint, request.mix) if answers else None
         if known is not None:
             return self._repeat(known, len(tokens))
         finished = self._think(tokens, matcher)
@@ -239,7 +241,7 @@ class Turn:
         is_cut_short = finished.reason == "length" and finished.held_back  # the full window would have held more of it
         if answers and request.cache not in ("off", "memory") and not is_cut_short and not finished.is_partial:
             answer = Answer(self._round.raw, finished.tokens, finished.reason, finished.timing.total_ms, finished.stopped_by)
-            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint)
+            answers.add(tokens, request.sampling, answer, self._owner, request.namespace, constraint, request.mix)
         return finished
 
     def _think(self, tokens: list[int], matcher: Matcher | None) -> Finished:
@@ -368,7 +370,7 @@ class Turn:
         request = self.request
         generation = Generation(
             tokens, sampling, events.put, self._owner, boundaries, asked_at=self._asked_at, hint=request.cache or "disk",
-            namespace=request.namespace, priority=request.priority, is_prefill_only=request.is_prefill_only,
+            namespace=request.namespace, mix=request.mix, priority=request.priority, is_prefill_only=request.is_prefill_only,
             n_logprobs=None if is_summary else request.n_logprobs, shared=None if is_summary else self._shared,
             constraint=constraint, shown=shown, sampler=sampler,
         )  # fmt: skip

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from edge.adapters import default_mix, read_mix
 from edge.arguments import check_namespace
 from edge.errors import BackendError, BusyError, UsageError
 from edge.kv.answers import AnswerCache
+from edge.kv.blocks import with_adapters
 from edge.structured.compiler import Compiled, Compiler
 from edge.structured.prompt import with_schema
 from edge.turn import Turn
 from edge.types import PromptSize
 
 if TYPE_CHECKING:
+    from edge.adapters import Adapter, Lora, Mix
     from edge.constraint import Constraint
     from edge.conversation.reply_saver import ReplySaver
     from edge.conversation.store import ConversationStore
@@ -68,9 +71,11 @@ class Turns:
         window: what happens to old messages when the context window is full.
         namespace: of the KV cache, for requests that name none.
         max_waiting: replies that may wait for a sequence; one more is refused. None sets no limit.
+        adapters: that the model was loaded with.
 
     Attributes:
-        prompting, sampling, window: see above; the last two may be set.
+        prompting, sampling, window, adapters: see above; the second and third may be set.
+        mix: the adapters of requests that name none.
     """
 
     def __init__(
@@ -86,7 +91,10 @@ class Turns:
         window: str,
         namespace: str,
         max_waiting: int | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
+        self.adapters, self.mix = tuple(adapters), default_mix(adapters)
+        self._named: set[Mix] = {()}
         self._max_waiting = max_waiting
         self.prompting, self.sampling, self.window = prompting, sampling, window
         self._scheduler, self._plan, self._namespace = scheduler, plan, namespace
@@ -94,7 +102,7 @@ class Turns:
         self._disk = disk
         self._answers: AnswerCache | None = None
         if disk is not None and disk.answers:
-            self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx)
+            self._answers = AnswerCache(disk.blocks, disk.model, scheduler.full_n_ctx, adapters)
         self._compiler = Compiler(prompting.tokenizer)
         self._running = _Running()
         self._is_closed = False
@@ -172,8 +180,25 @@ class Turns:
         chosen, stops = request.sampling.over(self.sampling), self.prompting.template.stops
         if stops and not isinstance(request.prompt, str):
             chosen = replace(chosen, stop=(*chosen.stop, *stops))
-        request = replace(request, prompt=_whole_prompt(request), sampling=chosen, window=request.window or self.window)
+        mix = self.mix_of(request.lora)
+        request = replace(
+            request, prompt=_whole_prompt(request), sampling=chosen, window=request.window or self.window, mix=mix
+        )
         return Turn(self._scheduler, self.prompting, request, saver, self._plan, summary, self._answers, self._compiler)
+
+    def mix_of(self, lora: Lora | None) -> Mix:
+        """Return the adapters of a request.
+
+        Raises:
+            UsageError: the model has no such adapter, or a scale is out of range.
+        """
+        mix = self.mix if lora is None else read_mix(lora, self.adapters)
+        if mix not in self._named:
+            self._named.add(mix)
+            if self._disk is not None and self._plan is not None:  # so that its blocks count as the model's
+                fingerprint = with_adapters(self._disk.model, mix, self.adapters)
+                self._disk.blocks.name_model(fingerprint, self._plan.artifact.name)
+        return mix
 
     def compile(self, constraint: Constraint) -> Compiled:
         """Compile a constraint, which turns then find; see `Compiler.compile`."""

@@ -20,6 +20,7 @@ __all__ = ["chat"]
 EXAMPLES = examples(
     "edge chat",
     "edge chat -m ~/models/other.gguf --context 4096",
+    "edge chat --lora pirate.gguf --lora formal.gguf:0",
     'edge chat --system "Answer in French" --temperature 0.3',
     "edge chat -c",
     "edge chat --conversation 01JC",

@@ -34,6 +34,7 @@ _SETTINGS = {
     "kv_type": ["kv_type_k", "kv_type_v"],
     "parallel": ["engine.parallel"],
     "draft": ["engine.draft"],
+    "lora": ["engine.lora"],
     **{name: [f"server.{name}"] for name in ("host", "port", "socket", "max_waiting", "max_requests_each", "otel")},
     "keys": ["server.keys_file"],
     "allowed_host": ["server.allowed_hosts"],
@@ -58,6 +59,12 @@ _MODEL = [
     click.option("--parallel", metavar="N", help="Replies side by side."),
     click.option(
         "--draft", metavar="MODEL", shell_complete=complete_model, help="Smaller model of the same family that guesses tokens."
+    ),
+    click.option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        multiple=True,
+        help="Apply a LoRA adapter of the model: a GGUF file, a folder that peft saved, or hf:OWNER/REPO; may be repeated.",
     ),
     click.option("--gpu-layers", metavar="N", help="Layers on the accelerator; -1 for all."),
     click.option(

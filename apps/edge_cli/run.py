@@ -47,6 +47,7 @@ EXAMPLES = examples(
     'git diff | edge run -f - "Write a commit message"',
     'edge run -x "A Python function that reverses a string" > reverse.py',
     'edge run --schema invoice.json -f letter.txt "What is to be paid?"',
+    'edge run --lora pirate.gguf:0.5 "Who are you?"',
     "edge run --estimate-only -m smollm2-135m --context 2048",
 )
 
@@ -155,6 +156,7 @@ def _estimate(app: App, settings: Settings, options: dict[str, Any]) -> int:
         (f"KV cache ({plan.n_ctx:,} tokens, {plan.kv_type_k}/{plan.kv_type_v})", memory.kv_bytes),
         ("working buffers", memory.compute_bytes),
         *([(f"draft model {plan.draft.artifact.name}", memory.draft_bytes)] if plan.draft is not None else []),
+        *([("adapters", memory.adapter_bytes)] if plan.adapters else []),
         ("total", memory.total_bytes),
         ("available", memory.available_bytes),
     ]
@@ -362,6 +364,7 @@ def _show_result(
         **_value(reply),
         "finish_reason": reply.finish_reason,
         "model": assistant.plan.artifact.name if assistant.plan is not None else assistant.info.name,
+        "lora": assistant.lora,
         "usage": {**dataclasses.asdict(usage), "n_computed": usage.n_computed},
         "timing": {**dataclasses.asdict(timing), "tokens_per_s": timing.tokens_per_s(usage.n_generated)},
         "plan": assistant.plan.to_dict() if assistant.plan is not None else None,

@@ -26,6 +26,7 @@ EXAMPLES = examples(
     "edge serve --socket ~/.edge.sock",
     "edge serve --host 0.0.0.0 --keys keys.txt",
     "edge serve --memory 3 --idle 600",
+    "edge serve smollm2-135m --lora pirate.gguf:0",
     "edge serve --port 0 --json",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 edge serve --otel",
 )

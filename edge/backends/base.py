@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from edge.errors import BackendUnavailableError, UnsupportedError
+from edge.errors import BackendUnavailableError, UnsupportedError, UsageError
 from edge.registry import ENGINES, load_entry
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.adapters import Adapter, Mix
     from edge.plan.receipt import Plan
     from edge.prompt.tokenizers import Tokenizer
     from edge.types import Sampling
@@ -76,6 +77,7 @@ class Capabilities:
         threads: the number of threads can be changed while the model is open (`Backend.set_threads`).
         resize: the KV cache can be resized while the model is open (`Backend.resize`).
         drafts: `decode` takes draft tokens. Sequences can be rewound behind them.
+        adapters: LoRA adapters can be applied (`Backend.set_adapters`).
     """
 
     rewind: bool
@@ -86,6 +88,7 @@ class Capabilities:
     threads: bool = False
     resize: bool = False
     drafts: bool = False
+    adapters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,7 @@ class Backend(ABC):
         tokenizer: of the model; usable from any thread. `close` closes it.
         n_ctx: cells of the KV cache, for all sequences together where `capabilities.shared_cells` is true, otherwise for each.
             Only `resize` changes it.
+        adapters: LoRA adapters that were loaded with the model; `set_adapters` names them by their place here.
         kv_window: tokens of a sliding window, 0 for none: only ranges shorter than it, among the newest of a sequence, can be
             exported.
         chunk_size: prompts are computed in chunks of at most this many tokens, cut at multiples of it counted from position 0;
@@ -180,6 +184,7 @@ class Backend(ABC):
     chunk_size: int
     chunk_grain: int = 64
     kv_window: int = 0
+    adapters: tuple[Adapter, ...] = ()
 
     @abstractmethod
     def length(self, seq_id: int) -> int:
@@ -315,11 +320,31 @@ class Backend(ABC):
         """
         raise UnsupportedError(f"The {self.name} backend cannot change the size of its KV cache.")
 
+    def set_adapters(self, mix: Mix) -> None:
+        """Compute with these adapters from the next pass on, until others are set. At first there are none.
+
+        They hold for all sequences of a pass. Keys and values depend on them: it is for the caller to compute all of a sequence
+        with the same ones, and to import blocks only where they were exported with the same ones. Newest logits stay.
+
+        Args:
+            mix: of `adapters`; () is the model alone.
+
+        Raises:
+            UsageError: there is no such adapter.
+            BackendError: the engine failed; the adapters are as before.
+        """
+        self._check_mix(mix)
+
+    def _check_mix(self, mix: Mix) -> None:
+        for number, _ in mix:
+            if not 0 <= number < len(self.adapters):
+                raise UsageError(f"There is no adapter {number}.", f"The model was loaded with {len(self.adapters)}.")
+
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         """Return everything but the weights that changes what an exported block means or how its numbers came out.
 
-        A block may only be given to `import_kv` of a backend with equal values and the same weights. Empty where nothing can be
-        exported.
+        A block may only be given to `import_kv` of a backend with equal values, the same weights and the same adapters in use.
+        Empty where nothing can be exported.
         """
         return {}
 

@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from edge.adapters import mix_text
 from edge.backends.base import Capabilities, ModelInfo
 from edge.backends.logits_backend import LogitsBackend
-from edge.errors import CancelledError
+from edge.errors import BackendError, CancelledError
 from edge.prompt.tokenizers import Token, Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.adapters import Adapter, Mix
     from edge.plan.receipt import Plan
 
 __all__ = ["CHATML", "FakeBackend", "FakeTokenizer", "default_answer"]
@@ -54,7 +56,9 @@ def default_answer(message: str) -> str:
 
 
 class _Cell(NamedTuple):
-    """One cell of the KV cache. `digest` stands for the key and value: it depends on every token up to here."""
+    """One cell of the KV cache. `digest` stands for the key and value: it depends on every token up to here, and begins with a
+    mark of the adapters, so that a sequence which is computed with different ones is found out.
+    """
 
     token: int
     digest: bytes
@@ -91,6 +95,7 @@ class FakeBackend(LogitsBackend):
         chunk_size: tokens a chunk.
         chat_template: of the model; its turns begin with "<|im_start|>".
         drafts: it takes draft tokens, so a step may add several tokens to a reply.
+        adapters: those of the plan come before them. Answers begin with the names of those in use: "[pirate at 0.5] ".
 
     Attributes:
         threads: the last arguments of `set_threads`; they compute nothing.
@@ -115,6 +120,7 @@ class FakeBackend(LogitsBackend):
         chunk_size: int = 64,
         drafts: bool = False,
         chat_template: str = CHATML,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         for share in (0.0, 0.5, 1.0):
             if on_progress is not None and not on_progress(share):
@@ -131,6 +137,7 @@ class FakeBackend(LogitsBackend):
             threads=True,
             resize=True,
             drafts=drafts,
+            adapters=True,
         )
         info = ModelInfo(
             name="Fake",
@@ -146,6 +153,9 @@ class FakeBackend(LogitsBackend):
             details={"tokenizer": "UTF-8 bytes"},
         )
         super().__init__(info, capabilities, FakeTokenizer(), n_ctx=n_ctx, chunk_size=chunk_size)
+        self.adapters = (*(plan.adapters if plan is not None else ()), *adapters)
+        self._mix: Mix = ()
+        self._marks = {_mark(())}  # of all mixes that were in use
         self._script = script
         self._delay_s = delay_s
         self._prefill_delay_s = prefill_delay_s
@@ -207,7 +217,13 @@ class FakeBackend(LogitsBackend):
     def _free_kv(self, seq_id: int) -> None:
         pass  # _truncate did
 
-    # -- what a governor changes
+    # -- adapters, and what a governor changes
+
+    def set_adapters(self, mix: Mix) -> None:
+        self._check_open()
+        self._check_mix(mix)
+        self._mix = mix
+        self._marks.add(_mark(mix))
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         self._check_threads(n_threads, n_threads_batch)
@@ -219,7 +235,7 @@ class FakeBackend(LogitsBackend):
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
         self._check_open()
-        return {"backend": self.name, "version": 2}
+        return {"backend": self.name, "version": 3}
 
     # -- inside
 
@@ -230,10 +246,13 @@ class FakeBackend(LogitsBackend):
     def _append(self, seq_id: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        cells = self._sequences[seq_id]
+        cells, mark = self._sequences[seq_id], _mark(self._mix)
+        if cells and cells[-1].digest[: len(mark)] in self._marks - {mark}:
+            raise BackendError(f"Sequence {seq_id} was computed with other adapters until now.")
         for token in tokens:
             before = cells[-1].digest if cells else b""
-            cells.append(_Cell(token, hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=16).digest()))
+            digest = hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=14).digest()
+            cells.append(_Cell(token, mark + digest))
         return np.empty(0, np.float32)  # see _late_logits
 
     def _scripted_token(self, cells: Sequence[_Cell]) -> int | None:
@@ -249,7 +268,8 @@ class FakeBackend(LogitsBackend):
         key = cells[body_start - 1].digest
         if key not in self._answers:
             turns = _turns([cell.token for cell in cells[:start]])
-            self._answers[key] = [*self._answer(turns).encode(), _IM_END]
+            begin = f"[{mix_text(self._mix, self.adapters)}] " if self._mix else ""
+            self._answers[key] = [*(begin + self._answer(turns)).encode(), _IM_END]
         answer = self._answers[key]
         return answer[min(len(cells) - body_start, len(answer) - 1)]
 
@@ -260,6 +280,11 @@ class FakeBackend(LogitsBackend):
             return self._script(message)
         script = self._script or {}
         return script[message] if message in script else default_answer(message)
+
+
+def _mark(mix: Mix) -> bytes:
+    """Return the mark of adapters in the cells that are computed with them."""
+    return hashlib.blake2b(repr(mix).encode(), digest_size=2).digest()
 
 
 def _turns(tokens: Sequence[int]) -> list[tuple[str, str]]:

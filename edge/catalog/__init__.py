@@ -3,6 +3,7 @@
 api.py        resolve, pull, verify, remove
 entries.py    the shipped catalogue and the user's own as one
 installed.py  the models on this device, whoever put them there
+adapters.py   LoRA adapters that fit a model
 request.py    one question about one model, and its candidates
 """
 

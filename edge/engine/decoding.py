@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from edge.backends.base import MAX_DRAFT, NO_DRAFTS
+from edge.engine.adapter_turns import AdapterTurns
 from edge.engine.drafting import Lookup
 from edge.engine.generation import reply_error
+from edge.engine.rounds import MAX_GAP_MS
 from edge.errors import ContextFullError
 from edge.types import TokenLogprob
 
@@ -48,6 +50,7 @@ class Decoder:
         planner: chooses the length of drafts; None makes none. There are none either where the engine takes none, and where
             `KVCache.is_exact` is true, since they change the last bits.
         model: drafts where a reply repeats nothing; None for none.
+        max_gap_ms: longest gap between two tokens of a reply; see `edge.engine.adapter_turns`.
 
     Attributes:
         n_tokens: that were generated so far.
@@ -64,11 +67,13 @@ class Decoder:
         preempt: Callable[[], Generation],
         planner: Planner | None,
         model: DraftModel | None = None,
+        max_gap_ms: float = MAX_GAP_MS,
     ) -> None:
         self._backend, self._tokenizer, self._cache, self._running = backend, backend.tokenizer, cache, running
         self._finish, self._fail, self._preempt = finish, fail, preempt
         self._planner = planner if backend.capabilities.drafts and not cache.is_exact else None
         self._model = model
+        self._turns = AdapterTurns(max_gap_ms)
         self._guesses: dict[int, Guess] = {}  # of this round, by sequence
         self.n_tokens = 0
 
@@ -77,17 +82,25 @@ class Decoder:
         if self._planner is not None:
             self._planner.note_chunk(n_tokens, ms)
 
-    def decode_one_token_each(self) -> bool:
+    def decode_one_token_each(self, pass_ms: float = 0.0) -> bool:
         """Choose a token of every reply that is not prefilling, and compute the logits after it.
 
-        Of a reply with a draft, all that comes true is chosen at once. Returns whether there were any replies.
+        Of a reply with a draft, all that comes true is chosen at once. Where replies are computed with different adapters,
+        those of one group are decoded; see `edge.engine.adapter_turns`.
+
+        Args:
+            pass_ms: time that this usually takes, in milliseconds; 0 if unknown.
+
+        Returns:
+            Whether there were any replies.
         """
-        steps = self._choose_tokens()
+        steps = self._choose_tokens(pass_ms)
         drafts = self._draft(steps, self._planner) if self._planner is not None else NO_DRAFTS
         while steps:
             pairs = [(generation.slot.seq_id, token) for generation, token in steps if generation.slot]
             began = time.perf_counter()
             try:
+                self._backend.set_adapters(steps[0][0].mix)
                 if drafts:
                     self._backend.decode(pairs, drafts)
                 else:
@@ -119,12 +132,13 @@ class Decoder:
                     self._verify(generation, draft, self._planner, extra_ms / len(drafts))
         return True
 
-    def _choose_tokens(self) -> list[tuple[Generation, int]]:
+    def _choose_tokens(self, pass_ms: float) -> list[tuple[Generation, int]]:
         steps: list[tuple[Generation, int]] = []
-        for generation in [one for one in self._running if not one.is_prefilling]:
-            if generation.is_prefill_only:
-                self._finish(generation, "stop")
-                continue
+        for generation in [one for one in self._running if one.is_prefill_only and not one.is_prefilling]:
+            self._finish(generation, "stop")
+        decoded = [one for one in self._running if not one.is_prefilling]
+        is_prefilling = len(decoded) < len(self._running)
+        for generation in self._turns.choose(decoded, pass_ms=pass_ms, is_prefilling=is_prefilling):
             token, generation.pending = generation.pending, None
             if token is None:
                 token = self._next_token(generation)

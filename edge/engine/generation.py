@@ -16,6 +16,7 @@ from edge.prompt.stream import StopMatcher, TextStream
 from edge.types import Timing, Usage
 
 if TYPE_CHECKING:
+    from edge.adapters import Mix
     from edge.backends.base import Sampler
     from edge.engine.constraint import Matcher
     from edge.engine.drafting import Lookup
@@ -132,6 +133,7 @@ class Generation:
         priority: "background" for work that nobody waits for.
         hint: where its keys and values stay.
         namespace: only what was computed in it is reused; see `edge.kv.cache`.
+        mix: the adapters that it is computed with.
         shared: of replies to the same prompt, which wait until one of them has prefilled it; None for a prompt of its own.
         is_prefill_only: it ends once the prompt is in the KV cache, without a token of a reply.
         shown: special tokens whose text belongs to the reply, since its reader looks for them.
@@ -161,6 +163,7 @@ class Generation:
     priority: Priority = "interactive"
     hint: CacheHint = "disk"
     namespace: str = ""
+    mix: Mix = ()
     shown: frozenset[int] = frozenset()
     shared: SharedPrompt | None = None
     is_prefill_only: bool = False

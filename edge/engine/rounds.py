@@ -73,7 +73,12 @@ class ChunkTimer:
         """Return the time that so many tokens of a prompt take, in milliseconds; 0 while nothing was measured."""
         return (generation.ms_per_token or self._ms_per_token) * n_tokens
 
-    def fit(self, generation: Generation, n_tokens: int, *, decodes: bool) -> int:
+    @property
+    def pass_ms(self) -> float:
+        """Time of a pass over a token of each reply, in milliseconds; 0 while nothing was measured."""
+        return self._pass_ms
+
+    def fit(self, generation: Generation, n_tokens: int, *, n_passes: int) -> int:
         """Return how many of the next tokens of a prompt to compute within the gap.
 
         Both pieces of a chunk that is cut have at least the grain, so fewer than two grains are not cut, whatever they take.
@@ -81,11 +86,11 @@ class ChunkTimer:
         Args:
             generation: whose prompt it is.
             n_tokens: of its next chunk.
-            decodes: replies are being decoded; their pass is part of the gap.
+            n_passes: replies are being decoded in so many passes, one beside each chunk: all those are part of the gap.
         """
         if n_tokens < 2 * self._grain:
             return n_tokens
-        budget_ms = self.max_gap_ms - (self._pass_ms if decodes else 0.0)
+        budget_ms = self.max_gap_ms / max(n_passes, 1) - (self._pass_ms if n_passes else 0.0)
         if (whole_ms := self.predict_ms(generation, n_tokens)) and whole_ms <= budget_ms:
             return n_tokens
         n_fitting = int(n_tokens * budget_ms / whole_ms) if whole_ms else 0

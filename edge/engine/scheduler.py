@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edge.engine.adapter_turns import n_groups
 from edge.engine.decoding import Decoder
 from edge.engine.generation import Failed, Generation, Prefilled, reply_error
 from edge.engine.governor import Limits
@@ -68,6 +69,7 @@ class Scheduler:
     Attributes:
         n_ctx: the context window of prompts that are made now, in tokens. A governor makes it smaller while memory is short.
         full_n_ctx: the context window while memory suffices.
+        adapters: that the model was loaded with.
         limits: the limits that hold now; without numbers of threads before any were set.
 
     Raises:
@@ -100,12 +102,14 @@ class Scheduler:
             preempt=self._preempt,
             planner=planner,
             model=draft,
+            max_gap_ms=max_gap_ms,
         )
         self._draft = draft
         self._n_arrived = 0
         self._n_submitted = self._n_received = 0  # those that a chunk is stopped for
         self._is_full = False  # a generation was preempted and waits until a running one ends
         self.full_n_ctx = self.n_ctx = backend.n_ctx
+        self.adapters = backend.adapters
         self.limits = Limits(0, 0, 0.0, backend.n_ctx, single_reply=False)
         self._lock = threading.Lock()
         self._is_closed = False
@@ -161,7 +165,7 @@ class Scheduler:
         return result
 
     def call_alone(self, function: Callable[[Backend, int], T]) -> T:
-        """Run a function of (backend, chunk size) on the engine thread with all sequences empty.
+        """Run a function of (backend, chunk size) on the engine thread with all sequences empty and no adapters.
 
         Raises:
             BackendError: replies are running.
@@ -171,6 +175,7 @@ class Scheduler:
             if self._running:
                 raise BackendError("Replies are running.", "Wait until they are done.")
             self._cache.evict_idle(0)
+            backend.set_adapters(())
             return function(backend, self._cache.chunk_size)
 
         return self.call(run)
@@ -352,7 +357,7 @@ class Scheduler:
     def _n_missing(self, generation: Generation) -> int:
         """Return how many tokens of a prompt without a sequence are not in memory."""
         prompt = generation.to_prefill
-        return len(prompt) - self._cache.n_resident(prompt, generation.namespace)
+        return len(prompt) - self._cache.n_resident(prompt, generation.namespace, generation.mix)
 
     def _make_way(self) -> bool:
         """Take the sequence of the youngest background generation if an interactive one needs it now; return whether it did."""
@@ -382,7 +387,12 @@ class Scheduler:
             )
         started = time.perf_counter()
         taken = self._cache.acquire(
-            generation.to_prefill, generation.owner, generation.boundaries, generation.hint, generation.namespace
+            generation.to_prefill,
+            generation.owner,
+            generation.boundaries,
+            generation.hint,
+            generation.namespace,
+            generation.mix,
         )
         if taken is None:
             return False
@@ -410,6 +420,7 @@ class Scheduler:
         started = time.perf_counter()
         should_stop = self._interruption(generation, len(chunk))
         try:
+            self._backend.set_adapters(generation.mix)
             n_done = self._cache.evict_and_retry(lambda: self._backend.prefill(slot.seq_id, chunk, should_stop=should_stop))
         except Exception as error:  # noqa: BLE001 (see reply_error)
             if isinstance(error, ContextFullError) and len(self._running) > 1:
@@ -452,11 +463,12 @@ class Scheduler:
         ends = [(start // chunk_size + 1) * chunk_size, *checkpoints]  # chunk-aligned, or where a state is stored
         n_whole = min(min(end for end in ends if end > start) - start, generation.n_left)
         others = [one for one in self._running if one is not generation and one.priority == "interactive"]
-        decodes = any(not one.is_prefilling for one in others)
+        decoded = [one for one in others if not one.is_prefilling]
+        decodes = bool(decoded)
         is_alone = not decodes and all(one.n_left >= generation.n_left for one in others)  # nobody waits for this chunk to end
         if is_alone and generation.priority == "interactive":
             return n_whole
-        return self._timer.fit(generation, n_whole, decodes=decodes)
+        return self._timer.fit(generation, n_whole, n_passes=n_groups(decoded))
 
     def _interruption(self, generation: Generation, n_tokens: int) -> Callable[[], bool]:
         """Return what a chunk asks now and then: should it stop, for the reply was cancelled, or another prompt has arrived?
@@ -499,7 +511,7 @@ class Scheduler:
 
     def _decode(self) -> None:
         started = time.perf_counter()
-        if self._decoder.decode_one_token_each():
+        if self._decoder.decode_one_token_each(self._timer.pass_ms):
             self._timer.note_pass((time.perf_counter() - started) * 1000)
 
     def _finish(self, generation: Generation, reason: FinishReason, *, is_stop_text: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge.kv.tree import common_prefix
 
 if TYPE_CHECKING:
+    from edge.adapters import Mix
     from edge.engine.generation import Generation
 
 __all__ = ["LEAST_SHARED", "Sharing"]
@@ -25,11 +26,11 @@ class Sharing:
     """Says which waiting generations another one is about to save work.
 
     Args:
-        n_resident: returns how many tokens of a prompt are in memory, from the prompt and its namespace.
+        n_resident: returns how many tokens of a prompt are in memory, from the prompt, its namespace and its adapters.
         can_copy: a sequence can take over the prefix of another one that goes on.
     """
 
-    def __init__(self, n_resident: Callable[[Sequence[int], str], int], *, can_copy: bool) -> None:
+    def __init__(self, n_resident: Callable[[Sequence[int], str, Mix], int], *, can_copy: bool) -> None:
         self._n_resident, self._can_copy = n_resident, can_copy
         self._ends: dict[tuple[int, int], int] = {}  # see `_end_of_wait`; by the numbers of their arrival
 
@@ -70,10 +71,10 @@ class Sharing:
 
     def _find_end(self, one: Generation, other: Generation) -> int:
         is_as_urgent = one.priority == "interactive" or other.priority == "background"
-        if not is_as_urgent or one.namespace != other.namespace:
+        if not is_as_urgent or (one.namespace, one.mix) != (other.namespace, other.mix):
             return 0
         n_common = min(common_prefix(one.tokens, other.tokens), len(other.tokens) - 1)  # the logits of its last are needed
         if n_common < LEAST_SHARED:
             return 0
-        n_resident = self._n_resident(other.to_prefill, other.namespace)
+        n_resident = self._n_resident(other.to_prefill, other.namespace, other.mix)
         return n_common if n_common - n_resident >= LEAST_SHARED else 0

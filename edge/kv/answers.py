@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge.kv.blocks import fingerprint
+from edge.kv.blocks import fingerprint, with_adapters
 from edge.names import answer_namespace
 from edge.types import FinishReason, Sampling
 
 if TYPE_CHECKING:
+    from edge.adapters import Adapter, Mix
     from edge.constraint import Constraint
     from edge.kv.store import BlockStore
 
@@ -50,18 +51,25 @@ class AnswerCache:
         store: holds them; the caller closes it.
         model: fingerprint of weights and engine, 32 bytes.
         n_ctx: context window in tokens, which may have ended a reply.
+        adapters: of the model.
     """
 
-    def __init__(self, store: BlockStore, model: bytes, n_ctx: int) -> None:
+    def __init__(self, store: BlockStore, model: bytes, n_ctx: int, adapters: Sequence[Adapter] = ()) -> None:
         self._store = store
         self._model = model
         self._n_ctx = n_ctx
+        self._adapters = adapters
 
     def find(
-        self, prompt: Sequence[int], sampling: Sampling, namespace: str = "", constraint: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        namespace: str = "",
+        constraint: Constraint | None = None,
+        mix: Mix = (),
     ) -> Answer | None:
         """Return the reply to exactly this request in a namespace; None if there is none, or if sampling is random."""
-        model = self._fingerprint(sampling, constraint)
+        model = self._fingerprint(sampling, constraint, mix)
         if model is None:
             return None
         match = self._store.match(model, answer_namespace(namespace), prompt, partial=False)
@@ -84,6 +92,7 @@ class AnswerCache:
         owner: str = "",
         namespace: str = "",
         constraint: Constraint | None = None,
+        mix: Mix = (),
     ) -> None:
         """Store a reply, unless sampling is random or the reply was interrupted.
 
@@ -94,8 +103,9 @@ class AnswerCache:
             owner: its conversation, "" for none.
             namespace: only requests of it find the reply.
             constraint: of the reply.
+            mix: the adapters that it was computed with.
         """
-        model = self._fingerprint(sampling, constraint)
+        model = self._fingerprint(sampling, constraint, mix)
         if model is None or answer.reason not in ("stop", "length"):
             return
         self._store.put(
@@ -103,11 +113,12 @@ class AnswerCache:
             prefill_ms=answer.total_ms, origin="decode", owner=owner or None,
         )  # fmt: skip
 
-    def _fingerprint(self, sampling: Sampling, constraint: Constraint | None) -> bytes | None:
+    def _fingerprint(self, sampling: Sampling, constraint: Constraint | None, mix: Mix) -> bytes | None:
         """Return the fingerprint of the model and all settings that a reply depends on; None if sampling is random."""
         if sampling.temperature != 0:
             return None
         fields = {name: repr(value) for name, value in dataclasses.asdict(sampling).items() if name not in _IRRELEVANT}
         if constraint is not None:
             fields["constraint"] = repr(constraint)
-        return fingerprint({"model": self._model.hex(), "n_ctx": self._n_ctx, **fields})
+        model = with_adapters(self._model, mix, self._adapters)
+        return fingerprint({"model": model.hex(), "n_ctx": self._n_ctx, **fields})

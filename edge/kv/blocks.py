@@ -40,9 +40,13 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edge.errors import UsageError
 from edge.kv.keys import KEY_BYTES, TOKEN_BYTES, Keys, entry_bytes
+
+if TYPE_CHECKING:
+    from edge.adapters import Adapter, Mix
 
 __all__ = [
     "FORMAT_VERSION",
@@ -61,6 +65,7 @@ __all__ = [
     "parse_header",
     "seal_block",
     "unpack_tokens",
+    "with_adapters",
 ]
 
 FORMAT_VERSION = 1
@@ -82,6 +87,20 @@ HEADER_READ_BYTES = 4096
 
 class BlockDamaged(Exception):
     """The bytes are not a whole block of this store. Its text says why."""
+
+
+def with_adapters(model: bytes, mix: Mix, adapters: Sequence[Adapter]) -> bytes:
+    """Return the fingerprint of a model whose weights are changed by adapters: by their content, at these scales.
+
+    Args:
+        model: fingerprint of the model alone, 32 bytes.
+        mix: the adapters in use.
+        adapters: of the model.
+    """
+    if not mix:
+        return model
+    scales = {f"adapter {adapters[number].sha256}": scale for number, scale in mix}
+    return fingerprint({"model": model.hex(), **scales})
 
 
 def fingerprint(fields: Mapping[str, str | int | float | bool]) -> bytes:

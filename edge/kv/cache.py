@@ -28,10 +28,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.errors import BackendError, ContextFullError, EdgeError, UnsupportedError
+from edge.kv.blocks import with_adapters
 from edge.kv.slots import Slot, Slots
 from edge.kv.tree import Mark
 
 if TYPE_CHECKING:
+    from edge.adapters import Mix
     from edge.backends.base import Backend
     from edge.kv.store import BlockRef, BlockStore, Match
     from edge.names import CacheHint
@@ -95,6 +97,7 @@ class KVCache:
         self._slots = Slots(backend, self.chunk_size if exact else 1)
         self._ms_per_token = 0.0
         self._warned: set[str] = set()
+        self._fingerprints: dict[Mix, bytes] = {(): model}
         if self._store is not None:
             self._store.warm_up()
 
@@ -108,9 +111,9 @@ class KVCache:
         """True if `acquire` would find a sequence."""
         return any(not slot.is_busy for slot in self._slots.slots)
 
-    def n_resident(self, prompt: Sequence[int], namespace: str = "") -> int:
+    def n_resident(self, prompt: Sequence[int], namespace: str = "", mix: Mix = ()) -> int:
         """Return the number of tokens of a prompt that `acquire` would find in memory."""
-        return self._slots.n_shared(prompt, namespace)
+        return self._slots.n_shared(prompt, _space(namespace, mix))
 
     def checkpoints(self, boundaries: Iterable[int]) -> frozenset[int]:
         """Return where chunks must end and `checkpoint` be called, to store the state at or before these positions."""
@@ -125,6 +128,7 @@ class KVCache:
         boundaries: Iterable[int] = (),
         hint: CacheHint = "disk",
         namespace: str = "",
+        mix: Mix = (),
     ) -> tuple[Slot, Reuse] | None:
         """Take a sequence for a prompt, with as much of its prefix as memory and disk have.
 
@@ -134,6 +138,7 @@ class KVCache:
             boundaries: positions that later prompts are likely to share: blocks end there, so that this is stored once.
             hint: where what is computed now stays. What is stored already is reused in any case.
             namespace: only what was computed in it is reused, in memory and from disk.
+            mix: the adapters that it is computed with; likewise.
 
         Returns:
             The slot and the reused part, or None if every sequence is busy.
@@ -141,10 +146,10 @@ class KVCache:
         Raises:
             BackendError: the engine failed; no slot was taken.
         """
-        slot = self._slots.acquire(prompt, namespace)
+        slot = self._slots.acquire(prompt, _space(namespace, mix))
         if slot is None:
             return None
-        slot.hint = hint
+        slot.hint, slot.namespace, slot.mix = hint, namespace, mix
         n_memory = slot.n_tokens
         n_disk, restore_ms = 0, 0.0
         if self._store is not None:
@@ -247,7 +252,7 @@ class KVCache:
         if len(usable) - slot.n_tokens < _MIN_RESTORE_TOKENS:
             return slot.n_tokens, 0
         ranges = self._backend.capabilities.export_kv
-        match = store.match(self._model, self._slots.tree.namespace(slot.seq_id), usable, partial=ranges)
+        match = store.match(self._fingerprint(slot.mix), slot.namespace, usable, partial=ranges)
         if not match.blocks:
             return slot.n_tokens, 0
         if _is_stored(slot):
@@ -403,10 +408,16 @@ class KVCache:
     ) -> bytes | None:
         origin = "prefill" if start + len(tokens) <= slot.n_prefilled else "decode"
         return store.put(
-            parent, tokens, payload, fingerprint=self._model, namespace=self._slots.tree.namespace(slot.seq_id), start=start,
+            parent, tokens, payload, fingerprint=self._fingerprint(slot.mix), namespace=slot.namespace, start=start,
             prefill_ms=self._ms_per_token * len(tokens), origin=origin, owner=slot.owner or None,
             is_reused=_is_reused(slot, start + len(tokens)),
         )  # fmt: skip
+
+    def _fingerprint(self, mix: Mix) -> bytes:
+        """Return the fingerprint of blocks that are computed with these adapters."""
+        if mix not in self._fingerprints:
+            self._fingerprints[mix] = with_adapters(self._model, mix, self._backend.adapters)
+        return self._fingerprints[mix]
 
     def _block_sizes(self, start: int, end: int, boundaries: Iterable[int] = ()) -> list[int]:
         """Return block sizes for a range of positions: full ones, and shorter ones before a boundary and the end."""
@@ -416,6 +427,11 @@ class KVCache:
             sizes += [self._block_tokens] * n_full + [rest] * (rest > 0)
             start = stop
         return sizes
+
+
+def _space(namespace: str, mix: Mix) -> str:
+    """Return the name under which the tree has a namespace: sequences that were computed with other adapters share nothing."""
+    return f"{namespace}\n{mix!r}" if mix else namespace
 
 
 def _is_stored(slot: Slot) -> bool:

@@ -15,6 +15,7 @@ from edge.errors import UnsupportedError
 from edge.kv.tree import PrefixTree
 
 if TYPE_CHECKING:
+    from edge.adapters import Mix
     from edge.backends.base import Backend
     from edge.names import CacheHint
 
@@ -31,6 +32,8 @@ class Slot:
         is_busy: a turn is using it.
         last_used: value of a counter that grows with every use.
         owner: the conversation whose turn uses it, "" for none.
+        namespace: what it was computed in; the tree's has the adapters with it.
+        mix: the adapters that it was computed with.
         hint: where what the turn computes stays.
         n_found: tokens that it had when the turn began.
         n_prefilled: position up to which it was prefilled; the rest was decoded.
@@ -42,6 +45,8 @@ class Slot:
     is_busy: bool = False
     last_used: int = 0
     owner: str = ""
+    namespace: str = ""
+    mix: Mix = ()
     hint: CacheHint = "disk"
     n_found: int = 0
     n_prefilled: int = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge.names import Accelerator
 
 if TYPE_CHECKING:
+    from edge.adapters import Adapter
     from edge.formats.artifact import Artifact
 
 __all__ = ["Choice", "MemoryEstimate", "Plan", "PlanRequest", "Safety"]
@@ -74,7 +75,7 @@ class MemoryEstimate:
         available_bytes: free memory less the safety margin.
         device_bytes: of total_bytes, the part in an accelerator's own memory; 0 where it shares main memory.
         device_available_bytes: of available_bytes, the accelerator's own part.
-        draft_bytes: of total_bytes, a draft model's, which the first three do not count.
+        draft_bytes, adapter_bytes: of total_bytes, those of a draft model and of adapters, which the first three do not count.
     """
 
     weights_bytes: int
@@ -85,6 +86,7 @@ class MemoryEstimate:
     device_bytes: int = 0
     device_available_bytes: int = 0
     draft_bytes: int = 0
+    adapter_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class Plan:
         draft: how the model that drafts for it runs; None without one.
         pass_costs: (tokens, cost) of passes over several tokens of a reply, as multiples of one over a single token, as far as
             `edge tune` measured them here.
+        adapters: that it is loaded with.
     """
 
     backend: str
@@ -132,6 +135,7 @@ class Plan:
     fallbacks: tuple[Accelerator, ...] = ()
     draft: Plan | None = None
     pass_costs: tuple[tuple[int, float], ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def notices(self) -> list[str]:
@@ -156,7 +160,7 @@ class Plan:
         result: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("artifact", "memory", "choices", "draft")
+            if field.name not in ("artifact", "memory", "choices", "draft", "adapters")
         }
         result["artifact"] = {
             "name": self.artifact.name,
@@ -168,6 +172,7 @@ class Plan:
         result["memory"] = asdict(self.memory)
         result["choices"] = [asdict(choice) for choice in self.choices]
         result["draft"] = self.draft.to_dict() if self.draft is not None else None
+        result["adapters"] = [asdict(adapter) | {"path": str(adapter.path)} for adapter in self.adapters]
         return result
 
 

@@ -2,6 +2,7 @@
 
 steps.py           GGUF as steps of a conversion
 tensors.py         a checkpoint as a GGUF file in 16 or 32 bits
+adapter.py         a LoRA adapter as a GGUF file
 config.py          config.json as the keys of a GGUF file
 limits.py          what llama.cpp can compute of it
 vocabulary.py      tokenizer.json as llama.cpp has it

@@ -27,13 +27,13 @@ from edge_convert.shapes import HEAD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Precision", "gguf_names", "lossless_precision", "write_gguf"]
+__all__ = ["PERMUTED", "Precision", "gguf_names", "lossless_precision", "pair_up", "write_gguf"]
 
 Precision = Literal["F16", "BF16", "F32"]
 
 _ROW_CHUNK_BYTES = 16 << 20
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
-_PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
+PERMUTED = re.compile(r"self_attn\.([qk])_proj\.(weight|bias)$")
 
 
 def lossless_precision(checkpoint: Checkpoint) -> Precision:
@@ -113,15 +113,15 @@ def _converted(checkpoint: Checkpoint, name: str, precision: Precision) -> NDArr
     if checkpoint.architecture.is_gemma and name.endswith("norm.weight"):
         shifted: NDArray[np.generic] = tensor.astype(np.float32) + np.float32(1.0)  # Gemma stores the distance from one
         return shifted
-    found = _PERMUTED.search(name)
+    found = PERMUTED.search(name)
     if found and checkpoint.architecture.gguf == "llama":
         model = checkpoint.model
-        tensor = _pair_up(tensor, model.n_heads if found[1] == "q" else model.n_kv_heads)
+        tensor = pair_up(tensor, model.n_heads if found[1] == "q" else model.n_kv_heads)
     kind = precision if tensor.ndim > 1 else "F32"
     return _cast(tensor, _dtype(kind), name)
 
 
-def _pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:
+def pair_up(tensor: NDArray[np.generic], n_heads: int) -> NDArray[np.generic]:
     """Reorder the rows of each head from two halves to pairs: transformers rotates halves, llama.cpp pairs."""
     heads = tensor.reshape(n_heads, 2, tensor.shape[0] // n_heads // 2, *tensor.shape[1:])
     paired: NDArray[np.generic] = heads.swapaxes(1, 2).reshape(tensor.shape)

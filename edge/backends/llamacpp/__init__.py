@@ -2,6 +2,7 @@
 
 backend.py       the contract
 model.py         opens a model and its context
+adapters.py      LoRA adapters of an open model
 logits.py        the newest logits of every sequence
 library.py       llama.cpp imported once, its log caught, its results turned into our errors
 vocabulary.py    the tokenizer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.backends.base import MAX_DRAFT, Sampler
 from edge.backends.cells_backend import CellsBackend
+from edge.backends.llamacpp.adapters import Adapters
 from edge.backends.llamacpp.library import (
     AbortFlag,
     Batch,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edge.adapters import Mix
     from edge.plan.receipt import Plan
     from edge.types import Sampling
 
@@ -68,11 +70,13 @@ class LlamaCppBackend(CellsBackend):
         try:
             self._model = load_model(library, plan, header.architecture, on_progress)
             check_usable(library, self._model, path)
+            self._adapters = Adapters(library, self._model, plan.adapters)
             self._context = open_context(library, plan, self._model, header.architecture, self._abort)
         except BaseException:
             self._free_pointers()
             raise
         self._plan, self._architecture = plan, header.architecture
+        self.adapters = plan.adapters
         self._vocab = library.llama_model_get_vocab(self._model)
         self._memory = library.llama_get_memory(self._context)
         self.kv_window = library.llama_model_n_swa(self._model)
@@ -189,7 +193,13 @@ class LlamaCppBackend(CellsBackend):
         self._logits.reset(None)
         self._free_pointers()
 
-    # -- what a governor changes
+    # -- adapters, and what a governor changes
+
+    def set_adapters(self, mix: Mix) -> None:
+        with self._lock:
+            self._check_open()
+            self._check_mix(mix)
+            self._adapters.apply(self._context, mix)
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         with self._lock:
@@ -260,6 +270,7 @@ class LlamaCppBackend(CellsBackend):
         self._context = self._memory = None
         plan = replace(self._plan, n_ctx=n_ctx)
         self._context = open_context(library, plan, self._model, self._architecture, self._abort)
+        self._adapters.reapply(self._context)
         self._plan, self._memory = plan, library.llama_get_memory(self._context)
         self._logits.reset(self._context)
         self._allocate(library.llama_n_ctx(self._context))

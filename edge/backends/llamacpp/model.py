@@ -208,6 +208,7 @@ def capabilities_of(library: Any, model: Any, n_seq: int) -> Capabilities:
         shared_cells=True,
         threads=True,
         resize=True,
+        adapters=True,
         # A pass may overwrite the oldest cells of a sliding window, which a rewind behind a wrong draft would need again.
         drafts=not is_recurrent and not library.llama_model_n_swa(model),
     )

@@ -38,16 +38,20 @@ from edge.files import read_record, write_private
 from edge.hashes import file_sha256
 
 if TYPE_CHECKING:
+    from edge.adapters import Adapter
     from edge.backends.base import LoadProgress
     from edge.plan.receipt import Plan
 
-__all__ = ["KNOWN_GOOD", "REFUSED", "try_file"]
+__all__ = ["KNOWN_GOOD", "NOT_NUMBERS", "REFUSED", "try_file"]
 
 KNOWN_GOOD = frozenset(("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",))
 """SHA-256 of files that are not tried: the embedded default, which every release is tested with."""
 
 REFUSED = 10
 """Exit code of a child that got an error of edge: loading gives the same one, so there is nothing to fear."""
+
+NOT_NUMBERS = 11
+"""Exit code of a child that computed values which are not numbers."""
 
 _FORMAT = 1  # raise it when the child tries more, so that old answers are not trusted
 _TIMEOUT_S = 120.0
@@ -81,7 +85,7 @@ def try_file(
     command: Command | None = None,
     timeout_s: float = _TIMEOUT_S,
 ) -> None:
-    """Refuse a model file on which llama.cpp would end this process. A file that was tried before costs nothing.
+    """Refuse a model file, and adapters, on which llama.cpp would end this process. What was tried before costs nothing.
 
     Args:
         plan: what will be loaded, and how.
@@ -103,31 +107,36 @@ def try_file(
         if on_progress is not None and not on_progress(share, stage or f"{_STAGE} ({time.monotonic() - began:.0f} s):"):
             raise CancelledError("Loading was stopped.")
 
+    def find_problem(adapter: Adapter | None = None) -> str:
+        path = _answer_path(cache_dir, f"{digest}{adapter.sha256 if adapter is not None else ''}", _settings_of(plan))
+        verdict = read_record(path, _Verdict)
+        if verdict is not None:
+            return verdict.problem
+        report(0.0, _STAGE)
+        limit_s = timeout_s + artifact.size_bytes // _BYTES_PER_S
+        arguments = (command or _command)(_request(plan, adapter))
+        ended = run_child(arguments, timeout_s=limit_s, on_wait=report, env={**os.environ, "GGML_NO_BACKTRACE": "1"})
+        problem = _judge(plan, adapter, ended, limit_s)
+        if problem is not None:
+            with suppress(StorageError):  # then it is tried again next time
+                write_private(path, json.dumps({"problem": problem}).encode())
+        return problem or ""
+
     digest = artifact.sha256 or file_sha256(
         artifact.path, cache_dir=cache_dir, on_bytes=lambda done: report(done / max(artifact.size_bytes, done), _STAGE)
     )
-    if digest in KNOWN_GOOD:
-        return
-    try:
-        path = _answer_path(cache_dir, digest, _settings_of(plan))
-        verdict = read_record(path, _Verdict)
-        problem = verdict.problem if verdict else None
-        if problem is None:
-            report(0.0, _STAGE)
-            limit_s = timeout_s + artifact.size_bytes // _BYTES_PER_S
-            arguments = (command or _command)(_request(plan))
-            ended = run_child(arguments, timeout_s=limit_s, on_wait=report, env={**os.environ, "GGML_NO_BACKTRACE": "1"})
-            problem = _judge(plan, ended, limit_s)
-            if problem is not None:
-                with suppress(StorageError):  # then it is tried again next time
-                    write_private(path, json.dumps({"problem": problem}).encode())
-    except OSError:
-        return  # no child can be started here, so the file is loaded untried
-    if problem:
-        raise ModelFileError(
-            f"llama.cpp cannot use {artifact.path}: {problem}. The file is damaged, or a converter made it wrong.",
-            "Download or convert it again, or choose another model.",
-        )
+    wanted: list[Adapter | None] = [None] if digest not in KNOWN_GOOD else []
+    for adapter in (*wanted, *plan.adapters):
+        try:
+            problem = find_problem(adapter)
+        except OSError:
+            return  # no child can be started here, so the file is loaded untried
+        if problem:
+            path, other = (artifact.path, "model") if adapter is None else (adapter.path, "adapter")
+            raise ModelFileError(
+                f"llama.cpp cannot use {path}: {problem}. The file is damaged, or a converter made it wrong.",
+                f"Download or convert it again, or choose another {other}.",
+            )
 
 
 def _settings_of(plan: Plan) -> dict[str, str | bool]:
@@ -140,15 +149,16 @@ def _settings_of(plan: Plan) -> dict[str, str | bool]:
     }
 
 
-def _request(plan: Plan) -> str:
+def _request(plan: Plan, adapter: Adapter | None) -> str:
     """Return what the child is to load, and within which limits, as JSON."""
     artifact = plan.artifact
+    also = {"adapter": str(adapter.path)} if adapter is not None else {}
     n_threads = plan.n_threads if artifact.size_bytes > _SMALL_BYTES else 1
     amounts = {"n_threads": n_threads, "gpu_layers": plan.gpu_layers, "use_mmap": plan.use_mmap}
     # An address space for CUDA has no useful limit.
     most_bytes = artifact.size_bytes + plan.memory.total_bytes if plan.accelerator == "cpu" else None
     limits = {"cpu_s": (_CPU_S + artifact.size_bytes // _BYTES_PER_S) * n_threads, "memory_bytes": most_bytes}
-    return json.dumps({"path": str(artifact.path), **limits, **amounts, **_settings_of(plan)})
+    return json.dumps({"path": str(artifact.path), **limits, **amounts, **also, **_settings_of(plan)})
 
 
 def _answer_path(cache_dir: Path, digest: str, settings: dict[str, str | bool]) -> Path:
@@ -160,15 +170,17 @@ def _command(request: str) -> list[str]:
     return python_command("edge.backends.llamacpp.trial_child:main", request)
 
 
-def _judge(plan: Plan, ended: Ended, limit_s: float) -> str | None:
+def _judge(plan: Plan, adapter: Adapter | None, ended: Ended, limit_s: float) -> str | None:
     """Return the problem that a child found, "" if there is none; None if its end says nothing about the file.
 
     Raises:
         As `try_file`.
     """
-    path = plan.artifact.path
+    path = plan.artifact.path if adapter is None else adapter.path
     if ended.code == 0:
         return ""
+    if ended.code == NOT_NUMBERS:
+        return "what the model computes with it is not a number"
     if ended.code is None:
         raise ModelFileError(
             f"llama.cpp did not come to an end with {path} within {limit_s:.0f} s, in a process that tried it first.",

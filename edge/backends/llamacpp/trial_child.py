@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.backends.llamacpp.canary_child import load_binding, without_core_dump
-from edge.backends.llamacpp.trial import REFUSED
+from edge.backends.llamacpp.trial import NOT_NUMBERS, REFUSED
 from edge.backends.llamacpp.vocabulary import Vocabulary
 from edge.errors import EdgeError
 from edge.types import Sampling
@@ -53,7 +53,8 @@ def main(request: str) -> None:
         sys.exit(REFUSED)
 
 
-def _use(path: str, n_threads: int, cpu_s: int, memory_bytes: int | None, **settings: Any) -> None:
+def _use(path: str, n_threads: int, cpu_s: int, memory_bytes: int | None, adapter: str = "", **settings: Any) -> None:
+    from edge.adapters import Adapter
     from edge.backends.llamacpp.backend import LlamaCppBackend
     from edge.formats.artifact import Artifact
     from edge.plan.receipt import MemoryEstimate, Plan
@@ -69,14 +70,20 @@ def _use(path: str, n_threads: int, cpu_s: int, memory_bytes: int | None, **sett
         use_extra_buffers=False,  # a second copy of the weights; canary.py tries these kernels
         memory=MemoryEstimate(0, 0, 0, 0, 0),
         choices=(),
+        adapters=(Adapter("adapter", Path(adapter), 1.0, "", 0, 0, 0),) if adapter else (),
         **settings,
     )
     _limit(cpu_s, None if memory_bytes is None else memory_bytes + _SPARE_BYTES + n_threads * _THREAD_BYTES)
     _says("loads it")
     with LlamaCppBackend(plan) as backend:
+        if adapter:
+            _says("applies it")
+            backend.set_adapters(((0, 1.0),))
         _says("tokenises a text")
         tokens = _tokenise(backend)
         _says("computes with it")
+        if adapter:
+            _check_numbers(backend)
         _compute(backend, [0, backend.info.n_vocab - 1, *tokens][:_N_TOKENS])
 
 
@@ -102,6 +109,16 @@ def _tokenise(backend: Backend) -> list[int]:
         for byte in _BYTES:  # such a vocabulary spells in bytes what it has no token for
             tokenizer.encode_bytes(bytes((byte,)))
     return tokens
+
+
+def _check_numbers(backend: Backend) -> None:
+    """End the process if an adapter makes the model useless: unlike other errors, loading it would not find that."""
+    import numpy as np
+
+    backend.prefill(0, [0])
+    if not np.isfinite(backend.logits(0)).all():
+        sys.exit(NOT_NUMBERS)
+    backend.rewind(0, 0)
 
 
 def _compute(backend: Backend, tokens: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 
 
-def logits_of_gguf(path: Path, tokens: Sequence[int], n_context: int) -> Logits:
-    """Logits of every token, [n_tokens, n_vocab], by llama.cpp without any of its shortcuts."""
+def logits_of_gguf(path: Path, tokens: Sequence[int], n_context: int, adapters: Mapping[Path, float] | None = None) -> Logits:
+    """Logits of every token, [n_tokens, n_vocab], by llama.cpp without any of its shortcuts, with adapters at scales."""
     from llama_cpp import llama_cpp
 
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -23,12 +23,18 @@ def logits_of_gguf(path: Path, tokens: Sequence[int], n_context: int) -> Logits:
     model_params.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
     assert model
+    loaded = [llama_cpp.llama_adapter_lora_init(model, str(adapter).encode()) for adapter in adapters or {}]
+    assert all(loaded)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = n_context
     params.n_threads = params.n_threads_batch = 1
     params.type_k = params.type_v = 0  # float32
     params.flash_attn_type = 0
     context = llama_cpp.llama_init_from_model(model, params)
+    if adapters:
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(loaded))(*loaded)
+        scales = (ctypes.c_float * len(loaded))(*adapters.values())
+        assert llama_cpp.llama_set_adapters_lora(context, pointers, len(loaded), scales) == 0
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     batch.n_tokens = len(tokens)
     for place, token in enumerate(tokens):

@@ -107,7 +107,7 @@ def timer(ms_per_token: float, max_gap_ms: float = 250, pass_ms: float = 0.0) ->
 )
 def test_a_chunk_fits_the_gap(ms_per_token: float, pass_ms: float, n_tokens: int, expected: int) -> None:
     made, generation = timer(ms_per_token, pass_ms=pass_ms)
-    assert made.fit(generation, n_tokens, decodes=True) == expected
+    assert made.fit(generation, n_tokens, n_passes=1) == expected
 
 
 @given(
@@ -121,7 +121,7 @@ def test_every_piece_is_a_grain_at_least_and_in_time_above_two(
     n_tokens: int, ms: float, gap: float, pass_ms: float, decodes: bool
 ) -> None:
     made, generation = timer(ms, gap, pass_ms)
-    n_cut = made.fit(generation, n_tokens, decodes=decodes)
+    n_cut = made.fit(generation, n_tokens, n_passes=int(decodes))
     assert 0 < n_cut <= n_tokens
     if n_cut < n_tokens:
         assert n_cut % GRAIN == 0
@@ -143,7 +143,7 @@ def test_each_prompt_has_an_estimate_and_a_new_one_begins_with_the_newest() -> N
 
 def test_an_exact_cache_never_cuts_its_chunks() -> None:
     cache = KVCache(FakeBackend(n_seq=1, chunk_size=512), exact=True)
-    assert ChunkTimer(1, cache.chunk_grain).fit(prompt_of(4000), cache.chunk_size, decodes=True) == cache.chunk_size == 128
+    assert ChunkTimer(1, cache.chunk_grain).fit(prompt_of(4000), cache.chunk_size, n_passes=1) == cache.chunk_size == 128
 
 
 # -- the scheduler
