@@ -94,9 +94,9 @@ def check_lora(lora: object) -> tuple[str, ...] | None:
     """
     if lora is None:
         return None
-    is_list = isinstance(lora, Sequence) and not isinstance(lora, str | bytes)
-    if is_list and all(isinstance(one, str | os.PathLike) for one in lora):
-        return tuple(str(one) for one in lora)
+    given: Sequence[object] = lora if isinstance(lora, Sequence) and not isinstance(lora, str | bytes) else (None,)
+    if all(isinstance(one, str | os.PathLike) for one in given):
+        return tuple(str(one) for one in given)
     raise UsageError(f"lora is a list of adapters, not {kind_of(lora)}.", 'For example: lora=["pirate.gguf:0.5"]')
 
 

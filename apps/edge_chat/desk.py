@@ -14,6 +14,7 @@ from edge_chat.library import Page
 from edge_chat.outbox import Departure, Outbox, Outgoing
 
 if TYPE_CHECKING:
+    from edge.assistant import Assistant
     from edge.conversation import Attachment
     from edge_chat.base import BaseApp
     from edge_chat.screens.view import ChatView
@@ -36,6 +37,7 @@ class Desk:
         outbox: typed messages that are not saved yet.
         think: whether models should think before they answer; None leaves it to them.
         tools_off: names of tools that are turned off in this session.
+        lora: scales of adapters by conversation, where they are not those that the model was loaded with.
         moving: held while unsaved messages are put on the screen, and while saved ones are matched with it.
     """
 
@@ -50,6 +52,7 @@ class Desk:
         self.moving = asyncio.Lock()
         self.think: bool | None = None
         self.tools_off: set[str] = set()
+        self.lora: dict[str, dict[str, float]] = {}
         self._changed_sampling: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating = asyncio.Lock()
@@ -71,6 +74,12 @@ class Desk:
         assistant = self.app.host.assistant
         sampling = assistant.sampling if assistant is not None else self.app.settings.sampling
         return sampling.over(Sampling(max_repeats=USUAL_MAX_REPEATS))
+
+    def lora_of(self, assistant: Assistant, conversation_id: str | None = None) -> dict[str, float]:
+        """Return the adapters of a conversation, None for the one on the screen; after a change of the model, that model's."""
+        chosen = self.lora.get(conversation_id or self.active_id or "")
+        known = {adapter.name for adapter in assistant.adapters}
+        return chosen if chosen is not None and known.issuperset(chosen) else assistant.lora
 
     @property
     def active_id(self) -> str | None:

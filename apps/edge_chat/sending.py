@@ -411,6 +411,7 @@ class Sending:
             sampling=sampling,
             tools=tools,
             think=desk.think,
+            lora=desk.lora_of(assistant, conversation_id),
             approve=partial(self.approvals.ask, conversation_id),
         )
 

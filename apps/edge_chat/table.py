@@ -209,6 +209,13 @@ REGISTRY = Registry(
                 "Show the tools that the model can call, or turn them on and off for this session.",
                 argument="[on|off] [name]",
             ),
+            Command(
+                "lora",
+                "Adapters",
+                "Show the LoRA adapters, or apply some in this conversation; `none` is the model alone.",
+                argument="[name:scale ...]",
+                example="/lora pirate:0.5",
+            ),
             Command("stats", "Statistics of this conversation", "Show speed, latency and cache reuse of every answer."),
             Command("context", "Context window", "Show how full the context window is, and with which messages."),
             Command("plan", "Plan", "Show what runs where, and why: the placement receipt.", aliases=("explain",)),

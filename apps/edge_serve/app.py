@@ -21,7 +21,7 @@ from edge_serve.errors import ApiError, ClientGoneError, from_edge
 from edge_serve.ollama import chat as ollama_chat
 from edge_serve.ollama import generate as ollama_generate
 from edge_serve.ollama import models as ollama_models
-from edge_serve.openai import chat, completions, models, responses, tokens
+from edge_serve.openai import adapters, chat, completions, models, responses, tokens
 
 if TYPE_CHECKING:
     from edge_serve.security import Guard
@@ -58,6 +58,7 @@ ROUTES: list[tuple[str, str, Handle]] = [
     ("POST", "/api/embeddings", ollama_models.embed),
     ("POST", "/v1/embeddings", ollama_models.embed),
     *((method, f"/api/{name}", ollama_models.not_offered) for method, name in _MANAGING),
+    ("GET", "/lora-adapters", adapters.list_all),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("POST", "/v1/tokenize", tokens.tokenize),

@@ -42,6 +42,7 @@ _N_VOCAB = len(_PIECES)
 _SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in _SPECIALS) + ")")
 _CERTAIN = 100.0  # a logit so high that the script is followed at any sane temperature
 _CELL = struct.Struct("<i16s")
+_MARK_BYTES = 2
 
 Script = Callable[[str], str] | Mapping[str, str]
 
@@ -155,7 +156,7 @@ class FakeBackend(LogitsBackend):
         super().__init__(info, capabilities, FakeTokenizer(), n_ctx=n_ctx, chunk_size=chunk_size)
         self.adapters = (*(plan.adapters if plan is not None else ()), *adapters)
         self._mix: Mix = ()
-        self._marks = {_mark(())}  # of all mixes that were in use
+        self._mixes: dict[bytes, Mix] = {_mark(()): ()}  # that were in use, by their mark in the cells
         self._script = script
         self._delay_s = delay_s
         self._prefill_delay_s = prefill_delay_s
@@ -223,7 +224,7 @@ class FakeBackend(LogitsBackend):
         self._check_open()
         self._check_mix(mix)
         self._mix = mix
-        self._marks.add(_mark(mix))
+        self._mixes[_mark(mix)] = mix
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         self._check_threads(n_threads, n_threads_batch)
@@ -247,13 +248,17 @@ class FakeBackend(LogitsBackend):
         import numpy as np
 
         cells, mark = self._sequences[seq_id], _mark(self._mix)
-        if cells and cells[-1].digest[: len(mark)] in self._marks - {mark}:
+        if cells and self._mix_of(cells[-1]) not in (self._mix, None):
             raise BackendError(f"Sequence {seq_id} was computed with other adapters until now.")
         for token in tokens:
             before = cells[-1].digest if cells else b""
-            digest = hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=14).digest()
+            digest = hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=16 - _MARK_BYTES).digest()
             cells.append(_Cell(token, mark + digest))
         return np.empty(0, np.float32)  # see _late_logits
+
+    def _mix_of(self, cell: _Cell) -> Mix | None:
+        """Return the adapters that a cell was computed with; None if it came from elsewhere."""
+        return self._mixes.get(cell.digest[:_MARK_BYTES])
 
     def _scripted_token(self, cells: Sequence[_Cell]) -> int | None:
         """Return what the script wants next, or None outside of an assistant's turn."""
@@ -268,7 +273,8 @@ class FakeBackend(LogitsBackend):
         key = cells[body_start - 1].digest
         if key not in self._answers:
             turns = _turns([cell.token for cell in cells[:start]])
-            begin = f"[{mix_text(self._mix, self.adapters)}] " if self._mix else ""
+            mix = self._mix_of(cells[body_start - 1]) or ()  # the newest pass may have computed another sequence
+            begin = f"[{mix_text(mix, self.adapters)}] " if mix else ""
             self._answers[key] = [*(begin + self._answer(turns)).encode(), _IM_END]
         answer = self._answers[key]
         return answer[min(len(cells) - body_start, len(answer) - 1)]
@@ -284,7 +290,7 @@ class FakeBackend(LogitsBackend):
 
 def _mark(mix: Mix) -> bytes:
     """Return the mark of adapters in the cells that are computed with them."""
-    return hashlib.blake2b(repr(mix).encode(), digest_size=2).digest()
+    return hashlib.blake2b(repr(mix).encode(), digest_size=_MARK_BYTES).digest()
 
 
 def _turns(tokens: Sequence[int]) -> list[tuple[str, str]]:

@@ -52,10 +52,10 @@ class AdapterTurns:
             self._served.clear()
             self._last = None
             return list(replies)
+        self._served = {mix: self._served.get(mix, self._clock) for mix in mixes}  # a new group goes behind those that wait
         n_most = 1 if is_prefilling else self._turn_length(len(mixes), pass_ms)
         if self._last not in mixes or self._n_passes >= n_most:
-            self._served = {mix: self._served.get(mix, 0) for mix in mixes}
-            self._last = min((reply.mix for reply in replies), key=lambda mix: self._served[mix])  # the oldest of those first
+            self._last = min((reply.mix for reply in replies), key=lambda mix: self._served[mix])
             self._n_passes = 0
         self._clock += 1
         self._n_passes += 1

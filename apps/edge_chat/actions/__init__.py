@@ -5,13 +5,13 @@ conversations.py  conversations
 messages.py       single messages: the selected one, or the last one that fits
 roles.py          roles: system prompts by name
 tools.py          tools and thoughts
-model.py          the model, and how it answers
+model.py          the model, and how it answers; adapters.py, its LoRA adapters
 view.py           the view, and the app itself
 """
 
 from __future__ import annotations
 
-from edge_chat.actions import conversations, messages, model, roles, tools, view, writing
+from edge_chat.actions import adapters, conversations, messages, model, roles, tools, view, writing
 
 __all__ = ["COMPLETERS", "RUNNERS"]
 
@@ -20,6 +20,7 @@ RUNNERS = {
     **conversations.RUNNERS,
     **messages.RUNNERS,
     **model.RUNNERS,
+    **adapters.RUNNERS,
     **roles.RUNNERS,
     **tools.RUNNERS,
     **view.RUNNERS,
@@ -31,6 +32,7 @@ COMPLETERS = {
     **conversations.COMPLETERS,
     **messages.COMPLETERS,
     **model.COMPLETERS,
+    **adapters.COMPLETERS,
     **roles.COMPLETERS,
     **tools.COMPLETERS,
     **view.COMPLETERS,

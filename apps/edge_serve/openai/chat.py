@@ -13,6 +13,7 @@ from edge_serve.answers import Answer, answer
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.openai.adapters import lora_options
 from edge_serve.openai.messages import messages_of
 from edge_serve.openai.options import chat_options
 from edge_serve.openai.probabilities import chat_form, check_number
@@ -45,9 +46,10 @@ async def create(call: Call) -> None:
 
     def start(assistant: Assistant) -> list[Reply]:
         check_biases(sampling, assistant)
+        chosen = {**options, **lora_options(body.lora, assistant)}
         if n == 1:
-            return [assistant.generate(messages, sampling, **options)]
-        return assistant.generate_choices(messages, n, sampling, **options)
+            return [assistant.generate(messages, sampling, **chosen)]
+        return assistant.generate_choices(messages, n, sampling, **chosen)
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         if body.stream:

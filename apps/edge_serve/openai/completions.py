@@ -13,6 +13,7 @@ from edge_serve.answers import Answer, answer
 from edge_serve.asked import options_of
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.openai.adapters import lora_options
 from edge_serve.openai.probabilities import check_number, completion_form
 from edge_serve.openai.wire import CompletionRequest, sampling_of, timings, usage
 from edge_serve.sampling import check_biases
@@ -38,7 +39,7 @@ async def create(call: Call) -> None:
 
     def start(assistant: Assistant) -> Reply:
         check_biases(sampling, assistant)
-        return assistant.complete(prompt, sampling, **options)
+        return assistant.complete(prompt, sampling, **options, **lora_options(body.lora, assistant))
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         shown = prompt if body.echo else ""

@@ -10,6 +10,7 @@ from edge.errors import UsageError
 from edge.types import Message, ToolCall
 from edge_serve import limits
 from edge_serve.errors import ApiError
+from edge_serve.openai.adapters import AdapterScale
 from edge_serve.openai.messages import ROLES, arguments_of, text_of_part
 from edge_serve.openai.wire import Part
 
@@ -77,6 +78,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
+    lora: list[AdapterScale] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     truncation: str | None = None

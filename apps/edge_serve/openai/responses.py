@@ -9,6 +9,7 @@ from edge_serve.answers import Answer, answer
 from edge_serve.asked import ToolSpec, constraint_of, options_of, tool_options
 from edge_serve.call import Call
 from edge_serve.errors import ApiError
+from edge_serve.openai.adapters import lora_options
 from edge_serve.openai.response_stream import Writer, chunks, new_id
 from edge_serve.openai.response_wire import Format, ResponsesRequest, messages_of_input
 from edge_serve.sampling import make_sampling
@@ -34,7 +35,7 @@ async def create(call: Call) -> None:
         options["think"] = body.reasoning.effort not in ("none", "minimal")
 
     def start(assistant: Assistant) -> Reply:
-        return assistant.generate(messages, sampling, **options)
+        return assistant.generate(messages, sampling, **options, **lora_options(body.lora, assistant))
 
     async with answer(call, body.model, start, is_streamed=bool(body.stream)) as found:
         head = _head(found, body)

@@ -9,6 +9,7 @@ import msgspec
 from edge.types import Sampling
 from edge_serve import limits
 from edge_serve.errors import ApiError
+from edge_serve.openai.adapters import AdapterScale
 from edge_serve.sampling import make_sampling
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
     n: int | None = None
+    lora: list[AdapterScale] | None = None
     # Read by nobody here, and known, so that clients that always send them are not told of them at every request.
     user: str | None = None
     store: bool | None = None

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [convert]: pip install 'edge-assistant[convert]'")
-peft = pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
+pytest.importorskip("peft", reason="needs the extra [distill]: pip install 'edge-assistant[distill]'")
 
+import peft
 import torch
 
 from edge.catalog.adapters import find_adapters
@@ -81,7 +82,9 @@ def test_a_model_with_its_adapter_computes_what_peft_computes(
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:
                 weight *= 0.5
-    np.testing.assert_allclose(logits_of_gguf(model, tokens, 64, {adapter.path: 0.5}), logits(wrapped, tokens), atol=0.002 * effect)
+    np.testing.assert_allclose(
+        logits_of_gguf(model, tokens, 64, {adapter.path: 0.5}), logits(wrapped, tokens), atol=0.002 * effect
+    )
 
 
 def test_the_embedding_and_the_output_matrix_are_changed_apart(tmp_path: Path) -> None:
