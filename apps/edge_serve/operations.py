@@ -98,6 +98,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         example={"input": [{"role": "user", "content": "Say hello."}], "max_output_tokens": 20},
     ),
     ("GET", "/v1/responses/{id}"): Operation("OpenAI", "Not there, since nothing is stored: always an error 404."),
+    ("GET", "/lora-adapters"): Operation("OpenAI", "List the adapters of the default model.", answers="application/json"),
     ("GET", "/v1/models"): Operation("OpenAI", "List the models that can be asked for.", answers=openai.Models),
     ("GET", "/v1/models/{id}"): Operation("OpenAI", "Show one model.", answers=openai.Model),
     ("POST", "/v1/messages"): Operation(
