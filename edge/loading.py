@@ -62,7 +62,8 @@ def load(
         settings: None reads EDGE_* variables, and ignores those that are not settings; `edge.Settings()` reads nothing;
             `edge.load_settings()` reads the user's settings file, too. The arguments below win over them.
         backend: name of the engine; None lets the plan choose.
-        require: "cuda", "ane", "metal", "tensorrt", "openvino", "qnn" or "cpu": fail rather than run on anything else.
+        require: "cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "intel-gpu" or "cpu": fail rather than run on anything
+            else.
         context: context window in tokens; None is as many as fit.
         threads: CPU threads.
         kv_type: how keys and values are stored: "f16", "q8_0" or "q4_0"; with OpenVINO "f16" or "u8".

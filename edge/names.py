@@ -18,7 +18,7 @@ Format = Literal["gguf", "onnx", "coreml"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """Model formats, in the order in which they are looked for."""
 
-Accelerator = Literal["cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "cpu"]
+Accelerator = Literal["cuda", "ane", "metal", "tensorrt", "openvino", "qnn", "intel-gpu", "intel-npu", "cpu"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 """Accelerators, the best first. The Neural Engine and a Mac's GPU come together; the Neural Engine uses less energy."""
 
@@ -71,6 +71,8 @@ TITLES: dict[str, str] = {
     "tensorrt": "TensorRT",
     "openvino": "OpenVINO",
     "qnn": "QNN",
+    "intel-gpu": "Intel GPU",
+    "intel-npu": "Intel NPU",
     "cpu": "CPU",
 }
 """Format or accelerator -> its name in messages."""

@@ -149,6 +149,7 @@ ENGINES: dict[str, EngineRow] = {
             backend="edge.backends.openvino.backend:OpenVINOBackend",
             formats=("gguf",),
             accelerators=("cpu",),
+            on_request=("intel-gpu",),  # has not been run
             options=("threads", "n_ubatch", "kv_type"),
             kv_types=("f16", "u8"),
             n_seq=4,
@@ -158,6 +159,7 @@ ENGINES: dict[str, EngineRow] = {
             package=EnginePackage(
                 module="openvino",
                 distributions=("openvino",),
+                libraries={"intel-gpu": "intel_gpu_plugin"},
                 install='Install it: pip install "edge-assistant[openvino]"',
             ),
         ),

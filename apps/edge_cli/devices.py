@@ -50,6 +50,8 @@ def device_rows(profile: DeviceProfile) -> list[tuple[str, str]]:
         kind = "shared with the processor" if gpu.is_unified else "dedicated"
         details = [gpu.api, f"{size_text(gpu.total_bytes)} {kind}", f"{size_text(gpu.free_bytes)} free", f"driver {gpu.driver}"]
         rows.append(("graphics", f"{gpu.name} ({', '.join(details if gpu.driver else details[:-1])})"))
+    if profile.npu:
+        rows.append(("neural", f"{profile.npu}, which no engine of edge can use"))
     if not profile.gpus:
         rows.append(("graphics", "none that an engine can use"))
     if power.source != "unknown" or power.mode:

@@ -5,6 +5,7 @@ profile.py    the result, as values
 linux.py      Linux: processors, memory, power, heat, containers
 macos.py      macOS, from small commands run at the same time
 nvidia.py     CUDA devices and Jetsons
+intel.py      Intel's integrated GPU and NPU
 cgroups.py    limits of control groups, versions 1 and 2
 system.py     files, commands and packages that the probe reads; captured ones can replace them
 identity.py   the CPU and kernel that stored measurements belong to

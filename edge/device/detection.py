@@ -30,6 +30,7 @@ def probe(system: System | None = None) -> DeviceProfile:
 def _probe_linux(system: System) -> DeviceProfile:
     """Probe Linux, and as far as that works any other system: most of the profile is then empty."""
     from edge.device.cgroups import read_limits
+    from edge.device.intel import read_intel_gpus, read_npu
     from edge.device.linux import read_cpu, read_host, read_memory, read_power, read_thermal
     from edge.device.nvidia import read_cuda_gpus, read_jetson
 
@@ -49,12 +50,13 @@ def _probe_linux(system: System) -> DeviceProfile:
         host=host,
         cpu=cpu,
         memory=memory,
-        gpus=read_cuda_gpus(system, jetson, memory),
+        gpus=(*read_cuda_gpus(system, jetson, memory), *read_intel_gpus(system, memory)),
         jetson=jetson,
         apple=None,
         power=power,
         thermal=read_thermal(system),
         engines=_engines(system),
+        npu=read_npu(system),
     )
 
 

@@ -90,7 +90,7 @@ class Gpu:
 
     Attributes:
         name: "NVIDIA GeForce RTX 4060 Laptop GPU".
-        api: "cuda" or "metal".
+        api: "cuda", "metal" or "intel-gpu".
         total_bytes: its memory; on a unified one, the part of main memory that it may take.
         free_bytes: the free part of it.
         is_unified: it shares main memory with the CPU.
@@ -210,6 +210,7 @@ class DeviceProfile:
         gpus: graphics processors.
         jetson, apple: only on such a machine.
         engines: packages that run models, installed or not.
+        npu: name of a neural processor of Intel's; "" where there is none.
     """
 
     name: str
@@ -223,9 +224,10 @@ class DeviceProfile:
     power: Power
     thermal: Thermal
     engines: tuple[Engine, ...]
+    npu: str = ""
 
     def gpus_of(self, api: str) -> tuple[Gpu, ...]:
-        """Return the graphics processors with this API ("cuda" or "metal")."""
+        """Return the graphics processors with this API ("cuda", "metal" or "intel-gpu")."""
         return tuple(gpu for gpu in self.gpus if gpu.api == api)
 
     def engine(self, name: str) -> Engine | None:

@@ -131,7 +131,7 @@ class System:
         libraries = [
             name
             for location in locations
-            for folder in ("lib", "capi", "bin")
+            for folder in ("lib", "libs", "capi", "bin")
             for name in self.names(os.path.join(location, folder))  # noqa: PTH118
             if name.endswith((".so", ".dylib", ".dll"))
         ]

@@ -225,6 +225,8 @@ def _wanted(row: EngineRow, request: PlanRequest) -> tuple[Accelerator, ...]:
     if request.require is None:
         return ("cpu",) if request.gpu_layers == 0 else row.accelerators
     able = (*row.accelerators, *row.on_request)
+    if request.require in _UNUSED:
+        raise BackendUnavailableError(f"No backend can use the {TITLES[request.require]}: {_UNUSED[request.require]}", _OTHERS)
     if request.require not in able:
         the = "the " if request.require in ("ane", "cpu") else ""
         raise BackendUnavailableError(
@@ -234,6 +236,11 @@ def _wanted(row: EngineRow, request: PlanRequest) -> tuple[Accelerator, ...]:
     return (request.require,)
 
 
+_UNUSED: dict[str, str] = {
+    "intel-npu": "OpenVINO's plug-in for it takes inputs of fixed sizes only, and keys and values grow with a conversation."
+}
+"""Accelerator that a profile may show -> why none of the engines computes on it."""
+_OTHERS = "Leave out --require, or require intel-gpu or cpu."
 _GPU_APIS = {"cuda": "cuda", "tensorrt": "cuda", "metal": "metal"}
 _NO_GPU = {
     "cuda": "There is no CUDA device here that this process can see.",
@@ -251,6 +258,8 @@ def _find(device: DeviceProfile, row: EngineRow, name: Accelerator) -> Target | 
         if name == "metal" and device.apple is not None and device.host.virtual_machine:
             return Missing(name, "Metal is not used in a virtual machine, whose GPU lacks what llama.cpp needs.", "")
         return Missing(name, _NO_GPU[name], "See: edge devices")
+    if name == "intel-gpu" and not device.gpus_of(name):
+        return Missing(name, "There is no integrated GPU of Intel's here that this process can see.", "See: edge devices")
     if name == "ane" and (device.apple is None or not device.apple.has_neural_engine):
         return Missing(name, "There is no Neural Engine here: that needs a Mac with an Apple chip.", "See: edge devices")
     engine = device.engine(row.name)
@@ -266,4 +275,6 @@ def _find(device: DeviceProfile, row: EngineRow, name: Accelerator) -> Target | 
         return Target(name, free, all(gpu.is_unified for gpu in gpus), " and ".join(gpu.name for gpu in gpus))
     # The library of any other accelerator looks for the hardware itself when it starts.
     chip = device.apple.chip if name == "ane" and device.apple is not None else TITLES[name]
+    if name == "intel-gpu":
+        chip = f"{device.gpus_of(name)[0].name}, on which edge has not been run yet"
     return Target(name, None, is_unified=True, reason=chip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from edge.backends.base import Backend, open_backend
 from edge.backends.cells_backend import BLOCK_HEADER
-from edge.errors import BackendError, CancelledError, UnsupportedError, UsageError
+from edge.backends.openvino import library
+from edge.errors import BackendError, BackendUnavailableError, CancelledError, UnsupportedError, UsageError
 from edge.formats.artifact import open_artifact
 from edge.plan.memory import memory_model
 from tests.contract.conftest import FFN, HEAD_DIM, HEADS, KV_HEADS, WIDTH, TinyModel
@@ -231,6 +233,24 @@ def test_attention_or_windows_that_are_not_recognised_end_in_the_state(
     monkeypatch.setattr("edge.backends.openvino.graph._WINDOW_INPUT", 13)  # an empty constant there
     with open_backend(plan_of("gemma3", backend="openvino")) as backend:
         assert "recognises the windows of 0 of 5 layers" in backend.info.details["attention"]
+
+
+def test_a_device_of_another_name_runs_the_state(plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [int(token) for token in np.random.default_rng(4).integers(20, 256, 40)]
+    plan = plan_of("qwen3", backend="openvino")
+    with open_backend(plan) as backend:
+        expected, identity = logits(backend, tokens), backend.kv_identity()
+    plan = replace(plan, accelerator="intel-gpu")
+    ov = importlib.import_module("openvino")
+    if not any(name.startswith("GPU") for name in ov.Core().available_devices):
+        with pytest.raises(BackendUnavailableError, match=r"OpenVINO finds no Intel GPU here, only: .*CPU"):
+            open_backend(plan)
+    monkeypatch.setitem(library.DEVICES, "intel-gpu", "CPU")  # stands in for the GPU, with what the GPU is asked for
+    with open_backend(plan) as backend:
+        assert "which has not been tested" in backend.info.details["attention"]
+        assert backend.kv_identity()["processor"] != identity["processor"]
+        error = np.sqrt(((logits(backend, tokens) - expected) ** 2).mean()) / expected.std()
+    assert error < 0.05, error  # of the precision that the device chooses: bfloat16, where the CPU has it
 
 
 def test_parts_that_are_not_recognised_are_said(plan_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ class OpenVINOBackend(LogitsBackend):
             chunk_size=plan.n_ubatch,
         )
         self._kv_type, self._attention = plan.kv_type_k, attention.partition(":")[0]
+        self._processor = "" if plan.accelerator == "cpu" else attention
         self._rope = rotation_variant(header, plan.n_ctx)  # what a smaller cache later on does not change
 
     def kv_identity(self) -> dict[str, str | int | float | bool]:
@@ -97,7 +98,7 @@ class OpenVINOBackend(LogitsBackend):
         return {
             "backend": self.name,
             "version": str(self._library.get_version()),
-            "processor": cpu_identity(),  # OpenVINO chooses its kernels by it
+            "processor": self._processor or cpu_identity(),  # OpenVINO chooses its kernels by it
             "layout": self.block_magic.decode("ascii", "replace"),
             "type": self._kv_type,
             "rope": self._rope,

@@ -11,9 +11,12 @@ from typing import Any
 from edge.backends.base import is_out_of_memory
 from edge.backends.stopping import watching
 from edge.errors import BackendError, BackendUnavailableError, EdgeError, ModelTooLargeError
+from edge.names import TITLES
 
-__all__ = ["infer", "load_library", "wrap_errors"]
+__all__ = ["DEVICES", "find_device", "infer", "load_library", "wrap_errors"]
 
+DEVICES = {"cpu": "CPU", "intel-gpu": "GPU"}
+"""Accelerator -> OpenVINO's name."""
 _WATCHED_FROM = 16  # a shorter chunk is over before a thread that watches it would help
 _INSTALL = 'Install it: pip install "edge-assistant[openvino]"'
 
@@ -32,6 +35,23 @@ def load_library() -> Any:
     except (ImportError, OSError, AttributeError) as error:
         raise BackendUnavailableError(f"OpenVINO cannot be loaded: {error}.", _INSTALL) from error
     return library
+
+
+def find_device(library: Any, accelerator: str) -> str:
+    """Return OpenVINO's name of an accelerator's device. It looks for the hardware and loads the plug-in.
+
+    Raises:
+        BackendUnavailableError: there is none, or its driver is missing.
+    """
+    name = DEVICES[accelerator]
+    with wrap_errors("look for devices"):
+        found = library.Core().available_devices
+    if name not in found and f"{name}.0" not in found:
+        raise BackendUnavailableError(
+            f"OpenVINO finds no {TITLES[accelerator]} here, only: {', '.join(found)}.",
+            "Install the driver (on Linux the package intel-opencl-icd), or use --require cpu.",
+        )
+    return name
 
 
 def infer(request: Any, n_tokens: int, should_stop: Callable[[], bool] | None) -> bool:

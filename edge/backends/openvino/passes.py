@@ -9,7 +9,7 @@ import numpy as np
 
 from edge.backends.openvino.blocks import BLOCK, Blocks
 from edge.backends.openvino.graph import NoPagedAttentionError, build, check_kinds, count_kinds
-from edge.backends.openvino.library import infer, wrap_errors
+from edge.backends.openvino.library import find_device, infer, wrap_errors
 from edge.backends.openvino.shape import Shape, read_shape
 from edge.backends.openvino.stateful import StatefulPasses
 from edge.backends.openvino.tensors import Tensors
@@ -51,7 +51,11 @@ def open_passes(ov: Any, header: GGUFHeader, plan: Plan) -> tuple[Passes | State
         )
     path = plan.artifact.path
     shape, tensors = read_shape(header, path, plan.n_ctx), Tensors(path, header)
-    why = ""
+    if plan.accelerator != "cpu":
+        device = find_device(ov, plan.accelerator)
+        properties = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": plan.kv_type_k}
+        passes = StatefulPasses(ov, shape, tensors, plan, device=device, properties=properties)
+        return passes, f"stateful: on {passes.device_name}, which has not been tested"
     try:
         return Passes(ov, shape, tensors, plan), "paged"
     except NoPagedAttentionError as error:

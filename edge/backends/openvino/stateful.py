@@ -115,6 +115,7 @@ class StatefulPasses:
 
     Attributes:
         blocks: keys and values.
+        device_name: as OpenVINO says it.
         kinds: operations of the compiled model, by kind.
 
     Raises:
@@ -131,7 +132,9 @@ class StatefulPasses:
         with wrap_errors("build the model"):
             graph = build(ov, shape, tensors, is_paged=False)
         with wrap_errors("compile the model"):
-            self._compiled = ov.Core().compile_model(graph.model, device, properties)
+            core = ov.Core()
+            self.device_name = str(core.get_property(device, "FULL_DEVICE_NAME"))
+            self._compiled = core.compile_model(graph.model, device, properties)
         expected = graph.expected
         del graph  # the compiled one has its own weights
         self.kinds = count_kinds(ov, self._compiled)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.device import CapturedSystem, DeviceProfile, RecordingSystem, System, probe
-from edge.errors import UsageError
+from edge.errors import BackendUnavailableError, UsageError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "devices"
 NAMES = sorted(path.stem for path in FIXTURES.glob("*.txt"))
@@ -449,3 +449,47 @@ def test_the_probe_imports_no_engine_and_is_quick() -> None:
     assert out[1].strip() == "[]"
     # No command is run on a Linux machine without a GPU; elsewhere the commands set the time.
     assert float(out[0]) < (0.05 if sys.platform == "linux" and not probe().gpus else 2.0)
+
+
+INTEL = {
+    "/proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 12000000 kB",
+    "/sys/class/drm/renderD128/device/vendor": "0x8086",
+    "/sys/class/drm/renderD128/device/uevent": "DRIVER=xe\nPCI_ID=8086:7D55\nPCI_SLOT_NAME=0000:00:02.0",
+    "/sys/class/accel/accel0/device/vendor": "0x8086",
+    "/sys/class/accel/accel0/device/uevent": "DRIVER=intel_vpu\nPCI_ID=8086:7D1D\nPCI_SLOT_NAME=0000:00:0b.0",
+    "@package openvino 2026.4.1": "libopenvino_intel_cpu_plugin.so\nlibopenvino_intel_gpu_plugin.so",
+}
+NODES = {"/dev/dri/renderD128": "", "/dev/accel/accel0": ""}
+
+
+def test_intels_gpu_and_npu_are_seen_where_the_process_may_use_them() -> None:
+    device = probe(machine({**INTEL, **NODES}))
+    (gpu,) = device.gpus_of("intel-gpu")
+    assert (gpu.name, gpu.driver, gpu.is_unified) == ("Intel integrated GPU (8086:7D55)", "xe", True)
+    assert gpu.free_bytes == device.memory.available_bytes
+    assert device.npu == "Intel NPU (8086:7D1D)"
+    engine = device.engine("openvino")
+    assert engine is not None and engine.accelerators == ("intel-gpu", "cpu")
+    hidden = probe(machine(INTEL))  # in a container without /dev/dri
+    assert hidden.gpus == () and not hidden.npu
+    card = {**INTEL, **NODES, "/sys/class/drm/renderD128/device/uevent": "DRIVER=xe\nPCI_SLOT_NAME=0000:03:00.0"}
+    assert probe(machine(card)).gpus == ()  # a card, whose memory nobody says
+
+
+def test_intels_gpu_is_used_only_if_required_and_the_npu_not_at_all() -> None:
+    from edge.formats.artifact import Artifact
+    from edge.plan import PlanRequest
+    from edge.plan.placement import place
+
+    device, model = probe(machine({**INTEL, **NODES})), Artifact(Path("m.gguf"), "gguf", "m", 1)
+    chosen = place(device, model, PlanRequest(backend="openvino"))
+    assert [target.accelerator for target in chosen.targets] == ["cpu"]
+    required = place(device, model, PlanRequest(require="intel-gpu"))
+    assert (required.row.name, required.targets[0].accelerator) == ("openvino", "intel-gpu")
+    assert "8086:7D55" in required.targets[0].reason and "not been run" in required.targets[0].reason
+    with pytest.raises(BackendUnavailableError, match="no integrated GPU of Intel's") as missing:
+        place(probe(machine(INTEL)), model, PlanRequest(require="intel-gpu"))
+    assert "edge devices" in missing.value.hint
+    with pytest.raises(BackendUnavailableError, match="Intel NPU: OpenVINO's plug-in") as refused:
+        place(device, model, PlanRequest(backend="openvino", require="intel-npu"))
+    assert "intel-gpu" in refused.value.hint
